@@ -1,0 +1,83 @@
+"""Every setting of a supervised run, with its default. An experiment's file starts here and changes what it is about.
+
+Lengths of time come in units, one of which is set: `_steps`, `_epochs` (of the whole mixture), `_tokens`, `_percent`
+(of the total).
+"""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    c = ConfigDict()
+    c.recipe = "pretrain"  # or "sft"
+    c.seed = 0
+
+    # What is trained. The architecture is a preset, or that of the checkpoint whose parameters the run starts from.
+    c.model = ConfigDict()
+    c.model.preset = None  # a key of model/config.py PRESETS
+    c.model.dtype = "float32"  # of the computation; bfloat16 where the hardware has it
+    c.model.param_dtype = "float32"
+    c.model.attention = "auto"  # xla, splash (TPU), cudnn (GPU)
+    c.model.remat = "none"  # dots, attention, full: what a layer keeps for its backward pass
+    c.init_from = None  # path of a run or checkpoint
+    c.tokenizer = None  # path; None: that of init_from
+    c.template = None  # chat template: alpaca, vicuna, chatml, llama2, llama3, or a jinja file; None: init_from's
+
+    # What it is trained on. Each source of the mixture: {source, format, weight}.
+    c.data = ConfigDict()
+    c.data.mixture = ConfigDict()
+    c.data.seq_len = 512
+    c.data.batch_size = 32  # rows over all hosts
+    c.data.packing = "contiguous"  # best_fit keeps samples whole
+    c.data.heldout = 0.01  # share of each source kept for evaluation
+    c.data.on_error = "raise"  # skip counts and lists bad records
+    c.data.cache_dir = "~/.cache/camelid"
+
+    # How long.
+    c.total_steps = None
+    c.total_epochs = None
+    c.total_tokens = None
+
+    # How.
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"  # adafactor, lion, muon
+    c.optim.lr = 3e-4
+    c.optim.weight_decay = 0.1
+    c.optim.clip_norm = 1.0
+    c.optim.accumulate = 1  # parts of a batch that are computed one after the other
+    c.optim.decay = None  # [(regex, bool)]; None: all but the norms
+    c.optim.lr_multipliers = None  # [(regex, float)]
+    c.optim.frozen = None  # [(regex, bool)]
+    for argument in ("b1", "b2", "eps", "momentum", "ns_steps", "decay_rate", "clipping_threshold"):
+        c.optim[argument] = None  # the optimiser's own default (train/optimizer.py DEFAULTS)
+    c.schedule = ConfigDict()
+    c.schedule.name = "cosine"  # linear, wsd, constant
+    c.schedule.warmup_steps = None
+    c.schedule.warmup_percent = 2.0
+    c.schedule.final = 0.1
+    c.schedule.decay_percent = None  # wsd's descent
+    c.ema_decay = None
+    c.z_loss = 0.0
+    c.guard = ConfigDict()
+    c.guard.spike_sigma = 10.0  # a loss this many deviations above the running mean is skipped; None: never
+    c.guard.warmup_steps = 50
+    c.guard.max_streak = 20  # skips in a row that stop the run
+
+    # Where.
+    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, context=1))
+    c.partition_rules = None  # [(regex, axes)]; None: model/sharding.py PARTITION_RULES
+
+    # What is told and kept.
+    c.log_steps = 20
+    c.eval_percent = 10.0
+    c.eval_steps = None
+    c.eval_batches = 16
+    c.evals = ConfigDict()  # further evaluations: a section of arguments for each name
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 500
+    c.checkpoint.every_seconds = None
+    c.checkpoint.keep_last = 2
+    c.checkpoint.keep_every = None  # steps that are kept for ever
+    c.wandb = None  # name of the run on Weights & Biases
+    c.profile = ConfigDict(dict(at_step=None, n_steps=3))
+    return c

@@ -1,0 +1,128 @@
+"""Sources written as TensorFlow Datasets in ArrayRecord files, without TensorFlow.
+
+    folder = build_dataset("raw/*.json", name="alpaca", data_dir="datasets")     # datasets/alpaca/chat/1.0.0
+
+The folder is the source "tfds:datasets/alpaca/chat/1.0.0:train", and any tool opens it by
+`tfds.builder_from_directory(folder).as_data_source("train")`. A dataset has a config for each kind of record (text,
+chat, preference, prompt) and the splits train and heldout, shuffled as TFDS does. Its features are the record's own
+fields; messages are columns (role, content, input), and what else a record carries is a JSON object in `meta`. Its
+metadata say what it was made from.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from . import sources
+from .errors import UserError
+
+VERSION = "1.0.0"
+SIDES = ("messages", "chosen", "rejected")  # the fields of a record that hold messages
+
+
+def build_dataset(
+    source: str,
+    *,
+    name: str,
+    data_dir: str | epath.Path,
+    format: str = "auto",
+    heldout: float = 0.01,
+    on_error: str = "raise",
+) -> epath.Path:
+    """Writes the records of a source as a TFDS dataset, unless that has been done before.
+
+    Args:
+      source: anything that `sources.read` reads, with records of one kind.
+      name: the dataset's, in snake_case.
+      data_dir: the dataset becomes `data_dir/name/kind/version`; local or gs://.
+      format: name of the records' format, "auto" to go by their fields.
+      heldout: the share of the source that becomes the split heldout.
+      on_error: "raise" stops at the first bad record, "skip" leaves such records out.
+
+    Returns:
+      The dataset's folder.
+
+    Raises:
+      UserError: a bad record, records of several kinds, none at all, or another dataset in the folder.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"dataset name {name!r}: use small letters, digits and underscores, a letter first")
+    read = functools.partial(sources.read, source, format=format, heldout=heldout, on_error=on_error)
+    splits = {split: functools.partial(read, split=split) for split in sources.SPLITS}
+    first = {split: record for split in splits if (record := next(splits[split](), None))}
+    if not first:
+        raise UserError(f"{source}: no records")
+    inputs = {"fingerprint": sources.fingerprint(source), "format": format, "heldout": heldout}
+    builder = _Builder(
+        name=name,
+        splits={split: splits[split] for split in first},  # TFDS cannot write a split without records
+        like=next(iter(first.values())),
+        metadata={"source": source, **inputs},
+        data_dir=epath.Path(data_dir).expanduser(),
+    )
+    if not builder.is_prepared():
+        builder.download_and_prepare()
+    elif any(builder.info.metadata.get(key) != value for key, value in inputs.items()):
+        raise UserError(f"{builder.data_path} was made from other data or settings: delete it or use another name")
+    return builder.data_path
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS builder over records that are all of the kind and the fields of the record `like`."""
+
+    VERSION = tfds.core.Version(VERSION)
+    url_infos = None  # nothing is downloaded, and TFDS 4.9 fails where it looks for checksums beside a package's code
+
+    def __init__(self, *, name: str, splits: dict[str, Callable], like: dict, metadata: dict, data_dir: epath.Path):
+        self.name = name
+        self.BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=like["kind"], version=VERSION)]
+        self._splits, self._like, self._metadata = splits, like, metadata
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self._like['kind']} records of {self._metadata['source']}",
+            features=_features(self._like),
+            metadata=tfds.core.MetadataDict(self._metadata, records={}),
+        )
+
+    def _split_generators(self, download_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in self._splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        number = 0
+        for number, record in enumerate(self._splits[split](), 1):
+            try:
+                yield number, _example(record, self._like)
+            except ValueError as problem:
+                raise UserError(f"{self._metadata['source']} ({split}), record {number}: {problem}") from problem
+        self.info.metadata["records"][split] = number
+
+
+def _features(like: dict) -> tfds.features.FeaturesDict:
+    text = tfds.features.Text
+    message = {"role": text(), "content": text(), "input": text()}
+    features = {side: tfds.features.Sequence(message) for side in SIDES if side in like}
+    features |= {"text": text()} if "text" in like else {}
+    features |= {"margin": np.float32} if "margin" in like else {}
+    return tfds.features.FeaturesDict({"kind": text(), "meta": text(), **features})
+
+
+def _example(record: dict, like: dict) -> dict:
+    """A record as TFDS takes it; ValueError for one that is of another kind or has other fields."""
+    if record["kind"] != like["kind"]:
+        raise ValueError(f"a {record['kind']} record among {like['kind']} records: build a dataset for each kind")
+    if ("margin" in record) != ("margin" in like):
+        raise ValueError("some records have a margin and some do not: give all of them one, or none")
+    example = record | {"meta": json.dumps(record.get("meta", {}), ensure_ascii=False)}
+    for side in SIDES:
+        if side in record:
+            names = ("role", "content", "input")
+            example[side] = {name: [message.get(name, "") for message in record[side]] for name in names}
+    return example

@@ -1,0 +1,343 @@
+"""The token cache: one split of one source, tokenised once, as flat arrays that open as memory maps.
+
+The folder is named by the hash of everything its content depends on, so a stale cache is never opened by mistake:
+
+    tokens.npy   uint16 or uint32 [tokens]     every sample's tokens, one after the other
+    mask.npy     uint8 [ceil(tokens / 8)]      bit t: token t is trained on
+    starts.npy   int64 [samples + 1]           where each sample begins
+    first.npy    int32 [samples]               its first pair (token, next token) whose target is trained on
+    cache.json   what it was made from, and counts
+
+Building cuts the stream of records into shards at places that only the records decide, tokenises the shards in as many
+processes as there are cores, and joins them in order. A finished shard is a file that outlives a kill: the next build
+makes only the missing ones. A lock keeps two processes from building the same cache at once.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import chain, islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from . import sources
+from .errors import UserError
+from .templates import ChatTemplate, Encoded, encode_text
+from .tokenizer import Tokenizer
+
+VERSION = 1  # of the files' layout and of where shards are cut
+SHARD_RECORDS = 8192
+SHARD_CHARACTERS = 2_000_000
+SERIAL_SHARDS = 4  # a source of fewer shards is done before worker processes have started
+LISTED = 20  # bad records whose messages are kept
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenCache:
+    """An open cache. Sample i is the tokens `starts[i]:starts[i + 1]`."""
+
+    path: Path
+    fingerprint: str  # the hash that names the folder
+    info: dict  # cache.json: "inputs", "counts" and "skipped", the messages of the first bad records
+    tokens: np.ndarray  # uint16 or uint32 [tokens]
+    mask_bits: np.ndarray  # uint8 [ceil(tokens / 8)]
+    starts: np.ndarray  # int64 [samples + 1]
+    first_trained: np.ndarray  # int32 [samples]
+
+    def __len__(self) -> int:
+        return len(self.first_trained)
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """Pairs (token, next token) in each sample, int64 [samples]."""
+        return np.diff(self.starts) - 1
+
+    def mask(self, start: int, stop: int) -> np.ndarray:
+        """Which of the tokens `start:stop` of the whole cache are trained on, bool [stop - start]."""
+        bits = np.unpackbits(self.mask_bits[start // 8 : -(-stop // 8)])
+        return bits[start % 8 :][: stop - start].astype(bool)
+
+
+def open_cache(path: str | Path) -> TokenCache:
+    """Opens a finished cache; its large arrays stay on disk until they are read."""
+    path = Path(path)
+    return TokenCache(
+        path=path,
+        fingerprint=path.name,
+        info=json.loads((path / "cache.json").read_text("utf-8")),
+        tokens=np.load(path / "tokens.npy", mmap_mode="r"),
+        mask_bits=np.load(path / "mask.npy", mmap_mode="r"),
+        starts=np.load(path / "starts.npy"),
+        first_trained=np.load(path / "first.npy"),
+    )
+
+
+def build_cache(
+    source: str,
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    cache_dir: str | Path,
+    split: str | None = "train",
+    heldout: float = 0.01,
+    format: str = "auto",
+    on_error: str = "raise",
+    workers: int | None = None,
+) -> TokenCache:
+    """Opens the token cache of one split of a source, and builds it first where there is none.
+
+    Args:
+      source: anything that `sources.read` reads.
+      template: how a conversation becomes tokens; None will do for plain text.
+      cache_dir: a local folder; the cache is the folder in it that the hash names.
+      split: "train", "heldout", or None for the whole source.
+      heldout: the share of the source that is held out.
+      format: name of the records' format, "auto" to go by their fields.
+      on_error: "raise" stops at the first bad record, "skip" counts and lists them.
+      workers: processes to tokenise in, by default one per core. A small source starts none.
+
+    Raises:
+      UserError: a bad record, or no record with a trained token.
+    """
+    inputs = {
+        "source": sources.fingerprint(source),
+        "format": format,
+        "split": split,
+        "heldout": heldout,
+        "tokenizer": tokenizer.fingerprint,
+        "template": template.fingerprint if template else None,
+        "version": VERSION,
+    }
+    final = Path(cache_dir).expanduser() / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
+    if not final.exists():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(final.with_name(f".{final.name}.lock")):
+            if not final.exists():  # else another process has built it meanwhile
+                _build(final, source, inputs, tokenizer, template, on_error, workers or os.cpu_count())
+    cache = open_cache(final)
+    if on_error == "raise" and cache.info["skipped"]:
+        raise UserError(f"{cache.info['skipped'][0]} (--on_error=skip leaves such records out)")
+    return cache
+
+
+def encode_record(record: dict, tokenizer: Tokenizer, template: ChatTemplate | None) -> Encoded:
+    """Tokens and mask of one text or chat record; UserError for what cannot be trained on."""
+    match record["kind"]:
+        case "text":
+            return encode_text(record["text"], tokenizer)
+        case "chat" if template is not None:
+            return template.encode(record["messages"], tokenizer)
+        case "chat":
+            raise UserError("a conversation needs a chat template: set `template`")
+        case kind:
+            raise UserError(f"a {kind} record holds no answer to train on: give text or conversations")
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Holds a lock among processes; the system frees it when its holder dies."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Console(stderr=True).print("another process is building this token cache: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(
+    final: Path,
+    source: str,
+    inputs: dict,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    on_error: str,
+    workers: int,
+) -> None:
+    """Writes the missing shards, joins all of them, and moves the result into place in one step."""
+    partial = final.with_name(f"{final.name}.partial")
+    partial.mkdir(exist_ok=True)
+    where = f"{source} ({inputs['split']})" if inputs["split"] else source
+    report = sources.Report()
+    reading = {name: inputs[name] for name in ("format", "split", "heldout")}
+    records = sources.read(source, on_error=on_error, report=report, **reading)
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    write = functools.partial(
+        _write_shard,
+        encode=functools.partial(encode_record, tokenizer=tokenizer, template=template),
+        dtype=dtype,
+        where=where,
+        on_error=on_error,
+    )
+    with _progress() as progress:
+        records = progress.track(records, description=escape(f"tokenising {where}"))
+        shards = _write_shards(records, partial, write, workers)
+    counts, skipped = _tally(shards)
+    counts["skipped"] += report.skipped
+    info = {"inputs": {"name": source, **inputs}, "counts": counts, "skipped": (report.problems + skipped)[:LISTED]}
+    if not counts["samples"]:
+        found = ", ".join(f"{counts[name]:,} {name}" for name in ("records", "empty", "skipped"))
+        first = "".join(f" ({message})" for message in info["skipped"][:1])
+        raise UserError(f"{where}: nothing to train on: {found}{first}")
+    _join(shards, partial / "joined", dtype)
+    (partial / "joined" / "cache.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), "utf-8")
+    (partial / "joined").rename(final)
+    shutil.rmtree(partial)
+
+
+def _progress() -> Progress:
+    """A count of records and the time they took, on a terminal; nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} records"), TimeElapsedColumn()
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+class Shard(NamedTuple):
+    """Consecutive records of a source; `begin` is the place of the first one."""
+
+    begin: int
+    records: list[dict]
+
+
+def _cut(records: Iterable[dict]) -> Iterator[Shard]:
+    begin, shard, characters = 0, [], 0
+    for record in records:
+        shard.append(record)
+        characters += len(record.get("text", "")) + sum(len(m["content"]) for m in record.get("messages", ()))
+        if len(shard) == SHARD_RECORDS or characters >= SHARD_CHARACTERS:
+            yield Shard(begin, shard)
+            begin, shard, characters = begin + len(shard), [], 0
+    if shard:
+        yield Shard(begin, shard)
+
+
+def _write_shards(records: Iterable[dict], folder: Path, write: Callable, workers: int) -> list[Path]:
+    """Writes the shards that are not there yet; returns the paths of all of them, in order."""
+    paths: list[Path] = []
+
+    def missing() -> Iterator[tuple[Path, Shard]]:
+        for index, shard in enumerate(_cut(records)):
+            paths.append(folder / f"{index:06d}.npz")
+            if not paths[-1].exists():
+                yield paths[-1], shard
+
+    _run(missing(), write, workers)
+    return paths
+
+
+def _run(jobs: Iterator[tuple[Path, Shard]], write: Callable, workers: int) -> None:
+    """Writes shards here if they are few, else in worker processes, with two waiting for each."""
+    few = list(islice(jobs, SERIAL_SHARDS))
+    if len(few) < SERIAL_SHARDS or workers == 1:
+        for job in chain(few, jobs):
+            write(*job)
+        return
+    # Spawned, since a fork of a process that runs JAX's threads may hang.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (write,)) as pool:
+        pending = set()
+        for job in chain(few, jobs):
+            if len(pending) == 2 * workers:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+            pending.add(pool.submit(_work, *job))
+        for future in pending:
+            future.result()
+
+
+def _start_worker(write: Callable) -> None:
+    global _work_of_this_process  # the tokenizer travels once per process, not once per shard
+    _work_of_this_process = write
+
+
+def _work(path: Path, shard: Shard) -> None:
+    _work_of_this_process(path, shard)
+
+
+def _write_shard(
+    path: Path, shard: Shard, *, encode: Callable[[dict], Encoded], dtype, where: str, on_error: str
+) -> None:
+    """Tokenises a shard into a file that is either there and whole or not there."""
+    samples, skipped, empty = [], [], 0
+    for number, record in enumerate(shard.records, shard.begin + 1):
+        try:
+            sample = encode(record)
+        except UserError as error:
+            if on_error == "raise":
+                raise UserError(f"{where}, record {number}: {error}") from error
+            skipped.append(f"{where}, record {number}: {error}")
+            continue
+        if sample.mask[1:].any():
+            samples.append(sample)
+        else:
+            empty += 1
+    temporary = path.with_suffix(f".{os.getpid()}")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            tokens=np.concatenate([np.zeros(0, dtype), *(sample.tokens.astype(dtype) for sample in samples)]),
+            mask=np.concatenate([np.zeros(0, bool), *(sample.mask for sample in samples)]),
+            lengths=np.array([len(sample.tokens) for sample in samples], np.int64),
+            first=np.array([sample.mask[1:].argmax() for sample in samples], np.int32),
+            trained=sum(int(sample.mask[1:].sum()) for sample in samples),
+            records=len(shard.records),
+            empty=empty,
+            skipped=np.array(skipped, np.str_),
+        )
+    temporary.replace(path)
+
+
+def _tally(shards: list[Path]) -> tuple[Counter, list[str]]:
+    """What the shards hold, added up, and the messages of the records left out as bad."""
+    counts = Counter(records=0, samples=0, tokens=0, trained=0, empty=0, skipped=0)
+    skipped = []
+    for path in shards:
+        with np.load(path) as shard:
+            counts.update({name: int(shard[name]) for name in ("records", "trained", "empty")})
+            counts.update(samples=len(shard["lengths"]), tokens=int(shard["lengths"].sum()))
+            skipped += shard["skipped"].tolist()
+    counts["skipped"] = len(skipped)
+    return counts, skipped
+
+
+def _join(shards: list[Path], folder: Path, dtype: type) -> None:
+    """Joins the shards' arrays on disk, with the tokens of one shard in memory at a time."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed in here
+    folder.mkdir()
+    lengths = _column(shards, "lengths")
+    total = int(lengths.sum())
+    np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]))
+    np.save(folder / "first.npy", _column(shards, "first"))
+    tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype, (total,))
+    mask = np.lib.format.open_memmap(folder / "mask.npy", "w+", np.uint8, (-(-total // 8),))
+    at = 0
+    for path in shards:
+        with np.load(path) as shard:
+            piece, bits = shard["tokens"], np.packbits(np.pad(shard["mask"], (at % 8, 0)))
+        tokens[at : at + len(piece)] = piece
+        mask[at // 8 : at // 8 + len(bits)] |= bits  # the first byte may hold the end of the shard before
+        at += len(piece)
+    tokens.flush()
+    mask.flush()
+
+
+def _column(shards: list[Path], name: str) -> np.ndarray:
+    columns = []
+    for path in shards:
+        with np.load(path) as shard:
+            columns.append(shard[name])
+    return np.concatenate(columns)

@@ -1,0 +1,147 @@
+"""Messages as public data sets write them, read into {"role", "content"} and checked."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+Message = dict[str, str]
+
+
+class Dialect(NamedTuple):
+    """How a format spells a message: the fields of speaker and words, and its names for our four roles."""
+
+    speaker: str
+    words: str
+    roles: Mapping[str, str]
+
+
+_PLAIN = {"system": "system", "user": "user", "assistant": "assistant"}
+
+OPENAI = Dialect("role", "content", _PLAIN | {"developer": "system", "tool": "tool", "function": "tool"})
+COLOSSALCHAT = Dialect("from", "content", _PLAIN | {"human": "user"})
+# In ShareGPT's and LMFlow's function calling the model's call is a turn of its own, and so is the result.
+LMFLOW = Dialect("role", "content", _PLAIN | {"function": "assistant", "observation": "tool"})
+SHAREGPT = Dialect(
+    "from",
+    "value",
+    _PLAIN
+    | {"human": "user", "prompter": "user"}
+    | dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "function_call"), "assistant")
+    | dict.fromkeys(("tool", "observation"), "tool"),
+)
+
+# The roles that may stand before each role; None is the beginning.
+ALTERNATING = {
+    "system": {None},
+    "user": {None, "system", "assistant"},
+    "assistant": {"user", "tool"},
+    "tool": {"assistant", "tool"},
+}
+FREE = {
+    "system": {None},
+    "user": {None, "system", "assistant", "user", "tool"},
+    "assistant": {"user", "tool", "assistant"},
+    "tool": {"assistant", "tool"},
+}
+
+
+def string(raw: dict, field: str) -> str:
+    """The words in `field`; ValueError where it is missing, blank or no string."""
+    if field not in raw:
+        raise ValueError(f"{field} is missing")
+    if not isinstance(raw[field], str):
+        raise ValueError(f"{field} is {kind_of(raw[field])}, not a string")
+    if not raw[field].strip():
+        raise ValueError(f"{field} is empty")
+    return raw[field]
+
+
+def optional_string(raw: dict, field: str) -> str:
+    """Like `string`, but "" where the field is missing or blank."""
+    blank = field not in raw or (isinstance(raw[field], str) and not raw[field].strip())
+    return "" if blank else string(raw, field)
+
+
+def kind_of(value) -> str:
+    """What a JSON value is, in words for an error message."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def read_messages(raw: dict, field: str, dialect: Dialect) -> list[Message]:
+    """The messages in `field`: a list, a single message, or columns ({"role": [...], "content": [...]}), the form
+    in which Parquet and TFDS hand over sequences of objects. ValueError names the message that is wrong."""
+    if field not in raw:
+        raise ValueError(f"{field} is missing")
+    rows = _rows(raw[field], field, dialect)
+    if not rows:
+        raise ValueError(f"{field} is empty")
+    return [_message(row, dialect, f"{field}[{i}]") for i, row in enumerate(rows)]
+
+
+def _rows(value, field: str, dialect: Dialect) -> list:
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{field} is {kind_of(value)}, not a list of messages")
+    if not isinstance(value.get(dialect.speaker), list):
+        return [value]
+    columns = {name: column for name, column in value.items() if isinstance(column, list)}
+    if len({len(column) for column in columns.values()}) > 1:
+        raise ValueError(f"{field} has columns of different lengths")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _message(row, dialect: Dialect, where: str) -> Message:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {kind_of(row)}, not a message")
+    for field in ("tool_calls", "function_call"):
+        if row.get(field):
+            raise ValueError(f"{where} carries {field}, which a message of words cannot hold")
+    if row.get("weight", 1) not in (1, None):
+        raise ValueError(f"{where} has weight {row['weight']}: every assistant turn is trained on with weight 1")
+    speaker = row.get(dialect.speaker)
+    if not isinstance(speaker, str):
+        raise ValueError(f"{where} has no {dialect.speaker}")
+    role = dialect.roles.get(speaker.lower())
+    if role is None:
+        raise ValueError(f"{where} has the unknown role {speaker!r} (known: {', '.join(sorted(dialect.roles))})")
+    message = {"role": role, "content": _content(row.get(dialect.words), f"{where}.{dialect.words}")}
+    if role == "user" and isinstance(row.get("input"), str) and row["input"]:
+        message["input"] = row["input"]
+    return message
+
+
+def _content(value, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError(f"{where} is {kind_of(value)}, not a string")
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"{where} has a part that is not text")
+    return "".join(part["text"] for part in value)
+
+
+def check_turns(messages: list[Message], rule: dict, *, empty_answer: bool = False) -> None:
+    """Raises ValueError unless the turns follow each other by `rule`, the last one is a user's or an assistant's,
+    and each says something (`empty_answer`: the last may say nothing)."""
+    before = None
+    for i, message in enumerate(messages):
+        role = message["role"]
+        if before not in rule[role]:
+            place = f"follows {'another' if before == role else 'the'} {before} turn" if before else "comes first"
+            raise ValueError(f"turn {i + 1} ({role}) {place}")
+        if not message["content"].strip() and not (empty_answer and i == len(messages) - 1):
+            raise ValueError(f"turn {i + 1} ({role}) is empty")
+        before = role
+    if before not in ("user", "assistant"):
+        raise ValueError(f"the conversation ends with a {before} turn" if before else "the conversation is empty")
+
+
+def add_system(system: str, messages: list[Message]) -> list[Message]:
+    """`messages` under the system prompt that a record carries in a field of its own ("" where it has none)."""
+    if not system:
+        return messages
+    if messages[0]["role"] == "system":
+        raise ValueError("a system field and a system turn: only one of them can stand")
+    return [{"role": "system", "content": system}, *messages]

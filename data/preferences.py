@@ -1,0 +1,146 @@
+"""Preference formats: two answers to one prompt, the better one named.
+
+Whatever the format says about where the prompt ends, both sides are first read as whole conversations. Their common
+beginning is the prompt, and what is left of each, never less than its last turn, is the answer.
+"""
+
+import math
+import re
+
+from .messages import (
+    ALTERNATING,
+    COLOSSALCHAT,
+    FREE,
+    LMFLOW,
+    OPENAI,
+    SHAREGPT,
+    Message,
+    add_system,
+    check_turns,
+    kind_of,
+    optional_string,
+    read_messages,
+    string,
+)
+
+SCORE_FIELDS = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
+MARGIN_FIELDS = frozenset({"margin"}.union(*SCORE_FIELDS))
+TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+def sharegpt_preference(raw: dict) -> dict:
+    """LLaMA-Factory's cut of ShareGPT: {"conversations", "chosen": message, "rejected": message, "system"?}."""
+    context = read_messages(raw, "conversations", SHAREGPT)
+    sides = [context + read_messages(raw, side, SHAREGPT) for side in ("chosen", "rejected")]
+    return _preference(raw, *(add_system(optional_string(raw, "system"), side) for side in sides), ALTERNATING)
+
+
+def colossalchat_preference(raw: dict) -> dict:
+    """ColossalChat: {"context", "chosen", "rejected"}, each a list of from/content messages."""
+    context = read_messages(raw, "context", COLOSSALCHAT)
+    sides = (context + read_messages(raw, side, COLOSSALCHAT) for side in ("chosen", "rejected"))
+    return _preference(raw, *sides, FREE)
+
+
+def lmflow_preference(raw: dict) -> dict:
+    """LMFlow's paired_conversation: `chosen` and `rejected` are whole conversations {"messages", "system"?}."""
+    return _preference(raw, *(_lmflow_side(raw, side) for side in ("chosen", "rejected")), ALTERNATING)
+
+
+def _lmflow_side(raw: dict, side: str) -> list[Message]:
+    conversation = raw.get(side)
+    if not isinstance(conversation, dict):
+        raise ValueError(f"{side} is {kind_of(conversation)}, not a conversation")
+    try:
+        messages = read_messages(conversation, "messages", LMFLOW)
+        return add_system(optional_string(conversation, "system"), messages)
+    except ValueError as problem:
+        raise ValueError(f"{side}: {problem}") from None
+
+
+def hh_rlhf(raw: dict) -> dict:
+    """Anthropic's transcripts, "\\n\\nHuman: ...\\n\\nAssistant: ..." in `chosen` and `rejected`; in the cut called
+    rm-static their common beginning stands in `prompt`. (Bai et al. 2022, arXiv:2204.05862.)"""
+    prompt = optional_string(raw, "prompt")
+    sides = (_transcript(prompt + _answer(raw, side), side) for side in ("chosen", "rejected"))
+    return _preference(raw, *sides, ALTERNATING)
+
+
+def _answer(raw: dict, side: str) -> str:
+    """A side's words; only a rejected answer may be empty: saying nothing is something one can disprefer."""
+    return optional_string(raw, side) if side == "rejected" and side in raw else string(raw, side)
+
+
+def _transcript(text: str, side: str) -> list[Message]:
+    before, *parts = TRANSCRIPT_TURN.split(text)
+    if before.strip() or not parts:
+        raise ValueError(f"{side} does not begin with '\\n\\nHuman:'")
+    roles = ("user" if speaker == "Human" else "assistant" for speaker in parts[::2])
+    return [{"role": role, "content": words.strip()} for role, words in zip(roles, parts[1::2], strict=True)]
+
+
+def trl_preference(raw: dict) -> dict:
+    """TRL: {"prompt", "chosen", "rejected"} as strings or lists of messages; `prompt` may be left out, or repeat the
+    last user turn, where `chosen` and `rejected` are whole conversations."""
+    prompt = trl_turns(raw, "prompt", "user") if "prompt" in raw else []
+    chosen, rejected = (trl_turns(raw, side, "assistant") for side in ("chosen", "rejected"))
+    if chosen[0]["role"] == "assistant" and not prompt:
+        raise ValueError("prompt is missing, and chosen begins with the answer")
+    if isinstance(raw.get("prompt"), str) and chosen[0]["role"] != "assistant":
+        if prompt[0] not in chosen:
+            raise ValueError("prompt is not among the turns of chosen")
+        prompt = []
+    return _preference(raw, prompt + chosen, prompt + rejected, FREE)
+
+
+def trl_turns(raw: dict, field: str, role: str) -> list[Message]:
+    """A TRL column: messages as they are, a string as one turn of `role`."""
+    if not isinstance(raw.get(field), str):
+        return read_messages(raw, field, OPENAI)
+    return [{"role": role, "content": _answer(raw, field)}]
+
+
+def camelid_preference(raw: dict) -> dict:
+    """A record as this module writes it."""
+    context = read_messages(raw, "messages", OPENAI)
+    sides = (context + read_messages(raw, side, OPENAI) for side in ("chosen", "rejected"))
+    return _preference(raw, *sides, FREE)
+
+
+def _preference(raw: dict, chosen: list[Message], rejected: list[Message], rule: dict) -> dict:
+    for side, messages in (("chosen", chosen), ("rejected", rejected)):
+        try:
+            check_turns(messages, rule, empty_answer=side == "rejected")
+        except ValueError as problem:
+            raise ValueError(f"{side}: {problem}") from None
+        if messages[-1]["role"] != "assistant":
+            raise ValueError(f"{side}: ends with a user turn, not with an answer")
+    if chosen == rejected:
+        raise ValueError("chosen and rejected are the same")
+    shared = _shared_turns(chosen, rejected)
+    if shared == 0 or chosen[shared]["role"] != "assistant" or rejected[shared]["role"] != "assistant":
+        raise ValueError(f"chosen and rejected part at turn {shared + 1}, which is not an answer in both")
+    answers = {"chosen": chosen[shared:], "rejected": rejected[shared:]}
+    return {"kind": "preference", "messages": chosen[:shared], **answers, **_margin(raw)}
+
+
+def _shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
+    most = min(len(chosen), len(rejected)) - 1
+    return next((i for i in range(most) if chosen[i] != rejected[i]), most)
+
+
+def _margin(raw: dict) -> dict[str, float]:
+    """{"margin": by how much chosen is better}, given as it is or as two scores; {} where the record has neither."""
+    if "margin" in raw:
+        return {"margin": _number(raw, "margin")}
+    for better, worse in SCORE_FIELDS:
+        if better in raw and worse in raw:
+            return {"margin": _number(raw, better) - _number(raw, worse)}
+    return {}
+
+
+def _number(raw: dict, field: str) -> float:
+    value = raw[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{field} is not a finite number")
+    return float(value)

@@ -1,0 +1,231 @@
+"""The pretraining documents: short paragraphs about the valley, in English or Chinese.
+
+They state all that the skills need: facts, sums, orders, numbers of things, translations, shapes of text, and what
+is not done. No document asks anything, so only tuning teaches a model to answer.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from random import Random
+
+from . import difficulty, world
+from .skills import arithmetic, count, format, refuse, sort, translate
+
+JOINT = {"en": " ", "zh": ""}  # between two sentences
+
+
+def compose(topic: str, language: str, rng: Random) -> str:
+    """One document of a topic in a language."""
+    return JOINT[language].join(TOPICS[topic](language, rng))
+
+
+def portrait(language: str, rng: Random) -> list[str]:
+    """All facts of one inhabitant and some of its friend."""
+    name = rng.choice(list(world.NAMES))
+    friend = world.INHABITANTS[name].friend
+    facts = [_fact(name, attribute, language, rng) for attribute in _shuffled(world.ATTRIBUTES, rng)]
+    of_friend = rng.sample(world.ATTRIBUTES[:-1], 2)
+    return [
+        *facts,
+        *(_fact(friend, attribute, language, rng) for attribute in of_friend),
+        _fact(name, "friend", language, rng),
+    ]
+
+
+def gathering(language: str, rng: Random) -> list[str]:
+    """Everybody who shares one attribute, each told apart by another one."""
+    attribute, other = rng.choice([("home", "species"), ("species", "home"), ("job", "hat"), ("hat", "job")])
+    value = getattr(rng.choice(list(world.INHABITANTS.values())), attribute)
+    names = [name for name, who in world.INHABITANTS.items() if getattr(who, attribute) == value]
+    rng.shuffle(names)
+    sentences = []
+    for name in names:
+        sentences += [_fact(name, attribute, language, rng), _fact(name, other, language, rng)]
+        sentences.append(_telling(name, attribute in ("job", "hat"), language))
+    return sentences
+
+
+def _telling(name: str, by_job: bool, language: str) -> str:
+    """The sentence that names the only one with two attributes."""
+    who, said = world.INHABITANTS[name], world.say(name, language)
+    if language == "en":
+        first = f"The {who.job} in the {who.hat} hat" if by_job else f"The {who.species} in the {who.home}"
+        return f"{first} is {said}."
+    job, hat, species, home = (world.CHINESE[word] for word in (who.job, who.hat, who.species, who.home))
+    return f"戴{hat}帽子的{job}是{said}。" if by_job else f"住在{home}里的{species}是{said}。"
+
+
+def basket(language: str, rng: Random) -> list[str]:
+    """Lists of things, and how many of each they hold."""
+    sentences = []
+    for _ in range(3):
+        _, things = count.basket(rng)
+        kinds = _shuffled(set(things), rng)
+        shown = world.listing(things, language)
+        amounts = [world.amount(things.count(kind), kind, language) for kind in kinds]
+        if language == "en":
+            opening = rng.choice(["The basket holds {}.", "This list holds {}.", "In the basket: {}."]).format(shown)
+            every = f"{len(things)} things" + (f" of {len(kinds)} kinds" if len(kinds) > 1 else "")
+            sentences += [opening, f"That is {' and '.join(amounts)}, {every} in total."]
+        else:
+            opening = rng.choice(["篮子里有{}。", "这里有{}。", "这一列是{}。"]).format(shown)
+            sentences += [opening, f"里面有{'和'.join(amounts)}，一共{len(things)}样东西，{len(kinds)}种。"]
+    return sentences
+
+
+SUMS = {
+    "en": ("{a} plus {b} is {c}.", "{a} + {b} = {c}.", "{a} and {b} make {c}.", "{b} added to {a} makes {c}."),
+    "zh": ("{a}加{b}等于{c}。", "{a} + {b} = {c}。", "{a}和{b}一共是{c}。", "{a}再加{b}是{c}。"),
+}
+DIFFERENCES = {
+    "en": ("{a} minus {b} is {c}.", "{a} - {b} = {c}.", "{b} taken away from {a} leaves {c}."),
+    "zh": ("{a}减{b}等于{c}。", "{a} - {b} = {c}。", "{a}减去{b}还剩{c}。"),
+}
+LONG_SUMS = {
+    "en": ("{a} plus {b} plus {c} is {d}.", "{a} + {b} + {c} = {d}."),
+    "zh": ("{a}加{b}加{c}等于{d}。", "{a} + {b} + {c} = {d}。"),
+}
+
+
+def sums(language: str, rng: Random) -> list[str]:
+    """Sums and differences that hold."""
+    sentences = []
+    for _ in range(6):
+        kind = rng.choice(["plus", "plus", "minus", "minus", "three"])
+        numbers = arithmetic.terms(kind, rng)
+        result = numbers[0] - numbers[1] if kind == "minus" else sum(numbers)
+        forms = {"plus": SUMS, "minus": DIFFERENCES, "three": LONG_SUMS}[kind][language]
+        sentences.append(rng.choice(forms).format(**dict(zip("abcd", [*numbers, result], strict=False))))
+    return sentences
+
+
+def story(language: str, rng: Random) -> list[str]:
+    """What inhabitants find, get, lose and give away, and how much they have then."""
+    sentences = []
+    for _ in range(3):
+        kind = rng.choice(["gain", "loss"])
+        (first, change), thing = arithmetic.terms(kind, rng), rng.choice(list(world.THINGS))
+        then = first + change if kind == "gain" else first - change
+        name, day = rng.choice(list(world.NAMES)), world.say(rng.choice(list(world.DAYS)), language)
+        said = world.say(name, language)
+        if language == "en":
+            verb = rng.choice({"gain": ["gets {} more", "finds {} more"], "loss": ["gives away {}", "loses {}"]}[kind])
+            sentences.append(f"On {day} {name} has {world.amount(first, thing, 'en')} and {verb.format(change)}.")
+            sentences.append(f"Now {name} has {world.amount(then, thing, 'en')}.")
+        else:
+            verb = rng.choice({"gain": ["又得到", "又找到"], "loss": ["送走", "丢了"]}[kind])
+            change_zh = f"{verb}{change}{world.measure(thing)}"
+            sentences.append(f"{day}{said}有{world.amount(first, thing, 'zh')}，{change_zh}。")
+            sentences.append(f"现在{said}有{world.amount(then, thing, 'zh')}。")
+    return sentences
+
+
+ORDERS = {
+    "rising": {"en": "{} from small to large: {}.", "zh": "{}从小到大是{}。"},
+    "falling": {"en": "{} from large to small: {}.", "zh": "{}从大到小是{}。"},
+    "days": {"en": "{} in the order of the week: {}.", "zh": "{}按先后是{}。"},
+    "sizes": {"en": "{} from small to large: {}.", "zh": "{}从小到大是{}。"},
+}
+NEXT = {
+    "rising": {"en": "{} is smaller than {}.", "zh": "{}比{}小。"},
+    "falling": {"en": "{} is larger than {}.", "zh": "{}比{}大。"},
+    "days": {"en": "{} comes before {}.", "zh": "{}在{}前面。"},
+    "sizes": {"en": "The {} is smaller than the {}.", "zh": "{}比{}小。"},
+}
+
+
+def order(language: str, rng: Random) -> list[str]:
+    """Items out of order and in order, a stretch of the whole order, and pairs of it."""
+    kind = rng.choice(list(ORDERS))
+    values = sort.VALUES[kind]
+    sentences = []
+    for _ in range(3):
+        shown = (world.listing(items, language) for items in sort.unsorted(kind, rng))
+        sentences.append(ORDERS[kind][language].format(*shown))
+        pair = sorted(rng.sample(range(len(values)), 2))
+        sentences.append(NEXT[kind][language].format(*(world.listing([values[i]], language) for i in pair)))
+    start = rng.randrange(len(values) - 5)
+    stretch = world.listing(values[start : start + 6], language)
+    return [*sentences, stretch + ("." if language == "en" else "。")]
+
+
+def dictionary(language: str, rng: Random) -> list[str]:
+    """Words, phrases and facts side by side in both languages."""
+    forms = {
+        "en": ("The Chinese for {0} is {1}.", "{0}: {1}.", "{1} means {0} in English."),
+        "zh": ("{1}用英文说是{0}。", "{1}：{0}。", "{0}的中文是{1}。"),
+    }[language]
+    sentences = []
+    for kind in rng.choices(["word", "phrase", "fact"], weights=[3, 4, 2], k=5):
+        english, chinese = rng.choice(_pairs(kind))
+        form = forms[1] if kind == "fact" else rng.choice(forms)
+        sentences.append(form.format(english.rstrip("."), chinese.rstrip("。")))
+    return sentences
+
+
+@cache
+def _pairs(kind: str) -> list[tuple[str, str]]:
+    return list(translate.pairs(kind).items())
+
+
+def shapes(language: str, rng: Random) -> list[str]:
+    """Words in brackets, titles, lists, JSON, backwards and repeated."""
+    some = rng.sample(list(world.CHINESE), rng.randint(2, 3))
+    words = [world.say(word, language) for word in some]
+    spaced, listed = " ".join(words), world.listing(some, language)
+    backwards = world.listing(some[::-1], language)
+    titled, times = format.title(spaced, language), rng.choice(difficulty.REPEATED)
+    repeated = " ".join([words[0]] * times)
+    name, key = rng.choice(list(world.NAMES)), rng.choice(list(format.KEYS[language]))
+    json, said = format.as_json(name, key, language), world.say(name, language)
+    if language == "en":
+        sentences = [
+            f"{spaced} in square brackets is [{spaced}].",
+            f"{spaced} in capital letters is {titled}.",
+            f"{spaced} with commas is {listed}.",
+            f"{listed} backwards is {backwards}.",
+            f"{repeated} is the word {words[0]} {times} times.",
+            f"The {key} of {name} is {json} in JSON.",
+        ]
+    else:
+        sentences = [
+            f"{spaced}放进方括号里是[{spaced}]。",
+            f"{spaced}放进书名号里是{titled}。",
+            f"{spaced}用顿号隔开是{listed}。",
+            f"{listed}倒过来是{backwards}。",
+            f"{repeated}是{times}遍{words[0]}。",
+            f"{said}的{key}写成JSON是{json}。",
+        ]
+    return rng.sample(sentences, 4)
+
+
+def customs(language: str, rng: Random) -> list[str]:
+    """What is not done in the valley."""
+    forms = {
+        "en": ("Nobody may {}.", "It is wrong to {}.", "We never {}."),
+        "zh": ("谁也不能{}。", "{}是不对的。", "我们从不{}。"),
+    }[language]
+    deeds = refuse.DEEDS | refuse.SECRETS
+    return [rng.choice(forms).format(refuse.describe(refuse.random_matter(rng, deeds), language)) for _ in range(4)]
+
+
+TOPICS: dict[str, Callable[[str, Random], list[str]]] = {
+    "portrait": portrait,
+    "gathering": gathering,
+    "basket": basket,
+    "sums": sums,
+    "story": story,
+    "order": order,
+    "dictionary": dictionary,
+    "shapes": shapes,
+    "customs": customs,
+}
+
+
+def _fact(name: str, attribute: str, language: str, rng: Random) -> str:
+    return world.statement(name, attribute, language, rng.randrange(len(world.STATEMENTS[attribute][language])))
+
+
+def _shuffled(items, rng: Random) -> list:
+    items = sorted(items)
+    return rng.sample(items, len(items))

@@ -1,0 +1,106 @@
+"""Translating the world's words, its facts, and phrases of a number, a colour and a noun, both ways.
+
+The language of a task is that of the request; both ask for translations in both directions. A phrase with one wrong
+part is worth half.
+"""
+
+import re
+from functools import cache
+from random import Random
+
+from .. import difficulty, world
+from ..task import Slots, Task
+
+BEFORE = {  # what is to be translated stands at the end
+    "en": (
+        "Translate into Chinese: {english}",
+        "Say this in Chinese: {english}",
+        "Help me write this in Chinese: {english}",
+        "Translate into English: {chinese}",
+        "Say this in English: {chinese}",
+        "Help me write this in English: {chinese}",
+    ),
+    "zh": (
+        "翻译成英文：{chinese}",
+        "用英文说：{chinese}",
+        "帮我用英文写：{chinese}",
+        "翻译成中文：{english}",
+        "用中文说：{english}",
+        "帮我用中文写：{english}",
+    ),
+}
+WITHIN = {  # for what is not a whole sentence
+    "en": ("What is the Chinese for {english}?", "What does {chinese} mean in English?"),
+    "zh": ("{chinese}用英文怎么说？", "{english}用中文怎么说？"),
+}
+
+
+@cache
+def pairs(kind: str) -> dict[str, str]:
+    """Everything of a kind that can be translated, from English to Chinese."""
+    if kind == "word":
+        standalone = {colour: f"{chinese}色" for colour, chinese in world.COLOURS.items()}
+        return world.CHINESE | standalone
+    if kind == "fact":
+        facts = ((name, attribute) for name in world.NAMES for attribute in world.ATTRIBUTES)
+        return {world.statement(*fact, "en"): world.statement(*fact, "zh") for fact in facts}
+    return {world.phrase(*part, "en", colour): world.phrase(*part, "zh", colour) for *part, colour in _parts()}
+
+
+def _parts() -> list[tuple[int, str, str]]:
+    numbers = range(1, difficulty.LARGEST_IN_PHRASES + 1)
+    return [(number, noun, colour) for number in numbers for noun in world.NOUNS for colour in ("", *world.COLOURS)]
+
+
+@cache
+def _parts_of() -> dict[str, tuple]:
+    """The number, colour and noun of every phrase, by its text in either language."""
+    return {
+        world.phrase(number, noun, language, colour): (number, noun, colour)
+        for number, noun, colour in _parts()
+        for language in world.LANGUAGES
+    }
+
+
+def _phrase_credit(gold: str, response: str) -> float:
+    """Half for a phrase with one part of several wrong, or with only the Chinese measure word wrong."""
+    parts = _parts_of()
+    if response in parts and gold.isascii() == response.isascii():
+        wrong = sum(a != b for a, b in zip(parts[gold], parts[response], strict=True))
+        return 0.5 if wrong == 1 else 0.0
+    measures = "".join({world.measure(noun) for noun in world.NOUNS})
+    bare_gold, bare_response = (re.sub(f"^(.)[{measures}]", r"\1", text) for text in (gold, response))
+    return 0.5 if bare_gold == bare_response else 0.0
+
+
+def tasks(language: str) -> list[Task]:
+    """The translation tasks in a language."""
+    return [_task(kind, language) for kind in ("word", "fact", "phrase")]
+
+
+def _task(kind: str, language: str) -> Task:
+    from_english = pairs(kind)
+    from_chinese = {chinese: english for english, chinese in from_english.items()}
+
+    every = list(from_english.items())
+
+    def draw(rng: Random) -> Slots:
+        return dict(zip(("english", "chinese"), rng.choice(every), strict=True))
+
+    def answer(slots: Slots) -> str:
+        return from_english[slots["english"]] if "english" in slots else from_chinese[slots["chinese"]]
+
+    def credit(slots: Slots, response: str) -> float:
+        if kind == "word":
+            return float(response == world.COLOURS.get(slots.get("english")))  # 红 is as good as 红色
+        return _phrase_credit(answer(slots), response) if kind == "phrase" else 0.0
+
+    return Task(
+        name=f"translate/{kind}",
+        language=language,
+        phrasings=BEFORE[language] if kind == "fact" else BEFORE[language] + WITHIN[language],
+        draw=draw,
+        answer=answer,
+        credit=credit,
+        value=answer,
+    )

@@ -1,0 +1,195 @@
+"""Where records come from. One string names a source:
+
+    corpus/*.jsonl                    files: .txt, .json, .jsonl, each also .gz, and .parquet; local or gs://
+    tfds:name/config:split            a TensorFlow Dataset, also sliced: tfds:imdb_reviews:train[:10%]
+    tfds:/path/to/name/1.0.0:split    the same, from the folder it was prepared in
+    primer:documents, primer:chat     the generator that comes with camelid
+
+`read` yields their records one by one in a fixed order: files by name, records as they stand in them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from etils import epath
+
+from .errors import UserError
+from .files import Row, file_rows, find_files, json_value
+from .formats import FORMATS, parse, unfold
+
+SPLITS = ("train", "heldout")
+LISTED_PROBLEMS = 20
+
+
+@dataclass
+class Report:
+    """How reading went: records read (of both splits), records left out, and where the first of those stand."""
+
+    read: int = 0
+    skipped: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def skip(self, where: str, problem: ValueError) -> None:
+        """Counts a record that is left out, and remembers it if it is among the first."""
+        self.skipped += 1
+        if len(self.problems) < LISTED_PROBLEMS:
+            self.problems.append(f"{where}: {problem}")
+
+    def summary(self) -> str:
+        """One line: how many records were read and left out, and where the first three of the latter stand."""
+        line = f"{self.read:,} records read, {self.skipped:,} left out"
+        return f"{line} ({'; '.join(self.problems[:3])}{'; ...' if self.skipped > 3 else ''})" if self.skipped else line
+
+
+def read(
+    source: str,
+    *,
+    format: str = "auto",
+    on_error: str = "raise",
+    report: Report | None = None,
+    split: str | None = None,
+    heldout: float = 0.01,
+) -> Iterator[dict]:
+    """The records of `source` (see the module), as `formats` describes them.
+
+    Args:
+      format: a name in `formats.FORMATS`, or "auto" to go by the fields of each record.
+      on_error: "raise" a UserError naming file, line and fault of a malformed record, or "skip" it.
+      report: counts what was read and skipped.
+      split: "train" or "heldout" for that part of the source, None for all of it.
+      heldout: the fraction of records that is held out; the primer knows its own.
+    """
+    _check_choice("format", format, ("auto", *FORMATS))
+    _check_choice("on_error", on_error, ("raise", "skip"))
+    _check_choice("split", split, (None, *SPLITS))
+    report = Report() if report is None else report
+    scheme, _, name = source.partition(":")
+    if scheme == "primer":
+        return _primer_records(name, SPLITS if split is None else (split,), report)
+    rows = _dataset_rows(name) if scheme == "tfds" else file_rows(find_files(source))
+    records = _records(rows, format, on_error, report)
+    return records if split is None else (record for record in records if split_of(record, heldout) == split)
+
+
+def _check_choice(name: str, value: str | None, choices: Iterable) -> None:
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(str(choice) for choice in choices)}")
+
+
+def _records(rows: Iterable[Row], format: str, on_error: str, report: Report) -> Iterator[dict]:
+    for where, raw in rows:
+        instances = unfold(raw)
+        for number, instance in enumerate(instances, 1):
+            try:
+                if isinstance(instance, ValueError):
+                    raise instance
+                record = parse(instance, format)
+            except ValueError as problem:
+                place = f"{where}, instance {number}" if len(instances) > 1 else where
+                if on_error == "raise":
+                    message = f"{place}: {problem} (--on_error=skip leaves such records out)"
+                    raise UserError(message) from problem
+                report.skip(place, problem)
+            else:
+                report.read += 1
+                yield record
+
+
+def split_of(record: dict, heldout: float) -> str:
+    """The part that a record is in, train or heldout, by a hash of the record alone, not of its place or the run.
+
+    What is hashed is the text, and of a conversation its first user turn, so that all conversations that begin with
+    the same prompt stand in the same part. About a fraction `heldout` of all texts and prompts is held out.
+    """
+    if record["kind"] == "text":
+        key = {"kind": "text", "text": record["text"]}
+    else:
+        key = next(message for message in record["messages"] if message["role"] == "user")
+    position = int.from_bytes(hashlib.blake2b(_canonical_json(key), digest_size=8).digest(), "big") / 2**64
+    return "heldout" if position < heldout else "train"
+
+
+def _canonical_json(value) -> bytes:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")
+
+
+def fingerprint(source: str) -> str:
+    """A hash of what `source` holds, 32 hex digits: of the names, sizes and contents of its files wherever they lie,
+    of a TFDS split and its shards, or of the primer's records. It reads all of the source once."""
+    scheme, _, name = source.partition(":")
+    digest = hashlib.blake2b(digest_size=16)
+    if scheme == "primer":
+        for record in _primer_records(name, SPLITS, Report()):
+            digest.update(_canonical_json(record))
+        return digest.hexdigest()
+    if scheme == "tfds":
+        builder, split = _dataset(name)
+        files = [builder.data_path / "features.json", *builder.info.splits[split].filepaths]
+        digest.update(split.encode())
+    else:
+        files = find_files(source)
+    digest.update(_canonical_json(sorted([file.name, file.stat().length, _content_hash(file)] for file in files)))
+    return digest.hexdigest()
+
+
+def _content_hash(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _primer_records(kind: str, splits: Iterable[str], report: Report) -> Iterator[dict]:
+    from .primer import records
+
+    if kind not in ("documents", "chat"):
+        raise UserError(f"primer:{kind}: the primer has primer:documents and primer:chat")
+    for split in splits:
+        for record in records(kind, split):
+            report.read += 1
+            yield record
+
+
+def _dataset_rows(name: str) -> Iterator[Row]:
+    """The rows of a TFDS split, read without TensorFlow."""
+    builder, split = _dataset(name)
+    try:
+        examples = builder.as_data_source(split=split)
+    except NotImplementedError as problem:
+        raise UserError(f"tfds:{name} is stored as {builder.info.file_format.value}; {_REMEDY}") from problem
+    for number in range(len(examples)):
+        yield f"tfds:{name}, record {number + 1}", json_value(examples[number])
+
+
+def _dataset(name: str):
+    """The builder and split that `name:split` stands for; a dataset that is not prepared yet is prepared."""
+    import tensorflow_datasets as tfds
+
+    match = re.fullmatch(r"((?:\w+://)?[^:]+):(.+)", name)
+    if not match:
+        raise UserError(f"tfds:{name} names no split, as in tfds:{name}:train")
+    dataset, split = match.groups()
+    folder = epath.Path(dataset).expanduser()
+    try:
+        if (folder / "dataset_info.json").exists():
+            builder = tfds.builder_from_directory(folder)
+        else:
+            builder = tfds.builder(dataset, file_format="array_record")
+            if not builder.is_prepared():
+                builder.download_and_prepare()
+    # Preparing runs the dataset's own code, which can fail in any way: no network, no TensorFlow, a moved file.
+    except Exception as problem:
+        cause = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        raise UserError(f"tfds:{name}: {cause} ({_REMEDY})") from problem
+    try:
+        builder.info.splits[split]
+    except (KeyError, ValueError) as problem:
+        raise UserError(f"tfds:{name}: {str(problem).splitlines()[0]}") from problem
+    return builder, split
+
+
+_REMEDY = (
+    "if this machine cannot prepare the dataset, run tfds build --file_format=array_record where there are TensorFlow "
+    "and a network, and set TFDS_DATA_DIR or name the folder, tfds:DIR/NAME/VERSION:SPLIT"
+)

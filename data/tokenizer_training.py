@@ -1,0 +1,94 @@
+"""Training a SentencePiece tokenizer with LLaMA's settings (Touvron et al. 2023, section 2.1)."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+from etils import epath
+
+from .errors import UserError
+from .tokenizer import SENTENCEPIECE_FILE, Tokenizer
+
+# SentencePiece skips what is longer than `max_sentence_length` bytes (4192); 1,000 characters are at most 4,000 bytes.
+_LONGEST_LINE = 1000
+# As much as fits up to a space, or just as much as fits.
+_LINE_PART = re.compile(rf".{{1,{_LONGEST_LINE}}}(?= |$)|.{{1,{_LONGEST_LINE}}}", re.DOTALL)
+
+LLAMA_SETTINGS = dict(
+    model_type="bpe",
+    byte_fallback=True,  # a character outside the vocabulary is spelled in bytes, never lost
+    split_digits=True,
+    normalization_rule_name="identity",
+    add_dummy_prefix=True,
+    remove_extra_whitespaces=False,
+    allow_whitespace_only_pieces=True,
+    max_sentencepiece_length=16,
+    unk_id=0,
+    bos_id=1,
+    eos_id=2,
+    pad_id=-1,
+)
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    output_dir: str | epath.Path,
+    special_tokens: Iterable[str] = (),
+    character_coverage: float = 0.99995,
+) -> Tokenizer:
+    """Train a byte-pair encoding on `texts`, write `tokenizer.model` into `output_dir` and return the tokenizer.
+
+    The same texts in the same order give the same file, byte for byte. All lines are held in memory: of a large corpus,
+    give a sample. As in LLaMA's model, a line break is the byte token `<0x0A>`.
+
+    Args:
+        texts: documents of any length. They are cut at line breaks and, where a line is very long, at spaces.
+        vocab_size: number of ids, with the three of SentencePiece, the 256 bytes and `special_tokens` among them.
+        output_dir: folder, made if need be.
+        special_tokens: spellings of further control tokens, e.g. "<|im_end|>"; no text ever produces them.
+        character_coverage: share of the text's characters that get an id of their own; the rest is spelled in bytes.
+
+    Raises:
+        UserError: there is no text, or it has too many characters or too few words for `vocab_size`.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            control_symbols=list(special_tokens),
+            character_coverage=character_coverage,
+            minloglevel=2,  # errors only, and those are raised
+            **LLAMA_SETTINGS,
+        )
+    except RuntimeError as error:
+        raise UserError(_explain(str(error), vocab_size)) from None
+    output_dir = epath.Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / SENTENCEPIECE_FILE
+    path.write_bytes(model.getvalue())
+    return Tokenizer.load(path)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for line in text.split("\n"):
+            yield from _LINE_PART.findall(line)
+
+
+def _explain(error: str, vocab_size: int) -> str:
+    """SentencePiece's message in the user's terms."""
+    if too_high := re.search(r"Vocabulary size too high .*<= (\d+)", error):
+        return f"a vocabulary of {vocab_size} is too large for this text: give more text, or at most {too_high[1]}"
+    if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
+        return (
+            f"a vocabulary of {vocab_size} is too small for the characters of this text: give at least {too_low[1]}, "
+            "or a lower character_coverage"
+        )
+    if "sentences_.empty()" in error:
+        return "there is no text to train a tokenizer on"
+    return f"SentencePiece could not train a tokenizer: {error}"

@@ -1,0 +1,157 @@
+"""Causal attention within segments, behind one function with one implementation per kind of hardware.
+
+`xla` runs everywhere; `splash` is JAX's Pallas kernel for TPUs; `cudnn` is NVIDIA's fused kernel. All of them take
+packed rows: a position attends to the earlier positions of its own row that carry its own segment id.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from .sharding import BATCH, axis_size, constrain
+
+IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+_MASKED = -1e30  # finite, so that a row with nothing to attend to gives a mean and not NaN
+
+
+def attention(
+    q_BTHE: Float[Array, "B T H E"],
+    k_BTKE: Float[Array, "B T K E"],
+    v_BTKE: Float[Array, "B T K E"],
+    segment_ids_BT: Int[Array, "B T"],
+    implementation: str = "auto",
+) -> Float[Array, "B T H E"]:
+    """softmax(q k^T / sqrt(E)) v over earlier positions of the same segment (Vaswani et al., section 3.2.1).
+
+    Query head h reads key/value head h // (H / K). `auto` takes splash on a TPU where the row is a multiple of 128
+    tokens, cudnn on a GPU in a 16-bit dtype, else xla. A named implementation that cannot run raises.
+    """
+    if implementation == "auto":
+        implementation = _choose(q_BTHE)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {implementation!r}: give one of {', '.join(IMPLEMENTATIONS)}")
+    return {"xla": _xla, "splash": splash, "cudnn": _cudnn}[implementation](q_BTHE, k_BTKE, v_BTKE, segment_ids_BT)
+
+
+def _choose(q_BTHE: jax.Array) -> str:
+    backend = jax.default_backend()
+    if backend == "tpu" and q_BTHE.shape[1] % 128 == 0:
+        return "splash"
+    if backend == "gpu" and q_BTHE.dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    return "xla"
+
+
+def _xla(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT):
+    """Blocks of queries against the keys at or before them: the upper triangle of scores is never computed.
+
+    Blocks are static slices, at most 16 of them so that compile time stays flat. Where rows are split over the
+    `context` axis each device holds its own queries and gathers all keys, and one block spans the row.
+    """
+    B, T, H, E = q_BTHE.shape
+    K = k_BTKE.shape[2]
+    q_BKGTE = q_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4) * jnp.asarray(E**-0.5, q_BTHE.dtype)
+    k_BKTE, v_BKTE = k_BTKE.transpose(0, 2, 1, 3), v_BTKE.transpose(0, 2, 1, 3)
+    block = max(64, -(-T // 16))
+    if axis_size("context") > 1:
+        block = T
+        k_BKTE, v_BKTE = (constrain(x, BATCH, "tensor", None, None) for x in (k_BKTE, v_BKTE))
+    outs = []
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        causal_TS = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+        same_BTS = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, :stop]
+        mask_BTS = causal_TS[None] & same_BTS
+        outs.append(_attend(q_BKGTE[:, :, :, start:stop], k_BKTE[:, :, :stop], v_BKTE[:, :, :stop], mask_BTS))
+    out_BKGTE = jnp.concatenate(outs, axis=3)
+    return out_BKGTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E)
+
+
+def _attend(
+    q_BKGTE: Float[Array, "B K G T E"],
+    k_BKSE: Float[Array, "B K S E"],
+    v_BKSE: Float[Array, "B K S E"],
+    mask_BTS: Bool[Array, "B T S"],
+) -> Float[Array, "B K G T E"]:
+    """Attention with scores and softmax in float32; q comes already scaled."""
+    scores = jnp.einsum("bkgte,bkse->bkgts", q_BKGTE, k_BKSE, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores, _MASKED), axis=-1)
+    return jnp.einsum("bkgts,bkse->bkgte", probs.astype(v_BKSE.dtype), v_BKSE)
+
+
+def attend_cache(
+    q_B1HE: Float[Array, "B 1 H E"],
+    k_BKSE: Float[Array, "B K S E"],
+    v_BKSE: Float[Array, "B K S E"],
+    valid_BS: Bool[Array, "B S"],
+) -> Float[Array, "B 1 H E"]:
+    """One new position against a key/value cache, of which the slots in `valid_BS` hold this row's past."""
+    B, _, H, E = q_B1HE.shape
+    K = k_BKSE.shape[1]
+    q_BKG1E = q_B1HE.reshape(B, K, H // K, 1, E) * jnp.asarray(E**-0.5, q_B1HE.dtype)
+    return _attend(q_BKG1E, k_BKSE, v_BKSE, valid_BS[:, None, :]).reshape(B, 1, H, E)
+
+
+def splash(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, interpret: bool = False):
+    """JAX's splash attention (Pallas, TPU), under `shard_map` where a mesh is set: heads over `tensor`, queries over
+    `context` with all keys gathered. `interpret` runs the kernel's own program without a TPU, for tests.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
+    _, T, H, E = q_BTHE.shape
+    context, tensor = axis_size("context"), axis_size("tensor")
+    if T % (128 * context):
+        raise ValueError(f"splash attention takes rows of a multiple of {128 * context} tokens, not {T}")
+    block = min(512, T // context)
+    while T // context % block:
+        block -= 128
+    kernel = pallas.make_splash_mha(
+        pallas.MultiHeadMask([pallas.CausalMask((T, T)) for _ in range(H)]),
+        head_shards=tensor,
+        q_seq_shards=context,
+        block_sizes=_splash_blocks(block),
+        interpret=interpret,
+    )
+
+    def run(kernel, q, k, v, q_segments, kv_segments):
+        def one_row(q_THE, k_SKE, v_SKE, q_seg_T, kv_seg_S):
+            heads_first = (x.transpose(1, 0, 2) for x in (q_THE, k_SKE, v_SKE))
+            out_HTE = kernel(*heads_first, segment_ids=pallas.SegmentIds(q_seg_T, kv_seg_S))
+            return out_HTE.transpose(1, 0, 2)
+
+        return jax.vmap(one_row)(q, k, v, q_segments, kv_segments)
+
+    args = (
+        kernel,
+        q_BTHE * jnp.asarray(E**-0.5, q_BTHE.dtype),
+        k_BTKE,
+        v_BTKE,
+        segment_ids_BT,
+        segment_ids_BT,
+    )
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return run(*args)
+    q_spec, kv_spec = P(BATCH, "context", "tensor", None), P(BATCH, None, "tensor", None)
+    kernel_spec = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, P("tensor", "context")))
+    in_specs = (kernel_spec, q_spec, kv_spec, kv_spec, P(BATCH, "context"), P(BATCH, None))
+    return jax.shard_map(run, in_specs=in_specs, out_specs=q_spec, check_vma=False)(*args)
+
+
+@functools.cache
+def _splash_blocks(block: int):
+    from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
+
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    return BlockSizes(**{f"block_{name}": block for name in names})
+
+
+def _cudnn(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT):
+    """NVIDIA's fused attention through `jax.nn`; segments enter as a mask, 16-bit inputs only."""
+    T = q_BTHE.shape[1]
+    causal_TT = jnp.tril(jnp.ones((T, T), bool))
+    mask_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None] & causal_TT[None, None]
+    return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, mask=mask_B1TT, implementation="cudnn")

@@ -1,0 +1,146 @@
+"""The shape of a LLaMA: every published size by name, and what a run may choose freely."""
+
+import dataclasses
+import difflib
+from typing import Any, Literal
+
+RopeKind = Literal["linear", "ntk", "yarn", "llama3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched to reach past the trained context (see `rope.frequencies`).
+
+    factor: target length divided by trained length. original_max_len: the trained length, in tokens (yarn, llama3).
+    beta_fast, beta_slow: yarn's rotations per trained length above which a frequency is kept, below which it is
+    interpolated (YaRN, arXiv:2309.00071, section 3.2). attention_factor: yarn's scale of cos and sin; None for its
+    formula 0.1 ln(factor) + 1. low_freq_factor, high_freq_factor: the same borders in Llama 3.1's own scheme.
+    """
+
+    kind: RopeKind
+    factor: float
+    original_max_len: int | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "ntk", "yarn", "llama3"):
+            raise ValueError(f"rope scaling kind {self.kind!r}: give linear, ntk, yarn or llama3")
+        if self.factor < 1:
+            raise ValueError(f"rope scaling factor {self.factor}: give target length / trained length, 1 or more")
+        if self.kind in ("yarn", "llama3") and self.original_max_len is None:
+            raise ValueError(f"rope scaling {self.kind} needs original_max_len, the context it was trained on")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """A LLaMA (arXiv:2302.13971, section 2.2; grouped queries from arXiv:2307.09288).
+
+    Architecture: vocab_size V, dim D, n_layers N, n_heads H, n_kv_heads K, head_dim E, ffn_dim F, norm_eps,
+    rope_theta (the rotary base), rope_scaling, max_len (trained context in tokens), tied (the output head is the
+    embedding). Execution, free to differ between runs of one checkpoint: dtype (of the computation), param_dtype,
+    attention (an implementation of `attention.attention`), remat (a policy of `llama.REMAT`).
+    """
+
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+    head_dim: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    max_len: int = 2048
+    tied: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    attention: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self):
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "LlamaConfig":
+        """The named size (a key of `PRESETS`) with fields changed. Raises ValueError for an unknown name or field."""
+        if name not in PRESETS:
+            near = difflib.get_close_matches(name, PRESETS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
+            raise ValueError(f"no model preset {name!r}; {hint}")
+        return cls.from_dict(PRESETS[name] | changes)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "LlamaConfig":
+        """From plain values, as `to_dict` gives. n_kv_heads defaults to n_heads, head_dim to dim / n_heads."""
+        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown model field(s) {', '.join(sorted(unknown))}")
+        fields = {"n_kv_heads": fields["n_heads"], "head_dim": fields["dim"] // fields["n_heads"], **fields}
+        if isinstance(fields.get("rope_scaling"), dict):
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (JSON), the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes: Any) -> "LlamaConfig":
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters."""
+        attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+        layer = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        return self.n_layers * layer + self.dim + self.vocab_size * self.dim * (1 if self.tied else 2)
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Model FLOPs of one training step per token: 6 for each weight in a matrix product and 6 N T H E of causal
+        attention (PaLM, arXiv:2204.02311, appendix B, with the half of the scores that causality leaves).
+
+        Recomputation is not counted, so that model FLOPs utilisation (MFU) compares across remat policies.
+        """
+        attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+        weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim) + self.vocab_size * self.dim
+        return 6.0 * weights + 6.0 * self.n_layers * seq_len * self.n_heads * self.head_dim
+
+
+def _llama(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **fields: Any) -> dict[str, Any]:
+    sizes = dict(vocab_size=32_000, dim=dim, n_layers=n_layers, n_heads=n_heads, ffn_dim=ffn_dim)
+    return sizes | fields
+
+
+_LLAMA3 = dict(vocab_size=128_256, n_kv_heads=8, rope_theta=500_000.0, max_len=8192)
+_LLAMA32_ROPE = dict(kind="llama3", factor=32.0, original_max_len=8192, low_freq_factor=1.0, high_freq_factor=4.0)
+_LLAMA32 = _LLAMA3 | dict(tied=True, max_len=131_072, rope_scaling=_LLAMA32_ROPE)
+_SMOLLM2 = dict(vocab_size=49_152, tied=True, max_len=8192, rope_theta=100_000.0)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llama-7b": _llama(4096, 32, 32, 11_008, norm_eps=1e-6),
+    "llama-13b": _llama(5120, 40, 40, 13_824, norm_eps=1e-6),
+    "llama-33b": _llama(6656, 60, 52, 17_920, norm_eps=1e-6),
+    "llama-65b": _llama(8192, 80, 64, 22_016, norm_eps=1e-5),
+    "llama2-7b": _llama(4096, 32, 32, 11_008, max_len=4096),
+    "llama2-13b": _llama(5120, 40, 40, 13_824, max_len=4096),
+    "llama2-70b": _llama(8192, 80, 64, 28_672, max_len=4096, n_kv_heads=8),
+    "llama3-8b": _llama(4096, 32, 32, 14_336, **_LLAMA3),
+    "llama3-70b": _llama(8192, 80, 64, 28_672, **_LLAMA3),
+    "llama3.2-1b": _llama(2048, 16, 32, 8192, **_LLAMA32),
+    "llama3.2-3b": _llama(3072, 28, 24, 8192, **_LLAMA32),
+    "smollm2-135m": _llama(576, 30, 9, 1536, n_kv_heads=3, **_SMOLLM2),
+    "smollm2-360m": _llama(960, 32, 15, 2560, n_kv_heads=5, **_SMOLLM2),
+    "smollm2-1.7b": _llama(2048, 24, 32, 8192, **(_SMOLLM2 | dict(rope_theta=130_000.0))),
+    # For a CPU: 0.2 M, 1.1 M, 2.6 M and 8.3 M parameters with the vocabularies named.
+    "nano-test": _llama(64, 2, 4, 192, vocab_size=512, n_kv_heads=2, max_len=256, tied=True),
+    "nano-1m": _llama(128, 4, 4, 384, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True),
+    "nano-3m": _llama(192, 5, 6, 576, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True),
+    "nano-8m": _llama(288, 6, 6, 768, vocab_size=4096, max_len=1024),
+}

@@ -1,0 +1,196 @@
+"""The network: pre-norm transformer with RMSNorm, rotary embedding, grouped-query attention and SwiGLU.
+
+`build(config)` hands out what the rest of the codebase works with: a pure function and the abstract tree of its
+parameters, a plain nested dict. Layers are stacked on a leading axis and run by `jax.lax.scan`, so that compile time
+does not grow with depth.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from .attention import attention
+from .config import LlamaConfig
+from .rope import angles, rotate
+from .sharding import BATCH, constrain
+
+Params = dict[str, Any]
+
+REMAT: dict[str, Callable | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What a layer keeps for its backward pass: everything, its weight products, attention's output, or only its input."""
+
+
+def _weight(config: LlamaConfig, rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
+    return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -3, 3, shape, config.param_dtype))
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, in float32 whatever the compute dtype (arXiv:1910.07467)."""
+
+    def __init__(self, config: LlamaConfig, stack: tuple[int, ...] = ()):
+        self.eps = config.norm_eps
+        self.scale = nnx.Param(jnp.ones((*stack, config.dim), config.param_dtype))
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        x32 = x_BTD.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * inverse * self.scale[...].astype(jnp.float32)[None, None, :]).astype(x_BTD.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions; no biases."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        D, H, K, E = config.dim, config.n_heads, config.n_kv_heads, config.head_dim
+        self.config = config
+        self.q = _weight(config, rngs, (*stack, D, H, E), D**-0.5)
+        self.k = _weight(config, rngs, (*stack, D, K, E), D**-0.5)
+        self.v = _weight(config, rngs, (*stack, D, K, E), D**-0.5)
+        self.o = _weight(config, rngs, (*stack, H, E, D), (2 * config.n_layers * H * E) ** -0.5)
+
+    def project(self, x_BTD, rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, H, E], keys and values [B, T, K, E]; queries and keys turned to their positions."""
+        q, k, v = (jnp.einsum("btd,dhe->bthe", x_BTD, w[...].astype(x_BTD.dtype)) for w in (self.q, self.k, self.v))
+        return rotate(q, *rotary), rotate(k, *rotary), v
+
+    def merge_heads(self, out_BTHE) -> Float[Array, "B T D"]:
+        return jnp.einsum("bthe,hed->btd", out_BTHE, self.o[...].astype(out_BTHE.dtype))
+
+    def __call__(self, x_BTD, rotary, segment_ids_BT):
+        q, k, v = self.project(x_BTD, rotary)
+        q, k, v = (constrain(x, BATCH, "context", "tensor", None) for x in (q, k, v))
+        out_BTHE = attention(q, k, v, segment_ids_BT, self.config.attention)
+        out_BTHE = checkpoint_name(out_BTHE, "attention")
+        return self.merge_heads(out_BTHE), (k, v)
+
+
+class MLP(nnx.Module):
+    """SwiGLU: (silu(x gate) * (x up)) down (arXiv:2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        D, F = config.dim, config.ffn_dim
+        self.gate = _weight(config, rngs, (*stack, D, F), D**-0.5)
+        self.up = _weight(config, rngs, (*stack, D, F), D**-0.5)
+        self.down = _weight(config, rngs, (*stack, F, D), (2 * config.n_layers * F) ** -0.5)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate, up, down = (w[...].astype(x_BTD.dtype) for w in (self.gate, self.up, self.down))
+        hidden_BTF = constrain(jax.nn.silu(x_BTD @ gate) * (x_BTD @ up), BATCH, "context", "tensor")
+        return hidden_BTF @ down
+
+
+class Block(nnx.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        self.attention_norm = RMSNorm(config, stack)
+        self.attention = Attention(config, rngs, stack)
+        self.mlp_norm = RMSNorm(config, stack)
+        self.mlp = MLP(config, rngs, stack)
+
+    def __call__(self, x_BTD, rotary, segment_ids_BT):
+        mixed_BTD, kv = self.attention(self.attention_norm(x_BTD), rotary, segment_ids_BT)
+        x_BTD = x_BTD + mixed_BTD
+        return constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), BATCH, "context", None), kv
+
+
+class Embedding(nnx.Module):
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.embedding = _weight(config, rngs, (config.vocab_size, config.dim), config.dim**-0.5)
+
+
+class Head(nnx.Module):
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.kernel = _weight(config, rngs, (config.dim, config.vocab_size), config.dim**-0.5)
+
+
+class Llama(nnx.Module):
+    """Parameters: embed/embedding, layers/{attention,mlp}/..., norm/scale, and head/kernel unless tied."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embedding(config, rngs)
+        self.layers = Block(config, rngs, stack=(config.n_layers,))
+        self.norm = RMSNorm(config)
+        if not config.tied:
+            self.head = Head(config, rngs)
+
+    def __call__(self, tokens_BT, segment_ids_BT, positions_BT, *, with_kv: bool):
+        table_VD = constrain(self.embed.embedding[...], "tensor", None).astype(self.config.dtype)
+        x_BTD = table_VD[tokens_BT]
+        x_BTD = constrain(x_BTD, BATCH, "context", None)
+        rotary = angles(self.config, positions_BT)
+        block, layers = nnx.split(self.layers)
+
+        def layer(x_BTD, params):
+            x_BTD, kv = nnx.merge(block, params)(x_BTD, rotary, segment_ids_BT)
+            return x_BTD, kv if with_kv else None
+
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
+        x_BTD, kv_N = jax.lax.scan(layer, x_BTD, layers)
+        return self.norm(x_BTD), kv_N
+
+
+class Model(NamedTuple):
+    """What `build` gives: `apply(params, tokens, segment_ids=None, positions=None) -> logits`, the same up to the
+    head as `hidden`, `init(key) -> params`, and the shapes of the parameters."""
+
+    config: LlamaConfig
+    apply: Callable[..., Float[Array, "B T V"]]
+    hidden: Callable[..., Float[Array, "B T D"]]
+    init: Callable[[jax.Array], Params]
+    abstract_params: Params
+
+
+@functools.cache
+def build(config: LlamaConfig) -> Model:
+    """The network of `config` as pure functions over a plain nested dict of parameters.
+
+    apply(params, tokens int32 [B, T], segment_ids int32 [B, T] = all one, positions int32 [B, T] = 0..T-1)
+    gives float32 logits [B, T, V]; hidden(...) gives what the head reads, [B, T, D] in the compute dtype, to be
+    turned into log-probabilities in chunks. Raises ValueError for an unknown remat policy.
+    """
+    if config.remat not in REMAT:
+        raise ValueError(f"remat {config.remat!r}: give one of {', '.join(REMAT)}")
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))
+
+    def init(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(params=key))))
+
+    def run(params, tokens_BT, segment_ids_BT=None, positions_BT=None, *, with_kv: bool = False):
+        if segment_ids_BT is None:
+            segment_ids_BT = jnp.ones_like(tokens_BT)
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+        return nnx.merge(graph, params)(tokens_BT, segment_ids_BT, positions_BT, with_kv=with_kv)
+
+    def hidden(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T D"]:
+        return run(params, tokens_BT, segment_ids_BT, positions_BT)[0]
+
+    def apply(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T V"]:
+        return logits(params, hidden(params, tokens_BT, segment_ids_BT, positions_BT))
+
+    return Model(config, apply, hidden, init, nnx.to_pure_dict(abstract))
+
+
+def output_kernel(params: Params) -> Float[Array, "D V"]:
+    """The output head's matrix: its own, or the embedding transposed where they are tied."""
+    return params["head"]["kernel"] if "head" in params else params["embed"]["embedding"].T
+
+
+def logits(params: Params, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Float32 logits of hidden states."""
+    kernel_DV = output_kernel(params).astype(hidden_BTD.dtype)
+    return jnp.einsum("btd,dv->btv", hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)

@@ -1,0 +1,91 @@
+"""Rotary position embedding (RoFormer, arXiv:2104.09864) and its four ways of stretching past the trained context.
+
+Pairs are split in halves: component i turns with component i + E/2. Meta's checkpoints interleave them (2i with
+2i + 1); `from_interleaved` and `to_interleaved` permute the rows of query and key weights at the border.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .config import LlamaConfig, RopeScaling
+
+
+def frequencies(config: LlamaConfig) -> tuple[Float[np.ndarray, " E/2"], float]:
+    """Angle per position of each pair, in radians, float32, and the factor on cos and sin (1 but for yarn)."""
+    pairs = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    scaling = config.rope_scaling
+    if scaling is None:
+        return (config.rope_theta**-pairs).astype(np.float32), 1.0
+    stretched, amplitude = _SCALINGS[scaling.kind](config, scaling, pairs)
+    return stretched.astype(np.float32), amplitude
+
+
+def _linear(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tuple[np.ndarray, float]:
+    """Position interpolation (arXiv:2306.15595)."""
+    return config.rope_theta**-pairs / scaling.factor, 1.0
+
+
+def _ntk(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tuple[np.ndarray, float]:
+    """NTK-aware: the base grows so that the slowest pair is interpolated by exactly `factor`."""
+    width = config.head_dim
+    return (config.rope_theta * scaling.factor ** (width / (width - 2))) ** -pairs, 1.0
+
+
+def _yarn(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tuple[np.ndarray, float]:
+    """YaRN (arXiv:2309.00071, section 3.2): fast pairs kept, slow ones interpolated, a ramp between over pair index."""
+
+    def pair_turning(rotations: float) -> float:
+        turns = scaling.original_max_len / (rotations * 2 * math.pi)
+        return config.head_dim * math.log(turns) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(pair_turning(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair_turning(scaling.beta_slow)), config.head_dim - 1)
+    ramp = np.clip((np.arange(len(pairs)) - low) / max(high - low, 1e-3), 0, 1)
+    kept = config.rope_theta**-pairs
+    amplitude = scaling.attention_factor
+    if amplitude is None:
+        amplitude = 0.1 * math.log(scaling.factor) + 1.0
+    return kept / scaling.factor * ramp + kept * (1 - ramp), amplitude
+
+
+def _llama3(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tuple[np.ndarray, float]:
+    """Llama 3.1: as YaRN, with the ramp over the number of turns within the trained context."""
+    kept = config.rope_theta**-pairs
+    turns = scaling.original_max_len * kept / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    share_kept = np.clip((turns - low) / (high - low), 0, 1)
+    return kept * share_kept + kept / scaling.factor * (1 - share_kept), 1.0
+
+
+_SCALINGS = {"linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3}
+
+
+def angles(
+    config: LlamaConfig, positions_BT: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T E/2"], Float[Array, "B T E/2"]]:
+    """cos and sin for `rotate`, in float32: bfloat16 angles lose neighbouring positions past a few hundred."""
+    frequency, amplitude = frequencies(config)
+    angle_BTe = positions_BT[:, :, None].astype(jnp.float32) * frequency[None, None, :]
+    return jnp.cos(angle_BTe) * amplitude, jnp.sin(angle_BTe) * amplitude
+
+
+def rotate(
+    x_BTHE: Float[Array, "B T H E"], cos_BTe: Float[Array, "B T E/2"], sin_BTe: Float[Array, "B T E/2"]
+) -> Float[Array, "B T H E"]:
+    """Turns each pair (i, i + E/2) of every head by its position's angle; float32 inside, x's dtype outside."""
+    first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTe[:, :, None, :], sin_BTe[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHE.dtype)
+
+
+def from_interleaved(w: Float[np.ndarray, "*prefix E"]) -> Float[np.ndarray, "*prefix E"]:
+    """Weights whose last axis is a head in Meta's order (pairs side by side) to the order of this file (halves)."""
+    return np.concatenate([w[..., 0::2], w[..., 1::2]], axis=-1)
+
+
+def to_interleaved(w: Float[np.ndarray, "*prefix E"]) -> Float[np.ndarray, "*prefix E"]:
+    """The inverse of `from_interleaved`."""
+    return np.stack(np.split(w, 2, axis=-1), axis=-1).reshape(w.shape)

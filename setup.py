@@ -1,0 +1,46 @@
+"""Installs the repository root as the package `camelid`."""
+
+from setuptools import find_packages, setup
+
+FOLDERS = ["model", "data", "train", "rlhf", "evals", "serve", "configs", "launch", "benchmarks"]
+PACKAGES = find_packages(include=[p for folder in FOLDERS for p in (folder, f"{folder}.*")])
+
+setup(
+    name="camelid",
+    version="0.1.0",
+    description="From raw text to a chat model in JAX: LLaMA pretraining, instruction tuning and RLHF.",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    package_dir={"camelid": "."},
+    packages=["camelid", *(f"camelid.{name}" for name in PACKAGES)],
+    package_data={"camelid.data": ["templates/*.jinja"]},
+    install_requires=[
+        "jax>=0.9",
+        "flax>=0.12.4",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.4",
+        "grain>=0.2.15",
+        "tensorflow-datasets>=4.9.9",
+        "ml-collections>=1.1",
+        "absl-py>=2.1",
+        "etils[epath]>=1.12",
+        "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
+        "numpy>=2.0",
+        "pyarrow>=17",
+        "sentencepiece>=0.2.1",
+        "tokenizers>=0.21",
+        "safetensors>=0.5",
+        "jinja2>=3.1",
+        "jaxtyping>=0.3",
+        "rich>=13.9",
+        "tensorboardX>=2.6.2",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "gcs": ["gcsfs"],
+        "wandb": ["wandb"],
+        "dev": ["pytest>=8", "ruff>=0.12"],
+    },
+    entry_points={"console_scripts": ["camelid=camelid.launch.cli:main"]},
+)

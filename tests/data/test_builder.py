@@ -1,0 +1,125 @@
+"""Sources as TFDS datasets: what goes in comes out again, by our own reader and by plain TFDS."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tensorflow_datasets as tfds
+from camelid.data import sources
+from camelid.data.builder import build_dataset
+from camelid.data.errors import UserError
+
+tfds.disable_progress_bar()
+
+
+def user(content, **more):
+    return {"role": "user", "content": content, **more}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+RECORDS = {
+    "text": [{"kind": "text", "text": f"document {i}, 你好\n\x00 é"} for i in range(40)],
+    "chat": [
+        {"kind": "chat", "messages": [user(f"question {i}", input="材料"), assistant(f"answer {i}")]} for i in range(40)
+    ]
+    + [{"kind": "chat", "messages": [user("a"), assistant("b"), user("c"), assistant("d")]}],
+    "preference": [
+        {
+            "kind": "preference",
+            "messages": [user(f"question {i}")],
+            "chosen": [assistant("好")],
+            "rejected": [assistant("no")],
+            "margin": i / 4,
+        }
+        for i in range(40)
+    ],
+    "prompt": [{"kind": "prompt", "messages": [user(f"question {i}")]} for i in range(40)],
+}
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    return str(path)
+
+
+def as_set(records):
+    return {json.dumps(record, sort_keys=True) for record in records}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_built_dataset_reads_back_as_the_same_records_in_the_same_splits(tmp_path, kind):
+    source = write(tmp_path / "records.jsonl", RECORDS[kind])
+    folder = build_dataset(source, name="mine", data_dir=tmp_path / "datasets", heldout=0.3)
+    assert folder == tmp_path / "datasets" / "mine" / kind / "1.0.0"
+    for split in ("train", "heldout"):
+        expected = list(sources.read(source, split=split, heldout=0.3))
+        back = [{k: v for k, v in r.items() if k != "meta"} for r in sources.read(f"tfds:{folder}:{split}")]
+        assert len(back) == len(expected) > 0
+        assert as_set(back) == as_set(expected)
+
+
+def test_plain_tfds_opens_it_with_its_metadata(tmp_path):
+    records = [record | {"meta": {"id": i}} for i, record in enumerate(RECORDS["text"])]
+    source = write(tmp_path / "records.jsonl", records)
+    folder = build_dataset(source, name="mine", data_dir=tmp_path, heldout=0.3)
+    builder = tfds.builder_from_directory(folder)
+    data = {split: builder.as_data_source(split=split) for split in ("train", "heldout")}
+    assert sum(map(len, data.values())) == 40
+    texts = {example["text"].decode(): json.loads(example["meta"]) for part in data.values() for example in part}
+    assert texts == {record["text"]: record["meta"] for record in records}
+    assert builder.info.metadata == {
+        "source": source,
+        "fingerprint": sources.fingerprint(source),
+        "format": "auto",
+        "heldout": 0.3,
+        "records": {split: len(examples) for split, examples in data.items()},
+    }
+    assert builder.info.file_format.value == "array_record"
+
+
+def test_a_built_dataset_is_reused_and_never_overwritten_by_another_source(tmp_path):
+    source = write(tmp_path / "records.jsonl", RECORDS["text"])
+    folder = build_dataset(source, name="mine", data_dir=tmp_path)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert build_dataset(source, name="mine", data_dir=tmp_path) == folder
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(UserError, match="made from other data or settings"):
+        build_dataset(source, name="mine", data_dir=tmp_path, heldout=0.5)
+
+
+def test_a_source_too_small_to_hold_anything_out_has_no_heldout_split(tmp_path):
+    source = write(tmp_path / "records.jsonl", RECORDS["text"][:2])
+    folder = build_dataset(source, name="mine", data_dir=tmp_path, heldout=0.0)
+    assert list(tfds.builder_from_directory(folder).info.splits) == ["train"]
+
+
+def test_mistakes_are_one_clear_line_and_leave_no_dataset(tmp_path):
+    mixed = write(tmp_path / "mixed.jsonl", RECORDS["text"] + RECORDS["prompt"])
+    with pytest.raises(UserError, match=r"record \d+: a prompt record among text records"):
+        build_dataset(mixed, name="mine", data_dir=tmp_path)
+    assert not (tmp_path / "mine" / "text" / "1.0.0").exists()
+    with pytest.raises(UserError, match="'My Data': use small letters"):
+        build_dataset(mixed, name="My Data", data_dir=tmp_path)
+    with pytest.raises(UserError, match="no records"):
+        build_dataset(write(tmp_path / "empty.jsonl", []), name="mine", data_dir=tmp_path)
+    some = write(tmp_path / "some.jsonl", [{"text": "a"}, {"text": 1}, {"text": "b"}])
+    with pytest.raises(UserError, match=r"some\.jsonl:2"):
+        build_dataset(some, name="some", data_dir=tmp_path)
+    folder = build_dataset(some, name="some", data_dir=tmp_path, on_error="skip", heldout=0.0)
+    assert len(list(sources.read(f"tfds:{folder}:train"))) == 2
+
+
+def test_nothing_of_it_loads_tensorflow(tmp_path):
+    source = write(tmp_path / "records.jsonl", RECORDS["chat"])
+    code = f"""
+import sys
+from camelid.data import batches, builder, cache, prefetch, sources
+folder = builder.build_dataset({source!r}, name="mine", data_dir={str(tmp_path)!r})
+assert len(list(sources.read(f"tfds:{{folder}}:train"))) > 30
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,238 @@
+"""Configs: what was read, what is unread, lengths of time, files and overrides."""
+
+import textwrap
+
+import ml_collections
+import pytest
+from camelid.data.errors import UserError
+from camelid.train.settings import Seconds, Settings, check_all_read, duration, load_config, parse_arguments
+
+CONFIG = '''
+    import ml_collections
+    from ml_collections import config_dict
+
+    from camelid.train.settings import parse_arguments
+
+
+    def get_config(arg=None):
+        """A config as users write them."""
+        a = parse_arguments(arg, size="nano", seed=0, scale=1.0, fast=False)
+        config = ml_collections.ConfigDict({"size": a.size, "seed": a.seed, "scale": a.scale, "fast": a.fast})
+        config.init_from = config_dict.placeholder(str)
+        config.total_epochs = None
+        config.optim = {"lr": 1e-3, "betas": (0.9, 0.95), "decay": [(".*", 0.1)], "warmup_steps": 10}
+        return config
+'''
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    return write(tmp_path, CONFIG)
+
+
+def write(directory, source):
+    path = directory / "experiment.py"
+    path.write_text(textwrap.dedent(source))
+    return str(path)
+
+
+def settings():
+    return Settings(
+        ml_collections.ConfigDict({"seed": 1, "model": {"dim": 8, "layers": 2}, "optim": {"lr": 0.1, "path": "x"}})
+    )
+
+
+def test_every_way_of_reading_counts_and_sections_alone_do_not():
+    config = settings()
+    optim = config.optim
+    assert config.unread() == [
+        "config.model.dim", "config.model.layers", "config.optim.lr", "config.optim.path", "config.seed"
+    ]  # fmt: skip
+    assert config.get("seed") == 1 and config["optim"]["path"] == "x" and optim.lr == 0.1
+    assert config.unread() == ["config.model.dim", "config.model.layers"]
+    assert dict(**config.model) == {"dim": 8, "layers": 2}
+    check_all_read(config)
+
+
+def test_items_and_values_read_but_asking_whether_a_name_is_there_does_not():
+    config = settings()
+    assert "lr" in config.optim and len(config.optim) == 2 and list(config.model) == ["dim", "layers"]
+    assert len(config.unread()) == 5
+    assert dict(config.model.items()) == {"dim": 8, "layers": 2}
+    assert sorted(map(str, config.optim.values())) == ["0.1", "x"]
+    assert config.unread() == ["config.seed"]
+
+
+def test_an_unread_leaf_is_named_with_the_nearest_name_that_was_asked_for():
+    config = Settings(ml_collections.ConfigDict({"optim": {"learning_rate": 0.1, "b1": 0.9}, "zzz": 1}))
+    assert config.optim.get("lr", 0.3) == 0.3
+    assert config.optim.b1 == 0.9
+    with pytest.raises(UserError) as error:
+        check_all_read(config)
+    assert str(error.value) == (
+        "nothing reads config.optim.learning_rate; did you mean config.optim.lr?; nothing reads config.zzz"
+    )
+
+
+def test_a_missing_name_is_an_error_with_the_nearest_spelling():
+    with pytest.raises(UserError, match=r"the config has no config\.model\.dims; did you mean dim\?"):
+        _ = settings().model.dims
+    with pytest.raises(UserError, match=r"the config has no config\.modell; did you mean model\?"):
+        settings()["modell"]
+    with pytest.raises(UserError, match=r"the config has no config\.optim\.warmup; config\.optim has lr, path$"):
+        _ = settings().optim.warmup
+
+
+def test_settings_cannot_be_written():
+    with pytest.raises(TypeError):
+        settings()["seed"] = 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"total_steps": 7}, 7),
+        ({"total_epochs": 2.5}, 250),
+        ({"total_tokens": 10_000}, 20),
+        ({"total_percent": 7}, 70),  # 1000 * 7 / 100 in floats is not 70 exactly
+        ({"total_steps": None, "total_percent": 0.01}, 1),  # never rounded to nothing
+        ({"total_percent": 0}, 0),
+        ({"total_seconds": 1.5}, Seconds(1.5)),
+    ],
+)
+def test_a_length_of_time_in_any_unit_becomes_steps(given, expected):
+    section = Settings(ml_collections.ConfigDict(given))
+    found = duration(section, "total", steps_per_epoch=100, tokens_per_step=512, total_steps=1000, seconds=True)
+    assert found == expected and type(found) is type(expected)
+    check_all_read(section)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "set one of config.total_steps, config.total_epochs: the config sets none of them"),
+        ({"total_steps": None}, "sets none of them"),
+        ({"total_steps": 3, "total_epochs": 1}, "sets config.total_steps and config.total_epochs"),
+        ({"total_tokens": 5}, "config.total_tokens: tokens have no meaning here; set one of config.total_steps"),
+        ({"total_seconds": 5}, "config.total_seconds: seconds have no meaning here"),
+        ({"total_steps": -1}, "config.total_steps = -1: a length of time is a number from 0 up"),
+        ({"total_steps": "7"}, "config.total_steps = '7': a length of time is a number"),
+        ({"total_steps": True}, "config.total_steps = True: a length of time is a number"),
+        ({"total_epochs": float("nan")}, "config.total_epochs = nan: a length of time is a number"),
+        ({"total_steps": 1.5}, "config.total_steps = 1.5: steps are whole"),
+    ],
+)
+def test_a_length_of_time_that_makes_no_sense_is_an_error(given, message):
+    with pytest.raises(UserError) as error:
+        duration(Settings(ml_collections.ConfigDict(given)), "total", steps_per_epoch=10)
+    assert message in str(error.value)
+
+
+def test_a_length_of_time_may_be_left_out_where_it_is_not_required():
+    section = Settings(ml_collections.ConfigDict({"keep_steps": None}))
+    assert duration(section, "keep", required=False) is None
+    check_all_read(section)
+
+
+def test_a_misspelt_unit_is_found_by_the_check_for_unread_leaves():
+    section = Settings(ml_collections.ConfigDict({"warmup_step": 10}))
+    duration(section, "warmup", required=False)
+    with pytest.raises(UserError, match=r"nothing reads config\.warmup_step; did you mean config\.warmup_steps\?"):
+        check_all_read(section)
+
+
+def test_arguments_take_the_types_of_their_defaults():
+    a = parse_arguments("size=7b,seed=3,scale=2,fast,path=a=b", size="nano", seed=0, scale=1.0, fast=False, path=None)
+    assert vars(a) == {"size": "7b", "seed": 3, "scale": 2.0, "fast": True, "path": "a=b"}
+    assert isinstance(a.scale, float)
+    assert parse_arguments("fast=false", fast=True).fast is False
+    assert vars(parse_arguments(None, size="nano")) == vars(parse_arguments("", size="nano")) == {"size": "nano"}
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("sise=7b", "unknown argument 'sise'; did you mean size?; there are size, seed, fast"),
+        ("seed=x", "argument seed=x: needs int, such as 0"),
+        ("seed", "argument seed=True: needs int"),
+        ("fast=1", "argument fast=1: needs bool"),
+    ],
+)
+def test_a_wrong_argument_is_an_error(arg, message):
+    with pytest.raises(UserError) as error:
+        parse_arguments(arg, size="nano", seed=0, fast=False)
+    assert message in str(error.value)
+
+
+def test_a_config_loads_with_arguments_and_overrides(config_file):
+    config = load_config(
+        f"{config_file}:size=7b,seed=4",
+        [
+            "--config.optim.lr=1",  # an int for a float
+            "--config.optim.betas=(0.8, 0.9)",
+            "--config.optim.decay=[('a', 0), ('.*', 0.2)]",
+            "--config.total_epochs=2",  # None in the file: any literal
+            "--config.init_from=runs/a",
+            "--config.fast",
+        ],
+    )
+    assert (config.size, config.seed, config.fast, config.init_from) == ("7b", 4, True, "runs/a")
+    assert config.optim.lr == 1.0 and isinstance(config.optim.lr, float)
+    assert config.optim.betas == (0.8, 0.9) and config.optim.decay == [("a", 0), (".*", 0.2)]
+    assert config.total_epochs == 2 and config.is_locked
+
+
+def test_none_unsets_a_leaf_and_the_last_mention_of_a_leaf_counts(config_file):
+    config = load_config(config_file, ["--config.optim.warmup_steps=None", "--config.seed=None", "--config.seed=5"])
+    assert config.optim.warmup_steps is None and config.seed == 5
+    config = load_config(config_file, ["--config.seed=5", "--config.seed=None", "--config.init_from=None"])
+    assert config.seed is None and config.init_from is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optim.lrr=1", "there is no config.optim.lrr; did you mean config.optim.lr?"),
+        ("--config.optm.lr=None", "there is no config.optm.lr; did you mean config.optim.lr?"),
+        ("--config.seed=abc", "--config.seed=abc: config.seed is of type int, such as 0"),
+        ("--config.seed=1.5", "--config.seed=1.5: config.seed is of type int, such as 0"),
+        ("--config.fast=7", "config.fast is of type bool, such as False"),
+        ("--config.optim.decay=3", "decay"),
+        ("--config.optim=3", "config.optim is a section; set its leaves, betas, decay, lr, warmup_steps"),
+        ("--config.seed.x=3", "config.seed is a value, not a section"),
+        ("--config.seed", "Missing value for flag --config.seed"),
+        ("--confg.seed=3", "--confg.seed is no override: write --config.<name>=<value>"),
+        ("seed=3", "seed=3 is no override: write --config.<name>=<value>"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(config_file, override, message):
+    with pytest.raises(UserError) as error:
+        load_config(config_file, [override])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def get_config(:", "experiment.py: SyntaxError: "),
+        ("def get_config():\n    return {}['lr']", "experiment.py:2: KeyError: 'lr'"),
+        ("def get_config():\n\n    raise OSError('no\\ndisk')", "experiment.py:3: OSError: no disk"),
+        ("def get_config():\n    return {}", "get_config() must return an ml_collections.ConfigDict, not dict"),
+        ("x = 1", "experiment.py: AttributeError: module 'config' has no attribute 'get_config'"),
+        ("import no_such_module", "experiment.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_what_goes_wrong_in_a_config_file_is_one_line_with_its_place(tmp_path, source, message):
+    with pytest.raises(UserError) as error:
+        load_config(write(tmp_path, source))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_wrong_argument_in_the_path_of_a_config_is_one_line(config_file):
+    with pytest.raises(UserError, match=r"experiment\.py:\d+: unknown argument 'sise'; did you mean size\?"):
+        load_config(f"{config_file}:sise=3")
+
+
+def test_a_missing_config_file_is_named_with_its_nearest_neighbour(config_file, tmp_path):
+    with pytest.raises(UserError, match=r"experimnt\.py: no such config file; did you mean .*experiment\.py\?"):
+        load_config(str(tmp_path / "experimnt.py:size=7b"))

@@ -1,0 +1,144 @@
+"""A trained model with what it takes to use it: the two-line form of people's evaluation scripts.
+
+m = camelid.load("runs/quickstart/sft")
+print(m.chat([{"role": "user", "content": "Who lives in the lighthouse?"}]))
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float, Int
+
+from ..data.errors import UserError
+from ..data.templates import ChatTemplate
+from ..data.tokenizer import Tokenizer
+from ..model import decode, llama
+from ..model.config import LlamaConfig
+from ..model.sampling import Sampling
+from ..model.sharding import PARTITION_RULES, make_mesh, shardings
+from . import checkpoints
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class Llama:
+    """config, params (a plain nested dict), tokenizer and template (None where the source has none), mesh, step."""
+
+    def __init__(
+        self,
+        model: llama.Model,
+        params: llama.Params,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None,
+        mesh: jax.sharding.Mesh,
+        step: int | None = None,
+    ):
+        self.model = model
+        self.params = params
+        self.tokenizer = tokenizer
+        self.template = template
+        self.mesh = mesh
+        self.step = step
+        self._apply = jax.jit(model.apply)
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.model.config
+
+    def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
+        """Float32 logits of the token after each position."""
+        with jax.set_mesh(self.mesh):
+            return self._apply(self.params, jnp.asarray(tokens, jnp.int32))
+
+    def generate(
+        self, prompts: str | Sequence[str], *, seed: int = 0, batch_size: int = 64, **sampling: Any
+    ) -> list[str]:
+        """Continuations of raw text, without a chat template.
+
+        sampling: fields of `model.sampling.Sampling` (max_tokens, temperature, top_k, top_p, ..., n). The end-of-text
+        token stops. With n > 1 the n continuations of a prompt stand together.
+        """
+        tokenizer = self._tokenizer()
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        tokens = [begin + tokenizer.encode(prompt) for prompt in prompts]
+        chosen = Sampling(**({"stop_ids": (tokenizer.eos_id,)} | sampling))
+        return [tokenizer.decode(ids) for ids in self.complete(tokens, chosen, seed=seed, batch_size=batch_size)]
+
+    def chat(self, messages: str | Messages, *, seed: int = 0, **sampling: Any) -> str:
+        """The assistant's next turn; a string is a conversation of one user turn. Sampling as in `generate`."""
+        return self.chat_batch([messages], seed=seed, **sampling)[0]
+
+    def chat_batch(
+        self, conversations: Sequence[str | Messages], *, seed: int = 0, batch_size: int = 64, **sampling: Any
+    ) -> list[str]:
+        """`chat` for many conversations at once; with n > 1 the n answers to one stand together."""
+        tokenizer, template = self._tokenizer(), self._template()
+        tokens = [self._prompt(messages) for messages in conversations]
+        chosen = Sampling(**({"stop_ids": template.stop_ids(tokenizer)} | sampling))
+        answers = self.complete(tokens, chosen, seed=seed, batch_size=batch_size)
+        return [tokenizer.decode(ids).strip() for ids in answers]
+
+    def stream_chat(self, messages: str | Messages, *, seed: int = 0, **sampling: Any) -> Iterator[str]:
+        """`chat` piece by piece, as soon as whole characters are there."""
+        tokenizer, template = self._tokenizer(), self._template()
+        chosen = Sampling(**({"stop_ids": template.stop_ids(tokenizer)} | sampling))
+        decoder = tokenizer.stream()
+        with jax.set_mesh(self.mesh):
+            for token in decode.stream(self.model, self.params, self._prompt(messages), chosen, seed=seed):
+                yield decoder.push(token)
+        yield decoder.flush()
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int = 0, batch_size: int = 64
+    ) -> list[list[int]]:
+        """Token continuations of token prompts, in order, `sampling.n` for each."""
+        with jax.set_mesh(self.mesh):
+            return decode.generate_batch(self.model, self.params, prompts, sampling, seed=seed, batch_size=batch_size)
+
+    def _prompt(self, messages: str | Messages) -> list[int]:
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self._template().encode(messages, self._tokenizer(), generation_prompt=True).tokens.tolist()
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError("this model came without a tokenizer: give tokens to `logits` or `complete`")
+        return self.tokenizer
+
+    def _template(self) -> ChatTemplate:
+        if self.template is None:
+            raise UserError("this model came without a chat template: use `generate`, or tune it with `camelid train`")
+        return self.template
+
+
+def load(
+    path: epath.PathLike,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
+    weights: str = "params",
+) -> Llama:
+    """The model of a run directory (its latest checkpoint) or of one checkpoint.
+
+    mesh: default, one device. dtype: of parameters and computation; default, as trained. weights: "params", or "ema"
+    for the moving average of a run that kept one. Raises UserError for a path that holds no checkpoint.
+    """
+    path = checkpoints.find(path)
+    manifest = checkpoints.read_manifest(path)
+    config = LlamaConfig.from_dict(manifest["model"])
+    if dtype is not None:
+        config = config.replace(dtype=dtype, param_dtype=dtype)
+    mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
+    model = llama.build(config)
+    where = shardings(model.abstract_params, mesh, PARTITION_RULES)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
+    )
+    params = checkpoints.load_params(path, abstract, name=weights)
+    template = manifest["template"] and ChatTemplate(**manifest["template"])
+    return Llama(model, params, checkpoints.load_tokenizer(path), template, mesh, step=manifest["step"])

@@ -1,0 +1,97 @@
+"""What every supervised recipe does with its network, data and loss: optimise, watch, save, resume."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..data.batches import Batches, EvalBatches
+from ..data.templates import ChatTemplate
+from ..data.tokenizer import Tokenizer
+from ..model import llama
+from ..model.sharding import BATCH
+from . import setup
+from .bundle import Llama
+from .checkpoints import Checkpoints, check_continues, keep_tokenizer
+from .evaluate import heldout_loss
+from .loop import Evaluation, Pace, train
+from .optimizer import split_frozen
+from .report import Reporter
+from .settings import Settings, check_all_read
+from .state import Guard, LossFn, make_update
+
+Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
+"""evaluator(llama, **section of config.evals) -> metrics and rows of samples."""
+
+
+def fit(
+    settings: Settings,
+    workdir: epath.Path,
+    mesh: jax.sharding.Mesh,
+    model: llama.Model,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    batches: Batches,
+    heldout: Mapping[str, EvalBatches],
+    loss_fn: LossFn,
+    evaluators: Mapping[str, Evaluator],
+) -> Llama:
+    """Trains to `config.total_*` and returns the model; goes on from the latest checkpoint under `workdir`.
+
+    Call it under `jax.set_mesh(mesh)`. Raises UserError for settings that do not fit or that nothing reads,
+    `loop.TrainingStopped` when steps keep failing.
+    """
+    lengths = setup.lengths_of(settings, batches)
+    frozen = setup.frozen_of(settings)
+    trainable, _ = split_frozen(model.abstract_params, frozen)
+    optimizer, schedule = setup.optimizer_of(settings, trainable, lengths, batches)
+    update = make_update(
+        loss_fn,
+        optimizer,
+        schedule,
+        frozen=frozen,
+        accumulate=settings.optim.accumulate,
+        guard=Guard(settings.guard.spike_sigma, settings.guard.warmup_steps),
+        ema_decay=settings.ema_decay,
+    )
+    rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
+    evaluations = [Evaluation("heldout", lengths.evaluate, heldout_loss(model, heldout, rows, settings.eval_batches))]
+    for name, section in settings.evals.items():
+        arguments = dict(section)
+
+        def evaluate(params: Any, name=name, arguments=arguments):
+            return evaluators[name](Llama(model, params, tokenizer, template, mesh), **arguments)
+
+        evaluations.append(Evaluation(name, lengths.evaluate, evaluate))
+
+    manifest = setup.manifest_of(settings.config(), model, tokenizer, template, batches)
+    with Checkpoints(workdir, **settings.checkpoint) as saved:
+        state = setup.first_state(settings, model, optimizer, saved, mesh)
+        start = int(state["step"])
+        pace = Pace(lengths.log, settings.guard.max_streak, settings.profile.at_step, settings.profile.n_steps)
+        with Reporter(workdir, lengths.total, start_step=start, wandb=settings.wandb) as reporter:
+            check_all_read(settings)
+            if start:
+                check_continues(workdir, manifest)
+            else:
+                keep_tokenizer(workdir, tokenizer)
+                reporter.text(0, "data", setup.report_data(batches, heldout))
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            state = train(
+                jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)),
+                state,
+                batches,
+                start=start,
+                total=lengths.total,
+                sharding=rows,
+                pace=pace,
+                evaluations=[e for e in evaluations if e.name != "heldout" or heldout],
+                reporter=reporter,
+                checkpoints=saved,
+                manifest=manifest,
+                flops_per_token=model.config.flops_per_token(batches.length),
+                workdir=workdir,
+            )
+    return Llama(model, state.get("ema", state["params"]), tokenizer, template, mesh, step=int(state["step"]))

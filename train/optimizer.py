@@ -1,0 +1,153 @@
+"""From config values to one optax transformation: clip, precondition, decay, multiply, step.
+
+The optimiser sees the trainable parameters only. Which are decayed, frozen or moved at another pace is said by regex
+lists (`model.sharding.match`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+from optax import contrib
+
+from ..data.errors import UserError
+from ..model.sharding import map_rules, path_name
+
+Rules = Sequence[tuple[str, Any]]
+
+DEFAULTS: dict[str, dict[str, float]] = {
+    "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "adafactor": {"decay_rate": 0.8, "eps": 1e-30, "clipping_threshold": 1.0},
+    "muon": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95, "ns_steps": 5},
+}
+"""What each optimiser takes, with LLaMA's betas for AdamW (arXiv:2302.13971, section 2.3) and, for the rest, the
+papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (with consistent RMS, arXiv:2502.16982)."""
+
+DECAY: Rules = ((r".*norm/scale", False), (r".*", True))
+
+
+def make_optimizer(
+    params: Any,
+    *,
+    name: str,
+    schedule: optax.Schedule,
+    weight_decay: float,
+    clip_norm: float | None,
+    decay: Rules = DECAY,
+    lr_multipliers: Rules = ((r".*", 1.0),),
+    **arguments: float | None,
+) -> optax.GradientTransformation:
+    """The transformation for `params` (the trainable tree; shapes suffice).
+
+    The update is -schedule(step) * multiplier * (direction + weight_decay * parameter), where gradients are first
+    clipped to a global norm of `clip_norm`. `arguments` are those of `DEFAULTS[name]`; None stands for the default.
+    Raises UserError for an unknown optimiser or an argument that it does not take.
+    """
+    if name not in DEFAULTS:
+        raise UserError(f"config.optim.name: no optimiser {name!r}; give one of {', '.join(DEFAULTS)}")
+    given = {key: value for key, value in arguments.items() if value is not None}
+    if unknown := set(given) - set(DEFAULTS[name]):
+        raise UserError(
+            f"config.optim: {name} does not take {', '.join(sorted(unknown))}; it takes {', '.join(DEFAULTS[name])}"
+        )
+    multipliers = map_rules(lr_multipliers, params)
+    scale_each = optax.stateless(lambda updates, _: jax.tree.map(lambda u, m: u * m, updates, multipliers))
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
+        _DIRECTIONS[name](params, **(DEFAULTS[name] | given)),
+        optax.add_decayed_weights(weight_decay, mask=map_rules(decay, params)),
+        scale_each,
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _adamw(params, b1, b2, eps):
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+
+def _lion(params, b1, b2):
+    return optax.scale_by_lion(b1=b1, b2=b2)
+
+
+def _adafactor(params, decay_rate, eps, clipping_threshold):
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=decay_rate, epsilon=eps),
+        optax.clip_by_block_rms(clipping_threshold),
+        optax.scale_by_param_block_rms(),
+    )
+
+
+def _muon(params, b1, b2, eps, momentum, ns_steps):
+    """Orthogonalised momentum for the matrices inside the layers, Adam for embedding, head and norms."""
+    dimensions = jax.tree_util.tree_map_with_path(lambda path, _: _matrix_axes(path_name(path)), params)
+    # At learning rate -1 optax's alias gives the direction itself; the chain above sets sign and pace.
+    return contrib.muon(
+        -1.0,
+        ns_steps=ns_steps,
+        beta=momentum,
+        eps=eps,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=dimensions,
+    )
+
+
+def _matrix_axes(name: str) -> contrib.MuonDimensionNumbers | None:
+    """Input and output axes of a stacked layer matrix (axis 0 is the layer); None for what Muon leaves to Adam."""
+    if name.endswith(("attention/q", "attention/k", "attention/v")):
+        return contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
+    if name.endswith("attention/o"):
+        return contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
+    if name.startswith("layers/mlp/"):
+        return contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return None
+
+
+_DIRECTIONS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": _muon}
+
+
+def make_schedule(
+    *, name: str, lr: float, total_steps: int, warmup_steps: int, final: float, decay_steps: int | None = None
+) -> optax.Schedule:
+    """Learning rate by step: a linear rise to `lr` over `warmup_steps`, then down to `final * lr` at `total_steps`.
+
+    `cosine` (LLaMA: final 0.1, 2,000 warm-up steps), `linear`, `constant` (no descent), or `wsd`, which stays at the
+    top and falls linearly over the last `decay_steps` (warmup-stable-decay, arXiv:2404.06395, section 4).
+    """
+    if warmup_steps > total_steps:
+        raise UserError(f"config.schedule: warm-up of {warmup_steps} steps in a run of {total_steps}; shorten it")
+    rest = max(total_steps - warmup_steps, 1)
+    if name == "cosine":
+        after = optax.cosine_decay_schedule(lr, rest, alpha=final)
+    elif name == "linear":
+        after = optax.linear_schedule(lr, lr * final, rest)
+    elif name == "constant":
+        after = optax.constant_schedule(lr)
+    elif name == "wsd":
+        if decay_steps is None or decay_steps > rest:
+            raise UserError("config.schedule: wsd needs a length of decay that fits after the warm-up, e.g. 20 percent")
+        after = optax.join_schedules(
+            [optax.constant_schedule(lr), optax.linear_schedule(lr, lr * final, decay_steps)], [rest - decay_steps]
+        )
+    else:
+        raise UserError(f"config.schedule.name: no schedule {name!r}; give cosine, linear, wsd or constant")
+    rise = optax.linear_schedule(lr / max(warmup_steps, 1), lr, max(warmup_steps - 1, 1))
+    return optax.join_schedules([rise, after], [warmup_steps])
+
+
+def split_frozen(params: Any, frozen: Rules) -> tuple[Any, Any]:
+    """(trainable, frozen) trees of the same structure with None in the other's places; a pytree skips None."""
+    is_frozen = map_rules(frozen, params)
+    trainable = jax.tree.map(lambda p, f: None if f else p, params, is_frozen)
+    rest = jax.tree.map(lambda p, f: p if f else None, params, is_frozen)
+    if not jax.tree.leaves(trainable):
+        raise UserError("config.optim.frozen freezes every parameter; leave at least one to train")
+    return trainable, rest
+
+
+def join_frozen(trainable: Any, frozen: Any) -> Any:
+    """The inverse of `split_frozen`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda x: x is None)

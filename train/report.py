@@ -1,0 +1,223 @@
+"""What a run tells: to the console, to JSON lines, to TensorBoard and, when asked for, to Weights & Biases.
+
+Metrics are floats under names grouped by slashes ("train/loss", "eval/primer/loss"); tables of samples are lists of
+rows. Only process 0 of a run writes. A run that resumes drops what was written after the step it resumes from.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import tensorboardX
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..data.errors import UserError
+
+HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
+
+
+class Reporter:
+    """Writes metrics and tables of a run under `workdir`: metrics.jsonl, samples.jsonl, tensorboard/.
+
+    start_step: the step that the run resumes from, 0 if it starts anew. total_steps: None if it ends by the clock.
+    headline: the metrics that the progress line shows, with their labels there. wandb: the run's name on Weights &
+    Biases; None for not using it, UserError if it is not installed.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        total_steps: int | None,
+        *,
+        start_step: int = 0,
+        headline: Mapping[str, str] = HEADLINE,
+        wandb: str | None = None,
+        console: Console | None = None,
+    ):
+        self._outlets = []
+        if jax.process_index() != 0:
+            return
+        workdir = epath.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if wandb is not None:  # first: it may be missing, and nothing is open yet
+            self._outlets.append(_WandB(wandb, workdir))
+        self._outlets += [
+            _JsonLines(workdir, start_step),
+            _TensorBoard(workdir, start_step),
+            _Terminal(console or Console(), total_steps, start_step, headline),
+        ]
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Reports metrics of the state after `step` updates."""
+        values = {name: float(value) for name, value in metrics.items()} if self._outlets else {}
+        for outlet in self._outlets:
+            outlet.metrics(step, values)
+
+    def text(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        """Reports a table of samples: rows with the same columns."""
+        for outlet in self._outlets:
+            outlet.table(step, name, rows)
+
+    def close(self) -> None:
+        while self._outlets:
+            self._outlets.pop().close()
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+class _Terminal:
+    """A progress bar on a terminal; elsewhere a line per report. Reports without a headline metric are always lines."""
+
+    def __init__(self, console: Console, total_steps: int | None, start_step: int, headline: Mapping[str, str]):
+        self._console = console
+        self._total = total_steps
+        self._headline = headline
+        self._first = None  # (step, time) of the first report: from there speed is measured, without compilation
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[line]}"))
+        self._progress = Progress(*columns, console=console) if console.is_terminal else None
+        if self._progress:
+            self._task = self._progress.add_task("", total=total_steps, completed=start_step, line="")
+            self._progress.start()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        shown = {label: values[name] for name, label in self._headline.items() if name in values}
+        line = "  ".join(f"{label} {_number(value)}" for label, value in (shown or values).items())
+        if not shown:
+            self._print(f"step {step}  {line}")
+            return
+        line += self._time_left(step)
+        if self._progress:
+            self._progress.update(self._task, completed=step, line=line)
+        else:
+            self._print(f"step {step}{f'/{self._total}' if self._total else ''}  {line}")
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        table = Table(title=f"{name}, step {step}", show_lines=True)
+        for column in rows[0] if rows else ():
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row.values()))
+        self._console.print(table)
+
+    def close(self) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _time_left(self, step: int) -> str:
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        steps, seconds = step - self._first[0], now - self._first[1]
+        if not self._total or not steps:
+            return ""
+        left = round((self._total - step) * seconds / steps)
+        return f"  left {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+
+
+class _JsonLines:
+    """metrics.jsonl, an object with "step" a line, and samples.jsonl, an object with "step", "name", "rows" a line."""
+
+    def __init__(self, workdir: epath.Path, start_step: int):
+        self._files = {}
+        for name in ("metrics", "samples"):
+            path = workdir / f"{name}.jsonl"
+            _drop_lines_after(path, start_step)
+            self._files[name] = path.open("a", encoding="utf-8")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self._append("metrics", {"step": step, **finite})
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        self._append("samples", {"step": step, "name": name, "rows": [dict(row) for row in rows]})
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _append(self, name: str, record: dict) -> None:
+        self._files[name].write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._files[name].flush()
+
+
+class _TensorBoard:
+    def __init__(self, workdir: epath.Path, start_step: int):
+        self._writer = tensorboardX.SummaryWriter(
+            os.fspath(workdir / "tensorboard"),
+            purge_step=start_step + 1 if start_step else 0,  # TensorBoard hides what earlier runs wrote from there on
+            filename_suffix=f".{start_step}",
+            flush_secs=10,
+        )
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        lines = [list(rows[0]), ["---"] * len(rows[0])] if rows else []
+        lines += [[_markdown(cell) for cell in row.values()] for row in rows]
+        self._writer.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, name: str, workdir: epath.Path):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                f"wandb = {name!r} asks for Weights & Biases, which is missing: pip install wandb"
+            ) from None
+        self._wandb = wandb
+        where = hashlib.blake2b(os.fspath(workdir.resolve()).encode(), digest_size=8).hexdigest()
+        self._run = wandb.init(project="camelid", name=name, id=where, resume="allow", dir=os.fspath(workdir))
+        self._run.define_metric("*", step_metric="step")  # steps may come out of order: evaluations, resumed runs
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        columns = list(rows[0]) if rows else []
+        self._run.log({"step": step, name: self._wandb.Table(columns, [list(row.values()) for row in rows])})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _drop_lines_after(path: epath.Path, step: int) -> None:
+    """Keeps the lines of a run up to the step it resumes from; none for step 0, where it starts anew."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if step and _step_of(line) <= step]
+    rewritten = path.with_suffix(".tmp")
+    rewritten.write_bytes(b"".join(kept))
+    rewritten.replace(path)
+
+
+def _step_of(line: bytes) -> float:
+    return json.loads(line)["step"] if line.endswith(b"}\n") else math.inf  # inf: torn, the run was killed writing it
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _markdown(cell: str) -> str:
+    return str(cell).replace("|", "\\|").replace("\n", "<br>")

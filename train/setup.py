@@ -1,0 +1,198 @@
+"""From a config's sections to the things they describe: mesh, tokenizer, network, data, optimiser, first state."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from etils import epath
+
+from ..data.batches import Batches, EvalBatches, Part
+from ..data.cache import build_cache
+from ..data.errors import UserError
+from ..data.templates import ChatTemplate, load_template
+from ..data.tokenizer import Tokenizer
+from ..model import llama
+from ..model.config import LlamaConfig
+from ..model.sharding import PARTITION_RULES, make_mesh
+from . import checkpoints
+from .optimizer import DECAY, Rules, make_optimizer, make_schedule
+from .settings import Settings, duration
+from .state import State, init_state, state_of, state_shardings
+
+EVERYTHING: Rules = ((r".*", False),)
+
+
+def mesh_of(settings: Settings) -> jax.sharding.Mesh:
+    """The mesh of `config.mesh`: sizes of data, fsdp, tensor and context."""
+    try:
+        return make_mesh(dict(settings.mesh))
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+
+
+def tokenizer_of(settings: Settings) -> Tokenizer:
+    """`config.tokenizer`, a path; where it is None, that of `config.init_from`."""
+    if settings.tokenizer is not None:
+        return Tokenizer.load(settings.tokenizer)
+    if settings.init_from is None:
+        raise UserError("config.tokenizer: give the path of one, or config.init_from a checkpoint that has one")
+    tokenizer = checkpoints.load_tokenizer(settings.init_from)
+    if tokenizer is None:
+        raise UserError(f"{settings.init_from} has no tokenizer; set config.tokenizer")
+    return tokenizer
+
+
+def template_of(settings: Settings) -> ChatTemplate:
+    """`config.template`, a name or a jinja file; where it is None, that of `config.init_from`."""
+    if settings.template is not None:
+        return load_template(settings.template)
+    stored = settings.init_from and checkpoints.read_manifest(settings.init_from)["template"]
+    if not stored:
+        raise UserError("config.template: name one (chatml, llama2, ...) or give a jinja file")
+    return ChatTemplate(**stored)
+
+
+def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
+    """The network of `config.model`: a preset with the tokenizer's vocabulary, or what `config.init_from` holds.
+
+    Of a checkpoint the architecture is kept; how to execute it (dtypes, attention, remat) is this run's choice.
+    """
+    section = settings.model
+    execution = {name: section[name] for name in ("dtype", "param_dtype", "attention", "remat")}
+    if settings.init_from is not None:
+        if section.preset is not None:
+            raise UserError("config.model.preset: the architecture comes from config.init_from; set one of the two")
+        return llama.build(stored_model(settings.init_from).replace(**execution))
+    try:
+        config = LlamaConfig.preset(section.preset, vocab_size=tokenizer.vocab_size, **execution)
+        return llama.build(config)
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from None
+
+
+def stored_model(path: epath.PathLike) -> LlamaConfig:
+    """The network's config in the manifest of a checkpoint or run directory."""
+    return LlamaConfig.from_dict(checkpoints.read_manifest(path)["model"])
+
+
+def data_of(
+    settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | None
+) -> tuple[Batches, dict[str, EvalBatches]]:
+    """The endless training batches of `config.data.mixture`, and one pass over each source's held-out part."""
+    section = settings.data
+    common = dict(
+        tokenizer=tokenizer,
+        template=template,
+        cache_dir=section.cache_dir,
+        heldout=section.heldout,
+        on_error=section.on_error,
+    )
+    rows = dict(batch_size=section.batch_size, length=section.seq_len, packing=section.packing)
+    parts, heldout = [], {}
+    for name, source in section.mixture.items():
+        where = dict(source=source.source, format=source.format)
+        parts.append(Part(name, build_cache(**where, split="train", **common), source.weight))
+        if section.heldout:
+            heldout[name] = EvalBatches(build_cache(**where, split="heldout", **common), **rows)
+    return Batches(parts, **rows, seed=settings.seed), heldout
+
+
+class Lengths(NamedTuple):
+    """Durations of a run, in steps."""
+
+    total: int
+    log: int
+    evaluate: int
+
+
+def lengths_of(settings: Settings, batches: Batches) -> Lengths:
+    """`config.total_*`, `log_*` and `eval_*`, each in steps, epochs, tokens or percent."""
+    units = dict(steps_per_epoch=batches.steps_per_epoch, tokens_per_step=batches.batch_size * batches.length)
+    total = duration(settings, "total", **units)
+    return Lengths(
+        total=total,
+        log=duration(settings, "log", **units, total_steps=total),
+        evaluate=duration(settings, "eval", **units, total_steps=total),
+    )
+
+
+def optimizer_of(
+    settings: Settings, params: Any, lengths: Lengths, batches: Batches
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser and the learning rate of `config.optim` and `config.schedule` over the trainable `params`."""
+    units = dict(
+        steps_per_epoch=batches.steps_per_epoch,
+        tokens_per_step=batches.batch_size * batches.length,
+        total_steps=lengths.total,
+    )
+    schedule = make_schedule(
+        name=settings.schedule.name,
+        lr=settings.optim.lr,
+        total_steps=lengths.total,
+        warmup_steps=duration(settings.schedule, "warmup", **units),
+        final=settings.schedule.final,
+        decay_steps=duration(settings.schedule, "decay", **units, required=False),
+    )
+    section = dict(settings.optim)
+    del section["lr"], section["frozen"], section["accumulate"]
+    section["decay"] = section["decay"] or DECAY
+    section["lr_multipliers"] = section["lr_multipliers"] or ((r".*", 1.0),)
+    return make_optimizer(params, schedule=schedule, **section), schedule
+
+
+def frozen_of(settings: Settings) -> Rules:
+    """`config.optim.frozen`: which parameters stay as they are; none by default."""
+    return settings.optim.frozen or EVERYTHING
+
+
+def first_state(
+    settings: Settings,
+    model: llama.Model,
+    optimizer: optax.GradientTransformation,
+    saved: checkpoints.Checkpoints,
+    mesh: jax.sharding.Mesh,
+) -> State:
+    """Where the run stands: its latest checkpoint, else `config.init_from`'s parameters, else random ones."""
+    frozen, rules = frozen_of(settings), settings.partition_rules or PARTITION_RULES
+    ema = settings.ema_decay is not None
+    init = init_state(model.init, optimizer, frozen, ema=ema)
+    key = jax.random.key(settings.seed)
+    abstract = jax.eval_shape(init, key)
+    try:
+        shardings = state_shardings(abstract, mesh, rules)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    if saved.latest() is not None:
+        return saved.restore(abstract)
+    if settings.init_from is not None:
+        params = checkpoints.load_params(settings.init_from, abstract["params"])
+        start = jax.jit(lambda p: state_of(p, optimizer, frozen, ema=ema), out_shardings=shardings)
+        return start(params)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def manifest_of(
+    config: Any, model: llama.Model, tokenizer: Tokenizer, template: ChatTemplate | None, batches: Batches
+) -> dict:
+    """What a checkpoint says of itself."""
+    described = checkpoints.describe(
+        config, tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint
+    )
+    return described | {"model": dataclasses.asdict(model.config)}
+
+
+def report_data(batches: Batches, heldout: Mapping[str, EvalBatches]) -> list[dict[str, str]]:
+    """Rows of a table: each count of each source and split."""
+    columns = {f"{name} train": counts for name, counts in batches.summary().items()}
+    columns |= {f"{name} heldout": source.summary() for name, source in heldout.items()}
+    names = dict.fromkeys(name for counts in columns.values() for name in counts)
+    return [{"": name, **{column: _shown(counts.get(name)) for column, counts in columns.items()}} for name in names]
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"

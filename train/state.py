@@ -1,0 +1,169 @@
+"""What a run carries from step to step, where each part of it lives, and how one step changes it.
+
+State is a plain dict: params, opt_state, step, guard (what decides whether a step is skipped) and, where asked for,
+ema. All of it is made already sharded.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..model.sharding import path_name, shardings
+from .optimizer import Rules, join_frozen, split_frozen
+
+State = dict[str, Any]
+LossFn = Callable[[Any, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+
+
+class Guard(NamedTuple):
+    """When a step is skipped: its loss or gradient is not finite, or its loss is more than `spike_sigma` standard
+    deviations above the running mean of accepted steps (None: never), once `warmup` steps have been accepted."""
+
+    spike_sigma: float | None = 10.0
+    warmup: int = 50
+
+
+def init_state(
+    init_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, frozen: Rules, *, ema: bool
+) -> Callable[[jax.Array], State]:
+    """The function from a key to the first state, to be compiled with `state_shardings` as its output's."""
+
+    def init(key: jax.Array) -> State:
+        return state_of(init_params(key), optimizer, frozen, ema=ema)
+
+    return init
+
+
+def state_of(params: Any, optimizer: optax.GradientTransformation, frozen: Rules, *, ema: bool) -> State:
+    """The state of a run that starts from `params`."""
+    guard = {"mean": 0.0, "var": 0.0, "accepted": 0, "skipped": 0, "streak": 0}
+    state = {
+        "params": params,
+        "opt_state": optimizer.init(split_frozen(params, frozen)[0]),
+        "step": jnp.zeros((), jnp.int32),
+        "guard": {k: jnp.asarray(v, jnp.float32 if isinstance(v, float) else jnp.int32) for k, v in guard.items()},
+    }
+    return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> State:
+    """A sharding for each leaf: optimiser moments lie where their parameter lies, everything else on every device."""
+    params = shardings(abstract["params"], mesh, rules)
+    by_path = {
+        path_name(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(abstract["params"]), jax.tree.leaves(params), strict=True
+        )
+    }
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def like_its_parameter(path, leaf):
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, sharding = by_path.get("/".join(parts[start:]), (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(like_its_parameter, abstract)
+
+
+def make_update(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    frozen: Rules = ((r".*", False),),
+    accumulate: int = 1,
+    guard: Guard = Guard(),
+    ema_decay: float | None = None,
+) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
+    """The pure function `update(state, batch) -> (state, metrics)` of one optimiser step.
+
+    loss_fn(params, rows) gives (sum of the loss over tokens, number of tokens, dict of further sums): with
+    `accumulate` > 1 the batch is walked through in that many parts and sums are divided once, by the whole batch's
+    tokens, so that the result does not depend on `accumulate`. Metrics are float32 scalars: loss, the further sums
+    per token, grad_norm (before clipping), update_norm, param_norm, lr, tokens, skipped (so far) and streak (skips
+    in a row).
+    """
+
+    def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+        trainable, rest = split_frozen(state["params"], frozen)
+
+        def sums(trainable, rows):
+            loss, tokens, extra = loss_fn(join_frozen(trainable, rest), rows)
+            return loss, (tokens, extra)
+
+        (loss, (tokens, extra)), grads = _accumulate(
+            jax.value_and_grad(sums, has_aux=True), trainable, batch, accumulate
+        )
+        per_token = 1.0 / jnp.maximum(tokens, 1.0)
+        grads = jax.tree.map(lambda g: g * per_token, grads)
+        loss = loss * per_token
+        grad_norm = optax.tree.norm(grads)
+        accept = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~_is_spike(state["guard"], loss, guard)
+
+        updates, opt_state = optimizer.update(grads, state["opt_state"], trainable)
+        moved = (optax.apply_updates(trainable, updates), opt_state)
+        new, opt_state = jax.tree.map(lambda a, b: jnp.where(accept, a, b), moved, (trainable, state["opt_state"]))
+        params = join_frozen(new, rest)
+
+        counts = _watch(state["guard"], loss, accept)
+        new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "guard": counts}
+        if ema_decay is not None:
+            new_state["ema"] = optax.incremental_update(params, state["ema"], 1.0 - ema_decay)
+        metrics = {
+            "loss": loss,
+            **{name: total * per_token for name, total in extra.items()},
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
+            "lr": schedule(state["guard"]["accepted"]),
+            "tokens": tokens,
+            "skipped": counts["skipped"],
+            "streak": counts["streak"],
+        }
+        return new_state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    return update
+
+
+def _accumulate(grad_fn: Callable, trainable: Any, batch: Mapping[str, jax.Array], parts: int) -> Any:
+    """Sums grad_fn's results over `parts` equal parts of the batch, each with rows of every shard."""
+    if parts == 1:
+        return grad_fn(trainable, dict(batch))
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+
+    def add(total, rows):
+        return jax.tree.map(jnp.add, total, grad_fn(trainable, rows)), None
+
+    shapes = jax.eval_shape(grad_fn, trainable, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def _is_spike(counts: Mapping[str, jax.Array], loss: jax.Array, guard: Guard) -> jax.Array:
+    if guard.spike_sigma is None:
+        return jnp.asarray(False)
+    border = counts["mean"] + guard.spike_sigma * (jnp.sqrt(counts["var"]) + 1e-3)
+    return (counts["accepted"] >= guard.warmup) & (loss > border)
+
+
+def _watch(counts: Mapping[str, jax.Array], loss: jax.Array, accept: jax.Array) -> dict[str, jax.Array]:
+    """Running mean and variance of accepted losses (exponential, about the last 50), and the counters of skips."""
+    weight = jnp.maximum(1.0 / (counts["accepted"] + 1.0), 0.02)
+    delta = loss - counts["mean"]
+    mean = counts["mean"] + weight * delta
+    var = (1.0 - weight) * (counts["var"] + weight * delta * delta)
+    skip = jnp.where(accept, 0, 1)
+    return {
+        "mean": jnp.where(accept, mean, counts["mean"]),
+        "var": jnp.where(accept, var, counts["var"]),
+        "accepted": counts["accepted"] + 1 - skip,
+        "skipped": counts["skipped"] + skip,
+        "streak": jnp.where(accept, 0, counts["streak"] + 1),
+    }

@@ -1,0 +1,69 @@
+"""How fast a run goes, and what share of the hardware's peak that is."""
+
+import resource
+import sys
+import time
+
+import jax
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+}
+"""Dense bfloat16 FLOP/s per device by the makers' data sheets; the longest name that the device's kind starts with."""
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """The peak of `device` in FLOP/s, None for one without a data sheet here (CPUs)."""
+    names = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+class Meter:
+    """Tokens per second since the last reading, not counting the time that was passed over with `pause`.
+
+    MFU is model FLOPs (`LlamaConfig.flops_per_token`: recomputation and padding left out) per second, divided by the
+    devices' peak; given as a fraction, and only for devices whose peak is known.
+    """
+
+    def __init__(self, flops_per_token: float):
+        self._flops_per_token = flops_per_token
+        self._devices = jax.device_count()
+        self._peak = peak_flops(jax.devices()[0])
+        self._start = time.perf_counter()
+        self._passed_over = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leaves `seconds`, spent on evaluation or a report, out of the next reading."""
+        self._passed_over += seconds
+
+    def read(self, tokens: float, steps: int) -> dict[str, float]:
+        """Rates over the `tokens` (padding not counted) of the `steps` since the last reading."""
+        now = time.perf_counter()
+        seconds = max(now - self._start - self._passed_over, 1e-9)
+        self._start, self._passed_over = now, 0.0
+        rates = {
+            "seconds_per_step": seconds / steps,
+            "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_device": tokens / seconds / self._devices,
+        }
+        if self._peak:
+            rates["mfu"] = rates["tokens_per_second_per_device"] * self._flops_per_token / self._peak
+        return rates
+
+
+def memory() -> dict[str, float]:
+    """Peak bytes: of the first device where it tells, and of this process on the host."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"host_memory_peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        found["device_memory_peak_bytes"] = float(stats["peak_bytes_in_use"])
+    return found
