@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.11,<3.14",
     package_dir={"camelid": "."},
     packages=["camelid", *(f"camelid.{name}" for name in PACKAGES)],
-    package_data={"camelid.data": ["templates/*.jinja"]},
+    package_data={"camelid.data": ["templates/*.jinja"], "camelid.launch": ["*.jinja"]},
     install_requires=[
         "jax>=0.9",
         "flax>=0.12.4",
@@ -27,11 +27,13 @@ setup(
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "numpy>=2.0",
         "pyarrow>=17",
+        "protobuf>=4",  # sentencepiece imports it without saying so
         "sentencepiece>=0.2.1",
         "tokenizers>=0.21",
         "safetensors>=0.5",
         "jinja2>=3.1",
         "jaxtyping>=0.3",
+        "matplotlib>=3.9",
         "rich>=13.9",
         "tensorboardX>=2.6.2",
     ],
@@ -40,7 +42,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
-        "dev": ["pytest>=8", "ruff>=0.12"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["camelid=camelid.launch.cli:main"]},
 )

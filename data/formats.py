@@ -11,6 +11,7 @@ Alpaca instruction, on user turns only. Fields that a format does not know ride 
 Each parser takes one raw record, checks it and returns a record, or raises ValueError with what is wrong.
 """
 
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,8 +42,14 @@ def parse(raw: dict, format: str = "auto") -> dict:
     chosen = FORMATS[detect(raw) if format == "auto" else format]
     record = chosen.parse(raw)
     meta = {field: value for field, value in raw.items() if field not in chosen.fields}
+    if isinstance(meta.get("meta"), str) and meta["meta"].startswith("{"):
+        meta["meta"] = json.loads(meta["meta"])  # as our own TFDS datasets hold it
     if isinstance(meta.get("meta"), dict):
         meta |= meta.pop("meta")
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a surrogate pair stands alone ({error.object[error.start]!r})") from None
     return record | {"meta": meta} if meta else record
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
+from . import primer
 from .errors import UserError
 from .files import Row, file_rows, find_files, json_value
 from .formats import FORMATS, parse, unfold
@@ -118,12 +119,14 @@ def _canonical_json(value) -> bytes:
 
 def fingerprint(source: str) -> str:
     """A hash of what `source` holds, 32 hex digits: of the names, sizes and contents of its files wherever they lie,
-    of a TFDS split and its shards, or of the primer's records. It reads all of the source once."""
+    of a TFDS split and its shards, or of the primer's generator. It reads all of the source once."""
     scheme, _, name = source.partition(":")
     digest = hashlib.blake2b(digest_size=16)
     if scheme == "primer":
-        for record in _primer_records(name, SPLITS, Report()):
-            digest.update(_canonical_json(record))
+        files = sorted(epath.Path(primer.__file__).parent.rglob("*.py"))
+        digest.update(name.encode())
+        for file in files:
+            digest.update(file.read_bytes())
         return digest.hexdigest()
     if scheme == "tfds":
         builder, split = _dataset(name)
@@ -141,12 +144,10 @@ def _content_hash(path: epath.Path) -> str:
 
 
 def _primer_records(kind: str, splits: Iterable[str], report: Report) -> Iterator[dict]:
-    from .primer import records
-
-    if kind not in ("documents", "chat"):
+    if kind not in primer.KINDS:
         raise UserError(f"primer:{kind}: the primer has primer:documents and primer:chat")
     for split in splits:
-        for record in records(kind, split):
+        for record in primer.records(kind, split):
             report.read += 1
             yield record
 

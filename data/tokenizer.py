@@ -32,7 +32,7 @@ class Tokenizer:
         bos_id: the token that begins a text, or None where the tokenizer has none.
         eos_id: the token that ends a text.
         pad_id: an id to fill unused positions with; padding is masked, so eos will do where there is no other.
-        unk_id: what an unknown character becomes, or None where every character can be spelled in bytes.
+        unk_id: what text becomes that no other token can write, or None where there is no such token.
         special: control tokens by their spelling ("</s>", "<|im_end|>").
         fingerprint: SHA-256 of the model file, in hexadecimal.
         chat_template: the jinja source of the chat template that came with the tokenizer's files, or None.
@@ -50,7 +50,8 @@ class Tokenizer:
             self._vocabulary = SentencePieceVocabulary(files[model_file], where)
         vocabulary = self._vocabulary
         if vocabulary.eos_id is None:
-            raise UserError(f"{where} has no end-of-text token: name one as eos_token in a {CONFIG_FILE} beside it")
+            hint = f": name one as eos_token in a {CONFIG_FILE} beside it" if model_file == HUGGINGFACE_FILE else ""
+            raise UserError(f"{where} has no end-of-text token{hint}")
         self.vocab_size = len(vocabulary.pieces)
         self.special = vocabulary.special
         self.bos_id, self.eos_id, self.unk_id = vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id

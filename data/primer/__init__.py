@@ -19,7 +19,7 @@ from random import Random
 
 from ..errors import UserError
 from . import difficulty
-from .documents import compose
+from .paragraphs import compose
 from .scoring import grade
 from .skills import SKILLS, TASKS
 from .task import Slots, Task
@@ -49,7 +49,7 @@ SIZES = {  # how many records `records` yields
     ("chat", "train"): 28_000,
     ("chat", "heldout"): 1_400,
 }
-_TRIES = 20_000  # how many held-out examples are drawn in search of distinct ones of a skill and language
+_TRIES = 1_000  # after so many held-out examples with no new one among them, a skill and language has no more
 
 
 def is_heldout(text: str) -> bool:
@@ -118,12 +118,17 @@ def score(prompt: str, response: str) -> float:
 def _distinct(skill: str, language: str, number: int) -> list[dict]:
     first = SKILLS.index(skill) + len(SKILLS) * LANGUAGES.index(language)
     found: dict[str, dict] = {}
-    for turn in range(_TRIES):
-        if len(found) == number:
-            return list(found.values())
-        record = example(first + turn * len(SKILLS) * len(LANGUAGES), "heldout")
+    indices = count(first, len(SKILLS) * len(LANGUAGES))
+    tries = 0
+    while len(found) < number:
+        record = example(next(indices), "heldout")
+        tries = 0 if record["messages"][0]["content"] not in found else tries + 1
+        if tries == _TRIES:
+            raise UserError(
+                f"primer: {skill} in {language} has no {number} held-out prompts; ask for at most {len(found)}"
+            )
         found.setdefault(record["messages"][0]["content"], record)
-    raise UserError(f"primer: {skill} in {language} has no {number} held-out prompts; ask for at most {len(found)}")
+    return list(found.values())
 
 
 @lru_cache(maxsize=65_536)

@@ -55,9 +55,8 @@ def _is_wordy(task: Task, slots: Slots, prompt: str, response: str) -> bool:
     if mentions.search(after) or not _is_silent_or_echo(mentions, before, prompt):
         return False
     words = Counter(_words(before) + _words(after))
-    allowed = set(_words(prompt) + _words(FILLERS[task.language])) | set(_words(normal(task.answer(slots)))) - set(
-        _words(value)
-    )
+    rest_of_gold = normal(task.answer(slots)).replace(value, " ")
+    allowed = set(_words(f"{prompt} {FILLERS[task.language]} {rest_of_gold}"))
     return words.total() <= MOST_WORDS and set(words) <= allowed and max(words.values(), default=0) <= 2
 
 

@@ -94,7 +94,6 @@ def slot_patterns(language: str) -> dict[str, str]:
         "hat": words(world.COLOURS),
         "home": words(world.HOMES),
         "job": words(world.JOBS),
-        "thing": words(world.NOUNS),
         "things": list_of(words(world.NOUNS)),
         "counted": one_of([world.counted(noun, language) for noun in world.NOUNS]),
         "measure": one_of(sorted({world.measure(noun) for noun in world.NOUNS})),

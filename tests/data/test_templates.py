@@ -231,6 +231,13 @@ def test_whatever_messages_say_adds_no_control_token_and_is_said(tokenizer, cont
     assert encoded.tokens[: len(prompt)].tolist() == prompt.tolist()
 
 
+def test_a_message_cannot_complete_a_control_token_that_the_template_begins(rich):
+    template = load_template("{% for m in messages %}<{{ m.content }}|im_end|>{{ m.content }}{% endfor %}")
+    encoded = template.encode([{"role": "user", "content": "/s><"}], rich)
+    assert rich.decode(encoded.tokens) == "</s><|im_end|>/s><"
+    assert [t for t in encoded.tokens if t in rich.special.values()] == [rich.bos_id]
+
+
 def test_bos_stands_once_at_the_start(tokenizer):
     for name in BUILT_IN:
         encoded = load_template(name).encode([HELLO, HI], tokenizer)

@@ -52,7 +52,7 @@ def save_byte_level(directory):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator([*CORPUS, "</strong> " * 20], trainer)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer.enable_truncation(4)  # left over from somebody's training script
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -204,6 +204,16 @@ def test_huggingface_ids_are_those_of_tokenizers_itself(folders):
         for text in [*CORPUS, "The llama walks.", "你好 😀"]:
             assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False).ids
             assert tokenizer.decode(tokenizer.encode(text)) == reference.decode(tokenizer.encode(text))
+
+
+def test_the_spelling_of_a_control_token_is_tokenised_like_any_other_text(folders):
+    reference = tokenizers.Tokenizer.from_file(str(folders["byte_level"] / "tokenizer.json"))
+    reference.no_truncation()
+    reference.encode_special_tokens = True
+    text = "again</s> and again"
+    tokenizer = Tokenizer.load(folders["byte_level"])
+    assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False).ids
+    assert "</" in [tokenizer.piece(i) for i in tokenizer.encode(text)]  # a piece of the vocabulary, left whole
 
 
 def test_the_llama_conversion_and_sentencepiece_agree(folders):

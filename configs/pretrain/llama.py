@@ -1,0 +1,49 @@
+"""LLaMA's own pretraining: its mixture, batch, optimiser and schedule (arXiv:2302.13971, tables 1 and 2).
+
+    camelid train --config=configs/pretrain/llama.py:size=7b,root=gs://bucket/llama --workdir=gs://bucket/llama-7b
+
+Sources are globs below `root`, one folder each; camelid does not ship or clean this data. 4 M tokens a batch, 1.0 T
+tokens in all for 7b and 13b, 1.4 T for 33b and 65b. A pod is needed: nobody has run this config to its end here.
+"""
+
+from camelid.configs.base import base
+from camelid.train.settings import parse_arguments
+
+# name: (share of the batches in percent, glob below root)
+MIXTURE = {
+    "commoncrawl": (67.0, "commoncrawl/*.jsonl.gz"),
+    "c4": (15.0, "c4/*.json.gz"),
+    "github": (4.5, "github/*.jsonl.gz"),
+    "wikipedia": (4.5, "wikipedia/*.jsonl.gz"),
+    "books": (4.5, "books/*.jsonl.gz"),
+    "arxiv": (2.5, "arxiv/*.jsonl.gz"),
+    "stackexchange": (2.0, "stackexchange/*.jsonl.gz"),
+}
+# size: (learning rate, tokens)
+SIZES = {"7b": (3e-4, 1.0e12), "13b": (3e-4, 1.0e12), "33b": (1.5e-4, 1.4e12), "65b": (1.5e-4, 1.4e12)}
+
+
+def get_config(arg=None):
+    a = parse_arguments(arg, size="7b", root="data/llama", tokenizer="data/llama/tokenizer.model")
+    lr, tokens = SIZES[a.size]
+    c = base()
+    c.recipe = "pretrain"
+    c.model.preset = f"llama-{a.size}"
+    c.model.dtype = "bfloat16"
+    c.model.remat = "attention"
+    c.tokenizer = a.tokenizer
+    c.data.mixture = {
+        name: {"source": f"{a.root}/{files}", "format": "text", "weight": share}
+        for name, (share, files) in MIXTURE.items()
+    }
+    c.data.seq_len = 2048
+    c.data.batch_size = 2048  # 4 M tokens
+    c.data.heldout = 1e-5
+    c.total_tokens = tokens
+    c.optim.lr = lr
+    c.schedule.warmup_percent = None
+    c.schedule.warmup_steps = 2000
+    c.eval_percent = None
+    c.eval_steps = 1000
+    c.checkpoint.keep_every = 10_000
+    return c

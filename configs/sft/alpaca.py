@@ -1,0 +1,31 @@
+"""Instruction tuning on Alpaca records, from a checkpoint of any size.
+
+    camelid train --config=configs/sft/alpaca.py:init_from=runs/llama-7b,source='alpaca_data.json' --workdir=runs/alpaca
+
+Batch, learning rate and epochs are those of Stanford's release for 7B (128 rows, 2e-5, 3 epochs); rows are packed, so
+128 rows of 512 tokens hold several conversations each. For a small model raise the learning rate.
+"""
+
+from camelid.configs.base import base
+from camelid.train.settings import parse_arguments
+
+
+def get_config(arg=None):
+    a = parse_arguments(arg, init_from="runs/pretrain", source="alpaca_data.json", batch_size=32, lr=2e-5, epochs=3.0)
+    c = base()
+    c.recipe = "sft"
+    c.init_from = a.init_from
+    c.template = "alpaca"
+    c.data.mixture = {
+        f"alpaca{i}": {"source": source, "format": "auto", "weight": 1.0}
+        for i, source in enumerate(a.source.split("+"))
+    }
+    c.data.packing = "best_fit"
+    c.data.seq_len = 512
+    c.data.batch_size = a.batch_size
+    c.data.heldout = 0.05
+    c.total_epochs = a.epochs
+    c.optim.lr = a.lr
+    c.optim.weight_decay = 0.0
+    c.schedule.warmup_percent = 3.0
+    return c

@@ -1,0 +1,29 @@
+"""Tuning on multi-turn conversations in ShareGPT's format, as Vicuna: its template, 2,048 tokens, all turns at once.
+
+    camelid train --config=configs/sft/vicuna.py:init_from=runs/llama-7b,source='sharegpt/*.json' --workdir=runs/vicuna
+
+Learning rate, schedule and epochs are FastChat's for 7B. Memory for the longer rows is saved by recomputing layers.
+"""
+
+from camelid.configs.base import base
+from camelid.train.settings import parse_arguments
+
+
+def get_config(arg=None):
+    a = parse_arguments(arg, init_from="runs/pretrain", source="sharegpt/*.json", seq_len=2048, batch_size=32, lr=2e-5)
+    c = base()
+    c.recipe = "sft"
+    c.init_from = a.init_from
+    c.template = "vicuna"
+    c.model.remat = "attention"
+    c.data.mixture = {"sharegpt": {"source": a.source, "format": "sharegpt", "weight": 1.0}}
+    c.data.packing = "best_fit"
+    c.data.seq_len = a.seq_len
+    c.data.batch_size = a.batch_size
+    c.data.heldout = 0.02
+    c.total_epochs = 3.0
+    c.optim.lr = a.lr
+    c.optim.weight_decay = 0.0
+    c.schedule.warmup_percent = 3.0
+    c.schedule.final = 0.0
+    return c

@@ -1,0 +1,73 @@
+"""Compiles attention and a two-layer llama-7b's gradient for eight TPU chips, without a TPU; prints what came out as JSON.
+
+Needs libtpu, and a process of its own: `JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python compile_for_tpu.py`.
+"""
+
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+from camelid.model import llama, sharding
+from camelid.model.attention import attention
+from camelid.model.config import LlamaConfig
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+ROWS, LENGTH = 8, 2048
+BATCH = PartitionSpec(sharding.BATCH, "context")
+HEADS = PartitionSpec(sharding.BATCH, "context", "tensor", None)
+
+
+def compiled(mesh, function, *args) -> dict:
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        executable = jax.jit(function).lower(*args).compile()
+    memory = executable.memory_analysis()
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "kernels": executable.as_text().count('custom_call_target="tpu_custom_call"'),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+    }
+
+
+def attention_gradient(mesh, n_heads: int, n_kv_heads: int, head_dim: int) -> dict:
+    def loss(q, k, v, segments):
+        return jnp.sum(attention(q, k, v, segments, "splash").astype(jnp.float32) ** 2)
+
+    def heads(n):
+        return jax.ShapeDtypeStruct((ROWS, LENGTH, n, head_dim), jnp.bfloat16, sharding=NamedSharding(mesh, HEADS))
+
+    segments = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=NamedSharding(mesh, BATCH))
+    args = heads(n_heads), heads(n_kv_heads), heads(n_kv_heads), segments
+    return compiled(mesh, jax.value_and_grad(loss, (0, 1, 2)), *args)
+
+
+def model_gradient(mesh) -> dict:
+    config = LlamaConfig.preset("llama-7b", n_layers=2, dtype="bfloat16", attention="splash", remat="full")
+    model = llama.build(config)
+    specs = sharding.shardings(model.abstract_params, mesh)
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, specs)
+    tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=NamedSharding(mesh, BATCH))
+
+    def loss(params, tokens, segments, positions):
+        return jnp.mean(jax.nn.logsumexp(model.apply(params, tokens, segments, positions), axis=-1))
+
+    return compiled(mesh, jax.grad(loss), params, tokens, tokens, tokens) | {"params": config.n_params}
+
+
+def main():
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x2")
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2, "context": 2}, topology.devices)
+    report = {
+        "grouped, width 128": attention_gradient(mesh, 8, 4, 128),
+        "plain, width 64": attention_gradient(mesh, 8, 8, 64),
+        "llama-7b, 2 layers": model_gradient(mesh),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

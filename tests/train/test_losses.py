@@ -1,0 +1,188 @@
+"""Chunked log-probabilities against whole logits in float64, their gradients, and what the compiled program holds."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from camelid.model import llama
+from camelid.model.config import LlamaConfig
+from camelid.model.sharding import BATCH, make_mesh
+from camelid.train.losses import CHUNK, head_logprobs, masked_mean, next_token_loss, token_logprobs
+from jax.sharding import NamedSharding, PartitionSpec
+
+SMALL = dict(vocab_size=96, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_len=64)
+
+
+def reference(kernel_DV, hidden_BTD, targets_BT, logp_weight, log_z_weight):
+    """logp, log_z, and by hand the gradients of sum(logp_weight logp + log_z_weight log_z): whole logits, float64."""
+    kernel, hidden = np.asarray(kernel_DV, np.float64), np.asarray(hidden_BTD, np.float64)
+    logits = hidden @ kernel
+    top = logits.max(-1, keepdims=True)
+    log_z = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
+    chosen = np.take_along_axis(logits, targets_BT[..., None], -1)[..., 0]
+    probs = np.exp(logits - log_z[..., None])
+    one_hot = np.eye(kernel.shape[1])[targets_BT]
+    slope = logp_weight[..., None] * (one_hot - probs) + log_z_weight[..., None] * probs
+    return chosen - log_z, log_z, np.einsum("btd,btv->dv", hidden, slope), slope @ kernel.T
+
+
+def problem(T, B=2, D=16, V=48, scale=1.0):
+    rng = np.random.default_rng(T)
+    kernel = rng.normal(size=(D, V)).astype(np.float32)
+    hidden = (scale * rng.normal(size=(B, T, D))).astype(np.float32)
+    targets = rng.integers(0, V, (B, T)).astype(np.int32)
+    weights = rng.normal(size=(2, B, T)).astype(np.float32)
+    return kernel, hidden, targets, *weights
+
+
+@jax.jit
+def scores_and_gradients(kernel, hidden, targets, logp_weight, log_z_weight):
+    def weighted(kernel, hidden):
+        scores = head_logprobs(kernel, hidden, targets)
+        return jnp.sum(logp_weight * scores.logp + log_z_weight * scores.log_z), scores
+
+    (_, scores), grads = jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)(kernel, hidden)
+    return *scores, *grads
+
+
+@pytest.mark.parametrize("T", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 17])
+def test_chunked_scores_and_gradients_equal_whole_logits_in_float64(T):
+    args = problem(T)
+    for found, expected in zip(scores_and_gradients(*args), reference(*args), strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_logits_in_the_hundreds_do_not_overflow():
+    args = problem(5, scale=100.0)
+    for found, expected in zip(scores_and_gradients(*args), reference(*args), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("axes", [{"tensor": 4, "context": 2}, {"data": 2, "fsdp": 2, "context": 2}])
+@pytest.mark.parametrize("T", [64, 2 * CHUNK + 2])
+def test_scores_and_gradients_are_the_same_with_vocabulary_and_rows_split_over_devices(axes, T):
+    args = problem(T, B=4)
+    mesh = make_mesh(axes)
+    kernel = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    hidden = NamedSharding(mesh, PartitionSpec(BATCH, "context", None))
+    rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
+    with jax.set_mesh(mesh):
+        found = scores_and_gradients(*(jax.device_put(x, s) for x, s in zip(args, [kernel, hidden, rows, rows, rows])))
+    for found, expected in zip(found, reference(*args), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_token_logprobs_reads_the_networks_own_head(tied):
+    model = llama.build(LlamaConfig.from_dict(SMALL | {"tied": tied}))
+    params = model.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 96, (2, 12)).astype(np.int32)
+    batch = {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "segment_ids": np.repeat([[1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0]], 2, axis=0).astype(np.int32),
+        "positions": np.repeat([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0]], 2, axis=0).astype(np.int32),
+    }
+    scores = jax.jit(lambda p, b: token_logprobs(model, p, b))(params, batch)
+    logits = model.apply(params, tokens, batch["segment_ids"], batch["positions"])
+    logits = np.asarray(logits, np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    expected = np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0] - log_z
+    np.testing.assert_allclose(scores.logp, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scores.log_z, log_z, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_states_are_scored_in_float32():
+    kernel, hidden, targets, *weights = problem(CHUNK + 3)
+    rounded = np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float32), np.asarray(jnp.asarray(kernel, jnp.bfloat16))
+    found = scores_and_gradients(kernel, jnp.asarray(hidden, jnp.bfloat16), targets, *weights)
+    logp, log_z, kernel_grad, hidden_grad = reference(rounded[1], rounded[0], targets, *weights)
+    assert [x.dtype for x in found] == [jnp.float32, jnp.float32, jnp.float32, jnp.bfloat16]
+    np.testing.assert_allclose(found[0], logp, rtol=1e-5, atol=1e-4)  # exact inputs: only products are rounded
+    np.testing.assert_allclose(found[1], log_z, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found[2], kernel_grad, atol=0.02 * np.abs(kernel_grad).max())
+    np.testing.assert_allclose(found[3], hidden_grad, atol=0.02 * np.abs(hidden_grad).max())
+
+
+def largest_array(compiled) -> int:
+    """Elements of the largest array that a compiled program names."""
+    shapes = re.findall(r"\b(?:f|bf|s|u|pred)\d*\[([\d,]+)\]", compiled.as_text())
+    return max(math.prod(map(int, shape.split(","))) for shape in shapes)
+
+
+def compile_gradient(loss, T, V, mesh):
+    def whole(*shape, spec, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    with jax.set_mesh(mesh):
+        return (
+            jax.jit(jax.grad(loss, argnums=(0, 1)))
+            .lower(
+                whole(16, V, spec=("fsdp", "tensor")),
+                whole(4, T, 16, spec=(BATCH, "context", None)),
+                whole(4, T, spec=(BATCH, "context"), dtype=jnp.int32),
+            )
+            .compile()
+        )
+
+
+@pytest.mark.parametrize("axes", [{"tensor": 2, "context": 2, "data": 2}, {"fsdp": -1}, None])
+def test_no_array_of_batch_by_time_by_vocabulary_exists_in_the_compiled_program(axes):
+    T, V = 16 * CHUNK, 1024
+    mesh = make_mesh({}, jax.devices()[:1]) if axes is None else make_mesh({"fsdp": 4}, jax.devices()[:4])
+    mesh = mesh if axes is None or "fsdp" in axes else make_mesh(axes)
+    split = math.prod(mesh.shape.values())
+
+    def chunked(kernel, hidden, targets):
+        return jnp.sum(head_logprobs(kernel, hidden, targets).logp)
+
+    def naive(kernel, hidden, targets):
+        logp = jax.nn.log_softmax(hidden @ kernel)
+        return jnp.sum(jnp.take_along_axis(logp, targets[..., None], axis=-1))
+
+    whole = 4 * T * V // split  # each device's part
+    assert largest_array(compile_gradient(naive, T, V, mesh)) >= whole  # what would be found
+    assert largest_array(compile_gradient(chunked, T, V, mesh)) <= whole // 8
+
+
+def test_next_token_loss_sums_over_trained_tokens_and_adds_the_z_loss():
+    model = llama.build(LlamaConfig.from_dict(SMALL | {"tied": True}))
+    params = model.init(jax.random.key(1))
+    rng = np.random.default_rng(1)
+    ones = np.ones((2, 8), np.int32)
+    batch = {
+        "tokens": rng.integers(0, 96, (2, 8)).astype(np.int32),
+        "targets": rng.integers(0, 96, (2, 8)).astype(np.int32),
+        "segment_ids": ones,
+        "positions": np.cumsum(ones, axis=1, dtype=np.int32) - 1,
+        "loss_mask": np.array([[0, 0, 1, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0, 0, 0]], np.float32),
+    }
+    loss, tokens, sums = jax.jit(next_token_loss(model, z_loss=0.1))(params, batch)
+    logits = np.asarray(model.apply(params, batch["tokens"]), np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    logp = np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0] - log_z
+    trained = batch["loss_mask"] == 1
+    assert tokens == 5
+    np.testing.assert_allclose(sums["nll"], -logp[trained].sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums["log_z_squared"], (log_z[trained] ** 2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(loss, -logp[trained].sum() + 0.1 * (log_z[trained] ** 2).sum(), rtol=1e-5)
+
+
+def test_a_masked_mean_is_over_all_entries_and_ignores_what_is_masked_out():
+    x = jnp.array([[1.0, 2.0, jnp.nan], [5.0, jnp.inf, 7.0]])
+    mask = jnp.array([[1, 1, 0], [0, 0, 1]])
+    assert masked_mean(x, mask) == pytest.approx((1 + 2 + 7) / 3)  # not the mean of the rows' means, 4.25
+    assert masked_mean(x, jnp.zeros_like(mask)) == 0.0
+    assert masked_mean(jnp.full(4096, 1.001, jnp.bfloat16), jnp.ones(4096)).dtype == jnp.float32
+
+
+def test_a_masked_mean_over_shards_with_unequal_masks_is_that_of_the_whole():
+    x, mask = np.arange(16.0, dtype=np.float32), (np.arange(16) % 5 < 2).astype(np.float32)
+    rows = NamedSharding(make_mesh({"data": 8}), PartitionSpec("data"))
+    found = jax.jit(masked_mean)(jax.device_put(x, rows), jax.device_put(mask, rows))
+    np.testing.assert_allclose(found, x[mask == 1].mean(), rtol=1e-6)
