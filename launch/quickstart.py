@@ -47,7 +47,8 @@ def quickstart(workdir: epath.Path) -> dict:
     scores = {"pretrained": gold(pretrained, per_skill=PER_SKILL)}
 
     _announce(console, "3/3 instruction tuning", "the primer's conversations, loss on the answers")
-    tuned = _run(sft.run, workdir / "sft", f"sft/primer.py:init_from={workdir / 'pretrain'}", workdir)
+    config = f"sft/primer.py:init_from={workdir / 'pretrain'}"
+    tuned = _run(sft.run, workdir / "sft", config, workdir)
     scores["sft"] = gold(tuned, per_skill=PER_SKILL)
 
     results = {

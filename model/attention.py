@@ -26,8 +26,8 @@ def attention(
 ) -> Float[Array, "B T H E"]:
     """softmax(q k^T / sqrt(E)) v over earlier positions of the same segment (Vaswani et al., section 3.2.1).
 
-    Query head h reads key/value head h // (H / K). `auto` takes splash on a TPU where the row is a multiple of 128
-    tokens, cudnn on a GPU in a 16-bit dtype, else xla. A named implementation that cannot run raises.
+    Query head h reads key/value head h // (H / K). `auto` takes splash on a TPU where each device's part of the row is
+    a multiple of 128 tokens, cudnn on a GPU in a 16-bit dtype, else xla. A named implementation that cannot run raises.
     """
     if implementation == "auto":
         implementation = _choose(q_BTHE)
@@ -38,7 +38,7 @@ def attention(
 
 def _choose(q_BTHE: jax.Array) -> str:
     backend = jax.default_backend()
-    if backend == "tpu" and q_BTHE.shape[1] % 128 == 0:
+    if backend == "tpu" and q_BTHE.shape[1] % (128 * axis_size("context")) == 0:
         return "splash"
     if backend == "gpu" and q_BTHE.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
@@ -84,15 +84,19 @@ def _attend(
 
 def attend_cache(
     q_B1HE: Float[Array, "B 1 H E"],
-    k_BKSE: Float[Array, "B K S E"],
-    v_BKSE: Float[Array, "B K S E"],
-    valid_BS: Bool[Array, "B S"],
+    keys_LES: Float[Array, "*L E S"],
+    values_LSE: Float[Array, "*L S E"],
+    valid_LS: Bool[Array, "*L S"],
 ) -> Float[Array, "B 1 H E"]:
-    """One new position against a key/value cache, of which the slots in `valid_BS` hold this row's past."""
-    B, _, H, E = q_B1HE.shape
-    K = k_BKSE.shape[1]
-    q_BKG1E = q_B1HE.reshape(B, K, H // K, 1, E) * jnp.asarray(E**-0.5, q_B1HE.dtype)
-    return _attend(q_BKG1E, k_BKSE, v_BKSE, valid_BS[:, None, :]).reshape(B, 1, H, E)
+    """One new position against a key/value cache, of which the slots in `valid_LS` hold the row's past.
+
+    L stands for row and key/value head, as one axis or as two (`cache.Cache` says when and why).
+    """
+    *lead, E, _ = keys_LES.shape
+    q_LGE = q_B1HE.reshape(*lead, -1, E) * jnp.asarray(E**-0.5, q_B1HE.dtype)
+    scores = jnp.einsum("...ge,...es->...gs", q_LGE, keys_LES, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(jnp.where(valid_LS[..., None, :], scores, _MASKED), axis=-1)
+    return jnp.einsum("...gs,...se->...ge", probs.astype(values_LSE.dtype), values_LSE).reshape(q_B1HE.shape)
 
 
 def splash(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, interpret: bool = False):

@@ -59,9 +59,14 @@ class Attention(nnx.Module):
         self.v = _weight(config, rngs, (*stack, D, K, E), D**-0.5)
         self.o = _weight(config, rngs, (*stack, H, E, D), (2 * config.n_layers * H * E) ** -0.5)
 
+    def heads(self, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, H, E], keys and values [B, T, K, E], before rotation."""
+        weights = (self.q, self.k, self.v)
+        return tuple(jnp.einsum("btd,dhe->bthe", x_BTD, w[...].astype(x_BTD.dtype)) for w in weights)
+
     def project(self, x_BTD, rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B, T, H, E], keys and values [B, T, K, E]; queries and keys turned to their positions."""
-        q, k, v = (jnp.einsum("btd,dhe->bthe", x_BTD, w[...].astype(x_BTD.dtype)) for w in (self.q, self.k, self.v))
+        """Queries, keys and values; queries and keys turned to their positions."""
+        q, k, v = self.heads(x_BTD)
         return rotate(q, *rotary), rotate(k, *rotary), v
 
     def merge_heads(self, out_BTHE) -> Float[Array, "B T D"]:
@@ -84,10 +89,14 @@ class MLP(nnx.Module):
         self.up = _weight(config, rngs, (*stack, D, F), D**-0.5)
         self.down = _weight(config, rngs, (*stack, F, D), (2 * config.n_layers * F) ** -0.5)
 
+    def branches(self, x_BTD) -> tuple[jax.Array, jax.Array]:
+        """Gate and up, [B, T, F] each."""
+        return x_BTD @ self.gate[...].astype(x_BTD.dtype), x_BTD @ self.up[...].astype(x_BTD.dtype)
+
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up, down = (w[...].astype(x_BTD.dtype) for w in (self.gate, self.up, self.down))
-        hidden_BTF = constrain(jax.nn.silu(x_BTD @ gate) * (x_BTD @ up), BATCH, "context", "tensor")
-        return hidden_BTF @ down
+        gate_BTF, up_BTF = self.branches(x_BTD)
+        hidden_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, BATCH, "context", "tensor")
+        return hidden_BTF @ self.down[...].astype(x_BTD.dtype)
 
 
 class Block(nnx.Module):
@@ -99,8 +108,9 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config, stack)
         self.mlp = MLP(config, rngs, stack)
 
-    def __call__(self, x_BTD, rotary, segment_ids_BT):
-        mixed_BTD, kv = self.attention(self.attention_norm(x_BTD), rotary, segment_ids_BT)
+    def __call__(self, x_BTD, rotary, past):
+        """`past` is what attention looks back at: segment ids of the row, or a key/value cache (cache.py)."""
+        mixed_BTD, kv = self.attention(self.attention_norm(x_BTD), rotary, past)
         x_BTD = x_BTD + mixed_BTD
         return constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), BATCH, "context", None), kv
 
@@ -145,13 +155,15 @@ class Llama(nnx.Module):
 
 class Model(NamedTuple):
     """What `build` gives: `apply(params, tokens, segment_ids=None, positions=None) -> logits`, the same up to the
-    head as `hidden`, `init(key) -> params`, and the shapes of the parameters."""
+    head as `hidden`, `init(key) -> params`, and the shapes of the parameters. `bind(params)` is the module with its
+    parameters in it, for the files of model/ only."""
 
     config: LlamaConfig
     apply: Callable[..., Float[Array, "B T V"]]
     hidden: Callable[..., Float[Array, "B T D"]]
     init: Callable[[jax.Array], Params]
     abstract_params: Params
+    bind: Callable[[Params], Llama]
 
 
 @functools.cache
@@ -169,20 +181,20 @@ def build(config: LlamaConfig) -> Model:
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(params=key))))
 
-    def run(params, tokens_BT, segment_ids_BT=None, positions_BT=None, *, with_kv: bool = False):
+    def bind(params: Params) -> Llama:
+        return nnx.merge(graph, params)
+
+    def hidden(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T D"]:
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones_like(tokens_BT)
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        return nnx.merge(graph, params)(tokens_BT, segment_ids_BT, positions_BT, with_kv=with_kv)
-
-    def hidden(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T D"]:
-        return run(params, tokens_BT, segment_ids_BT, positions_BT)[0]
+        return bind(params)(tokens_BT, segment_ids_BT, positions_BT, with_kv=False)[0]
 
     def apply(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T V"]:
         return logits(params, hidden(params, tokens_BT, segment_ids_BT, positions_BT))
 
-    return Model(config, apply, hidden, init, nnx.to_pure_dict(abstract))
+    return Model(config, apply, hidden, init, nnx.to_pure_dict(abstract), bind)
 
 
 def output_kernel(params: Params) -> Float[Array, "D V"]:

@@ -5,6 +5,7 @@ value, and a path that none matches is an error. Everything that asks "which par
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,16 +60,15 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     sizes = dict.fromkeys(AXES, 1) | dict(axes if axes is not None else {"fsdp": -1})
     if unknown := set(sizes) - set(AXES):
         raise ValueError(f"unknown mesh axis {', '.join(sorted(unknown))}; the axes are {', '.join(AXES)}")
-    fixed = 1
-    for size in sizes.values():
-        fixed *= 1 if size == -1 else size
     free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) > 1 or len(devices) % fixed or (not free and fixed != len(devices)):
+    fixed = [size for size in sizes.values() if size != -1]
+    taken = math.prod(fixed)
+    if len(free) > 1 or min(fixed) < 1 or len(devices) % taken or (not free and taken != len(devices)):
         raise ValueError(
             f"mesh {sizes} does not fit {len(devices)} device(s); sizes must multiply to it, one may be -1"
         )
     for axis in free:
-        sizes[axis] = len(devices) // fixed
+        sizes[axis] = len(devices) // taken
     shape = tuple(sizes[axis] for axis in AXES)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

@@ -89,7 +89,8 @@ class Llama:
         chosen = Sampling(**({"stop_ids": template.stop_ids(tokenizer)} | sampling))
         decoder = tokenizer.stream()
         with jax.set_mesh(self.mesh):
-            for token in decode.stream(self.model, self.params, self._prompt(messages), chosen, seed=seed):
+            key = jax.random.key(seed)
+            for token in decode.stream(self.model, self.params, self._prompt(messages), key, chosen):
                 yield decoder.push(token)
         yield decoder.flush()
 
@@ -97,8 +98,11 @@ class Llama:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int = 0, batch_size: int = 64
     ) -> list[list[int]]:
         """Token continuations of token prompts, in order, `sampling.n` for each."""
-        with jax.set_mesh(self.mesh):
-            return decode.generate_batch(self.model, self.params, prompts, sampling, seed=seed, batch_size=batch_size)
+        rows = min(batch_size, len(prompts))
+        answers = decode.generate_batch(
+            self.model, self.params, prompts, sampling, seed=seed, batch_size=rows, mesh=self.mesh
+        )
+        return [answer for samples in answers for answer in samples]
 
     def _prompt(self, messages: str | Messages) -> list[int]:
         if isinstance(messages, str):

@@ -4,6 +4,7 @@ The optimiser sees the trainable parameters only. Which are decayed, frozen or m
 lists (`model.sharding.match`).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def make_optimizer(
 
     The update is -schedule(step) * multiplier * (direction + weight_decay * parameter), where gradients are first
     clipped to a global norm of `clip_norm`. `arguments` are those of `DEFAULTS[name]`; None stands for the default.
-    Raises UserError for an unknown optimiser or an argument that it does not take.
+    Raises UserError for an unknown optimiser, an argument that it does not take, or rules that leave a parameter out.
     """
     if name not in DEFAULTS:
         raise UserError(f"config.optim.name: no optimiser {name!r}; give one of {', '.join(DEFAULTS)}")
@@ -52,12 +53,12 @@ def make_optimizer(
         raise UserError(
             f"config.optim: {name} does not take {', '.join(sorted(unknown))}; it takes {', '.join(DEFAULTS[name])}"
         )
-    multipliers = map_rules(lr_multipliers, params)
+    multipliers = _by_rules("lr_multipliers", lr_multipliers, params)
     scale_each = optax.stateless(lambda updates, _: jax.tree.map(lambda u, m: u * m, updates, multipliers))
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
         _DIRECTIONS[name](params, **(DEFAULTS[name] | given)),
-        optax.add_decayed_weights(weight_decay, mask=map_rules(decay, params)),
+        optax.add_decayed_weights(weight_decay, mask=_by_rules("decay", decay, params)),
         scale_each,
         optax.scale_by_learning_rate(schedule),
     )
@@ -81,18 +82,19 @@ def _adafactor(params, decay_rate, eps, clipping_threshold):
 
 def _muon(params, b1, b2, eps, momentum, ns_steps):
     """Orthogonalised momentum for the matrices inside the layers, Adam for embedding, head and norms."""
-    dimensions = jax.tree_util.tree_map_with_path(lambda path, _: _matrix_axes(path_name(path)), params)
-    # At learning rate -1 optax's alias gives the direction itself; the chain above sets sign and pace.
-    return contrib.muon(
-        -1.0,
-        ns_steps=ns_steps,
-        beta=momentum,
-        eps=eps,
-        adam_b1=b1,
-        adam_b2=b2,
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=dimensions,
+
+    def axes(tree):
+        return jax.tree_util.tree_map_with_path(lambda path, _: _matrix_axes(path_name(path)), tree)
+
+    # At learning rate -1 optax's alias gives the direction itself; the chain above sets sign and pace. What it
+    # would do for the rest is Adam with Nesterov momentum, hence the partition.
+    matrices = contrib.muon(
+        -1.0, ns_steps=ns_steps, beta=momentum, eps=eps, consistent_rms=0.2, muon_weight_dimension_numbers=axes
     )
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, _: "adam" if _matrix_axes(path_name(path)) is None else "muon", params
+    )
+    return optax.partition({"muon": matrices, "adam": _adamw(params, b1, b2, eps)}, labels)
 
 
 def _matrix_axes(name: str) -> contrib.MuonDimensionNumbers | None:
@@ -140,12 +142,19 @@ def make_schedule(
 
 def split_frozen(params: Any, frozen: Rules) -> tuple[Any, Any]:
     """(trainable, frozen) trees of the same structure with None in the other's places; a pytree skips None."""
-    is_frozen = map_rules(frozen, params)
+    is_frozen = _by_rules("frozen", frozen, params)
     trainable = jax.tree.map(lambda p, f: None if f else p, params, is_frozen)
     rest = jax.tree.map(lambda p, f: p if f else None, params, is_frozen)
     if not jax.tree.leaves(trainable):
         raise UserError("config.optim.frozen freezes every parameter; leave at least one to train")
     return trainable, rest
+
+
+def _by_rules(setting: str, rules: Rules, params: Any) -> Any:
+    try:
+        return map_rules(rules, params)
+    except (ValueError, re.error) as error:
+        raise UserError(f"config.optim.{setting}: {error}") from None
 
 
 def join_frozen(trainable: Any, frozen: Any) -> Any:

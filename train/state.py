@@ -27,6 +27,9 @@ class Guard(NamedTuple):
     warmup: int = 50
 
 
+DEFAULT_GUARD = Guard()
+
+
 def init_state(
     init_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, frozen: Rules, *, ema: bool
 ) -> Callable[[jax.Array], State]:
@@ -79,7 +82,7 @@ def make_update(
     *,
     frozen: Rules = ((r".*", False),),
     accumulate: int = 1,
-    guard: Guard = Guard(),
+    guard: Guard = DEFAULT_GUARD,
     ema_decay: float | None = None,
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The pure function `update(state, batch) -> (state, metrics)` of one optimiser step.
@@ -115,7 +118,8 @@ def make_update(
         counts = _watch(state["guard"], loss, accept)
         new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "guard": counts}
         if ema_decay is not None:
-            new_state["ema"] = optax.incremental_update(params, state["ema"], 1.0 - ema_decay)
+            average = optax.incremental_update(params, state["ema"], 1.0 - ema_decay)
+            new_state["ema"] = jax.tree.map(lambda a, b: jnp.where(accept, a, b), average, state["ema"])
         metrics = {
             "loss": loss,
             **{name: total * per_token for name, total in extra.items()},

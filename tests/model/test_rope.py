@@ -18,7 +18,7 @@ def scaled(kind, factor, **fields):
 
 
 def meta_rotate(x_THE: np.ndarray, theta: float) -> np.ndarray:
-    """Llama's reference: neighbours (2i, 2i + 1) are a complex number, multiplied by exp(j * position * theta^(-2i/E))."""
+    """Llama's own code: neighbours (2i, 2i + 1) are a complex number, times exp(j * position * theta^(-2i/E))."""
     T, H, width = x_THE.shape
     z = x_THE[..., 0::2] + 1j * x_THE[..., 1::2]
     for position in range(T):
@@ -89,7 +89,7 @@ def test_ntk_keeps_the_fastest_pair_and_divides_the_slowest_by_the_factor():
 
 
 def yarn_ratio(i: int, *, factor: float, original: int, beta_fast: float, beta_slow: float) -> float:
-    """YaRN (arXiv:2309.00071), the released code's border: pair d turns r times in `original` at d = E ln(L / 2 pi r) / 2 ln b."""
+    """YaRN (arXiv:2309.00071, section 3.2): the pair that turns r times in L tokens is E ln(L / 2 pi r) / 2 ln b."""
 
     def border(rotations):
         return E * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(10_000.0))

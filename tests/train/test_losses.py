@@ -67,12 +67,11 @@ def test_logits_in_the_hundreds_do_not_overflow():
 def test_scores_and_gradients_are_the_same_with_vocabulary_and_rows_split_over_devices(axes, T):
     args = problem(T, B=4)
     mesh = make_mesh(axes)
-    kernel = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
-    hidden = NamedSharding(mesh, PartitionSpec(BATCH, "context", None))
-    rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
+    specs = [("fsdp", "tensor"), (BATCH, "context", None), *3 * [(BATCH, "context")]]
+    placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec))) for x, spec in zip(args, specs, strict=True)]
     with jax.set_mesh(mesh):
-        found = scores_and_gradients(*(jax.device_put(x, s) for x, s in zip(args, [kernel, hidden, rows, rows, rows])))
-    for found, expected in zip(found, reference(*args), strict=True):
+        results = scores_and_gradients(*placed)
+    for found, expected in zip(results, reference(*args), strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -89,7 +88,7 @@ def test_token_logprobs_reads_the_networks_own_head(tied):
         "positions": np.repeat([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0]], 2, axis=0).astype(np.int32),
     }
     scores = jax.jit(lambda p, b: token_logprobs(model, p, b))(params, batch)
-    logits = model.apply(params, tokens, batch["segment_ids"], batch["positions"])
+    logits = jax.jit(model.apply)(params, tokens, batch["segment_ids"], batch["positions"])
     logits = np.asarray(logits, np.float64)
     log_z = np.log(np.exp(logits).sum(-1))
     expected = np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0] - log_z
@@ -131,12 +130,10 @@ def compile_gradient(loss, T, V, mesh):
         )
 
 
-@pytest.mark.parametrize("axes", [{"tensor": 2, "context": 2, "data": 2}, {"fsdp": -1}, None])
+@pytest.mark.parametrize("axes", [{}, {"fsdp": 4}, {"data": 2, "tensor": 2, "context": 2}])
 def test_no_array_of_batch_by_time_by_vocabulary_exists_in_the_compiled_program(axes):
-    T, V = 16 * CHUNK, 1024
-    mesh = make_mesh({}, jax.devices()[:1]) if axes is None else make_mesh({"fsdp": 4}, jax.devices()[:4])
-    mesh = mesh if axes is None or "fsdp" in axes else make_mesh(axes)
-    split = math.prod(mesh.shape.values())
+    T, V, split = 16 * CHUNK, 1024, math.prod(axes.values())
+    mesh = make_mesh(axes, jax.devices()[:split])
 
     def chunked(kernel, hidden, targets):
         return jnp.sum(head_logprobs(kernel, hidden, targets).logp)
@@ -163,7 +160,7 @@ def test_next_token_loss_sums_over_trained_tokens_and_adds_the_z_loss():
         "loss_mask": np.array([[0, 0, 1, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0, 0, 0]], np.float32),
     }
     loss, tokens, sums = jax.jit(next_token_loss(model, z_loss=0.1))(params, batch)
-    logits = np.asarray(model.apply(params, batch["tokens"]), np.float64)
+    logits = np.asarray(jax.jit(model.apply)(params, batch["tokens"]), np.float64)
     log_z = np.log(np.exp(logits).sum(-1))
     logp = np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0] - log_z
     trained = batch["loss_mask"] == 1

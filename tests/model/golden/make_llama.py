@@ -77,7 +77,7 @@ def shapes(case: dict) -> dict[str, tuple[int, ...]]:
 
 
 def weights(case: dict) -> dict[str, np.ndarray]:
-    """Random weights: embeddings small, so that the norm's epsilon counts, query and key large, so that rotation does."""
+    """Random weights: embeddings small, so that the norm's epsilon counts, queries large, so that rotation does."""
     random = np.random.RandomState(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,84 @@
+"""Training and decoding speed against Hugging Face on PyTorch: same shapes, same machine, taking turns.
+
+    make bench
+
+Both sides are processes that stay warm and wait; rounds alternate between them, so that a busy spell of the machine hits
+both. What is reported is the median over rounds of ours / theirs. Shape: `nano-8m` (8.3 M parameters, width 288,
+6 layers, vocabulary 4,096) in float32 with random weights; training on 8 x 256 tokens with AdamW and clipping, decoding
+128 tokens greedily after a prompt of 32.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+TASKS = {"train": "training, 8 x 256", "decode1": "decoding, 1 stream", "decode8": "decoding, 8 streams"}
+
+
+class Side(NamedTuple):
+    """One process that answers each line with the tokens per second of a round of that task."""
+
+    process: subprocess.Popen
+
+    @classmethod
+    def start(cls, python: str, script: str) -> "Side":
+        # Old OpenBLAS builds need these two variables and new ones are slowed by them; neither side uses OpenBLAS.
+        environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        return cls(subprocess.Popen([python, str(HERE / script)], **pipes))
+
+    def measure(self, task: str) -> dict[str, float]:
+        self.process.stdin.write(task + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args[1]} ended with exit code {self.process.wait()}")
+        return json.loads(line)
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer_python", required=True, help="an interpreter that has torch and transformers")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+
+    ours, theirs = Side.start(sys.executable, "camelid_side.py"), Side.start(args.peer_python, "huggingface_side.py")
+    peak = max(ours.measure("matmul")["flops_per_second"] for _ in range(3))
+    table = Table("", "camelid tokens/s", "Hugging Face tokens/s", "ratio", "spread", "share of peak")
+    for task, title in TASKS.items():
+        mine, peer = [], []
+        for _ in range(args.rounds + 1):  # the first compiles and warms up
+            mine.append(ours.measure(task))
+            peer.append(theirs.measure(task))
+        mine, peer = mine[1:], peer[1:]
+        rates = [[m["tokens_per_second"] for m in side] for side in (mine, peer)]
+        ratios = sorted(a / b for a, b in zip(*rates, strict=True))
+        table.add_row(
+            title,
+            *(f"{statistics.median(side):,.0f}" for side in rates),
+            f"{statistics.median(ratios):.2f}",
+            f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+            f"{statistics.median(m['flops_per_second'] for m in mine) / peak:.0%}",
+        )
+    for side in (ours, theirs):
+        side.stop()
+    console = Console()
+    console.print(table)
+    console.print(f"peak: {peak / 1e9:.0f} GFLOP/s in float32 products of 2048 x 2048 matrices, through JAX")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The peer of `compare.py`: `LlamaForCausalLM` on PyTorch. Needs torch and transformers and nothing of camelid's."""
+
+import functools
+import json
+import sys
+import time
+
+import torch
+import transformers
+
+CONFIG = transformers.LlamaConfig(
+    vocab_size=4096,
+    hidden_size=288,
+    num_hidden_layers=6,
+    num_attention_heads=6,
+    num_key_value_heads=6,
+    intermediate_size=768,
+    max_position_embeddings=1024,
+    attn_implementation="sdpa",
+)
+PROMPT, NEW, STEPS = 32, 128, 3
+
+
+@functools.cache
+def training():
+    model = transformers.LlamaForCausalLM(CONFIG).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    tokens = torch.randint(0, CONFIG.vocab_size, (8, 257))
+
+    def run() -> int:
+        for _ in range(STEPS):
+            logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return STEPS * 8 * 256
+
+    return run
+
+
+@functools.cache
+def decoding(rows: int):
+    model = transformers.LlamaForCausalLM(CONFIG).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    prompt = torch.randint(3, CONFIG.vocab_size, (rows, PROMPT))
+    mask = torch.ones_like(prompt)
+
+    @torch.inference_mode()
+    def run() -> int:
+        out = model.generate(prompt, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+        return rows * (out.shape[1] - PROMPT)
+
+    return run
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
+    runs = {"train": training, "decode1": lambda: decoding(1), "decode8": lambda: decoding(8)}
+    for line in sys.stdin:
+        run = runs[line.strip()]()
+        begin = time.perf_counter()
+        tokens = run()
+        print(json.dumps({"tokens_per_second": tokens / (time.perf_counter() - begin)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

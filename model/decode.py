@@ -1,0 +1,242 @@
+"""Answers from a model: prefill the prompts, then one compiled loop of cached steps until every row has stopped.
+
+Inside, prompts are shifted so that all of them end at the same slot: every row then writes the same slot of the cache
+at every step, at its own position. A token is drawn from a key derived from (key, prompt, sample, position), so a
+prompt's answers are the same alone, in any batch, under any padding and on any mesh, up to the rounding of logits.
+"""
+
+import functools
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from .cache import Cache, Decoder, make_cache
+from .config import LlamaConfig
+from .llama import Model, Params, build
+from .sampling import Sampling, draw
+from .sharding import BATCH, constrain
+
+
+class Generation(NamedTuple):
+    """B prompts, n answers to each, of at most M tokens.
+
+    tokens: the stop token included, pad_id after it. lengths: tokens of each answer, the stop token included.
+    logprobs: of each token under the model, at temperature 1 and before any filter. sampling_logprobs: under the
+    distribution it was drawn from. Both are 0 after the stop. stopped: whether a stop token ended the answer.
+    """
+
+    tokens: Int[Array, "B n M"]
+    lengths: Int[Array, "B n"]
+    logprobs: Float[Array, "B n M"]
+    sampling_logprobs: Float[Array, "B n M"]
+    stopped: Bool[Array, "B n"]
+
+
+class _State(NamedTuple):
+    """What a step hands to the next; R = B n rows, all of which have drawn `step` tokens (or stopped before)."""
+
+    step: Int[Array, ""]
+    caches: list[Cache]
+    answer: Generation  # its fields by row: [R, M] and [R]
+    latest_R: Int[Array, " R"]
+    seen_RV: Bool[Array, "R V"] | None
+    keys_R: Key[Array, " R"]
+    starts_R: Int[Array, " R"]  # the slot of each prompt's first token
+
+
+def prompt_ids(tokens_BP: Int[np.ndarray, "B P"], lengths_B: Int[np.ndarray, " B"]) -> UInt32[np.ndarray, " B"]:
+    """A number for each prompt's content (crc32 of its int32 tokens), from which its randomness derives."""
+    rows = zip(np.asarray(tokens_BP, np.int32), np.asarray(lengths_B), strict=True)
+    return np.array([zlib.crc32(row[:length].tobytes()) for row, length in rows], np.uint32)
+
+
+def generate(
+    model: Model,
+    params: Params,
+    tokens_BP: Int[Array, "B P"],
+    lengths_B: Int[Array, " B"],
+    key: Key[Array, ""],
+    sampling: Sampling,
+    prompt_ids_B: UInt32[Array, " B"] | None = None,
+) -> Generation:
+    """`sampling.n` answers to each prompt, prompts padded on the right, `lengths_B` of 1 or more tokens.
+
+    Compiled once per shape and `sampling`; under `jax.set_mesh` rows are split over data and fsdp, heads over tensor.
+    `prompt_ids_B` tells prompts apart in the randomness, by default `prompt_ids`; inside another `jax.jit`, where
+    contents cannot be read, it must be given. Raises ValueError for an empty prompt.
+    """
+    if prompt_ids_B is None:
+        if isinstance(tokens_BP, jax.core.Tracer):
+            raise ValueError("generate inside jax.jit: give prompt_ids_B, the contents of prompts cannot be read there")
+        if np.min(np.asarray(lengths_B)) < 1:
+            raise ValueError(f"an empty prompt (lengths {np.asarray(lengths_B).tolist()}): give each a token, as bos")
+        prompt_ids_B = prompt_ids(tokens_BP, lengths_B)
+    return _generate(model.config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(config: LlamaConfig, sampling: Sampling, params, tokens_BP, lengths_B, key, prompt_ids_B) -> Generation:
+    decoder, state = _start(config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
+    answer = _continue(sampling, decoder, state, sampling.max_tokens).answer
+    return Generation(*(x.reshape(-1, sampling.n, *x.shape[1:]) for x in answer))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(
+    config: LlamaConfig, sampling: Sampling, params, tokens_BP, lengths_B, key, prompt_ids_B
+) -> tuple[Decoder, _State]:
+    """Runs the prompts, each once for all its answers, and draws the first token of every answer."""
+    B, P = tokens_BP.shape
+    n, rows, slots = sampling.n, B * sampling.n, P + sampling.max_tokens
+    llama = build(config).bind(params)
+    tokens_BP, offsets_BP = _align_right(tokens_BP, lengths_B)
+    real_BP = offsets_BP >= 0
+    hidden_BPD, (k_NBPKE, v_NBPKE) = llama(
+        tokens_BP, real_BP.astype(jnp.int32), jnp.maximum(offsets_BP, 0), with_kv=True
+    )
+    caches = [make_cache(k, v, n, slots) for k, v in zip(k_NBPKE, v_NBPKE, strict=True)]
+    decoder = Decoder(llama)
+    logits_BV = decoder.logits(hidden_BPD[:, -1])
+    seen_BV = None
+    if sampling.repetition_penalty != 1:
+        seen_BV = jnp.zeros((B, config.vocab_size), bool).at[jnp.arange(B)[:, None], tokens_BP].max(real_BP)
+        seen_BV = jnp.repeat(seen_BV, n, axis=0)
+    blank = jnp.zeros((rows, sampling.max_tokens), jnp.float32)
+    answer = Generation(
+        tokens=jnp.full(blank.shape, sampling.pad_id, jnp.int32),
+        lengths=jnp.zeros(rows, jnp.int32),
+        logprobs=blank,
+        sampling_logprobs=blank,
+        stopped=jnp.zeros(rows, bool),
+    )
+    state = _State(
+        step=jnp.int32(0),
+        caches=caches,
+        answer=answer,
+        latest_R=jnp.zeros(rows, jnp.int32),
+        seen_RV=seen_BV,
+        keys_R=_row_keys(key, prompt_ids_B, n),
+        starts_R=jnp.repeat(P - lengths_B, n),
+    )
+    return decoder, _record(sampling, state, jnp.repeat(logits_BV, n, axis=0))
+
+
+def _align_right(tokens_BP: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Prompts shifted to end at the last slot (token 0 before them), and the position of each slot, < 0 before."""
+    P = tokens_BP.shape[1]
+    offsets_BP = jnp.arange(P)[None] - (P - lengths_B)[:, None]
+    shifted_BP = jnp.take_along_axis(tokens_BP, jnp.maximum(offsets_BP, 0), axis=1)
+    return constrain(jnp.where(offsets_BP >= 0, shifted_BP, 0), BATCH, None), offsets_BP
+
+
+def _row_keys(key: jax.Array, prompt_ids_B: jax.Array, n: int) -> Key[Array, " R"]:
+    prompt_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_ids_B)
+    fold_samples = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold_samples, (0, None))(prompt_keys_B, jnp.arange(n)).reshape(-1)
+
+
+def _record(sampling: Sampling, state: _State, logits_RV: jax.Array) -> _State:
+    """Draws a token for every row and writes it down where the row has not stopped."""
+    keys_R = jax.vmap(jax.random.fold_in, (0, None))(state.keys_R, state.step)
+    tokens_R, logprobs_R, sampling_logprobs_R = draw(sampling, keys_R, logits_RV, state.seen_RV)
+    old = state.answer
+    running_R = ~old.stopped
+
+    def write(column_RM, new_R, pad):
+        new_R1 = jnp.where(running_R, new_R, pad)[:, None]
+        return jax.lax.dynamic_update_slice_in_dim(column_RM, new_R1, state.step, axis=1)
+
+    ends_R = jnp.isin(tokens_R, jnp.array(sampling.stop_ids, jnp.int32))
+    answer = Generation(
+        tokens=write(old.tokens, tokens_R, sampling.pad_id),
+        lengths=old.lengths + running_R,
+        logprobs=write(old.logprobs, logprobs_R, 0.0),
+        sampling_logprobs=write(old.sampling_logprobs, sampling_logprobs_R, 0.0),
+        stopped=old.stopped | ends_R,
+    )
+    seen_RV = state.seen_RV
+    if seen_RV is not None:
+        seen_RV = seen_RV.at[jnp.arange(len(tokens_R)), tokens_R].set(True)
+    return state._replace(step=state.step + 1, answer=answer, latest_R=tokens_R, seen_RV=seen_RV)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _continue(sampling: Sampling, decoder: Decoder, state: _State, until: Int[Array, ""]) -> _State:
+    """Steps until every row has drawn `until` tokens or stopped."""
+    slots = state.caches[0].keys_LES.shape[-1]
+    prompt_slots = slots - sampling.max_tokens
+
+    def step(state: _State) -> _State:
+        slot = prompt_slots + state.step - 1  # of the latest token, whose successor is sought
+        valid_RS = (jnp.arange(slots)[None] >= state.starts_R[:, None]) & (jnp.arange(slots)[None] <= slot)
+        logits_RV, caches = decoder(state.latest_R, slot - state.starts_R, state.caches, slot, valid_RS)
+        return _record(sampling, state._replace(caches=caches), logits_RV)
+
+    def unfinished(state: _State):
+        return (state.step < until) & ~jnp.all(state.answer.stopped)
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def stream(
+    model: Model, params: Params, prompt: Sequence[int], key: Key[Array, ""], sampling: Sampling
+) -> Iterator[int]:
+    """The tokens of one answer as they are drawn: those of `generate` for the same key and prompt."""
+    if sampling.n != 1:
+        raise ValueError(f"a stream is one answer, sampling.n is {sampling.n}")
+    tokens_1P, lengths_1 = pad_prompts([prompt])
+    ids_1 = prompt_ids(tokens_1P, lengths_1)
+    decoder, state = _start(model.config, sampling, params, tokens_1P, lengths_1, key, ids_1)
+    yield int(state.latest_R[0])
+    for drawn in range(2, sampling.max_tokens + 1):
+        if state.answer.stopped[0]:
+            return
+        state = _continue(sampling, decoder, state, drawn)
+        yield int(state.latest_R[0])
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
+    """Prompts as a batch padded on the right, and their lengths. P is a power of two, 32 at least, so that few shapes
+    are compiled. Raises ValueError for an empty prompt."""
+    lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
+    if not lengths_B.all():
+        raise ValueError(f"prompt {int(np.argmin(lengths_B))} is empty: give it a token, as bos")
+    width = max(32, 1 << int(lengths_B.max() - 1).bit_length())
+    tokens_BP = np.zeros((len(prompts), width), np.int32)
+    for row_P, prompt in zip(tokens_BP, prompts, strict=True):
+        row_P[: len(prompt)] = prompt
+    return tokens_BP, lengths_B
+
+
+def generate_batch(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+    mesh: jax.sharding.Mesh | None = None,
+) -> list[list[list[int]]]:
+    """For each prompt its `sampling.n` answers, lists of token ids, in batches of prompts of like length.
+
+    The last batch is filled up with its last prompt, which stops when that stops. Raises ValueError for an empty prompt.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: list[list[list[int]]] = [[] for _ in prompts]
+    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            filled = chosen + chosen[-1:] * (batch_size - len(chosen))
+            tokens_BP, lengths_B = pad_prompts([prompts[i] for i in filled])
+            out = jax.device_get(generate(model, params, tokens_BP, lengths_B, jax.random.key(seed), sampling))
+            for row, i in enumerate(chosen):
+                pairs = zip(out.tokens[row], out.lengths[row], strict=True)
+                answers[i] = [tokens[:length].tolist() for tokens, length in pairs]
+    return answers

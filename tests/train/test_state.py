@@ -1,0 +1,255 @@
+"""One step against numpy: sums over parts, skipped steps, averages, metrics; and where each part of a state lives."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from camelid.data.errors import UserError
+from camelid.model import llama
+from camelid.model.config import LlamaConfig
+from camelid.model.sharding import PARTITION_RULES, make_mesh
+from camelid.train.optimizer import make_optimizer, make_schedule, split_frozen
+from camelid.train.state import Guard, init_state, make_update, state_of, state_shardings
+from jax.sharding import PartitionSpec
+
+NONE = ((r".*", False),)
+EMA = 0.9
+
+
+def squares(params, rows):
+    """A loss in the form that `make_update` takes: squared errors of a linear model over the tokens of a mask."""
+    error = jnp.einsum("btd,d->bt", rows["x"], params["line"]["w"]) + params["line"]["b"] - rows["y"]
+    nll = jnp.sum(rows["mask"] * error**2)
+    return nll, jnp.sum(rows["mask"]), {"absolute": jnp.sum(rows["mask"] * jnp.abs(error))}
+
+
+def batch_of(seed, counts=(4, 1, 0, 3, 2, 2, 4, 4)):
+    """Eight rows of four tokens, of which `counts` are trained on."""
+    rng = np.random.default_rng(seed)
+    return {
+        "x": rng.normal(size=(8, 4, 3)).astype(np.float32),
+        "y": rng.normal(size=(8, 4)).astype(np.float32),
+        "mask": (np.arange(4)[None, :] < np.array(counts)[:, None]).astype(np.float32),
+    }
+
+
+def first_state(optimizer, ema=True):
+    params = {"line": {"w": jnp.array([0.5, -1.0, 2.0]), "b": jnp.float32(0.1)}}
+    return state_of(params, optimizer, NONE, ema=ema)
+
+
+SCHEDULE = make_schedule(name="linear", lr=0.1, total_steps=40, warmup_steps=4, final=0.1)
+ADAMW = make_optimizer(
+    first_state(optax.identity())["params"], name="adamw", schedule=SCHEDULE, weight_decay=0.1, clip_norm=0.5
+)
+
+
+def compiled(**options):
+    options = dict(guard=Guard(spike_sigma=10.0, warmup=5), ema_decay=EMA) | options
+    return jax.jit(make_update(squares, ADAMW, SCHEDULE, **options))
+
+
+update = compiled()
+
+
+def after(steps, update=update):
+    state = first_state(ADAMW)
+    for step in range(steps):
+        state, _ = update(state, batch_of(step))
+    return state
+
+
+def numpy_gradient(params, batch):
+    w, b = (np.asarray(params["line"][name], np.float64) for name in ("w", "b"))
+    x, y, mask = (batch[name].astype(np.float64) for name in ("x", "y", "mask"))
+    error = (x @ w + b - y) * mask
+    tokens = mask.sum()
+    gradient = np.append(2 * np.einsum("bt,btd->d", error, x), 2 * error.sum()) / tokens
+    return gradient, (error**2).sum() / tokens, np.abs(error).sum() / tokens
+
+
+def vector(params):
+    return np.append(np.asarray(params["line"]["w"], np.float64), params["line"]["b"])
+
+
+def assert_same_bits(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
+
+
+def test_the_metrics_of_a_step_equal_their_definitions():
+    state, batch = after(2), batch_of(7)
+    gradient, loss, absolute = numpy_gradient(state["params"], batch)
+    new, metrics = update(state, batch)
+    expected = {
+        "loss": loss,
+        "absolute": absolute,
+        "grad_norm": np.linalg.norm(gradient),
+        "update_norm": np.linalg.norm(vector(new["params"]) - vector(state["params"])),
+        "param_norm": np.linalg.norm(vector(new["params"])),
+        "lr": 0.1 * 3 / 4,
+        "tokens": 20,
+        "skipped": 0,
+        "streak": 0,
+    }
+    assert metrics.keys() == expected.keys()
+    assert np.linalg.norm(gradient) > 0.5  # clipped, and reported unclipped
+    assert all(value.dtype == jnp.float32 and value.shape == () for value in metrics.values())
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulating_over_parts_with_unequal_numbers_of_tokens_changes_nothing(parts):
+    state, batch = after(1), batch_of(3, counts=(4, 0, 1, 1, 4, 1, 0, 0))
+    whole, whole_metrics = update(state, batch)
+    split, split_metrics = compiled(accumulate=parts)(state, batch)
+    for a, b in zip(jax.tree.leaves((split, split_metrics)), jax.tree.leaves((whole, whole_metrics)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+    gradients = []  # what would come out of averaging the parts' means, the usual mistake
+    for part in range(parts):
+        rows = {name: x[part::parts] for name, x in batch.items()}
+        gradients.append(numpy_gradient(state["params"], rows)[0])
+    right = numpy_gradient(state["params"], batch)[0]
+    assert np.linalg.norm(np.mean(gradients, axis=0) - right) > 0.1 * np.linalg.norm(right)
+
+
+def test_the_average_of_parameters_follows_its_formula():
+    state, average = first_state(ADAMW), vector(first_state(ADAMW)["params"])
+    for step in range(4):
+        state, _ = update(state, batch_of(step))
+        average = EMA * average + (1 - EMA) * vector(state["params"])
+        np.testing.assert_allclose(vector(state["ema"]), average, rtol=1e-6)
+    assert "ema" not in first_state(ADAMW, ema=False)
+
+
+def poisoned(kind):
+    batch = batch_of(9)
+    if kind == "spike":
+        batch["y"] += 1e4
+    else:
+        batch["x"][3, 1, 0] = {"nan": np.nan, "infinity": np.inf}[kind]
+    return batch
+
+
+@pytest.mark.parametrize("kind", ["nan", "infinity", "spike"])
+def test_a_bad_step_changes_nothing_but_the_counters(kind):
+    state = after(6)
+    new, metrics = update(state, poisoned(kind))
+    for part in ("params", "opt_state", "ema"):
+        assert_same_bits(new[part], state[part])
+    assert new["step"] == state["step"] + 1 == 7
+    assert (metrics["skipped"], metrics["streak"]) == (1, 1)
+    unchanged = {"mean", "var", "accepted"}
+    assert_same_bits({k: new["guard"][k] for k in unchanged}, {k: state["guard"][k] for k in unchanged})
+
+    again, metrics = update(new, poisoned(kind))
+    assert (metrics["skipped"], metrics["streak"]) == (2, 2)
+    recovered, metrics = update(again, batch_of(6))
+    assert (metrics["skipped"], metrics["streak"]) == (2, 0)
+    straight, straight_metrics = update(state, batch_of(6))  # as if the bad batches had never been
+    for part in ("params", "opt_state", "ema"):
+        assert_same_bits(recovered[part], straight[part])
+    assert metrics["lr"] == straight_metrics["lr"] == SCHEDULE(6)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
+    def root(params, rows):
+        return jnp.sqrt(jnp.sum(params["line"]["w"] * rows["x"])), 1.0, {}
+
+    step = jax.jit(make_update(root, ADAMW, SCHEDULE, guard=Guard(), ema_decay=EMA))
+    state = first_state(ADAMW)
+    new, metrics = step(state, {"x": np.zeros(3, np.float32)})
+    assert metrics["loss"] == 0 and not np.isfinite(metrics["grad_norm"])
+    assert metrics["skipped"] == 1
+    assert_same_bits(new["params"], state["params"])
+
+
+def test_a_spike_is_let_through_before_the_guard_is_warm_and_when_there_is_none():
+    for steps, options, skipped in [(4, {}, 0), (5, {}, 1), (5, {"guard": Guard(None, 0)}, 0)]:
+        step = compiled(**options)
+        _, metrics = step(after(steps, step), poisoned("spike"))
+        assert metrics["skipped"] == skipped
+
+
+def test_a_border_of_the_guard_is_some_deviations_above_the_running_mean():
+    losses = []
+    state = first_state(ADAMW)
+    for step in range(8):
+        state, metrics = update(state, batch_of(step))
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(state["guard"]["mean"], np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(state["guard"]["var"], np.var(losses), rtol=1e-4)
+
+
+def test_frozen_parameters_stay_and_the_others_move_as_alone():
+    frozen = ((r"line/b", True), (r".*", False))
+    params = first_state(ADAMW)["params"]
+    trainable, _ = split_frozen(params, frozen)
+    optimizer = make_optimizer(trainable, name="adamw", schedule=SCHEDULE, weight_decay=0.1, clip_norm=None)
+    state = state_of(params, optimizer, frozen, ema=False)
+    new, metrics = jax.jit(make_update(squares, optimizer, SCHEDULE, frozen=frozen))(state, batch_of(0))
+    gradient, _, _ = numpy_gradient(params, batch_of(0))
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient[:3]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["param_norm"], np.linalg.norm(vector(new["params"])), rtol=1e-6)
+    assert new["params"]["line"]["b"] == params["line"]["b"]
+    assert np.abs(new["params"]["line"]["w"] - params["line"]["w"]).min() > 1e-3
+
+
+def nano_state(name, mesh):
+    """Shapes of a network's state with their shardings, and the function that makes it."""
+    model = llama.build(LlamaConfig.preset("nano-test"))
+    schedule = optax.constant_schedule(1e-3)
+    optimizer = make_optimizer(model.abstract_params, name=name, schedule=schedule, weight_decay=0.1, clip_norm=1.0)
+    init = init_state(model.init, optimizer, NONE, ema=True)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    return model, init, abstract, state_shardings(abstract, mesh, PARTITION_RULES)
+
+
+def by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize(("name", "moments"), [("adamw", 2), ("lion", 1), ("muon", None)])
+def test_every_moment_and_average_lies_where_its_parameter_lies(name, moments):
+    _, _, abstract, shardings = nano_state(name, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    params = by_path(shardings["params"])
+    assert params["embed/embedding"].spec == PartitionSpec("tensor", "fsdp")
+    assert by_path(shardings["ema"]) == params
+    shapes, found = by_path(abstract["opt_state"]), dict.fromkeys(params, 0)
+    for path, sharding in by_path(shardings["opt_state"]).items():
+        owner = [p for p in params if path.endswith(p)]
+        if owner and shapes[path].size > 1:
+            assert sharding == params[owner[0]], path
+            found[owner[0]] += 1
+        else:
+            assert sharding.is_fully_replicated
+    matrix = re.compile(r"layers/(attention|mlp)/")
+    assert found == {p: moments or (1 if matrix.match(p) else 2) for p in params}
+
+
+def test_a_state_is_made_already_sharded_and_never_whole_on_one_device():
+    mesh = make_mesh({"fsdp": 8})
+    model, init, abstract, shardings = nano_state("adamw", mesh)
+    with jax.set_mesh(mesh):
+        program = jax.jit(init, out_shardings=shardings).lower(jax.random.key(0)).compile()
+        state = program(jax.random.key(0))
+    largest = max(leaf.size for leaf in jax.tree.leaves(abstract["params"]))
+    shapes = re.findall(r"\b(?:f32|u32|s32)\[([\d,]+)\]", program.as_text())
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) <= largest // 4  # a part, and its random bits
+    for path, leaf in by_path(state).items():
+        whole = leaf.size == 1 or "norm" in path
+        assert leaf.addressable_shards[0].data.size == (leaf.size if whole else leaf.size // 8), path
+    alone = jax.jit(model.init)(jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(state["params"]), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)  # the same numbers on any number of devices
+
+
+def test_freezing_everything_is_refused_when_the_step_is_built():
+    with pytest.raises(UserError, match="freezes every parameter"):
+        compiled(frozen=((r".*", True),))(first_state(ADAMW), batch_of(0))
