@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +122,10 @@ def build_cache(
         "template": template.fingerprint if template else None,
         "version": VERSION,
     }
+    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself asks, but before the lock
+        raise UserError(
+            "a worker process has run the main script again: put what the script does below `if __name__ == '__main__':`"
+        )
     final = Path(cache_dir).expanduser() / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     if not final.exists():
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from etils import epath
 
@@ -123,7 +124,7 @@ def fingerprint(source: str) -> str:
     scheme, _, name = source.partition(":")
     digest = hashlib.blake2b(digest_size=16)
     if scheme == "primer":
-        files = sorted(epath.Path(primer.__file__).parent.rglob("*.py"))
+        files = sorted(Path(primer.__file__).parent.rglob("*.py"))
         digest.update(name.encode())
         for file in files:
             digest.update(file.read_bytes())

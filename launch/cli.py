@@ -282,6 +282,7 @@ def _add_eval(commands) -> None:
     parser.add_argument("--split", choices=("train", "heldout"), help="of the source; default: all of it")
     parser.add_argument("--heldout", type=float, default=0.01, metavar="SHARE", help="share that the split holds out")
     parser.add_argument("--seq_len", type=int, default=512, metavar="N", help="tokens in a row (default: 512)")
+    parser.add_argument("--cache_dir", default="~/.cache/camelid", metavar="DIR", help="of tokenised text")
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -299,7 +300,7 @@ def _eval(args: argparse.Namespace) -> None:
     if args.source is not None:
         from ..evals.perplexity import perplexity
 
-        where = dict(split=args.split, heldout=args.heldout, seq_len=args.seq_len)
+        where = dict(split=args.split, heldout=args.heldout, seq_len=args.seq_len, cache_dir=args.cache_dir)
         metrics |= perplexity(llama, args.source, **where)
     table = Table("metric", "value")
     for name, value in metrics.items():
@@ -352,6 +353,8 @@ def _add_quickstart(commands) -> None:
         "Raise a small bilingual assistant from nothing on the embedded data: tokenizer, pretraining, tuning, scores.",
     )
     parser.add_argument("--workdir", default="runs/quickstart", metavar="DIR", help="default: runs/quickstart")
+    parser.add_argument("--pretrain_steps", type=int, metavar="N", help="default: what its config says")
+    parser.add_argument("--sft_steps", type=int, metavar="N", help="default: what its config says")
 
 
 def _quickstart(args: argparse.Namespace) -> None:
@@ -359,4 +362,4 @@ def _quickstart(args: argparse.Namespace) -> None:
 
     from .quickstart import quickstart
 
-    quickstart(epath.Path(args.workdir))
+    quickstart(epath.Path(args.workdir), pretrain_steps=args.pretrain_steps, sft_steps=args.sft_steps)

@@ -6,14 +6,16 @@ table and report at the end. A stage that is complete is not run again.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 from rich.console import Console
 from rich.table import Table
 
 from ..data import primer
+from ..data.errors import UserError
 from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
@@ -32,8 +34,11 @@ CONTROL = ("<|im_start|>", "<|im_end|>")  # chatml's
 PER_SKILL = 20  # held-out prompts of each skill in each language
 
 
-def quickstart(workdir: epath.Path) -> dict:
-    """Runs all stages under `workdir`, prints the table of gold scores and returns what `results.json` holds."""
+def quickstart(workdir: epath.Path, *, pretrain_steps: int | None = None, sft_steps: int | None = None) -> dict:
+    """Runs all stages under `workdir`, prints the table of gold scores and returns what `results.json` holds.
+
+    pretrain_steps, sft_steps: instead of those in the configs.
+    """
     console = Console()
     begin = time.perf_counter()
     _announce(console, "1/3 tokenizer", "the primer's documents and conversations")
@@ -47,8 +52,7 @@ def quickstart(workdir: epath.Path) -> dict:
     scores = {"pretrained": gold(pretrained, per_skill=PER_SKILL)}
 
     _announce(console, "3/3 instruction tuning", "the primer's conversations, loss on the answers")
-    config = f"sft/primer.py:init_from={workdir / 'pretrain'}"
-    tuned = _run(sft.run, workdir / "sft", config, workdir)
+    tuned = _run(sft.run, "sft", {"init_from": workdir / "pretrain", "steps": sft_steps}, workdir)
     scores["sft"] = gold(tuned, per_skill=PER_SKILL)
 
     results = {
@@ -85,13 +89,16 @@ def gold_table(scores: Mapping[str, Mapping]) -> Table:
     return table
 
 
-def _run(recipe, workdir: epath.Path, config: str, root: epath.Path) -> Llama:
-    settings = Settings(load_config(str(CONFIGS / config), [f"--config.data.cache_dir={root / 'cache'}"]))
-    if settings.recipe not in recipe.__module__:
-        raise ValueError(f"{config} is of the recipe {settings.recipe}")
-    model = recipe(settings, workdir, {"gold": gold})
-    if model.step < settings.total_steps:
-        raise TrainingStopped(f"{workdir}: stopped at step {model.step}; the same command goes on from there")
+def _run(recipe: Callable[..., Llama], name: str, arguments: Mapping[str, Any], root: epath.Path) -> Llama:
+    """The run of `configs/<name>/primer.py` in `root/<name>`, to its end."""
+    given = ",".join(f"{key}={value}" for key, value in arguments.items() if value is not None)
+    config = load_config(f"{CONFIGS / name / 'primer.py'}:{given}", [f"--config.data.cache_dir={root / 'cache'}"])
+    settings = Settings(config)
+    if settings.recipe != name:
+        raise UserError(f"configs/{name}/primer.py is of the recipe {settings.recipe}")
+    model = recipe(settings, root / name, {"gold": gold})
+    if model.step < config.total_steps:
+        raise TrainingStopped(f"{root / name}: stopped at step {model.step}; the same command goes on from there")
     return model
 
 

@@ -67,12 +67,15 @@ class FusedAttention(Attention):
         parts = [w[...].reshape(D, K, -1, E).astype(config.dtype) for w in (attention.q, attention.k, attention.v)]
         self.config = config
         self.qkv = nnx.Param(jnp.concatenate(parts, axis=2))
-        self.o = nnx.Param(attention.o[...].astype(config.dtype))
+        self.o = nnx.Param(attention.o[...].reshape(-1, D).astype(config.dtype))
 
     def heads(self, x_BTD):
         qkv_BTKHE = jnp.einsum("btd,dkhe->btkhe", x_BTD, self.qkv[...])
         B, T, K, _, E = qkv_BTKHE.shape
         return qkv_BTKHE[..., :-2, :].reshape(B, T, -1, E), qkv_BTKHE[..., -2, :], qkv_BTKHE[..., -1, :]
+
+    def merge_heads(self, out_BTHE):
+        return out_BTHE.reshape(*out_BTHE.shape[:2], -1) @ self.o[...]
 
     def __call__(self, x_B1D, rotary, past):
         cache, slot, valid_LS = past
@@ -116,7 +119,8 @@ class Decoder(nnx.Module):
         """Float32 logits of the token after `tokens_B`, whose keys and values go to `slot`."""
         B, S = valid_BS.shape
         valid_LS = _rows_and_heads(jnp.broadcast_to(valid_BS[:, None], (B, self.config.n_kv_heads, S)))
-        rotary = angles(self.config, positions_B[:, None])
+        # The barrier keeps XLA from computing sines anew for every head of every layer.
+        rotary = jax.lax.optimization_barrier(angles(self.config, positions_B[:, None]))
         x_B1D = self.table[...][tokens_B[:, None]]
         written = []
         for block, cache in zip(self.blocks, caches, strict=True):

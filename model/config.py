@@ -138,7 +138,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smollm2-135m": _llama(576, 30, 9, 1536, n_kv_heads=3, **_SMOLLM2),
     "smollm2-360m": _llama(960, 32, 15, 2560, n_kv_heads=5, **_SMOLLM2),
     "smollm2-1.7b": _llama(2048, 24, 32, 8192, **(_SMOLLM2 | dict(rope_theta=130_000.0))),
-    # For a CPU: 0.2 M, 1.1 M, 2.6 M and 8.3 M parameters with the vocabularies named.
+    # For a CPU: 0.13 M, 0.92 M, 2.3 M and 8.3 M parameters with the vocabularies named.
     "nano-test": _llama(64, 2, 4, 192, vocab_size=512, n_kv_heads=2, max_len=256, tied=True),
     "nano-1m": _llama(128, 4, 4, 384, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True),
     "nano-3m": _llama(192, 5, 6, 576, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True),

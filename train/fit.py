@@ -1,5 +1,6 @@
 """What every supervised recipe does with its network, data and loss: optimise, watch, save, resume."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..data.batches import Batches, EvalBatches
+from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..model import llama
@@ -43,6 +45,7 @@ def fit(
     Call it under `jax.set_mesh(mesh)`. Raises UserError for settings that do not fit or that nothing reads,
     `loop.TrainingStopped` when steps keep failing.
     """
+    setup.check_rows(settings, mesh)
     lengths = setup.lengths_of(settings, batches)
     frozen = setup.frozen_of(settings)
     trainable, _ = split_frozen(model.abstract_params, frozen)
@@ -58,8 +61,7 @@ def fit(
     )
     rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
     evaluations = [Evaluation("heldout", lengths.evaluate, heldout_loss(model, heldout, rows, settings.eval_batches))]
-    for name, section in settings.evals.items():
-        arguments = dict(section)
+    for name, arguments in _evaluations(settings, evaluators).items():
 
         def evaluate(params: Any, name=name, arguments=arguments):
             return evaluators[name](Llama(model, params, tokenizer, template, mesh), **arguments)
@@ -67,15 +69,16 @@ def fit(
         evaluations.append(Evaluation(name, lengths.evaluate, evaluate))
 
     manifest = setup.manifest_of(settings.config(), model, tokenizer, template, batches)
-    with Checkpoints(workdir, **settings.checkpoint) as saved:
+    when = {name: settings.checkpoint[name] for name in ("every_steps", "every_seconds", "keep_last", "keep_every")}
+    with Checkpoints(workdir, **when) as saved:
+        if saved.latest() is not None:
+            check_continues(workdir, manifest)
         state = setup.first_state(settings, model, optimizer, saved, mesh)
         start = int(state["step"])
         pace = Pace(lengths.log, settings.guard.max_streak, settings.profile.at_step, settings.profile.n_steps)
         with Reporter(workdir, lengths.total, start_step=start, wandb=settings.wandb) as reporter:
             check_all_read(settings)
-            if start:
-                check_continues(workdir, manifest)
-            else:
+            if not start:
                 keep_tokenizer(workdir, tokenizer)
                 reporter.text(0, "data", setup.report_data(batches, heldout))
             shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -95,3 +98,16 @@ def fit(
                 workdir=workdir,
             )
     return Llama(model, state.get("ema", state["params"]), tokenizer, template, mesh, step=int(state["step"]))
+
+
+def _evaluations(settings: Settings, evaluators: Mapping[str, Evaluator]) -> dict[str, dict[str, Any]]:
+    """The arguments of each section of `config.evals`, checked against the evaluator of its name."""
+    sections = {name: dict(section) for name, section in settings.evals.items()}
+    for name, arguments in sections.items():
+        if name not in evaluators:
+            raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
+        try:
+            inspect.signature(evaluators[name]).bind(None, **arguments)
+        except TypeError as error:
+            raise UserError(f"config.evals.{name}: {error}") from None
+    return sections

@@ -67,12 +67,12 @@ def train(
     meter = Meter(flops_per_token)
     seen: list[dict[str, float]] = []
 
-    def fetch(step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes in the metrics of `step`, and reports when a report is due."""
+    def fetch(step: int, metrics: dict[str, jax.Array], *, last: bool = False) -> None:
+        """Takes in the metrics of `step`, and reports when a report is due or the step is the last."""
         seen.append({name: float(value) for name, value in jax.device_get(metrics).items()})
         _check_streak(step, seen[-1], pace)
         done = step + 1
-        if done % pace.log and done != total:
+        if done % pace.log and not last:
             return
         values = _mean(seen) | meter.read(sum(m["tokens"] for m in seen), len(seen)) | memory()
         values["seconds_waiting_for_data"] = ready.waited
@@ -81,7 +81,6 @@ def train(
         seen.clear()
 
     pending = None
-    done = start
     with (
         contextlib.closing(prefetch(batches, start, total, sharding)) as ready,
         _sigterm() as terminated,
@@ -89,27 +88,26 @@ def train(
     ):
         for step, batch in ready:
             profile(step)
+            begin = time.perf_counter()
             with jax.transfer_guard("disallow"):
                 state, metrics = update(state, batch)
+            if step == start:
+                meter.pause(time.perf_counter() - begin)  # compilation
             if pending is not None:
                 fetch(step - 1, pending)
             pending, done = metrics, step + 1
-            stop = _should_stop(terminated, step)
+            stop = done < total and _should_stop(terminated, step)
+            last = stop or done == total
             due = [e for e in evaluations if done % e.every == 0 or done == total] if not stop else []
-            if due or stop or done == total:
-                fetch(step, pending)
+            if due or last:
+                fetch(step, pending, last=last)
                 pending = None
                 meter.pause(_evaluate(due, done, state, reporter))
-            checkpoints.save(done, state, manifest, force=stop or done == total)
+            checkpoints.save(done, state, manifest, force=last)
             if stop:
                 break
     checkpoints.wait()
     return state
-
-
-def stopped_early(state: State, total: int) -> bool:
-    """Whether the state is not that of the last step: SIGTERM came."""
-    return int(state["step"]) < total
 
 
 def _check_streak(step: int, metrics: Mapping[str, float], pace: Pace) -> None:

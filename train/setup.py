@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from etils import epath
 
@@ -14,6 +15,7 @@ from ..data.errors import UserError
 from ..data.templates import ChatTemplate, load_template
 from ..data.tokenizer import Tokenizer
 from ..model import llama
+from ..model.attention import IMPLEMENTATIONS
 from ..model.config import LlamaConfig
 from ..model.sharding import PARTITION_RULES, make_mesh
 from . import checkpoints
@@ -61,15 +63,31 @@ def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
     """
     section = settings.model
     execution = {name: section[name] for name in ("dtype", "param_dtype", "attention", "remat")}
-    if settings.init_from is not None:
-        if section.preset is not None:
-            raise UserError("config.model.preset: the architecture comes from config.init_from; set one of the two")
-        return llama.build(stored_model(settings.init_from).replace(**execution))
+    if (section.preset is None) == (settings.init_from is None):
+        raise UserError("the architecture is that of config.model.preset or of config.init_from: set one of the two")
+    stored = stored_model(settings.init_from) if settings.init_from is not None else None
     try:
-        config = LlamaConfig.preset(section.preset, vocab_size=tokenizer.vocab_size, **execution)
-        return llama.build(config)
-    except ValueError as error:
+        _check_execution(**execution)
+        if stored is None:
+            config = LlamaConfig.preset(section.preset, vocab_size=tokenizer.vocab_size, **execution)
+        else:
+            config = stored.replace(**execution)
+        model = llama.build(config)
+    except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from None
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"config.tokenizer has {tokenizer.vocab_size:,} ids, the network of config.init_from {config.vocab_size:,}"
+        )
+    return model
+
+
+def _check_execution(dtype: str, param_dtype: str, attention: str, remat: str) -> None:
+    """Raises here what would come up in the first step only; `llama.build` looks at remat."""
+    for name in (dtype, param_dtype):
+        jnp.dtype(name)
+    if attention not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {attention!r}: give one of {', '.join(IMPLEMENTATIONS)}")
 
 
 def stored_model(path: epath.PathLike) -> LlamaConfig:
@@ -99,6 +117,21 @@ def data_of(
     return Batches(parts, **rows, seed=settings.seed), heldout
 
 
+def check_rows(settings: Settings, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError if the mesh, and the parts that a step accumulates over, do not divide a batch evenly."""
+    parts, devices = settings.optim.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
+    if parts < 1 or settings.data.batch_size % (parts * devices):
+        raise UserError(
+            f"config.data.batch_size {settings.data.batch_size} is not a multiple of data x fsdp = {devices} devices "
+            f"times config.optim.accumulate = {parts}"
+        )
+    if settings.data.seq_len % mesh.shape["context"]:
+        raise UserError(
+            f"config.data.seq_len {settings.data.seq_len} is not a multiple of mesh axis context = "
+            f"{mesh.shape['context']}"
+        )
+
+
 class Lengths(NamedTuple):
     """Durations of a run, in steps."""
 
@@ -111,11 +144,14 @@ def lengths_of(settings: Settings, batches: Batches) -> Lengths:
     """`config.total_*`, `log_*` and `eval_*`, each in steps, epochs, tokens or percent."""
     units = dict(steps_per_epoch=batches.steps_per_epoch, tokens_per_step=batches.batch_size * batches.length)
     total = duration(settings, "total", **units)
-    return Lengths(
+    lengths = Lengths(
         total=total,
         log=duration(settings, "log", **units, total_steps=total),
         evaluate=duration(settings, "eval", **units, total_steps=total),
     )
+    if 0 in lengths:
+        raise UserError("config.total, log and eval are lengths of at least one step")
+    return lengths
 
 
 def optimizer_of(

@@ -150,18 +150,31 @@ def run_elsewhere(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: nothing compiled for a TPU"
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: nothing was compiled for a TPU"
 )
-def test_splash_compiles_for_a_tpu_forward_and_backward():
+
+
+def compile_for_tpu(part: str):
     script = Path(__file__).with_name("compile_for_tpu.py")
-    report = json.loads(run_elsewhere(str(script), JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1").splitlines()[-1])
-    print(report)
-    assert all(part["kernels"] >= 3 for part in report.values()), "forward, dq and dkv are Pallas kernels"
-    model = report["llama-7b, 2 layers"]
-    # Two context shards hold copies: parameters and gradients are split in four.
-    assert model["argument_bytes"] == pytest.approx(model["params"] * 4 / 4, rel=0.01)
-    assert model["output_bytes"] == pytest.approx(model["params"] * 4 / 4, rel=0.01)
+    report = run_elsewhere(str(script), part, JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+    print(report)  # seconds and bytes, shown by pytest -rP
+    return json.loads(report.splitlines()[-1])
+
+
+@needs_libtpu
+def test_splash_compiles_for_a_tpu_mesh_forward_and_backward():
+    for shape in compile_for_tpu("attention"):
+        assert shape["kernels"] == 3, "forward, dq and dkv"
+
+
+@needs_libtpu
+def test_a_llama_7b_layers_gradient_compiles_for_a_tpu_mesh_and_stays_split():
+    report = compile_for_tpu("model")
+    assert report["kernels"] >= 3
+    # Eight chips, of which the two along the context axis hold the same quarter of the float32 parameters.
+    assert report["argument_bytes"] == pytest.approx(report["params"], rel=0.01)
+    assert report["output_bytes"] == pytest.approx(report["params"], rel=0.01)
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no NVIDIA GPU here: cudnn was not run")

@@ -1,0 +1,35 @@
+"""Perplexity of a source against the model's own logits, one document at a time."""
+
+import json
+
+import camelid
+import numpy as np
+import pytest
+from camelid.data.errors import UserError
+from camelid.evals.perplexity import perplexity
+
+
+def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path):
+    m = camelid.load(pretrained)
+    documents = ["the red fox sees 0 red foxs.", "the blue whale sees 0 blue whales.", "owl " * 30]
+    source = tmp_path / "text.jsonl"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in documents))
+    losses = []
+    for text in documents:
+        tokens = [m.tokenizer.bos_id, *m.tokenizer.encode(text), m.tokenizer.eos_id]
+        for start in range(0, len(tokens) - 1, 1000):
+            part = np.array([tokens[start : start + 1001]])
+            logits = np.asarray(m.logits(part[:, :-1]), np.float64)[0]
+            logits -= logits.max(-1, keepdims=True)
+            logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+            losses += [-logp[i, token] for i, token in enumerate(part[0, 1:])]
+    found = perplexity(m, str(source), seq_len=1000, batch_size=8, cache_dir=str(tmp_path / "cache"))
+    assert found[f"{source}/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found[f"{source}/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+
+
+def test_a_model_without_a_tokenizer_is_refused(pretrained):
+    m = camelid.load(pretrained)
+    m.tokenizer = None
+    with pytest.raises(UserError, match="without a tokenizer"):
+        perplexity(m, "x.txt")

@@ -1,0 +1,102 @@
+"""The commands that look at data and models; training and its mistakes are tested in tests/train."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from camelid.launch.cli import main
+
+COMMANDS = [
+    ["train"],
+    ["tokenizer", "train"],
+    ["data", "show"],
+    ["data", "prepare"],
+    ["eval"],
+    ["generate"],
+    ["chat"],
+    ["quickstart"],
+]
+
+
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--help"])
+    assert left.value.code == 0
+    assert f"usage: camelid {' '.join(command)}".strip() in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys; from camelid.launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit(bool({'jax', 'tensorflow_datasets', 'flax'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: command"),
+        (["talk"], "invalid choice: 'talk'"),
+        (["chat", "/nowhere"], "/nowhere: no such checkpoint or run directory"),
+        (["chat", "x", "--temprature=1"], "unknown argument --temprature=1"),
+        (["eval", "x"], "say what to measure"),
+        (["data", "prepare"], "takes --config"),
+        (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
+        (["chat", "x", "--config.seed=1"], "no --config=FILE"),
+        (["tokenizer", "train", "--source=/nowhere/*.txt", "--output=x"], "/nowhere/*.txt"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("camelid: ")
+    assert said.count("\n") == 1
+    assert says in said
+
+
+def test_a_tokenizer_is_trained_on_several_sources(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("the quick brown fox " * 50)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"instruction": "say 你好", "input": "now", "output": "你好"}))
+    sources = [f"--source={tmp_path / name}" for name in ("a.txt", "b.jsonl")]
+    assert main(["tokenizer", "train", *sources, "--vocab_size=300", "--special=<|x|>", f"--output={tmp_path}"]) == 0
+    from camelid import Tokenizer
+
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab_size == 300
+    assert "<|x|>" in tokenizer.special
+    assert tokenizer.decode(tokenizer.encode("你好 fox")) == "你好 fox"
+
+
+def test_a_dataset_is_prepared_and_read_back(corpus, tmp_path, capsys):
+    source = corpus / "chat.jsonl"
+    assert main(["data", "prepare", f"--source={source}", "--name=chat", f"--output={tmp_path}", "--heldout=0.2"]) == 0
+    folder = capsys.readouterr().out.split(":")[0]
+    from camelid.data.sources import read
+
+    counts = [len(list(read(f"tfds:{folder}:{split}"))) for split in ("train", "heldout")]
+    assert sum(counts) == len(source.read_text().splitlines())
+    assert counts[1] > 0
+
+
+def test_the_caches_of_a_config_are_filled_and_counted(arguments, tmp_path, capsys):
+    config = next(a for a in arguments("pretrain", tmp_path) if a.startswith("--config="))
+    assert main(["data", "prepare", config]) == 0
+    assert "tokens" in capsys.readouterr().out
+
+
+def test_rows_of_a_batch_are_shown_with_what_is_trained_on(arguments, pretrained, tmp_path, capsys):
+    config = next(a for a in arguments("sft", tmp_path, init_from=pretrained) if a.startswith("--config="))
+    assert main(["data", "show", config, "--step=3", "--rows=1"]) == 0
+    assert "<|im_start|>" in capsys.readouterr().out
+    assert main(["data", "show", config, "--rows=99"]) == 2
+
+
+def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, capsys):
+    assert main(["generate", str(tuned), "the red fox", "--max_tokens=5", "--n=2", "--weights=ema"]) == 0
+    assert capsys.readouterr().out.count("\n") >= 2
+    assert main(["generate", str(tuned), "Which colour?", "--chat", "--max_tokens=5", "--temperature=0"]) == 0
+    where = [f"--source={corpus / 'chat.jsonl'}", f"--cache_dir={tmp_path}"]
+    assert main(["eval", str(tuned), *where, "--split=heldout", "--heldout=0.1"]) == 0
+    assert "perplexity" in capsys.readouterr().out

@@ -1,0 +1,76 @@
+"""The terminal chat, with a model whose answers are known and a user who types from a list."""
+
+import io
+
+from camelid.serve.terminal import chat
+from rich.console import Console
+
+
+class Echo:
+    """Stands for a Llama: answers with the number of messages it was given and the last one, in two pieces."""
+
+    def __init__(self):
+        self.asked = []
+
+    def stream_chat(self, messages, **sampling):
+        self.asked.append(([dict(m) for m in messages], sampling))
+        yield f"{len(messages)}:"
+        yield messages[-1]["content"]
+
+
+def talk(*lines, **arguments):
+    console, model, typed = Console(file=io.StringIO(), width=80), Echo(), iter(lines)
+
+    def ask(_):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    chat(model, ask=ask, console=console, **arguments)
+    return model, console.file.getvalue()
+
+
+def test_each_turn_is_asked_with_the_conversation_so_far():
+    model, shown = talk("hello", "  ", "你好")
+    assert "1:hello\n" in shown
+    assert "3:你好\n" in shown
+    roles = [m["role"] for m in model.asked[1][0]]
+    assert roles == ["user", "assistant", "user"]
+    assert model.asked[1][0][1]["content"] == "1:hello"
+
+
+def test_new_forgets_all_but_the_system_message():
+    model, _ = talk("hello", "/new", "again", system="Be brief.")
+    assert [m["content"] for m in model.asked[1][0]] == ["Be brief.", "again"]
+
+
+def test_quit_leaves_before_the_rest():
+    model, _ = talk("/quit", "hello")
+    assert model.asked == []
+
+
+def test_sampling_reaches_the_model_and_seeds_differ_between_turns():
+    model, _ = talk("a", "b", temperature=0.5)
+    assert [sampling for _, sampling in model.asked] == [
+        {"temperature": 0.5, "seed": 0},
+        {"temperature": 0.5, "seed": 1},
+    ]
+
+
+def test_markup_in_an_answer_is_shown_as_it_is():
+    _, shown = talk("[bold]x[/bold]")
+    assert "1:[bold]x[/bold]" in shown
+
+
+def test_an_interrupted_answer_keeps_what_was_said():
+    class Interrupted(Echo):
+        def stream_chat(self, messages, **sampling):
+            self.asked.append(([dict(m) for m in messages], sampling))
+            yield "half"
+            if len(messages) == 1:
+                raise KeyboardInterrupt
+
+    model, typed = Interrupted(), iter(["a", "b", "/quit"])
+    chat(model, ask=lambda _: next(typed), console=Console(file=io.StringIO()))
+    assert [m["content"] for m in model.asked[1][0]] == ["a", "half", "b"]

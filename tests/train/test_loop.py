@@ -1,0 +1,273 @@
+"""The loop with an update of a few lines: what is reported when, evaluated when, saved when, and how it ends."""
+
+import os
+import signal
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from camelid.data.batches import DTYPES
+from camelid.model.sharding import BATCH, make_mesh
+from camelid.train import throughput
+from camelid.train.loop import Evaluation, Pace, TrainingStopped, train
+from jax.sharding import NamedSharding, PartitionSpec
+
+TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
+
+
+class Steps:
+    """Batches that hold their step, and as many trained tokens as TOKENS says."""
+
+    batch_size, length = 2, 4
+
+    def rows(self, step, rows):
+        batch = {name: np.full((2, 4), step, dtype) for name, dtype in DTYPES.items()}
+        batch["loss_mask"] = (np.arange(8) < TOKENS[step]).astype(np.float32).reshape(2, 4)
+        return {name: x[rows] for name, x in batch.items()}
+
+    def epochs(self, step):
+        return {"text": step / 4}
+
+
+@jax.jit
+def update(state, batch):
+    """The loss of step n is n; from `state["bad"]` on, steps are skipped."""
+    step = state["step"]
+    skip = step >= state["bad"]
+    streak = jnp.where(skip, state["streak"] + 1, 0)
+    metrics = {
+        "loss": jnp.where(skip, jnp.nan, batch["tokens"][0, 0].astype(jnp.float32)),
+        "grad_norm": jnp.float32(1),
+        "tokens": jnp.sum(batch["loss_mask"]),
+        "lr": 0.5**step,
+        "skipped": streak,
+        "streak": streak,
+    }
+    return {**state, "step": step + 1, "streak": streak, "params": state["params"] + 1}, metrics
+
+
+class Log:
+    """Stands for the reporter and the checkpoints, and writes down what happens in which order."""
+
+    seconds_blocked = 0.25
+
+    def __init__(self):
+        self.events = []
+        self.reports = {}
+        self.saved = {}
+        self.stop_at = None
+
+    def write(self, step, metrics):
+        self.events.append(("report", step))
+        self.reports.setdefault(step, {}).update(metrics)
+
+    def text(self, step, name, rows):
+        self.events.append(("text", step, name, rows))
+
+    def save(self, step, state, manifest, *, force):
+        self.events.append(("save", step))
+        self.saved[step] = (int(state["step"]), manifest, force)
+
+    def wait(self):
+        self.events.append(("wait",))
+
+    def update(self, state, batch):
+        step = int(state["step"])
+        self.events.append(("update", step))
+        if step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(state, batch)
+
+
+def run(tmp_path, *, start=0, total=10, log=1, bad=100, evaluations=(), step=None, profile=(None, 1), **changes):
+    mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
+    observer = Log()
+    observer.stop_at = changes.pop("stop_at", None)
+    state = {"params": jnp.float32(start), "step": jnp.int32(start), "bad": jnp.int32(bad), "streak": jnp.int32(0)}
+    state = train(
+        step or observer.update,
+        jax.device_put(state | changes, NamedSharding(mesh, PartitionSpec())),
+        Steps(),
+        start=start,
+        total=total,
+        sharding=NamedSharding(mesh, PartitionSpec(BATCH, "context")),
+        pace=Pace(log, 3, *profile),
+        evaluations=evaluations,
+        reporter=observer,
+        checkpoints=observer,
+        manifest={"run": 1},
+        flops_per_token=1.0,
+        workdir=tmp_path,
+    )
+    return state, observer
+
+
+def losses(observer):
+    return {step: values["train/loss"] for step, values in observer.reports.items() if "train/loss" in values}
+
+
+def test_each_step_is_reported_once_in_order_and_one_step_late(tmp_path):
+    state, log = run(tmp_path, total=4)
+    assert losses(log) == {1: 0.0, 2: 1.0, 3: 2.0, 4: 3.0}  # the loss of step n stands under n + 1 updates
+    assert [event for event in log.events if event[0] != "save"] == [
+        *[("update", 0), ("update", 1), ("report", 1), ("update", 2), ("report", 2), ("update", 3), ("report", 3)],
+        *[("report", 4), ("wait",)],
+    ]
+    assert (int(state["step"]), float(state["params"])) == (4, 4.0)
+
+
+def test_means_are_over_all_tokens_of_the_report_and_counters_are_the_last(tmp_path):
+    _, log = run(tmp_path, total=8, log=3)
+    groups = {3: [0, 1, 2], 6: [3, 4, 5], 8: [6, 7]}
+    expected = {end: np.average(steps, weights=[TOKENS[s] for s in steps]) for end, steps in groups.items()}
+    assert losses(log) == pytest.approx(expected)
+    assert [log.reports[end]["train/lr"] for end in groups] == [0.5**2, 0.5**5, 0.5**7]
+    assert [log.reports[end]["train/tokens"] for end in groups] == [4, 8, 3]
+    assert [log.reports[end]["epochs/text"] for end in groups] == [0.75, 1.5, 2.0]
+
+
+def test_a_resumed_run_reports_and_saves_from_its_step_on(tmp_path):
+    state, log = run(tmp_path, start=7, total=10, log=2)
+    assert losses(log) == pytest.approx({8: 7, 10: np.average([8, 9], weights=[8, 5])})
+    assert list(log.saved) == [8, 9, 10]
+    assert int(state["step"]) == 10
+
+
+def test_a_run_that_is_done_does_nothing(tmp_path):
+    state, log = run(tmp_path, start=5, total=5)
+    assert int(state["step"]) == 5
+    assert log.events == [("wait",)]
+
+
+def test_skipped_steps_are_left_out_of_the_means(tmp_path):
+    _, log = run(tmp_path, total=6, log=3, bad=4)
+    assert losses(log)[6] == 3.0  # of steps 3, 4, 5
+    assert (log.reports[6]["train/skipped"], log.reports[6]["train/streak"]) == (2, 2)
+
+
+def test_too_many_skips_in_a_row_stop_the_run_with_the_step_and_how_to_see_its_batch(tmp_path):
+    with pytest.raises(TrainingStopped, match=r"step 6: 3 steps in a row were skipped \(loss nan") as error:
+        run(tmp_path, bad=4)
+    assert "camelid data show --step=6" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_step_is_offered_to_the_checkpoints_and_the_last_is_forced(tmp_path):
+    _, log = run(tmp_path, total=3)
+    assert log.saved == {1: (1, {"run": 1}, False), 2: (2, {"run": 1}, False), 3: (3, {"run": 1}, True)}
+
+
+def test_evaluations_run_on_their_cadence_and_after_the_last_step(tmp_path):
+    seen = []
+
+    def measure(params):
+        seen.append(float(params))
+        return {"score": float(params) / 10}, [{"question": "1 + 1", "answer": "2"}] if params == 4 else []
+
+    _, log = run(tmp_path, total=10, log=5, evaluations=[Evaluation("quiz", 4, measure)])
+    assert seen == [4, 8, 10]
+    found = {step: r["eval/quiz/score"] for step, r in log.reports.items() if "eval/quiz/score" in r}
+    assert found == {4: 0.4, 8: 0.8, 10: 1.0}
+    assert [event for event in log.events if event[0] == "text"] == [
+        ("text", 4, "quiz", [{"question": "1 + 1", "answer": "2"}])
+    ]
+    assert losses(log) == pytest.approx(
+        {end: np.average(range(end - 5, end), weights=TOKENS[end - 5 : end]) for end in (5, 10)}
+    )
+
+
+def test_evaluations_take_the_moving_average_where_there_is_one(tmp_path):
+    seen = []
+    evaluation = Evaluation("quiz", 10, lambda params: (seen.append(float(params)), ({}, []))[1])
+    run(tmp_path, total=2, evaluations=[evaluation], ema=jnp.float32(77))
+    assert seen == [77]
+
+
+@pytest.mark.parametrize("log_steps", [1, 3])
+def test_sigterm_saves_reports_and_stops_at_the_end_of_the_step(tmp_path, log_steps):
+    before = signal.getsignal(signal.SIGTERM)
+    evaluation = Evaluation("quiz", 4, lambda params: pytest.fail("no time for evaluations"))
+    state, log = run(tmp_path, total=10, log=log_steps, stop_at=3, evaluations=[evaluation])
+    assert int(state["step"]) == 4
+    assert log.saved[4] == (4, {"run": 1}, True)
+    assert losses(log)[4] == 3.0
+    assert log.events[-1] == ("wait",)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_in_the_last_step_lets_the_run_end_as_usual(tmp_path):
+    seen = []
+    evaluation = Evaluation("quiz", 4, lambda params: (seen.append(float(params)), ({}, []))[1])
+    state, log = run(tmp_path, total=3, stop_at=2, evaluations=[evaluation])
+    assert int(state["step"]) == 3
+    assert seen == [3]
+    assert log.saved[3][2]
+
+
+def test_an_update_that_copies_from_the_host_is_refused(tmp_path):
+    def careless(state, batch):
+        return update(state, batch | {"loss_mask": np.ones((2, 4), np.float32)})
+
+    with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        run(tmp_path, step=careless)
+
+
+def test_an_error_in_reading_data_reaches_the_caller(tmp_path):
+    with pytest.raises(IndexError):
+        run(tmp_path, total=len(TOKENS) + 2)
+
+
+def test_the_steps_asked_for_are_traced_by_the_profiler(tmp_path):
+    run(tmp_path, total=4, profile=(1, 2))
+    assert [path.suffixes for path in (tmp_path / "profile").rglob("*.xplane.pb")] == [[".xplane", ".pb"]]
+
+
+def test_a_report_tells_speed_memory_and_waiting(tmp_path):
+    _, log = run(tmp_path, total=2)
+    values = {name.removeprefix("train/"): value for name, value in log.reports[2].items()}
+    assert values["tokens_per_second"] == pytest.approx(TOKENS[1] / values["seconds_per_step"], rel=1e-6)
+    assert values["tokens_per_second_per_device"] == pytest.approx(values["tokens_per_second"] / 8)
+    assert values["host_memory_peak_bytes"] > 50e6
+    assert values["seconds_waiting_for_checkpoints"] == 0.25
+    assert values["seconds_waiting_for_data"] >= 0
+
+
+def test_speed_leaves_out_pauses_and_mfu_is_the_share_of_the_devices_peak(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(throughput, "peak_flops", lambda device: 5e3)
+    meter = throughput.Meter(flops_per_token=20.0)
+    now[0] = 130.0
+    meter.pause(20.0)
+    rates = meter.read(tokens=8000, steps=4)
+    assert rates == {
+        "seconds_per_step": 2.5,
+        "tokens_per_second": 800.0,
+        "tokens_per_second_per_device": 100.0,
+        "mfu": pytest.approx(100.0 * 20.0 / 5e3),
+    }
+    now[0] = 140.0
+    assert meter.read(tokens=8000, steps=4)["tokens_per_second"] == 800.0  # each reading starts anew
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("cpu", None)],
+)
+def test_a_devices_peak_is_found_by_the_longest_name(kind, peak):
+    assert throughput.peak_flops(types.SimpleNamespace(device_kind=kind)) == peak
+
+
+def test_compilation_and_evaluation_do_not_count_as_training_time(tmp_path):
+    def slow_at_first(state, batch):
+        if int(state["step"]) == 0:
+            time.sleep(0.5)
+        return update(state, batch)
+
+    evaluation = Evaluation("quiz", 1, lambda params: (time.sleep(0.2), ({}, []))[1])
+    _, log = run(tmp_path, total=4, log=2, step=slow_at_first, evaluations=[evaluation])
+    assert log.reports[2]["train/seconds_per_step"] < 0.2
+    assert log.reports[4]["train/seconds_per_step"] < 0.2
