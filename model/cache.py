@@ -29,7 +29,9 @@ class Cache(NamedTuple):
     keys_LES: Float[Array, "*L E S"]
     values_LSE: Float[Array, "*L S E"]
 
-    def write(self, k_B1KE: Float[Array, "B 1 K E"], v_B1KE: Float[Array, "B 1 K E"], slot: Int[Array, ""]) -> "Cache":
+    def write(
+        self, k_B1KE: Float[Array, "B 1 K E"], v_B1KE: Float[Array, "B 1 K E"], slot: Int[Array, ""]
+    ) -> "Cache":
         *lead, E, _ = self.keys_LES.shape
         k_LE1, v_L1E = k_B1KE.reshape(*lead, E, 1), v_B1KE.reshape(*lead, 1, E)
         return Cache(
@@ -64,7 +66,9 @@ class FusedAttention(Attention):
     def __init__(self, attention: Attention):
         config = attention.config
         D, K, E = config.dim, config.n_kv_heads, config.head_dim
-        parts = [w[...].reshape(D, K, -1, E).astype(config.dtype) for w in (attention.q, attention.k, attention.v)]
+        parts = [
+            w[...].reshape(D, K, -1, E).astype(config.dtype) for w in (attention.q, attention.k, attention.v)
+        ]
         self.config = config
         self.qkv = nnx.Param(jnp.concatenate(parts, axis=2))
         self.o = nnx.Param(attention.o[...].reshape(-1, D).astype(config.dtype))
@@ -135,7 +139,9 @@ class Decoder(nnx.Module):
 def _unstack(llama: Llama) -> list[Block]:
     """The layers one by one, with fused weights."""
     graph, stacked = nnx.split(llama.layers)
-    blocks = [nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(llama.config.n_layers)]
+    blocks = [
+        nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(llama.config.n_layers)
+    ]
     for block in blocks:
         block.attention = FusedAttention(block.attention)
         block.mlp = FusedMLP(block.mlp, llama.config.dtype)

@@ -60,28 +60,32 @@ def fit(
         ema_decay=settings.ema_decay,
     )
     rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
-    evaluations = [Evaluation("heldout", lengths.evaluate, heldout_loss(model, heldout, rows, settings.eval_batches))]
-    for name, arguments in _evaluations(settings, evaluators).items():
 
-        def evaluate(params: Any, name=name, arguments=arguments):
-            return evaluators[name](Llama(model, params, tokenizer, template, mesh), **arguments)
+    def bundle(params: Any, step: int | None = None) -> Llama:
+        return Llama(model, params, tokenizer, template, mesh, step=step)
 
-        evaluations.append(Evaluation(name, lengths.evaluate, evaluate))
+    measure = heldout_loss(model, heldout, rows, settings.eval_batches)
+    evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
+    for name, section in settings.evals.items():
+        evaluations.append(Evaluation(name, lengths.evaluate, _evaluation(name, section, evaluators, bundle)))
+
+    abstract = setup.abstract_state(settings, model, optimizer, mesh)
+    pace = Pace(lengths.log, settings.guard.max_streak, settings.profile.at_step, settings.profile.n_steps)
+    when = {name: settings.checkpoint[name] for name in ("every_steps", "every_seconds", "keep_last", "keep_every")}
+    wandb = settings.wandb
+    check_all_read(settings)
 
     manifest = setup.manifest_of(settings.config(), model, tokenizer, template, batches)
-    when = {name: settings.checkpoint[name] for name in ("every_steps", "every_seconds", "keep_last", "keep_every")}
     with Checkpoints(workdir, **when) as saved:
         if saved.latest() is not None:
             check_continues(workdir, manifest)
-        state = setup.first_state(settings, model, optimizer, saved, mesh)
+        state = setup.first_state(settings, model, optimizer, saved, abstract)
         start = int(state["step"])
-        pace = Pace(lengths.log, settings.guard.max_streak, settings.profile.at_step, settings.profile.n_steps)
-        with Reporter(workdir, lengths.total, start_step=start, wandb=settings.wandb) as reporter:
-            check_all_read(settings)
+        with Reporter(workdir, lengths.total, start_step=start, wandb=wandb) as reporter:
             if not start:
                 keep_tokenizer(workdir, tokenizer)
                 reporter.text(0, "data", setup.report_data(batches, heldout))
-            shardings = jax.tree.map(lambda x: x.sharding, state)
+            shardings = jax.tree.map(lambda x: x.sharding, abstract)
             state = train(
                 jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)),
                 state,
@@ -90,24 +94,25 @@ def fit(
                 total=lengths.total,
                 sharding=rows,
                 pace=pace,
-                evaluations=[e for e in evaluations if e.name != "heldout" or heldout],
+                evaluations=evaluations,
                 reporter=reporter,
                 checkpoints=saved,
                 manifest=manifest,
                 flops_per_token=model.config.flops_per_token(batches.length),
                 workdir=workdir,
             )
-    return Llama(model, state.get("ema", state["params"]), tokenizer, template, mesh, step=int(state["step"]))
+    return bundle(state.get("ema", state["params"]), step=int(state["step"]))
 
 
-def _evaluations(settings: Settings, evaluators: Mapping[str, Evaluator]) -> dict[str, dict[str, Any]]:
-    """The arguments of each section of `config.evals`, checked against the evaluator of its name."""
-    sections = {name: dict(section) for name, section in settings.evals.items()}
-    for name, arguments in sections.items():
-        if name not in evaluators:
-            raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
-        try:
-            inspect.signature(evaluators[name]).bind(None, **arguments)
-        except TypeError as error:
-            raise UserError(f"config.evals.{name}: {error}") from None
-    return sections
+def _evaluation(
+    name: str, section: Settings, evaluators: Mapping[str, Evaluator], bundle: Callable[[Any], Llama]
+) -> Callable[[Any], tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]:
+    """The evaluator of a section of `config.evals` as a function of parameters; its arguments are checked here."""
+    if name not in evaluators:
+        raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
+    arguments = dict(section)
+    try:
+        inspect.signature(evaluators[name]).bind(None, **arguments)
+    except TypeError as error:
+        raise UserError(f"config.evals.{name}: {error}") from None
+    return lambda params: evaluators[name](bundle(params), **arguments)

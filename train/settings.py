@@ -91,10 +91,8 @@ class Settings(Mapping):
 
 def check_all_read(settings: Settings) -> None:
     """Raises UserError naming each leaf that nothing has read, with the nearest name that was asked for."""
-    missed, read = settings.names_missed(), settings.names_read()
-    problems = [
-        f"nothing reads {path}{_did_you_mean(path, missed) or _did_you_mean(path, read)}" for path in settings.unread()
-    ]
+    asked_for = settings.names_missed() + settings.names_read()
+    problems = [f"nothing reads {path}{_did_you_mean(path, asked_for)}" for path in settings.unread()]
     if problems:
         raise UserError("; ".join(problems))
 

@@ -1,6 +1,7 @@
 """From a config's sections to the things they describe: mesh, tokenizer, network, data, optimiser, first state."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -183,31 +184,38 @@ def frozen_of(settings: Settings) -> Rules:
     return settings.optim.frozen or EVERYTHING
 
 
+def abstract_state(
+    settings: Settings, model: llama.Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> State:
+    """Shapes of the state, and where `config.partition_rules` put each part of it."""
+    init = init_state(model.init, optimizer, frozen_of(settings), ema=settings.ema_decay is not None)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    try:
+        where = state_shardings(abstract, mesh, settings.partition_rules or PARTITION_RULES)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+
+
 def first_state(
     settings: Settings,
     model: llama.Model,
     optimizer: optax.GradientTransformation,
     saved: checkpoints.Checkpoints,
-    mesh: jax.sharding.Mesh,
+    abstract: State,
 ) -> State:
-    """Where the run stands: its latest checkpoint, else `config.init_from`'s parameters, else random ones."""
-    frozen, rules = frozen_of(settings), settings.partition_rules or PARTITION_RULES
-    ema = settings.ema_decay is not None
-    init = init_state(model.init, optimizer, frozen, ema=ema)
-    key = jax.random.key(settings.seed)
-    abstract = jax.eval_shape(init, key)
-    try:
-        shardings = state_shardings(abstract, mesh, rules)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    """Where the run stands: its latest checkpoint, else `config.init_from`'s parameters, else random ones.
+
+    abstract: as `abstract_state` gives it.
+    """
     if saved.latest() is not None:
         return saved.restore(abstract)
+    arguments = dict(optimizer=optimizer, frozen=frozen_of(settings), ema=settings.ema_decay is not None)
+    where = jax.tree.map(lambda x: x.sharding, abstract)
     if settings.init_from is not None:
         params = checkpoints.load_params(settings.init_from, abstract["params"])
-        start = jax.jit(lambda p: state_of(p, optimizer, frozen, ema=ema), out_shardings=shardings)
-        return start(params)
-    return jax.jit(init, out_shardings=shardings)(key)
+        return jax.jit(functools.partial(state_of, **arguments), out_shardings=where)(params)
+    return jax.jit(init_state(model.init, **arguments), out_shardings=where)(jax.random.key(settings.seed))
 
 
 def manifest_of(

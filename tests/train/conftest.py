@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a small corpus with its tokenizer, runs of both recipes, and runs as processes."""
+"""What the tests of whole runs share: a small corpus with its tokenizer, a run of each recipe, runs as processes."""
 
 import json
 import os
@@ -74,20 +74,24 @@ def start(tmp_path_factory):
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
     }
+    running = []
 
     def popen(arguments, devices: int = 2) -> subprocess.Popen:
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        return subprocess.Popen(
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
+        process = subprocess.Popen(
             [sys.executable, "-c", "import sys; from camelid.launch.cli import main; sys.exit(main())", *arguments],
             env=environment | {"XLA_FLAGS": flags},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+        running.append(process)
+        return process
 
-    return popen
+    yield popen
+    for process in running:
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,255 @@
+"""Cached decoding against full forward passes, stops, and what answers may not depend on."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from camelid.model import cache
+from camelid.model.config import LlamaConfig
+from camelid.model.decode import (
+    Generation,
+    _generate,
+    generate,
+    generate_batch,
+    pad_prompts,
+    prompt_ids,
+    stream,
+)
+from camelid.model.llama import build
+from camelid.model.sampling import Sampling, reshape_distribution
+from camelid.model.sharding import make_mesh, shardings
+
+TINY = dict(vocab_size=96, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, tied=True)
+KEY = jax.random.key(7)
+
+
+@functools.cache
+def tiny(**changes):
+    model = build(LlamaConfig.from_dict(TINY | changes))
+    params = jax.jit(model.init)(jax.random.key(0))
+    return model, jax.tree.map(lambda x: x * 2, params)  # away from the uniform distribution of a fresh model
+
+
+def some_prompts(*lengths: int) -> list[list[int]]:
+    rng = np.random.default_rng(sum(lengths))
+    return [rng.integers(1, TINY["vocab_size"], length).tolist() for length in lengths]
+
+
+def run(model, params, prompts, sampling, **options) -> Generation:
+    tokens_BP, lengths_B = pad_prompts(prompts)
+    return jax.device_get(generate(model, params, tokens_BP, lengths_B, KEY, sampling, **options))
+
+
+def chosen_log_probs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    return logits[np.arange(len(tokens)), tokens] - np.log(np.exp(logits.astype(np.float64)).sum(axis=-1))
+
+
+def full_logits(model, params, prompt, answer) -> np.ndarray:
+    """Logits of each answer token from one uncached pass over prompt and answer."""
+    tokens_1T = np.zeros((1, 64), np.int32)  # what comes later is not seen: one shape, compiled once
+    tokens_1T[0, : len(prompt) + len(answer)] = [*prompt, *answer]
+    return np.asarray(apply_of(model.config)(params, tokens_1T))[0, len(prompt) - 1 :][: len(answer)]
+
+
+@functools.cache
+def apply_of(config: LlamaConfig):
+    return jax.jit(build(config).apply)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths"),
+    [
+        (dict(), (3, 32, 17)),
+        (dict(tied=False, n_kv_heads=4), (5,)),
+        (dict(n_kv_heads=1, head_dim=16), (40, 2)),
+    ],
+    ids=str,
+)
+def test_cached_decoding_equals_a_full_forward_pass(shape, lengths):
+    model, params = tiny(**shape)
+    prompts = some_prompts(*lengths)
+    out = run(model, params, prompts, Sampling(max_tokens=9, n=2))
+    for b, prompt in enumerate(prompts):
+        logits = full_logits(model, params, prompt, out.tokens[b, 0])
+        np.testing.assert_allclose(out.logprobs[b, 0], chosen_log_probs(logits, out.tokens[b, 0]), atol=1e-4)
+
+
+def test_greedy_decoding_takes_the_likeliest_of_a_full_forward_pass():
+    model, params = tiny()
+    prompts = some_prompts(6, 2)
+    out = run(model, params, prompts, Sampling(max_tokens=9, temperature=0))
+    for b, prompt in enumerate(prompts):
+        logits = full_logits(model, params, prompt, out.tokens[b, 0])
+        np.testing.assert_array_equal(out.tokens[b, 0], logits.argmax(axis=-1))
+        np.testing.assert_allclose(out.logprobs[b, 0], chosen_log_probs(logits, out.tokens[b, 0]), atol=1e-4)
+
+
+def test_sampling_log_probabilities_follow_the_prompt_and_the_answer_so_far():
+    model, params = tiny()
+    sampling = Sampling(
+        max_tokens=12, temperature=0.8, top_k=30, top_p=0.9, min_p=0.01, repetition_penalty=1.5
+    )
+    (prompt,) = some_prompts(6)
+    out = run(model, params, [prompt], sampling)
+    answer = out.tokens[0, 0].tolist()
+    logits = full_logits(model, params, prompt, answer)
+    seen_TV = np.array([np.isin(np.arange(TINY["vocab_size"]), prompt + answer[:t]) for t in range(12)])
+    reshaped_TV = np.asarray(reshape_distribution(sampling, jnp.array(logits), jnp.array(seen_TV)))
+    np.testing.assert_allclose(out.sampling_logprobs[0, 0], chosen_log_probs(reshaped_TV, answer), atol=1e-4)
+    assert np.abs(out.logprobs - out.sampling_logprobs).max() > 0.1
+
+
+def test_an_answer_ends_with_its_first_stop_token_and_is_padded_after_it():
+    model, params = tiny()
+    prompts = some_prompts(3, 32, 17)
+    free = run(model, params, prompts, Sampling(max_tokens=9, n=2))
+    stops = tuple({int(free.tokens[0, 0, 4]), int(free.tokens[1, 1, 0])})
+    out = run(model, params, prompts, Sampling(max_tokens=9, n=2, stop_ids=stops, pad_id=95))
+    for index in np.ndindex(3, 2):
+        hits = np.flatnonzero(np.isin(free.tokens[index], stops))
+        length = hits[0] + 1 if len(hits) else 9
+        assert out.lengths[index] == length
+        assert out.stopped[index] == (len(hits) > 0)
+        np.testing.assert_array_equal(out.tokens[index][:length], free.tokens[index][:length])
+        np.testing.assert_array_equal(out.tokens[index][length:], 95)
+        np.testing.assert_allclose(out.logprobs[index][:length], free.logprobs[index][:length], atol=1e-5)
+        assert not out.logprobs[index][length:].any() and not out.sampling_logprobs[index][length:].any()
+    assert out.lengths[1, 1] == 1 and out.stopped[1, 1]
+
+
+def test_the_loop_ends_with_the_last_answer(monkeypatch):
+    calls = []
+    original = cache.Decoder.__call__
+
+    def counted(self, *args):
+        jax.debug.callback(lambda: calls.append(1))
+        return original(self, *args)
+
+    monkeypatch.setattr(cache.Decoder, "__call__", counted)
+    model, params = tiny(norm_eps=1.1e-5)  # a config of its own: nothing compiled before is found
+    prompts = some_prompts(4, 11)
+    free = run(model, params, prompts, Sampling(max_tokens=40))
+    jax.effects_barrier()
+    assert len(calls) == 39
+    calls.clear()
+    stops = tuple({int(free.tokens[0, 0, 6]), int(free.tokens[1, 0, 3])})
+    out = run(model, params, prompts, Sampling(max_tokens=40, stop_ids=stops))
+    jax.effects_barrier()
+    assert len(calls) == out.lengths.max() - 1 < 10
+
+
+def test_answers_do_not_depend_on_batch_padding_or_number_of_samples():
+    model, params = tiny()
+    prompts = some_prompts(9, 3, 21)
+    many = run(model, params, prompts, Sampling(max_tokens=10, n=8))
+    assert len({tuple(row) for row in many.tokens.reshape(-1, 10).tolist()}) == 24
+    for b, prompt in enumerate(prompts):
+        wide_1P = np.full((1, 50), 77, np.int32)  # another padding, of another width
+        wide_1P[0, : len(prompt)] = prompt
+        alone = generate(model, params, wide_1P, np.array([len(prompt)]), KEY, Sampling(max_tokens=10))
+        np.testing.assert_array_equal(alone.tokens[0, 0], many.tokens[b, 0])
+        np.testing.assert_allclose(alone.logprobs[0, 0], many.logprobs[b, 0], atol=1e-4)
+
+
+def test_keys_and_prompt_ids_change_the_answers():
+    model, params = tiny()
+    tokens_BP, lengths_B = pad_prompts(some_prompts(9) * 2)
+    sampling = Sampling(max_tokens=10)
+    same = generate(model, params, tokens_BP, lengths_B, KEY, sampling)
+    told = generate(model, params, tokens_BP, lengths_B, KEY, sampling, np.array([1, 2], np.uint32))
+    other = generate(model, params, tokens_BP, lengths_B, jax.random.key(8), sampling)
+    np.testing.assert_array_equal(same.tokens[0], same.tokens[1])
+    assert (told.tokens[0] != told.tokens[1]).any()
+    assert (same.tokens != other.tokens).any()
+
+
+MESHES = [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(data=2, fsdp=2, context=2)]
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_answers_are_the_same_on_every_mesh(axes):
+    model, params = tiny(tied=False)
+    prompts = some_prompts(9, 3, 21, 5)
+    sampling = Sampling(max_tokens=8, n=2, top_p=0.95, repetition_penalty=1.1)
+    want = run(model, params, prompts, sampling)
+    mesh = make_mesh(axes)
+    sharded = jax.device_put(params, shardings(params, mesh))
+    with jax.set_mesh(mesh):
+        got = run(model, sharded, prompts, sampling)
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-4)
+    np.testing.assert_allclose(got.sampling_logprobs, want.sampling_logprobs, atol=1e-4)
+
+
+def test_a_stream_yields_what_generate_gives_up_to_the_stop():
+    model, params = tiny()
+    (prompt,) = some_prompts(13)
+    free = run(model, params, [prompt], Sampling(max_tokens=12)).tokens[0, 0].tolist()
+    stop = free[7]
+    stopped = list(stream(model, params, prompt, KEY, Sampling(max_tokens=12, stop_ids=(stop,))))
+    assert stopped == free[: free.index(stop) + 1]
+
+
+def test_many_prompts_come_back_in_their_order():
+    model, params = tiny()
+    prompts = some_prompts(40, 3, 9, 33, 12)
+    sampling = Sampling(max_tokens=6, n=2, stop_ids=(5, 6, 7))
+    answers = generate_batch(model, params, prompts, sampling, seed=7, batch_size=2)
+    on_mesh = generate_batch(
+        model, params, prompts, sampling, seed=7, batch_size=3, mesh=make_mesh({"data": 8})
+    )
+    assert answers == on_mesh
+    out = run(model, params, prompts, sampling)
+    for b, i in np.ndindex(5, 2):
+        assert answers[b][i] == out.tokens[b, i, : out.lengths[b, i]].tolist()
+
+
+def test_generate_runs_inside_another_compiled_function():
+    model, params = tiny()
+    tokens_BP, lengths_B = pad_prompts(some_prompts(9, 3))
+    sampling = Sampling(max_tokens=6)
+    ids = prompt_ids(tokens_BP, lengths_B)
+    want = generate(model, params, tokens_BP, lengths_B, KEY, sampling)
+    got = jax.jit(lambda p, *args: generate(model, p, *args[:2], KEY, sampling, args[2]))(
+        params, tokens_BP, lengths_B, ids
+    )
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    with pytest.raises(ValueError, match="prompt_ids_B"):
+        jax.jit(lambda p, *args: generate(model, p, *args, KEY, sampling))(params, tokens_BP, lengths_B)
+
+
+def test_bfloat16_stays_near_its_own_full_pass():
+    model, params = tiny(dtype="bfloat16")
+    (prompt,) = some_prompts(9)
+    out = run(model, params, [prompt], Sampling(max_tokens=8))
+    answer = out.tokens[0, 0]
+    logits = full_logits(model, params, prompt, answer)
+    np.testing.assert_allclose(out.logprobs[0, 0], chosen_log_probs(logits, answer), atol=0.1)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_loop_copies_neither_weights_nor_cache(rows):
+    config = LlamaConfig.from_dict(TINY | dict(dim=48, n_heads=6, n_kv_heads=3, head_dim=8))
+    tokens_BP, lengths_B = pad_prompts(some_prompts(*[9] * rows))
+    args = (build(config).abstract_params, tokens_BP, lengths_B, KEY, prompt_ids(tokens_BP, lengths_B))
+    text = _generate.lower(config, Sampling(max_tokens=8, temperature=0), *args).compile().as_text()
+    computations = dict(re.findall(r"^%([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE))
+    body = max((computations[name] for name in re.findall(r"body=%([\w.-]+)", text)), key=len)
+    results = re.findall(r"%(\S+) = \w+\[([\d,]+)\]", body)
+    assert any("dot" in name for name, _ in results)
+    one_cache = 3 * 8 * (32 + 8)  # smaller than any matrix, larger than any activation
+    large = [name for name, shape in results if math.prod(map(int, shape.split(","))) >= one_cache]
+    assert [name for name in large if "copy" in name or "transpose" in name] == []
+
+
+def test_an_empty_prompt_is_refused():
+    model, params = tiny()
+    with pytest.raises(ValueError, match="empty"):
+        pad_prompts([[1], []])
+    with pytest.raises(ValueError, match="empty"):
+        generate(model, params, np.zeros((1, 4), np.int32), np.array([0]), KEY, Sampling(max_tokens=2))

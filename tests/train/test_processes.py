@@ -1,0 +1,61 @@
+"""Two processes of four devices each, joined by JAX's distributed runtime over gloo, against one process of eight."""
+
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+from camelid.train import bundle, checkpoints
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def start_two(start):
+    """start_two(arguments): both processes of a run."""
+
+    def popen(arguments):
+        cluster = ["--distributed", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+        return [start([*arguments, *cluster, f"--process_id={i}"], devices=4) for i in range(2)]
+
+    return popen
+
+
+def finish(processes) -> list[str]:
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return outputs
+
+
+def test_two_processes_train_as_one(pretrained, arguments, start_two, metrics, tmp_path):
+    outputs = finish(start_two(arguments("pretrain", tmp_path)))
+    assert "step 24/24" in outputs[0] and "step 24/24" not in outputs[1]  # one of them reports
+    together, alone = metrics(tmp_path), metrics(pretrained)
+    assert together.keys() == alone.keys()
+    for step, line in alone.items():
+        for name in ("train/loss", "train/tokens", "eval/heldout/text/loss"):
+            if name in line:
+                assert together[step][name] == pytest.approx(line[name], abs=1e-5), (step, name)
+    found, expected = bundle.load(tmp_path), bundle.load(pretrained)  # by a single process
+    assert found.step == 24
+    assert found.tokenizer.fingerprint == expected.tokenizer.fingerprint
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(arguments, start_two, metrics, tmp_path):
+    processes = start_two(arguments("pretrain", tmp_path))
+    while not (tmp_path / "metrics.jsonl").exists() or max(metrics(tmp_path), default=0) < 3:
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = finish(processes)
+    stopped = checkpoints.read_manifest(tmp_path)["step"]
+    assert 3 <= stopped < 24
+    assert f"step {stopped}: checkpoints" in outputs[0]
