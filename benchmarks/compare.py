@@ -2,8 +2,8 @@
 
     make bench
 
-Both sides are processes that stay warm and wait; rounds alternate between them, so that a busy spell of the machine hits
-both. What is reported is the median over rounds of ours / theirs. Shape: `nano-8m` (8.3 M parameters, width 288,
+Both sides are processes that stay warm and wait; rounds alternate between them, so that a busy spell of the machine
+hits both. What is reported is the median over rounds of ours / theirs. Shape: `nano-8m` (8.3 M parameters, width 288,
 6 layers, vocabulary 4,096) in float32 with random weights; training on 8 x 256 tokens with AdamW and clipping, decoding
 128 tokens greedily after a prompt of 32.
 """

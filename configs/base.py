@@ -19,6 +19,11 @@ def base() -> ConfigDict:
     c.model.param_dtype = "float32"
     c.model.attention = "auto"  # xla, splash (TPU), cudnn (GPU)
     c.model.remat = "none"  # dots, attention, full: what a layer keeps for its backward pass
+    for field in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "tied", "norm_eps", "unroll"):
+        c.model[field] = None  # another value than the preset's or the checkpoint's
+    c.model.max_len = None
+    c.model.rope_theta = None
+    c.model.rope_scaling = None  # {"kind": "linear", "factor": 4.0}, see model/config.py RopeScaling
     c.init_from = None  # path of a run or checkpoint
     c.tokenizer = None  # path; None: that of init_from
     c.template = None  # chat template: alpaca, vicuna, chatml, llama2, llama3, or a jinja file; None: init_from's

@@ -124,7 +124,7 @@ def build_cache(
     }
     if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself asks, but before the lock
         raise UserError(
-            "a worker process has run the main script again: put what the script does below `if __name__ == '__main__':`"
+            "a worker process runs the main script again: put what the script does below `if __name__ == '__main__':`"
         )
     final = Path(cache_dir).expanduser() / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     if not final.exists():

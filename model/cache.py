@@ -29,9 +29,7 @@ class Cache(NamedTuple):
     keys_LES: Float[Array, "*L E S"]
     values_LSE: Float[Array, "*L S E"]
 
-    def write(
-        self, k_B1KE: Float[Array, "B 1 K E"], v_B1KE: Float[Array, "B 1 K E"], slot: Int[Array, ""]
-    ) -> "Cache":
+    def write(self, k_B1KE: Float[Array, "B 1 K E"], v_B1KE: Float[Array, "B 1 K E"], slot: Int[Array, ""]) -> "Cache":
         *lead, E, _ = self.keys_LES.shape
         k_LE1, v_L1E = k_B1KE.reshape(*lead, E, 1), v_B1KE.reshape(*lead, 1, E)
         return Cache(
@@ -47,9 +45,7 @@ def _rows_and_heads(x: Shaped[Array, "B K ..."]) -> Shaped[Array, "..."]:
     return constrain(x.reshape(-1, *x.shape[2:]), BATCH, *[None] * (x.ndim - 2))
 
 
-def make_cache(
-    k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"], repeats: int, slots: int
-) -> Cache:
+def make_cache(k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"], repeats: int, slots: int) -> Cache:
     """The cache of `slots` slots that a prompt's keys and values begin, each row `repeats` times in a row."""
     room = slots - k_BTKE.shape[1]
 
@@ -66,9 +62,7 @@ class FusedAttention(Attention):
     def __init__(self, attention: Attention):
         config = attention.config
         D, K, E = config.dim, config.n_kv_heads, config.head_dim
-        parts = [
-            w[...].reshape(D, K, -1, E).astype(config.dtype) for w in (attention.q, attention.k, attention.v)
-        ]
+        parts = [w[...].reshape(D, K, -1, E).astype(config.dtype) for w in (attention.q, attention.k, attention.v)]
         self.config = config
         self.qkv = nnx.Param(jnp.concatenate(parts, axis=2))
         self.o = nnx.Param(attention.o[...].reshape(-1, D).astype(config.dtype))
@@ -139,9 +133,7 @@ class Decoder(nnx.Module):
 def _unstack(llama: Llama) -> list[Block]:
     """The layers one by one, with fused weights."""
     graph, stacked = nnx.split(llama.layers)
-    blocks = [
-        nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(llama.config.n_layers)
-    ]
+    blocks = [nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(llama.config.n_layers)]
     for block in blocks:
         block.attention = FusedAttention(block.attention)
         block.mlp = FusedMLP(block.mlp, llama.config.dtype)

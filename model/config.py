@@ -42,7 +42,8 @@ class LlamaConfig:
     Architecture: vocab_size V, dim D, n_layers N, n_heads H, n_kv_heads K, head_dim E, ffn_dim F, norm_eps,
     rope_theta (the rotary base), rope_scaling, max_len (trained context in tokens), tied (the output head is the
     embedding). Execution, free to differ between runs of one checkpoint: dtype (of the computation), param_dtype,
-    attention (an implementation of `attention.attention`), remat (a policy of `llama.REMAT`).
+    attention (an implementation of `attention.attention`), remat (a policy of `llama.REMAT`), unroll (layers that are
+    compiled side by side in one turn of the loop over layers: on a CPU, all of a small model).
     """
 
     vocab_size: int
@@ -61,6 +62,7 @@ class LlamaConfig:
     param_dtype: str = "float32"
     attention: str = "auto"
     remat: str = "none"
+    unroll: int = 1
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
@@ -139,8 +141,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smollm2-360m": _llama(960, 32, 15, 2560, n_kv_heads=5, **_SMOLLM2),
     "smollm2-1.7b": _llama(2048, 24, 32, 8192, **(_SMOLLM2 | dict(rope_theta=130_000.0))),
     # For a CPU: 0.13 M, 0.92 M, 2.3 M and 8.3 M parameters with the vocabularies named.
-    "nano-test": _llama(64, 2, 4, 192, vocab_size=512, n_kv_heads=2, max_len=256, tied=True),
-    "nano-1m": _llama(128, 4, 4, 384, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True),
-    "nano-3m": _llama(192, 5, 6, 576, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True),
-    "nano-8m": _llama(288, 6, 6, 768, vocab_size=4096, max_len=1024),
+    "nano-test": _llama(64, 2, 4, 192, vocab_size=512, n_kv_heads=2, max_len=256, tied=True, unroll=2),
+    "nano-1m": _llama(128, 4, 4, 384, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True, unroll=4),
+    "nano-2m": _llama(192, 5, 6, 576, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True, unroll=5),
+    "nano-8m": _llama(288, 6, 6, 768, vocab_size=4096, max_len=1024, unroll=6),
 }

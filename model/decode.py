@@ -50,9 +50,7 @@ class _State(NamedTuple):
     starts_R: Int[Array, " R"]  # the slot of each prompt's first token
 
 
-def prompt_ids(
-    tokens_BP: Int[np.ndarray, "B P"], lengths_B: Int[np.ndarray, " B"]
-) -> UInt32[np.ndarray, " B"]:
+def prompt_ids(tokens_BP: Int[np.ndarray, "B P"], lengths_B: Int[np.ndarray, " B"]) -> UInt32[np.ndarray, " B"]:
     """A number for each prompt's content (crc32 of its int32 tokens), from which its randomness derives."""
     rows = zip(np.asarray(tokens_BP, np.int32), np.asarray(lengths_B), strict=True)
     return np.array([zlib.crc32(row[:length].tobytes()) for row, length in rows], np.uint32)
@@ -75,21 +73,15 @@ def generate(
     """
     if prompt_ids_B is None:
         if isinstance(tokens_BP, jax.core.Tracer):
-            raise ValueError(
-                "generate inside jax.jit: give prompt_ids_B, the contents of prompts cannot be read there"
-            )
+            raise ValueError("generate inside jax.jit: give prompt_ids_B, the contents of prompts cannot be read there")
         if np.min(np.asarray(lengths_B)) < 1:
-            raise ValueError(
-                f"an empty prompt (lengths {np.asarray(lengths_B).tolist()}): give each a token, as bos"
-            )
+            raise ValueError(f"an empty prompt (lengths {np.asarray(lengths_B).tolist()}): give each a token, as bos")
         prompt_ids_B = prompt_ids(tokens_BP, lengths_B)
     return _generate(model.config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(
-    config: LlamaConfig, sampling: Sampling, params, tokens_BP, lengths_B, key, prompt_ids_B
-) -> Generation:
+def _generate(config: LlamaConfig, sampling: Sampling, params, tokens_BP, lengths_B, key, prompt_ids_B) -> Generation:
     decoder, state = _start(config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
     answer = _continue(sampling, decoder, state, sampling.max_tokens).answer
     return Generation(*(x.reshape(-1, sampling.n, *x.shape[1:]) for x in answer))
@@ -243,9 +235,7 @@ def generate_batch(
             chosen = order[first : first + batch_size]
             filled = chosen + chosen[-1:] * (batch_size - len(chosen))
             tokens_BP, lengths_B = pad_prompts([prompts[i] for i in filled])
-            out = jax.device_get(
-                generate(model, params, tokens_BP, lengths_B, jax.random.key(seed), sampling)
-            )
+            out = jax.device_get(generate(model, params, tokens_BP, lengths_B, jax.random.key(seed), sampling))
             for row, i in enumerate(chosen):
                 pairs = zip(out.tokens[row], out.lengths[row], strict=True)
                 answers[i] = [tokens[:length].tolist() for tokens, length in pairs]

@@ -149,7 +149,7 @@ class Llama(nnx.Module):
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
-        x_BTD, kv_N = jax.lax.scan(layer, x_BTD, layers, unroll=True)
+        x_BTD, kv_N = jax.lax.scan(layer, x_BTD, layers, unroll=min(self.config.unroll, self.config.n_layers))
         return self.norm(x_BTD), kv_N
 
 

@@ -1,6 +1,15 @@
-"""Every test sees eight simulated CPU devices and a JAX that refuses silent broadcasting."""
+"""Every test sees eight simulated CPU devices and a JAX that refuses silent broadcasting.
 
+The fixtures are what the tests of whole runs share: a small corpus with its tokenizer, a run of each recipe, and runs
+as processes.
+"""
+
+import json
 import os
+import random
+import subprocess
+import sys
+from pathlib import Path
 
 # The suite is bound by compilation: little optimisation halves it, and leaves the programs' meaning alone.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -13,6 +22,106 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402  (the flags come first)
+import jax
+import pytest
+
+from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.launch.cli import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+CONFIG = Path(__file__).with_name("tiny.py")
+COLOURS = ["red", "blue", "green", "black", "white"]
+ANIMALS = ["fox", "owl", "horse", "whale", "wolf", "bee", "狐狸", "鲸鱼"]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A folder with text.jsonl, chat.jsonl (Alpaca's fields) and tokenizer/: sentences that are easily learnt."""
+    root = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    pairs = [(rng.choice(COLOURS), rng.choice(ANIMALS)) for _ in range(700)]
+    text = [
+        {"text": " ".join(f"the {c} {a} sees {n} {c} {a}s." for n in range(len(c) % 3 + 1))} for c, a in pairs[:300]
+    ]
+    chat = [
+        {"instruction": f"Which colour has the {c} {a} number {n}?", "input": "", "output": f"It is {c}, {a}."}
+        for n, (c, a) in enumerate(pairs[300:])
+    ]
+    for name, records in {"text": text, "chat": chat}.items():
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        (root / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    train_sentencepiece(
+        [r["text"] for r in text] + [r["instruction"] + r["output"] for r in chat],
+        vocab_size=352,
+        output_dir=root / "tokenizer",
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    return root
+
+
+def train_arguments(corpus, recipe, workdir, init_from=None) -> list[str]:
+    start = f",init_from={init_from}" if init_from else ""
+    return ["train", f"--config={CONFIG}:root={corpus},recipe={recipe}{start}", f"--workdir={workdir}"]
+
+
+@pytest.fixture(scope="session")
+def arguments(corpus):
+    """arguments(recipe, workdir, init_from=None): the command line of a tiny run."""
+    return lambda *args, **kwargs: train_arguments(corpus, *args, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def pretrained(arguments, tmp_path_factory) -> Path:
+    """The run directory of a finished pretraining, on eight devices of this process."""
+    workdir = tmp_path_factory.mktemp("pretrained")
+    assert main(arguments("pretrain", workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def tuned(arguments, pretrained, tmp_path_factory) -> Path:
+    """The run directory of a finished tuning, from `pretrained`."""
+    workdir = tmp_path_factory.mktemp("tuned")
+    assert main(arguments("sft", workdir, init_from=pretrained)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """start(arguments, devices): the camelid command as a process; all of them share a cache of compiled programs."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    running = []
+
+    def popen(arguments, devices: int = 2) -> subprocess.Popen:
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from camelid.launch.cli import main; sys.exit(main())", *arguments],
+            env=environment | {"XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield popen
+    for process in running:
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def metrics():
+    """metrics(workdir): the lines of metrics.jsonl, one dict for each step that has any."""
+
+    def read(workdir) -> dict[int, dict[str, float]]:
+        steps = {}
+        for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            steps.setdefault(record["step"], {}).update(record)
+        return steps
+
+    return read

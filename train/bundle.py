@@ -4,6 +4,7 @@ m = camelid.load("runs/quickstart/sft")
 print(m.chat([{"role": "user", "content": "Who lives in the lighthouse?"}]))
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -87,17 +88,23 @@ class Llama:
         """`chat` piece by piece, as soon as whole characters are there."""
         tokenizer, template = self._tokenizer(), self._template()
         chosen = Sampling(**({"stop_ids": template.stop_ids(tokenizer)} | sampling))
+        prompt = self._prompt(messages)
+        chosen = self._within_context([prompt], chosen)
         decoder = tokenizer.stream()
-        with jax.set_mesh(self.mesh):
-            key = jax.random.key(seed)
-            for token in decode.stream(self.model, self.params, self._prompt(messages), key, chosen):
-                yield decoder.push(token)
+        tokens = decode.stream(self.model, self.params, prompt, jax.random.key(seed), chosen)
+        while True:
+            with jax.set_mesh(self.mesh):  # not around the yield, where the caller's code runs
+                token = next(tokens, None)
+            if token is None:
+                break
+            yield decoder.push(token)
         yield decoder.flush()
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int = 0, batch_size: int = 64
     ) -> list[list[int]]:
-        """Token continuations of token prompts, in order, `sampling.n` for each."""
+        """Token continuations of token prompts, in order, `sampling.n` for each, ending at the model's context."""
+        sampling = self._within_context(prompts, sampling)
         rows = min(batch_size, len(prompts))
         answers = decode.generate_batch(
             self.model, self.params, prompts, sampling, seed=seed, batch_size=rows, mesh=self.mesh
@@ -108,6 +115,14 @@ class Llama:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         return self._template().encode(messages, self._tokenizer(), generation_prompt=True).tokens.tolist()
+
+    def _within_context(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Sampling:
+        """`sampling` with no more tokens than the longest prompt leaves of the model's context."""
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        room = self.config.max_len - longest
+        if room < 1:
+            raise UserError(f"a prompt of {longest} tokens fills the context of {self.config.max_len}; shorten it")
+        return dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -45,7 +45,7 @@ def fit(
     Call it under `jax.set_mesh(mesh)`. Raises UserError for settings that do not fit or that nothing reads,
     `loop.TrainingStopped` when steps keep failing.
     """
-    setup.check_rows(settings, mesh)
+    setup.check_rows(settings, mesh, model.config.max_len)
     lengths = setup.lengths_of(settings, batches)
     frozen = setup.frozen_of(settings)
     trainable, _ = split_frozen(model.abstract_params, frozen)

@@ -60,19 +60,20 @@ def template_of(settings: Settings) -> ChatTemplate:
 def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
     """The network of `config.model`: a preset with the tokenizer's vocabulary, or what `config.init_from` holds.
 
-    Of a checkpoint the architecture is kept; how to execute it (dtypes, attention, remat) is this run's choice.
+    Every other leaf of the section that is not None changes the field of its name.
     """
-    section = settings.model
-    execution = {name: section[name] for name in ("dtype", "param_dtype", "attention", "remat")}
-    if (section.preset is None) == (settings.init_from is None):
+    changes = {name: value for name, value in settings.model.items() if value is not None}
+    preset = changes.pop("preset", None)
+    if (preset is None) == (settings.init_from is None):
         raise UserError("the architecture is that of config.model.preset or of config.init_from: set one of the two")
-    stored = stored_model(settings.init_from) if settings.init_from is not None else None
+    if isinstance(changes.get("rope_scaling"), Settings):
+        changes["rope_scaling"] = dict(changes["rope_scaling"])
     try:
-        _check_execution(**execution)
-        if stored is None:
-            config = LlamaConfig.preset(section.preset, vocab_size=tokenizer.vocab_size, **execution)
+        if preset is None:
+            config = LlamaConfig.from_dict(stored_model(settings.init_from).to_dict() | changes)
         else:
-            config = stored.replace(**execution)
+            config = LlamaConfig.preset(preset, vocab_size=tokenizer.vocab_size, **changes)
+        _check_execution(config)
         model = llama.build(config)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from None
@@ -83,12 +84,12 @@ def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
     return model
 
 
-def _check_execution(dtype: str, param_dtype: str, attention: str, remat: str) -> None:
+def _check_execution(config: LlamaConfig) -> None:
     """Raises here what would come up in the first step only; `llama.build` looks at remat."""
-    for name in (dtype, param_dtype):
+    for name in (config.dtype, config.param_dtype):
         jnp.dtype(name)
-    if attention not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {attention!r}: give one of {', '.join(IMPLEMENTATIONS)}")
+    if config.attention not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {config.attention!r}: give one of {', '.join(IMPLEMENTATIONS)}")
 
 
 def stored_model(path: epath.PathLike) -> LlamaConfig:
@@ -118,8 +119,14 @@ def data_of(
     return Batches(parts, **rows, seed=settings.seed), heldout
 
 
-def check_rows(settings: Settings, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError if the mesh, and the parts that a step accumulates over, do not divide a batch evenly."""
+def check_rows(settings: Settings, mesh: jax.sharding.Mesh, max_len: int) -> None:
+    """Raises UserError if the mesh, and the parts that a step accumulates over, do not divide a batch evenly, or if
+    rows are longer than the network's context."""
+    if settings.data.seq_len > max_len:
+        raise UserError(
+            f"config.data.seq_len {settings.data.seq_len} is more than the network's context of {max_len} tokens; "
+            "shorten it, or say config.model.max_len"
+        )
     parts, devices = settings.optim.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
     if parts < 1 or settings.data.batch_size % (parts * devices):
         raise UserError(

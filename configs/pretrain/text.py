@@ -13,7 +13,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, source="mytext/*.txt", tokenizer="runs/tokenizer", preset="nano-3m", epochs=2.0)
+    a = parse_arguments(arg, source="mytext/*.txt", tokenizer="runs/tokenizer", preset="nano-2m", epochs=2.0)
     c = base()
     c.recipe = "pretrain"
     c.model.preset = a.preset

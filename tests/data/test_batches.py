@@ -10,12 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
 from camelid.data.batches import Batches, EvalBatches, Part, drawn, integer_weights
 from camelid.data.cache import TokenCache
 from camelid.data.errors import UserError
 from camelid.data.prefetch import prefetch
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 LENGTH = 32
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import tensorflow_datasets as tfds
+
 from camelid.data import sources
 from camelid.data.builder import build_dataset
 from camelid.data.errors import UserError

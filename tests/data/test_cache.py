@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from camelid.data import cache, sources
 from camelid.data.cache import build_cache, encode_record, open_cache
 from camelid.data.errors import UserError

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+
 from camelid.data.formats import FORMATS, detect, parse, unfold
 
 

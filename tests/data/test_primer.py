@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+
 from camelid.data import primer
 from camelid.data.errors import UserError
 from camelid.data.primer import difficulty, paragraphs, world

@@ -5,9 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from rich.console import Console
+
 from camelid.data.show import render_rows
 from camelid.data.tokenizer_training import train_sentencepiece
-from rich.console import Console
 
 
 @pytest.fixture(scope="module")

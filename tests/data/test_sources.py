@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+
 from camelid.data.errors import UserError
 from camelid.data.files import DOCUMENT_CHARACTERS
 from camelid.data.sources import Report, fingerprint, read, split_of

@@ -1,6 +1,7 @@
 """The gold evaluation with models whose answers are known."""
 
 import pytest
+
 from camelid.data import primer
 from camelid.evals.gold import gold
 

@@ -2,9 +2,10 @@
 
 import json
 
-import camelid
 import numpy as np
 import pytest
+
+import camelid
 from camelid.data.errors import UserError
 from camelid.evals.perplexity import perplexity
 

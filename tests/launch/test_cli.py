@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from camelid.launch.cli import main
 
 COMMANDS = [
@@ -72,7 +73,7 @@ def test_a_tokenizer_is_trained_on_several_sources(tmp_path, capsys):
 def test_a_dataset_is_prepared_and_read_back(corpus, tmp_path, capsys):
     source = corpus / "chat.jsonl"
     assert main(["data", "prepare", f"--source={source}", "--name=chat", f"--output={tmp_path}", "--heldout=0.2"]) == 0
-    folder = capsys.readouterr().out.split(":")[0]
+    folder = capsys.readouterr().out.splitlines()[-1].split(":")[0]
     from camelid.data.sources import read
 
     counts = [len(list(read(f"tfds:{folder}:{split}"))) for split in ("train", "heldout")]

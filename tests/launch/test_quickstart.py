@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from rich.console import Console
+
 from camelid.data import primer
 from camelid.launch.cli import main
 from camelid.launch.quickstart import gold_table
-from rich.console import Console
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import time
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
 from camelid.model import llama, sharding
 from camelid.model.attention import attention
 from camelid.model.config import LlamaConfig
-from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
 
 ROWS, LENGTH = 8, 2048
 BATCH = PartitionSpec(sharding.BATCH, "context")

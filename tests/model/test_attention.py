@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from camelid.model import attention as implementations
 from camelid.model.attention import attention, splash
 from camelid.model.sharding import make_mesh

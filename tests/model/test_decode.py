@@ -91,9 +91,7 @@ def test_greedy_decoding_takes_the_likeliest_of_a_full_forward_pass():
 
 def test_sampling_log_probabilities_follow_the_prompt_and_the_answer_so_far():
     model, params = tiny()
-    sampling = Sampling(
-        max_tokens=12, temperature=0.8, top_k=30, top_p=0.9, min_p=0.01, repetition_penalty=1.5
-    )
+    sampling = Sampling(max_tokens=12, temperature=0.8, top_k=30, top_p=0.9, min_p=0.01, repetition_penalty=1.5)
     (prompt,) = some_prompts(6)
     out = run(model, params, [prompt], sampling)
     answer = out.tokens[0, 0].tolist()
@@ -200,9 +198,7 @@ def test_many_prompts_come_back_in_their_order():
     prompts = some_prompts(40, 3, 9, 33, 12)
     sampling = Sampling(max_tokens=6, n=2, stop_ids=(5, 6, 7))
     answers = generate_batch(model, params, prompts, sampling, seed=7, batch_size=2)
-    on_mesh = generate_batch(
-        model, params, prompts, sampling, seed=7, batch_size=3, mesh=make_mesh({"data": 8})
-    )
+    on_mesh = generate_batch(model, params, prompts, sampling, seed=7, batch_size=3, mesh=make_mesh({"data": 8}))
     assert answers == on_mesh
     out = run(model, params, prompts, sampling)
     for b, i in np.ndindex(5, 2):

@@ -8,6 +8,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from camelid.model import llama
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.tests.model.golden import make_llama as golden

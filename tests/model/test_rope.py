@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from camelid.model import rope
 from camelid.model.config import LlamaConfig, RopeScaling
 

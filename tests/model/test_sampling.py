@@ -110,9 +110,7 @@ def test_temperature_zero_takes_the_likeliest_after_the_penalty():
     assert greedy[0].tolist() == [0, 1]
     assert penalised[0].tolist() == [1, 2]
     np.testing.assert_array_equal(penalised[2], 0)
-    np.testing.assert_allclose(
-        penalised[1], jax.nn.log_softmax(logits_RV)[jnp.arange(2), jnp.array([1, 2])], 1e-6
-    )
+    np.testing.assert_allclose(penalised[1], jax.nn.log_softmax(logits_RV)[jnp.arange(2), jnp.array([1, 2])], 1e-6)
 
 
 def test_a_draw_depends_on_its_own_key_and_row_alone():

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
 from camelid.model import llama, sharding
 from camelid.model.config import PRESETS, LlamaConfig
-from jax.sharding import NamedSharding, PartitionSpec
 
 CONFIG = LlamaConfig.preset("nano-test", tied=False)
 MODEL = llama.build(CONFIG)

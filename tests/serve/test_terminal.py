@@ -2,8 +2,9 @@
 
 import io
 
-from camelid.serve.terminal import chat
 from rich.console import Console
+
+from camelid.serve.terminal import chat
 
 
 class Echo:

@@ -16,11 +16,12 @@ import numpy as np
 import optax
 import pytest
 import sentencepiece
+from jax.sharding import NamedSharding, PartitionSpec
+
 from camelid.data.errors import UserError
 from camelid.data.tokenizer import Tokenizer
 from camelid.train import checkpoints
 from camelid.train.checkpoints import Checkpoints
-from jax.sharding import NamedSharding, PartitionSpec
 
 MANIFEST = {"config": {"seed": 1}, "tokenizer": None, "template": None, "data_fingerprint": "abc"}
 

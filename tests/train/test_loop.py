@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
 from camelid.data.batches import DTYPES
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
 from camelid.train.loop import Evaluation, Pace, TrainingStopped, train
-from jax.sharding import NamedSharding, PartitionSpec
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
 

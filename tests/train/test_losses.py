@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train.losses import CHUNK, head_logprobs, masked_mean, next_token_loss, token_logprobs
-from jax.sharding import NamedSharding, PartitionSpec
 
 SMALL = dict(vocab_size=96, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_len=64)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from camelid.data.errors import UserError
 from camelid.train.optimizer import join_frozen, make_optimizer, make_schedule, split_frozen
 

@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
+
 from camelid.train import bundle, checkpoints
 
 

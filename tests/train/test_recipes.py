@@ -8,13 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
 from camelid.launch.cli import main
 from camelid.model.sharding import AXES, BATCH, PARTITION_RULES, make_mesh
 from camelid.train import bundle, checkpoints, setup
 from camelid.train.losses import next_token_loss
 from camelid.train.settings import Settings, load_config
 from camelid.train.state import make_update, state_of, state_shardings
-from jax.sharding import NamedSharding, PartitionSpec
 
 
 def config_of(arguments, recipe="pretrain", **kwargs) -> str:

@@ -9,11 +9,12 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from camelid.data.errors import UserError
-from camelid.train.report import Reporter
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
+
+from camelid.data.errors import UserError
+from camelid.train.report import Reporter
 
 
 def quiet():

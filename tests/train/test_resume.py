@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
+
 from camelid.launch.cli import main
 from camelid.train import checkpoints
-from orbax.checkpoint import v1 as ocp
 
 STEPS = 24
 

@@ -4,6 +4,7 @@ import textwrap
 
 import ml_collections
 import pytest
+
 from camelid.data.errors import UserError
 from camelid.train.settings import Seconds, Settings, check_all_read, duration, load_config, parse_arguments
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
+
 from camelid.data.errors import UserError
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import PARTITION_RULES, make_mesh
 from camelid.train.optimizer import make_optimizer, make_schedule, split_frozen
 from camelid.train.state import Guard, init_state, make_update, state_of, state_shardings
-from jax.sharding import PartitionSpec
 
 NONE = ((r".*", False),)
 EMA = 0.9
