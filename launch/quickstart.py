@@ -45,9 +45,8 @@ def quickstart(workdir: epath.Path, *, pretrain_steps: int | None = None, sft_st
     make_tokenizer(workdir / "tokenizer")
 
     _announce(console, "2/3 pretraining", "the primer's documents: a small world, told in two languages")
-    pretrained = _run(
-        pretrain.run, workdir / "pretrain", f"pretrain/primer.py:tokenizer={workdir / 'tokenizer'}", workdir
-    )
+    arguments = {"tokenizer": workdir / "tokenizer", "steps": pretrain_steps}
+    pretrained = _run(pretrain.run, "pretrain", arguments, workdir)
     pretrained.template = load_template("chatml")  # it has never seen one; it is asked as the tuned one will be
     scores = {"pretrained": gold(pretrained, per_skill=PER_SKILL)}
 

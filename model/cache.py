@@ -1,8 +1,8 @@
 """The network one position at a time, against a key/value cache.
 
-One position reads every weight for very little arithmetic, so what counts is few passes over memory. `Decoder` is
-`Llama` made over for that, once per answer: layers unrolled from their stack, weights cast to the compute dtype, query,
-key and value weights side by side, gate and up too, and a tied head transposed (measured on a CPU: 38 tokens/s for 23).
+One position reads every weight for very little arithmetic, so what counts is how often memory is passed over.
+`Decoder` is `Llama` made over for that, once per call: layers unrolled from their stack, weights cast to the compute
+dtype, query, key and value weights side by side, gate and up too.
 """
 
 from typing import NamedTuple
@@ -19,17 +19,19 @@ from .sharding import BATCH, axis_size, constrain
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, key/value heads only, S slots of which every row writes the same one next.
+    """Keys and values of one layer, key/value heads only; every row writes the same one of S slots next.
 
-    L is [B * K]: with the axes of row and head as one, XLA's CPU backend updates the cache in place where one of them
-    is 1, and copies all of it otherwise. Where a mesh splits heads over `tensor`, L is [B, K] so that both can be split.
-    Keys lie with the slots last, which makes the product with a group of queries several times faster.
+    L is [B * K]: were row and head two axes and one of them 1, XLA's CPU backend would copy the cache at every step
+    (it strips axes of size 1 from products, and then writes the cache in two shapes). Where a mesh splits heads over
+    `tensor`, L is [B, K], so that both can be split. Slots come last in the keys, which makes their product with a
+    group of queries several times faster there.
     """
 
     keys_LES: Float[Array, "*L E S"]
     values_LSE: Float[Array, "*L S E"]
 
-    def write(self, k_B1KE: Float[Array, "B 1 K E"], v_B1KE: Float[Array, "B 1 K E"], slot: Int[Array, ""]) -> "Cache":
+    def write(self, k_B1KE: jax.Array, v_B1KE: jax.Array, slot: Int[Array, ""]) -> "Cache":
+        """With one position's keys and values, [B, 1, K, E], in `slot`."""
         *lead, E, _ = self.keys_LES.shape
         k_LE1, v_L1E = k_B1KE.reshape(*lead, E, 1), v_B1KE.reshape(*lead, 1, E)
         return Cache(
@@ -57,19 +59,22 @@ def make_cache(k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"],
 
 
 class FusedAttention(Attention):
-    """`Attention` of one new position. Weights are grouped by key/value head, which splits over `tensor` as they do."""
+    """`Attention` of one new position, with query, key and value weights side by side.
+
+    They are grouped by key/value head, [D, K, H / K + 2, E], and so split over `tensor` as the cache is.
+    """
 
     def __init__(self, attention: Attention):
         config = attention.config
         D, K, E = config.dim, config.n_kv_heads, config.head_dim
-        parts = [w[...].reshape(D, K, -1, E).astype(config.dtype) for w in (attention.q, attention.k, attention.v)]
+        parts = [w[...].reshape(D, K, -1, E) for w in (attention.q, attention.k, attention.v)]
         self.config = config
-        self.qkv = nnx.Param(jnp.concatenate(parts, axis=2))
+        self.qkv = nnx.Param(jnp.concatenate(parts, axis=2).astype(config.dtype))
         self.o = nnx.Param(attention.o[...].reshape(-1, D).astype(config.dtype))
 
     def heads(self, x_BTD):
         qkv_BTKHE = jnp.einsum("btd,dkhe->btkhe", x_BTD, self.qkv[...])
-        B, T, K, _, E = qkv_BTKHE.shape
+        B, T, _, _, E = qkv_BTKHE.shape
         return qkv_BTKHE[..., :-2, :].reshape(B, T, -1, E), qkv_BTKHE[..., -2, :], qkv_BTKHE[..., -1, :]
 
     def merge_heads(self, out_BTHE):
@@ -103,8 +108,8 @@ class Decoder(nnx.Module):
         self.table = nnx.Param(llama.embed.embedding[...].astype(config.dtype))
         self.blocks = nnx.List(_unstack(llama))
         self.norm = llama.norm
-        kernel_DV = llama.embed.embedding[...].T if config.tied else llama.head.kernel[...]
-        self.kernel = nnx.Param(kernel_DV.astype(config.dtype))
+        if not config.tied:
+            self.kernel = nnx.Param(llama.head.kernel[...].astype(config.dtype))
 
     def __call__(
         self,
@@ -127,14 +132,18 @@ class Decoder(nnx.Module):
         return self.logits(self.norm(x_B1D)[:, 0]), written
 
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
-        return jnp.einsum("bd,dv->bv", hidden_BD, self.kernel[...], preferred_element_type=jnp.float32)
+        """Float32 logits; a tied head reads the embedding as it lies, so that no transposed copy is made."""
+        weight, axes = (self.table, "bd,vd->bv") if self.config.tied else (self.kernel, "bd,dv->bv")
+        return jnp.einsum(axes, hidden_BD, weight[...], preferred_element_type=jnp.float32)
 
 
 def _unstack(llama: Llama) -> list[Block]:
     """The layers one by one, with fused weights."""
     graph, stacked = nnx.split(llama.layers)
-    blocks = [nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(llama.config.n_layers)]
-    for block in blocks:
+    blocks = []
+    for i in range(llama.config.n_layers):
+        block = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
         block.attention = FusedAttention(block.attention)
         block.mlp = FusedMLP(block.mlp, llama.config.dtype)
+        blocks.append(block)
     return blocks

@@ -93,38 +93,44 @@ def _start(
 ) -> tuple[Decoder, _State]:
     """Runs the prompts, each once for all its answers, and draws the first token of every answer."""
     B, P = tokens_BP.shape
-    n, rows, slots = sampling.n, B * sampling.n, P + sampling.max_tokens
+    n = sampling.n
     llama = build(config).bind(params)
     tokens_BP, offsets_BP = _align_right(tokens_BP, lengths_B)
     real_BP = offsets_BP >= 0
     hidden_BPD, (k_NBPKE, v_NBPKE) = llama(
         tokens_BP, real_BP.astype(jnp.int32), jnp.maximum(offsets_BP, 0), with_kv=True
     )
-    caches = [make_cache(k, v, n, slots) for k, v in zip(k_NBPKE, v_NBPKE, strict=True)]
+    caches = [make_cache(k, v, n, P + sampling.max_tokens) for k, v in zip(k_NBPKE, v_NBPKE, strict=True)]
     decoder = Decoder(llama)
     logits_BV = decoder.logits(hidden_BPD[:, -1])
-    seen_BV = None
-    if sampling.repetition_penalty != 1:
-        seen_BV = jnp.zeros((B, config.vocab_size), bool).at[jnp.arange(B)[:, None], tokens_BP].max(real_BP)
-        seen_BV = jnp.repeat(seen_BV, n, axis=0)
-    blank = jnp.zeros((rows, sampling.max_tokens), jnp.float32)
-    answer = Generation(
-        tokens=jnp.full(blank.shape, sampling.pad_id, jnp.int32),
-        lengths=jnp.zeros(rows, jnp.int32),
-        logprobs=blank,
-        sampling_logprobs=blank,
-        stopped=jnp.zeros(rows, bool),
-    )
     state = _State(
         step=jnp.int32(0),
         caches=caches,
-        answer=answer,
-        latest_R=jnp.zeros(rows, jnp.int32),
-        seen_RV=seen_BV,
+        answer=_blank(sampling, B * n),
+        latest_R=jnp.zeros(B * n, jnp.int32),
+        seen_RV=_prompt_tokens(tokens_BP, real_BP, config.vocab_size, n) if sampling.repetition_penalty != 1 else None,
         keys_R=_row_keys(key, prompt_ids_B, n),
         starts_R=jnp.repeat(P - lengths_B, n),
     )
     return decoder, _record(sampling, state, jnp.repeat(logits_BV, n, axis=0))
+
+
+def _blank(sampling: Sampling, rows: int) -> Generation:
+    shape = (rows, sampling.max_tokens)
+    return Generation(
+        tokens=jnp.full(shape, sampling.pad_id, jnp.int32),
+        lengths=jnp.zeros(rows, jnp.int32),
+        logprobs=jnp.zeros(shape),
+        sampling_logprobs=jnp.zeros(shape),
+        stopped=jnp.zeros(rows, bool),
+    )
+
+
+def _prompt_tokens(tokens_BP: jax.Array, real_BP: jax.Array, vocab: int, n: int) -> Bool[Array, "R V"]:
+    """Which tokens stand in each row's prompt."""
+    rows_B1 = jnp.arange(len(tokens_BP))[:, None]
+    seen_BV = jnp.zeros((len(tokens_BP), vocab), bool).at[rows_B1, tokens_BP].max(real_BP)
+    return jnp.repeat(seen_BV, n, axis=0)
 
 
 def _align_right(tokens_BP: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -148,9 +154,9 @@ def _record(sampling: Sampling, state: _State, logits_RV: jax.Array) -> _State:
     old = state.answer
     running_R = ~old.stopped
 
-    def write(column_RM, new_R, pad):
+    def write(into_RM, new_R, pad):
         new_R1 = jnp.where(running_R, new_R, pad)[:, None]
-        return jax.lax.dynamic_update_slice_in_dim(column_RM, new_R1, state.step, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(into_RM, new_R1, state.step, axis=1)
 
     ends_R = jnp.isin(tokens_R, jnp.array(sampling.stop_ids, jnp.int32))
     answer = Generation(
@@ -226,7 +232,7 @@ def generate_batch(
 ) -> list[list[list[int]]]:
     """For each prompt its `sampling.n` answers, lists of token ids, in batches of prompts of like length.
 
-    The last batch is filled up with its last prompt, which stops when that stops. Raises ValueError for an empty prompt.
+    The last batch is filled up with its last prompt, which stops when that stops. An empty prompt raises ValueError.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[list[int]]] = [[] for _ in prompts]

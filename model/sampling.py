@@ -76,7 +76,7 @@ def reshape_distribution(
 
 
 def _nucleus_edge(probs_RV: Float[Array, "R V"], top_p: float) -> Float[Array, "R 1"]:
-    """The largest probability for which the tokens at least that likely hold `top_p` together.
+    """The largest probability for which the tokens at least that likely hold `top_p` together; 0 if none.
 
     By bisection and not by sorting, which costs more than a layer of the network. Positive floats are ordered as their
     bits are, so 30 halvings of the bits of [0, 1] end at the exact edge.
@@ -89,7 +89,6 @@ def _nucleus_edge(probs_RV: Float[Array, "R V"], top_p: float) -> Float[Array, "
         enough_R1 = jnp.sum(jnp.where(kept_RV, probs_RV, 0), axis=-1, keepdims=True) >= top_p
         return jnp.where(enough_R1, middle_R1, low_R1), jnp.where(enough_R1, high_R1, middle_R1)
 
-    # The likeliest token is always kept, also where rounding leaves the whole sum short of top_p.
     high_R1 = jax.lax.bitcast_convert_type(jnp.max(probs_RV, axis=-1, keepdims=True), jnp.int32) + 1
     low_R1, _ = jax.lax.fori_loop(0, 30, halve, (jnp.zeros_like(high_R1), high_R1))
     return jax.lax.bitcast_convert_type(low_R1, jnp.float32)

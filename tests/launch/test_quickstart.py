@@ -6,15 +6,17 @@ import pytest
 from rich.console import Console
 
 from camelid.data import primer
+from camelid.launch import quickstart
 from camelid.launch.cli import main
-from camelid.launch.quickstart import gold_table
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quickstart")
-    assert main(["quickstart", f"--workdir={workdir}", "--pretrain_steps=3", "--sft_steps=2"]) == 0
-    return workdir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "PER_SKILL", 2)
+        assert main(["quickstart", f"--workdir={workdir}", "--pretrain_steps=3", "--sft_steps=2"]) == 0
+        yield workdir
 
 
 def test_results_hold_scores_of_both_stages_by_skill_and_language(workdir):
@@ -48,7 +50,7 @@ def test_running_it_again_repeats_no_stage(workdir, capsys):
 def test_the_table_has_a_row_for_each_group_and_a_column_for_each_stage():
     scores = {"all": 0.1, "en": 0.2, "zh": 0.3, "skills": {"count": 0.4}}
     console = Console(width=80, record=True)
-    console.print(gold_table({"pretrained": scores, "sft": scores | {"all": 0.9}}))
+    console.print(quickstart.gold_table({"pretrained": scores, "sft": scores | {"all": 0.9}}))
     text = console.export_text()
     assert "0.90" in text
     assert [word for word in ("all", "en", "zh", "count") if word in text] == ["all", "en", "zh", "count"]
