@@ -76,10 +76,16 @@ def _attend(
     v_BKSE: Float[Array, "B K S E"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B K G T E"]:
-    """Attention with scores and softmax in float32; q comes already scaled."""
-    scores = jnp.einsum("bkgte,bkse->bkgts", q_BKGTE, k_BKSE, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores, _MASKED), axis=-1)
-    return jnp.einsum("bkgts,bkse->bkgte", probs.astype(v_BKSE.dtype), v_BKSE)
+    """Attention with scores and softmax in float32; q comes already scaled.
+
+    The queries of a group stand below each other: over more than four axes XLA's CPU backend copies what it multiplies.
+    """
+    B, K, G, T, E = q_BKGTE.shape
+    keys_BKES = jnp.swapaxes(k_BKSE, -1, -2)
+    scores = jnp.matmul(q_BKGTE.reshape(B, K, G * T, E), keys_BKES, preferred_element_type=jnp.float32)
+    masked = jnp.where(jnp.tile(mask_BTS, (1, G, 1))[:, None], scores, _MASKED)
+    probs = jax.nn.softmax(masked, axis=-1).astype(v_BKSE.dtype)
+    return jnp.matmul(probs, v_BKSE).reshape(q_BKGTE.shape)
 
 
 def attend_cache(

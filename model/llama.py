@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from .attention import attention
 from .config import LlamaConfig
+from .linear import linear
 from .rope import angles, rotate
 from .sharding import BATCH, constrain
 
@@ -61,8 +62,7 @@ class Attention(nnx.Module):
 
     def heads(self, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, H, E], keys and values [B, T, K, E], before rotation."""
-        weights = (self.q, self.k, self.v)
-        return tuple(jnp.einsum("btd,dhe->bthe", x_BTD, w[...].astype(x_BTD.dtype)) for w in weights)
+        return linear(x_BTD, self.q[...]), linear(x_BTD, self.k[...]), linear(x_BTD, self.v[...])
 
     def project(self, x_BTD, rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values; queries and keys turned to their positions."""
@@ -70,7 +70,7 @@ class Attention(nnx.Module):
         return rotate(q, *rotary), rotate(k, *rotary), v
 
     def merge_heads(self, out_BTHE) -> Float[Array, "B T D"]:
-        return jnp.einsum("bthe,hed->btd", out_BTHE, self.o[...].astype(out_BTHE.dtype))
+        return linear(out_BTHE, self.o[...])
 
     def __call__(self, x_BTD, rotary, segment_ids_BT):
         q, k, v = self.project(x_BTD, rotary)
@@ -91,12 +91,12 @@ class MLP(nnx.Module):
 
     def branches(self, x_BTD) -> tuple[jax.Array, jax.Array]:
         """Gate and up, [B, T, F] each."""
-        return x_BTD @ self.gate[...].astype(x_BTD.dtype), x_BTD @ self.up[...].astype(x_BTD.dtype)
+        return linear(x_BTD, self.gate[...]), linear(x_BTD, self.up[...])
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate_BTF, up_BTF = self.branches(x_BTD)
         hidden_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, BATCH, "context", "tensor")
-        return hidden_BTF @ self.down[...].astype(x_BTD.dtype)
+        return linear(hidden_BTF, self.down[...])
 
 
 class Block(nnx.Module):
@@ -204,5 +204,4 @@ def output_kernel(params: Params) -> Float[Array, "D V"]:
 
 def logits(params: Params, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Float32 logits of hidden states."""
-    kernel_DV = output_kernel(params).astype(hidden_BTD.dtype)
-    return jnp.einsum("btd,dv->btv", hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
+    return linear(hidden_BTD, output_kernel(params), jnp.float32)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..model import llama
+from ..model.linear import linear
 from ..model.sharding import axis_size
 
 CHUNK = 128
@@ -35,11 +36,10 @@ def head_logprobs(
     kernel_DV: Float[Array, "D V"], hidden_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"]
 ) -> TokenScores:
     """Scores of targets from the states before them, `CHUNK` positions at a time; logits and softmax in float32."""
-    kernel_DV = kernel_DV.astype(hidden_BTD.dtype)
 
     @jax.checkpoint
     def score(hidden, targets):
-        logits = jnp.einsum("...d,dv->...v", hidden, kernel_DV, preferred_element_type=jnp.float32)
+        logits = linear(hidden, kernel_DV, jnp.float32)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return TokenScores(chosen - log_z, log_z)
@@ -53,10 +53,15 @@ def head_logprobs(
         targets_BT = jnp.pad(targets_BT, ((0, 0), (0, padded - T)))
 
     def split(x):
-        return jnp.moveaxis(x.reshape(B, shards, chunks, -1, *x.shape[2:]), 2, 0)
+        parts = jnp.moveaxis(x.reshape(B, shards, chunks, -1, *x.shape[2:]), 2, 0)
+        return parts.reshape(chunks, B, -1, *x.shape[2:])
 
     _, scores = jax.lax.scan(lambda _, xs: (None, score(*xs)), None, (split(hidden_BTD), split(targets_BT)))
-    return TokenScores(*(jnp.moveaxis(x, 0, 2).reshape(B, padded)[:, :T] for x in scores))
+
+    def join(x):
+        return jnp.moveaxis(x.reshape(chunks, B, shards, -1), 0, 2).reshape(B, padded)[:, :T]
+
+    return TokenScores(*map(join, scores))
 
 
 def next_token_loss(model: llama.Model, z_loss: float = 0.0) -> Callable:
