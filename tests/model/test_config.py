@@ -125,8 +125,8 @@ SHAPE_CHANGES = dict(
     param_dtype="bfloat16",
 )
 VALUE_CHANGES = dict(norm_eps=1e-3, rope_theta=5e5, rope_scaling=RopeScaling("linear", 2.0), dtype="bfloat16")
-EXECUTION_CHANGES = dict(remat="full", attention="splash")
-DESCRIPTIONS = {"max_len"}  # states what the weights were trained for; the network runs at any length
+EXECUTION_CHANGES = dict(remat="full", attention="splash", unroll=2)
+DESCRIPTIONS = {"max_len"}  # what the weights were trained for: read by training and generation, not by the network
 
 
 def test_the_changes_below_cover_every_field():
@@ -176,6 +176,8 @@ def test_remat_changes_the_program_and_attention_which_kernel_runs():
         return str(jax.make_jaxpr(model.apply)(model.abstract_params, TOKENS))
 
     assert "remat" not in program(SMALL) and "remat" in program(SMALL.replace(remat=EXECUTION_CHANGES["remat"]))
+    unroll = EXECUTION_CHANGES["unroll"]
+    assert f"unroll={unroll}" not in program(SMALL) and f"unroll={unroll}" in program(SMALL.replace(unroll=unroll))
     with pytest.raises(ValueError, match="splash attention takes rows"):
         program(SMALL.replace(attention=EXECUTION_CHANGES["attention"]))
 
