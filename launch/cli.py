@@ -247,6 +247,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="a run directory or one checkpoint")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as trained")
     parser.add_argument("--weights", default="params", choices=("params", "ema"), help="default: params")
+    parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: as trained")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
@@ -258,9 +259,13 @@ def _add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
 
 
 def _load(args: argparse.Namespace):
+    from ..data.templates import load_template
     from ..train.bundle import load
 
-    return load(args.path, dtype=args.dtype, weights=args.weights)
+    llama = load(args.path, dtype=args.dtype, weights=args.weights)
+    if args.template is not None:
+        llama.template = load_template(args.template)
+    return llama
 
 
 def _sampling(args: argparse.Namespace) -> dict:

@@ -176,8 +176,8 @@ def test_remat_changes_the_program_and_attention_which_kernel_runs():
         return str(jax.make_jaxpr(model.apply)(model.abstract_params, TOKENS))
 
     assert "remat" not in program(SMALL) and "remat" in program(SMALL.replace(remat=EXECUTION_CHANGES["remat"]))
-    unroll = EXECUTION_CHANGES["unroll"]
-    assert f"unroll={unroll}" not in program(SMALL) and f"unroll={unroll}" in program(SMALL.replace(unroll=unroll))
+    deep = SMALL.replace(n_layers=4, unroll=1)
+    assert "unroll=2" not in program(deep) and "unroll=2" in program(deep.replace(unroll=EXECUTION_CHANGES["unroll"]))
     with pytest.raises(ValueError, match="splash attention takes rows"):
         program(SMALL.replace(attention=EXECUTION_CHANGES["attention"]))
 
