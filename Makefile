@@ -1,8 +1,8 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`. Each target makes .venv if there is none.
 
-# Large pages: a training step on a CPU fills hundreds of megabytes anew, and in small pages an eighth of the time goes
-# into mapping them (glibc; other systems ignore it).
-export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+# Keep freed memory, in large pages (glibc; other systems ignore it): XLA gives back and asks anew for all temporary memory
+# of a training step, hundreds of megabytes, and on some machines mapping it again takes as long as computing.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -15,7 +15,7 @@ from ..model import llama
 from ..model.linear import linear
 from ..model.sharding import axis_size
 
-CHUNK = 128
+CHUNK = 64
 """Positions of a row whose logits exist at one time."""
 
 
