@@ -140,6 +140,10 @@ class Batches:
             for part, source, weight in zip(self.parts, self._sources, self._weights, strict=True)
         }
 
+    def skipped(self) -> dict[str, list[str]]:
+        """Place and fault of the first bad records that each source was read without."""
+        return {part.name: part.cache.info["skipped"] for part in self.parts if part.cache.info["skipped"]}
+
 
 class EvalBatches(Sequence):
     """One pass over a source, in a fixed order: each row once, and padding after the last."""

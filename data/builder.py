@@ -33,6 +33,7 @@ def build_dataset(
     format: str = "auto",
     heldout: float = 0.01,
     on_error: str = "raise",
+    report: sources.Report | None = None,
 ) -> epath.Path:
     """Writes the records of a source as a TFDS dataset, unless that has been done before.
 
@@ -43,6 +44,7 @@ def build_dataset(
       format: name of the records' format, "auto" to go by their fields.
       heldout: the share of the source that becomes the split heldout.
       on_error: "raise" stops at the first bad record, "skip" leaves such records out.
+      report: counts what was read and left out, unless the dataset was there already.
 
     Returns:
       The dataset's folder.
@@ -57,6 +59,8 @@ def build_dataset(
     first = {split: record for split in splits if (record := next(splits[split](), None))}
     if not first:
         raise UserError(f"{source}: no records")
+    counted = next(iter(first))  # reading any split passes over the whole source
+    splits[counted] = functools.partial(splits[counted], report=report)
     inputs = {"fingerprint": sources.fingerprint(source), "format": format, "heldout": heldout}
     builder = _Builder(
         name=name,

@@ -145,15 +145,18 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_tokenizer(args: argparse.Namespace) -> int:
+    from ..data.sources import Report
     from ..data.tokenizer_training import train_sentencepiece
     from .corpus import texts
 
+    report = Report()
     tokenizer = train_sentencepiece(
-        texts(args.source, args.format, args.on_error, args.max_records),
+        texts(args.source, args.format, args.on_error, args.max_records, report),
         vocab_size=args.vocab_size,
         output_dir=args.output,
         special_tokens=args.special,
     )
+    _tell_skipped(report)
     print(f"{tokenizer.vocab_size} pieces in {args.output}")
     return 0
 
@@ -222,7 +225,9 @@ def _prepare_data(args: argparse.Namespace) -> None:
         if args.name is None or args.output is None:
             raise UserError("--source needs --name and --output: what to call the dataset, and where to put it")
         from ..data.builder import build_dataset
+        from ..data.sources import Report
 
+        report = Report()
         where = build_dataset(
             args.source,
             name=args.name,
@@ -230,7 +235,9 @@ def _prepare_data(args: argparse.Namespace) -> None:
             format=args.format,
             heldout=args.heldout,
             on_error=args.on_error,
+            report=report,
         )
+        _tell_skipped(report)
         print(f"{where}: read it as tfds:{where}:train and tfds:{where}:heldout")
         return
     from ..train import setup
@@ -241,6 +248,14 @@ def _prepare_data(args: argparse.Namespace) -> None:
     for row in rows:
         table.add_row(*row.values())
     Console().print(table)
+    for name, problems in batches.skipped().items():
+        print(f"left out of {name}:", *problems, sep="\n  ")
+
+
+def _tell_skipped(report) -> None:
+    """Lists the records that `--on_error=skip` left out, the first of them by place and fault."""
+    if report.skipped:
+        print(f"{report.read:,} records read, {report.skipped:,} left out:", *report.problems, sep="\n  ")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

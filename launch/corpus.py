@@ -7,11 +7,18 @@ from ..data import sources
 
 
 def texts(
-    names: Sequence[str], format: str = "auto", on_error: str = "raise", max_records: int | None = None
+    names: Sequence[str],
+    format: str = "auto",
+    on_error: str = "raise",
+    max_records: int | None = None,
+    report: sources.Report | None = None,
 ) -> Iterator[str]:
-    """The text of documents, and every message of conversations, of at most `max_records` records of each source."""
+    """The text of documents, and every message of conversations, of at most `max_records` records of each source.
+
+    on_error, report: as `data.sources.read` takes them.
+    """
     for name in names:
-        records = sources.read(name, format=format, on_error=on_error, split="train")
+        records = sources.read(name, format=format, on_error=on_error, report=report, split="train")
         for record in islice(records, max_records):
             yield from record_texts(record)
 

@@ -85,6 +85,8 @@ def fit(
             if not start:
                 keep_tokenizer(workdir, tokenizer)
                 reporter.text(0, "data", setup.report_data(batches, heldout))
+                for name, problems in batches.skipped().items():
+                    reporter.text(0, f"left out of {name}", [{"record": problem} for problem in problems])
             shardings = jax.tree.map(lambda x: x.sharding, abstract)
             state = train(
                 jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)),

@@ -101,3 +101,29 @@ def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, caps
     where = [f"--source={corpus / 'chat.jsonl'}", f"--cache_dir={tmp_path}"]
     assert main(["eval", str(tuned), *where, "--split=heldout", "--heldout=0.1"]) == 0
     assert "perplexity" in capsys.readouterr().out
+
+
+def test_bad_records_stop_a_command_or_are_counted_and_listed(tmp_path, capsys):
+    source = tmp_path / "x.jsonl"
+    lines = [json.dumps({"instruction": f"ask {i}", "input": "", "output": "an answer"}) for i in range(20)]
+    source.write_text("\n".join([*lines, '{"instruction": "", "output": "b"}', "no json", *lines[:1]]))
+    prepare = ["data", "prepare", f"--source={source}", "--name=x", f"--output={tmp_path}"]
+    train = ["tokenizer", "train", f"--source={source}", "--vocab_size=280", f"--output={tmp_path}"]
+    for command in (prepare, train):
+        assert main(command) == 2
+        assert f"{source}:21" in capsys.readouterr().err
+        assert main([*command, "--on_error=skip"]) == 0
+        said = capsys.readouterr().out
+        assert "21 records read, 2 left out" in said
+        assert f"{source}:21: instruction is empty" in said and f"{source}:22" in said
+
+
+def test_preparing_a_config_lists_what_its_sources_were_read_without(arguments, corpus, tmp_path, capsys):
+    config = next(a for a in arguments("pretrain", tmp_path) if a.startswith("--config="))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text((corpus / "text.jsonl").read_text() + "\nno json\n")
+    changes = [f"--config.data.mixture.text.source={bad}", f"--config.data.cache_dir={tmp_path}"]
+    assert main(["data", "prepare", config, *changes]) == 2
+    assert f"{bad}:301" in capsys.readouterr().err
+    assert main(["data", "prepare", config, *changes, "--config.data.on_error=skip"]) == 0
+    assert f"{bad}:301" in capsys.readouterr().out
