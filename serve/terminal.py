@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..data.errors import UserError
 from ..train.bundle import Llama
 
 HELP = "Type a message; /new forgets the conversation, /quit (or Ctrl-D) leaves."
@@ -31,9 +32,13 @@ def chat(
         if text == "/new":
             messages = list(start)
         elif text:
-            messages.append({"role": "user", "content": text})
-            answer = _stream(llama, messages, console, seed=turn, **sampling)
-            messages.append({"role": "assistant", "content": answer})
+            asked = [*messages, {"role": "user", "content": text}]
+            try:
+                answer = _stream(llama, asked, console, seed=turn, **sampling)
+            except UserError as error:  # too long for the model's context, say: the conversation stays as it was
+                console.print(str(error), style="red", highlight=False)
+                continue
+            messages = [*asked, {"role": "assistant", "content": answer}]
             turn += 1
 
 

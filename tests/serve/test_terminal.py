@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from camelid.data.errors import UserError
 from camelid.serve.terminal import chat
 
 
@@ -75,3 +76,16 @@ def test_an_interrupted_answer_keeps_what_was_said():
     model, typed = Interrupted(), iter(["a", "b", "/quit"])
     chat(model, ask=lambda _: next(typed), console=Console(file=io.StringIO()))
     assert [m["content"] for m in model.asked[1][0]] == ["a", "half", "b"]
+
+
+def test_a_message_that_the_model_refuses_is_told_and_forgotten():
+    class Full(Echo):
+        def stream_chat(self, messages, **sampling):
+            if "long" in messages[-1]["content"]:
+                raise UserError("a prompt of 600 tokens fills the context of 512; shorten it")
+            yield from super().stream_chat(messages, **sampling)
+
+    model, typed, console = Full(), iter(["a", "long", "b", "/quit"]), Console(file=io.StringIO(), width=100)
+    chat(model, ask=lambda _: next(typed), console=console)
+    assert "fills the context" in console.file.getvalue()
+    assert [m["content"] for m in model.asked[1][0]] == ["a", "1:a", "b"]
