@@ -16,24 +16,25 @@ from camelid.train.optimizer import make_optimizer, make_schedule
 from camelid.train.setup import EVERYTHING
 from camelid.train.state import init_state, make_update
 
-CONFIG = LlamaConfig.preset("nano-8m")
+ROWS = {"nano-8m": (8, 256), "nano-1m": (32, 128)}
 PROMPT, NEW, STEPS = 32, 128, 3
 
 
 @functools.cache
-def training():
-    model = llama.build(CONFIG)
+def training(name: str):
+    rows, length = ROWS[name]
+    model = llama.build(LlamaConfig.preset(name))
     schedule = make_schedule(name="constant", lr=1e-4, total_steps=1000, warmup_steps=0, final=1.0)
     optimizer = make_optimizer(model.abstract_params, name="adamw", schedule=schedule, weight_decay=0.1, clip_norm=1.0)
     update = jax.jit(make_update(next_token_loss(model), optimizer, schedule), donate_argnums=0)
     state = jax.jit(init_state(model.init, optimizer, EVERYTHING, ema=False))(jax.random.key(0))
-    tokens = jax.random.randint(jax.random.key(1), (8, 257), 0, CONFIG.vocab_size)
+    tokens = jax.random.randint(jax.random.key(1), (rows, length + 1), 0, model.config.vocab_size)
     batch = {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
-        "loss_mask": jnp.ones((8, 256)),
-        "segment_ids": jnp.ones((8, 256), jnp.int32),
-        "positions": jnp.tile(jnp.arange(256), (8, 1)),
+        "loss_mask": jnp.ones((rows, length)),
+        "segment_ids": jnp.ones((rows, length), jnp.int32),
+        "positions": jnp.tile(jnp.arange(length), (rows, 1)),
     }
 
     def run() -> int:
@@ -41,16 +42,16 @@ def training():
         for _ in range(STEPS):
             state, metrics = update(state, batch)
         jax.block_until_ready(metrics)
-        return STEPS * 8 * 256
+        return STEPS * rows * length
 
     return run
 
 
 @functools.cache
-def decoding(rows: int):
-    model = llama.build(CONFIG)
+def decoding(name: str, rows: int):
+    model = llama.build(LlamaConfig.preset(name))
     params = jax.jit(model.init)(jax.random.key(0))
-    prompt = jax.random.randint(jax.random.key(1), (rows, PROMPT), 3, CONFIG.vocab_size)
+    prompt = jax.random.randint(jax.random.key(1), (rows, PROMPT), 3, model.config.vocab_size)
     lengths = jnp.full((rows,), PROMPT)
     sampling = Sampling(max_tokens=NEW, temperature=0.0)
 
@@ -73,18 +74,17 @@ def matmul() -> dict[str, float]:
 
 
 def main() -> None:
-    runs = {"train": training, "decode1": lambda: decoding(1), "decode8": lambda: decoding(8)}
-    flops = {"train": CONFIG.flops_per_token(256)}
-    forward = CONFIG.flops_per_token(PROMPT + NEW) / 3
     for line in sys.stdin:
-        task = line.strip()
-        if task == "matmul":
+        if line.strip() == "matmul":
             print(json.dumps(matmul()), flush=True)
             continue
-        run = runs[task]()
+        name, task, *rows = line.split()
+        run = training(name) if task == "train" else decoding(name, int(rows[0]))
+        config = LlamaConfig.preset(name)
+        flops = config.flops_per_token(ROWS[name][1]) if task == "train" else config.flops_per_token(PROMPT + NEW) / 3
         begin = time.perf_counter()
         rate = run() / (time.perf_counter() - begin)
-        print(json.dumps({"tokens_per_second": rate, "flops_per_second": rate * flops.get(task, forward)}), flush=True)
+        print(json.dumps({"tokens_per_second": rate, "flops_per_second": rate * flops}), flush=True)
 
 
 if __name__ == "__main__":

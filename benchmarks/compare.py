@@ -3,9 +3,9 @@
     make bench
 
 Both sides are processes that stay warm and wait; rounds alternate between them, so that a busy spell of the machine
-hits both. What is reported is the median over rounds of ours / theirs. Shape: `nano-8m` (8.3 M parameters, width 288,
-6 layers, vocabulary 4,096) in float32 with random weights; training on 8 x 256 tokens with AdamW and clipping, decoding
-128 tokens greedily after a prompt of 32.
+hits both. What is reported is the median over rounds of ours / theirs. Two shapes in float32 with random weights:
+`nano-8m` (8.3 M parameters, width 288, 6 layers, vocabulary 4,096) and the quickstart's `nano-1m` (0.9 M, width 128,
+4 layers, vocabulary 1,024). Training is with AdamW and clipping; decoding is 128 tokens, greedy, after a prompt of 32.
 """
 
 import argparse
@@ -21,7 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-TASKS = {"train": "training, 8 x 256", "decode1": "decoding, 1 stream", "decode8": "decoding, 8 streams"}
+TASKS = {
+    "nano-8m train": "nano-8m, training on 8 x 256",
+    "nano-8m decode 1": "nano-8m, decoding 1 stream",
+    "nano-8m decode 8": "nano-8m, decoding 8 streams",
+    "nano-1m train": "nano-1m, training on 32 x 128",
+    "nano-1m decode 1": "nano-1m, decoding 1 stream",
+    "nano-1m decode 8": "nano-1m, decoding 8 streams",
+}
 
 
 class Side(NamedTuple):

@@ -8,24 +8,30 @@ import time
 import torch
 import transformers
 
-CONFIG = transformers.LlamaConfig(
-    vocab_size=4096,
-    hidden_size=288,
-    num_hidden_layers=6,
-    num_attention_heads=6,
-    num_key_value_heads=6,
-    intermediate_size=768,
-    max_position_embeddings=1024,
-    attn_implementation="sdpa",
-)
+COMMON = dict(num_attention_heads=6, num_key_value_heads=6, attn_implementation="sdpa", max_position_embeddings=1024)
+SHAPES = {
+    "nano-8m": dict(vocab_size=4096, hidden_size=288, num_hidden_layers=6, intermediate_size=768),
+    "nano-1m": dict(
+        vocab_size=1024,
+        hidden_size=128,
+        num_hidden_layers=4,
+        intermediate_size=384,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+}
+CONFIGS = {name: transformers.LlamaConfig(**(COMMON | shape)) for name, shape in SHAPES.items()}
+ROWS = {"nano-8m": (8, 256), "nano-1m": (32, 128)}
 PROMPT, NEW, STEPS = 32, 128, 3
 
 
 @functools.cache
-def training():
-    model = transformers.LlamaForCausalLM(CONFIG).train()
+def training(name: str):
+    config, (rows, length) = CONFIGS[name], ROWS[name]
+    model = transformers.LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = torch.randint(0, CONFIG.vocab_size, (8, 257))
+    tokens = torch.randint(0, config.vocab_size, (rows, length + 1))
 
     def run() -> int:
         for _ in range(STEPS):
@@ -35,17 +41,18 @@ def training():
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return STEPS * 8 * 256
+        return STEPS * rows * length
 
     return run
 
 
 @functools.cache
-def decoding(rows: int):
-    model = transformers.LlamaForCausalLM(CONFIG).eval()
+def decoding(name: str, rows: int):
+    config = CONFIGS[name]
+    model = transformers.LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    prompt = torch.randint(3, CONFIG.vocab_size, (rows, PROMPT))
+    prompt = torch.randint(3, config.vocab_size, (rows, PROMPT))
     mask = torch.ones_like(prompt)
 
     @torch.inference_mode()
@@ -59,9 +66,9 @@ def decoding(rows: int):
 def main() -> None:
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    runs = {"train": training, "decode1": lambda: decoding(1), "decode8": lambda: decoding(8)}
     for line in sys.stdin:
-        run = runs[line.strip()]()
+        name, task, *rows = line.split()
+        run = training(name) if task == "train" else decoding(name, int(rows[0]))
         begin = time.perf_counter()
         tokens = run()
         print(json.dumps({"tokens_per_second": tokens / (time.perf_counter() - begin)}), flush=True)
