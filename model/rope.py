@@ -6,6 +6,7 @@ Pairs are split in halves: component i turns with component i + E/2. Meta's chec
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -66,10 +67,15 @@ _SCALINGS = {"linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3}
 def angles(
     config: LlamaConfig, positions_BT: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T E/2"], Float[Array, "B T E/2"]]:
-    """cos and sin for `rotate`, in float32: bfloat16 angles lose neighbouring positions past a few hundred."""
+    """cos and sin for `rotate`, in float32: bfloat16 angles lose neighbouring positions past a few hundred.
+
+    In a loop of two, which keeps them tables computed once: XLA's CPU backend would fuse their computation into every
+    rotation of every layer, for each head anew, and ignores barriers.
+    """
     frequency, amplitude = frequencies(config)
     angle_BTe = positions_BT[:, :, None].astype(jnp.float32) * frequency[None, None, :]
-    return jnp.cos(angle_BTe) * amplitude, jnp.sin(angle_BTe) * amplitude
+    cos, sin = jax.lax.map(lambda i: jax.lax.switch(i, (jnp.cos, jnp.sin), angle_BTe) * amplitude, jnp.arange(2))
+    return cos, sin
 
 
 def rotate(
