@@ -90,7 +90,7 @@ def _attend(
 
 def attend_cache(
     q_B1HE: Float[Array, "B 1 H E"],
-    keys_LES: Float[Array, "*L E S"],
+    keys_LSE: Float[Array, "*L S E"],
     values_LSE: Float[Array, "*L S E"],
     valid_LS: Bool[Array, "*L S"],
 ) -> Float[Array, "B 1 H E"]:
@@ -98,9 +98,9 @@ def attend_cache(
 
     L stands for row and key/value head, as one axis or as two (`cache.Cache` says when and why).
     """
-    *lead, E, _ = keys_LES.shape
+    *lead, _, E = keys_LSE.shape
     q_LGE = q_B1HE.reshape(*lead, -1, E) * jnp.asarray(E**-0.5, q_B1HE.dtype)
-    scores = jnp.einsum("...ge,...es->...gs", q_LGE, keys_LES, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("...ge,...se->...gs", q_LGE, keys_LSE, preferred_element_type=jnp.float32)
     probs = jax.nn.softmax(jnp.where(valid_LS[..., None, :], scores, _MASKED), axis=-1)
     return jnp.einsum("...gs,...se->...ge", probs.astype(values_LSE.dtype), values_LSE).reshape(q_B1HE.shape)
 

@@ -23,21 +23,20 @@ class Cache(NamedTuple):
 
     L is [B * K]: were row and head two axes and one of them 1, XLA's CPU backend would copy the cache at every step
     (it strips axes of size 1 from products, and then writes the cache in two shapes). Where a mesh splits heads over
-    `tensor`, L is [B, K], so that both can be split. Slots come last in the keys, which makes their product with a
-    group of queries several times faster there.
+    `tensor`, L is [B, K], so that both can be split.
     """
 
-    keys_LES: Float[Array, "*L E S"]
+    keys_LSE: Float[Array, "*L S E"]
     values_LSE: Float[Array, "*L S E"]
 
     def write(self, k_B1KE: jax.Array, v_B1KE: jax.Array, slot: Int[Array, ""]) -> "Cache":
         """With one position's keys and values, [B, 1, K, E], in `slot`."""
-        *lead, E, _ = self.keys_LES.shape
-        k_LE1, v_L1E = k_B1KE.reshape(*lead, E, 1), v_B1KE.reshape(*lead, 1, E)
-        return Cache(
-            jax.lax.dynamic_update_slice_in_dim(self.keys_LES, k_LE1, slot, axis=-1),
-            jax.lax.dynamic_update_slice_in_dim(self.values_LSE, v_L1E, slot, axis=-2),
-        )
+
+        def put(old_LSE, new_B1KE):
+            *lead, _, E = old_LSE.shape
+            return jax.lax.dynamic_update_slice_in_dim(old_LSE, new_B1KE.reshape(*lead, 1, E), slot, axis=-2)
+
+        return Cache(put(self.keys_LSE, k_B1KE), put(self.values_LSE, v_B1KE))
 
 
 def _rows_and_heads(x: Shaped[Array, "B K ..."]) -> Shaped[Array, "..."]:
@@ -51,11 +50,11 @@ def make_cache(k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"],
     """The cache of `slots` slots that a prompt's keys and values begin, each row `repeats` times in a row."""
     room = slots - k_BTKE.shape[1]
 
-    def fill(x_BTKE, order, slot_axis):
-        x = jnp.repeat(x_BTKE.transpose(order), repeats, axis=0)
-        return _rows_and_heads(jnp.pad(x, [(0, room if axis == slot_axis else 0) for axis in range(4)]))
+    def fill(x_BTKE):
+        x_RKTE = jnp.repeat(x_BTKE.transpose(0, 2, 1, 3), repeats, axis=0)
+        return _rows_and_heads(jnp.pad(x_RKTE, ((0, 0), (0, 0), (0, room), (0, 0))))
 
-    return Cache(fill(k_BTKE, (0, 2, 3, 1), 3), fill(v_BTKE, (0, 2, 1, 3), 2))
+    return Cache(fill(k_BTKE), fill(v_BTKE))
 
 
 class FusedAttention(Attention):

@@ -175,7 +175,7 @@ def _record(sampling: Sampling, state: _State, logits_RV: jax.Array) -> _State:
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _continue(sampling: Sampling, decoder: Decoder, state: _State, until: Int[Array, ""]) -> _State:
     """Steps until every row has drawn `until` tokens or stopped."""
-    slots = state.caches[0].keys_LES.shape[-1]
+    slots = state.caches[0].keys_LSE.shape[-2]
     prompt_slots = slots - sampling.max_tokens
 
     def step(state: _State) -> _State:
