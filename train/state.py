@@ -90,8 +90,8 @@ def make_update(
     loss_fn(params, rows) gives (sum of the loss over tokens, number of tokens, dict of further sums): with
     `accumulate` > 1 the batch is walked through in that many parts and sums are divided once, by the whole batch's
     tokens, so that the result does not depend on `accumulate`. Metrics are float32 scalars: loss, the further sums
-    per token, grad_norm (before clipping), update_norm, param_norm, lr, tokens, skipped (so far) and streak (skips
-    in a row).
+    per token, grad_norm (before clipping), update_norm (0 where the step is skipped), param_norm, lr, tokens, skipped
+    (so far) and streak (skips in a row).
     """
 
     def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
@@ -110,21 +110,25 @@ def make_update(
         grad_norm = optax.tree.norm(grads)
         accept = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~_is_spike(state["guard"], loss, guard)
 
-        updates, opt_state = optimizer.update(grads, state["opt_state"], trainable)
-        moved = (optax.apply_updates(trainable, updates), opt_state)
-        new, opt_state = jax.tree.map(lambda a, b: jnp.where(accept, a, b), moved, (trainable, state["opt_state"]))
-        params = join_frozen(new, rest)
+        def move(old):
+            updates, opt_state = optimizer.update(grads, old["opt_state"], old["params"])
+            new = old | {"params": optax.apply_updates(old["params"], updates), "opt_state": opt_state}
+            if ema_decay is not None:
+                params = join_frozen(new["params"], rest)
+                new["ema"] = optax.incremental_update(params, old["ema"], 1.0 - ema_decay)
+            return new, optax.tree.norm(updates)
+
+        # A condition and not a choice between results: what is updated can then be written in place.
+        new, update_norm = jax.lax.cond(accept, move, lambda old: (old, 0.0), state | {"params": trainable})
+        params = join_frozen(new["params"], rest)
 
         counts = _watch(state["guard"], loss, accept)
-        new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "guard": counts}
-        if ema_decay is not None:
-            average = optax.incremental_update(params, state["ema"], 1.0 - ema_decay)
-            new_state["ema"] = jax.tree.map(lambda a, b: jnp.where(accept, a, b), average, state["ema"])
+        new_state = new | {"params": params, "step": state["step"] + 1, "guard": counts}
         metrics = {
             "loss": loss,
             **{name: total * per_token for name, total in extra.items()},
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": update_norm,
             "param_norm": optax.tree.norm(params),
             "lr": schedule(state["guard"]["accepted"]),
             "tokens": tokens,
