@@ -1,15 +1,17 @@
 """Log-probabilities of tokens without ever holding a batch x time x vocabulary array, and means over masks.
 
-One chunked function serves pretraining, tuning, preference losses, PPO and scoring: the output head is applied to a
-few positions at a time, and applied again in the backward pass instead of being stored.
+The output head is applied to a few positions at a time. Where scores go on into something else, as in preference losses
+and PPO, it is applied again in the backward pass instead of being stored; a loss that is a sum over tokens has its
+gradient taken on the spot.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from ..model import llama
 from ..model.linear import linear
@@ -36,32 +38,34 @@ def head_logprobs(
     kernel_DV: Float[Array, "D V"], hidden_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"]
 ) -> TokenScores:
     """Scores of targets from the states before them, `CHUNK` positions at a time; logits and softmax in float32."""
+    score = jax.checkpoint(functools.partial(_chunk_scores, kernel_DV))
+    chunks = _split(hidden_BTD), _split(targets_BT)
+    _, scores = jax.lax.scan(lambda _, chunk: (None, score(*chunk)), None, chunks)
+    return TokenScores(*(_join(x, targets_BT.shape[1]) for x in scores))
 
-    @jax.checkpoint
-    def score(hidden, targets):
-        logits = linear(hidden, kernel_DV, jnp.float32)
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return TokenScores(chosen - log_z, log_z)
 
-    B, T = targets_BT.shape
-    shards = axis_size("context")  # each device walks through its own part of the row
+def _chunk_scores(kernel_DV, hidden_BtD, targets_Bt) -> TokenScores:
+    logits_BtV = linear(hidden_BtD, kernel_DV, jnp.float32)
+    log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+    chosen_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
+    return TokenScores(chosen_Bt - log_z_Bt, log_z_Bt)
+
+
+def _split(x: Shaped[Array, "B T ..."]) -> Shaped[Array, "chunks B t ..."]:
+    """A row's positions in chunks, padded with zeros. Where `context` splits rows, each device cuts up its own part."""
+    (B, T), rest = x.shape[:2], x.shape[2:]
+    shards = axis_size("context")
     chunks = -(-T // (shards * CHUNK))
     padded = chunks * shards * -(-T // (shards * chunks))
-    if padded != T:
-        hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, padded - T), (0, 0)))
-        targets_BT = jnp.pad(targets_BT, ((0, 0), (0, padded - T)))
+    x = jnp.pad(x, ((0, 0), (0, padded - T), *((0, 0) for _ in rest)))
+    return jnp.moveaxis(x.reshape(B, shards, chunks, -1, *rest), 2, 0).reshape(chunks, B, -1, *rest)
 
-    def split(x):
-        parts = jnp.moveaxis(x.reshape(B, shards, chunks, -1, *x.shape[2:]), 2, 0)
-        return parts.reshape(chunks, B, -1, *x.shape[2:])
 
-    _, scores = jax.lax.scan(lambda _, xs: (None, score(*xs)), None, (split(hidden_BTD), split(targets_BT)))
-
-    def join(x):
-        return jnp.moveaxis(x.reshape(chunks, B, shards, -1), 0, 2).reshape(B, padded)[:, :T]
-
-    return TokenScores(*map(join, scores))
+def _join(x: Shaped[Array, "chunks B t ..."], T: int) -> Shaped[Array, "B T ..."]:
+    """The inverse of `_split`."""
+    (chunks, B), rest = x.shape[:2], x.shape[3:]
+    parts = x.reshape(chunks, B, axis_size("context"), -1, *rest)
+    return jnp.moveaxis(parts, 0, 2).reshape(B, -1, *rest)[:, :T]
 
 
 def next_token_loss(model: llama.Model, z_loss: float = 0.0) -> Callable:
@@ -71,14 +75,57 @@ def next_token_loss(model: llama.Model, z_loss: float = 0.0) -> Callable:
     drifting (PaLM, arXiv:2204.02311, section 5).
     """
 
+    def chunk_sums(kernel_DV, hidden_BtD, targets_Bt, mask_Bt):
+        logp_Bt, log_z_Bt = _chunk_scores(kernel_DV, hidden_BtD, targets_Bt)
+        nll = -jnp.sum(logp_Bt * mask_Bt)
+        log_z_squared = jnp.sum(log_z_Bt**2 * mask_Bt)
+        return nll + z_loss * log_z_squared, {"nll": nll, "log_z_squared": log_z_squared}
+
     def loss_fn(params: llama.Params, rows: Mapping[str, Array]):
-        scores = token_logprobs(model, params, rows)
-        mask_BT = rows["loss_mask"]
-        nll = -jnp.sum(scores.logp * mask_BT)
-        log_z_squared = jnp.sum(scores.log_z**2 * mask_BT)
-        return nll + z_loss * log_z_squared, jnp.sum(mask_BT), {"nll": nll, "log_z_squared": log_z_squared}
+        hidden_BTD = model.hidden(params, rows["tokens"], rows["segment_ids"], rows["positions"])
+        kernel_DV, mask_BT = llama.output_kernel(params), rows["loss_mask"]
+        loss, extra = sum_over_chunks(chunk_sums, kernel_DV, hidden_BTD, rows["targets"], mask_BT)
+        return loss, jnp.sum(mask_BT), extra
 
     return loss_fn
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def sum_over_chunks(
+    chunk_sums: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+    kernel_DV: Float[Array, "D V"],
+    hidden_BTD: Float[Array, "B T D"],
+    targets_BT: Int[Array, "B T"],
+    mask_BT: Float[Array, "B T"],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Sums of `chunk_sums(kernel, hidden, targets, mask) -> (loss, dict)` over chunks of `CHUNK` positions.
+
+    Only the loss is differentiated, by kernel and hidden states. A sum's gradient needs nothing from what comes after,
+    so it is taken chunk by chunk along with the value, and no logits are computed twice.
+    """
+    chunks = [_split(x) for x in (hidden_BTD, targets_BT, mask_BT)]
+    _, sums = jax.lax.scan(lambda _, chunk: (None, chunk_sums(kernel_DV, *chunk)), None, chunks)
+    return jax.tree.map(jnp.sum, sums)
+
+
+def _sum_with_gradient(chunk_sums, kernel_DV, hidden_BTD, targets_BT, mask_BT):
+    def step(kernel_grad_DV, chunk):
+        sums, (kernel_part_DV, hidden_grad) = jax.value_and_grad(chunk_sums, argnums=(0, 1), has_aux=True)(
+            kernel_DV, *chunk
+        )
+        return kernel_grad_DV + kernel_part_DV, (sums, hidden_grad)
+
+    chunks = [_split(x) for x in (hidden_BTD, targets_BT, mask_BT)]
+    kernel_grad_DV, (sums, hidden_grads) = jax.lax.scan(step, jnp.zeros_like(kernel_DV), chunks)
+    return jax.tree.map(jnp.sum, sums), (kernel_grad_DV, _join(hidden_grads, hidden_BTD.shape[1]))
+
+
+def _scale_gradient(chunk_sums, gradients, cotangents):
+    along_loss, _ = cotangents
+    return *((along_loss * g).astype(g.dtype) for g in gradients), None, None
+
+
+sum_over_chunks.defvjp(_sum_with_gradient, _scale_gradient)
 
 
 def masked_mean(x: Float[Array, "*shape"], mask: Float[Array, "*shape"]) -> Float[Array, ""]:

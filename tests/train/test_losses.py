@@ -109,6 +109,33 @@ def test_bfloat16_states_are_scored_in_float32():
     np.testing.assert_allclose(found[3], hidden_grad, atol=0.02 * np.abs(hidden_grad).max())
 
 
+def loss_of_head(kernel, hidden, targets, mask, z_loss=0.0):
+    """`next_token_loss` of a network whose hidden states are given."""
+    model = llama.Model(None, None, lambda params, *_: params["hidden"], None, None, None)
+    rows = dict(targets=targets, loss_mask=mask, tokens=None, segment_ids=None, positions=None)
+    return next_token_loss(model, z_loss)({"head": {"kernel": kernel}, "hidden": hidden}, rows)[0]
+
+
+@pytest.mark.parametrize("axes", [{}, {"tensor": 4, "context": 2}, {"data": 2, "fsdp": 2, "context": 2}])
+@pytest.mark.parametrize("T", [8, 2 * CHUNK + 2])
+def test_the_loss_and_its_gradient_taken_together_equal_whole_logits_in_float64(axes, T):
+    kernel, hidden, targets, random, _ = problem(T, B=4)
+    mask, z_loss = (random > 0).astype(np.float32), 0.01
+    _, log_z, *_ = reference(kernel, hidden, targets, mask, mask)
+    logp, _, *gradients = reference(kernel, hidden, targets, -mask, 2 * z_loss * log_z * mask)
+    specs = [("fsdp", "tensor"), (BATCH, "context", None), *2 * [(BATCH, "context")]]
+    mesh = make_mesh(axes, jax.devices()[: math.prod(axes.values())])
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+        for x, spec in zip((kernel, hidden, targets, mask), specs, strict=True)
+    ]
+    with jax.set_mesh(mesh):
+        loss, found = jax.jit(jax.value_and_grad(lambda *a: 3 * loss_of_head(*a, z_loss), argnums=(0, 1)))(*placed)
+    np.testing.assert_allclose(loss, 3 * np.sum(mask * (z_loss * log_z**2 - logp)), rtol=1e-5)
+    for gradient, expected in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(gradient, 3 * expected, rtol=2e-5, atol=1e-4)
+
+
 def largest_array(compiled) -> int:
     """Elements of the largest array that a compiled program names."""
     shapes = re.findall(r"\b(?:f|bf|s|u|pred)\d*\[([\d,]+)\]", compiled.as_text())
@@ -139,6 +166,9 @@ def test_no_array_of_batch_by_time_by_vocabulary_exists_in_the_compiled_program(
     def chunked(kernel, hidden, targets):
         return jnp.sum(head_logprobs(kernel, hidden, targets).logp)
 
+    def summed(kernel, hidden, targets):
+        return loss_of_head(kernel, hidden, targets, jnp.ones(targets.shape))
+
     def naive(kernel, hidden, targets):
         logp = jax.nn.log_softmax(hidden @ kernel)
         return jnp.sum(jnp.take_along_axis(logp, targets[..., None], axis=-1))
@@ -146,6 +176,7 @@ def test_no_array_of_batch_by_time_by_vocabulary_exists_in_the_compiled_program(
     whole = 4 * T * V // split  # each device's part
     assert largest_array(compile_gradient(naive, T, V, mesh)) >= whole  # what would be found
     assert largest_array(compile_gradient(chunked, T, V, mesh)) <= whole // 8
+    assert largest_array(compile_gradient(summed, T, V, mesh)) <= whole // 8
 
 
 def test_next_token_loss_sums_over_trained_tokens_and_adds_the_z_loss():
