@@ -53,11 +53,21 @@ def train_sentencepiece(
 
     Raises:
         UserError: there is no text, or it has too many characters or too few words for `vocab_size`.
+        Whatever `texts` raises.
     """
     model = io.BytesIO()
+    raised = []
+
+    def lines():
+        try:
+            yield from _lines(texts)
+        except Exception as error:
+            raised.append(error)  # SentencePiece would hand on its text within a message of its own
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=lines(),
             model_writer=model,
             vocab_size=vocab_size,
             control_symbols=list(special_tokens),
@@ -66,7 +76,7 @@ def train_sentencepiece(
             **LLAMA_SETTINGS,
         )
     except RuntimeError as error:
-        raise UserError(_explain(str(error), vocab_size)) from None
+        raise (raised[0] if raised else UserError(_explain(str(error), vocab_size))) from None
     output_dir = epath.Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / SENTENCEPIECE_FILE

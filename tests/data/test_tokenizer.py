@@ -359,3 +359,12 @@ def test_tokens_without_a_decoder_are_words(tmp_path):
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.decode(tokenizer.encode("hello world")) == "hello world"
     assert tokenizer.eos_id not in tokenizer.encode("hello </s>")
+
+
+def test_what_the_texts_raise_comes_out_of_training_as_it_is(tmp_path):
+    def texts():
+        yield "one good line"
+        raise UserError("b.txt:7: not UTF-8")
+
+    with pytest.raises(UserError, match=r"^b\.txt:7: not UTF-8$"):
+        train_sentencepiece(texts(), vocab_size=300, output_dir=tmp_path)
