@@ -136,6 +136,18 @@ def test_the_loss_and_its_gradient_taken_together_equal_whole_logits_in_float64(
         np.testing.assert_allclose(gradient, 3 * expected, rtol=2e-5, atol=1e-4)
 
 
+def test_the_loss_of_bfloat16_states_is_in_float32_and_its_gradients_keep_their_dtypes():
+    kernel, hidden, targets, *_ = problem(CHUNK + 3)
+    hidden, mask = jnp.asarray(hidden, jnp.bfloat16), np.ones(targets.shape, np.float32)
+    exact = np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float32), np.asarray(hidden, np.float32)
+    logp, _, *gradients = reference(*exact, targets, -mask, 0 * mask)
+    loss, found = jax.jit(jax.value_and_grad(loss_of_head, argnums=(0, 1)))(kernel, hidden, targets, mask)
+    assert [x.dtype for x in (loss, *found)] == [jnp.float32, jnp.float32, jnp.bfloat16]
+    np.testing.assert_allclose(loss, -logp.sum(), rtol=1e-5)
+    for gradient, expected in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=0.02 * np.abs(expected).max())
+
+
 def largest_array(compiled) -> int:
     """Elements of the largest array that a compiled program names."""
     shapes = re.findall(r"\b(?:f|bf|s|u|pred)\d*\[([\d,]+)\]", compiled.as_text())
