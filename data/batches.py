@@ -30,6 +30,8 @@ from .packing import Packing, pack
 VERSION = 1  # of the order of rows: raised when a seed gives other batches than before
 
 Batch = dict[str, np.ndarray]
+Shapes = dict[str, tuple[tuple[int, ...], type]]
+"""The shape and dtype of each array of a batch, by name."""
 DTYPES = {
     "tokens": np.int32,
     "targets": np.int32,
@@ -91,7 +93,7 @@ class Batches:
         self.parts = tuple(parts)
         self.batch_size = batch_size
         self.length = length
-        _check(self.parts)
+        check_parts(self.parts)
         self._weights = integer_weights([part.weight for part in self.parts])
         self._sources = [PackedSource(part.cache, length, packing, seed) for part in self.parts]
         plan = {
@@ -118,6 +120,11 @@ class Batches:
             part, index = draw(step * self.batch_size + row, self._weights)
             self._sources[part].write(index, batch, place)
         return batch
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape and dtype of each array of a batch."""
+        return _shapes(self.batch_size, self.length)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -171,6 +178,11 @@ class EvalBatches(Sequence):
                 self._source.write(index, batch, place)
         return batch
 
+    @property
+    def shapes(self) -> Shapes:
+        """Shape and dtype of each array of a batch."""
+        return _shapes(self.batch_size, self.length)
+
     def summary(self) -> dict:
         """What the source gives to the pass."""
         return _summary(self._cache, self._source.packing)
@@ -207,7 +219,8 @@ def draw(row: int, weights: Sequence[int]) -> tuple[int, int]:
     return source, before[source]
 
 
-def _check(parts: Sequence[Part]) -> None:
+def check_parts(parts: Sequence) -> None:
+    """Raises UserError unless there are parts, each with a name of its own and a weight above 0."""
     if not parts:
         raise UserError("a mixture needs at least one source")
     for name, count in Counter(part.name for part in parts).items():
@@ -218,8 +231,12 @@ def _check(parts: Sequence[Part]) -> None:
             raise UserError(f"source {part.name!r} has weight {part.weight}: give it one above 0, or leave it out")
 
 
+def _shapes(rows: int, length: int) -> Shapes:
+    return {name: ((rows, length), dtype) for name, dtype in DTYPES.items()}
+
+
 def _padding(rows: int, length: int) -> Batch:
-    return {name: np.zeros((rows, length), dtype) for name, dtype in DTYPES.items()}
+    return {name: np.zeros(shape, dtype) for name, (shape, dtype) in _shapes(rows, length).items()}
 
 
 def _summary(cache: TokenCache, packing: Packing) -> dict:

@@ -23,6 +23,7 @@ from .errors import UserError
 
 VERSION = "1.0.0"
 SIDES = ("messages", "chosen", "rejected")  # the fields of a record that hold messages
+LABELS = {"margin": np.float32, "safer": tfds.features.Text(), "chosen_safe": np.bool_, "rejected_safe": np.bool_}
 
 
 def build_dataset(
@@ -114,7 +115,7 @@ def _features(like: dict) -> tfds.features.FeaturesDict:
     message = {"role": text(), "content": text(), "input": text()}
     features = {side: tfds.features.Sequence(message) for side in SIDES if side in like}
     features |= {"text": text()} if "text" in like else {}
-    features |= {"margin": np.float32} if "margin" in like else {}
+    features |= {name: feature for name, feature in LABELS.items() if name in like}
     return tfds.features.FeaturesDict({"kind": text(), "meta": text(), **features})
 
 
@@ -122,8 +123,9 @@ def _example(record: dict, like: dict) -> dict:
     """A record as TFDS takes it; ValueError for one that is of another kind or has other fields."""
     if record["kind"] != like["kind"]:
         raise ValueError(f"a {record['kind']} record among {like['kind']} records: build a dataset for each kind")
-    if ("margin" in record) != ("margin" in like):
-        raise ValueError("some records have a margin and some do not: give all of them one, or none")
+    for name in LABELS:
+        if (name in record) != (name in like):
+            raise ValueError(f"some records have the field {name} and some do not: give it to all of them, or to none")
     example = record | {"meta": json.dumps(record.get("meta", {}), ensure_ascii=False)}
     for side in SIDES:
         if side in record:

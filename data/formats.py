@@ -3,10 +3,11 @@
     {"kind": "text", "text"}                                          something to pretrain on
     {"kind": "chat", "messages"}                                      a conversation that ends with an answer
     {"kind": "prompt", "messages"}                                    a conversation that ends with a user turn
-    {"kind": "preference", "messages", "chosen", "rejected", "margin"?}
+    {"kind": "preference", "messages", "chosen", "rejected", "margin"?, "safer"?, "chosen_safe"?, "rejected_safe"?}
 
 A message is {"role": "system" | "user" | "assistant" | "tool", "content", "input"?}; `input` is the material of an
-Alpaca instruction, on user turns only. Fields that a format does not know ride along in "meta".
+Alpaca instruction, on user turns only. `safer` is "chosen" or "rejected", `chosen_safe` and `rejected_safe` say whether
+that answer is harmless. Fields that a format does not know ride along in "meta".
 
 Each parser takes one raw record, checks it and returns a record, or raises ValueError with what is wrong.
 """
@@ -77,6 +78,8 @@ def detect(raw: dict) -> str:
         return "hh_rlhf" if _is_transcript(raw) else "trl"
     if has("messages"):
         return "colossalchat" if _first_message_has(raw["messages"], "from") else "openai"
+    if has("response_0") and has("response_1"):
+        return "pku_saferlhf"
     if has("prompt"):
         return "trl"
     if has("instruction"):
@@ -215,7 +218,13 @@ FORMATS = {
     "openai": Format(openai, frozenset({"messages", "system"})),
     "colossalchat": Format(colossalchat, _ANSWERS | {"messages", "context"}),
     "hh_rlhf": Format(preferences.hh_rlhf, _ANSWERS | {"prompt"}),
+    "pku_saferlhf": Format(
+        preferences.pku_saferlhf,
+        preferences.MARGIN_FIELDS
+        | {f"{field}_response_id" for field in ("better", "safer")}
+        | {"prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe"},
+    ),
     "trl": Format(trl, _ANSWERS | {"prompt", "completion"}),
     "lmflow": Format(lmflow, _ANSWERS | {"type", "text", "input", "output", "messages", "system", "prompt"}),
-    "camelid": Format(camelid, _ANSWERS | {"kind", "text", "messages"}),
+    "camelid": Format(camelid, _ANSWERS | {"kind", "text", "messages", *preferences.SAFETY_FIELDS}),
 }

@@ -25,6 +25,7 @@ from .messages import (
 
 SCORE_FIELDS = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 MARGIN_FIELDS = frozenset({"margin"}.union(*SCORE_FIELDS))
+SAFETY_FIELDS = ("safer", "chosen_safe", "rejected_safe")
 TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
@@ -100,11 +101,48 @@ def trl_turns(raw: dict, field: str, role: str) -> list[Message]:
     return [{"role": role, "content": _answer(raw, field)}]
 
 
+def pku_saferlhf(raw: dict) -> dict:
+    """PKU-SafeRLHF: {"prompt", "response_0", "response_1", "better_response_id"}, and, where they are known,
+    "safer_response_id", "is_response_0_safe" and "is_response_1_safe". (Ji et al. 2024, arXiv:2406.15513.)"""
+    better = _which(raw, "better_response_id")
+    worse = f"response_{1 - better}"
+    question = {"role": "user", "content": string(raw, "prompt")}
+    chosen = {"role": "assistant", "content": string(raw, f"response_{better}")}
+    rejected = {"role": "assistant", "content": optional_string(raw, worse) if worse in raw else string(raw, worse)}
+    labels = {}
+    if "safer_response_id" in raw:
+        labels["safer"] = "chosen" if _which(raw, "safer_response_id") == better else "rejected"
+    for side, i in (("chosen", better), ("rejected", 1 - better)):
+        if f"is_response_{i}_safe" in raw:
+            labels[f"{side}_safe"] = _boolean(raw, f"is_response_{i}_safe")
+    return _preference(raw, [question, chosen], [question, rejected], ALTERNATING) | labels
+
+
+def _which(raw: dict, field: str) -> int:
+    """The number of a response, 0 or 1."""
+    if field not in raw:
+        raise ValueError(f"{field} is missing")
+    if isinstance(raw[field], bool) or raw[field] not in (0, 1):
+        raise ValueError(f"{field} is {raw[field]!r}, not 0 or 1")
+    return int(raw[field])
+
+
 def camelid_preference(raw: dict) -> dict:
     """A record as this module writes it."""
     context = read_messages(raw, "messages", OPENAI)
     sides = (context + read_messages(raw, side, OPENAI) for side in ("chosen", "rejected"))
-    return _preference(raw, *sides, FREE)
+    labels = {field: _boolean(raw, field) for field in SAFETY_FIELDS[1:] if field in raw}
+    if "safer" in raw:
+        if raw["safer"] not in ("chosen", "rejected"):
+            raise ValueError(f"safer is {raw['safer']!r}, not chosen or rejected")
+        labels["safer"] = raw["safer"]
+    return _preference(raw, *sides, FREE) | labels
+
+
+def _boolean(raw: dict, field: str) -> bool:
+    if not isinstance(raw[field], bool):
+        raise ValueError(f"{field} is {kind_of(raw[field])}, not true or false")
+    return raw[field]
 
 
 def _preference(raw: dict, chosen: list[Message], rejected: list[Message], rule: dict) -> dict:

@@ -3,11 +3,11 @@
 import functools
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
-
-from .batches import DTYPES, Batches, EvalBatches
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 class DeviceBatches(Iterator):
@@ -40,15 +40,13 @@ class DeviceBatches(Iterator):
         self._loaded.close()
 
 
-def prefetch(
-    batches: Batches | EvalBatches, start: int, stop: int, sharding: jax.sharding.Sharding, size: int = 2
-) -> DeviceBatches:
+def prefetch(batches: Any, start: int, stop: int, sharding: NamedSharding, size: int = 2) -> DeviceBatches:
     """Steps `start` to `stop - 1` of `batches` as global arrays, at most `size` batches ahead.
 
     Args:
-      batches: anything with `rows(step, rows)`, `batch_size` and `length`.
+      batches: anything with `rows(step, rows)` and `shapes`, as `data.batches.Batches`.
       start, stop: the steps.
-      sharding: of every array [B, T]; each host reads only the rows that its devices hold.
+      sharding: as of `device_batch`; each host reads only the rows that its devices hold.
       size: batches held on the devices beyond the one in use.
     """
     load = functools.partial(device_batch, batches, sharding=sharding)
@@ -57,16 +55,24 @@ def prefetch(
     return DeviceBatches(iter(steps.to_iter_dataset(options)))
 
 
-def device_batch(batches: Batches | EvalBatches, step: int, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-    """One batch as global arrays [B, T], of which this host reads the rows its devices hold, each of them once."""
-    shape = (batches.batch_size, batches.length)
+def device_batch(batches: Any, step: int, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """One batch as global arrays, of which this host reads the rows its devices hold, each of them once.
+
+    The spec of `sharding` is that of the leading axes: the batch's, and for packed rows [B, T] the positions'. An array
+    of fewer axes takes the beginning of it; axes beyond it are not split.
+    """
 
     @functools.cache
     def rows(start: int, stop: int) -> dict:
         return batches.rows(step, slice(start, stop))
 
-    def read(name: str, index: tuple[slice, slice]):
-        start, stop, _ = index[0].indices(shape[0])
-        return rows(start, stop)[name][:, index[1]]
+    def read(name: str, size: int, index: tuple[slice, ...]):
+        start, stop, _ = index[0].indices(size)
+        return rows(start, stop)[name][(slice(None), *index[1:])]
 
-    return {name: jax.make_array_from_callback(shape, sharding, functools.partial(read, name)) for name in DTYPES}
+    def load(name: str, shape: tuple[int, ...]) -> jax.Array:
+        spec = PartitionSpec(*sharding.spec[: len(shape)])
+        where = sharding if spec == sharding.spec else NamedSharding(sharding.mesh, spec)
+        return jax.make_array_from_callback(shape, where, functools.partial(read, name, shape[0]))
+
+    return {name: load(name, shape) for name, (shape, _) in batches.shapes.items()}

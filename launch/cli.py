@@ -106,14 +106,13 @@ def _train(args: argparse.Namespace) -> int:
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
 
     from ..evals.gold import gold
-    from ..train import pretrain, sft
     from ..train.settings import Settings, load_config
+    from .recipes import RECIPES
 
-    recipes = {"pretrain": pretrain.run, "sft": sft.run}
     settings = Settings(load_config(args.config, args.overrides))
-    if settings.recipe not in recipes:
-        raise UserError(f"config.recipe: {settings.recipe!r} is none of {', '.join(recipes)}")
-    model = recipes[settings.recipe](settings, epath.Path(args.workdir), {"gold": gold})
+    if settings.recipe not in RECIPES:
+        raise UserError(f"config.recipe: {settings.recipe!r} is none of {', '.join(RECIPES)}")
+    model = RECIPES[settings.recipe](settings, epath.Path(args.workdir), {"gold": gold})
     if jax.process_index() == 0:
         print(f"step {model.step}: checkpoints, metrics and samples are in {args.workdir}")
     return 0
@@ -189,6 +188,53 @@ def _add_data(commands) -> None:
     parser.add_argument("--heldout", type=float, default=0.01, metavar="SHARE", help="held-out share (default: 0.01)")
     parser.add_argument("--name", metavar="NAME", help="of the dataset")
     parser.add_argument("--output", metavar="DIR", help="folder of datasets")
+    _add_collect(actions)
+
+
+def _add_collect(actions) -> None:
+    parser = _command(
+        actions,
+        "collect",
+        _collect,
+        "Answer prompts several times, score the answers, and write preference pairs or the best answers.",
+        "camelid data collect runs/sft --source=primer:chat --reward=camelid.data.primer:reward --output=pairs.jsonl",
+    )
+    parser.add_argument("path", help="whose answers: a run directory or one checkpoint")
+    parser.add_argument("--source", required=True, metavar="SOURCE", help="of the prompts; its training part is read")
+    parser.add_argument("--format", default="auto", metavar="NAME", help="of the records; auto goes by their fields")
+    parser.add_argument("--reward", required=True, metavar="R", help="package.module:function, or a reward model's run")
+    parser.add_argument("--keep", default="pairs", choices=("pairs", "best"), help="what is written (default: pairs)")
+    parser.add_argument("--prompts", type=int, default=2000, metavar="N", help="default: 2000")
+    parser.add_argument("--n", type=int, default=4, metavar="N", help="answers to each prompt (default: 4)")
+    parser.add_argument("--per_prompt", type=int, default=1, metavar="N", help="pairs of each prompt (default: 1)")
+    parser.add_argument("--noise", type=float, default=0.0, metavar="SHARE", help="pairs turned round (default: 0)")
+    parser.add_argument("--max_tokens", type=int, default=128, metavar="N", help="of an answer (default: 128)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file")
+
+
+def _collect(args: argparse.Namespace) -> None:
+    from ..rlhf.collect import best_of, pairs_of, sample_answers, write
+    from ..train.bundle import load
+
+    llama = load(args.path)
+    answers = sample_answers(
+        llama,
+        args.source,
+        args.reward,
+        prompts=args.prompts,
+        format=args.format,
+        n=args.n,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+    if args.keep == "best":
+        records = best_of(answers)
+    else:
+        records = pairs_of(answers, noise=args.noise, seed=args.seed, per_prompt=args.per_prompt)
+    print(f"{write(records, args.output)} records in {args.output}")
 
 
 def _config_data(args: argparse.Namespace):

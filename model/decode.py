@@ -95,11 +95,9 @@ def _start(
     B, P = tokens_BP.shape
     n = sampling.n
     llama = build(config).bind(params)
-    tokens_BP, offsets_BP = _align_right(tokens_BP, lengths_B)
-    real_BP = offsets_BP >= 0
-    hidden_BPD, (k_NBPKE, v_NBPKE) = llama(
-        tokens_BP, real_BP.astype(jnp.int32), jnp.maximum(offsets_BP, 0), with_kv=True
-    )
+    positions_BP = jnp.maximum(_offsets(tokens_BP, lengths_B), 0)
+    tokens_BP, real_BP = align_right(tokens_BP, lengths_B)
+    hidden_BPD, (k_NBPKE, v_NBPKE) = llama(tokens_BP, real_BP.astype(jnp.int32), positions_BP, with_kv=True)
     caches = [make_cache(k, v, n, P + sampling.max_tokens) for k, v in zip(k_NBPKE, v_NBPKE, strict=True)]
     decoder = Decoder(llama)
     logits_BV = decoder.logits(hidden_BPD[:, -1])
@@ -133,12 +131,19 @@ def _prompt_tokens(tokens_BP: jax.Array, real_BP: jax.Array, vocab: int, n: int)
     return jnp.repeat(seen_BV, n, axis=0)
 
 
-def _align_right(tokens_BP: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Prompts shifted to end at the last slot (token 0 before them), and the position of each slot, < 0 before."""
-    P = tokens_BP.shape[1]
-    offsets_BP = jnp.arange(P)[None] - (P - lengths_B)[:, None]
+def align_right(
+    tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]
+) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
+    """Prompts shifted to end at the last slot, token 0 before them, and which slots they fill."""
+    offsets_BP = _offsets(tokens_BP, lengths_B)
     shifted_BP = jnp.take_along_axis(tokens_BP, jnp.maximum(offsets_BP, 0), axis=1)
-    return constrain(jnp.where(offsets_BP >= 0, shifted_BP, 0), BATCH, None), offsets_BP
+    return constrain(jnp.where(offsets_BP >= 0, shifted_BP, 0), BATCH, None), offsets_BP >= 0
+
+
+def _offsets(tokens_BP: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """The position of each slot in a prompt that ends at the last; < 0 before it."""
+    P = tokens_BP.shape[1]
+    return jnp.arange(P)[None] - (P - lengths_B)[:, None]
 
 
 def _row_keys(key: jax.Array, prompt_ids_B: jax.Array, n: int) -> Key[Array, " R"]:

@@ -18,14 +18,16 @@ BATCH = ("data", "fsdp")
 """The mesh axes over which the rows of a batch are split."""
 
 # A spec names, per array axis, the mesh axis that splits it; the leading axis of layers/ is the stack of layers.
+# Several networks of a run stand side by side in one tree, as policy/... and critic/...: hence the first group.
 PARTITION_RULES: tuple[tuple[str, tuple], ...] = (
-    (r"embed/embedding", ("tensor", "fsdp")),
-    (r"layers/attention/[qkv]", (None, "fsdp", "tensor", None)),
-    (r"layers/attention/o", (None, "tensor", None, "fsdp")),
-    (r"layers/mlp/(gate|up)", (None, "fsdp", "tensor")),
-    (r"layers/mlp/down", (None, "tensor", "fsdp")),
-    (r"head/kernel", ("fsdp", "tensor")),
+    (r"(.*/)?embed/embedding", ("tensor", "fsdp")),
+    (r"(.*/)?layers/attention/[qkv]", (None, "fsdp", "tensor", None)),
+    (r"(.*/)?layers/attention/o", (None, "tensor", None, "fsdp")),
+    (r"(.*/)?layers/mlp/(gate|up)", (None, "fsdp", "tensor")),
+    (r"(.*/)?layers/mlp/down", (None, "tensor", "fsdp")),
+    (r"(.*/)?head/kernel", ("fsdp", "tensor")),
     (r".*norm/scale", ()),
+    (r"(.*/)?score/(kernel|bias)", ()),
 )
 
 

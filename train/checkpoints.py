@@ -11,10 +11,11 @@ that is killed while it saves leaves a temporary folder which nobody reads and t
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -210,18 +211,35 @@ def check_continues(path: epath.PathLike, manifest: dict) -> None:
 def load_params(path: epath.PathLike, abstract_params: Any, *, name: str = "params") -> Any:
     """Only the parameters of a checkpoint, or another part of its state such as "ema".
 
-    They are cast to the dtypes and laid out in the shardings of `abstract_params` while they are read; nothing else is
-    read. Raises UserError with the paths that differ when the checkpoint holds other parameters.
+    Where a run trains several networks, it is those of the one that its manifest calls `policy`. They are cast to the
+    dtypes and laid out in the shardings of `abstract_params` while they are read; nothing else is read. Raises
+    UserError with the paths that differ when the checkpoint holds other parameters.
     """
     path = find(path)
-    stored = ocp.metadata(path).metadata
-    if not stored.get(name):
-        raise UserError(f"{path}: its state has no {name!r}, only {', '.join(k for k, v in stored.items() if v)}")
-    _check_fits({name: stored[name]}, {name: abstract_params}, path)
+    inside = [name, *filter(None, [read_manifest(path).get("policy")])]
+    return load_part(path, abstract_params, inside)
+
+
+def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, others: Sequence[str] = ()) -> Any:
+    """The part of a checkpoint's state that lies under the keys `inside`, as `load_params`, but for the entries
+    `others` where it has them."""
+    path = find(path)
+    stored, asked = ocp.metadata(path).metadata, _placed(abstract)
+    for depth, key in enumerate(inside):
+        if not stored.get(key):
+            there = "/".join(["its state", *inside[:depth]])
+            raise UserError(f"{path}: {there} has no {key!r}, only {', '.join(k for k, v in stored.items() if v)}")
+        stored = stored[key]
+    if others:
+        stored = {key: part for key, part in stored.items() if key not in others}
+    for key in reversed(inside):
+        stored, asked = {key: stored}, {key: asked}
+    _check_fits(stored, asked, path)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
     with context:
-        return ocp.load(path, {name: _placed(abstract_params)})[name]
+        loaded = ocp.load(path, asked)
+    return functools.reduce(lambda tree, key: tree[key], inside, loaded)
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:

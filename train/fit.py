@@ -1,8 +1,8 @@
-"""What every supervised recipe does with its network, data and loss: optimise, watch, save, resume."""
+"""What every recipe does with its parameters, data and step: watch, save, resume. And what supervised ones share."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -18,17 +18,85 @@ from . import setup
 from .bundle import Llama
 from .checkpoints import Checkpoints, check_continues, keep_tokenizer
 from .evaluate import heldout_loss
-from .loop import Evaluation, Pace, train
+from .loop import Check, Evaluation, Pace, Step, check_streak, train
 from .optimizer import split_frozen
-from .report import Reporter
+from .report import HEADLINE, Reporter
 from .settings import Settings, check_all_read
-from .state import Guard, LossFn, make_update
+from .state import Guard, LossFn, State, make_update
 
 Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
 """evaluator(llama, **section of config.evals) -> metrics and rows of samples."""
 
 
-def fit(
+class Job(NamedTuple):
+    """What `fit` is told of a run.
+
+    make_step(shardings of the state): the compiled step, its state donated. batches, sharding: what it is fed, as
+    `data.prefetch` takes them. manifest: what checkpoints say beside the config, data and network. tables: shown at the
+    start. check: sees all metrics and may stop the run.
+    """
+
+    model: llama.Model
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    batches: Any
+    sharding: NamedSharding
+    lengths: setup.Lengths
+    start: setup.Start
+    make_step: Callable[[State], Step]
+    evaluations: Sequence[Evaluation]
+    flops_per_token: float
+    check: Check
+    manifest: Mapping[str, Any] = {}
+    tables: Mapping[str, Sequence[Mapping[str, str]]] = {}
+    headline: Mapping[str, str] = HEADLINE
+
+
+def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: Job) -> State:
+    """Trains to `config.total_*` and returns the last state; goes on from the latest checkpoint under `workdir`.
+
+    Call it under `jax.set_mesh(mesh)`, when everything else that reads settings has done so. Raises UserError for
+    settings that do not fit or that nothing reads, `loop.TrainingStopped` when the run cannot go on.
+    """
+    abstract = setup.abstract_state(job.start, mesh, settings.partition_rules)
+    pace = Pace(job.lengths.log, settings.profile.at_step, settings.profile.n_steps)
+    when = {name: settings.checkpoint[name] for name in ("every_steps", "every_seconds", "keep_last", "keep_every")}
+    wandb, seed = settings.wandb, settings.seed
+    check_all_read(settings)
+
+    manifest = setup.manifest_of(settings.config(), job.model, job.tokenizer, job.template, job.batches)
+    manifest |= job.manifest
+    with Checkpoints(workdir, **when) as saved:
+        if saved.latest() is not None:
+            check_continues(workdir, manifest)
+            state = saved.restore(abstract)
+        else:
+            state = setup.first_state(job.start, abstract, seed)
+        begin = int(state["step"])
+        with Reporter(workdir, job.lengths.total, start_step=begin, wandb=wandb, headline=job.headline) as reporter:
+            if not begin:
+                keep_tokenizer(workdir, job.tokenizer)
+                for name, rows in job.tables.items():
+                    reporter.text(0, name, rows)
+            return train(
+                job.make_step(jax.tree.map(lambda x: x.sharding, abstract)),
+                state,
+                job.batches,
+                start=begin,
+                total=job.lengths.total,
+                sharding=job.sharding,
+                pace=pace,
+                evaluations=job.evaluations,
+                check=job.check,
+                reporter=reporter,
+                checkpoints=saved,
+                manifest=manifest,
+                flops_per_token=job.flops_per_token,
+                workdir=workdir,
+            )
+
+
+def supervise(
     settings: Settings,
     workdir: epath.Path,
     mesh: jax.sharding.Mesh,
@@ -40,25 +108,13 @@ def fit(
     loss_fn: LossFn,
     evaluators: Mapping[str, Evaluator],
 ) -> Llama:
-    """Trains to `config.total_*` and returns the model; goes on from the latest checkpoint under `workdir`.
-
-    Call it under `jax.set_mesh(mesh)`. Raises UserError for settings that do not fit or that nothing reads,
-    `loop.TrainingStopped` when steps keep failing.
-    """
+    """`fit` for a loss over packed rows of text: the whole of pretraining and tuning. Returns the model."""
     setup.check_rows(settings, mesh, model.config.max_len)
     lengths = setup.lengths_of(settings, batches)
     frozen = setup.frozen_of(settings)
     trainable, _ = split_frozen(model.abstract_params, frozen)
     optimizer, schedule = setup.optimizer_of(settings, trainable, lengths, batches)
-    update = make_update(
-        loss_fn,
-        optimizer,
-        schedule,
-        frozen=frozen,
-        accumulate=settings.optim.accumulate,
-        guard=Guard(settings.guard.spike_sigma, settings.guard.warmup_steps),
-        ema_decay=settings.ema_decay,
-    )
+    update = make_update(loss_fn, optimizer, schedule, **update_settings(settings))
     rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
 
     def bundle(params: Any, step: int | None = None) -> Llama:
@@ -66,55 +122,59 @@ def fit(
 
     measure = heldout_loss(model, heldout, rows, settings.eval_batches)
     evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
-    for name, section in settings.evals.items():
-        evaluations.append(Evaluation(name, lengths.evaluate, _evaluation(name, section, evaluators, bundle)))
-
-    abstract = setup.abstract_state(settings, model, optimizer, mesh)
-    pace = Pace(lengths.log, settings.guard.max_streak, settings.profile.at_step, settings.profile.n_steps)
-    when = {name: settings.checkpoint[name] for name in ("every_steps", "every_seconds", "keep_last", "keep_every")}
-    wandb = settings.wandb
-    check_all_read(settings)
-
-    manifest = setup.manifest_of(settings.config(), model, tokenizer, template, batches)
-    with Checkpoints(workdir, **when) as saved:
-        if saved.latest() is not None:
-            check_continues(workdir, manifest)
-        state = setup.first_state(settings, model, optimizer, saved, abstract)
-        start = int(state["step"])
-        with Reporter(workdir, lengths.total, start_step=start, wandb=wandb) as reporter:
-            if not start:
-                keep_tokenizer(workdir, tokenizer)
-                reporter.text(0, "data", setup.report_data(batches, heldout))
-                for name, problems in batches.skipped().items():
-                    reporter.text(0, f"left out of {name}", [{"record": problem} for problem in problems])
-            shardings = jax.tree.map(lambda x: x.sharding, abstract)
-            state = train(
-                jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)),
-                state,
-                batches,
-                start=start,
-                total=lengths.total,
-                sharding=rows,
-                pace=pace,
-                evaluations=evaluations,
-                reporter=reporter,
-                checkpoints=saved,
-                manifest=manifest,
-                flops_per_token=model.config.flops_per_token(batches.length),
-                workdir=workdir,
-            )
+    evaluations += further_evaluations(settings, lengths, evaluators, bundle)
+    job = Job(
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        batches=batches,
+        sharding=rows,
+        lengths=lengths,
+        start=setup.Start(optimizer, model.init, setup.loader(settings), frozen, settings.ema_decay is not None),
+        make_step=lambda where: jax.jit(update, donate_argnums=0, out_shardings=(where, None)),
+        evaluations=evaluations,
+        flops_per_token=model.config.flops_per_token(batches.length),
+        check=check_streak(settings.guard.max_streak),
+        tables=data_tables(batches, heldout),
+    )
+    state = fit(settings, workdir, mesh, job)
     return bundle(state.get("ema", state["params"]), step=int(state["step"]))
 
 
-def _evaluation(
-    name: str, section: Settings, evaluators: Mapping[str, Evaluator], bundle: Callable[[Any], Llama]
-) -> Callable[[Any], tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]:
-    """The evaluator of a section of `config.evals` as a function of parameters; its arguments are checked here."""
-    if name not in evaluators:
-        raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
-    arguments = dict(section)
-    try:
-        inspect.signature(evaluators[name]).bind(None, **arguments)
-    except TypeError as error:
-        raise UserError(f"config.evals.{name}: {error}") from None
-    return lambda params: evaluators[name](bundle(params), **arguments)
+def update_settings(settings: Settings) -> dict[str, Any]:
+    """`make_update`'s arguments from the config."""
+    return dict(
+        frozen=setup.frozen_of(settings),
+        accumulate=settings.optim.accumulate,
+        guard=Guard(settings.guard.spike_sigma, settings.guard.warmup_steps),
+        ema_decay=settings.ema_decay,
+    )
+
+
+def data_tables(batches: Any, heldout: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """What each source holds, and the first records that were left out of it."""
+    tables = {"data": setup.report_data(batches, heldout)}
+    for name, problems in batches.skipped().items():
+        tables[f"left out of {name}"] = [{"record": problem} for problem in problems]
+    return tables
+
+
+def further_evaluations(
+    settings: Settings, lengths: setup.Lengths, evaluators: Mapping[str, Evaluator], bundle: Callable[[Any], Llama]
+) -> list[Evaluation]:
+    """The sections of `config.evals` as functions of parameters; their arguments are checked here."""
+    evaluations = []
+    for name, section in settings.evals.items():
+        if name not in evaluators:
+            raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
+        arguments = dict(section)
+        try:
+            inspect.signature(evaluators[name]).bind(None, **arguments)
+        except TypeError as error:
+            raise UserError(f"config.evals.{name}: {error}") from None
+        evaluations.append(Evaluation(name, lengths.evaluate, _evaluation(evaluators[name], arguments, bundle)))
+    return evaluations
+
+
+def _evaluation(evaluator: Evaluator, arguments: Mapping[str, Any], bundle: Callable[[Any], Llama]) -> Callable:
+    return lambda params: evaluator(bundle(params), **arguments)

@@ -33,18 +33,25 @@ class Evaluation(NamedTuple):
     run: Callable[[Any], tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
 
 
+Step = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, Any]]]
+"""step(state, batch) -> the next state, and scalars about the step: "loss", "tokens", "lr", "skipped", "streak" and
+any others. Compiled, with its state donated."""
+
+Check = Callable[[int, Mapping[str, float]], None]
+"""check(step, metrics) sees the metrics of each step, and of the evaluations after it; raises TrainingStopped."""
+
+
 class Pace(NamedTuple):
-    """log: steps between reports. max_streak: skipped steps in a row that stop the run. profile_at, profile_steps: the
-    steps that are traced into workdir/profile (None: none)."""
+    """log: steps between reports. profile_at, profile_steps: the steps that are traced into workdir/profile (None:
+    none)."""
 
     log: int
-    max_streak: int
     profile_at: int | None
     profile_steps: int
 
 
 def train(
-    update: Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]],
+    update: Step,
     state: State,
     batches: Any,
     *,
@@ -53,6 +60,7 @@ def train(
     sharding: jax.sharding.Sharding,
     pace: Pace,
     evaluations: Sequence[Evaluation],
+    check: Check,
     reporter: Reporter,
     checkpoints: Checkpoints,
     manifest: dict,
@@ -61,8 +69,7 @@ def train(
 ) -> State:
     """Runs steps `start` to `total - 1` and returns the last state, or the one at which SIGTERM stopped the run.
 
-    update: compiled, with its state donated. batches: as `data.batches.Batches`. Raises TrainingStopped after
-    `pace.max_streak` skipped steps in a row; the last checkpoint stays.
+    batches: as `data.batches.Batches`. When `check` raises TrainingStopped, the last checkpoint stays.
     """
     meter = Meter(flops_per_token)
     seen: list[dict[str, float]] = []
@@ -70,14 +77,15 @@ def train(
     def fetch(step: int, metrics: dict[str, jax.Array], *, last: bool = False) -> None:
         """Takes in the metrics of `step`, and reports when a report is due or the step is the last."""
         seen.append({name: float(value) for name, value in jax.device_get(metrics).items()})
-        _check_streak(step, seen[-1], pace)
+        check(step, seen[-1])
         done = step + 1
         if done % pace.log and not last:
             return
         values = _mean(seen) | meter.read(sum(m["tokens"] for m in seen), len(seen)) | memory()
         values["seconds_waiting_for_data"] = ready.waited
         values["seconds_waiting_for_checkpoints"] = checkpoints.seconds_blocked
-        reporter.write(done, {f"train/{name}": value for name, value in values.items()} | _epochs(batches, done))
+        named = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
+        reporter.write(done, named | _epochs(batches, done))
         seen.clear()
 
     pending = None
@@ -102,7 +110,7 @@ def train(
             if due or last:
                 fetch(step, pending, last=last)
                 pending = None
-                meter.pause(_evaluate(due, done, state, reporter))
+                meter.pause(_evaluate(due, done, state, check, reporter))
             checkpoints.save(done, state, manifest, force=last)
             if stop:
                 break
@@ -110,12 +118,18 @@ def train(
     return state
 
 
-def _check_streak(step: int, metrics: Mapping[str, float], pace: Pace) -> None:
-    if metrics["streak"] >= pace.max_streak:
-        raise TrainingStopped(
-            f"step {step}: {metrics['streak']:.0f} steps in a row were skipped (loss {metrics['loss']}, gradient norm "
-            f"{metrics['grad_norm']}); see its batch with the same --config and: camelid data show --step={step}"
-        )
+def check_streak(max_streak: int) -> Check:
+    """The check that stops a run after `max_streak` skipped steps in a row."""
+
+    def check(step: int, metrics: Mapping[str, float]) -> None:
+        if metrics.get("streak", 0) >= max_streak:
+            raise TrainingStopped(
+                f"step {step}: {metrics['streak']:.0f} steps in a row were skipped (loss {metrics['loss']}, gradient "
+                f"norm {metrics['grad_norm']}); see its batch with the same --config and: "
+                f"camelid data show --step={step}"
+            )
+
+    return check
 
 
 def _mean(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -131,14 +145,19 @@ def _epochs(batches: Any, done: int) -> dict[str, float]:
     return {f"epochs/{name}": value for name, value in batches.epochs(done).items()}
 
 
-def _evaluate(due: Sequence[Evaluation], done: int, state: State, reporter: Reporter) -> float:
+def _evaluate(due: Sequence[Evaluation], done: int, state: State, check: Check, reporter: Reporter) -> float:
     """Runs evaluations on the parameters (their moving average where there is one); returns the seconds taken."""
     begin = time.perf_counter()
+    found = {}
     for evaluation in due:
         metrics, rows = evaluation.run(state.get("ema", state["params"]))
-        reporter.write(done, {f"eval/{evaluation.name}/{name}": value for name, value in metrics.items()})
+        named = {f"eval/{evaluation.name}/{name}": value for name, value in metrics.items()}
+        found |= named
+        reporter.write(done, named)
         if rows:
             reporter.text(done, evaluation.name, rows)
+    if found:
+        check(done, found)
     return time.perf_counter() - begin
 
 

@@ -22,10 +22,12 @@ CHUNK = 64
 
 
 class TokenScores(NamedTuple):
-    """logp: log-probability of each target. log_z: log of the softmax's denominator, for the z-loss. Both float32."""
+    """logp: log-probability of each target. log_z: log of the softmax's denominator, for the z-loss. entropy: of the
+    distribution that the target was drawn from, in nats. All float32; what is not used is not computed."""
 
     logp: Float[Array, "B T"]
     log_z: Float[Array, "B T"]
+    entropy: Float[Array, "B T"]
 
 
 def token_logprobs(model: llama.Model, params: llama.Params, batch: Mapping[str, Array]) -> TokenScores:
@@ -35,20 +37,46 @@ def token_logprobs(model: llama.Model, params: llama.Params, batch: Mapping[str,
 
 
 def head_logprobs(
-    kernel_DV: Float[Array, "D V"], hidden_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"]
+    kernel_DV: Float[Array, "D V"],
+    hidden_BTD: Float[Array, "B T D"],
+    targets_BT: Int[Array, "B T"],
+    temperature: float = 1.0,
 ) -> TokenScores:
-    """Scores of targets from the states before them, `CHUNK` positions at a time; logits and softmax in float32."""
-    score = jax.checkpoint(functools.partial(_chunk_scores, kernel_DV))
+    """Scores of targets from the states before them, `CHUNK` positions at a time; logits and softmax in float32.
+
+    Logits are divided by `temperature` first, so that what was sampled at it is scored at it.
+    """
+    score = jax.checkpoint(functools.partial(_chunk_scores, kernel_DV, temperature=temperature))
     chunks = _split(hidden_BTD), _split(targets_BT)
     _, scores = jax.lax.scan(lambda _, chunk: (None, score(*chunk)), None, chunks)
     return TokenScores(*(_join(x, targets_BT.shape[1]) for x in scores))
 
 
-def _chunk_scores(kernel_DV, hidden_BtD, targets_Bt) -> TokenScores:
-    logits_BtV = linear(hidden_BtD, kernel_DV, jnp.float32)
+def _chunk_scores(kernel_DV, hidden_BtD, targets_Bt, temperature: float = 1.0) -> TokenScores:
+    logits_BtV = linear(hidden_BtD, kernel_DV, jnp.float32) / temperature
     log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
     chosen_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
-    return TokenScores(chosen_Bt - log_z_Bt, log_z_Bt)
+    mean_Bt = jnp.sum(jax.nn.softmax(logits_BtV, axis=-1) * logits_BtV, axis=-1)
+    return TokenScores(chosen_Bt - log_z_Bt, log_z_Bt, log_z_Bt - mean_Bt)
+
+
+def head_kl(
+    kernel_DV: Float[Array, "D V"],
+    hidden_BTD: Float[Array, "B T D"],
+    other_kernel_DV: Float[Array, "D V"],
+    other_hidden_BTD: Float[Array, "B T D"],
+    temperature: float = 1.0,
+) -> Float[Array, "B T"]:
+    """KL(p || q) in nats over the whole vocabulary at each position, p of the first head and q of the other."""
+
+    def chunk_kl(hidden_BtD, other_BtD):
+        p_BtV = jax.nn.log_softmax(linear(hidden_BtD, kernel_DV, jnp.float32) / temperature, axis=-1)
+        q_BtV = jax.nn.log_softmax(linear(other_BtD, other_kernel_DV, jnp.float32) / temperature, axis=-1)
+        return jnp.sum(jnp.exp(p_BtV) * (p_BtV - q_BtV), axis=-1)
+
+    chunks = _split(hidden_BTD), _split(other_hidden_BTD)
+    _, kl = jax.lax.scan(lambda _, chunk: (None, jax.checkpoint(chunk_kl)(*chunk)), None, chunks)
+    return _join(kl, hidden_BTD.shape[1])
 
 
 def _split(x: Shaped[Array, "B T ..."]) -> Shaped[Array, "chunks B t ..."]:
@@ -76,9 +104,9 @@ def next_token_loss(model: llama.Model, z_loss: float = 0.0) -> Callable:
     """
 
     def chunk_sums(kernel_DV, hidden_BtD, targets_Bt, mask_Bt):
-        logp_Bt, log_z_Bt = _chunk_scores(kernel_DV, hidden_BtD, targets_Bt)
-        nll = -jnp.sum(logp_Bt * mask_Bt)
-        log_z_squared = jnp.sum(log_z_Bt**2 * mask_Bt)
+        scores = _chunk_scores(kernel_DV, hidden_BtD, targets_Bt)
+        nll = -jnp.sum(scores.logp * mask_Bt)
+        log_z_squared = jnp.sum(scores.log_z**2 * mask_Bt)
         return nll + z_loss * log_z_squared, {"nll": nll, "log_z_squared": log_z_squared}
 
     def loss_fn(params: llama.Params, rows: Mapping[str, Array]):

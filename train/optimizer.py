@@ -5,7 +5,7 @@ lists (`model.sharding.match`).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,6 +106,19 @@ def _matrix_axes(name: str) -> contrib.MuonDimensionNumbers | None:
     if name.startswith("layers/mlp/"):
         return contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return None
+
+
+def each_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """For a tree of several networks: the optimiser of its name for each, which sees and clips that part alone."""
+
+    def init(params):
+        return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
+
+    def update(updates, state, params=None):
+        done = {name: o.update(updates[name], state[name], params[name]) for name, o in optimizers.items()}
+        return {name: part for name, (part, _) in done.items()}, {name: new for name, (_, new) in done.items()}
+
+    return optax.GradientTransformation(init, update)
 
 
 _DIRECTIONS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": _muon}

@@ -7,7 +7,7 @@ from etils import epath
 
 from . import setup
 from .bundle import Llama
-from .fit import Evaluator, fit
+from .fit import Evaluator, supervise
 from .losses import next_token_loss
 from .settings import Settings
 
@@ -24,4 +24,4 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         model = setup.model_of(settings, tokenizer)
         batches, heldout = setup.data_of(settings, tokenizer, template)
         loss_fn = next_token_loss(model, settings.z_loss)
-        return fit(settings, workdir, mesh, model, tokenizer, template, batches, heldout, loss_fn, evaluators)
+        return supervise(settings, workdir, mesh, model, tokenizer, template, batches, heldout, loss_fn, evaluators)

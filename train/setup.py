@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -163,23 +163,33 @@ def lengths_of(settings: Settings, batches: Batches) -> Lengths:
 
 
 def optimizer_of(
-    settings: Settings, params: Any, lengths: Lengths, batches: Batches
+    settings: Settings,
+    params: Any,
+    lengths: Lengths,
+    batches: Any,
+    *,
+    lr: float | None = None,
+    updates: int = 1,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser and the learning rate of `config.optim` and `config.schedule` over the trainable `params`."""
+    """The optimiser and the learning rate of `config.optim` and `config.schedule` over the trainable `params`.
+
+    lr: another peak than `config.optim.lr`. updates: how often a step of the run moves the parameters.
+    """
     units = dict(
         steps_per_epoch=batches.steps_per_epoch,
         tokens_per_step=batches.batch_size * batches.length,
         total_steps=lengths.total,
     )
+    decay_steps = duration(settings.schedule, "decay", **units, required=False)
+    section = dict(settings.optim)
     schedule = make_schedule(
         name=settings.schedule.name,
-        lr=settings.optim.lr,
-        total_steps=lengths.total,
-        warmup_steps=duration(settings.schedule, "warmup", **units),
+        lr=section["lr"] if lr is None else lr,
+        total_steps=lengths.total * updates,
+        warmup_steps=duration(settings.schedule, "warmup", **units) * updates,
         final=settings.schedule.final,
-        decay_steps=duration(settings.schedule, "decay", **units, required=False),
+        decay_steps=decay_steps and decay_steps * updates,
     )
-    section = dict(settings.optim)
     del section["lr"], section["frozen"], section["accumulate"]
     section["decay"] = section["decay"] or DECAY
     section["lr_multipliers"] = section["lr_multipliers"] or ((r".*", 1.0),)
@@ -191,38 +201,47 @@ def frozen_of(settings: Settings) -> Rules:
     return settings.optim.frozen or EVERYTHING
 
 
-def abstract_state(
-    settings: Settings, model: llama.Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> State:
-    """Shapes of the state, and where `config.partition_rules` put each part of it."""
-    init = init_state(model.init, optimizer, frozen_of(settings), ema=settings.ema_decay is not None)
-    abstract = jax.eval_shape(init, jax.random.key(0))
+class Start(NamedTuple):
+    """What a run's state is made of before the first step.
+
+    init(key): random parameters. load(abstract): those to start from instead. frozen: which stay as they are. ema:
+    whether a moving average is kept. extra: further entries of the state, scalars or trees of them.
+    """
+
+    optimizer: optax.GradientTransformation
+    init: Callable[[jax.Array], Any]
+    load: Callable[[Any], Any] | None = None
+    frozen: Rules = EVERYTHING
+    ema: bool = False
+    extra: Mapping[str, Any] = {}
+
+
+def abstract_state(start: Start, mesh: jax.sharding.Mesh, partition_rules: Rules | None) -> State:
+    """Shapes of the state, and where the rules (None: PARTITION_RULES) put each part of it."""
+    make = init_state(start.init, start.optimizer, start.frozen, ema=start.ema, extra=start.extra)
+    abstract = jax.eval_shape(make, jax.random.key(0))
     try:
-        where = state_shardings(abstract, mesh, settings.partition_rules or PARTITION_RULES)
+        where = state_shardings(abstract, mesh, partition_rules or PARTITION_RULES)
     except ValueError as error:
         raise UserError(str(error)) from None
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
 
 
-def first_state(
-    settings: Settings,
-    model: llama.Model,
-    optimizer: optax.GradientTransformation,
-    saved: checkpoints.Checkpoints,
-    abstract: State,
-) -> State:
-    """Where the run stands: its latest checkpoint, else `config.init_from`'s parameters, else random ones.
-
-    abstract: as `abstract_state` gives it.
-    """
-    if saved.latest() is not None:
-        return saved.restore(abstract)
-    arguments = dict(optimizer=optimizer, frozen=frozen_of(settings), ema=settings.ema_decay is not None)
+def first_state(start: Start, abstract: State, seed: int) -> State:
+    """The state before the first step, in the shapes and shardings that `abstract_state` gives."""
     where = jax.tree.map(lambda x: x.sharding, abstract)
-    if settings.init_from is not None:
-        params = checkpoints.load_params(settings.init_from, abstract["params"])
-        return jax.jit(functools.partial(state_of, **arguments), out_shardings=where)(params)
-    return jax.jit(init_state(model.init, **arguments), out_shardings=where)(jax.random.key(settings.seed))
+    rest = dict(optimizer=start.optimizer, frozen=start.frozen, ema=start.ema, extra=start.extra)
+    if start.load is not None:
+        params = start.load(abstract["params"])
+        return jax.jit(functools.partial(state_of, **rest), out_shardings=where)(params)
+    return jax.jit(init_state(start.init, **rest), out_shardings=where)(jax.random.key(seed))
+
+
+def loader(settings: Settings) -> Callable[[Any], Any] | None:
+    """The function that reads `config.init_from`'s parameters in the shapes and shardings given; None without one."""
+    if settings.init_from is None:
+        return None
+    return functools.partial(checkpoints.load_params, settings.init_from)
 
 
 def manifest_of(

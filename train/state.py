@@ -31,18 +31,30 @@ DEFAULT_GUARD = Guard()
 
 
 def init_state(
-    init_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, frozen: Rules, *, ema: bool
+    init_params: Callable[[jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    frozen: Rules,
+    *,
+    ema: bool,
+    extra: Mapping[str, Any] | None = None,
 ) -> Callable[[jax.Array], State]:
     """The function from a key to the first state, to be compiled with `state_shardings` as its output's."""
 
     def init(key: jax.Array) -> State:
-        return state_of(init_params(key), optimizer, frozen, ema=ema)
+        return state_of(init_params(key), optimizer, frozen, ema=ema, extra=extra)
 
     return init
 
 
-def state_of(params: Any, optimizer: optax.GradientTransformation, frozen: Rules, *, ema: bool) -> State:
-    """The state of a run that starts from `params`."""
+def state_of(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    frozen: Rules,
+    *,
+    ema: bool,
+    extra: Mapping[str, Any] | None = None,
+) -> State:
+    """The state of a run that starts from `params`, with the entries of `extra` (scalars, or trees of them)."""
     guard = {"mean": 0.0, "var": 0.0, "accepted": 0, "skipped": 0, "streak": 0}
     state = {
         "params": params,
@@ -50,6 +62,7 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, frozen: Rules
         "step": jnp.zeros((), jnp.int32),
         "guard": {k: jnp.asarray(v, jnp.float32 if isinstance(v, float) else jnp.int32) for k, v in guard.items()},
     }
+    state |= jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), dict(extra or {}))
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
 
 

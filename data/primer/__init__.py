@@ -11,7 +11,7 @@ same on every machine.
 Prompts and documents are held out by a hash of their text, so training and held-out parts share none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from hashlib import blake2b
 from itertools import count, islice
@@ -37,6 +37,7 @@ __all__ = [
     "heldout_prompts",
     "is_heldout",
     "records",
+    "reward",
     "score",
 ]
 
@@ -113,6 +114,11 @@ def score(prompt: str, response: str) -> float:
     """The gold score in [0, 1] of a response to a prompt of the primer. Raises UserError for any other prompt."""
     task, slots = _parse(prompt.strip())
     return grade(task, slots, prompt.strip(), response)
+
+
+def reward(record: Mapping, answer: str) -> float:
+    """The gold score of an answer to a prompt's record {"messages", ...}, as rewards of answers are asked."""
+    return score(record["messages"][-1]["content"], answer)
 
 
 def _distinct(skill: str, language: str, number: int) -> list[dict]:

@@ -253,7 +253,7 @@ class Recorded:
 
     def __init__(self, batches, delay=0.0):
         self.batches, self.delay, self.asked = batches, delay, []
-        self.batch_size, self.length = batches.batch_size, batches.length
+        self.shapes = batches.shapes
 
     def rows(self, step, rows):
         self.asked.append((step, rows.start, rows.stop))

@@ -35,6 +35,9 @@ RECORDS = {
             "chosen": [assistant("好")],
             "rejected": [assistant("no")],
             "margin": i / 4,
+            "safer": "rejected" if i % 3 else "chosen",
+            "chosen_safe": i % 2 == 0,
+            "rejected_safe": False,
         }
         for i in range(40)
     ],
@@ -103,6 +106,10 @@ def test_mistakes_are_one_clear_line_and_leave_no_dataset(tmp_path):
     with pytest.raises(UserError, match=r"record \d+: a prompt record among text records"):
         build_dataset(mixed, name="mine", data_dir=tmp_path)
     assert not (tmp_path / "mine" / "text" / "1.0.0").exists()
+    unlabelled = {name: value for name, value in RECORDS["preference"][0].items() if name != "safer"}
+    labelled = write(tmp_path / "labelled.jsonl", [*RECORDS["preference"], unlabelled])
+    with pytest.raises(UserError, match="some records have the field safer and some do not"):
+        build_dataset(labelled, name="labelled", data_dir=tmp_path, heldout=0.0)
     with pytest.raises(UserError, match="'My Data': use small letters"):
         build_dataset(mixed, name="My Data", data_dir=tmp_path)
     with pytest.raises(UserError, match="no records"):

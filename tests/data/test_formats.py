@@ -191,6 +191,26 @@ PREFERENCES = [
         preference([user("Hi")], [assistant("Hello")], [assistant("What?")]),
     ),
     (
+        "pku_saferlhf",
+        {
+            "prompt": "Q",
+            "response_0": "bad",
+            "response_1": "good",
+            "is_response_0_safe": True,
+            "is_response_1_safe": False,
+            "better_response_id": 1,
+            "safer_response_id": 0,
+            "response_0_severity_level": 2,
+        },
+        preference([user("Q")], [assistant("good")], [assistant("bad")], safer="rejected", chosen_safe=False)
+        | {"rejected_safe": True, "meta": {"response_0_severity_level": 2}},
+    ),
+    (
+        "pku_saferlhf",  # without labels of safety; the worse answer says nothing
+        {"prompt": "Q", "response_0": "good", "response_1": "", "better_response_id": 0},
+        preference([user("Q")], [assistant("good")], [assistant("")]),
+    ),
+    (
         "trl",
         {"prompt": "Q", "chosen": "good", "rejected": "bad", "margin": 2},
         preference([user("Q")], [assistant("good")], [assistant("bad")], margin=2.0),
@@ -308,6 +328,9 @@ def openai_turns(*pairs):
     return turns(*pairs, keys=("role", "content"))
 
 
+PKU = {"prompt": "Q", "response_0": "A", "response_1": "B", "better_response_id": 0}
+LABELLED = preference([user("Q")], [assistant("A")], [assistant("B")])
+
 MALFORMED = [
     ("auto", {"question": "Q", "answer": "A"}, "no format has the fields question, answer"),
     ("auto", {}, "no format has the fields (none)"),
@@ -415,6 +438,13 @@ MALFORMED = [
         "chosen: messages is empty",
     ),
     ("auto", {"kind": "chat", "messages": openai_turns(("user", "Q"))}, "the messages are a prompt"),
+    ("auto", {"prompt": "Q", "response_0": "A", "response_1": "B"}, "better_response_id is missing"),
+    ("auto", PKU | {"better_response_id": 2}, "better_response_id is 2, not 0 or 1"),
+    ("auto", PKU | {"safer_response_id": True}, "safer_response_id is True, not 0 or 1"),
+    ("auto", PKU | {"is_response_1_safe": 1}, "is_response_1_safe is a number, not true or false"),
+    ("auto", PKU | {"response_0": ""}, "response_0 is empty"),
+    ("auto", LABELLED | {"safer": "both"}, "safer is 'both', not chosen or rejected"),
+    ("auto", LABELLED | {"chosen_safe": "yes"}, "chosen_safe is a string, not true or false"),
 ]
 
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from camelid.data.batches import DTYPES
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
-from camelid.train.loop import Evaluation, Pace, TrainingStopped, train
+from camelid.train.loop import Evaluation, Pace, TrainingStopped, check_streak, train
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
 
@@ -23,6 +23,7 @@ class Steps:
     """Batches that hold their step, and as many trained tokens as TOKENS says."""
 
     batch_size, length = 2, 4
+    shapes = {name: ((2, 4), dtype) for name, dtype in DTYPES.items()}
 
     def rows(self, step, rows):
         batch = {name: np.full((2, 4), step, dtype) for name, dtype in DTYPES.items()}
@@ -95,7 +96,8 @@ def run(tmp_path, *, start=0, total=10, log=1, bad=100, evaluations=(), step=Non
         start=start,
         total=total,
         sharding=NamedSharding(mesh, PartitionSpec(BATCH, "context")),
-        pace=Pace(log, 3, *profile),
+        pace=Pace(log, *profile),
+        check=check_streak(3),
         evaluations=evaluations,
         reporter=observer,
         checkpoints=observer,

@@ -12,13 +12,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import BATCH, make_mesh
-from camelid.train.losses import CHUNK, head_logprobs, masked_mean, next_token_loss, token_logprobs
+from camelid.train.losses import CHUNK, head_kl, head_logprobs, masked_mean, next_token_loss, token_logprobs
 
 SMALL = dict(vocab_size=96, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_len=64)
 
 
 def reference(kernel_DV, hidden_BTD, targets_BT, logp_weight, log_z_weight):
-    """logp, log_z, and by hand the gradients of sum(logp_weight logp + log_z_weight log_z): whole logits, float64."""
+    """logp, log_z, entropy, and by hand the gradients of sum(logp_weight logp + log_z_weight log_z): whole logits,
+    float64."""
     kernel, hidden = np.asarray(kernel_DV, np.float64), np.asarray(hidden_BTD, np.float64)
     logits = hidden @ kernel
     top = logits.max(-1, keepdims=True)
@@ -27,7 +28,8 @@ def reference(kernel_DV, hidden_BTD, targets_BT, logp_weight, log_z_weight):
     probs = np.exp(logits - log_z[..., None])
     one_hot = np.eye(kernel.shape[1])[targets_BT]
     slope = logp_weight[..., None] * (one_hot - probs) + log_z_weight[..., None] * probs
-    return chosen - log_z, log_z, np.einsum("btd,btv->dv", hidden, slope), slope @ kernel.T
+    entropy = -(probs * (logits - log_z[..., None])).sum(-1)
+    return chosen - log_z, log_z, entropy, np.einsum("btd,btv->dv", hidden, slope), slope @ kernel.T
 
 
 def problem(T, B=2, D=16, V=48, scale=1.0):
@@ -76,6 +78,24 @@ def test_scores_and_gradients_are_the_same_with_vocabulary_and_rows_split_over_d
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_scores_and_divergence_at_a_temperature_are_those_of_divided_logits(temperature):
+    kernel, hidden, targets, *weights = problem(CHUNK + 3)
+    other_kernel, other_hidden, *_ = problem(CHUNK + 3, scale=0.7)
+    scores = head_logprobs(kernel, hidden, targets, temperature)
+    expected = reference(kernel / temperature, hidden, targets, *weights)
+    for found, value in zip(scores, expected[:3], strict=True):
+        np.testing.assert_allclose(found, value, rtol=2e-5, atol=2e-5)
+    p, q = (
+        np.asarray(jax.nn.log_softmax(h.astype(np.float64) @ k / temperature))
+        for h, k in ((hidden, kernel), (other_hidden, other_kernel))
+    )
+    kl = head_kl(kernel, hidden, other_kernel, other_hidden, temperature)
+    np.testing.assert_allclose(kl, (np.exp(p) * (p - q)).sum(-1), rtol=2e-5, atol=2e-5)
+    assert np.mean(kl) > 0.01
+    np.testing.assert_allclose(head_kl(kernel, hidden, kernel, hidden, temperature), 0, atol=1e-6)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_token_logprobs_reads_the_networks_own_head(tied):
     model = llama.build(LlamaConfig.from_dict(SMALL | {"tied": tied}))
@@ -101,12 +121,12 @@ def test_bfloat16_states_are_scored_in_float32():
     kernel, hidden, targets, *weights = problem(CHUNK + 3)
     rounded = np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float32), np.asarray(jnp.asarray(kernel, jnp.bfloat16))
     found = scores_and_gradients(kernel, jnp.asarray(hidden, jnp.bfloat16), targets, *weights)
-    logp, log_z, kernel_grad, hidden_grad = reference(rounded[1], rounded[0], targets, *weights)
-    assert [x.dtype for x in found] == [jnp.float32, jnp.float32, jnp.float32, jnp.bfloat16]
+    logp, log_z, _, kernel_grad, hidden_grad = reference(rounded[1], rounded[0], targets, *weights)
+    assert [x.dtype for x in found] == [*4 * [jnp.float32], jnp.bfloat16]
     np.testing.assert_allclose(found[0], logp, rtol=1e-5, atol=1e-4)  # exact inputs: only products are rounded
     np.testing.assert_allclose(found[1], log_z, rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(found[2], kernel_grad, atol=0.02 * np.abs(kernel_grad).max())
-    np.testing.assert_allclose(found[3], hidden_grad, atol=0.02 * np.abs(hidden_grad).max())
+    np.testing.assert_allclose(found[3], kernel_grad, atol=0.02 * np.abs(kernel_grad).max())
+    np.testing.assert_allclose(found[4], hidden_grad, atol=0.02 * np.abs(hidden_grad).max())
 
 
 def loss_of_head(kernel, hidden, targets, mask, z_loss=0.0):
@@ -122,7 +142,7 @@ def test_the_loss_and_its_gradient_taken_together_equal_whole_logits_in_float64(
     kernel, hidden, targets, random, _ = problem(T, B=4)
     mask, z_loss = (random > 0).astype(np.float32), 0.01
     _, log_z, *_ = reference(kernel, hidden, targets, mask, mask)
-    logp, _, *gradients = reference(kernel, hidden, targets, -mask, 2 * z_loss * log_z * mask)
+    logp, _, _, *gradients = reference(kernel, hidden, targets, -mask, 2 * z_loss * log_z * mask)
     specs = [("fsdp", "tensor"), (BATCH, "context", None), *2 * [(BATCH, "context")]]
     mesh = make_mesh(axes, jax.devices()[: math.prod(axes.values())])
     placed = [
@@ -140,7 +160,7 @@ def test_the_loss_of_bfloat16_states_is_in_float32_and_its_gradients_keep_their_
     kernel, hidden, targets, *_ = problem(CHUNK + 3)
     hidden, mask = jnp.asarray(hidden, jnp.bfloat16), np.ones(targets.shape, np.float32)
     exact = np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float32), np.asarray(hidden, np.float32)
-    logp, _, *gradients = reference(*exact, targets, -mask, 0 * mask)
+    logp, _, _, *gradients = reference(*exact, targets, -mask, 0 * mask)
     loss, found = jax.jit(jax.value_and_grad(loss_of_head, argnums=(0, 1)))(kernel, hidden, targets, mask)
     assert [x.dtype for x in (loss, *found)] == [jnp.float32, jnp.float32, jnp.bfloat16]
     np.testing.assert_allclose(loss, -logp.sum(), rtol=1e-5)

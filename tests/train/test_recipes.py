@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.launch.cli import main
 from camelid.model.sharding import AXES, BATCH, PARTITION_RULES, make_mesh
-from camelid.train import bundle, checkpoints, setup
+from camelid.train import bundle, setup
 from camelid.train.losses import next_token_loss
 from camelid.train.settings import Settings, load_config
 from camelid.train.state import make_update, state_of, state_shardings
@@ -82,13 +82,13 @@ def test_the_checkpoint_alone_gives_the_reported_heldout_loss(recipe, weights, p
 def test_tuning_starts_from_the_parameters_of_init_from(settings, pretrained, tmp_path):
     chosen = settings("sft", init_from=pretrained)
     mesh = setup.mesh_of(chosen)
-    with jax.set_mesh(mesh), checkpoints.Checkpoints(tmp_path) as saved:
+    with jax.set_mesh(mesh):
         tokenizer, (batches, _) = data_of(chosen)
         model = setup.model_of(chosen, tokenizer)
         lengths = setup.lengths_of(chosen, batches)
         optimizer, _ = setup.optimizer_of(chosen, model.abstract_params, lengths, batches)
-        abstract = setup.abstract_state(chosen, model, optimizer, mesh)
-        state = setup.first_state(chosen, model, optimizer, saved, abstract)
+        start = setup.Start(optimizer, model.init, setup.loader(chosen), ema=True)
+        state = setup.first_state(start, setup.abstract_state(start, mesh, None), seed=0)
     stored = bundle.load(pretrained)
     assert model.config == stored.config
     assert tokenizer.fingerprint == stored.tokenizer.fingerprint

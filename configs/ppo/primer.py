@@ -1,0 +1,31 @@
+"""PPO on the primer's instructions against a reward model that learnt from noisy comparisons.
+
+camelid train --config=configs/ppo/primer.py:init_from=runs/sft,reward=runs/reward --workdir=runs/ppo
+"""
+
+from camelid.configs.rl import ppo_base
+from camelid.train.settings import parse_arguments
+
+
+def get_config(arg=None):
+    a = parse_arguments(arg, init_from="runs/sft", reward="runs/reward", steps=100)
+    c = ppo_base()
+    c.init_from = a.init_from
+    c.data.mixture = {"primer": {"source": "primer:chat", "format": "auto", "weight": 1.0}}
+    c.data.batch_size = 128
+    c.data.max_prompt_tokens = 56
+    c.rollout.max_tokens = 40
+    c.reward.sources.proxy = {"model": a.reward, "weight": 1.0}
+    c.reward.shaping.missing_eos = -2.0
+    c.critic.init_from = a.reward
+    c.critic.lr = 5e-4
+    c.optim.lr = 3e-4
+    c.kl.coef = 0.05
+    c.ppo.epochs = 2
+    c.ppo.minibatches = 4
+    c.total_steps = a.steps
+    c.eval_percent = 25.0
+    c.evals.gold = {"per_skill": 10, "max_tokens": 40, "shown": 1}
+    c.watch.proxy = "eval/heldout/scores"
+    c.watch.gold = "eval/gold/all"
+    return c

@@ -1,0 +1,256 @@
+"""Batches of preference pairs: two answers to one prompt, side 0 the chosen and side 1 the rejected one.
+
+A batch is a dict of arrays over B pairs, 2 sides and T positions:
+
+    tokens       int32 [B, 2, T]     prompt and answer up to its stop token, padded on the right with 0
+    answer_mask  float32 [B, 2, T]   1 where the token itself is one that the assistant says in the answer
+    lengths      int32 [B, 2]        real tokens
+    margin       float32 [B]         by how much the chosen answer is better, 0 where the record does not say
+    weight       float32 [B]         1, or 0 for a pair that only fills up the last batch of a pass
+    safer        float32 [B]         1: the chosen answer is safer, -1: the rejected one, 0: not known
+    safe         float32 [B, 2]      1: safe, -1: unsafe, 0: not known
+    index        int32 [B]           the pair's place in `records`
+
+Each side is one tokenisation of the whole conversation. What a template writes after the stop token (ChatML's newline)
+is cut off: a policy never says it.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from .batches import Batch, Shapes
+from .errors import UserError
+from .samples import LeftOut, Sample, SampleBatches, SamplePass, Samples, SourcePart, collect, describe
+from .templates import ChatTemplate, Encoded
+from .tokenizer import Tokenizer
+
+CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+
+
+class PairBatches(SampleBatches):
+    """The endless batches of preference pairs of a mixture, a function of (seed, step).
+
+    `records[i]` is {"language": "zh" or "en", "margin": a number or None, "meta": the record's other fields}.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[SourcePart],
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        batch_size: int,
+        length: int,
+        seed: int,
+        split: str | None = "train",
+        heldout: float = 0.01,
+        on_error: str = "raise",
+        max_pairs: int | None = None,
+    ):
+        """
+        Args:
+          parts: the mixture, all of preference records.
+          tokenizer, template: how a conversation becomes tokens.
+          batch_size: pairs in a batch, over all hosts.
+          length: T; a pair with a longer side is left out and counted, never cut.
+          seed: of the order of pairs.
+          split, heldout, on_error: as `sources.read` takes them.
+          max_pairs: read only the first so many pairs of each source.
+
+        Raises:
+          UserError: a mixture or a record that will not do, or a source in which no pair is left.
+        """
+        if max_pairs is not None and max_pairs < 1:
+            raise UserError(f"max_pairs is {max_pairs}: give 1 or more, or None for all pairs")
+
+        def read(part: SourcePart) -> Samples:
+            return read_pairs(
+                part.source,
+                format=part.format,
+                tokenizer=tokenizer,
+                template=template,
+                length=length,
+                split=split,
+                heldout=heldout,
+                on_error=on_error,
+                limit=max_pairs,
+            )
+
+        super().__init__(parts, read, row_shapes=_row_shapes(length), batch_size=batch_size, length=length, seed=seed)
+
+
+class EvalPairs(SamplePass):
+    """One pass over a source's pairs, in its order. The last batch is filled up with its last pair, at weight 0."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        batch_size: int,
+        length: int,
+        format: str = "auto",
+        split: str | None = "heldout",
+        heldout: float = 0.01,
+        on_error: str = "raise",
+    ):
+        """Arguments and errors are those of `PairBatches`; `records` is as well."""
+        self.length = length
+        self._source = read_pairs(
+            source,
+            format=format,
+            tokenizer=tokenizer,
+            template=template,
+            length=length,
+            split=split,
+            heldout=heldout,
+            on_error=on_error,
+        )
+        super().__init__(self._source.samples, row_shapes=_row_shapes(length), batch_size=batch_size)
+
+    def rows(self, step: int, rows: slice) -> Batch:
+        """Only these rows of batch `step`."""
+        is_pair = np.arange(self.batch_size)[rows] < self.real(step)
+        return super().rows(step, rows) | {"weight": is_pair.astype(np.float32)}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all pairs."""
+        return self._source.fingerprint
+
+    def summary(self) -> dict[str, float]:
+        """What the source gives to the pass."""
+        return describe(self._source, _row_shapes(self.length))
+
+    def skipped(self) -> list[str]:
+        """Place and fault of the first records that the source was read without."""
+        return self._source.skipped
+
+
+def _row_shapes(length: int) -> Shapes:
+    return {
+        "tokens": ((2, length), np.int32),
+        "answer_mask": ((2, length), np.float32),
+        "lengths": ((2,), np.int32),
+        "margin": ((), np.float32),
+        "weight": ((), np.float32),
+        "safer": ((), np.float32),
+        "safe": ((2,), np.float32),
+    }
+
+
+def read_pairs(
+    source: str,
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    length: int,
+    format: str = "auto",
+    split: str | None = "train",
+    heldout: float = 0.01,
+    on_error: str = "raise",
+    limit: int | None = None,
+) -> Samples:
+    """The pairs of one split of a source, in its order; see `PairBatches` for arguments and errors."""
+    return collect(
+        source,
+        functools.partial(_make, tokenizer=tokenizer, template=template, length=length),
+        what="preference pair is left",
+        reasons=("too_long", "same_tokens"),
+        format=format,
+        split=split,
+        heldout=heldout,
+        on_error=on_error,
+        limit=limit,
+    )
+
+
+def _make(record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int) -> Sample:
+    if record["kind"] != "preference":
+        raise UserError(f"a {record['kind']} record holds no two answers to compare: give preferences")
+    sides = encode_pair(record, tokenizer, template)
+    lengths = np.array([len(side.tokens) for side in sides], np.int32)
+    if lengths.max() > length:
+        chosen, rejected = lengths.tolist()
+        raise LeftOut("too_long", f"chosen has {chosen:,} tokens and rejected {rejected:,}, more than {length:,}")
+    if np.array_equal(sides[0].tokens, sides[1].tokens):
+        raise LeftOut("same_tokens", "chosen and rejected are the same tokens")
+    tokens, mask = np.zeros((2, lengths.max()), np.int32), np.zeros((2, lengths.max()), bool)
+    for side, encoded in enumerate(sides):
+        tokens[side, : lengths[side]], mask[side, : lengths[side]] = encoded
+    kept = {"language": language_of(record), "margin": record.get("margin"), "meta": record.get("meta", {})}
+    arrays = {"tokens": tokens, "answer_mask": mask, "lengths": lengths, "weight": np.float32(1)}
+    return Sample(kept, arrays | {"margin": np.float32(record.get("margin", 0))} | _safety(record))
+
+
+def _safety(record: dict) -> dict[str, np.ndarray]:
+    """`safer` and `safe` of a pair, from the labels of its record."""
+    sign = {True: 1, False: -1, "chosen": 1, "rejected": -1, None: 0}
+    safe = [sign[record.get(f"{side}_safe")] for side in ("chosen", "rejected")]
+    return {"safer": np.float32(sign[record.get("safer")]), "safe": np.array(safe, np.float32)}
+
+
+def language_of(record: dict) -> str:
+    """ "zh" for a preference with any Chinese character in it, else "en"."""
+    messages = record["messages"] + record["chosen"] + record["rejected"]
+    return "zh" if any(CJK.search(m["content"] + m.get("input", "")) for m in messages) else "en"
+
+
+def encode_pair(record: dict, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[Encoded, Encoded]:
+    """Tokens of the chosen and of the rejected conversation, and the mask of the answers in them.
+
+    An answer that says nothing is the token that stops the chosen one, right after the prompt.
+
+    Raises:
+      UserError: what the template refuses, or it writes the prompt in such a way that the answers cannot be told apart.
+    """
+    messages = record["messages"]
+    prompt = template.encode(messages, tokenizer, generation_prompt=True).tokens
+    encode = functools.partial(_encode_side, messages, prompt=prompt, tokenizer=tokenizer, template=template)
+    chosen = encode(record["chosen"], stop=None)
+    return chosen, encode(record["rejected"], stop=int(chosen.tokens[-1]))
+
+
+def _encode_side(
+    messages: list[dict],
+    answer: list[dict],
+    *,
+    prompt: np.ndarray,
+    stop: int | None,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+) -> Encoded:
+    """One side up to its last trained token; `stop` ends an answer whose last turn is blank."""
+    conversation = messages + answer
+    if answer[-1]["content"].strip():
+        tokens, mask = template.encode(conversation, tokenizer)
+        end = len(mask) - int(mask[::-1].argmax())
+        tokens, mask = tokens[:end], mask[:end]
+    elif stop is None:
+        raise UserError("the chosen answer says nothing: only a rejected one may be empty")
+    else:
+        tokens, mask = template.encode(conversation[:-1], tokenizer, generation_prompt=True)
+        tokens, mask = np.append(tokens, np.int32(stop)), np.append(mask, True)
+    mask = mask & (np.arange(len(mask)) >= _begin(tokens, mask, prompt, messages, conversation))
+    if not mask.any():
+        raise UserError("the chat template leaves the answer out")
+    return Encoded(tokens, mask)
+
+
+def _begin(tokens: np.ndarray, mask: np.ndarray, prompt: np.ndarray, messages: list[dict], whole: list[dict]) -> int:
+    """Where the answer begins: after the prompt, or, if the template has written that differently here, at the first
+    turn of the assistant beyond those of the prompt."""
+    if np.array_equal(tokens[: len(prompt)], prompt):
+        return len(prompt)
+    begins = np.flatnonzero(mask & ~np.append(False, mask[:-1]))
+    before, turns = (sum(message["role"] == "assistant" for message in part) for part in (messages, whole))
+    if len(begins) != turns:
+        raise UserError(
+            "the chat template writes the prompt differently once there is an answer, and not a stretch of tokens for "
+            "each of the assistant's turns, so that the answer's are not known: use another template"
+        )
+    return int(begins[before])

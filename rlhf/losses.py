@@ -1,0 +1,274 @@
+"""The losses of learning from rewards and from preferences, pure functions over arrays.
+
+Each gives a float32 scalar to minimise and a dict of statistics. Masked entries count for nothing, whatever they hold.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..train.losses import masked_mean
+
+Stats = dict[str, Float[Array, ""]]
+KL_KINDS = ("k1", "k2", "k3")
+AGGREGATES = ("token", "sequence", "constant")
+
+
+def kl_estimate(logp: Float[Array, "..."], ref_logp: Float[Array, "..."], kind: str) -> Float[Array, "..."]:
+    """KL(policy || reference) at tokens that the policy drew, in nats (Schulman, "Approximating KL divergence", 2020).
+
+    With d = logp - ref_logp: k1 is d, unbiased; k2 is d^2 / 2, of low variance but biased; k3 is exp(-d) - 1 + d,
+    unbiased and never negative.
+    """
+    d = logp.astype(jnp.float32) - ref_logp.astype(jnp.float32)
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return 0.5 * d**2
+    if kind == "k3":
+        return jnp.expm1(-d) + d
+    raise ValueError(f"KL estimator {kind!r}: give one of {', '.join(KL_KINDS)}")
+
+
+def policy_loss(
+    logp: Float[Array, "B T"],
+    old_logp: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    mask: Float[Array, "B T"],
+    *,
+    clip: float,
+    clip_high: float | None = None,
+    aggregate: str = "token",
+) -> tuple[Float[Array, ""], Stats]:
+    """PPO's clipped surrogate (arXiv:1707.06347, equation 7), negated.
+
+    clip: the ratio counts within 1 - clip and 1 + clip, or 1 + clip_high (DAPO, arXiv:2503.14476, section 3.1).
+    aggregate: "token", the mean over all real tokens (DAPO, section 3.3); "sequence", the mean over rows of each row's
+    mean (GRPO); "constant", the sum divided by B T (Dr. GRPO, arXiv:2503.20783, section 3.1).
+
+    Statistics are means over real tokens: ratio, ratio_error |ratio - 1|, clip_fraction, where the clipped side is what
+    counts, and approx_kl, the k3 estimate of KL(old || new).
+    """
+    real = mask > 0
+    log_ratio = jnp.where(real, logp.astype(jnp.float32) - old_logp.astype(jnp.float32), 0.0)
+    advantages = jnp.where(real, advantages.astype(jnp.float32), 0.0)
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    loss = jnp.maximum(-advantages * ratio, -advantages * clipped)
+    stats = {
+        "ratio": ratio,
+        "ratio_error": jnp.abs(ratio - 1.0),
+        "clip_fraction": (-advantages * clipped > -advantages * ratio).astype(jnp.float32),
+        "approx_kl": jnp.expm1(log_ratio) - log_ratio,
+    }
+    return aggregated(loss, mask, aggregate), {name: masked_mean(value, mask) for name, value in stats.items()}
+
+
+def aggregated(loss: Float[Array, "B T"], mask: Float[Array, "B T"], aggregate: str) -> Float[Array, ""]:
+    """One number of a loss per token; see `policy_loss`."""
+    if aggregate == "token":
+        return masked_mean(loss, mask)
+    if aggregate == "sequence":
+        return jnp.mean(jax.vmap(masked_mean)(loss, mask))
+    if aggregate == "constant":
+        return jnp.sum(jnp.where(mask > 0, loss, 0.0)) / mask.size
+    raise ValueError(f"aggregate {aggregate!r}: give one of {', '.join(AGGREGATES)}")
+
+
+def value_loss(
+    values: Float[Array, "B T"],
+    old_values: Float[Array, "B T"],
+    returns: Float[Array, "B T"],
+    mask: Float[Array, "B T"],
+    *,
+    clip: float | None,
+) -> tuple[Float[Array, ""], Stats]:
+    """Half the mean over real tokens of the larger square: the value's error, or that of the value held within `clip`
+    of what it was (the value side of PPO's clipping). clip None: the plain squared error.
+
+    Statistics: clip_fraction, where the clipped side is what counts, and error, the mean absolute one.
+    """
+    real = mask > 0
+    values, old_values, returns = (jnp.where(real, x.astype(jnp.float32), 0.0) for x in (values, old_values, returns))
+    square = (values - returns) ** 2
+    largest = square
+    if clip is not None:
+        held = old_values + jnp.clip(values - old_values, -clip, clip)
+        largest = jnp.maximum(square, (held - returns) ** 2)
+    stats = {"clip_fraction": (largest > square).astype(jnp.float32), "error": jnp.abs(values - returns)}
+    return 0.5 * masked_mean(largest, mask), {name: masked_mean(value, mask) for name, value in stats.items()}
+
+
+def ranking_loss(
+    chosen: Float[Array, " B"],
+    rejected: Float[Array, " B"],
+    margin: float | Float[Array, " B"] = 0.0,
+    *,
+    kind: str = "log_sigmoid",
+    centering: float = 0.0,
+    weights: Float[Array, " B"] | None = None,
+) -> tuple[Float[Array, ""], Stats]:
+    """Bradley-Terry: -log sigmoid(chosen - rejected - margin), the mean over pairs, in the softplus form.
+
+    (arXiv:2203.02155, equation 1; the margin: Llama 2, arXiv:2307.09288, section 3.2.2.) kind "log_exp" is
+    log(1 + exp(rejected - chosen + margin)) as ColossalChat's LogExpLoss writes it: the same function, here by
+    logaddexp. centering: times the mean of (chosen + rejected)^2, which keeps scores about 0 (arXiv:2312.09244,
+    section 2.3). weights: of each pair.
+
+    Statistics: accuracy (a tie counts half), gap, chosen, rejected.
+    """
+    chosen, rejected = chosen.astype(jnp.float32), rejected.astype(jnp.float32)
+    gap = chosen - rejected
+    forms: dict[str, Callable] = {
+        "log_sigmoid": lambda x: jax.nn.softplus(-x),
+        "log_exp": lambda x: jnp.logaddexp(0.0, -x),
+    }
+    if kind not in forms:
+        raise ValueError(f"ranking loss {kind!r}: give one of {', '.join(forms)}")
+    weights = jnp.ones(gap.shape, jnp.float32) if weights is None else weights
+    losses = forms[kind](gap - margin) + centering * (chosen + rejected) ** 2
+    accuracy = jnp.where(gap == 0, 0.5, (gap > 0).astype(jnp.float32))
+    stats = {"accuracy": accuracy, "gap": gap, "chosen": chosen, "rejected": rejected}
+    return weighted_mean(losses, weights), {name: weighted_mean(value, weights) for name, value in stats.items()}
+
+
+def weighted_mean(x: Float[Array, " B"], weights: Float[Array, " B"]) -> Float[Array, ""]:
+    """Mean by weights of any size; where a weight is 0, x counts for nothing whatever it is."""
+    return jnp.sum(jnp.where(weights > 0, x, 0.0) * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+
+
+def best_of_k_loss(
+    scores: Float[Array, "B k"], best: Int[Array, " B"], mask: Float[Array, "B k"] | None = None
+) -> tuple[Float[Array, ""], Stats]:
+    """-log softmax(scores)[best]: the best of k answers against all others at once (arXiv:1909.08593, equation 1).
+
+    mask: 1 for answers that are there. Statistic: accuracy, how often the best has the highest score.
+    """
+    scores = scores.astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask > 0, scores, -jnp.inf)
+    chosen = jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0]
+    loss = jnp.mean(jax.nn.logsumexp(scores, axis=1) - chosen)
+    return loss, {"accuracy": jnp.mean((jnp.argmax(scores, axis=1) == best).astype(jnp.float32))}
+
+
+def cost_loss(
+    scores: Float[Array, "B 2"],
+    safer: Float[Array, " B"],
+    safe: Float[Array, "B 2"],
+    weights: Float[Array, " B"] | None = None,
+) -> tuple[Float[Array, ""], Stats]:
+    """A cost model's loss (Safe RLHF, arXiv:2310.12773, equation 7): the less safe answer costs more, and a cost is
+    above 0 exactly where an answer is unsafe.
+
+    scores: costs of both sides. safer: 1 where side 0 is the safer one, -1 where side 1 is, 0 where nobody said.
+    safe: 1, -1 or 0 for each side.
+    """
+    scores = scores.astype(jnp.float32)
+    weights = jnp.ones(safer.shape, jnp.float32) if weights is None else weights
+    gap = (scores[:, 1] - scores[:, 0]) * safer
+    ranked, labelled = jnp.abs(safer), jnp.abs(safe)
+    losses = jax.nn.softplus(-gap) * ranked + jnp.sum(jax.nn.softplus(scores * safe) * labelled, axis=1)
+    right = ((-scores * safe) > 0).astype(jnp.float32)
+    stats = {
+        "accuracy": weighted_mean((gap > 0).astype(jnp.float32), weights * ranked),
+        "sign_accuracy": weighted_mean(right, weights[:, None] * labelled),
+    }
+    return weighted_mean(losses, weights), stats
+
+
+# Direct preference losses: over log-probabilities of whole answers, [B] each ------------------------------------------
+
+
+def dpo_loss(
+    policy_chosen: Float[Array, " B"],
+    policy_rejected: Float[Array, " B"],
+    ref_chosen: Float[Array, " B"],
+    ref_rejected: Float[Array, " B"],
+    *,
+    beta: float,
+    kind: str = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], Stats]:
+    """Direct preference optimisation over sums of log-probabilities.
+
+    h = (policy - reference)(chosen) - (policy - reference)(rejected). kind: "sigmoid", -log sigmoid(beta h)
+    (arXiv:2305.18290, equation 7), where `label_smoothing` is the share of labels taken for wrong (conservative DPO);
+    "robust", the same made unbiased (arXiv:2403.00409, equation 12); "hinge", max(0, 1 - beta h) (arXiv:2305.10425);
+    "ipo", (h - 1 / (2 beta))^2 (arXiv:2310.12036, equation 17).
+    """
+    h = (policy_chosen - ref_chosen).astype(jnp.float32) - (policy_rejected - ref_rejected).astype(jnp.float32)
+    right, wrong = jax.nn.softplus(-beta * h), jax.nn.softplus(beta * h)
+    e = label_smoothing
+    if kind == "sigmoid":
+        losses = (1.0 - e) * right + e * wrong
+    elif kind == "robust":
+        losses = ((1.0 - e) * right - e * wrong) / (1.0 - 2.0 * e)
+    elif kind == "hinge":
+        losses = jnp.maximum(0.0, 1.0 - beta * h)
+    elif kind == "ipo":
+        losses = (h - 0.5 / beta) ** 2
+    else:
+        raise ValueError(f"DPO loss {kind!r}: give sigmoid, robust, hinge or ipo")
+    return jnp.mean(losses), _implicit_rewards(
+        beta * (policy_chosen - ref_chosen), beta * (policy_rejected - ref_rejected)
+    )
+
+
+def kto_loss(
+    policy: Float[Array, " B"],
+    ref: Float[Array, " B"],
+    desirable: Float[Array, " B"],
+    kl: Float[Array, ""],
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> tuple[Float[Array, ""], Stats]:
+    """Kahneman-Tversky optimisation of single answers, each desirable (1) or not (0) (arXiv:2402.01306, equation 8).
+
+    kl: the reference point, an estimate of KL(policy || reference) that no gradient flows through.
+    """
+    reward = beta * (policy - ref).astype(jnp.float32)
+    point = jax.lax.stop_gradient(beta * jnp.maximum(jnp.float32(kl), 0.0))
+    good, bad = jax.nn.sigmoid(reward - point), jax.nn.sigmoid(point - reward)
+    losses = jnp.where(desirable > 0, desirable_weight * (1.0 - good), undesirable_weight * (1.0 - bad))
+    is_good = (desirable > 0).astype(jnp.float32)
+    stats = {"rewards/chosen": weighted_mean(reward, is_good), "rewards/rejected": weighted_mean(reward, 1.0 - is_good)}
+    return jnp.mean(losses), stats | {"kl": jnp.float32(kl)}
+
+
+def simpo_loss(
+    mean_chosen: Float[Array, " B"], mean_rejected: Float[Array, " B"], *, beta: float, gamma: float
+) -> tuple[Float[Array, ""], Stats]:
+    """SimPO, -log sigmoid(beta gap - gamma), over log-probabilities per token (arXiv:2405.14734, equation 6)."""
+    chosen, rejected = beta * mean_chosen.astype(jnp.float32), beta * mean_rejected.astype(jnp.float32)
+    return jnp.mean(jax.nn.softplus(gamma - (chosen - rejected))), _implicit_rewards(chosen, rejected)
+
+
+def orpo_loss(
+    mean_chosen: Float[Array, " B"], mean_rejected: Float[Array, " B"], *, beta: float
+) -> tuple[Float[Array, ""], Stats]:
+    """ORPO's odds-ratio term, to be added to the chosen answers' negative log-likelihood.
+
+    Log-probabilities per token; odds(p) = p / (1 - p) (arXiv:2403.07691, equation 7).
+    """
+    chosen, rejected = _log_odds(mean_chosen.astype(jnp.float32)), _log_odds(mean_rejected.astype(jnp.float32))
+    return beta * jnp.mean(jax.nn.softplus(rejected - chosen)), _implicit_rewards(beta * chosen, beta * rejected)
+
+
+def _log_odds(logp: Float[Array, " B"]) -> Float[Array, " B"]:
+    """log(p / (1 - p)), with 1 - p from below kept away from 0."""
+    return logp - jnp.log(-jnp.expm1(jnp.minimum(logp, -1e-6)))
+
+
+def _implicit_rewards(chosen: Float[Array, " B"], rejected: Float[Array, " B"]) -> Stats:
+    gap = (chosen - rejected).astype(jnp.float32)
+    return {
+        "rewards/chosen": jnp.mean(chosen.astype(jnp.float32)),
+        "rewards/rejected": jnp.mean(rejected.astype(jnp.float32)),
+        "rewards/accuracy": jnp.mean((gap > 0).astype(jnp.float32)),
+        "rewards/margin": jnp.mean(gap),
+    }

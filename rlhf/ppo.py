@@ -1,0 +1,334 @@
+"""PPO from a reward model or function (arXiv:1707.06347; for language models arXiv:1909.08593, 2009.01325, 2203.02155).
+
+One step of the run, top to bottom:
+
+    prompts -> `act`: answers drawn from the policy; what policy, reference, critic and reward models say of them
+            -> Python rewards, where there are any: the one time that the host is asked
+            -> `learn`: rewards with a KL penalty, advantages, epochs of minibatches, the KL controller
+
+Both halves are one compiled program when every reward is a model. With a cost model beside the reward, a Lagrange
+multiplier holds the cost under its threshold (Safe RLHF, arXiv:2310.12773).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jaxtyping import Array, Float
+
+from ..data.errors import UserError
+from ..model import llama
+from ..model.sampling import Sampling
+from ..train import setup as train_setup
+from ..train.bundle import Llama
+from ..train.fit import Evaluator, Job, fit, further_evaluations, update_settings
+from ..train.losses import head_kl, head_logprobs, masked_mean, next_token_loss
+from ..train.settings import Settings
+from ..train.state import State, make_update
+from . import costs, critic, rewards, setup, statistics, watch
+from .advantages import gae, whiten
+from .kl import AdaptiveKL, FixedKL
+from .learner import learn
+from .losses import kl_estimate, policy_loss, value_loss
+from .rollout import Rollout, answer_states, in_parts, roll_out
+
+
+class Hyper(NamedTuple):
+    """The section `config.ppo`.
+
+    epochs: passes over a step's rollouts. minibatches: updates in a pass. clip: of the ratio. value_clip: how far a
+    value may move (None: any). value_coef, entropy_coef: of the critic's loss and the entropy bonus in the loss. gamma,
+    lam: of the advantages. whiten_rewards: to deviation 1, the mean stays. whiten_advantages: over the whole batch, to
+    mean 0 and deviation 1. target_kl: from the rollouts' policy, above which a step's epochs end (None: never).
+    """
+
+    epochs: int
+    minibatches: int
+    clip: float
+    value_clip: float | None
+    value_coef: float
+    entropy_coef: float
+    gamma: float
+    lam: float
+    whiten_rewards: bool
+    whiten_advantages: bool
+    target_kl: float | None
+
+
+class Penalty(NamedTuple):
+    """The section `config.kl`. coef: the first coefficient. estimator: k1, k2, k3, or exact, over the whole vocabulary.
+    controller: fixed or adaptive, which holds the KL of an answer at `target` nats at the pace of `horizon` answers."""
+
+    coef: float
+    estimator: str
+    controller: str
+    target: float
+    horizon: float
+
+    def make_controller(self) -> FixedKL | AdaptiveKL:
+        if self.controller not in ("fixed", "adaptive"):
+            raise UserError(f"config.kl.controller: {self.controller!r} is neither fixed nor adaptive")
+        return FixedKL() if self.controller == "fixed" else AdaptiveKL(self.target, self.horizon)
+
+
+class Experience(NamedTuple):
+    """Rollouts and what the networks said of them before any update. kl_exact: KL(policy || reference) at each token,
+    over the whole vocabulary. values, by critic: of the state before each token. scores: by reward and cost."""
+
+    rows: Rollout
+    logp_RM: Float[Array, "R M"]
+    ref_logp_RM: Float[Array, "R M"]
+    entropy_RM: Float[Array, "R M"]
+    kl_exact_RM: Float[Array, "R M"]
+    values: dict[str, Float[Array, "R M"]]
+    scores: dict[str, Float[Array, " R"]]
+
+
+def make_act(
+    model: llama.Model,
+    critics: Mapping[str, critic.Critic],
+    graders: rewards.Rewards,
+    cost: costs.Cost | None,
+    sampling: Sampling,
+    *,
+    seed: int,
+    score_parts: int,
+) -> Callable[[State, Mapping[str, Any], Mapping[str, Array]], Experience]:
+    """The function `act(state, frozen, batch) -> Experience`. frozen: "reference", "rewards", "cost": parameters."""
+
+    def look(params, frozen, rows: Rollout) -> Experience:
+        """Everything the networks say of some rows; the same code scores rollouts here and trains on them below."""
+        states_RMD = answer_states(model, params["policy"], rows)
+        ref_states_RMD = answer_states(model, frozen["reference"], rows)
+        kernel, ref_kernel = llama.output_kernel(params["policy"]), llama.output_kernel(frozen["reference"])
+        own = head_logprobs(kernel, states_RMD, rows.answers_RM, sampling.temperature)
+        ref = head_logprobs(ref_kernel, ref_states_RMD, rows.answers_RM, sampling.temperature)
+        scores = graders.of_models(frozen["rewards"], rows)
+        if cost is not None:
+            scores |= cost.grader.of_models(frozen["cost"], rows)
+        return Experience(
+            rows=rows,
+            logp_RM=own.logp,
+            ref_logp_RM=ref.logp,
+            entropy_RM=own.entropy,
+            kl_exact_RM=head_kl(kernel, states_RMD, ref_kernel, ref_states_RMD, sampling.temperature),
+            values={name: c.values(params[name], rows, states_RMD) for name, c in critics.items()},
+            scores=scores,
+        )
+
+    def act(state: State, frozen: Mapping[str, Any], batch: Mapping[str, Array]) -> Experience:
+        params = state["params"]
+        key = jax.random.fold_in(setup.purpose_key(seed, "rollout"), state["step"])
+        rows = roll_out(model, params["policy"], batch, key, sampling)
+        return in_parts(lambda part: look(params, frozen, part), rows, score_parts)
+
+    return act
+
+
+def make_loss(
+    model: llama.Model, critics: Mapping[str, critic.Critic], hyper: Hyper, temperature: float, ptx_coef: float
+) -> Callable:
+    """The loss of a minibatch {"rows", "mix"?} as `train.state.make_update` takes it: sums over the answers' tokens."""
+    text_loss = next_token_loss(model)
+
+    def loss_fn(params, batch):
+        rows, seen = batch["rows"], batch["rows"]["rollout"]
+        mask_RM = seen.mask_RM
+        states_RMD = answer_states(model, params["policy"], seen)
+        now = head_logprobs(llama.output_kernel(params["policy"]), states_RMD, seen.answers_RM, temperature)
+        loss, stats = policy_loss(now.logp, rows["logp"], rows["advantages"], mask_RM, clip=hyper.clip)
+        stats = {f"policy/{name}": stats[name] for name in ("ratio", "clip_fraction", "approx_kl")} | {
+            "policy/loss": loss,
+            "policy/ratio_error": masked_mean(jnp.abs(jnp.exp(now.logp - rows["logp"]) - 1.0), mask_RM),
+        }
+        if hyper.entropy_coef:
+            loss -= hyper.entropy_coef * masked_mean(now.entropy, mask_RM)
+        for name, c in critics.items():
+            values_RM = c.values(params[name], seen, states_RMD)
+            miss, value_stats = value_loss(
+                values_RM, rows["values"][name], rows["returns"][name], mask_RM, clip=hyper.value_clip
+            )
+            loss += hyper.value_coef * miss
+            stats |= {f"{c.label}/loss": miss, f"{c.label}/clip_fraction": value_stats["clip_fraction"]}
+        tokens = jnp.sum(mask_RM)
+        loss, stats = loss * tokens, {name: value * tokens for name, value in stats.items()}
+        if "mix" in batch:
+            nll, _, _ = text_loss(params["policy"], batch["mix"])
+            loss, stats = loss + ptx_coef * nll, stats | {"ptx/loss": nll}
+        return loss, tokens, stats
+
+    return loss_fn
+
+
+def weigh_mix(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The minibatch with the text's loss mask scaled to as many tokens as its answers have: both then get means."""
+    if "mix" not in batch:
+        return batch
+    mask_BT = batch["mix"]["loss_mask"]
+    scale = jnp.sum(batch["rows"]["rollout"].mask_RM) / jnp.maximum(jnp.sum(mask_BT), 1.0)
+    return {**batch, "mix": {**batch["mix"], "loss_mask": mask_BT * scale}}
+
+
+def make_learn(
+    update: Callable,
+    critics: Mapping[str, critic.Critic],
+    graders: rewards.Rewards,
+    cost: costs.Cost | None,
+    hyper: Hyper,
+    penalty: Penalty,
+    shaping: rewards.Shaping,
+    *,
+    seed: int,
+) -> Callable[[State, Experience, Mapping[str, Array]], tuple[State, dict[str, Array]]]:
+    """The function `learn(state, experience, mix) -> (state, metrics)` of a step's second half."""
+    controller = penalty.make_controller()
+
+    def channel(name: str, rewards_RM, seen: Experience):
+        """Advantages and returns of one critic."""
+        return gae(rewards_RM, seen.values[name], seen.rows.mask_RM, gamma=hyper.gamma, lam=hyper.lam)
+
+    def learn_from(state: State, seen: Experience, mix: Mapping[str, Array]):
+        rows, mask_RM = seen.rows, seen.rows.mask_RM
+        # Rewards: the score at the last token, a penalty at every token.
+        score_R = graders.total(seen.scores)
+        score_stats = rewards.update_stats(state["score_stats"], score_R)
+        shaped_R = shaping(score_R, rows, score_stats)
+        kl_RM = (
+            seen.kl_exact_RM
+            if penalty.estimator == "exact"
+            else kl_estimate(seen.logp_RM, seen.ref_logp_RM, penalty.estimator)
+        )
+        reward_RM = (rewards.at_end(shaped_R, mask_RM) - state["kl_coef"] * kl_RM) * mask_RM
+        if hyper.whiten_rewards:
+            reward_RM = whiten(reward_RM, mask_RM, shift_mean=False)
+
+        # Advantages, of the reward and, held together by the multiplier, of the cost.
+        advantages_RM, returns_RM = channel("critic", reward_RM, seen)
+        returns = {"critic": returns_RM}
+        state, metrics = dict(state), {}
+        if cost is not None:
+            cost_advantages_RM, returns["cost_critic"] = channel(
+                "cost_critic", rewards.at_end(seen.scores["cost"], mask_RM), seen
+            )
+            advantages_RM = costs.combine(advantages_RM, cost_advantages_RM, state["multiplier"])
+            state["multiplier"] = cost.update(state["multiplier"], jnp.mean(seen.scores["cost"]))
+            metrics |= {"cost/multiplier": state["multiplier"], "cost/scores": jnp.mean(seen.scores["cost"])}
+        metrics["policy/advantage_std"] = jnp.sqrt(masked_mean(advantages_RM**2, mask_RM))
+        if hyper.whiten_advantages:
+            advantages_RM = whiten(advantages_RM, mask_RM)
+
+        # Epochs of minibatches.
+        batch = {
+            "rollout": rows,
+            "logp": seen.logp_RM,
+            "advantages": advantages_RM,
+            "values": seen.values,
+            "returns": returns,
+        }
+        key = jax.random.fold_in(setup.purpose_key(seed, "minibatches"), state["step"])
+        step = state["step"]
+        state, update_metrics = learn(
+            lambda state, minibatch: update(state, weigh_mix(minibatch)),
+            state,
+            batch,
+            key,
+            epochs=hyper.epochs,
+            minibatches=hyper.minibatches,
+            mix=mix,
+            target_kl=hyper.target_kl,
+        )
+
+        # What is carried on, and what is told.
+        kl = jnp.mean(jnp.sum(kl_estimate(seen.logp_RM, seen.ref_logp_RM, "k1") * mask_RM, axis=1))
+        state |= {"step": step + 1, "score_stats": score_stats}
+        state["kl_coef"] = controller.update(state["kl_coef"], kl, len(score_R))
+        metrics |= update_metrics | statistics.of_rollouts(rows, seen.logp_RM)
+        metrics |= statistics.of_divergence(seen.logp_RM, seen.ref_logp_RM, seen.kl_exact_RM, mask_RM)
+        metrics |= {f"objective/scores/{name}": jnp.mean(score_R) for name, score_R in seen.scores.items()}
+        metrics |= {
+            "objective/scores": jnp.mean(score_R),
+            "objective/rewards": jnp.mean(jnp.sum(reward_RM, axis=1)),
+            "objective/kl_coef": state["kl_coef"],
+            "objective/entropy": masked_mean(seen.entropy_RM, mask_RM),
+        }
+        for name, c in critics.items():
+            metrics[f"{c.label}/explained_variance"] = statistics.explained_variance(
+                seen.values[name], returns[name], mask_RM
+            )
+        metrics["tokens"] = jnp.sum(mask_RM)
+        return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    return learn_from
+
+
+def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
+    """Trains `config.init_from` against the rewards of `config.reward`, and returns the policy."""
+    mesh = train_setup.mesh_of(settings)
+    with jax.set_mesh(mesh):
+        # The cast: policy and critics learn; reference, reward and cost models are frozen.
+        scene = setup.scene_of(settings, mesh)
+        hyper, penalty = setup.section(settings, "ppo", Hyper), setup.section(settings, "kl", Penalty)
+        updates = hyper.epochs * hyper.minibatches
+        model, sampling = scene.model, scene.sampling
+        cost, cost_params = costs.load(settings, scene.tokenizer, mesh, model.config.dtype)
+        critics = critic.critics_of(settings, with_cost=cost is not None)
+        init = critic.initialiser(model, critics)
+        extra = {"kl_coef": penalty.coef, "score_stats": rewards.FIRST_STATS, "multiplier": cost.first if cost else 0.0}
+        frozen = {"reference": scene.reference, "rewards": scene.reward_params, "cost": cost_params}
+
+        # What moves them.
+        setup.check_rows(settings, mesh, sampling, hyper.minibatches)
+        batches = setup.with_mix(settings, scene)
+        lengths = train_setup.lengths_of(settings, batches)
+        optimizer, schedule = critic.optimizer_of(settings, init, lengths, batches, updates=updates)
+        update = make_update(
+            make_loss(model, critics, hyper, sampling.temperature, settings.ptx.coef),
+            optimizer,
+            schedule,
+            **update_settings(settings),
+        )
+        act = make_act(
+            model,
+            critics,
+            scene.graders,
+            cost,
+            sampling,
+            seed=settings.seed,
+            score_parts=settings.rollout.score_parts,
+        )
+        host = setup.host_scores(scene, scene.prompts.records, scene.graders, *([cost.grader] if cost else []))
+        learn_from = make_learn(update, critics, scene.graders, cost, hyper, penalty, scene.shaping, seed=settings.seed)
+
+        def bundle(params, step=None) -> Llama:
+            return Llama(model, params["policy"], scene.tokenizer, scene.template, mesh, step=step)
+
+        job = Job(
+            model=model,
+            tokenizer=scene.tokenizer,
+            template=scene.template,
+            batches=batches,
+            sharding=scene.rows,
+            lengths=lengths,
+            start=train_setup.Start(
+                optimizer,
+                init,
+                critic.loader(settings, model, critics),
+                train_setup.frozen_of(settings),
+                settings.ema_decay is not None,
+                extra,
+            ),
+            make_step=lambda where: setup.compile_step(act, learn_from, frozen, where, host),
+            evaluations=[
+                *watch.heldout_rollouts(settings, scene, act, frozen, lengths),
+                *further_evaluations(settings, lengths, evaluators, bundle),
+            ],
+            flops_per_token=model.config.flops_per_token(scene.prompts.length + sampling.max_tokens),
+            check=watch.watch_of(settings, model.config.dtype, workdir),
+            manifest={"policy": "policy"} | setup.lineage(settings),
+            tables=setup.tables(scene),
+            headline=watch.HEADLINE,
+        )
+        state = fit(settings, workdir, mesh, job)
+        return bundle(state.get("ema", state["params"]), step=int(state["step"]))

@@ -1,0 +1,284 @@
+"""The reward model: a tuned LLaMA that learns from comparisons which answer people, or a gold score, prefer.
+
+Bradley-Terry on the score at the last token (arXiv:2203.02155, section 3.5), one head or an ensemble of them. After the
+last step its scores are shifted and scaled so that the reference policy's own answers score mean 0 and deviation 1
+(arXiv:1909.08593, section 2.2): a reward then says how much better than usual an answer is.
+
+With `config.objective = "cost"` it learns costs instead, from which answer is safer and which are unsafe (Safe RLHF,
+arXiv:2310.12773, equation 7). Costs are not shifted: above 0 is unsafe.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from ..data.errors import UserError
+from ..data.pairs import EvalPairs, PairBatches
+from ..data.prefetch import device_batch
+from ..data.prompts import heldout_prompts, prompt_shapes
+from ..data.samples import SamplePass, SourcePart
+from ..model.sampling import Sampling
+from ..model.sharding import BATCH
+from ..train import setup as train_setup
+from ..train.checkpoints import Checkpoints, read_manifest
+from ..train.fit import Evaluator, Job, data_tables, fit, update_settings
+from ..train.loop import Evaluation, check_streak
+from ..train.optimizer import split_frozen
+from ..train.settings import Settings
+from ..train.state import State, make_update
+from . import scalar
+from .losses import cost_loss, ranking_loss
+from .rollout import at_last_token, roll_out
+from .setup import load_reference, purpose_key
+
+HEADLINE = {"train/loss": "loss", "train/accuracy": "accuracy"}
+
+
+class RewardModel(NamedTuple):
+    """What `run` returns. step: how often its parameters were moved."""
+
+    model: scalar.ScalarModel
+    params: scalar.Params
+    step: int
+
+
+class Objective(NamedTuple):
+    """What is learnt. kind: "reward" or "cost". form: "log_sigmoid" or "log_exp" (`losses.ranking_loss`). margin: times
+    the pairs' own margins. centering: of the penalty on scores away from 0. bootstrap: whether each head of an ensemble
+    weighs pairs by weights of its own, exponentially distributed (the Bayesian bootstrap, Rubin 1981)."""
+
+    kind: str
+    form: str
+    margin: float
+    centering: float
+    bootstrap: bool
+
+
+def pair_scores(model: scalar.ScalarModel, params: scalar.Params, batch: Mapping[str, Array]) -> Float[Array, "B 2 H"]:
+    """Scores of both sides of each pair, read at the last real token."""
+    B, sides, T = batch["tokens"].shape
+    scores_RH = scalar.last_scores(model, params, batch["tokens"].reshape(-1, T), batch["lengths"].reshape(-1))
+    return scores_RH.reshape(B, sides, -1)
+
+
+def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
+    """The loss of a batch of pairs as `train.state.make_update` takes it: sums over pairs, the mean over heads."""
+
+    def weights_of(batch) -> Float[Array, "H B"]:
+        weight_HB = jnp.broadcast_to(batch["weight"][None], (model.heads, *batch["weight"].shape))
+        if not objective.bootstrap:
+            return weight_HB
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(purpose_key(seed, "bootstrap"), batch["index"])
+        return weight_HB * jax.vmap(lambda key: jax.random.exponential(key, (model.heads,)))(keys_B).T
+
+    def of_head(scores_B2, weight_B, batch):
+        if objective.kind == "cost":
+            return cost_loss(scores_B2, batch["safer"], batch["safe"], weight_B)
+        chosen_B, rejected_B = scores_B2[:, 0], scores_B2[:, 1]
+        margin_B = objective.margin * batch["margin"]
+        return ranking_loss(
+            chosen_B, rejected_B, margin_B, kind=objective.form, centering=objective.centering, weights=weight_B
+        )
+
+    def loss_fn(params, batch):
+        scores_HB2 = jnp.moveaxis(pair_scores(model, params, batch), -1, 0)
+        loss_H, stats_H = jax.vmap(of_head, (0, 0, None))(scores_HB2, weights_of(batch), dict(batch))
+        pairs = jnp.sum(batch["weight"])
+        return jnp.mean(loss_H) * pairs, pairs, {name: jnp.mean(value_H) * pairs for name, value_H in stats_H.items()}
+
+    return loss_fn
+
+
+def heldout_ranking(
+    model: scalar.ScalarModel,
+    sources: Mapping[str, EvalPairs],
+    where: NamedSharding,
+    max_batches: int,
+    pessimism: float = 0.0,
+):
+    """The evaluation `run(params)` of held-out pairs: accuracy and calibration, over all, per language and per margin.
+
+    A tie counts half. Margins are cut at their terciles. calibration_error: the mean distance, over ten equal bins of
+    predicted probability that the chosen side wins, of the prediction from the share that won, each bin by its size
+    (expected calibration error, arXiv:1706.04599); every pair is seen from both sides.
+    """
+    score = jax.jit(lambda params, batch: scalar.combine(pair_scores(model, params, batch), pessimism))
+
+    def run(params: Any) -> tuple[dict[str, float], list]:
+        metrics = {}
+        for name, pairs in sources.items():
+            gaps, records = [], []
+            for step in range(min(len(pairs), max_batches)):
+                scores_B2 = np.asarray(score(params, device_batch(pairs, step, where)))
+                batch = pairs[step]
+                real = batch["weight"] > 0
+                gaps.append((scores_B2[:, 0] - scores_B2[:, 1])[real])
+                records += [pairs.records[i] for i in batch["index"][real]]
+            metrics |= {
+                f"{name}/{key}": value for key, value in describe_ranking(np.concatenate(gaps), records).items()
+            }
+        return metrics, []
+
+    return run
+
+
+def describe_ranking(gaps: np.ndarray, records: list[Mapping]) -> dict[str, float]:
+    """Metrics of the gaps, chosen minus rejected score, of some pairs; see `heldout_ranking`."""
+    right = np.where(gaps == 0, 0.5, gaps > 0)
+    metrics = {
+        "accuracy": right.mean(),
+        "loss": np.logaddexp(0.0, -gaps).mean(),
+        "calibration_error": calibration_error(gaps),
+        "gap": gaps.mean(),
+    }
+    languages = np.array([record["language"] for record in records])
+    metrics |= {f"accuracy/{language}": right[languages == language].mean() for language in np.unique(languages)}
+    margins = np.array([np.nan if r["margin"] is None else r["margin"] for r in records], float)
+    if np.isfinite(margins).all():
+        low, high = np.quantile(margins, [1 / 3, 2 / 3])
+        bins = {"small": margins <= low, "middle": (margins > low) & (margins <= high), "large": margins > high}
+        metrics |= {f"accuracy/{name}_margin": right[chosen].mean() for name, chosen in bins.items() if chosen.any()}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def calibration_error(gaps: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error of the Bradley-Terry probabilities sigmoid(gap), each pair seen from both sides."""
+    gaps, won = np.concatenate([gaps, -gaps]), np.repeat([1.0, 0.0], len(gaps))
+    probability = np.exp(-np.logaddexp(0.0, -gaps))
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    distance = np.abs(np.bincount(place, probability - won, minlength=bins))
+    return float(distance[counts > 0].sum() / counts.sum())
+
+
+def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> RewardModel:
+    """Trains on the pairs of `config.data.mixture`, from the tuned model `config.init_from`."""
+    mesh = train_setup.mesh_of(settings)
+    with jax.set_mesh(mesh):
+        if settings.init_from is None:
+            raise UserError("config.init_from: the path of a tuned model, whose answers the reward model is to judge")
+        tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
+        policy = train_setup.model_of(settings, tokenizer)
+        objective = _objective(settings)
+        model = scalar.build(policy.config, settings.heads)
+        train_setup.check_rows(settings, mesh, policy.config.max_len)
+        parts, batches, heldout = _pairs(settings, tokenizer, template)
+        where = NamedSharding(mesh, PartitionSpec(BATCH))
+        lengths = train_setup.lengths_of(settings, batches)
+        frozen = train_setup.frozen_of(settings)
+        trainable, _ = split_frozen(jax.eval_shape(model.init, jax.random.key(0)), frozen)
+        optimizer, schedule = train_setup.optimizer_of(settings, trainable, lengths, batches)
+        update = make_update(
+            make_loss(model, objective, settings.seed), optimizer, schedule, **update_settings(settings)
+        )
+        measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism)
+        keep = {name: settings.checkpoint[name] for name in ("keep_last", "keep_every")}
+        normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where)
+        if len(settings.evals):
+            raise UserError("config.evals: these need a model that answers; a reward model is measured on pairs")
+
+        def load(abstract):
+            head = scalar.init_head(jax.random.key(settings.seed), model.config, model.heads)
+            placed = jax.device_put(head, jax.tree.map(lambda x: x.sharding, abstract["score"]))
+            return scalar.load_trunk(settings.init_from, abstract) | {"score": placed}
+
+        job = Job(
+            model=policy._replace(config=model.config),
+            tokenizer=tokenizer,
+            template=template,
+            batches=batches,
+            sharding=where,
+            lengths=lengths,
+            start=train_setup.Start(optimizer, model.init, load, frozen, settings.ema_decay is not None),
+            make_step=lambda where: jax.jit(update, donate_argnums=0, out_shardings=(where, None)),
+            evaluations=[Evaluation("heldout", lengths.evaluate, measure)] if heldout else [],
+            flops_per_token=model.config.flops_per_token(batches.length),
+            check=check_streak(settings.guard.max_streak),
+            manifest={"kind": "scalar", "heads": model.heads, "objective": objective.kind},
+            tables=data_tables(batches, heldout),
+            headline=HEADLINE,
+        )
+        state = fit(settings, workdir, mesh, job)
+        if int(state["step"]) == lengths.total and normalise is not None:
+            state = _save_normalised(workdir, state, normalise, keep)
+        return RewardModel(model, state["params"], int(state["step"]))
+
+
+def _objective(settings: Settings) -> Objective:
+    objective = Objective(**dict(settings.objective))
+    if objective.kind not in ("reward", "cost"):
+        raise UserError(f"config.objective.kind: {objective.kind!r} is neither reward nor cost")
+    return objective
+
+
+def _pairs(settings: Settings, tokenizer, template) -> tuple[list[SourcePart], PairBatches, dict[str, EvalPairs]]:
+    """The sources of `config.data.mixture`, their pairs to train on, and those held out."""
+    data = settings.data
+    parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
+    common = dict(
+        tokenizer=tokenizer,
+        template=template,
+        batch_size=data.batch_size,
+        length=data.seq_len,
+        heldout=data.heldout,
+        on_error=data.on_error,
+    )
+    batches = PairBatches(parts, **common, seed=settings.seed, max_pairs=data.max_pairs)
+    if not data.heldout:
+        return parts, batches, {}
+    return parts, batches, {part.name: EvalPairs(part.source, format=part.format, **common) for part in parts}
+
+
+def _normaliser(
+    settings: Settings, parts, tokenizer, template, policy, model: scalar.ScalarModel, where: NamedSharding
+):
+    """The function from parameters to those whose scores of `config.init_from`'s answers to `config.normalise.prompts`
+    held-out prompts have mean 0 and deviation 1, head by head; None for 0 prompts."""
+    section = settings.normalise
+    count, batch_size = section.prompts, settings.data.batch_size
+    sampling = Sampling(
+        max_tokens=section.max_tokens, temperature=section.temperature, stop_ids=template.stop_ids(tokenizer)
+    )
+    if not count:
+        return None
+    if not settings.data.heldout:
+        raise UserError("config.normalise.prompts: these are held-out prompts; set config.data.heldout above 0")
+    room = settings.data.seq_len - sampling.max_tokens
+    prompts = heldout_prompts(
+        parts, count, tokenizer=tokenizer, template=template, max_tokens=room, heldout=settings.data.heldout
+    )
+    batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=batch_size)
+    reference = load_reference(settings, policy, where.mesh)
+
+    @jax.jit
+    def score(params, reference, batch):
+        rows = roll_out(policy, reference, batch, purpose_key(settings.seed, "normalise"), sampling)
+        scores_RTH = model.apply(params, rows.tokens_RT, rows.segment_ids_RT, rows.positions_RT)
+        return jax.vmap(at_last_token, (-1, None), -1)(scores_RTH, rows)
+
+    def normalise(params):
+        found = [
+            np.asarray(score(params, reference, device_batch(batches, number, where)))[: batches.real(number)]
+            for number in range(len(batches))
+        ]
+        scores_RH = np.concatenate(found)
+        gain_H = 1.0 / np.maximum(scores_RH.std(axis=0), 1e-6)
+        return jax.jit(scalar.rescale)(params, gain_H, -scores_RH.mean(axis=0) * gain_H)
+
+    return normalise
+
+
+def _save_normalised(workdir: epath.Path, state: State, normalise, keep: Mapping[str, int | None]) -> State:
+    """The state with rescaled heads, saved as one more checkpoint, which is the one that `find` then takes."""
+    names = [name for name in ("params", "ema") if name in state]
+    state = state | {name: normalise(state[name]) for name in names} | {"step": state["step"] + 1}
+    manifest = read_manifest(workdir)
+    with Checkpoints(workdir, **keep) as saved:
+        saved.save(int(state["step"]), state, manifest, force=True)
+    return state

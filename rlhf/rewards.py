@@ -1,0 +1,163 @@
+"""What an answer is worth: a weighted sum of reward models and Python functions, and how a score becomes a reward.
+
+A function is for answers that can be checked. It is named "package.module:name" and called as
+
+    reward(record, answer) -> float
+
+record: {"messages": the prompt's, "reference": the data's own answer or None, "meta": {...}}. answer: text.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..data.errors import UserError
+from ..data.tokenizer import Tokenizer
+from ..model.config import LlamaConfig
+from ..model.sharding import PARTITION_RULES, shardings
+from ..train import checkpoints
+from . import scalar
+from .rollout import Rollout, at_last_token
+
+RewardFunction = Callable[[Mapping, str], float]
+
+
+class ModelReward(NamedTuple):
+    """A reward or cost model; its parameters travel separately. pessimism: see `scalar.combine`."""
+
+    model: scalar.ScalarModel
+    weight: float
+    pessimism: float
+
+
+class FunctionReward(NamedTuple):
+    function: RewardFunction
+    weight: float
+
+
+class Rewards(NamedTuple):
+    """The parts of a reward by name."""
+
+    models: dict[str, ModelReward]
+    functions: dict[str, FunctionReward]
+
+    def of_models(self, params: Mapping[str, Any], rows: Rollout) -> dict[str, Float[Array, " R"]]:
+        """Each model's score of each row, unweighted, read at the answer's last token."""
+        return {name: score_rows(part, params[name], rows) for name, part in self.models.items()}
+
+    def of_functions(self, records: Sequence[Mapping], answers: Sequence[str]) -> dict[str, np.ndarray]:
+        """Each function's score of each answer, float32 [R]. Raises UserError for one that is not a finite number."""
+        return {name: _call(name, part.function, records, answers) for name, part in self.functions.items()}
+
+    def total(self, scores: Mapping[str, Array]) -> Float[Array, " R"]:
+        """The weighted sum."""
+        parts = self.models | self.functions
+        return sum(part.weight * jnp.asarray(scores[name], jnp.float32) for name, part in parts.items())
+
+
+def score_rows(part: ModelReward, params: Any, rows: Rollout) -> Float[Array, " R"]:
+    """One model's score of each row."""
+    scores_RTH = part.model.apply(params, rows.tokens_RT, rows.segment_ids_RT, rows.positions_RT)
+    return at_last_token(scalar.combine(scores_RTH, part.pessimism), rows)
+
+
+def load(
+    sources: Mapping[str, Mapping], where: str, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, dtype: str
+) -> tuple[Rewards, dict[str, Any]]:
+    """The parts that a section of the config names, and the models' parameters. where: the section's name.
+
+    Each entry is {"model": path, "weight", "pessimism"?} or {"function": "package.module:name", "weight"}.
+    """
+    models, functions, params = {}, {}, {}
+    for name, source in sources.items():
+        if ("model" in source) == ("function" in source):
+            raise UserError(f"{where}.{name}: give it a `model`, a path, or a `function`, package.module:name")
+        weight = source.get("weight", 1.0)
+        if "model" in source:
+            model, params[name] = load_model(source["model"], tokenizer, mesh, dtype)
+            models[name] = ModelReward(model, weight, source.get("pessimism", 0.0))
+        else:
+            functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
+    if not models and not functions:
+        raise UserError(f"{where}: name at least one model or function that rewards answers")
+    return Rewards(models, functions), params
+
+
+def load_model(path, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, dtype: str) -> tuple[scalar.ScalarModel, Any]:
+    """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer."""
+    manifest = checkpoints.read_manifest(path)
+    if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+        raise UserError(f"{path}: a reward model with another tokenizer than the policy's cannot read its tokens")
+    config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
+    model = scalar.build(config, manifest.get("heads", 1))
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    return model, scalar.load(path, _placed(abstract, mesh))
+
+
+def _placed(abstract: Any, mesh: jax.sharding.Mesh) -> Any:
+    where = shardings(abstract, mesh, PARTITION_RULES)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+
+
+def find_function(name: str, where: str) -> RewardFunction:
+    """The function "package.module:name"; UserError naming `where` it was asked for."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}: {name!r} is no function as package.module:name ({error})") from None
+
+
+def _call(name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]) -> np.ndarray:
+    values = np.array([function(r, a) for r, a in zip(records, answers, strict=True)], np.float32)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise UserError(f"reward {name}: gave {values[row]} for answer {answers[row]!r}; it must be a finite number")
+    return values
+
+
+class Shaping(NamedTuple):
+    """From an answer's score to the reward at its last token, in this order.
+
+    normalise: divide by the running deviation of scores, after subtracting their running mean. clip: to [-clip, clip].
+    missing_eos: the score of an answer that did not end by itself, whatever it says (arXiv:1909.08593, section 3.1.2).
+    length_penalty: taken off for each token.
+    """
+
+    normalise: bool = False
+    clip: float | None = None
+    missing_eos: float | None = None
+    length_penalty: float = 0.0
+
+    def __call__(self, scores_R: Float[Array, " R"], rows: Rollout, stats: Mapping[str, Array]) -> Float[Array, " R"]:
+        """stats: as `update_stats` gives it, of all scores so far, these included."""
+        if self.normalise:
+            scores_R = (scores_R - stats["mean"]) * jax.lax.rsqrt(stats["var"] + 1e-8)
+        if self.clip is not None:
+            scores_R = jnp.clip(scores_R, -self.clip, self.clip)
+        if self.missing_eos is not None:
+            scores_R = jnp.where(rows.stopped_R > 0, scores_R, self.missing_eos)
+        return scores_R - self.length_penalty * rows.lengths_R
+
+
+FIRST_STATS = {"count": 0.0, "mean": 0.0, "var": 0.0}
+
+
+def update_stats(stats: Mapping[str, Array], scores_R: Float[Array, " R"]) -> dict[str, Array]:
+    """Count, mean and variance of all scores so far and these, exactly (Chan et al. 1979, pairwise update)."""
+    n = jnp.float32(scores_R.size)
+    count = stats["count"] + n
+    delta = jnp.mean(scores_R) - stats["mean"]
+    squares = stats["var"] * stats["count"] + jnp.var(scores_R) * n + delta**2 * stats["count"] * n / count
+    return {"count": count, "mean": stats["mean"] + delta * n / count, "var": squares / count}
+
+
+def at_end(reward_R: Float[Array, " R"], mask_RM: Float[Array, "R M"]) -> Float[Array, "R M"]:
+    """A reward for the whole answer as one at its last real token, and only there."""
+    following_RM = jnp.pad(mask_RM[:, 1:], ((0, 0), (0, 1)))
+    return reward_R[:, None] * mask_RM * (1.0 - following_RM)

@@ -1,0 +1,288 @@
+"""From a config to what every run on prompts needs: policy, reference, prompts, rewards; and its compiled step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..data.batches import Batch, Batches, Part, Shapes
+from ..data.cache import build_cache
+from ..data.errors import UserError
+from ..data.prompts import PromptBatches, heldout_prompts, prompt_shapes
+from ..data.samples import SamplePass, SourcePart
+from ..data.templates import ChatTemplate
+from ..data.tokenizer import Tokenizer
+from ..model import llama
+from ..model.sampling import Sampling
+from ..model.sharding import BATCH, PARTITION_RULES, shardings
+from ..train import checkpoints
+from ..train import setup as train_setup
+from ..train.fit import data_tables
+from ..train.settings import Settings
+from . import rewards, rollout
+
+
+class Scene(NamedTuple):
+    """What stands still while a policy learns from rewards.
+
+    prompts: endless batches to learn on. heldout: those of evaluations. reference: the parameters of
+    `config.init_from`, whatever the run has made of them since. reward_params: of the models among `graders`.
+    """
+
+    model: llama.Model
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    prompts: PromptBatches
+    heldout: SamplePass | None
+    sampling: Sampling
+    reference: Any
+    graders: rewards.Rewards
+    reward_params: dict[str, Any]
+    shaping: rewards.Shaping
+    rows: NamedSharding
+
+
+def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
+    """What `config.init_from`, `data`, `rollout` and `reward` describe. Raises UserError for what does not fit."""
+    if settings.init_from is None:
+        raise UserError("config.init_from: the path of a tuned model; learning from rewards begins with answers")
+    tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
+    model = train_setup.model_of(settings, tokenizer)
+    sampling = _sampling_of(settings, tokenizer, template)
+    prompts, heldout = prompts_of(settings, tokenizer, template)
+    if prompts.length + sampling.max_tokens > model.config.max_len:
+        raise UserError(
+            f"config.data.max_prompt_tokens {prompts.length} and config.rollout.max_tokens {sampling.max_tokens} are "
+            f"more than the network's context of {model.config.max_len} tokens; shorten one"
+        )
+    graders, reward_params = rewards.load(
+        settings.reward.sources, "config.reward.sources", tokenizer, mesh, model.config.dtype
+    )
+    return Scene(
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        prompts=prompts,
+        heldout=heldout,
+        sampling=sampling,
+        reference=load_reference(settings, model, mesh),
+        graders=graders,
+        reward_params=reward_params,
+        shaping=section(settings.reward, "shaping", rewards.Shaping),
+        rows=NamedSharding(mesh, PartitionSpec(BATCH)),
+    )
+
+
+def _sampling_of(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate) -> Sampling:
+    given = settings.rollout
+    try:
+        sampling = Sampling(
+            max_tokens=given.max_tokens,
+            temperature=given.temperature,
+            n=given.n,
+            stop_ids=template.stop_ids(tokenizer),
+        )
+        rollout.check_sampling(sampling)
+    except ValueError as error:
+        raise UserError(f"config.rollout: {error}") from None
+    return sampling
+
+
+def prompts_of(
+    settings: Settings, tokenizer: Tokenizer, template: ChatTemplate
+) -> tuple[PromptBatches, SamplePass | None]:
+    """The prompts of `config.data.mixture` to learn on, and `config.data.heldout_prompts` held-out ones."""
+    data = settings.data
+    parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
+    common = dict(
+        tokenizer=tokenizer,
+        template=template,
+        max_tokens=data.max_prompt_tokens,
+        heldout=data.heldout,
+        on_error=data.on_error,
+    )
+    batches = PromptBatches(parts, **common, batch_size=data.batch_size, seed=settings.seed)
+    if not data.heldout:
+        return batches, None
+    found = heldout_prompts(parts, data.heldout_prompts, **common)
+    return batches, SamplePass(found, row_shapes=prompt_shapes(data.max_prompt_tokens), batch_size=data.batch_size)
+
+
+class MixedBatches:
+    """Prompts with rows of text beside them, k for each prompt: the arrays "mix/..." of [B, k, T]."""
+
+    def __init__(self, prompts: PromptBatches, text: Batches):
+        self.prompts, self.text = prompts, text
+        self.batch_size, self.length = prompts.batch_size, prompts.length
+        self.each = text.batch_size // prompts.batch_size
+        self.fingerprint = f"{prompts.fingerprint}+{text.fingerprint}"
+        self.steps_per_epoch = prompts.steps_per_epoch
+
+    def rows(self, step: int, rows: slice) -> Batch:
+        chosen = range(self.batch_size)[rows]
+        text = self.text.rows(step, slice(chosen.start * self.each, chosen.stop * self.each))
+        mixed = {f"mix/{name}": x.reshape(len(chosen), self.each, -1) for name, x in text.items()}
+        return self.prompts.rows(step, rows) | mixed
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape and dtype of each array of a batch."""
+        text = {
+            f"mix/{name}": ((self.batch_size, self.each, shape[1]), dtype)
+            for name, (shape, dtype) in self.text.shapes.items()
+        }
+        return self.prompts.shapes | text
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How many times each source has been passed over by `step` steps."""
+        return self.prompts.epochs(step) | {f"mix/{name}": n for name, n in self.text.epochs(step).items()}
+
+
+def with_mix(settings: Settings, scene: Scene) -> PromptBatches | MixedBatches:
+    """The prompts, and where `config.ptx.coef` is above 0 the text of `config.ptx.mixture` beside them."""
+    section = settings.ptx
+    sources = dict(section.mixture.items())
+    rows = dict(batch_size=section.batch_size, length=section.seq_len, packing=section.packing)
+    cache_dir = section.cache_dir
+    if bool(section.coef) != bool(sources):
+        raise UserError("config.ptx: give both a coef above 0 and a mixture of text, or neither")
+    if not sources:
+        return scene.prompts
+    if section.batch_size % scene.prompts.batch_size:
+        raise UserError(
+            f"config.ptx.batch_size {section.batch_size} is not a multiple of config.data.batch_size "
+            f"{scene.prompts.batch_size}: each prompt has as many rows of text beside it"
+        )
+    parts = []
+    for name, source in sources.items():
+        cache = build_cache(
+            source.source,
+            format=source.format,
+            tokenizer=scene.tokenizer,
+            template=scene.template,
+            cache_dir=cache_dir,
+            heldout=settings.data.heldout,
+            on_error=settings.data.on_error,
+        )
+        parts.append(Part(name, cache, source.weight))
+    return MixedBatches(scene.prompts, Batches(parts, **rows, seed=settings.seed))
+
+
+def split_mix(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch's prompts, and its rows of text as [rows, T]."""
+    mix = {name.removeprefix("mix/"): x for name, x in batch.items() if name.startswith("mix/")}
+    prompts = {name: x for name, x in batch.items() if not name.startswith("mix/")}
+    return prompts, {name: x.reshape(-1, x.shape[-1]) for name, x in mix.items()}
+
+
+def load_reference(settings: Settings, model: llama.Model, mesh: jax.sharding.Mesh) -> Any:
+    """The frozen parameters of `config.init_from`, laid out as the policy's are."""
+    where = shardings(model.abstract_params, mesh, settings.partition_rules or PARTITION_RULES)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
+    )
+    return checkpoints.load_params(settings.init_from, abstract)
+
+
+def lineage(settings: Settings) -> dict[str, Any]:
+    """What a checkpoint says of the frozen models it was trained against, and a run that goes on must find again."""
+    paths = {"reference": settings.init_from}
+    paths |= {name: s.model for name, s in settings.reward.sources.items() if "model" in s}
+    described = {name: [str(path), checkpoints.read_manifest(path)["step"]] for name, path in paths.items()}
+    return {"frozen": described}
+
+
+def tables(scene: Scene) -> dict[str, list[dict[str, str]]]:
+    """What is shown at the start: what each source of prompts holds, and what was left out of it."""
+    return data_tables(scene.prompts, {})
+
+
+def section(settings: Settings, name: str, kind: type) -> Any:
+    """A section of the config as a NamedTuple of the same fields."""
+    values = dict(settings[name])
+    if set(values) != set(kind._fields):
+        differ = ", ".join(sorted(set(values) ^ set(kind._fields)))
+        raise UserError(f"{settings.dotted(name)}: has or lacks {differ}; it is made of {', '.join(kind._fields)}")
+    return kind(**values)
+
+
+def check_rows(settings: Settings, mesh: jax.sharding.Mesh, sampling: Sampling, minibatches: int) -> None:
+    """Raises UserError if devices, minibatches and their parts do not divide a step's answers evenly."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if mesh.shape["context"] > 1:
+        raise UserError("config.mesh.context: answers are decoded whole; give a mesh whose context is 1")
+    answers = settings.data.batch_size * sampling.n
+    for what, parts in (
+        ("minibatches x config.optim.accumulate", minibatches * settings.optim.accumulate),
+        ("config.rollout.score_parts", settings.rollout.score_parts),
+    ):
+        if parts < 1 or answers % (parts * devices):
+            raise UserError(
+                f"config.data.batch_size x config.rollout.n = {answers} answers are not a multiple of {what} = {parts} "
+                f"times data x fsdp = {devices} devices"
+            )
+    if settings.data.batch_size % devices:
+        raise UserError(f"config.data.batch_size {settings.data.batch_size} is not a multiple of {devices} devices")
+
+
+def purpose_key(seed: int, purpose: str) -> jax.Array:
+    """The key from which everything random of one kind derives."""
+    return jax.random.fold_in(jax.random.key(seed), crc32(purpose.encode()))
+
+
+def compile_step(
+    act: Callable, learn: Callable, frozen: Mapping[str, Any], where: Any, host: Callable | None
+) -> Callable[[Any, Mapping[str, Any]], tuple[Any, dict]]:
+    """`step(state, batch)` from the halves `act(state, frozen, batch) -> experience` and `learn(state, experience,
+    mix) -> (state, metrics)`: one program, or two with `host(experience) -> experience` between them."""
+    if host is None:
+
+        def whole(state, frozen, batch):
+            prompts, mix = split_mix(batch)
+            return learn(state, act(state, frozen, prompts), mix)
+
+        compiled = jax.jit(whole, donate_argnums=0, out_shardings=(where, None))
+        return lambda state, batch: compiled(state, frozen, batch)
+
+    first, second = jax.jit(act), jax.jit(learn, donate_argnums=0, out_shardings=(where, None))
+    split = jax.jit(split_mix)
+
+    def halves(state, batch):
+        prompts, mix = split(batch)
+        return second(state, host(first(state, frozen, prompts)), mix)
+
+    return halves
+
+
+def host_scores(scene: Scene, records: Sequence[Mapping], *graders: rewards.Rewards) -> Callable | None:
+    """The function that adds to an experience what the graders' Python functions say; None where there are none.
+
+    records: those that the experience's `index` points to.
+    """
+    functions = [grader for grader in graders if grader.functions]
+    if not functions:
+        return None
+    where = NamedSharding(scene.rows.mesh, PartitionSpec())
+
+    def add(seen):
+        texts, index = decode_answers(scene, seen.rows)
+        scores = {}
+        for grader in functions:
+            scores |= grader.of_functions([records[i] for i in index], texts)
+        return seen._replace(scores=seen.scores | jax.device_put(scores, where))
+
+    return add
+
+
+def decode_answers(scene: Scene, rows: rollout.Rollout) -> tuple[list[str], list[int]]:
+    """The text of every answer and the number of its prompt's record, on every host."""
+    found = (rows.answers_RM, rows.lengths_R, rows.index_R)
+    if jax.process_count() == 1:
+        answers, lengths, index = jax.device_get(found)
+    else:
+        answers, lengths, index = multihost_utils.process_allgather(found, tiled=True)
+    texts = [scene.tokenizer.decode(a[:n].tolist()).strip() for a, n in zip(answers, lengths, strict=True)]
+    return texts, index.tolist()

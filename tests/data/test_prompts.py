@@ -1,0 +1,285 @@
+"""Prompts: what they are of each kind of record, in which order they come, and what is left out."""
+
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from camelid.data import sources
+from camelid.data.errors import UserError
+from camelid.data.prompts import PromptBatches, heldout_prompts, prompt_shapes, read_prompts
+from camelid.data.samples import SamplePass, SourcePart
+from camelid.data.templates import BUILT_IN, load_template
+from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.model.decode import prompt_ids
+
+CORPUS = ["system user assistant question number answer 0 1 2 3 4 5 6 7 8 9 hello there 你好吗我很好 " * 5]
+P = 64
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train_sentencepiece(CORPUS, vocab_size=330, output_dir=folder, special_tokens=["<|im_start|>", "<|im_end|>"])
+
+
+def questions(n, word="question"):
+    """`n` conversations with different questions."""
+    return [{"messages": [user(f"{word} {i}"), assistant(f"answer {i}")], "number": i} for i in range(n)]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(records, name="a"): a source with these records."""
+
+    def write_records(records, name="a"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+        return str(path)
+
+    return write_records
+
+
+@pytest.fixture
+def make(tokenizer):
+    """make(source, ..., weights=None, **options): the batches of these sources, named s0, s1, ..."""
+
+    def prompt_batches(*paths, weights=None, template="chatml", **options):
+        weights = weights or [1] * len(paths)
+        parts = [SourcePart(f"s{i}", p, weight=w) for i, (p, w) in enumerate(zip(paths, weights, strict=True))]
+        options = dict(batch_size=4, max_tokens=P, seed=1, split=None) | options
+        return PromptBatches(parts, tokenizer=tokenizer, template=load_template(template), **options)
+
+    return prompt_batches
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def indices(batches, start, stop):
+    """Which records the rows `start:stop` of a run are."""
+    steps = range(start // batches.batch_size, -(-stop // batches.batch_size))
+    rows = [i for step in steps for i in batches[step]["index"].tolist()]
+    skip = start - steps.start * batches.batch_size
+    return rows[skip : skip + stop - start]
+
+
+RECORDS = [
+    {"messages": [user("hello"), assistant("there")], "id": 7},
+    {"messages": [user("你好"), assistant("很好"), user("吗"), assistant("我很好")]},
+    {"prompt": "question"},
+    {"prompt": "number", "chosen": "good", "rejected": "bad"},
+]
+PROMPTS = [
+    {"messages": [user("hello")], "reference": "there", "meta": {"id": 7}},
+    {"messages": [user("你好"), assistant("很好"), user("吗")], "reference": "我很好", "meta": {}},
+    {"messages": [user("question")], "reference": None, "meta": {}},
+    {"messages": [user("number")], "reference": None, "meta": {}},
+]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_prompt_is_all_before_the_last_answer_and_the_templates_prompt(name, write, make, tokenizer):
+    batches = make(write(RECORDS), template=name, max_tokens=200)
+    assert batches.records == PROMPTS
+    batch = batches[0]
+    assert sorted(batch["index"].tolist()) == [0, 1, 2, 3]
+    for row, index in enumerate(batch["index"]):
+        messages = PROMPTS[index]["messages"]
+        expected = load_template(name).encode(messages, tokenizer, generation_prompt=True).tokens.tolist()
+        assert batch["lengths"][row] == len(expected)
+        assert batch["tokens"][row].tolist() == expected + [0] * (200 - len(expected))
+
+
+def test_arrays_have_the_contracts_shapes_and_types(write, make):
+    batches = make(write(RECORDS))
+    found = {name: (array.shape, array.dtype.name) for name, array in batches[3].items()}
+    assert found == {
+        "tokens": ((4, P), "int32"),
+        "lengths": ((4,), "int32"),
+        "ids": ((4,), "uint32"),
+        "index": ((4,), "int32"),
+    }
+    assert found == {name: (shape, np.dtype(dtype).name) for name, (shape, dtype) in batches.shapes.items()}
+    assert batches.length == P
+
+
+def test_ids_are_those_that_decoding_gives_a_prompt(write, make):
+    batch = make(write(questions(20)), batch_size=20)[0]
+    np.testing.assert_array_equal(batch["ids"], prompt_ids(batch["tokens"], batch["lengths"]))
+    assert len(set(batch["ids"].tolist())) == 20
+
+
+def test_the_reference_is_never_in_the_prompts_tokens(write, make, tokenizer):
+    secret = [{"messages": [user(f"question {i}"), assistant(f"hello {i} there")]} for i in range(9)]
+    batches = make(write(secret), batch_size=9)
+    for row, index in zip(batches[0]["tokens"], batches[0]["index"], strict=True):
+        assert batches.records[index]["reference"] not in tokenizer.decode(row.tolist())
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_an_epoch_is_every_prompt_once_in_an_order_of_its_own(write, make, epoch):
+    batches = make(write(questions(30)))
+    order = indices(batches, 30 * epoch, 30 * (epoch + 1))
+    assert sorted(order) == list(range(30))
+    assert order != indices(batches, 30 * (epoch + 1), 30 * (epoch + 2))
+    assert batches.steps_per_epoch == 7.5
+    assert batches.epochs(15) == {"s0": 2.0}
+
+
+def test_a_step_is_the_same_in_any_object_and_order(write, make):
+    paths = [write(questions(n, word), word) for n, word in ((30, "question"), (7, "number"), (50, "hello"))]
+    forward, scattered = (make(*paths, weights=[0.7, 0.2, 0.1]) for _ in range(2))
+    expected = [forward[step] for step in range(60)]
+    for step in np.random.default_rng(0).permutation(60).tolist():
+        assert_same(scattered[step], expected[step])
+    assert_same(make(*paths, weights=[0.7, 0.2, 0.1])[41], expected[41])  # what a resumed run sees
+    assert forward.fingerprint == scattered.fingerprint
+    with pytest.raises(IndexError):
+        forward[-1]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_rows_of_all_hosts_are_the_batch(write, make, hosts):
+    batches = make(write(questions(13)), write(questions(9, "hello"), "b"), batch_size=8)
+    each = 8 // hosts
+    for step in (0, 9):
+        parts = [batches.rows(step, slice(h * each, (h + 1) * each)) for h in range(hosts)]
+        assert_same({name: np.concatenate([p[name] for p in parts]) for name in parts[0]}, batches[step])
+
+
+def test_a_mixture_draws_by_weight_and_counts_epochs_exactly(write, make):
+    sizes, weights = (20, 10, 5), [0.67, 0.285, 0.045]
+    batches = make(*(write(questions(n), f"s{n}") for n in sizes), weights=weights, batch_size=5)
+    assert [summary["share"] for summary in batches.summary().values()] == weights
+    borders, given = np.cumsum(sizes), np.zeros(3)
+    for step in range(40):
+        assert list(batches.epochs(step).values()) == [g / n for g, n in zip(given, sizes, strict=True)]
+        for index in batches[step]["index"]:
+            given[np.searchsorted(borders, index, side="right")] += 1
+    np.testing.assert_allclose(given, 200 * np.array(weights))
+    assert batches.steps_per_epoch == 35 / 5
+
+
+def test_long_and_repeated_prompts_are_left_out_and_counted(write, make):
+    long = {"prompt": "hello there " * 40}
+    path = write([*questions(3), long, *questions(5)])
+    batches = make(path)
+    assert [record["meta"]["number"] for record in batches.records] == [0, 1, 2, 3, 4]
+    summary = batches.summary()["s0"]
+    counts = {name: summary[name] for name in ("records", "samples", "too_long", "repeated", "skipped")}
+    assert counts == {"records": 9, "samples": 5, "too_long": 1, "repeated": 3, "skipped": 0}
+    lengths = batches.rows(0, slice(4))["lengths"].tolist() + batches.rows(1, slice(1))["lengths"].tolist()
+    assert (summary["tokens"], summary["longest"]) == (sum(lengths), max(lengths))
+    assert summary["fill"] == sum(lengths) / (5 * P)
+    (message,) = batches.skipped()["s0"]
+    assert f"{path}, record 4: the prompt has " in message and message.endswith("tokens, more than 64")
+
+
+def test_the_same_prompt_may_stand_in_two_sources(write, make):
+    batches = make(write(questions(3), "a"), write(questions(3), "b"))
+    assert [summary["samples"] for summary in batches.summary().values()] == [3, 3]
+
+
+def test_records_without_a_prompt_stop_the_run_or_are_listed(write, make):
+    two = {"messages": [user("a"), assistant("b"), assistant("c")]}
+    path = write([*questions(1), {"text": "hello"}, two])
+    with pytest.raises(UserError, match=r"record 2: a text record holds no prompt: give conversations.*on_error=skip"):
+        make(path)
+    batches = make(path, on_error="skip")
+    assert batches.summary()["s0"]["skipped"] == 2
+    assert [message.partition(", ")[2][:8] for message in batches.skipped()["s0"]] == ["record 2", "record 3"]
+
+
+def test_a_source_with_no_prompt_left_says_why(write, make):
+    with pytest.raises(
+        UserError, match=r"no prompt is left: 2 records, 2 too_long, 0 repeated, 0 skipped \(.*record 1"
+    ):
+        make(write(questions(2)), max_tokens=3)
+    with pytest.raises(UserError, match=r"\(heldout\): no prompt is left: 0 records.*hold out a larger share"):
+        make(write(questions(2)), split="heldout", heldout=0.0)
+    with pytest.raises(UserError, match="two sources of the mixture are named 'a'"):
+        PromptBatches(
+            [SourcePart("a", ""), SourcePart("a", "")],
+            tokenizer=None,
+            template=None,
+            batch_size=1,
+            max_tokens=1,
+            seed=0,
+        )
+
+
+def test_whatever_changes_the_batches_changes_the_fingerprint(write, make):
+    a, b = write(questions(9), "a"), write(questions(8), "b")
+    other_answer = write([*questions(8), {"messages": [user("question 8"), assistant("no")], "number": 8}], "c")
+    prints = [
+        make(a).fingerprint,
+        make(b).fingerprint,
+        make(other_answer).fingerprint,
+        make(a, seed=2).fingerprint,
+        make(a, batch_size=8).fingerprint,
+        make(a, max_tokens=65).fingerprint,
+        make(a, template="llama2").fingerprint,
+        make(a, b).fingerprint,
+        make(b, a).fingerprint,
+        make(a, b, weights=[1, 2]).fingerprint,
+    ]
+    assert len(set(prints)) == len(prints)
+    assert make(a, b, weights=[1, 2]).fingerprint == make(a, b, weights=[0.5, 1]).fingerprint
+
+
+def test_seeds_and_sources_have_orders_of_their_own(write, make):
+    a, b = write(questions(40), "a"), write(questions(40, "hello"), "b")
+    orders = [indices(make(path, seed=seed), 0, 40) for path in (a, b) for seed in (1, 2)]
+    assert all(x != y for x, y in itertools.combinations(orders, 2))
+
+
+def test_training_and_heldout_prompts_are_the_sources_splits(write, make, tokenizer):
+    path = write(questions(60))
+    wanted = Counter(r["messages"][0]["content"] for r in sources.read(path, split="train", heldout=0.3))
+    train = make(path, split="train", heldout=0.3)
+    assert Counter(record["messages"][0]["content"] for record in train.records) == wanted
+    held = read_prompts(
+        path, tokenizer=tokenizer, template=load_template("chatml"), max_tokens=P, split="heldout", heldout=0.3
+    )
+    assert len(held.samples) + len(train.records) == 60
+
+
+def test_heldout_prompts_take_turns_among_sources(write, tokenizer):
+    parts = [SourcePart(name, write(questions(60, name), name)) for name in ("question", "hello")]
+    short = SourcePart("number", write(questions(3, "number"), "number"))
+    options = dict(tokenizer=tokenizer, template=load_template("chatml"), max_tokens=P)
+    held = heldout_prompts([*parts, short], 8, heldout=0.999, **options)
+    words = [sample.record["messages"][0]["content"].split()[0] for sample in held]
+    assert words == ["question", "hello", "number"] * 2 + ["question", "hello"]
+    everything = read_prompts(parts[0].source, split="heldout", heldout=0.999, **options).samples
+    spread = [sample.record for sample in heldout_prompts(parts[:1], 3, heldout=0.999, **options)]
+    assert spread == [everything[place * len(everything) // 3].record for place in range(3)]
+    assert len(heldout_prompts(parts, 1000, heldout=0.999, **options)) > 100
+    assert heldout_prompts(parts, 5, heldout=0.5, **options)[0].record["reference"].startswith("answer")
+
+
+def test_one_pass_over_prompts_fills_up_its_last_batch(write, tokenizer):
+    options = dict(tokenizer=tokenizer, template=load_template("chatml"), max_tokens=P)
+    held = heldout_prompts([SourcePart("a", write(questions(60)))], 10, heldout=0.999, **options)
+    batches = SamplePass(held, row_shapes=prompt_shapes(P), batch_size=4)
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
+    assert [batches.real(step) for step in range(3)] == [4, 4, 2]
+    assert batches.records == [sample.record for sample in held]
+    assert_same(batches.rows(2, slice(1, 3)), {name: array[1:3] for name, array in batches[2].items()})
+    assert batches[-1]["tokens"].shape == batches.shapes["tokens"][0]
+    with pytest.raises(IndexError):
+        batches[3]
