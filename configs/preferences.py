@@ -35,3 +35,19 @@ def reward_base() -> ConfigDict:
     c.normalise.max_tokens = 128
     c.normalise.temperature = 1.0
     return c
+
+
+def dpo_base() -> ConfigDict:
+    c = pairs_base()
+    c.recipe = "dpo"
+    c.optim.lr = 1e-6  # arXiv:2305.18290, appendix B
+    c.schedule.name = "linear"
+    c.schedule.final = 0.0
+    c.dpo = ConfigDict()
+    c.dpo.kind = "sigmoid"  # robust, hinge, ipo, kto, simpo, orpo: rlhf/dpo.py
+    c.dpo.beta = 0.1  # the same place; SimPO 2 to 10, ORPO 0.1
+    c.dpo.label_smoothing = 0.0
+    c.dpo.gamma = 0.5  # SimPO's margin (arXiv:2405.14734: 0.3 to 1.6)
+    c.dpo.desirable_weight = 1.0
+    c.dpo.undesirable_weight = 1.0
+    return c

@@ -97,3 +97,26 @@ def ppo_base() -> ConfigDict:
     c.cost.lr = 0.1
     c.cost.most = 10.0
     return c
+
+
+def grpo_base() -> ConfigDict:
+    c = rl_base()
+    c.recipe = "grpo"
+    c.optim.lr = 1e-6  # DeepSeekMath (arXiv:2402.03300, section 4.2), DAPO (arXiv:2503.14476, section 4.1)
+    c.rollout.n = 8  # TRL; DeepSeekMath 64, DAPO 16
+    c.data.batch_size = 16
+
+    c.grpo = ConfigDict()
+    c.grpo.advantage = "grpo"  # dr_grpo, rloo
+    c.grpo.epochs = 1  # DeepSeekMath, TRL
+    c.grpo.minibatches = 1
+    c.grpo.clip = 0.2
+    c.grpo.clip_high = None  # DAPO 0.28
+    c.grpo.aggregate = "sequence"  # token (DAPO), constant (Dr. GRPO, arXiv:2503.20783)
+    c.grpo.kl_coef = 0.04  # DeepSeekMath; DAPO and Dr. GRPO 0
+    c.grpo.kl_estimator = "k3"  # DeepSeekMath, equation 4
+    c.grpo.kl_in = "loss"  # reward: RLOO (arXiv:2402.14740)
+    c.grpo.drop_even = False  # DAPO's dynamic sampling
+    c.grpo.overlong = 0  # tokens; DAPO 4,096 of 20,480
+    c.grpo.target_kl = None
+    return c

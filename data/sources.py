@@ -3,7 +3,7 @@
     corpus/*.jsonl                    files: .txt, .json, .jsonl, each also .gz, and .parquet; local or gs://
     tfds:name/config:split            a TensorFlow Dataset, also sliced: tfds:imdb_reviews:train[:10%]
     tfds:/path/to/name/1.0.0:split    the same, from the folder it was prepared in
-    primer:documents, primer:chat     the generator that comes with camelid
+    primer:documents, walks:chat      a generator that comes with camelid, and a kind of its records (`GENERATORS`)
 
 `read` yields their records one by one in a fixed order: files by name, records as they stand in them.
 """
@@ -14,16 +14,32 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from etils import epath
 
-from . import primer
+from . import primer, tasks
 from .errors import UserError
 from .files import Row, file_rows, find_files, json_value
 from .formats import FORMATS, parse, unfold
 
 SPLITS = ("train", "heldout")
 LISTED_PROBLEMS = 20
+
+
+class Generator(Protocol):
+    """A module whose records are made and not read. It holds its own part out."""
+
+    KINDS: tuple[str, ...]
+
+    def records(self, kind: str, split: str) -> Iterator[dict]:
+        """The records of a kind and split, the same on every machine, as `formats` describes them."""
+
+    def files(self) -> list[Path]:
+        """The files that the records depend on: its source, and data if it has any."""
+
+
+GENERATORS: dict[str, Generator] = {"primer": primer, **tasks.GENERATORS}
 
 
 @dataclass
@@ -62,15 +78,15 @@ def read(
       on_error: "raise" a UserError naming file, line and fault of a malformed record, or "skip" it.
       report: counts what was read and skipped.
       split: "train" or "heldout" for that part of the source, None for all of it.
-      heldout: the fraction of records that is held out; the primer knows its own.
+      heldout: the fraction of records that is held out; generators know their own.
     """
     _check_choice("format", format, ("auto", *FORMATS))
     _check_choice("on_error", on_error, ("raise", "skip"))
     _check_choice("split", split, (None, *SPLITS))
     report = Report() if report is None else report
     scheme, _, name = source.partition(":")
-    if scheme == "primer":
-        return _primer_records(name, SPLITS if split is None else (split,), report)
+    if scheme in GENERATORS:
+        return _made(_generator(scheme, name), name, SPLITS if split is None else (split,), report)
     rows = _dataset_rows(name) if scheme == "tfds" else file_rows(find_files(source))
     records = _records(rows, format, on_error, report)
     return records if split is None else (record for record in records if split_of(record, heldout) == split)
@@ -120,13 +136,12 @@ def _canonical_json(value) -> bytes:
 
 def fingerprint(source: str) -> str:
     """A hash of what `source` holds, 32 hex digits: of the names, sizes and contents of its files wherever they lie,
-    of a TFDS split and its shards, or of the primer's generator. It reads all of the source once."""
+    of a TFDS split and its shards, or of a generator's files. It reads all of the source once."""
     scheme, _, name = source.partition(":")
     digest = hashlib.blake2b(digest_size=16)
-    if scheme == "primer":
-        files = sorted(Path(primer.__file__).parent.rglob("*.py"))
+    if scheme in GENERATORS:
         digest.update(name.encode())
-        for file in files:
+        for file in _generator(scheme, name).files():
             digest.update(file.read_bytes())
         return digest.hexdigest()
     if scheme == "tfds":
@@ -144,11 +159,18 @@ def _content_hash(path: epath.Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
-def _primer_records(kind: str, splits: Iterable[str], report: Report) -> Iterator[dict]:
-    if kind not in primer.KINDS:
-        raise UserError(f"primer:{kind}: the primer has primer:documents and primer:chat")
+def _generator(scheme: str, kind: str) -> Generator:
+    """The generator of a scheme. UserError where it has no such kind."""
+    generator = GENERATORS[scheme]
+    if kind not in generator.KINDS:
+        kinds = ", ".join(f"{scheme}:{known}" for known in generator.KINDS)
+        raise UserError(f"{scheme}:{kind}: there is no such kind; choose one of {kinds}")
+    return generator
+
+
+def _made(generator: Generator, kind: str, splits: Iterable[str], report: Report) -> Iterator[dict]:
     for split in splits:
-        for record in primer.records(kind, split):
+        for record in generator.records(kind, split):
             report.read += 1
             yield record
 

@@ -13,9 +13,10 @@ still agrees with one that was not.
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, pairwise
 
 import numpy as np
 from scipy import optimize, sparse
@@ -63,7 +64,7 @@ class SentimentClassifier:
 def ngrams(text: str, language: str) -> list[str]:
     """The words or characters of a text, and each two that follow each other."""
     units = _UNITS[language].findall(unicodedata.normalize("NFKC", text).lower())
-    return units + [f"{a} {b}" for a, b in zip(units, units[1:], strict=False)]
+    return units + [f"{a} {b}" for a, b in pairwise(units)]
 
 
 def _present(texts: Sequence[str], language: str) -> sparse.csr_matrix:
@@ -105,10 +106,9 @@ def _regress(x: sparse.csr_matrix, y: np.ndarray) -> tuple[np.ndarray, float]:
 @cache
 def classifier(language: str, part: str = "gold") -> SentimentClassifier:
     """The classifier of a language that a part of the reviews makes, from its passages and its whole reviews."""
-    passages = list(reviews.labelled(language, "train", part=part))
-    whole = [pair for pair in reviews.labelled(language, "train", part=part, whole=True) if pair not in set(passages)]
-    texts, labels = zip(*passages, *whole, strict=True)
-    return SentimentClassifier.fit(texts, labels, language)
+    read = [reviews.labelled(language, "train", part=part, whole=whole) for whole in (False, True)]
+    pairs = dict.fromkeys(chain(*read))  # each once: a short review is its own passage
+    return SentimentClassifier.fit(*zip(*pairs, strict=True), language)
 
 
 def accuracies(part: str = "gold") -> dict[str, float]:
@@ -117,14 +117,10 @@ def accuracies(part: str = "gold") -> dict[str, float]:
     found = {}
     for language in reviews.LANGUAGES:
         places = [(other, split) for other in reviews.PARTS for split in ("train", "heldout")]
-        unseen = _chain(reviews.labelled(language, s, part=p) for p, s in places if (p, s) != (part, "train"))
-        texts, labels = zip(*unseen, strict=True)
+        unseen = [reviews.labelled(language, s, part=p) for p, s in places if (p, s) != (part, "train")]
+        texts, labels = zip(*chain(*unseen), strict=True)
         found[language] = classifier(language, part).accuracy(texts, labels)
     return found
-
-
-def _chain(columns: Iterable[Iterable]) -> list:
-    return [item for column in columns for item in column]
 
 
 def gold(record: Mapping, answer: str) -> float:

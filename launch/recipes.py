@@ -1,6 +1,13 @@
 """Every recipe by the name that `config.recipe` gives it: recipe(settings, workdir, evaluators) -> what was trained."""
 
-from ..rlhf import ppo, reward
+from ..rlhf import dpo, grpo, ppo, reward
 from ..train import pretrain, sft
 
-RECIPES = {"pretrain": pretrain.run, "sft": sft.run, "reward": reward.run, "ppo": ppo.run}
+RECIPES = {
+    "pretrain": pretrain.run,
+    "sft": sft.run,
+    "reward": reward.run,
+    "ppo": ppo.run,
+    "grpo": grpo.run,
+    "dpo": dpo.run,
+}

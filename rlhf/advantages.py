@@ -67,9 +67,14 @@ def group_advantages(scores: Float[Array, "B n"], *, kind: str) -> Float[Array, 
     if n < 2:
         raise ValueError("an advantage within the group needs 2 answers to a prompt or more")
     scores = scores.astype(jnp.float32)
+    # Only differences count. Taken from one of the scores first, they are free of a large mean's rounding, and those of
+    # equal scores are exactly 0.
+    scores = scores - scores[:, :1]
     centred = scores - jnp.mean(scores, axis=1, keepdims=True)
     if kind == "rloo":
         return centred * n / (n - 1)
     if kind == "dr_grpo":
         return centred
-    return centred / (jnp.std(scores, axis=1, keepdims=True) + 1e-4)
+    variance = jnp.mean(centred**2, axis=1, keepdims=True)
+    varies = variance > 0
+    return centred / (jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0) + 1e-4)

@@ -22,6 +22,7 @@ class AdaptiveKL:
     """Holds the KL of an answer near `target` nats (Ziegler et al., arXiv:1909.08593, section 2.2).
 
     The relative error, clipped to 0.2, moves the coefficient by its share: over `horizon` samples, by all of it.
+    Keep a step's samples well below 5 times `horizon`: from there on the coefficient could fall to 0 or below.
     Raises ValueError unless both are above 0.
     """
 
@@ -29,7 +30,7 @@ class AdaptiveKL:
     horizon: float
 
     def __post_init__(self):
-        if self.target <= 0 or self.horizon <= 0:
+        if not (self.target > 0 and self.horizon > 0):
             raise ValueError(f"target {self.target} nats and horizon {self.horizon} samples must be above 0")
 
     def update(self, coef: Coefficient, kl: Coefficient, samples: int) -> Float[Array, ""]:

@@ -55,12 +55,15 @@ def policy_loss(
     log_ratio = jnp.where(real, logp.astype(jnp.float32) - old_logp.astype(jnp.float32), 0.0)
     advantages = jnp.where(real, advantages.astype(jnp.float32), 0.0)
     ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
-    loss = jnp.maximum(-advantages * ratio, -advantages * clipped)
+    low, high = 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high)
+    clipped = jnp.where(advantages > 0, ratio > high, (advantages < 0) & (ratio < low))
+    # A clipped ratio may be inf: its exponential is left out, as its gradient would be 0 * inf, which is nan.
+    counted = jnp.where(clipped, jnp.where(advantages > 0, high, low), jnp.exp(jnp.where(clipped, 0.0, log_ratio)))
+    loss = -advantages * counted
     stats = {
         "ratio": ratio,
         "ratio_error": jnp.abs(ratio - 1.0),
-        "clip_fraction": (-advantages * clipped > -advantages * ratio).astype(jnp.float32),
+        "clip_fraction": clipped.astype(jnp.float32),
         "approx_kl": jnp.expm1(log_ratio) - log_ratio,
     }
     return aggregated(loss, mask, aggregate), {name: masked_mean(value, mask) for name, value in stats.items()}
@@ -93,11 +96,14 @@ def value_loss(
     real = mask > 0
     values, old_values, returns = (jnp.where(real, x.astype(jnp.float32), 0.0) for x in (values, old_values, returns))
     square = (values - returns) ** 2
-    largest = square
+    largest, clipped = square, jnp.zeros(square.shape, bool)
     if clip is not None:
-        held = old_values + jnp.clip(values - old_values, -clip, clip)
-        largest = jnp.maximum(square, (held - returns) ** 2)
-    stats = {"clip_fraction": (largest > square).astype(jnp.float32), "error": jnp.abs(values - returns)}
+        moved = values - old_values
+        held = (old_values + jnp.clip(moved, -clip, clip) - returns) ** 2
+        # Within the clip both are the same but for rounding, which would count as clipped half of the time.
+        clipped = (jnp.abs(moved) > clip) & (held > square)
+        largest = jnp.where(clipped, held, square)
+    stats = {"clip_fraction": clipped.astype(jnp.float32), "error": jnp.abs(values - returns)}
     return 0.5 * masked_mean(largest, mask), {name: masked_mean(value, mask) for name, value in stats.items()}
 
 
@@ -119,7 +125,8 @@ def ranking_loss(
 
     Statistics: accuracy (a tie counts half), gap, chosen, rejected.
     """
-    chosen, rejected = chosen.astype(jnp.float32), rejected.astype(jnp.float32)
+    weights = jnp.ones(chosen.shape, jnp.float32) if weights is None else weights
+    chosen, rejected, margin = (_where_weighed(x, weights) for x in (chosen, rejected, margin))
     gap = chosen - rejected
     forms: dict[str, Callable] = {
         "log_sigmoid": lambda x: jax.nn.softplus(-x),
@@ -127,16 +134,24 @@ def ranking_loss(
     }
     if kind not in forms:
         raise ValueError(f"ranking loss {kind!r}: give one of {', '.join(forms)}")
-    weights = jnp.ones(gap.shape, jnp.float32) if weights is None else weights
     losses = forms[kind](gap - margin) + centering * (chosen + rejected) ** 2
-    accuracy = jnp.where(gap == 0, 0.5, (gap > 0).astype(jnp.float32))
-    stats = {"accuracy": accuracy, "gap": gap, "chosen": chosen, "rejected": rejected}
+    stats = {"accuracy": _wins(gap), "gap": gap, "chosen": chosen, "rejected": rejected}
     return weighted_mean(losses, weights), {name: weighted_mean(value, weights) for name, value in stats.items()}
 
 
 def weighted_mean(x: Float[Array, " B"], weights: Float[Array, " B"]) -> Float[Array, ""]:
     """Mean by weights of any size; where a weight is 0, x counts for nothing whatever it is."""
     return jnp.sum(jnp.where(weights > 0, x, 0.0) * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+
+
+def _where_weighed(x: Float[Array, " B"] | float, weights: Float[Array, " B"]) -> Float[Array, " B"]:
+    """x in float32, and 0 where the weight is: there x may be nan, which a gradient of 0 times it would be too."""
+    return jnp.where(weights > 0, jnp.asarray(x, jnp.float32), 0.0)
+
+
+def _wins(gap: Float[Array, " B"]) -> Float[Array, " B"]:
+    """1 where a gap is above 0, 1/2 for a tie."""
+    return jnp.where(gap == 0, 0.5, (gap > 0).astype(jnp.float32))
 
 
 def best_of_k_loss(
@@ -166,15 +181,14 @@ def cost_loss(
     scores: costs of both sides. safer: 1 where side 0 is the safer one, -1 where side 1 is, 0 where nobody said.
     safe: 1, -1 or 0 for each side.
     """
-    scores = scores.astype(jnp.float32)
     weights = jnp.ones(safer.shape, jnp.float32) if weights is None else weights
+    scores = _where_weighed(scores, weights[:, None])
     gap = (scores[:, 1] - scores[:, 0]) * safer
     ranked, labelled = jnp.abs(safer), jnp.abs(safe)
     losses = jax.nn.softplus(-gap) * ranked + jnp.sum(jax.nn.softplus(scores * safe) * labelled, axis=1)
-    right = ((-scores * safe) > 0).astype(jnp.float32)
     stats = {
-        "accuracy": weighted_mean((gap > 0).astype(jnp.float32), weights * ranked),
-        "sign_accuracy": weighted_mean(right, weights[:, None] * labelled),
+        "accuracy": weighted_mean(_wins(gap), weights * ranked),
+        "sign_accuracy": weighted_mean(_wins(-scores * safe), weights[:, None] * labelled),
     }
     return weighted_mean(losses, weights), stats
 
@@ -196,10 +210,18 @@ def dpo_loss(
 
     h = (policy - reference)(chosen) - (policy - reference)(rejected). kind: "sigmoid", -log sigmoid(beta h)
     (arXiv:2305.18290, equation 7), where `label_smoothing` is the share of labels taken for wrong (conservative DPO);
-    "robust", the same made unbiased (arXiv:2403.00409, equation 12); "hinge", max(0, 1 - beta h) (arXiv:2305.10425);
-    "ipo", (h - 1 / (2 beta))^2 (arXiv:2310.12036, equation 17).
+    "robust", the same made unbiased (arXiv:2403.00409, equation 12); "hinge", max(0, 1 - beta h) (arXiv:2309.06657);
+    "ipo", (h - 1 / (2 beta))^2 (arXiv:2310.12036, equation 17); given means over tokens, as TRL does, it asks for
+    another beta.
+
+    Raises ValueError for another kind, and for label smoothing outside [0, 0.5) or with a kind that has none.
     """
-    h = (policy_chosen - ref_chosen).astype(jnp.float32) - (policy_rejected - ref_rejected).astype(jnp.float32)
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing {label_smoothing}: give 0 or more, less than 0.5")
+    if label_smoothing and kind in ("hinge", "ipo"):
+        raise ValueError(f"label_smoothing {label_smoothing}: the DPO loss {kind!r} has none")
+    chosen, rejected = _log_ratio(policy_chosen, ref_chosen), _log_ratio(policy_rejected, ref_rejected)
+    h = chosen - rejected
     right, wrong = jax.nn.softplus(-beta * h), jax.nn.softplus(beta * h)
     e = label_smoothing
     if kind == "sigmoid":
@@ -212,9 +234,12 @@ def dpo_loss(
         losses = (h - 0.5 / beta) ** 2
     else:
         raise ValueError(f"DPO loss {kind!r}: give sigmoid, robust, hinge or ipo")
-    return jnp.mean(losses), _implicit_rewards(
-        beta * (policy_chosen - ref_chosen), beta * (policy_rejected - ref_rejected)
-    )
+    return jnp.mean(losses), _implicit_rewards(beta * chosen, beta * rejected)
+
+
+def _log_ratio(policy: Float[Array, " B"], ref: Float[Array, " B"]) -> Float[Array, " B"]:
+    """The difference in float32, however the log-probabilities come."""
+    return policy.astype(jnp.float32) - ref.astype(jnp.float32)
 
 
 def kto_loss(
@@ -231,7 +256,7 @@ def kto_loss(
 
     kl: the reference point, an estimate of KL(policy || reference) that no gradient flows through.
     """
-    reward = beta * (policy - ref).astype(jnp.float32)
+    reward = beta * _log_ratio(policy, ref)
     point = jax.lax.stop_gradient(beta * jnp.maximum(jnp.float32(kl), 0.0))
     good, bad = jax.nn.sigmoid(reward - point), jax.nn.sigmoid(point - reward)
     losses = jnp.where(desirable > 0, desirable_weight * (1.0 - good), undesirable_weight * (1.0 - bad))
@@ -265,10 +290,6 @@ def _log_odds(logp: Float[Array, " B"]) -> Float[Array, " B"]:
 
 
 def _implicit_rewards(chosen: Float[Array, " B"], rejected: Float[Array, " B"]) -> Stats:
-    gap = (chosen - rejected).astype(jnp.float32)
-    return {
-        "rewards/chosen": jnp.mean(chosen.astype(jnp.float32)),
-        "rewards/rejected": jnp.mean(rejected.astype(jnp.float32)),
-        "rewards/accuracy": jnp.mean((gap > 0).astype(jnp.float32)),
-        "rewards/margin": jnp.mean(gap),
-    }
+    gap = chosen - rejected
+    stats = {"chosen": chosen, "rejected": rejected, "accuracy": _wins(gap), "margin": gap}
+    return {f"rewards/{name}": jnp.mean(value) for name, value in stats.items()}

@@ -23,12 +23,13 @@ from ..model import llama
 from ..model.sampling import Sampling
 from ..train import setup as train_setup
 from ..train.bundle import Llama
-from ..train.fit import Evaluator, Job, fit, further_evaluations, update_settings
+from ..train.fit import Evaluator, update_settings
 from ..train.losses import head_kl, head_logprobs, masked_mean, next_token_loss
 from ..train.settings import Settings
 from ..train.state import State, make_update
-from . import costs, critic, rewards, setup, statistics, watch
+from . import costs, critic, rewards, setup, statistics
 from .advantages import gae, whiten
+from .fit import Play, train_policy
 from .kl import AdaptiveKL, FixedKL
 from .learner import learn
 from .losses import kl_estimate, policy_loss, value_loss
@@ -74,8 +75,9 @@ class Penalty(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """Rollouts and what the networks said of them before any update. kl_exact: KL(policy || reference) at each token,
-    over the whole vocabulary. values, by critic: of the state before each token. scores: by reward and cost."""
+    """Rollouts and what the networks said of them before any update; 0 where masked. kl_exact: KL(policy || reference)
+    at each token, over the whole vocabulary. values, by critic: of the state before each token. scores: by reward and
+    cost."""
 
     rows: Rollout
     logp_RM: Float[Array, "R M"]
@@ -108,12 +110,16 @@ def make_act(
         scores = graders.of_models(frozen["rewards"], rows)
         if cost is not None:
             scores |= cost.grader.of_models(frozen["cost"], rows)
+        kl_RM = head_kl(kernel, states_RMD, ref_kernel, ref_states_RMD, sampling.temperature)
+        logp_RM, ref_logp_RM, entropy_RM, kl_RM = (
+            jnp.where(rows.mask_RM > 0, x_RM, 0.0) for x_RM in (own.logp, ref.logp, own.entropy, kl_RM)
+        )
         return Experience(
             rows=rows,
-            logp_RM=own.logp,
-            ref_logp_RM=ref.logp,
-            entropy_RM=own.entropy,
-            kl_exact_RM=head_kl(kernel, states_RMD, ref_kernel, ref_states_RMD, sampling.temperature),
+            logp_RM=logp_RM,
+            ref_logp_RM=ref_logp_RM,
+            entropy_RM=entropy_RM,
+            kl_exact_RM=kl_RM,
             values={name: c.values(params[name], rows, states_RMD) for name, c in critics.items()},
             scores=scores,
         )
@@ -269,47 +275,29 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     with jax.set_mesh(mesh):
         # The cast: policy and critics learn; reference, reward and cost models are frozen.
         scene = setup.scene_of(settings, mesh)
+        model, sampling, seed = scene.model, scene.sampling, settings.seed
         hyper, penalty = setup.section(settings, "ppo", Hyper), setup.section(settings, "kl", Penalty)
-        updates = hyper.epochs * hyper.minibatches
-        model, sampling = scene.model, scene.sampling
         cost, cost_params = costs.load(settings, scene.tokenizer, mesh, model.config.dtype)
         critics = critic.critics_of(settings, with_cost=cost is not None)
-        init = critic.initialiser(model, critics)
-        extra = {"kl_coef": penalty.coef, "score_stats": rewards.FIRST_STATS, "multiplier": cost.first if cost else 0.0}
         frozen = {"reference": scene.reference, "rewards": scene.reward_params, "cost": cost_params}
 
         # What moves them.
         setup.check_rows(settings, mesh, sampling, hyper.minibatches)
         batches = setup.with_mix(settings, scene)
         lengths = train_setup.lengths_of(settings, batches)
+        init = critic.initialiser(model, critics)
+        updates = hyper.epochs * hyper.minibatches
         optimizer, schedule = critic.optimizer_of(settings, init, lengths, batches, updates=updates)
-        update = make_update(
-            make_loss(model, critics, hyper, sampling.temperature, settings.ptx.coef),
-            optimizer,
-            schedule,
-            **update_settings(settings),
-        )
-        act = make_act(
-            model,
-            critics,
-            scene.graders,
-            cost,
-            sampling,
-            seed=settings.seed,
-            score_parts=settings.rollout.score_parts,
-        )
-        host = setup.host_scores(scene, scene.prompts.records, scene.graders, *([cost.grader] if cost else []))
-        learn_from = make_learn(update, critics, scene.graders, cost, hyper, penalty, scene.shaping, seed=settings.seed)
-
-        def bundle(params, step=None) -> Llama:
-            return Llama(model, params["policy"], scene.tokenizer, scene.template, mesh, step=step)
-
-        job = Job(
-            model=model,
-            tokenizer=scene.tokenizer,
-            template=scene.template,
+        loss_fn = make_loss(model, critics, hyper, sampling.temperature, settings.ptx.coef)
+        update = make_update(loss_fn, optimizer, schedule, **update_settings(settings))
+        parts = settings.rollout.score_parts
+        extra = {"kl_coef": penalty.coef, "score_stats": rewards.FIRST_STATS, "multiplier": cost.first if cost else 0.0}
+        play = Play(
+            act=make_act(model, critics, scene.graders, cost, sampling, seed=seed, score_parts=parts),
+            learn=make_learn(update, critics, scene.graders, cost, hyper, penalty, scene.shaping, seed=seed),
+            frozen=frozen,
+            graders=[scene.graders, *([cost.grader] if cost else [])],
             batches=batches,
-            sharding=scene.rows,
             lengths=lengths,
             start=train_setup.Start(
                 optimizer,
@@ -319,16 +307,5 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
                 settings.ema_decay is not None,
                 extra,
             ),
-            make_step=lambda where: setup.compile_step(act, learn_from, frozen, where, host),
-            evaluations=[
-                *watch.heldout_rollouts(settings, scene, act, frozen, lengths),
-                *further_evaluations(settings, lengths, evaluators, bundle),
-            ],
-            flops_per_token=model.config.flops_per_token(scene.prompts.length + sampling.max_tokens),
-            check=watch.watch_of(settings, model.config.dtype, workdir),
-            manifest={"policy": "policy"} | setup.lineage(settings),
-            tables=setup.tables(scene),
-            headline=watch.HEADLINE,
         )
-        state = fit(settings, workdir, mesh, job)
-        return bundle(state.get("ema", state["params"]), step=int(state["step"]))
+        return train_policy(settings, workdir, mesh, scene, play, evaluators)

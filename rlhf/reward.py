@@ -88,9 +88,11 @@ def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
 
     def loss_fn(params, batch):
         scores_HB2 = jnp.moveaxis(pair_scores(model, params, batch), -1, 0)
-        loss_H, stats_H = jax.vmap(of_head, (0, 0, None))(scores_HB2, weights_of(batch), dict(batch))
-        pairs = jnp.sum(batch["weight"])
-        return jnp.mean(loss_H) * pairs, pairs, {name: jnp.mean(value_H) * pairs for name, value_H in stats_H.items()}
+        weight_HB = weights_of(batch)
+        loss_H, stats_H = jax.vmap(of_head, (0, 0, None))(scores_HB2, weight_HB, dict(batch))
+        total_H = jnp.sum(weight_HB, axis=1)
+        sums = {name: jnp.mean(value_H * total_H) for name, value_H in stats_H.items()}
+        return jnp.mean(loss_H * total_H), jnp.mean(total_H), sums
 
     return loss_fn
 
@@ -168,7 +170,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         objective = _objective(settings)
         model = scalar.build(policy.config, settings.heads)
         train_setup.check_rows(settings, mesh, policy.config.max_len)
-        parts, batches, heldout = _pairs(settings, tokenizer, template)
+        parts, batches, heldout = pairs_of(settings, tokenizer, template)
         where = NamedSharding(mesh, PartitionSpec(BATCH))
         lengths = train_setup.lengths_of(settings, batches)
         frozen = train_setup.frozen_of(settings)
@@ -217,7 +219,7 @@ def _objective(settings: Settings) -> Objective:
     return objective
 
 
-def _pairs(settings: Settings, tokenizer, template) -> tuple[list[SourcePart], PairBatches, dict[str, EvalPairs]]:
+def pairs_of(settings: Settings, tokenizer, template) -> tuple[list[SourcePart], PairBatches, dict[str, EvalPairs]]:
     """The sources of `config.data.mixture`, their pairs to train on, and those held out."""
     data = settings.data
     parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]

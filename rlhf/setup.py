@@ -20,7 +20,6 @@ from ..model.sampling import Sampling
 from ..model.sharding import BATCH, PARTITION_RULES, shardings
 from ..train import checkpoints
 from ..train import setup as train_setup
-from ..train.fit import data_tables
 from ..train.settings import Settings
 from . import rewards, rollout
 
@@ -187,19 +186,6 @@ def load_reference(settings: Settings, model: llama.Model, mesh: jax.sharding.Me
     return checkpoints.load_params(settings.init_from, abstract)
 
 
-def lineage(settings: Settings) -> dict[str, Any]:
-    """What a checkpoint says of the frozen models it was trained against, and a run that goes on must find again."""
-    paths = {"reference": settings.init_from}
-    paths |= {name: s.model for name, s in settings.reward.sources.items() if "model" in s}
-    described = {name: [str(path), checkpoints.read_manifest(path)["step"]] for name, path in paths.items()}
-    return {"frozen": described}
-
-
-def tables(scene: Scene) -> dict[str, list[dict[str, str]]]:
-    """What is shown at the start: what each source of prompts holds, and what was left out of it."""
-    return data_tables(scene.prompts, {})
-
-
 def section(settings: Settings, name: str, kind: type) -> Any:
     """A section of the config as a NamedTuple of the same fields."""
     values = dict(settings[name])
@@ -233,30 +219,6 @@ def purpose_key(seed: int, purpose: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), crc32(purpose.encode()))
 
 
-def compile_step(
-    act: Callable, learn: Callable, frozen: Mapping[str, Any], where: Any, host: Callable | None
-) -> Callable[[Any, Mapping[str, Any]], tuple[Any, dict]]:
-    """`step(state, batch)` from the halves `act(state, frozen, batch) -> experience` and `learn(state, experience,
-    mix) -> (state, metrics)`: one program, or two with `host(experience) -> experience` between them."""
-    if host is None:
-
-        def whole(state, frozen, batch):
-            prompts, mix = split_mix(batch)
-            return learn(state, act(state, frozen, prompts), mix)
-
-        compiled = jax.jit(whole, donate_argnums=0, out_shardings=(where, None))
-        return lambda state, batch: compiled(state, frozen, batch)
-
-    first, second = jax.jit(act), jax.jit(learn, donate_argnums=0, out_shardings=(where, None))
-    split = jax.jit(split_mix)
-
-    def halves(state, batch):
-        prompts, mix = split(batch)
-        return second(state, host(first(state, frozen, prompts)), mix)
-
-    return halves
-
-
 def host_scores(scene: Scene, records: Sequence[Mapping], *graders: rewards.Rewards) -> Callable | None:
     """The function that adds to an experience what the graders' Python functions say; None where there are none.
 
@@ -279,10 +241,10 @@ def host_scores(scene: Scene, records: Sequence[Mapping], *graders: rewards.Rewa
 
 def decode_answers(scene: Scene, rows: rollout.Rollout) -> tuple[list[str], list[int]]:
     """The text of every answer and the number of its prompt's record, on every host."""
-    found = (rows.answers_RM, rows.lengths_R, rows.index_R)
+    found = (rows.tokens_RT, rows.mask_RM, rows.index_R)
     if jax.process_count() == 1:
-        answers, lengths, index = jax.device_get(found)
+        tokens_RT, mask_RM, index_R = jax.device_get(found)
     else:
-        answers, lengths, index = multihost_utils.process_allgather(found, tiled=True)
-    texts = [scene.tokenizer.decode(a[:n].tolist()).strip() for a, n in zip(answers, lengths, strict=True)]
-    return texts, index.tolist()
+        tokens_RT, mask_RM, index_R = multihost_utils.process_allgather(found, tiled=True)
+    answers = (row[-len(mask) :][mask > 0] for row, mask in zip(tokens_RT, mask_RM, strict=True))
+    return [scene.tokenizer.decode(answer.tolist()).strip() for answer in answers], index_R.tolist()

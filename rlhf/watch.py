@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from ..train.loop import Evaluation, TrainingStopped, check_streak
 from ..train.settings import Settings
 from ..train.setup import Lengths
 from . import setup
+from .rewards import Rewards
 
 HEADLINE = {
     "objective/scores": "score",
@@ -114,7 +115,12 @@ def _read_pairs(path: epath.Path, proxy: str, gold: str, before: int) -> list[tu
 
 
 def heldout_rollouts(
-    settings: Settings, scene: setup.Scene, act: Callable, frozen: Mapping[str, Any], lengths: Lengths
+    settings: Settings,
+    scene: setup.Scene,
+    act: Callable,
+    frozen: Mapping[str, Any],
+    graders: Sequence[Rewards],
+    lengths: Lengths,
 ) -> list[Evaluation]:
     """The evaluation "heldout": answers to the held-out prompts, drawn as in training, what they score, and
     `config.eval_rows` of them to read. None where nothing is held out."""
@@ -122,7 +128,7 @@ def heldout_rollouts(
     prompts = scene.heldout
     if prompts is None:
         return []
-    look, host = jax.jit(act), setup.host_scores(scene, prompts.records, scene.graders)
+    look, host = jax.jit(act), setup.host_scores(scene, prompts.records, *graders)
 
     def run(params: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
         state = {"params": params, "step": jnp.zeros((), jnp.int32)}

@@ -201,9 +201,10 @@ def read_manifest(path: epath.PathLike) -> dict:
 
 
 def check_continues(path: epath.PathLike, manifest: dict) -> None:
-    """Raises UserError if a run with this manifest would go on with other data or another tokenizer."""
+    """Raises UserError if a run with this manifest would go on with other data, another tokenizer or frozen model."""
     saved = read_manifest(path)
-    changed = [name for name in ("tokenizer", "template", "data_fingerprint") if saved[name] != manifest[name]]
+    fixed = ("tokenizer", "template", "data_fingerprint", "frozen")
+    changed = [name for name in fixed if saved.get(name) != manifest.get(name)]
     if changed:
         raise UserError(f"{find(path)}: its run had another {' and '.join(changed)}; start anew in another workdir")
 

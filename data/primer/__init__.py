@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from hashlib import blake2b
 from itertools import count, islice
+from pathlib import Path
 from random import Random
 
 from ..errors import UserError
@@ -119,6 +120,11 @@ def score(prompt: str, response: str) -> float:
 def reward(record: Mapping, answer: str) -> float:
     """The gold score of an answer to a prompt's record {"messages", ...}, as rewards of answers are asked."""
     return score(record["messages"][-1]["content"], answer)
+
+
+def files() -> list[Path]:
+    """What the records depend on."""
+    return sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def _distinct(skill: str, language: str, number: int) -> list[dict]:

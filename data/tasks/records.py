@@ -32,7 +32,7 @@ def preference(prompt: str, chosen: str, rejected: str, *, labels: dict | None =
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
         **(labels or {}),
-        "meta": meta,
+        **({"meta": meta} if meta else {}),
     }
 
 

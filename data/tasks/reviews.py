@@ -17,7 +17,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain, zip_longest
+from itertools import accumulate, chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,11 +114,8 @@ def select(language: str, split: str, *, part: str) -> list[Review]:
 @cache
 def place(prompt: str) -> tuple[str, str]:
     """The part and the split that all reviews with this prompt are in, by hashes of it."""
-    remaining = tasks.position(f"part/{prompt}")
-    for part, share in PARTS.items():
-        remaining -= share
-        if remaining < 0:
-            break
+    position, ends = tasks.position(f"part/{prompt}"), accumulate(PARTS.values())
+    part = next(part for part, end in zip(PARTS, ends, strict=True) if position < end)
     return part, "heldout" if tasks.position(prompt) < HELDOUT else "train"
 
 

@@ -12,6 +12,7 @@ path, and what a policy is trained on it is measured on. Held-out pairs are pair
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -107,7 +108,7 @@ def optimality(start: str, answer: str) -> float:
     walk = answer.split()
     if walk[:1] != [start] or walk[-1] != GOAL or len(walk) > LONGEST:
         return 0.0
-    if any(after not in tuple(EDGES.get(node, "")) for node, after in zip(walk, walk[1:], strict=False)):
+    if any(after not in tuple(EDGES.get(node, "")) for node, after in pairwise(walk)):
         return 0.0
     return (LONGEST - len(walk)) / (LONGEST - SHORTEST[start])
 

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from camelid.data.errors import UserError
 from camelid.data.files import DOCUMENT_CHARACTERS
-from camelid.data.sources import Report, fingerprint, read, split_of
+from camelid.data.sources import GENERATORS, Report, fingerprint, read, split_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -262,6 +262,32 @@ def test_a_fingerprint_follows_names_and_contents_but_not_the_place(tmp_path):
     (tmp_path / "b" / "2.jsonl").rename(tmp_path / "b" / "3.jsonl")
     renamed = fingerprint(f"{tmp_path}/b/*.jsonl")
     assert len({first, changed, renamed, fingerprint(f"{tmp_path}/a/1.jsonl")}) == 4
+
+
+def test_a_generator_is_read_by_its_name_and_kind():
+    records = list(GENERATORS["walks"].records("chat", "heldout"))
+    assert list(read("walks:chat", split="heldout", report=(report := Report()))) == records
+    assert report.read == len(records)
+    assert list(read("walks:chat")) == [*GENERATORS["walks"].records("chat", "train"), *records]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_kind_that_a_generator_lacks_is_refused_with_the_ones_that_it_has(name):
+    kinds = ", ".join(f"{name}:{kind}" for kind in GENERATORS[name].KINDS)
+    for use in (read, fingerprint):
+        with pytest.raises(UserError) as problem:
+            use(f"{name}:letters")
+        assert str(problem.value) == f"{name}:letters: there is no such kind; choose one of {kinds}"
+
+
+def test_the_fingerprint_of_a_generator_follows_kind_and_files(tmp_path, monkeypatch):
+    sources = ["primer:documents", "primer:chat", "walks:chat", "walks:pairs", "safe_sums:chat", "safe_sums:pairs"]
+    first = {source: fingerprint(source) for source in sources}
+    assert len(set(first.values())) == len(sources)
+    assert first == {source: fingerprint(source) for source in sources}
+    changed = Path(write(tmp_path / "walks.py", "another program"))
+    monkeypatch.setattr(GENERATORS["walks"], "files", lambda: [changed])
+    assert fingerprint("walks:chat") != first["walks:chat"]
 
 
 class TinyChats(tfds.core.GeneratorBasedBuilder):

@@ -208,7 +208,7 @@ def test_group_advantages_equal_loops_and_each_group_stands_alone(kind, n):
     found = jax.jit(lambda s: group_advantages(s, kind=kind))(scores)
     np.testing.assert_allclose(found, slow_group(scores, kind), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.sum(found, axis=1), np.zeros(4), atol=1e-5)
-    np.testing.assert_array_equal(group_advantages(scores[::-1], kind=kind), found[::-1])
+    np.testing.assert_allclose(group_advantages(scores[::-1], kind=kind), found[::-1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["rloo", "dr_grpo"])
@@ -224,6 +224,15 @@ def test_a_groups_average_gradient_is_unbiased_only_without_its_own_score_in_the
             mean_gradient += probability * np.mean(np.asarray(advantages) * slopes[pair])
     exact = p * (1 - p)
     assert mean_gradient == pytest.approx(exact if kind == "rloo" else exact / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", GROUP_KINDS)
+@pytest.mark.parametrize("score", [0.1, 100.1, 1e6 / 3])
+def test_equal_scores_have_advantages_of_exactly_0_and_finite_gradients(kind, score):
+    scores = jnp.full((2, 6), score)
+    np.testing.assert_array_equal(group_advantages(scores, kind=kind), np.zeros((2, 6)))
+    slope = jax.grad(lambda s: jnp.sum(group_advantages(s, kind=kind)[:, 0]))(scores)
+    assert np.all(np.isfinite(slope))
 
 
 def test_a_group_needs_two_answers_and_a_known_kind():

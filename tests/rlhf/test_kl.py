@@ -48,7 +48,7 @@ def test_a_kl_that_falls_with_the_coefficient_is_brought_to_its_target_from_both
         assert np.all(np.diff(distance) <= 1e-5)  # and without overshooting at this pace
 
 
-@pytest.mark.parametrize("settings", [(0.0, 100.0), (-1.0, 100.0), (6.0, 0.0), (6.0, -5.0)])
+@pytest.mark.parametrize("settings", [(0.0, 100.0), (-1.0, 100.0), (6.0, 0.0), (6.0, -5.0), (float("nan"), 100.0)])
 def test_target_and_horizon_must_be_positive(settings):
     with pytest.raises(ValueError, match=r"target|horizon"):
         AdaptiveKL(*settings)

@@ -1,0 +1,100 @@
+"""What every recipe that learns from rewards does with its two halves of a step: compile, run, watch, save, resume."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from ..train import checkpoints
+from ..train import setup as train_setup
+from ..train.bundle import Llama
+from ..train.fit import Evaluator, Job, data_tables, fit, further_evaluations
+from ..train.settings import Settings
+from . import rewards, setup, watch
+
+
+class Play(NamedTuple):
+    """What a recipe gives `train_policy`.
+
+    act(state, frozen, prompts) -> experience, and learn(state, experience, mix) -> (state, metrics): pure functions,
+    the halves of a step. frozen: parameters that do not learn. graders: whose Python functions score an experience
+    between the two. batches: of prompts, with text beside them or not.
+    """
+
+    act: Callable
+    learn: Callable
+    frozen: Mapping[str, Any]
+    graders: Sequence[rewards.Rewards]
+    batches: Any
+    lengths: train_setup.Lengths
+    start: train_setup.Start
+
+
+def train_policy(
+    settings: Settings,
+    workdir: epath.Path,
+    mesh: jax.sharding.Mesh,
+    scene: setup.Scene,
+    play: Play,
+    evaluators: Mapping[str, Evaluator],
+) -> Llama:
+    """Runs `play` to `config.total_*`, from the latest checkpoint on, and returns the policy: `params["policy"]`."""
+    model = scene.model
+    host = setup.host_scores(scene, scene.prompts.records, *play.graders)
+
+    def bundle(params: Any, step: int | None = None) -> Llama:
+        return Llama(model, params["policy"], scene.tokenizer, scene.template, mesh, step=step)
+
+    job = Job(
+        model=model,
+        tokenizer=scene.tokenizer,
+        template=scene.template,
+        batches=play.batches,
+        sharding=scene.rows,
+        lengths=play.lengths,
+        start=play.start,
+        make_step=lambda where: compile_step(play.act, play.learn, play.frozen, where, host),
+        evaluations=[
+            *watch.heldout_rollouts(settings, scene, play.act, play.frozen, play.graders, play.lengths),
+            *further_evaluations(settings, play.lengths, evaluators, bundle),
+        ],
+        flops_per_token=model.config.flops_per_token(scene.prompts.length + scene.sampling.max_tokens),
+        check=watch.watch_of(settings, model.config.dtype, workdir),
+        manifest={"policy": "policy", "frozen": lineage(settings)},
+        tables=data_tables(scene.prompts, {}),
+        headline=watch.HEADLINE,
+    )
+    state = fit(settings, workdir, mesh, job)
+    return bundle(state.get("ema", state["params"]), step=int(state["step"]))
+
+
+def compile_step(
+    act: Callable, learn: Callable, frozen: Mapping[str, Any], where: Any, host: Callable | None
+) -> Callable[[Any, Mapping[str, Any]], tuple[Any, dict]]:
+    """`step(state, batch)` from the halves `act(state, frozen, batch) -> experience` and `learn(state, experience,
+    mix) -> (state, metrics)`: one program, or two with `host(experience) -> experience` between them."""
+    if host is None:
+
+        def whole(state, frozen, batch):
+            prompts, mix = setup.split_mix(batch)
+            return learn(state, act(state, frozen, prompts), mix)
+
+        compiled = jax.jit(whole, donate_argnums=0, out_shardings=(where, None))
+        return lambda state, batch: compiled(state, frozen, batch)
+
+    first, second = jax.jit(act), jax.jit(learn, donate_argnums=0, out_shardings=(where, None))
+    split = jax.jit(setup.split_mix)
+
+    def halves(state, batch):
+        prompts, mix = split(batch)
+        return second(state, host(first(state, frozen, prompts)), mix)
+
+    return halves
+
+
+def lineage(settings: Settings) -> dict[str, list]:
+    """Path and step of every frozen model of a run, which it must find again when it goes on."""
+    paths = {"reference": settings.init_from}
+    paths |= {name: source.model for name, source in settings.reward.sources.items() if "model" in source}
+    return {name: [str(path), checkpoints.read_manifest(path)["step"]] for name, path in paths.items()}
