@@ -120,3 +120,16 @@ def grpo_base() -> ConfigDict:
     c.grpo.overlong = 0  # tokens; DAPO 4,096 of 20,480
     c.grpo.target_kl = None
     return c
+
+
+def raft_base() -> ConfigDict:
+    c = rl_base()
+    c.recipe = "raft"
+    c.optim.lr = 2e-5  # arXiv:2304.06767, section 4.1
+    c.rollout.n = 8
+    c.rollout.temperature = 0.85  # the same place
+    c.data.batch_size = 64
+    c.raft = ConfigDict()
+    c.raft.epochs = 2  # the same place
+    c.raft.minibatches = 1
+    return c

@@ -19,14 +19,16 @@ from functools import cache
 from itertools import chain, pairwise
 
 import numpy as np
-from scipy import optimize, sparse
+from scipy import sparse
 
 from ..data.errors import UserError
 from ..data.tasks import reviews
 
 BUCKETS = 2**18  # that n-grams are hashed into
 SMOOTHING = 1.0  # added to every count
-PENALTY = 0.3  # on the squared weights, beside the sum of the texts' losses
+PENALTY = 0.3  # on half the squared weights, beside the sum of the texts' losses
+TOLERANCE = 0.1  # the steepest that the loss may still be in any weight
+MOST_STEPS = 2_000
 _UNITS = {"en": re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[!?]"), "zh": re.compile(r"[\w!?]")}
 
 
@@ -89,22 +91,41 @@ def _scale(present: sparse.csr_matrix, ratios: np.ndarray) -> sparse.csr_matrix:
 
 
 def _regress(x: sparse.csr_matrix, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights and bias of the penalised logistic regression of y on x."""
-    signs = 2.0 * y - 1.0
+    """Weights and bias of the penalised logistic regression of y on x.
 
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        weights, bias = parameters[:-1], parameters[-1]
-        margins = signs * (x @ weights + bias)
-        slopes = -signs * np.exp(-np.logaddexp(0.0, margins))
-        value = np.logaddexp(0.0, -margins).sum() + 0.5 * PENALTY * weights @ weights
-        return value, np.append(x.T @ slopes + PENALTY * weights, slopes.sum())
+    By accelerated gradient steps (Nesterov 1983) that start anew where they turn back (O'Donoghue and Candes 2015,
+    arXiv:1204.3982). They take sparse products alone, which do not wait for the threads of a busy machine.
+    """
+    x = sparse.hstack([x, np.ones((x.shape[0], 1))], format="csr")  # the last weight is the bias
+    transposed, signs = x.T.tocsr(), 2.0 * y - 1.0
+    penalties = np.append(np.full(x.shape[1] - 1, PENALTY), 0.0)
+    step = 1.0 / (0.25 * _largest_eigenvalue(x, transposed) + PENALTY)  # that of a loss as curved as this one can be
+    found = ahead = np.zeros(x.shape[1])
+    age = 1.0
+    for _ in range(MOST_STEPS):
+        gradient = penalties * ahead - transposed @ (signs * np.exp(-np.logaddexp(0.0, signs * (x @ ahead))))
+        if np.abs(gradient).max() < TOLERANCE:
+            break
+        reached = ahead - step * gradient
+        if np.sum(gradient * (reached - found)) > 0:
+            age = 1.0
+        next_age = (1.0 + np.sqrt(1.0 + 4.0 * age**2)) / 2.0
+        ahead = reached + (age - 1.0) / next_age * (reached - found)
+        found, age = reached, next_age
+    return ahead[:-1], float(ahead[-1])
 
-    found = optimize.minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    return found.x[:-1], float(found.x[-1])
+
+def _largest_eigenvalue(x: sparse.csr_matrix, transposed: sparse.csr_matrix) -> float:
+    """Of the product of x and its transpose, or a little more, by power iteration."""
+    vector, size = np.ones(x.shape[0]), 1.0
+    for _ in range(30):
+        vector = x @ (transposed @ (vector / size))
+        size = np.sqrt(np.sum(vector**2))
+    return 1.02 * size
 
 
 @cache
-def classifier(language: str, part: str = "gold") -> SentimentClassifier:
+def classifier(language: str, part: str) -> SentimentClassifier:
     """The classifier of a language that a part of the reviews makes, from its passages and its whole reviews."""
     read = [reviews.labelled(language, "train", part=part, whole=whole) for whole in (False, True)]
     pairs = dict.fromkeys(chain(*read))  # each once: a short review is its own passage

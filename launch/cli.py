@@ -416,16 +416,21 @@ def _add_quickstart(commands) -> None:
         commands,
         "quickstart",
         _quickstart,
-        "Raise a small bilingual assistant from nothing on the embedded data: tokenizer, pretraining, tuning, scores.",
+        "Raise a small bilingual assistant from nothing on the embedded data: tokenizer, pretraining, tuning, reward "
+        "model, PPO, scores.",
     )
     parser.add_argument("--workdir", default="runs/quickstart", metavar="DIR", help="default: runs/quickstart")
-    parser.add_argument("--pretrain_steps", type=int, metavar="N", help="default: what its config says")
-    parser.add_argument("--sft_steps", type=int, metavar="N", help="default: what its config says")
+    for stage in ("pretrain", "sft", "reward", "ppo"):
+        parser.add_argument(f"--{stage}_steps", type=int, metavar="N", help="default: what its config says")
+    parser.add_argument("--pair_prompts", type=int, metavar="N", help="prompts answered for preference pairs")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of PPO (default: 0)")
 
 
 def _quickstart(args: argparse.Namespace) -> None:
     from etils import epath
 
-    from .quickstart import quickstart
+    from .quickstart import PAIR_PROMPTS, Steps, quickstart
 
-    quickstart(epath.Path(args.workdir), pretrain_steps=args.pretrain_steps, sft_steps=args.sft_steps)
+    steps = Steps(args.pretrain_steps, args.sft_steps, args.reward_steps, args.ppo_steps)
+    steps = steps._replace(prompts=args.pair_prompts or PAIR_PROMPTS)
+    quickstart(epath.Path(args.workdir), steps, seed=args.seed)

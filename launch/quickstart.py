@@ -6,25 +6,25 @@ table and report at the end. A stage that is complete is not run again.
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 from rich.console import Console
 from rich.table import Table
 
 from ..data import primer
-from ..data.errors import UserError
 from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
 from ..evals.gold import gold
-from ..train import pretrain, sft
+from ..rlhf.collect import pairs_of, sample_answers, write
 from ..train.bundle import Llama
 from ..train.loop import TrainingStopped
 from ..train.settings import Settings, load_config
 from .corpus import texts
+from .recipes import RECIPES
 from .report import write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -32,27 +32,54 @@ VOCAB_SIZE = 1024
 TOKENIZER_RECORDS = 8000  # of each kind
 CONTROL = ("<|im_start|>", "<|im_end|>")  # chatml's
 PER_SKILL = 20  # held-out prompts of each skill in each language
+MAX_TOKENS = 32  # of an answer
+PAIR_PROMPTS = 8000  # prompts that are answered four times for pairs
+NOISE = 0.1  # the share of pairs whose better answer is named wrongly
 
 
-def quickstart(workdir: epath.Path, *, pretrain_steps: int | None = None, sft_steps: int | None = None) -> dict:
+class Steps(NamedTuple):
+    """Other lengths of the stages than those in the configs (None), and how many prompts are answered for pairs."""
+
+    pretrain: int | None = None
+    sft: int | None = None
+    reward: int | None = None
+    ppo: int | None = None
+    prompts: int = PAIR_PROMPTS
+
+
+def quickstart(workdir: epath.Path, steps: Steps = Steps(), *, seed: int = 0) -> dict:  # noqa: B008
     """Runs all stages under `workdir`, prints the table of gold scores and returns what `results.json` holds.
 
-    pretrain_steps, sft_steps: instead of those in the configs.
+    seed: of PPO; the stages before it are the same for all.
     """
     console = Console()
     begin = time.perf_counter()
-    _announce(console, "1/3 tokenizer", "the primer's documents and conversations")
+    _announce(console, "1/6 tokenizer", "the primer's documents and conversations")
     make_tokenizer(workdir / "tokenizer")
 
-    _announce(console, "2/3 pretraining", "the primer's documents: a small world, told in two languages")
-    arguments = {"tokenizer": workdir / "tokenizer", "steps": pretrain_steps}
-    pretrained = _run(pretrain.run, "pretrain", arguments, workdir)
+    _announce(console, "2/6 pretraining", "the primer's documents: a small world, told in two languages")
+    arguments = {"tokenizer": workdir / "tokenizer", "steps": steps.pretrain}
+    pretrained = _run("pretrain", arguments, workdir)
     pretrained.template = load_template("chatml")  # it has never seen one; it is asked as the tuned one will be
-    scores = {"pretrained": gold(pretrained, per_skill=PER_SKILL)}
+    scores = {"pretrained": _gold(pretrained)}
 
-    _announce(console, "3/3 instruction tuning", "the primer's conversations, loss on the answers")
-    tuned = _run(sft.run, "sft", {"init_from": workdir / "pretrain", "steps": sft_steps}, workdir)
-    scores["sft"] = gold(tuned, per_skill=PER_SKILL)
+    _announce(console, "3/6 instruction tuning", "the primer's conversations, loss on the answers; short on purpose")
+    tuned = _run("sft", {"init_from": workdir / "pretrain", "steps": steps.sft}, workdir)
+    scores["sft"] = _gold(tuned)
+
+    _announce(
+        console, "4/6 preferences", "pairs of the tuned model's answers, the better one named; one in ten wrongly"
+    )
+    pairs = make_pairs(tuned, workdir / "pairs.jsonl", steps.prompts)
+
+    _announce(console, "5/6 reward model", "which of two answers is better")
+    arguments = {"init_from": workdir / "sft", "pairs": pairs, "steps": steps.reward}
+    _run("reward", arguments, workdir)
+
+    _announce(console, "6/6 PPO", "the tuned model against the reward model, at a price for straying")
+    arguments = {"init_from": workdir / "sft", "reward": workdir / "reward", "steps": steps.ppo}
+    policy = _run("ppo", arguments, workdir, f"--config.seed={seed}")
+    scores["ppo"] = _gold(policy)
 
     results = {
         "gold": {stage: _nested(metrics) for stage, (metrics, _) in scores.items()},
@@ -62,8 +89,18 @@ def quickstart(workdir: epath.Path, *, pretrain_steps: int | None = None, sft_st
     write_report(workdir, results, {stage: rows for stage, (_, rows) in scores.items()})
     console.print(gold_table(results["gold"]))
     console.print(f"{results['seconds']:.0f} seconds. Report: {workdir / 'report.html'}", highlight=False)
-    console.print(f"Talk to it:  .venv/bin/camelid chat {workdir / 'sft'}", markup=False, highlight=False)
+    console.print(f"Talk to it:  .venv/bin/camelid chat {workdir / 'ppo'}", markup=False, highlight=False)
     return results
+
+
+def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> epath.Path:
+    """The file of preference pairs, of the model's answers to `prompts` training prompts if there is none yet."""
+    if not path.exists():
+        answers = sample_answers(
+            tuned, "primer:chat", "camelid.data.primer:reward", prompts=prompts, n=4, max_tokens=MAX_TOKENS
+        )
+        write(pairs_of(answers, noise=NOISE, per_prompt=2), path)
+    return path
 
 
 def make_tokenizer(directory: epath.Path) -> Tokenizer:
@@ -88,14 +125,17 @@ def gold_table(scores: Mapping[str, Mapping]) -> Table:
     return table
 
 
-def _run(recipe: Callable[..., Llama], name: str, arguments: Mapping[str, Any], root: epath.Path) -> Llama:
+def _gold(model: Llama) -> tuple[dict[str, float], list[dict[str, str]]]:
+    return gold(model, per_skill=PER_SKILL, max_tokens=MAX_TOKENS)
+
+
+def _run(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: str) -> Any:
     """The run of `configs/<name>/primer.py` in `root/<name>`, to its end."""
     given = ",".join(f"{key}={value}" for key, value in arguments.items() if value is not None)
-    config = load_config(f"{CONFIGS / name / 'primer.py'}:{given}", [f"--config.data.cache_dir={root / 'cache'}"])
-    settings = Settings(config)
-    if settings.recipe != name:
-        raise UserError(f"configs/{name}/primer.py is of the recipe {settings.recipe}")
-    model = recipe(settings, root / name, {"gold": gold})
+    config = load_config(f"{CONFIGS / name / 'primer.py'}:{given}", overrides)
+    if "cache_dir" in config.data:
+        config.data.cache_dir = str(root / "cache")
+    model = RECIPES[name](Settings(config), root / name, {"gold": gold})
     if model.step < config.total_steps:
         raise TrainingStopped(f"{root / name}: stopped at step {model.step}; the same command goes on from there")
     return model

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ..data import primer
 
+STAGES = ("pretrain", "sft", "reward", "ppo")
 TEMPLATE = epath.Path(__file__).parent / "report.html.jinja"
 
 
@@ -17,12 +18,13 @@ def write_report(
     workdir: epath.Path, results: Mapping, samples: Mapping[str, Sequence[Mapping[str, str]]]
 ) -> epath.Path:
     """Writes `workdir/report.html` from the results, the samples of each stage and each stage's metrics.jsonl."""
-    stages = {path.parent.name: _read(path) for path in sorted(workdir.glob("*/metrics.jsonl"))}
+    stages = {name: _read(path) for name in STAGES if (path := workdir / name / "metrics.jsonl").exists()}
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     html = page.render(
         results=results,
         groups=["all", *primer.LANGUAGES],
-        curves=[_loss_curve(name, records) for name, records in stages.items()] + [_gold_bars(results["gold"])],
+        curves=[_loss_curve(name, stages[name]) for name in ("pretrain", "sft") if name in stages]
+        + [_reward_model_curve(stages["reward"]), _rewards_against_kl(stages["ppo"]), _gold_bars(results["gold"])],
         answers=_side_by_side(samples),
         stages=list(samples),
     )
@@ -46,6 +48,39 @@ def _loss_curve(stage: str, records: Sequence[Mapping]) -> str:
     axes.set(title=stage, xlabel="step", ylabel="loss, nats per token", ylim=(0, None))
     axes.legend(frameon=False)
     return _svg(figure)
+
+
+def _reward_model_curve(records: Sequence[Mapping]) -> str:
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*_points(records, "step", "train/accuracy"), label="training")
+    axes.plot(*_points(records, "step", "eval/heldout/pairs/accuracy"), label="held out", marker=".")
+    axes.set(title="reward", xlabel="step", ylabel="pairs ranked as labelled", ylim=(0.4, 1))
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _rewards_against_kl(records: Sequence[Mapping]) -> str:
+    """Both rewards of PPO's held-out answers, the learnt and the gold one, by their distance from the tuned model."""
+    steps: dict[int, dict] = {}
+    for record in records:
+        steps.setdefault(record["step"], {}).update(record)
+    evaluated = list(steps.values())
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    proxy = axes.plot(*_points(evaluated, "eval/heldout/kl", "eval/heldout/scores"), "o-", label="reward model")
+    axes.set(title="ppo", xlabel="KL to the tuned model, nats an answer", ylabel="reward model")
+    right = axes.twinx()
+    gold = right.plot(*_points(evaluated, "eval/heldout/kl", "eval/gold/all"), "s--C1", label="gold")
+    right.set(ylabel="gold score", ylim=(0, 1))
+    axes.legend(handles=[*proxy, *gold], frameon=False)
+    return _svg(figure)
+
+
+def _points(records: Sequence[Mapping], x: str, y: str) -> tuple[list[float], list[float]]:
+    """The two metrics of the records that have both."""
+    both = [record for record in records if x in record and y in record]
+    return [record[x] for record in both], [record[y] for record in both]
 
 
 def _gold_bars(scores: Mapping[str, Mapping]) -> str:

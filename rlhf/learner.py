@@ -36,8 +36,8 @@ def learn(
     mix: further rows (of pretraining text), of which each minibatch gets its share, the same one in every epoch.
     target_kl: after an update whose `policy/approx_kl` is above it, the rest of the epochs is left out.
 
-    Returns the state and the metrics: means over the updates that were made, `policy/first_ratio_error` of the first,
-    the last value of counters, and `policy/updates`, how many were made.
+    Returns the state and the metrics: means over the updates that were made, `policy/first_ratio_error` of the first
+    where there are ratios, the last value of counters, and `policy/updates`, how many were made.
     """
     total = jax.tree.leaves(rows)[0].shape[0]
     order_UK = minibatch_order(key, total, epochs, minibatches)
@@ -63,7 +63,8 @@ def learn(
     last = jnp.int32(made) - 1
     metrics |= {name: each[name][last] for name in ("lr", "skipped", "param_norm")}
     metrics["streak"] = jnp.max(each["streak"])
-    metrics["policy/first_ratio_error"] = each["policy/ratio_error"][0]
+    if "policy/ratio_error" in each:
+        metrics["policy/first_ratio_error"] = each["policy/ratio_error"][0]
     metrics["policy/updates"] = made
     return state, metrics
 

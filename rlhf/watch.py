@@ -71,6 +71,7 @@ class Watch:
         self._check_streak(step, metrics)
         if "policy/first_ratio_error" in metrics:
             self._check_ratio(step, metrics["policy/first_ratio_error"])
+        if "tokens/eos_rate" in metrics:
             self._check_ends(step, metrics["tokens/eos_rate"])
         if self._limits.proxy in metrics and self._limits.gold in metrics:
             self._check_hacking(step, metrics[self._limits.proxy], metrics[self._limits.gold])

@@ -1,0 +1,24 @@
+"""RAFT on the primer's instructions: tuning on the best of eight own answers by the gold score.
+
+camelid train --config=configs/raft/primer.py:init_from=runs/sft --workdir=runs/raft
+"""
+
+from camelid.configs.rl import raft_base
+from camelid.train.settings import parse_arguments
+
+
+def get_config(arg=None):
+    a = parse_arguments(arg, init_from="runs/sft", steps=40)
+    c = raft_base()
+    c.init_from = a.init_from
+    c.data.mixture = {"primer": {"source": "primer:chat", "format": "auto", "weight": 1.0}}
+    c.data.max_prompt_tokens = 56
+    c.rollout.max_tokens = 32
+    c.rollout.temperature = 1.0
+    c.reward.sources.gold = {"function": "camelid.data.primer:reward", "weight": 1.0}
+    c.raft.minibatches = 2
+    c.optim.lr = 3e-4
+    c.total_steps = a.steps
+    c.eval_percent = 25.0
+    c.evals.gold = {"per_skill": 10, "max_tokens": 32, "shown": 1}
+    return c

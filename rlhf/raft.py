@@ -1,0 +1,116 @@
+"""RAFT: tuning on the best of k own answers, round after round (reward-ranked fine-tuning, arXiv:2304.06767; LMFlow).
+
+A step of the run is a round: rollouts and scores as in PPO, then the best answer to each prompt is what the policy is
+tuned on.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jaxtyping import Array
+
+from ..data.errors import UserError
+from ..model import llama
+from ..train import setup as train_setup
+from ..train.bundle import Llama
+from ..train.fit import Evaluator, update_settings
+from ..train.losses import masked_mean
+from ..train.settings import Settings
+from ..train.state import State, make_update
+from . import critic, rewards, setup, statistics
+from .fit import Play, train_policy
+from .learner import learn
+from .ppo import Experience, make_act
+from .rollout import score_answers
+
+
+class Hyper(NamedTuple):
+    """The section `config.raft`. epochs, minibatches: over a round's best answers."""
+
+    epochs: int
+    minibatches: int
+
+
+def make_loss(model: llama.Model) -> Callable:
+    """The kept answers' negative log-likelihood, as `train.state.make_update` takes it: sums over their tokens."""
+
+    def loss_fn(params, batch):
+        kept, mask_RM = batch["rows"]["rollout"], batch["rows"]["rollout"].mask_RM
+        logp_RM = score_answers(model, params["policy"], kept, temperature=1.0).logp
+        loss, tokens = -masked_mean(logp_RM, mask_RM), jnp.sum(mask_RM)
+        return loss * tokens, tokens, {"policy/loss": loss * tokens}
+
+    return loss_fn
+
+
+def make_learn(
+    update: Callable, graders: rewards.Rewards, hyper: Hyper, shaping: rewards.Shaping, n: int, *, seed: int
+) -> Callable[[State, Experience, Mapping[str, Array]], tuple[State, dict[str, Array]]]:
+    """The function `learn(state, experience, mix) -> (state, metrics)` of a round's second half."""
+
+    def learn_from(state: State, seen: Experience, mix: Mapping[str, Array]):
+        rows, mask_RM, step = seen.rows, seen.rows.mask_RM, state["step"]
+        score_R = graders.total(seen.scores)
+        score_stats = rewards.update_stats(state["score_stats"], score_R)
+        shaped_Bn = shaping(score_R, rows, score_stats).reshape(-1, n)
+        best_B = jnp.argmax(shaped_Bn, axis=1) + jnp.arange(len(shaped_Bn)) * n
+        key = jax.random.fold_in(setup.purpose_key(seed, "minibatches"), step)
+        state, metrics = learn(
+            update,
+            state,
+            {"rollout": jax.tree.map(lambda x: x[best_B], rows)},
+            key,
+            epochs=hyper.epochs,
+            minibatches=hyper.minibatches,
+        )
+        state |= {"step": step + 1, "score_stats": score_stats}
+        metrics |= statistics.of_rollouts(rows, seen.logp_RM)
+        metrics |= statistics.of_divergence(seen.logp_RM, seen.ref_logp_RM, seen.kl_exact_RM, mask_RM)
+        metrics |= {f"objective/scores/{name}": jnp.mean(score_R) for name, score_R in seen.scores.items()}
+        metrics |= {
+            "objective/scores": jnp.mean(score_R),
+            "objective/scores_of_best": jnp.mean(score_R[best_B]),
+            "objective/entropy": masked_mean(seen.entropy_RM, mask_RM),
+            "tokens": jnp.sum(mask_RM),
+        }
+        return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    return learn_from
+
+
+def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
+    """Trains `config.init_from` on its own best answers by the rewards of `config.reward`, and returns the policy."""
+    mesh = train_setup.mesh_of(settings)
+    with jax.set_mesh(mesh):
+        scene = setup.scene_of(settings, mesh)
+        model, sampling, seed = scene.model, scene.sampling, settings.seed
+        hyper = setup.section(settings, "raft", Hyper)
+        if sampling.n < 2:
+            raise UserError(f"config.rollout.n {sampling.n}: the best is chosen among 2 answers or more")
+        setup.check_rows(settings, mesh, sampling, hyper.minibatches * sampling.n)
+        lengths = train_setup.lengths_of(settings, scene.prompts)
+        init = critic.initialiser(model, {})
+        updates = hyper.epochs * hyper.minibatches
+        optimizer, schedule = critic.optimizer_of(settings, init, lengths, scene.prompts, updates=updates)
+        update = make_update(make_loss(model), optimizer, schedule, **update_settings(settings))
+        parts = settings.rollout.score_parts
+        play = Play(
+            act=make_act(model, {}, scene.graders, None, sampling, seed=seed, score_parts=parts),
+            learn=make_learn(update, scene.graders, hyper, scene.shaping, sampling.n, seed=seed),
+            frozen={"reference": scene.reference, "rewards": scene.reward_params},
+            graders=[scene.graders],
+            batches=scene.prompts,
+            lengths=lengths,
+            start=train_setup.Start(
+                optimizer,
+                init,
+                critic.loader(settings, model, {}),
+                train_setup.frozen_of(settings),
+                settings.ema_decay is not None,
+                {"score_stats": rewards.FIRST_STATS},
+            ),
+        )
+        return train_policy(settings, workdir, mesh, scene, play, evaluators)
