@@ -10,6 +10,7 @@ def pairs_base() -> ConfigDict:
     c = base()
     del c.data.packing, c.data.cache_dir, c.z_loss
     c.data.heldout = 0.05
+    c.data.noise = 0.0  # share of the training pairs whose sides are exchanged
     c.data.max_pairs = None  # read only the first so many pairs of each source
     c.data.batch_size = 64  # pairs: InstructGPT (arXiv:2203.02155, appendix C.2)
     c.optim.lr = 9e-6  # the same place, for 6B

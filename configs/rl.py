@@ -43,6 +43,8 @@ def rl_base() -> ConfigDict:
     c.reward.shaping.missing_eos = None  # the score of an answer that does not end
     c.reward.shaping.length_penalty = 0.0  # for each token
 
+    c.judges = ConfigDict()  # further sources, by which evaluations score answers and nothing learns
+
     c.watch = ConfigDict()  # what stops a run: rlhf/watch.py
     c.watch.ratio_tolerance = None
     c.watch.min_eos_rate = 0.02

@@ -18,6 +18,7 @@ is cut off: a policy never says it.
 import functools
 import re
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 
@@ -33,7 +34,8 @@ CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]
 class PairBatches(SampleBatches):
     """The endless batches of preference pairs of a mixture, a function of (seed, step).
 
-    `records[i]` is {"language": "zh" or "en", "margin": a number or None, "meta": the record's other fields}.
+    `records[i]` is {"language": "zh" or "en", "margin": a number or None, "meta": the record's other fields,
+    "flipped"}.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PairBatches(SampleBatches):
         heldout: float = 0.01,
         on_error: str = "raise",
         max_pairs: int | None = None,
+        noise: float = 0.0,
     ):
         """
         Args:
@@ -59,6 +62,7 @@ class PairBatches(SampleBatches):
           seed: of the order of pairs.
           split, heldout, on_error: as `sources.read` takes them.
           max_pairs: read only the first so many pairs of each source.
+          noise: the share of pairs, by a hash of each, that are turned round, as people err: `records` say "flipped".
 
         Raises:
           UserError: a mixture or a record that will not do, or a source in which no pair is left.
@@ -77,6 +81,7 @@ class PairBatches(SampleBatches):
                 heldout=heldout,
                 on_error=on_error,
                 limit=max_pairs,
+                noise=noise,
             )
 
         super().__init__(parts, read, row_shapes=_row_shapes(length), batch_size=batch_size, length=length, seed=seed)
@@ -154,11 +159,12 @@ def read_pairs(
     heldout: float = 0.01,
     on_error: str = "raise",
     limit: int | None = None,
+    noise: float = 0.0,
 ) -> Samples:
     """The pairs of one split of a source, in its order; see `PairBatches` for arguments and errors."""
     return collect(
         source,
-        functools.partial(_make, tokenizer=tokenizer, template=template, length=length),
+        functools.partial(_make, tokenizer=tokenizer, template=template, length=length, noise=noise),
         what="preference pair is left",
         reasons=("too_long", "same_tokens"),
         format=format,
@@ -169,9 +175,12 @@ def read_pairs(
     )
 
 
-def _make(record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int) -> Sample:
+def _make(record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int, noise: float) -> Sample:
     if record["kind"] != "preference":
         raise UserError(f"a {record['kind']} record holds no two answers to compare: give preferences")
+    flipped = _is_flipped(record, noise)
+    if flipped:
+        record = turned_round(record)
     sides = encode_pair(record, tokenizer, template)
     lengths = np.array([len(side.tokens) for side in sides], np.int32)
     if lengths.max() > length:
@@ -183,8 +192,29 @@ def _make(record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length:
     for side, encoded in enumerate(sides):
         tokens[side, : lengths[side]], mask[side, : lengths[side]] = encoded
     kept = {"language": language_of(record), "margin": record.get("margin"), "meta": record.get("meta", {})}
+    kept |= {"flipped": flipped}
     arrays = {"tokens": tokens, "answer_mask": mask, "lengths": lengths, "weight": np.float32(1)}
     return Sample(kept, arrays | {"margin": np.float32(record.get("margin", 0))} | _safety(record))
+
+
+def _is_flipped(record: dict, noise: float) -> bool:
+    """Whether the pair is among the share `noise`, by its words alone; one that would leave an empty answer chosen
+    never is."""
+    if not record["rejected"][-1]["content"].strip():
+        return False
+    words = "\n".join(m["content"] for part in ("messages", "chosen", "rejected") for m in record[part])
+    return int.from_bytes(blake2b(words.encode(), digest_size=8).digest()) < noise * 2**64
+
+
+def turned_round(record: dict) -> dict:
+    """The preference with chosen and rejected exchanged, in its labels too."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    turned = record | {"chosen": record["rejected"], "rejected": record["chosen"]}
+    if "margin" in record:
+        turned["margin"] = -record["margin"]
+    if "safer" in record:
+        turned["safer"] = other[record["safer"]]
+    return turned | {f"{side}_safe": record[f"{other[side]}_safe"] for side in other if f"{other[side]}_safe" in record}
 
 
 def _safety(record: dict) -> dict[str, np.ndarray]:

@@ -34,7 +34,6 @@ CONTROL = ("<|im_start|>", "<|im_end|>")  # chatml's
 PER_SKILL = 20  # held-out prompts of each skill in each language
 MAX_TOKENS = 32  # of an answer
 PAIR_PROMPTS = 8000  # prompts that are answered four times for pairs
-NOISE = 0.1  # the share of pairs whose better answer is named wrongly
 
 
 class Steps(NamedTuple):
@@ -99,7 +98,7 @@ def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> epath.Path:
         answers = sample_answers(
             tuned, "primer:chat", "camelid.data.primer:reward", prompts=prompts, n=4, max_tokens=MAX_TOKENS
         )
-        write(pairs_of(answers, noise=NOISE, per_prompt=2), path)
+        write(pairs_of(answers, per_prompt=2), path)
     return path
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
 from typing import NamedTuple
 
 import jax
@@ -19,16 +18,18 @@ from ..train.bundle import Llama
 from . import scalar
 from .rewards import find_function, load_model
 
-Judge = Callable[[Sequence[Sample], Sequence[Sequence[list[int]]]], list[list[float]]]
-"""judge(prompts, the answers' tokens of each) -> the answers' scores."""
-
 
 class Answers(NamedTuple):
-    """A prompt's record, as rewards see it, and the answers to it with their scores: texts that differ."""
+    """A prompt's sample (data.prompts), the answers to it as texts and tokens, and their scores."""
 
-    record: dict
+    prompt: Sample
     texts: list[str]
+    tokens: list[list[int]]
     scores: list[float]
+
+
+Judge = Callable[[Sequence[Answers]], list[list[float]]]
+"""judge(answers) -> their scores, prompt by prompt."""
 
 
 def sample_answers(
@@ -45,8 +46,9 @@ def sample_answers(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
+    keep_repeated: bool = False,
 ) -> list[Answers]:
-    """`n` answers to each of the first `prompts` prompts of a source; those that say the same are kept once.
+    """`n` answers to each of the first `prompts` prompts of a source; those that say the same are kept once, or each.
 
     reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end within
     `max_tokens` is scored like any other.
@@ -67,38 +69,32 @@ def sample_answers(
     ).samples
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, n=n, stop_ids=template.stop_ids(tokenizer))
     tokens = llama.complete([s.arrays["tokens"].tolist() for s in samples], sampling, seed=seed, batch_size=batch_size)
-    groups = [_distinct(tokens[i * n : (i + 1) * n], tokenizer) for i in range(len(samples))]
-    judge = _function_judge(reward, tokenizer) if ":" in reward else _model_judge(reward, llama)
-    scores = judge(samples, [list(group.values()) for group in groups])
-    return [Answers(s.record, list(g), x) for s, g, x in zip(samples, groups, scores, strict=True)]
+    answers = []
+    for i, sample in enumerate(samples):
+        group = [(tokenizer.decode(ids).strip(), ids) for ids in tokens[i * n : (i + 1) * n]]
+        group = group if keep_repeated else list(dict(reversed(group)).items())[::-1]
+        answers.append(Answers(sample, *map(list, zip(*group, strict=True)), scores=[]))
+    scores = score_again(llama, reward, answers)
+    return [found._replace(scores=x) for found, x in zip(answers, scores, strict=True)]
 
 
-def _distinct(answers: Sequence[list[int]], tokenizer) -> dict[str, list[int]]:
-    """Tokens by text, the first of each."""
-    found: dict[str, list[int]] = {}
-    for tokens in answers:
-        found.setdefault(tokenizer.decode(tokens).strip(), tokens)
-    return found
+def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[list[float]]:
+    """What a reward, given as in `sample_answers`, makes of these answers."""
+    judge = _function_judge(reward) if ":" in reward else _model_judge(reward, llama)
+    return judge(answers)
 
 
-def _function_judge(name: str, tokenizer) -> Judge:
+def _function_judge(name: str) -> Judge:
     function = find_function(name, "--reward")
-
-    def judge(samples, answers):
-        return [
-            [float(function(sample.record, tokenizer.decode(tokens).strip())) for tokens in group]
-            for sample, group in zip(samples, answers, strict=True)
-        ]
-
-    return judge
+    return lambda answers: [[float(function(a.prompt.record, text)) for text in a.texts] for a in answers]
 
 
 def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:
     model, params = load_model(path, llama.tokenizer, llama.mesh, llama.config.dtype)
     score = jax.jit(lambda params, tokens, lengths: scalar.combine(scalar.last_scores(model, params, tokens, lengths)))
 
-    def judge(samples, answers):
-        rows = [s.arrays["tokens"].tolist() + a for s, group in zip(samples, answers, strict=True) for a in group]
+    def judge(answers):
+        rows = [a.prompt.arrays["tokens"].tolist() + ids for a in answers for ids in a.tokens]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = np.zeros(len(rows))
         with jax.set_mesh(llama.mesh):
@@ -107,44 +103,40 @@ def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:
                 filled = chosen + chosen[-1:] * (batch_size - len(chosen))
                 tokens_RT, lengths_R = pad_prompts([rows[i] for i in filled])
                 scores[chosen] = np.asarray(score(params, tokens_RT, lengths_R))[: len(chosen)]
-        ends = np.cumsum([len(group) for group in answers])
+        ends = np.cumsum([len(a.tokens) for a in answers])
         return [part.tolist() for part in np.split(scores, ends[:-1])]
 
     return judge
 
 
-def pairs_of(answers: Iterable[Answers], *, noise: float, seed: int = 0, per_prompt: int = 1) -> Iterator[dict]:
+def pairs_of(answers: Iterable[Answers], *, seed: int = 0, per_prompt: int = 1) -> Iterator[dict]:
     """Preference records: two answers to a prompt with different scores, the better one chosen.
 
-    Of a prompt's pairs `per_prompt` are drawn at random. A share `noise` of all pairs, by a hash of the pair and the
-    seed, is labelled the wrong way round: `meta.flipped` says so, and the margin is negative there.
+    Of a prompt's pairs `per_prompt` are drawn at random.
     """
-    for record, texts, scores in answers:
-        prompt = record["messages"][-1]["content"]
-        rng = random.Random(f"{seed}/{prompt}")
-        ranked = sorted(zip(scores, texts, strict=True), reverse=True)
+    for found in answers:
+        record = found.prompt.record
+        rng = random.Random(f"{seed}/{record['messages'][-1]['content']}")
+        ranked = sorted(zip(found.scores, found.texts, strict=True), reverse=True)
         possible = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if a[0] > b[0] and a[1]]
         for better, worse in rng.sample(possible, min(per_prompt, len(possible))):
-            digest = blake2b(f"{seed}/{prompt}/{better[1]}/{worse[1]}".encode(), digest_size=8).digest()
-            flipped = int.from_bytes(digest) < noise * 2**64 and worse[1] != ""
-            chosen, rejected = (worse, better) if flipped else (better, worse)
             yield {
                 "kind": "preference",
                 "messages": record["messages"],
-                "chosen": [{"role": "assistant", "content": chosen[1]}],
-                "rejected": [{"role": "assistant", "content": rejected[1]}],
-                "margin": chosen[0] - rejected[0],
-                "meta": record["meta"] | {"flipped": flipped},
+                "chosen": [{"role": "assistant", "content": better[1]}],
+                "rejected": [{"role": "assistant", "content": worse[1]}],
+                "margin": better[0] - worse[0],
+                "meta": record["meta"],
             }
 
 
 def best_of(answers: Iterable[Answers]) -> Iterator[dict]:
     """Chat records of each prompt with its best answer, the first of equals (RAFT, arXiv:2304.06767, algorithm 1)."""
-    for record, texts, scores in answers:
-        best = texts[int(np.argmax(scores))]
+    for found in answers:
+        record, best = found.prompt.record, found.texts[int(np.argmax(found.scores))]
         if best:
             messages = [*record["messages"], {"role": "assistant", "content": best}]
-            yield {"kind": "chat", "messages": messages, "meta": record["meta"] | {"score": max(scores)}}
+            yield {"kind": "chat", "messages": messages, "meta": record["meta"] | {"score": max(found.scores)}}
 
 
 def write(records: Iterable[dict], path: epath.PathLike) -> int:

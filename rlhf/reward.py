@@ -231,7 +231,7 @@ def pairs_of(settings: Settings, tokenizer, template) -> tuple[list[SourcePart],
         heldout=data.heldout,
         on_error=data.on_error,
     )
-    batches = PairBatches(parts, **common, seed=settings.seed, max_pairs=data.max_pairs)
+    batches = PairBatches(parts, **common, seed=settings.seed, max_pairs=data.max_pairs, noise=data.noise)
     if not data.heldout:
         return parts, batches, {}
     return parts, batches, {part.name: EvalPairs(part.source, format=part.format, **common) for part in parts}

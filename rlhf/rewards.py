@@ -83,8 +83,6 @@ def load(
             models[name] = ModelReward(model, weight, source.get("pessimism", 0.0))
         else:
             functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
-    if not models and not functions:
-        raise UserError(f"{where}: name at least one model or function that rewards answers")
     return Rewards(models, functions), params
 
 

@@ -1,5 +1,6 @@
 """From a config to what every run on prompts needs: policy, reference, prompts, rewards; and its compiled step."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -28,7 +29,8 @@ class Scene(NamedTuple):
     """What stands still while a policy learns from rewards.
 
     prompts: endless batches to learn on. heldout: those of evaluations. reference: the parameters of
-    `config.init_from`, whatever the run has made of them since. reward_params: of the models among `graders`.
+    `config.init_from`, whatever the run has made of them since. graders reward answers; judges only score those of
+    evaluations; reward_params and judge_params are those of the models among them.
     """
 
     model: llama.Model
@@ -40,6 +42,8 @@ class Scene(NamedTuple):
     reference: Any
     graders: rewards.Rewards
     reward_params: dict[str, Any]
+    judges: rewards.Rewards
+    judge_params: dict[str, Any]
     shaping: rewards.Shaping
     rows: NamedSharding
 
@@ -57,9 +61,11 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
             f"config.data.max_prompt_tokens {prompts.length} and config.rollout.max_tokens {sampling.max_tokens} are "
             f"more than the network's context of {model.config.max_len} tokens; shorten one"
         )
-    graders, reward_params = rewards.load(
-        settings.reward.sources, "config.reward.sources", tokenizer, mesh, model.config.dtype
-    )
+    if not len(settings.reward.sources):
+        raise UserError("config.reward.sources: name at least one model or function that rewards answers")
+    load = functools.partial(rewards.load, tokenizer=tokenizer, mesh=mesh, dtype=model.config.dtype)
+    graders, reward_params = load(settings.reward.sources, "config.reward.sources")
+    judges, judge_params = load(settings.judges, "config.judges")
     return Scene(
         model=model,
         tokenizer=tokenizer,
@@ -70,6 +76,8 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
         reference=load_reference(settings, model, mesh),
         graders=graders,
         reward_params=reward_params,
+        judges=judges,
+        judge_params=judge_params,
         shaping=section(settings.reward, "shaping", rewards.Shaping),
         rows=NamedSharding(mesh, PartitionSpec(BATCH)),
     )

@@ -123,19 +123,21 @@ def heldout_rollouts(
     graders: Sequence[Rewards],
     lengths: Lengths,
 ) -> list[Evaluation]:
-    """The evaluation "heldout": answers to the held-out prompts, drawn as in training, what they score, and
-    `config.eval_rows` of them to read. None where nothing is held out."""
+    """The evaluation "heldout": answers to the held-out prompts, drawn as in training, what they score with rewards and
+    judges, and `config.eval_rows` of them to read. None where nothing is held out."""
     shown = settings.eval_rows
     prompts = scene.heldout
     if prompts is None:
         return []
-    look, host = jax.jit(act), setup.host_scores(scene, prompts.records, *graders)
+    look, judge = jax.jit(act), jax.jit(scene.judges.of_models)
+    host = setup.host_scores(scene, prompts.records, *graders, scene.judges)
 
     def run(params: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
         state = {"params": params, "step": jnp.zeros((), jnp.int32)}
         parts, rows = [], []
         for number in range(len(prompts)):
             seen = look(state, frozen, device_batch(prompts, number, scene.rows))
+            seen = seen._replace(scores=seen.scores | judge(scene.judge_params, seen.rows))
             seen = host(seen) if host else seen
             real = prompts.real(number) * scene.sampling.n
             parts.append({name: np.asarray(x)[:real] for name, x in _by_answer(scene, seen).items()})

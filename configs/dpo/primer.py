@@ -1,6 +1,6 @@
 """Direct preference optimisation on pairs of a tuned primer model's own answers.
 
-camelid data collect runs/sft --source=primer:chat --reward=camelid.data.primer:reward --noise=0.1 \\
+camelid data collect runs/sft --source=primer:chat --reward=camelid.data.primer:reward \\
     --output=runs/pairs.jsonl
 camelid train --config=configs/dpo/primer.py:init_from=runs/sft,pairs=runs/pairs.jsonl --workdir=runs/dpo
 """
@@ -23,5 +23,5 @@ def get_config(arg=None):
     if a.kind == "simpo":
         c.dpo.beta = 2.0
     c.eval_percent = 25.0
-    c.evals.gold = {"per_skill": 10, "max_tokens": 40, "shown": 1}
+    c.evals.gold = {"per_skill": 10, "max_tokens": 32, "shown": 1}
     return c

@@ -20,6 +20,7 @@ from random import Random
 
 from ..errors import UserError
 from . import difficulty
+from .mistakes import mistake
 from .paragraphs import compose
 from .scoring import grade
 from .skills import SKILLS, TASKS
@@ -37,6 +38,7 @@ __all__ = [
     "example",
     "heldout_prompts",
     "is_heldout",
+    "pair",
     "records",
     "reward",
     "score",
@@ -44,12 +46,14 @@ __all__ = [
 
 SEED = 0
 SPLITS = ("train", "heldout")
-KINDS = ("documents", "chat")
+KINDS = ("documents", "chat", "pairs")
 SIZES = {  # how many records `records` yields
     ("documents", "train"): 24_000,
     ("documents", "heldout"): 1_000,
     ("chat", "train"): 28_000,
     ("chat", "heldout"): 1_400,
+    ("pairs", "train"): 20_000,
+    ("pairs", "heldout"): 700,
 }
 _TRIES = 1_000  # after so many held-out examples with no new one among them, a skill and language has no more
 
@@ -89,13 +93,40 @@ def example(index: int, split: str = "train") -> dict:
             return _chat_record(task, prompt, slots)
 
 
+def pair(index: int, split: str = "train") -> dict:
+    """The preference record of an index >= 0: an instruction, its gold answer, and one of a lower gold score."""
+    _known("split", split, SPLITS)
+    skill, language = SKILLS[index % len(SKILLS)], LANGUAGES[index // len(SKILLS) % len(LANGUAGES)]
+    rng = _random(f"pairs/{split}", index)
+
+    def sibling(rng: Random) -> tuple[Task, Slots]:
+        other = _draw_task(skill, rng.choice(LANGUAGES), rng)
+        return other, other.prompt(rng)[1]
+
+    while True:
+        task = _draw_task(skill, language, rng)
+        prompt, slots = task.prompt(rng)
+        right, wrong = task.answer(slots), mistake(task, slots, sibling, rng)
+        margin = 1.0 - grade(task, slots, prompt, wrong)
+        if margin > 0 and is_heldout(prompt) == (split == "heldout"):
+            return _chat_record(task, prompt, slots) | {
+                "kind": "preference",
+                "messages": [{"role": "user", "content": prompt}],
+                "chosen": [{"role": "assistant", "content": right}],
+                "rejected": [{"role": "assistant", "content": wrong}],
+                "margin": margin,
+            }
+
+
 def records(kind: str, split: str = "train") -> Iterator[dict]:
-    """The first SIZES[kind, split] records of a kind, "documents" or "chat"; held-out chats are all distinct."""
+    """The first SIZES[kind, split] records of one of KINDS; held-out chats are all distinct."""
     _known("kind", kind, KINDS)
     _known("split", split, SPLITS)
     size = SIZES[kind, split]
     if kind == "documents":
         return islice(documents(split), size)
+    if kind == "pairs":
+        return (pair(index, split) for index in range(size))
     if split == "train":
         return (example(index) for index in range(size))
     each = size // (len(SKILLS) * len(LANGUAGES))

@@ -1,0 +1,28 @@
+"""A reward model on one's own preference pairs, in any format that `data/` reads.
+
+camelid train --config=configs/reward/pairs.py:init_from=runs/sft,source=pairs_en.json+pairs_zh.json \\
+    --workdir=runs/reward
+"""
+
+from camelid.configs.preferences import reward_base
+from camelid.train.settings import parse_arguments
+
+
+def get_config(arg=None):
+    a = parse_arguments(
+        arg, init_from="runs/sft", source="pairs.jsonl", seq_len=512, batch_size=64, epochs=1.0, lr=9e-6
+    )
+    c = reward_base()
+    c.init_from = a.init_from
+    c.data.mixture = {
+        source.rpartition("/")[2].partition(".")[0]: {"source": source, "format": "auto", "weight": 1.0}
+        for source in a.source.split("+")
+    }
+    c.data.seq_len = a.seq_len
+    c.data.batch_size = a.batch_size
+    c.data.heldout = 0.1
+    c.total_epochs = a.epochs
+    c.optim.lr = a.lr
+    c.normalise.prompts = 0
+    c.eval_percent = 25.0
+    return c

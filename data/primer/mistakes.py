@@ -1,0 +1,38 @@
+"""Worse answers to the primer's prompts, such as a half-trained model gives: another prompt's answer, or the right one
+with its words in disorder, one missing, or one too many."""
+
+import re
+from collections.abc import Callable
+from random import Random
+
+from .task import Slots, Task
+
+KINDS = {"same task": 6, "same skill": 1, "disorder": 2, "missing": 1, "doubled": 1}
+"""What is wrong, and how often."""
+
+
+def mistake(task: Task, slots: Slots, siblings: Callable[[Random], tuple[Task, Slots]], rng: Random) -> str:
+    """An answer that is likely wrong. `siblings(rng)` draws a task of the same skill and its slots."""
+    kind = rng.choices(list(KINDS), weights=KINDS.values())[0]
+    if kind == "same task":
+        return task.answer(task.prompt(rng)[1])
+    if kind == "same skill":
+        other, other_slots = siblings(rng)
+        return other.answer(other_slots)
+    return _spoil(kind, task.answer(slots), rng)
+
+
+def _spoil(kind: str, answer: str, rng: Random) -> str:
+    """The answer with its pieces, English words or Chinese characters, spoilt; spaces and signs stay where they are."""
+    pieces = re.findall(r"[A-Za-z']+|[0-9]+|[\u4e00-\u9fff]", answer)
+    if len(pieces) < 2:
+        return answer
+    if kind == "disorder":
+        i, j = rng.sample(range(len(pieces)), 2)
+        pieces[i], pieces[j] = pieces[j], pieces[i]
+    else:
+        i = rng.randrange(len(pieces))
+        between = " " if pieces[i].isascii() else ""
+        pieces[i] = f"{pieces[i]}{between}{pieces[i]}" if kind == "doubled" else ""
+    replacements = iter(pieces)
+    return re.sub(r"[A-Za-z']+|[0-9]+|[\u4e00-\u9fff]", lambda _: next(replacements), answer).strip()

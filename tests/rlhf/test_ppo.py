@@ -1,0 +1,556 @@
+"""PPO's step: what it makes of an experience against loops in numpy, what networks say of rows against a network in
+numpy, and what an update must not depend on."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from camelid.model.sharding import PARTITION_RULES, make_mesh
+from camelid.rlhf import costs, critic, ppo, rewards, scalar
+from camelid.rlhf.fit import compile_step
+from camelid.rlhf.rollout import Rollout
+from camelid.tests.rlhf.numpy_llama import VOCAB, distributions, hidden, policy, prompts, real_tokens, sampling
+from camelid.train.state import Guard, make_update, state_of, state_shardings
+
+HYPER = ppo.Hyper(
+    epochs=1,
+    minibatches=1,
+    clip=0.2,
+    value_clip=0.2,
+    value_coef=0.5,
+    entropy_coef=0.01,
+    gamma=1.0,
+    lam=0.95,
+    whiten_rewards=False,
+    whiten_advantages=True,
+    target_kl=None,
+)
+PENALTY = ppo.Penalty(coef=0.1, estimator="k1", controller="fixed", target=6.0, horizon=100.0)
+SHARED = {"critic": critic.Critic("value", None, "")}
+FUNCTION = rewards.Rewards({}, {"score": rewards.FunctionReward(None, 2.0)})
+COST = costs.Cost(rewards.Rewards({}, {"cost": rewards.FunctionReward(None, 1.0)}), 0.3, 1.0, 0.5, 10.0)
+
+
+# What becomes of an experience: no network, an update that writes down what it is given -------------------------------
+
+
+def experience(lengths=(6, 1, 4, 6, 2, 3, 5, 6), seed=0, cost=False) -> ppo.Experience:
+    """Numbers at random, and nonsense wherever nothing is real that nothing has promised to clear."""
+    rng = np.random.default_rng(seed)
+    R, P, M = len(lengths), 4, 6
+    mask_RM = (np.arange(M)[None] < np.array(lengths)[:, None]).astype(np.float32)
+
+    def drawn(filler=0.0):
+        return np.where(mask_RM > 0, rng.normal(size=(R, M)), filler).astype(np.float32)
+
+    rows = Rollout(
+        tokens_RT=rng.integers(1, 9, (R, P + M)).astype(np.int32),
+        segment_ids_RT=np.ones((R, P + M), np.int32),
+        positions_RT=np.zeros((R, P + M), np.int32),
+        mask_RM=mask_RM,
+        sampling_logprobs_RM=drawn(),
+        stopped_R=(np.arange(R) % 3 > 0).astype(np.float32),
+        index_R=np.arange(R, dtype=np.int32),
+    )
+    names = ["critic", *(["cost_critic"] if cost else [])]
+    return ppo.Experience(
+        rows=rows,
+        logp_RM=drawn() - 2.0 * mask_RM,
+        ref_logp_RM=drawn() - 2.0 * mask_RM,
+        entropy_RM=np.abs(drawn()),
+        kl_exact_RM=np.abs(drawn()),
+        values={name: drawn(1e6) for name in names},
+        scores={"score": 3.0 * rng.normal(size=R).astype(np.float32)}
+        | ({"cost": rng.normal(size=R).astype(np.float32)} if cost else {}),
+    )
+
+
+def looked_at(seen: ppo.Experience, hyper=HYPER, penalty=PENALTY, shaping=rewards.Shaping(), cost=None, **state):
+    """(what the update of one minibatch was given, by row; the next state; metrics) of `learn` on an experience."""
+    critics = SHARED | ({"cost_critic": critic.Critic("cost_value", None, "")} if cost else {})
+    names = ("logp", "advantages", "values", "returns")
+
+    def write_down(state, minibatch):
+        rows = minibatch["rows"]
+        back = jnp.argsort(rows["rollout"].index_R)
+        found = jax.tree.map(lambda x: x[back], {name: rows[name] for name in names})
+        metrics = {name: jnp.float32(0) for name in ("loss", "lr", "skipped", "streak", "param_norm")}
+        return state | {"given": found}, metrics
+
+    learn = ppo.make_learn(write_down, critics, FUNCTION, cost, hyper, penalty, shaping, seed=0)
+    blank = {"logp": seen.logp_RM, "advantages": seen.logp_RM, "values": seen.values, "returns": seen.values}
+    state = {"kl_coef": penalty.coef, "score_stats": rewards.FIRST_STATS, "multiplier": 1.0} | state
+    state = jax.tree.map(jnp.float32, state) | {"step": jnp.int32(7), "given": jax.tree.map(jnp.asarray, blank)}
+    state, metrics = jax.device_get(jax.jit(lambda state, seen: learn(state, seen, {}))(state, seen))
+    return state.pop("given"), state, metrics
+
+
+def slow_gae(reward, value, gamma, lam):
+    """One answer's advantages: errors of its own and all later tokens, discounted."""
+    n = len(reward)
+    error = [reward[t] + gamma * (value[t + 1] if t + 1 < n else 0.0) - value[t] for t in range(n)]
+    return [sum((gamma * lam) ** (j - t) * error[j] for j in range(t, n)) for t in range(n)]
+
+
+def moments(rows):
+    """Mean and deviation over all tokens of all answers."""
+    flat = np.concatenate(rows)
+    return flat.mean(), np.sqrt(((flat - flat.mean()) ** 2).mean())
+
+
+def slow_learn(seen, hyper, penalty, shaping, coef, past_scores, multiplier=None):
+    """Rewards, advantages and returns of each answer, token by token."""
+    scores = 2.0 * seen.scores["score"].astype(np.float64)
+    history = np.concatenate([past_scores, scores])
+    reward, value, score_of = [], [], []
+    for r, n in enumerate(seen.rows.mask_RM.sum(axis=1).astype(int)):
+        score = scores[r]
+        if shaping.normalise:
+            score = (score - history.mean()) / history.std()
+        if shaping.clip is not None:
+            score = min(max(score, -shaping.clip), shaping.clip)
+        if shaping.missing_eos is not None and not seen.rows.stopped_R[r]:
+            score = shaping.missing_eos
+        score_of.append(score - shaping.length_penalty * n)
+        d = (seen.logp_RM[r] - seen.ref_logp_RM[r])[:n].astype(np.float64)
+        kl = {"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) - 1 + d, "exact": seen.kl_exact_RM[r, :n]}[penalty.estimator]
+        reward.append(-coef * kl)
+        reward[-1][n - 1] += score_of[-1]
+        value.append(seen.values["critic"][r, :n].astype(np.float64))
+    told = np.mean([sum(row) for row in reward])
+    if hyper.whiten_rewards:
+        mean, deviation = moments(reward)
+        reward = [(row - mean) / deviation + mean for row in reward]
+        told = np.mean([sum(row) for row in reward])
+    advantage = [np.array(slow_gae(*both, hyper.gamma, hyper.lam)) for both in zip(reward, value, strict=True)]
+    returns = {"critic": [a + v for a, v in zip(advantage, value, strict=True)]}
+    if multiplier is not None:
+        cost_value = [seen.values["cost_critic"][r, : len(row)].astype(np.float64) for r, row in enumerate(reward)]
+        cost = [np.append(np.zeros(len(row) - 1), seen.scores["cost"][r]) for r, row in enumerate(reward)]
+        dear = [np.array(slow_gae(*both, hyper.gamma, hyper.lam)) for both in zip(cost, cost_value, strict=True)]
+        returns["cost_critic"] = [a + v for a, v in zip(dear, cost_value, strict=True)]
+        advantage = [(a - multiplier * c) / (1 + multiplier) for a, c in zip(advantage, dear, strict=True)]
+    if hyper.whiten_advantages:
+        mean, deviation = moments(advantage)
+        advantage = [(row - mean) / deviation for row in advantage]
+    return advantage, returns, told
+
+
+CASES = {
+    "as is": (dict(), dict(), rewards.Shaping()),
+    "k2, discounted": (dict(gamma=0.9, lam=0.8), dict(estimator="k2"), rewards.Shaping()),
+    "k3, not whitened": (dict(whiten_advantages=False), dict(estimator="k3"), rewards.Shaping(clip=2.5)),
+    "exact, rewards whitened": (
+        dict(whiten_rewards=True),
+        dict(estimator="exact", controller="adaptive"),
+        rewards.Shaping(normalise=True, clip=1.0, missing_eos=-2.0, length_penalty=0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("cost", [False, True], ids=["", "with a cost"])
+@pytest.mark.parametrize("case", CASES)
+def test_rewards_advantages_and_returns_of_an_experience_are_those_of_loops_over_its_tokens(case, cost):
+    changes, changed_penalty, shaping = CASES[case]
+    hyper, penalty = HYPER._replace(**changes), PENALTY._replace(**changed_penalty)
+    seen = experience(cost=cost)
+    past = np.array([4.0, -1.0, 0.5])
+    carried = {
+        "kl_coef": 0.2,
+        "score_stats": {"count": 3.0, "mean": past.mean(), "var": past.var()},
+        "multiplier": 1.7,
+    }
+    given, state, metrics = looked_at(seen, hyper, penalty, shaping, COST if cost else None, **carried)
+    advantages, returns, told = slow_learn(seen, hyper, penalty, shaping, 0.2, past, 1.7 if cost else None)
+    for r, advantage in enumerate(advantages):
+        n = len(advantage)
+        np.testing.assert_allclose(given["advantages"][r, :n], advantage, rtol=2e-5, atol=2e-5)
+        assert np.all(given["advantages"][r, n:] == 0)
+        np.testing.assert_array_equal(given["logp"][r], seen.logp_RM[r])
+        for name, rows in returns.items():
+            np.testing.assert_allclose(given["returns"][name][r, :n], rows[r], rtol=2e-5, atol=2e-5)
+            np.testing.assert_array_equal(given["values"][name][r, :n], seen.values[name][r, :n])
+
+    # What is carried on and told.
+    scores = 2.0 * seen.scores["score"]
+    history = np.concatenate([past, scores])
+    assert state["step"] == 8
+    assert float(state["score_stats"]["count"]) == 3 + len(scores)
+    assert float(state["score_stats"]["mean"]) == pytest.approx(history.mean(), rel=1e-5)
+    assert float(state["score_stats"]["var"]) == pytest.approx(history.var(), rel=1e-5)
+    kl = np.mean([np.sum(seen.logp_RM[r] - seen.ref_logp_RM[r]) for r in range(8)])
+    error = np.clip(kl / 6.0 - 1.0, -0.2, 0.2)
+    coef = 0.2 * (1 + error * 8 / 100.0) if penalty.controller == "adaptive" else 0.2
+    assert float(state["kl_coef"]) == pytest.approx(coef, rel=1e-6)
+    assert (penalty.controller == "adaptive") == (coef != 0.2)
+    assert float(metrics["objective/kl"]) == pytest.approx(kl, rel=1e-5)
+    assert float(metrics["objective/kl_coef"]) == float(state["kl_coef"])
+    assert float(metrics["objective/scores"]) == pytest.approx(scores.mean(), rel=1e-5)
+    assert float(metrics["objective/scores/score"]) == pytest.approx(scores.mean() / 2, rel=1e-5)
+    assert float(metrics["objective/rewards"]) == pytest.approx(told, rel=1e-4, abs=1e-5)
+    before = np.concatenate([seen.values["critic"][r, : len(a)] for r, a in enumerate(advantages)])
+    target = np.concatenate(returns["critic"])
+    explained = 1 - np.var(target - before) / np.var(target)
+    assert float(metrics["value/explained_variance"]) == pytest.approx(explained, rel=1e-4)
+    assert float(state["multiplier"]) == pytest.approx(
+        np.clip(1.7 + 0.5 * (seen.scores["cost"].mean() - 0.3), 0, 10) if cost else 1.7, rel=1e-6
+    )
+
+
+def test_without_a_penalty_the_return_of_every_token_is_the_answer_s_score_however_long_it_is():
+    hyper = HYPER._replace(lam=1.0, whiten_advantages=False)
+    seen = experience()
+    given, _, metrics = looked_at(seen, hyper, PENALTY._replace(coef=0.0))
+    scores = 2.0 * seen.scores["score"]
+    expected_RM = scores[:, None] * seen.rows.mask_RM
+    np.testing.assert_allclose(given["returns"]["critic"], expected_RM, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(metrics["objective/rewards"], scores.mean(), rtol=1e-5)
+
+
+def test_an_unknown_controller_or_estimator_is_refused():
+    with pytest.raises(ValueError, match="neither fixed nor adaptive"):
+        PENALTY._replace(controller="adaptiv").make_controller()
+    with pytest.raises(ValueError, match="k4"):
+        looked_at(experience(), penalty=PENALTY._replace(estimator="k4"))
+
+
+# What the networks say of rows ----------------------------------------------------------------------------------------
+
+SMALL = policy()[0].config.replace(n_layers=1, dim=32, n_heads=2, n_kv_heads=1, ffn_dim=48)
+OWN = {"critic": critic.Critic("value", scalar.build(SMALL), "")}
+CRITICS = {"own": OWN, "shared": SHARED}
+PROXY = scalar.build(SMALL, heads=3)
+TEMPERATURE = sampling().temperature
+LENGTHS = (3, 11, 7, 16, 1, 9, 12, 5)
+
+
+def params_of(critics, dtype="float32"):
+    model, params = policy(dtype)
+    drawn = jax.jit(critic.initialiser(model, critics))(jax.random.key(1))
+    return jax.tree.map(lambda x: 1.5 * x, drawn) | {"policy": params}
+
+
+@functools.cache
+def acted(kind="own", dtype="float32", step=0, graders="proxy"):
+    """(parameters, frozen parameters, experience) of one rollout on prompts of `LENGTHS`."""
+    model, params = policy(dtype)[0], params_of(CRITICS[kind], dtype)
+    frozen = {"reference": jax.tree.map(lambda x: 0.9 * x, params["policy"]), "rewards": {}, "cost": {}}
+    frozen["rewards"]["proxy"] = jax.jit(PROXY.init)(jax.random.key(2))
+    state = {"params": params, "step": jnp.int32(step)}
+    return params, frozen, jax.device_get(actor(kind, dtype)(state, frozen, prompts(LENGTHS, 16)))
+
+
+@functools.cache
+def actor(kind, dtype):
+    graders = rewards.Rewards({"proxy": rewards.ModelReward(PROXY, 1.0, 0.5)}, {})
+    return jax.jit(
+        ppo.make_act(policy(dtype)[0], CRITICS[kind], graders, None, sampling(), seed=0, score_parts=2)
+    )
+
+
+def slow_values(kind, params, tokens_T):
+    """What the critic says after each token of a row."""
+    trunk = (SMALL, params["critic"]) if kind == "own" else (policy()[0].config, params["policy"])
+    head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["critic"]["score"])
+    return (hidden(*trunk, tokens_T) @ head["kernel"] + head["bias"])[:, 0]
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_an_experience_is_what_each_network_says_of_each_row_alone(kind):
+    params, frozen, seen = acted(kind)
+    config = policy()[0].config
+    reward_head = jax.tree.map(lambda x: np.asarray(x, np.float64), frozen["rewards"]["proxy"]["score"])
+    for r, (prompt, answer) in enumerate(real_tokens(seen.rows)):
+        tokens_T, n = np.concatenate([prompt, answer]), len(answer)
+        before = slice(len(prompt) - 1, -1)
+        own_mV = distributions(config, params["policy"], tokens_T, TEMPERATURE)[before]
+        ref_mV = distributions(config, frozen["reference"], tokens_T, TEMPERATURE)[before]
+        chosen = np.arange(n), answer
+        heads_H = hidden(SMALL, frozen["rewards"]["proxy"], tokens_T)[-1] @ reward_head["kernel"] + reward_head["bias"]
+        expected = {
+            "logp_RM": own_mV[chosen],
+            "ref_logp_RM": ref_mV[chosen],
+            "entropy_RM": -(np.exp(own_mV) * own_mV).sum(-1),
+            "kl_exact_RM": (np.exp(own_mV) * (own_mV - ref_mV)).sum(-1),
+        }
+        for name, values in expected.items():
+            np.testing.assert_allclose(getattr(seen, name)[r, :n], values, rtol=0, atol=5e-5, err_msg=name)
+            assert np.all(getattr(seen, name)[r, n:] == 0)
+        values_m = slow_values(kind, params, tokens_T)[before]
+        np.testing.assert_allclose(seen.values["critic"][r, :n], values_m, rtol=0, atol=5e-5)
+        assert seen.scores["proxy"][r] == pytest.approx(heads_H.mean() - 0.5 * heads_H.std(), abs=5e-5)
+
+
+def test_each_step_draws_other_answers_and_the_same_step_the_same():
+    (_, _, first), (_, _, second) = acted(step=0), acted(step=1)
+    params, frozen, _ = acted()
+    again = actor("own", "float32")({"params": params, "step": jnp.int32(1)}, frozen, prompts(LENGTHS, 16))
+    assert np.all(np.any(first.rows.answers_RM != second.rows.answers_RM, axis=1))
+    np.testing.assert_array_equal(again.rows.tokens_RT, second.rows.tokens_RT)
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_a_value_knows_what_came_before_its_token_and_not_the_token(kind):
+    params, _, seen = acted(kind)
+    rows, model, t = seen.rows, policy()[0], 2
+
+    @jax.jit
+    def values(tokens_RT):
+        changed = jax.tree.map(jnp.asarray, rows)._replace(tokens_RT=tokens_RT)
+        states_RMD = ppo.answer_states(model, params["policy"], changed)
+        return CRITICS[kind]["critic"].values(params["critic"], changed, states_RMD)
+
+    others_RT = rows.tokens_RT.copy()
+    others_RT[:, 16 + t] = (others_RT[:, 16 + t] + 1) % VOCAB
+    before, after = np.asarray(values(rows.tokens_RT)), np.asarray(values(others_RT))
+    longer = rows.mask_RM[:, t + 1] > 0
+    assert longer.sum() > 4
+    np.testing.assert_array_equal(before[:, : t + 1], after[:, : t + 1])
+    assert np.all(np.abs(before[longer, t + 1] - after[longer, t + 1]) > 1e-3)
+
+
+# Updates --------------------------------------------------------------------------------------------------------------
+
+
+def learner(kind="own", dtype="float32", hyper=HYPER, optimizer=None, accumulate=1, ptx=0.0):
+    """(`learn` with a gradient step of size 1 as its optimiser, the function from parameters to the first state)."""
+    optimizer = optimizer or optax.sgd(1.0)
+    loss_fn = ppo.make_loss(policy(dtype)[0], CRITICS[kind], hyper, TEMPERATURE, ptx)
+    update = make_update(loss_fn, optimizer, lambda _: 1.0, accumulate=accumulate, guard=Guard(None))
+    learn = ppo.make_learn(update, CRITICS[kind], FUNCTION, None, hyper, PENALTY, rewards.Shaping(), seed=0)
+
+    def first(params):
+        extra = {"kl_coef": PENALTY.coef, "score_stats": rewards.FIRST_STATS, "multiplier": 0.0}
+        return state_of(params, optimizer, ((".*", False),), ema=False, extra=extra)
+
+    return learn, first
+
+
+def moved(kind="own", shift=0.3) -> ppo.Experience:
+    """An experience from before the policy and the critic moved: ratios are off 1 and some are clipped."""
+    _, _, seen = acted(kind)
+    rng = np.random.default_rng(0)
+    off = {name: rng.normal(scale=shift, size=seen.logp_RM.shape).astype(np.float32) for name in ("logp", "values")}
+    return seen._replace(
+        logp_RM=seen.logp_RM + off["logp"] * seen.rows.mask_RM,
+        values={"critic": seen.values["critic"] + off["values"]},
+        scores={"score": rng.normal(size=len(seen.logp_RM)).astype(np.float32)},
+    )
+
+
+def gradient(seen, kind="own", accumulate=1, ptx=0.0, mix=None, mesh=None, params=None, **hyper):
+    """(gradient, metrics) of the one update that `learn` makes of an experience."""
+    learn, first = learner(kind, hyper=HYPER._replace(**hyper), accumulate=accumulate, ptx=ptx)
+    state = first(acted(kind)[0] if params is None else params)
+    begin = jax.device_get(state["params"])
+    if mesh is None:
+        state, metrics = jax.jit(learn)(state, seen, mix or {})
+    else:
+        with jax.set_mesh(mesh):
+            where = state_shardings(state, mesh, PARTITION_RULES)
+            rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+            state, metrics = jax.jit(learn, out_shardings=(where, None))(
+                jax.device_put(state, where), jax.device_put(seen, rows), mix or {}
+            )
+    return jax.tree.map(lambda a, b: a - np.asarray(b), begin, state["params"]), jax.device_get(metrics)
+
+
+def assert_same_gradient(found, expected, rtol=2e-4):
+    """Each leaf to a share of its largest entry."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max() + 1e-7)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+
+
+@functools.cache
+def plain_gradient(kind="own"):
+    return gradient(moved(kind), kind)
+
+
+def slow_loss(kind, params, seen, advantages, returns):
+    """PPO's loss from the definition, token by token, in float64; and the share of tokens whose ratio is clipped."""
+    policy_terms, value_terms, entropies, clipped = [], [], [], []
+    for r, (prompt, answer) in enumerate(real_tokens(seen.rows)):
+        tokens_T = np.concatenate([prompt, answer])
+        before = slice(len(prompt) - 1, -1)
+        logp_mV = distributions(policy()[0].config, params["policy"], tokens_T, TEMPERATURE)[before]
+        values_m = slow_values(kind, params, tokens_T)[before]
+        entropies += list(-(np.exp(logp_mV) * logp_mV).sum(-1))
+        for t, token in enumerate(answer):
+            ratio = np.exp(logp_mV[t, token] - seen.logp_RM[r, t])
+            advantage, old, target = advantages[r][t], seen.values["critic"][r, t], returns["critic"][r][t]
+            free, held = ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage
+            policy_terms.append(-min(free, held))
+            clipped.append(held < free)
+            kept = old + np.clip(values_m[t] - old, -0.2, 0.2)
+            value_terms.append(0.5 * max((values_m[t] - target) ** 2, (kept - target) ** 2))
+    loss = np.mean(policy_terms) + 0.5 * np.mean(value_terms) - 0.01 * np.mean(entropies)
+    return loss, np.mean(clipped)
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_the_loss_and_its_gradient_are_those_of_the_definition_in_float64(kind):
+    seen, (params, _, _) = moved(kind), acted(kind)
+    advantages, returns, _ = slow_learn(seen, HYPER, PENALTY, rewards.Shaping(), PENALTY.coef, np.zeros(0))
+    grads, metrics = plain_gradient(kind)
+    loss, clipped = slow_loss(kind, params, seen, advantages, returns)
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-4)
+    assert float(metrics["policy/clip_fraction"]) == pytest.approx(clipped, abs=1e-6) and 0.1 < clipped < 0.5
+    # Along the gradient of each network the loss rises by the gradient's square.
+    for name in ("policy", "critic"):
+        square = sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(grads[name]))
+        step = 1e-5 / np.sqrt(square)
+
+        def at(sign, name=name, step=step):
+            there = jax.tree.map(lambda p, g: np.float64(p) + sign * step * g, params[name], grads[name])
+            return slow_loss(kind, params | {name: there}, seen, advantages, returns)[0]
+
+        assert (at(1) - at(-1)) / (2 * step) == pytest.approx(square, rel=1e-3)
+
+
+def test_a_critic_of_its_own_leaves_the_policy_alone_and_a_shared_one_moves_it():
+    norms = {}
+    for kind in CRITICS:
+        seen = moved(kind)
+        flat = seen._replace(logp_RM=acted(kind)[2].logp_RM, ref_logp_RM=acted(kind)[2].logp_RM)
+        flat = flat._replace(scores={"score": np.zeros(16, np.float32)}, values={"critic": 0 * flat.logp_RM})
+        grads, _ = gradient(flat, kind, value_coef=0.5, entropy_coef=0.0, whiten_advantages=False)
+        norms[kind] = {name: float(optax.tree.norm(grads[name])) for name in grads}
+        norms[kind]["head"] = float(optax.tree.norm(grads["critic"]["score"]))
+    # No reward, no advantage: what moves is what the value's error reaches.
+    assert norms["own"]["policy"] == 0 and norms["own"]["critic"] > norms["own"]["head"] > 1e-3
+    assert norms["shared"]["policy"] > 1e-3 and norms["shared"]["critic"] == norms["shared"]["head"] > 1e-3
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_the_gradient_does_not_depend_on_the_parts_a_batch_is_walked_through_in(accumulate):
+    grads, metrics = gradient(moved(), accumulate=accumulate)
+    expected, expected_metrics = plain_gradient()
+    assert_same_gradient(grads, expected)
+    for name, value in expected_metrics.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
+
+
+def test_the_gradient_does_not_depend_on_padding():
+    seen = moved()
+
+    def wider(x, left, right):
+        return np.pad(x, ((0, 0), (left, right)), constant_values=0)
+
+    def widen_answers(x):
+        return np.pad(x, ((0, 0), (0, 8)), constant_values=7)  # whatever stands there
+
+    rows = seen.rows._replace(
+        tokens_RT=wider(seen.rows.tokens_RT, 8, 8),
+        segment_ids_RT=wider(seen.rows.segment_ids_RT, 8, 8),
+        positions_RT=wider(seen.rows.positions_RT, 8, 8),
+        mask_RM=wider(seen.rows.mask_RM, 0, 8),
+        sampling_logprobs_RM=wider(seen.rows.sampling_logprobs_RM, 0, 8),
+    )
+    padded = seen._replace(
+        rows=rows,
+        logp_RM=widen_answers(seen.logp_RM),
+        ref_logp_RM=widen_answers(seen.ref_logp_RM),
+        entropy_RM=widen_answers(seen.entropy_RM),
+        kl_exact_RM=widen_answers(seen.kl_exact_RM),
+        values={"critic": widen_answers(seen.values["critic"])},
+    )
+    grads, metrics = gradient(padded)
+    expected, expected_metrics = plain_gradient()
+    assert_same_gradient(grads, expected)
+    for name in ("loss", "tokens", "policy/approx_kl", "objective/kl", "objective/rewards", "value/explained_variance"):
+        assert float(metrics[name]) == pytest.approx(float(expected_metrics[name]), rel=1e-4), name
+
+
+def test_the_gradient_does_not_depend_on_the_order_of_the_batch():
+    order = np.random.default_rng(1).permutation(16)
+    grads, _ = gradient(jax.tree.map(lambda x: x[order], moved()))
+    assert_same_gradient(grads, plain_gradient()[0])
+
+
+@pytest.mark.parametrize("axes", [dict(data=8), dict(fsdp=4, tensor=2), dict(data=2, fsdp=2, tensor=2)], ids=str)
+def test_two_epochs_of_minibatches_end_alike_on_one_device_and_on_eight(axes):
+    several = dict(epochs=2, minibatches=2)
+    grads, metrics = gradient(moved(), mesh=make_mesh(axes), **several)
+    expected, expected_metrics = alone()
+    assert_same_gradient(grads, expected, rtol=1e-3)
+    for name, value in expected_metrics.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
+
+
+@functools.cache
+def alone():
+    return gradient(moved(), mesh=make_mesh({}, jax.devices()[:1]), epochs=2, minibatches=2)
+
+
+def test_text_beside_the_answers_adds_coef_times_its_own_gradient():
+    model, params = policy()
+    rng = np.random.default_rng(5)
+    tokens_BT = rng.integers(1, VOCAB, (16, 21)).astype(np.int32)
+    mask_BT = (rng.random((16, 20)) < np.linspace(0.05, 0.9, 16)[:, None]).astype(np.float32)
+    mix = {
+        "tokens": tokens_BT[:, :-1],
+        "targets": tokens_BT[:, 1:],
+        "loss_mask": mask_BT,
+        "segment_ids": np.ones((16, 20), np.int32),
+        "positions": np.tile(np.arange(20, dtype=np.int32), (16, 1)),
+    }
+
+    def text_loss(params):
+        logp_BTV = jax.nn.log_softmax(model.apply(params, mix["tokens"]))
+        chosen_BT = jnp.take_along_axis(logp_BTV, mix["targets"][..., None], axis=-1)[..., 0]
+        return -jnp.sum(chosen_BT * mask_BT) / mask_BT.sum()
+
+    nll, text_grads = jax.jit(jax.value_and_grad(text_loss))(params)
+    plain, _ = plain_gradient()
+    for accumulate in (1, 2):
+        grads, metrics = gradient(moved(), accumulate=accumulate, ptx=3.0, mix=mix)
+        expected = plain | {"policy": jax.tree.map(lambda p, t: p + 3.0 * t, plain["policy"], text_grads)}
+        assert_same_gradient(grads, expected)
+        assert float(metrics["ptx/loss"]) == pytest.approx(float(nll), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_the_ratio_of_the_first_minibatch_is_1(dtype, tolerance):
+    _, _, seen = acted(dtype=dtype)
+    learn, first = learner(dtype=dtype, hyper=HYPER._replace(epochs=2, minibatches=4), optimizer=optax.adam(1e-3))
+    seen = seen._replace(scores={"score": np.random.default_rng(0).normal(size=16).astype(np.float32)})
+    _, metrics = jax.device_get(jax.jit(learn)(first(acted(dtype=dtype)[0]), seen, {}))
+    largest = metrics["sampling/logprob_difference_max"]
+    print(f"{dtype}: first ratio off by {metrics['policy/first_ratio_error']:.3g}, sampling off by {largest:.3g} nats")
+    assert metrics["policy/first_ratio_error"] < tolerance
+    assert metrics["policy/ratio_error"] > 2e-2  # later minibatches: the policy has moved
+    assert largest < {"float32": 1e-4, "bfloat16": 0.3}[dtype]
+    assert metrics["policy/updates"] == 8
+
+
+def test_a_policy_learns_what_a_function_rewards_and_its_reference_stays():
+    """Twenty steps with an obvious reward: the share of an answer's tokens below 32, of 96."""
+    model, params = policy()
+    learn, first = learner(hyper=HYPER._replace(epochs=2, minibatches=2), optimizer=optax.adam(3e-3))
+    chosen = sampling(n=2, max_tokens=12, temperature=1.0)._replace(stop_ids=()) if False else sampling()
+    act = ppo.make_act(model, OWN, rewards.Rewards({}, {}), None, chosen, seed=0, score_parts=1)
+
+    def host(seen):
+        answers, mask = np.asarray(seen.rows.answers_RM), np.asarray(seen.rows.mask_RM)
+        return seen._replace(scores={"score": ((answers < 32) * mask).sum(axis=1) / mask.sum(axis=1)})
+
+    frozen = {"reference": params, "rewards": {}, "cost": {}}
+    kept = jax.tree.map(np.array, params)
+    state = jax.tree.map(jnp.copy, first(params_of(OWN)))
+    step = compile_step(act, learn, frozen, jax.sharding.SingleDeviceSharding(jax.devices()[0]), host)
+    told = []
+    for _ in range(20):
+        state, metrics = step(state, prompts(LENGTHS, 16))
+        told.append(jax.device_get(metrics))
+    scores = [m["objective/scores/score"] for m in told]
+    assert np.mean(scores[-4:]) > np.mean(scores[:2]) + 0.3
+    kls = [m["objective/kl_exact"] for m in told]
+    assert abs(kls[0]) < 1e-4 and abs(told[0]["objective/kl"]) < 1e-3  # the policy is its reference
+    assert np.all(np.diff(kls[:4]) > 0) and min(kls[5:]) > 0.05
+    jax.tree.map(np.testing.assert_array_equal, frozen["reference"], kept)
+    assert int(state["step"]) == 20
