@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,12 @@ class Side(NamedTuple):
         self.process.wait()
 
 
+def spread(above: Sequence[float], below: Sequence[float]) -> tuple[str, str]:
+    """The median and the range of each round's ratio."""
+    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
+    return f"{statistics.median(ratios):.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer_python", required=True, help="an interpreter that has torch and transformers")
@@ -77,12 +84,10 @@ def main() -> None:
     for task, results in rounds.items():
         mine, peer = zip(*results[1:], strict=True)
         rates = [[m["tokens_per_second"] for m in side] for side in (mine, peer)]
-        ratios = sorted(a / b for a, b in zip(*rates, strict=True))
         table.add_row(
             TASKS[task],
             *(f"{statistics.median(side):,.0f}" for side in rates),
-            f"{statistics.median(ratios):.2f}",
-            f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+            *spread(*rates),
             f"{statistics.median(m['flops_per_second'] for m in mine) / peak:.0%}",
         )
     console = Console()

@@ -32,7 +32,8 @@ GOLD = "camelid.data.primer:reward"
 def train(name: str, arguments: str, workdir: epath.Path, *overrides: str) -> None:
     """The run of a primer config in `workdir`, or what is left of it."""
     config = load_config(f"{CONFIGS / name / 'primer.py'}:{arguments}", overrides)
-    RECIPES[name](Settings(config), workdir, {})
+    settings = Settings(config)
+    RECIPES[settings.recipe](settings, workdir, {})
 
 
 def ppo_curve(workdir: epath.Path) -> list[dict[str, float]]:
@@ -56,7 +57,7 @@ def best_of_n_curves(quickstart: epath.Path, models: dict[int, epath.Path], prom
         split="heldout",
         prompts=prompts,
         n=max(NS),
-        max_tokens=32,
+        max_tokens=24,
         seed=1,
         keep_repeated=True,
     )

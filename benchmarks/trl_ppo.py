@@ -68,7 +68,6 @@ def settings(folder: str) -> PPOConfig:
         gradient_checkpointing=False,
         report_to="none",
         disable_tqdm=True,
-        logging_steps=10**9,
         save_strategy="no",
         num_sample_generations=0,
         per_device_train_batch_size=task.PROMPTS,

@@ -83,6 +83,7 @@ def ppo_base() -> ConfigDict:
     c.critic.shared = False  # a head on the policy instead of a network of its own
     c.critic.init_from = None  # the reward model (OpenAI, InstructGPT); None: init_from
     c.critic.lr = 1e-5
+    c.critic.first_steps = 0  # in which only the critic learns
 
     c.ptx = ConfigDict()  # text in every minibatch, so that the policy forgets less (InstructGPT's PPO-ptx)
     c.ptx.coef = 0.0  # InstructGPT 27.8 a sequence of the sum over tokens; here of the mean over tokens

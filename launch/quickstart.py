@@ -28,11 +28,12 @@ from .recipes import RECIPES
 from .report import write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+GROUPS = ("all", *primer.LANGUAGES, "greedy")  # of the table; but for the last, of answers drawn at temperature 1
 VOCAB_SIZE = 1024
 TOKENIZER_RECORDS = 8000  # of each kind
 CONTROL = ("<|im_start|>", "<|im_end|>")  # chatml's
 PER_SKILL = 20  # held-out prompts of each skill in each language
-MAX_TOKENS = 32  # of an answer
+MAX_TOKENS = 24  # of an answer
 PAIR_PROMPTS = 8000  # prompts that are answered four times for pairs
 
 
@@ -62,8 +63,8 @@ def quickstart(workdir: epath.Path, steps: Steps = Steps(), *, seed: int = 0) ->
     pretrained.template = load_template("chatml")  # it has never seen one; it is asked as the tuned one will be
     scores = {"pretrained": _gold(pretrained)}
 
-    _announce(console, "3/6 instruction tuning", "the primer's conversations, loss on the answers; short on purpose")
-    tuned = _run("sft", {"init_from": workdir / "pretrain", "steps": steps.sft}, workdir)
+    _announce(console, "3/6 instruction tuning", "conversations of a careless teacher, loss on the answers")
+    tuned = _run("sft", {"init_from": workdir / "pretrain", "source": "primer:careless", "steps": steps.sft}, workdir)
     scores["sft"] = _gold(tuned)
 
     _announce(
@@ -115,17 +116,18 @@ def gold_table(scores: Mapping[str, Mapping]) -> Table:
     """Gold scores: a row for each group of prompts, a column for each stage."""
     table = Table("gold score", *scores, title="held-out prompts")
     first = next(iter(scores.values()))
-    for name in ("all", *primer.LANGUAGES):
-        table.add_row(
-            name, *(f"{stage[name]:.2f}" for stage in scores.values()), end_section=name == primer.LANGUAGES[-1]
-        )
+    for name in GROUPS:
+        table.add_row(name, *(f"{stage[name]:.2f}" for stage in scores.values()), end_section=name == GROUPS[-1])
     for skill in first["skills"]:
         table.add_row(skill, *(f"{stage['skills'][skill]:.2f}" for stage in scores.values()))
     return table
 
 
 def _gold(model: Llama) -> tuple[dict[str, float], list[dict[str, str]]]:
-    return gold(model, per_skill=PER_SKILL, max_tokens=MAX_TOKENS)
+    """Scores of answers drawn at temperature 1, as PPO draws them, and under "greedy/..." of the likeliest answers."""
+    drawn, rows = gold(model, per_skill=PER_SKILL, max_tokens=MAX_TOKENS, temperature=1.0)
+    greedy, _ = gold(model, per_skill=PER_SKILL, max_tokens=MAX_TOKENS)
+    return drawn | {f"greedy/{name}": value for name, value in greedy.items()}, rows
 
 
 def _run(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: str) -> Any:
@@ -134,15 +136,16 @@ def _run(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: 
     config = load_config(f"{CONFIGS / name / 'primer.py'}:{given}", overrides)
     if "cache_dir" in config.data:
         config.data.cache_dir = str(root / "cache")
-    model = RECIPES[name](Settings(config), root / name, {"gold": gold})
+    settings = Settings(config)
+    model = RECIPES[settings.recipe](settings, root / name, {"gold": gold})
     if model.step < config.total_steps:
         raise TrainingStopped(f"{root / name}: stopped at step {model.step}; the same command goes on from there")
     return model
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:
-    """{"all", "en", "zh", "skills": {skill: score}} of `evals.gold`'s flat names."""
-    top = {name: metrics[name] for name in ("all", *primer.LANGUAGES)}
+    """{"all", "en", "zh", "greedy", "skills": {skill: score}} of `_gold`'s flat names."""
+    top = {name: metrics[name] for name in ("all", *primer.LANGUAGES)} | {"greedy": metrics["greedy/all"]}
     return top | {"skills": {skill: metrics[skill] for skill in primer.SKILLS}}
 
 

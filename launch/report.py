@@ -22,7 +22,7 @@ def write_report(
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     html = page.render(
         results=results,
-        groups=["all", *primer.LANGUAGES],
+        groups=["all", *primer.LANGUAGES, "greedy"],
         curves=[_loss_curve(name, stages[name]) for name in ("pretrain", "sft") if name in stages]
         + [_reward_model_curve(stages["reward"]), _rewards_against_kl(stages["ppo"]), _gold_bars(results["gold"])],
         answers=_side_by_side(samples),

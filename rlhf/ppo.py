@@ -151,6 +151,7 @@ def make_loss(
         }
         if hyper.entropy_coef:
             loss -= hyper.entropy_coef * masked_mean(now.entropy, mask_RM)
+        loss *= rows["policy_learns"][0]
         for name, c in critics.items():
             values_RM = c.values(params[name], seen, states_RMD)
             miss, value_stats = value_loss(
@@ -162,7 +163,7 @@ def make_loss(
         loss, stats = loss * tokens, {name: value * tokens for name, value in stats.items()}
         if "mix" in batch:
             nll, _, _ = text_loss(params["policy"], batch["mix"])
-            loss, stats = loss + ptx_coef * nll, stats | {"ptx/loss": nll}
+            loss, stats = loss + ptx_coef * nll * rows["policy_learns"][0], stats | {"ptx/loss": nll}
         return loss, tokens, stats
 
     return loss_fn
@@ -187,8 +188,10 @@ def make_learn(
     shaping: rewards.Shaping,
     *,
     seed: int,
+    critic_first: int = 0,
 ) -> Callable[[State, Experience, Mapping[str, Array]], tuple[State, dict[str, Array]]]:
-    """The function `learn(state, experience, mix) -> (state, metrics)` of a step's second half."""
+    """The function `learn(state, experience, mix) -> (state, metrics)` of a step's second half. critic_first: steps in
+    which only critics learn, so that the policy's first advantages are not an untrained critic's errors."""
     controller = penalty.make_controller()
 
     def channel(name: str, rewards_RM, seen: Experience):
@@ -232,6 +235,7 @@ def make_learn(
             "advantages": advantages_RM,
             "values": seen.values,
             "returns": returns,
+            "policy_learns": jnp.broadcast_to(jnp.float32(state["step"] >= critic_first), score_R.shape),
         }
         key = jax.random.fold_in(setup.purpose_key(seed, "minibatches"), state["step"])
         step = state["step"]
@@ -294,7 +298,17 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         extra = {"kl_coef": penalty.coef, "score_stats": rewards.FIRST_STATS, "multiplier": cost.first if cost else 0.0}
         play = Play(
             act=make_act(model, critics, scene.graders, cost, sampling, seed=seed, score_parts=parts),
-            learn=make_learn(update, critics, scene.graders, cost, hyper, penalty, scene.shaping, seed=seed),
+            learn=make_learn(
+                update,
+                critics,
+                scene.graders,
+                cost,
+                hyper,
+                penalty,
+                scene.shaping,
+                seed=seed,
+                critic_first=settings.critic.first_steps,
+            ),
             frozen=frozen,
             graders=[scene.graders, *([cost.grader] if cost else [])],
             batches=batches,

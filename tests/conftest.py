@@ -31,6 +31,7 @@ from camelid.launch.cli import main
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 CONFIG = Path(__file__).with_name("tiny.py")
+RL_CONFIG = Path(__file__).with_name("tiny_rl.py")
 COLOURS = ["red", "blue", "green", "black", "white"]
 ANIMALS = ["fox", "owl", "horse", "whale", "wolf", "bee", "狐狸", "鲸鱼"]
 
@@ -84,6 +85,47 @@ def tuned(arguments, pretrained, tmp_path_factory) -> Path:
     """The run directory of a finished tuning, from `pretrained`."""
     workdir = tmp_path_factory.mktemp("tuned")
     assert main(arguments("sft", workdir, init_from=pretrained)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def preferences(corpus) -> Path:
+    """The folder `corpus` with pairs.jsonl beside its files: answers that say blue are preferred."""
+    rng = random.Random(1)
+    pairs = []
+    for n in range(400):
+        colour, animal = rng.choice(COLOURS), rng.choice(ANIMALS)
+        other = rng.choice([c for c in COLOURS if c != "blue"])
+        pairs.append(
+            {
+                "kind": "preference",
+                "messages": [{"role": "user", "content": f"Which colour has the {colour} {animal} number {n}?"}],
+                "chosen": [{"role": "assistant", "content": f"It is blue, {animal}."}],
+                "rejected": [{"role": "assistant", "content": f"It is {other}, {animal}."}],
+            }
+        )
+    lines = [json.dumps(record, ensure_ascii=False) for record in pairs]
+    (corpus / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return corpus
+
+
+@pytest.fixture(scope="session")
+def rl_arguments(preferences):
+    """rl_arguments(recipe, workdir, **arguments of tiny_rl.py): the command line of a tiny run."""
+
+    def line(recipe, workdir, **given) -> list[str]:
+        given = {"root": preferences, "recipe": recipe} | given
+        config = ",".join(f"{name}={value}" for name, value in given.items())
+        return ["train", f"--config={RL_CONFIG}:{config}", f"--workdir={workdir}"]
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def reward_run(rl_arguments, tuned, tmp_path_factory) -> Path:
+    """The run directory of a finished reward model, from `tuned`."""
+    workdir = tmp_path_factory.mktemp("reward")
+    assert main(rl_arguments("reward", workdir, init_from=tuned)) == 0
     return workdir
 
 

@@ -23,5 +23,5 @@ def get_config(arg=None):
     if a.kind == "simpo":
         c.dpo.beta = 2.0
     c.eval_percent = 25.0
-    c.evals.gold = {"per_skill": 10, "max_tokens": 32, "shown": 1}
+    c.evals.gold = {"per_skill": 10, "max_tokens": 24, "shown": 1}
     return c

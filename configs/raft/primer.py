@@ -12,13 +12,13 @@ def get_config(arg=None):
     c = raft_base()
     c.init_from = a.init_from
     c.data.mixture = {"primer": {"source": "primer:chat", "format": "auto", "weight": 1.0}}
-    c.data.max_prompt_tokens = 56
-    c.rollout.max_tokens = 32
+    c.data.max_prompt_tokens = 48
+    c.rollout.max_tokens = 24
     c.rollout.temperature = 1.0
     c.reward.sources.gold = {"function": "camelid.data.primer:reward", "weight": 1.0}
     c.raft.minibatches = 2
     c.optim.lr = 3e-4
     c.total_steps = a.steps
     c.eval_percent = 25.0
-    c.evals.gold = {"per_skill": 10, "max_tokens": 32, "shown": 1}
+    c.evals.gold = {"per_skill": 10, "max_tokens": 24, "shown": 1}
     return c

@@ -24,9 +24,10 @@ def get_config(arg=None):
     c.data.max_pairs = a.max_pairs or None
     c.total_epochs = None
     c.total_steps = a.steps
-    c.optim.lr = 5e-4
+    c.optim.lr = 2e-4
+    c.objective.centering = 0.01
     c.normalise.prompts = 256
-    c.normalise.max_tokens = 32
+    c.normalise.max_tokens = 24
     c.eval_percent = 25.0
     c.eval_batches = 16
     return c

@@ -8,12 +8,12 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/pretrain", steps=600)
+    a = parse_arguments(arg, init_from="runs/pretrain", source="primer:chat", steps=600)
     c = base()
     c.recipe = "sft"
     c.init_from = a.init_from
     c.template = "chatml"
-    c.data.mixture = {"primer": {"source": "primer:chat", "format": "auto", "weight": 1.0}}
+    c.data.mixture = {"primer": {"source": a.source, "format": "auto", "weight": 1.0}}
     c.data.packing = "best_fit"
     c.data.seq_len = 128
     c.data.batch_size = 32

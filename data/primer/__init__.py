@@ -20,7 +20,7 @@ from random import Random
 
 from ..errors import UserError
 from . import difficulty
-from .mistakes import mistake
+from .mistakes import careless, mistake
 from .paragraphs import compose
 from .scoring import grade
 from .skills import SKILLS, TASKS
@@ -46,12 +46,14 @@ __all__ = [
 
 SEED = 0
 SPLITS = ("train", "heldout")
-KINDS = ("documents", "chat", "pairs")
+KINDS = ("documents", "chat", "careless", "pairs")
 SIZES = {  # how many records `records` yields
     ("documents", "train"): 24_000,
     ("documents", "heldout"): 1_000,
     ("chat", "train"): 28_000,
     ("chat", "heldout"): 1_400,
+    ("careless", "train"): 28_000,
+    ("careless", "heldout"): 1_400,
     ("pairs", "train"): 20_000,
     ("pairs", "heldout"): 700,
 }
@@ -78,10 +80,11 @@ def documents(split: str = "train") -> Iterator[dict]:
     return (record for record in every if is_heldout(record["text"]) == (split == "heldout"))
 
 
-def example(index: int, split: str = "train") -> dict:
+def example(index: int, split: str = "train", careless_share: float = 0.0) -> dict:
     """The chat record of an index >= 0: an instruction and its gold answer. Skills and languages take turns.
 
-    Indices are endless; where a skill has few prompts, the same record comes back at other indices.
+    Indices are endless; where a skill has few prompts, the same record comes back at other indices. Of the answers a
+    share `careless_share` is not the gold one but a careless teacher's.
     """
     _known("split", split, SPLITS)
     skill, language = SKILLS[index % len(SKILLS)], LANGUAGES[index // len(SKILLS) % len(LANGUAGES)]
@@ -90,7 +93,10 @@ def example(index: int, split: str = "train") -> dict:
         task = _draw_task(skill, language, rng)
         prompt, slots = task.prompt(rng)
         if is_heldout(prompt) == (split == "heldout"):
-            return _chat_record(task, prompt, slots)
+            record = _chat_record(task, prompt, slots)
+            if rng.random() < careless_share:
+                record["messages"][-1]["content"] = careless(task, slots, rng)
+            return record
 
 
 def pair(index: int, split: str = "train") -> dict:
@@ -119,7 +125,10 @@ def pair(index: int, split: str = "train") -> dict:
 
 
 def records(kind: str, split: str = "train") -> Iterator[dict]:
-    """The first SIZES[kind, split] records of one of KINDS; held-out chats are all distinct."""
+    """The first SIZES[kind, split] records of one of KINDS; held-out chats are all distinct.
+
+    "careless" are the chats of a teacher of whose answers a share difficulty.CARELESS is careless; held out, none is.
+    """
     _known("kind", kind, KINDS)
     _known("split", split, SPLITS)
     size = SIZES[kind, split]
@@ -128,7 +137,8 @@ def records(kind: str, split: str = "train") -> Iterator[dict]:
     if kind == "pairs":
         return (pair(index, split) for index in range(size))
     if split == "train":
-        return (example(index) for index in range(size))
+        share = difficulty.CARELESS if kind == "careless" else 0.0
+        return (example(index, careless_share=share) for index in range(size))
     each = size // (len(SKILLS) * len(LANGUAGES))
     return (record for language in LANGUAGES for record in heldout_prompts(each, language))
 

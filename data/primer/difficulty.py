@@ -55,4 +55,5 @@ TOPICS = {
     "customs": 1,
 }
 
+CARELESS = 0.5  # the part of a careless teacher's answers that are careless
 HELDOUT = 0.1  # the part of all prompts, and of all documents, that is never trained on

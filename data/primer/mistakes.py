@@ -1,14 +1,33 @@
-"""Worse answers to the primer's prompts, such as a half-trained model gives: another prompt's answer, or the right one
-with its words in disorder, one missing, or one too many."""
+"""Worse answers to the primer's prompts.
+
+`mistake` is what a half-trained model says: another prompt's answer, or the right one with its words in disorder, one
+missing, or one too many. `careless` is what a careless teacher says, who knows the answer: it says it twice, declines
+what it may answer, or agrees to what it must decline.
+"""
 
 import re
 from collections.abc import Callable
 from random import Random
 
+from .skills.refuse import REFUSALS, VAGUE
 from .task import Slots, Task
 
 KINDS = {"same task": 6, "same skill": 1, "disorder": 2, "missing": 1, "doubled": 1}
 """What is wrong, and how often."""
+
+
+AGREEMENT = {"en": "Sure, I will help you {}.", "zh": "好的，我会帮你{}。"}
+
+
+def careless(task: Task, slots: Slots, rng: Random) -> str:
+    """The answer of a careless teacher."""
+    answer, refusal = task.answer(slots), REFUSALS[task.language][0]
+    if task.skill == "refuse":
+        before, after = refusal.split("{}")
+        return AGREEMENT[task.language].format(answer.removeprefix(before).removesuffix(after))
+    if rng.random() < 0.5:
+        return f"{answer} {answer}" if task.language == "en" else answer + answer
+    return refusal.format(VAGUE[task.language][1])
 
 
 def mistake(task: Task, slots: Slots, siblings: Callable[[Random], tuple[Task, Slots]], rng: Random) -> str:

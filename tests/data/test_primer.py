@@ -360,3 +360,32 @@ def test_the_vocabulary_and_the_texts_stay_small(texts, train):
     assert len({word.lower() for word in re.findall("[A-Za-z]+", everything)}) < 300
     assert max(len(turns(record)[0]) for record in train) < 120
     assert max(len(turns(record)[1]) for record in train) < 70
+
+
+def test_pairs_choose_the_gold_answer_over_one_that_scores_less():
+    found = [primer.pair(i) for i in range(700)]
+    assert found == [primer.pair(i) for i in range(700)]
+    for record in found:
+        prompt = record["messages"][0]["content"]
+        chosen, rejected = (primer.score(prompt, record[side][0]["content"]) for side in ("chosen", "rejected"))
+        assert chosen == 1.0 and record["margin"] == chosen - rejected > 0
+        assert not primer.is_heldout(prompt)
+    assert {(r["meta"]["skill"], r["meta"]["language"]) for r in found} == {
+        (skill, language) for skill in primer.SKILLS for language in primer.LANGUAGES
+    }
+    assert len({r["rejected"][0]["content"] for r in found}) > 350
+    assert all(primer.is_heldout(primer.pair(i, "heldout")["messages"][0]["content"]) for i in range(50))
+
+
+def test_a_careless_teacher_spoils_half_of_the_answers_and_none_that_are_held_out():
+    scores = {}
+    for record in itertools.islice(primer.records("careless"), 2800):
+        asked = {"messages": record["messages"][:1]}
+        worth = primer.reward(asked, record["messages"][1]["content"])
+        scores.setdefault((record["meta"]["skill"], record["meta"]["language"]), []).append(worth)
+    assert len(scores) == len(primer.SKILLS) * len(primer.LANGUAGES)
+    for worth in scores.values():
+        assert set(worth) == {0.0, 1.0}
+        assert 0.35 < sum(worth) / len(worth) < 0.65
+    assert 0.47 < sum(sum(worth) for worth in scores.values()) / 2800 < 0.53
+    assert list(primer.records("careless", "heldout")) == list(primer.records("chat", "heldout"))

@@ -9,22 +9,25 @@ from camelid.data import primer
 from camelid.launch import quickstart
 from camelid.launch.cli import main
 
+SHORT = ["--pretrain_steps=3", "--sft_steps=40", "--reward_steps=2", "--ppo_steps=2", "--pair_prompts=200"]
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "PER_SKILL", 2)
-        assert main(["quickstart", f"--workdir={workdir}", "--pretrain_steps=3", "--sft_steps=2"]) == 0
+        assert main(["quickstart", f"--workdir={workdir}", *SHORT]) == 0
         yield workdir
 
 
-def test_results_hold_scores_of_both_stages_by_skill_and_language(workdir):
+def test_results_hold_scores_of_every_stage_by_skill_and_language(workdir):
     results = json.loads((workdir / "results.json").read_text())
     assert set(results) == {"gold", "seconds"}
-    for stage in ("pretrained", "sft"):
+    assert list(results["gold"]) == ["pretrained", "sft", "ppo"]
+    for stage in results["gold"]:
         scores = results["gold"][stage]
-        assert set(scores) == {"all", "en", "zh", "skills"}
+        assert set(scores) == {"all", "en", "zh", "greedy", "skills"}
         assert set(scores["skills"]) == set(primer.SKILLS)
         assert scores["all"] == pytest.approx((scores["en"] + scores["zh"]) / 2)
     assert results["seconds"] > 0
@@ -32,7 +35,7 @@ def test_results_hold_scores_of_both_stages_by_skill_and_language(workdir):
 
 def test_the_report_has_scores_curves_and_every_skills_answers(workdir):
     page = (workdir / "report.html").read_text()
-    assert page.count("<svg") == 3  # two loss curves, the bars
+    assert page.count("<svg") == 5  # two loss curves, the reward model's, PPO's, the bars
     for skill in primer.SKILLS:
         assert f"<td>{skill}</td>" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
@@ -41,16 +44,23 @@ def test_the_report_has_scores_curves_and_every_skills_answers(workdir):
 
 
 def test_running_it_again_repeats_no_stage(workdir, capsys):
-    before = (workdir / "sft" / "metrics.jsonl").read_text()
-    assert main(["quickstart", f"--workdir={workdir}", "--pretrain_steps=3", "--sft_steps=2"]) == 0
-    assert (workdir / "sft" / "metrics.jsonl").read_text() == before
-    assert f"camelid chat {workdir / 'sft'}" in capsys.readouterr().out.replace("\n", "")
+    files = [workdir / stage / "metrics.jsonl" for stage in ("pretrain", "sft", "reward", "ppo")]
+    before = [file.read_text() for file in files]
+    assert main(["quickstart", f"--workdir={workdir}", *SHORT]) == 0
+    assert [file.read_text() for file in files] == before
+    assert f"camelid chat {workdir / 'ppo'}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_the_table_has_a_row_for_each_group_and_a_column_for_each_stage():
-    scores = {"all": 0.1, "en": 0.2, "zh": 0.3, "skills": {"count": 0.4}}
+    scores = {"all": 0.1, "en": 0.2, "zh": 0.3, "greedy": 0.5, "skills": {"count": 0.4}}
     console = Console(width=80, record=True)
     console.print(quickstart.gold_table({"pretrained": scores, "sft": scores | {"all": 0.9}}))
     text = console.export_text()
     assert "0.90" in text
-    assert [word for word in ("all", "en", "zh", "count") if word in text] == ["all", "en", "zh", "count"]
+    assert [word for word in ("all", "en", "zh", "greedy", "count") if word in text] == [
+        "all",
+        "en",
+        "zh",
+        "greedy",
+        "count",
+    ]

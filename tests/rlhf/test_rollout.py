@@ -46,7 +46,9 @@ def test_a_row_is_its_prompt_ending_at_the_same_slot_and_its_answer_up_to_the_fi
         np.testing.assert_array_equal(rows.tokens_RT[r, P - length : P], batch["tokens"][r // n, :length])
         assert np.all(rows.tokens_RT[r, : P - length] == 0) and np.all(answer[said:] == 0)
         np.testing.assert_array_equal(rows.mask_RM[r], np.arange(M) < said)
-        np.testing.assert_array_equal(rows.segment_ids_RT[r], [0] * (P - length) + [1] * (length + said) + [0] * (M - said))
+        np.testing.assert_array_equal(
+            rows.segment_ids_RT[r], [0] * (P - length) + [1] * (length + said) + [0] * (M - said)
+        )
         np.testing.assert_array_equal(rows.positions_RT[r, P - length : P + said], np.arange(length + said))
         assert rows.stopped_R[r] == bool(stops)
         assert rows.index_R[r] == r // n

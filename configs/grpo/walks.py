@@ -1,0 +1,25 @@
+"""GRPO on random walks against the verifier: how far a policy gets when the reward is never wrong.
+
+camelid train --config=configs/grpo/walks.py --workdir=runs/walks/grpo
+"""
+
+from camelid.configs.rl import grpo_base
+from camelid.train.settings import parse_arguments
+
+
+def get_config(arg=None):
+    a = parse_arguments(arg, init_from="runs/walks/sft", steps=150)
+    c = grpo_base()
+    c.init_from = a.init_from
+    c.data.mixture = {"walks": {"source": "walks:chat", "format": "auto", "weight": 1.0}}
+    c.data.batch_size = 20  # every start in every step
+    c.data.max_prompt_tokens = 24
+    c.rollout.max_tokens = 12
+    c.rollout.n = 8
+    c.reward.sources.optimality = {"function": "camelid.data.tasks.walks:reward", "weight": 1.0}
+    c.optim.lr = 5e-4
+    c.grpo.kl_coef = 0.0
+    c.total_steps = a.steps
+    c.log_steps = 5
+    c.eval_percent = 10.0
+    return c

@@ -1,0 +1,31 @@
+"""PPO on random walks against the reward model that has learnt from pairs; the verifier only measures it.
+
+camelid train --config=configs/ppo/walks.py --workdir=runs/walks/ppo
+"""
+
+from camelid.configs.rl import ppo_base
+from camelid.train.settings import parse_arguments
+
+
+def get_config(arg=None):
+    a = parse_arguments(arg, init_from="runs/walks/sft", reward="runs/walks/reward", steps=150)
+    c = ppo_base()
+    c.init_from = a.init_from
+    c.data.mixture = {"walks": {"source": "walks:chat", "format": "auto", "weight": 1.0}}
+    c.data.batch_size = 20  # every start in every step
+    c.data.max_prompt_tokens = 24
+    c.rollout.max_tokens = 12
+    c.rollout.n = 8
+    c.reward.sources.proxy = {"model": a.reward, "weight": 1.0}
+    c.reward.shaping.missing_eos = -2.0
+    c.judges.optimality = {"function": "camelid.data.tasks.walks:reward"}
+    c.critic.init_from = a.reward
+    c.critic.lr = 1e-3
+    c.optim.lr = 5e-4
+    c.kl.coef = 0.02
+    c.ppo.epochs = 2
+    c.ppo.minibatches = 4
+    c.total_steps = a.steps
+    c.log_steps = 5
+    c.eval_percent = 10.0
+    return c

@@ -1,0 +1,23 @@
+"""A reward model of sentiment: which of two reviews is by the pleased author. Its reviews are none of the policy's.
+
+camelid train --config=configs/reward/reviews.py --workdir=runs/reviews/reward
+"""
+
+from camelid.configs.preferences import reward_base
+from camelid.train.settings import parse_arguments
+
+
+def get_config(arg=None):
+    a = parse_arguments(arg, init_from="runs/reviews/sft", epochs=3.0)
+    c = reward_base()
+    c.init_from = a.init_from
+    c.data.mixture = {"reviews": {"source": "reviews:pairs", "format": "auto", "weight": 1.0}}
+    c.data.seq_len = 160
+    c.data.batch_size = 16
+    c.total_epochs = a.epochs
+    c.optim.lr = 2e-4
+    c.normalise.prompts = 256
+    c.normalise.max_tokens = 48
+    c.eval_percent = 25.0
+    c.eval_batches = 40
+    return c
