@@ -34,7 +34,7 @@ TOKENIZER_RECORDS = 8000  # of each kind
 CONTROL = ("<|im_start|>", "<|im_end|>")  # chatml's
 PER_SKILL = 20  # held-out prompts of each skill in each language
 MAX_TOKENS = 24  # of an answer
-PAIR_PROMPTS = 8000  # prompts that are answered four times for pairs
+PAIR_PROMPTS = 6000  # prompts that are answered four times for pairs
 
 
 class Steps(NamedTuple):

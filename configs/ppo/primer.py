@@ -8,7 +8,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/sft", reward="runs/reward", steps=100)
+    a = parse_arguments(arg, init_from="runs/sft", reward="runs/reward", steps=36)
     c = ppo_base()
     c.init_from = a.init_from
     c.data.mixture = {"primer": {"source": "primer:chat", "format": "auto", "weight": 1.0}}

@@ -11,7 +11,7 @@ from camelid.train.settings import parse_arguments
 
 def get_config(arg=None):
     a = parse_arguments(
-        arg, init_from="runs/sft", pairs="runs/pairs.jsonl", steps=500, max_pairs=0, noise=0.1, synthetic=True
+        arg, init_from="runs/sft", pairs="runs/pairs.jsonl", steps=240, max_pairs=0, noise=0.1, synthetic=True
     )
     c = reward_base()
     c.init_from = a.init_from
