@@ -23,11 +23,12 @@ def pairs_base() -> ConfigDict:
 def reward_base() -> ConfigDict:
     c = pairs_base()
     c.recipe = "reward"
+    c.data.sides = 2  # answers to a prompt; more: the pairs' meta.others
     c.heads = 1  # of an ensemble
     c.pessimism = 0.0  # an ensemble's score is mean - pessimism * deviation (arXiv:2310.02743)
     c.objective = ConfigDict()
     c.objective.kind = "reward"  # cost: from what is safer and what is unsafe (arXiv:2310.12773)
-    c.objective.form = "log_sigmoid"  # log_exp: as ColossalChat writes it
+    c.objective.form = "log_sigmoid"  # log_exp, as ColossalChat writes it; best_of_k
     c.objective.margin = 0.0  # times the pairs' margins; Llama 2 (arXiv:2307.09288, section 3.2.2) uses 1
     c.objective.centering = 0.0  # arXiv:2312.09244 uses 0.01
     c.objective.bootstrap = False  # each head weighs pairs differently

@@ -1,10 +1,11 @@
 """Batches of preference pairs: two answers to one prompt, side 0 the chosen and side 1 the rejected one.
 
-A batch is a dict of arrays over B pairs, 2 sides and T positions:
+A batch is a dict of arrays over B pairs, S = 2 sides (or more, see `PairBatches`) and T positions:
 
-    tokens       int32 [B, 2, T]     prompt and answer up to its stop token, padded on the right with 0
-    answer_mask  float32 [B, 2, T]   1 where the token itself is one that the assistant says in the answer
-    lengths      int32 [B, 2]        real tokens
+    tokens       int32 [B, S, T]     prompt and answer up to its stop token, padded on the right with 0
+    answer_mask  float32 [B, S, T]   1 where the token itself is one that the assistant says in the answer
+    lengths      int32 [B, S]        real tokens
+    side_weight  float32 [B, S]      1, or 0 for a side that only fills up a row of fewer answers
     margin       float32 [B]         by how much the chosen answer is better, 0 where the record does not say
     weight       float32 [B]         1, or 0 for a pair that only fills up the last batch of a pass
     safer        float32 [B]         1: the chosen answer is safer, -1: the rejected one, 0: not known
@@ -52,6 +53,7 @@ class PairBatches(SampleBatches):
         on_error: str = "raise",
         max_pairs: int | None = None,
         noise: float = 0.0,
+        sides: int = 2,
     ):
         """
         Args:
@@ -63,6 +65,8 @@ class PairBatches(SampleBatches):
           split, heldout, on_error: as `sources.read` takes them.
           max_pairs: read only the first so many pairs of each source.
           noise: the share of pairs, by a hash of each, that are turned round, as people err: `records` say "flipped".
+          sides: S, 2 for pairs, or more for further answers that are worse than the chosen one: the texts `others` in
+            the record's "meta".
 
         Raises:
           UserError: a mixture or a record that will not do, or a source in which no pair is left.
@@ -82,9 +86,12 @@ class PairBatches(SampleBatches):
                 on_error=on_error,
                 limit=max_pairs,
                 noise=noise,
+                sides=sides,
             )
 
-        super().__init__(parts, read, row_shapes=_row_shapes(length), batch_size=batch_size, length=length, seed=seed)
+        super().__init__(
+            parts, read, row_shapes=_row_shapes(length, sides), batch_size=batch_size, length=length, seed=seed
+        )
 
 
 class EvalPairs(SamplePass):
@@ -136,11 +143,12 @@ class EvalPairs(SamplePass):
         return self._source.skipped
 
 
-def _row_shapes(length: int) -> Shapes:
+def _row_shapes(length: int, sides: int = 2) -> Shapes:
     return {
-        "tokens": ((2, length), np.int32),
-        "answer_mask": ((2, length), np.float32),
-        "lengths": ((2,), np.int32),
+        "tokens": ((sides, length), np.int32),
+        "answer_mask": ((sides, length), np.float32),
+        "lengths": ((sides,), np.int32),
+        "side_weight": ((sides,), np.float32),
         "margin": ((), np.float32),
         "weight": ((), np.float32),
         "safer": ((), np.float32),
@@ -160,11 +168,12 @@ def read_pairs(
     on_error: str = "raise",
     limit: int | None = None,
     noise: float = 0.0,
+    sides: int = 2,
 ) -> Samples:
     """The pairs of one split of a source, in its order; see `PairBatches` for arguments and errors."""
     return collect(
         source,
-        functools.partial(_make, tokenizer=tokenizer, template=template, length=length, noise=noise),
+        functools.partial(_make, tokenizer=tokenizer, template=template, length=length, noise=noise, sides=sides),
         what="preference pair is left",
         reasons=("too_long", "same_tokens"),
         format=format,
@@ -175,26 +184,43 @@ def read_pairs(
     )
 
 
-def _make(record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int, noise: float) -> Sample:
+def _make(
+    record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int, noise: float, sides: int
+) -> Sample:
     if record["kind"] != "preference":
         raise UserError(f"a {record['kind']} record holds no two answers to compare: give preferences")
     flipped = _is_flipped(record, noise)
     if flipped:
         record = turned_round(record)
-    sides = encode_pair(record, tokenizer, template)
-    lengths = np.array([len(side.tokens) for side in sides], np.int32)
+    answers = list(encode_pair(record, tokenizer, template))
+    for other in _others(record)[: 0 if flipped else sides - 2]:
+        worse = record | {"rejected": [{"role": "assistant", "content": other}]}
+        answers.append(encode_pair(worse, tokenizer, template)[1])
+    there = len(answers)
+    answers += [answers[1]] * (sides - there)  # copies, at weight 0
+    lengths = np.array([len(side.tokens) for side in answers], np.int32)
     if lengths.max() > length:
-        chosen, rejected = lengths.tolist()
-        raise LeftOut("too_long", f"chosen has {chosen:,} tokens and rejected {rejected:,}, more than {length:,}")
-    if np.array_equal(sides[0].tokens, sides[1].tokens):
+        found = " and ".join(f"{n:,}" for n in lengths[:there].tolist())
+        raise LeftOut("too_long", f"its answers have {found} tokens with the prompt, more than {length:,}")
+    if np.array_equal(answers[0].tokens, answers[1].tokens):
         raise LeftOut("same_tokens", "chosen and rejected are the same tokens")
-    tokens, mask = np.zeros((2, lengths.max()), np.int32), np.zeros((2, lengths.max()), bool)
-    for side, encoded in enumerate(sides):
+    tokens, mask = np.zeros((sides, lengths.max()), np.int32), np.zeros((sides, lengths.max()), bool)
+    for side, encoded in enumerate(answers):
         tokens[side, : lengths[side]], mask[side, : lengths[side]] = encoded
     kept = {"language": language_of(record), "margin": record.get("margin"), "meta": record.get("meta", {})}
     kept |= {"flipped": flipped}
+    side_weight = (np.arange(sides) < there).astype(np.float32)
     arrays = {"tokens": tokens, "answer_mask": mask, "lengths": lengths, "weight": np.float32(1)}
+    arrays["side_weight"] = side_weight
     return Sample(kept, arrays | {"margin": np.float32(record.get("margin", 0))} | _safety(record))
+
+
+def _others(record: dict) -> list[str]:
+    """Further answers to the prompt, each worse than the chosen one. (Of a pair turned round none is known to be.)"""
+    others = record.get("meta", {}).get("others", [])
+    if not isinstance(others, list) or not all(isinstance(text, str) for text in others):
+        raise UserError("meta.others is not a list of texts")
+    return others
 
 
 def _is_flipped(record: dict, noise: float) -> bool:

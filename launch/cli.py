@@ -207,6 +207,9 @@ def _add_collect(actions) -> None:
     parser.add_argument("--prompts", type=int, default=2000, metavar="N", help="default: 2000")
     parser.add_argument("--n", type=int, default=4, metavar="N", help="answers to each prompt (default: 4)")
     parser.add_argument("--per_prompt", type=int, default=1, metavar="N", help="pairs of each prompt (default: 1)")
+    parser.add_argument(
+        "--others", type=int, default=0, metavar="N", help="further, worse answers in a pair (default: 0)"
+    )
     parser.add_argument("--max_tokens", type=int, default=128, metavar="N", help="of an answer (default: 128)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
@@ -229,7 +232,7 @@ def _collect(args: argparse.Namespace) -> None:
         temperature=args.temperature,
         seed=args.seed,
     )
-    pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt)
+    pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
     print(f"{write(records, args.output)} records in {args.output}")
 

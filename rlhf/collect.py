@@ -109,10 +109,11 @@ def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:
     return judge
 
 
-def pairs_of(answers: Iterable[Answers], *, seed: int = 0, per_prompt: int = 1) -> Iterator[dict]:
+def pairs_of(answers: Iterable[Answers], *, seed: int = 0, per_prompt: int = 1, others: int = 0) -> Iterator[dict]:
     """Preference records: two answers to a prompt with different scores, the better one chosen.
 
-    Of a prompt's pairs `per_prompt` are drawn at random.
+    Of a prompt's pairs `per_prompt` are drawn at random. Up to `others` further answers that score less than the chosen
+    one stand in "others".
     """
     for found in answers:
         record = found.prompt.record
@@ -126,8 +127,14 @@ def pairs_of(answers: Iterable[Answers], *, seed: int = 0, per_prompt: int = 1) 
                 "chosen": [{"role": "assistant", "content": better[1]}],
                 "rejected": [{"role": "assistant", "content": worse[1]}],
                 "margin": better[0] - worse[0],
-                "meta": record["meta"],
+                "meta": record["meta"] | _others(better, worse, ranked, others),
             }
+
+
+def _others(better: tuple, worse: tuple, ranked: list[tuple], most: int) -> dict[str, list[str]]:
+    """{"others": further texts that score less than the better one}; {} where none is asked for."""
+    found = [text for score, text in ranked if score < better[0] and text not in (worse[1], "")]
+    return {"others": found[:most]} if most else {}
 
 
 def best_of(answers: Iterable[Answers]) -> Iterator[dict]:

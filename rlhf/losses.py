@@ -155,18 +155,25 @@ def _wins(gap: Float[Array, " B"]) -> Float[Array, " B"]:
 
 
 def best_of_k_loss(
-    scores: Float[Array, "B k"], best: Int[Array, " B"], mask: Float[Array, "B k"] | None = None
+    scores: Float[Array, "B k"],
+    best: Int[Array, " B"],
+    mask: Float[Array, "B k"] | None = None,
+    *,
+    weights: Float[Array, " B"] | None = None,
 ) -> tuple[Float[Array, ""], Stats]:
     """-log softmax(scores)[best]: the best of k answers against all others at once (arXiv:1909.08593, equation 1).
 
-    mask: 1 for answers that are there. Statistic: accuracy, how often the best has the highest score.
+    mask: 1 for answers that are there. weights: of each prompt. Statistic: accuracy, how often the best has the highest
+    score.
     """
     scores = scores.astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask > 0, scores, -jnp.inf)
     chosen = jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0]
-    loss = jnp.mean(jax.nn.logsumexp(scores, axis=1) - chosen)
-    return loss, {"accuracy": jnp.mean((jnp.argmax(scores, axis=1) == best).astype(jnp.float32))}
+    losses = jax.nn.logsumexp(scores, axis=1) - chosen
+    weights = jnp.ones(losses.shape, jnp.float32) if weights is None else weights
+    accuracy = (jnp.argmax(scores, axis=1) == best).astype(jnp.float32)
+    return weighted_mean(losses, weights), {"accuracy": weighted_mean(accuracy, weights)}
 
 
 def cost_loss(

@@ -23,6 +23,8 @@ from ..data.pairs import EvalPairs, PairBatches
 from ..data.prefetch import device_batch
 from ..data.prompts import heldout_prompts, prompt_shapes
 from ..data.samples import SamplePass, SourcePart
+from ..data.templates import ChatTemplate
+from ..data.tokenizer import Tokenizer
 from ..model.sampling import Sampling
 from ..model.sharding import BATCH
 from ..train import setup as train_setup
@@ -33,7 +35,7 @@ from ..train.optimizer import split_frozen
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import scalar
-from .losses import cost_loss, ranking_loss
+from .losses import best_of_k_loss, cost_loss, ranking_loss
 from .rollout import at_last_token, roll_out
 from .setup import load_reference, purpose_key
 
@@ -49,7 +51,8 @@ class RewardModel(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What is learnt. kind: "reward" or "cost". form: "log_sigmoid" or "log_exp" (`losses.ranking_loss`). margin: times
+    """What is learnt. kind: "reward" or "cost". form: "log_sigmoid" or "log_exp" (`losses.ranking_loss`), the chosen
+    answer against each other one, or "best_of_k", against all others at once (`losses.best_of_k_loss`). margin: times
     the pairs' own margins. centering: of the penalty on scores away from 0. bootstrap: whether each head of an ensemble
     weighs pairs by weights of its own, exponentially distributed (the Bayesian bootstrap, Rubin 1981)."""
 
@@ -60,15 +63,15 @@ class Objective(NamedTuple):
     bootstrap: bool
 
 
-def pair_scores(model: scalar.ScalarModel, params: scalar.Params, batch: Mapping[str, Array]) -> Float[Array, "B 2 H"]:
-    """Scores of both sides of each pair, read at the last real token."""
+def pair_scores(model: scalar.ScalarModel, params: scalar.Params, batch: Mapping[str, Array]) -> Float[Array, "B S H"]:
+    """Scores of all sides of each pair, read at the last real token."""
     B, sides, T = batch["tokens"].shape
     scores_RH = scalar.last_scores(model, params, batch["tokens"].reshape(-1, T), batch["lengths"].reshape(-1))
     return scores_RH.reshape(B, sides, -1)
 
 
 def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
-    """The loss of a batch of pairs as `train.state.make_update` takes it: sums over pairs, the mean over heads."""
+    """The loss of a batch of pairs as `train.state.make_update` takes it: sums over comparisons, means over heads."""
 
     def weights_of(batch) -> Float[Array, "H B"]:
         weight_HB = jnp.broadcast_to(batch["weight"][None], (model.heads, *batch["weight"].shape))
@@ -77,20 +80,28 @@ def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(purpose_key(seed, "bootstrap"), batch["index"])
         return weight_HB * jax.vmap(lambda key: jax.random.exponential(key, (model.heads,)))(keys_B).T
 
-    def of_head(scores_B2, weight_B, batch):
+    def of_head(scores_BS, weight_B, batch):
+        """Loss and statistics of one head, means over comparisons, and how much those weigh together."""
         if objective.kind == "cost":
-            return cost_loss(scores_B2, batch["safer"], batch["safe"], weight_B)
-        chosen_B, rejected_B = scores_B2[:, 0], scores_B2[:, 1]
-        margin_B = objective.margin * batch["margin"]
-        return ranking_loss(
-            chosen_B, rejected_B, margin_B, kind=objective.form, centering=objective.centering, weights=weight_B
+            return *cost_loss(scores_BS[:, :2], batch["safer"], batch["safe"], weight_B), jnp.sum(weight_B)
+        if objective.form == "best_of_k":
+            first_B = jnp.zeros(len(scores_BS), jnp.int32)
+            return *best_of_k_loss(scores_BS, first_B, batch["side_weight"], weights=weight_B), jnp.sum(weight_B)
+        rejected = scores_BS[:, 1:]
+        chosen = jnp.broadcast_to(scores_BS[:, :1], rejected.shape)
+        margin = jnp.zeros_like(rejected).at[:, 0].set(objective.margin * batch["margin"])
+        weights = weight_B[:, None] * batch["side_weight"][:, 1:]
+        loss, stats = ranking_loss(
+            *(x.reshape(-1) for x in (chosen, rejected, margin)),
+            kind=objective.form,
+            centering=objective.centering,
+            weights=weights.reshape(-1),
         )
+        return loss, stats, jnp.sum(weights)
 
     def loss_fn(params, batch):
-        scores_HB2 = jnp.moveaxis(pair_scores(model, params, batch), -1, 0)
-        weight_HB = weights_of(batch)
-        loss_H, stats_H = jax.vmap(of_head, (0, 0, None))(scores_HB2, weight_HB, dict(batch))
-        total_H = jnp.sum(weight_HB, axis=1)
+        scores_HBS = jnp.moveaxis(pair_scores(model, params, batch), -1, 0)
+        loss_H, stats_H, total_H = jax.vmap(of_head, (0, 0, None))(scores_HBS, weights_of(batch), dict(batch))
         sums = {name: jnp.mean(value_H * total_H) for name, value_H in stats_H.items()}
         return jnp.mean(loss_H * total_H), jnp.mean(total_H), sums
 
@@ -170,7 +181,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         objective = _objective(settings)
         model = scalar.build(policy.config, settings.heads)
         train_setup.check_rows(settings, mesh, policy.config.max_len)
-        parts, batches, heldout = pairs_of(settings, tokenizer, template)
+        parts, batches, heldout = pairs_of(settings, tokenizer, template, sides=settings.data.sides)
         where = NamedSharding(mesh, PartitionSpec(BATCH))
         lengths = train_setup.lengths_of(settings, batches)
         frozen = train_setup.frozen_of(settings)
@@ -216,10 +227,14 @@ def _objective(settings: Settings) -> Objective:
     objective = Objective(**dict(settings.objective))
     if objective.kind not in ("reward", "cost"):
         raise UserError(f"config.objective.kind: {objective.kind!r} is neither reward nor cost")
+    if objective.form not in (forms := ("log_sigmoid", "log_exp", "best_of_k")):
+        raise UserError(f"config.objective.form: {objective.form!r} is none of {', '.join(forms)}")
     return objective
 
 
-def pairs_of(settings: Settings, tokenizer, template) -> tuple[list[SourcePart], PairBatches, dict[str, EvalPairs]]:
+def pairs_of(
+    settings: Settings, tokenizer: Tokenizer, template: ChatTemplate, *, sides: int = 2
+) -> tuple[list[SourcePart], PairBatches, dict[str, EvalPairs]]:
     """The sources of `config.data.mixture`, their pairs to train on, and those held out."""
     data = settings.data
     parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
@@ -231,7 +246,8 @@ def pairs_of(settings: Settings, tokenizer, template) -> tuple[list[SourcePart],
         heldout=data.heldout,
         on_error=data.on_error,
     )
-    batches = PairBatches(parts, **common, seed=settings.seed, max_pairs=data.max_pairs, noise=data.noise)
+    chosen = dict(max_pairs=data.max_pairs, noise=data.noise, sides=sides)
+    batches = PairBatches(parts, **common, **chosen, seed=settings.seed)
     if not data.heldout:
         return parts, batches, {}
     return parts, batches, {part.name: EvalPairs(part.source, format=part.format, **common) for part in parts}

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from camelid.data import sources
 from camelid.data.errors import UserError
-from camelid.data.pairs import EvalPairs, PairBatches, encode_pair
+from camelid.data.pairs import EvalPairs, PairBatches, encode_pair, turned_round
 from camelid.data.prefetch import device_batch, prefetch
 from camelid.data.samples import SourcePart
 from camelid.data.templates import BUILT_IN, load_template
@@ -184,10 +184,10 @@ def test_labels_margins_languages_and_other_fields_are_kept(write, make):
     batch = batches[0]
     order = np.argsort(batch["index"])
     assert batches.records == [
-        {"language": "en", "margin": 1.5, "meta": {"id": 3}},
-        {"language": "zh", "margin": -2.0, "meta": {}},
-        {"language": "zh", "margin": None, "meta": {"id": 9}},
-        {"language": "en", "margin": None, "meta": {}},
+        {"language": "en", "margin": 1.5, "meta": {"id": 3}, "flipped": False},
+        {"language": "zh", "margin": -2.0, "meta": {}, "flipped": False},
+        {"language": "zh", "margin": None, "meta": {"id": 9}, "flipped": False},
+        {"language": "en", "margin": None, "meta": {}, "flipped": False},
     ]
     assert batch["margin"][order].tolist() == [1.5, -2, 0, 0]
     assert batch["safer"][order].tolist() == [-1, 0, 0, 1]
@@ -204,6 +204,7 @@ def test_arrays_have_the_contracts_shapes_and_types(write, make):
         "lengths": ((4, 2), "int32"),
         "margin": ((4,), "float32"),
         "weight": ((4,), "float32"),
+        "side_weight": ((4, 2), "float32"),
         "safer": ((4,), "float32"),
         "safe": ((4, 2), "float32"),
         "index": ((4,), "int32"),
@@ -253,7 +254,7 @@ def test_long_and_equal_pairs_are_left_out_and_counted(write, make):
     summary = batches.summary()["s0"]
     assert [summary[name] for name in ("records", "samples", "too_long", "same_tokens")] == [5, 3, 1, 1]
     too_long, equal = batches.skipped()["s0"]
-    assert f"{path}, record 3: chosen has " in too_long and too_long.endswith("more than 64")
+    assert f"{path}, record 3: its answers have " in too_long and too_long.endswith("more than 64")
     assert f"{path}, record 4: chosen and rejected are the same tokens" in equal
     assert make(path, template="llama2", length=summary["longest"]).summary()["s0"]["samples"] == 3
     with pytest.raises(UserError, match="no preference pair is left: 5 records, 4 too_long, 1 same_tokens"):
@@ -337,3 +338,51 @@ def test_an_array_of_fewer_axes_takes_the_beginning_of_the_spec(write, make):
     assert_same(jax.device_get(on_device), batches[0])
     assert on_device["margin"].sharding.spec == P("data")
     assert on_device["safe"].sharding.spec == on_device["tokens"].sharding.spec == P("data", "context")
+
+
+def test_noise_exchanges_the_sides_of_its_share_of_pairs_and_their_labels(write, make):
+    path = write([record | {"margin": 1.0} for record in pairs(400)])
+    right, noisy = (make(path, noise=noise, length=T) for noise in (0.0, 0.25))
+    flipped = [record["flipped"] for record in noisy.records]
+    assert 0.18 < np.mean(flipped) < 0.32
+    for clean, found in zip(by_index(right), by_index(noisy), strict=True):
+        turned = noisy.records[found["index"]]["flipped"]
+        assert found["margin"] == (-1.0 if turned else 1.0)
+        np.testing.assert_array_equal(found["tokens"], clean["tokens"][::-1] if turned else clean["tokens"])
+    assert right.fingerprint != noisy.fingerprint
+
+
+def test_a_pair_turned_round_turns_its_labels():
+    labels = {"margin": 2.0, "safer": "rejected", "chosen_safe": False, "rejected_safe": True}
+    turned = turned_round(preference([user("1")], [assistant("good")], [assistant("bad")], **labels))
+    assert turned["chosen"] == [assistant("bad")] and turned["rejected"] == [assistant("good")]
+    assert turned["margin"] == -2.0 and turned["safer"] == "chosen"
+    assert turned["chosen_safe"] is True and turned["rejected_safe"] is False
+
+
+def test_further_answers_stand_beside_the_pair_and_missing_ones_weigh_nothing(write, make):
+    more = [{"others": ["bad 7", "8 bad", "9"]}, {"others": ["7"]}, {}]
+    records = [record | extra for record, extra in zip(pairs(3), more, strict=True)]
+    batches = make(write(records), sides=4, length=T)
+    rows = by_index(batches)[:3]
+    assert [row["side_weight"].tolist() for row in rows] == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]
+    two = by_index(make(write(records, "b"), length=T))[:3]
+    for row, pair in zip(rows, two, strict=True):
+        assert row["tokens"].shape == (4, T)
+        np.testing.assert_array_equal(row["tokens"][:2], pair["tokens"])
+    np.testing.assert_array_equal(rows[2]["tokens"][2], rows[2]["tokens"][1])
+    begin = int(rows[0]["answer_mask"][0].argmax())
+    np.testing.assert_array_equal(rows[0]["tokens"][:, :begin], np.tile(rows[0]["tokens"][:1, :begin], (4, 1)))
+    assert len({tuple(side) for side in rows[0]["tokens"].tolist()}) == 4
+    with pytest.raises(UserError, match=r"meta\.others is not a list of texts"):
+        make(write([pairs(1)[0] | {"others": "bad"}], "c"), sides=3, length=T)
+
+
+def by_index(batches):
+    """Every pair's arrays, in the order of the records."""
+    rows = {}
+    for step in range(-(-len(batches.records) // batches.batch_size)):
+        batch = batches[step]
+        for row, index in enumerate(batch["index"].tolist()):
+            rows[index] = {name: array[row] for name, array in batch.items()}
+    return [rows[index] for index in sorted(rows)]
