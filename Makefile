@@ -7,7 +7,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.m
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint format bench clean
+.PHONY: quickstart test lint format bench bench-ppo clean
 
 quickstart: .venv/installed
 	$(BIN)/camelid quickstart
@@ -26,6 +26,10 @@ format: .venv/installed
 # Compares with Hugging Face on PyTorch, which goes into an environment of its own.
 bench: .venv/installed .venv-bench/installed
 	$(BIN)/python benchmarks/compare.py --peer_python=.venv-bench/bin/python
+
+# The same for an iteration of PPO, with TRL.
+bench-ppo: .venv/installed .venv-bench/installed
+	$(BIN)/python benchmarks/ppo_compare.py --peer_python=.venv-bench/bin/python
 
 .venv/installed: setup.py constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv

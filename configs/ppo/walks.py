@@ -8,7 +8,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/walks/sft", reward="runs/walks/reward", steps=150)
+    a = parse_arguments(arg, init_from="runs/walks/sft", reward="runs/walks/reward", kl=0.2, steps=60)
     c = ppo_base()
     c.init_from = a.init_from
     c.data.mixture = {"walks": {"source": "walks:chat", "format": "auto", "weight": 1.0}}
@@ -22,7 +22,7 @@ def get_config(arg=None):
     c.critic.init_from = a.reward
     c.critic.lr = 1e-3
     c.optim.lr = 5e-4
-    c.kl.coef = 0.02
+    c.kl.coef = a.kl
     c.ppo.epochs = 2
     c.ppo.minibatches = 4
     c.total_steps = a.steps

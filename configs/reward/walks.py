@@ -8,7 +8,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/walks/sft", steps=300)
+    a = parse_arguments(arg, init_from="runs/walks/sft", steps=150)
     c = reward_base()
     c.init_from = a.init_from
     c.data.mixture = {"walks": {"source": "walks:pairs", "format": "auto", "weight": 1.0}}
