@@ -149,6 +149,8 @@ def load(
     """
     path = checkpoints.find(path)
     manifest = checkpoints.read_manifest(path)
+    if manifest.get("kind") == "scalar":
+        raise UserError(f"{path}: a reward or cost model, which gives numbers; config.reward.sources is its place")
     config = LlamaConfig.from_dict(manifest["model"])
     if dtype is not None:
         config = config.replace(dtype=dtype, param_dtype=dtype)
