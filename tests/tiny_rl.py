@@ -52,7 +52,6 @@ def _learn_from_pairs(c, a):
     if a.recipe == "dpo":
         c.dpo.kind = a.kind
     else:
-        c.heads = 2
         c.normalise.prompts = 32
         c.normalise.max_tokens = 16
 
@@ -66,7 +65,7 @@ def _learn_from_rewards(c, a):
     if not a.reward:
         c.reward.sources.blue = {"function": "camelid.tests.tiny_rl:says_blue"}
     else:
-        c.reward.sources.proxy = {"model": a.reward, "pessimism": 0.5}
+        c.reward.sources.proxy = {"model": a.reward}
     if a.recipe != "ppo":
         c.rollout.n = 4
         return

@@ -1,0 +1,328 @@
+"""The recipes from end to end through the command line: what they reach, what they store, and users' mistakes."""
+
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import camelid
+from camelid.data.errors import UserError
+from camelid.data.prompts import heldout_prompts, prompt_shapes
+from camelid.data.samples import SamplePass, SourcePart
+from camelid.launch.cli import main
+from camelid.model.sampling import Sampling
+from camelid.model.sharding import make_mesh
+from camelid.rlhf import critic, rewards, scalar
+from camelid.rlhf import setup as rl_setup
+from camelid.rlhf.rollout import roll_out
+from camelid.tests.rlhf.numpy_llama import hidden, real_tokens
+from camelid.train import checkpoints, setup
+from camelid.train.settings import Settings, load_config
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Runs of this file take one of the eight devices: that compiles in half of the time."""
+    monkeypatch.setattr(setup, "make_mesh", lambda axes: make_mesh(axes, jax.devices()[:1]))
+
+
+def column(metrics, workdir, name) -> list[float]:
+    """A metric over the steps that have it."""
+    return [line[name] for line in metrics(workdir).values() if name in line]
+
+
+# Reward model
+
+
+def test_a_reward_model_learns_which_answers_are_preferred(reward_run, metrics):
+    losses, heldout = (column(metrics, reward_run, name) for name in ("train/loss", "eval/heldout/pairs/accuracy"))
+    assert losses[0] == pytest.approx(math.log(2), abs=0.1) and losses[-1] < 0.05
+    assert heldout[-1] > 0.95
+    manifest = checkpoints.read_manifest(reward_run)
+    assert (manifest["kind"], manifest["heads"], manifest["objective"]) == ("scalar", 1, "reward")
+    assert checkpoints.find(reward_run).name == "13"  # one more than there were updates
+
+
+def scores_of_own_answers(run, llama) -> np.ndarray:
+    """Scores, by the network in numpy, of the answers that the run draws to its held-out prompts at its end."""
+    source = SourcePart("pairs", checkpoints.read_manifest(run)["config"]["data"]["mixture"]["pairs"]["source"])
+    prompts = heldout_prompts(
+        [source], 32, tokenizer=llama.tokenizer, template=llama.template, max_tokens=48, heldout=0.1
+    )
+    batches = SamplePass(prompts, row_shapes=prompt_shapes(48), batch_size=16)
+    sampling = Sampling(max_tokens=16, stop_ids=llama.template.stop_ids(llama.tokenizer))
+    mesh = make_mesh({}, jax.devices()[:1])
+    model, params = rewards.load_model(run, llama.tokenizer, mesh, "float32")
+    head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["score"])
+    roll = jax.jit(
+        lambda batch: roll_out(llama.model, llama.params, batch, rl_setup.purpose_key(0, "normalise"), sampling)
+    )
+    scores = []
+    for number in range(len(batches)):
+        for prompt, answer in real_tokens(roll(batches[number]))[: batches.real(number)]:
+            states_TD = hidden(model.config, params, np.concatenate([prompt, answer]))
+            scores.append((states_TD[-1] @ head["kernel"] + head["bias"])[0])
+    return np.array(scores)
+
+
+def test_a_reward_model_s_scores_of_its_reference_s_own_answers_have_mean_0_and_deviation_1(reward_run, tuned):
+    llama = camelid.load(tuned)
+    scores = scores_of_own_answers(reward_run, llama)
+    assert len(scores) == 32
+    assert scores.mean() == pytest.approx(0.0, abs=1e-3)
+    assert scores.std() == pytest.approx(1.0, abs=1e-3)
+    assert len(np.unique(scores.round(3))) > 5
+    # Only the head was rescaled, in a checkpoint of its own.
+    mesh = make_mesh({}, jax.devices()[:1])
+    (_, after), (_, before) = (
+        rewards.load_model(path, llama.tokenizer, mesh, "float32")
+        for path in (reward_run, reward_run / "checkpoints" / "12")
+    )
+    jax.tree.map(np.testing.assert_array_equal, *(scalar.without_head(params) for params in (after, before)))
+    gain = np.asarray(after["score"]["kernel"] / before["score"]["kernel"])
+    assert gain.std() < 1e-5 and abs(gain.mean() - 1.0) > 1e-3 and gain.mean() > 0
+
+
+def test_a_reward_run_cut_off_before_its_scores_are_rescaled_does_that_alone(reward_run, rl_arguments, tuned, tmp_path):
+    shutil.copytree(reward_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "13")
+    for _ in range(2):  # and when it is finished, nothing
+        assert main(rl_arguments("reward", tmp_path / "run", init_from=tuned)) == 0
+        assert checkpoints.find(tmp_path / "run").name == "13"
+    kernels = []
+    for run in (reward_run, tmp_path / "run"):
+        _, params = rewards.load_model(run, camelid.load(tuned).tokenizer, make_mesh({}, jax.devices()[:1]), "float32")
+        kernels.append(np.asarray(params["score"]["kernel"]))
+    np.testing.assert_allclose(kernels[0], kernels[1], rtol=1e-3)
+    log = (reward_run / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_reward_model_is_no_language_model_nor_the_other_way_round(reward_run, tuned):
+    with pytest.raises(UserError, match="score"):
+        camelid.load(reward_run)
+    with pytest.raises(UserError, match="comes from the recipe `reward`"):
+        rewards.load_model(tuned, camelid.load(tuned).tokenizer, make_mesh({}, jax.devices()[:1]), "float32")
+
+
+# PPO
+
+
+def test_ppo_against_a_reward_model_gives_a_model_that_chats(ppo_run, metrics):
+    model, average = camelid.load(ppo_run), camelid.load(ppo_run, weights="ema")
+    assert model.step == 12 and model.template.name == "chatml"
+    for network in (model, average):
+        assert network.chat("Which colour has the red fox number 7?", max_tokens=16, temperature=0.0).startswith("It")
+    differ = [
+        np.any(np.asarray(a) != b) for a, b in zip(*map(jax.tree.leaves, (model.params, average.params)), strict=True)
+    ]
+    assert all(differ)
+    scores = column(metrics, ppo_run, "objective/scores/proxy")
+    assert np.mean(scores[-3:]) > scores[0] + 0.7  # deviations of the tuned model's scores
+    assert max(column(metrics, ppo_run, "policy/first_ratio_error")) < 1e-5
+    assert max(column(metrics, ppo_run, "sampling/logprob_difference_max")) < 1e-3
+    for name in ("ptx/loss", "cost/multiplier", "cost_value/explained_variance", "eval/heldout/scores/cost"):
+        assert np.all(np.isfinite(column(metrics, ppo_run, name))) and column(metrics, ppo_run, name)
+
+
+@pytest.fixture(scope="module")
+def ppo_blue(rl_arguments, tuned, tmp_path_factory):
+    """A run of PPO that a Python function rewards."""
+    workdir = tmp_path_factory.mktemp("blue")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_mesh", lambda axes: make_mesh(axes, jax.devices()[:1]))
+        assert main(rl_arguments("ppo", workdir, init_from=tuned)) == 0
+    return workdir
+
+
+def test_ppo_learns_what_a_function_rewards(ppo_blue, metrics):
+    scores = column(metrics, ppo_blue, "objective/scores")
+    assert np.mean(scores[:2]) < 0.4 and np.mean(scores[-3:]) > 0.8
+    heldout = column(metrics, ppo_blue, "eval/heldout/scores")
+    assert len(heldout) == 2 and heldout[-1] > 0.8
+    answers = camelid.load(ppo_blue).chat_batch(["Which colour has the red fox number 7?"], n=8, max_tokens=16)
+    assert sum("blue" in answer for answer in answers) > 4
+    kl = column(metrics, ppo_blue, "objective/kl_exact")
+    assert abs(kl[0]) < 1e-5 and min(kl[1:]) > 0.01
+    assert max(column(metrics, ppo_blue, "policy/first_ratio_error")) < 1e-5
+
+
+def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_arguments, tmp_path):
+    assert main([*arguments("sft", tmp_path / "sft", init_from=ppo_run), "--config.total_steps=1"]) == 0
+    again = Settings(load_config(rl_arguments("ppo", tmp_path, init_from=ppo_run)[1].removeprefix("--config=")))
+    mesh = setup.mesh_of(again)
+    with jax.set_mesh(mesh):
+        model = setup.model_of(again, setup.tokenizer_of(again))
+        critics = critic.critics_of(again, with_cost=False)
+        abstract = jax.eval_shape(critic.initialiser(model, critics), jax.random.key(0))
+        where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract)
+        params = critic.loader(again, model, critics)(placed)
+        reference = rl_setup.load_reference(again, model, mesh)
+    stored = camelid.load(ppo_run).params
+    for found in (params["policy"], reference, scalar.without_head(params["critic"])):
+        jax.tree.map(np.testing.assert_array_equal, found, {name: stored[name] for name in found})
+    jax.tree.map(lambda a, b: a.shape == b.shape, params, abstract)
+
+
+def test_a_run_does_not_go_on_against_another_reward_model(ppo_run, reward_run, ppo_command, tmp_path, capsys):
+    shutil.copytree(ppo_run, tmp_path / "run")
+    shutil.copytree(reward_run, tmp_path / "other")
+    argv = [*ppo_command(tmp_path / "run"), f"--config.reward.sources.proxy.model={tmp_path / 'other'}"]
+    assert "its run had another frozen" in mistake(argv, capsys)
+
+
+# Without a critic, without rewards
+
+GRPO = {
+    "grpo": [],
+    "dapo": [
+        "--config.grpo.aggregate=token",
+        "--config.grpo.clip_high=0.28",
+        "--config.grpo.drop_even=True",
+        "--config.grpo.overlong=4",
+        "--config.grpo.kl_coef=0.0",
+    ],
+    "rloo": [
+        "--config.grpo.advantage=rloo",
+        "--config.grpo.kl_in=reward",
+        "--config.grpo.kl_estimator=k1",
+        "--config.grpo.minibatches=2",
+        "--config.optim.accumulate=2",
+        "--config.model.dtype=bfloat16",
+    ],
+}
+
+
+@pytest.mark.parametrize("variant", GRPO)
+def test_grpo_and_its_relatives_raise_the_score(variant, rl_arguments, tuned, reward_run, tmp_path, metrics):
+    given = {"init_from": tuned} | ({"reward": reward_run} if variant == "grpo" else {})
+    overrides = ["--config.eval_percent=100.0", "--config.checkpoint.every_steps=100", *GRPO[variant]]
+    assert main([*rl_arguments("grpo", tmp_path, **given), *overrides]) == 0
+    scores = column(metrics, tmp_path, "objective/scores")
+    assert np.mean(scores[-3:]) > np.mean(scores[:2]) + 0.3
+    errors = {
+        name: max(column(metrics, tmp_path, name))
+        for name in ("policy/first_ratio_error", "sampling/logprob_difference", "sampling/logprob_difference_max")
+    }
+    print(variant, errors)
+    limits = {"grpo": (1e-5, 1e-4, 1e-3), "dapo": (1e-5, 1e-4, 1e-3), "rloo": (2e-2, 0.05, 1.0)}[variant]
+    assert all(error < limit for error, limit in zip(errors.values(), limits, strict=True)), errors
+
+
+def test_raft_raises_the_score(rl_arguments, tuned, tmp_path, metrics):
+    overrides = ["--config.eval_percent=100.0", "--config.checkpoint.every_steps=100"]
+    assert main([*rl_arguments("raft", tmp_path, init_from=tuned), *overrides]) == 0
+    scores, best = (column(metrics, tmp_path, f"objective/{name}") for name in ("scores", "scores_of_best"))
+    assert np.mean(scores[-3:]) > np.mean(scores[:2]) + 0.3
+    assert np.all(np.array(best) >= scores)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "robust", "hinge", "ipo", "kto", "simpo", "orpo"])
+def test_every_kind_of_dpo_learns_to_tell_pairs_apart(kind, rl_arguments, tuned, tmp_path, metrics):
+    overrides = ["--config.checkpoint.every_steps=100"]
+    if kind != "sigmoid":
+        overrides += ["--config.data.heldout=0.0", "--config.total_steps=8"]
+    if kind == "robust":
+        overrides.append("--config.dpo.label_smoothing=0.1")
+    assert main([*rl_arguments("dpo", tmp_path, init_from=tuned, kind=kind), *overrides]) == 0
+    losses = column(metrics, tmp_path, "train/loss")
+    gaps = np.subtract(*(column(metrics, tmp_path, f"rewards/{side}") for side in ("chosen", "rejected")))
+    print(kind, np.round(losses, 3), np.round(gaps, 3))
+    assert np.mean(losses[-2:]) < losses[0] - 0.05
+    assert np.mean(gaps[-2:]) > gaps[0] + 0.1
+    if kind in ("sigmoid", "robust", "hinge", "ipo", "kto"):
+        assert gaps[0] == 0.0  # the policy is its reference
+    if kind == "sigmoid":
+        assert losses[0] == pytest.approx(math.log(2), rel=1e-6)
+        assert column(metrics, tmp_path, "eval/heldout/pairs/accuracy")[-1] > 0.95
+        assert "blue" in camelid.load(tmp_path).chat("Which colour has the red fox number 7?", temperature=0.0)
+
+
+# Users' mistakes
+
+
+def mistake(argv, capsys) -> str:
+    """What the command says on standard error: one line."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("camelid: ") and said.count("\n") == 1, said
+    return said
+
+
+MISTAKES = {
+    ("ppo", "--config.ppo.epoch=1"): "there is no config.ppo.epoch; did you mean config.ppo.epochs?",
+    ("ppo", "--config.init_from=None"): "config.init_from: the path of a tuned model",
+    ("ppo", "--config.kl.controller=adaptiv"): "'adaptiv' is neither fixed nor adaptive",
+    ("ppo", "--config.rollout.temperature=0.0"): "config.rollout: rollouts are drawn from the whole distribution",
+    ("ppo", "--config.rollout.n=0"): "config.rollout: sampling n 0",
+    ("ppo", "--config.rollout.max_tokens=250"): "more than the network's context of 256 tokens",
+    ("ppo", "--config.ppo.minibatches=3"): "32 answers are not a multiple of minibatches x config.optim.accumulate = 3",
+    ("ppo", "--config.rollout.score_parts=5"): "not a multiple of config.rollout.score_parts = 5",
+    ("ppo", "--config.ptx.coef=0.1"): "config.ptx: give both a coef above 0 and a mixture of text",
+    ("ppo", "--config.critic.init_from=/nowhere"): "/nowhere: no such checkpoint or run directory",
+    ("ppo", "--config.data.max_prompt_tokens=4"): "no prompt is left",
+    ("ppo", "--config.reward.sources.blue.function=camelid.tests.tiny_rl:says_bleu"): "no attribute 'says_bleu'",
+    ("grpo", "--config.grpo.advantage=grop"): "config.grpo.advantage: 'grop' is none of grpo, dr_grpo, rloo",
+    ("grpo", "--config.grpo.aggregate=mean"): "config.grpo.aggregate: 'mean' is none of token, sequence, constant",
+    ("grpo", "--config.grpo.kl_in=los"): "config.grpo.kl_in: 'los' is none of loss, reward",
+    ("grpo", "--config.rollout.n=1"): "give 2 or more",
+    ("raft", "--config.rollout.n=1"): "the best is chosen among 2 answers or more",
+    ("dpo", "--config.dpo.kind=sigmod"): "config.dpo.kind: 'sigmod' is none of sigmoid, robust",
+    ("dpo", "--config.init_from=None"): "which is the reference too",
+    ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is neither reward nor cost",
+    ("reward", "--config.data.heldout=0.0"): "config.normalise.prompts: these are held-out prompts",
+}
+
+
+@pytest.mark.parametrize(("recipe", "override"), MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(recipe, override, rl_arguments, tuned, tmp_path, capsys):
+    said = mistake([*rl_arguments(recipe, tmp_path / "run", init_from=tuned), override], capsys)
+    assert MISTAKES[recipe, override] in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_the_wrong_kind_is_one_line_and_exit_code_2(
+    rl_arguments, pretrained, tuned, reward_run, tmp_path, capsys
+):
+    for given, message in (
+        (
+            dict(init_from=tuned, reward=tuned),
+            "a language model; a reward or cost model comes from the recipe `reward`",
+        ),
+        (dict(init_from=pretrained), "config.template: name one"),
+        (dict(init_from=reward_run), "does not fit"),
+    ):
+        assert message in mistake(rl_arguments("ppo", tmp_path, **given), capsys)
+
+
+LEAVES = {
+    "c.ppo.epochz = 1": "config.ppo: has or lacks epochz; it is made of epochs, minibatches",
+    "del c.ppo.clip": "config.ppo: has or lacks clip",
+    "c.kl.coeff = 0.1": "config.kl: has or lacks coeff",
+    "c.watch.proxi = 'eval/heldout/scores'": "config.watch: has or lacks proxi",
+    "c.reward.shaping.clipp = 1.0": "config.reward.shaping: has or lacks clipp",
+    "c.reward.sources.blue.wieght = 1.0": "nothing reads config.reward.sources.blue.wieght; did you mean",
+    "c.reward.sources.blue.model = 'x'": "config.reward.sources.blue: give it a `model`, a path, or a `function`",
+    "del c.reward.sources.blue": "config.reward.sources: name at least one model or function",
+    "c.cost.source = {'weight': 1.0}": "config.cost.source.cost: give it a `model`, a path, or a `function`",
+    "c.rollout.top_k = 5": "nothing reads config.rollout.top_k",
+}
+
+
+@pytest.mark.parametrize("line", LEAVES)
+def test_a_leaf_that_is_not_one_of_a_section_stops_the_run_before_its_first_step(
+    line, rl_arguments, tuned, tmp_path, capsys
+):
+    _, config, workdir = rl_arguments("ppo", tmp_path / "run", init_from=tuned)
+    file, _, values = config.removeprefix("--config=").partition(":")
+    changed = tmp_path / "changed.py"
+    changed.write_text(
+        Path(file).read_text("utf-8").replace("    return c\n", f"    {line}\n    return c\n", 1), "utf-8"
+    )
+    assert LEAVES[line] in mistake(["train", f"--config={changed}:{values}", workdir], capsys)
+    assert not (tmp_path / "run").exists()

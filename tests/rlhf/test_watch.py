@@ -1,0 +1,127 @@
+"""What stops a run, and what does not."""
+
+import json
+import math
+
+import pytest
+
+from camelid.rlhf.watch import RATIO_TOLERANCE, Limits, Watch
+from camelid.train.loop import TrainingStopped
+
+PROXY, GOLD = "eval/heldout/scores", "eval/gold/all"
+LIMITS = Limits(ratio_tolerance=None, min_eos_rate=0.1, patience=3, proxy=PROXY, gold=GOLD, patience_evaluations=3)
+FINE = {"loss": 0.5, "grad_norm": 1.0, "streak": 0.0, "policy/first_ratio_error": 1e-6, "tokens/eos_rate": 0.9}
+
+
+@pytest.fixture
+def watch(tmp_path):
+    """watch(dtype, **limits): what watches a run in tmp_path."""
+
+    def make(dtype="float32", max_streak=2, **limits) -> Watch:
+        return Watch(LIMITS._replace(**limits), dtype, max_streak, tmp_path)
+
+    return make
+
+
+def test_a_sound_step_passes(watch):
+    check = watch()
+    for step in range(10):
+        check(step, FINE)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["loss", "objective/kl", "eval/heldout/scores"])
+def test_a_number_that_is_not_finite_stops_the_run_by_its_name(name, value, watch):
+    with pytest.raises(TrainingStopped, match=f"step 7: {name} not finite"):
+        watch()(7, FINE | {name: value})
+
+
+def test_skipped_steps_in_a_row_stop_the_run(watch):
+    check = watch(max_streak=2)
+    check(0, FINE | {"streak": 1.0})
+    with pytest.raises(TrainingStopped, match="2 steps in a row were skipped"):
+        check(1, FINE | {"streak": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "own", "passes", "stops"),
+    [("float32", None, 0.9e-4, 1.1e-4), ("bfloat16", None, 1.9e-2, 2.1e-2), ("float32", 0.5, 0.4, 0.6)],
+)
+def test_a_first_ratio_off_1_by_more_than_rounding_stops_the_run(dtype, own, passes, stops, watch):
+    assert RATIO_TOLERANCE == {"float32": 1e-4, "bfloat16": 2e-2}
+    check = watch(dtype, ratio_tolerance=own)
+    check(0, FINE | {"policy/first_ratio_error": passes})
+    with pytest.raises(TrainingStopped, match="step 1: the first minibatch's ratio is off 1 by"):
+        check(1, FINE | {"policy/first_ratio_error": stops})
+
+
+def test_answers_that_do_not_end_for_several_steps_in_a_row_stop_the_run(watch):
+    check = watch(patience=3)
+    endless, ended = FINE | {"tokens/eos_rate": 0.09}, FINE | {"tokens/eos_rate": 0.1}
+    for step, metrics in enumerate([endless, endless, ended, endless, endless]):
+        check(step, metrics)
+    check(5, {"eval/heldout/length": 3.0})  # an evaluation says nothing of it
+    with pytest.raises(TrainingStopped, match=r"step 6: for 3 steps fewer than 10% of answers ended"):
+        check(6, endless)
+
+
+def evaluations(check, pairs, first=10):
+    for number, (proxy, gold) in enumerate(pairs):
+        check(first + 10 * number, {PROXY: proxy, GOLD: gold})
+
+
+def test_a_proxy_that_rises_while_gold_falls_three_times_in_a_row_stops_the_run(watch):
+    with pytest.raises(TrainingStopped, match=f"step 50: in 3 evaluations in a row {PROXY} rose while {GOLD} fell"):
+        evaluations(watch(), [(0.0, 0.5), (0.1, 0.6), (0.2, 0.5), (0.3, 0.4), (0.4, 0.3)])
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(0.0, 0.9), (0.1, 0.8), (0.2, 0.7)],  # not yet
+        [(0.0, 0.9), (0.1, 0.8), (0.2, 0.8), (0.3, 0.7), (0.4, 0.6)],  # gold held in between
+        [(0.0, 0.9), (0.1, 0.8), (0.1, 0.7), (0.3, 0.6), (0.4, 0.5)],  # the proxy did
+        [(0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.6, 0.6)],  # both fall
+        [(0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.4, 0.4)],  # both rise
+    ],
+)
+def test_anything_else_does_not(pairs, watch):
+    evaluations(watch(), pairs)
+
+
+def test_what_is_not_named_is_not_watched(watch):
+    falling = [(0.1 * n, -0.1 * n) for n in range(6)]
+    evaluations(watch(proxy=None, gold=None), falling)
+    evaluations(watch(gold=None), falling)
+
+
+def write(path, pairs, first=10):
+    """Lines as a run writes them: proxy and gold apart, a step's own metrics beside them."""
+    records = []
+    for step, (proxy, gold) in enumerate(pairs):
+        at = {"step": first + 10 * step}
+        records += [at | {"train/loss": 1.0}, at | {PROXY: proxy}, at | {GOLD: gold}]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_resumed_run_remembers_the_evaluations_before_it(watch, tmp_path):
+    write(tmp_path, [(0.0, 0.9), (0.1, 0.8), (0.2, 0.7)])
+    with pytest.raises(TrainingStopped, match="step 40: in 3 evaluations in a row"):
+        watch()(40, {PROXY: 0.3, GOLD: 0.6})
+
+
+def test_a_resumed_run_does_not_count_an_evaluation_twice(watch, tmp_path):
+    """That of the step itself stands in the file by the time that it is checked."""
+    write(tmp_path, [(0.0, 0.9), (0.1, 0.8), (0.2, 0.7), (0.3, 0.6)])
+    check = watch()
+    check(30, {PROXY: 0.2, GOLD: 0.7})
+    with pytest.raises(TrainingStopped, match="step 40"):
+        check(40, {PROXY: 0.3, GOLD: 0.6})
+
+
+def test_a_resumed_run_counts_what_came_before_only_where_it_went_wrong(watch, tmp_path):
+    write(tmp_path, [(0.0, 0.9), (0.1, 1.0), (0.2, 0.7)])
+    check = watch()
+    check(40, {PROXY: 0.3, GOLD: 0.6})
+    with pytest.raises(TrainingStopped, match="step 50"):
+        check(50, {PROXY: 0.4, GOLD: 0.5})
