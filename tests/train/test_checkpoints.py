@@ -125,7 +125,7 @@ def test_parameters_load_alone_cast_and_resharded(tmp_path):
     assert found["layers"]["w"].sharding == params["layers"]["w"].sharding
     ema = checkpoints.load_params(tmp_path / "checkpoints" / "1", abstract(state["ema"]), name="ema")
     assert_bit_equal(ema, state["ema"])
-    with pytest.raises(UserError, match="its state has no .critic., only ema, opt_state, params, step"):
+    with pytest.raises(UserError, match="its state has no 'critic', only ema, opt_state, params, step"):
         checkpoints.load_params(tmp_path, params, name="critic")
 
 
