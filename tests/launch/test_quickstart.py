@@ -1,6 +1,8 @@
 """The quickstart with a handful of steps: every stage runs, and what it writes is there and agrees."""
 
 import json
+from itertools import islice
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -8,8 +10,18 @@ from rich.console import Console
 from camelid.data import primer
 from camelid.launch import quickstart
 from camelid.launch.cli import main
+from camelid.rlhf.collect import write
+from camelid.train.settings import load_config
 
-SHORT = ["--pretrain_steps=3", "--sft_steps=40", "--reward_steps=2", "--ppo_steps=2", "--pair_prompts=200"]
+SHORT = ["--pretrain_steps=3", "--sft_steps=2", "--reward_steps=2", "--ppo_steps=2"]
+SMALL = {  # what a stage is given beside its own config, for a suite of seconds
+    "reward": ["--config.normalise.prompts=8", "--config.eval_batches=2", "--config.data.batch_size=8"],
+    "ppo": ["--config.data.batch_size=16", "--config.data.heldout_prompts=8", "--config.evals.gold.per_skill=1"],
+}
+
+
+def load_small(path, overrides):
+    return load_config(path, [*overrides, *SMALL.get(Path(path.partition(":")[0]).parent.name, [])])
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +29,9 @@ def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "PER_SKILL", 2)
+        patch.setattr(quickstart, "load_config", load_small)
+        # Pairs, which a model of two steps would not have of its own; `tests/rlhf/test_collect.py` makes some.
+        write(islice(primer.records("pairs"), 300), workdir / "pairs.jsonl")
         assert main(["quickstart", f"--workdir={workdir}", *SHORT]) == 0
         yield workdir
 
