@@ -72,7 +72,8 @@ def sample_answers(
     answers = []
     for i, sample in enumerate(samples):
         group = [(tokenizer.decode(ids).strip(), ids) for ids in tokens[i * n : (i + 1) * n]]
-        group = group if keep_repeated else list(dict(reversed(group)).items())[::-1]
+        if not keep_repeated:
+            group = [pair for place, pair in enumerate(group) if pair[0] not in dict(group[:place])]
         answers.append(Answers(sample, *map(list, zip(*group, strict=True)), scores=[]))
     scores = score_again(llama, reward, answers)
     return [found._replace(scores=x) for found, x in zip(answers, scores, strict=True)]

@@ -8,7 +8,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/walks/sft", steps=60)
+    a = parse_arguments(arg, init_from="runs/walks/sft", steps=100)
     c = grpo_base()
     c.init_from = a.init_from
     c.data.mixture = {"walks": {"source": "walks:chat", "format": "auto", "weight": 1.0}}
@@ -20,6 +20,5 @@ def get_config(arg=None):
     c.optim.lr = 5e-4
     c.grpo.kl_coef = 0.0
     c.total_steps = a.steps
-    c.log_steps = 5
     c.eval_percent = 10.0
     return c

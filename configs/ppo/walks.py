@@ -8,7 +8,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/walks/sft", reward="runs/walks/reward", kl=0.2, steps=60)
+    a = parse_arguments(arg, init_from="runs/walks/sft", reward="runs/walks/reward", kl=0.3, steps=60)
     c = ppo_base()
     c.init_from = a.init_from
     c.data.mixture = {"walks": {"source": "walks:chat", "format": "auto", "weight": 1.0}}
@@ -26,6 +26,5 @@ def get_config(arg=None):
     c.ppo.epochs = 2
     c.ppo.minibatches = 4
     c.total_steps = a.steps
-    c.log_steps = 5
     c.eval_percent = 10.0
     return c

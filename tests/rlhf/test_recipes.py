@@ -102,7 +102,7 @@ def test_a_reward_run_cut_off_before_its_scores_are_rescaled_does_that_alone(rew
 
 
 def test_a_reward_model_is_no_language_model_nor_the_other_way_round(reward_run, tuned):
-    with pytest.raises(UserError, match="score"):
+    with pytest.raises(UserError, match="which gives numbers"):
         camelid.load(reward_run)
     with pytest.raises(UserError, match="comes from the recipe `reward`"):
         rewards.load_model(tuned, camelid.load(tuned).tokenizer, make_mesh({}, jax.devices()[:1]), "float32")
