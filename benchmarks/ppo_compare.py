@@ -6,8 +6,8 @@ An iteration is a rollout, what policy, reference, reward model and critic say o
 networks have random weights and the shape `nano-1m` in float32. Both sides are processes that stay warm and wait, on
 the same two cores. camelid's whole is one program, its pieces are programs of their own; TRL's pieces are what passes
 between calls in its own loop, where the policy is scored by the logits that it drew from. The ratio is TRL's seconds /
-camelid's: the median over rounds, and the range. Run it on an idle machine: PyTorch's threads wait for each other by
-spinning, and where something else takes a core from them they lose many times that core's share.
+camelid's: the median over rounds, and the range. Run it on an idle machine: whatever else runs slows PyTorch by far
+more than it does XLA, and the ratio flatters camelid.
 """
 
 import argparse

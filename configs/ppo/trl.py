@@ -1,4 +1,4 @@
-"""The defaults of TRL's PPO (`trl/experimental/ppo/ppo_config.py`, on top of Transformers' `TrainingArguments`).
+"""The defaults of the PPO of TRL up to 1.12 (`trl/experimental/ppo/ppo_config.py`, on `TrainingArguments`).
 
 camelid train --config=configs/ppo/trl.py:init_from=SFT,reward=RM,source='prompts/*.jsonl' --workdir=runs/ppo
 """

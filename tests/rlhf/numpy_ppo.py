@@ -3,6 +3,7 @@
 import numpy as np
 
 from camelid.rlhf import critic, ppo, rewards
+from camelid.rlhf.rollout import Rollout
 
 HYPER = ppo.Hyper(
     epochs=1,
@@ -21,6 +22,37 @@ PENALTY = ppo.Penalty(coef=0.1, estimator="k1", controller="fixed", target=6.0, 
 SHARED = {"critic": critic.Critic("value", None, "")}
 AS_IS = rewards.Shaping()
 FUNCTION = rewards.Rewards({}, {"score": rewards.FunctionReward(None, 2.0)})
+
+
+def experience(lengths=(6, 1, 4, 6, 2, 3, 5, 6), seed=0, cost=False) -> ppo.Experience:
+    """Numbers at random, and nonsense wherever nothing is real that nothing has promised to clear."""
+    rng = np.random.default_rng(seed)
+    R, P, M = len(lengths), 4, 6
+    mask_RM = (np.arange(M)[None] < np.array(lengths)[:, None]).astype(np.float32)
+
+    def drawn(filler=0.0):
+        return np.where(mask_RM > 0, rng.normal(size=(R, M)), filler).astype(np.float32)
+
+    rows = Rollout(
+        tokens_RT=rng.integers(1, 9, (R, P + M)).astype(np.int32),
+        segment_ids_RT=np.ones((R, P + M), np.int32),
+        positions_RT=np.zeros((R, P + M), np.int32),
+        mask_RM=mask_RM,
+        sampling_logprobs_RM=drawn(),
+        stopped_R=(np.arange(R) % 3 > 0).astype(np.float32),
+        index_R=np.arange(R, dtype=np.int32),
+    )
+    names = ["critic", *(["cost_critic"] if cost else [])]
+    return ppo.Experience(
+        rows=rows,
+        logp_RM=drawn() - 2.0 * mask_RM,
+        ref_logp_RM=drawn() - 2.0 * mask_RM,
+        entropy_RM=np.abs(drawn()),
+        kl_exact_RM=np.abs(drawn()),
+        values={name: drawn(1e6) for name in names},
+        scores={"score": 3.0 * rng.normal(size=R).astype(np.float32)}
+        | ({"cost": rng.normal(size=R).astype(np.float32)} if cost else {}),
+    )
 
 
 def slow_gae(reward, value, gamma, lam):

@@ -7,41 +7,9 @@ import numpy as np
 import pytest
 
 from camelid.rlhf import costs, critic, ppo, rewards
-from camelid.rlhf.rollout import Rollout
-from camelid.tests.rlhf.numpy_ppo import AS_IS, FUNCTION, HYPER, PENALTY, SHARED, slow_learn
+from camelid.tests.rlhf.numpy_ppo import AS_IS, FUNCTION, HYPER, PENALTY, SHARED, experience, slow_learn
 
 COST = costs.Cost(rewards.Rewards({}, {"cost": rewards.FunctionReward(None, 1.0)}), 0.3, 1.0, 0.5, 10.0)
-
-
-def experience(lengths=(6, 1, 4, 6, 2, 3, 5, 6), seed=0, cost=False) -> ppo.Experience:
-    """Numbers at random, and nonsense wherever nothing is real that nothing has promised to clear."""
-    rng = np.random.default_rng(seed)
-    R, P, M = len(lengths), 4, 6
-    mask_RM = (np.arange(M)[None] < np.array(lengths)[:, None]).astype(np.float32)
-
-    def drawn(filler=0.0):
-        return np.where(mask_RM > 0, rng.normal(size=(R, M)), filler).astype(np.float32)
-
-    rows = Rollout(
-        tokens_RT=rng.integers(1, 9, (R, P + M)).astype(np.int32),
-        segment_ids_RT=np.ones((R, P + M), np.int32),
-        positions_RT=np.zeros((R, P + M), np.int32),
-        mask_RM=mask_RM,
-        sampling_logprobs_RM=drawn(),
-        stopped_R=(np.arange(R) % 3 > 0).astype(np.float32),
-        index_R=np.arange(R, dtype=np.int32),
-    )
-    names = ["critic", *(["cost_critic"] if cost else [])]
-    return ppo.Experience(
-        rows=rows,
-        logp_RM=drawn() - 2.0 * mask_RM,
-        ref_logp_RM=drawn() - 2.0 * mask_RM,
-        entropy_RM=np.abs(drawn()),
-        kl_exact_RM=np.abs(drawn()),
-        values={name: drawn(1e6) for name in names},
-        scores={"score": 3.0 * rng.normal(size=R).astype(np.float32)}
-        | ({"cost": rng.normal(size=R).astype(np.float32)} if cost else {}),
-    )
 
 
 def looked_at(seen: ppo.Experience, hyper=HYPER, penalty=PENALTY, shaping=AS_IS, cost=None, **state):
