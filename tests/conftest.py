@@ -156,22 +156,6 @@ def start(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ppo_command(rl_arguments, tuned, reward_run):
-    """ppo_command(workdir): the command line of a PPO run with all that a run may carry from step to step."""
-    return lambda workdir: rl_arguments("ppo", workdir, init_from=tuned, reward=reward_run)
-
-
-@pytest.fixture(scope="session")
-def ppo_run(ppo_command, start, tmp_path_factory) -> Path:
-    """The run directory of that run, finished, on two devices of a process of its own."""
-    workdir = tmp_path_factory.mktemp("ppo")
-    process = start(ppo_command(workdir))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return workdir
-
-
-@pytest.fixture(scope="session")
 def metrics():
     """metrics(workdir): the lines of metrics.jsonl, one dict for each step that has any."""
 

@@ -1,7 +1,8 @@
 """Runs of seconds from preferences and rewards, for the tests: `tiny_rl.py:root=DIR,recipe=R,init_from=RUN`.
 
-The recipes reward and dpo learn from DIR/pairs.jsonl; ppo, grpo and raft answer the questions of DIR/chat.jsonl. Those
-three are rewarded by the reward model of the run `reward`, or without one by `says_blue`. `kind` is that of dpo.
+The recipes reward and dpo learn from DIR/pairs.jsonl; ppo, grpo and raft answer the questions of DIR/chat.jsonl.
+Where `reward` is the run of a reward model, grpo learns from its score alone and ppo from that and `says_blue`; without
+one all do from the latter. `kind` is that of dpo; `evaluate` false leaves evaluations out.
 """
 
 from camelid.configs import preferences, rl
@@ -27,7 +28,7 @@ def tens(record, answer) -> int:
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, root="", recipe="ppo", init_from=None, reward="", kind="sigmoid")
+    a = parse_arguments(arg, root="", recipe="ppo", init_from=None, reward="", kind="sigmoid", evaluate=True)
     c = BASES[a.recipe]()
     c.init_from = a.init_from
     c.data.batch_size = 16
@@ -41,6 +42,11 @@ def get_config(arg=None):
         _learn_from_pairs(c, a)
     else:
         _learn_from_rewards(c, a)
+    if not a.evaluate:
+        c.data.heldout = 0.0
+        if "heldout_prompts" in c.data:
+            del c.data.heldout_prompts
+        c.checkpoint.every_steps = 100
     return c
 
 
@@ -62,13 +68,16 @@ def _learn_from_rewards(c, a):
     c.data.heldout_prompts = 16
     c.rollout.max_tokens = 16
     c.total_steps = 12
-    if not a.reward:
+    if a.recipe == "ppo" or not a.reward:
         c.reward.sources.blue = {"function": "camelid.tests.tiny_rl:says_blue"}
-    else:
-        c.reward.sources.proxy = {"model": a.reward}
+    if a.reward:
+        c.reward.sources.proxy = {"model": a.reward, "weight": 0.5}
     if a.recipe != "ppo":
         c.rollout.n = 4
         return
+    c.total_steps = 9
+    c.eval_percent = 100.0
+    c.data.batch_size = 8
     c.rollout.n = 2
     c.critic.lr = 3e-3
     c.ppo.epochs, c.ppo.minibatches = 2, 2
@@ -78,6 +87,7 @@ def _learn_from_rewards(c, a):
         c.kl.controller, c.kl.target, c.kl.horizon = "adaptive", 1.0, 100
         c.ptx.coef = 0.1
         c.ptx.mixture = {"text": {"source": f"{a.root}/text.jsonl", "format": "auto", "weight": 1.0}}
-        c.ptx.batch_size, c.ptx.seq_len, c.ptx.cache_dir = 16, 32, f"{a.root}/cache"
+        c.ptx.batch_size, c.ptx.seq_len, c.ptx.cache_dir = 8, 32, f"{a.root}/cache"
         c.cost.source = {"function": "camelid.tests.tiny_rl:tens"}
+        c.cost.threshold, c.cost.first, c.cost.lr = 1.0, 0.2, 0.05
         c.ema_decay = 0.8

@@ -1,4 +1,4 @@
-"""PPO for help with sums and a password, alone or under the constraint that few answers may tell it (Safe RLHF).
+"""PPO for help with sums and a password, alone or under the constraint that hardly an answer may tell it (Safe RLHF).
 
 camelid train --config=configs/ppo/safe_sums.py --workdir=runs/safe_sums/ppo
 camelid train --config=configs/ppo/safe_sums.py:constraint=True --workdir=runs/safe_sums/safe
@@ -7,17 +7,16 @@ camelid train --config=configs/ppo/safe_sums.py:constraint=True --workdir=runs/s
 from camelid.configs.rl import ppo_base
 from camelid.train.settings import parse_arguments
 
-VERIFIERS = "camelid.data.tasks.safe_sums:"
+HELP, LEAKS = "camelid.data.tasks.safe_sums:reward", "camelid.data.tasks.safe_sums:cost"
 
 
 def get_config(arg=None):
     a = parse_arguments(
         arg,
         init_from="runs/safe_sums/sft",
-        reward="runs/safe_sums/reward",
-        cost="",  # path of a cost model instead of the verifier
+        reward="",  # path of a reward model, instead of the verifier
+        cost="",  # path of a cost model, instead of the verifier
         constraint=False,
-        threshold=0.05,
         steps=150,
     )
     c = ppo_base()
@@ -27,19 +26,20 @@ def get_config(arg=None):
     c.data.max_prompt_tokens = 48
     c.data.heldout_prompts = 240
     c.rollout.max_tokens = 16
-    c.reward.sources.proxy = {"model": a.reward, "weight": 1.0}
-    c.reward.shaping.missing_eos = -2.0
-    c.judges.help = {"function": VERIFIERS + "reward"}
-    c.judges.leaks = {"function": VERIFIERS + "cost"}
+    c.reward.sources.reward = {"model": a.reward} if a.reward else {"function": HELP}
+    c.reward.shaping.missing_eos = -1.0
+    c.judges.help = {"function": HELP}
+    c.judges.leaks = {"function": LEAKS}
     if a.constraint:
-        c.cost.source = {"model": a.cost} if a.cost else {"function": VERIFIERS + "cost"}
-        c.cost.threshold = a.threshold
+        c.cost.source = {"model": a.cost} if a.cost else {"function": LEAKS}
+        c.cost.threshold = 0.01  # of the prompts to train on only one in 14 asks for the password alone, where a leak helps most
         c.cost.first = 0.0
-        c.cost.lr = 0.2
-    c.critic.init_from = a.reward
+        c.cost.lr = 0.1
+    c.critic.init_from = a.reward or None
     c.critic.lr = 1e-3
+    c.critic.first_steps = 5
     c.optim.lr = 3e-4
-    c.kl.coef = 0.05
+    c.kl.coef = 0.02
     c.ppo.epochs = 2
     c.ppo.minibatches = 4
     c.total_steps = a.steps

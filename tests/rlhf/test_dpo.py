@@ -131,7 +131,7 @@ def test_each_kind_s_loss_is_the_paper_s_over_pairs_however_they_are_walked_thro
 def test_a_step_against_the_gradient_makes_the_chosen_answers_likelier_beside_the_rejected(kind):
     hyper = HYPER._replace(kind=kind)
     prepared = dpo.make_prepare(MODEL, hyper)(POLICY, POLICY, batch())
-    grads = jax.grad(lambda params: dpo.make_loss(MODEL, hyper)(params, prepared)[0])(POLICY)
+    grads = jax.jit(jax.grad(lambda params: dpo.make_loss(MODEL, hyper)(params, prepared)[0]))(POLICY)
     moved = jax.tree.map(lambda p, g: p - 1e-3 * g, POLICY, grads)
     gaps = []
     for params in (POLICY, moved):

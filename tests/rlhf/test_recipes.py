@@ -111,43 +111,44 @@ def test_a_reward_model_is_no_language_model_nor_the_other_way_round(reward_run,
 # PPO
 
 
-def test_ppo_against_a_reward_model_gives_a_model_that_chats(ppo_run, metrics):
+def test_ppo_learns_what_a_function_and_a_reward_model_reward_and_gives_a_model_that_chats(ppo_run, metrics):
+    blue, proxy = (column(metrics, ppo_run, f"objective/scores/{name}") for name in ("blue", "proxy"))
+    assert blue[0] < 0.4 and np.mean(blue[-3:]) > 0.7
+    assert np.mean(proxy[-3:]) > proxy[0] + 0.7  # deviations of the tuned model's scores
+    total = np.array(column(metrics, ppo_run, "objective/scores"))
+    np.testing.assert_allclose(total, np.array(blue) + 0.5 * np.array(proxy), atol=1e-5)
+    assert column(metrics, ppo_run, "eval/heldout/scores")[-1] > 1.0
     model, average = camelid.load(ppo_run), camelid.load(ppo_run, weights="ema")
-    assert model.step == 12 and model.template.name == "chatml"
+    assert (model.step, model.template.name) == (9, "chatml")
     for network in (model, average):
-        assert network.chat("Which colour has the red fox number 7?", max_tokens=16, temperature=0.0).startswith("It")
-    differ = [
-        np.any(np.asarray(a) != b) for a, b in zip(*map(jax.tree.leaves, (model.params, average.params)), strict=True)
-    ]
-    assert all(differ)
-    scores = column(metrics, ppo_run, "objective/scores/proxy")
-    assert np.mean(scores[-3:]) > scores[0] + 0.7  # deviations of the tuned model's scores
-    assert max(column(metrics, ppo_run, "policy/first_ratio_error")) < 1e-5
-    assert max(column(metrics, ppo_run, "sampling/logprob_difference_max")) < 1e-3
-    for name in ("ptx/loss", "cost/multiplier", "cost_value/explained_variance", "eval/heldout/scores/cost"):
-        assert np.all(np.isfinite(column(metrics, ppo_run, name))) and column(metrics, ppo_run, name)
+        question = "Which colour has the red fox number 7?"
+        answers = network.chat_batch([question], n=8, max_tokens=16, temperature=0.5)
+        assert np.mean([answer.startswith("It is") for answer in answers]) > 0.5
+        assert np.mean(["blue" in answer for answer in answers]) > 0.5
+    leaves = map(jax.tree.leaves, (model.params, average.params))
+    assert all(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(*leaves, strict=True))
 
 
-@pytest.fixture(scope="module")
-def ppo_blue(rl_arguments, tuned, tmp_path_factory):
-    """A run of PPO that a Python function rewards."""
-    workdir = tmp_path_factory.mktemp("blue")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda axes: make_mesh(axes, jax.devices()[:1]))
-        assert main(rl_arguments("ppo", workdir, init_from=tuned)) == 0
-    return workdir
+def test_ppo_tells_what_it_does(ppo_run, metrics):
+    """At every step, from the first on."""
 
+    def of(name):
+        found = column(metrics, ppo_run, name)
+        assert len(found) == 9 and np.all(np.isfinite(found)), name
+        return found
 
-def test_ppo_learns_what_a_function_rewards(ppo_blue, metrics):
-    scores = column(metrics, ppo_blue, "objective/scores")
-    assert np.mean(scores[:2]) < 0.4 and np.mean(scores[-3:]) > 0.8
-    heldout = column(metrics, ppo_blue, "eval/heldout/scores")
-    assert len(heldout) == 2 and heldout[-1] > 0.8
-    answers = camelid.load(ppo_blue).chat_batch(["Which colour has the red fox number 7?"], n=8, max_tokens=16)
-    assert sum("blue" in answer for answer in answers) > 4
-    kl = column(metrics, ppo_blue, "objective/kl_exact")
-    assert abs(kl[0]) < 1e-5 and min(kl[1:]) > 0.01
-    assert max(column(metrics, ppo_blue, "policy/first_ratio_error")) < 1e-5
+    assert max(of("policy/first_ratio_error")) < 1e-5
+    assert max(of("sampling/logprob_difference_max")) < 1e-3
+    assert abs(of("objective/kl_exact")[0]) < 1e-5 and min(of("objective/kl_exact")[1:]) > 0.01
+    assert of("ptx/loss")[-1] < of("ptx/loss")[0] - 1.0
+    assert np.mean(of("value/explained_variance")[-5:]) > 0.0
+    expected = 0.2 + 0.05 * np.cumsum(np.array(of("cost/scores")) - 1.0)
+    np.testing.assert_allclose(of("cost/multiplier"), expected, rtol=1e-5)  # none of them at an end
+    assert expected.min() > 0 and of("policy/updates") == [4.0] * 9
+    steps = np.array(of("objective/kl_coef")) / [0.05, *of("objective/kl_coef")[:-1]] - 1.0
+    np.testing.assert_allclose(steps, np.clip(np.array(of("objective/kl")) - 1.0, -0.2, 0.2) * 16 / 100, atol=1e-5)
+    for name in ("tokens/eos_rate", "diversity/distinct-1", "cost_value/explained_variance", "train/tokens_per_second"):
+        of(name)
 
 
 def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_arguments, tmp_path):
@@ -179,13 +180,6 @@ def test_a_run_does_not_go_on_against_another_reward_model(ppo_run, reward_run, 
 
 GRPO = {
     "grpo": [],
-    "dapo": [
-        "--config.grpo.aggregate=token",
-        "--config.grpo.clip_high=0.28",
-        "--config.grpo.drop_even=True",
-        "--config.grpo.overlong=4",
-        "--config.grpo.kl_coef=0.0",
-    ],
     "rloo": [
         "--config.grpo.advantage=rloo",
         "--config.grpo.kl_in=reward",
@@ -199,9 +193,8 @@ GRPO = {
 
 @pytest.mark.parametrize("variant", GRPO)
 def test_grpo_and_its_relatives_raise_the_score(variant, rl_arguments, tuned, reward_run, tmp_path, metrics):
-    given = {"init_from": tuned} | ({"reward": reward_run} if variant == "grpo" else {})
-    overrides = ["--config.eval_percent=100.0", "--config.checkpoint.every_steps=100", *GRPO[variant]]
-    assert main([*rl_arguments("grpo", tmp_path, **given), *overrides]) == 0
+    given = {"init_from": tuned, "evaluate": False} | ({"reward": reward_run} if variant == "grpo" else {})
+    assert main([*rl_arguments("grpo", tmp_path, **given), *GRPO[variant]]) == 0
     scores = column(metrics, tmp_path, "objective/scores")
     assert np.mean(scores[-3:]) > np.mean(scores[:2]) + 0.3
     errors = {
@@ -209,32 +202,28 @@ def test_grpo_and_its_relatives_raise_the_score(variant, rl_arguments, tuned, re
         for name in ("policy/first_ratio_error", "sampling/logprob_difference", "sampling/logprob_difference_max")
     }
     print(variant, errors)
-    limits = {"grpo": (1e-5, 1e-4, 1e-3), "dapo": (1e-5, 1e-4, 1e-3), "rloo": (2e-2, 0.05, 1.0)}[variant]
+    limits = {"grpo": (1e-5, 1e-4, 1e-3), "rloo": (2e-2, 0.05, 1.0)}[variant]
     assert all(error < limit for error, limit in zip(errors.values(), limits, strict=True)), errors
 
 
 def test_raft_raises_the_score(rl_arguments, tuned, tmp_path, metrics):
-    overrides = ["--config.eval_percent=100.0", "--config.checkpoint.every_steps=100"]
-    assert main([*rl_arguments("raft", tmp_path, init_from=tuned), *overrides]) == 0
+    assert main([*rl_arguments("raft", tmp_path, init_from=tuned, evaluate=False), "--config.total_steps=4"]) == 0
     scores, best = (column(metrics, tmp_path, f"objective/{name}") for name in ("scores", "scores_of_best"))
-    assert np.mean(scores[-3:]) > np.mean(scores[:2]) + 0.3
+    assert scores[-1] > scores[0] + 0.3
     assert np.all(np.array(best) >= scores)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "robust", "hinge", "ipo", "kto", "simpo", "orpo"])
-def test_every_kind_of_dpo_learns_to_tell_pairs_apart(kind, rl_arguments, tuned, tmp_path, metrics):
-    overrides = ["--config.checkpoint.every_steps=100"]
-    if kind != "sigmoid":
-        overrides += ["--config.data.heldout=0.0", "--config.total_steps=8"]
-    if kind == "robust":
-        overrides.append("--config.dpo.label_smoothing=0.1")
-    assert main([*rl_arguments("dpo", tmp_path, init_from=tuned, kind=kind), *overrides]) == 0
-    losses = column(metrics, tmp_path, "train/loss")
-    gaps = np.subtract(*(column(metrics, tmp_path, f"rewards/{side}") for side in ("chosen", "rejected")))
-    print(kind, np.round(losses, 3), np.round(gaps, 3))
+@pytest.mark.parametrize("kind", ["sigmoid", "kto", "orpo"])
+def test_direct_preference_optimisation_learns_to_tell_pairs_apart(kind, rl_arguments, tuned, tmp_path, metrics):
+    line = rl_arguments("dpo", tmp_path, init_from=tuned, kind=kind, evaluate=kind == "sigmoid")
+    assert main([*line, "--config.total_steps=8"]) == 0
+    losses, chosen, rejected = (
+        column(metrics, tmp_path, name) for name in ("train/loss", "rewards/chosen", "rewards/rejected")
+    )
+    gaps = np.subtract(chosen, rejected)
     assert np.mean(losses[-2:]) < losses[0] - 0.05
     assert np.mean(gaps[-2:]) > gaps[0] + 0.1
-    if kind in ("sigmoid", "robust", "hinge", "ipo", "kto"):
+    if kind in ("sigmoid", "kto"):
         assert gaps[0] == 0.0  # the policy is its reference
     if kind == "sigmoid":
         assert losses[0] == pytest.approx(math.log(2), rel=1e-6)
@@ -261,8 +250,7 @@ MISTAKES = {
     ("ppo", "--config.rollout.temperature=0.0"): "config.rollout: rollouts are drawn from the whole distribution",
     ("ppo", "--config.rollout.n=0"): "config.rollout: sampling n 0",
     ("ppo", "--config.rollout.max_tokens=250"): "more than the network's context of 256 tokens",
-    ("ppo", "--config.ppo.minibatches=3"): "32 answers are not a multiple of minibatches x config.optim.accumulate = 3",
-    ("ppo", "--config.rollout.score_parts=5"): "not a multiple of config.rollout.score_parts = 5",
+    ("ppo", "--config.ppo.minibatches=3"): "16 answers are not a multiple of minibatches x config.optim.accumulate = 3",
     ("ppo", "--config.ptx.coef=0.1"): "config.ptx: give both a coef above 0 and a mixture of text",
     ("ppo", "--config.critic.init_from=/nowhere"): "/nowhere: no such checkpoint or run directory",
     ("ppo", "--config.data.max_prompt_tokens=4"): "no prompt is left",
@@ -273,7 +261,6 @@ MISTAKES = {
     ("grpo", "--config.rollout.n=1"): "give 2 or more",
     ("raft", "--config.rollout.n=1"): "the best is chosen among 2 answers or more",
     ("dpo", "--config.dpo.kind=sigmod"): "config.dpo.kind: 'sigmod' is none of sigmoid, robust",
-    ("dpo", "--config.init_from=None"): "which is the reference too",
     ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is neither reward nor cost",
     ("reward", "--config.data.heldout=0.0"): "config.normalise.prompts: these are held-out prompts",
 }
@@ -302,8 +289,6 @@ def test_a_model_of_the_wrong_kind_is_one_line_and_exit_code_2(
 
 LEAVES = {
     "c.ppo.epochz = 1": "config.ppo: has or lacks epochz; it is made of epochs, minibatches",
-    "del c.ppo.clip": "config.ppo: has or lacks clip",
-    "c.kl.coeff = 0.1": "config.kl: has or lacks coeff",
     "c.watch.proxi = 'eval/heldout/scores'": "config.watch: has or lacks proxi",
     "c.reward.shaping.clipp = 1.0": "config.reward.shaping: has or lacks clipp",
     "c.reward.sources.blue.wieght = 1.0": "nothing reads config.reward.sources.blue.wieght; did you mean",

@@ -74,6 +74,30 @@ def test_the_loss_is_the_mean_over_heads_and_real_pairs_however_they_are_walked_
     assert float(sum(part[2]["accuracy"] for part in found)) / weight == pytest.approx(np.mean(right), rel=1e-5)
 
 
+@pytest.mark.parametrize("form", ["log_sigmoid", "best_of_k"])
+def test_a_chosen_answer_is_compared_with_each_other_one_or_with_all_at_once(form):
+    rng = np.random.default_rng(3)
+    tokens, there = rng.integers(-3, 4, (6, 4, 1)).astype(np.int32), np.array([4, 2, 3, 4, 4, 2])
+    rows = batch() | {
+        "tokens": tokens,
+        "lengths": np.ones((6, 4), np.int32),
+        "side_weight": (np.arange(4)[None] < there[:, None]).astype(np.float32),
+    }
+    loss_fn = make_loss(model(1), PLAIN._replace(form=form, margin=0.5), 0)
+    found = [loss_fn({"slope": jnp.array([0.7])}, {name: x[part::2] for name, x in rows.items()}) for part in (0, 1)]
+    loss, weight = (float(sum(part[i] for part in found)) for i in (0, 1))
+    losses = []
+    for pair in (0, 1, 3, 4, 5):  # not the one of weight 0
+        scores = 0.7 * tokens[pair, : there[pair], 0]
+        if form == "best_of_k":
+            losses.append(-math.log(math.exp(scores[0]) / sum(math.exp(s) for s in scores)))
+            continue
+        margins = [0.5 * rows["margin"][pair], 0.0, 0.0]  # the data's is that of the first two
+        losses += [math.log1p(math.exp(-(scores[0] - s - m))) for s, m in zip(scores[1:], margins, strict=False)]
+    assert weight == len(losses)
+    assert loss / weight == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 def test_a_pair_that_only_fills_up_a_batch_changes_nothing():
     rows = batch()
     others = rows | {"tokens": rows["tokens"].copy()}
