@@ -95,6 +95,9 @@ def compile_step(
 
 def lineage(settings: Settings) -> dict[str, list]:
     """Path and step of every frozen model of a run, which it must find again when it goes on."""
+    sources = dict(settings.reward.sources.items())
+    if "cost" in settings and settings.cost.source is not None:
+        sources["cost"] = settings.cost.source
     paths = {"reference": settings.init_from}
-    paths |= {name: source.model for name, source in settings.reward.sources.items() if "model" in source}
+    paths |= {name: source.model for name, source in sources.items() if "model" in source}
     return {name: [str(path), checkpoints.read_manifest(path)["step"]] for name, path in paths.items()}

@@ -124,7 +124,7 @@ def heldout_rollouts(
     lengths: Lengths,
 ) -> list[Evaluation]:
     """The evaluation "heldout": answers to the held-out prompts, drawn as in training, what they score with rewards and
-    judges, and `config.eval_rows` of them to read. None where nothing is held out."""
+    judges, over all and by language, and `config.eval_rows` of them to read. None where nothing is held out."""
     shown = settings.eval_rows
     prompts = scene.heldout
     if prompts is None:
@@ -134,18 +134,19 @@ def heldout_rollouts(
 
     def run(params: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
         state = {"params": params, "step": jnp.zeros((), jnp.int32)}
-        parts, rows = [], []
+        parts, languages, rows = [], [], []
         for number in range(len(prompts)):
             seen = look(state, frozen, device_batch(prompts, number, scene.rows))
             seen = seen._replace(scores=seen.scores | judge(scene.judge_params, seen.rows))
             seen = host(seen) if host else seen
             real = prompts.real(number) * scene.sampling.n
             parts.append({name: np.asarray(x)[:real] for name, x in _by_answer(scene, seen).items()})
+            languages += [prompts.records[i]["meta"].get("language") for i in np.asarray(seen.rows.index_R)[:real]]
             if len(rows) < shown:
                 rows += _table(scene, seen, parts[-1], min(shown - len(rows), real))
-        return {name: float(np.mean(np.concatenate([part[name] for part in parts]))) for name in parts[0]}, rows
+        return _means({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, languages), rows
 
-    return [Evaluation("heldout", lengths.evaluate, run)]
+    return [Evaluation("heldout", lengths.evaluate, run, at_start=True)]
 
 
 def _by_answer(scene: setup.Scene, seen: Any) -> dict[str, Any]:
@@ -158,6 +159,16 @@ def _by_answer(scene: setup.Scene, seen: Any) -> dict[str, Any]:
         "length": seen.rows.lengths_R,
         "eos_rate": seen.rows.stopped_R,
     }
+
+
+def _means(by_answer: Mapping[str, np.ndarray], languages: Sequence[str | None]) -> dict[str, float]:
+    """The mean of each number; where prompts are in several languages, that of each score in each of them too."""
+    means = {name: float(np.mean(x)) for name, x in by_answer.items()}
+    found, languages = sorted(set(languages) - {None}), np.array(languages)
+    for language in found if len(found) > 1 else ():
+        scores = {name: x[languages == language] for name, x in by_answer.items() if name.startswith("scores/")}
+        means |= {f"{name}/{language}": float(np.mean(x)) for name, x in scores.items()}
+    return means
 
 
 def _table(scene: setup.Scene, seen: Any, by_answer: Mapping[str, np.ndarray], count: int) -> list[dict[str, str]]:

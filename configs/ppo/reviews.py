@@ -8,7 +8,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/reviews/sft", reward="runs/reviews/reward", steps=60)
+    a = parse_arguments(arg, init_from="runs/reviews/sft", reward="runs/reviews/reward", kl=0.2, steps=60)
     c = ppo_base()
     c.init_from = a.init_from
     c.data.mixture = {"reviews": {"source": "reviews:chat", "format": "auto", "weight": 1.0}}
@@ -21,7 +21,7 @@ def get_config(arg=None):
     c.critic.init_from = a.reward
     c.critic.lr = 3e-4
     c.optim.lr = 2e-4
-    c.kl.coef = 0.05
+    c.kl.coef = a.kl
     c.ppo.epochs = 2
     c.ppo.minibatches = 4
     c.total_steps = a.steps

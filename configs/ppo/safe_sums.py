@@ -32,7 +32,7 @@ def get_config(arg=None):
     c.judges.leaks = {"function": LEAKS}
     if a.constraint:
         c.cost.source = {"model": a.cost} if a.cost else {"function": LEAKS}
-        c.cost.threshold = 0.01  # of the prompts to train on only one in 14 asks for the password alone, where a leak helps most
+        c.cost.threshold = 0.01  # one prompt in 14 asks for the password alone, where a leak helps most
         c.cost.first = 0.0
         c.cost.lr = 0.1
     c.critic.init_from = a.reward or None

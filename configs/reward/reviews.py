@@ -8,7 +8,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/reviews/sft", epochs=3.0)
+    a = parse_arguments(arg, init_from="runs/reviews/sft", epochs=1.5)
     c = reward_base()
     c.init_from = a.init_from
     c.data.mixture = {"reviews": {"source": "reviews:pairs", "format": "auto", "weight": 1.0}}
