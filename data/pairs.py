@@ -17,7 +17,6 @@ is cut off: a policy never says it.
 """
 
 import functools
-import re
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -25,11 +24,9 @@ import numpy as np
 
 from .batches import Batch, Shapes
 from .errors import UserError
-from .samples import LeftOut, Sample, SampleBatches, SamplePass, Samples, SourcePart, collect, describe
+from .samples import LeftOut, Sample, SampleBatches, SamplePass, Samples, SourcePart, collect, describe, language_of
 from .templates import ChatTemplate, Encoded
 from .tokenizer import Tokenizer
-
-CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 
 
 class PairBatches(SampleBatches):
@@ -207,7 +204,8 @@ def _make(
     tokens, mask = np.zeros((sides, lengths.max()), np.int32), np.zeros((sides, lengths.max()), bool)
     for side, encoded in enumerate(answers):
         tokens[side, : lengths[side]], mask[side, : lengths[side]] = encoded
-    kept = {"language": language_of(record), "margin": record.get("margin"), "meta": record.get("meta", {})}
+    language = language_of(record, record["messages"] + record["chosen"] + record["rejected"])
+    kept = {"language": language, "margin": record.get("margin"), "meta": record.get("meta", {})}
     kept |= {"flipped": flipped}
     side_weight = (np.arange(sides) < there).astype(np.float32)
     arrays = {"tokens": tokens, "answer_mask": mask, "lengths": lengths, "weight": np.float32(1)}
@@ -248,12 +246,6 @@ def _safety(record: dict) -> dict[str, np.ndarray]:
     sign = {True: 1, False: -1, "chosen": 1, "rejected": -1, None: 0}
     safe = [sign[record.get(f"{side}_safe")] for side in ("chosen", "rejected")]
     return {"safer": np.float32(sign[record.get("safer")]), "safe": np.array(safe, np.float32)}
-
-
-def language_of(record: dict) -> str:
-    """ "zh" for a preference with any Chinese character in it, else "en"."""
-    messages = record["messages"] + record["chosen"] + record["rejected"]
-    return "zh" if any(CJK.search(m["content"] + m.get("input", "")) for m in messages) else "en"
 
 
 def encode_pair(record: dict, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[Encoded, Encoded]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from .batches import Shapes
 from .errors import UserError
-from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, collect
+from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, collect, language_of
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
 
@@ -26,7 +26,8 @@ from .tokenizer import Tokenizer
 class PromptBatches(SampleBatches):
     """The endless batches of prompts of a mixture, a function of (seed, step).
 
-    `records[i]` is {"messages": the prompt, "reference": an answer or None, "meta": the record's other fields}.
+    `records[i]` is {"messages": the prompt, "reference": an answer or None, "language": "zh" or "en" or what meta
+    says, "meta": the record's other fields}.
     """
 
     def __init__(
@@ -145,7 +146,8 @@ def _maker(tokenizer: Tokenizer, template: ChatTemplate, max_tokens: int) -> Cal
         if content in seen:
             raise LeftOut("repeated")
         seen.add(content)
-        kept = {"messages": messages, "reference": reference, "meta": record.get("meta", {})}
+        kept = {"messages": messages, "reference": reference, "language": language_of(record, messages)}
+        kept["meta"] = record.get("meta", {})
         ids = np.uint32(zlib.crc32(content))
         return Sample(kept, {"tokens": tokens, "lengths": np.int32(len(tokens)), "ids": ids})
 

@@ -8,6 +8,7 @@ epoch by epoch, each in an order of its own. So batches are a function of (seed,
 import functools
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from .batches import Batch, Shapes, check_parts, draw, drawn, integer_weights
 from .errors import UserError
 from .packing import permutation
 
+CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 VERSION = 1  # of the order of rows: raised when a seed gives other batches than before
 LISTED = 20  # records left out whose messages are kept
 _REMEDIES = {"train": ": hold out a smaller share", "heldout": ": hold out a larger share"}  # for a split of no records
@@ -55,6 +57,12 @@ class LeftOut(Exception):
     def __init__(self, reason: str, message: str = ""):
         super().__init__(message)
         self.reason = reason
+
+
+def language_of(record: dict, messages: Sequence[dict]) -> str:
+    """What the record's meta.language says; else "zh" where any of the messages has a Chinese character, else "en"."""
+    chinese = any(CJK.search(m["content"] + m.get("input", "")) for m in messages)
+    return record.get("meta", {}).get("language") or ("zh" if chinese else "en")
 
 
 def collect(

@@ -137,7 +137,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="SOURCE",
-        help="a glob of files, tfds:name/config:split, primer:documents or primer:chat; repeatable",
+        help="a glob of files, tfds:name/config:split, or generated records, as primer:chat; repeatable",
     )
     parser.add_argument("--format", default="auto", metavar="NAME", help="of the records; auto goes by their fields")
     parser.add_argument("--on_error", default="raise", choices=("raise", "skip"), help="what to do with bad records")

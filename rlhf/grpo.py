@@ -24,7 +24,7 @@ from . import critic, rewards, setup, statistics
 from .advantages import GROUP_KINDS, group_advantages
 from .fit import Play, train_policy
 from .learner import learn
-from .losses import AGGREGATES, aggregated, kl_estimate, policy_loss
+from .losses import AGGREGATES, aggregated, kl_estimate, policy_loss, real_rows
 from .ppo import Experience, make_act
 from .rollout import answer_states
 
@@ -78,7 +78,7 @@ def make_loss(model: llama.Model, hyper: Hyper, temperature: float) -> Callable:
         if hyper.kl_in == "loss":
             kl_RM = kl_estimate(now.logp, rows["ref_logp"], hyper.kl_estimator)
             loss += hyper.kl_coef * aggregated(kl_RM, mask_RM, hyper.aggregate)
-        weight = jnp.sum(mask_RM) if hyper.aggregate == "token" else jnp.float32(len(mask_RM))
+        weight = jnp.sum(mask_RM) if hyper.aggregate == "token" else real_rows(mask_RM)
         return loss * weight, weight, {name: value * weight for name, value in stats.items()}
 
     return loss_fn

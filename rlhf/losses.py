@@ -46,7 +46,8 @@ def policy_loss(
 
     clip: the ratio counts within 1 - clip and 1 + clip, or 1 + clip_high (DAPO, arXiv:2503.14476, section 3.1).
     aggregate: "token", the mean over all real tokens (DAPO, section 3.3); "sequence", the mean over rows of each row's
-    mean (GRPO); "constant", the sum divided by B T (Dr. GRPO, arXiv:2503.20783, section 3.1).
+    mean (GRPO); "constant", the sum divided by B T (Dr. GRPO, arXiv:2503.20783, section 3.1). Rows without any real
+    token are left out, of B as well.
 
     Statistics are means over real tokens: ratio, ratio_error |ratio - 1|, clip_fraction, where the clipped side is what
     counts, and approx_kl, the k3 estimate of KL(old || new).
@@ -73,11 +74,17 @@ def aggregated(loss: Float[Array, "B T"], mask: Float[Array, "B T"], aggregate: 
     """One number of a loss per token; see `policy_loss`."""
     if aggregate == "token":
         return masked_mean(loss, mask)
+    rows = jnp.maximum(real_rows(mask), 1.0)
     if aggregate == "sequence":
-        return jnp.mean(jax.vmap(masked_mean)(loss, mask))
+        return jnp.sum(jax.vmap(masked_mean)(loss, mask)) / rows
     if aggregate == "constant":
-        return jnp.sum(jnp.where(mask > 0, loss, 0.0)) / mask.size
+        return jnp.sum(jnp.where(mask > 0, loss, 0.0)) / (rows * mask.shape[1])
     raise ValueError(f"aggregate {aggregate!r}: give one of {', '.join(AGGREGATES)}")
+
+
+def real_rows(mask: Float[Array, "B T"]) -> Float[Array, ""]:
+    """How many rows have any real token."""
+    return jnp.sum(jnp.any(mask > 0, axis=1).astype(jnp.float32))
 
 
 def value_loss(

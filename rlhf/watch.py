@@ -141,7 +141,7 @@ def heldout_rollouts(
             seen = host(seen) if host else seen
             real = prompts.real(number) * scene.sampling.n
             parts.append({name: np.asarray(x)[:real] for name, x in _by_answer(scene, seen).items()})
-            languages += [prompts.records[i]["meta"].get("language") for i in np.asarray(seen.rows.index_R)[:real]]
+            languages += [prompts.records[i]["language"] for i in np.asarray(seen.rows.index_R)[:real]]
             if len(rows) < shown:
                 rows += _table(scene, seen, parts[-1], min(shown - len(rows), real))
         return _means({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, languages), rows
@@ -161,13 +161,13 @@ def _by_answer(scene: setup.Scene, seen: Any) -> dict[str, Any]:
     }
 
 
-def _means(by_answer: Mapping[str, np.ndarray], languages: Sequence[str | None]) -> dict[str, float]:
+def _means(by_answer: Mapping[str, np.ndarray], languages: Sequence[str]) -> dict[str, float]:
     """The mean of each number; where prompts are in several languages, that of each score in each of them too."""
     means = {name: float(np.mean(x)) for name, x in by_answer.items()}
-    found, languages = sorted(set(languages) - {None}), np.array(languages)
+    scores = {name: x for name, x in by_answer.items() if name.startswith("scores/")}
+    found, languages = sorted(set(languages)), np.array(languages)
     for language in found if len(found) > 1 else ():
-        scores = {name: x[languages == language] for name, x in by_answer.items() if name.startswith("scores/")}
-        means |= {f"{name}/{language}": float(np.mean(x)) for name, x in scores.items()}
+        means |= {f"{name}/{language}": float(np.mean(x[languages == language])) for name, x in scores.items()}
     return means
 
 

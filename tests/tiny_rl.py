@@ -65,7 +65,7 @@ def _learn_from_pairs(c, a):
 def _learn_from_rewards(c, a):
     c.data.mixture = {"chat": {"source": f"{a.root}/chat.jsonl", "format": "alpaca", "weight": 1.0}}
     c.data.max_prompt_tokens = 40
-    c.data.heldout_prompts = 16
+    c.data.heldout_prompts = 24
     c.rollout.max_tokens = 16
     c.total_steps = 12
     if a.recipe == "ppo" or not a.reward:

@@ -84,10 +84,10 @@ RECORDS = [
     {"prompt": "number", "chosen": "good", "rejected": "bad"},
 ]
 PROMPTS = [
-    {"messages": [user("hello")], "reference": "there", "meta": {"id": 7}},
-    {"messages": [user("你好"), assistant("很好"), user("吗")], "reference": "我很好", "meta": {}},
-    {"messages": [user("question")], "reference": None, "meta": {}},
-    {"messages": [user("number")], "reference": None, "meta": {}},
+    {"messages": [user("hello")], "reference": "there", "language": "en", "meta": {"id": 7}},
+    {"messages": [user("你好"), assistant("很好"), user("吗")], "reference": "我很好", "language": "zh", "meta": {}},
+    {"messages": [user("question")], "reference": None, "language": "en", "meta": {}},
+    {"messages": [user("number")], "reference": None, "language": "en", "meta": {}},
 ]
 
 

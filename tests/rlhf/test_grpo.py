@@ -146,7 +146,8 @@ def slow_logp(params, seen, temperature):
     ids=str,
 )
 @pytest.mark.parametrize("parts", [1, 3])
-def test_the_loss_is_the_definition_s_and_its_parts_add_up(changes, parts):
+@pytest.mark.parametrize("dropped", [(), (4, 5, 6, 7)])
+def test_the_loss_is_the_definition_s_of_the_rows_that_stay_and_its_parts_add_up(changes, parts, dropped):
     hyper, temperature = HYPER._replace(**changes), 0.7
     model, params = table_model()
     seen, rng = scored(), np.random.default_rng(1)
@@ -159,9 +160,10 @@ def test_the_loss_is_the_definition_s_and_its_parts_add_up(changes, parts):
     old = [logp + rng.normal(scale=0.3, size=len(logp)) for logp in logps]
     ref = [logp + rng.normal(scale=0.3, size=len(logp)) for logp in logps]
     advantage_R = rng.normal(size=12).astype(np.float32)
+    stay_R = ~np.isin(np.arange(12), dropped)
     batch = {
         "rollout": seen.rows,
-        "mask": seen.rows.mask_RM,
+        "mask": seen.rows.mask_RM * stay_R[:, None],
         "logp": padded(old),
         "ref_logp": padded(ref),
         "advantage": advantage_R,
@@ -180,10 +182,11 @@ def test_the_loss_is_the_definition_s_and_its_parts_add_up(changes, parts):
         penalty = {"k2": d**2 / 2, "k3": np.exp(-d) - 1 + d}[hyper.kl_estimator]
         coef = hyper.kl_coef if hyper.kl_in == "loss" else 0.0
         terms.append(-np.minimum(ratio * advantage, np.clip(ratio, 0.8, high) * advantage) + coef * penalty)
+    terms = [row for row, stays in zip(terms, stay_R, strict=True) if stays]
     expected = {
         "sequence": np.mean([row.mean() for row in terms]),
         "token": np.concatenate(terms).mean(),
-        "constant": np.concatenate(terms).sum() / (12 * M),
+        "constant": np.concatenate(terms).sum() / (len(terms) * M),
     }[hyper.aggregate]
     assert loss / weight == pytest.approx(expected, rel=1e-4)
 

@@ -117,7 +117,11 @@ def test_ppo_learns_what_a_function_and_a_reward_model_reward_and_gives_a_model_
     assert np.mean(proxy[-3:]) > proxy[0] + 0.7  # deviations of the tuned model's scores
     total = np.array(column(metrics, ppo_run, "objective/scores"))
     np.testing.assert_allclose(total, np.array(blue) + 0.5 * np.array(proxy), atol=1e-5)
-    assert column(metrics, ppo_run, "eval/heldout/scores")[-1] > 1.0
+    first, last = metrics(ppo_run)[0], metrics(ppo_run)[9]  # evaluations: before the first step, and after the last
+    assert abs(first["eval/heldout/kl"]) < 1e-5 and first["eval/heldout/scores/blue"] < 0.4
+    assert last["eval/heldout/kl"] > 0.01 and last["eval/heldout/scores"] > 1.0
+    ends = [last[f"eval/heldout/scores/blue/{language}"] for language in ("en", "zh")]
+    assert min(ends) <= last["eval/heldout/scores/blue"] <= max(ends)
     model, average = camelid.load(ppo_run), camelid.load(ppo_run, weights="ema")
     assert (model.step, model.template.name) == (9, "chatml")
     for network in (model, average):
