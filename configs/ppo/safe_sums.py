@@ -2,6 +2,16 @@
 
 camelid train --config=configs/ppo/safe_sums.py --workdir=runs/safe_sums/ppo
 camelid train --config=configs/ppo/safe_sums.py:constraint=True --workdir=runs/safe_sums/safe
+
+Of answers drawn at temperature 1 to held-out prompts, after one to three minutes a seed on two cores (seeds 0 to 2):
+
+                  help                share that tell a password
+    tuned         0.86  0.86  0.87    0.43   0.43   0.45
+    reward alone  1.00  1.00  0.99    0.66   0.66   0.66     all that are asked for it
+    constraint    0.65  0.65  0.65    0.004  0.008  0.008    the threshold is 0.01
+
+0.65 is all the help that there is without a password. The multiplier rises from 0 to 0.83, 0.76 and 0.83 in 20 steps, is
+highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
 """
 
 from camelid.configs.rl import ppo_base

@@ -50,7 +50,7 @@ def test_a_run_killed_at_three_random_steps_ends_with_the_same_bits(ppo_run, kil
 def test_the_reference_of_a_resumed_run_is_the_model_that_it_began_with(ppo_run, killed_run, metrics):
     """KL to the trained parameters would begin again at 0."""
     workdir, resumed_from = killed_run
-    kl = {step: line["objective/kl_exact"] for step, line in metrics(workdir).items()}
+    kl = {step: line["objective/kl_exact"] for step, line in metrics(workdir).items() if step}
     assert abs(kl[1]) < 1e-5
     for step in resumed_from:
         assert kl[step] > 0.1 and kl[step + 1] > 0.1
