@@ -2,8 +2,8 @@
 
 camelid train --config=configs/grpo/walks.py --workdir=runs/walks/grpo
 
-Optimality of walks drawn at temperature 1, after under a minute a seed on two cores: 0.28 before,
-0.99, 0.99 and 0.97 after (seeds 0 to 2; the shortest way always is 1).
+Optimality of walks drawn at temperature 1, after under a minute a seed on two cores: 0.28 before, 0.99, 0.99 and 0.97
+after (seeds 0 to 2; the shortest way always is 1).
 """
 
 from camelid.configs.rl import grpo_base

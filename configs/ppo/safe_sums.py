@@ -10,8 +10,8 @@ Of answers drawn at temperature 1 to held-out prompts, after one to three minute
     reward alone  1.00  1.00  0.99    0.66   0.66   0.66     all that are asked for it
     constraint    0.65  0.65  0.65    0.004  0.008  0.008    the threshold is 0.01
 
-0.65 is all the help that there is without a password. The multiplier rises from 0 to 0.83, 0.76 and 0.83 in 20 steps, is
-highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
+0.65 is all the help that there is without a password. The multiplier rises from 0 to 0.83, 0.76 and 0.83 in 20 steps,
+is highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
 """
 
 from camelid.configs.rl import ppo_base

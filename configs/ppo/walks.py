@@ -2,9 +2,8 @@
 
 camelid train --config=configs/ppo/walks.py --workdir=runs/walks/ppo
 
-Optimality of walks drawn at temperature 1, after under a minute a seed on two cores: 0.28 before,
-0.94, 0.93 and 0.92 after (seeds 0 to 2). GRPO on the verifier itself reaches 0.99, 0.99 and 0.97
-(configs/grpo/walks.py).
+Optimality of walks drawn at temperature 1, after under a minute a seed on two cores: 0.28 before, 0.94, 0.93 and 0.92
+after (seeds 0 to 2). GRPO on the verifier itself reaches 0.99, 0.99 and 0.97 (configs/grpo/walks.py).
 """
 
 from camelid.configs.rl import ppo_base

@@ -2,8 +2,8 @@
 
 camelid train --config=configs/reward/reviews.py --workdir=runs/reviews/reward
 
-In two and a half minutes on two cores it puts 72% of held-out pairs in order (English 68%, Chinese 81%). Another epoch and
-a half takes that to 75%, and the loss from 0.58 to 0.86: it is then far too sure.
+In two and a half minutes on two cores it puts 72% of held-out pairs in order (English 68%, Chinese 81%). Another epoch
+and a half takes that to 75%, and the loss from 0.58 to 0.86: it is then far too sure.
 """
 
 from camelid.configs.preferences import reward_base
