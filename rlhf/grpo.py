@@ -17,7 +17,7 @@ from ..model import llama
 from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
-from ..train.losses import head_logprobs, masked_mean
+from ..train.losses import head_logprobs
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import critic, rewards, setup, statistics
@@ -25,8 +25,8 @@ from .advantages import GROUP_KINDS, group_advantages
 from .fit import Play, train_policy
 from .learner import learn
 from .losses import AGGREGATES, aggregated, kl_estimate, policy_loss, real_rows
-from .ppo import Experience, make_act
-from .rollout import answer_states
+from .ppo import make_act
+from .rollout import Experience, answer_states
 
 
 class Hyper(NamedTuple):
@@ -129,19 +129,40 @@ def make_learn(
             target_kl=hyper.target_kl,
         )
         state |= {"step": step + 1, "score_stats": score_stats}
-        metrics |= statistics.of_rollouts(rows, seen.logp_RM)
-        metrics |= statistics.of_divergence(seen.logp_RM, seen.ref_logp_RM, seen.kl_exact_RM, mask_RM)
-        metrics |= {f"objective/scores/{name}": jnp.mean(score_R) for name, score_R in seen.scores.items()}
-        metrics |= {
-            "objective/scores": jnp.mean(score_R),
-            "objective/rewards": jnp.mean(shaped_R),
-            "objective/entropy": masked_mean(seen.entropy_RM, mask_RM),
-            "objective/even_groups": jnp.mean(even_R.astype(jnp.float32)),
-            "tokens": jnp.sum(mask_RM),
-        }
+        metrics |= statistics.of_experience(seen, score_R)
+        metrics["objective/rewards"] = jnp.mean(shaped_R)
+        metrics["objective/even_groups"] = jnp.mean(even_R.astype(jnp.float32))
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return learn_from
+
+
+def play_without_critic(
+    settings: Settings, scene: setup.Scene, loss_fn: Callable, make_learn: Callable[[Callable], Callable], updates: int
+) -> Play:
+    """The play of a recipe in which the policy alone learns. make_learn: from an update to a step's second half.
+    updates: how many a step makes."""
+    model, parts = scene.model, settings.rollout.score_parts
+    lengths = train_setup.lengths_of(settings, scene.prompts)
+    init = critic.initialiser(model, {})
+    optimizer, schedule = critic.optimizer_of(settings, init, lengths, scene.prompts, updates=updates)
+    update = make_update(loss_fn, optimizer, schedule, **update_settings(settings))
+    return Play(
+        act=make_act(model, {}, scene.graders, None, scene.sampling, seed=settings.seed, score_parts=parts),
+        learn=make_learn(update),
+        frozen={"reference": scene.reference, "rewards": scene.reward_params},
+        graders=[scene.graders],
+        batches=scene.prompts,
+        lengths=lengths,
+        start=train_setup.Start(
+            optimizer,
+            init,
+            critic.loader(settings, model, {}),
+            train_setup.frozen_of(settings),
+            settings.ema_decay is not None,
+            {"score_stats": rewards.FIRST_STATS},
+        ),
+    )
 
 
 def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
@@ -149,32 +170,16 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
         scene = setup.scene_of(settings, mesh)
-        model, sampling, seed = scene.model, scene.sampling, settings.seed
+        sampling, seed = scene.sampling, settings.seed
         hyper = setup.section(settings, "grpo", Hyper)
         _check(hyper, sampling.n)
         setup.check_rows(settings, mesh, sampling, hyper.minibatches)
-        lengths = train_setup.lengths_of(settings, scene.prompts)
-        init = critic.initialiser(model, {})
-        updates = hyper.epochs * hyper.minibatches
-        optimizer, schedule = critic.optimizer_of(settings, init, lengths, scene.prompts, updates=updates)
-        loss_fn = make_loss(model, hyper, sampling.temperature)
-        update = make_update(loss_fn, optimizer, schedule, **update_settings(settings))
-        parts = settings.rollout.score_parts
-        play = Play(
-            act=make_act(model, {}, scene.graders, None, sampling, seed=seed, score_parts=parts),
-            learn=make_learn(update, scene.graders, hyper, scene.shaping, sampling.n, seed=seed),
-            frozen={"reference": scene.reference, "rewards": scene.reward_params},
-            graders=[scene.graders],
-            batches=scene.prompts,
-            lengths=lengths,
-            start=train_setup.Start(
-                optimizer,
-                init,
-                critic.loader(settings, model, {}),
-                train_setup.frozen_of(settings),
-                settings.ema_decay is not None,
-                {"score_stats": rewards.FIRST_STATS},
-            ),
+        play = play_without_critic(
+            settings,
+            scene,
+            make_loss(scene.model, hyper, sampling.temperature),
+            lambda update: make_learn(update, scene.graders, hyper, scene.shaping, sampling.n, seed=seed),
+            updates=hyper.epochs * hyper.minibatches,
         )
         return train_policy(settings, workdir, mesh, scene, play, evaluators)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ..data.errors import UserError
 from ..model import llama
@@ -33,7 +33,7 @@ from .fit import Play, train_policy
 from .kl import AdaptiveKL, FixedKL
 from .learner import learn
 from .losses import kl_estimate, policy_loss, value_loss
-from .rollout import Rollout, answer_states, in_parts, roll_out
+from .rollout import Experience, Rollout, answer_states, in_parts, roll_out
 
 
 class Hyper(NamedTuple):
@@ -72,20 +72,6 @@ class Penalty(NamedTuple):
         if self.controller not in ("fixed", "adaptive"):
             raise UserError(f"config.kl.controller: {self.controller!r} is neither fixed nor adaptive")
         return FixedKL() if self.controller == "fixed" else AdaptiveKL(self.target, self.horizon)
-
-
-class Experience(NamedTuple):
-    """Rollouts and what the networks said of them before any update; 0 where masked. kl_exact: KL(policy || reference)
-    at each token, over the whole vocabulary. values, by critic: of the state before each token. scores: by reward and
-    cost."""
-
-    rows: Rollout
-    logp_RM: Float[Array, "R M"]
-    ref_logp_RM: Float[Array, "R M"]
-    entropy_RM: Float[Array, "R M"]
-    kl_exact_RM: Float[Array, "R M"]
-    values: dict[str, Float[Array, "R M"]]
-    scores: dict[str, Float[Array, " R"]]
 
 
 def make_act(
@@ -251,23 +237,15 @@ def make_learn(
         )
 
         # What is carried on, and what is told.
-        kl = jnp.mean(jnp.sum(kl_estimate(seen.logp_RM, seen.ref_logp_RM, "k1") * mask_RM, axis=1))
         state |= {"step": step + 1, "score_stats": score_stats}
-        state["kl_coef"] = controller.update(state["kl_coef"], kl, len(score_R))
-        metrics |= update_metrics | statistics.of_rollouts(rows, seen.logp_RM)
-        metrics |= statistics.of_divergence(seen.logp_RM, seen.ref_logp_RM, seen.kl_exact_RM, mask_RM)
-        metrics |= {f"objective/scores/{name}": jnp.mean(score_R) for name, score_R in seen.scores.items()}
-        metrics |= {
-            "objective/scores": jnp.mean(score_R),
-            "objective/rewards": jnp.mean(jnp.sum(reward_RM, axis=1)),
-            "objective/kl_coef": state["kl_coef"],
-            "objective/entropy": masked_mean(seen.entropy_RM, mask_RM),
-        }
+        metrics |= update_metrics | statistics.of_experience(seen, score_R)
+        state["kl_coef"] = controller.update(state["kl_coef"], metrics["objective/kl"], len(score_R))
+        metrics["objective/rewards"] = jnp.mean(jnp.sum(reward_RM, axis=1))
+        metrics["objective/kl_coef"] = state["kl_coef"]
         for name, c in critics.items():
             metrics[f"{c.label}/explained_variance"] = statistics.explained_variance(
                 seen.values[name], returns[name], mask_RM
             )
-        metrics["tokens"] = jnp.sum(mask_RM)
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return learn_from

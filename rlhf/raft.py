@@ -16,15 +16,15 @@ from ..data.errors import UserError
 from ..model import llama
 from ..train import setup as train_setup
 from ..train.bundle import Llama
-from ..train.fit import Evaluator, update_settings
+from ..train.fit import Evaluator
 from ..train.losses import masked_mean
 from ..train.settings import Settings
-from ..train.state import State, make_update
-from . import critic, rewards, setup, statistics
-from .fit import Play, train_policy
+from ..train.state import State
+from . import rewards, setup, statistics
+from .fit import train_policy
+from .grpo import play_without_critic
 from .learner import learn
-from .ppo import Experience, make_act
-from .rollout import score_answers
+from .rollout import Experience, score_answers
 
 
 class Hyper(NamedTuple):
@@ -52,7 +52,7 @@ def make_learn(
     """The function `learn(state, experience, mix) -> (state, metrics)` of a round's second half."""
 
     def learn_from(state: State, seen: Experience, mix: Mapping[str, Array]):
-        rows, mask_RM, step = seen.rows, seen.rows.mask_RM, state["step"]
+        rows, step = seen.rows, state["step"]
         score_R = graders.total(seen.scores)
         score_stats = rewards.update_stats(state["score_stats"], score_R)
         shaped_Bn = shaping(score_R, rows, score_stats).reshape(-1, n)
@@ -67,15 +67,8 @@ def make_learn(
             minibatches=hyper.minibatches,
         )
         state |= {"step": step + 1, "score_stats": score_stats}
-        metrics |= statistics.of_rollouts(rows, seen.logp_RM)
-        metrics |= statistics.of_divergence(seen.logp_RM, seen.ref_logp_RM, seen.kl_exact_RM, mask_RM)
-        metrics |= {f"objective/scores/{name}": jnp.mean(score_R) for name, score_R in seen.scores.items()}
-        metrics |= {
-            "objective/scores": jnp.mean(score_R),
-            "objective/scores_of_best": jnp.mean(score_R[best_B]),
-            "objective/entropy": masked_mean(seen.entropy_RM, mask_RM),
-            "tokens": jnp.sum(mask_RM),
-        }
+        metrics |= statistics.of_experience(seen, score_R)
+        metrics["objective/scores_of_best"] = jnp.mean(score_R[best_B])
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return learn_from
@@ -86,31 +79,16 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
         scene = setup.scene_of(settings, mesh)
-        model, sampling, seed = scene.model, scene.sampling, settings.seed
+        sampling, seed = scene.sampling, settings.seed
         hyper = setup.section(settings, "raft", Hyper)
         if sampling.n < 2:
             raise UserError(f"config.rollout.n {sampling.n}: the best is chosen among 2 answers or more")
         setup.check_rows(settings, mesh, sampling, hyper.minibatches * sampling.n)
-        lengths = train_setup.lengths_of(settings, scene.prompts)
-        init = critic.initialiser(model, {})
-        updates = hyper.epochs * hyper.minibatches
-        optimizer, schedule = critic.optimizer_of(settings, init, lengths, scene.prompts, updates=updates)
-        update = make_update(make_loss(model), optimizer, schedule, **update_settings(settings))
-        parts = settings.rollout.score_parts
-        play = Play(
-            act=make_act(model, {}, scene.graders, None, sampling, seed=seed, score_parts=parts),
-            learn=make_learn(update, scene.graders, hyper, scene.shaping, sampling.n, seed=seed),
-            frozen={"reference": scene.reference, "rewards": scene.reward_params},
-            graders=[scene.graders],
-            batches=scene.prompts,
-            lengths=lengths,
-            start=train_setup.Start(
-                optimizer,
-                init,
-                critic.loader(settings, model, {}),
-                train_setup.frozen_of(settings),
-                settings.ema_decay is not None,
-                {"score_stats": rewards.FIRST_STATS},
-            ),
+        play = play_without_critic(
+            settings,
+            scene,
+            make_loss(scene.model),
+            lambda update: make_learn(update, scene.graders, hyper, scene.shaping, sampling.n, seed=seed),
+            updates=hyper.epochs * hyper.minibatches,
         )
         return train_policy(settings, workdir, mesh, scene, play, evaluators)

@@ -47,6 +47,20 @@ class Rollout(NamedTuple):
         return jnp.sum(self.mask_RM, axis=1).astype(jnp.int32)
 
 
+class Experience(NamedTuple):
+    """Rollouts and what the networks said of them before any update; 0 where masked. kl_exact: KL(policy || reference)
+    at each token, over the whole vocabulary. values, by critic: of the state before each token. scores: by reward and
+    cost."""
+
+    rows: Rollout
+    logp_RM: Float[Array, "R M"]
+    ref_logp_RM: Float[Array, "R M"]
+    entropy_RM: Float[Array, "R M"]
+    kl_exact_RM: Float[Array, "R M"]
+    values: dict[str, Float[Array, "R M"]]
+    scores: dict[str, Float[Array, " R"]]
+
+
 def check_sampling(sampling: Sampling) -> None:
     """Raises ValueError for a way to sample whose log-probabilities training could not follow.
 

@@ -5,7 +5,19 @@ from jaxtyping import Array, Float, Int
 
 from ..train.losses import masked_mean
 from .losses import kl_estimate
-from .rollout import Rollout
+from .rollout import Experience, Rollout
+
+
+def of_experience(seen: Experience, score_R: Float[Array, " R"]) -> dict[str, Float[Array, ""]]:
+    """All that is told of a step's answers; `score_R` is the weighted sum of their scores."""
+    found = of_rollouts(seen.rows, seen.logp_RM)
+    found |= of_divergence(seen.logp_RM, seen.ref_logp_RM, seen.kl_exact_RM, seen.rows.mask_RM)
+    found |= {f"objective/scores/{name}": jnp.mean(part_R) for name, part_R in seen.scores.items()}
+    return found | {
+        "objective/scores": jnp.mean(score_R),
+        "objective/entropy": masked_mean(seen.entropy_RM, seen.rows.mask_RM),
+        "tokens": jnp.sum(seen.rows.mask_RM),
+    }
 
 
 def of_rollouts(rows: Rollout, logp_RM: Float[Array, "R M"]) -> dict[str, Float[Array, ""]]:
