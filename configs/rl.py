@@ -69,7 +69,7 @@ def ppo_base() -> ConfigDict:
     c.ppo = ConfigDict()
     c.ppo.epochs = 4  # OpenAI, TRL
     c.ppo.minibatches = 1  # OpenAI: appendix B.1; TRL 1
-    c.ppo.clip = 0.2  # arXiv:1707.06347, table 5
+    c.ppo.clip = 0.2  # arXiv:1707.06347, table 1
     c.ppo.value_clip = 0.2  # OpenAI, TRL
     c.ppo.value_coef = 0.1  # OpenAI, TRL
     c.ppo.entropy_coef = 0.0

@@ -50,7 +50,7 @@ def of_divergence(
 
 
 def distinct(tokens_RM: Int[Array, "R M"], mask_RM: Float[Array, "R M"], n: int) -> Float[Array, ""]:
-    """Different n-grams divided by all n-grams of the batch (distinct-n, Li et al., arXiv:1510.03055, section 5.4)."""
+    """Different n-grams divided by all n-grams of the batch (distinct-n, Li et al., arXiv:1510.03055)."""
     grams, real = _grams(tokens_RM, mask_RM, n)
     different = _count_different([g.reshape(1, -1) for g in grams], real.reshape(1, -1))
     return jnp.sum(different) / jnp.maximum(jnp.sum(real), 1)
