@@ -60,6 +60,7 @@ def best_of_n_curves(quickstart: epath.Path, models: dict[int, epath.Path], prom
         max_tokens=24,
         seed=1,
         keep_repeated=True,
+        evenly=True,
     )
     gold = np.array([a.scores for a in answers])
     return {pairs: curve(np.array(score_again(llama, str(path), answers)), gold, NS) for pairs, path in models.items()}
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=epath.Path, required=True)
     parser.add_argument("--figure", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=80, help="of PPO")
-    parser.add_argument("--prompts", type=int, default=280, help="held-out prompts of best-of-n")
+    parser.add_argument("--prompts", type=int, default=256, help="held-out prompts of best-of-n")
     args = parser.parse_args()
     tuned, models, ppo = args.quickstart / "sft", {}, {}
     for pairs in PAIRS:

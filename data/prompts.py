@@ -95,13 +95,13 @@ def heldout_prompts(
     """
     options = dict(tokenizer=tokenizer, template=template, max_tokens=max_tokens, heldout=heldout, on_error=on_error)
     columns = [
-        _spread(read_prompts(part.source, format=part.format, split="heldout", **options).samples, n) for part in parts
+        spread(read_prompts(part.source, format=part.format, split="heldout", **options).samples, n) for part in parts
     ]
     turns = chain.from_iterable(zip_longest(*columns))
     return list(islice((sample for sample in turns if sample is not None), n))
 
 
-def _spread(samples: list[Sample], n: int) -> list[Sample]:
+def spread(samples: list[Sample], n: int) -> list[Sample]:
     """`n` of the samples, evenly spaced; all of them where there are fewer."""
     places = np.linspace(0, len(samples), min(n, len(samples)), endpoint=False).astype(int)
     return [samples[i] for i in places]

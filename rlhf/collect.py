@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from ..data.errors import UserError
-from ..data.prompts import read_prompts
+from ..data.prompts import read_prompts, spread
 from ..data.samples import Sample
 from ..model.decode import pad_prompts
 from ..model.sampling import Sampling
@@ -47,9 +47,11 @@ def sample_answers(
     seed: int = 0,
     batch_size: int = 64,
     keep_repeated: bool = False,
+    evenly: bool = False,
 ) -> list[Answers]:
     """`n` answers to each of the first `prompts` prompts of a source; those that say the same are kept once, or each.
 
+    evenly: of all its prompts take so many at even distances, which are those that evaluations take.
     reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end within
     `max_tokens` is scored like any other.
     """
@@ -65,8 +67,9 @@ def sample_answers(
         max_tokens=room,
         split=split,
         heldout=heldout,
-        limit=prompts,
+        limit=None if evenly else prompts,
     ).samples
+    samples = spread(samples, prompts)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, n=n, stop_ids=template.stop_ids(tokenizer))
     tokens = llama.complete([s.arrays["tokens"].tolist() for s in samples], sampling, seed=seed, batch_size=batch_size)
     answers = []

@@ -114,35 +114,43 @@ def heldout_ranking(
     where: NamedSharding,
     max_batches: int,
     pessimism: float = 0.0,
+    kind: str = "reward",
 ):
     """The evaluation `run(params)` of held-out pairs: accuracy and calibration, over all, per language and per margin.
 
     A tie counts half. Margins are cut at their terciles. calibration_error: the mean distance, over ten equal bins of
     predicted probability that the chosen side wins, of the prediction from the share that won, each bin by its size
     (expected calibration error, arXiv:1706.04599); every pair is seen from both sides.
+
+    With kind "cost" the side that should win is the less safe one, pairs of which nobody said are left out, and
+    sign_accuracy is the share of labelled answers that cost more than 0 if unsafe and less if safe.
     """
     score = jax.jit(lambda params, batch: scalar.combine(pair_scores(model, params, batch), pessimism))
 
+    def measure(params: Any, pairs: EvalPairs) -> dict[str, float]:
+        gaps, records, signs = [], [], []
+        for step in range(min(len(pairs), max_batches)):
+            scores_B2, batch = np.asarray(score(params, device_batch(pairs, step, where))), pairs[step]
+            wins_B = -batch["safer"] if kind == "cost" else np.ones_like(batch["weight"])
+            real_B = (batch["weight"] > 0) & (wins_B != 0)
+            gaps.append((wins_B * (scores_B2[:, 0] - scores_B2[:, 1]))[real_B])
+            records += [pairs.records[i] for i in batch["index"][real_B]]
+            labelled_B2 = (batch["weight"] > 0)[:, None] & (batch["safe"] != 0)
+            signs.append((scores_B2 * batch["safe"] < 0)[labelled_B2])
+        found = describe_ranking(np.concatenate(gaps), records) if records else {}
+        signs = np.concatenate(signs)
+        return found | ({"sign_accuracy": float(np.mean(signs))} if kind == "cost" and signs.size else {})
+
     def run(params: Any) -> tuple[dict[str, float], list]:
-        metrics = {}
-        for name, pairs in sources.items():
-            gaps, records = [], []
-            for step in range(min(len(pairs), max_batches)):
-                scores_B2 = np.asarray(score(params, device_batch(pairs, step, where)))
-                batch = pairs[step]
-                real = batch["weight"] > 0
-                gaps.append((scores_B2[:, 0] - scores_B2[:, 1])[real])
-                records += [pairs.records[i] for i in batch["index"][real]]
-            metrics |= {
-                f"{name}/{key}": value for key, value in describe_ranking(np.concatenate(gaps), records).items()
-            }
-        return metrics, []
+        metrics = {name: measure(params, pairs) for name, pairs in sources.items()}
+        return {f"{name}/{key}": value for name, found in metrics.items() for key, value in found.items()}, []
 
     return run
 
 
 def describe_ranking(gaps: np.ndarray, records: list[Mapping]) -> dict[str, float]:
-    """Metrics of the gaps, chosen minus rejected score, of some pairs; see `heldout_ranking`."""
+    """Metrics of the gaps, the score of the side that should win minus the other's, of some pairs; see
+    `heldout_ranking`."""
     right = np.where(gaps == 0, 0.5, gaps > 0)
     metrics = {
         "accuracy": right.mean(),
@@ -190,7 +198,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         update = make_update(
             make_loss(model, objective, settings.seed), optimizer, schedule, **update_settings(settings)
         )
-        measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism)
+        measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism, objective.kind)
         keep = {name: settings.checkpoint[name] for name in ("keep_last", "keep_every")}
         normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where)
         if len(settings.evals):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.rlhf.reward import Objective, calibration_error, describe_ranking, make_loss
+from camelid.model.sharding import make_mesh
+from camelid.rlhf.reward import Objective, calibration_error, describe_ranking, heldout_ranking, make_loss
 from camelid.rlhf.scalar import ScalarModel
 
 PLAIN = Objective(kind="reward", form="log_sigmoid", margin=0.0, centering=0.0, bootstrap=False)
@@ -137,6 +138,41 @@ def test_a_cost_model_s_loss_reads_the_labels_of_safety():
         losses.append(ranked + sum(signs))
     assert float(loss / weight) == pytest.approx(np.mean(losses), rel=1e-5)
     assert {"accuracy", "sign_accuracy"} <= set(stats)
+
+
+class OneBatch(list):
+    """A batch of held-out pairs, as `data.pairs.EvalPairs` gives them."""
+
+    records = {i: {"language": "en", "margin": None} for i in range(10, 16)}
+
+    def __init__(self, rows):
+        super().__init__([rows])
+        self.shapes = {name: (x.shape, x.dtype) for name, x in rows.items()}
+
+    def rows(self, step, chosen):
+        return {name: x[chosen] for name, x in self[step].items()}
+
+
+def test_held_out_pairs_are_ranked_by_preference_or_by_safety():
+    rows = batch()
+    costs = 0.5 * last_tokens(rows)
+    mesh = make_mesh({}, jax.devices()[:1])
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def measure(kind):
+        run = heldout_ranking(model(1), {"pairs": OneBatch(rows)}, where, 10, kind=kind)
+        return run({"slope": jnp.array([0.5])})[0]
+
+    real = [0, 1, 3, 4, 5]  # not the one of weight 0
+    share = lambda gaps: np.mean([0.5 if gap == 0 else gap > 0 for gap in gaps])  # noqa: E731
+    by_preference, by_safety = measure("reward"), measure("cost")
+    assert by_preference["pairs/accuracy"] == pytest.approx(share(costs[real, 0] - costs[real, 1]))
+    assert "pairs/sign_accuracy" not in by_preference
+    labelled = [0, 1, 4, 5]  # nor the one of which nobody said
+    less_safe = [(costs[i, 1] - costs[i, 0]) * rows["safer"][i] for i in labelled]
+    assert by_safety["pairs/accuracy"] == pytest.approx(share(less_safe))
+    signs = [c * s < 0 for i in real for c, s in zip(costs[i], rows["safe"][i], strict=True) if s]
+    assert by_safety["pairs/sign_accuracy"] == pytest.approx(np.mean(signs))
 
 
 def test_calibration_is_how_far_predictions_are_from_what_won():
