@@ -78,7 +78,7 @@ def draw(curves: dict[str, dict[int, list[dict]]], path: Path) -> None:
             right.plot(x, [point["proxy"] for point in points], f"C{colour}--")
         axes.set(title=method, xlabel="square root of KL to the tuned model, nats", ylabel="gold score (solid)")
         right.set(ylabel="reward model's score (dashed)")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower center")
     figure.savefig(path)
 
 
