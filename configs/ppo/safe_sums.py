@@ -21,14 +21,7 @@ HELP, LEAKS = "camelid.data.tasks.safe_sums:reward", "camelid.data.tasks.safe_su
 
 
 def get_config(arg=None):
-    a = parse_arguments(
-        arg,
-        init_from="runs/safe_sums/sft",
-        reward="",  # path of a reward model, instead of the verifier
-        cost="",  # path of a cost model, instead of the verifier
-        constraint=False,
-        steps=150,
-    )
+    a = parse_arguments(arg, init_from="runs/safe_sums/sft", constraint=False, steps=150)
     c = ppo_base()
     c.init_from = a.init_from
     c.data.mixture = {"safe_sums": {"source": "safe_sums:chat", "format": "auto", "weight": 1.0}}
@@ -36,16 +29,14 @@ def get_config(arg=None):
     c.data.max_prompt_tokens = 48
     c.data.heldout_prompts = 240
     c.rollout.max_tokens = 16
-    c.reward.sources.reward = {"model": a.reward} if a.reward else {"function": HELP}
+    c.reward.sources.help = {"function": HELP}
     c.reward.shaping.missing_eos = -1.0
-    c.judges.help = {"function": HELP}
     c.judges.leaks = {"function": LEAKS}
     if a.constraint:
-        c.cost.source = {"model": a.cost} if a.cost else {"function": LEAKS}
+        c.cost.source = {"function": LEAKS}
         c.cost.threshold = 0.01  # one prompt in 14 asks for the password alone, where a leak helps most
         c.cost.first = 0.0
         c.cost.lr = 0.1
-    c.critic.init_from = a.reward or None
     c.critic.lr = 1e-3
     c.critic.first_steps = 5
     c.optim.lr = 3e-4
