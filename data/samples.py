@@ -61,8 +61,10 @@ class LeftOut(Exception):
 
 def language_of(record: dict, messages: Sequence[dict]) -> str:
     """What the record's meta.language says; else "zh" where any of the messages has a Chinese character, else "en"."""
-    chinese = any(CJK.search(m["content"] + m.get("input", "")) for m in messages)
-    return record.get("meta", {}).get("language") or ("zh" if chinese else "en")
+    told = record.get("meta", {}).get("language")
+    if isinstance(told, str) and told:
+        return told
+    return "zh" if any(CJK.search(m["content"] + m.get("input", "")) for m in messages) else "en"
 
 
 def collect(

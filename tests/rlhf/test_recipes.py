@@ -184,6 +184,13 @@ def test_a_run_does_not_go_on_against_another_reward_model(ppo_run, reward_run, 
 
 GRPO = {
     "grpo": [],
+    "dapo": [
+        "--config.grpo.aggregate=token",
+        "--config.grpo.clip_high=0.28",
+        "--config.grpo.drop_even=True",
+        "--config.grpo.overlong=4",
+        "--config.grpo.kl_coef=0.0",
+    ],
     "rloo": [
         "--config.grpo.advantage=rloo",
         "--config.grpo.kl_in=reward",
@@ -206,7 +213,7 @@ def test_grpo_and_its_relatives_raise_the_score(variant, rl_arguments, tuned, re
         for name in ("policy/first_ratio_error", "sampling/logprob_difference", "sampling/logprob_difference_max")
     }
     print(variant, errors)
-    limits = {"grpo": (1e-5, 1e-4, 1e-3), "rloo": (2e-2, 0.05, 1.0)}[variant]
+    limits = {"grpo": (1e-5, 1e-4, 1e-3), "dapo": (1e-5, 1e-4, 1e-3), "rloo": (2e-2, 0.05, 1.0)}[variant]
     assert all(error < limit for error, limit in zip(errors.values(), limits, strict=True)), errors
 
 
@@ -217,17 +224,18 @@ def test_raft_raises_the_score(rl_arguments, tuned, tmp_path, metrics):
     assert np.all(np.array(best) >= scores)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "kto", "orpo"])
+@pytest.mark.parametrize("kind", ["sigmoid", "robust", "hinge", "ipo", "kto", "simpo", "orpo"])
 def test_direct_preference_optimisation_learns_to_tell_pairs_apart(kind, rl_arguments, tuned, tmp_path, metrics):
     line = rl_arguments("dpo", tmp_path, init_from=tuned, kind=kind, evaluate=kind == "sigmoid")
-    assert main([*line, "--config.total_steps=8"]) == 0
+    smoothing = ["--config.dpo.label_smoothing=0.1"] if kind == "robust" else []
+    assert main([*line, "--config.total_steps=8", *smoothing]) == 0
     losses, chosen, rejected = (
         column(metrics, tmp_path, name) for name in ("train/loss", "rewards/chosen", "rewards/rejected")
     )
     gaps = np.subtract(chosen, rejected)
     assert np.mean(losses[-2:]) < losses[0] - 0.05
     assert np.mean(gaps[-2:]) > gaps[0] + 0.1
-    if kind in ("sigmoid", "kto"):
+    if kind in ("sigmoid", "robust", "hinge", "ipo", "kto"):
         assert gaps[0] == 0.0  # the policy is its reference
     if kind == "sigmoid":
         assert losses[0] == pytest.approx(math.log(2), rel=1e-6)
@@ -255,6 +263,7 @@ MISTAKES = {
     ("ppo", "--config.rollout.n=0"): "config.rollout: sampling n 0",
     ("ppo", "--config.rollout.max_tokens=250"): "more than the network's context of 256 tokens",
     ("ppo", "--config.ppo.minibatches=3"): "16 answers are not a multiple of minibatches x config.optim.accumulate = 3",
+    ("ppo", "--config.rollout.score_parts=5"): "not a multiple of config.rollout.score_parts = 5",
     ("ppo", "--config.ptx.coef=0.1"): "config.ptx: give both a coef above 0 and a mixture of text",
     ("ppo", "--config.critic.init_from=/nowhere"): "/nowhere: no such checkpoint or run directory",
     ("ppo", "--config.data.max_prompt_tokens=4"): "no prompt is left",
@@ -265,6 +274,7 @@ MISTAKES = {
     ("grpo", "--config.rollout.n=1"): "give 2 or more",
     ("raft", "--config.rollout.n=1"): "the best is chosen among 2 answers or more",
     ("dpo", "--config.dpo.kind=sigmod"): "config.dpo.kind: 'sigmod' is none of sigmoid, robust",
+    ("dpo", "--config.init_from=None"): "which is the reference too",
     ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is neither reward nor cost",
     ("reward", "--config.data.heldout=0.0"): "config.normalise.prompts: these are held-out prompts",
 }
@@ -293,6 +303,8 @@ def test_a_model_of_the_wrong_kind_is_one_line_and_exit_code_2(
 
 LEAVES = {
     "c.ppo.epochz = 1": "config.ppo: has or lacks epochz; it is made of epochs, minibatches",
+    "del c.ppo.clip": "config.ppo: has or lacks clip",
+    "c.kl.coeff = 0.1": "config.kl: has or lacks coeff",
     "c.watch.proxi = 'eval/heldout/scores'": "config.watch: has or lacks proxi",
     "c.reward.shaping.clipp = 1.0": "config.reward.shaping: has or lacks clipp",
     "c.reward.sources.blue.wieght = 1.0": "nothing reads config.reward.sources.blue.wieght; did you mean",
