@@ -32,6 +32,8 @@ setup(
         "sentencepiece>=0.2.1",
         "tokenizers>=0.21",
         "safetensors>=0.5",
+        "gguf>=0.17",
+        "ml_dtypes>=0.5",
         "jinja2>=3.1",
         "jaxtyping>=0.3",
         "matplotlib>=3.9",

@@ -88,7 +88,7 @@ def iterations(mesh: jax.sharding.Mesh) -> Iterator[dict[str, float]]:
     act, learn, start = halves()
     abstract, frozen = abstract_state(start, mesh, None), frozen_networks()
     state = first_state(start, abstract, seed=0)
-    step = compile_step(act, learn, frozen, jax.tree.map(lambda x: x.sharding, abstract), host=None)
+    step = compile_step(act, learn, frozen, {}, jax.tree.map(lambda x: x.sharding, abstract), host=None)
     roll = jax.jit(lambda params, batch, key: roll_out(MODEL, params, batch, key, SAMPLING))
     act, learn = jax.jit(act), jax.jit(learn, donate_argnums=0)
     batches = prompts()

@@ -28,6 +28,16 @@ def base() -> ConfigDict:
     c.tokenizer = None  # path; None: that of init_from
     c.template = None  # chat template: alpaca, vicuna, chatml, llama2, llama3, or a jinja file; None: init_from's
 
+    # Low-rank adapters on a base that stays as it is: checkpoints hold these alone.
+    c.lora = ConfigDict()
+    c.lora.targets = None  # [(regex, rank)], such as [(r"layers/(attention|mlp)/.*", 16)]; None: no adapters
+    c.lora.alpha = 16.0
+    c.lora.rank_stabilized = False  # alpha / sqrt(rank) instead of alpha / rank
+    c.lora.dora = False  # a magnitude for each output learns too
+    c.lora.init = "zero"  # pissa: principal components
+    c.lora.dropout = 0.0  # of adapters' inputs
+    c.lora.whole = None  # [regex] of parameters trained whole beside the adapters
+
     # What it is trained on. Each source of the mixture: {source, format, weight}.
     c.data = ConfigDict()
     c.data.mixture = ConfigDict()

@@ -5,6 +5,7 @@ packed rows: a position attends to the earlier positions of its own row that car
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -89,20 +90,25 @@ def _attend(
 
 
 def attend_cache(
-    q_B1HE: Float[Array, "B 1 H E"],
+    q_BTHE: Float[Array, "B T H E"],
     keys_LSE: Float[Array, "*L S E"],
     values_LSE: Float[Array, "*L S E"],
-    valid_LS: Bool[Array, "*L S"],
-) -> Float[Array, "B 1 H E"]:
-    """One new position against a key/value cache, of which the slots in `valid_LS` hold the row's past.
+    valid_LTS: Bool[Array, "*L T S"],
+) -> Float[Array, "B T H E"]:
+    """T new positions against a key/value cache, of which the slots in `valid_LTS` hold the past of each.
 
     L stands for row and key/value head, as one axis or as two (`cache.Cache` says when and why).
     """
-    *lead, _, E = keys_LSE.shape
-    q_LGE = q_B1HE.reshape(*lead, -1, E) * jnp.asarray(E**-0.5, q_B1HE.dtype)
-    scores = jnp.einsum("...ge,...se->...gs", q_LGE, keys_LSE, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(valid_LS[..., None, :], scores, _MASKED), axis=-1)
-    return jnp.einsum("...gs,...se->...ge", probs.astype(values_LSE.dtype), values_LSE).reshape(q_B1HE.shape)
+    B, T, H, E = q_BTHE.shape
+    *lead, _, _ = keys_LSE.shape
+    K = math.prod(lead) // B
+    q_BKTGE = jnp.swapaxes(q_BTHE.reshape(B, T, K, H // K, E), 1, 2) * jnp.asarray(E**-0.5, q_BTHE.dtype)
+    q_LQE = q_BKTGE.reshape(*lead, -1, E)  # the queries of a head's group at all new positions
+    valid_LQS = jnp.repeat(valid_LTS, H // K, axis=-2)
+    scores = jnp.einsum("...qe,...se->...qs", q_LQE, keys_LSE, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(jnp.where(valid_LQS, scores, _MASKED), axis=-1)
+    out_LQE = jnp.einsum("...qs,...se->...qe", probs.astype(values_LSE.dtype), values_LSE)
+    return jnp.swapaxes(out_LQE.reshape(q_BKTGE.shape), 1, 2).reshape(q_BTHE.shape)
 
 
 def splash(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, interpret: bool = False):

@@ -1,10 +1,11 @@
-"""The network one position at a time, against a key/value cache.
+"""The network one position, or a few, at a time, against a key/value cache.
 
 One position reads every weight for very little arithmetic, so what counts is how often memory is passed over.
 `Decoder` is `Llama` made over for that, once per call: layers unrolled from their stack, weights cast to the compute
 dtype, query, key and value weights side by side, gate and up too.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,13 +14,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .attention import attend_cache
+from .linear import dense
 from .llama import MLP, Attention, Block, Llama
 from .rope import angles
 from .sharding import BATCH, axis_size, constrain
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, key/value heads only; every row writes the same one of S slots next.
+    """Keys and values of one layer, key/value heads only, in S slots.
 
     L is [B * K]: were row and head two axes and one of them 1, XLA's CPU backend would copy the cache at every step
     (it strips axes of size 1 from products, and then writes the cache in two shapes). Where a mesh splits heads over
@@ -29,14 +31,20 @@ class Cache(NamedTuple):
     keys_LSE: Float[Array, "*L S E"]
     values_LSE: Float[Array, "*L S E"]
 
-    def write(self, k_B1KE: jax.Array, v_B1KE: jax.Array, slot: Int[Array, ""]) -> "Cache":
-        """With one position's keys and values, [B, 1, K, E], in `slot`."""
+    def write(self, k_BTKE: jax.Array, v_BTKE: jax.Array, slot: Int[Array, ""] | Int[Array, " B"]) -> "Cache":
+        """With the keys and values of T positions from `slot` on, one slot for all rows or one for each."""
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
 
-        def put(old_LSE, new_B1KE):
+        def put(old_LSE, new_BTKE):
             *lead, _, E = old_LSE.shape
-            return jax.lax.dynamic_update_slice_in_dim(old_LSE, new_B1KE.reshape(*lead, 1, E), slot, axis=-2)
+            new_LTE = jnp.swapaxes(new_BTKE, 1, 2).reshape(*lead, -1, E)
+            if slot.ndim == 0:
+                return update(old_LSE, new_LTE, slot)
+            slot_L = jnp.repeat(slot, new_BTKE.shape[2]).reshape(lead)
+            by_row = functools.reduce(lambda f, _: jax.vmap(f), lead, update)
+            return by_row(old_LSE, new_LTE, slot_L)
 
-        return Cache(put(self.keys_LSE, k_B1KE), put(self.values_LSE, v_B1KE))
+        return Cache(put(self.keys_LSE, k_BTKE), put(self.values_LSE, v_BTKE))
 
 
 def _rows_and_heads(x: Shaped[Array, "B K ..."]) -> Shaped[Array, "..."]:
@@ -57,8 +65,12 @@ def make_cache(k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"],
     return Cache(fill(k_BTKE), fill(v_BTKE))
 
 
+def _dense(param: nnx.Param, inputs: int, dtype: str) -> jax.Array:
+    return dense(param.get_value(), inputs, dtype)
+
+
 class FusedAttention(Attention):
-    """`Attention` of one new position, with query, key and value weights side by side.
+    """`Attention` of new positions over a cache, with query, key and value weights side by side.
 
     They are grouped by key/value head, [D, K, H / K + 2, E], and so split over `tensor` as the cache is.
     """
@@ -66,10 +78,10 @@ class FusedAttention(Attention):
     def __init__(self, attention: Attention):
         config = attention.config
         D, K, E = config.dim, config.n_kv_heads, config.head_dim
-        parts = [w[...].reshape(D, K, -1, E) for w in (attention.q, attention.k, attention.v)]
+        parts = [_dense(w, 1, config.dtype).reshape(D, K, -1, E) for w in (attention.q, attention.k, attention.v)]
         self.config = config
-        self.qkv = nnx.Param(jnp.concatenate(parts, axis=2).astype(config.dtype))
-        self.o = nnx.Param(attention.o[...].reshape(-1, D).astype(config.dtype))
+        self.qkv = nnx.Param(jnp.concatenate(parts, axis=2))
+        self.o = nnx.Param(_dense(attention.o, 2, config.dtype).reshape(-1, D))
 
     def heads(self, x_BTD):
         qkv_BTKHE = jnp.einsum("btd,dkhe->btkhe", x_BTD, self.qkv[...])
@@ -79,19 +91,19 @@ class FusedAttention(Attention):
     def merge_heads(self, out_BTHE):
         return out_BTHE.reshape(*out_BTHE.shape[:2], -1) @ self.o[...]
 
-    def __call__(self, x_B1D, rotary, past):
-        cache, slot, valid_LS = past
-        q_B1HE, k_B1KE, v_B1KE = self.project(x_B1D, rotary)
-        cache = cache.write(k_B1KE, v_B1KE, slot)
-        return self.merge_heads(attend_cache(q_B1HE, *cache, valid_LS)), cache
+    def __call__(self, x_BTD, rotary, past):
+        cache, slot, valid_LTS = past
+        q_BTHE, k_BTKE, v_BTKE = self.project(x_BTD, rotary)
+        cache = cache.write(k_BTKE, v_BTKE, slot)
+        return self.merge_heads(attend_cache(q_BTHE, *cache, valid_LTS)), cache
 
 
 class FusedMLP(MLP):
     """`MLP` with gate and up in one product."""
 
     def __init__(self, mlp: MLP, dtype: str):
-        self.gate_up = nnx.Param(jnp.stack([mlp.gate[...], mlp.up[...]], axis=1).astype(dtype))
-        self.down = nnx.Param(mlp.down[...].astype(dtype))
+        self.gate_up = nnx.Param(jnp.stack([_dense(w, 1, dtype) for w in (mlp.gate, mlp.up)], axis=1))
+        self.down = nnx.Param(_dense(mlp.down, 1, dtype))
 
     def branches(self, x_BTD):
         both_BT2F = jnp.einsum("btd,dcf->btcf", x_BTD, self.gate_up[...])
@@ -108,7 +120,7 @@ class Decoder(nnx.Module):
         self.blocks = nnx.List(_unstack(llama))
         self.norm = llama.norm
         if not config.tied:
-            self.kernel = nnx.Param(llama.head.kernel[...].astype(config.dtype))
+            self.kernel = nnx.Param(_dense(llama.head.kernel, 1, config.dtype))
 
     def __call__(
         self,
@@ -119,16 +131,29 @@ class Decoder(nnx.Module):
         valid_BS: Bool[Array, "B S"],
     ) -> tuple[Float[Array, "B V"], list[Cache]]:
         """Float32 logits of the token after `tokens_B`, whose keys and values go to `slot`."""
-        B, S = valid_BS.shape
-        valid_LS = _rows_and_heads(jnp.broadcast_to(valid_BS[:, None], (B, self.config.n_kv_heads, S)))
+        logits_B1V, caches = self.window(tokens_B[:, None], positions_B[:, None], caches, slot, valid_BS[:, None])
+        return logits_B1V[:, 0], caches
+
+    def window(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        caches: list[Cache],
+        slot: Int[Array, ""] | Int[Array, " B"],
+        valid_BTS: Bool[Array, "B T S"],
+    ) -> tuple[Float[Array, "B T V"], list[Cache]]:
+        """The same of T positions in one pass: keys and values go to the T slots from `slot` on (see `Cache.write`)."""
+        B, T, S = valid_BTS.shape
+        valid_LTS = _rows_and_heads(jnp.broadcast_to(valid_BTS[:, None], (B, self.config.n_kv_heads, T, S)))
         # The barrier keeps XLA from computing sines anew for every head of every layer.
-        rotary = jax.lax.optimization_barrier(angles(self.config, positions_B[:, None]))
-        x_B1D = self.table[...][tokens_B[:, None]]
+        rotary = jax.lax.optimization_barrier(angles(self.config, positions_BT))
+        x_BTD = self.table[...][tokens_BT]
         written = []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x_B1D, cache = block(x_B1D, rotary, (cache, slot, valid_LS))
+            x_BTD, cache = block(x_BTD, rotary, (cache, slot, valid_LTS))
             written.append(cache)
-        return self.logits(self.norm(x_B1D)[:, 0]), written
+        hidden_BTD = self.norm(x_BTD)
+        return self.logits(hidden_BTD.reshape(B * T, -1)).reshape(B, T, -1), written
 
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
         """Float32 logits; a tied head reads the embedding as it lies, so that no transposed copy is made."""

@@ -2,19 +2,21 @@
 
 import dataclasses
 import difflib
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-RopeKind = Literal["linear", "ntk", "yarn", "llama3"]
+RopeKind = Literal["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are stretched to reach past the trained context (see `rope.frequencies`).
 
-    factor: target length divided by trained length. original_max_len: the trained length, in tokens (yarn, llama3).
-    beta_fast, beta_slow: yarn's rotations per trained length above which a frequency is kept, below which it is
-    interpolated (YaRN, arXiv:2309.00071, section 3.2). attention_factor: yarn's scale of cos and sin; None for its
-    formula 0.1 ln(factor) + 1. low_freq_factor, high_freq_factor: the same borders in Llama 3.1's own scheme.
+    factor: target length divided by trained length. original_max_len: the trained length, in tokens (all kinds but
+    linear and ntk). beta_fast, beta_slow: yarn's rotations per trained length above which a frequency is kept, below
+    which it is interpolated (YaRN, arXiv:2309.00071, section 3.2); truncate: whether the pairs that turn so often are
+    rounded to whole ones. attention_factor: scale of cos and sin in yarn and longrope; None for their formulas.
+    low_freq_factor, high_freq_factor: the same borders in Llama 3.1's own scheme. short_factors, long_factors: what
+    longrope divides each pair's frequency by, within the trained length and past it (LongRoPE, arXiv:2402.13753).
     """
 
     kind: RopeKind
@@ -25,14 +27,23 @@ class RopeScaling:
     attention_factor: float | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+    truncate: bool = True
+    short_factors: tuple[float, ...] | None = None
+    long_factors: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        if self.kind not in ("linear", "ntk", "yarn", "llama3"):
-            raise ValueError(f"rope scaling kind {self.kind!r}: give linear, ntk, yarn or llama3")
+        kinds = get_args(RopeKind)
+        if self.kind not in kinds:
+            raise ValueError(f"rope scaling kind {self.kind!r}: give one of {', '.join(kinds)}")
         if self.factor < 1:
             raise ValueError(f"rope scaling factor {self.factor}: give target length / trained length, 1 or more")
-        if self.kind in ("yarn", "llama3") and self.original_max_len is None:
+        if self.kind not in ("linear", "ntk") and self.original_max_len is None:
             raise ValueError(f"rope scaling {self.kind} needs original_max_len, the context it was trained on")
+        if self.kind == "longrope" and not (self.short_factors and self.long_factors):
+            raise ValueError("rope scaling longrope needs short_factors and long_factors, one for each pair")
+        for name in ("short_factors", "long_factors"):  # JSON gives lists, a config must be hashable
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +80,10 @@ class LlamaConfig:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "longrope":
+            factors = (self.rope_scaling.short_factors, self.rope_scaling.long_factors)
+            if {len(each) for each in factors} != {self.head_dim // 2}:
+                raise ValueError(f"rope scaling longrope needs {self.head_dim // 2} short_factors and long_factors")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "LlamaConfig":

@@ -20,6 +20,7 @@ from .config import LlamaConfig
 from .linear import linear
 from .rope import angles, rotate
 from .sharding import BATCH, constrain
+from .weights import Weight, wrap
 
 Params = dict[str, Any]
 
@@ -62,7 +63,7 @@ class Attention(nnx.Module):
 
     def heads(self, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, H, E], keys and values [B, T, K, E], before rotation."""
-        return linear(x_BTD, self.q[...]), linear(x_BTD, self.k[...]), linear(x_BTD, self.v[...])
+        return linear(x_BTD, self.q.get_value()), linear(x_BTD, self.k.get_value()), linear(x_BTD, self.v.get_value())
 
     def project(self, x_BTD, rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values; queries and keys turned to their positions."""
@@ -70,7 +71,7 @@ class Attention(nnx.Module):
         return rotate(q, *rotary), rotate(k, *rotary), v
 
     def merge_heads(self, out_BTHE) -> Float[Array, "B T D"]:
-        return linear(out_BTHE, self.o[...])
+        return linear(out_BTHE, self.o.get_value())
 
     def __call__(self, x_BTD, rotary, segment_ids_BT):
         q, k, v = self.project(x_BTD, rotary)
@@ -91,12 +92,12 @@ class MLP(nnx.Module):
 
     def branches(self, x_BTD) -> tuple[jax.Array, jax.Array]:
         """Gate and up, [B, T, F] each."""
-        return linear(x_BTD, self.gate[...]), linear(x_BTD, self.up[...])
+        return linear(x_BTD, self.gate.get_value()), linear(x_BTD, self.up.get_value())
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate_BTF, up_BTF = self.branches(x_BTD)
         hidden_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, BATCH, "context", "tensor")
-        return linear(hidden_BTF, self.down[...])
+        return linear(hidden_BTF, self.down.get_value())
 
 
 class Block(nnx.Module):
@@ -182,7 +183,7 @@ def build(config: LlamaConfig) -> Model:
         return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(params=key))))
 
     def bind(params: Params) -> Llama:
-        return nnx.merge(graph, params)
+        return nnx.merge(graph, wrap(params))
 
     def hidden(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T D"]:
         if segment_ids_BT is None:
@@ -197,9 +198,9 @@ def build(config: LlamaConfig) -> Model:
     return Model(config, apply, hidden, init, nnx.to_pure_dict(abstract), bind)
 
 
-def output_kernel(params: Params) -> Float[Array, "D V"]:
+def output_kernel(params: Params) -> Float[Array, "D V"] | Weight:
     """The output head's matrix: its own, or the embedding transposed where they are tied."""
-    return params["head"]["kernel"] if "head" in params else params["embed"]["embedding"].T
+    return wrap(params["head"]["kernel"]) if "head" in params else params["embed"]["embedding"].T
 
 
 def logits(params: Params, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

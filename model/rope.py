@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864) and its four ways of stretching past the trained context.
+"""Rotary position embedding (RoFormer, arXiv:2104.09864) and its ways of stretching past the trained context.
 
 Pairs are split in halves: component i turns with component i + E/2. Meta's checkpoints interleave them (2i with
 2i + 1); `from_interleaved` and `to_interleaved` permute the rows of query and key weights at the border.
@@ -14,12 +14,19 @@ from jaxtyping import Array, Float, Int
 from .config import LlamaConfig, RopeScaling
 
 
-def frequencies(config: LlamaConfig) -> tuple[Float[np.ndarray, " E/2"], float]:
-    """Angle per position of each pair, in radians, float32, and the factor on cos and sin (1 but for yarn)."""
+def frequencies(
+    config: LlamaConfig, lengths_B: Int[Array, " B"] | None = None
+) -> tuple[Float[np.ndarray | Array, "*B E/2"], float]:
+    """Angle per position of each pair, in radians, float32, and the factor on cos and sin (1 but for yarn, longrope).
+
+    lengths_B: of the rows, in tokens; dynamic and longrope turn by them and give frequencies for each row.
+    """
     pairs = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     scaling = config.rope_scaling
     if scaling is None:
         return (config.rope_theta**-pairs).astype(np.float32), 1.0
+    if scaling.kind in _BY_LENGTH:
+        return _BY_LENGTH[scaling.kind](config, scaling, pairs.astype(np.float32), lengths_B[:, None])
     stretched, amplitude = _SCALINGS[scaling.kind](config, scaling, pairs)
     return stretched.astype(np.float32), amplitude
 
@@ -31,8 +38,13 @@ def _linear(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tup
 
 def _ntk(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tuple[np.ndarray, float]:
     """NTK-aware: the base grows so that the slowest pair is interpolated by exactly `factor`."""
+    return ntk_theta(config) ** -pairs, 1.0
+
+
+def ntk_theta(config: LlamaConfig) -> float:
+    """The rotary base that NTK-aware scaling comes to."""
     width = config.head_dim
-    return (config.rope_theta * scaling.factor ** (width / (width - 2))) ** -pairs, 1.0
+    return config.rope_theta * config.rope_scaling.factor ** (width / (width - 2))
 
 
 def _yarn(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tuple[np.ndarray, float]:
@@ -42,8 +54,10 @@ def _yarn(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tuple
         turns = scaling.original_max_len / (rotations * 2 * math.pi)
         return config.head_dim * math.log(turns) / (2 * math.log(config.rope_theta))
 
-    low = max(math.floor(pair_turning(scaling.beta_fast)), 0)
-    high = min(math.ceil(pair_turning(scaling.beta_slow)), config.head_dim - 1)
+    low, high = pair_turning(scaling.beta_fast), pair_turning(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.head_dim - 1)
     ramp = np.clip((np.arange(len(pairs)) - low) / max(high - low, 1e-3), 0, 1)
     kept = config.rope_theta**-pairs
     amplitude = scaling.attention_factor
@@ -61,7 +75,26 @@ def _llama3(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray) -> tup
     return kept * share_kept + kept / scaling.factor * (1 - share_kept), 1.0
 
 
+def _dynamic(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray, lengths_B1: jax.Array):
+    """NTK-aware with a base that grows with the row, from the trained length on (Hugging Face's `dynamic`)."""
+    width, trained = config.head_dim, scaling.original_max_len
+    beyond_B1 = jnp.maximum(lengths_B1, trained).astype(jnp.float32) / trained
+    growth_B1 = (scaling.factor * beyond_B1 - (scaling.factor - 1)) ** (width / (width - 2))
+    return (config.rope_theta * growth_B1) ** -pairs[None], 1.0
+
+
+def _longrope(config: LlamaConfig, scaling: RopeScaling, pairs: np.ndarray, lengths_B1: jax.Array):
+    """LongRoPE (arXiv:2402.13753): searched factors, one set for rows within the trained length, one for longer."""
+    short, long = (np.array(f, np.float32)[None] for f in (scaling.short_factors, scaling.long_factors))
+    amplitude = scaling.attention_factor
+    if amplitude is None:
+        amplitude = math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_len))
+    divisors_Be = jnp.where(lengths_B1 > scaling.original_max_len, long, short)
+    return config.rope_theta ** -pairs[None] / divisors_Be, amplitude
+
+
 _SCALINGS = {"linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3}
+_BY_LENGTH = {"dynamic": _dynamic, "longrope": _longrope}
 
 
 def angles(
@@ -72,8 +105,9 @@ def angles(
     In a loop of two, which keeps them tables computed once: XLA's CPU backend would fuse their computation into every
     rotation of every layer, for each head anew, and ignores barriers.
     """
-    frequency, amplitude = frequencies(config)
-    angle_BTe = positions_BT[:, :, None].astype(jnp.float32) * frequency[None, None, :]
+    frequency, amplitude = frequencies(config, jnp.max(positions_BT, axis=1) + 1)
+    by_row = frequency[:, None, :] if frequency.ndim == 2 else frequency[None, None, :]
+    angle_BTe = positions_BT[:, :, None].astype(jnp.float32) * by_row
     cos, sin = jax.lax.map(lambda i: jax.lax.switch(i, (jnp.cos, jnp.sin), angle_BTe) * amplitude, jnp.arange(2))
     return cos, sin
 

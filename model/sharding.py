@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .weights import matrix_of, part_spec
+
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
 """The mesh axes over which the rows of a batch are split."""
@@ -76,14 +78,18 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
 
 
 def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str, tuple]] = PARTITION_RULES) -> Any:
-    """The NamedSharding of each leaf of a parameter-shaped tree.
+    """The NamedSharding of each leaf of a parameter-shaped tree. `rules` name matrices; the parts of an adapted or
+    quantised one are split as it would be.
 
     Raises ValueError naming the parameter when a mesh axis does not divide the array axis it should split.
     """
 
     def one(path, leaf):
         name = path_name(path)
-        spec = tuple(match(rules, name))
+        matrix, parts = matrix_of(name)
+        spec = tuple(match(rules, matrix))
+        if parts:
+            spec = part_spec(matrix, parts, len(leaf.shape), spec)
         if len(spec) > len(leaf.shape):
             raise ValueError(f"partition rule {spec} for {name} has more axes than its shape {leaf.shape}")
         for size, axis in zip(leaf.shape, spec, strict=False):

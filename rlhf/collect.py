@@ -14,6 +14,7 @@ from ..data.prompts import read_prompts, spread
 from ..data.samples import Sample
 from ..model.decode import pad_prompts
 from ..model.sampling import Sampling
+from ..train.adapters import Bases
 from ..train.bundle import Llama
 from . import scalar
 from .rewards import find_function, load_model
@@ -94,7 +95,7 @@ def _function_judge(name: str) -> Judge:
 
 
 def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:
-    model, params = load_model(path, llama.tokenizer, llama.mesh, llama.config.dtype)
+    model, params = load_model(path, llama.tokenizer, Bases(llama.mesh), llama.config.dtype)
     score = jax.jit(lambda params, tokens, lengths: scalar.combine(scalar.last_scores(model, params, tokens, lengths)))
 
     def judge(answers):

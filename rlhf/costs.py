@@ -6,11 +6,11 @@ max over the policy, min over lambda >= 0 of E[R] - lambda (E[C] - d).
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..data.tokenizer import Tokenizer
+from ..train.adapters import Bases
 from ..train.settings import Settings
 from . import rewards
 
@@ -38,12 +38,12 @@ def combine(
     return (reward_advantages_RM - multiplier * cost_advantages_RM) / (1.0 + multiplier)
 
 
-def load(settings: Settings, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, dtype: str) -> tuple[Cost | None, Any]:
+def load(settings: Settings, tokenizer: Tokenizer, bases: Bases, dtype: str) -> tuple[Cost | None, Any]:
     """What `config.cost` describes and its model's parameters; None where it names no source."""
     section = settings.cost
     numbers = [section[name] for name in ("threshold", "first", "lr", "most")]
     source = section.source
     if source is None:
         return None, {}
-    grader, params = rewards.load({"cost": source}, section.dotted("source"), tokenizer, mesh, dtype)
+    grader, params = rewards.load({"cost": source}, section.dotted("source"), tokenizer, bases, dtype)
     return Cost(grader, *numbers), params

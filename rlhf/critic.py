@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from ..data.errors import UserError
 from ..model import llama
 from ..model.config import LlamaConfig
-from ..train import checkpoints
+from ..train import origin
 from ..train import setup as train_setup
-from ..train.optimizer import each_part, split_frozen
+from ..train.adapters import Adapters, Part
+from ..train.optimizer import each_part
 from ..train.settings import Settings
 from . import scalar
 from .rollout import Rollout, states_before
@@ -56,48 +57,58 @@ def critics_of(settings: Settings, *, with_cost: bool) -> dict[str, Critic]:
 def _config_of(settings: Settings, path: str) -> LlamaConfig:
     """The network in a checkpoint, to be executed as the policy is."""
     execution = ("dtype", "param_dtype", "attention", "remat")
-    return train_setup.stored_model(path).replace(**{name: settings.model[name] for name in execution})
+    return origin.load_config(path).replace(**{name: settings.model[name] for name in execution})
 
 
 def initialiser(model: llama.Model, critics: Mapping[str, Critic]) -> Callable[[jax.Array], Any]:
     """The function from a key to random parameters {"policy", critics...}."""
-
-    def init(key: jax.Array) -> dict[str, Any]:
-        params = {"policy": model.init(key)}
-        for number, (name, critic) in enumerate(critics.items(), 1):
-            own = jax.random.fold_in(key, number)
-            params[name] = critic.model.init(own) if critic.model else {"score": scalar.init_head(own, model.config)}
-        return params
-
-    return init
+    return _together({"policy": model.init} | {name: _init_of(c, model.config) for name, c in critics.items()})
 
 
-def loader(settings: Settings, model: llama.Model, critics: Mapping[str, Critic]) -> Callable[[Any], Any]:
-    """The function from the parameters' shapes and shardings to those that the run starts from.
+def _init_of(critic: Critic, config: LlamaConfig) -> Callable[[jax.Array], Any]:
+    return critic.model.init if critic.model else lambda key: {"score": scalar.init_head(key, config)}
 
-    The policy is `config.init_from`; so is a critic's trunk, or that of `config.critic.init_from`, whose head it takes
-    over where that is a scalar model. A fresh head is random.
+
+def _together(inits: Mapping[str, Callable[[jax.Array], Any]]) -> Callable[[jax.Array], Any]:
+    return lambda key: {name: init(jax.random.fold_in(key, i)) for i, (name, init) in enumerate(inits.items())}
+
+
+def parts_of(settings: Settings, model: llama.Model, critics: Mapping[str, Critic], adapters: Adapters) -> Part:
+    """The policy and the critics as one network, {"policy", critics...}: how it begins, and what it stands on.
+
+    The policy starts from `config.init_from`, and so does a critic's trunk, or from `config.critic.init_from`. Of a
+    scalar model there it takes over the head too; a fresh head is random.
     """
     start, key = settings.init_from, jax.random.key(settings.seed)
+    parts = {"policy": adapters.part(model.init, start, train_setup.loader(settings))}
+    for number, (name, critic) in enumerate(critics.items(), 1):
+        parts[name] = _part_of(critic, model.config, jax.random.fold_in(key, number), adapters)
 
     def load(abstract: Mapping[str, Any]) -> dict[str, Any]:
-        params = {"policy": checkpoints.load_params(start, abstract["policy"])}
-        for number, (name, critic) in enumerate(critics.items(), 1):
-            if critic.model is not None and checkpoints.read_manifest(critic.start).get("kind") == "scalar":
-                params[name] = scalar.load(critic.start, abstract[name])
-                continue
-            trunk = scalar.load_trunk(critic.start, abstract[name]) if critic.model else {}
-            head = scalar.init_head(jax.random.fold_in(key, number), model.config)
-            where = jax.tree.map(lambda x: x.sharding, abstract[name]["score"])
-            params[name] = trunk | {"score": jax.device_put(head, where)}
-        return params
+        return {name: part.load(abstract[name]) for name, part in parts.items()}
 
-    return load
+    bases = {name: part.base for name, part in parts.items() if part.base}
+    return Part(_together({name: part.init for name, part in parts.items()}), load, bases)
+
+
+def _part_of(critic: Critic, config: LlamaConfig, key: jax.Array, adapters: Adapters) -> Part:
+    def fresh_head(abstract: Any) -> Any:
+        return jax.device_put(scalar.init_head(key, config), jax.tree.map(lambda x: x.sharding, abstract))
+
+    if critic.model is None:
+        return Part(_init_of(critic, config), lambda abstract: {"score": fresh_head(abstract["score"])}, {})
+
+    def load(abstract: Any) -> Any:
+        if origin.read_manifest(critic.start).get("kind") == "scalar":
+            return origin.load_params(critic.start, abstract)
+        return scalar.load_trunk(critic.start, abstract) | {"score": fresh_head(abstract["score"])}
+
+    return adapters.part(critic.model.init, critic.start, load, fresh_head)
 
 
 def optimizer_of(
     settings: Settings,
-    init: Callable[[jax.Array], Any],
+    trainable: Mapping[str, Any],
     lengths: train_setup.Lengths,
     batches: Any,
     *,
@@ -105,10 +116,9 @@ def optimizer_of(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """One optimiser for the policy and one for each critic, all as `config.optim` says, critics at `config.critic.lr`.
 
-    Each clips its own gradient. updates: how many a step of the run makes. The schedule given is the policy's.
+    trainable: what learns of each, shapes suffice. Each clips its own gradient. updates: how many a step of the run
+    makes. The schedule given is the policy's.
     """
-    params = jax.eval_shape(init, jax.random.key(0))
-    trainable, _ = split_frozen(params, train_setup.frozen_of(settings))
     parts, schedules = {}, {}
     for name, part in trainable.items():
         lr = None if name == "policy" else settings.critic.lr

@@ -19,10 +19,11 @@ from ..data.pairs import EvalPairs
 from ..data.prefetch import device_batch
 from ..model import llama
 from ..model.sharding import BATCH
-from ..train import checkpoints
+from ..train import origin
 from ..train import setup as train_setup
+from ..train.adapters import Adapters
 from ..train.bundle import Llama
-from ..train.fit import Evaluator, Job, data_tables, fit, further_evaluations, update_settings
+from ..train.fit import Evaluator, Job, compile_update, data_tables, fit, further_evaluations, update_settings
 from ..train.loop import Evaluation, check_streak
 from ..train.losses import token_logprobs
 from ..train.optimizer import split_frozen
@@ -201,29 +202,39 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         hyper = setup.section(settings, "dpo", Hyper)
         if hyper.kind not in KINDS:
             raise UserError(f"config.dpo.kind: {hyper.kind!r} is none of {', '.join(KINDS)}")
-        reference = setup.load_reference(settings, model, mesh) if hyper.has_reference else {}
+        adapters = Adapters(settings, mesh, may_drop=True)
+        part = adapters.part(model.init, settings.init_from, train_setup.loader(settings))
+        reference = setup.load_reference(settings, model, mesh, adapters) if hyper.has_reference else {}
         train_setup.check_rows(settings, mesh, model.config.max_len)
         _, batches, heldout = pairs_of(settings, tokenizer, template)
         where = NamedSharding(mesh, PartitionSpec(BATCH))
         lengths = train_setup.lengths_of(settings, batches)
-        frozen = train_setup.frozen_of(settings)
-        trainable, _ = split_frozen(model.abstract_params, frozen)
+        everything = jax.eval_shape(part.init, jax.random.key(0))
+        frozen = adapters.frozen(everything, part.base)
+        trainable, _ = split_frozen(everything, frozen)
         optimizer, schedule = train_setup.optimizer_of(settings, trainable, lengths, batches)
-        update = make_update(make_loss(model, hyper), optimizer, schedule, **update_settings(settings))
+        update = make_update(
+            make_loss(model, hyper),
+            optimizer,
+            schedule,
+            frozen=frozen,
+            perturb=adapters.perturb(),
+            **update_settings(settings),
+        )
         prepare = make_prepare(model, hyper)
         measure = heldout_pairs(model, hyper, reference, heldout, where, settings.eval_batches)
 
         def make_step(where):
-            def step(state, reference, batch):
-                return update(state, prepare(state["params"], reference, batch))
+            def step(state, batch):
+                reference, pairs = batch
+                return update(state, prepare(state["params"], reference, pairs))
 
-            compiled = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
-            return lambda state, batch: compiled(state, reference, batch)
+            compiled = compile_update(step, part.base, where)
+            return lambda state, batch: compiled(state, (reference, batch))
 
         def bundle(params, step=None) -> Llama:
             return Llama(model, params, tokenizer, template, mesh, step=step)
 
-        origin = str(settings.init_from)
         job = Job(
             model=model,
             tokenizer=tokenizer,
@@ -231,9 +242,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             batches=batches,
             sharding=where,
             lengths=lengths,
-            start=train_setup.Start(
-                optimizer, model.init, train_setup.loader(settings), frozen, settings.ema_decay is not None
-            ),
+            start=train_setup.Start(optimizer, *part, frozen, settings.ema_decay is not None),
             make_step=make_step,
             evaluations=[
                 *([Evaluation("heldout", lengths.evaluate, measure)] if heldout else []),
@@ -241,7 +250,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             ],
             flops_per_token=model.config.flops_per_token(batches.length),
             check=check_streak(settings.guard.max_streak),
-            manifest={"frozen": {"reference": [origin, checkpoints.read_manifest(origin)["step"]]}},
+            manifest={"frozen": {"reference": origin.identity(settings.init_from)}} | adapters.manifest(),
             tables=data_tables(batches, heldout),
             headline=HEADLINE,
         )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from ..train import checkpoints
+from ..train import origin
 from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, Job, data_tables, fit, further_evaluations
@@ -54,14 +54,14 @@ def train_policy(
         sharding=scene.rows,
         lengths=play.lengths,
         start=play.start,
-        make_step=lambda where: compile_step(play.act, play.learn, play.frozen, where, host),
+        make_step=lambda where: compile_step(play.act, play.learn, play.frozen, play.start.base, where, host),
         evaluations=[
             *watch.heldout_rollouts(settings, scene, play.act, play.frozen, play.graders, play.lengths),
             *further_evaluations(settings, play.lengths, evaluators, bundle),
         ],
         flops_per_token=model.config.flops_per_token(scene.prompts.length + scene.sampling.max_tokens),
         check=watch.watch_of(settings, model.config.dtype, workdir),
-        manifest={"policy": "policy", "frozen": lineage(settings)},
+        manifest={"policy": "policy", "frozen": lineage(settings)} | scene.adapters.manifest(),
         tables=data_tables(scene.prompts, {}),
         headline=watch.HEADLINE,
     )
@@ -70,34 +70,49 @@ def train_policy(
 
 
 def compile_step(
-    act: Callable, learn: Callable, frozen: Mapping[str, Any], where: Any, host: Callable | None
+    act: Callable,
+    learn: Callable,
+    frozen: Mapping[str, Any],
+    base: Mapping[str, Any],
+    where: Any,
+    host: Callable | None,
 ) -> Callable[[Any, Mapping[str, Any]], tuple[Any, dict]]:
     """`step(state, batch)` from the halves `act(state, frozen, batch) -> experience` and `learn(state, experience,
-    mix) -> (state, metrics)`: one program, or two with `host(experience) -> experience` between them."""
+    mix) -> (state, metrics)`, of a state without `base`: one program, or two with `host(experience) -> experience`
+    between them. where: the state's shardings."""
+
+    def first_half(state, base, frozen, prompts):
+        return act(train_setup.whole_state(state, base), frozen, prompts)
+
+    def second_half(state, base, seen, mix):
+        state, metrics = learn(train_setup.whole_state(state, base), seen, mix)
+        return train_setup.own_state(state, base), metrics
+
     if host is None:
 
-        def whole(state, frozen, batch):
+        def whole(state, base, frozen, batch):
             prompts, mix = setup.split_mix(batch)
-            return learn(state, act(state, frozen, prompts), mix)
+            return second_half(state, base, first_half(state, base, frozen, prompts), mix)
 
         compiled = jax.jit(whole, donate_argnums=0, out_shardings=(where, None))
-        return lambda state, batch: compiled(state, frozen, batch)
+        return lambda state, batch: compiled(state, base, frozen, batch)
 
-    first, second = jax.jit(act), jax.jit(learn, donate_argnums=0, out_shardings=(where, None))
+    first = jax.jit(first_half)
+    second = jax.jit(second_half, donate_argnums=0, out_shardings=(where, None))
     split = jax.jit(setup.split_mix)
 
     def halves(state, batch):
         prompts, mix = split(batch)
-        return second(state, host(first(state, frozen, prompts)), mix)
+        return second(state, base, host(first(state, base, frozen, prompts)), mix)
 
     return halves
 
 
 def lineage(settings: Settings) -> dict[str, list]:
-    """Path and step of every frozen model of a run, which it must find again when it goes on."""
+    """Path and state of every frozen model of a run, which it must find again when it goes on."""
     sources = dict(settings.reward.sources.items())
     if "cost" in settings and settings.cost.source is not None:
         sources["cost"] = settings.cost.source
     paths = {"reference": settings.init_from}
     paths |= {name: source.model for name, source in sources.items() if "model" in source}
-    return {name: [str(path), checkpoints.read_manifest(path)["step"]] for name, path in paths.items()}
+    return {name: origin.identity(path) for name, path in paths.items()}

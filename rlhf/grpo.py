@@ -18,6 +18,7 @@ from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
 from ..train.losses import head_logprobs
+from ..train.optimizer import split_frozen
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import critic, rewards, setup, statistics
@@ -144,9 +145,12 @@ def play_without_critic(
     updates: how many a step makes."""
     model, parts = scene.model, settings.rollout.score_parts
     lengths = train_setup.lengths_of(settings, scene.prompts)
-    init = critic.initialiser(model, {})
-    optimizer, schedule = critic.optimizer_of(settings, init, lengths, scene.prompts, updates=updates)
-    update = make_update(loss_fn, optimizer, schedule, **update_settings(settings))
+    part = critic.parts_of(settings, model, {}, scene.adapters)
+    everything = jax.eval_shape(part.init, jax.random.key(0))
+    frozen = scene.adapters.frozen(everything, part.base)
+    trainable, _ = split_frozen(everything, frozen)
+    optimizer, schedule = critic.optimizer_of(settings, trainable, lengths, scene.prompts, updates=updates)
+    update = make_update(loss_fn, optimizer, schedule, frozen=frozen, **update_settings(settings))
     return Play(
         act=make_act(model, {}, scene.graders, None, scene.sampling, seed=settings.seed, score_parts=parts),
         learn=make_learn(update),
@@ -155,12 +159,7 @@ def play_without_critic(
         batches=scene.prompts,
         lengths=lengths,
         start=train_setup.Start(
-            optimizer,
-            init,
-            critic.loader(settings, model, {}),
-            train_setup.frozen_of(settings),
-            settings.ema_decay is not None,
-            {"score_stats": rewards.FIRST_STATS},
+            optimizer, *part, frozen, settings.ema_decay is not None, {"score_stats": rewards.FIRST_STATS}
         ),
     )
 

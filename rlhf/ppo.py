@@ -25,6 +25,7 @@ from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
 from ..train.losses import head_kl, head_logprobs, masked_mean, next_token_loss
+from ..train.optimizer import split_frozen
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import costs, critic, rewards, setup, statistics
@@ -259,7 +260,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         scene = setup.scene_of(settings, mesh)
         model, sampling, seed = scene.model, scene.sampling, settings.seed
         hyper, penalty = setup.section(settings, "ppo", Hyper), setup.section(settings, "kl", Penalty)
-        cost, cost_params = costs.load(settings, scene.tokenizer, mesh, model.config.dtype)
+        cost, cost_params = costs.load(settings, scene.tokenizer, scene.adapters.bases, model.config.dtype)
         critics = critic.critics_of(settings, with_cost=cost is not None)
         frozen = {"reference": scene.reference, "rewards": scene.reward_params, "cost": cost_params}
 
@@ -267,11 +268,14 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         setup.check_rows(settings, mesh, sampling, hyper.minibatches)
         batches = setup.with_mix(settings, scene)
         lengths = train_setup.lengths_of(settings, batches)
-        init = critic.initialiser(model, critics)
+        part = critic.parts_of(settings, model, critics, scene.adapters)
+        everything = jax.eval_shape(part.init, jax.random.key(0))
+        frozen_rules = scene.adapters.frozen(everything, part.base)
+        trainable, _ = split_frozen(everything, frozen_rules)
         updates = hyper.epochs * hyper.minibatches
-        optimizer, schedule = critic.optimizer_of(settings, init, lengths, batches, updates=updates)
+        optimizer, schedule = critic.optimizer_of(settings, trainable, lengths, batches, updates=updates)
         loss_fn = make_loss(model, critics, hyper, sampling.temperature, settings.ptx.coef)
-        update = make_update(loss_fn, optimizer, schedule, **update_settings(settings))
+        update = make_update(loss_fn, optimizer, schedule, frozen=frozen_rules, **update_settings(settings))
         parts = settings.rollout.score_parts
         extra = {"kl_coef": penalty.coef, "score_stats": rewards.FIRST_STATS, "multiplier": cost.first if cost else 0.0}
         play = Play(
@@ -291,13 +295,6 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             graders=[scene.graders, *([cost.grader] if cost else [])],
             batches=batches,
             lengths=lengths,
-            start=train_setup.Start(
-                optimizer,
-                init,
-                critic.loader(settings, model, critics),
-                train_setup.frozen_of(settings),
-                settings.ema_decay is not None,
-                extra,
-            ),
+            start=train_setup.Start(optimizer, *part, frozen_rules, settings.ema_decay is not None, extra),
         )
         return train_policy(settings, workdir, mesh, scene, play, evaluators)

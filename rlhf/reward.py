@@ -28,8 +28,9 @@ from ..data.tokenizer import Tokenizer
 from ..model.sampling import Sampling
 from ..model.sharding import BATCH
 from ..train import setup as train_setup
+from ..train.adapters import Adapters
 from ..train.checkpoints import Checkpoints, read_manifest
-from ..train.fit import Evaluator, Job, data_tables, fit, update_settings
+from ..train.fit import Evaluator, Job, compile_update, data_tables, fit, update_settings
 from ..train.loop import Evaluation, check_streak
 from ..train.optimizer import split_frozen
 from ..train.settings import Settings
@@ -192,22 +193,29 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         parts, batches, heldout = pairs_of(settings, tokenizer, template, sides=settings.data.sides)
         where = NamedSharding(mesh, PartitionSpec(BATCH))
         lengths = train_setup.lengths_of(settings, batches)
-        frozen = train_setup.frozen_of(settings)
-        trainable, _ = split_frozen(jax.eval_shape(model.init, jax.random.key(0)), frozen)
+
+        def fresh_head(abstract):
+            head = scalar.init_head(jax.random.key(settings.seed), model.config, model.heads)
+            return jax.device_put(head, jax.tree.map(lambda x: x.sharding, abstract))
+
+        def load(abstract):
+            return scalar.load_trunk(settings.init_from, abstract) | {"score": fresh_head(abstract["score"])}
+
+        adapters = Adapters(settings, mesh, may_drop=True)
+        part = adapters.part(model.init, settings.init_from, load, fresh_head)
+        everything = jax.eval_shape(part.init, jax.random.key(0))
+        frozen = adapters.frozen(everything, part.base)
+        trainable, _ = split_frozen(everything, frozen)
         optimizer, schedule = train_setup.optimizer_of(settings, trainable, lengths, batches)
+        loss_fn = make_loss(model, objective, settings.seed)
         update = make_update(
-            make_loss(model, objective, settings.seed), optimizer, schedule, **update_settings(settings)
+            loss_fn, optimizer, schedule, frozen=frozen, perturb=adapters.perturb(), **update_settings(settings)
         )
         measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism, objective.kind)
         keep = {name: settings.checkpoint[name] for name in ("keep_last", "keep_every")}
         normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where)
         if len(settings.evals):
             raise UserError("config.evals: these need a model that answers; a reward model is measured on pairs")
-
-        def load(abstract):
-            head = scalar.init_head(jax.random.key(settings.seed), model.config, model.heads)
-            placed = jax.device_put(head, jax.tree.map(lambda x: x.sharding, abstract["score"]))
-            return scalar.load_trunk(settings.init_from, abstract) | {"score": placed}
 
         job = Job(
             model=policy._replace(config=model.config),
@@ -216,18 +224,18 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             batches=batches,
             sharding=where,
             lengths=lengths,
-            start=train_setup.Start(optimizer, model.init, load, frozen, settings.ema_decay is not None),
-            make_step=lambda where: jax.jit(update, donate_argnums=0, out_shardings=(where, None)),
+            start=train_setup.Start(optimizer, *part, frozen, settings.ema_decay is not None),
+            make_step=lambda where: compile_update(update, part.base, where),
             evaluations=[Evaluation("heldout", lengths.evaluate, measure)] if heldout else [],
             flops_per_token=model.config.flops_per_token(batches.length),
             check=check_streak(settings.guard.max_streak),
-            manifest={"kind": "scalar", "heads": model.heads, "objective": objective.kind},
+            manifest={"kind": "scalar", "heads": model.heads, "objective": objective.kind} | adapters.manifest(),
             tables=data_tables(batches, heldout),
             headline=HEADLINE,
         )
         state = fit(settings, workdir, mesh, job)
         if int(state["step"]) == lengths.total and normalise is not None:
-            state = _save_normalised(workdir, state, normalise, keep)
+            state = _save_normalised(workdir, state, part.base, normalise, keep)
         return RewardModel(model, state["params"], int(state["step"]))
 
 
@@ -300,11 +308,11 @@ def _normaliser(
     return normalise
 
 
-def _save_normalised(workdir: epath.Path, state: State, normalise, keep: Mapping[str, int | None]) -> State:
+def _save_normalised(workdir: epath.Path, state: State, base: Any, normalise, keep: Mapping[str, int | None]) -> State:
     """The state with rescaled heads, saved as one more checkpoint, which is the one that `find` then takes."""
     names = [name for name in ("params", "ema") if name in state]
     state = state | {name: normalise(state[name]) for name in names} | {"step": state["step"] + 1}
     manifest = read_manifest(workdir)
     with Checkpoints(workdir, **keep) as saved:
-        saved.save(int(state["step"]), state, manifest, force=True)
+        saved.save(int(state["step"]), train_setup.own_state(state, base), manifest, force=True)
     return state

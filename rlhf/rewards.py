@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 from ..data.errors import UserError
 from ..data.tokenizer import Tokenizer
 from ..model.config import LlamaConfig
-from ..model.sharding import PARTITION_RULES, shardings
-from ..train import checkpoints
+from ..train import origin
+from ..train.adapters import Bases
 from . import scalar
 from .rollout import Rollout, at_last_token
 
@@ -67,7 +67,7 @@ def score_rows(part: ModelReward, params: Any, rows: Rollout) -> Float[Array, " 
 
 
 def load(
-    sources: Mapping[str, Mapping], where: str, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, dtype: str
+    sources: Mapping[str, Mapping], where: str, tokenizer: Tokenizer, bases: Bases, dtype: str
 ) -> tuple[Rewards, dict[str, Any]]:
     """The parts that a section of the config names, and the models' parameters. where: the section's name.
 
@@ -79,27 +79,23 @@ def load(
             raise UserError(f"{where}.{name}: give it a `model`, a path, or a `function`, package.module:name")
         weight = source.get("weight", 1.0)
         if "model" in source:
-            model, params[name] = load_model(source["model"], tokenizer, mesh, dtype)
+            model, params[name] = load_model(source["model"], tokenizer, bases, dtype)
             models[name] = ModelReward(model, weight, source.get("pessimism", 0.0))
         else:
             functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
     return Rewards(models, functions), params
 
 
-def load_model(path, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, dtype: str) -> tuple[scalar.ScalarModel, Any]:
-    """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer."""
-    manifest = checkpoints.read_manifest(path)
+def load_model(path, tokenizer: Tokenizer, bases: Bases, dtype: str) -> tuple[scalar.ScalarModel, Any]:
+    """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer; one that
+    was trained with adapters shares their base."""
+    manifest = origin.read_manifest(path)
     if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise UserError(f"{path}: a reward model with another tokenizer than the policy's cannot read its tokens")
     config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
     model = scalar.build(config, manifest.get("heads", 1))
     abstract = jax.eval_shape(model.init, jax.random.key(0))
-    return model, scalar.load(path, _placed(abstract, mesh))
-
-
-def _placed(abstract: Any, mesh: jax.sharding.Mesh) -> Any:
-    where = shardings(abstract, mesh, PARTITION_RULES)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    return model, scalar.load(path, abstract, bases)
 
 
 def find_function(name: str, where: str) -> RewardFunction:

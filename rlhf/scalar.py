@@ -16,7 +16,8 @@ from ..data.errors import UserError
 from ..model import llama
 from ..model.config import LlamaConfig
 from ..model.linear import linear
-from ..train import checkpoints
+from ..train import origin
+from ..train.adapters import Bases
 
 Params = dict[str, Any]
 
@@ -89,14 +90,12 @@ def without_head(params: Params) -> Params:
 
 
 def load_trunk(path: epath.PathLike, abstract: Params) -> Params:
-    """The trunk of the language model or scalar model in a checkpoint, in the shapes and shardings of `abstract`."""
-    found = checkpoints.find(path)
-    inside = [name for name in ("params", checkpoints.read_manifest(found).get("policy")) if name]
-    return checkpoints.load_part(found, without_head(abstract), inside, others=("score", "head"))
+    """The trunk of the language model or scalar model at a path, in the shapes and shardings of `abstract`."""
+    return origin.load_trunk(path, without_head(abstract))
 
 
-def load(path: epath.PathLike, abstract: Params) -> Params:
-    """All of a scalar model's parameters."""
-    if checkpoints.read_manifest(path).get("kind") != "scalar":
+def load(path: epath.PathLike, abstract: Params, bases: Bases) -> Params:
+    """All of a scalar model's parameters, in the shapes of `abstract`."""
+    if origin.read_manifest(path).get("kind") != "scalar":
         raise UserError(f"{path}: a language model; a reward or cost model comes from the recipe `reward`")
-    return checkpoints.load_params(path, abstract)
+    return bases.load_whole(path, abstract)

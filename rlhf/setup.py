@@ -19,8 +19,9 @@ from ..data.tokenizer import Tokenizer
 from ..model import llama
 from ..model.sampling import Sampling
 from ..model.sharding import BATCH, PARTITION_RULES, shardings
-from ..train import checkpoints
+from ..train import origin
 from ..train import setup as train_setup
+from ..train.adapters import Adapters
 from ..train.settings import Settings
 from . import rewards, rollout
 
@@ -30,7 +31,7 @@ class Scene(NamedTuple):
 
     prompts: endless batches to learn on. heldout: those of evaluations. reference: the parameters of
     `config.init_from`, whatever the run has made of them since. graders reward answers; judges only score those of
-    evaluations; reward_params and judge_params are those of the models among them.
+    evaluations; reward_params and judge_params are those of the models among them. adapters: what networks learn with.
     """
 
     model: llama.Model
@@ -40,6 +41,7 @@ class Scene(NamedTuple):
     heldout: SamplePass | None
     sampling: Sampling
     reference: Any
+    adapters: Adapters
     graders: rewards.Rewards
     reward_params: dict[str, Any]
     judges: rewards.Rewards
@@ -63,7 +65,8 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
         )
     if not len(settings.reward.sources):
         raise UserError("config.reward.sources: name at least one model or function that rewards answers")
-    load = functools.partial(rewards.load, tokenizer=tokenizer, mesh=mesh, dtype=model.config.dtype)
+    adapters = Adapters(settings, mesh)
+    load = functools.partial(rewards.load, tokenizer=tokenizer, bases=adapters.bases, dtype=model.config.dtype)
     graders, reward_params = load(settings.reward.sources, "config.reward.sources")
     judges, judge_params = load(settings.judges, "config.judges")
     return Scene(
@@ -73,7 +76,8 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
         prompts=prompts,
         heldout=heldout,
         sampling=sampling,
-        reference=load_reference(settings, model, mesh),
+        reference=load_reference(settings, model, mesh, adapters),
+        adapters=adapters,
         graders=graders,
         reward_params=reward_params,
         judges=judges,
@@ -185,13 +189,17 @@ def split_mix(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     return prompts, {name: x.reshape(-1, x.shape[-1]) for name, x in mix.items()}
 
 
-def load_reference(settings: Settings, model: llama.Model, mesh: jax.sharding.Mesh) -> Any:
-    """The frozen parameters of `config.init_from`, laid out as the policy's are."""
+def load_reference(settings: Settings, model: llama.Model, mesh: jax.sharding.Mesh, adapters: Adapters) -> Any:
+    """The frozen parameters of `config.init_from`, laid out as the policy's are. A policy with adapters shares them:
+    the reference is what it stands on, with the adapters of `init_from` where that has some already.
+    """
+    if adapters.lora is not None:
+        return adapters.reference(model.init)
     where = shardings(model.abstract_params, mesh, settings.partition_rules or PARTITION_RULES)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
     )
-    return checkpoints.load_params(settings.init_from, abstract)
+    return origin.load_params(settings.init_from, abstract)
 
 
 def section(settings: Settings, name: str, kind: type) -> Any:

@@ -21,7 +21,7 @@ from ..model import decode, llama
 from ..model.config import LlamaConfig
 from ..model.sampling import Sampling
 from ..model.sharding import PARTITION_RULES, make_mesh, shardings
-from . import checkpoints
+from . import origin
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -142,13 +142,13 @@ def load(
     dtype: str | None = None,
     weights: str = "params",
 ) -> Llama:
-    """The model of a run directory (its latest checkpoint) or of one checkpoint.
+    """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
+    Hugging Face's or Meta's, or a GGUF file.
 
-    mesh: default, one device. dtype: of parameters and computation; default, as trained. weights: "params", or "ema"
-    for the moving average of a run that kept one. Raises UserError for a path that holds no checkpoint.
+    mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",
+    or "ema" for the moving average of a run that kept one. Raises UserError for a path that holds no model.
     """
-    path = checkpoints.find(path)
-    manifest = checkpoints.read_manifest(path)
+    manifest = origin.read_manifest(path)
     if manifest.get("kind") == "scalar":
         raise UserError(f"{path}: a reward or cost model, which gives numbers; config.reward.sources is its place")
     config = LlamaConfig.from_dict(manifest["model"])
@@ -160,6 +160,5 @@ def load(
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
     )
-    params = checkpoints.load_params(path, abstract, name=weights)
-    template = manifest["template"] and ChatTemplate(**manifest["template"])
-    return Llama(model, params, checkpoints.load_tokenizer(path), template, mesh, step=manifest["step"])
+    params = origin.load_params(path, abstract, name=weights)
+    return Llama(model, params, origin.load_tokenizer(path), origin.load_template(path), mesh, step=manifest["step"])

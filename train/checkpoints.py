@@ -203,27 +203,32 @@ def read_manifest(path: epath.PathLike) -> dict:
 def check_continues(path: epath.PathLike, manifest: dict) -> None:
     """Raises UserError if a run with this manifest would go on with other data, another tokenizer or frozen model."""
     saved = read_manifest(path)
-    fixed = ("tokenizer", "template", "data_fingerprint", "frozen")
+    fixed = ("tokenizer", "template", "data_fingerprint", "frozen", "adapter")
+    manifest = json.loads(json.dumps(manifest))  # tuples come back from a checkpoint as lists
     changed = [name for name in fixed if saved.get(name) != manifest.get(name)]
     if changed:
         raise UserError(f"{find(path)}: its run had another {' and '.join(changed)}; start anew in another workdir")
 
 
-def load_params(path: epath.PathLike, abstract_params: Any, *, name: str = "params") -> Any:
+def params_inside(path: epath.PathLike, name: str = "params") -> list[str]:
+    """The keys under which a checkpoint's state holds parameters; of several networks, those that it calls `policy`."""
+    return [name, *filter(None, [read_manifest(path).get("policy")])]
+
+
+def load_params(path: epath.PathLike, abstract_params: Any, *, name: str = "params", some: bool = False) -> Any:
     """Only the parameters of a checkpoint, or another part of its state such as "ema".
 
     Where a run trains several networks, it is those of the one that its manifest calls `policy`. They are cast to the
     dtypes and laid out in the shardings of `abstract_params` while they are read; nothing else is read. Raises
-    UserError with the paths that differ when the checkpoint holds other parameters.
+    UserError with the paths that differ when the checkpoint holds other parameters, or with `some` lacks them.
     """
     path = find(path)
-    inside = [name, *filter(None, [read_manifest(path).get("policy")])]
-    return load_part(path, abstract_params, inside)
+    return load_part(path, abstract_params, params_inside(path, name), some=some)
 
 
-def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, others: Sequence[str] = ()) -> Any:
-    """The part of a checkpoint's state that lies under the keys `inside`, as `load_params`, but for the entries
-    `others` where it has them."""
+def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, some: bool = False) -> Any:
+    """The part of a checkpoint's state that lies under the keys `inside`, as `load_params`. some: it may hold more
+    than what is asked for."""
     path = find(path)
     stored, asked = ocp.metadata(path).metadata, _placed(abstract)
     for depth, key in enumerate(inside):
@@ -231,11 +236,9 @@ def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, oth
             there = "/".join(["its state", *inside[:depth]])
             raise UserError(f"{path}: {there} has no {key!r}, only {', '.join(k for k, v in stored.items() if v)}")
         stored = stored[key]
-    if others:
-        stored = {key: part for key, part in stored.items() if key not in others}
     for key in reversed(inside):
         stored, asked = {key: stored}, {key: asked}
-    _check_fits(stored, asked, path)
+    _check_fits(stored, asked, path, some=some)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
     with context:
@@ -262,13 +265,13 @@ def _placed(abstract: Any) -> Any:
     )
 
 
-def _check_fits(stored: Any, asked: Any, path: epath.Path) -> None:
-    """Raises UserError that lists the leaves in which the stored tree and the one asked for differ."""
+def _check_fits(stored: Any, asked: Any, path: epath.Path, *, some: bool = False) -> None:
+    """Raises UserError that lists the leaves in which the stored tree, or some of it, and the one asked for differ."""
     stored, asked = _leaves(stored), _leaves(asked)
     both = [name for name in asked if name in stored]
     problems = {
         "missing from the checkpoint": [f"{n} {_form(asked[n])}" for n in asked if n not in stored],
-        "only in the checkpoint": [f"{n} {_form(stored[n])}" for n in stored if n not in asked],
+        "only in the checkpoint": [f"{n} {_form(stored[n])}" for n in stored if n not in asked and not some],
         "different": [
             f"{n} {_form(stored[n])}, asked for {_form(asked[n])}"
             for n in both

@@ -14,7 +14,9 @@ from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..model import llama
 from ..model.sharding import BATCH
+from ..model.weights import join
 from . import setup
+from .adapters import Adapters
 from .bundle import Llama
 from .checkpoints import Checkpoints, check_continues, keep_tokenizer
 from .evaluate import heldout_loss
@@ -31,9 +33,9 @@ Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]
 class Job(NamedTuple):
     """What `fit` is told of a run.
 
-    make_step(shardings of the state): the compiled step, its state donated. batches, sharding: what it is fed, as
-    `data.prefetch` takes them. manifest: what checkpoints say beside the config, data and network. tables: shown at the
-    start. check: sees all metrics and may stop the run.
+    make_step(shardings of the state): the compiled step, its state donated, of a state without `start.base`. batches,
+    sharding: what it is fed, as `data.prefetch` takes them. manifest: what checkpoints say beside the config, data and
+    network. tables: shown at the start. check: sees all metrics and may stop the run.
     """
 
     model: llama.Model
@@ -53,7 +55,8 @@ class Job(NamedTuple):
 
 
 def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: Job) -> State:
-    """Trains to `config.total_*` and returns the last state; goes on from the latest checkpoint under `workdir`.
+    """Trains to `config.total_*` and returns the last state, whole networks in it; goes on from the latest checkpoint
+    under `workdir`.
 
     Call it under `jax.set_mesh(mesh)`, when everything else that reads settings has done so. Raises UserError for
     settings that do not fit or that nothing reads, `loop.TrainingStopped` when the run cannot go on.
@@ -78,7 +81,7 @@ def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: J
                 keep_tokenizer(workdir, job.tokenizer)
                 for name, rows in job.tables.items():
                     reporter.text(0, name, rows)
-            return train(
+            state = train(
                 job.make_step(jax.tree.map(lambda x: x.sharding, abstract)),
                 state,
                 job.batches,
@@ -86,7 +89,7 @@ def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: J
                 total=job.lengths.total,
                 sharding=job.sharding,
                 pace=pace,
-                evaluations=job.evaluations,
+                evaluations=[_on_base(evaluation, job.start.base) for evaluation in job.evaluations],
                 check=job.check,
                 reporter=reporter,
                 checkpoints=saved,
@@ -94,6 +97,24 @@ def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: J
                 flops_per_token=job.flops_per_token,
                 workdir=workdir,
             )
+    return setup.whole_state(state, job.start.base)
+
+
+def _on_base(evaluation: Evaluation, base: Mapping[str, Any]) -> Evaluation:
+    return evaluation._replace(run=lambda params: evaluation.run(join(params, base)))
+
+
+def compile_update(
+    update: Callable[[State, Any], tuple[State, dict]], base: Mapping[str, Any], where: State
+) -> Callable[[State, Any], tuple[State, dict]]:
+    """An update of whole networks as a compiled step of the state without their base. where: its shardings."""
+
+    def step(state: State, base: Any, batch: Any) -> tuple[State, dict]:
+        state, metrics = update(setup.whole_state(state, base), batch)
+        return setup.own_state(state, base), metrics
+
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+    return lambda state, batch: compiled(state, base, batch)
 
 
 def supervise(
@@ -111,10 +132,15 @@ def supervise(
     """`fit` for a loss over packed rows of text: the whole of pretraining and tuning. Returns the model."""
     setup.check_rows(settings, mesh, model.config.max_len)
     lengths = setup.lengths_of(settings, batches)
-    frozen = setup.frozen_of(settings)
-    trainable, _ = split_frozen(model.abstract_params, frozen)
+    adapters = Adapters(settings, mesh, may_drop=True)
+    part = adapters.part(model.init, settings.init_from, setup.loader(settings))
+    everything = jax.eval_shape(part.init, jax.random.key(0))
+    frozen = adapters.frozen(everything, part.base)
+    trainable, _ = split_frozen(everything, frozen)
     optimizer, schedule = setup.optimizer_of(settings, trainable, lengths, batches)
-    update = make_update(loss_fn, optimizer, schedule, **update_settings(settings))
+    update = make_update(
+        loss_fn, optimizer, schedule, frozen=frozen, perturb=adapters.perturb(), **update_settings(settings)
+    )
     rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
 
     def bundle(params: Any, step: int | None = None) -> Llama:
@@ -130,11 +156,12 @@ def supervise(
         batches=batches,
         sharding=rows,
         lengths=lengths,
-        start=setup.Start(optimizer, model.init, setup.loader(settings), frozen, settings.ema_decay is not None),
-        make_step=lambda where: jax.jit(update, donate_argnums=0, out_shardings=(where, None)),
+        start=setup.Start(optimizer, *part, frozen, settings.ema_decay is not None),
+        make_step=lambda where: compile_update(update, part.base, where),
         evaluations=evaluations,
         flops_per_token=model.config.flops_per_token(batches.length),
         check=check_streak(settings.guard.max_streak),
+        manifest=adapters.manifest(),
         tables=data_tables(batches, heldout),
     )
     state = fit(settings, workdir, mesh, job)
@@ -142,9 +169,8 @@ def supervise(
 
 
 def update_settings(settings: Settings) -> dict[str, Any]:
-    """`make_update`'s arguments from the config."""
+    """`make_update`'s further arguments from the config."""
     return dict(
-        frozen=setup.frozen_of(settings),
         accumulate=settings.optim.accumulate,
         guard=Guard(settings.guard.spike_sigma, settings.guard.warmup_steps),
         ema_decay=settings.ema_decay,

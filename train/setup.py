@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from etils import epath
 
 from ..data.batches import Batches, EvalBatches, Part
 from ..data.cache import build_cache
@@ -19,7 +18,8 @@ from ..model import llama
 from ..model.attention import IMPLEMENTATIONS
 from ..model.config import LlamaConfig
 from ..model.sharding import PARTITION_RULES, make_mesh
-from . import checkpoints
+from ..model.weights import join, without
+from . import checkpoints, origin
 from .optimizer import DECAY, Rules, make_optimizer, make_schedule
 from .settings import Settings, duration
 from .state import State, init_state, state_of, state_shardings
@@ -41,7 +41,7 @@ def tokenizer_of(settings: Settings) -> Tokenizer:
         return Tokenizer.load(settings.tokenizer)
     if settings.init_from is None:
         raise UserError("config.tokenizer: give the path of one, or config.init_from a checkpoint that has one")
-    tokenizer = checkpoints.load_tokenizer(settings.init_from)
+    tokenizer = origin.load_tokenizer(settings.init_from)
     if tokenizer is None:
         raise UserError(f"{settings.init_from} has no tokenizer; set config.tokenizer")
     return tokenizer
@@ -51,10 +51,10 @@ def template_of(settings: Settings) -> ChatTemplate:
     """`config.template`, a name or a jinja file; where it is None, that of `config.init_from`."""
     if settings.template is not None:
         return load_template(settings.template)
-    stored = settings.init_from and checkpoints.read_manifest(settings.init_from)["template"]
+    stored = settings.init_from and origin.load_template(settings.init_from)
     if not stored:
         raise UserError("config.template: name one (chatml, llama2, ...) or give a jinja file")
-    return ChatTemplate(**stored)
+    return stored
 
 
 def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
@@ -70,7 +70,7 @@ def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
         changes["rope_scaling"] = dict(changes["rope_scaling"])
     try:
         if preset is None:
-            config = LlamaConfig.from_dict(stored_model(settings.init_from).to_dict() | changes)
+            config = LlamaConfig.from_dict(origin.load_config(settings.init_from).to_dict() | changes)
         else:
             config = LlamaConfig.preset(preset, vocab_size=tokenizer.vocab_size, **changes)
         _check_execution(config)
@@ -90,11 +90,6 @@ def _check_execution(config: LlamaConfig) -> None:
         jnp.dtype(name)
     if config.attention not in IMPLEMENTATIONS:
         raise ValueError(f"attention {config.attention!r}: give one of {', '.join(IMPLEMENTATIONS)}")
-
-
-def stored_model(path: epath.PathLike) -> LlamaConfig:
-    """The network's config in the manifest of a checkpoint or run directory."""
-    return LlamaConfig.from_dict(checkpoints.read_manifest(path)["model"])
 
 
 def data_of(
@@ -196,21 +191,18 @@ def optimizer_of(
     return make_optimizer(params, schedule=schedule, **section), schedule
 
 
-def frozen_of(settings: Settings) -> Rules:
-    """`config.optim.frozen`: which parameters stay as they are; none by default."""
-    return settings.optim.frozen or EVERYTHING
-
-
 class Start(NamedTuple):
     """What a run's state is made of before the first step.
 
-    init(key): random parameters. load(abstract): those to start from instead. frozen: which stay as they are. ema:
-    whether a moving average is kept. extra: further entries of the state, scalars or trees of them.
+    init(key): random parameters. load(abstract): those to start from instead, but for `base`, which stays outside of
+    the state. frozen: which do not learn. ema: whether a moving average is kept. extra: further entries of the state,
+    scalars or trees of them.
     """
 
     optimizer: optax.GradientTransformation
     init: Callable[[jax.Array], Any]
     load: Callable[[Any], Any] | None = None
+    base: Mapping[str, Any] = {}
     frozen: Rules = EVERYTHING
     ema: bool = False
     extra: Mapping[str, Any] = {}
@@ -224,24 +216,38 @@ def abstract_state(start: Start, mesh: jax.sharding.Mesh, partition_rules: Rules
         where = state_shardings(abstract, mesh, partition_rules or PARTITION_RULES)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    return own_state(placed, start.base)
 
 
 def first_state(start: Start, abstract: State, seed: int) -> State:
     """The state before the first step, in the shapes and shardings that `abstract_state` gives."""
     where = jax.tree.map(lambda x: x.sharding, abstract)
     rest = dict(optimizer=start.optimizer, frozen=start.frozen, ema=start.ema, extra=start.extra)
-    if start.load is not None:
-        params = start.load(abstract["params"])
-        return jax.jit(functools.partial(state_of, **rest), out_shardings=where)(params)
-    return jax.jit(init_state(start.init, **rest), out_shardings=where)(jax.random.key(seed))
+    if start.load is None:
+        return jax.jit(init_state(start.init, **rest), out_shardings=where)(jax.random.key(seed))
+
+    def make(params: Any, base: Any) -> State:
+        return own_state(state_of(join(params, base), **rest), base)
+
+    return jax.jit(make, out_shardings=where)(start.load(abstract["params"]), start.base)
+
+
+def whole_state(state: State, base: Mapping[str, Any]) -> State:
+    """The state with whole networks as its parameters."""
+    return state | {name: join(state[name], base) for name in ("params", "ema") if name in state}
+
+
+def own_state(state: State, base: Mapping[str, Any]) -> State:
+    """The state without what its networks stand on: what is carried from step to step, and saved."""
+    return state | {name: without(state[name], base) for name in ("params", "ema") if name in state}
 
 
 def loader(settings: Settings) -> Callable[[Any], Any] | None:
     """The function that reads `config.init_from`'s parameters in the shapes and shardings given; None without one."""
     if settings.init_from is None:
         return None
-    return functools.partial(checkpoints.load_params, settings.init_from)
+    return functools.partial(origin.load_params, settings.init_from)
 
 
 def manifest_of(

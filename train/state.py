@@ -97,21 +97,24 @@ def make_update(
     accumulate: int = 1,
     guard: Guard = DEFAULT_GUARD,
     ema_decay: float | None = None,
+    perturb: Callable[[Any, jax.Array], Any] | None = None,
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The pure function `update(state, batch) -> (state, metrics)` of one optimiser step.
 
     loss_fn(params, rows) gives (sum of the loss over tokens, number of tokens, dict of further sums): with
     `accumulate` > 1 the batch is walked through in that many parts and sums are divided once, by the whole batch's
-    tokens, so that the result does not depend on `accumulate`. Metrics are float32 scalars: loss, the further sums
-    per token, grad_norm (before clipping), update_norm (0 where the step is skipped), param_norm, lr, tokens, skipped
-    (so far) and streak (skips in a row).
+    tokens, so that the result does not depend on `accumulate`. perturb(params, step) gives the parameters that the loss
+    sees instead, for dropout. Metrics are float32 scalars: loss, the further sums per token, grad_norm (before
+    clipping), update_norm (0 where the step is skipped), param_norm (of what learns), lr, tokens, skipped (so far) and
+    streak (skips in a row).
     """
 
     def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         trainable, rest = split_frozen(state["params"], frozen)
 
         def sums(trainable, rows):
-            loss, tokens, extra = loss_fn(join_frozen(trainable, rest), rows)
+            params = join_frozen(trainable, rest)
+            loss, tokens, extra = loss_fn(params if perturb is None else perturb(params, state["step"]), rows)
             return loss, (tokens, extra)
 
         (loss, (tokens, extra)), grads = _accumulate(
@@ -142,7 +145,7 @@ def make_update(
             **{name: total * per_token for name, total in extra.items()},
             "grad_norm": grad_norm,
             "update_norm": update_norm,
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(new["params"]),
             "lr": schedule(state["guard"]["accepted"]),
             "tokens": tokens,
             "skipped": counts["skipped"],

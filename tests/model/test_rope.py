@@ -151,7 +151,7 @@ def test_rotate_keeps_the_dtype_of_its_input():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(kind="cubic", factor=2.0), "'cubic': give linear, ntk, yarn or llama3"),
+        (dict(kind="cubic", factor=2.0), "'cubic': give one of linear, ntk, dynamic, yarn, longrope, llama3"),
         (dict(kind="linear", factor=0.5), "factor 0.5"),
         (dict(kind="yarn", factor=2.0), "yarn needs original_max_len"),
         (dict(kind="llama3", factor=2.0), "llama3 needs original_max_len"),

@@ -20,6 +20,7 @@ from camelid.rlhf import setup as rl_setup
 from camelid.rlhf.rollout import roll_out
 from camelid.tests.rlhf.numpy_llama import hidden, real_tokens
 from camelid.train import checkpoints, setup
+from camelid.train.adapters import Adapters, Bases
 from camelid.train.settings import Settings, load_config
 
 
@@ -55,7 +56,7 @@ def scores_of_own_answers(run, llama) -> np.ndarray:
     batches = SamplePass(prompts, row_shapes=prompt_shapes(48), batch_size=16)
     sampling = Sampling(max_tokens=16, stop_ids=llama.template.stop_ids(llama.tokenizer))
     mesh = make_mesh({}, jax.devices()[:1])
-    model, params = rewards.load_model(run, llama.tokenizer, mesh, "float32")
+    model, params = rewards.load_model(run, llama.tokenizer, Bases(mesh), "float32")
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["score"])
     roll = jax.jit(
         lambda batch: roll_out(llama.model, llama.params, batch, rl_setup.purpose_key(0, "normalise"), sampling)
@@ -78,7 +79,7 @@ def test_a_reward_model_s_scores_of_its_reference_s_own_answers_have_mean_0_and_
     # Only the head was rescaled, in a checkpoint of its own.
     mesh = make_mesh({}, jax.devices()[:1])
     (_, after), (_, before) = (
-        rewards.load_model(path, llama.tokenizer, mesh, "float32")
+        rewards.load_model(path, llama.tokenizer, Bases(mesh), "float32")
         for path in (reward_run, reward_run / "checkpoints" / "12")
     )
     jax.tree.map(np.testing.assert_array_equal, *(scalar.without_head(params) for params in (after, before)))
@@ -94,7 +95,9 @@ def test_a_reward_run_cut_off_before_its_scores_are_rescaled_does_that_alone(rew
         assert checkpoints.find(tmp_path / "run").name == "13"
     kernels = []
     for run in (reward_run, tmp_path / "run"):
-        _, params = rewards.load_model(run, camelid.load(tuned).tokenizer, make_mesh({}, jax.devices()[:1]), "float32")
+        _, params = rewards.load_model(
+            run, camelid.load(tuned).tokenizer, Bases(make_mesh({}, jax.devices()[:1])), "float32"
+        )
         kernels.append(np.asarray(params["score"]["kernel"]))
     np.testing.assert_allclose(kernels[0], kernels[1], rtol=1e-3)
     log = (reward_run / "metrics.jsonl").read_bytes()
@@ -105,7 +108,7 @@ def test_a_reward_model_is_no_language_model_nor_the_other_way_round(reward_run,
     with pytest.raises(UserError, match="which gives numbers"):
         camelid.load(reward_run)
     with pytest.raises(UserError, match="comes from the recipe `reward`"):
-        rewards.load_model(tuned, camelid.load(tuned).tokenizer, make_mesh({}, jax.devices()[:1]), "float32")
+        rewards.load_model(tuned, camelid.load(tuned).tokenizer, Bases(make_mesh({}, jax.devices()[:1])), "float32")
 
 
 # PPO
@@ -165,8 +168,9 @@ def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_argument
         abstract = jax.eval_shape(critic.initialiser(model, critics), jax.random.key(0))
         where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract)
-        params = critic.loader(again, model, critics)(placed)
-        reference = rl_setup.load_reference(again, model, mesh)
+        adapters = Adapters(again, mesh)
+        params = critic.parts_of(again, model, critics, adapters).load(placed)
+        reference = rl_setup.load_reference(again, model, mesh, adapters)
     stored = camelid.load(ppo_run).params
     for found in (params["policy"], reference, scalar.without_head(params["critic"])):
         jax.tree.map(np.testing.assert_array_equal, found, {name: stored[name] for name in found})

@@ -13,6 +13,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.sharding import make_mesh
 from camelid.rlhf import rewards, scalar
 from camelid.tests.rlhf.numpy_llama import hidden
+from camelid.train.adapters import Bases
 from camelid.train.checkpoints import Checkpoints
 
 CONFIG = LlamaConfig.preset("nano-test", vocab_size=61, dim=32, n_heads=2, n_kv_heads=1, ffn_dim=48, unroll=1)
@@ -125,13 +126,13 @@ def test_a_trunk_of_another_size_does_not_fit(params, tmp_path):
 
 
 def test_a_reward_model_is_loaded_whole_and_only_beside_its_own_tokenizer(model, params, last_scores, tmp_path):
-    mesh = make_mesh({}, jax.devices()[:1])
+    bases = Bases(make_mesh({}, jax.devices()[:1]))
     path = saved(tmp_path / "scalar", params, kind="scalar", heads=3)
-    found, loaded = rewards.load_model(path, SimpleNamespace(fingerprint="a"), mesh, "bfloat16")
+    found, loaded = rewards.load_model(path, SimpleNamespace(fingerprint="a"), bases, "bfloat16")
     assert (found.heads, found.config.dtype, found.config.n_layers) == (3, "bfloat16", CONFIG.n_layers)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     with pytest.raises(UserError, match="another tokenizer"):
-        rewards.load_model(path, SimpleNamespace(fingerprint="b"), mesh, "float32")
+        rewards.load_model(path, SimpleNamespace(fingerprint="b"), bases, "float32")
     words = saved(tmp_path / "words", scalar.without_head(params))
     with pytest.raises(UserError, match="a language model; a reward or cost model comes from"):
-        rewards.load_model(words, SimpleNamespace(fingerprint="a"), mesh, "float32")
+        rewards.load_model(words, SimpleNamespace(fingerprint="a"), bases, "float32")

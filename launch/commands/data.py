@@ -1,0 +1,174 @@
+"""`camelid tokenizer` and `camelid data`."""
+
+import argparse
+
+from ...data.errors import UserError
+from .arguments import Parser, add_config, add_sources, command, tell_skipped
+
+
+def add_tokenizer(commands) -> None:
+    group = command(commands, "tokenizer", None, "Train a tokenizer.")
+    actions = group.add_subparsers(dest="action", required=True, metavar="action", parser_class=Parser)
+    parser = command(
+        actions, "train", _train_tokenizer, "Train a SentencePiece BPE model with LLaMA's settings on any sources."
+    )
+    add_sources(parser)
+    parser.add_argument("--vocab_size", type=int, default=32_000, metavar="N", help="pieces in all (default: 32000)")
+    parser.add_argument("--special", action="append", default=[], metavar="TOKEN", help="a control token; repeatable")
+    parser.add_argument("--max_records", type=int, metavar="N", help="read at most N records of each source")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for tokenizer.model")
+
+
+def _train_tokenizer(args: argparse.Namespace) -> int:
+    from ...data.sources import Report
+    from ...data.tokenizer_training import train_sentencepiece
+    from ..corpus import texts
+
+    report = Report()
+    tokenizer = train_sentencepiece(
+        texts(args.source, args.format, args.on_error, args.max_records, report),
+        vocab_size=args.vocab_size,
+        output_dir=args.output,
+        special_tokens=args.special,
+    )
+    tell_skipped(report)
+    print(f"{tokenizer.vocab_size} pieces in {args.output}")
+    return 0
+
+
+def add_data(commands) -> None:
+    group = command(commands, "data", None, "Look at data, and prepare it.")
+    actions = group.add_subparsers(dest="action", required=True, metavar="action", parser_class=Parser)
+    parser = command(
+        actions,
+        "show",
+        _show_data,
+        "Print rows of a training batch: tokens, segments in colour, what is trained on.",
+        "camelid data show --config=configs/sft/primer.py --step=7 --rows=2",
+    )
+    add_config(parser)
+    parser.add_argument("--step", type=int, default=0, metavar="N", help="whose batch (default: 0)")
+    parser.add_argument("--rows", type=int, default=2, metavar="N", help="how many rows of it (default: 2)")
+    parser = command(
+        actions,
+        "prepare",
+        _prepare_data,
+        "Turn sources into TFDS datasets (--output), or fill a config's token caches (--config).",
+        "camelid data prepare --source='books/*.jsonl.gz' --output=datasets --name=books\n"
+        "camelid data prepare --config=configs/sft/primer.py",
+    )
+    add_config(parser, required=False)
+    parser.add_argument("--source", metavar="SOURCE", help="a glob of files or tfds:name/config:split")
+    parser.add_argument("--format", default="auto", metavar="NAME", help="of the records; auto goes by their fields")
+    parser.add_argument("--on_error", default="raise", choices=("raise", "skip"), help="what to do with bad records")
+    parser.add_argument("--heldout", type=float, default=0.01, metavar="SHARE", help="held-out share (default: 0.01)")
+    parser.add_argument("--name", metavar="NAME", help="of the dataset")
+    parser.add_argument("--output", metavar="DIR", help="folder of datasets")
+    _add_collect(actions)
+
+
+def _add_collect(actions) -> None:
+    parser = command(
+        actions,
+        "collect",
+        _collect,
+        "Answer prompts several times, score the answers, and write preference pairs or the best answers.",
+        "camelid data collect runs/sft --source=primer:chat --reward=camelid.data.primer:reward --output=pairs.jsonl",
+    )
+    parser.add_argument("path", help="whose answers: a run directory or one checkpoint")
+    parser.add_argument("--source", required=True, metavar="SOURCE", help="of the prompts; its training part is read")
+    parser.add_argument("--format", default="auto", metavar="NAME", help="of the records; auto goes by their fields")
+    parser.add_argument("--reward", required=True, metavar="R", help="package.module:function, or a reward model's run")
+    parser.add_argument("--keep", default="pairs", choices=("pairs", "best"), help="what is written (default: pairs)")
+    parser.add_argument("--prompts", type=int, default=2000, metavar="N", help="default: 2000")
+    parser.add_argument("--n", type=int, default=4, metavar="N", help="answers to each prompt (default: 4)")
+    parser.add_argument("--per_prompt", type=int, default=1, metavar="N", help="pairs of each prompt (default: 1)")
+    parser.add_argument(
+        "--others", type=int, default=0, metavar="N", help="further, worse answers in a pair (default: 0)"
+    )
+    parser.add_argument("--max_tokens", type=int, default=128, metavar="N", help="of an answer (default: 128)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file")
+
+
+def _collect(args: argparse.Namespace) -> None:
+    from ...rlhf.collect import best_of, pairs_of, sample_answers, write
+    from ...train.bundle import load
+
+    llama = load(args.path)
+    answers = sample_answers(
+        llama,
+        args.source,
+        args.reward,
+        prompts=args.prompts,
+        format=args.format,
+        n=args.n,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+    pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
+    records = best_of(answers) if args.keep == "best" else pairs
+    print(f"{write(records, args.output)} records in {args.output}")
+
+
+def _config_data(args: argparse.Namespace):
+    """Tokenizer and batches of a config, for the commands that look at data only."""
+    from ...train import setup
+    from ...train.settings import Settings, load_config
+
+    settings = Settings(load_config(args.config, args.overrides))
+    tokenizer = setup.tokenizer_of(settings)
+    needs_template = settings.recipe == "sft" or settings.template is not None
+    template = setup.template_of(settings) if needs_template else None
+    batches, heldout = setup.data_of(settings, tokenizer, template)
+    return tokenizer, batches, heldout
+
+
+def _show_data(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ...data.show import render_rows
+
+    tokenizer, batches, _ = _config_data(args)
+    if not 0 < args.rows <= batches.batch_size or args.step < 0:
+        raise UserError(f"--rows is 1 to {batches.batch_size}, --step 0 or more")
+    Console().print(render_rows(batches.rows(args.step, slice(0, args.rows)), tokenizer))
+
+
+def _prepare_data(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if (args.config is None) == (args.source is None):
+        raise UserError("data prepare takes --config, to fill its token caches, or --source with --name and --output")
+    if args.config is None:
+        if args.name is None or args.output is None:
+            raise UserError("--source needs --name and --output: what to call the dataset, and where to put it")
+        from ...data.builder import build_dataset
+        from ...data.sources import Report
+
+        report = Report()
+        where = build_dataset(
+            args.source,
+            name=args.name,
+            data_dir=args.output,
+            format=args.format,
+            heldout=args.heldout,
+            on_error=args.on_error,
+            report=report,
+        )
+        tell_skipped(report)
+        print(f"{where}: read it as tfds:{where}:train and tfds:{where}:heldout")
+        return
+    from ...train import setup
+
+    _, batches, heldout = _config_data(args)
+    rows = setup.report_data(batches, heldout)
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+    for name, problems in batches.skipped().items():
+        print(f"left out of {name}:", *problems, sep="\n  ")

@@ -1,0 +1,84 @@
+"""`camelid eval`, `camelid generate` and `camelid chat`."""
+
+import argparse
+
+from ...data.errors import UserError
+from .arguments import add_model, add_sampling, command, load_model, sampling
+
+
+def add_eval(commands) -> None:
+    parser = command(
+        commands,
+        "eval",
+        _eval,
+        "Measure a model: the gold score on the primer, or loss and perplexity on held-out text.",
+        "camelid eval runs/sft --gold\ncamelid eval runs/sft --source='mytext/*.txt'",
+    )
+    add_model(parser)
+    parser.add_argument("--gold", action="store_true", help="gold score on held-out prompts of the primer")
+    parser.add_argument("--per_skill", type=int, default=20, metavar="N", help="prompts of each skill and language")
+    parser.add_argument("--source", metavar="SOURCE", help="text or conversations to measure the perplexity of")
+    parser.add_argument("--split", choices=("train", "heldout"), help="of the source; default: all of it")
+    parser.add_argument("--heldout", type=float, default=0.01, metavar="SHARE", help="share that the split holds out")
+    parser.add_argument("--seq_len", type=int, default=512, metavar="N", help="tokens in a row (default: 512)")
+    parser.add_argument("--cache_dir", default="~/.cache/camelid", metavar="DIR", help="of tokenised text")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not args.gold and args.source is None:
+        raise UserError("say what to measure: --gold, --source=..., or both")
+    llama = load_model(args)
+    metrics = {}
+    if args.gold:
+        from ...evals.gold import gold
+
+        metrics |= {f"gold/{name}": value for name, value in gold(llama, per_skill=args.per_skill)[0].items()}
+    if args.source is not None:
+        from ...evals.perplexity import perplexity
+
+        where = dict(split=args.split, heldout=args.heldout, seq_len=args.seq_len, cache_dir=args.cache_dir)
+        metrics |= perplexity(llama, args.source, **where)
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+
+
+def add_generate(commands) -> None:
+    parser = command(
+        commands,
+        "generate",
+        _generate,
+        "Continue texts, or answer questions with --chat.",
+        "camelid generate runs/sft 'Once upon a time' --max_tokens=50",
+    )
+    add_model(parser)
+    parser.add_argument("prompts", nargs="+", metavar="prompt")
+    parser.add_argument("--chat", action="store_true", help="take each prompt for a user's message")
+    parser.add_argument("--n", type=int, default=1, metavar="N", help="samples of each prompt (default: 1)")
+    add_sampling(parser, max_tokens=128)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    llama = load_model(args)
+    answer = llama.chat_batch if args.chat else llama.generate
+    for text in answer(args.prompts, seed=args.seed, n=args.n, **sampling(args)):
+        print(text)
+
+
+def add_chat(commands) -> None:
+    parser = command(commands, "chat", _chat, "Talk to a tuned model in the terminal.", "camelid chat runs/sft")
+    add_model(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    add_sampling(parser, max_tokens=512)
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ...serve.terminal import chat
+
+    chat(load_model(args), system=args.system, console=Console(), **sampling(args))

@@ -1,0 +1,71 @@
+"""`camelid train` and `camelid quickstart`."""
+
+import argparse
+
+from ...data.errors import UserError
+from .arguments import add_config, command
+
+
+def add_train(commands) -> None:
+    parser = command(
+        commands,
+        "train",
+        _train,
+        "Pretrain or tune as a config file says; the same command goes on where a run was cut off.",
+        "camelid train --config=configs/sft/primer.py:steps=300 --config.optim.lr=1e-3 --workdir=runs/sft",
+    )
+    add_config(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and metrics go")
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other processes of a cluster (found by JAX)"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="with --distributed, where JAX cannot find it")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="with --coordinator")
+    parser.add_argument("--process_id", type=int, metavar="I", help="with --coordinator")
+
+
+def _train(args: argparse.Namespace) -> int:
+    import jax
+    from etils import epath
+
+    if args.distributed:
+        if jax.config.jax_platforms == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+
+    from ...evals.gold import gold
+    from ...train.settings import Settings, load_config
+    from ..recipes import RECIPES
+
+    settings = Settings(load_config(args.config, args.overrides))
+    if settings.recipe not in RECIPES:
+        raise UserError(f"config.recipe: {settings.recipe!r} is none of {', '.join(RECIPES)}")
+    model = RECIPES[settings.recipe](settings, epath.Path(args.workdir), {"gold": gold})
+    if jax.process_index() == 0:
+        print(f"step {model.step}: checkpoints, metrics and samples are in {args.workdir}")
+    return 0
+
+
+def add_quickstart(commands) -> None:
+    parser = command(
+        commands,
+        "quickstart",
+        _quickstart,
+        "Raise a small bilingual assistant from nothing on the embedded data: tokenizer, pretraining, tuning, reward "
+        "model, PPO, scores.",
+    )
+    parser.add_argument("--workdir", default="runs/quickstart", metavar="DIR", help="default: runs/quickstart")
+    for stage in ("pretrain", "sft", "reward", "ppo"):
+        parser.add_argument(f"--{stage}_steps", type=int, metavar="N", help="default: what its config says")
+    parser.add_argument("--pair_prompts", type=int, metavar="N", help="prompts answered for preference pairs")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of PPO (default: 0)")
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    from etils import epath
+
+    from ..quickstart import PAIR_PROMPTS, Steps, quickstart
+
+    steps = Steps(args.pretrain_steps, args.sft_steps, args.reward_steps, args.ppo_steps)
+    steps = steps._replace(prompts=args.pair_prompts or PAIR_PROMPTS)
+    quickstart(epath.Path(args.workdir), steps, seed=args.seed)

@@ -1,0 +1,231 @@
+"""GGUF, llama.cpp's one-file format: read through the `gguf` package in every encoding it can decode, and written.
+
+Numbers are decoded row by row as they are read, so a file that fills memory when decoded never has to.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import gguf
+import numpy as np
+from etils import epath
+
+from ..config import LlamaConfig, RopeScaling
+from ..rope import frequencies, ntk_theta
+from .tensors import GGUF, Index, Source, check_tensors
+
+ARCHITECTURE = "llama"
+PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+ENCODINGS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+"""What `write_file` can encode matrices in; vectors are always F32."""
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+def is_file(path: epath.Path) -> bool:
+    return path.suffix == ".gguf"
+
+
+def open_file(path: epath.PathLike) -> Source:
+    """The checkpoint in a GGUF file, its tensors checked by name, shape and encoding, none of them decoded.
+
+    `extra["fields"]` is the file's metadata, of which its tokenizer is a part. Raises ValueError for another
+    architecture, tensors that do not fit, an encoding that the gguf package cannot decode, and a file cut short.
+    """
+    path = epath.Path(path)
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: no whole GGUF file ({error})") from None
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in tensors.items()}
+    config = read_config(fields, shapes, str(path))
+    if ROPE_FACTORS in tensors:
+        config = config.replace(rope_scaling=_llama3_scaling(config, _decode(tensors[ROPE_FACTORS]), str(path)))
+    check_tensors(str(path), config, GGUF, shapes)
+    known = gguf.quants._type_traits.keys()
+    if strange := sorted({t.tensor_type.name for t in reader.tensors} - PLAIN.keys() - {kind.name for kind in known}):
+        raise ValueError(f"{path}: tensors encoded as {', '.join(strange)}, which the gguf package cannot decode")
+
+    def read(name: str, index: Index) -> np.ndarray:
+        rows, *columns = index if index else (slice(None),)
+        return _decode(tensors[name], rows)[(slice(None), *columns)]
+
+    dtype = PLAIN.get(tensors[GGUF.names["layers/attention/q"].format(0)].tensor_type.name, "float32")
+    extra = {"fields": fields, "tensors": tensors}
+    return Source(str(path), GGUF, config.replace(param_dtype=dtype), dtype, read, [path], extra)
+
+
+def _decode(tensor: gguf.ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
+    data = tensor.data[rows]
+    kind = tensor.tensor_type
+    if kind.name in ("F32", "F16"):
+        return np.array(data)
+    return gguf.quants.dequantize(data, kind)
+
+
+def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> LlamaConfig:
+    """The network of a file's metadata."""
+    kind = fields.get("general.architecture")
+    if kind != ARCHITECTURE:
+        raise ValueError(f"{where}: architecture {kind!r}; known is {ARCHITECTURE!r}")
+
+    def field(name: str, default: Any = None) -> Any:
+        value = fields.get(f"{kind}.{name}", default)
+        if value is None:
+            raise ValueError(f"{where} does not say {kind}.{name}")
+        return value
+
+    dim, heads = field("embedding_length"), field("attention.head_count")
+    head_dim = field("attention.key_length", dim // heads)
+    if field("rope.dimension_count", head_dim) != head_dim or field("attention.value_length", head_dim) != head_dim:
+        raise ValueError(f"{where}: rotary pairs or values that are not as wide as a head of {head_dim}")
+    if field("expert_count", 0):
+        raise ValueError(f"{where}: a mixture of {field('expert_count')} experts, which the network has not")
+    table = GGUF.names["embed/embedding"]
+    if table not in shapes:
+        raise ValueError(f"{where}: 1 tensor(s) missing: {table}")
+    vocab_size = shapes[table][0]
+    tokens = len(fields.get("tokenizer.ggml.tokens", ()))
+    if tokens and tokens != vocab_size:
+        raise ValueError(f"{where}: its tokenizer has {tokens:,} tokens, its embedding {vocab_size:,} rows")
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        dim=dim,
+        n_layers=field("block_count"),
+        n_heads=heads,
+        n_kv_heads=field("attention.head_count_kv", heads),
+        ffn_dim=field("feed_forward_length"),
+        head_dim=head_dim,
+        norm_eps=_shortest(field("attention.layer_norm_rms_epsilon", 1e-5)),
+        rope_theta=float(field("rope.freq_base", 10_000.0)),
+        rope_scaling=_read_scaling(fields, where),
+        max_len=field("context_length"),
+        tied=GGUF.names["head/kernel"] not in shapes,
+    )
+
+
+def _shortest(number: float) -> float:
+    """The shortest decimal of a float32: 1e-05 and not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
+
+
+def _read_scaling(fields: Mapping[str, Any], where: str) -> RopeScaling | None:
+    def field(name: str, default: Any = None) -> Any:
+        return fields.get(f"{ARCHITECTURE}.rope.scaling.{name}", default)
+
+    kind = field("type", "none")
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise ValueError(f"{where}: rotary scaling {kind!r}; known are none, linear, yarn and rope_freqs")
+    original = field("original_context_length", fields[f"{ARCHITECTURE}.context_length"])
+    return RopeScaling(kind, float(field("factor", 1.0)), original_max_len=original)
+
+
+def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, where: str) -> RopeScaling:
+    """The scaling that a table of divisors of the frequencies stands for: Llama 3's formula is written out in it."""
+    plain, _ = frequencies(config.replace(rope_scaling=None))
+    scaling = RopeScaling("llama3", float(factors.max()), original_max_len=8192)
+    expected, _ = frequencies(config.replace(rope_scaling=scaling))
+    if factors.shape != plain.shape or not np.allclose(plain / expected, factors, rtol=1e-3):
+        raise ValueError(f"{where}: {ROPE_FACTORS} is not what Llama 3's rotary scaling gives")
+    return scaling
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
+
+
+def write_file(
+    path: epath.PathLike,
+    config: LlamaConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[np.ndarray],
+    *,
+    encoding: str,
+    fields: Mapping[str, Any],
+    name: str,
+) -> None:
+    """Writes a GGUF file, tensor after tensor.
+
+    shapes: of the tensors by their names there, in the order in which `tensors` gives them. encoding: of matrices, one
+    of `ENCODINGS`; rows that its blocks do not divide are F16. fields: further metadata, the tokenizer's. Raises
+    ValueError for an unknown encoding, and for a rotary scaling that the format cannot say.
+    """
+    if encoding not in ENCODINGS:
+        raise ValueError(f"GGUF encoding {encoding!r}: give one of {', '.join(ENCODINGS)}")
+    factors = _rope_factors(config)
+    writer = gguf.GGUFWriter(path, ARCHITECTURE)
+    writer.add_name(name)
+    _write_config(writer, config)
+    for key, value in fields.items():
+        _ADD[type(value)](writer, key, value)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if encoding == "F32" else f"MOSTLY_{encoding}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    if factors is not None:
+        shapes, tensors = {ROPE_FACTORS: factors.shape, **shapes}, itertools.chain([factors], tensors)
+    kinds = {tensor: _kind_of(shape, encoding) for tensor, shape in shapes.items()}
+    for tensor, shape in shapes.items():
+        in_bytes = gguf.quant_shape_to_byte_shape(shape, kinds[tensor])
+        writer.add_tensor_info(tensor, in_bytes, np.dtype(np.uint8), math.prod(in_bytes), raw_dtype=kinds[tensor])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for kind, value in zip(kinds.values(), tensors, strict=True):
+        encoded = gguf.quants.quantize(np.ascontiguousarray(value, np.float32), kind)
+        writer.write_tensor_data(encoded.view(np.uint8))
+    writer.close()
+
+
+def _kind_of(shape: tuple[int, ...], encoding: str) -> gguf.GGMLQuantizationType:
+    if len(shape) == 1:
+        return gguf.GGMLQuantizationType.F32
+    kind = gguf.GGMLQuantizationType[encoding]
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    return gguf.GGMLQuantizationType.F16 if shape[-1] % block else kind
+
+
+_ADD = {
+    str: gguf.GGUFWriter.add_string,
+    bool: gguf.GGUFWriter.add_bool,
+    int: gguf.GGUFWriter.add_uint32,
+    float: gguf.GGUFWriter.add_float32,
+    list: gguf.GGUFWriter.add_array,
+}
+
+
+def _write_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_len)
+    writer.add_embedding_length(config.dim)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.ffn_dim)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    scaling = config.rope_scaling
+    writer.add_rope_freq_base(ntk_theta(config) if scaling is not None and scaling.kind == "ntk" else config.rope_theta)
+    if scaling is not None and scaling.kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
+        writer.add_rope_scaling_factor(scaling.factor)
+        if scaling.kind == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(scaling.original_max_len)
+
+
+def _rope_factors(config: LlamaConfig) -> np.ndarray | None:
+    """The table of divisors that says Llama 3's scaling; None where there is none. ValueError for what GGUF cannot."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind in ("linear", "ntk"):
+        return None
+    if scaling == RopeScaling("yarn", scaling.factor, scaling.original_max_len):
+        return None
+    if scaling.kind != "llama3":
+        raise ValueError(f"GGUF cannot say the rotary scaling {scaling}")
+    plain, _ = frequencies(config.replace(rope_scaling=None))
+    return plain / frequencies(config)[0]

@@ -1,0 +1,273 @@
+"""Hugging Face's folders: `config.json` and safetensors files, one or many with an index.
+
+Config fields mean what transformers' LlamaForCausalLM makes of them, in its old spelling (`rope_theta`,
+`rope_scaling`) and in the one of version 5 (`rope_parameters`).
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from ..config import LlamaConfig, RopeScaling
+from ..rope import ntk_theta
+from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+MODEL_TYPES = ("llama", "mistral")
+HEAD, TABLE = HUGGING_FACE.names["head/kernel"], HUGGING_FACE.names["embed/embedding"]
+
+FIXED: dict[str, tuple] = {
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "sliding_window": (None,),
+}
+"""What the network cannot do otherwise: the values that a config may give, its own first."""
+
+ROPE_FIELDS: dict[str, dict[str, str]] = {
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "yarn": {
+        "factor": "factor",
+        "attention_factor": "attention_factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+        "mscale": "",
+        "mscale_all_dim": "",
+    },
+    "longrope": {
+        "factor": "factor",
+        "attention_factor": "attention_factor",
+        "short_factor": "short_factors",
+        "long_factor": "long_factors",
+    },
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+    },
+}
+"""The arguments of each rotary scaling, by their names there and in `RopeScaling` ("": goes into another)."""
+
+
+def is_folder(path: epath.Path) -> bool:
+    return (path / CONFIG).exists()
+
+
+def open_folder(path: epath.PathLike) -> Source:
+    """The checkpoint in a folder of Hugging Face's, its tensors checked by name, shape and dtype, none of them read.
+
+    Raises ValueError for an architecture, an activation, a bias or a rotary scaling that the network has not, and for
+    tensors that are missing, surplus or of another shape.
+    """
+    path = epath.Path(path)
+    config = read_config(_read_json(path / CONFIG), str(path / CONFIG))
+    files = _weight_files(path)
+    file_of, shapes, dtypes = {}, {}, {}
+    for file in files:
+        with _open(file) as opened:
+            for name in opened.offset_keys():
+                part = opened.get_slice(name)
+                file_of[name], shapes[name], dtypes[name] = file, part.get_shape(), part.get_dtype()
+
+    def read(name: str, index: Index) -> np.ndarray:
+        with _open(file_of[name]) as opened:  # anew for each: pages of a mapped file count as memory while it is open
+            return opened.get_slice(name)[index]
+
+    if config.tied and HEAD in shapes:
+        if shapes[HEAD] != shapes[TABLE] or not np.array_equal(read(HEAD, ()), read(TABLE, ())):
+            raise ValueError(
+                f"{path / CONFIG} says tie_word_embeddings, but {HEAD} and {TABLE} differ: say false there"
+            )
+        del shapes[HEAD]
+    check_tensors(str(path), config, HUGGING_FACE, shapes)
+    if strange := sorted(f"{name} {dtypes[name]}" for name in shapes if dtypes[name] not in DTYPES):
+        raise ValueError(f"{path}: tensors that are not {', '.join(DTYPES)}: {'; '.join(strange[:SHOWN])}")
+    dtype = DTYPES[dtypes[TABLE]]
+    return Source(str(path), HUGGING_FACE, config.replace(param_dtype=dtype), dtype, read, [path / CONFIG, *files])
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value
+
+
+def _weight_files(path: epath.Path) -> list[epath.Path]:
+    if (path / INDEX).exists():
+        files = sorted({path / file for file in _read_json(path / INDEX)["weight_map"].values()})
+        if absent := [file.name for file in files if not file.exists()]:
+            raise ValueError(f"{path / INDEX} names files that are not there: {', '.join(absent)}")
+        return files
+    if not (path / WEIGHTS).exists():
+        hint = "; save it again with safe_serialization=True" if list(path.glob("*.bin")) else ""
+        raise ValueError(f"{path}: neither {WEIGHTS} nor {INDEX}{hint}")
+    return [path / WEIGHTS]
+
+
+def _open(file: epath.Path):
+    try:
+        return safetensors.safe_open(file, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: no whole safetensors file ({error})") from None
+
+
+# The config -----------------------------------------------------------------------------------------------------------
+
+
+def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
+    """The network of a `config.json`. Raises ValueError for what it asks for and the network has not."""
+    kinds = fields.get("architectures") or [f"model_type {fields.get('model_type')}"]
+    if not set(kinds) & {*ARCHITECTURES, *(f"model_type {name}" for name in MODEL_TYPES)}:
+        raise ValueError(f"{where}: architecture {', '.join(kinds)}; known are {', '.join(ARCHITECTURES)}")
+    for name, allowed in FIXED.items():
+        if fields.get(name, allowed[0]) not in allowed:
+            raise ValueError(f"{where}: {name} is {fields[name]!r}; the network has only {allowed[0]!r}")
+    try:
+        dim, heads = fields["hidden_size"], fields["num_attention_heads"]
+        max_len = fields.get("max_position_embeddings", 2048)
+        theta, scaling = _read_rope(fields, max_len, where)
+        return LlamaConfig(
+            vocab_size=fields["vocab_size"],
+            dim=dim,
+            n_layers=fields["num_hidden_layers"],
+            n_heads=heads,
+            n_kv_heads=fields.get("num_key_value_heads") or heads,
+            ffn_dim=fields["intermediate_size"],
+            head_dim=fields.get("head_dim") or dim // heads,
+            norm_eps=fields.get("rms_norm_eps", 1e-6),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            max_len=max_len,
+            tied=bool(fields.get("tie_word_embeddings", False)),
+        )
+    except KeyError as error:
+        raise ValueError(f"{where} does not say {error.args[0]}") from None
+
+
+def _read_rope(fields: Mapping[str, Any], max_len: int, where: str) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling. transformers before version 5 says them in `rope_theta` and `rope_scaling`."""
+    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    theta = float(rope.pop("rope_theta", fields.get("rope_theta", 10_000.0)))
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    rope.pop("type", None)
+    if kind == "default":
+        return theta, None
+    if kind not in ROPE_FIELDS:
+        raise ValueError(f"{where}: rotary scaling {kind!r}; known are default, {', '.join(ROPE_FIELDS)}")
+    if unknown := set(rope) - set(ROPE_FIELDS[kind]) - {"original_max_position_embeddings"}:
+        raise ValueError(f"{where}: rotary scaling {kind} with unknown {', '.join(sorted(unknown))}")
+    # A yarn or longrope config without a factor means the stretch from the original context to this one.
+    original = rope.get("original_max_position_embeddings") or fields.get("original_max_position_embeddings")
+    factor = rope.get("factor") or max_len / (original or max_len)
+    given = {ours: rope[theirs] for theirs, ours in ROPE_FIELDS[kind].items() if ours and rope.get(theirs) is not None}
+    if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
+        given.setdefault("attention_factor", _mscale(factor, rope["mscale"]) / _mscale(factor, rope["mscale_all_dim"]))
+    if kind == "longrope":
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return theta, RopeScaling(kind, **(given | {"factor": factor, "original_max_len": original or max_len}))
+
+
+def _mscale(factor: float, weight: float) -> float:
+    """How much DeepSeek's variant of YaRN stretches attention."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
+    """The `config.json` of a network. more: further fields, such as token ids."""
+    fields = {
+        "architectures": [ARCHITECTURES[0]],
+        "model_type": MODEL_TYPES[0],
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_dim,
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_len,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": config.param_dtype,
+    }
+    theta, scaling = _write_rope(config)
+    # The same twice: version 5 of transformers reads the second spelling, everything older the first.
+    old = {"rope_theta": theta, "rope_scaling": scaling}
+    new = {"rope_parameters": {"rope_theta": theta, **(scaling or {"rope_type": "default"})}}
+    return fields | {name: allowed[0] for name, allowed in FIXED.items() if name != "sliding_window"} | old | new | more
+
+
+def _write_rope(config: LlamaConfig) -> tuple[float, dict[str, Any] | None]:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return config.rope_theta, None
+    if scaling.kind == "ntk":  # nothing but another base, which is how transformers can be told of it
+        return ntk_theta(config), None
+    given = {theirs: getattr(scaling, ours) for theirs, ours in ROPE_FIELDS[scaling.kind].items() if ours}
+    rope = {name: value for name, value in given.items() if value is not None}
+    if scaling.kind in ("yarn", "llama3", "longrope"):
+        rope["original_max_position_embeddings"] = scaling.original_max_len
+    return config.rope_theta, {"rope_type": scaling.kind, **rope}
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    path: epath.PathLike,
+    config: LlamaConfig,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    max_file_bytes: int = 5_000_000_000,
+    **more: Any,
+) -> None:
+    """Writes `config.json` and the tensors, as they come, into files of at most about `max_file_bytes`.
+
+    tensors: names and values as `tensors.places` and `write_part` give them. An index is written where there is more
+    than one file. The files are named when their number is known, and the config comes last.
+    """
+    path = epath.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    held, size, written, total = {}, 0, [], 0
+
+    def flush() -> None:
+        nonlocal held, size
+        file = path / f"part-{len(written):05d}.tmp"
+        safetensors.numpy.save_file(held, file, metadata={"format": "pt"})
+        written.append((file, list(held)))
+        held, size = {}, 0
+
+    for name, value in tensors:
+        if held and size + value.nbytes > max_file_bytes:
+            flush()
+        held[name] = value
+        size, total = size + value.nbytes, total + value.nbytes
+    flush()
+    if len(written) == 1:
+        written[0][0].rename(path / WEIGHTS)
+    else:
+        names = {}
+        for number, (file, inside) in enumerate(written, 1):
+            target = f"model-{number:05d}-of-{len(written):05d}.safetensors"
+            file.rename(path / target)
+            names |= dict.fromkeys(inside, target)
+        index = {"metadata": {"total_size": total}, "weight_map": names}
+        (path / INDEX).write_text(json.dumps(index, indent=2))
+    (path / CONFIG).write_text(json.dumps(write_config(config, **more), indent=2))

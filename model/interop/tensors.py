@@ -1,0 +1,227 @@
+"""A LLaMA's tensors in other formats: what each is called there, how it lies, and reading it shard by shard.
+
+Everybody else keeps matrices as [out, in] and one tensor a layer; here they are [in, out] with heads on axes of their
+own, and layers are stacked. A format is a `Naming`; an opened checkpoint of it is a `Source`.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from .. import llama
+from ..config import LlamaConfig
+from ..rope import from_interleaved, to_interleaved
+from ..sharding import path_name
+from ..weights import input_axes
+
+Index = tuple[slice, ...]
+SHOWN = 10  # how many tensors of a kind an error message lists
+
+
+class Naming(NamedTuple):
+    """names: of each of our parameters there, `{}` standing for the layer. interleaved: whether queries and keys turn
+    in neighbouring pairs, as in Meta's code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
+
+    names: Mapping[str, str]
+    interleaved: bool
+    ignored: str
+
+
+HUGGING_FACE = Naming(
+    {
+        "embed/embedding": "model.embed_tokens.weight",
+        "layers/attention_norm/scale": "model.layers.{}.input_layernorm.weight",
+        "layers/attention/q": "model.layers.{}.self_attn.q_proj.weight",
+        "layers/attention/k": "model.layers.{}.self_attn.k_proj.weight",
+        "layers/attention/v": "model.layers.{}.self_attn.v_proj.weight",
+        "layers/attention/o": "model.layers.{}.self_attn.o_proj.weight",
+        "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
+        "layers/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
+        "layers/mlp/up": "model.layers.{}.mlp.up_proj.weight",
+        "layers/mlp/down": "model.layers.{}.mlp.down_proj.weight",
+        "norm/scale": "model.norm.weight",
+        "head/kernel": "lm_head.weight",
+    },
+    interleaved=False,
+    ignored=r".*\.rotary_emb\.inv_freq",
+)
+META = Naming(
+    {
+        "embed/embedding": "tok_embeddings.weight",
+        "layers/attention_norm/scale": "layers.{}.attention_norm.weight",
+        "layers/attention/q": "layers.{}.attention.wq.weight",
+        "layers/attention/k": "layers.{}.attention.wk.weight",
+        "layers/attention/v": "layers.{}.attention.wv.weight",
+        "layers/attention/o": "layers.{}.attention.wo.weight",
+        "layers/mlp_norm/scale": "layers.{}.ffn_norm.weight",
+        "layers/mlp/gate": "layers.{}.feed_forward.w1.weight",
+        "layers/mlp/up": "layers.{}.feed_forward.w3.weight",
+        "layers/mlp/down": "layers.{}.feed_forward.w2.weight",
+        "norm/scale": "norm.weight",
+        "head/kernel": "output.weight",
+    },
+    interleaved=True,
+    ignored=r"rope\.freqs",
+)
+GGUF = Naming(
+    {
+        "embed/embedding": "token_embd.weight",
+        "layers/attention_norm/scale": "blk.{}.attn_norm.weight",
+        "layers/attention/q": "blk.{}.attn_q.weight",
+        "layers/attention/k": "blk.{}.attn_k.weight",
+        "layers/attention/v": "blk.{}.attn_v.weight",
+        "layers/attention/o": "blk.{}.attn_output.weight",
+        "layers/mlp_norm/scale": "blk.{}.ffn_norm.weight",
+        "layers/mlp/gate": "blk.{}.ffn_gate.weight",
+        "layers/mlp/up": "blk.{}.ffn_up.weight",
+        "layers/mlp/down": "blk.{}.ffn_down.weight",
+        "norm/scale": "output_norm.weight",
+        "head/kernel": "output.weight",
+    },
+    interleaved=True,
+    ignored=r"rope_freqs\.weight",
+)
+
+
+class Source(NamedTuple):
+    """Somebody else's checkpoint, opened and checked, its tensors still on disk.
+
+    read(name, (rows,) or (rows, columns)) gives a part of a tensor by its name there, in `dtype` or wider. files: all
+    that it was made of, for the manifest. extra: what else its reader found, such as a GGUF file's metadata.
+    """
+
+    where: str
+    naming: Naming
+    config: LlamaConfig
+    dtype: str
+    read: Callable[[str, Index], np.ndarray]
+    files: Sequence[epath.Path]
+    extra: Mapping[str, Any] = {}
+
+
+class Place(NamedTuple):
+    """One of our tensors, or one layer of it: path and shape here, name and shape there."""
+
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    name: str
+    shape_there: tuple[int, ...]
+
+
+def is_matrix(path: str) -> bool:
+    """Whether a parameter is turned around at the border; norms and the embedding lie everywhere as they do here."""
+    return not path.endswith(("scale", "embed/embedding"))
+
+
+def places(config: LlamaConfig, naming: Naming) -> Iterator[Place]:
+    """Every tensor of a network in another format, parameter by parameter and layer by layer."""
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(llama.build(config).abstract_params):
+        path = path_name(key_path)
+        stacked = path.startswith("layers/")
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        there = shape
+        if is_matrix(path):
+            axes = input_axes(path)
+            there = (math.prod(shape[axes:]), math.prod(shape[:axes]))
+        for layer in range(config.n_layers) if stacked else [None]:
+            yield Place(path, layer, shape, naming.names[path].format(layer), there)
+
+
+def check_tensors(where: str, config: LlamaConfig, naming: Naming, found: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError that lists missing, surplus and misshapen tensors of a checkpoint, by names and shapes."""
+    expected = {place.name: place.shape_there for place in places(config, naming)}
+    surplus = {name for name in found if name not in expected and not re.fullmatch(naming.ignored, name)}
+    problems = {
+        "missing": [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found],
+        "with no place in the network": [f"{name} {list(found[name])}" for name in sorted(surplus)],
+        "of another shape": [
+            f"{name} {list(found[name])}, the config says {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != shape
+        ],
+    }
+    if listed := [
+        f"{len(these)} tensor(s) {kind}: {'; '.join(these[:SHOWN])}{'; ...' if len(these) > SHOWN else ''}"
+        for kind, these in problems.items()
+        if these
+    ]:
+        raise ValueError(f"{where}: {' | '.join(listed)}")
+
+
+def read_part(source: Source, place: Place, index: Index) -> np.ndarray:
+    """The part `index` (slices of our axes) of one of our tensors, or of one layer of it."""
+    if not is_matrix(place.path):
+        return source.read(place.name, index)
+    axes = input_axes(place.path)
+    columns, inner_in = _span(index[:axes], place.shape[:axes])
+    rows, inner_out = _span(index[axes:], place.shape[axes:])
+    part = source.read(place.name, (rows, columns)).T
+    part = part.reshape(-1, *place.shape[1:axes], part.shape[1])
+    part = part.reshape(*part.shape[:-1], -1, *place.shape[axes + 1 :])
+    if source.naming.interleaved and place.path.endswith(("attention/q", "attention/k")):
+        part = from_interleaved(part)
+    return part[(slice(None), *inner_in, slice(None), *inner_out)]
+
+
+def _span(index: Index, shape: Sequence[int]) -> tuple[slice, Index]:
+    """The slice of flattened axes that holds a part cut from the first of them, and the cuts left to make within."""
+    start, stop, _ = index[0].indices(shape[0])
+    inner = math.prod(shape[1:])
+    return slice(start * inner, stop * inner), index[1:]
+
+
+def write_part(naming: Naming, place: Place, value: np.ndarray) -> np.ndarray:
+    """One of our tensors, or one layer of it, as it lies in another format: the inverse of `read_part`."""
+    if not is_matrix(place.path):
+        return value
+    if naming.interleaved and place.path.endswith(("attention/q", "attention/k")):
+        value = to_interleaved(value)
+    rows, columns = place.shape_there
+    return np.ascontiguousarray(value.reshape(columns, rows).T)
+
+
+def load_params(source: Source, abstract: llama.Params) -> llama.Params:
+    """The parameters of `source` in the dtypes and shardings of `abstract`, leaves of `source.config`'s network.
+
+    Layer after layer goes straight to the devices that keep a part of it: the host never holds more than one layer of
+    one parameter, and reads only what its own devices keep.
+    """
+    by_path: dict[str, list[Place]] = {}
+    for place in places(source.config, source.naming):
+        by_path.setdefault(place.path, []).append(place)
+
+    def leaf(key_path, asked):
+        layers = by_path[path_name(key_path)]
+        sharding = asked.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        if layers[0].layer is None:
+            return _array(source, layers[0], asked.dtype, sharding)
+        stack = jax.jit(functools.partial(jnp.zeros, asked.shape, asked.dtype), out_shardings=sharding)()
+        put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
+        for place in layers:
+            stack = put(stack, _array(source, place, asked.dtype, _without_layers(sharding)), place.layer, 0)
+        return stack
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def _array(source: Source, place: Place, dtype: Any, sharding: Sharding) -> jax.Array:
+    def part(index: Index) -> np.ndarray:
+        return np.ascontiguousarray(read_part(source, place, index)).astype(dtype, copy=False)
+
+    return jax.make_array_from_callback(place.shape, sharding, part)
+
+
+def _without_layers(sharding: Sharding) -> Sharding:
+    """The sharding of one layer of a stack."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding

@@ -1,0 +1,171 @@
+"""What of a network a run trains, and what it stands on: everything, or low-rank adapters on a base that stays.
+
+Without `config.lora` a run's state holds the whole network. With it the state, and so every checkpoint, holds the
+adapters alone; the base is read from `config.init_from` when the run starts or goes on, and networks that start from
+the same path share it in memory. A step joins both, and takes them apart again (`fit.compile_update`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import jax
+from etils import epath
+
+from ..data.errors import UserError
+from ..model import lora
+from ..model.lora import Lora
+from ..model.sharding import PARTITION_RULES, match, path_name, shardings
+from ..model.weights import join, without
+from . import origin
+from .optimizer import Rules
+from .settings import Settings
+
+
+class Part(NamedTuple):
+    """One network of a run.
+
+    init(key): all its parameters, random, adapters with them. load(abstract): those that the state holds, from the
+    path that it starts from; None where it starts at random. base: the rest, which stays as it is.
+    """
+
+    init: Callable[[jax.Array], Any]
+    load: Callable[[Any], Any] | None
+    base: dict[str, Any]
+
+
+class Bases:
+    """The parameters that several networks of a run stand on: one array in memory for each, whoever asks."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, partition_rules: Rules | None = None):
+        self._mesh, self._rules = mesh, partition_rules or PARTITION_RULES
+        self._known: dict[str, dict[str, jax.Array]] = {}
+
+    def place(self, abstract: Any) -> Any:
+        """Shapes with the shardings of the run."""
+        where = shardings(abstract, self._mesh, self._rules)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+
+    def load(self, path: epath.PathLike, abstract: Any) -> Any:
+        """The parameters at a path that `abstract` names, read unless they are there."""
+        path = origin.absolute(path)
+        known = self._known.setdefault(path, {})
+        named = {path_name(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+        if named.keys() - known.keys():
+            read = origin.load_params(path, self.place(abstract), some=True)
+            for key_path, leaf in jax.tree_util.tree_leaves_with_path(read):
+                known.setdefault(path_name(key_path), leaf)
+        return jax.tree_util.tree_map_with_path(lambda key_path, _: known[path_name(key_path)], abstract)
+
+    def load_whole(self, path: epath.PathLike, abstract: Any) -> Any:
+        """All parameters at a path, its adapters on the base that they were trained on."""
+        adapter = origin.stored_adapter(path)
+        if adapter is None:
+            return origin.load_params(path, self.place(abstract))
+        base = self.load(adapter.path, lora.base_of(adapter.lora, abstract))
+        return join(origin.load_adapters(path, self.place(abstract)), base)
+
+
+class Adapters:
+    """`config.lora` of a run, and the bases that its networks share."""
+
+    def __init__(self, settings: Settings, mesh: jax.sharding.Mesh, *, may_drop: bool = False):
+        section = dict(settings.lora.items())
+        self.dropout = section.pop("dropout")
+        self.bases = Bases(mesh, settings.partition_rules)
+        self._frozen: Rules = settings.optim.frozen or ((r".*", False),)
+        self._seed, self._start = settings.seed, settings.init_from
+        self.lora: Lora | None = None
+        if section["targets"] is None:
+            if self.dropout or section["whole"]:
+                raise UserError("config.lora: dropout and whole need targets, a list that names the adapted matrices")
+            return
+        if self.dropout and not may_drop:
+            raise UserError("config.lora.dropout: tokens are scored as they were drawn here; set it to 0")
+        if self._start is None:
+            raise UserError("config.lora: adapters need config.init_from, the model that they are put on")
+        try:
+            self.lora = Lora(**section | {"whole": section["whole"] or ()})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.lora: {error}") from None
+
+    def part(
+        self,
+        init: Callable[[jax.Array], Any],
+        path: epath.PathLike | None,
+        load: Callable[[Any], Any] | None,
+        fresh_head: Callable[[Any], Any] | None = None,
+    ) -> Part:
+        """The network that `init(key)` makes at random and that starts from `path`.
+
+        load(abstract) reads all of it, where there are no adapters. fresh_head(abstract) makes the head for numbers
+        that a language model at `path` does not have. A path that was itself trained with adapters must have had the
+        same: the run goes on with them.
+        """
+        if self.lora is None:
+            return Part(init, load, {})
+        plain = self.bases.place(jax.eval_shape(init, jax.random.key(0)))
+        earlier = origin.stored_adapter(path)
+        if earlier is not None and earlier.lora != self.lora:
+            raise UserError(f"config.lora: {path} has adapters of {earlier.lora}; give the same, or convert it first")
+        try:
+            stays = lora.base_of(self.lora, plain)
+        except ValueError as error:
+            raise UserError(f"config.{error}") from None
+        base = self.bases.load(path if earlier is None else earlier.path, stays)
+
+        def adapted(key: jax.Array) -> Any:
+            return lora.adapt(self.lora, init(key), plain, key)
+
+        def load_own(abstract: Any) -> Any:
+            whole = without(plain, base)
+            has_head = origin.read_manifest(path).get("kind") == "scalar"
+            head = {"score": fresh_head(whole.pop("score"))} if "score" in whole and not has_head else {}
+            if earlier is not None:
+                return origin.load_adapters(path, plain, score=head.get("score"))
+            whole = head | (origin.load_params(path, whole, some=True) if whole else {})
+            where = jax.tree.map(lambda x: x.sharding, without(abstract, base))
+            key = jax.random.key(self._seed)
+            # A fresh adapter may depend on its matrix, so these are made from the base.
+            fresh = jax.jit(
+                lambda base, whole: without(lora.adapt(self.lora, join(whole, base), plain, key), base),
+                out_shardings=where,
+            )
+            return fresh(base, whole)
+
+        return Part(adapted, load_own, base)
+
+    def reference(self, init: Callable[[jax.Array], Any]) -> Any:
+        """The network at `config.init_from` before it learns, on the base that the run's own network stands on."""
+        plain = self.bases.place(jax.eval_shape(init, jax.random.key(0)))
+        earlier = origin.stored_adapter(self._start)
+        if earlier is not None:
+            return self.bases.load_whole(self._start, plain)
+        return self.bases.load(self._start, plain)
+
+    def frozen(self, everything: Any, base: Any) -> Rules:
+        """Which parameters do not learn: with adapters a rule for each one, else what `config.optim.frozen` says."""
+        if self.lora is None:
+            return self._frozen
+        own = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(without(everything, base))}
+        fixed = {name for name in own if name.endswith(tuple(f"/{part}" for part in lora.FIXED))}
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(everything)]
+        return [(re.escape(n), n not in own or n in fixed or match(self._frozen, n)) for n in names]
+
+    def perturb(self) -> Callable[[Any, jax.Array], Any] | None:
+        """The dropout of adapters' inputs, anew at every step, as `state.make_update` takes it."""
+        if not self.dropout:
+            return None
+        key = jax.random.fold_in(jax.random.key(self._seed), crc32(b"lora dropout"))
+        return lambda params, step: lora.with_dropout(params, jax.random.fold_in(key, step), self.dropout)
+
+    def manifest(self) -> dict[str, Any]:
+        """What a run's checkpoints say of the base that they stand on; {} where they hold whole networks."""
+        if self.lora is None:
+            return {}
+        earlier = origin.stored_adapter(self._start)
+        path = self._start if earlier is None else earlier.path
+        described = {"path": origin.absolute(path), "identity": origin.identity(path)}
+        return {"adapter": described | {"lora": dataclasses.asdict(self.lora)}}

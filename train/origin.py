@@ -1,0 +1,286 @@
+"""Where parameters come from: a run or checkpoint of camelid's, or somebody else's files, read in place.
+
+Everything that starts from a path asks here, so a Hugging Face folder, Meta's folder or a GGUF file may stand wherever
+a run directory may. What is not camelid's is described as if it were: a manifest, a tokenizer, a template, parameters.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..data.errors import UserError
+from ..data.templates import ChatTemplate
+from ..data.tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
+from ..data.tokenizer_gguf import tokenizer_files
+from ..model import lora
+from ..model.config import LlamaConfig
+from ..model.interop import gguf_files, huggingface, meta, peft, tensors
+from ..model.lora import Lora
+from ..model.sharding import path_name
+from ..model.weights import join, matrix_of, part_spec, without
+from . import checkpoints
+
+
+class Foreign(NamedTuple):
+    """A checkpoint that is not camelid's: its tensors, tokenizer and chat template (None where it has none)."""
+
+    format: str
+    source: tensors.Source
+    tokenizer: Tokenizer | None
+    template: ChatTemplate | None
+
+
+def is_foreign(path: epath.PathLike) -> bool:
+    """Whether `path` is a Hugging Face or Meta folder or a GGUF file."""
+    path = _expand(path)
+    return gguf_files.is_file(path) or huggingface.is_folder(path) or meta.is_folder(path)
+
+
+def is_peft(path: epath.PathLike) -> bool:
+    """Whether `path` is a folder with adapters in PEFT's format."""
+    return peft.is_folder(_expand(path))
+
+
+def open_foreign(path: epath.PathLike) -> Foreign:
+    """Opens and checks somebody else's checkpoint; its tensors stay on disk. UserError says what does not fit."""
+    return _open(str(_expand(path)))
+
+
+@functools.lru_cache(maxsize=4)
+def _open(path: str) -> Foreign:
+    with _mendable():
+        where = epath.Path(path)
+        if gguf_files.is_file(where):
+            found = _gguf(where)
+        elif huggingface.is_folder(where):
+            found = _huggingface(where)
+        else:
+            found = _meta(where)
+    vocabulary, rows = found.tokenizer and found.tokenizer.vocab_size, found.source.config.vocab_size
+    if vocabulary and vocabulary > rows:
+        raise UserError(f"{path}: its tokenizer has {vocabulary:,} ids, its embedding only {rows:,} rows")
+    return found
+
+
+def _gguf(path: epath.Path) -> Foreign:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    source = gguf_files.open_file(path)
+    fields = source.extra["fields"]
+    tokenizer = Tokenizer(tokenizer_files(fields, str(path)), str(path)) if "tokenizer.ggml.model" in fields else None
+    return Foreign("gguf", source, tokenizer, _own_template(tokenizer, path.stem))
+
+
+def _huggingface(path: epath.Path) -> Foreign:
+    source = huggingface.open_folder(path)
+    has_tokenizer = any((path / name).exists() for name in (HUGGINGFACE_FILE, SENTENCEPIECE_FILE))
+    tokenizer = Tokenizer.load(path) if has_tokenizer else None
+    return Foreign("huggingface", source, tokenizer, _own_template(tokenizer, path.name))
+
+
+def _meta(path: epath.Path) -> Foreign:
+    """LLaMA 1's tokenizer lies one folder above its sizes."""
+    source = meta.open_folder(path)
+    found = [folder / SENTENCEPIECE_FILE for folder in (path, path.parent) if (folder / SENTENCEPIECE_FILE).exists()]
+    return Foreign("meta", source, Tokenizer.load(found[0]) if found else None, None)
+
+
+def _own_template(tokenizer: Tokenizer | None, name: str) -> ChatTemplate | None:
+    if tokenizer is None or tokenizer.chat_template is None:
+        return None
+    return ChatTemplate(name, tokenizer.chat_template)
+
+
+# The same questions to either kind ------------------------------------------------------------------------------------
+
+
+def read_manifest(path: epath.PathLike) -> dict:
+    """The manifest of a run or checkpoint, or one that says as much of foreign files."""
+    if is_peft(path):
+        stored = stored_adapter(path)
+        files = [_file_record(_expand(path) / name) for name in (peft.CONFIG, peft.WEIGHTS)]
+        described = {"path": stored.path, "identity": stored.identity, "lora": dataclasses.asdict(stored.lora)}
+        return read_manifest(stored.path) | {
+            "step": None,
+            "adapter": described,
+            "origin": {"path": absolute(path), "format": "peft", "files": files},
+        }
+    if not is_foreign(path):
+        return checkpoints.read_manifest(path)
+    found = open_foreign(path)
+    return {
+        "model": found.source.config.to_dict(),
+        "tokenizer": found.tokenizer and {"fingerprint": found.tokenizer.fingerprint},
+        "template": found.template and {"name": found.template.name, "source": found.template.source},
+        "step": None,
+        "origin": {
+            "path": str(_expand(path)),
+            "format": found.format,
+            "files": list(_file_records(str(_expand(path)))),
+        },
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _file_records(path: str) -> tuple[dict[str, Any], ...]:
+    """Name, size in bytes and SHA-256 of each file of a foreign checkpoint."""
+    return tuple(_file_record(file) for file in _open(path).source.files)
+
+
+def _file_record(file: epath.Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"name": file.name, "size": file.stat().length, "sha256": digest}
+
+
+def identity(path: epath.PathLike) -> list:
+    """What tells whether `path` still holds the same: its step, or the hashes of foreign files."""
+    manifest = read_manifest(path)
+    files = manifest.get("origin", {}).get("files", []) if manifest["step"] is None else []
+    return [str(path), manifest["step"], *(file["sha256"] for file in files)]
+
+
+def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:
+    """The tokenizer that belongs to a model; None where it has none."""
+    if is_peft(path):
+        return load_tokenizer(stored_adapter(path).path)
+    return open_foreign(path).tokenizer if is_foreign(path) else checkpoints.load_tokenizer(path)
+
+
+def load_template(path: epath.PathLike) -> ChatTemplate | None:
+    """The chat template that belongs to a model; None where it has none."""
+    if is_peft(path):
+        return load_template(stored_adapter(path).path)
+    if is_foreign(path):
+        return open_foreign(path).template
+    stored = checkpoints.read_manifest(path)["template"]
+    return stored and ChatTemplate(**stored)
+
+
+def load_config(path: epath.PathLike) -> LlamaConfig:
+    """The network of a model."""
+    if is_peft(path):
+        return load_config(stored_adapter(path).path)
+    if is_foreign(path):
+        return open_foreign(path).source.config
+    return LlamaConfig.from_dict(checkpoints.read_manifest(path)["model"])
+
+
+def load_params(path: epath.PathLike, abstract: Any, *, name: str = "params", some: bool = False) -> Any:
+    """Parameters in the shapes, dtypes and shardings of `abstract`; `name` and `some` as in `checkpoints.load_params`.
+
+    Of a run that trained adapters it is the base with the adapters merged into it.
+    """
+    if is_foreign(path):
+        if name != "params":
+            raise UserError(f"{path} has no {name!r}, only params: it is no checkpoint of camelid's")
+        with _mendable():
+            return tensors.load_params(open_foreign(path).source, abstract)
+    adapter = stored_adapter(path)
+    if adapter is None:
+        return checkpoints.load_params(path, abstract, name=name, some=some)
+    base = load_params(adapter.path, lora.base_of(adapter.lora, abstract), some=True)
+    adapted = join(load_adapters(path, abstract, name=name), base)
+    merge = jax.jit(lambda tree: lora.merge(tree, abstract), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+    return merge(adapted)
+
+
+def load_trunk(path: epath.PathLike, abstract: Any) -> Any:
+    """`load_params` for the network without its heads, which the checkpoint may or may not have."""
+    return load_params(path, abstract, some=True)
+
+
+# Adapters -------------------------------------------------------------------------------------------------------------
+
+
+class StoredAdapter(NamedTuple):
+    """What a run that trained adapters says of them. path, identity: of the base they were put on."""
+
+    path: str
+    identity: list
+    lora: Lora
+
+
+def stored_adapter(path: epath.PathLike) -> StoredAdapter | None:
+    """The adapters that a run's checkpoints hold instead of whole networks; None where they hold these."""
+    if is_peft(path):
+        return _open_peft(absolute(path))[0]
+    described = None if is_foreign(path) else checkpoints.read_manifest(path).get("adapter")
+    if described is None:
+        return None
+    return StoredAdapter(described["path"], described["identity"], Lora(**described["lora"]))
+
+
+@functools.lru_cache(maxsize=4)
+def _open_peft(path: str) -> tuple[StoredAdapter, dict[str, Any]]:
+    """What a PEFT folder says, and its tree of numpy arrays."""
+    with _mendable():
+        folder = epath.Path(path)
+        base = peft.read_config(folder).get("base_model_name_or_path")
+        if not base or not epath.Path(base).expanduser().exists():
+            raise UserError(
+                f"{folder / peft.CONFIG}: base_model_name_or_path is {base!r}: put a path of that model there"
+            )
+        found, tree = peft.read_folder(folder, load_config(base))
+    return StoredAdapter(absolute(base), identity(base), found), tree
+
+
+def load_adapters(path: epath.PathLike, abstract: Any, *, name: str = "params", score: Any = None) -> Any:
+    """What a run with adapters trained, without the base. abstract: the network's plain tree, for shapes and places.
+
+    score: the head for numbers that is given where `abstract` asks for one and the run trained a language model.
+    """
+    stored = stored_adapter(path)
+    everything = jax.eval_shape(lambda tree: lora.adapt(stored.lora, tree, abstract, jax.random.key(0)), abstract)
+    asked = without(everything, lora.base_of(stored.lora, abstract))
+    if is_peft(path):
+        placed = _placed_like(asked, abstract)
+        return jax.tree.map(
+            lambda x, to: jax.device_put(x.astype(to.dtype), to.sharding), _open_peft(absolute(path))[1], placed
+        )
+    ours = {} if checkpoints.read_manifest(path).get("kind") == "scalar" or "score" not in asked else {"score": score}
+    asked = _placed_like({key: part for key, part in asked.items() if key not in ours}, abstract)
+    return checkpoints.load_part(path, asked, checkpoints.params_inside(path, name), some=True) | ours
+
+
+def _placed_like(parts: Any, abstract: Any) -> Any:
+    """Shapes of parts of matrices, laid out as the matrices are."""
+    plain = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+
+    def one(key_path, leaf):
+        matrix, names = matrix_of(path_name(key_path))
+        where = plain[matrix].sharding
+        if names and isinstance(where, NamedSharding):
+            spec = part_spec(matrix, names, len(leaf.shape), tuple(where.spec))
+            where = NamedSharding(where.mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(one, parts)
+
+
+def absolute(path: epath.PathLike) -> str:
+    """A path that means the same wherever a later run is started from."""
+    path = _expand(path)
+    return str(path if path.is_absolute() else path.resolve())
+
+
+def _expand(path: epath.PathLike) -> epath.Path:
+    return epath.Path(path).expanduser()
+
+
+@contextlib.contextmanager
+def _mendable() -> Iterator[None]:
+    """What `model/` refuses is the user's to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from None
