@@ -245,6 +245,15 @@ def test_characters_without_a_token_are_spelled_in_bytes(llama):
     assert list(map(copy.piece, copy.encode("龘", continues=True))) == ["<0xE9>", "<0xBE>", "<0x98>"]
 
 
+def test_a_sentencepiece_model_without_byte_tokens_has_the_unknown_token_for_them(llama):
+    fields = gguf_fields(llama)
+    kept = [i for i, kind in enumerate(fields["tokenizer.ggml.token_type"]) if kind != 6]
+    for name in ("tokens", "token_type", "scores"):
+        fields = changed(fields, name, lambda values: [values[i] for i in kept])
+    tokenizer = from_fields(fields)
+    assert tokenizer.encode("龘", continues=True) == [tokenizer.unk_id]
+
+
 def test_the_space_in_front_of_a_text_is_a_field(llama):
     fields = gguf_fields(llama)
     with_space = from_fields(fields)
