@@ -55,7 +55,7 @@ def base() -> ConfigDict:
 
     # How.
     c.optim = ConfigDict()
-    c.optim.name = "adamw"  # adafactor, lion, muon
+    c.optim.name = "adamw"  # adamw8bit, adafactor, lion, muon
     c.optim.lr = 3e-4
     c.optim.weight_decay = 0.1
     c.optim.clip_norm = 1.0

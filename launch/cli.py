@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_tokenizer(commands)
     data.add_data(commands)
     checkpoints.add_convert(commands)
+    checkpoints.add_diff(commands)
     models.add_eval(commands)
     models.add_generate(commands)
     models.add_chat(commands)

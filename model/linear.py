@@ -20,7 +20,7 @@ def linear(
         return _product(x, w, out_dtype)
     if "base" in w.parts:
         return _adapted(x, w.parts, out_dtype)
-    return quantization.product(x, w.parts, out_dtype)
+    return quantization.product(x, w.parts, out_dtype, by_blocks=w.by_blocks)
 
 
 def _product(x: jax.Array, w: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:

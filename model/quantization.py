@@ -1,6 +1,268 @@
-def product(x, parts, out_dtype):
-    raise NotImplementedError
+"""Matrices in eight or four bits a number, multiplied without ever being whole in a wider type.
+
+A quantised matrix is a dict of arrays (`weights.py`), cut into blocks along its input axis:
+
+    {"int8": codes, "scales"}            scale * code, -127 to 127, blocks of 32
+    {"int4": codes, "scales", "mins"}    scale * code + min, 0 to 15, blocks of 32
+    {"nf4": codes, "scales", "scale_scales", "scale_means"}   largest magnitude * NF4[code], blocks of 64
+
+Codes have the matrix's axes, the last input axis halved where a byte holds two: in a block of n rows byte i holds row i
+low and row i + n/2 high. Scales have an entry a block. The first two are GGUF's Q8_0 and Q4_1, whose numbers they keep
+exactly; nf4 is QLoRA's normal float, the scales quantised once more (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+
+Written here and not taken from qwix: that keeps one code a number (jnp.int4, which XLA's CPU backend unpacks at a tenth
+of the speed), has neither offsets in floats as GGUF nor second-level scales, and works by intercepting calls of a flax
+module, where here the tree of parameters decides.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .sharding import axis_size
+
+Parts = dict[str, Any]
+
+BLOCKS = {"int8": 32, "int4": 32, "nf4": 64}
+"""Rows of the input axis that share a scale; where an axis is not a multiple, the largest power of two that divides."""
+
+NF4 = np.array(
+    [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0]
+    + [0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0],
+    np.float32,
+)
+"""The quantiles of a normal distribution, scaled to [-1, 1], with an exact 0 (arXiv:2305.14314, appendix E)."""
+
+TILE = 1 << 24
+"""Numbers of a matrix that are decoded at a time."""
 
 
-def decode(parts, inputs, dtype):
-    raise NotImplementedError
+def kind_of(parts: Parts) -> str:
+    return next(kind for kind in BLOCKS if kind in parts)
+
+
+def encode(kind: str, matrix: Float[Array, "..."], inputs: int = 1) -> Parts:
+    """The matrix of `inputs` input axes and any output axes in `kind`'s numbers. Raises ValueError for no such kind."""
+    if kind not in BLOCKS:
+        raise ValueError(f"quantisation {kind!r}: give one of {', '.join(BLOCKS)}")
+    axis = inputs - 1
+    width = math.gcd(BLOCKS[kind], matrix.shape[axis])
+    if width < 2:
+        raise ValueError(f"a matrix {matrix.shape} whose inputs are odd in number cannot be quantised")
+    blocks = _cut(matrix.astype(jnp.float32), axis, width)
+    if kind == "int8":
+        scales = (jnp.max(jnp.abs(blocks), axis=axis + 1) / 127).astype(jnp.float16)
+        scales = jnp.where(scales > 0, scales, 1)
+        codes = jnp.round(blocks / jnp.expand_dims(scales.astype(jnp.float32), axis + 1))
+        return {"int8": _join(jnp.clip(codes, -127, 127).astype(jnp.int8), axis), "scales": scales}
+    if kind == "int4":
+        low, high = jnp.min(blocks, axis=axis + 1), jnp.max(blocks, axis=axis + 1)
+        mins, scales = low.astype(jnp.float16), ((high - low) / 15).astype(jnp.float16)
+        scales = jnp.where(scales > 0, scales, 1)
+        steps = (blocks - jnp.expand_dims(mins, axis + 1)) / jnp.expand_dims(scales, axis + 1)
+        codes = jnp.clip(jnp.round(steps), 0, 15).astype(jnp.uint8)
+        return {"int4": _pack(codes, axis), "scales": scales, "mins": mins}
+    largest = jnp.max(jnp.abs(blocks), axis=axis + 1)
+    ratio = blocks / jnp.expand_dims(jnp.where(largest > 0, largest, 1.0), axis + 1)
+    borders = jnp.asarray((NF4[1:] + NF4[:-1]) / 2)
+    codes = jnp.searchsorted(borders, ratio.reshape(-1)).astype(jnp.uint8).reshape(ratio.shape)
+    return {"nf4": _pack(codes, axis)} | _encode_scales(largest, inputs)
+
+
+def _encode_scales(scales: jax.Array, inputs: int) -> Parts:
+    """Scales in a byte each: their distance from the mean of the matrix, or of a head, over the largest on a last axis."""
+    last = scales.ndim - 1
+    means = jnp.mean(scales, axis=(*range(inputs), last), keepdims=True)
+    distance = scales - means
+    steps = jnp.max(jnp.abs(distance), axis=last, keepdims=True) / 127
+    steps = jnp.where(steps > 0, steps, 1.0)
+    codes = jnp.clip(jnp.round(distance / steps), -127, 127).astype(jnp.int8)
+    return {"scales": codes, "scale_scales": steps, "scale_means": means}
+
+
+def _scales(parts: Parts) -> jax.Array:
+    scales = parts["scales"].astype(jnp.float32)
+    return scales * parts["scale_scales"] + parts["scale_means"] if "scale_scales" in parts else scales
+
+
+def _cut(x: jax.Array, axis: int, width: int) -> jax.Array:
+    """Blocks on an axis of their own: [..., axis / width, width, ...]."""
+    return x.reshape(*x.shape[:axis], -1, width, *x.shape[axis + 1 :])
+
+
+def _join(blocks: jax.Array, axis: int) -> jax.Array:
+    return blocks.reshape(*blocks.shape[:axis], -1, *blocks.shape[axis + 2 :])
+
+
+def _pack(codes: jax.Array, axis: int) -> jax.Array:
+    """Two codes of four bits in a byte, from the two halves of each block."""
+    low, high = jnp.split(codes, 2, axis=axis + 1)
+    return _join(low | (high << 4), axis)
+
+
+def _unpack(packed: jax.Array, axis: int, blocks: int) -> jax.Array:
+    """Codes by blocks, [..., blocks, width, ...]."""
+    halves = _cut(packed, axis, packed.shape[axis] // blocks)
+    return jnp.concatenate([halves & 15, halves >> 4], axis=axis + 1)
+
+
+def decode(parts: Parts, inputs: int, dtype: Any) -> Float[Array, "..."]:
+    """The matrix that the parts stand for; computed in float32."""
+    axis, kind = inputs - 1, kind_of(parts)
+    scales = _scales(parts)
+    if kind == "int8":
+        codes = _cut(parts["int8"], axis, parts["int8"].shape[axis] // scales.shape[axis])
+    else:
+        codes = _unpack(parts[kind], axis, scales.shape[axis])
+    values = _nf4(codes) if kind == "nf4" else codes.astype(jnp.float32)
+    values *= jnp.expand_dims(scales, axis + 1)
+    if kind == "int4":
+        values += jnp.expand_dims(parts["mins"].astype(jnp.float32), axis + 1)
+    return _join(values, axis).astype(dtype)
+
+
+def _nf4(codes: jax.Array) -> jax.Array:
+    """The table's entries by halving, which vectorises where a lookup does not."""
+    values: list[Any] = list(NF4)
+    for bit in range(4):
+        chosen = (codes >> bit) & 1 == 1
+        values = [jnp.where(chosen, high, low) for low, high in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
+
+
+def product(
+    x: Float[Array, "B T *inputs"], parts: Parts, out_dtype: Any = None, *, by_blocks: bool = False
+) -> Float[Array, "B T *outputs"]:
+    """x's features times the matrix, in x's dtype, the result in `out_dtype` (default: x's).
+
+    A matrix is decoded a tile of its outputs at a time, here and again in the backward pass, and is itself taken for a
+    constant. by_blocks: a single row meets the codes as they are (`_times_by_blocks`).
+    """
+    inputs = x.ndim - 2
+    outputs = parts["scales"].shape[inputs:]
+    flat = _flat(parts, inputs)
+    rows = x.reshape(x.shape[0] * x.shape[1], -1)
+    dtype = jnp.dtype(out_dtype or x.dtype)
+    if by_blocks and len(rows) == 1 and "nf4" not in flat:
+        out = _times_by_blocks(rows[0].astype(jnp.float32), flat)[None].astype(dtype)
+    else:
+        out = _times(rows, flat, dtype)
+    return out.reshape(*x.shape[:2], *outputs)
+
+
+def _flat(parts: Parts, inputs: int) -> Parts:
+    """The same matrix with one input and one output axis, and scales in numbers of their own."""
+    outputs = math.prod(parts["scales"].shape[inputs:])
+    whole = {name: part for name, part in parts.items() if not name.startswith("scale")} | {"scales": _scales(parts)}
+    return {name: part.reshape(-1, outputs) for name, part in whole.items()}
+
+
+def _tiles(flat: Parts) -> int:
+    """How many tiles of its outputs a matrix is decoded in. One where a mesh splits it: a device then holds a part."""
+    outputs = flat["scales"].shape[1]
+    numbers = flat[kind_of(flat)].size * (1 if "int8" in flat else 2)
+    if axis_size("fsdp") * axis_size("tensor") > 1:
+        return 1
+    wanted = -(-numbers // TILE)
+    return next(count for count in range(wanted, outputs + 1) if outputs % count == 0)
+
+
+def _tile(flat: Parts, number: jax.Array, tiles: int) -> Parts:
+    width = flat["scales"].shape[1] // tiles
+    return {name: jax.lax.dynamic_slice_in_dim(x, number * width, width, axis=1) for name, x in flat.items()}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _times(x_RI: Float[Array, "R I"], flat: Parts, dtype: Any) -> Float[Array, "R O"]:
+    def one(tile: Parts) -> jax.Array:
+        return jnp.matmul(x_RI, decode(tile, 1, x_RI.dtype), preferred_element_type=dtype)
+
+    tiles = _tiles(flat)
+    if tiles == 1:
+        return one(flat)
+    out_NRo = jax.lax.map(lambda number: one(_tile(flat, number, tiles)), jnp.arange(tiles))
+    return jnp.moveaxis(out_NRo, 0, 1).reshape(len(x_RI), -1)
+
+
+def _times_forward(x_RI, flat, dtype):
+    return _times(x_RI, flat, dtype), (jnp.zeros((0,), x_RI.dtype), flat)
+
+
+def _times_backward(dtype, kept, grad_RO):
+    """The gradient by x: back through the same matrix, decoded once more. None for the matrix itself."""
+    like, flat = kept
+    grad_RO = grad_RO.astype(like.dtype)
+    tiles = _tiles(flat)
+    if tiles == 1:
+        return grad_RO @ decode(flat, 1, like.dtype).T, None
+    parts_NRo = jnp.moveaxis(grad_RO.reshape(len(grad_RO), tiles, -1), 1, 0)
+
+    def add(total_RI, turn):
+        number, part_Ro = turn
+        matrix = decode(_tile(flat, number, tiles), 1, like.dtype)
+        return total_RI + jnp.matmul(part_Ro, matrix.T, preferred_element_type=jnp.float32), None
+
+    inputs = flat[kind_of(flat)].shape[0] * (1 if "int8" in flat else 2)
+    zeros_RI = jnp.zeros((len(grad_RO), inputs), jnp.float32)
+    total_RI, _ = jax.lax.scan(add, zeros_RI, (jnp.arange(tiles), parts_NRo))
+    return total_RI.astype(like.dtype), None
+
+
+_times.defvjp(_times_forward, _times_backward)
+
+
+def _times_by_blocks(x_I: Float[Array, " I"], flat: Parts) -> Float[Array, " O"]:
+    """One row times a matrix in codes of 8 or 4 bits, block by block, each block's sum scaled afterwards.
+
+    On XLA's CPU backend, with `decode.COMPILER_OPTIONS`, each block is one vectorised loop over the codes in memory, at
+    twice the speed of a product with float32 numbers. What it takes: at most 32 rows in a reduction, a sum over blocks
+    that is a product with ones, and an x that is computed before and not again in every loop.
+    """
+    codes, scales_bO = flat[kind_of(flat)], flat["scales"]
+    blocks, outputs = scales_bO.shape
+    x_b1n = _computed(x_I).reshape(blocks, -1)
+    if "int8" in flat:
+        products = x_b1n[:, :, None] * codes.reshape(blocks, -1, outputs).astype(jnp.float32)
+        sums_bO = jnp.sum(products, axis=1) * scales_bO
+    else:
+        # A byte is low + 16 high: x_low low + x_high high is (x_low - x_high / 16) low + (x_high / 16) byte.
+        bytes_bhO = codes.reshape(blocks, -1, outputs)
+        low_bh, high_bh = jnp.split(x_b1n, 2, axis=1)
+        high_bh = high_bh / 16
+        low_bh = low_bh - high_bh
+        products = low_bh[:, :, None] * (bytes_bhO & 15).astype(jnp.float32)
+        products += high_bh[:, :, None] * bytes_bhO.astype(jnp.float32)
+        sums_bO = jnp.sum(products, axis=1) * scales_bO
+        sums_bO += jnp.sum(x_b1n, axis=1, keepdims=True) * flat["mins"].astype(jnp.float32)
+    return jnp.einsum("b,bo->o", jnp.ones(blocks), sums_bO)
+
+
+def _computed(x_I: jax.Array) -> jax.Array:
+    """x itself, but not to be computed anew by each that uses it: a sum of two terms ends a fusion on a CPU, where XLA
+    drops barriers before it fuses."""
+    return jnp.sum(x_I[:, None] * jnp.array([[1.0, 0.0]]), axis=1)
+
+
+# The embedding, whose rows are looked up and which may be the output head too -----------------------------------------
+
+
+def encode_table(kind: str, table_VD: Float[Array, "V D"]) -> Parts:
+    """The embedding with its blocks along its last axis: as `encode` gives it for the head, transposed."""
+    return jax.tree.map(jnp.transpose, encode(kind, table_VD.T))
+
+
+def rows(parts: Parts, tokens_BT: jax.Array, dtype: Any) -> Float[Array, "B T D"]:
+    """The embeddings of tokens."""
+    found = {name: part[tokens_BT] if len(part) > 1 else part[jnp.zeros_like(tokens_BT)] for name, part in parts.items()}
+    first = {name: jnp.moveaxis(part, -1, 0) for name, part in found.items()}
+    return jnp.moveaxis(decode(first, 1, dtype), 0, -1)
+
+
+def as_head(parts: Parts) -> Parts:
+    """The embedding as the output head's matrix."""
+    return jax.tree.map(jnp.transpose, parts)

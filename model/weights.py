@@ -21,9 +21,10 @@ MARKS = frozenset({"base", "int8", "int4", "nf4"})
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A matrix in parts."""
+    """A matrix in parts. by_blocks: see `quantization.product`."""
 
     parts: dict[str, Any]
+    by_blocks: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def is_weight(node: Any) -> bool:
@@ -57,7 +58,7 @@ def split_axes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tupl
 
 
 ADAPTER_PARTS = ("a", "b", "a0", "b0", "gain", "magnitude")
-CODE_PARTS = ("int8", "int4", "nf4", "scales", "mins")
+CODE_PARTS = ("int8", "int4", "nf4", "scales", "mins", "scale_scales", "scale_means")
 
 
 def matrix_of(path: str) -> tuple[str, tuple[str, ...]]:

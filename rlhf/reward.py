@@ -213,7 +213,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         )
         measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism, objective.kind)
         keep = {name: settings.checkpoint[name] for name in ("keep_last", "keep_every")}
-        normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where)
+        normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where, adapters)
         if len(settings.evals):
             raise UserError("config.evals: these need a model that answers; a reward model is measured on pairs")
 
@@ -270,7 +270,14 @@ def pairs_of(
 
 
 def _normaliser(
-    settings: Settings, parts, tokenizer, template, policy, model: scalar.ScalarModel, where: NamedSharding
+    settings: Settings,
+    parts,
+    tokenizer,
+    template,
+    policy,
+    model: scalar.ScalarModel,
+    where: NamedSharding,
+    adapters: Adapters,
 ):
     """The function from parameters to those whose scores of `config.init_from`'s answers to `config.normalise.prompts`
     held-out prompts have mean 0 and deviation 1, head by head; None for 0 prompts."""
@@ -288,7 +295,7 @@ def _normaliser(
         parts, count, tokenizer=tokenizer, template=template, max_tokens=room, heldout=settings.data.heldout
     )
     batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=batch_size)
-    reference = load_reference(settings, policy, where.mesh)
+    reference = load_reference(settings, policy, where.mesh, adapters)
 
     @jax.jit
     def score(params, reference, batch):

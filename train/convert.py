@@ -1,10 +1,12 @@
 """Checkpoints from one format into another, tensor after tensor: into camelid's, Hugging Face's or GGUF."""
 
+import contextlib
 import importlib.metadata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -21,7 +23,8 @@ from . import checkpoints, origin, streaming
 
 
 class Contents(NamedTuple):
-    """What a checkpoint holds, whatever its format. values: of each tensor, in the order of `tensors.places`."""
+    """What a checkpoint holds, whatever its format. values: of each tensor, in the order of `tensors.places` and the
+    dtype of the network's parameters."""
 
     config: LlamaConfig
     tokenizer: Tokenizer | None
@@ -40,18 +43,30 @@ def contents(
     """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema". template: another
     than its own."""
     manifest = origin.read_manifest(path)
-    if manifest.get("kind") == "scalar":
-        raise UserError(f"{path}: a reward or cost model; only language models are converted")
+    if "kind" in manifest:
+        raise UserError(f"{path}: holds a {manifest['kind']}, and no language model")
     config = origin.load_config(path)
     if dtype is not None:
         config = config.replace(param_dtype=dtype)
     if origin.stored_adapter(path) is not None:
         values = _merged_values(path, config, weights)
     elif origin.is_foreign(path):
+        if weights != "params":
+            raise UserError(f"{path} has no {weights!r}, only params: it is no checkpoint of camelid's")
         values = _foreign_values(origin.open_foreign(path).source)
     else:
         values = _own_values(checkpoints.find(path), config, checkpoints.params_inside(path, weights))
+    stored_as = jnp.dtype(config.param_dtype)
+    values = (value.astype(stored_as, copy=False) for value in values)
     return Contents(config, origin.load_tokenizer(path), template or origin.load_template(path), values, manifest)
+
+
+def difference_contents(path: epath.PathLike) -> Contents:
+    """The difference of two models that `differences.make` wrote: `values` are integers."""
+    config = origin.load_config(path)
+    bits = f"uint{8 * jnp.dtype(config.param_dtype).itemsize}"
+    values = _own_values(checkpoints.find(path), config, ["params"], dtype=bits)
+    return Contents(config, origin.load_tokenizer(path), origin.load_template(path), values, {})
 
 
 def _foreign_values(source: tensors.Source) -> Iterator[np.ndarray]:
@@ -59,11 +74,14 @@ def _foreign_values(source: tensors.Source) -> Iterator[np.ndarray]:
         yield tensors.read_part(source, place, tuple(slice(None) for _ in place.shape))
 
 
-def _own_values(path: epath.Path, config: LlamaConfig, inside: list[str]) -> Iterator[np.ndarray]:
+def _own_values(
+    path: epath.Path, config: LlamaConfig, inside: list[str], dtype: str | None = None
+) -> Iterator[np.ndarray]:
     """One leaf, all its layers, is in memory at a time."""
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(llama.build(config).abstract_params):
         name = path_name(key_path)
-        value = np.asarray(checkpoints.load_part(path, leaf, [*inside, *name.split("/")]))
+        asked = jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
+        value = np.asarray(checkpoints.load_part(path, asked, [*inside, *name.split("/")]))
         yield from value if name.startswith("layers/") else [value]
 
 
@@ -80,7 +98,7 @@ def _merged_values(path: epath.PathLike, config: LlamaConfig, weights: str) -> I
 
 def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "params") -> None:
     """The adapters of a run as a PEFT folder; its base is named by the path that the run was started from."""
-    output = _new(output)
+    output = check_new(output)
     stored = origin.stored_adapter(source)
     if stored is None:
         raise UserError(f"{source}: its checkpoints hold no adapters; --to=huggingface writes whole models")
@@ -91,84 +109,109 @@ def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "p
 
 def to_camelid(source: epath.PathLike, output: epath.PathLike, **options: Any) -> None:
     """A run directory with one checkpoint. options: those of `contents`."""
-    output = _new(output)
+    check_new(output)
     found = contents(source, **options)
+    write_camelid(output, found, {"origin": found.manifest.get("origin") or origin.identity(source)})
+
+
+def write_camelid(
+    output: epath.PathLike, found: Contents, more: dict[str, Any], *, dtype: str | np.dtype | None = None
+) -> None:
+    """Writes contents as a run directory. more: further entries of its manifest. dtype: of the arrays, where it is not
+    that of the network's parameters."""
+    output = check_new(output)
     described = {
         "config": {},
         "tokenizer": found.tokenizer and {"fingerprint": found.tokenizer.fingerprint},
         "template": found.template and {"name": found.template.name, "source": found.template.source},
         "model": found.config.to_dict(),
         "versions": {name: importlib.metadata.version(name) for name in ("camelid", "jax", "flax")},
-        "origin": found.manifest.get("origin") or {"path": str(source), "step": found.manifest["step"]},
     }
-    if found.tokenizer is not None:
-        checkpoints.keep_tokenizer(output, found.tokenizer)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype), llama.build(found.config).abstract_params
+    )
     places = tensors.places(found.config, tensors.HUGGING_FACE)
     parts = ((place.path, place.layer, value) for place, value in zip(places, found.values, strict=True))
-    streaming.save_params(output, llama.build(found.config).abstract_params, parts, described)
+    with _whole(output):
+        if found.tokenizer is not None:
+            checkpoints.keep_tokenizer(output, found.tokenizer)
+        streaming.save_params(output, abstract, parts, described | more)
 
 
 def to_huggingface(
     source: epath.PathLike, output: epath.PathLike, *, max_file_bytes: int = 5_000_000_000, **options: Any
 ) -> None:
     """A folder as transformers' `save_pretrained` writes it, tokenizer and chat template with it."""
-    output = _new(output)
+    output = check_new(output)
     found = contents(source, **options)
     more = {}
-    if found.tokenizer is not None:
-        ids = {"bos_token_id": found.tokenizer.bos_id, "eos_token_id": _stops(found), "pad_token_id": None}
-        more = {name: value for name, value in ids.items() if name == "eos_token_id" or value is not None}
+    if found.tokenizer is not None:  # transformers takes ids that are not said for LLaMA's own
+        stops = _stops(found)
+        more = {"bos_token_id": found.tokenizer.bos_id, "eos_token_id": stops if stops[1:] else stops[0]}
     places = tensors.places(found.config, tensors.HUGGING_FACE)
     named = (
-        (
-            place.name,
-            tensors.write_part(tensors.HUGGING_FACE, place, value).astype(found.config.param_dtype, copy=False),
-        )
+        (place.name, tensors.write_part(tensors.HUGGING_FACE, place, value))
         for place, value in zip(places, found.values, strict=True)
     )
-    huggingface.write_folder(output, found.config, named, max_file_bytes=max_file_bytes, **more)
-    if found.tokenizer is not None:
-        save_for_transformers(found.tokenizer, found.template, output)
+    with _whole(output):
+        huggingface.write_folder(output, found.config, named, max_file_bytes=max_file_bytes, **more)
+        if found.tokenizer is not None:
+            save_for_transformers(found.tokenizer, found.template, output)
 
 
-def _stops(found: Contents) -> int | list[int]:
-    """The tokens that end an answer: one, or where the chat template ends turns in another way, all."""
-    stops = [found.tokenizer.eos_id]
-    if found.template is not None:
-        stops = sorted({*stops, *found.template.stop_ids(found.tokenizer)})
-    return stops[0] if len(stops) == 1 else stops
+def _stops(found: Contents) -> list[int]:
+    """The tokens that end an answer: the end of text and, where the chat template ends turns in another way, that."""
+    more = found.template.stop_ids(found.tokenizer) if found.template is not None else ()
+    return sorted({found.tokenizer.eos_id, *more})
 
 
 def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | None = None, **options: Any) -> None:
     """A GGUF file with tokenizer and chat template. encoding: of matrices (None: as the parameters are stored)."""
-    output = _new(output)
+    output = check_new(output)
     found = contents(source, **options)
     default = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[found.config.param_dtype]
-    fields = gguf_fields(found.tokenizer) if found.tokenizer is not None else {}
+    fields = gguf_fields(found.tokenizer, found.config.vocab_size) if found.tokenizer is not None else {}
     if found.template is not None:
         fields["tokenizer.chat_template"] = found.template.source
+    if found.tokenizer is not None and (ends := [i for i in _stops(found) if i != found.tokenizer.eos_id]):
+        fields["tokenizer.ggml.eot_token_id"] = ends[0]
     places = list(tensors.places(found.config, tensors.GGUF))
     values = (tensors.write_part(tensors.GGUF, place, value) for place, value in zip(places, found.values, strict=True))
     shapes = {place.name: place.shape_there for place in places}
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f"{output.name}.unfinished")
-    try:
-        gguf_files.write_file(
-            unfinished,
-            found.config,
-            shapes,
-            values,
-            encoding=encoding or default,
-            fields=fields,
-            name=epath.Path(source).name,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    with _whole(unfinished):
+        try:
+            gguf_files.write_file(
+                unfinished,
+                found.config,
+                shapes,
+                values,
+                encoding=encoding or default,
+                fields=fields,
+                name=epath.Path(source).name,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
     unfinished.rename(output)
 
 
-def _new(path: epath.PathLike) -> epath.Path:
+def check_new(path: epath.PathLike) -> epath.Path:
+    """The path of an output. Raises UserError where there is something already."""
     path = epath.Path(path).expanduser()
     if path.exists():
         raise UserError(f"{path} is there already: give another output, or move it away")
     return path
+
+
+@contextlib.contextmanager
+def _whole(path: epath.Path) -> Iterator[None]:
+    """Takes a new output away again where it did not become whole: half of one is of no use and would be in the way."""
+    try:
+        yield
+    except BaseException:
+        if path.is_dir():
+            path.rmtree()
+        else:
+            path.unlink(missing_ok=True)
+        raise

@@ -14,11 +14,13 @@ from optax import contrib
 
 from ..data.errors import UserError
 from ..model.sharding import map_rules, path_name
+from .adam_8bit import scale_by_adam_8bit
 
 Rules = Sequence[tuple[str, Any]]
 
 DEFAULTS: dict[str, dict[str, float]] = {
     "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "adamw8bit": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
     "lion": {"b1": 0.9, "b2": 0.99},
     "adafactor": {"decay_rate": 0.8, "eps": 1e-30, "clipping_threshold": 1.0},
     "muon": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95, "ns_steps": 5},
@@ -66,6 +68,10 @@ def make_optimizer(
 
 def _adamw(params, b1, b2, eps):
     return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+
+def _adamw8bit(params, b1, b2, eps):
+    return scale_by_adam_8bit(b1, b2, eps)
 
 
 def _lion(params, b1, b2):
@@ -121,7 +127,7 @@ def each_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
-_DIRECTIONS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": _muon}
+_DIRECTIONS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "lion": _lion, "adafactor": _adafactor, "muon": _muon}
 
 
 def make_schedule(

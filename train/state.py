@@ -67,7 +67,8 @@ def state_of(
 
 
 def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> State:
-    """A sharding for each leaf: optimiser moments lie where their parameter lies, everything else on every device."""
+    """A sharding for each leaf: optimiser moments, and the scales of their blocks, lie where their parameter lies,
+    everything else on every device."""
     params = shardings(abstract["params"], mesh, rules)
     by_path = {
         path_name(path): (leaf.shape, sharding)
@@ -80,12 +81,22 @@ def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> S
     def like_its_parameter(path, leaf):
         parts = path_name(path).split("/")
         for start in range(len(parts)):
-            shape, sharding = by_path.get("/".join(parts[start:]), (None, None))
-            if shape == leaf.shape:
+            suffix = "/".join(parts[start:])
+            shape, sharding = by_path.get(suffix.removesuffix("/codes").removesuffix("/scales"), (None, None))
+            if shape == leaf.shape or (shape and suffix.endswith("/scales") and _divides(sharding, leaf.shape)):
                 return sharding
         return replicated
 
     return jax.tree_util.tree_map_with_path(like_its_parameter, abstract)
+
+
+def _divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` can be laid out so."""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return False
+    return True
 
 
 def make_update(

@@ -1,8 +1,8 @@
-"""`camelid convert`: checkpoints in and out."""
+"""`camelid convert` and `camelid diff`: checkpoints in and out."""
 
 import argparse
 
-from .arguments import command
+from .arguments import Parser, command
 
 
 def add_convert(commands) -> None:
@@ -44,3 +44,42 @@ def _convert(args: argparse.Namespace) -> None:
         case "peft":
             convert.to_peft(args.source, args.output, weights=args.weights)
     print(f"{args.output}: {args.to}, from {args.source}")
+
+
+def add_diff(commands) -> None:
+    group = command(commands, "diff", None, "Share tuned weights without the base that they were tuned from.")
+    actions = group.add_subparsers(dest="action", required=True, metavar="action", parser_class=Parser)
+    parser = command(
+        actions,
+        "make",
+        _make_difference,
+        "Write what tuning changed.",
+        "camelid diff make llama-7b runs/alpaca alpaca-difference",
+    )
+    parser.add_argument("base", help="the model that was tuned, in any format")
+    parser.add_argument("tuned", help="what came of it")
+    parser.add_argument("output", help="a run directory that does not exist yet")
+    parser = command(
+        actions,
+        "apply",
+        _apply_difference,
+        "Get the tuned model back from the base, checked bit for bit; also from published differences of floats.",
+        "camelid diff apply llama-7b alpaca-difference runs/alpaca",
+    )
+    parser.add_argument("base", help="the model that was tuned, in any format")
+    parser.add_argument("difference", help="what `diff make` wrote, or a folder of Hugging Face's to be added")
+    parser.add_argument("output", help="a run directory that does not exist yet")
+
+
+def _make_difference(args: argparse.Namespace) -> None:
+    from ...train import differences
+
+    differences.make(args.base, args.tuned, args.output)
+    print(f"{args.output}: {args.tuned} without {args.base}")
+
+
+def _apply_difference(args: argparse.Namespace) -> None:
+    from ...train import differences
+
+    differences.apply(args.base, args.difference, args.output)
+    print(f"{args.output}: {args.base} with {args.difference}")

@@ -224,7 +224,7 @@ def test_a_schedule_that_cannot_be_is_a_users_error(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "adamv"}, "no optimiser 'adamv'; give one of adamw, lion"),
+        ({"name": "adamv"}, "no optimiser 'adamv'; give one of adamw, adamw8bit, lion"),
         ({"name": "lion", "eps": 1e-8}, "lion does not take eps; it takes b1, b2"),
         ({"momentum": 0.9, "ns_steps": 3}, "adamw does not take momentum, ns_steps"),
         ({"lr_multipliers": ((r"embed/.*", 1.0),)}, "config.optim.lr_multipliers: no pattern .* matches parameter"),
