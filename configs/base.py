@@ -35,6 +35,7 @@ def base() -> ConfigDict:
     c.lora.rank_stabilized = False  # alpha / sqrt(rank) instead of alpha / rank
     c.lora.dora = False  # a magnitude for each output learns too
     c.lora.init = "zero"  # pissa: principal components
+    c.lora.quantize = None  # the base: int8, int4, nf4 (QLoRA), stored (as a GGUF file has it), or [(regex, kind)]
     c.lora.dropout = 0.0  # of adapters' inputs
     c.lora.whole = None  # [regex] of parameters trained whole beside the adapters
 

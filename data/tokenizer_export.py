@@ -21,9 +21,18 @@ def save_for_transformers(tokenizer: Tokenizer, template: ChatTemplate | None, d
     config = _config(tokenizer, is_fast=(directory / HUGGINGFACE_FILE).exists()) | config
     config.pop("chat_template", None)
     if template is not None:
-        (directory / TEMPLATE_FILE).write_text(template.source)
-        config["chat_template"] = template.source  # transformers before 4.43 looks here only
+        source = with_bos(template, tokenizer)
+        (directory / TEMPLATE_FILE).write_text(source)
+        config["chat_template"] = source  # transformers before 4.43 looks here only
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False))
+
+
+def with_bos(template: ChatTemplate, tokenizer: Tokenizer) -> str:
+    """The source of a template that begins a conversation with bos itself: outside camelid nobody puts it in front."""
+    text = template.render([{"role": "user", "content": "a"}], tokenizer)
+    if tokenizer.bos_id is None or text.startswith(tokenizer.piece(tokenizer.bos_id)):
+        return template.source
+    return "{{ bos_token }}" + template.source
 
 
 def _config(tokenizer: Tokenizer, *, is_fast: bool) -> dict[str, Any]:

@@ -79,8 +79,9 @@ def _parse(model: bytes, where: str) -> dict:
 
 
 def _load(spec: dict, where: str) -> tokenizers.Tokenizer:
-    # Truncation and padding ride along in files saved by a training script; text must come out whole.
-    spec = spec | {"truncation": None, "padding": None}
+    # Truncation and padding ride along in files saved by a training script; text must come out whole. A post-processor
+    # would take the space out of the span of a token that begins with it.
+    spec = spec | {"truncation": None, "padding": None, "post_processor": None}
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # tokenizers raises bare Exception

@@ -6,6 +6,7 @@ dtype, query, key and value weights side by side, gate and up too.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,11 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from . import quantization
 from .attention import attend_cache
-from .linear import dense
-from .llama import MLP, Attention, Block, Llama
+from .linear import dense, linear
+from .llama import MLP, Attention, Block, Llama, embeddings
 from .rope import angles
 from .sharding import BATCH, axis_size, constrain
+from .weights import Weight
 
 
 class Cache(NamedTuple):
@@ -65,8 +68,45 @@ def make_cache(k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"],
     return Cache(fill(k_BTKE), fill(v_BTKE))
 
 
-def _dense(param: nnx.Param, inputs: int, dtype: str) -> jax.Array:
-    return dense(param.get_value(), inputs, dtype)
+Matrix = jax.Array | Weight
+
+
+def _side_by_side(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int, dtype: str) -> Matrix:
+    """Matrices with one input axis as one, in `dtype` or, where all are quantised alike, in their codes.
+
+    axes: the output axes that each gets (-1: what is left); axis: along which of all axes they follow one another.
+    Adapters are merged into their matrices, which are then no longer quantised.
+    """
+    values = [param.get_value() for param in params]
+    kinds = {_kind(value) for value in values}
+    if len(kinds) == 1 and None not in kinds:
+        parts = [{n: _with_axes(x, axes) for n, x in value.parts.items()} for value in values]
+        return Weight({n: jnp.concatenate([each[n] for each in parts], axis) for n in parts[0]}, by_blocks=_by_blocks())
+    return jnp.concatenate([_with_axes(dense(value, 1, dtype), axes) for value in values], axis)
+
+
+def _with_axes(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """A part of a matrix with other output axes; of scales for a whole last axis there is one number along it."""
+    last = (1,) if x.shape[-1] == 1 and axes[-1] != 1 else axes[-1:]
+    return x.reshape(x.shape[0], *axes[:-1], *last)
+
+
+def _by_blocks() -> bool:
+    """A product by blocks is for the backend whose products decode a matrix first."""
+    return jax.default_backend() == "cpu"
+
+
+def _kind(value: Matrix) -> str | None:
+    return quantization.kind_of(value.parts) if isinstance(value, Weight) and "base" not in value.parts else None
+
+
+def _alone(param: nnx.Param, inputs: int, dtype: str) -> Matrix:
+    """A matrix in `dtype`, with its input axes as one, or in its codes."""
+    value = param.get_value()
+    if _kind(value) is not None:
+        return Weight({n: x.reshape(-1, *x.shape[inputs:]) for n, x in value.parts.items()}, by_blocks=_by_blocks())
+    whole = dense(value, inputs, dtype)
+    return whole.reshape(-1, *whole.shape[inputs:])
 
 
 class FusedAttention(Attention):
@@ -77,19 +117,19 @@ class FusedAttention(Attention):
 
     def __init__(self, attention: Attention):
         config = attention.config
-        D, K, E = config.dim, config.n_kv_heads, config.head_dim
-        parts = [_dense(w, 1, config.dtype).reshape(D, K, -1, E) for w in (attention.q, attention.k, attention.v)]
+        K, E = config.n_kv_heads, config.head_dim
+        matrices = (attention.q, attention.k, attention.v)
         self.config = config
-        self.qkv = nnx.Param(jnp.concatenate(parts, axis=2))
-        self.o = nnx.Param(_dense(attention.o, 2, config.dtype).reshape(-1, D))
+        self.qkv = nnx.Param(_side_by_side(matrices, (K, -1, E), 2, config.dtype))
+        self.o = nnx.Param(_alone(attention.o, 2, config.dtype))
 
     def heads(self, x_BTD):
-        qkv_BTKHE = jnp.einsum("btd,dkhe->btkhe", x_BTD, self.qkv[...])
+        qkv_BTKHE = linear(x_BTD, self.qkv.get_value())
         B, T, _, _, E = qkv_BTKHE.shape
         return qkv_BTKHE[..., :-2, :].reshape(B, T, -1, E), qkv_BTKHE[..., -2, :], qkv_BTKHE[..., -1, :]
 
     def merge_heads(self, out_BTHE):
-        return out_BTHE.reshape(*out_BTHE.shape[:2], -1) @ self.o[...]
+        return linear(out_BTHE.reshape(*out_BTHE.shape[:2], -1), self.o.get_value())
 
     def __call__(self, x_BTD, rotary, past):
         cache, slot, valid_LTS = past
@@ -102,11 +142,11 @@ class FusedMLP(MLP):
     """`MLP` with gate and up in one product."""
 
     def __init__(self, mlp: MLP, dtype: str):
-        self.gate_up = nnx.Param(jnp.stack([_dense(w, 1, dtype) for w in (mlp.gate, mlp.up)], axis=1))
-        self.down = nnx.Param(_dense(mlp.down, 1, dtype))
+        self.gate_up = nnx.Param(_side_by_side((mlp.gate, mlp.up), (1, -1), 1, dtype))
+        self.down = nnx.Param(_alone(mlp.down, 1, dtype))
 
     def branches(self, x_BTD):
-        both_BT2F = jnp.einsum("btd,dcf->btcf", x_BTD, self.gate_up[...])
+        both_BT2F = linear(x_BTD, self.gate_up.get_value())
         return both_BT2F[..., 0, :], both_BT2F[..., 1, :]
 
 
@@ -116,11 +156,10 @@ class Decoder(nnx.Module):
     def __init__(self, llama: Llama):
         config = llama.config
         self.config = config
-        self.table = nnx.Param(llama.embed.embedding[...].astype(config.dtype))
+        self.table = llama.embed.embedding
         self.blocks = nnx.List(_unstack(llama))
         self.norm = llama.norm
-        if not config.tied:
-            self.kernel = nnx.Param(_dense(llama.head.kernel, 1, config.dtype))
+        self.kernel = nnx.Param(self._head(llama))
 
     def __call__(
         self,
@@ -147,7 +186,7 @@ class Decoder(nnx.Module):
         valid_LTS = _rows_and_heads(jnp.broadcast_to(valid_BTS[:, None], (B, self.config.n_kv_heads, T, S)))
         # The barrier keeps XLA from computing sines anew for every head of every layer.
         rotary = jax.lax.optimization_barrier(angles(self.config, positions_BT))
-        x_BTD = self.table[...][tokens_BT]
+        x_BTD = embeddings(self.table.get_value(), tokens_BT, self.config.dtype)
         written = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x_BTD, cache = block(x_BTD, rotary, (cache, slot, valid_LTS))
@@ -155,10 +194,21 @@ class Decoder(nnx.Module):
         hidden_BTD = self.norm(x_BTD)
         return self.logits(hidden_BTD.reshape(B * T, -1)).reshape(B, T, -1), written
 
+    def _head(self, llama: Llama) -> Matrix:
+        """The output head; a tied one that is dense stays [V, D], as it lies, so that no transposed copy is made."""
+        if not self.config.tied:
+            return _alone(llama.head.kernel, 1, self.config.dtype)
+        table = llama.embed.embedding.get_value()
+        if isinstance(table, Weight):
+            return Weight(quantization.as_head(table.parts), by_blocks=_by_blocks())
+        return table.astype(self.config.dtype)
+
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
-        """Float32 logits; a tied head reads the embedding as it lies, so that no transposed copy is made."""
-        weight, axes = (self.table, "bd,vd->bv") if self.config.tied else (self.kernel, "bd,dv->bv")
-        return jnp.einsum(axes, hidden_BD, weight[...], preferred_element_type=jnp.float32)
+        """Float32 logits."""
+        kernel = self.kernel.get_value()
+        if self.config.tied and not isinstance(kernel, Weight):
+            return jnp.einsum("bd,vd->bv", hidden_BD, kernel, preferred_element_type=jnp.float32)
+        return linear(hidden_BD[:, None], kernel, jnp.float32)[:, 0]
 
 
 def _unstack(llama: Llama) -> list[Block]:

@@ -7,9 +7,9 @@ prompt's answers are the same alone, in any batch, under any padding and on any 
 
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from .config import LlamaConfig
 from .llama import Model, Params, build
 from .sampling import Sampling, draw
 from .sharding import BATCH, constrain
+from .weights import is_weight
 
 
 class Generation(NamedTuple):
@@ -56,6 +57,15 @@ def prompt_ids(tokens_BP: Int[np.ndarray, "B P"], lengths_B: Int[np.ndarray, " B
     return np.array([zlib.crc32(row[:length].tobytes()) for row, length in rows], np.uint32)
 
 
+def ids_of_contents(tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]) -> UInt32[np.ndarray, " B"]:
+    """`prompt_ids` of what may be given to `generate`. Raises ValueError where contents are not known or empty."""
+    if isinstance(tokens_BP, jax.core.Tracer):
+        raise ValueError("generate inside jax.jit: give prompt_ids_B, the contents of prompts cannot be read there")
+    if np.min(np.asarray(lengths_B)) < 1:
+        raise ValueError(f"an empty prompt (lengths {np.asarray(lengths_B).tolist()}): give each a token, as bos")
+    return prompt_ids(tokens_BP, lengths_B)
+
+
 def generate(
     model: Model,
     params: Params,
@@ -72,23 +82,36 @@ def generate(
     contents cannot be read, it must be given. Raises ValueError for an empty prompt.
     """
     if prompt_ids_B is None:
-        if isinstance(tokens_BP, jax.core.Tracer):
-            raise ValueError("generate inside jax.jit: give prompt_ids_B, the contents of prompts cannot be read there")
-        if np.min(np.asarray(lengths_B)) < 1:
-            raise ValueError(f"an empty prompt (lengths {np.asarray(lengths_B).tolist()}): give each a token, as bos")
-        prompt_ids_B = prompt_ids(tokens_BP, lengths_B)
-    return _generate(model.config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
+        prompt_ids_B = ids_of_contents(tokens_BP, lengths_B)
+    run = _compiled(_generate, _options(params), static_argnums=(0, 1))
+    return run(model.config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+BY_BLOCKS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    "xla_cpu_prefer_vector_width": 512,
+}
+"""What XLA's CPU backend must be told to make one loop of a product by blocks (`quantization.product`)."""
+
+
+def _options(params: Params) -> tuple[tuple[str, Any], ...]:
+    """Compiler options for a network with these parameters."""
+    quantized = any(is_weight(x) for x in jax.tree.leaves(params, is_leaf=is_weight))
+    return tuple(BY_BLOCKS.items()) if quantized and jax.default_backend() == "cpu" else ()
+
+
+@functools.cache
+def _compiled(function: Callable, options: tuple[tuple[str, Any], ...], **arguments: Any) -> Callable:
+    return jax.jit(function, compiler_options=dict(options) or None, **arguments)
+
+
 def _generate(config: LlamaConfig, sampling: Sampling, params, tokens_BP, lengths_B, key, prompt_ids_B) -> Generation:
-    decoder, state = _start(config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
+    decoder, state = start(config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
     answer = _continue(sampling, decoder, state, sampling.max_tokens).answer
     return Generation(*(x.reshape(-1, sampling.n, *x.shape[1:]) for x in answer))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(
+def start(
     config: LlamaConfig, sampling: Sampling, params, tokens_BP, lengths_B, key, prompt_ids_B
 ) -> tuple[Decoder, _State]:
     """Runs the prompts, each once for all its answers, and draws the first token of every answer."""
@@ -177,7 +200,6 @@ def _record(sampling: Sampling, state: _State, logits_RV: jax.Array) -> _State:
     return state._replace(step=state.step + 1, answer=answer, latest_R=tokens_R, seen_RV=seen_RV)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _continue(sampling: Sampling, decoder: Decoder, state: _State, until: Int[Array, ""]) -> _State:
     """Steps until every row has drawn `until` tokens or stopped."""
     slots = state.caches[0].keys_LSE.shape[-2]
@@ -203,12 +225,15 @@ def stream(
         raise ValueError(f"a stream is one answer, sampling.n is {sampling.n}")
     tokens_1P, lengths_1 = pad_prompts([prompt])
     ids_1 = prompt_ids(tokens_1P, lengths_1)
-    decoder, state = _start(model.config, sampling, params, tokens_1P, lengths_1, key, ids_1)
+    options = _options(params)
+    begin = _compiled(start, options, static_argnums=(0, 1))
+    go_on = _compiled(_continue, options, static_argnums=0, donate_argnums=2)
+    decoder, state = begin(model.config, sampling, params, tokens_1P, lengths_1, key, ids_1)
     yield int(state.latest_R[0])
     for drawn in range(2, sampling.max_tokens + 1):
         if state.answer.stopped[0]:
             return
-        state = _continue(sampling, decoder, state, drawn)
+        state = go_on(sampling, decoder, state, drawn)
         yield int(state.latest_R[0])
 
 

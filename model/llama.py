@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from . import quantization
 from .attention import attention
 from .config import LlamaConfig
 from .linear import linear
 from .rope import angles, rotate
 from .sharding import BATCH, constrain
-from .weights import Weight, wrap
+from .weights import Weight, is_weight, wrap
 
 Params = dict[str, Any]
 
@@ -121,6 +122,15 @@ class Embedding(nnx.Module):
         self.embedding = _weight(config, rngs, (config.vocab_size, config.dim), config.dim**-0.5)
 
 
+def embeddings(
+    table_VD: Float[Array, "V D"] | Weight, tokens_BT: Int[Array, "B T"], dtype: str
+) -> Float[Array, "B T D"]:
+    """The rows of the embedding that tokens stand for."""
+    if isinstance(table_VD, Weight):
+        return quantization.rows(table_VD.parts, tokens_BT, dtype)
+    return constrain(table_VD, "tensor", None).astype(dtype)[tokens_BT]
+
+
 class Head(nnx.Module):
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         self.kernel = _weight(config, rngs, (config.dim, config.vocab_size), config.dim**-0.5)
@@ -138,8 +148,7 @@ class Llama(nnx.Module):
             self.head = Head(config, rngs)
 
     def __call__(self, tokens_BT, segment_ids_BT, positions_BT, *, with_kv: bool):
-        table_VD = constrain(self.embed.embedding[...], "tensor", None).astype(self.config.dtype)
-        x_BTD = table_VD[tokens_BT]
+        x_BTD = embeddings(self.embed.embedding.get_value(), tokens_BT, self.config.dtype)
         x_BTD = constrain(x_BTD, BATCH, "context", None)
         rotary = angles(self.config, positions_BT)
         block, layers = nnx.split(self.layers)
@@ -200,7 +209,10 @@ def build(config: LlamaConfig) -> Model:
 
 def output_kernel(params: Params) -> Float[Array, "D V"] | Weight:
     """The output head's matrix: its own, or the embedding transposed where they are tied."""
-    return wrap(params["head"]["kernel"]) if "head" in params else params["embed"]["embedding"].T
+    if "head" in params:
+        return wrap(params["head"]["kernel"])
+    table = params["embed"]["embedding"]
+    return Weight(quantization.as_head(table)) if is_weight(table) else table.T
 
 
 def logits(params: Params, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -7,7 +7,6 @@ arXiv:2402.09353), principal components to begin with (PiSSA, arXiv:2404.02948).
 """
 
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -16,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from . import weights
-from .linear import dense
 from .sharding import match, path_name
+from .storage import plain_matrix
 from .weights import is_weight, split_axes
 
 Params = dict[str, Any]
@@ -120,7 +119,7 @@ def _fresh(lora: Lora, rank: int, matrix: Any, path: str, shape: tuple[int, ...]
     scale = lora.scale(rank)
     parts = {"gain": jnp.full(stack, scale, jnp.float32)}
     if lora.init == "pissa":
-        a, b = _principal(_dense(matrix, stack, inputs), stack, inputs, outputs, rank)
+        a, b = _principal(plain_matrix(matrix, path, shape), stack, inputs, outputs, rank)
         a, b = a * scale**-0.5, b * scale**-0.5
         parts |= {"a": a, "b": b, "a0": a, "b0": b}
     else:
@@ -128,32 +127,11 @@ def _fresh(lora: Lora, rank: int, matrix: Any, path: str, shape: tuple[int, ...]
         parts["a"] = jax.random.uniform(key, (*stack, *inputs, rank), jnp.float32, -bound, bound)
         parts["b"] = jnp.zeros((*stack, rank, *outputs), jnp.float32)
     if lora.dora:
-        parts["magnitude"] = _norms(_dense(matrix, stack, inputs), len(stack), len(inputs))
+        parts["magnitude"] = _norms(plain_matrix(matrix, path, shape), len(stack), len(inputs))
     return parts
 
 
 INITS = ("zero", "pissa")
-
-
-def _dense(matrix: Any, stack: tuple, inputs: tuple) -> jax.Array:
-    """A matrix of any kind, layer by layer where it is stacked, in float32."""
-    one = functools.partial(dense, inputs=len(inputs), dtype=jnp.float32)
-    return jax.lax.map(one, weights.wrap(matrix)) if stack else one(weights.wrap(matrix))
-
-
-def merge(params: Params, abstract: Params) -> Params:
-    """The tree of plain matrices that computes what an adapted or quantised one does, to rounding.
-
-    abstract: the network's tree of plain matrices, whose dtypes the result has.
-    """
-
-    def one(key_path, plain, matrix):
-        if not is_weight(matrix):
-            return matrix.astype(plain.dtype)
-        stack, inputs, _ = split_axes(path_name(key_path), plain.shape)
-        return _dense(matrix, stack, inputs).astype(plain.dtype)
-
-    return jax.tree_util.tree_map_with_path(one, abstract, params)
 
 
 def _principal(matrix: jax.Array, stack, inputs, outputs, rank: int) -> tuple[jax.Array, jax.Array]:

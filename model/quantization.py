@@ -8,7 +8,7 @@ A quantised matrix is a dict of arrays (`weights.py`), cut into blocks along its
 
 Codes have the matrix's axes, the last input axis halved where a byte holds two: in a block of n rows byte i holds row i
 low and row i + n/2 high. Scales have an entry a block. The first two are GGUF's Q8_0 and Q4_1, whose numbers they keep
-exactly; nf4 is QLoRA's normal float, the scales quantised once more (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+exactly; nf4 is QLoRA's normal float, its scales quantised once more (Dettmers et al. 2023, arXiv:2305.14314).
 
 Written here and not taken from qwix: that keeps one code a number (jnp.int4, which XLA's CPU backend unpacks at a tenth
 of the speed), has neither offsets in floats as GGUF nor second-level scales, and works by intercepting calls of a flax
@@ -31,11 +31,9 @@ Parts = dict[str, Any]
 BLOCKS = {"int8": 32, "int4": 32, "nf4": 64}
 """Rows of the input axis that share a scale; where an axis is not a multiple, the largest power of two that divides."""
 
-NF4 = np.array(
-    [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0]
-    + [0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0],
-    np.float32,
-)
+_BELOW = (-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105)
+_ABOVE = (0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.562617, 0.7229568, 1.0)
+NF4 = np.array((*_BELOW, 0.0, *_ABOVE), np.float32)
 """The quantiles of a normal distribution, scaled to [-1, 1], with an exact 0 (arXiv:2305.14314, appendix E)."""
 
 TILE = 1 << 24
@@ -75,7 +73,7 @@ def encode(kind: str, matrix: Float[Array, "..."], inputs: int = 1) -> Parts:
 
 
 def _encode_scales(scales: jax.Array, inputs: int) -> Parts:
-    """Scales in a byte each: their distance from the mean of the matrix, or of a head, over the largest on a last axis."""
+    """Scales in a byte each: distances from the mean of the matrix, or of a head, over the largest on a last axis."""
     last = scales.ndim - 1
     means = jnp.mean(scales, axis=(*range(inputs), last), keepdims=True)
     distance = scales - means
@@ -258,7 +256,9 @@ def encode_table(kind: str, table_VD: Float[Array, "V D"]) -> Parts:
 
 def rows(parts: Parts, tokens_BT: jax.Array, dtype: Any) -> Float[Array, "B T D"]:
     """The embeddings of tokens."""
-    found = {name: part[tokens_BT] if len(part) > 1 else part[jnp.zeros_like(tokens_BT)] for name, part in parts.items()}
+    found = {
+        name: part[tokens_BT] if len(part) > 1 else part[jnp.zeros_like(tokens_BT)] for name, part in parts.items()
+    }
     first = {name: jnp.moveaxis(part, -1, 0) for name, part in found.items()}
     return jnp.moveaxis(decode(first, 1, dtype), 0, -1)
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from .weights import matrix_of, part_spec
+from .weights import SCALE_PARTS, matrix_of, part_spec
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
@@ -89,21 +89,36 @@ def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str,
         matrix, parts = matrix_of(name)
         spec = tuple(match(rules, matrix))
         if parts:
-            spec = part_spec(matrix, parts, len(leaf.shape), spec)
+            spec = tuple(part_sharding(NamedSharding(mesh, PartitionSpec(*spec)), matrix, parts, leaf.shape).spec)
         if len(spec) > len(leaf.shape):
             raise ValueError(f"partition rule {spec} for {name} has more axes than its shape {leaf.shape}")
         for size, axis in zip(leaf.shape, spec, strict=False):
-            parts = 1
-            for part in (axis,) if isinstance(axis, str) else axis or ():
-                parts *= mesh.shape[part]
-            if size % parts:
+            count = _parts_along(mesh, axis)
+            if size % count:
                 raise ValueError(
-                    f"{name} {tuple(leaf.shape)}: mesh axis {axis!r} of size {parts} does not divide {size}; "
+                    f"{name} {tuple(leaf.shape)}: mesh axis {axis!r} of size {count} does not divide {size}; "
                     "choose another mesh, or give config.partition_rules a rule that leaves this axis whole"
                 )
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def part_sharding(
+    sharding: NamedSharding, matrix: str, parts: tuple[str, ...], shape: tuple[int, ...]
+) -> NamedSharding:
+    """Where a part of a matrix lies, given where the matrix at the path `matrix` does: split along the axes that both
+    have, but whole along one of scales that the mesh does not divide."""
+    spec = part_spec(matrix, parts, len(shape), tuple(sharding.spec))
+    if parts[-1] in SCALE_PARTS:
+        sizes = [_parts_along(sharding.mesh, axis) for axis in spec]
+        spec = tuple(axis if n % size == 0 else None for axis, n, size in zip(spec, shape, sizes, strict=True))
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def _parts_along(mesh: jax.sharding.Mesh, axis: str | tuple[str, ...] | None) -> int:
+    """Into how many parts an entry of a spec splits an array axis."""
+    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis or ()))
 
 
 def constrain(x: jax.Array, *spec: Any) -> jax.Array:

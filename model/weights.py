@@ -58,7 +58,8 @@ def split_axes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tupl
 
 
 ADAPTER_PARTS = ("a", "b", "a0", "b0", "gain", "magnitude")
-CODE_PARTS = ("int8", "int4", "nf4", "scales", "mins", "scale_scales", "scale_means")
+SCALE_PARTS = ("scales", "mins", "scale_scales", "scale_means")
+CODE_PARTS = ("int8", "int4", "nf4", *SCALE_PARTS)
 
 
 def matrix_of(path: str) -> tuple[str, tuple[str, ...]]:

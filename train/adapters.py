@@ -6,19 +6,21 @@ the same path share it in memory. A step joins both, and takes them apart again 
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from ..data.errors import UserError
-from ..model import lora
+from ..model import lora, storage
 from ..model.lora import Lora
 from ..model.sharding import PARTITION_RULES, match, path_name, shardings
-from ..model.weights import join, without
+from ..model.weights import is_weight, join, without
 from . import origin
 from .optimizer import Rules
 from .settings import Settings
@@ -48,14 +50,13 @@ class Bases:
         where = shardings(abstract, self._mesh, self._rules)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
 
-    def load(self, path: epath.PathLike, abstract: Any) -> Any:
-        """The parameters at a path that `abstract` names, read unless they are there."""
-        path = origin.absolute(path)
-        known = self._known.setdefault(path, {})
+    def load(self, path: epath.PathLike, abstract: Any, quantize: storage.Rules | None) -> Any:
+        """The parameters at a path that `abstract` names, read unless they are there. quantize: how they are stored."""
+        known = self._known.setdefault(f"{origin.absolute(path)} {json.dumps(quantize)}", {})
         named = {path_name(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
         if named.keys() - known.keys():
-            read = origin.load_params(path, self.place(abstract), some=True)
-            for key_path, leaf in jax.tree_util.tree_leaves_with_path(read):
+            read = origin.load_params(path, self.place(abstract), some=True, quantize=quantize)
+            for key_path, leaf in jax.tree_util.tree_leaves_with_path(read, is_leaf=is_weight):
                 known.setdefault(path_name(key_path), leaf)
         return jax.tree_util.tree_map_with_path(lambda key_path, _: known[path_name(key_path)], abstract)
 
@@ -64,7 +65,7 @@ class Bases:
         adapter = origin.stored_adapter(path)
         if adapter is None:
             return origin.load_params(path, self.place(abstract))
-        base = self.load(adapter.path, lora.base_of(adapter.lora, abstract))
+        base = self.load(adapter.path, lora.base_of(adapter.lora, abstract), adapter.quantize)
         return join(origin.load_adapters(path, self.place(abstract)), base)
 
 
@@ -74,13 +75,17 @@ class Adapters:
     def __init__(self, settings: Settings, mesh: jax.sharding.Mesh, *, may_drop: bool = False):
         section = dict(settings.lora.items())
         self.dropout = section.pop("dropout")
+        try:
+            self.quantize = storage.rules_of(section.pop("quantize"))
+        except ValueError as error:
+            raise UserError(f"config.lora.quantize: {error}") from None
         self.bases = Bases(mesh, settings.partition_rules)
         self._frozen: Rules = settings.optim.frozen or ((r".*", False),)
         self._seed, self._start = settings.seed, settings.init_from
         self.lora: Lora | None = None
         if section["targets"] is None:
-            if self.dropout or section["whole"]:
-                raise UserError("config.lora: dropout and whole need targets, a list that names the adapted matrices")
+            if self.dropout or section["whole"] or self.quantize:
+                raise UserError("config.lora: dropout, whole and quantize need targets, which name adapted matrices")
             return
         if self.dropout and not may_drop:
             raise UserError("config.lora.dropout: tokens are scored as they were drawn here; set it to 0")
@@ -114,13 +119,16 @@ class Adapters:
             stays = lora.base_of(self.lora, plain)
         except ValueError as error:
             raise UserError(f"config.{error}") from None
-        base = self.bases.load(path if earlier is None else earlier.path, stays)
+        base = self.bases.load(path if earlier is None else earlier.path, stays, self.quantize)
+        stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), base)
 
         def adapted(key: jax.Array) -> Any:
-            return lora.adapt(self.lora, init(key), plain, key)
+            own = without(init(key), stays)
+            blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stored)
+            return lora.adapt(self.lora, join(own, blank), plain, key)
 
         def load_own(abstract: Any) -> Any:
-            whole = without(plain, base)
+            whole = without(plain, stays)
             has_head = origin.read_manifest(path).get("kind") == "scalar"
             head = {"score": fresh_head(whole.pop("score"))} if "score" in whole and not has_head else {}
             if earlier is not None:
@@ -143,7 +151,7 @@ class Adapters:
         earlier = origin.stored_adapter(self._start)
         if earlier is not None:
             return self.bases.load_whole(self._start, plain)
-        return self.bases.load(self._start, plain)
+        return self.bases.load(self._start, plain, self.quantize)
 
     def frozen(self, everything: Any, base: Any) -> Rules:
         """Which parameters do not learn: with adapters a rule for each one, else what `config.optim.frozen` says."""
@@ -168,4 +176,4 @@ class Adapters:
         earlier = origin.stored_adapter(self._start)
         path = self._start if earlier is None else earlier.path
         described = {"path": origin.absolute(path), "identity": origin.identity(path)}
-        return {"adapter": described | {"lora": dataclasses.asdict(self.lora)}}
+        return {"adapter": described | {"lora": dataclasses.asdict(self.lora), "quantize": self.quantize}}

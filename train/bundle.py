@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int
 from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
-from ..model import decode, llama
+from ..model import decode, llama, storage
 from ..model.config import LlamaConfig
 from ..model.sampling import Sampling
 from ..model.sharding import PARTITION_RULES, make_mesh, shardings
+from ..model.storage import Rules
 from . import origin
 
 Messages = Sequence[Mapping[str, str]]
@@ -141,12 +142,15 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
     weights: str = "params",
+    quantize: str | Rules | None = None,
 ) -> Llama:
     """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
     Hugging Face's or Meta's, or a GGUF file.
 
     mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",
-    or "ema" for the moving average of a run that kept one. Raises UserError for a path that holds no model.
+    or "ema" for the moving average of a run that kept one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
+    "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. Raises UserError for a
+    path that holds no model.
     """
     manifest = origin.read_manifest(path)
     if manifest.get("kind") == "scalar":
@@ -160,5 +164,9 @@ def load(
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
     )
-    params = origin.load_params(path, abstract, name=weights)
+    try:
+        rules = storage.rules_of(quantize)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    params = origin.load_params(path, abstract, name=weights, quantize=rules)
     return Llama(model, params, origin.load_tokenizer(path), origin.load_template(path), mesh, step=manifest["step"])

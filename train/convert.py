@@ -13,7 +13,7 @@ from etils import epath
 from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
-from ..data.tokenizer_export import save_for_transformers
+from ..data.tokenizer_export import save_for_transformers, with_bos
 from ..data.tokenizer_gguf import gguf_fields
 from ..model import llama
 from ..model.config import LlamaConfig
@@ -171,8 +171,8 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
     found = contents(source, **options)
     default = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[found.config.param_dtype]
     fields = gguf_fields(found.tokenizer, found.config.vocab_size) if found.tokenizer is not None else {}
-    if found.template is not None:
-        fields["tokenizer.chat_template"] = found.template.source
+    if found.tokenizer is not None and found.template is not None:
+        fields["tokenizer.chat_template"] = with_bos(found.template, found.tokenizer)
     if found.tokenizer is not None and (ends := [i for i in _stops(found) if i != found.tokenizer.eos_id]):
         fields["tokenizer.ggml.eot_token_id"] = ends[0]
     places = list(tensors.places(found.config, tensors.GGUF))

@@ -13,18 +13,19 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from ..data.tokenizer_gguf import tokenizer_files
-from ..model import lora
+from ..model import lora, storage
 from ..model.config import LlamaConfig
 from ..model.interop import gguf_files, huggingface, meta, peft, tensors
 from ..model.lora import Lora
-from ..model.sharding import path_name
-from ..model.weights import join, matrix_of, part_spec, without
+from ..model.sharding import part_sharding, path_name
+from ..model.storage import Rules
+from ..model.weights import join, matrix_of, without
 from . import checkpoints
 
 
@@ -106,7 +107,7 @@ def read_manifest(path: epath.PathLike) -> dict:
     if is_peft(path):
         stored = stored_adapter(path)
         files = [_file_record(_expand(path) / name) for name in (peft.CONFIG, peft.WEIGHTS)]
-        described = {"path": stored.path, "identity": stored.identity, "lora": dataclasses.asdict(stored.lora)}
+        described = stored._asdict() | {"lora": dataclasses.asdict(stored.lora)}
         return read_manifest(stored.path) | {
             "step": None,
             "adapter": described,
@@ -173,23 +174,46 @@ def load_config(path: epath.PathLike) -> LlamaConfig:
     return LlamaConfig.from_dict(checkpoints.read_manifest(path)["model"])
 
 
-def load_params(path: epath.PathLike, abstract: Any, *, name: str = "params", some: bool = False) -> Any:
+def load_params(
+    path: epath.PathLike, abstract: Any, *, name: str = "params", some: bool = False, quantize: Rules | None = None
+) -> Any:
     """Parameters in the shapes, dtypes and shardings of `abstract`; `name` and `some` as in `checkpoints.load_params`.
 
-    Of a run that trained adapters it is the base with the adapters merged into it.
+    quantize: as `interop.tensors.load_params` takes it. Of a run that trained adapters it is the base with the adapters
+    merged into it, or, where it is quantised, on it.
     """
+    adapter = stored_adapter(path)
+    if adapter is not None:
+        kept = quantize or adapter.quantize
+        base = load_params(adapter.path, lora.base_of(adapter.lora, abstract), some=True, quantize=kept)
+        adapted = join(load_adapters(path, abstract, name=name), base)
+        if quantize is not None:
+            return adapted
+        where = jax.tree.map(lambda x: x.sharding, abstract)
+        return jax.jit(lambda tree: storage.plain(tree, abstract), out_shardings=where)(adapted)
     if is_foreign(path):
         if name != "params":
             raise UserError(f"{path} has no {name!r}, only params: it is no checkpoint of camelid's")
         with _mendable():
-            return tensors.load_params(open_foreign(path).source, abstract)
-    adapter = stored_adapter(path)
-    if adapter is None:
+            return tensors.load_params(open_foreign(path).source, abstract, quantize)
+    if quantize is None:
         return checkpoints.load_params(path, abstract, name=name, some=some)
-    base = load_params(adapter.path, lora.base_of(adapter.lora, abstract), some=True)
-    adapted = join(load_adapters(path, abstract, name=name), base)
-    merge = jax.jit(lambda tree: lora.merge(tree, abstract), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
-    return merge(adapted)
+    return _load_quantized(checkpoints.find(path), abstract, checkpoints.params_inside(path, name), quantize)
+
+
+def _load_quantized(path: epath.Path, abstract: Any, inside: list[str], quantize: Rules) -> Any:
+    """Parameter after parameter, so that one at a time is in memory plain."""
+
+    def leaf(key_path, asked):
+        place = path_name(key_path)
+        plain = checkpoints.load_part(path, asked, [*inside, *place.split("/")])
+        kind = storage.kind_at(quantize, place)
+        if kind in (None, storage.STORED):
+            return plain
+        return jax.jit(storage.encode, static_argnums=(0, 1))(kind, place, plain)
+
+    with _mendable():
+        return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
 def load_trunk(path: epath.PathLike, abstract: Any) -> Any:
@@ -201,11 +225,13 @@ def load_trunk(path: epath.PathLike, abstract: Any) -> Any:
 
 
 class StoredAdapter(NamedTuple):
-    """What a run that trained adapters says of them. path, identity: of the base they were put on."""
+    """What a run that trained adapters says of them. path, identity: of the base they were put on. quantize: how that
+    was stored."""
 
     path: str
     identity: list
     lora: Lora
+    quantize: Rules | None = None
 
 
 def stored_adapter(path: epath.PathLike) -> StoredAdapter | None:
@@ -215,7 +241,7 @@ def stored_adapter(path: epath.PathLike) -> StoredAdapter | None:
     described = None if is_foreign(path) else checkpoints.read_manifest(path).get("adapter")
     if described is None:
         return None
-    return StoredAdapter(described["path"], described["identity"], Lora(**described["lora"]))
+    return StoredAdapter(described["path"], described["identity"], Lora(**described["lora"]), described["quantize"])
 
 
 @functools.lru_cache(maxsize=4)
@@ -258,8 +284,7 @@ def _placed_like(parts: Any, abstract: Any) -> Any:
         matrix, names = matrix_of(path_name(key_path))
         where = plain[matrix].sharding
         if names and isinstance(where, NamedSharding):
-            spec = part_spec(matrix, names, len(leaf.shape), tuple(where.spec))
-            where = NamedSharding(where.mesh, PartitionSpec(*spec))
+            where = part_sharding(where, matrix, names, leaf.shape)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree_util.tree_map_with_path(one, parts)

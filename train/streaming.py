@@ -52,7 +52,11 @@ def save_params(
 def _create(base: epath.Path, keys: list[str], leaf: Any) -> ts.TensorStore:
     """The array of a leaf in its true shape, in place of the one that Orbax wrote; a layer is a chunk."""
     url = str(base) if "://" in str(base) else f"file://{base.resolve()}"
-    spec = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": f"{url}/", "path": f"{'.'.join(keys)}/"}}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "ocdbt", "base": f"{url}/", "path": f"{'.'.join(keys)}/"},
+        "store_data_equal_to_fill_value": True,  # Orbax takes a layer of zeros that was left out for a lost one
+    }
     layers = keys[1] == "layers"
     chunk = [1, *leaf.shape[1:]]
     if not layers:

@@ -48,8 +48,13 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="a run directory or one checkpoint")
+    parser.add_argument(
+        "path", help="a run directory, a checkpoint, a folder of Hugging Face's or Meta's, or a .gguf file"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as trained")
+    parser.add_argument(
+        "--quantize", choices=("int8", "int4", "nf4", "stored"), help="matrices; stored: as a GGUF file has them"
+    )
     parser.add_argument("--weights", default="params", choices=("params", "ema"), help="default: params")
     parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: as trained")
 
@@ -58,7 +63,7 @@ def load_model(args: argparse.Namespace):
     from ...data.templates import load_template
     from ...train.bundle import load
 
-    llama = load(args.path, dtype=args.dtype, weights=args.weights)
+    llama = load(args.path, dtype=args.dtype, weights=args.weights, quantize=args.quantize)
     if args.template is not None:
         llama.template = load_template(args.template)
     return llama
