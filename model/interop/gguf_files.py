@@ -25,7 +25,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def is_file(path: epath.Path) -> bool:
-    return path.suffix == ".gguf"
+    return path.suffix == ".gguf" and not path.is_dir()
 
 
 def open_file(path: epath.PathLike) -> Source:
@@ -44,7 +44,8 @@ def open_file(path: epath.PathLike) -> Source:
     shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in tensors.items()}
     config = read_config(fields, shapes, str(path))
     if ROPE_FACTORS in tensors:
-        config = config.replace(rope_scaling=_llama3_scaling(config, _decode(tensors[ROPE_FACTORS]), str(path)))
+        factors = _read_tensor(path, tensors[ROPE_FACTORS])
+        config = config.replace(rope_scaling=_llama3_scaling(config, factors, fields, str(path)))
     check_tensors(str(path), config, GGUF, shapes)
     known = gguf.quants._type_traits.keys()
     if strange := sorted({t.tensor_type.name for t in reader.tensors} - PLAIN.keys() - {kind.name for kind in known}):
@@ -52,19 +53,40 @@ def open_file(path: epath.PathLike) -> Source:
 
     def read(name: str, index: Index) -> np.ndarray:
         rows, *columns = index if index else (slice(None),)
-        return _decode(tensors[name], rows)[(slice(None), *columns)]
+        return _read_tensor(path, tensors[name], rows)[(slice(None), *columns)]
 
     dtype = PLAIN.get(tensors[GGUF.names["layers/attention/q"].format(0)].tensor_type.name, "float32")
-    extra = {"fields": fields, "tensors": tensors}
-    return Source(str(path), GGUF, config.replace(param_dtype=dtype), dtype, read, [path], extra)
+    config = config.replace(param_dtype=dtype)
+    return Source(
+        str(path), GGUF, config, dtype, read, [path], lambda name: _codes(path, tensors[name]), {"fields": fields}
+    )
 
 
-def _decode(tensor: gguf.ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
-    data = tensor.data[rows]
+def _read_tensor(path: epath.Path, tensor: gguf.ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
+    """Rows of a tensor, decoded. The file is mapped anew: pages of the reader's own map would stay in memory."""
+    data = np.memmap(path, tensor.data.dtype, "r", tensor.data_offset, tensor.data.shape)[rows]
     kind = tensor.tensor_type
     if kind.name in ("F32", "F16"):
         return np.array(data)
     return gguf.quants.dequantize(data, kind)
+
+
+def _codes(path: epath.Path, tensor: gguf.ReaderTensor) -> dict[str, np.ndarray] | None:
+    """The codes of a tensor that is encoded as `quantization.py` encodes: Q8_0, Q4_1 and Q4_0, whose zero is code 8."""
+    kind = tensor.tensor_type.name
+    if kind not in ("Q8_0", "Q4_1", "Q4_0"):
+        return None
+    _, width = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    raw = np.memmap(path, np.uint8, "r", tensor.data_offset, tensor.data.shape)
+    blocks = raw.reshape(len(raw), -1, width)
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
+    if kind == "Q8_0":
+        return {"int8": np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(len(raw), -1), "scales": scales}
+    begin = 4 if kind == "Q4_1" else 2
+    mins = (
+        np.ascontiguousarray(blocks[..., 2:4]).view(np.float16)[..., 0] if kind == "Q4_1" else scales * np.float16(-8)
+    )
+    return {"int4": blocks[..., begin:].reshape(len(raw), -1), "scales": scales, "mins": mins}
 
 
 def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> LlamaConfig:
@@ -101,7 +123,7 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         ffn_dim=field("feed_forward_length"),
         head_dim=head_dim,
         norm_eps=_shortest(field("attention.layer_norm_rms_epsilon", 1e-5)),
-        rope_theta=float(field("rope.freq_base", 10_000.0)),
+        rope_theta=_shortest(field("rope.freq_base", 10_000.0)),
         rope_scaling=_read_scaling(fields, where),
         max_len=field("context_length"),
         tied=GGUF.names["head/kernel"] not in shapes,
@@ -114,22 +136,29 @@ def _shortest(number: float) -> float:
 
 
 def _read_scaling(fields: Mapping[str, Any], where: str) -> RopeScaling | None:
-    def field(name: str, default: Any = None) -> Any:
-        return fields.get(f"{ARCHITECTURE}.rope.scaling.{name}", default)
-
-    kind = field("type", "none")
+    prefix = f"{ARCHITECTURE}.rope.scaling."
+    said = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
+    # Old files say only a factor, and that it is linear goes without saying.
+    factor = _shortest(said.pop("factor", fields.get(f"{ARCHITECTURE}.rope.scale_linear", 0.0)))
+    kind = said.pop("type", "linear" if factor else "none")
+    original = said.pop("original_context_length", fields[f"{ARCHITECTURE}.context_length"])
     if kind == "none":
         return None
-    if kind not in ("linear", "yarn"):
+    if kind == "linear":
+        return RopeScaling(kind, factor or 1.0)
+    if kind != "yarn":
         raise ValueError(f"{where}: rotary scaling {kind!r}; known are none, linear, yarn and rope_freqs")
-    original = field("original_context_length", fields[f"{ARCHITECTURE}.context_length"])
-    return RopeScaling(kind, float(field("factor", 1.0)), original_max_len=original)
+    betas = {name: _shortest(said.pop(f"yarn_{name}")) for name in ("beta_fast", "beta_slow") if f"yarn_{name}" in said}
+    if further := [f"{name} {value}" for name, value in said.items() if name != "finetuned" and value != 1]:
+        raise ValueError(f"{where}: rotary scaling yarn with {', '.join(further)}, which the network has not")
+    return RopeScaling(kind, factor or 1.0, original_max_len=original, **betas)
 
 
-def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, where: str) -> RopeScaling:
+def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, fields: Mapping[str, Any], where: str) -> RopeScaling:
     """The scaling that a table of divisors of the frequencies stands for: Llama 3's formula is written out in it."""
+    original = fields.get(f"{ARCHITECTURE}.rope.scaling.original_context_length", 8192)
     plain, _ = frequencies(config.replace(rope_scaling=None))
-    scaling = RopeScaling("llama3", float(factors.max()), original_max_len=8192)
+    scaling = RopeScaling("llama3", max(float(f"{factors.max():.6g}"), 1.0), original_max_len=original)
     expected, _ = frequencies(config.replace(rope_scaling=scaling))
     if factors.shape != plain.shape or not np.allclose(plain / expected, factors, rtol=1e-3):
         raise ValueError(f"{where}: {ROPE_FACTORS} is not what Llama 3's rotary scaling gives")
@@ -214,8 +243,8 @@ def _write_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
     if scaling is not None and scaling.kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
         writer.add_rope_scaling_factor(scaling.factor)
-        if scaling.kind == "yarn":
-            writer.add_rope_scaling_orig_ctx_len(scaling.original_max_len)
+    if scaling is not None and scaling.kind in ("yarn", "llama3"):
+        writer.add_rope_scaling_orig_ctx_len(scaling.original_max_len)
 
 
 def _rope_factors(config: LlamaConfig) -> np.ndarray | None:

@@ -31,6 +31,7 @@ FIXED: dict[str, tuple] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "sliding_window": (None,),
+    "partial_rotary_factor": (None, 1.0),
 }
 """What the network cannot do otherwise: the values that a config may give, its own first."""
 
@@ -112,7 +113,10 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 
 def _weight_files(path: epath.Path) -> list[epath.Path]:
     if (path / INDEX).exists():
-        files = sorted({path / file for file in _read_json(path / INDEX)["weight_map"].values()})
+        named = _read_json(path / INDEX).get("weight_map")
+        if not named:
+            raise ValueError(f"{path / INDEX} has no weight_map")
+        files = sorted({path / file for file in named.values()})
         if absent := [file.name for file in files if not file.exists()]:
             raise ValueError(f"{path / INDEX} names files that are not there: {', '.join(absent)}")
         return files
@@ -143,7 +147,7 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
     try:
         dim, heads = fields["hidden_size"], fields["num_attention_heads"]
         max_len = fields.get("max_position_embeddings", 2048)
-        theta, scaling = _read_rope(fields, max_len, where)
+        theta, scaling = _read_rope(fields, max_len)
         return LlamaConfig(
             vocab_size=fields["vocab_size"],
             dim=dim,
@@ -155,34 +159,39 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
             norm_eps=fields.get("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
-            max_len=max_len,
+            # Dynamic scaling is for what goes past the trained length, which is all that a config says of it.
+            max_len=int(max_len * scaling.factor) if scaling is not None and scaling.kind == "dynamic" else max_len,
             tied=bool(fields.get("tie_word_embeddings", False)),
         )
     except KeyError as error:
         raise ValueError(f"{where} does not say {error.args[0]}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _read_rope(fields: Mapping[str, Any], max_len: int, where: str) -> tuple[float, RopeScaling | None]:
+def _read_rope(fields: Mapping[str, Any], max_len: int) -> tuple[float, RopeScaling | None]:
     """Rotary base and scaling. transformers before version 5 says them in `rope_theta` and `rope_scaling`."""
     rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
     theta = float(rope.pop("rope_theta", fields.get("rope_theta", 10_000.0)))
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
+    part = rope.pop("partial_rotary_factor", None)
+    if part not in FIXED["partial_rotary_factor"]:
+        raise ValueError(f"partial_rotary_factor is {part!r}; the network turns whole heads")
     if kind == "default":
         return theta, None
     if kind not in ROPE_FIELDS:
-        raise ValueError(f"{where}: rotary scaling {kind!r}; known are default, {', '.join(ROPE_FIELDS)}")
-    if unknown := set(rope) - set(ROPE_FIELDS[kind]) - {"original_max_position_embeddings"}:
-        raise ValueError(f"{where}: rotary scaling {kind} with unknown {', '.join(sorted(unknown))}")
+        raise ValueError(f"rotary scaling {kind!r}; known are default, {', '.join(ROPE_FIELDS)}")
+    said = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings, and there it counts first
+    if unknown := set(rope) - set(ROPE_FIELDS[kind]) - {said}:
+        raise ValueError(f"rotary scaling {kind} with unknown {', '.join(sorted(unknown))}")
+    original = {"linear": None, "dynamic": max_len}.get(kind, fields.get(said) or rope.get(said) or max_len)
     # A yarn or longrope config without a factor means the stretch from the original context to this one.
-    original = rope.get("original_max_position_embeddings") or fields.get("original_max_position_embeddings")
-    factor = rope.get("factor") or max_len / (original or max_len)
+    factor = rope.get("factor") or (max_len / original if kind in ("yarn", "longrope") else rope["factor"])
     given = {ours: rope[theirs] for theirs, ours in ROPE_FIELDS[kind].items() if ours and rope.get(theirs) is not None}
     if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
         given.setdefault("attention_factor", _mscale(factor, rope["mscale"]) / _mscale(factor, rope["mscale_all_dim"]))
-    if kind == "longrope":
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return theta, RopeScaling(kind, **(given | {"factor": factor, "original_max_len": original or max_len}))
+    return theta, RopeScaling(kind, **(given | {"factor": factor, "original_max_len": original}))
 
 
 def _mscale(factor: float, weight: float) -> float:
@@ -208,10 +217,12 @@ def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
         "torch_dtype": config.param_dtype,
     }
     theta, scaling = _write_rope(config)
+    if scaling is not None and scaling["rope_type"] == "dynamic":
+        fields["max_position_embeddings"] = config.rope_scaling.original_max_len
     # The same twice: version 5 of transformers reads the second spelling, everything older the first.
     old = {"rope_theta": theta, "rope_scaling": scaling}
     new = {"rope_parameters": {"rope_theta": theta, **(scaling or {"rope_type": "default"})}}
-    return fields | {name: allowed[0] for name, allowed in FIXED.items() if name != "sliding_window"} | old | new | more
+    return fields | {name: allowed[0] for name, allowed in FIXED.items() if allowed[0] is not None} | old | new | more
 
 
 def _write_rope(config: LlamaConfig) -> tuple[float, dict[str, Any] | None]:

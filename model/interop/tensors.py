@@ -16,10 +16,11 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from .. import llama
+from .. import llama, storage
 from ..config import LlamaConfig
 from ..rope import from_interleaved, to_interleaved
-from ..sharding import path_name
+from ..sharding import part_sharding, path_name
+from ..storage import Rules
 from ..weights import input_axes
 
 Index = tuple[slice, ...]
@@ -95,7 +96,9 @@ class Source(NamedTuple):
     """Somebody else's checkpoint, opened and checked, its tensors still on disk.
 
     read(name, (rows,) or (rows, columns)) gives a part of a tensor by its name there, in `dtype` or wider. files: all
-    that it was made of, for the manifest. extra: what else its reader found, such as a GGUF file's metadata.
+    that it was made of, for the manifest. stored(name) gives the codes of a tensor that is quantised as one of
+    `quantization.py` is, by their names there, rows being outputs and blocks along columns; None for any other.
+    extra: what else its reader found, such as a GGUF file's metadata.
     """
 
     where: str
@@ -104,6 +107,7 @@ class Source(NamedTuple):
     dtype: str
     read: Callable[[str, Index], np.ndarray]
     files: Sequence[epath.Path]
+    stored: Callable[[str], dict[str, np.ndarray] | None] = lambda name: None
     extra: Mapping[str, Any] = {}
 
 
@@ -189,33 +193,100 @@ def write_part(naming: Naming, place: Place, value: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(value.reshape(columns, rows).T)
 
 
-def load_params(source: Source, abstract: llama.Params) -> llama.Params:
+def load_params(source: Source, abstract: llama.Params, quantize: Rules | None = None) -> llama.Params:
     """The parameters of `source` in the dtypes and shardings of `abstract`, leaves of `source.config`'s network.
 
     Layer after layer goes straight to the devices that keep a part of it: the host never holds more than one layer of
-    one parameter, and reads only what its own devices keep.
+    one parameter, and reads only what its own devices keep. quantize: as `storage.quantize` takes it, done layer by
+    layer too; "stored" in place of a kind keeps the codes that the source has, and is plain where it has none.
     """
     by_path: dict[str, list[Place]] = {}
     for place in places(source.config, source.naming):
         by_path.setdefault(place.path, []).append(place)
 
     def leaf(key_path, asked):
-        layers = by_path[path_name(key_path)]
+        path = path_name(key_path)
+        layers = by_path[path]
         sharding = asked.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        if layers[0].layer is None:
-            return _array(source, layers[0], asked.dtype, sharding)
-        stack = jax.jit(functools.partial(jnp.zeros, asked.shape, asked.dtype), out_shardings=sharding)()
-        put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
-        for place in layers:
-            stack = put(stack, _array(source, place, asked.dtype, _without_layers(sharding)), place.layer, 0)
-        return stack
+        kind = storage.kind_at(quantize, path) if quantize is not None else None
+        if kind == storage.STORED and all(_has_codes(source, place) for place in layers):
+            return _stack(layers, sharding, lambda place: jax.tree.map(jnp.asarray, _codes(source, place)))
+        if kind in (None, storage.STORED):
+            return _stack(layers, sharding, lambda place: _array(source, place, asked.dtype, _without_layers(sharding)))
+        encode = jax.jit(functools.partial(storage.encode_layer, kind, path))
+        whole = _without_layers(sharding)
+        return _stack(layers, sharding, lambda place: encode(_array(source, place, jnp.float32, whole)))
 
     return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
+def _stack(layers: Sequence[Place], sharding: Sharding, read: Callable[[Place], Any]) -> Any:
+    """What `read` gives of each layer, an array or a dict of parts, as one, laid out as `sharding` has the matrix."""
+    path = layers[0].path
+
+    def placed(name: str, shape: tuple[int, ...]) -> Sharding:
+        if not name or not isinstance(sharding, NamedSharding):
+            return sharding
+        return part_sharding(sharding, path, (name,), shape)
+
+    def blank(key_path, part):
+        shape = (len(layers), *part.shape)
+        where = placed(path_name(key_path), shape)
+        return jax.jit(functools.partial(jnp.zeros, shape, part.dtype), out_shardings=where)()
+
+    if layers[0].layer is None:
+        only = read(layers[0])
+        return jax.tree_util.tree_map_with_path(
+            lambda key_path, part: jax.device_put(part, placed(path_name(key_path), part.shape)), only
+        )
+    stack = None
+    for place in layers:
+        parts = read(place)
+        if stack is None:
+            stack = jax.tree_util.tree_map_with_path(blank, parts)
+            where = jax.tree.map(lambda x: x.sharding, stack)
+            put = jax.jit(_put_layer, donate_argnums=0, out_shardings=where)
+        stack = put(stack, parts, place.layer)
+    return stack
+
+
+def _put_layer(stack: Any, parts: Any, layer: int) -> Any:
+    return jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(x, part, layer, 0), stack, parts)
+
+
+def _has_codes(source: Source, place: Place) -> bool:
+    """Whether a tensor is quantised there, and by blocks that end where heads do."""
+    parts = source.stored(place.name)
+    if parts is None:
+        return False
+    blocks = parts["scales"].shape[1]
+    inner = place.shape[input_axes(place.path) - 1] if is_matrix(place.path) else place.shape[-1]
+    return inner % (place.shape_there[1] // blocks) == 0
+
+
+def _codes(source: Source, place: Place) -> dict[str, np.ndarray]:
+    """The codes of a tensor, or of one layer of it, as `quantization.py` has them."""
+    parts = source.stored(place.name)
+    if not is_matrix(place.path):
+        return parts
+    axes = input_axes(place.path)
+    outer, outputs = place.shape[: axes - 1], place.shape[axes:]
+    turned = {}
+    for name, part in parts.items():
+        turned[name] = part.T.reshape(*outer, -1, *outputs) if outer else part.T.reshape(-1, *outputs)
+        if source.naming.interleaved and place.path.endswith(("attention/q", "attention/k")):
+            turned[name] = from_interleaved(turned[name])
+    return {name: np.ascontiguousarray(part) for name, part in turned.items()}
+
+
 def _array(source: Source, place: Place, dtype: Any, sharding: Sharding) -> jax.Array:
+    read = {}  # devices that keep the same part share one reading
+
     def part(index: Index) -> np.ndarray:
-        return np.ascontiguousarray(read_part(source, place, index)).astype(dtype, copy=False)
+        key = tuple(cut.indices(size) for cut, size in zip(index, place.shape, strict=True))
+        if key not in read:
+            read[key] = np.ascontiguousarray(read_part(source, place, index)).astype(dtype, copy=False)
+        return read[key]
 
     return jax.make_array_from_callback(place.shape, sharding, part)
 

@@ -17,6 +17,20 @@ from etils import epath
 STORAGES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16}
 
 
+# What zipfile and pickle raise at files that are cut short or were never a dict of tensors.
+_NOT_WHOLE = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    UnicodeDecodeError,
+)
+
+
 class LazyTensor(NamedTuple):
     """A tensor on disk: numbers `start` to `start + prod(shape)` of `file` at byte `offset`, in rows one by one."""
 
@@ -39,7 +53,7 @@ def read_tensors(path: epath.PathLike) -> dict[str, LazyTensor]:
                 raise ValueError(f"{path}: no data.pkl in it, so it was not written by torch.save")
             with archive.open(pickled) as stream:
                 found = _Unpickler(stream, str(path), archive, pickled.removesuffix("data.pkl")).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError) as error:
+    except _NOT_WHOLE as error:
         raise ValueError(f"{path}: no whole file of torch.save's zip format, PyTorch 1.6 and later ({error})") from None
     if not isinstance(found, dict) or not all(isinstance(value, LazyTensor) for value in found.values()):
         raise ValueError(f"{path}: holds something else than a dict of tensors")
