@@ -109,6 +109,11 @@ def _alone(param: nnx.Param, inputs: int, dtype: str) -> Matrix:
     return whole.reshape(-1, *whole.shape[inputs:])
 
 
+def _times(x_BTD: Float[Array, "B T D"], matrix: Matrix) -> Float[Array, "B T ..."]:
+    """The product with a matrix of one input axis. Rows and positions are few here and stay two axes."""
+    return linear(x_BTD, matrix) if isinstance(matrix, Weight) else jnp.tensordot(x_BTD, matrix, 1)
+
+
 class FusedAttention(Attention):
     """`Attention` of new positions over a cache, with query, key and value weights side by side.
 
@@ -124,12 +129,12 @@ class FusedAttention(Attention):
         self.o = nnx.Param(_alone(attention.o, 2, config.dtype))
 
     def heads(self, x_BTD):
-        qkv_BTKHE = linear(x_BTD, self.qkv.get_value())
+        qkv_BTKHE = _times(x_BTD, self.qkv.get_value())
         B, T, _, _, E = qkv_BTKHE.shape
         return qkv_BTKHE[..., :-2, :].reshape(B, T, -1, E), qkv_BTKHE[..., -2, :], qkv_BTKHE[..., -1, :]
 
     def merge_heads(self, out_BTHE):
-        return linear(out_BTHE.reshape(*out_BTHE.shape[:2], -1), self.o.get_value())
+        return _times(out_BTHE.reshape(*out_BTHE.shape[:2], -1), self.o.get_value())
 
     def __call__(self, x_BTD, rotary, past):
         cache, slot, valid_LTS = past
@@ -146,7 +151,7 @@ class FusedMLP(MLP):
         self.down = nnx.Param(_alone(mlp.down, 1, dtype))
 
     def branches(self, x_BTD):
-        both_BT2F = linear(x_BTD, self.gate_up.get_value())
+        both_BT2F = _times(x_BTD, self.gate_up.get_value())
         return both_BT2F[..., 0, :], both_BT2F[..., 1, :]
 
 
@@ -206,9 +211,10 @@ class Decoder(nnx.Module):
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
         """Float32 logits."""
         kernel = self.kernel.get_value()
-        if self.config.tied and not isinstance(kernel, Weight):
-            return jnp.einsum("bd,vd->bv", hidden_BD, kernel, preferred_element_type=jnp.float32)
-        return linear(hidden_BD[:, None], kernel, jnp.float32)[:, 0]
+        if isinstance(kernel, Weight):
+            return linear(hidden_BD[:, None], kernel, jnp.float32)[:, 0]
+        axes = "bd,vd->bv" if self.config.tied else "bd,dv->bv"
+        return jnp.einsum(axes, hidden_BD, kernel, preferred_element_type=jnp.float32)
 
 
 def _unstack(llama: Llama) -> list[Block]:

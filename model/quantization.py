@@ -142,15 +142,16 @@ def product(
     constant. by_blocks: a single row meets the codes as they are (`_times_by_blocks`).
     """
     inputs = x.ndim - 2
+    B, T = x.shape[:2]
     outputs = parts["scales"].shape[inputs:]
     flat = _flat(parts, inputs)
-    rows = x.reshape(x.shape[0] * x.shape[1], -1)
+    x_BTI = x.reshape(B, T, -1)
     dtype = jnp.dtype(out_dtype or x.dtype)
-    if by_blocks and len(rows) == 1 and "nf4" not in flat:
-        out = _times_by_blocks(rows[0].astype(jnp.float32), flat)[None].astype(dtype)
+    if by_blocks and B * T == 1 and "nf4" not in flat:
+        out_BTO = _times_by_blocks(x_BTI.reshape(-1).astype(jnp.float32), flat)[None, None].astype(dtype)
     else:
-        out = _times(rows, flat, dtype)
-    return out.reshape(*x.shape[:2], *outputs)
+        out_BTO = _times(x_BTI, flat, dtype)
+    return out_BTO.reshape(B, T, *outputs)
 
 
 def _flat(parts: Parts, inputs: int) -> Parts:
@@ -176,39 +177,39 @@ def _tile(flat: Parts, number: jax.Array, tiles: int) -> Parts:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _times(x_RI: Float[Array, "R I"], flat: Parts, dtype: Any) -> Float[Array, "R O"]:
+def _times(x_BTI: Float[Array, "B T I"], flat: Parts, dtype: Any) -> Float[Array, "B T O"]:
     def one(tile: Parts) -> jax.Array:
-        return jnp.matmul(x_RI, decode(tile, 1, x_RI.dtype), preferred_element_type=dtype)
+        return jnp.matmul(x_BTI, decode(tile, 1, x_BTI.dtype), preferred_element_type=dtype)
 
     tiles = _tiles(flat)
     if tiles == 1:
         return one(flat)
-    out_NRo = jax.lax.map(lambda number: one(_tile(flat, number, tiles)), jnp.arange(tiles))
-    return jnp.moveaxis(out_NRo, 0, 1).reshape(len(x_RI), -1)
+    out_NBTo = jax.lax.map(lambda number: one(_tile(flat, number, tiles)), jnp.arange(tiles))
+    return jnp.moveaxis(out_NBTo, 0, 2).reshape(*x_BTI.shape[:2], -1)
 
 
-def _times_forward(x_RI, flat, dtype):
-    return _times(x_RI, flat, dtype), (jnp.zeros((0,), x_RI.dtype), flat)
+def _times_forward(x_BTI, flat, dtype):
+    return _times(x_BTI, flat, dtype), (jnp.zeros((0,), x_BTI.dtype), flat)
 
 
-def _times_backward(dtype, kept, grad_RO):
+def _times_backward(dtype, kept, grad_BTO):
     """The gradient by x: back through the same matrix, decoded once more. None for the matrix itself."""
     like, flat = kept
-    grad_RO = grad_RO.astype(like.dtype)
+    grad_BTO = grad_BTO.astype(like.dtype)
     tiles = _tiles(flat)
     if tiles == 1:
-        return grad_RO @ decode(flat, 1, like.dtype).T, None
-    parts_NRo = jnp.moveaxis(grad_RO.reshape(len(grad_RO), tiles, -1), 1, 0)
+        return grad_BTO @ decode(flat, 1, like.dtype).T, None
+    B, T = grad_BTO.shape[:2]
+    parts_NBTo = jnp.moveaxis(grad_BTO.reshape(B, T, tiles, -1), 2, 0)
 
-    def add(total_RI, turn):
-        number, part_Ro = turn
+    def add(total_BTI, turn):
+        number, part_BTo = turn
         matrix = decode(_tile(flat, number, tiles), 1, like.dtype)
-        return total_RI + jnp.matmul(part_Ro, matrix.T, preferred_element_type=jnp.float32), None
+        return total_BTI + jnp.matmul(part_BTo, matrix.T, preferred_element_type=jnp.float32), None
 
     inputs = flat[kind_of(flat)].shape[0] * (1 if "int8" in flat else 2)
-    zeros_RI = jnp.zeros((len(grad_RO), inputs), jnp.float32)
-    total_RI, _ = jax.lax.scan(add, zeros_RI, (jnp.arange(tiles), parts_NRo))
-    return total_RI.astype(like.dtype), None
+    total_BTI, _ = jax.lax.scan(add, jnp.zeros((B, T, inputs), jnp.float32), (jnp.arange(tiles), parts_NBTo))
+    return total_BTI.astype(like.dtype), None
 
 
 _times.defvjp(_times_forward, _times_backward)
