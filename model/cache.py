@@ -71,7 +71,7 @@ def make_cache(k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"],
 Matrix = jax.Array | Weight
 
 
-def _side_by_side(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int, dtype: str) -> Matrix:
+def _side_by_side(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int, dtype: str, by_blocks: bool) -> Matrix:
     """Matrices with one input axis as one, in `dtype` or, where all are quantised alike, in their codes.
 
     axes: the output axes that each gets (-1: what is left); axis: along which of all axes they follow one another.
@@ -81,7 +81,7 @@ def _side_by_side(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int,
     kinds = {_kind(value) for value in values}
     if len(kinds) == 1 and None not in kinds:
         parts = [{n: _with_axes(x, axes) for n, x in value.parts.items()} for value in values]
-        return Weight({n: jnp.concatenate([each[n] for each in parts], axis) for n in parts[0]}, by_blocks=_by_blocks())
+        return Weight({n: jnp.concatenate([each[n] for each in parts], axis) for n in parts[0]}, by_blocks=by_blocks)
     return jnp.concatenate([_with_axes(dense(value, 1, dtype), axes) for value in values], axis)
 
 
@@ -91,20 +91,15 @@ def _with_axes(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return x.reshape(x.shape[0], *axes[:-1], *last)
 
 
-def _by_blocks() -> bool:
-    """A product by blocks is for the backend whose products decode a matrix first."""
-    return jax.default_backend() == "cpu"
-
-
 def _kind(value: Matrix) -> str | None:
     return quantization.kind_of(value.parts) if isinstance(value, Weight) and "base" not in value.parts else None
 
 
-def _alone(param: nnx.Param, inputs: int, dtype: str) -> Matrix:
+def _alone(param: nnx.Param, inputs: int, dtype: str, by_blocks: bool) -> Matrix:
     """A matrix in `dtype`, with its input axes as one, or in its codes."""
     value = param.get_value()
     if _kind(value) is not None:
-        return Weight({n: x.reshape(-1, *x.shape[inputs:]) for n, x in value.parts.items()}, by_blocks=_by_blocks())
+        return Weight({n: x.reshape(-1, *x.shape[inputs:]) for n, x in value.parts.items()}, by_blocks=by_blocks)
     whole = dense(value, inputs, dtype)
     return whole.reshape(-1, *whole.shape[inputs:])
 
@@ -120,13 +115,13 @@ class FusedAttention(Attention):
     They are grouped by key/value head, [D, K, H / K + 2, E], and so split over `tensor` as the cache is.
     """
 
-    def __init__(self, attention: Attention):
+    def __init__(self, attention: Attention, by_blocks: bool):
         config = attention.config
         K, E = config.n_kv_heads, config.head_dim
         matrices = (attention.q, attention.k, attention.v)
         self.config = config
-        self.qkv = nnx.Param(_side_by_side(matrices, (K, -1, E), 2, config.dtype))
-        self.o = nnx.Param(_alone(attention.o, 2, config.dtype))
+        self.qkv = nnx.Param(_side_by_side(matrices, (K, -1, E), 2, config.dtype, by_blocks))
+        self.o = nnx.Param(_alone(attention.o, 2, config.dtype, by_blocks))
 
     def heads(self, x_BTD):
         qkv_BTKHE = _times(x_BTD, self.qkv.get_value())
@@ -146,9 +141,9 @@ class FusedAttention(Attention):
 class FusedMLP(MLP):
     """`MLP` with gate and up in one product."""
 
-    def __init__(self, mlp: MLP, dtype: str):
-        self.gate_up = nnx.Param(_side_by_side((mlp.gate, mlp.up), (1, -1), 1, dtype))
-        self.down = nnx.Param(_alone(mlp.down, 1, dtype))
+    def __init__(self, mlp: MLP, dtype: str, by_blocks: bool):
+        self.gate_up = nnx.Param(_side_by_side((mlp.gate, mlp.up), (1, -1), 1, dtype, by_blocks))
+        self.down = nnx.Param(_alone(mlp.down, 1, dtype, by_blocks))
 
     def branches(self, x_BTD):
         both_BT2F = _times(x_BTD, self.gate_up.get_value())
@@ -158,13 +153,13 @@ class FusedMLP(MLP):
 class Decoder(nnx.Module):
     """`Llama` for one position at a time: the same blocks around `FusedAttention` and `FusedMLP`."""
 
-    def __init__(self, llama: Llama):
+    def __init__(self, llama: Llama, by_blocks: bool = False):
         config = llama.config
         self.config = config
         self.table = llama.embed.embedding
-        self.blocks = nnx.List(_unstack(llama))
+        self.blocks = nnx.List(_unstack(llama, by_blocks))
         self.norm = llama.norm
-        self.kernel = nnx.Param(self._head(llama))
+        self.kernel = nnx.Param(self._head(llama, by_blocks))
 
     def __call__(
         self,
@@ -199,13 +194,13 @@ class Decoder(nnx.Module):
         hidden_BTD = self.norm(x_BTD)
         return self.logits(hidden_BTD.reshape(B * T, -1)).reshape(B, T, -1), written
 
-    def _head(self, llama: Llama) -> Matrix:
+    def _head(self, llama: Llama, by_blocks: bool) -> Matrix:
         """The output head; a tied one that is dense stays [V, D], as it lies, so that no transposed copy is made."""
         if not self.config.tied:
-            return _alone(llama.head.kernel, 1, self.config.dtype)
+            return _alone(llama.head.kernel, 1, self.config.dtype, by_blocks)
         table = llama.embed.embedding.get_value()
         if isinstance(table, Weight):
-            return Weight(quantization.as_head(table.parts), by_blocks=_by_blocks())
+            return Weight(quantization.as_head(table.parts), by_blocks=by_blocks)
         return table.astype(self.config.dtype)
 
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
@@ -217,13 +212,13 @@ class Decoder(nnx.Module):
         return jnp.einsum(axes, hidden_BD, kernel, preferred_element_type=jnp.float32)
 
 
-def _unstack(llama: Llama) -> list[Block]:
+def _unstack(llama: Llama, by_blocks: bool) -> list[Block]:
     """The layers one by one, with fused weights."""
     graph, stacked = nnx.split(llama.layers)
     blocks = []
     for i in range(llama.config.n_layers):
         block = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
-        block.attention = FusedAttention(block.attention)
-        block.mlp = FusedMLP(block.mlp, llama.config.dtype)
+        block.attention = FusedAttention(block.attention, by_blocks)
+        block.mlp = FusedMLP(block.mlp, llama.config.dtype, by_blocks)
         blocks.append(block)
     return blocks

@@ -21,7 +21,7 @@ from .config import LlamaConfig
 from .llama import Model, Params, build
 from .sampling import Sampling, draw
 from .sharding import BATCH, constrain
-from .weights import is_weight
+from .weights import CODE_PARTS
 
 
 class Generation(NamedTuple):
@@ -83,8 +83,9 @@ def generate(
     """
     if prompt_ids_B is None:
         prompt_ids_B = ids_of_contents(tokens_BP, lengths_B)
-    run = _compiled(_generate, _options(params), static_argnums=(0, 1))
-    return run(model.config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
+    options = _options(params)
+    run = _compiled(_generate, options, static_argnums=(0, 1, 2))
+    return run(model.config, sampling, bool(options), params, tokens_BP, lengths_B, key, prompt_ids_B)
 
 
 BY_BLOCKS = {
@@ -95,9 +96,12 @@ BY_BLOCKS = {
 
 
 def _options(params: Params) -> tuple[tuple[str, Any], ...]:
-    """Compiler options for a network with these parameters."""
-    quantized = any(is_weight(x) for x in jax.tree.leaves(params, is_leaf=is_weight))
-    return tuple(BY_BLOCKS.items()) if quantized and jax.default_backend() == "cpu" else ()
+    """`BY_BLOCKS` where it is for a network with these parameters, and where this is the outermost compiled function,
+    the only one that may have options."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    quantized = any(path[-1].key in CODE_PARTS for path, _ in leaves)
+    traced = any(isinstance(leaf, jax.core.Tracer) for _, leaf in leaves)
+    return tuple(BY_BLOCKS.items()) if quantized and not traced and jax.default_backend() == "cpu" else ()
 
 
 @functools.cache
@@ -105,16 +109,19 @@ def _compiled(function: Callable, options: tuple[tuple[str, Any], ...], **argume
     return jax.jit(function, compiler_options=dict(options) or None, **arguments)
 
 
-def _generate(config: LlamaConfig, sampling: Sampling, params, tokens_BP, lengths_B, key, prompt_ids_B) -> Generation:
-    decoder, state = start(config, sampling, params, tokens_BP, lengths_B, key, prompt_ids_B)
+def _generate(
+    config: LlamaConfig, sampling: Sampling, by_blocks: bool, params, tokens_BP, lengths_B, key, prompt_ids_B
+) -> Generation:
+    decoder, state = start(config, sampling, by_blocks, params, tokens_BP, lengths_B, key, prompt_ids_B)
     answer = _continue(sampling, decoder, state, sampling.max_tokens).answer
     return Generation(*(x.reshape(-1, sampling.n, *x.shape[1:]) for x in answer))
 
 
 def start(
-    config: LlamaConfig, sampling: Sampling, params, tokens_BP, lengths_B, key, prompt_ids_B
+    config: LlamaConfig, sampling: Sampling, by_blocks: bool, params, tokens_BP, lengths_B, key, prompt_ids_B
 ) -> tuple[Decoder, _State]:
-    """Runs the prompts, each once for all its answers, and draws the first token of every answer."""
+    """Runs the prompts, each once for all its answers, and draws the first token of every answer. by_blocks: of
+    quantised matrices, see `quantization.product`."""
     B, P = tokens_BP.shape
     n = sampling.n
     llama = build(config).bind(params)
@@ -122,7 +129,7 @@ def start(
     tokens_BP, real_BP = align_right(tokens_BP, lengths_B)
     hidden_BPD, (k_NBPKE, v_NBPKE) = llama(tokens_BP, real_BP.astype(jnp.int32), positions_BP, with_kv=True)
     caches = [make_cache(k, v, n, P + sampling.max_tokens) for k, v in zip(k_NBPKE, v_NBPKE, strict=True)]
-    decoder = Decoder(llama)
+    decoder = Decoder(llama, by_blocks)
     logits_BV = decoder.logits(hidden_BPD[:, -1])
     state = _State(
         step=jnp.int32(0),
@@ -226,9 +233,9 @@ def stream(
     tokens_1P, lengths_1 = pad_prompts([prompt])
     ids_1 = prompt_ids(tokens_1P, lengths_1)
     options = _options(params)
-    begin = _compiled(start, options, static_argnums=(0, 1))
+    begin = _compiled(start, options, static_argnums=(0, 1, 2))
     go_on = _compiled(_continue, options, static_argnums=0, donate_argnums=2)
-    decoder, state = begin(model.config, sampling, params, tokens_1P, lengths_1, key, ids_1)
+    decoder, state = begin(model.config, sampling, bool(options), params, tokens_1P, lengths_1, key, ids_1)
     yield int(state.latest_R[0])
     for drawn in range(2, sampling.max_tokens + 1):
         if state.answer.stopped[0]:

@@ -1,14 +1,15 @@
 """A run of seconds, for the tests: `tiny.py:root=DIR` pretrains on DIR/text.jsonl, `recipe=sft` on DIR/chat.jsonl.
 
-`init_from` names the run to tune from.
+`init_from` names the run to tune from, `lora` the adapters to tune with (`tiny_lora.py`).
 """
 
 from camelid.configs.base import base
+from camelid.tests.tiny_lora import put_adapters
 from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, root="", recipe="pretrain", init_from=None)
+    a = parse_arguments(arg, root="", recipe="pretrain", init_from=None, lora="")
     c = base()
     c.recipe = a.recipe
     c.data.seq_len = 64
@@ -32,4 +33,5 @@ def get_config(arg=None):
         c.data.packing = "best_fit"
         c.optim.accumulate = 2
         c.ema_decay = 0.8
+    put_adapters(c, a.lora)
     return c

@@ -2,10 +2,12 @@
 
 The recipes reward and dpo learn from DIR/pairs.jsonl; ppo, grpo and raft answer the questions of DIR/chat.jsonl.
 Where `reward` is the run of a reward model, grpo learns from its score alone and ppo from that and `says_blue`; without
-one all do from the latter. `kind` is that of dpo; `evaluate` false leaves evaluations out.
+one all do from the latter. `kind` is that of dpo; `evaluate` false leaves evaluations out;
+`lora` names adapters (`tiny_lora.py`).
 """
 
 from camelid.configs import preferences, rl
+from camelid.tests.tiny_lora import put_adapters
 from camelid.train.settings import parse_arguments
 
 BASES = {
@@ -28,7 +30,7 @@ def tens(record, answer) -> int:
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, root="", recipe="ppo", init_from=None, reward="", kind="sigmoid", evaluate=True)
+    a = parse_arguments(arg, root="", recipe="ppo", init_from=None, reward="", kind="sigmoid", evaluate=True, lora="")
     c = BASES[a.recipe]()
     c.init_from = a.init_from
     c.data.batch_size = 16
@@ -47,6 +49,7 @@ def get_config(arg=None):
         if "heldout_prompts" in c.data:
             del c.data.heldout_prompts
         c.checkpoint.every_steps = 100
+    put_adapters(c, a.lora)
     return c
 
 

@@ -77,12 +77,13 @@ def _foreign_values(source: tensors.Source) -> Iterator[np.ndarray]:
 def _own_values(
     path: epath.Path, config: LlamaConfig, inside: list[str], dtype: str | None = None
 ) -> Iterator[np.ndarray]:
-    """One leaf, all its layers, is in memory at a time."""
+    """dtype: of integers, which are not cast to that of the parameters."""
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(llama.build(config).abstract_params):
-        name = path_name(key_path)
-        asked = jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
-        value = np.asarray(checkpoints.load_part(path, asked, [*inside, *name.split("/")]))
-        yield from value if name.startswith("layers/") else [value]
+        keys = [*inside, *path_name(key_path).split("/")]
+        if path_name(key_path).startswith("layers/"):
+            yield from streaming.read_layers(path, keys)
+        else:
+            yield np.asarray(checkpoints.load_part(path, jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype), keys))
 
 
 def _merged_values(path: epath.PathLike, config: LlamaConfig, weights: str) -> Iterator[np.ndarray]:

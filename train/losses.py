@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from ..model import llama
 from ..model.linear import linear
 from ..model.sharding import axis_size
+from ..model.weights import Weight
 
 CHUNK = 64
 """Positions of a row whose logits exist at one time."""
@@ -121,7 +122,7 @@ def next_token_loss(model: llama.Model, z_loss: float = 0.0) -> Callable:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def sum_over_chunks(
     chunk_sums: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
-    kernel_DV: Float[Array, "D V"],
+    kernel_DV: Float[Array, "D V"] | Weight,
     hidden_BTD: Float[Array, "B T D"],
     targets_BT: Int[Array, "B T"],
     mask_BT: Float[Array, "B T"],
@@ -136,24 +137,39 @@ def sum_over_chunks(
     return jax.tree.map(jnp.sum, sums)
 
 
-def _sum_with_gradient(chunk_sums, kernel_DV, hidden_BTD, targets_BT, mask_BT):
-    def step(kernel_grad_DV, chunk):
-        sums, (kernel_part_DV, hidden_grad) = jax.value_and_grad(chunk_sums, argnums=(0, 1), has_aux=True)(
-            kernel_DV, *chunk
-        )
-        return kernel_grad_DV + kernel_part_DV, (sums, hidden_grad)
+def _sum_with_gradient(chunk_sums, *arguments):
+    """The sums, and the gradients of what is differentiated: of a head that stays as it is none is formed."""
+    is_argument = lambda x: hasattr(x, "perturbed")  # noqa: E731
+    kernel, *_ = arguments
+    leaves, tree = jax.tree.flatten(kernel, is_leaf=is_argument)
+    learns = [leaf.perturbed for leaf in leaves]
+    kernel, hidden_BTD, targets_BT, mask_BT = jax.tree.map(lambda x: x.value, arguments, is_leaf=is_argument)
+    values = jax.tree.leaves(kernel)
 
+    def with_learning(learning, *chunk):
+        own = iter(learning)
+        return chunk_sums(
+            tree.unflatten([next(own) if moves else v for moves, v in zip(learns, values, strict=True)]), *chunk
+        )
+
+    def step(total, chunk):
+        sums, (parts, hidden_grad) = jax.value_and_grad(with_learning, argnums=(0, 1), has_aux=True)(learning, *chunk)
+        return jax.tree.map(jnp.add, total, parts), (sums, hidden_grad)
+
+    learning = [value for value, moves in zip(values, learns, strict=True) if moves]
     chunks = [_split(x) for x in (hidden_BTD, targets_BT, mask_BT)]
-    kernel_grad_DV, (sums, hidden_grads) = jax.lax.scan(step, jnp.zeros_like(kernel_DV), chunks)
-    return jax.tree.map(jnp.sum, sums), (kernel_grad_DV, _join(hidden_grads, hidden_BTD.shape[1]))
+    grads, (sums, hidden_grads) = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, learning), chunks)
+    found = iter(grads)
+    kernel_grad = tree.unflatten([next(found) if moves else None for moves in learns])
+    return jax.tree.map(jnp.sum, sums), (kernel_grad, _join(hidden_grads, hidden_BTD.shape[1]))
 
 
 def _scale_gradient(chunk_sums, gradients, cotangents):
     along_loss, _ = cotangents
-    return *((along_loss * g).astype(g.dtype) for g in gradients), None, None
+    return *jax.tree.map(lambda g: (along_loss * g).astype(g.dtype), gradients), None, None
 
 
-sum_over_chunks.defvjp(_sum_with_gradient, _scale_gradient)
+sum_over_chunks.defvjp(_sum_with_gradient, _scale_gradient, symbolic_zeros=True)
 
 
 def masked_mean(x: Float[Array, "*shape"], mask: Float[Array, "*shape"]) -> Float[Array, ""]:

@@ -1,12 +1,12 @@
-"""Checkpoints of parameters that are written tensor by tensor, so that they never have to be in memory together.
+"""Checkpoints of parameters that are written and read tensor by tensor, so that they are never in memory together.
 
 Orbax writes arrays that exist. Here it writes a checkpoint of the same tree with arrays of one number, and then each
 array is given its true shape, and its numbers layer by layer, in the same place and format (Zarr in OCDBT, by
-TensorStore). What comes out is a checkpoint like any other; reading it is Orbax's.
+TensorStore). What comes out is a checkpoint like any other, which Orbax reads; layer by layer it can be read here.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -37,9 +37,8 @@ def save_params(
     unfinished.rmtree(missing_ok=True)
     one_number = jax.tree.map(lambda x: jnp.zeros(1, x.dtype), abstract)
     ocp.save(unfinished, {"params": one_number}, custom_metadata={"step": 0, **manifest})
-    base = next(iter(unfinished.glob("*/manifest.ocdbt"))).parent
     arrays = {
-        path_name(path): _create(base, ["params", *path_name(path).split("/")], leaf)
+        path_name(path): _create(unfinished, ["params", *path_name(path).split("/")], leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
     }
     for path, layer, value in parts:
@@ -49,12 +48,26 @@ def save_params(
     unfinished.rename(final)
 
 
-def _create(base: epath.Path, keys: list[str], leaf: Any) -> ts.TensorStore:
-    """The array of a leaf in its true shape, in place of the one that Orbax wrote; a layer is a chunk."""
+def read_layers(checkpoint: epath.Path, keys: list[str]) -> Iterator[np.ndarray]:
+    """The layers of the leaf at `keys` of a checkpoint, one by one; as many as a chunk holds are in memory together."""
+    array = ts.open({"driver": "auto", "kvstore": _place(checkpoint, keys)}, open=True, read=True).result()
+    together = array.chunk_layout.read_chunk.shape[0]
+    for start in range(0, array.shape[0], together):
+        yield from array[start : min(start + together, array.shape[0])].read().result()
+
+
+def _place(checkpoint: epath.Path, keys: list[str]) -> dict[str, Any]:
+    """Where Orbax keeps a leaf."""
+    base = next(iter(checkpoint.glob("*/manifest.ocdbt"))).parent
     url = str(base) if "://" in str(base) else f"file://{base.resolve()}"
+    return {"driver": "ocdbt", "base": f"{url}/", "path": f"{'.'.join(keys)}/"}
+
+
+def _create(checkpoint: epath.Path, keys: list[str], leaf: Any) -> ts.TensorStore:
+    """The array of a leaf in its true shape, in place of the one that Orbax wrote; a layer is a chunk."""
     spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "ocdbt", "base": f"{url}/", "path": f"{'.'.join(keys)}/"},
+        "kvstore": _place(checkpoint, keys),
         "store_data_equal_to_fill_value": True,  # Orbax takes a layer of zeros that was left out for a lost one
     }
     layers = keys[1] == "layers"

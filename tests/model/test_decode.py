@@ -233,7 +233,9 @@ def test_the_loop_copies_neither_weights_nor_cache(rows):
     config = LlamaConfig.from_dict(TINY | dict(dim=48, n_heads=6, n_kv_heads=3, head_dim=8))
     tokens_BP, lengths_B = pad_prompts(some_prompts(*[9] * rows))
     args = (build(config).abstract_params, tokens_BP, lengths_B, KEY, prompt_ids(tokens_BP, lengths_B))
-    lowered = jax.jit(_generate, static_argnums=(0, 1)).lower(config, Sampling(max_tokens=8, temperature=0), *args)
+    lowered = jax.jit(_generate, static_argnums=(0, 1, 2)).lower(
+        config, Sampling(max_tokens=8, temperature=0), False, *args
+    )
     text = lowered.compile().as_text()
     computations = dict(re.findall(r"^%([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE))
     body = max((computations[name] for name in re.findall(r"body=%([\w.-]+)", text)), key=len)

@@ -1,0 +1,173 @@
+"""Runs that train adapters: what they keep, what they share, where they go on."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import camelid
+from camelid.launch.cli import main
+from camelid.model import storage
+from camelid.model.sharding import make_mesh
+from camelid.model.weights import is_weight, join, without
+from camelid.tests import tiny_lora
+from camelid.tests.train.test_resume import assert_same_bits, state_of
+from camelid.train import checkpoints, origin, setup
+from camelid.train.adapters import Adapters
+from camelid.train.settings import Settings, load_config
+
+TOKENS = np.random.default_rng(0).integers(0, 352, (2, 24))
+
+
+def command(arguments, workdir, start, lora, *further) -> list[str]:
+    line = arguments("sft", workdir, init_from=start)
+    line[1] += f",lora={lora}"
+    return [*line, *further]
+
+
+@pytest.fixture(scope="module")
+def runs(arguments, pretrained, tmp_path_factory):
+    """runs(lora): the directory of a finished run with those adapters."""
+    made = {}
+
+    def run(lora):
+        if lora not in made:
+            workdir = tmp_path_factory.mktemp(lora)
+            assert main(command(arguments, workdir, pretrained, lora)) == 0
+            made[lora] = workdir
+        return made[lora]
+
+    return run
+
+
+@pytest.mark.parametrize("lora", tiny_lora.OPTIONS)
+def test_adapters_learn_and_checkpoints_hold_them_alone(lora, runs, metrics, pretrained):
+    found = metrics(runs(lora))
+    losses = [found[step]["train/loss"] for step in sorted(found) if "train/loss" in found[step]]
+    assert np.mean(losses[-4:]) < losses[0] - 1.0
+    state = state_of(runs(lora))
+    paths = {jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(state)}
+    held = {path.removeprefix("params/") for path in paths if path.startswith("params/")}
+    parts = (
+        {"a", "b", "gain"} | ({"magnitude"} if lora == "dora" else set()) | ({"a0", "b0"} if lora == "pissa" else set())
+    )
+    adapters = {f"layers/attention/{m}/{p}" for m in "qkvo" for p in parts} | {
+        f"layers/mlp/{m}/{p}" for m in ("gate", "up", "down") for p in parts
+    }
+    norms = {"norm/scale", "layers/attention_norm/scale", "layers/mlp_norm/scale"} if lora == "int8" else set()
+    assert held == adapters | norms
+    assert {path.removeprefix("ema/") for path in paths if path.startswith("ema/")} == held
+    assert not any(path.endswith(("gain", "a0", "b0")) for path in paths if path.startswith("opt_state/"))
+
+
+@pytest.mark.parametrize("lora", ["lora", "pissa", "nf4"])
+def test_what_a_run_gives_is_its_base_with_its_adapters(lora, runs, pretrained):
+    base = camelid.load(pretrained)
+    own = state_of(runs(lora))["params"]
+    stays = base.params
+    if lora == "nf4":
+        stays = storage.quantize(stays, storage.MATRICES["nf4"])
+    expected = jax.jit(base.model.apply)(join(own, stays), jnp.asarray(TOKENS))
+    loaded = camelid.load(runs(lora))
+    assert not any(is_weight(x) for x in jax.tree.leaves(loaded.params, is_leaf=is_weight))
+    np.testing.assert_allclose(loaded.logits(TOKENS), expected, rtol=1e-3, atol=1e-3)
+    kept = camelid.load(runs(lora), quantize="nf4" if lora == "nf4" else None)
+    np.testing.assert_allclose(kept.logits(TOKENS), expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(loaded.logits(TOKENS) - base.logits(TOKENS)).max() > 1.0
+
+
+@pytest.mark.parametrize("lora", ["dropout", "pissa"])
+def test_a_run_that_lost_its_last_checkpoint_ends_with_the_same_bits(lora, runs, arguments, pretrained, tmp_path):
+    shutil.copytree(runs(lora), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "24")
+    assert main(command(arguments, tmp_path / "run", pretrained, lora)) == 0
+    assert_same_bits(state_of(tmp_path / "run"), state_of(runs(lora)))
+
+
+def test_a_run_goes_on_only_on_the_base_that_it_began_with(runs, arguments, tuned, tmp_path, capsys):
+    shutil.copytree(runs("lora"), tmp_path / "run")
+    assert main(command(arguments, tmp_path / "run", tuned, "lora")) == 2
+    assert "its run had another adapter" in capsys.readouterr().err
+
+
+def test_the_next_run_goes_on_with_the_same_adapters_or_from_the_merged_model(runs, arguments, pretrained, tmp_path):
+    once = "--config.total_steps=1"
+    assert main(command(arguments, tmp_path / "on", runs("lora"), "lora", once)) == 0
+    assert origin.stored_adapter(tmp_path / "on").path == str(pretrained)
+    assert main(command(arguments, tmp_path / "whole", runs("lora"), "", once)) == 0
+    whole = state_of(tmp_path / "whole")["params"]
+    assert whole["layers"]["attention"]["q"].shape == (2, 64, 4, 16)
+    merged, on = camelid.load(runs("lora")), camelid.load(tmp_path / "on")
+    for found in (camelid.load(tmp_path / "whole"), on):
+        assert 1e-4 < np.abs(found.logits(TOKENS) - merged.logits(TOKENS)).max() < 2.0
+
+
+def test_other_adapters_than_those_of_the_start_are_refused(runs, arguments, tmp_path, capsys):
+    assert main(command(arguments, tmp_path / "run", runs("lora"), "dora")) == 2
+    assert "give the same, or convert it first" in capsys.readouterr().err
+
+
+def test_networks_of_a_run_share_their_base(runs, arguments, tmp_path):
+    settings = Settings(load_config(command(arguments, tmp_path, runs("lora"), "lora")[1].removeprefix("--config=")))
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        model = setup.model_of(settings, setup.tokenizer_of(settings))
+        adapters = Adapters(settings, mesh)
+        first = adapters.part(model.init, settings.init_from, setup.loader(settings))
+        second = adapters.part(model.init, settings.init_from, setup.loader(settings))
+        reference = adapters.reference(model.init)
+    for one, other in zip(jax.tree.leaves(first.base), jax.tree.leaves(second.base), strict=True):
+        assert one is other
+    assert reference["layers"]["mlp"]["up"]["base"] is first.base["layers"]["mlp"]["up"]
+    merged = camelid.load(runs("lora")).logits(TOKENS)
+    np.testing.assert_allclose(jax.jit(model.apply)(reference, jnp.asarray(TOKENS)), merged, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ("lora.dropout=0.1", "need targets"),
+        ("lora.quantize=int8", "need targets"),
+        ("lora.quantize=int3", "quantisation 'int3': give one of int8, int4, nf4, stored"),
+    ],
+)
+def test_adapters_that_cannot_be_are_one_line_and_exit_code_2(
+    changes, message, arguments, pretrained, tmp_path, capsys
+):
+    assert main(command(arguments, tmp_path, pretrained, "", f"--config.{changes}")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_adapters_need_a_model_to_be_put_on(arguments, tmp_path, capsys):
+    line = arguments("pretrain", tmp_path)
+    line[1] += ",lora=lora"
+    assert main(line) == 2
+    assert "adapters need config.init_from" in capsys.readouterr().err
+
+
+def test_peft_folders_are_written_and_read_back(runs, tmp_path):
+    assert main(["convert", str(runs("pissa")), str(tmp_path / "peft"), "--to=peft"]) == 0
+    expected = camelid.load(runs("pissa")).logits(TOKENS)
+    found = camelid.load(tmp_path / "peft")
+    np.testing.assert_allclose(found.logits(TOKENS), expected, rtol=1e-3, atol=1e-3)
+    assert found.chat("Which colour has the red fox?") == camelid.load(runs("pissa")).chat(
+        "Which colour has the red fox?"
+    )
+    manifest = origin.read_manifest(tmp_path / "peft")
+    assert [file["name"] for file in manifest["origin"]["files"]] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_a_converted_run_is_merged(runs, tmp_path):
+    assert main(["convert", str(runs("dora")), str(tmp_path / "whole")]) == 0
+    stored = checkpoints.read_manifest(tmp_path / "whole")
+    assert "adapter" not in stored
+    np.testing.assert_allclose(
+        camelid.load(tmp_path / "whole").logits(TOKENS), camelid.load(runs("dora")).logits(TOKENS), rtol=1e-5, atol=1e-5
+    )
+    params = camelid.load(tmp_path / "whole").params
+    assert without(params, params) == {}
