@@ -15,7 +15,8 @@ from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_export import save_for_transformers, with_bos
 from ..data.tokenizer_gguf import gguf_fields
-from ..model import llama
+from ..data.tokenizer_merging import split_of_new
+from ..model import llama, vocabulary
 from ..model.config import LlamaConfig
 from ..model.interop import gguf_files, huggingface, peft, tensors
 from ..model.sharding import path_name
@@ -39,9 +40,10 @@ def contents(
     dtype: str | None = None,
     weights: str = "params",
     template: ChatTemplate | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Contents:
     """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema". template: another
-    than its own."""
+    than its own. tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow`)."""
     manifest = origin.read_manifest(path)
     if "kind" in manifest:
         raise UserError(f"{path}: holds a {manifest['kind']}, and no language model")
@@ -58,7 +60,25 @@ def contents(
         values = _own_values(checkpoints.find(path), config, checkpoints.params_inside(path, weights))
     stored_as = jnp.dtype(config.param_dtype)
     values = (value.astype(stored_as, copy=False) for value in values)
-    return Contents(config, origin.load_tokenizer(path), template or origin.load_template(path), values, manifest)
+    template, own = template or origin.load_template(path), origin.load_tokenizer(path)
+    if tokenizer is None:
+        return Contents(config, own, template, values, manifest)
+    if own is None:
+        raise UserError(f"{path} has no tokenizer that {tokenizer.fingerprint[:8]} could be compared with")
+    splits, start = split_of_new(own, tokenizer), own.vocab_size
+    grown = config.replace(vocab_size=max(config.vocab_size, start + len(splits)))
+    return Contents(grown, tokenizer, template, _grown_values(values, config, splits, start), manifest)
+
+
+def _grown_values(
+    values: Iterator[np.ndarray], config: LlamaConfig, splits: list[list[int]], start: int
+) -> Iterator[np.ndarray]:
+    for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), values, strict=True):
+        if place.path == "embed/embedding":
+            value = vocabulary.grow({"embed": {"embedding": value}}, splits, start=start)["embed"]["embedding"]
+        if place.path == "head/kernel":
+            value = vocabulary.grow({"embed": {"embedding": value.T}}, splits, start=start)["embed"]["embedding"].T
+        yield np.asarray(value)
 
 
 def difference_contents(path: epath.PathLike) -> Contents:

@@ -155,6 +155,18 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:
     return open_foreign(path).tokenizer if is_foreign(path) else checkpoints.load_tokenizer(path)
 
 
+def tokenizer_at(path: epath.PathLike) -> Tokenizer:
+    """A tokenizer's own file or folder, or that of a model. UserError where there is neither."""
+    folder = _expand(path)
+    is_run = (folder / "checkpoints").exists() or (folder / checkpoints.ORBAX_FILE).exists()
+    if not (is_run or is_foreign(path) or is_peft(path)):
+        return Tokenizer.load(folder)
+    tokenizer = load_tokenizer(path)
+    if tokenizer is None:
+        raise UserError(f"{path}: a model without a tokenizer")
+    return tokenizer
+
+
 def load_template(path: epath.PathLike) -> ChatTemplate | None:
     """The chat template that belongs to a model; None where it has none."""
     if is_peft(path):

@@ -25,15 +25,17 @@ def add_convert(commands) -> None:
     parser.add_argument("--encoding", metavar="E", help="of matrices in GGUF: F32, F16, BF16, Q8_0, Q4_0, ...")
     parser.add_argument("--weights", default="params", choices=("params", "ema"), help="of a run (default: params)")
     parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: the source's")
+    parser.add_argument("--tokenizer", metavar="DIR", help="the source's with further ids (camelid tokenizer merge)")
     parser.add_argument("--max_file_gb", type=float, default=5.0, metavar="GB", help="of Hugging Face's (default: 5)")
 
 
 def _convert(args: argparse.Namespace) -> None:
     from ...data.templates import load_template
-    from ...train import convert
+    from ...train import convert, origin
 
     template = load_template(args.template) if args.template is not None else None
-    common = dict(dtype=args.dtype, weights=args.weights, template=template)
+    tokenizer = origin.tokenizer_at(args.tokenizer) if args.tokenizer is not None else None
+    common = dict(dtype=args.dtype, weights=args.weights, template=template, tokenizer=tokenizer)
     match args.to:
         case "camelid":
             convert.to_camelid(args.source, args.output, **common)
