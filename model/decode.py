@@ -83,8 +83,8 @@ def generate(
     """
     if prompt_ids_B is None:
         prompt_ids_B = ids_of_contents(tokens_BP, lengths_B)
-    options = _options(params)
-    run = _compiled(_generate, options, static_argnums=(0, 1, 2))
+    options = compiler_options(params)
+    run = compiled(_generate, options, static_argnums=(0, 1, 2))
     return run(model.config, sampling, bool(options), params, tokens_BP, lengths_B, key, prompt_ids_B)
 
 
@@ -95,7 +95,7 @@ BY_BLOCKS = {
 """What XLA's CPU backend must be told to make one loop of a product by blocks (`quantization.product`)."""
 
 
-def _options(params: Params) -> tuple[tuple[str, Any], ...]:
+def compiler_options(params: Params) -> tuple[tuple[str, Any], ...]:
     """`BY_BLOCKS` where it is for a network with these parameters, and where this is the outermost compiled function,
     the only one that may have options."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -105,7 +105,7 @@ def _options(params: Params) -> tuple[tuple[str, Any], ...]:
 
 
 @functools.cache
-def _compiled(function: Callable, options: tuple[tuple[str, Any], ...], **arguments: Any) -> Callable:
+def compiled(function: Callable, options: tuple[tuple[str, Any], ...], **arguments: Any) -> Callable:
     return jax.jit(function, compiler_options=dict(options) or None, **arguments)
 
 
@@ -232,9 +232,9 @@ def stream(
         raise ValueError(f"a stream is one answer, sampling.n is {sampling.n}")
     tokens_1P, lengths_1 = pad_prompts([prompt])
     ids_1 = prompt_ids(tokens_1P, lengths_1)
-    options = _options(params)
-    begin = _compiled(start, options, static_argnums=(0, 1, 2))
-    go_on = _compiled(_continue, options, static_argnums=0, donate_argnums=2)
+    options = compiler_options(params)
+    begin = compiled(start, options, static_argnums=(0, 1, 2))
+    go_on = compiled(_continue, options, static_argnums=0, donate_argnums=2)
     decoder, state = begin(model.config, sampling, bool(options), params, tokens_1P, lengths_1, key, ids_1)
     yield int(state.latest_R[0])
     for drawn in range(2, sampling.max_tokens + 1):

@@ -80,7 +80,7 @@ class Llama:
     ) -> list[str]:
         """`chat` for many conversations at once; with n > 1 the n answers to one stand together."""
         tokenizer, template = self._tokenizer(), self._template()
-        tokens = [self._prompt(messages) for messages in conversations]
+        tokens = [self.prompt(messages) for messages in conversations]
         chosen = Sampling(**({"stop_ids": template.stop_ids(tokenizer)} | sampling))
         answers = self.complete(tokens, chosen, seed=seed, batch_size=batch_size)
         return [tokenizer.decode(ids).strip() for ids in answers]
@@ -89,7 +89,7 @@ class Llama:
         """`chat` piece by piece, as soon as whole characters are there."""
         tokenizer, template = self._tokenizer(), self._template()
         chosen = Sampling(**({"stop_ids": template.stop_ids(tokenizer)} | sampling))
-        prompt = self._prompt(messages)
+        prompt = self.prompt(messages)
         chosen = self._within_context([prompt], chosen)
         decoder = tokenizer.stream()
         tokens = decode.stream(self.model, self.params, prompt, jax.random.key(seed), chosen)
@@ -112,7 +112,8 @@ class Llama:
         )
         return [answer for samples in answers for answer in samples]
 
-    def _prompt(self, messages: str | Messages) -> list[int]:
+    def prompt(self, messages: str | Messages) -> list[int]:
+        """The tokens that a conversation makes, up to where the assistant is to speak."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         return self._template().encode(messages, self._tokenizer(), generation_prompt=True).tokens.tolist()
