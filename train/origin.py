@@ -81,8 +81,7 @@ def _gguf(path: epath.Path) -> Foreign:
 
 def _huggingface(path: epath.Path) -> Foreign:
     source = huggingface.open_folder(path)
-    has_tokenizer = any((path / name).exists() for name in (HUGGINGFACE_FILE, SENTENCEPIECE_FILE))
-    tokenizer = Tokenizer.load(path) if has_tokenizer else None
+    tokenizer = _tokenizer_in(path)
     return Foreign("huggingface", source, tokenizer, _own_template(tokenizer, path.name))
 
 
@@ -91,6 +90,11 @@ def _meta(path: epath.Path) -> Foreign:
     source = meta.open_folder(path)
     found = [folder / SENTENCEPIECE_FILE for folder in (path, path.parent) if (folder / SENTENCEPIECE_FILE).exists()]
     return Foreign("meta", source, Tokenizer.load(found[0]) if found else None, None)
+
+
+def _tokenizer_in(folder: epath.Path) -> Tokenizer | None:
+    files = (folder / HUGGINGFACE_FILE, folder / SENTENCEPIECE_FILE)
+    return Tokenizer.load(folder) if any(file.exists() for file in files) else None
 
 
 def _own_template(tokenizer: Tokenizer | None, name: str) -> ChatTemplate | None:
@@ -109,6 +113,8 @@ def read_manifest(path: epath.PathLike) -> dict:
         files = [_file_record(_expand(path) / name) for name in (peft.CONFIG, peft.WEIGHTS)]
         described = stored._asdict() | {"lora": dataclasses.asdict(stored.lora)}
         return read_manifest(stored.path) | {
+            "tokenizer": _describe_tokenizer(load_tokenizer(path)),
+            "template": _describe_template(load_template(path)),
             "step": None,
             "adapter": described,
             "origin": {"path": absolute(path), "format": "peft", "files": files},
@@ -118,8 +124,8 @@ def read_manifest(path: epath.PathLike) -> dict:
     found = open_foreign(path)
     return {
         "model": found.source.config.to_dict(),
-        "tokenizer": found.tokenizer and {"fingerprint": found.tokenizer.fingerprint},
-        "template": found.template and {"name": found.template.name, "source": found.template.source},
+        "tokenizer": _describe_tokenizer(found.tokenizer),
+        "template": _describe_template(found.template),
         "step": None,
         "origin": {
             "path": str(_expand(path)),
@@ -127,6 +133,14 @@ def read_manifest(path: epath.PathLike) -> dict:
             "files": list(_file_records(str(_expand(path)))),
         },
     }
+
+
+def _describe_tokenizer(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    return tokenizer and {"fingerprint": tokenizer.fingerprint}
+
+
+def _describe_template(template: ChatTemplate | None) -> dict[str, Any] | None:
+    return template and {"name": template.name, "source": template.source}
 
 
 @functools.lru_cache(maxsize=4)
@@ -149,9 +163,9 @@ def identity(path: epath.PathLike) -> list:
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:
-    """The tokenizer that belongs to a model; None where it has none."""
+    """The tokenizer that belongs to a model; None where it has none. Adapters may have their own or their base's."""
     if is_peft(path):
-        return load_tokenizer(stored_adapter(path).path)
+        return _tokenizer_in(_expand(path)) or load_tokenizer(stored_adapter(path).path)
     return open_foreign(path).tokenizer if is_foreign(path) else checkpoints.load_tokenizer(path)
 
 
@@ -168,9 +182,10 @@ def tokenizer_at(path: epath.PathLike) -> Tokenizer:
 
 
 def load_template(path: epath.PathLike) -> ChatTemplate | None:
-    """The chat template that belongs to a model; None where it has none."""
+    """The chat template that belongs to a model; None where it has none. Adapters may have their own or their base's."""
     if is_peft(path):
-        return load_template(stored_adapter(path).path)
+        own = _own_template(_tokenizer_in(_expand(path)), _expand(path).name)
+        return own or load_template(stored_adapter(path).path)
     if is_foreign(path):
         return open_foreign(path).template
     stored = checkpoints.read_manifest(path)["template"]

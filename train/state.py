@@ -141,8 +141,8 @@ def make_update(
             updates, opt_state = optimizer.update(grads, old["opt_state"], old["params"])
             new = old | {"params": optax.apply_updates(old["params"], updates), "opt_state": opt_state}
             if ema_decay is not None:
-                params = join_frozen(new["params"], rest)
-                new["ema"] = optax.incremental_update(params, old["ema"], 1.0 - ema_decay)
+                moving, still = split_frozen(old["ema"], frozen)
+                new["ema"] = join_frozen(optax.incremental_update(new["params"], moving, 1.0 - ema_decay), still)
             return new, optax.tree.norm(updates)
 
         # A condition and not a choice between results: what is updated can then be written in place.

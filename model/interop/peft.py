@@ -24,8 +24,15 @@ UNSUPPORTED = {
     "fan_in_fan_out": (False, None),
     "layer_replication": (None,),
     "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
 }
 """What an adapter's config may say that this network cannot do, and the values that ask for nothing."""
+
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How adapters may begin so that they fit only a base from which something was taken."""
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -43,6 +50,12 @@ def read_config(path: epath.Path) -> dict[str, Any]:
     for name, allowed in UNSUPPORTED.items():
         if fields.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{path / CONFIG}: {name} is {fields[name]!r}; only {allowed[0]!r} can be read")
+    begin = fields.get("init_lora_weights")
+    if str(begin).lower().startswith(CHANGES_BASE):
+        raise ValueError(
+            f"{path / CONFIG}: init_lora_weights is {begin!r}, so these adapters fit only what it left of the base; "
+            "save them again with path_initial_model_for_weight_conversion"
+        )
     return fields
 
 
@@ -79,8 +92,9 @@ def read_folder(path: epath.PathLike, config: LlamaConfig) -> tuple[Lora, dict[s
             continue
         rank = stacked["a"].shape[-1]
         targets.append((re.escape(ours), rank))
-        gain = _alpha(fields, ours) / (rank**0.5 if fields.get("use_rslora") else rank)
-        _put(own, ours, stacked | {"gain": np.full(split_axes(ours, stacked["a"].shape)[0], gain, np.float32)})
+        alphas = np.array([_alpha(fields, ours, layer) for layer in range(len(parts))], np.float32)
+        gains = alphas / (rank**0.5 if fields.get("use_rslora") else rank)
+        _put(own, ours, stacked | {"gain": gains.reshape(split_axes(ours, stacked["a"].shape)[0])})
     lora = Lora(
         targets=tuple(targets),
         alpha=fields["lora_alpha"],
@@ -128,9 +142,9 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[last] = value
 
 
-def _alpha(fields: Mapping[str, Any], path: str) -> float:
+def _alpha(fields: Mapping[str, Any], path: str, layer: int) -> float:
     """PEFT may give single modules an alpha of their own, by the end of their name."""
-    module = HUGGING_FACE.names[path].removesuffix(".weight").replace("{}", "0")
+    module = HUGGING_FACE.names[path].removesuffix(".weight").format(layer)
     for pattern, alpha in (fields.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             return alpha
@@ -156,15 +170,20 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
             tensors[f"{PREFIX}{place.name}"] = write_part(HUGGING_FACE, place, value)
             continue
         a, b, gain, magnitude = _ordinary(parts, place)
-        ranks[module.split(".")[-1]], gains[module.split(".")[-1]] = a.shape[1], gain
+        kind = module.split(".")[-1]
+        ranks[kind] = a.shape[1]
+        gains.setdefault(kind, {})[module] = gain
         tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
         tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.T)
         if magnitude is not None:
             tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = magnitude.reshape(-1)
     rank = max(ranks.values())
     power = 0.5 if lora.rank_stabilized else 1.0
-    alphas = {name: gain * ranks[name] ** power for name, gain in gains.items()}
-    alpha = alphas[next(name for name in ranks if ranks[name] == rank)]
+    alphas = {}
+    for kind, found in gains.items():
+        named = found if len(set(found.values())) > 1 else {kind: next(iter(found.values()))}
+        alphas |= {name: gain * ranks[kind] ** power for name, gain in named.items()}
+    alpha = next(iter(alphas.values()))
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -208,13 +208,13 @@ def load_params(source: Source, abstract: llama.Params, quantize: Rules | None =
         path = path_name(key_path)
         layers = by_path[path]
         sharding = asked.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        whole = sharding if layers[0].layer is None else _without_layers(sharding)
         kind = storage.kind_at(quantize, path) if quantize is not None else None
         if kind == storage.STORED and all(_has_codes(source, place) for place in layers):
             return _stack(layers, sharding, lambda place: jax.tree.map(jnp.asarray, _codes(source, place)))
         if kind in (None, storage.STORED):
-            return _stack(layers, sharding, lambda place: _array(source, place, asked.dtype, _without_layers(sharding)))
+            return _stack(layers, sharding, lambda place: _array(source, place, asked.dtype, whole))
         encode = jax.jit(functools.partial(storage.encode_layer, kind, path))
-        whole = _without_layers(sharding)
         return _stack(layers, sharding, lambda place: encode(_array(source, place, jnp.float32, whole)))
 
     return jax.tree_util.tree_map_with_path(leaf, abstract)
