@@ -182,7 +182,7 @@ def tokenizer_at(path: epath.PathLike) -> Tokenizer:
 
 
 def load_template(path: epath.PathLike) -> ChatTemplate | None:
-    """The chat template that belongs to a model; None where it has none. Adapters may have their own or their base's."""
+    """The chat template that belongs to a model; None where it has none. Adapters may have one of their own."""
     if is_peft(path):
         own = _own_template(_tokenizer_in(_expand(path)), _expand(path).name)
         return own or load_template(stored_adapter(path).path)
