@@ -93,15 +93,15 @@ def test_a_run_goes_on_only_on_the_base_that_it_began_with(runs, arguments, tune
 
 
 def test_the_next_run_goes_on_with_the_same_adapters_or_from_the_merged_model(runs, arguments, pretrained, tmp_path):
-    once = "--config.total_steps=1"
-    assert main(command(arguments, tmp_path / "on", runs("lora"), "lora", once)) == 0
+    once = ("--config.total_steps=1", "--config.optim.lr=0.0")
+    assert main(command(arguments, tmp_path / "on", runs("lora"), "lora", *once)) == 0
     assert origin.stored_adapter(tmp_path / "on").path == str(pretrained)
-    assert main(command(arguments, tmp_path / "whole", runs("lora"), "", once)) == 0
+    assert main(command(arguments, tmp_path / "whole", runs("lora"), "", *once)) == 0
     whole = state_of(tmp_path / "whole")["params"]
     assert whole["layers"]["attention"]["q"].shape == (2, 64, 4, 16)
-    merged, on = camelid.load(runs("lora")), camelid.load(tmp_path / "on")
-    for found in (camelid.load(tmp_path / "whole"), on):
-        assert 1e-4 < np.abs(found.logits(TOKENS) - merged.logits(TOKENS)).max() < 2.0
+    merged = camelid.load(runs("lora")).logits(TOKENS)
+    for run in ("whole", "on"):
+        np.testing.assert_allclose(camelid.load(tmp_path / run).logits(TOKENS), merged, rtol=1e-3, atol=1e-3)
 
 
 def test_other_adapters_than_those_of_the_start_are_refused(runs, arguments, tmp_path, capsys):
