@@ -21,6 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["COLUMNS"] = "200"  # tables whole, however long the paths in them
 
 import jax
 import pytest
