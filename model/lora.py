@@ -7,6 +7,7 @@ arXiv:2402.09353), principal components to begin with (PiSSA, arXiv:2404.02948).
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from . import weights
 from .sharding import match, path_name
 from .storage import plain_matrix
 from .weights import is_weight, split_axes
@@ -68,7 +68,7 @@ def ranks(lora: Lora, abstract: Params) -> dict[str, int]:
                 f"lora targets name {path}, which is no matrix between activations; train it whole instead"
             )
         _, inputs, outputs = split_axes(path, leaf.shape)
-        if not 0 < rank <= min(weights.size(inputs), weights.size(outputs)):
+        if not 0 < rank <= min(math.prod(inputs), math.prod(outputs)):
             raise ValueError(f"lora rank {rank} of {path} {tuple(leaf.shape)}: give at most its smaller side")
         found[path] = rank
     if both := sorted(path for path in found if lora.trains_whole(path)):
@@ -119,15 +119,15 @@ def _fresh(lora: Lora, rank: int, matrix: Any, path: str, shape: tuple[int, ...]
     scale = lora.scale(rank)
     parts = {"gain": jnp.full(stack, scale, jnp.float32)}
     if lora.init == "pissa":
-        a, b = _principal(plain_matrix(matrix, path, shape), stack, inputs, outputs, rank)
+        a, b = _principal(plain_matrix(matrix, path), stack, inputs, outputs, rank)
         a, b = a * scale**-0.5, b * scale**-0.5
         parts |= {"a": a, "b": b, "a0": a, "b0": b}
     else:
-        bound = weights.size(inputs) ** -0.5
+        bound = math.prod(inputs) ** -0.5
         parts["a"] = jax.random.uniform(key, (*stack, *inputs, rank), jnp.float32, -bound, bound)
         parts["b"] = jnp.zeros((*stack, rank, *outputs), jnp.float32)
     if lora.dora:
-        parts["magnitude"] = _norms(plain_matrix(matrix, path, shape), len(stack), len(inputs))
+        parts["magnitude"] = _norms(plain_matrix(matrix, path), len(stack), len(inputs))
     return parts
 
 
@@ -136,7 +136,7 @@ INITS = ("zero", "pissa")
 
 def _principal(matrix: jax.Array, stack, inputs, outputs, rank: int) -> tuple[jax.Array, jax.Array]:
     """The matrix's `rank` strongest singular directions as a product of two."""
-    flat = matrix.reshape(-1, weights.size(inputs), weights.size(outputs))
+    flat = matrix.reshape(-1, math.prod(inputs), math.prod(outputs))
 
     def split(flat_IO):
         u, s, vt = jnp.linalg.svd(flat_IO, full_matrices=False)

@@ -47,9 +47,7 @@ class _State(NamedTuple):
     target_caches: list[Cache]
     draft_caches: list[Cache]
     result: SpeculativeGeneration  # its fields by row; of the answer: [R, M + k] and [R]
-    recent_R2: Int[
-        Array, "R 2"
-    ]  # the last two tokens: the last is in no cache yet, the other perhaps not in the draft's
+    recent_R2: Int[Array, "R 2"]  # the last tokens: the last in no cache yet, the other perhaps not in the draft's
     seen_RV: Bool[Array, "R V"] | None
     keys_R: Key[Array, " R"]
     starts_R: Int[Array, " R"]  # the slot of each prompt's first token

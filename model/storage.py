@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from . import quantization
 from .linear import dense
 from .sharding import match, path_name
-from .weights import is_weight, split_axes, wrap
+from .weights import input_axes, is_stacked, is_weight, wrap
 
 Params = dict[str, Any]
 Rules = Sequence[tuple[str, str | None]]
@@ -20,24 +20,23 @@ def encode_layer(kind: str, path: str, matrix: jax.Array) -> Params:
     """One layer of the parameter at `path` in numbers of `kind`; the embedding by rows that can be looked up."""
     if path.endswith("embed/embedding"):
         return quantization.encode_table(kind, matrix)
-    return quantization.encode(kind, matrix, len(split_axes(path.rpartition("layers/")[2], matrix.shape)[1]))
+    return quantization.encode(kind, matrix, input_axes(path))
 
 
 def encode(kind: str, path: str, matrix: jax.Array) -> Params:
     """A parameter, all its layers, in numbers of `kind`."""
     one = functools.partial(encode_layer, kind, path)
-    return jax.lax.map(one, matrix) if split_axes(path, matrix.shape)[0] else one(matrix)
+    return jax.lax.map(one, matrix) if is_stacked(path) else one(matrix)
 
 
-def plain_matrix(matrix: Any, path: str, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """A parameter of any storage as one array of `shape`, decoded and with its adapters merged into it."""
+def plain_matrix(matrix: Any, path: str, dtype: Any = jnp.float32) -> jax.Array:
+    """A parameter of any storage as one array, decoded and with its adapters merged into it."""
     if not is_weight(matrix):
         return matrix.astype(dtype)
     if path.endswith("embed/embedding"):
         return quantization.decode(quantization.as_head(matrix), 1, dtype).T
-    stack, inputs, _ = split_axes(path, shape)
-    one = functools.partial(dense, inputs=len(inputs), dtype=dtype)
-    return jax.lax.map(one, wrap(matrix)) if stack else one(wrap(matrix))
+    one = functools.partial(dense, inputs=input_axes(path), dtype=dtype)
+    return jax.lax.map(one, wrap(matrix)) if is_stacked(path) else one(wrap(matrix))
 
 
 def plain(params: Params, abstract: Params) -> Params:
@@ -47,7 +46,7 @@ def plain(params: Params, abstract: Params) -> Params:
     """
 
     def one(key_path, asked, matrix):
-        return plain_matrix(matrix, path_name(key_path), asked.shape, asked.dtype)
+        return plain_matrix(matrix, path_name(key_path), asked.dtype)
 
     return jax.tree_util.tree_map_with_path(one, abstract, params)
 

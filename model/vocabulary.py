@@ -41,10 +41,9 @@ def grow(params: Params, splits: Sequence[Sequence[int]], *, start: int | None =
         if is_weight(matrix):
             raise ValueError(f"{name} is in parts ({', '.join(matrix)}): grow before quantising or adding an adapter")
     start = table_VD.shape[0] if start is None else start
-    _check(splits, start, table_VD.shape)
-    grown = params | {"embed": params["embed"] | {"embedding": _grow_rows(table_VD, splits, start)}}
+    grown = params | {"embed": params["embed"] | {"embedding": grow_rows(table_VD, splits, start)}}
     if kernel_DV is not None:
-        grown["head"] = params["head"] | {"kernel": _grow_rows(kernel_DV.T, splits, start).T}
+        grown["head"] = params["head"] | {"kernel": grow_rows(kernel_DV.T, splits, start).T}
     return grown
 
 
@@ -61,7 +60,9 @@ def _check(splits: Sequence[Sequence[int]], start: int, shape: tuple[int, ...]) 
             )
 
 
-def _grow_rows(table_VD: Float[Array, "V D"], splits: Sequence[Sequence[int]], start: int) -> Float[Array, "W D"]:
+def grow_rows(table_VD: Float[Array, "V D"], splits: Sequence[Sequence[int]], start: int) -> Float[Array, "W D"]:
+    """One table of `grow`, rows being tokens."""
+    _check(splits, start, table_VD.shape)
     if not splits:
         return table_VD
     lengths = np.array([len(split) for split in splits])

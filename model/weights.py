@@ -9,7 +9,6 @@ flax.nnx takes for one value.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -81,10 +80,6 @@ def part_spec(path: str, parts: tuple[str, ...], rank: int, spec: tuple) -> tupl
         return (*spec[: stack + inputs], None) if kind in ("a", "a0") else spec[:rank]
     ends = spec[stack + inputs : stack + inputs + outputs]
     return (*spec[:stack], None, *ends) if kind in ("b", "b0") else (*spec[:stack], *ends)
-
-
-def size(axes: tuple[int, ...]) -> int:
-    return math.prod(axes)
 
 
 def is_adapter(node: Any) -> bool:

@@ -33,7 +33,6 @@ def dynamic_values(signed: bool) -> Float[np.ndarray, " 256"]:
         edges = np.linspace(0.1, 1.0, count + 1)
         means = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - decades + 1)
         values += [*means, *(-means if signed else [])]
-    values += [0.0] * (256 - len(values))
     return np.sort(np.array(values, np.float32))
 
 

@@ -75,9 +75,9 @@ def _grown_values(
 ) -> Iterator[np.ndarray]:
     for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), values, strict=True):
         if place.path == "embed/embedding":
-            value = vocabulary.grow({"embed": {"embedding": value}}, splits, start=start)["embed"]["embedding"]
+            value = vocabulary.grow_rows(value, splits, start)
         if place.path == "head/kernel":
-            value = vocabulary.grow({"embed": {"embedding": value.T}}, splits, start=start)["embed"]["embedding"].T
+            value = vocabulary.grow_rows(value.T, splits, start).T
         yield np.asarray(value)
 
 
@@ -136,7 +136,7 @@ def to_camelid(source: epath.PathLike, output: epath.PathLike, **options: Any) -
     """A run directory with one checkpoint. options: those of `contents`."""
     check_new(output)
     found = contents(source, **options)
-    write_camelid(output, found, {"origin": found.manifest.get("origin") or origin.identity(source)})
+    write_camelid(output, found, {"origin": origin.describe(source)})
 
 
 def write_camelid(

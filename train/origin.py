@@ -110,14 +110,12 @@ def read_manifest(path: epath.PathLike) -> dict:
     """The manifest of a run or checkpoint, or one that says as much of foreign files."""
     if is_peft(path):
         stored = stored_adapter(path)
-        files = [_file_record(_expand(path) / name) for name in (peft.CONFIG, peft.WEIGHTS)]
         described = stored._asdict() | {"lora": dataclasses.asdict(stored.lora)}
         return read_manifest(stored.path) | {
             "tokenizer": _describe_tokenizer(load_tokenizer(path)),
             "template": _describe_template(load_template(path)),
             "step": None,
             "adapter": described,
-            "origin": {"path": absolute(path), "format": "peft", "files": files},
         }
     if not is_foreign(path):
         return checkpoints.read_manifest(path)
@@ -127,11 +125,6 @@ def read_manifest(path: epath.PathLike) -> dict:
         "tokenizer": _describe_tokenizer(found.tokenizer),
         "template": _describe_template(found.template),
         "step": None,
-        "origin": {
-            "path": str(_expand(path)),
-            "format": found.format,
-            "files": list(_file_records(str(_expand(path)))),
-        },
     }
 
 
@@ -143,13 +136,24 @@ def _describe_template(template: ChatTemplate | None) -> dict[str, Any] | None:
     return template and {"name": template.name, "source": template.source}
 
 
-@functools.lru_cache(maxsize=4)
-def _file_records(path: str) -> tuple[dict[str, Any], ...]:
-    """Name, size in bytes and SHA-256 of each file of a foreign checkpoint."""
-    return tuple(_file_record(file) for file in _open(path).source.files)
+def describe(path: epath.PathLike) -> dict[str, Any]:
+    """What a model that is made from `path` says of it: path, format, and step, or name, size and SHA-256 of each file.
+
+    All of foreign files is read for that; a manifest does without.
+    """
+    if is_peft(path):
+        files = [_expand(path) / name for name in (peft.CONFIG, peft.WEIGHTS)]
+        return {"path": absolute(path), "format": "peft", "files": [_file_record(str(file)) for file in files]}
+    if not is_foreign(path):
+        return {"path": absolute(path), "format": "camelid", "step": checkpoints.read_manifest(path)["step"]}
+    found = open_foreign(path)
+    files = [_file_record(str(file)) for file in found.source.files]
+    return {"path": absolute(path), "format": found.format, "files": files}
 
 
-def _file_record(file: epath.Path) -> dict[str, Any]:
+@functools.lru_cache(maxsize=64)
+def _file_record(path: str) -> dict[str, Any]:
+    file = epath.Path(path)
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"name": file.name, "size": file.stat().length, "sha256": digest}
@@ -157,9 +161,8 @@ def _file_record(file: epath.Path) -> dict[str, Any]:
 
 def identity(path: epath.PathLike) -> list:
     """What tells whether `path` still holds the same: its step, or the hashes of foreign files."""
-    manifest = read_manifest(path)
-    files = manifest.get("origin", {}).get("files", []) if manifest["step"] is None else []
-    return [str(path), manifest["step"], *(file["sha256"] for file in files)]
+    described = describe(path)
+    return [described["path"], described.get("step"), *(file["sha256"] for file in described.get("files", ()))]
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:

@@ -57,9 +57,7 @@ def open_file(path: epath.PathLike) -> Source:
 
     dtype = PLAIN.get(tensors[GGUF.names["layers/attention/q"].format(0)].tensor_type.name, "float32")
     config = config.replace(param_dtype=dtype)
-    return Source(
-        str(path), GGUF, config, dtype, read, [path], lambda name: _codes(path, tensors[name]), {"fields": fields}
-    )
+    return Source(str(path), GGUF, config, read, [path], lambda name: _codes(path, tensors[name]), {"fields": fields})
 
 
 def _read_tensor(path: epath.Path, tensor: gguf.ReaderTensor, rows: slice = slice(None)) -> np.ndarray:

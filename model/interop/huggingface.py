@@ -96,7 +96,7 @@ def open_folder(path: epath.PathLike) -> Source:
     if strange := sorted(f"{name} {dtypes[name]}" for name in shapes if dtypes[name] not in DTYPES):
         raise ValueError(f"{path}: tensors that are not {', '.join(DTYPES)}: {'; '.join(strange[:SHOWN])}")
     dtype = DTYPES[dtypes[TABLE]]
-    return Source(str(path), HUGGING_FACE, config.replace(param_dtype=dtype), dtype, read, [path / CONFIG, *files])
+    return Source(str(path), HUGGING_FACE, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def open_folder(path: epath.PathLike) -> Source:
         return _read([part[name] for part in parts], split[name], shapes[name], index)
 
     dtype = jnp.dtype(parts[0][EMBEDDING].dtype).name
-    return Source(str(path), META, config.replace(param_dtype=dtype), dtype, read, [path / PARAMS, *files])
+    return Source(str(path), META, config.replace(param_dtype=dtype), read, [path / PARAMS, *files])
 
 
 def _split_axis(name: str, tensors: Sequence[LazyTensor], fields: Mapping[str, Any]) -> int | None:

@@ -95,7 +95,7 @@ GGUF = Naming(
 class Source(NamedTuple):
     """Somebody else's checkpoint, opened and checked, its tensors still on disk.
 
-    read(name, (rows,) or (rows, columns)) gives a part of a tensor by its name there, in `dtype` or wider. files: all
+    read(name, (rows,) or (rows, columns)) gives a part of a tensor by its name there, of any float dtype. files: all
     that it was made of, for the manifest. stored(name) gives the codes of a tensor that is quantised as one of
     `quantization.py` is, by their names there, rows being outputs and blocks along columns; None for any other.
     extra: what else its reader found, such as a GGUF file's metadata.
@@ -104,7 +104,6 @@ class Source(NamedTuple):
     where: str
     naming: Naming
     config: LlamaConfig
-    dtype: str
     read: Callable[[str, Index], np.ndarray]
     files: Sequence[epath.Path]
     stored: Callable[[str], dict[str, np.ndarray] | None] = lambda name: None
@@ -273,7 +272,7 @@ def _codes(source: Source, place: Place) -> dict[str, np.ndarray]:
     outer, outputs = place.shape[: axes - 1], place.shape[axes:]
     turned = {}
     for name, part in parts.items():
-        turned[name] = part.T.reshape(*outer, -1, *outputs) if outer else part.T.reshape(-1, *outputs)
+        turned[name] = part.T.reshape(*outer, -1, *outputs)
         if source.naming.interleaved and place.path.endswith(("attention/q", "attention/k")):
             turned[name] = from_interleaved(turned[name])
     return {name: np.ascontiguousarray(part) for name, part in turned.items()}

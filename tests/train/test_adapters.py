@@ -155,8 +155,7 @@ def test_peft_folders_are_written_and_read_back(runs, tmp_path):
     assert found.chat("Which colour has the red fox?") == camelid.load(runs("pissa")).chat(
         "Which colour has the red fox?"
     )
-    manifest = origin.read_manifest(tmp_path / "peft")
-    assert [file["name"] for file in manifest["origin"]["files"]] == [
+    assert [file["name"] for file in origin.describe(tmp_path / "peft")["files"]] == [
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
