@@ -218,9 +218,10 @@ _times.defvjp(_times_forward, _times_backward)
 def _times_by_blocks(x_I: Float[Array, " I"], flat: Parts) -> Float[Array, " O"]:
     """One row times a matrix in codes of 8 or 4 bits, block by block, each block's sum scaled afterwards.
 
-    On XLA's CPU backend, with `decode.COMPILER_OPTIONS`, each block is one vectorised loop over the codes in memory, at
-    twice the speed of a product with float32 numbers. What it takes: at most 32 rows in a reduction, a sum over blocks
-    that is a product with ones, and an x that is computed before and not again in every loop.
+    On XLA's CPU backend, with `decode.BY_BLOCKS`, each block is one vectorised loop over the codes in memory: the chain
+    of products alone takes half the time of one with float32 numbers (docs/performance.md has the whole of decoding).
+    What it takes: at most 32 rows in a reduction, a sum over blocks that is a product with ones, and an x that is
+    computed before and not again in every loop.
     """
     codes, scales_bO = flat[kind_of(flat)], flat["scales"]
     blocks, outputs = scales_bO.shape

@@ -222,8 +222,8 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
 
 
 def check_new(path: epath.PathLike) -> epath.Path:
-    """The path of an output. Raises UserError where there is something already."""
-    path = epath.Path(path).expanduser()
+    """The whole path of an output. Raises UserError where there is something already."""
+    path = epath.Path(origin.absolute(path))
     if path.exists():
         raise UserError(f"{path} is there already: give another output, or move it away")
     return path

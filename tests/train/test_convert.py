@@ -79,6 +79,15 @@ def test_a_manifest_says_of_which_files_a_run_was_made(chain):
     }
 
 
+@pytest.mark.parametrize("to", ["camelid", "huggingface", "gguf"])
+def test_paths_may_be_relative(to, chain, tmp_path, monkeypatch, expected):
+    shutil.copytree(chain["their"], tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    name = "out.gguf" if to == "gguf" else "out"
+    assert main(["convert", "source", f"runs/{name}", f"--to={to}"]) == 0
+    np.testing.assert_allclose(camelid.load(f"runs/{name}").logits(TOKENS), expected[2], atol=1e-6)
+
+
 def test_a_folder_for_transformers_has_tokenizer_template_and_the_ids_that_begin_and_end(chain, expected):
     model, their = expected[0], chain["their"]
     config = json.loads((their / "config.json").read_text())
