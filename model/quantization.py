@@ -223,8 +223,10 @@ def _times_by_blocks(x_I: Float[Array, " I"], flat: Parts) -> Float[Array, " O"]
     What it takes: at most 32 rows in a reduction, a sum over blocks that is a product with ones, and an x that is
     computed before and not again in every loop.
     """
-    codes, scales_bO = flat[kind_of(flat)], flat["scales"]
+    scales_bO = flat["scales"]
     blocks, outputs = scales_bO.shape
+    # Bound to x, codes are no invariant of the decoding loop, before which XLA would else turn them into floats.
+    codes, x_I = jax.lax.optimization_barrier((flat[kind_of(flat)], x_I))
     x_b1n = _computed(x_I).reshape(blocks, -1)
     if "int8" in flat:
         products = x_b1n[:, :, None] * codes.reshape(blocks, -1, outputs).astype(jnp.float32)

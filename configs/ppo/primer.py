@@ -11,7 +11,7 @@ from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/sft", reward="runs/reward", steps=36)
+    a = parse_arguments(arg, init_from="runs/sft", reward="runs/reward", steps=36, rank=0)
     c = ppo_base()
     c.init_from = a.init_from
     c.data.mixture = {"primer": {"source": "primer:chat", "format": "auto", "weight": 1.0}}
@@ -29,6 +29,10 @@ def get_config(arg=None):
     c.ppo.epochs = 2
     c.ppo.minibatches = 4
     c.total_steps = a.steps
+    if a.rank:
+        c.lora.targets = [(r"layers/(attention|mlp)/.*", a.rank)]
+        c.lora.alpha = 2.0 * a.rank
+        c.optim.lr, c.critic.lr = 10 * c.optim.lr, 10 * c.critic.lr
     c.eval_percent = 25.0
     c.evals.gold = {"per_skill": 10, "max_tokens": 24, "shown": 1}
     c.judges.gold = {"function": "camelid.data.primer:reward"}

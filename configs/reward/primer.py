@@ -11,7 +11,7 @@ from camelid.train.settings import parse_arguments
 
 def get_config(arg=None):
     a = parse_arguments(
-        arg, init_from="runs/sft", pairs="runs/pairs.jsonl", steps=240, max_pairs=0, noise=0.1, synthetic=True
+        arg, init_from="runs/sft", pairs="runs/pairs.jsonl", steps=240, max_pairs=0, noise=0.1, synthetic=True, rank=0
     )
     c = reward_base()
     c.init_from = a.init_from
@@ -25,6 +25,10 @@ def get_config(arg=None):
     c.total_epochs = None
     c.total_steps = a.steps
     c.optim.lr = 2e-4
+    if a.rank:
+        c.lora.targets = [(r"layers/(attention|mlp)/.*", a.rank)]
+        c.lora.alpha = 2.0 * a.rank
+        c.optim.lr = 10 * c.optim.lr
     c.objective.centering = 0.01
     c.normalise.prompts = 256
     c.normalise.max_tokens = 24

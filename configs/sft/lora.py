@@ -5,6 +5,7 @@
 
 `init_from` is a folder of Hugging Face's or Meta's, a GGUF file or a run; its own chat template is used. Every
 matrix of every layer gets an adapter of `rank`, with LoRA's usual learning rate, ten times that of full tuning.
+With `quantize=nf4` the base is kept in four bits a number (QLoRA).
 """
 
 from camelid.configs.base import base
@@ -13,14 +14,16 @@ from camelid.train.settings import parse_arguments
 
 def get_config(arg=None):
     a = parse_arguments(
-        arg, init_from="", source="", rank=16, seq_len=512, batch_size=8, lr=2e-4, epochs=1.0, dtype="float32"
+        arg, init_from="", source="", rank=16, seq_len=512, batch_size=8, lr=2e-4, epochs=1.0, dtype="float32", quantize=""
     )
     c = base()
     c.recipe = "sft"
     c.init_from = a.init_from
     c.model.dtype = a.dtype
+    c.model.remat = "dots"  # less memory and, on a CPU, less time: what is not kept is not written and read
     c.lora.targets = [(r"layers/(attention|mlp)/.*", a.rank)]
     c.lora.alpha = 2.0 * a.rank
+    c.lora.quantize = a.quantize or None
     c.data.mixture = {
         f"source{i}": {"source": source, "format": "auto", "weight": 1.0}
         for i, source in enumerate(a.source.split("+"))
