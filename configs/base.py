@@ -39,6 +39,11 @@ def base() -> ConfigDict:
     c.lora.dropout = 0.0  # of adapters' inputs
     c.lora.whole = None  # [regex] of parameters trained whole beside the adapters
 
+    # Layers that learn, where not all do, beside embedding, final norm and head.
+    c.lisa = ConfigDict()
+    c.lisa.layers = None  # how many, drawn anew for each period (LISA), or which, such as [-2, -1]; None: all
+    c.lisa.period_steps = None  # of as many layers' turn
+
     # What it is trained on. Each source of the mixture: {source, format, weight}.
     c.data = ConfigDict()
     c.data.mixture = ConfigDict()

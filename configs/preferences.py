@@ -8,7 +8,7 @@ from camelid.configs.base import base
 def pairs_base() -> ConfigDict:
     """What all runs on preference pairs share."""
     c = base()
-    del c.data.packing, c.data.cache_dir, c.z_loss
+    del c.data.packing, c.data.cache_dir, c.z_loss, c.lisa
     c.data.heldout = 0.05
     c.data.noise = 0.0  # share of the training pairs whose sides are exchanged
     c.data.max_pairs = None  # read only the first so many pairs of each source

@@ -14,7 +14,7 @@ def rl_base() -> ConfigDict:
     c = base()
     for name in ("seq_len", "packing", "cache_dir"):
         del c.data[name]
-    del c.z_loss, c.eval_batches
+    del c.z_loss, c.eval_batches, c.lisa
     c.total_steps = 200
     c.log_steps = 1
     c.data.batch_size = 64  # prompts in a step

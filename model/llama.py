@@ -15,12 +15,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from . import quantization
+from . import quantization, thaw
 from .attention import attention
 from .config import LlamaConfig
 from .linear import linear
 from .rope import angles, rotate
 from .sharding import BATCH, constrain
+from .thaw import Thawed
 from .weights import Weight, is_weight, wrap
 
 Params = dict[str, Any]
@@ -147,19 +148,22 @@ class Llama(nnx.Module):
         if not config.tied:
             self.head = Head(config, rngs)
 
-    def __call__(self, tokens_BT, segment_ids_BT, positions_BT, *, with_kv: bool):
+    def __call__(self, tokens_BT, segment_ids_BT, positions_BT, *, with_kv: bool, thawed: Thawed | None = None):
         x_BTD = embeddings(self.embed.embedding.get_value(), tokens_BT, self.config.dtype)
         x_BTD = constrain(x_BTD, BATCH, "context", None)
         rotary = angles(self.config, positions_BT)
         block, layers = nnx.split(self.layers)
 
-        def layer(x_BTD, params):
+        def layer(params, x_BTD, rotary, segment_ids_BT):
             x_BTD, kv = nnx.merge(block, params)(x_BTD, rotary, segment_ids_BT)
             return x_BTD, kv if with_kv else None
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
-        x_BTD, kv_N = jax.lax.scan(layer, x_BTD, layers, unroll=min(self.config.unroll, self.config.n_layers))
+        unroll, past = min(self.config.unroll, self.config.n_layers), (rotary, segment_ids_BT)
+        if thawed is not None:
+            return self.norm(thaw.scan(layer, x_BTD, nnx.to_pure_dict(layers), past, thawed, unroll)), None
+        x_BTD, kv_N = jax.lax.scan(lambda x, params: layer(params, x, *past), x_BTD, layers, unroll=unroll)
         return self.norm(x_BTD), kv_N
 
 
@@ -199,7 +203,9 @@ def build(config: LlamaConfig) -> Model:
             segment_ids_BT = jnp.ones_like(tokens_BT)
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        return bind(params)(tokens_BT, segment_ids_BT, positions_BT, with_kv=False)[0]
+        params = dict(params)
+        thawed = params.pop("thawed", None)
+        return bind(params)(tokens_BT, segment_ids_BT, positions_BT, with_kv=False, thawed=thawed)[0]
 
     def apply(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T V"]:
         return logits(params, hidden(params, tokens_BT, segment_ids_BT, positions_BT))

@@ -19,6 +19,7 @@ from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
 from ..train.losses import head_logprobs
 from ..train.optimizer import split_frozen
+from ..train.randomness import purpose_key
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import critic, rewards, setup, statistics
@@ -118,7 +119,7 @@ def make_learn(
             "ref_logp": seen.ref_logp_RM,
             "advantage": advantage_R,
         }
-        key = jax.random.fold_in(setup.purpose_key(seed, "minibatches"), state["step"])
+        key = jax.random.fold_in(purpose_key(seed, "minibatches"), state["step"])
         step = state["step"]
         state, metrics = learn(
             update,

@@ -26,6 +26,7 @@ from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
 from ..train.losses import head_kl, head_logprobs, masked_mean, next_token_loss
 from ..train.optimizer import split_frozen
+from ..train.randomness import purpose_key
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import costs, critic, rewards, setup, statistics
@@ -113,7 +114,7 @@ def make_act(
 
     def act(state: State, frozen: Mapping[str, Any], batch: Mapping[str, Array]) -> Experience:
         params = state["params"]
-        key = jax.random.fold_in(setup.purpose_key(seed, "rollout"), state["step"])
+        key = jax.random.fold_in(purpose_key(seed, "rollout"), state["step"])
         rows = roll_out(model, params["policy"], batch, key, sampling)
         return in_parts(lambda part: look(params, frozen, part), rows, score_parts)
 
@@ -224,7 +225,7 @@ def make_learn(
             "returns": returns,
             "policy_learns": jnp.broadcast_to(jnp.float32(state["step"] >= critic_first), score_R.shape),
         }
-        key = jax.random.fold_in(setup.purpose_key(seed, "minibatches"), state["step"])
+        key = jax.random.fold_in(purpose_key(seed, "minibatches"), state["step"])
         step = state["step"]
         state, update_metrics = learn(
             lambda state, minibatch: update(state, weigh_mix(minibatch)),

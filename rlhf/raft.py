@@ -18,6 +18,7 @@ from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator
 from ..train.losses import masked_mean
+from ..train.randomness import purpose_key
 from ..train.settings import Settings
 from ..train.state import State
 from . import rewards, setup, statistics
@@ -57,7 +58,7 @@ def make_learn(
         score_stats = rewards.update_stats(state["score_stats"], score_R)
         shaped_Bn = shaping(score_R, rows, score_stats).reshape(-1, n)
         best_B = jnp.argmax(shaped_Bn, axis=1) + jnp.arange(len(shaped_Bn)) * n
-        key = jax.random.fold_in(setup.purpose_key(seed, "minibatches"), step)
+        key = jax.random.fold_in(purpose_key(seed, "minibatches"), step)
         state, metrics = learn(
             update,
             state,

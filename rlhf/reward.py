@@ -33,12 +33,13 @@ from ..train.checkpoints import Checkpoints, read_manifest
 from ..train.fit import Evaluator, Job, compile_update, data_tables, fit, update_settings
 from ..train.loop import Evaluation, check_streak
 from ..train.optimizer import split_frozen
+from ..train.randomness import purpose_key
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
 from .rollout import at_last_token, roll_out
-from .setup import load_reference, purpose_key
+from .setup import load_reference
 
 HEADLINE = {"train/loss": "loss", "train/accuracy": "accuracy"}
 

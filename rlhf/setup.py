@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import jax
 from jax.experimental import multihost_utils
@@ -228,11 +227,6 @@ def check_rows(settings: Settings, mesh: jax.sharding.Mesh, sampling: Sampling, 
             )
     if settings.data.batch_size % devices:
         raise UserError(f"config.data.batch_size {settings.data.batch_size} is not a multiple of {devices} devices")
-
-
-def purpose_key(seed: int, purpose: str) -> jax.Array:
-    """The key from which everything random of one kind derives."""
-    return jax.random.fold_in(jax.random.key(seed), crc32(purpose.encode()))
 
 
 def host_scores(scene: Scene, records: Sequence[Mapping], *graders: rewards.Rewards) -> Callable | None:

@@ -78,7 +78,11 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransf
 
     def init(params: optax.Params) -> State:
         def zeros(p, signed):
-            return jnp.zeros(p.shape, jnp.float32) if is_small(p) else encode(jnp.zeros(p.shape, jnp.float32), signed)
+            if is_small(p):
+                return jnp.zeros(p.shape, jnp.float32)
+            codes, scales = jax.eval_shape(lambda p: encode(p, signed), p)
+            code = np.abs(dynamic_values(signed)).argmin()
+            return Blocks(jnp.full(codes.shape, code, codes.dtype), jnp.zeros(scales.shape, scales.dtype))
 
         mu, nu = (jax.tree.map(lambda p, signed=signed: zeros(p, signed), params) for signed in (True, False))
         return State(jnp.zeros([], jnp.int32), mu, nu)

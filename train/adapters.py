@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from ..model.sharding import PARTITION_RULES, match, path_name, shardings
 from ..model.weights import is_weight, join, without
 from . import origin
 from .optimizer import Rules
+from .randomness import purpose_key
 from .settings import Settings
 
 
@@ -166,7 +166,7 @@ class Adapters:
         """The dropout of adapters' inputs, anew at every step, as `state.make_update` takes it."""
         if not self.dropout:
             return None
-        key = jax.random.fold_in(jax.random.key(self._seed), crc32(b"lora dropout"))
+        key = purpose_key(self._seed, "lora dropout")
         return lambda params, step: lora.with_dropout(params, jax.random.fold_in(key, step), self.dropout)
 
     def manifest(self) -> dict[str, Any]:

@@ -137,9 +137,10 @@ def supervise(
     everything = jax.eval_shape(part.init, jax.random.key(0))
     frozen = adapters.frozen(everything, part.base)
     trainable, _ = split_frozen(everything, frozen)
-    optimizer, schedule = setup.optimizer_of(settings, trainable, lengths, batches)
+    thaw = setup.thaw_of(settings, trainable, lengths, batches)
+    optimizer, schedule = setup.optimizer_of(settings, trainable, lengths, batches, restarts=thaw.period is not None)
     update = make_update(
-        loss_fn, optimizer, schedule, frozen=frozen, perturb=adapters.perturb(), **update_settings(settings)
+        loss_fn, optimizer, schedule, frozen=frozen, perturb=adapters.perturb(), thaw=thaw, **update_settings(settings)
     )
     rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
 
@@ -156,7 +157,7 @@ def supervise(
         batches=batches,
         sharding=rows,
         lengths=lengths,
-        start=setup.Start(optimizer, *part, frozen, settings.ema_decay is not None),
+        start=setup.Start(optimizer, *part, frozen, settings.ema_decay is not None, thaw=thaw),
         make_step=lambda where: compile_update(update, part.base, where),
         evaluations=evaluations,
         flops_per_token=model.config.flops_per_token(batches.length),

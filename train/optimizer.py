@@ -4,11 +4,13 @@ The optimiser sees the trainable parameters only. Which are decayed, frozen or m
 lists (`model.sharding.match`).
 """
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -40,12 +42,14 @@ def make_optimizer(
     clip_norm: float | None,
     decay: Rules = DECAY,
     lr_multipliers: Rules = ((r".*", 1.0),),
+    restarts: bool = False,
     **arguments: float | None,
 ) -> optax.GradientTransformation:
     """The transformation for `params` (the trainable tree; shapes suffice).
 
     The update is -schedule(step) * multiplier * (direction + weight_decay * parameter), where gradients are first
     clipped to a global norm of `clip_norm`. `arguments` are those of `DEFAULTS[name]`; None stands for the default.
+    restarts: `update` takes a `period` too, and what it remembers of layers begins anew with another one.
     Raises UserError for an unknown optimiser, an argument that it does not take, or rules that leave a parameter out.
     """
     if name not in DEFAULTS:
@@ -55,11 +59,12 @@ def make_optimizer(
         raise UserError(
             f"config.optim: {name} does not take {', '.join(sorted(unknown))}; it takes {', '.join(DEFAULTS[name])}"
         )
+    direct = functools.partial(_DIRECTIONS[name], **(DEFAULTS[name] | given))
     multipliers = _by_rules("lr_multipliers", lr_multipliers, params)
     scale_each = optax.stateless(lambda updates, _: jax.tree.map(lambda u, m: u * m, updates, multipliers))
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
-        _DIRECTIONS[name](params, **(DEFAULTS[name] | given)),
+        _restarting(direct, params) if restarts else direct(params),
         optax.add_decayed_weights(weight_decay, mask=_by_rules("decay", decay, params)),
         scale_each,
         optax.scale_by_learning_rate(schedule),
@@ -112,6 +117,32 @@ def _matrix_axes(name: str) -> contrib.MuonDimensionNumbers | None:
     if name.startswith("layers/mlp/"):
         return contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return None
+
+
+def _restarting(
+    make: Callable[[Any], optax.GradientTransformation], params: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The direction that `make(params)` gives, with separate states for layers and the rest: that of the layers,
+    counts included, is a first one again whenever `update` is told another `period` than before."""
+
+    def split(tree):
+        return {"layers": tree["layers"]}, {name: part for name, part in tree.items() if name != "layers"}
+
+    layers, rest = (make(part) for part in split(params))
+
+    def init(params):
+        stack, others = split(params)
+        return {"layers": layers.init(stack), "rest": rest.init(others), "period": jnp.zeros((), jnp.int32)}
+
+    def update(updates, state, params, *, period, **_):
+        (stack_updates, updates), (stack, others) = split(updates), split(params)
+        begins = period != state["period"]
+        before = jax.tree.map(lambda new, old: jnp.where(begins, new, old), layers.init(stack), state["layers"])
+        stack_updates, of_layers = layers.update(stack_updates, before, stack)
+        updates, of_rest = rest.update(updates, state["rest"], others)
+        return updates | stack_updates, {"layers": of_layers, "rest": of_rest, "period": period}
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def each_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:

@@ -23,6 +23,7 @@ from . import checkpoints, origin
 from .optimizer import DECAY, Rules, make_optimizer, make_schedule
 from .settings import Settings, duration
 from .state import State, init_state, state_of, state_shardings
+from .thaw import ALL_LAYERS, Thaw, make_thaw
 
 EVERYTHING: Rules = ((r".*", False),)
 
@@ -165,16 +166,14 @@ def optimizer_of(
     *,
     lr: float | None = None,
     updates: int = 1,
+    restarts: bool = False,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and the learning rate of `config.optim` and `config.schedule` over the trainable `params`.
 
-    lr: another peak than `config.optim.lr`. updates: how often a step of the run moves the parameters.
+    lr: another peak than `config.optim.lr`. updates: how often a step of the run moves the parameters. restarts: as
+    `make_optimizer` takes it.
     """
-    units = dict(
-        steps_per_epoch=batches.steps_per_epoch,
-        tokens_per_step=batches.batch_size * batches.length,
-        total_steps=lengths.total,
-    )
+    units = _units(lengths, batches)
     decay_steps = duration(settings.schedule, "decay", **units, required=False)
     section = dict(settings.optim)
     schedule = make_schedule(
@@ -188,7 +187,29 @@ def optimizer_of(
     del section["lr"], section["frozen"], section["accumulate"]
     section["decay"] = section["decay"] or DECAY
     section["lr_multipliers"] = section["lr_multipliers"] or ((r".*", 1.0),)
-    return make_optimizer(params, schedule=schedule, **section), schedule
+    return make_optimizer(params, schedule=schedule, restarts=restarts, **section), schedule
+
+
+def thaw_of(settings: Settings, trainable: Any, lengths: Lengths, batches: Any) -> Thaw:
+    """The layers of `config.lisa` of a network whose parameters that may learn are `trainable`."""
+    layers = settings.lisa.layers
+    period = duration(settings.lisa, "period", **_units(lengths, batches), required=False)
+    if layers is None:
+        if period is not None:
+            raise UserError("config.lisa.period_steps has no meaning without config.lisa.layers, how many are drawn")
+        return ALL_LAYERS
+    if settings.lora.targets is not None:
+        raise UserError("config.lisa and config.lora: adapters stand on layers that stay as they are; choose one")
+    return make_thaw(layers, trainable, period, settings.seed)
+
+
+def _units(lengths: Lengths, batches: Any) -> dict[str, Any]:
+    """In what lengths of time may be given, beside steps."""
+    return dict(
+        steps_per_epoch=batches.steps_per_epoch,
+        tokens_per_step=batches.batch_size * batches.length,
+        total_steps=lengths.total,
+    )
 
 
 class Start(NamedTuple):
@@ -196,7 +217,7 @@ class Start(NamedTuple):
 
     init(key): random parameters. load(abstract): those to start from instead, but for `base`, which stays outside of
     the state. frozen: which do not learn. ema: whether a moving average is kept. extra: further entries of the state,
-    scalars or trees of them.
+    scalars or trees of them. thaw: which layers learn.
     """
 
     optimizer: optax.GradientTransformation
@@ -206,11 +227,12 @@ class Start(NamedTuple):
     frozen: Rules = EVERYTHING
     ema: bool = False
     extra: Mapping[str, Any] = {}
+    thaw: Thaw = ALL_LAYERS
 
 
 def abstract_state(start: Start, mesh: jax.sharding.Mesh, partition_rules: Rules | None) -> State:
     """Shapes of the state, and where the rules (None: PARTITION_RULES) put each part of it."""
-    make = init_state(start.init, start.optimizer, start.frozen, ema=start.ema, extra=start.extra)
+    make = init_state(start.init, start.optimizer, start.frozen, ema=start.ema, extra=start.extra, thaw=start.thaw)
     abstract = jax.eval_shape(make, jax.random.key(0))
     try:
         where = state_shardings(abstract, mesh, partition_rules or PARTITION_RULES)
@@ -223,7 +245,7 @@ def abstract_state(start: Start, mesh: jax.sharding.Mesh, partition_rules: Rules
 def first_state(start: Start, abstract: State, seed: int) -> State:
     """The state before the first step, in the shapes and shardings that `abstract_state` gives."""
     where = jax.tree.map(lambda x: x.sharding, abstract)
-    rest = dict(optimizer=start.optimizer, frozen=start.frozen, ema=start.ema, extra=start.extra)
+    rest = dict(optimizer=start.optimizer, frozen=start.frozen, ema=start.ema, extra=start.extra, thaw=start.thaw)
     if start.load is None:
         return jax.jit(init_state(start.init, **rest), out_shardings=where)(jax.random.key(seed))
 

@@ -13,7 +13,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..model.sharding import path_name, shardings
+from ..model.weights import is_stacked
 from .optimizer import Rules, join_frozen, split_frozen
+from .thaw import ALL_LAYERS, Thaw, put, take
 
 State = dict[str, Any]
 LossFn = Callable[[Any, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
@@ -37,11 +39,12 @@ def init_state(
     *,
     ema: bool,
     extra: Mapping[str, Any] | None = None,
+    thaw: Thaw = ALL_LAYERS,
 ) -> Callable[[jax.Array], State]:
     """The function from a key to the first state, to be compiled with `state_shardings` as its output's."""
 
     def init(key: jax.Array) -> State:
-        return state_of(init_params(key), optimizer, frozen, ema=ema, extra=extra)
+        return state_of(init_params(key), optimizer, frozen, ema=ema, extra=extra, thaw=thaw)
 
     return init
 
@@ -53,12 +56,14 @@ def state_of(
     *,
     ema: bool,
     extra: Mapping[str, Any] | None = None,
+    thaw: Thaw = ALL_LAYERS,
 ) -> State:
     """The state of a run that starts from `params`, with the entries of `extra` (scalars, or trees of them)."""
+    trainable, _ = split_frozen(params, frozen)
     guard = {"mean": 0.0, "var": 0.0, "accepted": 0, "skipped": 0, "streak": 0}
     state = {
         "params": params,
-        "opt_state": optimizer.init(split_frozen(params, frozen)[0]),
+        "opt_state": optimizer.init(take(trainable, thaw.rows(trainable, 0))),
         "step": jnp.zeros((), jnp.int32),
         "guard": {k: jnp.asarray(v, jnp.float32 if isinstance(v, float) else jnp.int32) for k, v in guard.items()},
     }
@@ -68,7 +73,7 @@ def state_of(
 
 def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> State:
     """A sharding for each leaf: optimiser moments, and the scales of their blocks, lie where their parameter lies,
-    everything else on every device."""
+    those of a few layers as all layers would, everything else on every device."""
     params = shardings(abstract["params"], mesh, rules)
     by_path = {
         path_name(path): (leaf.shape, sharding)
@@ -83,7 +88,10 @@ def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> S
         for start in range(len(parts)):
             suffix = "/".join(parts[start:])
             shape, sharding = by_path.get(suffix.removesuffix("/codes").removesuffix("/scales"), (None, None))
-            if shape == leaf.shape or (shape and suffix.endswith("/scales") and _divides(sharding, leaf.shape)):
+            if shape is None:
+                continue
+            alike = suffix.endswith("/scales") or (is_stacked(suffix) and shape[1:] == leaf.shape[1:])
+            if shape == leaf.shape or (alike and _divides(sharding, leaf.shape)):
                 return sharding
         return replicated
 
@@ -109,27 +117,29 @@ def make_update(
     guard: Guard = DEFAULT_GUARD,
     ema_decay: float | None = None,
     perturb: Callable[[Any, jax.Array], Any] | None = None,
+    thaw: Thaw = ALL_LAYERS,
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The pure function `update(state, batch) -> (state, metrics)` of one optimiser step.
 
     loss_fn(params, rows) gives (sum of the loss over tokens, number of tokens, dict of further sums): with
     `accumulate` > 1 the batch is walked through in that many parts and sums are divided once, by the whole batch's
     tokens, so that the result does not depend on `accumulate`. perturb(params, step) gives the parameters that the loss
-    sees instead, for dropout. Metrics are float32 scalars: loss, the further sums per token, grad_norm (before
-    clipping), update_norm (0 where the step is skipped), param_norm (of what learns), lr, tokens, skipped (so far) and
-    streak (skips in a row).
+    sees instead, for dropout. thaw: which layers learn. Metrics are float32 scalars: loss, the further sums per token,
+    grad_norm (before clipping), update_norm (0 where the step is skipped), param_norm (of what is not frozen, in all
+    layers), lr, tokens, skipped (so far) and streak (skips in a row).
     """
 
     def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         trainable, rest = split_frozen(state["params"], frozen)
+        layers = thaw.rows(trainable, state["step"])
 
-        def sums(trainable, rows):
-            params = join_frozen(trainable, rest)
+        def sums(learning, rows):
+            params = thaw.network(learning, trainable, rest, layers)
             loss, tokens, extra = loss_fn(params if perturb is None else perturb(params, state["step"]), rows)
             return loss, (tokens, extra)
 
         (loss, (tokens, extra)), grads = _accumulate(
-            jax.value_and_grad(sums, has_aux=True), trainable, batch, accumulate
+            jax.value_and_grad(sums, has_aux=True), take(trainable, layers), batch, accumulate
         )
         per_token = 1.0 / jnp.maximum(tokens, 1.0)
         grads = jax.tree.map(lambda g: g * per_token, grads)
@@ -138,11 +148,13 @@ def make_update(
         accept = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~_is_spike(state["guard"], loss, guard)
 
         def move(old):
-            updates, opt_state = optimizer.update(grads, old["opt_state"], old["params"])
-            new = old | {"params": optax.apply_updates(old["params"], updates), "opt_state": opt_state}
+            learning = take(old["params"], layers)
+            updates, opt_state = optimizer.update(grads, old["opt_state"], learning, **thaw.news(state["step"]))
+            params = put(optax.apply_updates(learning, updates), old["params"], layers)
+            new = old | {"params": params, "opt_state": opt_state}
             if ema_decay is not None:
                 moving, still = split_frozen(old["ema"], frozen)
-                new["ema"] = join_frozen(optax.incremental_update(new["params"], moving, 1.0 - ema_decay), still)
+                new["ema"] = join_frozen(optax.incremental_update(params, moving, 1.0 - ema_decay), still)
             return new, optax.tree.norm(updates)
 
         # A condition and not a choice between results: what is updated can then be written in place.

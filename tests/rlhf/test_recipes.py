@@ -21,6 +21,7 @@ from camelid.rlhf.rollout import roll_out
 from camelid.tests.rlhf.numpy_llama import hidden, real_tokens
 from camelid.train import checkpoints, setup
 from camelid.train.adapters import Adapters, Bases
+from camelid.train.randomness import purpose_key
 from camelid.train.settings import Settings, load_config
 
 
@@ -58,9 +59,7 @@ def scores_of_own_answers(run, llama) -> np.ndarray:
     mesh = make_mesh({}, jax.devices()[:1])
     model, params = rewards.load_model(run, llama.tokenizer, Bases(mesh), "float32")
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["score"])
-    roll = jax.jit(
-        lambda batch: roll_out(llama.model, llama.params, batch, rl_setup.purpose_key(0, "normalise"), sampling)
-    )
+    roll = jax.jit(lambda batch: roll_out(llama.model, llama.params, batch, purpose_key(0, "normalise"), sampling))
     scores = []
     for number in range(len(batches)):
         for prompt, answer in real_tokens(roll(batches[number]))[: batches.real(number)]:
