@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 def base() -> ConfigDict:
     c = ConfigDict()
     c.recipe = "pretrain"  # or "sft"
+    c.phases = None  # [(name, {"optim.lr": 1e-4, ...})]: runs one after the other, and what each changes
     c.seed = 0
 
     # What is trained. The architecture is a preset, or that of the checkpoint whose parameters the run starts from.
@@ -44,13 +45,13 @@ def base() -> ConfigDict:
     c.lisa.layers = None  # how many, drawn anew for each period (LISA), or which, such as [-2, -1]; None: all
     c.lisa.period_steps = None  # of as many layers' turn
 
-    # What it is trained on. Each source of the mixture: {source, format, weight}.
+    # What it is trained on. Each source of the mixture: {source, format, weight}; one of weight 0 is only measured.
     c.data = ConfigDict()
     c.data.mixture = ConfigDict()
     c.data.seq_len = 512
     c.data.batch_size = 32  # rows over all hosts
-    c.data.packing = "contiguous"  # best_fit keeps samples whole
-    c.data.heldout = 0.01  # share of each source kept for evaluation
+    c.data.packing = "contiguous"  # best_fit keeps samples whole, fewest_cuts cuts those longer than a row
+    c.data.heldout = 0.01  # share of each source kept for evaluation; a source's own `heldout` goes first
     c.data.on_error = "raise"  # skip counts and lists bad records
     c.data.cache_dir = "~/.cache/camelid"
 

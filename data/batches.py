@@ -84,7 +84,7 @@ class Batches:
           parts: the mixture.
           batch_size: rows in a batch, over all hosts.
           length: positions in a row.
-          packing: "contiguous" (pretraining) or "best_fit" (tuning).
+          packing: "contiguous" (pretraining), "best_fit" (tuning) or "fewest_cuts".
           seed: of the order of samples and rows.
 
         Raises:
@@ -153,13 +153,16 @@ class Batches:
 
 
 class EvalBatches(Sequence):
-    """One pass over a source, in a fixed order: each row once, and padding after the last."""
+    """One pass over a source, in a fixed order: each row once, and padding after the last.
 
-    def __init__(self, cache: TokenCache, *, batch_size: int, length: int, packing: str):
+    Samples stand whole in rows, and one that is longer than a row is cut into rows, however training packs.
+    """
+
+    def __init__(self, cache: TokenCache, *, batch_size: int, length: int):
         self.batch_size = batch_size
         self.length = length
         self._cache = cache
-        self._source = PackedSource(cache, length, packing, seed=0)
+        self._source = PackedSource(cache, length, "fewest_cuts", seed=0)
 
     def __len__(self) -> int:
         return -(-self._source.packing.rows // self.batch_size)

@@ -1,4 +1,4 @@
-"""Files of raw records: text, JSON, JSON lines, each also gzipped, and Parquet; local or gs://.
+"""Files of raw records: text, Markdown, JSON, JSON lines, each also gzipped, and Parquet; local or gs://.
 
 A reader yields rows: where a record stands, for messages, and the raw record, or, in its place, a ValueError that
 says why it cannot be read. So one bad line does not end the reading of a file.
@@ -22,10 +22,12 @@ DOCUMENT_CHARACTERS = 2_000
 
 
 def find_files(pattern: str) -> list[epath.Path]:
-    """The files that a path or glob names, local or gs://, sorted. UserError where there is none."""
+    """The files that a path or glob names, local or gs://, sorted; of a folder all that are in it and in its folders,
+    but for hidden ones. UserError where there is none, or one that cannot be read."""
     path = epath.Path(pattern).expanduser()
     try:
-        files = [path] if path.exists() else _glob(path)
+        named = [path] if path.exists() else _glob(path)
+        files = [file for one in named for file in (_below(one) if one.is_dir() else [one])]
     except ImportError as problem:
         raise UserError(f"{pattern}: reading gs:// needs the package gcsfs: pip install gcsfs") from problem
     except NotImplementedError as problem:
@@ -33,11 +35,17 @@ def find_files(pattern: str) -> list[epath.Path]:
     if not files:
         raise UserError(f"{pattern}: no such file")
     for file in files:
-        if file.is_dir():
-            raise UserError(f"{file} is a folder: name the files in it, as in {file}/*.jsonl")
         if _suffix(file) not in READERS:
-            raise UserError(f"{file}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz")
+            raise UserError(
+                f"{file}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz (a glob such as "
+                f"{file.parent}/*.txt names some files of a folder)"
+            )
     return files
+
+
+def _below(folder: epath.Path) -> list[epath.Path]:
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return [file for entry in entries for file in (_below(entry) if entry.is_dir() else [entry])]
 
 
 def _glob(path: epath.Path) -> list[epath.Path]:
@@ -159,7 +167,7 @@ def _parquet_rows(path: epath.Path) -> Iterator[Row]:
         yield f"{path}, record {number + 1}", fault
 
 
-READERS = {".txt": _text_rows, ".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+READERS = {".txt": _text_rows, ".md": _text_rows, ".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
 
 
 def json_value(value) -> object:

@@ -5,14 +5,16 @@ them. A row of T positions takes T pairs, whose T + 1 tokens overlap by one wher
 lost at the border of a row and no position is spent on a token that predicts nothing.
 
 `contiguous` (pretraining) joins the shuffled documents and cuts every T pairs: only the last row is padded.
-`best_fit` (tuning) keeps samples whole. A plan depends on nothing but the lengths and its key, so any epoch can be
-had without the epochs before it.
+`best_fit` (tuning) keeps samples whole, or their heads where they are longer than a row; `fewest_cuts` (evaluation)
+cuts such samples into rows and leaves nothing out. A plan depends on nothing but the lengths and its key, so any epoch
+can be had without the epochs before it.
 """
 
 import dataclasses
 import functools
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,13 +45,20 @@ class Plan:
         return zip(*(column.tolist() for column in columns), strict=True)
 
 
+class Pieces(NamedTuple):
+    """Parts of samples that stay whole: piece p is the pairs `first[p]:first[p] + count[p]` of sample `sample[p]`."""
+
+    sample: np.ndarray  # int64 [pieces]
+    first: np.ndarray  # int64 [pieces]
+    count: np.ndarray  # int64 [pieces], at least 1
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """Rows as slots for samples of given lengths: the same in every epoch, whoever comes to fill the slots."""
+    """Rows as slots for pieces of given lengths: the same in every epoch, whichever comes to fill a slot."""
 
-    kept: np.ndarray  # int64 [slots], the samples that find a place
-    kept_counts: np.ndarray  # int64 [slots], pairs of each after cutting
-    slot_counts: np.ndarray  # int64 [slots], pairs of each slot, row by row
+    pieces: Pieces  # those that find a place
+    slot_counts: np.ndarray  # int64 [pieces], pairs of each slot, row by row
     row_starts: np.ndarray  # int64 [rows + 1]
 
 
@@ -77,7 +86,7 @@ def pack(pairs: np.ndarray, first_trained: np.ndarray, length: int, method: str)
       pairs: int64 [samples], pairs (token, next token) in each sample.
       first_trained: int [samples], index of each sample's first pair whose target is trained on.
       length: pairs in a row.
-      method: "contiguous" or "best_fit".
+      method: "contiguous", "best_fit" or "fewest_cuts".
 
     Raises:
       UserError: an unknown method, or no sample has a trained pair among its first `length`.
@@ -85,17 +94,19 @@ def pack(pairs: np.ndarray, first_trained: np.ndarray, length: int, method: str)
     if method == "contiguous":
         plan = functools.partial(contiguous_plan, pairs, length)
         return Packing(length, contiguous_rows(pairs, length), int(pairs.sum()), 0, 0, plan)
-    if method != "best_fit":
-        raise UserError(f"packing is {method!r}: it must be contiguous or best_fit")
-    layout = best_fit_layout(pairs, first_trained, length)
-    if not len(layout.kept):
+    if method not in ("best_fit", "fewest_cuts"):
+        raise UserError(f"packing is {method!r}: it must be contiguous, best_fit or fewest_cuts")
+    whole = method == "fewest_cuts"
+    pieces = cut(pairs, length) if whole else heads(pairs, first_trained, length)
+    if not len(pieces.sample):
         raise UserError(f"no sample has a trained token within the first {length}: use a longer row")
+    layout = best_fit_layout(pieces, length)
     return Packing(
         length=length,
         rows=len(layout.row_starts) - 1,
         pairs=int(layout.slot_counts.sum()),
-        truncated=int((pairs[layout.kept] > length).sum()),
-        left_out=len(pairs) - len(layout.kept),
+        truncated=0 if whole else int((pairs[pieces.sample] > length).sum()),
+        left_out=0 if whole else len(pairs) - len(pieces.sample),
         plan=functools.partial(best_fit_plan, layout),
     )
 
@@ -138,11 +149,8 @@ def contiguous_plan(pairs: np.ndarray, length: int, key: tuple[int, ...]) -> Pla
     )
 
 
-def best_fit_layout(pairs: np.ndarray, first_trained: np.ndarray, length: int) -> Layout:
-    """Fits whole samples into rows: the longest first, each into the fullest row that still takes it.
-
-    A sample longer than a row keeps its head, if some trained pair is in there, else it is left out. Best-fit
-    decreasing needs at most 11/9 of the fewest possible rows, plus 4 (Johnson et al. 1974, doi:10.1137/0203025).
+def heads(pairs: np.ndarray, first_trained: np.ndarray, length: int) -> Pieces:
+    """The first `length` pairs of each sample, or all where it has fewer, if some trained pair is among them.
 
     Args:
       pairs: int64 [samples], pairs in each sample.
@@ -150,30 +158,45 @@ def best_fit_layout(pairs: np.ndarray, first_trained: np.ndarray, length: int) -
       length: pairs in a row.
     """
     kept = np.flatnonzero(first_trained < np.minimum(pairs, length))
-    counts = np.minimum(pairs[kept], length)
-    row_of = _best_fit_decreasing(counts, length)
-    slots = np.argsort(row_of, kind="stable")
+    return Pieces(kept, np.zeros_like(kept), np.minimum(pairs[kept], length))
+
+
+def cut(pairs: np.ndarray, length: int) -> Pieces:
+    """Each sample whole, or, where it is longer than a row, in as few parts as fit into one."""
+    parts = -(-pairs // length)
+    sample = np.repeat(np.arange(len(pairs)), parts)
+    first = (np.arange(len(sample)) - np.repeat(np.cumsum(parts) - parts, parts)) * length
+    return Pieces(sample, first, np.minimum(pairs[sample] - first, length))
+
+
+def best_fit_layout(pieces: Pieces, length: int) -> Layout:
+    """Fits pieces of at most `length` pairs into rows: the longest first, each into the fullest row that still takes
+    it.
+
+    Best-fit decreasing needs at most 11/9 of the fewest possible rows, plus 4 (Johnson et al. 1974,
+    doi:10.1137/0203025). With `cut` it is the packing of arXiv:2404.10830, section 3.
+    """
+    row_of = _best_fit_decreasing(pieces.count, length)
     return Layout(
-        kept=kept,
-        kept_counts=counts,
-        slot_counts=counts[slots],
+        pieces=pieces,
+        slot_counts=pieces.count[np.argsort(row_of, kind="stable")],
         row_starts=np.concatenate([[0], np.cumsum(np.bincount(row_of))]).astype(np.int64),
     )
 
 
 def best_fit_plan(layout: Layout, key: tuple[int, ...]) -> Plan:
-    """Deals the samples out anew among the slots of their length, then shuffles the rows.
+    """Deals the pieces out anew among the slots of their length, then shuffles the rows.
 
     So each epoch has other neighbours in other rows, and yet the same number of rows, which is what makes row r of
     epoch e random access.
     """
-    order = permutation(len(layout.kept), (*key, 0))
-    by_length = order[np.argsort(layout.kept_counts[order], kind="stable")]
-    sample = np.empty_like(layout.kept)
-    sample[np.argsort(layout.slot_counts, kind="stable")] = layout.kept[by_length]
+    order = permutation(len(layout.slot_counts), (*key, 0))
+    by_length = order[np.argsort(layout.pieces.count[order], kind="stable")]
+    piece = np.empty_like(by_length)
+    piece[np.argsort(layout.slot_counts, kind="stable")] = by_length
     return Plan(
-        sample=sample,
-        first=np.zeros_like(sample),
+        sample=layout.pieces.sample[piece],
+        first=layout.pieces.first[piece],
         count=layout.slot_counts,
         row_starts=layout.row_starts,
         row_order=permutation(len(layout.row_starts) - 1, (*key, 1)),

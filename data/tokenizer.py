@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+import numpy as np
 from etils import epath
 
 from .errors import UserError
@@ -128,6 +129,16 @@ class Tokenizer:
         if self._vocabulary.leading_space:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", "replace")
+
+    @functools.cached_property
+    def characters(self) -> np.ndarray:
+        """How many characters each token begins, int32 [vocab_size]: summed over the tokens of a text, its length.
+
+        A token that only goes on with a character begins none (UTF-8: RFC 3629, section 3), a control token neither. A
+        prefix space, where the tokenizer has one, is counted.
+        """
+        begun = [sum(byte & 0xC0 != 0x80 for byte in data) for data in self._vocabulary.token_bytes]
+        return np.array(begun, np.int32)
 
     def stream(self) -> "StreamDecoder":
         """A decoder that takes one id at a time: its outputs, joined, are `decode` of all the ids."""

@@ -21,7 +21,7 @@ def perplexity(
     batch_size: int = 8,
     cache_dir: str = "~/.cache/camelid",
 ) -> dict[str, float]:
-    """`loss` (nats per token) and `perplexity` over all of the source, or over one split of it.
+    """`loss` (nats per token), `perplexity` and `bits_per_character` over all of the source, or one split of it.
 
     Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows.
     """
@@ -35,8 +35,8 @@ def perplexity(
         split=split,
         heldout=heldout,
     )
-    batches = EvalBatches(cache, batch_size=batch_size, length=seq_len, packing="contiguous")
+    batches = EvalBatches(cache, batch_size=batch_size, length=seq_len)
     rows = NamedSharding(llama.mesh, PartitionSpec(BATCH, "context"))
     with jax.set_mesh(llama.mesh):
-        metrics, _ = heldout_loss(llama.model, {source: batches}, rows, len(batches))(llama.params)
+        metrics, _ = heldout_loss(llama.model, {source: batches}, llama.tokenizer, rows, len(batches))(llama.params)
     return metrics

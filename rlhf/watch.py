@@ -146,7 +146,7 @@ def heldout_rollouts(
                 rows += _table(scene, seen, parts[-1], min(shown - len(rows), real))
         return _means({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, languages), rows
 
-    return [Evaluation("heldout", lengths.evaluate, run, at_start=True)]
+    return [Evaluation("heldout", lengths.evaluate, run)]
 
 
 def _by_answer(scene: setup.Scene, seen: Any) -> dict[str, Any]:

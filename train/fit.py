@@ -68,7 +68,7 @@ def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: J
     check_all_read(settings)
 
     manifest = setup.manifest_of(settings.config(), job.model, job.tokenizer, job.template, job.batches)
-    manifest |= job.manifest
+    manifest |= {"total_steps": job.lengths.total} | job.manifest
     with Checkpoints(workdir, **when) as saved:
         if saved.latest() is not None:
             check_continues(workdir, manifest)
@@ -147,7 +147,7 @@ def supervise(
     def bundle(params: Any, step: int | None = None) -> Llama:
         return Llama(model, params, tokenizer, template, mesh, step=step)
 
-    measure = heldout_loss(model, heldout, rows, settings.eval_batches)
+    measure = heldout_loss(model, heldout, tokenizer, rows, settings.eval_batches)
     evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
     evaluations += further_evaluations(settings, lengths, evaluators, bundle)
     job = Job(

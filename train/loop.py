@@ -26,13 +26,12 @@ class TrainingStopped(RuntimeError):
 
 
 class Evaluation(NamedTuple):
-    """`run(params)` gives metrics, and rows of samples to show; called every `every` steps and after the last, and
-    with `at_start` before the first."""
+    """`run(params)` gives metrics, and rows of samples to show; called before the first step, every `every` steps and
+    after the last."""
 
     name: str
     every: int
     run: Callable[[Any], tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
-    at_start: bool = False
 
 
 Step = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, Any]]]
@@ -91,7 +90,7 @@ def train(
         seen.clear()
 
     if start == 0:
-        _evaluate([e for e in evaluations if e.at_start], 0, state, check, reporter)
+        _evaluate(evaluations, 0, state, check, reporter)
     pending = None
     with (
         contextlib.closing(prefetch(batches, start, total, sharding)) as ready,

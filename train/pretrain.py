@@ -15,12 +15,13 @@ from .settings import Settings
 def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
     """Pretrains as `settings` say (`configs/base.py` names every setting) and returns the model.
 
-    Conversations may stand in the mixture too, where `config.template` says how they become text.
+    Conversations may stand in the mixture too, where `config.template` or that of `config.init_from` says how they
+    become text.
     """
     mesh = setup.mesh_of(settings)
     with jax.set_mesh(mesh):
         tokenizer = setup.tokenizer_of(settings)
-        template = setup.template_of(settings) if settings.template is not None else None
+        template = setup.template_of(settings, needed=False)
         model = setup.model_of(settings, tokenizer)
         batches, heldout = setup.data_of(settings, tokenizer, template)
         loss_fn = next_token_loss(model, settings.z_loss)

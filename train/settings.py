@@ -3,6 +3,9 @@
 A config file holds `get_config()` or `get_config(arg)`, which returns an `ml_collections.ConfigDict`; overrides are
 spelled as everywhere with ml_collections (`--config.optim.lr=1e-4`). A leaf that nothing reads does nothing, which is
 never what its author meant: code reads the config through `Settings`, and `check_all_read` names the leaves left over.
+
+A config may describe several runs, each from the end of the one before: `phases` is a list of (name, {leaf: value}), by
+which each differs from the rest of the config, as in [("pretrain", {"optim.lr": 1e-4}), ("tune", {"recipe": "sft"})].
 """
 
 import ast
@@ -165,12 +168,64 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> ml_collections.Conf
 
     Types are those of the config file: an int is taken for a float, Python literals for lists and for leaves
     that are None, and `=None` unsets any leaf. Raises UserError for whatever is wrong with the file, its
-    arguments or an override.
+    arguments or an override, and for a config of several phases.
     """
-    overrides = list(overrides)
+    phases = load_phases(path, overrides)
+    if phases.keys() != {""}:
+        raise UserError(f"{path}: has the phases {', '.join(phases)}; one run is wanted here")
+    return phases[""]
+
+
+def load_phases(path: str, overrides: Iterable[str] = ()) -> dict[str, ml_collections.ConfigDict]:
+    """The config of each phase by name, in order; of a config without phases, its own under the name "".
+
+    `--config.<leaf>=<value>` counts in all phases, whatever they say themselves, and `--config.phases.<name>.<leaf>` in
+    the phase of that name, whatever else there is. Otherwise as `load_config`.
+    """
     config = _run_config_file(path)
+    file = path.partition(":")[0]
+    phases = _phases_in(config, file)
+    common, own = [], {name: [] for name in phases}
     for item in overrides:
-        _check_exists(item, config)
+        match = re.match(r"--(?:no)?config\.phases\.(\w+)\.", item)
+        if match and match[1] not in phases:
+            raise UserError(f"{item}: the config has no phase {match[1]}{_did_you_mean(match[1], phases)}")
+        if match:
+            own[match[1]].append(item.replace(f"phases.{match[1]}.", "", 1))
+        else:
+            common.append(item)
+    configs = {}
+    for name, changes in phases.items():
+        phase = config.copy_and_resolve_references().lock()
+        for leaf, value in changes.items():
+            _check_exists(leaf, phase, f"{file}: phase {name}")
+            try:
+                config_path.set_value(leaf, phase, value)
+            except TypeError as error:
+                raise UserError(f"{file}: phase {name}: {leaf}: {_one_line(error)}") from None
+        configs[name] = _override(phase, common + own[name])
+    return configs
+
+
+def _phases_in(config: ml_collections.ConfigDict, file: str) -> dict[str, Mapping[str, Any]]:
+    """Takes the phases out of a config: what each changes, by name."""
+    listed = config.get("phases") or [("", {})]
+    if "phases" in config:
+        with config.unlocked():
+            del config.phases
+    try:
+        phases = dict(listed)
+    except (TypeError, ValueError):
+        phases = {}
+    if len(phases) < len(listed) or not all(isinstance(changes, Mapping) for changes in phases.values()):
+        raise UserError(f"{file}: config.phases is a list of (name, {{leaf: value}}), each with a name of its own")
+    return phases
+
+
+def _override(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_collections.ConfigDict:
+    for item in overrides:
+        if match := re.match(r"--?(?:no)?config\.([\w.]+)", item):
+            _check_exists(match[1], config, item)
     argv = ["camelid", *(item for item in overrides if not item.endswith("=None"))]
     flag_values = flags.FlagValues()
     try:
@@ -228,17 +283,14 @@ def _run_config_file(path: str) -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def _check_exists(override: str, config: ml_collections.ConfigDict) -> None:
-    match = re.match(r"--?(?:no)?config\.([\w.]+)", override)
-    if not match:
-        return
+def _check_exists(leaf: str, config: ml_collections.ConfigDict, where: str) -> None:
     section, found = config, "config"
-    for name in match[1].split("."):
+    for name in leaf.split("."):
         if not isinstance(section, ml_collections.ConfigDict):
-            raise UserError(f"{override}: {found} is a value, not a section")
+            raise UserError(f"{where}: {found} is a value, not a section")
         if name not in section:
-            path = f"config.{match[1]}"
-            raise UserError(f"{override}: there is no {path}{_did_you_mean(path, _leaves(config, 'config'))}")
+            path = f"config.{leaf}"
+            raise UserError(f"{where}: there is no {path}{_did_you_mean(path, _leaves(config, 'config'))}")
         section, found = section[name], f"{found}.{name}"
 
 

@@ -48,12 +48,13 @@ def tokenizer_of(settings: Settings) -> Tokenizer:
     return tokenizer
 
 
-def template_of(settings: Settings) -> ChatTemplate:
-    """`config.template`, a name or a jinja file; where it is None, that of `config.init_from`."""
+def template_of(settings: Settings, *, needed: bool = True) -> ChatTemplate | None:
+    """`config.template`, a name or a jinja file; where it is None, that of `config.init_from`. UserError where there
+    is neither and one is needed."""
     if settings.template is not None:
         return load_template(settings.template)
-    stored = settings.init_from and origin.load_template(settings.init_from)
-    if not stored:
+    stored = origin.load_template(settings.init_from) if settings.init_from is not None else None
+    if stored is None and needed:
         raise UserError("config.template: name one (chatml, llama2, ...) or give a jinja file")
     return stored
 
@@ -96,23 +97,24 @@ def _check_execution(config: LlamaConfig) -> None:
 def data_of(
     settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> tuple[Batches, dict[str, EvalBatches]]:
-    """The endless training batches of `config.data.mixture`, and one pass over each source's held-out part."""
+    """The endless training batches of `config.data.mixture`, and one pass over each source's held-out part.
+
+    A source of weight 0 is only measured.
+    """
     section = settings.data
-    common = dict(
-        tokenizer=tokenizer,
-        template=template,
-        cache_dir=section.cache_dir,
-        heldout=section.heldout,
-        on_error=section.on_error,
-    )
-    rows = dict(batch_size=section.batch_size, length=section.seq_len, packing=section.packing)
+    common = dict(tokenizer=tokenizer, template=template, cache_dir=section.cache_dir, on_error=section.on_error)
+    rows = dict(batch_size=section.batch_size, length=section.seq_len)
     parts, heldout = [], {}
     for name, source in section.mixture.items():
-        where = dict(source=source.source, format=source.format)
-        parts.append(Part(name, build_cache(**where, split="train", **common), source.weight))
-        if section.heldout:
-            heldout[name] = EvalBatches(build_cache(**where, split="heldout", **common), **rows)
-    return Batches(parts, **rows, seed=settings.seed), heldout
+        share = source.get("heldout", section.heldout)
+        where = dict(source=source.source, format=source.format, heldout=share, **common)
+        if not share and not source.weight:
+            raise UserError(f"config.data.mixture.{name}: weight 0 and nothing held out: give it a weight or a heldout")
+        if source.weight:
+            parts.append(Part(name, build_cache(split="train", **where), source.weight))
+        if share:
+            heldout[name] = EvalBatches(build_cache(split="heldout", **where), **rows)
+    return Batches(parts, **rows, packing=section.packing, seed=settings.seed), heldout
 
 
 def check_rows(settings: Settings, mesh: jax.sharding.Mesh, max_len: int) -> None:

@@ -88,6 +88,7 @@ def add_data(commands) -> None:
         "camelid data show --config=configs/sft/primer.py --step=7 --rows=2",
     )
     add_config(parser)
+    parser.add_argument("--phase", metavar="NAME", help="of a config with phases (default: the first)")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="whose batch (default: 0)")
     parser.add_argument("--rows", type=int, default=2, metavar="N", help="how many rows of it (default: 2)")
     parser = command(
@@ -154,15 +155,14 @@ def _collect(args: argparse.Namespace) -> None:
     print(f"{write(records, args.output)} records in {args.output}")
 
 
-def _config_data(args: argparse.Namespace):
-    """Tokenizer and batches of a config, for the commands that look at data only."""
+def _config_data(config):
+    """Tokenizer and batches of one phase, for the commands that look at data only."""
     from ...train import setup
-    from ...train.settings import Settings, load_config
+    from ...train.settings import Settings
 
-    settings = Settings(load_config(args.config, args.overrides))
+    settings = Settings(config)
     tokenizer = setup.tokenizer_of(settings)
-    needs_template = settings.recipe == "sft" or settings.template is not None
-    template = setup.template_of(settings) if needs_template else None
+    template = setup.template_of(settings, needed=settings.recipe == "sft")
     batches, heldout = setup.data_of(settings, tokenizer, template)
     return tokenizer, batches, heldout
 
@@ -171,8 +171,13 @@ def _show_data(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ...data.show import render_rows
+    from ...train.settings import load_phases
 
-    tokenizer, batches, _ = _config_data(args)
+    phases = load_phases(args.config, args.overrides)
+    chosen = next(iter(phases)) if args.phase is None else args.phase
+    if chosen not in phases:
+        raise UserError(f"--phase={chosen}: the config has {', '.join(filter(None, phases)) or 'no phases'}")
+    tokenizer, batches, _ = _config_data(phases[chosen])
     if not 0 < args.rows <= batches.batch_size or args.step < 0:
         raise UserError(f"--rows is 1 to {batches.batch_size}, --step 0 or more")
     Console().print(render_rows(batches.rows(args.step, slice(0, args.rows)), tokenizer))
@@ -204,12 +209,14 @@ def _prepare_data(args: argparse.Namespace) -> None:
         print(f"{where}: read it as tfds:{where}:train and tfds:{where}:heldout")
         return
     from ...train import setup
+    from ...train.settings import load_phases
 
-    _, batches, heldout = _config_data(args)
-    rows = setup.report_data(batches, heldout)
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
-    for name, problems in batches.skipped().items():
-        print(f"left out of {name}:", *problems, sep="\n  ")
+    for phase, config in load_phases(args.config, args.overrides).items():
+        _, batches, heldout = _config_data(config)
+        rows = setup.report_data(batches, heldout)
+        table = Table(*rows[0], title=phase)
+        for row in rows:
+            table.add_row(*row.values())
+        Console().print(table)
+        for name, problems in batches.skipped().items():
+            print(f"left out of {name}:", *problems, sep="\n  ")

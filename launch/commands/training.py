@@ -2,7 +2,6 @@
 
 import argparse
 
-from ...data.errors import UserError
 from .arguments import add_config, command
 
 
@@ -24,7 +23,7 @@ def add_train(commands) -> None:
     parser.add_argument("--process_id", type=int, metavar="I", help="with --coordinator")
 
 
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> None:
     import jax
     from etils import epath
 
@@ -34,16 +33,10 @@ def _train(args: argparse.Namespace) -> int:
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
 
     from ...evals.gold import gold
-    from ...train.settings import Settings, load_config
-    from ..recipes import RECIPES
+    from ...train.settings import load_phases
+    from ..phases import run
 
-    settings = Settings(load_config(args.config, args.overrides))
-    if settings.recipe not in RECIPES:
-        raise UserError(f"config.recipe: {settings.recipe!r} is none of {', '.join(RECIPES)}")
-    model = RECIPES[settings.recipe](settings, epath.Path(args.workdir), {"gold": gold})
-    if jax.process_index() == 0:
-        print(f"step {model.step}: checkpoints, metrics and samples are in {args.workdir}")
-    return 0
+    run(load_phases(args.config, args.overrides), epath.Path(args.workdir), {"gold": gold})
 
 
 def add_quickstart(commands) -> None:

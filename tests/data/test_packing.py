@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camelid.data.errors import UserError
-from camelid.data.packing import best_fit_layout, contiguous_plan, pack, permutation
+from camelid.data.packing import best_fit_layout, contiguous_plan, heads, pack, permutation
 
 QUICK = settings(max_examples=60, deadline=None)
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40).map(lambda pairs: np.array(pairs, np.int64))
@@ -56,6 +56,18 @@ def test_best_fit_places_every_sample_once_and_whole_or_cut_at_the_row(pairs, le
 
 
 @QUICK
+@given(LENGTHS, st.integers(1, 16))
+def test_fewest_cuts_places_every_pair_once_and_cuts_only_what_is_longer_than_a_row(pairs, length):
+    packing = packed(pairs, length, "fewest_cuts")
+    rows = rows_of(packing.plan((2, 7)))
+    pieces = sorted(piece for row in rows for piece in row)
+    assert pieces == [(s, at, min(length, n - at)) for s, n in enumerate(pairs) for at in range(0, n, length)]
+    assert all(sum(n for _, _, n in row) <= length for row in rows)
+    assert (packing.truncated, packing.left_out, packing.rows) == (0, 0, len(rows))
+    assert packing.fill == pairs.sum() / (len(rows) * length)
+
+
+@QUICK
 @given(LENGTHS, st.integers(1, 50))
 def test_best_fit_needs_the_rows_that_a_slow_best_fit_decreasing_needs(pairs, length):
     rooms = []
@@ -64,7 +76,7 @@ def test_best_fit_needs_the_rows_that_a_slow_best_fit_decreasing_needs(pairs, le
         if fitting:
             rooms.remove(min(fitting))
         rooms.append((min(fitting) if fitting else length) - count)
-    layout = best_fit_layout(pairs, np.zeros_like(pairs), length)
+    layout = best_fit_layout(heads(pairs, np.zeros_like(pairs), length), length)
     filled = np.add.reduceat(layout.slot_counts, layout.row_starts[:-1])
     assert sorted(length - filled) == sorted(rooms)
 
@@ -90,7 +102,7 @@ def test_a_sample_whose_cut_head_holds_no_trained_pair_is_left_out_and_counted()
 def test_packing_that_leaves_nothing_over_says_to_use_longer_rows():
     with pytest.raises(UserError, match="longer row"):
         packed(np.array([10]), 4, "best_fit", first=np.array([4]))
-    with pytest.raises(UserError, match="contiguous or best_fit"):
+    with pytest.raises(UserError, match="contiguous, best_fit or fewest_cuts"):
         packed(np.array([10]), 4, "bestfit")
 
 

@@ -170,8 +170,9 @@ def test_a_report_counts_all_and_lists_the_first_problems(tmp_path):
     [
         ({"source": "nowhere/*.jsonl"}, "nowhere/*.jsonl: no such file"),
         ({"source": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
-        ({"source": "{tmp}"}, "is a folder"),
-        ({"source": "{tmp}/x.csv"}, "cannot read this kind of file; known are .txt, .json, .jsonl, .parquet"),
+        ({"source": "{tmp}"}, "x.csv: cannot read this kind of file"),
+        ({"source": "{tmp}/empty"}, "empty: no such file"),
+        ({"source": "{tmp}/x.csv"}, "cannot read this kind of file; known are .txt, .md, .json, .jsonl, .parquet"),
         ({"source": "{tmp}/x.csv", "format": "csv"}, "format is 'csv'; it must be one of auto, text"),
         ({"source": "{tmp}/x.csv", "on_error": "ignore"}, "on_error is 'ignore'"),
         ({"source": "{tmp}/x.csv", "split": "test"}, "split is 'test'"),
@@ -179,10 +180,23 @@ def test_a_report_counts_all_and_lists_the_first_problems(tmp_path):
 )
 def test_a_wrong_request_is_refused_before_anything_is_read(tmp_path, options, fault):
     write(tmp_path / "x.csv", "a,b\n")
+    (tmp_path / "empty").mkdir()
     options["source"] = options["source"].replace("{tmp}", str(tmp_path))
     with pytest.raises(UserError) as problem:
         read(**options)
     assert fault in str(problem.value)
+
+
+def test_a_folder_is_all_files_in_it_by_name_but_for_hidden_ones(tmp_path):
+    for place in ("b.txt", "a/z.jsonl", "a/deep/y.md", "c.json", ".hidden.csv", ".git/config.txt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        suffix = Path(place).suffix
+        write(tmp_path / place, lines({"text": place}) if suffix.startswith(".json") else place)
+    found = ["a/deep/y.md", "a/z.jsonl", "b.txt", "c.json"]
+    assert texts(str(tmp_path)) == found == texts(f"{tmp_path}/*")
+    write(tmp_path / "a/z.jsonl", lines({"text": "fine"}, {"txt": "a typo"}))
+    with pytest.raises(UserError, match=r"a/z\.jsonl:2: no format has the fields txt"):
+        texts(str(tmp_path))
 
 
 def test_jsonl_is_streamed_not_loaded(tmp_path):

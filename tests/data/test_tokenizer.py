@@ -130,6 +130,15 @@ def test_hostile_and_awkward_texts_come_back(tokenizer, text):
 
 @quick
 @given(text_strategy)
+@example("a龘 😀b")
+def test_tokens_begin_as_many_characters_as_their_text_has(tokenizer, text):
+    prefix = bool(text) and tokenizer._vocabulary.leading_space
+    assert tokenizer.characters[tokenizer.encode(text)].sum() == len(text) + prefix
+    assert not tokenizer.characters[list(tokenizer.special.values())].any()
+
+
+@quick
+@given(text_strategy)
 def test_offsets_are_characters_and_belong_to_the_tokens(tokenizer, text):
     ids, spans = tokenizer.encode_with_offsets(text)
     assert ids == tokenizer.encode(text)

@@ -15,8 +15,9 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
     documents = ["the red fox sees 0 red foxs.", "the blue whale sees 0 blue whales.", "owl " * 30]
     source = tmp_path / "text.jsonl"
     source.write_text("\n".join(json.dumps({"text": text}) for text in documents))
-    losses = []
+    losses, characters = [], 0
     for text in documents:
+        characters += len(text) + 1  # and the space that LLaMA's tokenizer begins a text with
         tokens = [m.tokenizer.bos_id, *m.tokenizer.encode(text), m.tokenizer.eos_id]
         for start in range(0, len(tokens) - 1, 1000):
             part = np.array([tokens[start : start + 1001]])
@@ -27,6 +28,8 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
     found = perplexity(m, str(source), seq_len=1000, batch_size=8, cache_dir=str(tmp_path / "cache"))
     assert found[f"{source}/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert found[f"{source}/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    bits = np.sum(losses) / np.log(2) / characters
+    assert found[f"{source}/bits_per_character"] == pytest.approx(bits, rel=1e-5)
 
 
 def test_a_model_without_a_tokenizer_is_refused(pretrained):

@@ -163,7 +163,7 @@ def test_every_step_is_offered_to_the_checkpoints_and_the_last_is_forced(tmp_pat
     assert log.saved == {1: (1, {"run": 1}, False), 2: (2, {"run": 1}, False), 3: (3, {"run": 1}, True)}
 
 
-def test_evaluations_run_on_their_cadence_and_after_the_last_step(tmp_path):
+def test_evaluations_run_before_the_first_step_on_their_cadence_and_after_the_last(tmp_path):
     seen = []
 
     def measure(params):
@@ -171,9 +171,9 @@ def test_evaluations_run_on_their_cadence_and_after_the_last_step(tmp_path):
         return {"score": float(params) / 10}, [{"question": "1 + 1", "answer": "2"}] if params == 4 else []
 
     _, log = run(tmp_path, total=10, log=5, evaluations=[Evaluation("quiz", 4, measure)])
-    assert seen == [4, 8, 10]
+    assert seen == [0, 4, 8, 10]
     found = {step: r["eval/quiz/score"] for step, r in log.reports.items() if "eval/quiz/score" in r}
-    assert found == {4: 0.4, 8: 0.8, 10: 1.0}
+    assert found == {0: 0.0, 4: 0.4, 8: 0.8, 10: 1.0}
     assert [event for event in log.events if event[0] == "text"] == [
         ("text", 4, "quiz", [{"question": "1 + 1", "answer": "2"}])
     ]
@@ -186,13 +186,13 @@ def test_evaluations_take_the_moving_average_where_there_is_one(tmp_path):
     seen = []
     evaluation = Evaluation("quiz", 10, lambda params: (seen.append(float(params)), ({}, []))[1])
     run(tmp_path, total=2, evaluations=[evaluation], ema=jnp.float32(77))
-    assert seen == [77]
+    assert seen == [77, 77]
 
 
 @pytest.mark.parametrize("log_steps", [1, 3])
 def test_sigterm_saves_reports_and_stops_at_the_end_of_the_step(tmp_path, log_steps):
     before = signal.getsignal(signal.SIGTERM)
-    evaluation = Evaluation("quiz", 4, lambda params: pytest.fail("no time for evaluations"))
+    evaluation = Evaluation("quiz", 4, lambda params: pytest.fail("no time for evaluations") if params else ({}, []))
     state, log = run(tmp_path, total=10, log=log_steps, stop_at=3, evaluations=[evaluation])
     assert int(state["step"]) == 4
     assert log.saved[4] == (4, {"run": 1}, True)
@@ -206,7 +206,7 @@ def test_sigterm_in_the_last_step_lets_the_run_end_as_usual(tmp_path):
     evaluation = Evaluation("quiz", 4, lambda params: (seen.append(float(params)), ({}, []))[1])
     state, log = run(tmp_path, total=3, stop_at=2, evaluations=[evaluation])
     assert int(state["step"]) == 3
-    assert seen == [3]
+    assert seen == [0, 3]
     assert log.saved[3][2]
 
 

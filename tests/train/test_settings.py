@@ -6,7 +6,15 @@ import ml_collections
 import pytest
 
 from camelid.data.errors import UserError
-from camelid.train.settings import Seconds, Settings, check_all_read, duration, load_config, parse_arguments
+from camelid.train.settings import (
+    Seconds,
+    Settings,
+    check_all_read,
+    duration,
+    load_config,
+    load_phases,
+    parse_arguments,
+)
 
 CONFIG = '''
     import ml_collections
@@ -237,3 +245,58 @@ def test_a_wrong_argument_in_the_path_of_a_config_is_one_line(config_file):
 def test_a_missing_config_file_is_named_with_its_nearest_neighbour(config_file, tmp_path):
     with pytest.raises(UserError, match=r"experimnt\.py: no such config file; did you mean .*experiment\.py\?"):
         load_config(str(tmp_path / "experimnt.py:size=7b"))
+
+
+def phased(tmp_path, listed: str) -> str:
+    source = f"""
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({{"seed": 0, "total_steps": None, "optim": {{"lr": 1.0, "name": "adamw"}}, "phases": {listed}}})
+"""
+    return write(tmp_path, source)
+
+
+PHASES = '[("read", {"optim.lr": 2, "total_steps": 5}), ("ask", {"total_steps": 7})]'
+
+
+def test_phases_change_the_config_and_flags_change_all_phases_or_one(tmp_path):
+    path = phased(tmp_path, PHASES)
+    found = load_phases(path)
+    assert [(name, c.optim.lr, c.total_steps) for name, c in found.items()] == [("read", 2.0, 5), ("ask", 1.0, 7)]
+    assert all(c.is_locked and "phases" not in c and isinstance(c.optim.lr, float) for c in found.values())
+    found = load_phases(path, ["--config.phases.ask.optim.lr=4", "--config.optim.lr=3", "--config.total_steps=None"])
+    assert [(c.optim.lr, c.total_steps) for c in found.values()] == [(3.0, None), (4.0, None)]
+
+
+def test_a_config_without_phases_is_one_without_a_name(tmp_path, config_file):
+    assert load_phases(phased(tmp_path, "None"))[""].seed == 0
+    assert load_phases(config_file)[""].seed == 0
+
+
+@pytest.mark.parametrize(
+    ("listed", "override", "message"),
+    [
+        (PHASES, "--config.phases.asks.seed=1", "the config has no phase asks; did you mean ask?"),
+        (PHASES, "--config.phases.ask.sead=1", "there is no config.sead; did you mean config.seed?"),
+        (PHASES, "--config.phases=[]", "there is no config.phases"),
+        (
+            '[("a", {"optim.lrr": 2})]',
+            "",
+            "phase a: there is no config.optim.lrr; did you mean config.optim.lr?",
+        ),
+        ('[("a", {"seed": "x"})]', "", "experiment.py: phase a: seed: "),
+        ('[("a", {}), ("a", {})]', "", "each with a name of its own"),
+        ('["a"]', "", "config.phases is a list of (name, {leaf: value})"),
+        ('[("a", 3)]', "", "config.phases is a list of (name, {leaf: value})"),
+    ],
+)
+def test_wrong_phases_are_one_clear_line(tmp_path, listed, override, message):
+    with pytest.raises(UserError) as error:
+        load_phases(phased(tmp_path, listed), [override] if override else [])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_where_one_run_is_wanted_phases_are_refused(tmp_path):
+    with pytest.raises(UserError, match="has the phases read, ask; one run is wanted here"):
+        load_config(phased(tmp_path, PHASES))

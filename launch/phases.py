@@ -1,0 +1,73 @@
+"""The phases of a config as runs, each from where the one before ended, and what evaluations found between them.
+
+    WORKDIR/<phase>/      an ordinary run
+    WORKDIR/phases.json   {metric: {"before": value, <phase>: value, ...}}
+
+The same command goes on in the phase that was cut off: those before it are complete and stay as they are.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+
+import jax
+import ml_collections
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from ..data.errors import UserError
+from ..train.checkpoints import read_manifest
+from ..train.fit import Evaluator
+from ..train.settings import Settings
+from .recipes import RECIPES
+
+Progress = dict[str, dict[str, float]]
+
+
+def run(
+    phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path, evaluators: Mapping[str, Evaluator]
+) -> None:
+    """Runs what `settings.load_phases` gives, to the end or to where SIGTERM stops it; a config without phases in
+    `workdir` itself. After the last phase it prints and writes the table of all evaluations."""
+    for config in phases.values():
+        if config.recipe not in RECIPES:
+            raise UserError(f"config.recipe: {config.recipe!r} is none of {', '.join(RECIPES)}")
+    before = None
+    for name, config in phases.items():
+        here = workdir / name
+        if before is not None:
+            config.init_from, config.model.preset = str(before), None
+        settings = Settings(config)
+        step = RECIPES[settings.recipe](settings, here, evaluators).step
+        if jax.process_index() == 0:
+            print(f"step {step}: checkpoints, metrics and samples are in {here}")
+        if step < read_manifest(here)["total_steps"]:
+            return
+        before = here
+    if jax.process_index() == 0 and "" not in phases:
+        progress = read_progress(workdir, phases)
+        (workdir / "phases.json").write_text(json.dumps(progress, indent=2))
+        Console().print(progress_table(progress))
+
+
+def read_progress(workdir: epath.Path, phases: Iterable[str]) -> Progress:
+    """Each metric of the evaluations before the first phase and after each: {metric: {"before" or phase: value}}."""
+    progress: Progress = {}
+    first = next(iter(phases))
+    for name in phases:
+        for line in (workdir / name / "metrics.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            when = "before" if name == first and record["step"] == 0 else name
+            for metric, value in record.items():
+                if metric.startswith("eval/"):
+                    progress.setdefault(metric.removeprefix("eval/"), {})[when] = value
+    return progress
+
+
+def progress_table(progress: Progress) -> Table:
+    """A row for each metric, a column for each point in time."""
+    columns = list(dict.fromkeys(name for values in progress.values() for name in values))
+    table = Table("", *columns)
+    for metric, values in progress.items():
+        table.add_row(metric, *(f"{float(values[name]):.4g}" if name in values else "" for name in columns))
+    return table
