@@ -14,7 +14,16 @@ from camelid.train.settings import parse_arguments
 
 def get_config(arg=None):
     a = parse_arguments(
-        arg, init_from="", source="", rank=16, seq_len=512, batch_size=8, lr=2e-4, epochs=1.0, dtype="float32", quantize=""
+        arg,
+        init_from="",
+        source="",
+        rank=16,
+        seq_len=512,
+        batch_size=8,
+        lr=2e-4,
+        epochs=1.0,
+        dtype="float32",
+        quantize="",
     )
     c = base()
     c.recipe = "sft"

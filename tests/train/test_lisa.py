@@ -28,7 +28,16 @@ from camelid.train.thaw import Thaw, make_thaw, take
 ALL = ((r".*", False),)
 NORMS_ALONE = ((r".*norm/scale", False), (r".*", True))
 CONFIG = LlamaConfig.preset(
-    "nano-test", vocab_size=48, dim=16, n_layers=5, n_heads=4, head_dim=4, ffn_dim=32, tied=False, remat="full", unroll=1
+    "nano-test",
+    vocab_size=48,
+    dim=16,
+    n_layers=5,
+    n_heads=4,
+    head_dim=4,
+    ffn_dim=32,
+    tied=False,
+    remat="full",
+    unroll=1,
 )
 MODEL = llama.build(CONFIG)
 LOSS = next_token_loss(MODEL)
