@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .sharding import BATCH, axis_size, constrain
 
@@ -91,13 +91,16 @@ def _attend(
 
 def attend_cache(
     q_BTHE: Float[Array, "B T H E"],
-    keys_LSE: Float[Array, "*L S E"],
-    values_LSE: Float[Array, "*L S E"],
     valid_LTS: Bool[Array, "*L T S"],
+    keys_LSE: Shaped[Array, "*L S E"],
+    values_LSE: Shaped[Array, "*L S E"],
+    key_scales_LS: Float[Array, "*L S"] | None = None,
+    value_scales_LS: Float[Array, "*L S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """T new positions against a key/value cache, of which the slots in `valid_LTS` hold the past of each.
 
-    L stands for row and key/value head, as one axis or as two (`cache.Cache` says when and why).
+    L stands for row and key/value head, as one axis or as two (`cache.Cache` says when and why). Where keys and values
+    are codes of 8 bits, the scales of their vectors are taken into scores and weights: no decoded cache is formed.
     """
     B, T, H, E = q_BTHE.shape
     *lead, _, _ = keys_LSE.shape
@@ -105,9 +108,14 @@ def attend_cache(
     q_BKTGE = jnp.swapaxes(q_BTHE.reshape(B, T, K, H // K, E), 1, 2) * jnp.asarray(E**-0.5, q_BTHE.dtype)
     q_LQE = q_BKTGE.reshape(*lead, -1, E)  # the queries of a head's group at all new positions
     valid_LQS = jnp.repeat(valid_LTS, H // K, axis=-2)
-    scores = jnp.einsum("...qe,...se->...qs", q_LQE, keys_LSE, preferred_element_type=jnp.float32)
+    dtype = q_BTHE.dtype
+    scores = jnp.einsum("...qe,...se->...qs", q_LQE, keys_LSE.astype(dtype), preferred_element_type=jnp.float32)
+    if key_scales_LS is not None:
+        scores *= key_scales_LS[..., None, :]
     probs = jax.nn.softmax(jnp.where(valid_LQS, scores, _MASKED), axis=-1)
-    out_LQE = jnp.einsum("...qs,...se->...qe", probs.astype(values_LSE.dtype), values_LSE)
+    if value_scales_LS is not None:
+        probs *= value_scales_LS[..., None, :]
+    out_LQE = jnp.einsum("...qs,...se->...qe", probs.astype(dtype), values_LSE.astype(dtype))
     return jnp.swapaxes(out_LQE.reshape(q_BKTGE.shape), 1, 2).reshape(q_BTHE.shape)
 
 

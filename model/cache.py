@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from . import quantization
 from .attention import attend_cache
+from .config import LlamaConfig
 from .linear import dense, linear
 from .llama import MLP, Attention, Block, Llama, embeddings
 from .rope import angles
@@ -28,26 +29,42 @@ class Cache(NamedTuple):
 
     L is [B * K]: were row and head two axes and one of them 1, XLA's CPU backend would copy the cache at every step
     (it strips axes of size 1 from products, and then writes the cache in two shapes). Where a mesh splits heads over
-    `tensor`, L is [B, K], so that both can be split.
+    `tensor`, L is [B, K], so that both can be split. With scales, keys and values are int8: a vector is its codes times
+    its scale, a 127th of its largest number.
     """
 
-    keys_LSE: Float[Array, "*L S E"]
-    values_LSE: Float[Array, "*L S E"]
+    keys_LSE: Shaped[Array, "*L S E"]
+    values_LSE: Shaped[Array, "*L S E"]
+    key_scales_LS: Float[Array, "*L S"] | None = None
+    value_scales_LS: Float[Array, "*L S"] | None = None
 
     def write(self, k_BTKE: jax.Array, v_BTKE: jax.Array, slot: Int[Array, ""] | Int[Array, " B"]) -> "Cache":
         """With the keys and values of T positions from `slot` on, one slot for all rows or one for each."""
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
+        *lead, _, E = self.keys_LSE.shape
+        new = Cache(*(jnp.swapaxes(x_BTKE, 1, 2).reshape(*lead, -1, E) for x_BTKE in (k_BTKE, v_BTKE)))
+        if self.key_scales_LS is not None:
+            new = new.encode()
+        slots_axis = len(lead)
 
-        def put(old_LSE, new_BTKE):
-            *lead, _, E = old_LSE.shape
-            new_LTE = jnp.swapaxes(new_BTKE, 1, 2).reshape(*lead, -1, E)
+        def put(old_LS, new_LT):
             if slot.ndim == 0:
-                return update(old_LSE, new_LTE, slot)
-            slot_L = jnp.repeat(slot, new_BTKE.shape[2]).reshape(lead)
-            by_row = functools.reduce(lambda f, _: jax.vmap(f), lead, update)
-            return by_row(old_LSE, new_LTE, slot_L)
+                return jax.lax.dynamic_update_slice_in_dim(old_LS, new_LT, slot, slots_axis)
+            slot_L = jnp.repeat(slot, k_BTKE.shape[2]).reshape(lead)
+            update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+            return functools.reduce(lambda f, _: jax.vmap(f), lead, update)(old_LS, new_LT, slot_L)
 
-        return Cache(put(self.keys_LSE, k_BTKE), put(self.values_LSE, v_BTKE))
+        return jax.tree.map(put, self, new)
+
+    def encode(self) -> "Cache":
+        """The same in codes of 8 bits."""
+
+        def codes_of(x_LSE):
+            scales_LS = jnp.max(jnp.abs(x_LSE.astype(jnp.float32)), axis=-1) / 127
+            steps_LSE = x_LSE / jnp.where(scales_LS > 0, scales_LS, 1.0)[..., None]
+            return jnp.round(steps_LSE).astype(jnp.int8), scales_LS
+
+        (keys, key_scales), (values, value_scales) = codes_of(self.keys_LSE), codes_of(self.values_LSE)
+        return Cache(keys, values, key_scales, value_scales)
 
 
 def _rows_and_heads(x: Shaped[Array, "B K ..."]) -> Shaped[Array, "..."]:
@@ -57,15 +74,19 @@ def _rows_and_heads(x: Shaped[Array, "B K ..."]) -> Shaped[Array, "..."]:
     return constrain(x.reshape(-1, *x.shape[2:]), BATCH, *[None] * (x.ndim - 2))
 
 
-def make_cache(k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"], repeats: int, slots: int) -> Cache:
-    """The cache of `slots` slots that a prompt's keys and values begin, each row `repeats` times in a row."""
+def make_cache(
+    config: LlamaConfig, k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"], repeats: int, slots: int
+) -> Cache:
+    """The cache of `slots` slots that a prompt's keys and values begin, each row `repeats` times in a row, as
+    `config.cache` says."""
     room = slots - k_BTKE.shape[1]
 
     def fill(x_BTKE):
         x_RKTE = jnp.repeat(x_BTKE.transpose(0, 2, 1, 3), repeats, axis=0)
         return _rows_and_heads(jnp.pad(x_RKTE, ((0, 0), (0, 0), (0, room), (0, 0))))
 
-    return Cache(fill(k_BTKE), fill(v_BTKE))
+    cache = Cache(fill(k_BTKE), fill(v_BTKE))
+    return cache.encode() if config.cache == "int8" else cache
 
 
 Matrix = jax.Array | Weight
@@ -135,7 +156,7 @@ class FusedAttention(Attention):
         cache, slot, valid_LTS = past
         q_BTHE, k_BTKE, v_BTKE = self.project(x_BTD, rotary)
         cache = cache.write(k_BTKE, v_BTKE, slot)
-        return self.merge_heads(attend_cache(q_BTHE, *cache, valid_LTS)), cache
+        return self.merge_heads(attend_cache(q_BTHE, valid_LTS, *cache)), cache
 
 
 class FusedMLP(MLP):

@@ -54,7 +54,8 @@ class LlamaConfig:
     rope_theta (the rotary base), rope_scaling, max_len (trained context in tokens), tied (the output head is the
     embedding). Execution, free to differ between runs of one checkpoint: dtype (of the computation), param_dtype,
     attention (an implementation of `attention.attention`), remat (a policy of `llama.REMAT`), unroll (layers that are
-    compiled side by side in one turn of the loop over layers: on a CPU, all of a small model).
+    compiled side by side in one turn of the loop over layers: on a CPU, all of a small model), cache (what keys and
+    values are kept in while decoding: int8, or None for dtype).
     """
 
     vocab_size: int
@@ -74,8 +75,11 @@ class LlamaConfig:
     attention: str = "auto"
     remat: str = "none"
     unroll: int = 1
+    cache: str | None = None
 
     def __post_init__(self):
+        if self.cache not in (None, "int8"):
+            raise ValueError(f"cache {self.cache!r}: give int8, or None for keys and values in dtype")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:

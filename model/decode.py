@@ -128,7 +128,7 @@ def start(
     positions_BP = jnp.maximum(_offsets(tokens_BP, lengths_B), 0)
     tokens_BP, real_BP = align_right(tokens_BP, lengths_B)
     hidden_BPD, (k_NBPKE, v_NBPKE) = llama(tokens_BP, real_BP.astype(jnp.int32), positions_BP, with_kv=True)
-    caches = [make_cache(k, v, n, P + sampling.max_tokens) for k, v in zip(k_NBPKE, v_NBPKE, strict=True)]
+    caches = [make_cache(config, k, v, n, P + sampling.max_tokens) for k, v in zip(k_NBPKE, v_NBPKE, strict=True)]
     decoder = Decoder(llama, by_blocks)
     logits_BV = decoder.logits(hidden_BPD[:, -1])
     state = _State(

@@ -144,14 +144,15 @@ def load(
     dtype: str | None = None,
     weights: str = "params",
     quantize: str | Rules | None = None,
+    cache: str | None = None,
 ) -> Llama:
     """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
     Hugging Face's or Meta's, or a GGUF file.
 
     mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",
     or "ema" for the moving average of a run that kept one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
-    "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. Raises UserError for a
-    path that holds no model.
+    "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
+    and values of 8 bits while decoding. Raises UserError for a path that holds no model.
     """
     manifest = origin.read_manifest(path)
     if manifest.get("kind") == "scalar":
@@ -159,15 +160,15 @@ def load(
     config = LlamaConfig.from_dict(manifest["model"])
     if dtype is not None:
         config = config.replace(dtype=dtype, param_dtype=dtype)
+    try:
+        rules, config = storage.rules_of(quantize), config.replace(cache=cache)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
     where = shardings(model.abstract_params, mesh, PARTITION_RULES)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
     )
-    try:
-        rules = storage.rules_of(quantize)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     params = origin.load_params(path, abstract, name=weights, quantize=rules)
     return Llama(model, params, origin.load_tokenizer(path), origin.load_template(path), mesh, step=manifest["step"])

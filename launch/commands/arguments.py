@@ -52,6 +52,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "path", help="a run directory, a checkpoint, a folder of Hugging Face's or Meta's, or a .gguf file"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as trained")
+    parser.add_argument("--cache", choices=("int8",), help="keys and values while decoding (default: as computed)")
     parser.add_argument(
         "--quantize", choices=("int8", "int4", "nf4", "stored"), help="matrices; stored: as a GGUF file has them"
     )
@@ -63,7 +64,7 @@ def load_model(args: argparse.Namespace):
     from ...data.templates import load_template
     from ...train.bundle import load
 
-    llama = load(args.path, dtype=args.dtype, weights=args.weights, quantize=args.quantize)
+    llama = load(args.path, dtype=args.dtype, weights=args.weights, quantize=args.quantize, cache=args.cache)
     if args.template is not None:
         llama.template = load_template(args.template)
     return llama

@@ -1,0 +1,89 @@
+"""The key/value cache in codes of 8 bits, against numpy and against the cache in floats."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from camelid.model import decode, llama
+from camelid.model.attention import attend_cache
+from camelid.model.cache import Cache, make_cache
+from camelid.model.config import LlamaConfig
+from camelid.model.sampling import Sampling
+
+CONFIG = LlamaConfig.preset("nano-test", cache="int8")
+B, K, G, S, E = 2, 2, 3, 9, 16
+
+
+def drawn(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_attention_over_codes_is_attention_over_the_vectors_that_they_stand_for():
+    keys, values, q = drawn(0, B * K, S, E), drawn(1, B * K, S, E) * 3, drawn(2, B, 2, K * G, E)
+    cache = Cache(keys, values).encode()
+    valid = jnp.arange(S)[None, None] <= jnp.array([5, 6])[None, :, None]
+    found = attend_cache(q, jnp.broadcast_to(valid, (B * K, 2, S)), *cache)
+
+    for codes, scales, x in ((*cache[::2], keys), (*cache[1::2], values)):
+        assert codes.dtype == jnp.int8 and scales.shape == (B * K, S)
+        np.testing.assert_allclose(codes * scales[..., None], x, atol=0.51 * float(jnp.abs(x).max()) / 127)
+        assert np.abs(codes).max(axis=-1).min() == 127  # each vector by its own largest number
+    k, v = (np.asarray(c, np.float64) * np.asarray(s)[..., None] for c, s in (cache[::2], cache[1::2]))
+    for b in range(B):
+        for t, seen in enumerate((6, 7)):
+            for h in range(K * G):
+                row = b * K + h // G
+                scores = k[row, :seen] @ np.asarray(q[b, t, h], np.float64) / E**0.5
+                weights = np.exp(scores - scores.max())
+                expected = weights @ v[row, :seen] / weights.sum()
+                np.testing.assert_allclose(found[b, t, h], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("slot", [jnp.int32(4), jnp.array([3, 6])], ids=["one slot", "a slot for each row"])
+def test_what_is_written_is_encoded_and_the_rest_stays(slot):
+    config = CONFIG.replace(n_heads=K, n_kv_heads=K, head_dim=E)
+    cache = make_cache(config, drawn(0, B, 3, K, E), drawn(1, B, 3, K, E), 1, S)
+    k, v = drawn(2, B, 2, K, E), drawn(3, B, 2, K, E)
+    written = cache.write(k, v, slot)
+    for codes, scales, old_codes, old_scales, new in (
+        (*written[::2], *cache[::2], k),
+        (*written[1::2], *cache[1::2], v),
+    ):
+        assert codes.dtype == jnp.int8
+        for row in range(B * K):
+            first = int(np.broadcast_to(slot, B)[row // K])
+            rest = [s for s in range(S) if not first <= s < first + 2]
+            np.testing.assert_array_equal(codes[row, jnp.array(rest)], old_codes[row, jnp.array(rest)])
+            np.testing.assert_array_equal(scales[row, jnp.array(rest)], old_scales[row, jnp.array(rest)])
+            found = codes[row, first : first + 2] * scales[row, first : first + 2, None]
+            np.testing.assert_allclose(found, new[row // K, :, row % K], atol=0.02)
+
+
+def test_a_cache_in_codes_takes_a_quarter_of_the_bytes_and_a_scale_for_each_vector():
+    k, v = drawn(0, B, 3, K, E), drawn(1, B, 3, K, E)
+    sizes = {
+        kind: sum(x.nbytes for x in jax.tree.leaves(make_cache(CONFIG.replace(cache=kind), k, v, 2, S)))
+        for kind in (None, "int8")
+    }
+    vectors = 2 * (2 * B) * K * S
+    assert sizes[None] == vectors * E * 4 and sizes["int8"] == vectors * (E + 4)
+
+
+def test_decoding_over_codes_gives_nearly_the_same_distributions():
+    params = llama.build(CONFIG).init(jax.random.key(0))
+    tokens, lengths = decode.pad_prompts([[5, 9, 200, 31], [7, 8]])
+    sampling = Sampling(max_tokens=12, temperature=0.0)
+    exact, coded = (
+        decode.generate(llama.build(CONFIG.replace(cache=kind)), params, tokens, lengths, jax.random.key(0), sampling)
+        for kind in (None, "int8")
+    )
+    same = np.cumprod(np.asarray(exact.tokens == coded.tokens), axis=-1).astype(bool)  # until answers part
+    assert same[..., :4].all()
+    difference = np.abs(np.asarray(exact.logprobs - coded.logprobs))[same]
+    assert 0 < difference.max() < 0.05
+
+
+def test_another_kind_is_refused():
+    with pytest.raises(ValueError, match="cache 'int4': give int8, or None"):
+        CONFIG.replace(cache="int4")
