@@ -258,8 +258,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B P"
 
 
 def generate_batch(
-    model: Model,
-    params: Params,
+    answer: Callable[..., Generation],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -269,6 +268,7 @@ def generate_batch(
 ) -> list[list[list[int]]]:
     """For each prompt its `sampling.n` answers, lists of token ids, in batches of prompts of like length.
 
+    answer(tokens, lengths, key, sampling): `generate` for a model and its parameters, or a draft's help beside.
     The last batch is filled up with its last prompt, which stops when that stops. An empty prompt raises ValueError.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -278,7 +278,7 @@ def generate_batch(
             chosen = order[first : first + batch_size]
             filled = chosen + chosen[-1:] * (batch_size - len(chosen))
             tokens_BP, lengths_B = pad_prompts([prompts[i] for i in filled])
-            out = jax.device_get(generate(model, params, tokens_BP, lengths_B, jax.random.key(seed), sampling))
+            out = jax.device_get(answer(tokens_BP, lengths_B, jax.random.key(seed), sampling))
             for row, i in enumerate(chosen):
                 pairs = zip(out.tokens[row], out.lengths[row], strict=True)
                 answers[i] = [tokens[:length].tolist() for tokens, length in pairs]

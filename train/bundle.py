@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
-from ..model import decode, llama, storage
+from ..model import decode, llama, speculative, storage
 from ..model.config import LlamaConfig
 from ..model.sampling import Sampling
 from ..model.sharding import PARTITION_RULES, make_mesh, shardings
@@ -27,8 +27,22 @@ from . import origin
 Messages = Sequence[Mapping[str, str]]
 
 
+@dataclasses.dataclass
+class Draft:
+    """A small model that proposes `k` tokens at a time for a large one, and what has come of it: the passes of the
+    large one, and how many proposals stand in answers."""
+
+    llama: "Llama"
+    k: int = 4
+    passes: int = 0
+    accepted: int = 0
+
+
 class Llama:
-    """config, params (a plain nested dict), tokenizer and template (None where the source has none), mesh, step."""
+    """config, params (a plain nested dict), tokenizer and template (None where the source has none), mesh, step.
+
+    draft: where `assist` has given one, the model that speeds up decoding.
+    """
 
     def __init__(
         self,
@@ -45,11 +59,33 @@ class Llama:
         self.template = template
         self.mesh = mesh
         self.step = step
+        self.draft: Draft | None = None
         self._apply = jax.jit(model.apply)
 
     @property
     def config(self) -> LlamaConfig:
         return self.model.config
+
+    def assist(self, draft: "Llama", k: int = 4) -> "Llama":
+        """This model, which from now on decodes speculatively (`model.speculative`): the same answers, or others of the
+        same distribution, and faster where `draft` is much smaller and often right. k: its proposals a pass.
+
+        Raises UserError where the two models cut text into different tokens.
+        """
+        ours, theirs = self._tokenizer(), draft._tokenizer()
+        if self.config.vocab_size != draft.config.vocab_size or ours.vocab_size != theirs.vocab_size:
+            sizes = [f"{x.config.vocab_size} ({x._tokenizer().vocab_size} in its tokenizer)" for x in (self, draft)]
+            raise UserError(
+                f"a draft needs the model's own vocabulary: {sizes[0]} tokens here, the draft has {sizes[1]}"
+            )
+        for i in range(ours.vocab_size):
+            if ours.piece(i) != theirs.piece(i):
+                pieces = f"{ours.piece(i)!r} here, {theirs.piece(i)!r} in the draft"
+                raise UserError(f"a draft needs the model's own vocabulary: token {i} is {pieces}")
+        if k < 1:
+            raise UserError(f"a draft proposes 1 token or more at a time, not {k}")
+        self.draft = Draft(draft, k)
+        return self
 
     def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
         """Float32 logits of the token after each position."""
@@ -92,7 +128,7 @@ class Llama:
         prompt = self.prompt(messages)
         chosen = self._within_context([prompt], chosen)
         decoder = tokenizer.stream()
-        tokens = decode.stream(self.model, self.params, prompt, jax.random.key(seed), chosen)
+        tokens = self._stream(prompt, jax.random.key(seed), chosen)
         while True:
             with jax.set_mesh(self.mesh):  # not around the yield, where the caller's code runs
                 token = next(tokens, None)
@@ -107,10 +143,25 @@ class Llama:
         """Token continuations of token prompts, in order, `sampling.n` for each, ending at the model's context."""
         sampling = self._within_context(prompts, sampling)
         rows = min(batch_size, len(prompts))
-        answers = decode.generate_batch(
-            self.model, self.params, prompts, sampling, seed=seed, batch_size=rows, mesh=self.mesh
-        )
+        answers = decode.generate_batch(self._answer, prompts, sampling, seed=seed, batch_size=rows, mesh=self.mesh)
         return [answer for samples in answers for answer in samples]
+
+    def _answer(self, tokens_BP, lengths_B, key, sampling: Sampling) -> decode.Generation:
+        if self.draft is None:
+            return decode.generate(self.model, self.params, tokens_BP, lengths_B, key, sampling)
+        draft = self.draft
+        networks = (self.model, self.params, draft.llama.model, draft.llama.params)
+        result = speculative.generate(*networks, tokens_BP, lengths_B, key, sampling, draft.k)
+        draft.passes += int(result.passes.sum())
+        draft.accepted += int(result.accepted.sum())
+        return result.answer
+
+    def _stream(self, prompt: Sequence[int], key: jax.Array, sampling: Sampling) -> Iterator[int]:
+        if self.draft is None:
+            return decode.stream(self.model, self.params, prompt, key, sampling)
+        draft = self.draft.llama
+        networks = (self.model, self.params, draft.model, draft.params)
+        return speculative.stream(*networks, prompt, key, sampling, self.draft.k)
 
     def prompt(self, messages: str | Messages) -> list[int]:
         """The tokens that a conversation makes, up to where the assistant is to speak."""

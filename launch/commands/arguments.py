@@ -67,7 +67,16 @@ def load_model(args: argparse.Namespace):
     llama = load(args.path, dtype=args.dtype, weights=args.weights, quantize=args.quantize, cache=args.cache)
     if args.template is not None:
         llama.template = load_template(args.template)
+    if getattr(args, "draft", None) is not None:
+        llama.assist(load(args.draft, dtype=args.dtype, quantize=args.quantize, cache=args.cache), args.draft_tokens)
     return llama
+
+
+def add_draft(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--draft", metavar="PATH", help="a smaller model of the same tokenizer, to decode faster with")
+    parser.add_argument(
+        "--draft_tokens", type=int, default=4, metavar="K", help="that it proposes at a time (default: 4)"
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:

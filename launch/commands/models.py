@@ -1,9 +1,10 @@
 """`camelid eval`, `camelid generate` and `camelid chat`."""
 
 import argparse
+import sys
 
 from ...data.errors import UserError
-from .arguments import add_model, add_sampling, command, load_model, sampling
+from .arguments import add_draft, add_model, add_sampling, command, load_model, sampling
 
 
 def add_eval(commands) -> None:
@@ -59,6 +60,7 @@ def add_generate(commands) -> None:
     parser.add_argument("prompts", nargs="+", metavar="prompt")
     parser.add_argument("--chat", action="store_true", help="take each prompt for a user's message")
     parser.add_argument("--n", type=int, default=1, metavar="N", help="samples of each prompt (default: 1)")
+    add_draft(parser)
     add_sampling(parser, max_tokens=128)
 
 
@@ -67,12 +69,16 @@ def _generate(args: argparse.Namespace) -> None:
     answer = llama.chat_batch if args.chat else llama.generate
     for text in answer(args.prompts, seed=args.seed, n=args.n, **sampling(args)):
         print(text)
+    if llama.draft is not None:
+        each = llama.draft.accepted / max(llama.draft.passes, 1)
+        print(f"{each:.2f} of {llama.draft.k} proposals accepted a pass", file=sys.stderr)
 
 
 def add_chat(commands) -> None:
     parser = command(commands, "chat", _chat, "Talk to a tuned model in the terminal.", "camelid chat runs/sft")
     add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    add_draft(parser)
     add_sampling(parser, max_tokens=512)
 
 

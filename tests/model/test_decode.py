@@ -197,8 +197,10 @@ def test_many_prompts_come_back_in_their_order():
     model, params = tiny()
     prompts = some_prompts(40, 3, 9, 33, 12)
     sampling = Sampling(max_tokens=6, n=2, stop_ids=(5, 6, 7))
-    answers = generate_batch(model, params, prompts, sampling, seed=7, batch_size=2)
-    on_mesh = generate_batch(model, params, prompts, sampling, seed=7, batch_size=3, mesh=make_mesh({"data": 8}))
+    answers = generate_batch(functools.partial(generate, model, params), prompts, sampling, seed=7, batch_size=2)
+    on_mesh = generate_batch(
+        functools.partial(generate, model, params), prompts, sampling, seed=7, batch_size=3, mesh=make_mesh({"data": 8})
+    )
     assert answers == on_mesh
     out = run(model, params, prompts, sampling)
     for b, i in np.ndindex(5, 2):
