@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_whole_network_at_the_layers_that_learn(thaw,
     expected = flat(take(trainable, thaw.rows(trainable, 0)))
     assert flat(found).keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(flat(found)[name], value, rtol=1e-5, atol=1e-8, err_msg=name)
+        np.testing.assert_allclose(flat(found)[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
         assert np.abs(value).max() > 1e-4
 
 
