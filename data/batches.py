@@ -248,4 +248,5 @@ def _summary(cache: TokenCache, packing: Packing) -> dict:
         "fill": packing.fill,
         "truncated": packing.truncated,
         "left_out": packing.left_out,
+        "longest": int(cache.pairs.max()) + 1,
     }

@@ -1,5 +1,8 @@
 """Perplexity of a model on any source: text in full, conversations by what the assistant says."""
 
+import itertools
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -18,15 +21,21 @@ def perplexity(
     split: str | None = None,
     heldout: float = 0.01,
     seq_len: int = 512,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    borders: Sequence[int] = (),
     cache_dir: str = "~/.cache/camelid",
 ) -> dict[str, float]:
     """`loss` (nats per token), `perplexity` and `bits_per_character` over all of the source, or one split of it.
 
-    Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows.
+    Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows. batch_size: rows
+    that are computed at a time; None: 4,096 tokens on each device. borders: positions that divide the row into ranges with a perplexity each, such as (2048, 4096) for `perplexity/0-2048`,
+    `perplexity/2048-4096` and `perplexity/4096-8192`: how well a token is predicted with that much text before it.
+    Raises UserError for borders that rows or samples do not reach.
     """
     if llama.tokenizer is None:
         raise UserError("this model came without a tokenizer, so text cannot be scored")
+    if any(left >= right for left, right in itertools.pairwise([0, *borders, seq_len])):
+        raise UserError(f"borders {list(borders)}: give positions that rise, between 0 and seq_len = {seq_len}")
     cache = build_cache(
         source,
         tokenizer=llama.tokenizer,
@@ -35,8 +44,14 @@ def perplexity(
         split=split,
         heldout=heldout,
     )
+    if borders and (longest := int(cache.pairs.max())) <= borders[-1]:
+        raise UserError(f"{source}: no sample reaches position {borders[-1]}; the longest has {longest + 1} tokens")
+    if batch_size is None:
+        batch_size = llama.mesh.shape["data"] * llama.mesh.shape["fsdp"] * max(1, 4096 // seq_len)
     batches = EvalBatches(cache, batch_size=batch_size, length=seq_len)
     rows = NamedSharding(llama.mesh, PartitionSpec(BATCH, "context"))
     with jax.set_mesh(llama.mesh):
-        metrics, _ = heldout_loss(llama.model, {source: batches}, llama.tokenizer, rows, len(batches))(llama.params)
+        metrics, _ = heldout_loss(llama.model, {source: batches}, llama.tokenizer, rows, len(batches), borders)(
+            llama.params
+        )
     return metrics

@@ -11,10 +11,10 @@ RopeKind = Literal["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
 class RopeScaling:
     """How rotary frequencies are stretched to reach past the trained context (see `rope.frequencies`).
 
-    factor: target length divided by trained length. original_max_len: the trained length, in tokens (all kinds but
-    linear and ntk). beta_fast, beta_slow: yarn's rotations per trained length above which a frequency is kept, below
-    which it is interpolated (YaRN, arXiv:2309.00071, section 3.2); truncate: whether the pairs that turn so often are
-    rounded to whole ones. attention_factor: scale of cos and sin in yarn and longrope; None for their formulas.
+    factor: target length divided by trained length. original_max_len: the trained length, in tokens; linear and ntk
+    turn the same without it. beta_fast, beta_slow: yarn's rotations per trained length above which a frequency is kept,
+    below which it is interpolated (YaRN, arXiv:2309.00071, section 3.2); truncate: whether the pairs that turn so often
+    are rounded to whole ones. attention_factor: scale of cos and sin in yarn and longrope; None for their formulas.
     low_freq_factor, high_freq_factor: the same borders in Llama 3.1's own scheme. short_factors, long_factors: what
     longrope divides each pair's frequency by, within the trained length and past it (LongRoPE, arXiv:2402.13753).
     """
@@ -115,6 +115,27 @@ class LlamaConfig:
 
     def replace(self, **changes: Any) -> "LlamaConfig":
         return dataclasses.replace(self, **changes)
+
+    @property
+    def trained_len(self) -> int | None:
+        """The context before any rotary scaling, in tokens; None for a scaling that does not say it."""
+        return self.max_len if self.rope_scaling is None else self.rope_scaling.original_max_len
+
+    def stretched(
+        self, kind: RopeKind, *, max_len: int | None = None, factor: float | None = None, **fields: Any
+    ) -> "LlamaConfig":
+        """The network that reaches from its trained context to `max_len` tokens, or to `factor` times as many.
+
+        A scaling that is there is replaced. fields: further ones of `RopeScaling`. Raises ValueError where neither
+        length is said, or the trained one is not known, or is the longer.
+        """
+        trained = fields.pop("original_max_len", None) or self.trained_len
+        if trained is None:
+            raise ValueError(f"rope scaling {kind}: say original_max_len, which the scaling that is there does not")
+        if max_len is None and factor is None:
+            raise ValueError(f"rope scaling {kind}: say max_len, more than the {trained} tokens that were trained on")
+        scaling = RopeScaling(kind, factor or max_len / trained, original_max_len=trained, **fields)
+        return self.replace(max_len=max_len or round(trained * scaling.factor), rope_scaling=scaling)
 
     @property
     def n_params(self) -> int:

@@ -18,7 +18,7 @@ from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..model import decode, llama, speculative, storage
-from ..model.config import LlamaConfig
+from ..model.config import LlamaConfig, RopeKind
 from ..model.sampling import Sampling
 from ..model.sharding import PARTITION_RULES, make_mesh, shardings
 from ..model.storage import Rules
@@ -196,6 +196,7 @@ def load(
     weights: str = "params",
     quantize: str | Rules | None = None,
     cache: str | None = None,
+    rope: tuple[RopeKind, int] | None = None,
 ) -> Llama:
     """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
     Hugging Face's or Meta's, or a GGUF file.
@@ -203,7 +204,8 @@ def load(
     mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",
     or "ema" for the moving average of a run that kept one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
     "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
-    and values of 8 bits while decoding. Raises UserError for a path that holds no model.
+    and values of 8 bits while decoding. rope: a rotary scaling and the tokens that it stretches the trained context
+    to, such as ("yarn", 8192). Raises UserError for a path that holds no model.
     """
     manifest = origin.read_manifest(path)
     if manifest.get("kind") == "scalar":
@@ -213,6 +215,8 @@ def load(
         config = config.replace(dtype=dtype, param_dtype=dtype)
     try:
         rules, config = storage.rules_of(quantize), config.replace(cache=cache)
+        if rope is not None:
+            config = config.stretched(rope[0], max_len=rope[1])
     except ValueError as error:
         raise UserError(str(error)) from None
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])

@@ -125,6 +125,8 @@ def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "p
     if stored is None:
         raise UserError(f"{source}: its checkpoints hold no adapters; --to=huggingface writes whole models")
     config = origin.load_config(source)
+    if config.rope_scaling != origin.load_config(stored.path).rope_scaling:
+        raise UserError(f"{source}: its positions are stretched, which PEFT cannot say; merge it, --to=huggingface")
     own = jax.tree.map(np.asarray, origin.load_adapters(source, llama.build(config).abstract_params, name=weights))
     with _whole(output):
         peft.write_folder(output, stored.lora, own, config, base=stored.path)

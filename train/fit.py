@@ -147,7 +147,9 @@ def supervise(
     def bundle(params: Any, step: int | None = None) -> Llama:
         return Llama(model, params, tokenizer, template, mesh, step=step)
 
-    measure = heldout_loss(model, heldout, tokenizer, rows, settings.eval_batches)
+    trained = model.config.trained_len
+    borders = [trained] if trained is not None and trained < batches.length else []  # of a stretched network
+    measure = heldout_loss(model, heldout, tokenizer, rows, settings.eval_batches, borders)
     evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
     evaluations += further_evaluations(settings, lengths, evaluators, bundle)
     job = Job(

@@ -62,7 +62,8 @@ def template_of(settings: Settings, *, needed: bool = True) -> ChatTemplate | No
 def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
     """The network of `config.model`: a preset with the tokenizer's vocabulary, or what `config.init_from` holds.
 
-    Every other leaf of the section that is not None changes the field of its name.
+    Every other leaf of the section that is not None changes the field of its name. Of a `rope_scaling` on what
+    `config.init_from` holds, lengths that are not said follow from what it was trained on (`LlamaConfig.stretched`).
     """
     changes = {name: value for name, value in settings.model.items() if value is not None}
     preset = changes.pop("preset", None)
@@ -72,7 +73,10 @@ def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
         changes["rope_scaling"] = dict(changes["rope_scaling"])
     try:
         if preset is None:
-            config = LlamaConfig.from_dict(origin.load_config(settings.init_from).to_dict() | changes)
+            config = origin.load_config(settings.init_from)
+            if "rope_scaling" in changes:
+                config = config.stretched(**changes.pop("rope_scaling"), max_len=changes.pop("max_len", None))
+            config = LlamaConfig.from_dict(config.to_dict() | changes)
         else:
             config = LlamaConfig.preset(preset, vocab_size=tokenizer.vocab_size, **changes)
         _check_execution(config)

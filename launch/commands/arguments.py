@@ -56,6 +56,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", choices=("int8", "int4", "nf4", "stored"), help="matrices; stored: as a GGUF file has them"
     )
+    parser.add_argument(
+        "--rope", metavar="KIND:TOKENS", help="stretch the context to so many tokens by linear, ntk, dynamic or yarn"
+    )
     parser.add_argument("--weights", default="params", choices=("params", "ema"), help="default: params")
     parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: as trained")
 
@@ -64,11 +67,18 @@ def load_model(args: argparse.Namespace):
     from ...data.templates import load_template
     from ...train.bundle import load
 
-    llama = load(args.path, dtype=args.dtype, weights=args.weights, quantize=args.quantize, cache=args.cache)
+    rope = None
+    if args.rope is not None:
+        kind, _, tokens = args.rope.partition(":")
+        if not tokens.isdecimal():
+            raise UserError(f"--rope={args.rope}: give a kind and a number of tokens, as in --rope=yarn:8192")
+        rope = kind, int(tokens)
+    how = dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope)
+    llama = load(args.path, weights=args.weights, **how)
     if args.template is not None:
         llama.template = load_template(args.template)
     if getattr(args, "draft", None) is not None:
-        llama.assist(load(args.draft, dtype=args.dtype, quantize=args.quantize, cache=args.cache), args.draft_tokens)
+        llama.assist(load(args.draft, **how), args.draft_tokens)
     return llama
 
 

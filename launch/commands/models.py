@@ -7,13 +7,18 @@ from ...data.errors import UserError
 from .arguments import add_draft, add_model, add_sampling, command, load_model, sampling
 
 
+def positions(text: str) -> list[int]:
+    return [int(position) for position in text.split(",")]
+
+
 def add_eval(commands) -> None:
     parser = command(
         commands,
         "eval",
         _eval,
         "Measure a model: the gold score on the primer, or loss and perplexity on held-out text.",
-        "camelid eval runs/sft --gold\ncamelid eval runs/sft --source='mytext/*.txt'",
+        "camelid eval runs/sft --gold\ncamelid eval runs/sft --source='mytext/*.txt'\n"
+        "camelid eval runs/longer --source=books.jsonl --seq_len=8192 --borders=2048,4096",
     )
     add_model(parser)
     parser.add_argument("--gold", action="store_true", help="gold score on held-out prompts of the primer")
@@ -22,6 +27,13 @@ def add_eval(commands) -> None:
     parser.add_argument("--split", choices=("train", "heldout"), help="of the source; default: all of it")
     parser.add_argument("--heldout", type=float, default=0.01, metavar="SHARE", help="share that the split holds out")
     parser.add_argument("--seq_len", type=int, default=512, metavar="N", help="tokens in a row (default: 512)")
+    parser.add_argument(
+        "--borders",
+        default=(),
+        type=positions,
+        metavar="N,N",
+        help="positions in a row: the perplexity between each two as well",
+    )
     parser.add_argument("--cache_dir", default="~/.cache/camelid", metavar="DIR", help="of tokenised text")
 
 
@@ -40,8 +52,8 @@ def _eval(args: argparse.Namespace) -> None:
     if args.source is not None:
         from ...evals.perplexity import perplexity
 
-        where = dict(split=args.split, heldout=args.heldout, seq_len=args.seq_len, cache_dir=args.cache_dir)
-        metrics |= perplexity(llama, args.source, **where)
+        names = ("split", "heldout", "seq_len", "borders", "cache_dir")
+        metrics |= perplexity(llama, args.source, **{name: getattr(args, name) for name in names})
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")

@@ -15,7 +15,7 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
     documents = ["the red fox sees 0 red foxs.", "the blue whale sees 0 blue whales.", "owl " * 30]
     source = tmp_path / "text.jsonl"
     source.write_text("\n".join(json.dumps({"text": text}) for text in documents))
-    losses, characters = [], 0
+    losses, positions, characters = [], [], 0
     for text in documents:
         characters += len(text) + 1  # and the space that LLaMA's tokenizer begins a text with
         tokens = [m.tokenizer.bos_id, *m.tokenizer.encode(text), m.tokenizer.eos_id]
@@ -25,11 +25,21 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
             logits -= logits.max(-1, keepdims=True)
             logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             losses += [-logp[i, token] for i, token in enumerate(part[0, 1:])]
-    found = perplexity(m, str(source), seq_len=1000, batch_size=8, cache_dir=str(tmp_path / "cache"))
+            positions += range(len(part[0]) - 1)
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    found = perplexity(m, str(source), seq_len=1000, batch_size=8, borders=(10, 25), **cache)
     assert found[f"{source}/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert found[f"{source}/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     bits = np.sum(losses) / np.log(2) / characters
     assert found[f"{source}/bits_per_character"] == pytest.approx(bits, rel=1e-5)
+    for start, stop in ((0, 10), (10, 25), (25, 1000)):
+        here = [loss for loss, position in zip(losses, positions, strict=True) if start <= position < stop]
+        assert found[f"{source}/perplexity/{start}-{stop}"] == pytest.approx(np.exp(np.mean(here)), rel=1e-5)
+    for borders, says in {(25, 10): "give positions that rise", (10, 1000): "between 0 and seq_len = 1000"}.items():
+        with pytest.raises(UserError, match=says):
+            perplexity(m, str(source), seq_len=1000, borders=borders, **cache)
+    with pytest.raises(UserError, match="no sample reaches position 900; the longest has"):
+        perplexity(m, str(source), seq_len=1000, borders=[900], **cache)
 
 
 def test_a_model_without_a_tokenizer_is_refused(pretrained):

@@ -42,6 +42,8 @@ def test_help_does_not_wait_for_jax():
         (["chat", "/nowhere"], "/nowhere: no such checkpoint or run directory"),
         (["chat", "x", "--temprature=1"], "unknown argument --temprature=1"),
         (["eval", "x"], "say what to measure"),
+        (["eval", "x", "--source=y", "--borders=9,x"], "argument --borders: invalid positions value: '9,x'"),
+        (["chat", "x", "--rope=yarn"], "--rope=yarn: give a kind and a number of tokens, as in --rope=yarn:8192"),
         (["data", "prepare"], "takes --config"),
         (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
         (["chat", "x", "--config.seed=1"], "no --config=FILE"),
