@@ -27,9 +27,10 @@ def perplexity(
 ) -> dict[str, float]:
     """`loss` (nats per token), `perplexity` and `bits_per_character` over all of the source, or one split of it.
 
-    Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows. batch_size: rows
-    that are computed at a time; None: 4,096 tokens on each device. borders: positions that divide the row into ranges with a perplexity each, such as (2048, 4096) for `perplexity/0-2048`,
-    `perplexity/2048-4096` and `perplexity/4096-8192`: how well a token is predicted with that much text before it.
+    Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows. batch_size: rows that are
+    computed at a time; None: 4,096 tokens on each device. borders: positions that divide the row into ranges with a
+    perplexity each, such as (2048, 4096) for `perplexity/0-2048`, `perplexity/2048-4096` and `perplexity/4096-8192`:
+    how well a token is predicted with that much text before it.
     Raises UserError for borders that rows or samples do not reach.
     """
     if llama.tokenizer is None:

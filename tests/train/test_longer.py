@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -84,11 +85,12 @@ def trained():
 def measure():
     """measure(config, params): perplexity of the answers by range of positions, in rows of 256 tokens."""
     heldout, kept = {"": Register(LONG, 32, 1, seed=1)}, {}
+    tokens = SimpleNamespace(characters=np.ones(NANO.vocab_size))
     rows = NamedSharding(make_mesh({}, jax.devices()[:1]), PartitionSpec())
 
     def run(config, params):
         if config not in kept:
-            kept[config] = heldout_loss(llama.build(config), heldout, rows, 1, borders=(TRAINED, 2 * TRAINED))
+            kept[config] = heldout_loss(llama.build(config), heldout, tokens, rows, 1, borders=(TRAINED, 2 * TRAINED))
         return {name.lstrip("/"): value for name, value in kept[config](params)[0].items()}
 
     return run
