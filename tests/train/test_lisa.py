@@ -123,9 +123,9 @@ SKIPPED = 4  # the first step of a period
 STEPS = 7
 
 
-def optimizer_of(name="adamw", **changes):
+def optimizer_of(name="adamw", params=PARAMS, **changes):
     arguments = dict(weight_decay=DECAY, clip_norm=CLIP, schedule=optax.constant_schedule(LR), restarts=True) | changes
-    return make_optimizer(PARAMS, name=name, **arguments)
+    return make_optimizer(params, name=name, **arguments)
 
 
 def poisoned(step):
@@ -206,7 +206,7 @@ def test_losses_are_those_of_one_device_on_a_mesh(alone):
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_every_optimiser_begins_anew_with_the_layers_of_a_period_and_goes_on_with_the_rest(name):
     params, gradients = tree(0), [tree(seed, scale) for seed, scale in enumerate([1.0, 3.0, 0.2], 1)]
-    restarting, plain = optimizer_of(name, clip_norm=None), optimizer_of(name, clip_norm=None, restarts=False)
+    restarting, plain = (optimizer_of(name, params, clip_norm=None, restarts=restarts) for restarts in (True, False))
 
     @jax.jit
     def run(params):
