@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from camelid.model import llama
+from camelid.model.cache import make_cache
 from camelid.model.config import PRESETS, LlamaConfig, RopeScaling
 
 # Parameter counts as the weights on Hugging Face hold them (no rotary buffers).
@@ -125,7 +126,7 @@ SHAPE_CHANGES = dict(
     param_dtype="bfloat16",
 )
 VALUE_CHANGES = dict(norm_eps=1e-3, rope_theta=5e5, rope_scaling=RopeScaling("linear", 2.0), dtype="bfloat16")
-EXECUTION_CHANGES = dict(remat="full", attention="splash", unroll=2)
+EXECUTION_CHANGES = dict(remat="full", attention="splash", unroll=2, cache="int8")
 DESCRIPTIONS = {"max_len"}  # what the weights were trained for: read by training and generation, not by the network
 
 
@@ -212,3 +213,9 @@ def test_flops_per_token_equal_the_products_of_a_training_step(change):
     # The blocks on the diagonal are computed whole: a sixteenth more of attention than the ideal half.
     diagonal = 6.0 * config.n_layers * T * config.n_heads * config.head_dim / 16
     assert counted / T == pytest.approx(config.flops_per_token(T) + diagonal, rel=1e-3)
+
+
+def test_the_cache_is_kept_as_the_field_says():
+    k = jnp.zeros((1, 3, SMALL.n_kv_heads, SMALL.head_dim))
+    codes = make_cache(SMALL.replace(cache=EXECUTION_CHANGES["cache"]), k, k, 1, 4)
+    assert (make_cache(SMALL, k, k, 1, 4).keys_LSE.dtype, codes.keys_LSE.dtype) == (jnp.float32, jnp.int8)
