@@ -11,7 +11,7 @@ attention learn, and norms and embedding whole (LongLoRA, arXiv:2309.12307, with
 
 A document teaches no more than its own length: `longest` in the table at the start must be beyond the old context.
 Memory is saved by recomputing layers, by `--config.optim.accumulate`, and by `--config.mesh.context`, which splits
-rows. Nobody has run this config at full size here; docs/training.md has figures of small models.
+rows. Nobody has run this config at full size here.
 """
 
 from camelid.configs.base import base
