@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Int8, Shaped
 
 from .sharding import BATCH, axis_size, constrain
 
@@ -100,7 +100,8 @@ def attend_cache(
     """T new positions against a key/value cache, of which the slots in `valid_LTS` hold the past of each.
 
     L stands for row and key/value head, as one axis or as two (`cache.Cache` says when and why). Where keys and values
-    are codes of 8 bits, the scales of their vectors are taken into scores and weights: no decoded cache is formed.
+    are codes of 8 bits, the scales of their vectors are taken into scores and weights, and products are of integers: no
+    decoded cache is formed.
     """
     B, T, H, E = q_BTHE.shape
     *lead, _, _ = keys_LSE.shape
@@ -108,15 +109,33 @@ def attend_cache(
     q_BKTGE = jnp.swapaxes(q_BTHE.reshape(B, T, K, H // K, E), 1, 2) * jnp.asarray(E**-0.5, q_BTHE.dtype)
     q_LQE = q_BKTGE.reshape(*lead, -1, E)  # the queries of a head's group at all new positions
     valid_LQS = jnp.repeat(valid_LTS, H // K, axis=-2)
-    dtype = q_BTHE.dtype
-    scores = jnp.einsum("...qe,...se->...qs", q_LQE, keys_LSE.astype(dtype), preferred_element_type=jnp.float32)
-    if key_scales_LS is not None:
-        scores *= key_scales_LS[..., None, :]
+    if key_scales_LS is None:
+        scores = jnp.einsum("...qe,...se->...qs", q_LQE, keys_LSE, preferred_element_type=jnp.float32)
+    else:
+        scores = _times_codes("...qe,...se->...qs", q_LQE, keys_LSE) * key_scales_LS[..., None, :]
     probs = jax.nn.softmax(jnp.where(valid_LQS, scores, _MASKED), axis=-1)
-    if value_scales_LS is not None:
-        probs *= value_scales_LS[..., None, :]
-    out_LQE = jnp.einsum("...qs,...se->...qe", probs.astype(dtype), values_LSE.astype(dtype))
-    return jnp.swapaxes(out_LQE.reshape(q_BKTGE.shape), 1, 2).reshape(q_BTHE.shape)
+    if value_scales_LS is None:
+        out_LQE = jnp.einsum("...qs,...se->...qe", probs.astype(values_LSE.dtype), values_LSE)
+    else:
+        out_LQE = _times_codes("...qs,...se->...qe", probs * value_scales_LS[..., None, :], values_LSE)
+    return jnp.swapaxes(out_LQE.reshape(q_BKTGE.shape), 1, 2).reshape(q_BTHE.shape).astype(q_BTHE.dtype)
+
+
+def _times_codes(equation: str, x: Float[Array, "*L Q n"], codes: Int8[Array, "*L S E"]) -> Float[Array, "*L Q m"]:
+    """einsum(equation, x, codes), a sum over x's last axis, in float32.
+
+    x becomes integers of two bytes, high + low / 254 in units of its row's largest / 127, off by 2^-16 of that at most:
+    XLA's CPU backend would write codes that are made floats to memory, and take twice as long.
+    """
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    unit = jnp.where(largest > 0, largest / 127, 1.0)
+    high = jnp.round(x / unit)
+    low = jnp.round((x / unit - high) * 254)
+    both = jnp.concatenate([high, low], axis=-2).astype(jnp.int8)
+    sums = jnp.einsum(equation, both, codes, preferred_element_type=jnp.int32).astype(jnp.float32)
+    high, low = jnp.split(sums, 2, axis=-2)
+    return (high + low / 254) * unit
 
 
 def splash(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, interpret: bool = False):

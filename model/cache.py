@@ -74,19 +74,22 @@ def _rows_and_heads(x: Shaped[Array, "B K ..."]) -> Shaped[Array, "..."]:
     return constrain(x.reshape(-1, *x.shape[2:]), BATCH, *[None] * (x.ndim - 2))
 
 
-def make_cache(
-    config: LlamaConfig, k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"], repeats: int, slots: int
-) -> Cache:
-    """The cache of `slots` slots that a prompt's keys and values begin, each row `repeats` times in a row, as
-    `config.cache` says."""
-    room = slots - k_BTKE.shape[1]
+def keep(config: LlamaConfig, k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"]) -> Cache:
+    """Keys and values in the numbers that `config.cache` says, still [B, T, K, E] and [B, T, K]."""
+    kept = Cache(k_BTKE, v_BTKE)
+    return kept.encode() if config.cache == "int8" else kept
 
-    def fill(x_BTKE):
-        x_RKTE = jnp.repeat(x_BTKE.transpose(0, 2, 1, 3), repeats, axis=0)
-        return _rows_and_heads(jnp.pad(x_RKTE, ((0, 0), (0, 0), (0, room), (0, 0))))
 
-    cache = Cache(fill(k_BTKE), fill(v_BTKE))
-    return cache.encode() if config.cache == "int8" else cache
+def make_cache(kept: Cache, repeats: int, slots: int) -> Cache:
+    """The cache of `slots` slots that a prompt begins, each row `repeats` times in a row. kept: what `keep` gives."""
+
+    def fill(x_BTK):  # and a last axis E, but for scales
+        x_RKT = jnp.repeat(jnp.swapaxes(x_BTK, 1, 2), repeats, axis=0)
+        room = [(0, 0)] * x_RKT.ndim
+        room[2] = (0, slots - x_RKT.shape[2])
+        return _rows_and_heads(jnp.pad(x_RKT, room))
+
+    return jax.tree.map(fill, kept)
 
 
 Matrix = jax.Array | Weight

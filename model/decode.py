@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from .cache import Cache, Decoder, make_cache
+from .cache import Cache, Decoder, keep, make_cache
 from .config import LlamaConfig
 from .llama import Model, Params, build
 from .sampling import Sampling, draw
@@ -127,8 +127,11 @@ def start(
     llama = build(config).bind(params)
     positions_BP = jnp.maximum(_offsets(tokens_BP, lengths_B), 0)
     tokens_BP, real_BP = align_right(tokens_BP, lengths_B)
-    hidden_BPD, (k_NBPKE, v_NBPKE) = llama(tokens_BP, real_BP.astype(jnp.int32), positions_BP, with_kv=True)
-    caches = [make_cache(config, k, v, n, P + sampling.max_tokens) for k, v in zip(k_NBPKE, v_NBPKE, strict=True)]
+    # Kept layer by layer: in floats, those of all layers would take what codes are to save.
+    kept_by = functools.partial(keep, config)
+    hidden_BPD, kept_N = llama(tokens_BP, real_BP.astype(jnp.int32), positions_BP, keep=kept_by)
+    layers = [jax.tree.map(lambda x, i=i: x[i], kept_N) for i in range(config.n_layers)]
+    caches = [make_cache(kept, n, P + sampling.max_tokens) for kept in layers]
     decoder = Decoder(llama, by_blocks)
     logits_BV = decoder.logits(hidden_BPD[:, -1])
     state = _State(

@@ -148,7 +148,16 @@ class Llama(nnx.Module):
         if not config.tied:
             self.head = Head(config, rngs)
 
-    def __call__(self, tokens_BT, segment_ids_BT, positions_BT, *, with_kv: bool, thawed: Thawed | None = None):
+    def __call__(
+        self,
+        tokens_BT,
+        segment_ids_BT,
+        positions_BT,
+        *,
+        keep: Callable[[jax.Array, jax.Array], Any] | None = None,
+        thawed: Thawed | None = None,
+    ):
+        """What the head reads, and what `keep` makes of the keys and values of each layer, stacked."""
         x_BTD = embeddings(self.embed.embedding.get_value(), tokens_BT, self.config.dtype)
         x_BTD = constrain(x_BTD, BATCH, "context", None)
         rotary = angles(self.config, positions_BT)
@@ -156,7 +165,7 @@ class Llama(nnx.Module):
 
         def layer(params, x_BTD, rotary, segment_ids_BT):
             x_BTD, kv = nnx.merge(block, params)(x_BTD, rotary, segment_ids_BT)
-            return x_BTD, kv if with_kv else None
+            return x_BTD, keep and keep(*kv)
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
@@ -205,7 +214,7 @@ def build(config: LlamaConfig) -> Model:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         params = dict(params)
         thawed = params.pop("thawed", None)
-        return bind(params)(tokens_BT, segment_ids_BT, positions_BT, with_kv=False, thawed=thawed)[0]
+        return bind(params)(tokens_BT, segment_ids_BT, positions_BT, thawed=thawed)[0]
 
     def apply(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T V"]:
         return logits(params, hidden(params, tokens_BT, segment_ids_BT, positions_BT))

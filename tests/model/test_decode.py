@@ -230,9 +230,10 @@ def test_bfloat16_stays_near_its_own_full_pass():
     np.testing.assert_allclose(out.logprobs[0, 0], chosen_log_probs(logits, answer), atol=0.1)
 
 
+@pytest.mark.parametrize("kind", [None, "int8"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_the_loop_copies_neither_weights_nor_cache(rows):
-    config = LlamaConfig.from_dict(TINY | dict(dim=48, n_heads=6, n_kv_heads=3, head_dim=8))
+def test_the_loop_copies_neither_weights_nor_cache(rows, kind):
+    config = LlamaConfig.from_dict(TINY | dict(dim=48, n_heads=6, n_kv_heads=3, head_dim=8, cache=kind))
     tokens_BP, lengths_B = pad_prompts(some_prompts(*[9] * rows))
     args = (build(config).abstract_params, tokens_BP, lengths_B, KEY, prompt_ids(tokens_BP, lengths_B))
     lowered = jax.jit(_generate, static_argnums=(0, 1, 2)).lower(
