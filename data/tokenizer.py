@@ -154,6 +154,22 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in data)
 
+    def difference(self, other: "Tokenizer") -> str | None:
+        """The first id that stands for another token in `other`, in words; None where every id stands for the same.
+
+        What counts is the ids: two tokenizers of one vocabulary may still cut a text differently.
+        """
+        shared = min(self.vocab_size, other.vocab_size)
+        first = next((i for i in range(shared) if self._meaning(i) != other._meaning(i)), shared)
+        if first == self.vocab_size == other.vocab_size:
+            return None
+        here, there = (repr(each.piece(first)) if first < each.vocab_size else "none" for each in (self, other))
+        return f"token {first} is {here} in {self._where} and {there} in {other._where}"
+
+    def _meaning(self, i: int) -> tuple[bytes, str | None] | None:
+        """What tells two tokens apart; None for the unknown token, which every format spells otherwise."""
+        return None if i == self.unk_id else (self._bytes(i), self._spellings.get(i))
+
     def _bytes(self, i: int) -> bytes:
         if not 0 <= i < self.vocab_size:
             raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size}")

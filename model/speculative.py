@@ -11,7 +11,8 @@ A position that is proposed a second time meets the same keys: nothing before it
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -325,8 +326,11 @@ def stream(
     key: Key[Array, ""],
     sampling: Sampling,
     k: int = 4,
-) -> Iterator[int]:
-    """The tokens of one answer, up to k + 1 at a time: those of `generate` for the same key and prompt."""
+) -> Generator[int, None, SpeculativeGeneration]:
+    """The tokens of one answer, up to k + 1 at a time: those of `generate` for the same key and prompt.
+
+    The generator returns the whole, fields by row: [1, max_tokens + k] and [1].
+    """
     _check(target.config, draft.config, k)
     if sampling.n != 1:
         raise ValueError(f"a stream is one answer, sampling.n is {sampling.n}")
@@ -338,10 +342,10 @@ def stream(
     go_on = compiled(_continue, options, static_argnums=(0, 1), donate_argnums=3)
     decoders, state = begin(configs, sampling, k, bool(options), params, tokens_1P, lengths_1, key, ids_1)
     told = 0
-    for passes in range(1, sampling.max_tokens + 1):
+    for passes in itertools.count(1):
         answer = jax.device_get(state.result.answer)
         yield from answer.tokens[0, told : answer.lengths[0]].tolist()
         told = answer.lengths[0]
         if answer.stopped[0] or told == sampling.max_tokens:
-            return
+            return jax.device_get(state.result)
         state = go_on(sampling, k, decoders, state, passes)

@@ -37,6 +37,13 @@ class Draft:
     passes: int = 0
     accepted: int = 0
 
+    def count(self, result: speculative.SpeculativeGeneration) -> None:
+        self.passes += int(result.passes.sum())
+        self.accepted += int(result.accepted.sum())
+
+    def __str__(self) -> str:
+        return f"{self.accepted / max(self.passes, 1):.2f} of {self.k} proposals accepted a pass"
+
 
 class Llama:
     """config, params (a plain nested dict), tokenizer and template (None where the source has none), mesh, step.
@@ -70,18 +77,13 @@ class Llama:
         """This model, which from now on decodes speculatively (`model.speculative`): the same answers, or others of the
         same distribution, and faster where `draft` is much smaller and often right. k: its proposals a pass.
 
-        Raises UserError where the two models cut text into different tokens.
+        Raises UserError where an id stands for different tokens in the two models.
         """
-        ours, theirs = self._tokenizer(), draft._tokenizer()
-        if self.config.vocab_size != draft.config.vocab_size or ours.vocab_size != theirs.vocab_size:
-            sizes = [f"{x.config.vocab_size} ({x._tokenizer().vocab_size} in its tokenizer)" for x in (self, draft)]
-            raise UserError(
-                f"a draft needs the model's own vocabulary: {sizes[0]} tokens here, the draft has {sizes[1]}"
-            )
-        for i in range(ours.vocab_size):
-            if ours.piece(i) != theirs.piece(i):
-                pieces = f"{ours.piece(i)!r} here, {theirs.piece(i)!r} in the draft"
-                raise UserError(f"a draft needs the model's own vocabulary: token {i} is {pieces}")
+        if difference := self._tokenizer().difference(draft._tokenizer()):
+            raise UserError(f"a draft needs the model's own vocabulary: {difference}")
+        if self.config.vocab_size != draft.config.vocab_size:
+            rows = f"{self.config.vocab_size:,} rows here, {draft.config.vocab_size:,} in the draft"
+            raise UserError(f"a draft needs an embedding of as many rows as the model's: {rows}")
         if k < 1:
             raise UserError(f"a draft proposes 1 token or more at a time, not {k}")
         self.draft = Draft(draft, k)
@@ -152,16 +154,16 @@ class Llama:
         draft = self.draft
         networks = (self.model, self.params, draft.llama.model, draft.llama.params)
         result = speculative.generate(*networks, tokens_BP, lengths_B, key, sampling, draft.k)
-        draft.passes += int(result.passes.sum())
-        draft.accepted += int(result.accepted.sum())
+        draft.count(result)
         return result.answer
 
     def _stream(self, prompt: Sequence[int], key: jax.Array, sampling: Sampling) -> Iterator[int]:
         if self.draft is None:
-            return decode.stream(self.model, self.params, prompt, key, sampling)
+            yield from decode.stream(self.model, self.params, prompt, key, sampling)
+            return
         draft = self.draft.llama
         networks = (self.model, self.params, draft.model, draft.params)
-        return speculative.stream(*networks, prompt, key, sampling, self.draft.k)
+        self.draft.count((yield from speculative.stream(*networks, prompt, key, sampling, self.draft.k)))
 
     def prompt(self, messages: str | Messages) -> list[int]:
         """The tokens that a conversation makes, up to where the assistant is to speak."""

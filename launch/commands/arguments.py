@@ -59,6 +59,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rope", metavar="KIND:TOKENS", help="stretch the context to so many tokens by linear, ntk, dynamic or yarn"
     )
+    parser.add_argument("--draft", metavar="PATH", help="a smaller model of the same vocabulary, to decode faster with")
+    parser.add_argument("--draft_tokens", type=int, metavar="K", help="that it proposes at a time (default: 4)")
     parser.add_argument("--weights", default="params", choices=("params", "ema"), help="default: params")
     parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: as trained")
 
@@ -67,6 +69,8 @@ def load_model(args: argparse.Namespace):
     from ...data.templates import load_template
     from ...train.bundle import load
 
+    if args.draft is None and args.draft_tokens is not None:
+        raise UserError(f"--draft_tokens={args.draft_tokens} without --draft=PATH, the model that is to propose them")
     rope = None
     if args.rope is not None:
         kind, _, tokens = args.rope.partition(":")
@@ -77,16 +81,9 @@ def load_model(args: argparse.Namespace):
     llama = load(args.path, weights=args.weights, **how)
     if args.template is not None:
         llama.template = load_template(args.template)
-    if getattr(args, "draft", None) is not None:
-        llama.assist(load(args.draft, **how), args.draft_tokens)
+    if args.draft is not None:
+        llama.assist(load(args.draft, **how), 4 if args.draft_tokens is None else args.draft_tokens)
     return llama
-
-
-def add_draft(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--draft", metavar="PATH", help="a smaller model of the same tokenizer, to decode faster with")
-    parser.add_argument(
-        "--draft_tokens", type=int, default=4, metavar="K", help="that it proposes at a time (default: 4)"
-    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ...data.errors import UserError
-from .arguments import add_draft, add_model, add_sampling, command, load_model, sampling
+from .arguments import add_model, add_sampling, command, load_model, sampling
 
 
 def positions(text: str) -> list[int]:
@@ -43,6 +43,10 @@ def _eval(args: argparse.Namespace) -> None:
 
     if not args.gold and args.source is None:
         raise UserError("say what to measure: --gold, --source=..., or both")
+    if not args.gold and (args.cache or args.draft):
+        raise UserError(
+            "--cache and --draft are of decoding, and perplexity decodes nothing: measure --gold, or leave them"
+        )
     llama = load_model(args)
     metrics = {}
     if args.gold:
@@ -72,7 +76,6 @@ def add_generate(commands) -> None:
     parser.add_argument("prompts", nargs="+", metavar="prompt")
     parser.add_argument("--chat", action="store_true", help="take each prompt for a user's message")
     parser.add_argument("--n", type=int, default=1, metavar="N", help="samples of each prompt (default: 1)")
-    add_draft(parser)
     add_sampling(parser, max_tokens=128)
 
 
@@ -81,16 +84,13 @@ def _generate(args: argparse.Namespace) -> None:
     answer = llama.chat_batch if args.chat else llama.generate
     for text in answer(args.prompts, seed=args.seed, n=args.n, **sampling(args)):
         print(text)
-    if llama.draft is not None:
-        each = llama.draft.accepted / max(llama.draft.passes, 1)
-        print(f"{each:.2f} of {llama.draft.k} proposals accepted a pass", file=sys.stderr)
+    tell_draft(llama)
 
 
 def add_chat(commands) -> None:
     parser = command(commands, "chat", _chat, "Talk to a tuned model in the terminal.", "camelid chat runs/sft")
     add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
-    add_draft(parser)
     add_sampling(parser, max_tokens=512)
 
 
@@ -99,4 +99,12 @@ def _chat(args: argparse.Namespace) -> None:
 
     from ...serve.terminal import chat
 
-    chat(load_model(args), system=args.system, console=Console(), **sampling(args))
+    llama = load_model(args)
+    chat(llama, system=args.system, console=Console(), **sampling(args))
+    tell_draft(llama)
+
+
+def tell_draft(llama) -> None:
+    """What a draft was worth, on standard error: standard output is the answers'."""
+    if llama.draft is not None:
+        print(llama.draft, file=sys.stderr)

@@ -232,6 +232,20 @@ def test_the_llama_conversion_and_sentencepiece_agree(folders):
         assert original.encode(text) == converted.encode(text)
 
 
+def test_vocabularies_are_the_same_where_every_id_stands_for_the_same(folders, llama, tmp_path):
+    metaspace, converted = Tokenizer.load(folders["metaspace"]), Tokenizer.load(folders["llama_style"])
+    assert metaspace.fingerprint != converted.fingerprint and metaspace.difference(converted) is None
+    where = [folders["sentencepiece"] / "tokenizer.model", folders["llama_style"] / "tokenizer.json"]
+    assert llama.difference(converted) == f"token 400 is none in {where[0]} and '<' in {where[1]}"
+    assert converted.difference(llama) == f"token 400 is '<' in {where[1]} and none in {where[0]}"
+    spec = json.loads((folders["byte_level"] / "tokenizer.json").read_text())
+    spec["added_tokens"][3]["content"] = "<|end|>"
+    spec["model"]["vocab"]["<|end|>"] = spec["model"]["vocab"].pop("<|im_end|>")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    found = Tokenizer.load(folders["byte_level"]).difference(Tokenizer.load(tmp_path))
+    assert "token 3 is '<|im_end|>' in" in found and f"'<|end|>' in {tmp_path}" in found
+
+
 def test_a_training_with_llamas_settings_has_llamas_layout(llama):
     assert (llama.unk_id, llama.bos_id, llama.eos_id) == (0, 1, 2)
     assert [llama.special[token] for token in CONTROL] == [3, 4]

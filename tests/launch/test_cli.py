@@ -46,6 +46,8 @@ def test_help_does_not_wait_for_jax():
         (["chat", "x", "--rope=yarn"], "--rope=yarn: give a kind and a number of tokens, as in --rope=yarn:8192"),
         (["data", "prepare"], "takes --config"),
         (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
+        (["eval", "x", "--source=y", "--cache=int8"], "perplexity decodes nothing"),
+        (["chat", "x", "--draft_tokens=3"], "--draft_tokens=3 without --draft=PATH"),
         (["chat", "x", "--config.seed=1"], "no --config=FILE"),
         (["tokenizer", "train", "--source=/nowhere/*.txt", "--output=x"], "/nowhere/*.txt"),
     ],
