@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from camelid.model import llama
-from camelid.model.cache import make_cache
+from camelid.model.cache import keep
 from camelid.model.config import PRESETS, LlamaConfig, RopeScaling
 
 # Parameter counts as the weights on Hugging Face hold them (no rotary buffers).
@@ -217,5 +217,5 @@ def test_flops_per_token_equal_the_products_of_a_training_step(change):
 
 def test_the_cache_is_kept_as_the_field_says():
     k = jnp.zeros((1, 3, SMALL.n_kv_heads, SMALL.head_dim))
-    codes = make_cache(SMALL.replace(cache=EXECUTION_CHANGES["cache"]), k, k, 1, 4)
-    assert (make_cache(SMALL, k, k, 1, 4).keys_LSE.dtype, codes.keys_LSE.dtype) == (jnp.float32, jnp.int8)
+    kinds = [keep(config, k, k).keys_LSE.dtype for config in (SMALL, SMALL.replace(cache=EXECUTION_CHANGES["cache"]))]
+    assert kinds == [jnp.float32, jnp.int8]
