@@ -2,7 +2,7 @@
 
     python benchmarks/speculative.py TARGET DRAFT --rounds=5
 
-Twenty questions are answered as `camelid chat` would, prompt included, at each temperature. Prints a table in Markdown:
+Questions are answered as `camelid chat` would, prompt included, at each temperature. Prints a table in Markdown:
 medians over rounds, the ratio's range, and how many of the k proposals of a pass stand in the answers. At temperature 0
 the answers are compared with the model's own.
 """
@@ -28,12 +28,13 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
     parser.add_argument("--max_tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="how many of the twenty")
     parser.add_argument("--most", type=int, default=6, metavar="K", help="proposals a pass, from 1 on")
     args = parser.parse_args()
 
     target = camelid.load(args.target, quantize=args.quantize)
     draft = camelid.load(args.draft, quantize=args.draft_quantize)
-    prompts = [target.prompt(question) for question in QUESTIONS]
+    prompts = [target.prompt(question) for question in QUESTIONS[: args.questions]]
     stops = target.template.stop_ids(target.tokenizer)
     for temperature in args.temperatures:
         sampling = Sampling(max_tokens=args.max_tokens, temperature=temperature, stop_ids=stops)

@@ -7,6 +7,13 @@ Lengths of time come in units, one of which is set: `_steps`, `_epochs` (of the 
 from ml_collections import ConfigDict
 
 
+def joined(sources: str, name: str = "source") -> dict:
+    """A mixture of the sources that plus signs join, called name0, name1, ..., of weight 1 each."""
+    return {
+        f"{name}{i}": {"source": source, "format": "auto", "weight": 1.0} for i, source in enumerate(sources.split("+"))
+    }
+
+
 def base() -> ConfigDict:
     c = ConfigDict()
     c.recipe = "pretrain"  # or "sft"

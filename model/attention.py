@@ -125,7 +125,7 @@ def _times_codes(equation: str, x: Float[Array, "*L Q n"], codes: Int8[Array, "*
     """einsum(equation, x, codes), a sum over x's last axis, in float32.
 
     x becomes integers of two bytes, high + low / 254 in units of its row's largest / 127, off by 2^-16 of that at most:
-    XLA's CPU backend would write codes that are made floats to memory, and take twice as long.
+    XLA's CPU backend would write codes that are made floats to memory first.
     """
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)

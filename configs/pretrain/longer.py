@@ -14,7 +14,7 @@ Memory is saved by recomputing layers, by `--config.optim.accumulate`, and by `-
 rows. Nobody has run this config at full size here.
 """
 
-from camelid.configs.base import base
+from camelid.configs.base import base, joined
 from camelid.train.settings import parse_arguments
 
 
@@ -31,9 +31,7 @@ def get_config(arg=None):
     if a.lora:
         c.lora.targets = [(r"layers/attention/.*", a.lora)]
         c.lora.whole = [r".*norm/scale", r"embed/embedding"]
-    c.data.mixture = {
-        f"text{i}": {"source": source, "format": "auto", "weight": 1.0} for i, source in enumerate(a.source.split("+"))
-    }
+    c.data.mixture = joined(a.source, "text")
     c.data.seq_len = a.length
     c.data.batch_size = a.batch_size
     c.total_steps = 400 if a.kind == "yarn" else 1000

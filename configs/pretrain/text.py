@@ -8,7 +8,7 @@
 drawn in proportion to nothing but its weight of 1.
 """
 
-from camelid.configs.base import base
+from camelid.configs.base import base, joined
 from camelid.train.settings import parse_arguments
 
 
@@ -18,9 +18,7 @@ def get_config(arg=None):
     c.recipe = "pretrain"
     c.model.preset = a.preset
     c.tokenizer = a.tokenizer
-    c.data.mixture = {
-        f"text{i}": {"source": source, "format": "auto", "weight": 1.0} for i, source in enumerate(a.source.split("+"))
-    }
+    c.data.mixture = joined(a.source, "text")
     c.data.seq_len = 256
     c.data.batch_size = 16
     c.data.heldout = 0.02

@@ -6,7 +6,7 @@ Batch, learning rate and epochs are those of Stanford's release for 7B (128 rows
 128 rows of 512 tokens hold several conversations each. For a small model raise the learning rate.
 """
 
-from camelid.configs.base import base
+from camelid.configs.base import base, joined
 from camelid.train.settings import parse_arguments
 
 
@@ -16,10 +16,7 @@ def get_config(arg=None):
     c.recipe = "sft"
     c.init_from = a.init_from
     c.template = "alpaca"
-    c.data.mixture = {
-        f"alpaca{i}": {"source": source, "format": "auto", "weight": 1.0}
-        for i, source in enumerate(a.source.split("+"))
-    }
+    c.data.mixture = joined(a.source, "alpaca")
     c.data.packing = "best_fit"
     c.data.seq_len = 512
     c.data.batch_size = a.batch_size

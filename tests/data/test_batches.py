@@ -222,6 +222,8 @@ def test_evaluation_sees_each_sample_once_and_pads_the_last_batch():
     assert len(batches) == rows // 4 + 1
     seen = Counter(target for batch in batches for _, targets, _, _ in segments(batch) for target in targets)
     assert seen == Counter(token for tokens, _ in samples for token in tokens[1:].tolist())
+    pieces = sum(-(-(len(tokens) - 1) // LENGTH) for tokens, _ in samples)
+    assert sum(1 for batch in batches for _ in segments(batch)) == pieces, "a sample that fits into a row is cut"
     last = batches[-1]
     assert all(array.shape == (4, LENGTH) for array in last.values())
     assert not any(array[rows % 4 :].any() for array in last.values())

@@ -105,6 +105,13 @@ def test_a_checkpoint_brings_tokenizer_and_template_and_answers(tuned, pretraine
     assert bundle.load(pretrained).template is None
 
 
+def test_where_no_template_is_named_it_is_that_of_the_start(arguments, pretrained, tuned):
+    for start, name in ((pretrained, None), (tuned, "chatml")):
+        chosen = Settings(load_config(config_of(arguments, "sft", init_from=start), ["--config.template=None"]))
+        found = setup.template_of(chosen, needed=False)
+        assert (found and found.name) == name
+
+
 def test_a_run_whose_steps_keep_failing_stops_with_one_line_and_exit_code_1(arguments, tmp_path, capsys):
     overrides = ["--config.z_loss=1e38", "--config.guard.max_streak=2"]  # the loss overflows
     assert main([*arguments("pretrain", tmp_path), *overrides]) == 1

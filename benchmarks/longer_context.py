@@ -1,0 +1,91 @@
+"""Perplexity past the trained context, by ways of stretching positions: as they are, and after a little tuning.
+
+A small model learns a text in rows of 128 tokens. Then it is measured, and tuned, in rows of 512:
+
+    .venv/bin/python benchmarks/longer_context.py --text=texts/tinyshakespeare.txt --workdir=runs/longer
+
+Prints a table in Markdown: perplexity on documents left out, by the number of tokens that stand before the one that is
+predicted. A run that is there already is not made again.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+from etils import epath
+
+from camelid.data.sources import read
+from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.evals.perplexity import perplexity
+from camelid.launch.recipes import RECIPES
+from camelid.train.bundle import Llama, load
+from camelid.train.settings import Settings, load_config
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "pretrain"
+CONTEXT, LONG, BORDERS = 128, 512, (128, 256)
+KINDS = ("untouched", "linear", "ntk", "yarn")
+DOCUMENT = 20_000  # characters
+
+
+def write_documents(text: Path, workdir: Path) -> None:
+    """train.jsonl and heldout.jsonl: the text in long documents, every tenth of them left out."""
+    whole = text.read_text("utf-8")
+    pieces = [{"text": whole[start : start + DOCUMENT]} for start in range(0, len(whole), DOCUMENT)]
+    parts = {"train": [p for i, p in enumerate(pieces) if i % 10], "heldout": pieces[::10]}
+    for name, part in parts.items():
+        (workdir / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)), "utf-8")
+
+
+def train(config: str, workdir: Path, leaves: dict) -> Llama:
+    """The run of a config in `workdir`, or what is left of it."""
+    common = {"data.heldout": 0.0, "data.cache_dir": workdir.parent / "cache"}
+    overrides = [f"--config.{name}={value}" for name, value in (common | leaves).items()]
+    settings = Settings(load_config(f"{CONFIGS}/{config}", overrides))
+    model = RECIPES[settings.recipe](settings, epath.Path(workdir), {})
+    if model.step < leaves["total_steps"]:
+        raise SystemExit(f"{workdir}: stopped at step {model.step}; the same command goes on from there")
+    return model
+
+
+def row(llama: Llama, workdir: Path) -> list[str]:
+    """Perplexity in each range of positions."""
+    source = f"{workdir}/heldout.jsonl"
+    found = perplexity(llama, source, seq_len=LONG, borders=BORDERS, cache_dir=f"{workdir}/cache")
+    ranges = itertools.pairwise((0, *BORDERS, LONG))
+    return [f"{found[f'{source}/perplexity/{start}-{stop}']:.1f}" for start, stop in ranges]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", required=True, type=Path)
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--steps", default=1000, type=int)
+    parser.add_argument("--longer_steps", default=100, type=int)
+    parser.add_argument("--longer_lr", default=3e-4, type=float)
+    args = parser.parse_args()
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    write_documents(args.text, args.workdir)
+    source, tokenizer, short = f"{args.workdir}/train.jsonl", args.workdir / "tokenizer", args.workdir / "short"
+    if not tokenizer.exists():
+        texts = (record["text"] for record in read(source))
+        train_sentencepiece(texts, vocab_size=2048, output_dir=tokenizer)
+    rows = {"data.seq_len": CONTEXT, "data.batch_size": 32, "model.max_len": CONTEXT}
+    length = {"total_steps": args.steps, "total_epochs": None}
+    train(f"text.py:source={source},tokenizer={tokenizer},preset=nano-1m", short, rows | length)
+
+    lines = []
+    for kind in KINDS:
+        plain = kind == "untouched"
+        before = row(load(short, rope=None if plain else (kind, LONG)), args.workdir)
+        given = f"init_from={short},source={source},length={LONG},batch_size=8,lr={args.longer_lr}"
+        leaves = {"total_steps": args.longer_steps} | ({"model.rope_scaling": None} if plain else {})
+        tuned = train(f"longer.py:{given}" + ("" if plain else f",kind={kind}"), args.workdir / kind, leaves)
+        after = row(tuned, args.workdir)
+        lines.append(f"| {kind} | {' | '.join(before + after)} |")
+    names = [f"{stop} {when}" for when in ("before", "tuned") for stop in (*BORDERS, LONG)]
+    print(f"| positions | {' | '.join(f'to {name}' for name in names)} |", "| --- " * 7 + "|", *lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
