@@ -26,7 +26,7 @@ def base() -> ConfigDict:
     c.model.dtype = "float32"  # of the computation; bfloat16 where the hardware has it
     c.model.param_dtype = "float32"
     c.model.attention = "auto"  # xla, splash (TPU), cudnn (GPU)
-    c.model.remat = "none"  # dots, attention, full: what a layer keeps for its backward pass
+    c.model.remat = "none"  # dots, attention, full, offload: what a layer keeps for its backward pass
     for field in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "tied", "norm_eps", "unroll"):
         c.model[field] = None  # another value than the preset's or the checkpoint's
     c.model.max_len = None

@@ -31,8 +31,15 @@ REMAT: dict[str, Callable | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
-"""What a layer keeps for its backward pass: everything, its weight products, attention's output, or only its input."""
+"""What a layer keeps for its backward pass: everything, its weight products, attention's output, only its input, or
+its input in the host's memory."""
 
 
 def _weight(config: LlamaConfig, rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
@@ -164,6 +171,7 @@ class Llama(nnx.Module):
         block, layers = nnx.split(self.layers)
 
         def layer(params, x_BTD, rotary, segment_ids_BT):
+            x_BTD = checkpoint_name(x_BTD, "layer_input")
             x_BTD, kv = nnx.merge(block, params)(x_BTD, rotary, segment_ids_BT)
             return x_BTD, keep and keep(*kv)
 

@@ -4,7 +4,8 @@ A moment is cut into blocks along its last axis; each block is divided by its la
 the nearest of 256 values that are spaced evenly within every decade (dynamic tree quantisation, section 1.3): small
 numbers keep their relative precision. Of the second moment it is the root that is kept, as what the step is divided by:
 its range is half as many decades, so that it is not rounded to 0 where the first moment is not. The step itself is
-computed in float32.
+computed in float32, of a stack of layers for one after the other: whole, its decoded moments would take the memory that
+codes save.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
+
+from ..model.sharding import path_name
+from ..model.weights import is_stacked
 
 BLOCK = 256
 SMALLEST = 4096
@@ -93,15 +97,28 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransf
 
         def one(g, mu, nu):
             g = g.astype(jnp.float32)
-            small = is_small(g)
-            mu, nu = (mu, nu) if small else (decode(mu, True), decode(nu, False) ** 2)
+            coded = isinstance(mu, Blocks)
+            mu, nu = (decode(mu, True), decode(nu, False) ** 2) if coded else (mu, nu)
             mu, nu = b1 * mu + (1 - b1) * g, b2 * nu + (1 - b2) * g * g
             step = mu / (1 - b1**count) / (jnp.sqrt(nu / (1 - b2**count)) + eps)
-            return step, (mu if small else encode(mu, True)), (nu if small else encode(jnp.sqrt(nu), False))
+            return step, *((encode(mu, True), encode(jnp.sqrt(nu), False)) if coded else (mu, nu))
 
-        leaves, tree = jax.tree.flatten(updates)
+        def each_layer(g, mu, nu):
+            def layer(i, stacks):  # g makes room for the step
+                done = one(*jax.tree.map(lambda stack: stack[i], stacks))
+                return jax.tree.map(lambda stack, new: stack.at[i].set(new), stacks, done)
+
+            return jax.lax.fori_loop(0, len(g), layer, (g.astype(jnp.float32), mu, nu))
+
+        leaves, tree = jax.tree.flatten_with_path(updates)
         moments = [tree.flatten_up_to(x) for x in (state.mu, state.nu)]
-        steps, mus, nus = zip(*(one(*each) for each in zip(leaves, *moments, strict=True)), strict=True)
+        steps, mus, nus = zip(
+            *(
+                (each_layer if is_stacked(path_name(path)) and not is_small(g) else one)(g, mu, nu)
+                for (path, g), mu, nu in zip(leaves, *moments, strict=True)
+            ),
+            strict=True,
+        )
         return tree.unflatten(steps), State(count, tree.unflatten(mus), tree.unflatten(nus))
 
     return optax.GradientTransformation(init, update)

@@ -1,5 +1,6 @@
 """What every recipe does with its parameters, data and step: watch, save, resume. And what supervised ones share."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -107,14 +108,16 @@ def _on_base(evaluation: Evaluation, base: Mapping[str, Any]) -> Evaluation:
 def compile_update(
     update: Callable[[State, Any], tuple[State, dict]], base: Mapping[str, Any], where: State
 ) -> Callable[[State, Any], tuple[State, dict]]:
-    """An update of whole networks as a compiled step of the state without their base. where: its shardings."""
+    """An update of whole networks as a compiled step of the state without their base. where: its shardings.
 
-    def step(state: State, base: Any, batch: Any) -> tuple[State, dict]:
+    It is a partial application of a jitted function of base, state and batch.
+    """
+
+    def step(base: Any, state: State, batch: Any) -> tuple[State, dict]:
         state, metrics = update(setup.whole_state(state, base), batch)
         return setup.own_state(state, base), metrics
 
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
-    return lambda state, batch: compiled(state, base, batch)
+    return functools.partial(jax.jit(step, donate_argnums=1, out_shardings=(where, None)), base)
 
 
 def supervise(

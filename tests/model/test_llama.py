@@ -218,6 +218,17 @@ def test_remat_policies_give_the_same_gradients_in_less_memory():
     assert memory["full"] < memory["attention"] < memory["dots"] < memory["none"], memory
 
 
+@pytest.mark.parametrize("remat", llama.REMAT)
+def test_what_is_offloaded_are_the_inputs_of_layers_and_nothing_else(remat):
+    config = TINY.replace(n_layers=3, remat=remat)
+    model, tokens = llama.build(config), tokens_of(4, 64)
+    loss = lambda params: jnp.sum(model.apply(params, tokens))  # noqa: E731
+    program = equations(jax.make_jaxpr(jax.grad(loss))(model.abstract_params).jaxpr)
+    moved = [x.aval for e in program if e.primitive.name == "device_put" for x in e.outvars]
+    there = [x for x in moved if "host" in str(x.memory_space).lower()]
+    assert [x.shape for x in there] == ([(4, 64, config.dim)] if remat == "offload" else [])
+
+
 def test_an_unknown_remat_policy_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match="'some': give one of none, dots, attention, full"):
         llama.build(TINY.replace(remat="some"))

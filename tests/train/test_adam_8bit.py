@@ -7,10 +7,13 @@ import optax
 import pytest
 
 from camelid.model.sharding import make_mesh
+from camelid.tests.model.test_llama import equations
 from camelid.train.adam_8bit import BLOCK, decode, dynamic_values, encode, scale_by_adam_8bit
 from camelid.train.optimizer import make_optimizer
 from camelid.train.state import state_of, state_shardings
 
+IN_PLACE = {"scan", "scatter", "pjit", "jit", "convert_element_type"}
+"""Primitives that write into what they are given, or hand it on."""
 RULES = ((r".*", ("fsdp", None)),)
 
 
@@ -54,6 +57,22 @@ def test_steps_are_adams_to_the_precision_of_a_byte():
     np.testing.assert_allclose(found["small"], expected["small"], rtol=1e-4, atol=1e-6)
     error = np.abs(found["w"] - expected["w"])
     assert 1e-4 < np.mean(error) < 0.02 and np.max(error) < 0.5 and np.abs(expected["w"]).mean() > 0.2
+
+
+def test_layers_are_stepped_one_after_the_other_with_the_numbers_of_each_alone():
+    optimizer = scale_by_adam_8bit(0.9, 0.95, 1e-8)
+    stack = {"layers": {"w": drawn((3, 64, 256)), "norm": drawn((3, 16))}}
+    states = {i: optimizer.init({"w": stack["layers"]["w"][i]}) for i in range(3)}
+    state = optimizer.init(stack)
+    for _ in range(3):
+        steps, state = optimizer.update(stack, state)
+        for i in range(3):
+            alone, states[i] = optimizer.update({"w": stack["layers"]["w"][i]}, states[i])
+            np.testing.assert_allclose(steps["layers"]["w"][i], alone["w"], rtol=1e-6)
+            np.testing.assert_array_equal(state.mu["layers"]["w"].codes[i], states[i].mu["w"].codes)
+    stacked = jax.make_jaxpr(optimizer.update)(stack, state)
+    floats = [v.aval for e in equations(stacked.jaxpr) for v in e.outvars if e.primitive.name not in IN_PLACE]
+    assert max(x.size for x in floats) == 64 * 256, "moments of the whole stack are decoded at once"
 
 
 def test_a_second_moment_far_below_its_blocks_largest_divides_no_step_by_zero():

@@ -1,0 +1,159 @@
+"""Memory of a device that a training step takes, by what learns and how: XLA counts it, for a chip that is not there.
+
+    pip install libtpu
+    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/memory.py --preset=llama-7b --rows=1 --length=2048
+
+Compiles the update that `camelid train` runs, bfloat16 computation and splash attention, for one TPU v5p (95 GiB), and
+prints a table in Markdown: what stays between steps (parameters and optimiser), what a step needs besides, and both.
+Programs that do not fit are given by the sum that the compiler refuses.
+"""
+
+import argparse
+import functools
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from camelid.data.batches import DTYPES
+from camelid.model import llama, lora, storage
+from camelid.model.config import LlamaConfig
+from camelid.model.lora import Lora
+from camelid.model.sharding import make_mesh
+from camelid.model.weights import join, without
+from camelid.train import setup
+from camelid.train.fit import compile_update
+from camelid.train.losses import next_token_loss
+from camelid.train.optimizer import Rules, make_optimizer, make_schedule, split_frozen
+from camelid.train.state import make_update
+from camelid.train.thaw import make_thaw
+
+ADAPTERS: Rules = ((r".*/(a|b)", False), (r".*", True))
+NORMS: Rules = ((r".*norm/scale", False), (r".*", True))
+NOT_EMBEDDING: Rules = ((r"embed/.*", True), (r".*", False))
+GIB = 2**30
+
+
+class Case(NamedTuple):
+    """A row of the table. layers, period: as `config.lisa` has them. rank: of adapters on every matrix; quantize: the
+    base's numbers. stored: dtype of parameters."""
+
+    name: str
+    optimizer: str = "adamw"
+    remat: str = "full"
+    frozen: Rules = setup.EVERYTHING
+    layers: int | list[int] | None = None
+    period: int | None = None
+    rank: int = 0
+    quantize: str | None = None
+    stored: str = "float32"
+
+
+CASES = (
+    Case("everything", remat="none"),
+    Case("everything"),
+    Case("everything", "adamw8bit"),
+    Case("everything", "adafactor"),
+    Case("everything", "adafactor", stored="bfloat16"),
+    Case("LISA, 2 layers", layers=2, period=20),
+    Case("LISA, 2 layers", "adamw8bit", layers=2, period=20, stored="bfloat16"),
+    Case("last 2 layers, embedding frozen", frozen=NOT_EMBEDDING, layers=[-2, -1], stored="bfloat16"),
+    Case("norms", frozen=NORMS, stored="bfloat16"),
+    Case("LoRA, rank 16", remat="none", rank=16, stored="bfloat16"),
+    Case("LoRA, rank 16", remat="dots", rank=16, stored="bfloat16"),
+    Case("LoRA, rank 16", remat="attention", rank=16, stored="bfloat16"),
+    Case("LoRA, rank 16", rank=16, stored="bfloat16"),
+    Case("LoRA, rank 16", remat="offload", rank=16, stored="bfloat16"),
+    Case("QLoRA, rank 16, int8", rank=16, quantize="int8", stored="bfloat16"),
+    Case("QLoRA, rank 16, nf4", rank=16, quantize="nf4", stored="bfloat16"),
+    Case("QLoRA, rank 16, nf4", remat="offload", rank=16, quantize="nf4", stored="bfloat16"),
+)
+
+
+def network(case: Case, preset: str) -> tuple[llama.Model, lora.Params, lora.Params]:
+    """The model, the shapes of all its parameters, adapters included, and of those that stay outside of the state."""
+    config = LlamaConfig.preset(preset, dtype="bfloat16", param_dtype=case.stored, attention="splash", remat=case.remat)
+    model = llama.build(config)
+    plain = model.abstract_params
+    if not case.rank:
+        return model, plain, {}
+    spec = Lora(targets=((r"layers/(attention|mlp)/.*", case.rank),))
+    base = lora.base_of(spec, plain)
+    if case.quantize:
+        base = jax.eval_shape(functools.partial(storage.quantize, rules=storage.rules_of(case.quantize)), base)
+    adapt = functools.partial(lora.adapt, spec, abstract=plain, key=jax.random.key(0))
+    return model, jax.eval_shape(lambda base: adapt(join(without(plain, base), base)), base), base
+
+
+def step_of(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh):
+    """The jitted step and the shapes of what it takes: base, state, batch."""
+    model, everything, base = network(case, preset)
+    frozen = ADAPTERS if case.rank else case.frozen
+    trainable, _ = split_frozen(everything, frozen)
+    schedule = make_schedule(name="cosine", lr=1e-4, total_steps=1000, warmup_steps=20, final=0.1)
+    thaw = setup.ALL_LAYERS if case.layers is None else make_thaw(case.layers, trainable, case.period, seed=0)
+    optimizer = make_optimizer(
+        trainable,
+        name=case.optimizer,
+        schedule=schedule,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        restarts=thaw.period is not None,
+    )
+    zeros = lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), everything)  # noqa: E731
+    start = setup.Start(optimizer, zeros, None, base, frozen, thaw=thaw)
+    state = setup.abstract_state(start, mesh, None)
+    update = make_update(next_token_loss(model), optimizer, schedule, frozen=frozen, thaw=thaw)
+    batch = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in DTYPES.items()}
+    alone = NamedSharding(mesh, PartitionSpec())
+    base, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone), (base, batch))
+    step = compile_update(update, base, jax.tree.map(lambda x: x.sharding, state)).func
+    return step, (base, state, batch)
+
+
+def count(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh) -> list[str]:
+    """Columns of the table, in GiB."""
+    step, shapes = step_of(case, preset, rows, length, mesh)
+    stays = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[:2])) / GIB
+    host, remark = 0.0, ""
+    try:
+        with jax.set_mesh(mesh):
+            memory = step.lower(*shapes).compile().memory_analysis()
+        needed = (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / GIB
+        host = memory.host_temp_size_in_bytes / GIB
+    except jax.errors.JaxRuntimeError as error:
+        needed, remark = _refused(str(error)) - stays, " (too much)"
+    return [f"{stays:.1f}", f"{needed:.1f}", f"{stays + needed:.1f}{remark}", f"{host:.1f}" if host else ""]
+
+
+def _refused(message: str) -> float:
+    """All that a step needs, as the compiler says where it gives up."""
+    found = re.search(r"(?:temporaries \(|Used )([\d.]+)G", message)
+    if not found:
+        raise RuntimeError(message)
+    return float(found[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="llama-7b")
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    args = parser.parse_args()
+    device = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices[0]
+    mesh = make_mesh({}, [device])
+    print("| what learns | optimiser | parameters | `remat` | stays | step | peak, GiB | on the host |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for case in CASES:
+        if args.only in case.name:
+            numbers = count(case, args.preset, args.rows, args.length, mesh)
+            stored = case.quantize or case.stored
+            print(f"| {' | '.join([case.name, case.optimizer, stored, case.remat, *numbers])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
