@@ -17,11 +17,12 @@ from jaxtyping import Array, Float, Int
 from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
-from ..model import decode, llama, speculative, storage
+from ..model import decode, llama, lora, speculative, storage
 from ..model.config import LlamaConfig, RopeKind
 from ..model.sampling import Sampling
 from ..model.sharding import PARTITION_RULES, make_mesh, shardings
 from ..model.storage import Rules
+from ..model.weights import join, without
 from . import origin
 
 Messages = Sequence[Mapping[str, str]]
@@ -88,6 +89,26 @@ class Llama:
             raise UserError(f"a draft proposes 1 token or more at a time, not {k}")
         self.draft = Draft(draft, k)
         return self
+
+    def with_adapters(self, path: epath.PathLike) -> "Llama":
+        """This model with the adapters of a run or of a PEFT folder, on the same arrays: many can stand on one base.
+
+        The base is what it is here, quantised or not. Raises UserError where `path` has no adapters, or some for a
+        network of other shapes.
+        """
+        stored = origin.stored_adapter(path)
+        if stored is None:
+            raise UserError(f"{path} holds whole networks and no adapters: camelid.load reads it")
+        abstract = _placed(self.model, self.mesh)
+        if llama.build(origin.load_config(path)).abstract_params != self.model.abstract_params:
+            raise UserError(
+                f"{path} has adapters for {stored.path}, whose matrices have other shapes than these"
+            )
+        own = origin.load_adapters(path, abstract)
+        trained_whole = without(abstract, lora.base_of(stored.lora, abstract))
+        params = join(own, without(self.params, trained_whole))
+        template = origin.load_template(path) or self.template
+        return Llama(self.model, params, self.tokenizer, template, self.mesh)
 
     def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
         """Float32 logits of the token after each position."""
@@ -223,9 +244,11 @@ def load(
         raise UserError(str(error)) from None
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
-    where = shardings(model.abstract_params, mesh, PARTITION_RULES)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
-    )
-    params = origin.load_params(path, abstract, name=weights, quantize=rules)
+    params = origin.load_params(path, _placed(model, mesh), name=weights, quantize=rules)
     return Llama(model, params, origin.load_tokenizer(path), origin.load_template(path), mesh, step=manifest["step"])
+
+
+def _placed(model: llama.Model, mesh: jax.sharding.Mesh) -> llama.Params:
+    """Shapes of the parameters, and where they lie."""
+    where = shardings(model.abstract_params, mesh, PARTITION_RULES)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where)

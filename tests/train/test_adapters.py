@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 import camelid
+from camelid.data.errors import UserError
 from camelid.launch.cli import main
-from camelid.model import storage
+from camelid.model import llama, storage
 from camelid.model.sharding import make_mesh
 from camelid.model.weights import is_weight, join, without
 from camelid.tests import tiny_lora
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.train import checkpoints, origin, setup
 from camelid.train.adapters import Adapters
+from camelid.train.bundle import Llama
+from camelid.train.convert import to_peft
 from camelid.train.settings import Settings, load_config
 
 TOKENS = np.random.default_rng(0).integers(0, 352, (2, 24))
@@ -76,6 +79,34 @@ def test_what_a_run_gives_is_its_base_with_its_adapters(lora, runs, pretrained):
     kept = camelid.load(runs(lora), quantize="nf4" if lora == "nf4" else None)
     np.testing.assert_allclose(kept.logits(TOKENS), expected, rtol=1e-3, atol=1e-3)
     assert np.abs(loaded.logits(TOKENS) - base.logits(TOKENS)).max() > 1.0
+
+
+def test_many_adapters_stand_on_one_base(runs, pretrained, tmp_path):
+    base = camelid.load(pretrained)
+    plain = base.logits(TOKENS)
+    to_peft(runs("lora"), tmp_path / "peft")
+    for path in (runs("lora"), tmp_path / "peft", runs("dora"), runs("int8")):  # the last with norms of its own
+        adapted, merged = base.with_adapters(path), camelid.load(path)
+        if path != runs("int8"):  # which were trained on another base than this one
+            np.testing.assert_allclose(adapted.logits(TOKENS), merged.logits(TOKENS), rtol=1e-3, atol=1e-3)
+        q = adapted.params["layers"]["attention"]["q"]
+        assert q["base"] is base.params["layers"]["attention"]["q"]
+        assert adapted.template.name == merged.template.name
+    trained = adapted.params["norm"]["scale"]
+    np.testing.assert_array_equal(trained, merged.params["norm"]["scale"])
+    np.testing.assert_array_equal(base.logits(TOKENS), plain)
+    coded = camelid.load(pretrained, quantize="int8").with_adapters(runs("int8"))
+    np.testing.assert_allclose(coded.logits(TOKENS), merged.logits(TOKENS), rtol=1e-3, atol=1e-3)
+
+
+def test_adapters_are_put_on_nothing_that_they_do_not_fit(runs, pretrained):
+    base = camelid.load(pretrained)
+    with pytest.raises(UserError, match="holds whole networks and no adapters"):
+        base.with_adapters(pretrained)
+    other = llama.build(base.config.replace(ffn_dim=base.config.ffn_dim * 2))
+    wider = Llama(other, other.init(jax.random.key(0)), base.tokenizer, base.template, base.mesh)
+    with pytest.raises(UserError, match="whose matrices have other shapes"):
+        wider.with_adapters(runs("lora"))
 
 
 @pytest.mark.parametrize("lora", ["dropout", "pissa"])
