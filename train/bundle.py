@@ -101,9 +101,7 @@ class Llama:
             raise UserError(f"{path} holds whole networks and no adapters: camelid.load reads it")
         abstract = _placed(self.model, self.mesh)
         if llama.build(origin.load_config(path)).abstract_params != self.model.abstract_params:
-            raise UserError(
-                f"{path} has adapters for {stored.path}, whose matrices have other shapes than these"
-            )
+            raise UserError(f"{path} has adapters for {stored.path}, whose matrices have other shapes than these")
         own = origin.load_adapters(path, abstract)
         trained_whole = without(abstract, lora.base_of(stored.lora, abstract))
         params = join(own, without(self.params, trained_whole))

@@ -62,13 +62,26 @@ def make_optimizer(
     direct = functools.partial(_DIRECTIONS[name], **(DEFAULTS[name] | given))
     multipliers = _by_rules("lr_multipliers", lr_multipliers, params)
     scale_each = optax.stateless(lambda updates, _: jax.tree.map(lambda u, m: u * m, updates, multipliers))
-    return optax.chain(
+    return _in_float32(
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
         _restarting(direct, params) if restarts else direct(params),
         optax.add_decayed_weights(weight_decay, mask=_by_rules("decay", decay, params)),
         scale_each,
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _in_float32(*chain: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The chain with state and arithmetic in float32, whatever the parameters are stored in."""
+    optimizer = optax.chain(*chain)
+
+    def cast(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def update(updates, state, params, **further):
+        return optimizer.update(cast(updates), state, cast(params), **further)
+
+    return optax.GradientTransformationExtraArgs(lambda params: optimizer.init(cast(params)), update)
 
 
 def _adamw(params, b1, b2, eps):

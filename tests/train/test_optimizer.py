@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from camelid.data.errors import UserError
-from camelid.train.optimizer import join_frozen, make_optimizer, make_schedule, split_frozen
+from camelid.train import adam_8bit
+from camelid.train.optimizer import DEFAULTS, join_frozen, make_optimizer, make_schedule, split_frozen
 
 ALL = ((r".*", False),)
 
@@ -257,3 +258,20 @@ def test_splitting_works_on_shapes_alone():
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), tree(0))
     trainable, _ = split_frozen(shapes, ((r"embed/.*", True), *ALL))
     assert optimizer_of(trainable).init(tree(0) | {"embed": {"embedding": None}}) is not None
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_an_optimisers_state_is_float32_whatever_parameters_are_stored_in(name, monkeypatch):
+    monkeypatch.setattr(adam_8bit, "SMALLEST", 1)
+    gradients = [tree(seed) for seed in (1, 2)]
+    halves, *coarse = (jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), x) for x in (tree(0), *gradients))
+    whole, *same = (jax.tree.map(lambda x: x.astype(jnp.float32), x) for x in (halves, *coarse))
+    optimizer = optimizer_of(halves, name, clip_norm=1.0)
+    before = optimizer.init(halves)
+    updates, after = jax.jit(optimizer.update)(coarse[0], before, halves)
+    assert jax.tree.map(lambda x: x.dtype, before) == jax.tree.map(lambda x: x.dtype, after)
+    floats = {x.dtype for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert floats <= {jnp.dtype("float32")}
+    expected, _ = jax.jit(optimizer.update)(same[0], optimizer.init(whole), whole)
+    assert_equal_trees(updates, flat(expected))
+    assert {x.dtype for x in jax.tree.leaves(run(optimizer, halves, coarse)[-1])} == {jnp.dtype("bfloat16")}
