@@ -59,7 +59,7 @@ CASES = (
     Case("everything", "adafactor"),
     Case("everything", "adafactor", stored="bfloat16"),
     Case("LISA, 2 layers", layers=2, period=20),
-    Case("LISA, 2 layers", "adamw8bit", layers=2, period=20, stored="bfloat16"),
+    Case("LISA, 2 layers", layers=2, period=20, stored="bfloat16"),
     Case("last 2 layers, embedding frozen", frozen=NOT_EMBEDDING, layers=[-2, -1], stored="bfloat16"),
     Case("norms", frozen=NORMS, stored="bfloat16"),
     Case("LoRA, rank 16", remat="none", rank=16, stored="bfloat16"),
@@ -69,7 +69,6 @@ CASES = (
     Case("LoRA, rank 16", remat="offload", rank=16, stored="bfloat16"),
     Case("QLoRA, rank 16, int8", rank=16, quantize="int8", stored="bfloat16"),
     Case("QLoRA, rank 16, nf4", rank=16, quantize="nf4", stored="bfloat16"),
-    Case("QLoRA, rank 16, nf4", remat="offload", rank=16, quantize="nf4", stored="bfloat16"),
 )
 
 
