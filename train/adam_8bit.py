@@ -75,7 +75,7 @@ class State(NamedTuple):
 
 
 def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` with moments in `Blocks`."""
+    """`optax.scale_by_adam` with moments in `Blocks`, for float32 gradients."""
 
     def is_small(p: jax.Array) -> bool:
         return p.size < SMALLEST
@@ -96,7 +96,6 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransf
         count = optax.safe_increment(state.count)
 
         def one(g, mu, nu):
-            g = g.astype(jnp.float32)
             coded = isinstance(mu, Blocks)
             mu, nu = (decode(mu, True), decode(nu, False) ** 2) if coded else (mu, nu)
             mu, nu = b1 * mu + (1 - b1) * g, b2 * nu + (1 - b2) * g * g
@@ -108,17 +107,15 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransf
                 done = one(*jax.tree.map(lambda stack: stack[i], stacks))
                 return jax.tree.map(lambda stack, new: stack.at[i].set(new), stacks, done)
 
-            return jax.lax.fori_loop(0, len(g), layer, (g.astype(jnp.float32), mu, nu))
+            return jax.lax.fori_loop(0, len(g), layer, (g, mu, nu))
 
         leaves, tree = jax.tree.flatten_with_path(updates)
         moments = [tree.flatten_up_to(x) for x in (state.mu, state.nu)]
-        steps, mus, nus = zip(
-            *(
-                (each_layer if is_stacked(path_name(path)) and not is_small(g) else one)(g, mu, nu)
-                for (path, g), mu, nu in zip(leaves, *moments, strict=True)
-            ),
-            strict=True,
-        )
+        done = []
+        for (path, g), mu, nu in zip(leaves, *moments, strict=True):
+            stacked = isinstance(mu, Blocks) and is_stacked(path_name(path))
+            done.append(each_layer(g, mu, nu) if stacked else one(g, mu, nu))
+        steps, mus, nus = zip(*done, strict=True)
         return tree.unflatten(steps), State(count, tree.unflatten(mus), tree.unflatten(nus))
 
     return optax.GradientTransformation(init, update)

@@ -99,8 +99,8 @@ class Llama:
         stored = origin.stored_adapter(path)
         if stored is None:
             raise UserError(f"{path} holds whole networks and no adapters: camelid.load reads it")
-        abstract = _placed(self.model, self.mesh)
-        if llama.build(origin.load_config(path)).abstract_params != self.model.abstract_params:
+        abstract, theirs = _placed(self.model, self.mesh), llama.build(origin.load_config(path)).abstract_params
+        if jax.tree.map(jnp.shape, theirs) != jax.tree.map(jnp.shape, abstract):
             raise UserError(f"{path} has adapters for {stored.path}, whose matrices have other shapes than these")
         own = origin.load_adapters(path, abstract)
         trained_whole = without(abstract, lora.base_of(stored.lora, abstract))

@@ -95,6 +95,9 @@ def test_many_adapters_stand_on_one_base(runs, pretrained, tmp_path):
     trained = adapted.params["norm"]["scale"]
     np.testing.assert_array_equal(trained, merged.params["norm"]["scale"])
     np.testing.assert_array_equal(base.logits(TOKENS), plain)
+    halves = camelid.load(pretrained, dtype="bfloat16")
+    q = halves.with_adapters(runs("lora")).params["layers"]["attention"]["q"]
+    assert q["base"].dtype == jnp.bfloat16 and q["a"].dtype == jnp.float32
     coded = camelid.load(pretrained, quantize="int8").with_adapters(runs("int8"))
     np.testing.assert_allclose(coded.logits(TOKENS), merged.logits(TOKENS), rtol=1e-3, atol=1e-3)
 
