@@ -15,6 +15,8 @@ from camelid.train.settings import load_config
 
 SHORT = ["--pretrain_steps=3", "--sft_steps=2", "--reward_steps=2", "--ppo_steps=2"]
 SMALL = {  # what a stage is given beside its own config, for a suite of seconds
+    "pretrain": ["--config.eval_batches=2"],
+    "sft": ["--config.eval_batches=2"],
     "reward": ["--config.normalise.prompts=8", "--config.eval_batches=2", "--config.data.batch_size=8"],
     "ppo": ["--config.data.batch_size=32", "--config.data.heldout_prompts=8", "--config.evals.gold.per_skill=1"],
 }
