@@ -39,7 +39,7 @@ GIB = 2**30
 
 class Case(NamedTuple):
     """A row of the table. layers, period: as `config.lisa` has them. rank: of adapters on every matrix; quantize: the
-    base's numbers. stored: dtype of parameters."""
+    base's numbers. stored: dtype of parameters. offload: whether the optimiser's state stays on the host."""
 
     name: str
     optimizer: str = "adamw"
@@ -50,14 +50,17 @@ class Case(NamedTuple):
     rank: int = 0
     quantize: str | None = None
     stored: str = "float32"
+    offload: bool = False
 
 
 CASES = (
     Case("everything", remat="none"),
     Case("everything"),
+    Case("everything", offload=True),
     Case("everything", "adamw8bit"),
     Case("everything", "adafactor"),
     Case("everything", "adafactor", stored="bfloat16"),
+    Case("everything", stored="bfloat16", offload=True),
     Case("LISA, 2 layers", layers=2, period=20),
     Case("LISA, 2 layers", layers=2, period=20, stored="bfloat16"),
     Case("last 2 layers, embedding frozen", frozen=NOT_EMBEDDING, layers=[-2, -1], stored="bfloat16"),
@@ -101,6 +104,7 @@ def step_of(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.
         weight_decay=0.0,
         clip_norm=1.0,
         restarts=thaw.period is not None,
+        offload=case.offload,
     )
     zeros = lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), everything)  # noqa: E731
     start = setup.Start(optimizer, zeros, None, base, frozen, thaw=thaw)
@@ -116,16 +120,21 @@ def step_of(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.
 def count(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh) -> list[str]:
     """Columns of the table, in GiB."""
     step, shapes = step_of(case, preset, rows, length, mesh)
-    stays = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[:2])) / GIB
-    host, remark = 0.0, ""
+    here, there = ([x for x in jax.tree.leaves(shapes[:2]) if _on_host(x) == host] for host in (False, True))
+    stays, host = (sum(x.size * x.dtype.itemsize for x in leaves) / GIB for leaves in (here, there))
+    remark = ""
     try:
         with jax.set_mesh(mesh):
             memory = step.lower(*shapes).compile().memory_analysis()
         needed = (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / GIB
-        host = memory.host_temp_size_in_bytes / GIB
+        host += memory.host_temp_size_in_bytes / GIB
     except jax.errors.JaxRuntimeError as error:
         needed, remark = _refused(str(error)) - stays, " (too much)"
     return [f"{stays:.1f}", f"{needed:.1f}", f"{stays + needed:.1f}{remark}", f"{host:.1f}" if host else ""]
+
+
+def _on_host(x: jax.ShapeDtypeStruct) -> bool:
+    return x.sharding.memory_kind == "pinned_host"
 
 
 def _refused(message: str) -> float:
@@ -151,7 +160,8 @@ def main() -> None:
         if args.only in case.name:
             numbers = count(case, args.preset, args.rows, args.length, mesh)
             stored = case.quantize or case.stored
-            print(f"| {' | '.join([case.name, case.optimizer, stored, case.remat, *numbers])} |", flush=True)
+            optimizer = case.optimizer + (", on the host" if case.offload else "")
+            print(f"| {' | '.join([case.name, optimizer, stored, case.remat, *numbers])} |", flush=True)
 
 
 if __name__ == "__main__":

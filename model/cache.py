@@ -218,6 +218,12 @@ class Decoder(nnx.Module):
         hidden_BTD = self.norm(x_BTD)
         return self.logits(hidden_BTD.reshape(B * T, -1)).reshape(B, T, -1), written
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether one position meets codes as they are and several would decode them: see `quantization.product`."""
+        matrix = self.blocks[0].mlp.down.get_value()
+        return isinstance(matrix, Weight) and matrix.by_blocks and quantization.kind_of(matrix.parts) != "nf4"
+
     def _head(self, llama: Llama, by_blocks: bool) -> Matrix:
         """The output head; a tied one that is dense stays [V, D], as it lies, so that no transposed copy is made."""
         if not self.config.tied:

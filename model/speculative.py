@@ -188,8 +188,12 @@ def _propose(
             seen_RV = seen_RV.at[jnp.arange(len(token_R)), token_R].set(True)
         return (token_R[:, None], caches, seen_RV), (token_R, q_RV)
 
-    # Where all proposals were kept, the last is not in the draft's cache yet: the first pass takes two tokens.
-    carry, first = step((state.recent_R2, state.draft_caches, state.seen_RV), 0)
+    # Where all proposals were kept, the last is not in the draft's cache yet: two tokens come first.
+    latest_RT, caches = state.recent_R2, state.draft_caches
+    if draft.by_blocks and len(latest_RT) == 1:
+        _, caches = _pass(draft, caches, latest_RT[:, :1], latest_slots_R - 1, state)
+        latest_RT = latest_RT[:, 1:]
+    carry, first = step((latest_RT, caches, state.seen_RV), 0)
     (_, caches, _), rest = jax.lax.scan(step, carry, jnp.arange(1, k))
     tokens_Rk, q_RkV = jax.tree.map(lambda x, xs: jnp.swapaxes(jnp.concatenate([x[None], xs]), 0, 1), first, rest)
     return tokens_Rk, q_RkV, caches

@@ -17,6 +17,7 @@ from optax import contrib
 from ..data.errors import UserError
 from ..model.sharding import map_rules, path_name
 from .adam_8bit import scale_by_adam_8bit
+from .offload import on_host, split_layers
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -29,6 +30,9 @@ DEFAULTS: dict[str, dict[str, float]] = {
 }
 """What each optimiser takes, with LLaMA's betas for AdamW (arXiv:2302.13971, section 2.3) and, for the rest, the
 papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (with consistent RMS, arXiv:2502.16982)."""
+
+OFFLOADED = ("adamw", "lion")
+"""Whose direction is found number by number, and so for a layer at a time."""
 
 DECAY: Rules = ((r".*norm/scale", False), (r".*", True))
 
@@ -43,14 +47,16 @@ def make_optimizer(
     decay: Rules = DECAY,
     lr_multipliers: Rules = ((r".*", 1.0),),
     restarts: bool = False,
+    offload: bool = False,
     **arguments: float | None,
 ) -> optax.GradientTransformation:
     """The transformation for `params` (the trainable tree; shapes suffice).
 
     The update is -schedule(step) * multiplier * (direction + weight_decay * parameter), where gradients are first
     clipped to a global norm of `clip_norm`. `arguments` are those of `DEFAULTS[name]`; None stands for the default.
-    restarts: `update` takes a `period` too, and what it remembers of layers begins anew with another one.
-    Raises UserError for an unknown optimiser, an argument that it does not take, or rules that leave a parameter out.
+    restarts: `update` takes a `period` too, and what it remembers of layers begins anew with another one. offload: it
+    remembers on the host (`offload.on_host`). Raises UserError for an unknown optimiser, an argument that it does not
+    take, an offload that it cannot do, or rules that leave a parameter out.
     """
     if name not in DEFAULTS:
         raise UserError(f"config.optim.name: no optimiser {name!r}; give one of {', '.join(DEFAULTS)}")
@@ -60,15 +66,29 @@ def make_optimizer(
             f"config.optim: {name} does not take {', '.join(sorted(unknown))}; it takes {', '.join(DEFAULTS[name])}"
         )
     direct = functools.partial(_DIRECTIONS[name], **(DEFAULTS[name] | given))
+    if offload:
+        direct = _offloading(name, direct, restarts)
+    elif restarts:
+        direct = functools.partial(_restarting, direct)
     multipliers = _by_rules("lr_multipliers", lr_multipliers, params)
     scale_each = optax.stateless(lambda updates, _: jax.tree.map(lambda u, m: u * m, updates, multipliers))
     return _in_float32(
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
-        _restarting(direct, params) if restarts else direct(params),
+        direct(params),
         optax.add_decayed_weights(weight_decay, mask=_by_rules("decay", decay, params)),
         scale_each,
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _offloading(name: str, direct: Callable[[Any], optax.GradientTransformation], restarts: bool) -> Callable:
+    if name not in OFFLOADED:
+        raise UserError(
+            f"config.optim.offload: {name} looks at more than one number at a time; {' and '.join(OFFLOADED)} do not"
+        )
+    if restarts:
+        raise UserError("config.optim.offload: with layers of a period the optimiser remembers but these; leave it out")
+    return functools.partial(on_host, direct)
 
 
 def _in_float32(*chain: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -138,17 +158,14 @@ def _restarting(
     """The direction that `make(params)` gives, with separate states for layers and the rest: that of the layers,
     counts included, is a first one again whenever `update` is told another `period` than before."""
 
-    def split(tree):
-        return {"layers": tree["layers"]}, {name: part for name, part in tree.items() if name != "layers"}
-
-    layers, rest = (make(part) for part in split(params))
+    layers, rest = (make(part) for part in split_layers(params))
 
     def init(params):
-        stack, others = split(params)
+        stack, others = split_layers(params)
         return {"layers": layers.init(stack), "rest": rest.init(others), "period": jnp.zeros((), jnp.int32)}
 
     def update(updates, state, params, *, period, **_):
-        (stack_updates, updates), (stack, others) = split(updates), split(params)
+        (stack_updates, updates), (stack, others) = split_layers(updates), split_layers(params)
         begins = period != state["period"]
         before = jax.tree.map(lambda new, old: jnp.where(begins, new, old), layers.init(stack), state["layers"])
         stack_updates, of_layers = layers.update(stack_updates, before, stack)

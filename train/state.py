@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..model.sharding import path_name, shardings
 from ..model.weights import is_stacked
+from .offload import ON_HOST
 from .optimizer import Rules, join_frozen, split_frozen
 from .thaw import ALL_LAYERS, Thaw, put, take
 
@@ -73,7 +74,8 @@ def state_of(
 
 def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> State:
     """A sharding for each leaf: optimiser moments, and the scales of their blocks, lie where their parameter lies,
-    those of a few layers as all layers would, everything else on every device."""
+    those of a few layers as all layers would, everything else on every device. Moments of `offload.on_host` lie there,
+    in the host's memory."""
     params = shardings(abstract["params"], mesh, rules)
     by_path = {
         path_name(path): (leaf.shape, sharding)
@@ -85,6 +87,10 @@ def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> S
 
     def like_its_parameter(path, leaf):
         parts = path_name(path).split("/")
+        home = "pinned_host" if ON_HOST in parts and leaf.ndim else None
+        return where(parts, leaf).with_memory_kind(home) if home else where(parts, leaf)
+
+    def where(parts, leaf):
         for start in range(len(parts)):
             suffix = "/".join(parts[start:])
             shape, sharding = by_path.get(suffix.removesuffix("/codes").removesuffix("/scales"), (None, None))

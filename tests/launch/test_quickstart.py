@@ -20,20 +20,27 @@ SMALL = {  # what a stage is given beside its own config, for a suite of seconds
     "reward": ["--config.normalise.prompts=8", "--config.eval_batches=2", "--config.data.batch_size=8"],
     "ppo": ["--config.data.batch_size=32", "--config.data.heldout_prompts=8", "--config.evals.gold.per_skill=1"],
 }
-
-
-def load_small(path, overrides):
-    return load_config(path, [*overrides, *SMALL.get(Path(path.partition(":")[0]).parent.name, [])])
+# Of the primer, instead of all. The pairs stand for the tuned model's too: one of two steps would have none.
+RECORDS = {"documents": 1000, "careless": 1000, "pairs": 600, "chat": 600}
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, one_device):
     workdir = tmp_path_factory.mktemp("quickstart")
+    sources = {f"primer:{kind}": workdir / f"{kind}.jsonl" for kind in RECORDS}
+    for kind, count in RECORDS.items():
+        write(islice(primer.records(kind), count), sources[f"primer:{kind}"])
+
+    def load_small(path, overrides):
+        config = load_config(path, [*overrides, *SMALL[Path(path.partition(":")[0]).parent.name]])
+        for part in config.data.mixture.values():
+            part.source = str(sources.get(part.source, part.source))
+        return config
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "PER_SKILL", 2)
+        patch.setattr(quickstart, "TOKENIZER_RECORDS", 2000)
         patch.setattr(quickstart, "load_config", load_small)
-        # Pairs, which a model of two steps would not have of its own; `tests/rlhf/test_collect.py` makes some.
-        write(islice(primer.records("pairs"), 300), workdir / "pairs.jsonl")
         assert main(["quickstart", f"--workdir={workdir}", *SHORT]) == 0
         yield workdir
 

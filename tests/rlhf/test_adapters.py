@@ -12,6 +12,8 @@ from camelid.tests.train.test_resume import state_of
 from camelid.train import checkpoints, origin
 from camelid.train.adapters import Bases
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def lora_reward(rl_arguments, tuned, tmp_path_factory):
@@ -67,10 +69,10 @@ def test_the_policy_of_adapters_is_loaded_merged(lora_ppo, tuned):
     assert checkpoints.read_manifest(lora_ppo)["adapter"]["path"] == origin.absolute(tuned)
 
 
-@pytest.mark.parametrize("recipe, lora", [("dpo", "nf4"), ("grpo", "dora")])
-def test_other_recipes_take_adapters_too(recipe, lora, rl_arguments, tuned, metrics, tmp_path):
+@pytest.mark.parametrize("recipe, lora, devices", [("dpo", "nf4", 1), ("grpo", "dora", 8)])
+def test_other_recipes_take_adapters_too(recipe, lora, devices, rl_arguments, tuned, metrics, tmp_path):
     line = rl_arguments(recipe, tmp_path, init_from=tuned, lora=lora)
-    assert main([*line, "--config.total_steps=3"]) == 0
+    assert main([*line, "--config.total_steps=3", f"--config.mesh.fsdp={devices}"]) == 0
     assert len([m for m in metrics(tmp_path).values() if "train/loss" in m]) == 3
     state = state_of(tmp_path)["params"]
     assert "base" not in state.get("policy", state)["layers"]["mlp"]["up"]

@@ -21,13 +21,15 @@ from camelid.train.bundle import Llama
 from camelid.train.convert import to_peft
 from camelid.train.settings import Settings, load_config
 
+pytestmark = pytest.mark.usefixtures("one_device")
+SPLIT = {"lora": ["--config.mesh.fsdp=8"], "nf4": ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]}
 TOKENS = np.random.default_rng(0).integers(0, 352, (2, 24))
 
 
 def command(arguments, workdir, start, lora, *further) -> list[str]:
     line = arguments("sft", workdir, init_from=start)
     line[1] += f",lora={lora}"
-    return [*line, *further]
+    return [*line, "--config.checkpoint.every_steps=12", *further]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def runs(arguments, pretrained, tmp_path_factory):
     def run(lora):
         if lora not in made:
             workdir = tmp_path_factory.mktemp(lora)
-            assert main(command(arguments, workdir, pretrained, lora)) == 0
+            assert main(command(arguments, workdir, pretrained, lora, *SPLIT.get(lora, []))) == 0
             made[lora] = workdir
         return made[lora]
 

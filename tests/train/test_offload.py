@@ -1,0 +1,89 @@
+"""An optimiser that remembers on the host: where its state lies, and that nothing else changes."""
+
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from camelid.data.errors import UserError
+from camelid.launch.cli import main
+from camelid.model.sharding import make_mesh
+from camelid.tests.train.test_optimizer import optimizer_of, run, tree
+from camelid.tests.train.test_resume import assert_same_bits, state_of
+from camelid.train.state import make_update, state_shardings
+from camelid.train.state import state_of as first_state
+
+EVERYTHING = ((r".*", False),)
+RULES = (("layers/mlp/up", (None, "fsdp", "tensor")), (r".*", ()))
+
+
+def memories(tree) -> dict[str, set[str]]:
+    """Kinds of memory of arrays and of scalars."""
+    leaves = jax.tree.leaves(tree)
+    return {
+        name: {x.sharding.memory_kind for x in leaves if bool(x.ndim) == arrays}
+        for name, arrays in (("arrays", True), ("scalars", False))
+    }
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_steps_are_those_of_a_state_on_the_device(name):
+    params, gradients = tree(0), [tree(seed, 0.1) for seed in (1, 2, 3)]
+    plain, offloaded = (optimizer_of(params, name, clip_norm=1.0, offload=offload) for offload in (False, True))
+    for found, expected in zip(run(offloaded, params, gradients), run(plain, params, gradients), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, expected)
+
+
+def quadratic(params, batch):
+    loss = sum(((x - 1.0) ** 2).sum() for x in jax.tree.leaves(params))
+    return loss * batch["weight"], batch["weight"], {}
+
+
+def test_a_step_leaves_moments_on_the_host_and_a_skipped_one_leaves_them_as_they_are():
+    mesh = make_mesh(dict(fsdp=2, tensor=2), jax.devices()[:4])
+    params = tree(0)
+    optimizer = optimizer_of(params, offload=True)
+
+    def make():
+        return first_state(params, optimizer, EVERYTHING, ema=False)
+
+    where = state_shardings(jax.eval_shape(make), mesh, RULES)
+    assert where["opt_state"][1]["on_host"]["layers"].mu["layers"]["mlp"]["up"].spec == PartitionSpec(*RULES[0][1])
+    update = make_update(quadratic, optimizer, optax.constant_schedule(0.01))
+    step = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
+    with jax.set_mesh(mesh):
+        now = jax.jit(make, out_shardings=where)()
+        now, _ = step(now, {"weight": np.float32(1.0)})
+        moved = jax.device_get(now)
+        now, metrics = step(now, {"weight": np.float32("inf")})
+    assert metrics["skipped"] == 1
+    assert memories(now["opt_state"]) == {"arrays": {"pinned_host"}, "scalars": {"device"}}
+    assert memories(now["params"])["arrays"] == {"device"}
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(now["opt_state"]), moved["opt_state"])
+    assert all(np.any(x) for x in jax.tree.leaves(moved["opt_state"]))
+
+
+def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(arguments, tmp_path, metrics):
+    line = [*arguments("pretrain", tmp_path / "run"), "--config.optim.offload=True", "--config.total_steps=10"]
+    assert main(line) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "10")
+    assert main([line[0], line[1], f"--workdir={tmp_path / 'again'}", *line[3:]]) == 0
+    assert_same_bits(state_of(tmp_path / "again"), state_of(tmp_path / "run"))
+    losses = [m["train/loss"] for m in metrics(tmp_path / "run").values() if "train/loss" in m]
+    assert losses[-1] < losses[0] - 1.0
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("adafactor", {}, "adafactor looks at more than one number at a time; adamw and lion do not"),
+        ("adamw", {"restarts": True}, "leave it out"),
+    ],
+)
+def test_what_cannot_be_offloaded_is_a_users_error(name, changes, message):
+    with pytest.raises(UserError, match=message):
+        optimizer_of(tree(0), name, offload=True, **changes)
