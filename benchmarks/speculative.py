@@ -2,12 +2,14 @@
 
     python benchmarks/speculative.py TARGET DRAFT --rounds=5
 
-Questions are answered as `camelid chat` would, prompt included, at each temperature. Prints a table in Markdown:
+Questions are answered as `camelid chat` would, prompt included, at each temperature; with `--text=SOURCE` held-out
+texts of a source are continued after their first 16 tokens instead. Prints a table in Markdown:
 medians over rounds, the ratio's range, and how many of the k proposals of a pass stand in the answers. At temperature 0
 the answers are compared with the model's own.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import time
@@ -15,6 +17,7 @@ import time
 from smollm2_prompts import QUESTIONS
 
 import camelid
+from camelid.data import sources
 from camelid.model.sampling import Sampling
 from camelid.train.bundle import Llama
 
@@ -28,18 +31,24 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
     parser.add_argument("--max_tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="how many of the twenty")
+    parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="how many, of twenty at most")
+    parser.add_argument("--text", metavar="SOURCE", help="of documents, such as primer:documents")
     parser.add_argument("--most", type=int, default=6, metavar="K", help="proposals a pass, from 1 on")
     args = parser.parse_args()
 
     target = camelid.load(args.target, quantize=args.quantize)
     draft = camelid.load(args.draft, quantize=args.draft_quantize)
-    prompts = [target.prompt(question) for question in QUESTIONS[: args.questions]]
-    stops = target.template.stop_ids(target.tokenizer)
+    if args.text:
+        documents = itertools.islice(sources.read(args.text, split="heldout"), args.questions)
+        prompts = [target.tokenizer.encode(document["text"])[:16] for document in documents]
+        stops = (target.tokenizer.eos_id,)
+    else:
+        prompts = [target.prompt(question) for question in QUESTIONS[: args.questions]]
+        stops = target.template.stop_ids(target.tokenizer)
     for temperature in args.temperatures:
         sampling = Sampling(max_tokens=args.max_tokens, temperature=temperature, stop_ids=stops)
         load = os.getloadavg()[0]
-        print(f"\ntemperature {temperature}, {len(prompts)} questions, {args.rounds} rounds, load {load:.1f}\n")
+        print(f"\ntemperature {temperature}, {len(prompts)} answers, {args.rounds} rounds, load {load:.1f}\n")
         print("| proposals a pass | tokens/s | of plain | range | kept a pass | share kept |")
         print("| --- | --- | --- | --- | --- | --- |")
         for row in measure(target, draft, prompts, sampling, range(1, args.most + 1), args.rounds):

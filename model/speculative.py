@@ -184,18 +184,23 @@ def _propose(
         logits_RTV, caches = _pass(draft, caches, latest_RT, first_R, state)
         q_RV = log_distribution(sampling, logits_RTV[:, -1], seen_RV)
         token_R, _, _ = draw(_AS_GIVEN, _fold_in(state.keys_R, state.result.answer.lengths + i), q_RV)
+        token_R = jnp.where(i < 0, state.recent_R2[:, 1], token_R)
         if seen_RV is not None:
             seen_RV = seen_RV.at[jnp.arange(len(token_R)), token_R].set(True)
         return (token_R[:, None], caches, seen_RV), (token_R, q_RV)
 
-    # Where all proposals were kept, the last is not in the draft's cache yet: two tokens come first.
-    latest_RT, caches = state.recent_R2, state.draft_caches
-    if draft.by_blocks and len(latest_RT) == 1:
-        _, caches = _pass(draft, caches, latest_RT[:, :1], latest_slots_R - 1, state)
-        latest_RT = latest_RT[:, 1:]
-    carry, first = step((latest_RT, caches, state.seen_RV), 0)
-    (_, caches, _), rest = jax.lax.scan(step, carry, jnp.arange(1, k))
-    tokens_Rk, q_RkV = jax.tree.map(lambda x, xs: jnp.swapaxes(jnp.concatenate([x[None], xs]), 0, 1), first, rest)
+    # Where all proposals were kept, the last is not in the draft's cache yet: two tokens come first. They take one pass,
+    # or two where codes are met by one position alone.
+    alone = draft.by_blocks and len(state.recent_R2) == 1
+    carry = (state.recent_R2[:, :1] if alone else state.recent_R2, state.draft_caches, state.seen_RV)
+    if alone:
+        (_, caches, _), drawn = jax.lax.scan(step, carry, jnp.arange(-1, k))
+        drawn = jax.tree.map(lambda xs: xs[1:], drawn)
+    else:
+        carry, first = step(carry, 0)
+        (_, caches, _), rest = jax.lax.scan(step, carry, jnp.arange(1, k))
+        drawn = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, rest)
+    tokens_Rk, q_RkV = jax.tree.map(lambda xs: jnp.swapaxes(xs, 0, 1), drawn)
     return tokens_Rk, q_RkV, caches
 
 

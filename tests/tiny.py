@@ -21,7 +21,7 @@ def get_config(arg=None):
     c.schedule.warmup_percent = 10.0
     c.log_steps = 1
     c.eval_percent = 50.0
-    c.checkpoint.every_steps = 4
+    c.checkpoint.every_steps = 12
     if a.recipe == "pretrain":
         c.model.preset = "nano-test"
         c.tokenizer = f"{a.root}/tokenizer"

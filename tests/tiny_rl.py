@@ -39,7 +39,7 @@ def get_config(arg=None):
     c.optim.lr = 3e-3
     c.log_steps = 1
     c.eval_percent = 50.0
-    c.checkpoint.every_steps = 2
+    c.checkpoint.every_steps = 100  # the last step alone
     if a.recipe in ("reward", "dpo"):
         _learn_from_pairs(c, a)
     else:
@@ -48,7 +48,6 @@ def get_config(arg=None):
         c.data.heldout = 0.0
         if "heldout_prompts" in c.data:
             del c.data.heldout_prompts
-        c.checkpoint.every_steps = 100
     put_adapters(c, a.lora)
     return c
 

@@ -15,11 +15,12 @@ from camelid.evals.perplexity import perplexity
 from camelid.launch import phases
 from camelid.launch.cli import main
 from camelid.launch.quickstart import CONFIGS
-from camelid.model.sharding import make_mesh, match, path_name
+from camelid.model.sharding import match, path_name
 from camelid.tests.train.test_resume import assert_same_bits, state_of
-from camelid.train import origin, setup
+from camelid.train import origin
 from camelid.train.settings import load_phases
 
+pytestmark = pytest.mark.usefixtures("one_device")
 SMALL = [
     "--config.total_epochs=None",
     "--config.log_steps=1",
@@ -54,14 +55,6 @@ def domain(arguments_of, corpus, tmp_path_factory):
         return arguments_of("domain", workdir, *steps, **given, template="chatml", rank=4, lr=2e-2)
 
     return line
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Runs of this file take one device, for speed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda axes: make_mesh({}, jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")

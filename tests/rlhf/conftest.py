@@ -26,7 +26,12 @@ class Runs(NamedTuple):
 @pytest.fixture(scope="session")
 def ppo_command(rl_arguments, tuned, reward_run):
     """ppo_command(workdir): the command line of a PPO run with all that a run may carry from step to step."""
-    return lambda workdir: rl_arguments("ppo", workdir, init_from=tuned, reward=reward_run)
+
+    def line(workdir):
+        often = "--config.checkpoint.every_steps=2"
+        return [*rl_arguments("ppo", workdir, init_from=tuned, reward=reward_run), often]
+
+    return line
 
 
 @pytest.fixture(scope="session")

@@ -122,9 +122,9 @@ def test_ppo_learns_what_a_function_and_a_reward_model_reward_and_gives_a_model_
     assert min(ends) <= last["eval/heldout/scores/blue"] <= max(ends)
     model, average = camelid.load(ppo_run), camelid.load(ppo_run, weights="ema")
     assert (model.step, model.template.name) == (9, "chatml")
+    questions = [f"Which colour has the {c} {a} number 7?" for c in ("red", "green", "white") for a in ("fox", "鲸鱼")]
     for network in (model, average):
-        question = "Which colour has the red fox number 7?"
-        answers = network.chat_batch([question], n=8, max_tokens=16, temperature=0.5)
+        answers = network.chat_batch(questions, n=4, max_tokens=16, temperature=0.5)
         assert np.mean([answer.startswith("It is") for answer in answers]) > 0.5
         assert np.mean(["blue" in answer for answer in answers]) > 0.5
     leaves = map(jax.tree.leaves, (model.params, average.params))

@@ -29,7 +29,7 @@ TOKENS = np.random.default_rng(0).integers(0, 352, (2, 24))
 def command(arguments, workdir, start, lora, *further) -> list[str]:
     line = arguments("sft", workdir, init_from=start)
     line[1] += f",lora={lora}"
-    return [*line, "--config.checkpoint.every_steps=12", *further]
+    return [*line, *further]
 
 
 @pytest.fixture(scope="module")

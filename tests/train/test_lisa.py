@@ -19,7 +19,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.sharding import BATCH, PARTITION_RULES, make_mesh
 from camelid.tests.model.test_llama import equations
 from camelid.tests.train.test_optimizer import flat, tree
-from camelid.tests.train.test_resume import assert_same_bits
+from camelid.tests.train.test_resume import OFTEN, assert_same_bits
 from camelid.tests.train.test_resume import state_of as stored_state
 from camelid.train import adam_8bit, setup
 from camelid.train.losses import next_token_loss
@@ -266,10 +266,9 @@ SHORT = ["--config.total_steps=12", "--config.data.heldout=0.0"]
 
 
 def test_a_run_learns_and_goes_on_in_the_middle_of_a_period_with_the_same_bits(
-    arguments, metrics, tmp_path, monkeypatch
+    arguments, metrics, tmp_path, one_device
 ):
-    monkeypatch.setattr(setup, "make_mesh", lambda axes: make_mesh(axes, jax.devices()[:1]))
-    turns = [*SHORT, "--config.lisa.layers=1", "--config.lisa.period_steps=3"]
+    turns = [*SHORT, OFTEN, "--config.lisa.layers=1", "--config.lisa.period_steps=3"]
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     assert main([*arguments("pretrain", straight), *turns]) == 0
     losses = [line["train/loss"] for line in metrics(straight).values()]

@@ -67,11 +67,11 @@ def test_a_step_leaves_moments_on_the_host_and_a_skipped_one_leaves_them_as_they
 
 
 def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(arguments, tmp_path, metrics):
-    line = [*arguments("pretrain", tmp_path / "run"), "--config.optim.offload=True", "--config.total_steps=10"]
-    assert main(line) == 0
+    changes = ["--config.optim.offload=True", "--config.total_steps=10", "--config.checkpoint.every_steps=5"]
+    assert main([*arguments("pretrain", tmp_path / "run"), *changes]) == 0
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "10")
-    assert main([line[0], line[1], f"--workdir={tmp_path / 'again'}", *line[3:]]) == 0
+    assert main([*arguments("pretrain", tmp_path / "again"), *changes]) == 0
     assert_same_bits(state_of(tmp_path / "again"), state_of(tmp_path / "run"))
     losses = [m["train/loss"] for m in metrics(tmp_path / "run").values() if "train/loss" in m]
     assert losses[-1] < losses[0] - 1.0

@@ -24,6 +24,7 @@ def random_steps(seed) -> list[int]:
     return [rng.randrange(9, 12), rng.randrange(14, 17), rng.randrange(19, 22)]
 
 
+OFTEN = "--config.checkpoint.every_steps=4"
 KILLS = {recipe: random_steps(recipe) for recipe in ("pretrain", "sft")}
 
 
@@ -62,7 +63,7 @@ def runs(arguments, start, metrics, pretrained, tmp_path_factory):
     def both(recipe):
         root = tmp_path_factory.mktemp(recipe)
         command = {
-            name: arguments(recipe, root / name, init_from=pretrained if recipe == "sft" else None)
+            name: [*arguments(recipe, root / name, init_from=pretrained if recipe == "sft" else None), OFTEN]
             for name in ("straight", "killed")
         }
         finish(start(command["straight"]))
@@ -99,7 +100,7 @@ def test_a_run_killed_at_three_random_steps_ends_with_the_same_bits(recipe, runs
 
 
 def test_sigterm_saves_and_ends_well_and_the_run_goes_on_with_the_same_bits(runs, arguments, start, metrics, tmp_path):
-    command = arguments("pretrain", tmp_path)
+    command = [*arguments("pretrain", tmp_path), OFTEN]
     process = start(command)
     send_at(process, 6, signal.SIGTERM, tmp_path, metrics)
     output = finish(process)
