@@ -189,8 +189,8 @@ def _propose(
             seen_RV = seen_RV.at[jnp.arange(len(token_R)), token_R].set(True)
         return (token_R[:, None], caches, seen_RV), (token_R, q_RV)
 
-    # Where all proposals were kept, the last is not in the draft's cache yet: two tokens come first. They take one pass,
-    # or two where codes are met by one position alone.
+    # Where all proposals were kept, the last is not in the draft's cache yet: two tokens come first, in one pass, or in
+    # two where codes are met by one position alone.
     alone = draft.by_blocks and len(state.recent_R2) == 1
     carry = (state.recent_R2[:, :1] if alone else state.recent_R2, state.draft_caches, state.seen_RV)
     if alone:
