@@ -176,11 +176,11 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def metrics():
-    """metrics(workdir): the lines of metrics.jsonl, one dict for each step that has any."""
+    """metrics(workdir): the whole lines of metrics.jsonl, to which a run may be writing; one dict for each step."""
 
     def read(workdir) -> dict[int, dict[str, float]]:
         steps = {}
-        for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
+        for line in (Path(workdir) / "metrics.jsonl").read_text().split("\n")[:-1]:
             record = json.loads(line)
             steps.setdefault(record["step"], {}).update(record)
         return steps
