@@ -40,7 +40,8 @@ def main() -> None:
     draft = camelid.load(args.draft, quantize=args.draft_quantize)
     if args.text:
         documents = itertools.islice(sources.read(args.text, split="heldout"), args.questions)
-        prompts = [target.tokenizer.encode(document["text"])[:16] for document in documents]
+        begin = [] if target.tokenizer.bos_id is None else [target.tokenizer.bos_id]
+        prompts = [begin + target.tokenizer.encode(document["text"])[:16] for document in documents]
         stops = (target.tokenizer.eos_id,)
     else:
         prompts = [target.prompt(question) for question in QUESTIONS[: args.questions]]

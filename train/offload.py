@@ -18,7 +18,7 @@ ON_HOST = "on_host"
 def on_host(make: Callable[[Any], optax.GradientTransformation], params: Any) -> optax.GradientTransformationExtraArgs:
     """The direction that `make(params)` gives, number by number, with a state that `state_shardings` puts on the host.
 
-    `params` and updates are those of a network, with a stack of `layers`.
+    `params` and updates are those of a network, its `layers` in a stack.
     """
     layers, rest = (make(part) for part in split_layers(params))
 
@@ -37,8 +37,9 @@ def on_host(make: Callable[[Any], optax.GradientTransformation], params: Any) ->
 
 
 def split_layers(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A network's tree as its stack of layers and all else."""
-    return {"layers": tree["layers"]}, {name: part for name, part in tree.items() if name != "layers"}
+    """A network's tree as its stack of layers, if it has one, and all else."""
+    stack = {name: part for name, part in tree.items() if name == "layers"}
+    return stack, {name: part for name, part in tree.items() if name not in stack}
 
 
 def _update(optimizer: optax.GradientTransformation, updates: Any, state: Any, params: Any) -> tuple[Any, Any]:

@@ -37,6 +37,12 @@ def test_steps_are_those_of_a_state_on_the_device(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, expected)
 
 
+def test_a_tree_without_layers_is_moved_whole():
+    params, gradients = ({"score": {"kernel": tree(seed)["norm"]["scale"]}} for seed in (0, 1))
+    moved, expected = (run(optimizer_of(params, offload=offload), params, [gradients])[0] for offload in (True, False))
+    np.testing.assert_allclose(moved["score"]["kernel"], expected["score"]["kernel"], rtol=1e-6)
+
+
 def quadratic(params, batch):
     loss = sum(((x - 1.0) ** 2).sum() for x in jax.tree.leaves(params))
     return loss * batch["weight"], batch["weight"], {}
