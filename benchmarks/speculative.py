@@ -3,9 +3,9 @@
     python benchmarks/speculative.py TARGET DRAFT --rounds=5
 
 Questions are answered as `camelid chat` would, prompt included, at each temperature; with `--text=SOURCE` held-out
-texts of a source are continued after their first 16 tokens instead. Prints a table in Markdown:
-medians over rounds, the ratio's range, and how many of the k proposals of a pass stand in the answers. At temperature 0
-the answers are compared with the model's own.
+texts of a source are continued after their first 16 tokens instead. Prints a table in Markdown: medians over rounds,
+the ratio's range, and how many of the k proposals of a pass stand in the answers. At temperature 0 the answers are
+compared with the model's own.
 """
 
 import argparse

@@ -87,10 +87,10 @@ def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> S
 
     def like_its_parameter(path, leaf):
         parts = path_name(path).split("/")
-        home = "pinned_host" if ON_HOST in parts and leaf.ndim else None
-        return where(parts, leaf).with_memory_kind(home) if home else where(parts, leaf)
+        sharding = of_parts(parts, leaf)
+        return sharding.with_memory_kind("pinned_host") if ON_HOST in parts and leaf.ndim else sharding
 
-    def where(parts, leaf):
+    def of_parts(parts, leaf):
         for start in range(len(parts)):
             suffix = "/".join(parts[start:])
             shape, sharding = by_path.get(suffix.removesuffix("/codes").removesuffix("/scales"), (None, None))
