@@ -12,9 +12,10 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/camelid quickstart
 
-# Two processes: the suite is bound by compilation, which runs on one core. Files stay whole, for what their tests share.
+# Two processes: the suite is bound by compilation, which runs on one core. Files stay whole, for what their tests share,
+# and in the order of tests/conftest.py.
 test: lint
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -47,9 +48,10 @@ models/%.gguf:
 	.venv-llamacpp/bin/pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
 	touch $@
 
+# Modules are compiled when they are first imported: all that is installed would take longer than the installing.
 .venv/installed: setup.py constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 .venv-bench/installed: benchmarks/requirements.txt

@@ -42,6 +42,11 @@ COLOURS = ["red", "blue", "green", "black", "white"]
 ANIMALS = ["fox", "owl", "horse", "whale", "wolf", "bee", "狐狸", "鲸鱼"]
 
 
+def pytest_collection_modifyitems(items):
+    """Whole runs come first, so that no process is left with minutes of them when the other has nothing more to do."""
+    items.sort(key=lambda item: {"corpus", "quickstart_run"}.isdisjoint(item.fixturenames))
+
+
 @pytest.fixture(scope="module")
 def one_device():
     """Runs of a module that asks for this take as many of the eight devices as their mesh names, and one by default,

@@ -25,7 +25,7 @@ RECORDS = {"documents": 1000, "careless": 1000, "pairs": 600, "chat": 600}
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, one_device):
+def quickstart_run(tmp_path_factory, one_device):
     workdir = tmp_path_factory.mktemp("quickstart")
     sources = {f"primer:{kind}": workdir / f"{kind}.jsonl" for kind in RECORDS}
     for kind, count in RECORDS.items():
@@ -45,8 +45,8 @@ def workdir(tmp_path_factory, one_device):
         yield workdir
 
 
-def test_results_hold_scores_of_every_stage_by_skill_and_language(workdir):
-    results = json.loads((workdir / "results.json").read_text())
+def test_results_hold_scores_of_every_stage_by_skill_and_language(quickstart_run):
+    results = json.loads((quickstart_run / "results.json").read_text())
     assert set(results) == {"gold", "seconds"}
     assert list(results["gold"]) == ["pretrained", "sft", "ppo"]
     for stage in results["gold"]:
@@ -57,8 +57,8 @@ def test_results_hold_scores_of_every_stage_by_skill_and_language(workdir):
     assert results["seconds"] > 0
 
 
-def test_the_report_has_scores_curves_and_every_skills_answers(workdir):
-    page = (workdir / "report.html").read_text()
+def test_the_report_has_scores_curves_and_every_skills_answers(quickstart_run):
+    page = (quickstart_run / "report.html").read_text()
     assert page.count("<svg") == 5  # two loss curves, the reward model's, PPO's, the bars
     for skill in primer.SKILLS:
         assert f"<td>{skill}</td>" in page
@@ -67,12 +67,12 @@ def test_the_report_has_scores_curves_and_every_skills_answers(workdir):
     ).replace("https://matplotlib.org", "")
 
 
-def test_running_it_again_repeats_no_stage(workdir, capsys):
-    files = [workdir / stage / "metrics.jsonl" for stage in ("pretrain", "sft", "reward", "ppo")]
+def test_running_it_again_repeats_no_stage(quickstart_run, capsys):
+    files = [quickstart_run / stage / "metrics.jsonl" for stage in ("pretrain", "sft", "reward", "ppo")]
     before = [file.read_text() for file in files]
-    assert main(["quickstart", f"--workdir={workdir}", *SHORT]) == 0
+    assert main(["quickstart", f"--workdir={quickstart_run}", *SHORT]) == 0
     assert [file.read_text() for file in files] == before
-    assert f"camelid chat {workdir / 'ppo'}" in capsys.readouterr().out.replace("\n", "")
+    assert f"camelid chat {quickstart_run / 'ppo'}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_the_table_has_a_row_for_each_group_and_a_column_for_each_stage():

@@ -15,14 +15,12 @@ from camelid.data.samples import SamplePass, SourcePart
 from camelid.launch.cli import main
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh
-from camelid.rlhf import critic, rewards, scalar
-from camelid.rlhf import setup as rl_setup
+from camelid.rlhf import rewards, scalar
 from camelid.rlhf.rollout import roll_out
 from camelid.tests.rlhf.numpy_llama import hidden, real_tokens
-from camelid.train import checkpoints, setup
-from camelid.train.adapters import Adapters, Bases
+from camelid.train import checkpoints
+from camelid.train.adapters import Bases
 from camelid.train.randomness import purpose_key
-from camelid.train.settings import Settings, load_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -104,79 +102,6 @@ def test_a_reward_model_is_no_language_model_nor_the_other_way_round(reward_run,
         camelid.load(reward_run)
     with pytest.raises(UserError, match="comes from the recipe `reward`"):
         rewards.load_model(tuned, camelid.load(tuned).tokenizer, Bases(make_mesh({}, jax.devices()[:1])), "float32")
-
-
-# PPO
-
-
-def test_ppo_learns_what_a_function_and_a_reward_model_reward_and_gives_a_model_that_chats(ppo_run, metrics):
-    blue, proxy = (column(metrics, ppo_run, f"objective/scores/{name}") for name in ("blue", "proxy"))
-    assert blue[0] < 0.4 and np.mean(blue[-3:]) > 0.7
-    assert np.mean(proxy[-3:]) > proxy[0] + 0.7  # deviations of the tuned model's scores
-    total = np.array(column(metrics, ppo_run, "objective/scores"))
-    np.testing.assert_allclose(total, np.array(blue) + 0.5 * np.array(proxy), atol=1e-5)
-    first, last = metrics(ppo_run)[0], metrics(ppo_run)[9]  # evaluations: before the first step, and after the last
-    assert abs(first["eval/heldout/kl"]) < 1e-5 and first["eval/heldout/scores/blue"] < 0.4
-    assert last["eval/heldout/kl"] > 0.01 and last["eval/heldout/scores"] > 1.0
-    ends = [last[f"eval/heldout/scores/blue/{language}"] for language in ("en", "zh")]
-    assert min(ends) <= last["eval/heldout/scores/blue"] <= max(ends)
-    model, average = camelid.load(ppo_run), camelid.load(ppo_run, weights="ema")
-    assert (model.step, model.template.name) == (9, "chatml")
-    questions = [f"Which colour has the {c} {a} number 7?" for c in ("red", "green", "white") for a in ("fox", "鲸鱼")]
-    for network in (model, average):
-        answers = network.chat_batch(questions, n=4, max_tokens=16, temperature=0.5)
-        assert np.mean([answer.startswith("It is") for answer in answers]) > 0.5
-        assert np.mean(["blue" in answer for answer in answers]) > 0.5
-    leaves = map(jax.tree.leaves, (model.params, average.params))
-    assert all(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(*leaves, strict=True))
-
-
-def test_ppo_tells_what_it_does(ppo_run, metrics):
-    """At every step, from the first on."""
-
-    def of(name):
-        found = column(metrics, ppo_run, name)
-        assert len(found) == 9 and np.all(np.isfinite(found)), name
-        return found
-
-    assert max(of("policy/first_ratio_error")) < 1e-5
-    assert max(of("sampling/logprob_difference_max")) < 1e-3
-    assert abs(of("objective/kl_exact")[0]) < 1e-5 and min(of("objective/kl_exact")[1:]) > 0.01
-    assert of("ptx/loss")[-1] < of("ptx/loss")[0] - 1.0
-    assert np.mean(of("value/explained_variance")[-5:]) > 0.0
-    expected = 0.2 + 0.05 * np.cumsum(np.array(of("cost/scores")) - 1.0)
-    np.testing.assert_allclose(of("cost/multiplier"), expected, rtol=1e-5)  # none of them at an end
-    assert expected.min() > 0 and of("policy/updates") == [4.0] * 9
-    steps = np.array(of("objective/kl_coef")) / [0.05, *of("objective/kl_coef")[:-1]] - 1.0
-    np.testing.assert_allclose(steps, np.clip(np.array(of("objective/kl")) - 1.0, -0.2, 0.2) * 16 / 100, atol=1e-5)
-    for name in ("tokens/eos_rate", "diversity/distinct-1", "cost_value/explained_variance", "train/tokens_per_second"):
-        of(name)
-
-
-def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_arguments, tmp_path):
-    assert main([*arguments("sft", tmp_path / "sft", init_from=ppo_run), "--config.total_steps=1"]) == 0
-    again = Settings(load_config(rl_arguments("ppo", tmp_path, init_from=ppo_run)[1].removeprefix("--config=")))
-    mesh = setup.mesh_of(again)
-    with jax.set_mesh(mesh):
-        model = setup.model_of(again, setup.tokenizer_of(again))
-        critics = critic.critics_of(again, with_cost=False)
-        abstract = jax.eval_shape(critic.initialiser(model, critics), jax.random.key(0))
-        where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract)
-        adapters = Adapters(again, mesh)
-        params = critic.parts_of(again, model, critics, adapters).load(placed)
-        reference = rl_setup.load_reference(again, model, mesh, adapters)
-    stored = camelid.load(ppo_run).params
-    for found in (params["policy"], reference, scalar.without_head(params["critic"])):
-        jax.tree.map(np.testing.assert_array_equal, found, {name: stored[name] for name in found})
-    jax.tree.map(lambda a, b: a.shape == b.shape, params, abstract)
-
-
-def test_a_run_does_not_go_on_against_another_reward_model(ppo_run, reward_run, ppo_command, tmp_path, capsys):
-    shutil.copytree(ppo_run, tmp_path / "run")
-    shutil.copytree(reward_run, tmp_path / "other")
-    argv = [*ppo_command(tmp_path / "run"), f"--config.reward.sources.proxy.model={tmp_path / 'other'}"]
-    assert "its run had another frozen" in mistake(argv, capsys)
 
 
 # Without a critic, without rewards

@@ -29,7 +29,7 @@ KILLS = {recipe: random_steps(recipe) for recipe in ("pretrain", "sft")}
 
 
 def finish(process, code: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
     return output
 
