@@ -16,6 +16,7 @@ from ..model.config import LlamaConfig
 from ..train import origin
 from ..train import setup as train_setup
 from ..train.adapters import Adapters, Part
+from ..train.by_layer import Optimizer
 from ..train.optimizer import each_part
 from ..train.settings import Settings
 from . import scalar
@@ -113,7 +114,7 @@ def optimizer_of(
     batches: Any,
     *,
     updates: int,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+) -> tuple[Optimizer, optax.Schedule]:
     """One optimiser for the policy and one for each critic, all as `config.optim` says, critics at `config.critic.lr`.
 
     trainable: what learns of each, shapes suffice. Each clips its own gradient. updates: how many a step of the run

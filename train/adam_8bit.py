@@ -4,68 +4,95 @@ A moment is cut into blocks along its last axis; each block is divided by its la
 the nearest of 256 values that are spaced evenly within every decade (dynamic tree quantisation, section 1.3): small
 numbers keep their relative precision. Of the second moment it is the root that is kept, as what the step is divided by:
 its range is half as many decades, so that it is not rounded to 0 where the first moment is not. The step itself is
-computed in float32, of a stack of layers for one after the other: whole, its decoded moments would take the memory that
-codes save.
+computed in float32; of all layers at once, its decoded moments would take the memory that codes save (`by_layer`).
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, UInt8
-
-from ..model.sharding import path_name
-from ..model.weights import is_stacked
+from jaxtyping import Array, Float, Int, UInt8
 
 BLOCK = 256
 SMALLEST = 4096
 """Leaves with fewer numbers stay float32: norms are small, and matter."""
 
-
-def dynamic_values(signed: bool) -> Float[np.ndarray, " 256"]:
-    """The 256 values in [-1, 1], or with `signed` false in [0, 1], in rising order.
-
-    The lower the decade, the fewer values it has: 2^6 in [0.1, 1], half as many in the one below, and so on; twice as
-    many where there is no sign.
-    """
-    decades = 7
-    values = [0.0, 1.0]
-    for decade in range(decades):
-        count = 2 ** (decade + (0 if signed else 1))
-        edges = np.linspace(0.1, 1.0, count + 1)
-        means = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - decades + 1)
-        values += [*means, *(-means if signed else [])]
-    return np.sort(np.array(values, np.float32))
+ZERO = 127
+"""The code of 0 where there is a sign: that many are below, and one more, 1, above."""
 
 
 class Blocks(NamedTuple):
-    """An array by blocks of its last axis: `codes` of its shape, `scales` with an entry for each block."""
+    """An array by blocks of its last axis: `codes` of its shape, `scales` with an entry for each block, and without the
+    last axis where there is but one block: a TPU lays [..., 1] out at up to 128 times its size."""
 
     codes: UInt8[Array, "*rows last"]
-    scales: Float[Array, "*rows blocks"]
+    scales: Float[Array, "*rows blocks"] | Float[Array, "*rows"]
+
+
+DECADES = 7
+
+
+def magnitudes(numbers: Int[Array, "*shape"], signed: bool) -> Float[Array, "*shape"]:
+    """The values from 0 to 1 by their numbers: 0, then those of [1e-7, 1e-6], and so on, and 1 at last.
+
+    The lower the decade, the fewer values it has: 2^6 in [0.1, 1], half as many in the one below, and so on; twice as
+    many where there is no sign. Each is the middle of an equal part of its decade. It is arithmetic, where a TPU would
+    gather from a table one by one.
+    """
+    doubled = 0 if signed else 1
+    place = jnp.maximum(numbers.astype(jnp.int32) - 1 + 2**doubled, 1)  # decade d begins at 2^(d + doubled)
+    exponent = 31 - jax.lax.clz(place)
+    decade, parts = exponent - doubled, jnp.exp2(exponent)
+    values = (0.1 + 0.9 * (place - parts + 0.5) / parts) * _power_of_ten(decade - DECADES + 1)
+    return jnp.where(numbers == 0, 0.0, jnp.where(decade == DECADES, 1.0, values))
+
+
+def _power_of_ten(exponent: jax.Array) -> jax.Array:
+    return jnp.exp(exponent * jnp.log(10.0))
+
+
+def _nearest(x: Float[Array, "*shape"], last: Int[Array, "*shape"] | int, signed: bool) -> Int[Array, "*shape"]:
+    """The number, `last` at most, of the magnitude that is nearest to x in [0, 1]."""
+    doubled = 0 if signed else 1
+    decade = jnp.clip(jnp.floor(jnp.log10(jnp.maximum(x, 1e-30))) + DECADES, 0, DECADES - 1)
+    parts = jnp.exp2(decade + doubled)
+    part = jnp.clip(jnp.floor((x * _power_of_ten(DECADES - 1 - decade) - 0.1) / 0.9 * parts), 0, parts - 1)
+    guess = (parts + part).astype(jnp.int32) + 1 - 2**doubled
+    best = jnp.clip(guess, 0, last)
+    for other in (guess - 1, guess + 1):  # at a decade's ends the next one's value may be nearer
+        other = jnp.clip(other, 0, last)
+        nearer = jnp.abs(magnitudes(other, signed) - x) < jnp.abs(magnitudes(best, signed) - x)
+        best = jnp.where(nearer, other, best)
+    return best
 
 
 def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
     """The nearest of the 256 values for each number, over its block's largest magnitude."""
     last = x.shape[-1]
     width = min(BLOCK, last)
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -last % width)])
-    blocks = padded.reshape(*x.shape[:-1], -1, width)
+    blocks = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -last % width)]).reshape(*x.shape[:-1], -1, width)
     scales = jnp.max(jnp.abs(blocks), axis=-1)
-    values = dynamic_values(signed)
-    borders = jnp.asarray((values[1:] + values[:-1]) / 2)
-    ratio = blocks / jnp.where(scales > 0, scales, 1.0)[..., None]
-    codes = jnp.searchsorted(borders, ratio.reshape(-1)).astype(jnp.uint8).reshape(padded.shape)
-    return Blocks(codes[..., :last], scales)
+    scales = scales[..., 0] if last <= width else scales
+    ratio = x / _of_each(jnp.where(scales > 0, scales, 1.0), x.shape)
+    if signed:
+        codes = ZERO + jnp.sign(ratio).astype(jnp.int32) * _nearest(jnp.abs(ratio), ZERO + (ratio > 0), signed)
+    else:
+        codes = _nearest(ratio, 255, signed)
+    return Blocks(codes.astype(jnp.uint8), scales)
 
 
 def decode(blocks: Blocks, signed: bool) -> Float[Array, "*rows last"]:
-    last, count = blocks.codes.shape[-1], blocks.scales.shape[-1]
-    width = min(BLOCK, last)
-    scales = jnp.repeat(blocks.scales, width, axis=-1, total_repeat_length=count * width)[..., :last]
-    return jnp.asarray(dynamic_values(signed))[blocks.codes] * scales
+    codes = blocks.codes.astype(jnp.int32) - (ZERO if signed else 0)
+    values = magnitudes(jnp.abs(codes), signed)
+    return jnp.where(codes < 0, -values, values) * _of_each(blocks.scales, codes.shape)
+
+
+def _of_each(scales: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "*rows last"]:
+    """The scale of each number of an array."""
+    if scales.ndim < len(shape):
+        return scales[..., None]
+    return jnp.repeat(scales, BLOCK, axis=-1)[..., : shape[-1]]
 
 
 class State(NamedTuple):
@@ -85,8 +112,9 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransf
             if is_small(p):
                 return jnp.zeros(p.shape, jnp.float32)
             codes, scales = jax.eval_shape(lambda p: encode(p, signed), p)
-            code = np.abs(dynamic_values(signed)).argmin()
-            return Blocks(jnp.full(codes.shape, code, codes.dtype), jnp.zeros(scales.shape, scales.dtype))
+            return Blocks(
+                jnp.full(codes.shape, ZERO if signed else 0, codes.dtype), jnp.zeros(scales.shape, scales.dtype)
+            )
 
         mu, nu = (jax.tree.map(lambda p, signed=signed: zeros(p, signed), params) for signed in (True, False))
         return State(jnp.zeros([], jnp.int32), mu, nu)
@@ -102,20 +130,10 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransf
             step = mu / (1 - b1**count) / (jnp.sqrt(nu / (1 - b2**count)) + eps)
             return step, *((encode(mu, True), encode(jnp.sqrt(nu), False)) if coded else (mu, nu))
 
-        def each_layer(g, mu, nu):
-            def layer(i, stacks):  # g makes room for the step
-                done = one(*jax.tree.map(lambda stack: stack[i], stacks))
-                return jax.tree.map(lambda stack, new: stack.at[i].set(new), stacks, done)
-
-            return jax.lax.fori_loop(0, len(g), layer, (g, mu, nu))
-
-        leaves, tree = jax.tree.flatten_with_path(updates)
+        leaves, tree = jax.tree.flatten(updates)
         moments = [tree.flatten_up_to(x) for x in (state.mu, state.nu)]
-        done = []
-        for (path, g), mu, nu in zip(leaves, *moments, strict=True):
-            stacked = isinstance(mu, Blocks) and is_stacked(path_name(path))
-            done.append(each_layer(g, mu, nu) if stacked else one(g, mu, nu))
-        steps, mus, nus = zip(*done, strict=True)
+        done = list(map(one, leaves, *moments))
+        steps, mus, nus = ([parts[i] for parts in done] for i in range(3))
         return tree.unflatten(steps), State(count, tree.unflatten(mus), tree.unflatten(nus))
 
     return optax.GradientTransformation(init, update)

@@ -1,4 +1,4 @@
-"""From config values to one optax transformation: clip, precondition, decay, multiply, step.
+"""From config values to one optimiser: clip, precondition, decay, multiply, step.
 
 The optimiser sees the trainable parameters only. Which are decayed, frozen or moved at another pace is said by regex
 lists (`model.sharding.match`).
@@ -17,7 +17,7 @@ from optax import contrib
 from ..data.errors import UserError
 from ..model.sharding import map_rules, path_name
 from .adam_8bit import scale_by_adam_8bit
-from .offload import on_host, split_layers
+from .by_layer import Optimizer, at_once, by_layer, split_layers
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -31,8 +31,8 @@ DEFAULTS: dict[str, dict[str, float]] = {
 """What each optimiser takes, with LLaMA's betas for AdamW (arXiv:2302.13971, section 2.3) and, for the rest, the
 papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (with consistent RMS, arXiv:2502.16982)."""
 
-OFFLOADED = ("adamw", "lion")
-"""Whose direction is found number by number, and so for a layer at a time."""
+OFFLOADED = ("adamw", "adamw8bit", "lion")
+"""Whose direction of a layer does not depend on other layers."""
 
 DECAY: Rules = ((r".*norm/scale", False), (r".*", True))
 
@@ -49,14 +49,14 @@ def make_optimizer(
     restarts: bool = False,
     offload: bool = False,
     **arguments: float | None,
-) -> optax.GradientTransformation:
-    """The transformation for `params` (the trainable tree; shapes suffice).
+) -> Optimizer:
+    """The optimiser of `params` (the trainable tree; shapes suffice).
 
-    The update is -schedule(step) * multiplier * (direction + weight_decay * parameter), where gradients are first
-    clipped to a global norm of `clip_norm`. `arguments` are those of `DEFAULTS[name]`; None stands for the default.
-    restarts: `update` takes a `period` too, and what it remembers of layers begins anew with another one. offload: it
-    remembers on the host (`offload.on_host`). Raises UserError for an unknown optimiser, an argument that it does not
-    take, an offload that it cannot do, or rules that leave a parameter out.
+    A step is -schedule(step) * multiplier * (direction + weight_decay * parameter), where gradients are first clipped
+    to a global norm of `clip_norm`. `arguments` are those of `DEFAULTS[name]`; None stands for the default. restarts:
+    `move` takes a `period` too, and what it remembers of layers begins anew with another one. offload: it remembers on
+    the host, and goes layer by layer, as 8-bit Adam always does. Raises UserError for an unknown optimiser, an argument
+    that it does not take, an offload that it cannot do, or rules that leave a parameter out.
     """
     if name not in DEFAULTS:
         raise UserError(f"config.optim.name: no optimiser {name!r}; give one of {', '.join(DEFAULTS)}")
@@ -65,30 +65,35 @@ def make_optimizer(
         raise UserError(
             f"config.optim: {name} does not take {', '.join(sorted(unknown))}; it takes {', '.join(DEFAULTS[name])}"
         )
-    direct = functools.partial(_DIRECTIONS[name], **(DEFAULTS[name] | given))
     if offload:
-        direct = _offloading(name, direct, restarts)
-    elif restarts:
+        _check_offloads(name, restarts)
+    direct = functools.partial(_DIRECTIONS[name], **(DEFAULTS[name] | given))
+    if restarts:
         direct = functools.partial(_restarting, direct)
-    multipliers = _by_rules("lr_multipliers", lr_multipliers, params)
-    scale_each = optax.stateless(lambda updates, _: jax.tree.map(lambda u, m: u * m, updates, multipliers))
-    return _in_float32(
-        optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
-        direct(params),
-        optax.add_decayed_weights(weight_decay, mask=_by_rules("decay", decay, params)),
-        scale_each,
-        optax.scale_by_learning_rate(schedule),
-    )
+
+    def steps(part: Any, decayed: Any, multipliers: Any, *first: optax.GradientTransformation):
+        return _in_float32(
+            *first,
+            direct(part),
+            optax.add_decayed_weights(weight_decay, mask=decayed),
+            optax.stateless(lambda updates, _: jax.tree.map(lambda u, m: u * m, updates, multipliers)),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+    trees = params, _by_rules("decay", decay, params), _by_rules("lr_multipliers", lr_multipliers, params)
+    if offload or (name == "adamw8bit" and not restarts):
+        layers, rest = (steps(*parts) for parts in zip(*map(split_layers, trees), strict=True))
+        return by_layer(layers, rest, clip_norm, host=offload)
+    return at_once(steps(*trees, optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity()))
 
 
-def _offloading(name: str, direct: Callable[[Any], optax.GradientTransformation], restarts: bool) -> Callable:
+def _check_offloads(name: str, restarts: bool) -> None:
     if name not in OFFLOADED:
         raise UserError(
-            f"config.optim.offload: {name} looks at more than one number at a time; {' and '.join(OFFLOADED)} do not"
+            f"config.optim.offload: {name} looks at more than one layer at a time; {', '.join(OFFLOADED)} do not"
         )
     if restarts:
         raise UserError("config.optim.offload: with layers of a period the optimiser remembers but these; leave it out")
-    return functools.partial(on_host, direct)
 
 
 def _in_float32(*chain: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -175,17 +180,18 @@ def _restarting(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def each_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+def each_part(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     """For a tree of several networks: the optimiser of its name for each, which sees and clips that part alone."""
 
     def init(params):
         return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
 
-    def update(updates, state, params=None):
-        done = {name: o.update(updates[name], state[name], params[name]) for name, o in optimizers.items()}
-        return {name: part for name, (part, _) in done.items()}, {name: new for name, (_, new) in done.items()}
+    def move(grads, state, params):
+        moved = {name: o.move(grads[name], state[name], params[name]) for name, o in optimizers.items()}
+        params, state, norms = ({name: done[i] for name, done in moved.items()} for i in range(3))
+        return params, state, optax.tree.norm(norms)
 
-    return optax.GradientTransformation(init, update)
+    return Optimizer(init, move)
 
 
 _DIRECTIONS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "lion": _lion, "adafactor": _adafactor, "muon": _muon}

@@ -20,6 +20,7 @@ from ..model.config import LlamaConfig
 from ..model.sharding import PARTITION_RULES, make_mesh
 from ..model.weights import join, without
 from . import checkpoints, origin
+from .by_layer import Optimizer
 from .optimizer import DECAY, Rules, make_optimizer, make_schedule
 from .settings import Settings, duration
 from .state import State, init_state, state_of, state_shardings
@@ -173,7 +174,7 @@ def optimizer_of(
     lr: float | None = None,
     updates: int = 1,
     restarts: bool = False,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+) -> tuple[Optimizer, optax.Schedule]:
     """The optimiser and the learning rate of `config.optim` and `config.schedule` over the trainable `params`.
 
     lr: another peak than `config.optim.lr`. updates: how often a step of the run moves the parameters. restarts: as
@@ -226,7 +227,7 @@ class Start(NamedTuple):
     scalars or trees of them. thaw: which layers learn.
     """
 
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     init: Callable[[jax.Array], Any]
     load: Callable[[Any], Any] | None = None
     base: Mapping[str, Any] = {}

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..model.sharding import path_name, shardings
 from ..model.weights import is_stacked
-from .offload import ON_HOST
+from .by_layer import ON_HOST, Optimizer
 from .optimizer import Rules, join_frozen, split_frozen
 from .thaw import ALL_LAYERS, Thaw, put, take
 
@@ -35,7 +35,7 @@ DEFAULT_GUARD = Guard()
 
 def init_state(
     init_params: Callable[[jax.Array], Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     frozen: Rules,
     *,
     ema: bool,
@@ -52,7 +52,7 @@ def init_state(
 
 def state_of(
     params: Any,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     frozen: Rules,
     *,
     ema: bool,
@@ -74,8 +74,8 @@ def state_of(
 
 def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> State:
     """A sharding for each leaf: optimiser moments, and the scales of their blocks, lie where their parameter lies,
-    those of a few layers as all layers would, everything else on every device. Moments of `offload.on_host` lie there,
-    in the host's memory."""
+    those of a few layers as all layers would, everything else on every device. Arrays under `by_layer.ON_HOST`
+    lie in the host's memory."""
     params = shardings(abstract["params"], mesh, rules)
     by_path = {
         path_name(path): (leaf.shape, sharding)
@@ -96,6 +96,7 @@ def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> S
             shape, sharding = by_path.get(suffix.removesuffix("/codes").removesuffix("/scales"), (None, None))
             if shape is None:
                 continue
+            sharding = NamedSharding(mesh, PartitionSpec(*sharding.spec[: leaf.ndim]))  # scales may lack the last axis
             alike = suffix.endswith("/scales") or (is_stacked(suffix) and shape[1:] == leaf.shape[1:])
             if shape == leaf.shape or (alike and _divides(sharding, leaf.shape)):
                 return sharding
@@ -115,7 +116,7 @@ def _divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
 
 def make_update(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     schedule: optax.Schedule,
     *,
     frozen: Rules = ((r".*", False),),
@@ -155,13 +156,13 @@ def make_update(
 
         def move(old):
             learning = take(old["params"], layers)
-            updates, opt_state = optimizer.update(grads, old["opt_state"], learning, **thaw.news(state["step"]))
-            params = put(optax.apply_updates(learning, updates), old["params"], layers)
+            moved, opt_state, norm = optimizer.move(grads, old["opt_state"], learning, **thaw.news(state["step"]))
+            params = put(moved, old["params"], layers)
             new = old | {"params": params, "opt_state": opt_state}
             if ema_decay is not None:
                 moving, still = split_frozen(old["ema"], frozen)
                 new["ema"] = join_frozen(optax.incremental_update(params, moving, 1.0 - ema_decay), still)
-            return new, optax.tree.norm(updates)
+            return new, norm
 
         # A condition and not a choice between results: what is updated can then be written in place.
         new, update_norm = jax.lax.cond(accept, move, lambda old: (old, 0.0), state | {"params": trainable})

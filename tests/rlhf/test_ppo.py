@@ -15,6 +15,7 @@ from camelid.rlhf import critic, ppo, rewards, scalar
 from camelid.rlhf.watch import RATIO_TOLERANCE
 from camelid.tests.rlhf.numpy_llama import VOCAB, distributions, hidden, policy, prompts, real_tokens, sampling
 from camelid.tests.rlhf.numpy_ppo import AS_IS, FUNCTION, HYPER, PENALTY, SHARED, slow_learn
+from camelid.train.by_layer import at_once
 from camelid.train.state import Guard, make_update, state_of, state_shardings
 
 # What the networks say of rows ----------------------------------------------------------------------------------------
@@ -120,7 +121,9 @@ SEVERAL = HYPER._replace(epochs=2, minibatches=2)
 def learner(kind="own", dtype="float32", hyper=HYPER, accumulate=1, ptx=0.0, critic_first=0):
     """(`learn`, compiled, the function from parameters to the first state). One update of a step moves against its
     gradient, so that what it was can be read off; one of several goes a short way, whatever the gradient's size."""
-    optimizer = optax.sgd(1.0) if hyper == HYPER else optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.2))
+    optimizer = at_once(
+        optax.sgd(1.0) if hyper == HYPER else optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.2))
+    )
     loss_fn = ppo.make_loss(policy(dtype)[0], CRITICS[kind], hyper, TEMPERATURE, ptx)
     update = make_update(loss_fn, optimizer, lambda _: 1.0, accumulate=accumulate, guard=Guard(None))
     fixed = (CRITICS[kind], FUNCTION, None, hyper, PENALTY, AS_IS)

@@ -19,6 +19,7 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.sharding import make_mesh
 from camelid.train import setup
+from camelid.train.by_layer import at_once
 from camelid.train.convert import to_peft
 from camelid.train.evaluate import heldout_loss
 from camelid.train.losses import next_token_loss
@@ -66,7 +67,7 @@ class Register:
 
 def train(config: LlamaConfig, params, steps: int, batch_size: int, lr: float, seed: int):
     schedule = optax.linear_schedule(lr / 10, lr, 10)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.95))
+    optimizer = at_once(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.95)))
     update = make_update(next_token_loss(llama.build(config)), optimizer, schedule)
     batches = Register(config.max_len, batch_size, steps, seed)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *(batches.rows(step, slice(None)) for step in range(steps)))

@@ -1,8 +1,9 @@
-"""An optimiser that remembers on the host: where its state lies, and that nothing else changes."""
+"""An optimiser that goes by layer: the steps of all at once, in less memory, and with a state that lies on the host."""
 
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,6 +14,7 @@ from camelid.launch.cli import main
 from camelid.model.sharding import make_mesh
 from camelid.tests.train.test_optimizer import optimizer_of, run, tree
 from camelid.tests.train.test_resume import assert_same_bits, state_of
+from camelid.train import adam_8bit
 from camelid.train.state import make_update, state_shardings
 from camelid.train.state import state_of as first_state
 
@@ -31,10 +33,33 @@ def memories(tree) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_steps_are_those_of_a_state_on_the_device(name):
-    params, gradients = tree(0), [tree(seed, 0.1) for seed in (1, 2, 3)]
-    plain, offloaded = (optimizer_of(params, name, clip_norm=1.0, offload=offload) for offload in (False, True))
+    params, gradients = tree(0), [tree(seed, scale) for seed, scale in ((1, 0.1), (2, 0.01), (3, 1.0))]
+    further = dict(clip_norm=1.0, lr_multipliers=((r"embed/.*", 0.5), (r".*/up", 2.0), (r".*", 1.0)))
+    plain, offloaded = (optimizer_of(params, name, offload=offload, **further) for offload in (False, True))
     for found, expected in zip(run(offloaded, params, gradients), run(plain, params, gradients), strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, expected)
+
+
+def test_codes_of_a_layer_are_those_of_the_layer_alone(monkeypatch):
+    monkeypatch.setattr(adam_8bit, "SMALLEST", 1)
+    params, gradients = tree(0), [tree(seed) for seed in (1, 2, 3)]
+    moved = run(optimizer_of(params, "adamw8bit"), params, gradients)[-1]["layers"]["mlp"]["up"]
+    for i in range(2):
+        alone, *given = ({"up": x["layers"]["mlp"]["up"][i]} for x in (params, *gradients))
+        [*_, found] = run(optimizer_of(alone, "adamw8bit"), alone, given)
+        np.testing.assert_allclose(moved[i], found["up"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, copies", [("adamw8bit", 3.0), ("lion", 3.5), ("adamw", 4.5)])
+def test_a_step_with_clipping_holds_the_gradients_once(name, copies):
+    """Of the size of the stack: gradients, and what XLA's CPU backend copies to update it under a condition, parameters
+    and moments. Neither clipped gradients nor the step."""
+    params = {"layers": {"mlp": {"up": np.ones((16, 128, 256), np.float32)}}}
+    optimizer = optimizer_of(params, name, clip_norm=1.0, offload=name != "adamw8bit")
+    state = first_state(params, optimizer, EVERYTHING, ema=False)
+    step = jax.jit(make_update(quadratic, optimizer, optax.constant_schedule(0.01)), donate_argnums=0)
+    needed = step.lower(state, {"weight": jnp.float32(1.0)}).compile().memory_analysis().temp_size_in_bytes
+    assert needed < copies * params["layers"]["mlp"]["up"].nbytes
 
 
 def test_a_tree_without_layers_is_moved_whole():
@@ -57,7 +82,7 @@ def test_a_step_leaves_moments_on_the_host_and_a_skipped_one_leaves_them_as_they
         return first_state(params, optimizer, EVERYTHING, ema=False)
 
     where = state_shardings(jax.eval_shape(make), mesh, RULES)
-    assert where["opt_state"][1]["on_host"]["layers"].mu["layers"]["mlp"]["up"].spec == PartitionSpec(*RULES[0][1])
+    assert where["opt_state"]["on_host"]["layers"][0].mu["layers"]["mlp"]["up"].spec == PartitionSpec(*RULES[0][1])
     update = make_update(quadratic, optimizer, optax.constant_schedule(0.01))
     step = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     with jax.set_mesh(mesh):
@@ -86,7 +111,7 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(arguments, tmp_pat
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("adafactor", {}, "adafactor looks at more than one number at a time; adamw and lion do not"),
+        ("adafactor", {}, "adafactor looks at more than one layer at a time; adamw, adamw8bit, lion do not"),
         ("adamw", {"restarts": True}, "leave it out"),
     ],
 )
