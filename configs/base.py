@@ -77,7 +77,7 @@ def base() -> ConfigDict:
     c.optim.decay = None  # [(regex, bool)]; None: all but the norms
     c.optim.lr_multipliers = None  # [(regex, float)]
     c.optim.frozen = None  # [(regex, bool)]
-    c.optim.offload = False  # adamw, lion: moments stay in the host's memory, and come layer by layer
+    c.optim.offload = False  # adamw, adamw8bit, lion: moments stay in the host's memory, and come layer by layer
     for argument in ("b1", "b2", "eps", "momentum", "ns_steps", "decay_rate", "clipping_threshold"):
         c.optim[argument] = None  # the optimiser's own default (train/optimizer.py DEFAULTS)
     c.schedule = ConfigDict()

@@ -69,11 +69,10 @@ def _nearest(x: Float[Array, "*shape"], last: Int[Array, "*shape"] | int, signed
 
 def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
     """The nearest of the 256 values for each number, over its block's largest magnitude."""
-    last = x.shape[-1]
-    width = min(BLOCK, last)
-    blocks = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -last % width)]).reshape(*x.shape[:-1], -1, width)
-    scales = jnp.max(jnp.abs(blocks), axis=-1)
-    scales = scales[..., 0] if last <= width else scales
+    width = min(BLOCK, x.shape[-1])
+    window, ends = (1,) * (x.ndim - 1) + (width,), [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % width)]
+    scales = jax.lax.reduce_window(jnp.abs(x), 0.0, jax.lax.max, window, window, ends)
+    scales = scales[..., 0] if width == x.shape[-1] else scales
     ratio = x / _of_each(jnp.where(scales > 0, scales, 1.0), x.shape)
     if signed:
         codes = ZERO + jnp.sign(ratio).astype(jnp.int32) * _nearest(jnp.abs(ratio), ZERO + (ratio > 0), signed)
@@ -89,10 +88,12 @@ def decode(blocks: Blocks, signed: bool) -> Float[Array, "*rows last"]:
 
 
 def _of_each(scales: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "*rows last"]:
-    """The scale of each number of an array."""
+    """The scale of each number of an array: a product with ones and zeros. To cut the array into blocks, a TPU would
+    lay it out anew, and the stack that it is part of."""
     if scales.ndim < len(shape):
         return scales[..., None]
-    return jnp.repeat(scales, BLOCK, axis=-1)[..., : shape[-1]]
+    members = jnp.repeat(jnp.eye(scales.shape[-1]), BLOCK, axis=1)[:, : shape[-1]]
+    return jnp.matmul(scales, members, precision="highest")
 
 
 class State(NamedTuple):

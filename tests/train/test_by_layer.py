@@ -73,16 +73,19 @@ def quadratic(params, batch):
     return loss * batch["weight"], batch["weight"], {}
 
 
-def test_a_step_leaves_moments_on_the_host_and_a_skipped_one_leaves_them_as_they_are():
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_a_step_leaves_moments_on_the_host_and_a_skipped_one_leaves_them_as_they_are(name, monkeypatch):
+    monkeypatch.setattr(adam_8bit, "SMALLEST", 1)
     mesh = make_mesh(dict(fsdp=2, tensor=2), jax.devices()[:4])
     params = tree(0)
-    optimizer = optimizer_of(params, offload=True)
+    optimizer = optimizer_of(params, name, offload=True)
 
     def make():
         return first_state(params, optimizer, EVERYTHING, ema=False)
 
     where = state_shardings(jax.eval_shape(make), mesh, RULES)
-    assert where["opt_state"]["on_host"]["layers"][0].mu["layers"]["mlp"]["up"].spec == PartitionSpec(*RULES[0][1])
+    up = jax.tree.leaves(where["opt_state"]["on_host"]["layers"][0].mu["layers"]["mlp"]["up"])
+    assert up[0].spec == PartitionSpec(*RULES[0][1]) and len(up) == (2 if name == "adamw8bit" else 1)
     update = make_update(quadratic, optimizer, optax.constant_schedule(0.01))
     step = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
     with jax.set_mesh(mesh):
