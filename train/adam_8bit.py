@@ -18,6 +18,9 @@ BLOCK = 256
 SMALLEST = 4096
 """Leaves with fewer numbers stay float32: norms are small, and matter."""
 
+DECADES = 7
+"""The powers of ten that values lie between: from 1e-7 to 1."""
+
 ZERO = 127
 """The code of 0 where there is a sign: that many are below, and one more, 1, above."""
 
@@ -28,9 +31,6 @@ class Blocks(NamedTuple):
 
     codes: UInt8[Array, "*rows last"]
     scales: Float[Array, "*rows blocks"] | Float[Array, "*rows"]
-
-
-DECADES = 7
 
 
 def magnitudes(numbers: Int[Array, "*shape"], signed: bool) -> Float[Array, "*shape"]:

@@ -194,7 +194,7 @@ def find(path: epath.PathLike) -> epath.Path:
 def read_manifest(path: epath.PathLike) -> dict:
     """The manifest of a checkpoint or of a run directory's latest: `describe`'s dict and "step"."""
     path = find(path)
-    manifest = json.loads((path / ORBAX_FILE).read_text()).get("custom_metadata")  # `ocp.metadata` reads of arrays too
+    manifest = json.loads((path / ORBAX_FILE).read_text()).get("custom_metadata")  # `ocp.metadata` reads of all arrays
     if not manifest or "config" not in manifest:
         raise UserError(f"{path}: an Orbax checkpoint, but not one of camelid's: it has no manifest")
     return manifest
