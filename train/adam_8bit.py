@@ -44,20 +44,22 @@ def magnitudes(numbers: Int[Array, "*shape"], signed: bool) -> Float[Array, "*sh
     place = jnp.maximum(numbers.astype(jnp.int32) - 1 + 2**doubled, 1)  # decade d begins at 2^(d + doubled)
     exponent = 31 - jax.lax.clz(place)
     decade, parts = exponent - doubled, jnp.exp2(exponent)
-    values = (0.1 + 0.9 * (place - parts + 0.5) / parts) * _power_of_ten(decade - DECADES + 1)
+    values = (0.1 + 0.9 * (place - parts + 0.5) / parts) * _shrink(DECADES - 1 - decade)
     return jnp.where(numbers == 0, 0.0, jnp.where(decade == DECADES, 1.0, values))
 
 
-def _power_of_ten(exponent: jax.Array) -> jax.Array:
-    return jnp.exp(exponent * jnp.log(10.0))
+def _shrink(decades: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """10^-decades, for 0 to 7, to the last bits."""
+    one, two, four = (jnp.where(decades & bit, 10.0**-bit, 1.0) for bit in (1, 2, 4))
+    return one * two * four
 
 
 def _nearest(x: Float[Array, "*shape"], last: Int[Array, "*shape"] | int, signed: bool) -> Int[Array, "*shape"]:
     """The number, `last` at most, of the magnitude that is nearest to x in [0, 1]."""
     doubled = 0 if signed else 1
-    decade = jnp.clip(jnp.floor(jnp.log10(jnp.maximum(x, 1e-30))) + DECADES, 0, DECADES - 1)
+    decade = jnp.clip(jnp.floor(jnp.log10(jnp.maximum(x, 1e-30))) + DECADES, 0, DECADES - 1).astype(jnp.int32)
     parts = jnp.exp2(decade + doubled)
-    part = jnp.clip(jnp.floor((x * _power_of_ten(DECADES - 1 - decade) - 0.1) / 0.9 * parts), 0, parts - 1)
+    part = jnp.clip(jnp.floor((x / _shrink(DECADES - 1 - decade) - 0.1) / 0.9 * parts), 0, parts - 1)
     guess = (parts + part).astype(jnp.int32) + 1 - 2**doubled
     best = jnp.clip(guess, 0, last)
     for other in (guess - 1, guess + 1):  # at a decade's ends the next one's value may be nearer

@@ -58,7 +58,8 @@ def by_layer(
 
     def move(grads, state, params) -> Moved:
         held, (stack, others) = state[place], split_layers(params)
-        scale = 1.0 if clip_norm is None else clip_norm / jnp.maximum(_norm(grads), clip_norm)
+        norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
+        scale = 1.0 if clip_norm is None else clip_norm / jnp.maximum(norm, clip_norm)
         of_stack, grads = split_layers(grads)
         stack, of_layers, squares = _each_layer(layers, of_stack, held["layers"], stack, scale)
         others, of_rest, norm = _move(rest, grads, held["rest"], others, scale)
@@ -73,14 +74,10 @@ def split_layers(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return stack, {name: part for name, part in tree.items() if name not in stack}
 
 
-def _norm(grads: Any) -> jax.Array:
-    return optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
-
-
 def _move(optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, scale: Any) -> Moved:
     """A step on the device, with a state that stays where it lies."""
     here = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), state)
-    grads = jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads)
+    grads = jax.tree.map(lambda g: g * scale, grads)
     params, new, norm = at_once(optimizer).move(grads, here, params)
     return params, jax.tree.map(lambda x, old: jax.device_put(x, jax.typeof(old).memory_space), new, state), norm
 

@@ -141,7 +141,7 @@ def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_argument
     stored = camelid.load(ppo_run).params
     for found in (params["policy"], reference, scalar.without_head(params["critic"])):
         jax.tree.map(np.testing.assert_array_equal, found, {name: stored[name] for name in found})
-    jax.tree.map(lambda a, b: a.shape == b.shape, params, abstract)
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, abstract)
 
 
 def test_a_run_does_not_go_on_against_another_reward_model(ppo_run, reward_run, ppo_command, tmp_path, capsys):

@@ -35,7 +35,7 @@ def test_codes_stand_for_values_spaced_evenly_within_each_decade(signed):
     values = dynamic_values(signed)
     assert len(values) == len(np.unique(values)) == 256
     codes = Blocks(jnp.arange(256, dtype=jnp.uint8)[None], jnp.ones(1))
-    np.testing.assert_allclose(decode(codes, signed)[0], values, rtol=2e-6)
+    np.testing.assert_allclose(decode(codes, signed)[0], values, rtol=5e-7)
     np.testing.assert_array_equal(encode(jnp.asarray(values, jnp.float32)[None], signed).codes, codes.codes)
 
 
@@ -49,7 +49,8 @@ def test_each_number_becomes_the_nearest_value_of_its_block(shape, signed):
     assert found.codes.shape == shape and found.scales.shape == (shape[:1] if blocks == 1 else (shape[0], blocks))
     scales = np.repeat(found.scales.reshape(shape[0], blocks), width, axis=1)[:, : shape[-1]]
     nearest = np.abs(np.asarray(x / scales)[..., None] - dynamic_values(signed)).min(-1) * scales
-    np.testing.assert_allclose(np.abs(decode(found, signed) - x), nearest, rtol=1e-4, atol=1e-6)
+    rounding = 1e-7 + np.spacing(np.abs(x))  # the last bit of x itself, as the difference is of two numbers like it
+    assert np.all(np.abs(np.abs(decode(found, signed) - x) - nearest) <= 1e-4 * nearest + rounding)
 
 
 def test_steps_are_adams_to_the_precision_of_a_byte():
@@ -60,7 +61,7 @@ def test_steps_are_adams_to_the_precision_of_a_byte():
     for step in range(12):
         grads = {"w": drawn((64, 256), step), "small": drawn((16,), step)}
         (found, state), (expected, expected_state) = ours.update(grads, state), adam.update(grads, expected_state)
-    np.testing.assert_allclose(found["small"], expected["small"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["small"], expected["small"], rtol=1e-4, atol=1e-7)
     error = np.abs(found["w"] - expected["w"])
     assert 1e-4 < np.mean(error) < 0.02 and np.max(error) < 0.5 and np.abs(expected["w"]).mean() > 0.2
 

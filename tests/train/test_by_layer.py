@@ -40,14 +40,24 @@ def test_steps_are_those_of_a_state_on_the_device(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, expected)
 
 
-def test_codes_of_a_layer_are_those_of_the_layer_alone(monkeypatch):
-    monkeypatch.setattr(adam_8bit, "SMALLEST", 1)
-    params, gradients = tree(0), [tree(seed) for seed in (1, 2, 3)]
-    moved = run(optimizer_of(params, "adamw8bit"), params, gradients)[-1]["layers"]["mlp"]["up"]
-    for i in range(2):
-        alone, *given = ({"up": x["layers"]["mlp"]["up"][i]} for x in (params, *gradients))
-        [*_, found] = run(optimizer_of(alone, "adamw8bit"), alone, given)
-        np.testing.assert_allclose(moved[i], found["up"], rtol=1e-6)
+def test_codes_of_a_layer_are_those_of_the_layer_alone():
+    rng = np.random.default_rng(0)
+    params = {"layers": {"up": rng.normal(size=(3, 16, 600)).astype(np.float32), "norm": np.ones((3, 16), np.float32)}}
+
+    def steps(params):
+        optimizer, gradients = optimizer_of(params, "adamw8bit"), params
+        state = optimizer.init(params)
+        for _ in range(3):
+            params, state, _ = optimizer.move(gradients, state, params)
+        return params, state
+
+    moved, state = steps(params)
+    for i in range(3):
+        alone, held = steps({"up": params["layers"]["up"][i]})
+        np.testing.assert_allclose(moved["layers"]["up"][i], alone["up"], rtol=1e-6, atol=1e-7)
+        mine, other = state["on_device"]["layers"][0].mu["layers"]["up"], held["on_device"]["rest"][0].mu["up"]
+        np.testing.assert_array_equal(mine.codes[i], other.codes)
+        np.testing.assert_allclose(mine.scales[i], other.scales, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name, copies", [("adamw8bit", 3.0), ("lion", 3.5), ("adamw", 4.5)])

@@ -273,6 +273,8 @@ def test_an_optimisers_state_is_float32_whatever_parameters_are_stored_in(name, 
     assert jax.tree.map(lambda x: x.dtype, before) == jax.tree.map(lambda x: x.dtype, after)
     floats = {x.dtype for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.floating)}
     assert floats <= {jnp.dtype("float32")}
-    expected, _, expected_norm = jax.jit(optimizer.move)(same[0], optimizer.init(whole), whole)
+    expected, state, expected_norm = jax.jit(optimizer.move)(same[0], optimizer.init(whole), whole)
+    assert {x.dtype for x in jax.tree.leaves(moved)} == {jnp.dtype("bfloat16")}
+    assert_equal_trees(after, flat(state))
     jax.tree.map(np.testing.assert_array_equal, moved, jax.tree.map(lambda x: x.astype(jnp.bfloat16), expected))
     np.testing.assert_allclose(norm, expected_norm, rtol=1e-5)
