@@ -33,40 +33,43 @@ class Blocks(NamedTuple):
     scales: Float[Array, "*rows blocks"] | Float[Array, "*rows"]
 
 
+class Decade(NamedTuple):
+    """Values that are the middles of `parts` equal parts of it, each `width` wide, from `low` on. first: the number of
+    the first of them, among all values in rising order."""
+
+    first: int
+    parts: int
+    low: float
+    width: float
+
+
+def decades(signed: bool) -> list[Decade]:
+    """From the lowest. The lower, the fewer parts: 2^6 of [0.1, 1], half as many of the one below, and so on; twice as
+    many where there is no sign. The value 0 comes before all of them, 1 after them."""
+    first, found = 1, []
+    for power in range(DECADES):
+        parts, high = 2**power * (1 if signed else 2), 10.0 ** (power + 1 - DECADES)
+        found.append(Decade(first, parts, high / 10, 0.9 * high / parts))
+        first += parts
+    return found
+
+
 def magnitudes(numbers: Int[Array, "*shape"], signed: bool) -> Float[Array, "*shape"]:
-    """The values from 0 to 1 by their numbers: 0, then those of [1e-7, 1e-6], and so on, and 1 at last.
-
-    The lower the decade, the fewer values it has: 2^6 in [0.1, 1], half as many in the one below, and so on; twice as
-    many where there is no sign. Each is the middle of an equal part of its decade. It is arithmetic, where a TPU would
-    gather from a table one by one.
-    """
-    doubled = 0 if signed else 1
-    place = jnp.maximum(numbers.astype(jnp.int32) - 1 + 2**doubled, 1)  # decade d begins at 2^(d + doubled)
-    exponent = 31 - jax.lax.clz(place)
-    decade, parts = exponent - doubled, jnp.exp2(exponent)
-    values = (0.1 + 0.9 * (place - parts + 0.5) / parts) * _shrink(DECADES - 1 - decade)
-    return jnp.where(numbers == 0, 0.0, jnp.where(decade == DECADES, 1.0, values))
+    """The values from 0 to 1 by their numbers; by arithmetic, where a TPU would gather from a table one by one."""
+    values, n = jnp.zeros(numbers.shape), numbers.astype(jnp.float32)
+    for decade in decades(signed):
+        values = jnp.where(n >= decade.first, decade.low + decade.width * (n - decade.first + 0.5), values)
+    return jnp.where(n == decade.first + decade.parts, 1.0, values)
 
 
-def _shrink(decades: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """10^-decades, for 0 to 7, to the last bits."""
-    one, two, four = (jnp.where(decades & bit, 10.0**-bit, 1.0) for bit in (1, 2, 4))
-    return one * two * four
-
-
-def _nearest(x: Float[Array, "*shape"], last: Int[Array, "*shape"] | int, signed: bool) -> Int[Array, "*shape"]:
-    """The number, `last` at most, of the magnitude that is nearest to x in [0, 1]."""
-    doubled = 0 if signed else 1
-    decade = jnp.clip(jnp.floor(jnp.log10(jnp.maximum(x, 1e-30))) + DECADES, 0, DECADES - 1).astype(jnp.int32)
-    parts = jnp.exp2(decade + doubled)
-    part = jnp.clip(jnp.floor((x / _shrink(DECADES - 1 - decade) - 0.1) / 0.9 * parts), 0, parts - 1)
-    guess = (parts + part).astype(jnp.int32) + 1 - 2**doubled
-    best = jnp.clip(guess, 0, last)
-    for other in (guess - 1, guess + 1):  # at a decade's ends the next one's value may be nearer
-        other = jnp.clip(other, 0, last)
-        nearer = jnp.abs(magnitudes(other, signed) - x) < jnp.abs(magnitudes(best, signed) - x)
-        best = jnp.where(nearer, other, best)
-    return best
+def _nearest(x: Float[Array, "*shape"], signed: bool) -> Int[Array, "*shape"]:
+    """The number of the magnitude that is nearest to x in [0, 1]."""
+    numbers, below = jnp.zeros(x.shape), 0.0
+    for decade in decades(signed):
+        inside = decade.first + jnp.clip(jnp.floor((x - decade.low) / decade.width), 0, decade.parts - 1)
+        numbers = jnp.where(x > (below + decade.low + decade.width / 2) / 2, inside, numbers)
+        below = decade.low + decade.width * (decade.parts - 0.5)
+    return jnp.where(x > (below + 1) / 2, decade.first + decade.parts, numbers).astype(jnp.int32)
 
 
 def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
@@ -77,9 +80,9 @@ def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
     scales = scales[..., 0] if width == x.shape[-1] else scales
     ratio = x / _of_each(jnp.where(scales > 0, scales, 1.0), x.shape)
     if signed:
-        codes = ZERO + jnp.sign(ratio).astype(jnp.int32) * _nearest(jnp.abs(ratio), ZERO + (ratio > 0), signed)
+        codes = ZERO + jnp.maximum(jnp.sign(ratio).astype(jnp.int32) * _nearest(jnp.abs(ratio), signed), -ZERO)
     else:
-        codes = _nearest(ratio, 255, signed)
+        codes = _nearest(ratio, signed)
     return Blocks(codes.astype(jnp.uint8), scales)
 
 
