@@ -163,11 +163,11 @@ class Adapters:
         return [(re.escape(n), n not in own or n in fixed or match(self._frozen, n)) for n in names]
 
     def perturb(self) -> Callable[[Any, jax.Array], Any] | None:
-        """The dropout of adapters' inputs, anew at every step, as `state.make_update` takes it."""
+        """The dropout of adapters' inputs, anew at every pass, as `state.make_update` takes it."""
         if not self.dropout:
             return None
         key = purpose_key(self._seed, "lora dropout")
-        return lambda params, step: lora.with_dropout(params, jax.random.fold_in(key, step), self.dropout)
+        return lambda params, number: lora.with_dropout(params, jax.random.fold_in(key, number), self.dropout)
 
     def manifest(self) -> dict[str, Any]:
         """What a run's checkpoints say of the base that they stand on; {} where they hold whole networks."""

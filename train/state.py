@@ -128,21 +128,24 @@ def make_update(
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The pure function `update(state, batch) -> (state, metrics)` of one optimiser step.
 
-    loss_fn(params, rows) gives (sum of the loss over tokens, number of tokens, dict of further sums): with
-    `accumulate` > 1 the batch is walked through in that many parts and sums are divided once, by the whole batch's
-    tokens, so that the result does not depend on `accumulate`. perturb(params, step) gives the parameters that the loss
-    sees instead, for dropout. thaw: which layers learn. Metrics are float32 scalars: loss, the further sums per token,
-    grad_norm (before clipping), update_norm (0 where the step is skipped), param_norm (of what is not frozen, in all
-    layers), lr, tokens, skipped (so far) and streak (skips in a row).
+    loss_fn(params, rows) gives (sum of the loss over tokens, number of tokens, dict of further sums): with `accumulate`
+    > 1 the batch is walked through in that many parts and sums are divided once, by the whole batch's tokens, so that
+    the result does not depend on `accumulate`. perturb(params, pass) gives the parameters that the loss sees instead,
+    for dropout; passes over parts of batches are numbered from the first step on. thaw: which layers learn. Metrics are
+    float32 scalars: loss, the further sums per token, grad_norm (before clipping), update_norm (0 where the step is
+    skipped), param_norm (of what is not frozen, in all layers), lr, tokens, skipped (so far) and streak (skips in a
+    row).
     """
 
     def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         trainable, rest = split_frozen(state["params"], frozen)
         layers = thaw.rows(trainable, state["step"])
 
-        def sums(learning, rows):
+        def sums(learning, rows, part):
             params = thaw.network(learning, trainable, rest, layers)
-            loss, tokens, extra = loss_fn(params if perturb is None else perturb(params, state["step"]), rows)
+            if perturb is not None:
+                params = perturb(params, state["step"] * accumulate + part)
+            loss, tokens, extra = loss_fn(params, rows)
             return loss, (tokens, extra)
 
         (loss, (tokens, extra)), grads = _accumulate(
@@ -187,17 +190,18 @@ def make_update(
 
 
 def _accumulate(grad_fn: Callable, trainable: Any, batch: Mapping[str, jax.Array], parts: int) -> Any:
-    """Sums grad_fn's results over `parts` equal parts of the batch, each with rows of every shard."""
+    """Sums what grad_fn(trainable, rows, number) gives of `parts` equal parts of the batch, each with rows of every
+    shard."""
     if parts == 1:
-        return grad_fn(trainable, dict(batch))
+        return grad_fn(trainable, dict(batch), 0)
     split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
 
-    def add(total, rows):
-        return jax.tree.map(jnp.add, total, grad_fn(trainable, rows)), None
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, grad_fn(trainable, *part)), None
 
-    shapes = jax.eval_shape(grad_fn, trainable, jax.tree.map(lambda x: x[0], split))
+    shapes = jax.eval_shape(grad_fn, trainable, jax.tree.map(lambda x: x[0], split), 0)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zeros, split)[0]
+    return jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
 
 
 def _is_spike(counts: Mapping[str, jax.Array], loss: jax.Array, guard: Guard) -> jax.Array:

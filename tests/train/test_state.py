@@ -119,6 +119,20 @@ def test_accumulating_over_parts_with_unequal_numbers_of_tokens_changes_nothing(
     assert np.linalg.norm(np.mean(gradients, axis=0) - right) > 0.1 * np.linalg.norm(right)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_no_two_passes_over_parts_are_perturbed_alike(parts):
+    def shifted(params, number):
+        return {"line": params["line"] | {"b": params["line"]["b"] + number}}
+
+    state, batch = after(3), batch_of(3)
+    loss = compiled(accumulate=parts, perturb=shifted)(state, batch)[1]["loss"]
+    total = 0.0
+    for part in range(parts):
+        rows = {name: x[part::parts] for name, x in batch.items()}
+        total += numpy_gradient(shifted(state["params"], 3 * parts + part), rows)[1] * rows["mask"].sum()
+    np.testing.assert_allclose(loss, total / batch["mask"].sum(), rtol=1e-5)
+
+
 def test_the_average_of_parameters_follows_its_formula():
     state, average = first_state(ADAMW), vector(first_state(ADAMW)["params"])
     for step in range(4):
