@@ -1,6 +1,7 @@
 """Checkpoints from one format into another, tensor after tensor: into camelid's, Hugging Face's or GGUF."""
 
 import contextlib
+import functools
 import importlib.metadata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,10 +17,12 @@ from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_export import save_for_transformers, with_bos
 from ..data.tokenizer_gguf import gguf_fields
 from ..data.tokenizer_merging import split_of_new
-from ..model import llama, vocabulary
+from ..model import llama, storage, vocabulary
 from ..model.config import LlamaConfig
 from ..model.interop import gguf_files, huggingface, peft, tensors
 from ..model.sharding import path_name
+from ..model.storage import Rules
+from ..model.weights import is_adapter
 from . import checkpoints, origin, streaming
 
 
@@ -51,7 +54,7 @@ def contents(
     if dtype is not None:
         config = config.replace(param_dtype=dtype)
     if origin.stored_adapter(path) is not None:
-        values = _merged_values(path, config, weights)
+        values = _merged_values(path, weights)
     elif origin.is_foreign(path):
         if weights != "params":
             raise UserError(f"{path} has no {weights!r}, only params: it is no checkpoint of camelid's")
@@ -106,15 +109,30 @@ def _own_values(
             yield np.asarray(checkpoints.load_part(path, jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype), keys))
 
 
-def _merged_values(path: epath.PathLike, config: LlamaConfig, weights: str) -> Iterator[np.ndarray]:
-    """A base with its adapters merged into it: in memory whole."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), llama.build(config).abstract_params
-    )
-    merged = origin.load_params(path, abstract, name=weights)
-    for key_path, value in jax.tree_util.tree_leaves_with_path(merged):
-        yield from np.asarray(value) if path_name(key_path).startswith("layers/") else [np.asarray(value)]
+def _merged_values(path: epath.PathLike, weights: str) -> Iterator[np.ndarray]:
+    """A base with its adapters merged into it, a layer at a time: of the base, in the numbers that training had."""
+    stored, config = origin.stored_adapter(path), origin.load_config(path)
+    full = stored.quantize is not None and origin.is_foreign(stored.path)
+    base = contents(stored.path, dtype="float32" if full else config.param_dtype).values
+    tree = origin.load_adapters(path, llama.build(config).abstract_params, name=weights)
+    own = {path_name(key): part for key, part in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_adapter)}
+    merge = jax.jit(functools.partial(_merge, stored.quantize or ((".*", None),)), static_argnums=0)
+    for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), base, strict=True):
+        part = own.get(place.path)
+        if place.layer is None:
+            yield np.asarray(merge(place.path, value, part))
+        else:  # a stack of one layer
+            layer = jax.tree.map(lambda x, i=place.layer: x[i][None], part)
+            yield np.asarray(merge(place.path, value[None], layer)[0])
+
+
+def _merge(quantize: Rules, path: str, value: jax.Array, own: Any) -> jax.Array:
+    """A parameter of a base, and what was put on it or trained in its place (None: nothing), as one array."""
+    if own is not None and not is_adapter(own):
+        return own
+    kind = storage.kind_at(quantize, path)
+    base = value if kind in (None, storage.STORED) else storage.encode(kind, path, value)
+    return storage.plain_matrix(base if own is None else {"base": base} | own, path)
 
 
 def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "params") -> None:
@@ -176,12 +194,12 @@ def to_huggingface(
         stops = _stops(found)
         more = {"bos_token_id": found.tokenizer.bos_id, "eos_token_id": stops if stops[1:] else stops[0]}
     places = tensors.places(found.config, tensors.HUGGING_FACE)
-    named = (
-        (place.name, tensors.write_part(tensors.HUGGING_FACE, place, value))
+    values = (
+        tensors.write_part(tensors.HUGGING_FACE, place, value)
         for place, value in zip(places, found.values, strict=True)
     )
     with _whole(output):
-        huggingface.write_folder(output, found.config, named, max_file_bytes=max_file_bytes, **more)
+        huggingface.write_folder(output, found.config, values, max_file_bytes=max_file_bytes, **more)
         if found.tokenizer is not None:
             save_for_transformers(found.tokenizer, found.template, output)
 

@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +39,16 @@ class Foreign(NamedTuple):
     template: ChatTemplate | None
 
 
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+def _stamp(path: str) -> Stamp:
+    """Name, size and time of a file, or of each in a folder: what is kept of them in memory holds as long as these."""
+    where = pathlib.Path(path)
+    files = sorted(where.iterdir()) if where.is_dir() else [where] if where.is_file() else []
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
 def is_foreign(path: epath.PathLike) -> bool:
     """Whether `path` is a Hugging Face or Meta folder or a GGUF file."""
     path = _expand(path)
@@ -51,11 +62,13 @@ def is_peft(path: epath.PathLike) -> bool:
 
 def open_foreign(path: epath.PathLike) -> Foreign:
     """Opens and checks somebody else's checkpoint; its tensors stay on disk. UserError says what does not fit."""
-    return _open(str(_expand(path)))
+    where = str(_expand(path))
+    return _open(where, _stamp(where))
 
 
 @functools.lru_cache(maxsize=4)
-def _open(path: str) -> Foreign:
+def _open(path: str, stamp: Stamp) -> Foreign:
+    del stamp
     with _mendable():
         where = epath.Path(path)
         if gguf_files.is_file(where):
@@ -143,16 +156,20 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
     """
     if is_peft(path):
         files = [_expand(path) / name for name in (peft.CONFIG, peft.WEIGHTS)]
-        return {"path": absolute(path), "format": "peft", "files": [_file_record(str(file)) for file in files]}
+        return {"path": absolute(path), "format": "peft", "files": _file_records(files)}
     if not is_foreign(path):
         return {"path": absolute(path), "format": "camelid", "step": checkpoints.read_manifest(path)["step"]}
     found = open_foreign(path)
-    files = [_file_record(str(file)) for file in found.source.files]
-    return {"path": absolute(path), "format": found.format, "files": files}
+    return {"path": absolute(path), "format": found.format, "files": _file_records(found.source.files)}
+
+
+def _file_records(files: Iterable[epath.Path]) -> list[dict[str, Any]]:
+    return [_file_record(str(file), _stamp(str(file))) for file in files]
 
 
 @functools.lru_cache(maxsize=64)
-def _file_record(path: str) -> dict[str, Any]:
+def _file_record(path: str, stamp: Stamp) -> dict[str, Any]:
+    del stamp
     file = epath.Path(path)
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -267,25 +284,30 @@ class StoredAdapter(NamedTuple):
 def stored_adapter(path: epath.PathLike) -> StoredAdapter | None:
     """The adapters that a run's checkpoints hold instead of whole networks; None where they hold these."""
     if is_peft(path):
-        return _open_peft(absolute(path))[0]
+        base, found, _ = _open_peft(path)
+        return StoredAdapter(base, identity(base), found)
     described = None if is_foreign(path) else checkpoints.read_manifest(path).get("adapter")
     if described is None:
         return None
     return StoredAdapter(described["path"], described["identity"], Lora(**described["lora"]), described["quantize"])
 
 
-@functools.lru_cache(maxsize=4)
-def _open_peft(path: str) -> tuple[StoredAdapter, dict[str, Any]]:
-    """What a PEFT folder says, and its tree of numpy arrays."""
+def _open_peft(path: epath.PathLike) -> tuple[str, Lora, dict[str, Any]]:
+    """What a PEFT folder holds: its base's path, where adapters are put, and their tree of numpy arrays."""
     with _mendable():
-        folder = epath.Path(path)
+        folder = epath.Path(absolute(path))
         base = peft.read_config(folder).get("base_model_name_or_path")
         if not base or not epath.Path(base).expanduser().exists():
             raise UserError(
                 f"{folder / peft.CONFIG}: base_model_name_or_path is {base!r}: put a path of that model there"
             )
-        found, tree = peft.read_folder(folder, load_config(base))
-    return StoredAdapter(absolute(base), identity(base), found), tree
+        return absolute(base), *_read_peft(str(folder), _stamp(str(folder)), load_config(base))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_peft(path: str, stamp: Stamp, config: LlamaConfig) -> tuple[Lora, dict[str, Any]]:
+    del stamp
+    return peft.read_folder(epath.Path(path), config)
 
 
 def load_adapters(path: epath.PathLike, abstract: Any, *, name: str = "params", score: Any = None) -> Any:
@@ -298,9 +320,7 @@ def load_adapters(path: epath.PathLike, abstract: Any, *, name: str = "params", 
     asked = without(everything, lora.base_of(stored.lora, abstract))
     if is_peft(path):
         placed = _placed_like(asked, abstract)
-        return jax.tree.map(
-            lambda x, to: jax.device_put(x.astype(to.dtype), to.sharding), _open_peft(absolute(path))[1], placed
-        )
+        return jax.tree.map(lambda x, to: jax.device_put(x.astype(to.dtype), to.sharding), _open_peft(path)[2], placed)
     ours = {} if checkpoints.read_manifest(path).get("kind") == "scalar" or "score" not in asked else {"score": score}
     asked = _placed_like({key: part for key, part in asked.items() if key not in ours}, abstract)
     return checkpoints.load_part(path, asked, checkpoints.params_inside(path, name), some=True) | ours

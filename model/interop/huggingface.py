@@ -4,19 +4,20 @@ Config fields mean what transformers' LlamaForCausalLM makes of them, in its old
 `rope_scaling`) and in the one of version 5 (`rope_parameters`).
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
-from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors
+from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -244,41 +245,58 @@ def _write_rope(config: LlamaConfig) -> tuple[float, dict[str, Any] | None]:
 def write_folder(
     path: epath.PathLike,
     config: LlamaConfig,
-    tensors: Iterable[tuple[str, np.ndarray]],
+    tensors: Iterable[np.ndarray],
     *,
     max_file_bytes: int = 5_000_000_000,
     **more: Any,
 ) -> None:
-    """Writes `config.json` and the tensors, as they come, into files of at most about `max_file_bytes`.
+    """Writes `config.json` and tensors, one after the other, into files of at most about `max_file_bytes`.
 
-    tensors: names and values as `tensors.places` and `write_part` give them. An index is written where there is more
-    than one file. The files are named when their number is known, and the config comes last.
+    tensors: in the order of `tensors.places`, as `write_part` gives them, of `config.param_dtype`. An index is written
+    where there is more than one file; the config, with the fields `more`, comes last.
     """
     path = epath.Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    held, size, written, total = {}, 0, [], 0
-
-    def flush() -> None:
-        nonlocal held, size
-        file = path / f"part-{len(written):05d}.tmp"
-        safetensors.numpy.save_file(held, file, metadata={"format": "pt"})
-        written.append((file, list(held)))
-        held, size = {}, 0
-
-    for name, value in tensors:
-        if held and size + value.nbytes > max_file_bytes:
-            flush()
-        held[name] = value
-        size, total = size + value.nbytes, total + value.nbytes
-    flush()
-    if len(written) == 1:
-        written[0][0].rename(path / WEIGHTS)
-    else:
-        names = {}
-        for number, (file, inside) in enumerate(written, 1):
-            target = f"model-{number:05d}-of-{len(written):05d}.safetensors"
-            file.rename(path / target)
-            names |= dict.fromkeys(inside, target)
-        index = {"metadata": {"total_size": total}, "weight_map": names}
+    shapes = {place.name: place.shape_there for place in places(config, HUGGING_FACE)}
+    dtype, left, file_of = jnp.dtype(config.param_dtype), iter(tensors), {}
+    parts = _split_files(shapes, max_file_bytes // dtype.itemsize)
+    for number, names in enumerate(parts, 1):
+        file = WEIGHTS if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        _write_file(path / file, {name: shapes[name] for name in names}, dtype, left)
+        file_of |= dict.fromkeys(names, file)
+    if len(parts) > 1:
+        total = sum(map(math.prod, shapes.values())) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (path / INDEX).write_text(json.dumps(index, indent=2))
     (path / CONFIG).write_text(json.dumps(write_config(config, **more), indent=2))
+
+
+def _split_files(shapes: Mapping[str, Sequence[int]], most: int) -> list[list[str]]:
+    """Names in their order, cut where a file would hold more than `most` numbers."""
+    files, held = [], 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        if not files or held + size > most:
+            files.append([])
+            held = 0
+        files[-1].append(name)
+        held += size
+    return files
+
+
+def _write_file(file: epath.Path, shapes: Mapping[str, Sequence[int]], dtype: np.dtype, tensors: Iterator) -> None:
+    """The next of `tensors` as a safetensors file, whose library takes all of a file's at once: the length of a header
+    in eight bytes, the header in JSON, then numbers (the format as its README has it)."""
+    code = next(code for code, known in DTYPES.items() if known == dtype.name)
+    ends = list(itertools.accumulate(math.prod(shape) * dtype.itemsize for shape in shapes.values()))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for (name, shape), offsets in zip(shapes.items(), itertools.pairwise([0, *ends]), strict=True):
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": offsets}
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % 8)  # numbers begin where they may be mapped
+    with file.open("wb") as opened:
+        opened.write(len(described).to_bytes(8, "little") + described)
+        for (name, shape), value in zip(shapes.items(), itertools.islice(tensors, len(shapes)), strict=True):
+            if value.shape != tuple(shape) or value.dtype != dtype:
+                raise ValueError(f"{name} {list(value.shape)} {value.dtype}, the config says {list(shape)} {dtype}")
+            opened.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))

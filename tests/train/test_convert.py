@@ -17,7 +17,7 @@ from camelid.data.tokenizer import Tokenizer
 from camelid.launch.cli import main
 from camelid.model.interop import tensors
 from camelid.tests.model.interop import folders
-from camelid.train import checkpoints, convert
+from camelid.train import checkpoints, convert, origin
 
 QUESTIONS = ["Which colour has the red fox number 7?", "Which colour has the blue 狐狸 number 3?"]
 BOS = "{{ bos_token }}"
@@ -178,6 +178,17 @@ def test_a_template_that_ends_turns_by_another_token_says_so_in_a_gguf_file(chai
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_written_anew_is_read_anew(chain, expected, tmp_path):
+    shutil.copytree(chain["their"], tmp_path / "their")
+    before, found = origin.identity(tmp_path / "their"), camelid.load(tmp_path / "their")
+    np.testing.assert_allclose(found.logits(TOKENS), expected[2], atol=1e-6)
+    other = jax.tree.map(lambda x: np.asarray(x) * 0.5, found.params)
+    folders.write_folder(tmp_path / "their", found.config.replace(norm_eps=1e-3), other)
+    again = camelid.load(tmp_path / "their")
+    assert again.config.norm_eps == 1e-3 and origin.identity(tmp_path / "their") != before
+    folders.assert_same_params(again.params, other)
 
 
 @pytest.mark.parametrize("to", ["camelid", "huggingface", "gguf", "peft"])

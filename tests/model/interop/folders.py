@@ -44,7 +44,8 @@ def in_order(config: LlamaConfig, params: llama.Params, naming: tensors.Naming):
 def write_folder(path, config: LlamaConfig, params: llama.Params | None = None, **more):
     """A folder of Hugging Face's, by camelid's own writer."""
     params = random_params(config) if params is None else params
-    huggingface.write_folder(path, config, in_order(config, params, tensors.HUGGING_FACE), **more)
+    values = (value for _, value in in_order(config, params, tensors.HUGGING_FACE))
+    huggingface.write_folder(path, config, values, **more)
     return path
 
 
