@@ -79,7 +79,7 @@ def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
     scales = jax.lax.reduce_window(jnp.abs(x), 0.0, jax.lax.max, window, window, ends)
     scales = scales[..., 0] if width == x.shape[-1] else scales
     ratio = x / _of_each(jnp.where(scales > 0, scales, 1.0), x.shape)
-    if signed:
+    if signed:  # with a 1, and no -1
         codes = ZERO + jnp.maximum(jnp.sign(ratio).astype(jnp.int32) * _nearest(jnp.abs(ratio), signed), -ZERO)
     else:
         codes = _nearest(ratio, signed)
