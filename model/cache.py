@@ -2,7 +2,7 @@
 
 One position reads every weight for very little arithmetic, so what counts is how often memory is passed over.
 `Decoder` is `Llama` made over for that, once per call: layers unrolled from their stack, weights cast to the compute
-dtype, query, key and value weights side by side, gate and up too.
+dtype, query, key and value weights side by side, gate and up too, and on a CPU turned around for several positions.
 """
 
 import functools
@@ -95,18 +95,28 @@ def make_cache(kept: Cache, repeats: int, slots: int) -> Cache:
 Matrix = jax.Array | Weight
 
 
-def _side_by_side(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int, dtype: str, by_blocks: bool) -> Matrix:
-    """Matrices with one input axis as one, in `dtype` or, where all are quantised alike, in their codes.
+class Form(NamedTuple):
+    """How a decoder keeps matrices. dtype: of dense ones. by_blocks: of quantised ones, see `quantization.product`.
+    left: every one is dense and a factor from the left, see `linear`."""
+
+    dtype: str
+    by_blocks: bool = False
+    left: bool = False
+
+
+def _side_by_side(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int, form: Form) -> Matrix:
+    """Matrices with one input axis as one, dense or, where all are quantised alike, in their codes.
 
     axes: the output axes that each gets (-1: what is left); axis: along which of all axes they follow one another.
     Adapters are merged into their matrices, which are then no longer quantised.
     """
     values = [param.get_value() for param in params]
-    kinds = {_kind(value) for value in values}
+    kinds = {_kind(value, form) for value in values}
     if len(kinds) == 1 and None not in kinds:
         parts = [{n: _with_axes(x, axes) for n, x in value.parts.items()} for value in values]
-        return Weight({n: jnp.concatenate([each[n] for each in parts], axis) for n in parts[0]}, by_blocks=by_blocks)
-    return jnp.concatenate([_with_axes(dense(value, 1, dtype), axes) for value in values], axis)
+        joined = {n: jnp.concatenate([each[n] for each in parts], axis) for n in parts[0]}
+        return Weight(joined, by_blocks=form.by_blocks)
+    return _dense(jnp.concatenate([_with_axes(dense(value, 1, form.dtype), axes) for value in values], axis), form)
 
 
 def _with_axes(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -115,17 +125,24 @@ def _with_axes(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return x.reshape(x.shape[0], *axes[:-1], *last)
 
 
-def _kind(value: Matrix) -> str | None:
-    return quantization.kind_of(value.parts) if isinstance(value, Weight) and "base" not in value.parts else None
+def _kind(value: Matrix, form: Form) -> str | None:
+    """The kind of a quantised matrix that stays in its codes."""
+    if form.left or not isinstance(value, Weight) or "base" in value.parts:
+        return None
+    return quantization.kind_of(value.parts)
 
 
-def _alone(param: nnx.Param, inputs: int, dtype: str, by_blocks: bool) -> Matrix:
-    """A matrix in `dtype`, with its input axes as one, or in its codes."""
-    value = param.get_value()
-    if _kind(value) is not None:
-        return Weight({n: x.reshape(-1, *x.shape[inputs:]) for n, x in value.parts.items()}, by_blocks=by_blocks)
-    whole = dense(value, inputs, dtype)
-    return whole.reshape(-1, *whole.shape[inputs:])
+def _alone(value: Matrix, inputs: int, form: Form) -> Matrix:
+    """A matrix with its input axes as one, dense or in its codes."""
+    if _kind(value, form) is not None:
+        parts = {n: x.reshape(-1, *x.shape[inputs:]) for n, x in value.parts.items()}
+        return Weight(parts, by_blocks=form.by_blocks)
+    whole = dense(value, inputs, form.dtype)
+    return _dense(whole.reshape(-1, *whole.shape[inputs:]), form)
+
+
+def _dense(whole: Float[Array, "inputs ..."], form: Form) -> Matrix:
+    return Weight({"left": jnp.moveaxis(whole, 0, -1)}) if form.left else whole
 
 
 def _times(x_BTD: Float[Array, "B T D"], matrix: Matrix) -> Float[Array, "B T ..."]:
@@ -139,13 +156,13 @@ class FusedAttention(Attention):
     They are grouped by key/value head, [D, K, H / K + 2, E], and so split over `tensor` as the cache is.
     """
 
-    def __init__(self, attention: Attention, by_blocks: bool):
+    def __init__(self, attention: Attention, form: Form):
         config = attention.config
         K, E = config.n_kv_heads, config.head_dim
         matrices = (attention.q, attention.k, attention.v)
         self.config = config
-        self.qkv = nnx.Param(_side_by_side(matrices, (K, -1, E), 2, config.dtype, by_blocks))
-        self.o = nnx.Param(_alone(attention.o, 2, config.dtype, by_blocks))
+        self.qkv = nnx.Param(_side_by_side(matrices, (K, -1, E), 2, form))
+        self.o = nnx.Param(_alone(attention.o.get_value(), 2, form))
 
     def heads(self, x_BTD):
         qkv_BTKHE = _times(x_BTD, self.qkv.get_value())
@@ -165,9 +182,9 @@ class FusedAttention(Attention):
 class FusedMLP(MLP):
     """`MLP` with gate and up in one product."""
 
-    def __init__(self, mlp: MLP, dtype: str, by_blocks: bool):
-        self.gate_up = nnx.Param(_side_by_side((mlp.gate, mlp.up), (1, -1), 1, dtype, by_blocks))
-        self.down = nnx.Param(_alone(mlp.down, 1, dtype, by_blocks))
+    def __init__(self, mlp: MLP, form: Form):
+        self.gate_up = nnx.Param(_side_by_side((mlp.gate, mlp.up), (1, -1), 1, form))
+        self.down = nnx.Param(_alone(mlp.down.get_value(), 1, form))
 
     def branches(self, x_BTD):
         both_BT2F = _times(x_BTD, self.gate_up.get_value())
@@ -175,15 +192,21 @@ class FusedMLP(MLP):
 
 
 class Decoder(nnx.Module):
-    """`Llama` for one position at a time: the same blocks around `FusedAttention` and `FusedMLP`."""
+    """`Llama` for a few new positions at a time: the same blocks around `FusedAttention` and `FusedMLP`.
 
-    def __init__(self, llama: Llama, by_blocks: bool = False):
+    positions: how many come in a pass, of all rows together. With several, XLA's CPU backend reads weights faster from
+    the left of a product, and decodes quantised ones once, before the loop over tokens, whatever it is told; with one,
+    matrix times vector, it reads them fastest as they lie.
+    """
+
+    def __init__(self, llama: Llama, positions: int, by_blocks: bool = False):
         config = llama.config
+        form = Form(config.dtype, by_blocks, left=positions > 1 and jax.default_backend() == "cpu")
         self.config = config
         self.table = llama.embed.embedding
-        self.blocks = nnx.List(_unstack(llama, by_blocks))
+        self.blocks = nnx.List(_unstack(llama, form))
         self.norm = llama.norm
-        self.kernel = nnx.Param(self._head(llama, by_blocks))
+        self.kernel = nnx.Param(self._head(llama, form))
 
     def __call__(
         self,
@@ -224,14 +247,14 @@ class Decoder(nnx.Module):
         matrix = self.blocks[0].mlp.down.get_value()
         return isinstance(matrix, Weight) and matrix.by_blocks and quantization.kind_of(matrix.parts) != "nf4"
 
-    def _head(self, llama: Llama, by_blocks: bool) -> Matrix:
+    def _head(self, llama: Llama, form: Form) -> Matrix:
         """The output head; a tied one that is dense stays [V, D], as it lies, so that no transposed copy is made."""
         if not self.config.tied:
-            return _alone(llama.head.kernel, 1, self.config.dtype, by_blocks)
+            return _alone(llama.head.kernel.get_value(), 1, form)
         table = llama.embed.embedding.get_value()
         if isinstance(table, Weight):
-            return Weight(quantization.as_head(table.parts), by_blocks=by_blocks)
-        return table.astype(self.config.dtype)
+            return _alone(Weight(quantization.as_head(table.parts)), 1, form)
+        return Weight({"left": table.astype(form.dtype)}) if form.left else table.astype(form.dtype)
 
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
         """Float32 logits."""
@@ -242,13 +265,13 @@ class Decoder(nnx.Module):
         return jnp.einsum(axes, hidden_BD, kernel, preferred_element_type=jnp.float32)
 
 
-def _unstack(llama: Llama, by_blocks: bool) -> list[Block]:
+def _unstack(llama: Llama, form: Form) -> list[Block]:
     """The layers one by one, with fused weights."""
     graph, stacked = nnx.split(llama.layers)
     blocks = []
     for i in range(llama.config.n_layers):
         block = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
-        block.attention = FusedAttention(block.attention, by_blocks)
-        block.mlp = FusedMLP(block.mlp, llama.config.dtype, by_blocks)
+        block.attention = FusedAttention(block.attention, form)
+        block.mlp = FusedMLP(block.mlp, form)
         blocks.append(block)
     return blocks

@@ -118,10 +118,22 @@ def _generate(
 
 
 def start(
-    config: LlamaConfig, sampling: Sampling, by_blocks: bool, params, tokens_BP, lengths_B, key, prompt_ids_B
+    config: LlamaConfig,
+    sampling: Sampling,
+    by_blocks: bool,
+    params,
+    tokens_BP,
+    lengths_B,
+    key,
+    prompt_ids_B,
+    *,
+    positions: int = 1,
 ) -> tuple[Decoder, _State]:
-    """Runs the prompts, each once for all its answers, and draws the first token of every answer. by_blocks: of
-    quantised matrices, see `quantization.product`."""
+    """Runs the prompts, each once for all its answers, and draws the first token of every answer.
+
+    by_blocks: of quantised matrices, see `quantization.product`. positions: of a row that the decoder will take in a
+    pass.
+    """
     B, P = tokens_BP.shape
     n = sampling.n
     llama = build(config).bind(params)
@@ -132,7 +144,7 @@ def start(
     hidden_BPD, kept_N = llama(tokens_BP, real_BP.astype(jnp.int32), positions_BP, keep=kept_by)
     layers = [jax.tree.map(lambda x, i=i: x[i], kept_N) for i in range(config.n_layers)]
     caches = [make_cache(kept, n, P + sampling.max_tokens) for kept in layers]
-    decoder = Decoder(llama, by_blocks)
+    decoder = Decoder(llama, B * n * positions, by_blocks)
     logits_BV = decoder.logits(hidden_BPD[:, -1])
     state = _State(
         step=jnp.int32(0),

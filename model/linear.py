@@ -18,6 +18,8 @@ def linear(
     """x's features times w, in x's dtype, the result given in `out_dtype` (default: x's)."""
     if not isinstance(w, Weight):
         return _product(x, w, out_dtype)
+    if "left" in w.parts:
+        return _product_from_left(x, w.parts["left"], out_dtype)
     if "base" in w.parts:
         return _adapted(x, w.parts, out_dtype)
     return quantization.product(x, w.parts, out_dtype, by_blocks=w.by_blocks)
@@ -35,6 +37,14 @@ def _product(x: jax.Array, w: jax.Array, out_dtype: jnp.dtype | None = None) -> 
     width = math.prod(w.shape[:contracted])
     out = jnp.matmul(x.reshape(-1, width), w.reshape(width, -1), preferred_element_type=out_dtype)
     return out.reshape(*x.shape[:2], *w.shape[contracted:])
+
+
+def _product_from_left(
+    x_BTI: Float[Array, "B T I"], w: Float[Array, "*outputs I"], out_dtype: jnp.dtype | None
+) -> Float[Array, "B T *outputs"]:
+    """The same with the matrix as the left factor. The barrier keeps XLA from changing sides again."""
+    out = jnp.tensordot(w.astype(x_BTI.dtype), x_BTI, (-1, -1), preferred_element_type=out_dtype)
+    return jnp.moveaxis(jax.lax.optimization_barrier(out), (-2, -1), (0, 1))
 
 
 def _adapted(x: jax.Array, parts: dict[str, Any], out_dtype: jnp.dtype | None) -> jax.Array:

@@ -114,8 +114,8 @@ def _start(
     """Runs the prompts through both models; the first token is the target's own."""
     wide = dataclasses.replace(sampling, max_tokens=sampling.max_tokens + k)  # the last pass may reach k beyond the end
     (target, begun), (draft, begun_draft) = (
-        start(config, wide, by_blocks, weights, tokens_BP, lengths_B, key, prompt_ids_B)
-        for config, weights in zip(configs, params, strict=True)
+        start(config, wide, by_blocks, weights, tokens_BP, lengths_B, key, prompt_ids_B, positions=positions)
+        for config, weights, positions in zip(configs, params, (k + 1, 1), strict=True)
     )
     last_B = jnp.take_along_axis(tokens_BP, lengths_B[:, None] - 1, axis=1)[:, 0]
     none_R = jnp.zeros_like(begun.latest_R)

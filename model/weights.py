@@ -20,7 +20,7 @@ MARKS = frozenset({"base", "int8", "int4", "nf4"})
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A matrix in parts. by_blocks: see `quantization.product`."""
+    """A matrix in parts; of a decoder's also {"left": matrix [.., out, in]}. by_blocks: see `quantization.product`."""
 
     parts: dict[str, Any]
     by_blocks: bool = dataclasses.field(default=False, metadata={"static": True})

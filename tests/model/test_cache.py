@@ -1,16 +1,18 @@
-"""The key/value cache in codes of 8 bits, against numpy and against the cache in floats."""
+"""Decoding: the key/value cache in codes of 8 bits, against numpy and the cache in floats; how weights are kept."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.model import decode, llama, speculative
+from camelid.model import decode, llama, lora, speculative, storage
 from camelid.model.attention import attend_cache
-from camelid.model.cache import Cache, keep, make_cache
+from camelid.model.cache import Cache, Decoder, keep, make_cache
 from camelid.model.config import LlamaConfig
+from camelid.model.lora import Lora
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh, shardings
+from camelid.model.weights import Weight
 
 CONFIG = LlamaConfig.preset("nano-test", cache="int8")
 B, K, G, S, E = 2, 2, 3, 9, 16
@@ -109,3 +111,29 @@ def test_answers_over_codes_are_the_same_on_a_mesh_and_with_a_draft():
 def test_another_kind_is_refused():
     with pytest.raises(ValueError, match="cache 'int4': give int8, or None"):
         CONFIG.replace(cache="int4")
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "int8", "dora"])
+def test_weights_compute_the_same_from_the_left_as_they_lie(kind):
+    config = LlamaConfig.preset("nano-test", tied=kind != "untied")
+    model = llama.build(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    if kind == "int8":
+        params = storage.quantize(params, ((r".*norm/scale", None), (r".*", "int8")))
+    if kind == "dora":
+        params = lora.adapt(
+            Lora(((r"layers/(attention|mlp)/.*", 2),), dora=True), params, model.abstract_params, jax.random.key(1)
+        )
+        params["layers"]["mlp"]["up"]["b"] += 0.1
+    logits = []
+    for positions in (1, 6):  # that a pass is said to take; it takes six
+        decoder = Decoder(model.bind(params), positions)
+        head = decoder.kernel.get_value()
+        assert (isinstance(head, Weight) and "left" in head.parts) == (positions > 1)
+        tokens = jnp.arange(6).reshape(2, 3)
+        blank = jnp.zeros((2, 0, config.n_kv_heads, config.head_dim))
+        caches = [make_cache(keep(config, blank, blank), 1, 3)] * config.n_layers
+        seen = jnp.broadcast_to(jnp.tril(jnp.ones((3, 3), bool)), (2, 3, 3))
+        logits.append(decoder.window(tokens, jnp.arange(3)[None].repeat(2, 0), caches, jnp.int32(0), seen)[0])
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-5, atol=1e-5)
+    assert np.abs(logits[0]).max() > 0.1
