@@ -167,7 +167,7 @@ def _file_records(files: Iterable[epath.Path]) -> list[dict[str, Any]]:
     return [_file_record(str(file), _stamp(str(file))) for file in files]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)  # more than the files of any model: they are asked for in turn
 def _file_record(path: str, stamp: Stamp) -> dict[str, Any]:
     del stamp
     file = epath.Path(path)

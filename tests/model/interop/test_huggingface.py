@@ -67,6 +67,7 @@ def test_many_files_and_an_index_are_one_folder(tmp_path):
     assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     assert sorted(set(index["weight_map"].values())) == files
     assert all((folder / file).stat().st_size < 45_000 for file in files)
+    assert {file.name for file in folder.iterdir()} == {*files, "config.json", "model.safetensors.index.json"}
     held = {name: file for file in files for name in safetensors.numpy.load_file(folder / file)}
     assert held == index["weight_map"]
     assert index["metadata"]["total_size"] == TINY.n_params * 4
