@@ -2,9 +2,29 @@
 
 import dataclasses
 import difflib
+import math
 from typing import Any, Literal, get_args
 
+LARGEST = 2**31 - 1
+"""No size of a network is larger."""
+
 RopeKind = Literal["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
+
+
+def check_numbers(config: Any) -> None:
+    """Raises ValueError unless each field of a dataclass holds what its annotation says: whole numbers from 1 to
+    `LARGEST`, other numbers that are positive and finite, and true or false; None where the annotation has it."""
+    for field in dataclasses.fields(config):
+        kinds, value = get_args(field.type) or (field.type,), getattr(config, field.name)
+        if value is None and type(None) in kinds:
+            continue
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if bool in kinds and not isinstance(value, bool):
+            raise ValueError(f"{field.name} {value!r}: give true or false")
+        if int in kinds and not (whole and 1 <= value <= LARGEST):
+            raise ValueError(f"{field.name} {value!r}: give a whole number from 1 to {LARGEST}")
+        if float in kinds and not ((whole or isinstance(value, float)) and 0 < value < math.inf):
+            raise ValueError(f"{field.name} {value!r}: give a number greater than 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +52,7 @@ class RopeScaling:
     long_factors: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        check_numbers(self)
         kinds = get_args(RopeKind)
         if self.kind not in kinds:
             raise ValueError(f"rope scaling kind {self.kind!r}: give one of {', '.join(kinds)}")
@@ -78,6 +99,7 @@ class LlamaConfig:
     cache: str | None = None
 
     def __post_init__(self):
+        check_numbers(self)
         if self.cache not in (None, "int8"):
             raise ValueError(f"cache {self.cache!r}: give int8, or None for keys and values in dtype")
         if self.n_heads % self.n_kv_heads:

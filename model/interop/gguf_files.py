@@ -14,6 +14,7 @@ from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
+from .headers import shown
 from .tensors import GGUF, Index, Source, check_tensors
 
 ARCHITECTURE = "llama"
@@ -28,6 +29,17 @@ def is_file(path: epath.Path) -> bool:
     return path.suffix == ".gguf" and not path.is_dir()
 
 
+class _Reader(gguf.GGUFReader):
+    """The package's reader, but for the counts and lengths in a file, which it takes on trust: values past the file's
+    end would be read as nothing, over and over."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise ValueError(f"it has {len(self.data)} bytes, and says that there are {end} or more")
+        return super()._get(int(offset), dtype, count, override_order)
+
+
 def open_file(path: epath.PathLike) -> Source:
     """The checkpoint in a GGUF file, its tensors checked by name, shape and encoding, none of them decoded.
 
@@ -36,9 +48,9 @@ def open_file(path: epath.PathLike) -> Source:
     """
     path = epath.Path(path)
     try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: no whole GGUF file ({error})") from None
+        reader = _Reader(path)
+    except (ValueError, OSError, LookupError, OverflowError) as error:
+        raise ValueError(f"{path}: no whole GGUF file ({shown(error)})") from None
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in tensors.items()}

@@ -4,7 +4,6 @@ Matrices of which each part holds some outputs are split by rows, those of which
 norms are the same in every part. LLaMA 1 and 2 split the embedding by columns, Llama 3 by rows (its vocabulary).
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
-from .tensors import META, Index, Source, check_tensors
+from .headers import Header, read_json
+from .tensors import META, SHOWN, Index, Source, check_tensors
 from .torch_files import LazyTensor, read_tensors
 
 PARAMS = "params.json"
@@ -33,14 +33,11 @@ def open_folder(path: epath.PathLike) -> Source:
     Raises ValueError for tensors that do not fit, and for parts that are missing or do not fit each other.
     """
     path = epath.Path(path)
-    try:
-        fields = json.loads((path / PARAMS).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path / PARAMS} is not JSON: {error}") from None
+    fields = read_json(path / PARAMS)
     files = sorted(path.glob("consolidated.*.pth"))
-    numbers = [int(file.name.split(".")[1]) for file in files]
-    if not files or numbers != list(range(len(files))):
-        raise ValueError(f"{path}: parts {numbers} of consolidated.*.pth; there should be 0 to the last")
+    if not files or [file.name for file in files] != [f"consolidated.{i:02d}.pth" for i in range(len(files))]:
+        found = ", ".join(file.name for file in files[:SHOWN]) or "none of them"
+        raise ValueError(f"{path}: there should be consolidated.00.pth and so on to the last part; found {found}")
     parts = [read_tensors(file) for file in files]
     if different := [file.name for file, part in zip(files, parts, strict=True) if part.keys() != parts[0].keys()]:
         raise ValueError(f"{path}: {', '.join(different)} holds other tensors than {files[0].name}")
@@ -56,12 +53,12 @@ def open_folder(path: epath.PathLike) -> Source:
     return Source(str(path), META, config.replace(param_dtype=dtype), read, [path / PARAMS, *files])
 
 
-def _split_axis(name: str, tensors: Sequence[LazyTensor], fields: Mapping[str, Any]) -> int | None:
+def _split_axis(name: str, tensors: Sequence[LazyTensor], fields: Header) -> int | None:
     """The axis along which the parts of a tensor follow one another; None where each part holds it whole."""
     if len(tensors) == 1 or re.fullmatch(WHOLE, name):
         return None
     if name == EMBEDDING:
-        return 0 if tensors[0].shape[1] == fields.get("dim") else 1
+        return 0 if tensors[0].shape[1] == fields.integer("dim") else 1
     return 1 if re.fullmatch(BY_COLUMNS, name) else 0
 
 
@@ -95,41 +92,41 @@ def _read(tensors: Sequence[LazyTensor], axis: int | None, shape: tuple[int, ...
 
 def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> LlamaConfig:
     """The network of a `params.json`, which leaves widths and the vocabulary to the tensors and the context unsaid."""
-    try:
-        dim, heads, layers = fields["dim"], fields["n_heads"], fields["n_layers"]
-        vocab_size, _ = shapes[EMBEDDING]
-        ffn_dim, _ = shapes[META.names["layers/mlp/gate"].format(0)]
-    except KeyError as error:
-        raise ValueError(f"{where} does not say or hold {error.args[0]}") from None
+    fields = Header(fields, where)
+    dim, heads = fields.integer("dim"), fields.integer("n_heads")
+    gate = META.names["layers/mlp/gate"].format(0)
+    for name in (EMBEDDING, gate):
+        if len(shapes.get(name, ())) != 2:
+            raise ValueError(f"{where} holds no matrix {name}")
     return LlamaConfig(
-        vocab_size=vocab_size,
+        vocab_size=shapes[EMBEDDING][0],
         dim=dim,
-        n_layers=layers,
+        n_layers=fields.integer("n_layers"),
         n_heads=heads,
-        n_kv_heads=fields.get("n_kv_heads") or heads,
-        ffn_dim=ffn_dim,
+        n_kv_heads=fields.integer("n_kv_heads", heads),
+        ffn_dim=shapes[gate][0],
         head_dim=dim // heads,
-        norm_eps=fields.get("norm_eps", 1e-5),
-        rope_theta=float(fields.get("rope_theta", 10_000.0)),
+        norm_eps=fields.number("norm_eps", 1e-5),
+        rope_theta=fields.number("rope_theta", 10_000.0),
         rope_scaling=_rope_scaling(fields),
         max_len=_context(fields),
         tied=META.names["head/kernel"] not in shapes,
     )
 
 
-def _rope_scaling(fields: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(fields: Header) -> RopeScaling | None:
     """Llama 3.1 stretches 8 times, the two text models of Llama 3.2 32 times (their model cards)."""
-    if not fields.get("use_scaled_rope"):
+    if not fields.flag("use_scaled_rope", False):
         return None
-    factor = fields.get("rope_scaling_factor") or (32.0 if fields["dim"] < 4096 else 8.0)
-    return RopeScaling("llama3", float(factor), original_max_len=8192)
+    factor = fields.number("rope_scaling_factor", 32.0 if fields.integer("dim") < 4096 else 8.0)
+    return RopeScaling("llama3", factor, original_max_len=8192)
 
 
-def _context(fields: Mapping[str, Any]) -> int:
+def _context(fields: Header) -> int:
     """The trained context. LLaMA 1 is known by its epsilon of 1e-6 and, at 65B, by heads without groups."""
-    if fields.get("use_scaled_rope"):
+    if fields.flag("use_scaled_rope", False):
         return 131_072
-    if fields.get("rope_theta", 10_000.0) > 10_000.0:
+    if fields.number("rope_theta", 10_000.0) > 10_000.0:
         return 8192
-    first = fields.get("norm_eps") == 1e-6 or (fields["dim"] == 8192 and not fields.get("n_kv_heads"))
+    first = fields.get("norm_eps") == 1e-6 or (fields["dim"] == 8192 and fields.get("n_kv_heads") is None)
     return 2048 if first else 4096

@@ -1,0 +1,116 @@
+"""The numbers and names in the headers of others' files, checked for type and range before anything is made of them."""
+
+import json
+import reprlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+from etils import epath
+
+LARGEST = 2**31 - 1
+"""No width, length or count of a network is larger."""
+
+
+class Header(Mapping):
+    """The fields of a header, read by type. A field that is missing, or null, counts as not given.
+
+    Each reader returns the field, or `default` where it is not given; without a default a missing field is an error.
+    Raises ValueError that names the file, the field and what it should be.
+    """
+
+    def __init__(self, fields: Any, where: str):
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"{where} is {shown(fields)}, not an object with named fields")
+        self._fields, self.where = fields, where
+
+    def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = LARGEST) -> int:
+        """A whole number from `low` to `high`."""
+        value = self._given(name, default)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self._refuse(name, value, f"a whole number from {low} to {high}")
+        return value
+
+    def number(self, name: str, default: float | None = None, *, low: float = 0.0) -> float:
+        """A finite number greater than `low`."""
+        value = self._given(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < 1e30:
+            self._refuse(name, value, f"a number greater than {low:g}")
+        return float(value)
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self._given(name, default)
+        if not isinstance(value, bool):
+            self._refuse(name, value, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._given(name, default)
+        if not isinstance(value, str):
+            self._refuse(name, value, "a string")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """A list of strings; empty where the field is not given."""
+        value = self._given(name, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self._refuse(name, value, "a list of strings")
+        return value
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers greater than 0."""
+        value = self._given(name, None)
+        if not isinstance(value, list) or not value:
+            self._refuse(name, value, "a list of numbers")
+        return tuple(Header({f"{name}[{i}]": each}, self.where).number(f"{name}[{i}]") for i, each in enumerate(value))
+
+    def section(self, name: str) -> "Header":
+        """The fields of an object; none where it is not given."""
+        value = self._given(name, {})
+        if not isinstance(value, Mapping):
+            self._refuse(name, value, "an object with named fields")
+        return Header(value, f"{self.where}: {name}")
+
+    def _given(self, name: str, default: Any) -> Any:
+        value = self._fields.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise ValueError(f"{self.where} does not say {name}")
+        return value
+
+    def _refuse(self, name: str, value: Any, wanted: str) -> NoReturn:
+        raise ValueError(f"{self.where}: {name} is {shown(value)}, not {wanted}")
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+def shown(value: Any) -> str:
+    """A value of a file for an error message: never longer than a line."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def read_json(path: epath.Path) -> Header:
+    """The object in a JSON file. Raises ValueError for a file that is missing, unreadable or holds anything else."""
+    try:
+        return Header(json.loads(path.read_text()), str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: its objects and lists are nested too deeply") from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        raise
