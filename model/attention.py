@@ -1,7 +1,8 @@
 """Causal attention within segments, behind one function with one implementation per kind of hardware.
 
 `xla` runs everywhere; `splash` is JAX's Pallas kernel for TPUs; `cudnn` is NVIDIA's fused kernel. All of them take
-packed rows: a position attends to the earlier positions of its own row that carry its own segment id.
+packed rows: a position attends to the earlier positions of its own row that carry its own segment id, with a window W
+to itself and the W - 1 before it.
 """
 
 import functools
@@ -24,8 +25,10 @@ def attention(
     v_BTKE: Float[Array, "B T K E"],
     segment_ids_BT: Int[Array, "B T"],
     implementation: str = "auto",
+    window: int | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B T H E"]:
-    """softmax(q k^T / sqrt(E)) v over earlier positions of the same segment (Vaswani et al., section 3.2.1).
+    """softmax(scale q k^T) v, scale 1 / sqrt(E) unless given, over earlier positions of the same segment (Vaswani et al., section 3.2.1).
 
     Query head h reads key/value head h // (H / K). `auto` takes splash on a TPU where each device's part of the row is
     a multiple of 128 tokens, cudnn on a GPU in a 16-bit dtype, else xla. A named implementation that cannot run raises.
@@ -34,7 +37,8 @@ def attention(
         implementation = _choose(q_BTHE)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r}: give one of {', '.join(IMPLEMENTATIONS)}")
-    return {"xla": _xla, "splash": splash, "cudnn": _cudnn}[implementation](q_BTHE, k_BTKE, v_BTKE, segment_ids_BT)
+    function = {"xla": _xla, "splash": splash, "cudnn": _cudnn}[implementation]
+    return function(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, window=window, scale=scale)
 
 
 def _choose(q_BTHE: jax.Array) -> str:
@@ -46,15 +50,20 @@ def _choose(q_BTHE: jax.Array) -> str:
     return "xla"
 
 
-def _xla(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT):
-    """Blocks of queries against the keys at or before them: the upper triangle of scores is never computed.
+def _scaled(q_BTHE: jax.Array, scale: float | None) -> jax.Array:
+    return q_BTHE * jnp.asarray(q_BTHE.shape[-1] ** -0.5 if scale is None else scale, q_BTHE.dtype)
+
+
+def _xla(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, window: int | None = None, scale: float | None = None):
+    """Blocks of queries against the keys that one of them sees: scores above the diagonal, and those of earlier blocks
+    than a window reaches, are never computed.
 
     Blocks are static slices, at most 16 of them so that compile time stays flat. Where rows are split over the
     `context` axis each device holds its own queries and gathers all keys, and one block spans the row.
     """
     B, T, H, E = q_BTHE.shape
     K = k_BTKE.shape[2]
-    q_BKGTE = q_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4) * jnp.asarray(E**-0.5, q_BTHE.dtype)
+    q_BKGTE = _scaled(q_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4), scale)
     k_BKTE, v_BKTE = k_BTKE.transpose(0, 2, 1, 3), v_BTKE.transpose(0, 2, 1, 3)
     block = max(64, -(-T // 16))
     if axis_size("context") > 1:
@@ -63,10 +72,14 @@ def _xla(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT):
     outs = []
     for start in range(0, T, block):
         stop = min(start + block, T)
-        causal_TS = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        same_BTS = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, :stop]
-        mask_BTS = causal_TS[None] & same_BTS
-        outs.append(_attend(q_BKGTE[:, :, :, start:stop], k_BKTE[:, :, :stop], v_BKTE[:, :, :stop], mask_BTS))
+        first = 0 if window is None else max(0, start - window + 1)
+        seen_TS = jnp.arange(start, stop)[:, None] >= jnp.arange(first, stop)[None, :]
+        if window is not None:
+            seen_TS &= jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :] < window
+        same_BTS = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, first:stop]
+        rows, seen = slice(start, stop), slice(first, stop)
+        mask_BTS = seen_TS[None] & same_BTS
+        outs.append(_attend(q_BKGTE[:, :, :, rows], k_BKTE[:, :, seen], v_BKTE[:, :, seen], mask_BTS))
     out_BKGTE = jnp.concatenate(outs, axis=3)
     return out_BKGTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E)
 
@@ -96,6 +109,8 @@ def attend_cache(
     values_LSE: Shaped[Array, "*L S E"],
     key_scales_LS: Float[Array, "*L S"] | None = None,
     value_scales_LS: Float[Array, "*L S"] | None = None,
+    *,
+    scale: float | None = None,
 ) -> Float[Array, "B T H E"]:
     """T new positions against a key/value cache, of which the slots in `valid_LTS` hold the past of each.
 
@@ -138,21 +153,31 @@ def _times_codes(equation: str, x: Float[Array, "*L Q n"], codes: Int8[Array, "*
     return (high + low / 254) * unit
 
 
-def splash(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, interpret: bool = False):
+def splash(
+    q_BTHE,
+    k_BTKE,
+    v_BTKE,
+    segment_ids_BT,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    interpret: bool = False,
+):
     """JAX's splash attention (Pallas, TPU), under `shard_map` where a mesh is set: heads over `tensor`, queries over
     `context` with all keys gathered. `interpret` runs the kernel's own program without a TPU, for tests.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
-    _, T, H, E = q_BTHE.shape
+    T, H = q_BTHE.shape[1:3]
     context, tensor = axis_size("context"), axis_size("tensor")
     if T % (128 * context):
         raise ValueError(f"splash attention takes rows of a multiple of {128 * context} tokens, not {T}")
     block = min(512, T // context)
     while T // context % block:
         block -= 128
+    mask = pallas.CausalMask((T, T)) if window is None else pallas.LocalMask((T, T), (window - 1, 0), 0)
     kernel = pallas.make_splash_mha(
-        pallas.MultiHeadMask([pallas.CausalMask((T, T)) for _ in range(H)]),
+        pallas.MultiHeadMask([mask for _ in range(H)]),
         head_shards=tensor,
         q_seq_shards=context,
         block_sizes=_splash_blocks(block),
@@ -169,7 +194,7 @@ def splash(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, interpret: bool = False):
 
     args = (
         kernel,
-        q_BTHE * jnp.asarray(E**-0.5, q_BTHE.dtype),
+        _scaled(q_BTHE, scale),
         k_BTKE,
         v_BTKE,
         segment_ids_BT,
@@ -192,9 +217,13 @@ def _splash_blocks(block: int):
     return BlockSizes(**{f"block_{name}": block for name in names})
 
 
-def _cudnn(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT):
-    """NVIDIA's fused attention through `jax.nn`; segments enter as a mask, 16-bit inputs only."""
+def _cudnn(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, window: int | None = None, scale: float | None = None):
+    """NVIDIA's fused attention through `jax.nn`; segments and the window enter as a mask, 16-bit inputs only."""
     T = q_BTHE.shape[1]
-    causal_TT = jnp.tril(jnp.ones((T, T), bool))
-    mask_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None] & causal_TT[None, None]
-    return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, mask=mask_B1TT, implementation="cudnn")
+    seen_TT = jnp.tril(jnp.ones((T, T), bool))
+    if window is not None:
+        seen_TT &= ~jnp.tril(seen_TT, -window)
+    mask_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None] & seen_TT[None, None]
+    return jax.nn.dot_product_attention(
+        q_BTHE, k_BTKE, v_BTKE, mask=mask_B1TT, scale=scale, implementation="cudnn"
+    )

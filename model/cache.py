@@ -18,7 +18,7 @@ from . import quantization
 from .attention import attend_cache
 from .config import LlamaConfig
 from .linear import dense, linear
-from .llama import MLP, Attention, Block, Llama, embeddings
+from .llama import MLP, Attention, Block, Llama, add_bias, embeddings
 from .rope import angles
 from .sharding import BATCH, axis_size, constrain
 from .weights import Weight
@@ -119,6 +119,11 @@ def _side_by_side(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int,
     return _dense(jnp.concatenate([_with_axes(dense(value, 1, form.dtype), axes) for value in values], axis), form)
 
 
+def _biases(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int) -> jax.Array:
+    """The biases of matrices that `_side_by_side` joins, joined like their outputs."""
+    return jnp.concatenate([param.get_value().reshape(axes) for param in params], axis)
+
+
 def _with_axes(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """A part of a matrix with other output axes; of scales for a whole last axis there is one number along it."""
     last = (1,) if x.shape[-1] == 1 and axes[-1] != 1 else axes[-1:]
@@ -163,20 +168,25 @@ class FusedAttention(Attention):
         self.config = config
         self.qkv = nnx.Param(_side_by_side(matrices, (K, -1, E), 2, form))
         self.o = nnx.Param(_alone(attention.o.get_value(), 2, form))
+        biases = (attention.q_bias, attention.k_bias, attention.v_bias)
+        self.qkv_bias = nnx.Param(_biases(biases, (K, -1, E), 1)) if config.qkv_bias else None
+        self.o_bias = attention.o_bias
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
 
     def heads(self, x_BTD):
-        qkv_BTKHE = _times(x_BTD, self.qkv.get_value())
+        qkv_BTKHE = add_bias(_times(x_BTD, self.qkv.get_value()), self.qkv_bias)
         B, T, _, _, E = qkv_BTKHE.shape
         return qkv_BTKHE[..., :-2, :].reshape(B, T, -1, E), qkv_BTKHE[..., -2, :], qkv_BTKHE[..., -1, :]
 
     def merge_heads(self, out_BTHE):
-        return _times(out_BTHE.reshape(*out_BTHE.shape[:2], -1), self.o.get_value())
+        out_BTD = _times(out_BTHE.reshape(*out_BTHE.shape[:2], -1), self.o.get_value())
+        return add_bias(out_BTD, self.o_bias)
 
     def __call__(self, x_BTD, rotary, past):
         cache, slot, valid_LTS = past
         q_BTHE, k_BTKE, v_BTKE = self.project(x_BTD, rotary)
         cache = cache.write(k_BTKE, v_BTKE, slot)
-        return self.merge_heads(attend_cache(q_BTHE, valid_LTS, *cache)), cache
+        return self.merge_heads(attend_cache(q_BTHE, valid_LTS, *cache, scale=self.config.attention_scale)), cache
 
 
 class FusedMLP(MLP):
@@ -185,9 +195,12 @@ class FusedMLP(MLP):
     def __init__(self, mlp: MLP, form: Form):
         self.gate_up = nnx.Param(_side_by_side((mlp.gate, mlp.up), (1, -1), 1, form))
         self.down = nnx.Param(_alone(mlp.down.get_value(), 1, form))
+        biases = (mlp.gate_bias, mlp.up_bias)
+        self.gate_up_bias = nnx.Param(_biases(biases, (1, -1), 0)) if mlp.gate_bias is not None else None
+        self.down_bias = mlp.down_bias
 
     def branches(self, x_BTD):
-        both_BT2F = _times(x_BTD, self.gate_up.get_value())
+        both_BT2F = add_bias(_times(x_BTD, self.gate_up.get_value()), self.gate_up_bias)
         return both_BT2F[..., 0, :], both_BT2F[..., 1, :]
 
 
@@ -230,10 +243,13 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T V"], list[Cache]]:
         """The same of T positions in one pass: keys and values go to the T slots from `slot` on (see `Cache.write`)."""
         B, T, S = valid_BTS.shape
+        if self.config.window is not None:  # slots of a row follow one another as its positions do
+            slots_BT1 = jnp.broadcast_to(slot, B)[:, None, None] + jnp.arange(T)[None, :, None]
+            valid_BTS &= jnp.arange(S)[None, None] > slots_BT1 - self.config.window
         valid_LTS = _rows_and_heads(jnp.broadcast_to(valid_BTS[:, None], (B, self.config.n_kv_heads, T, S)))
         # The barrier keeps XLA from computing sines anew for every head of every layer.
         rotary = jax.lax.optimization_barrier(angles(self.config, positions_BT))
-        x_BTD = embeddings(self.table.get_value(), tokens_BT, self.config.dtype)
+        x_BTD = embeddings(self.config, self.table.get_value(), tokens_BT)
         written = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x_BTD, cache = block(x_BTD, rotary, (cache, slot, valid_LTS))

@@ -1,4 +1,4 @@
-"""The shape of a LLaMA: every published size by name, and what a run may choose freely."""
+"""The shape of a LLaMA or of a network built like one (Qwen, Mistral, Phi-3, Granite), and every published size by name."""
 
 import dataclasses
 import difflib
@@ -9,6 +9,7 @@ LARGEST = 2**31 - 1
 """No size of a network is larger."""
 
 RopeKind = Literal["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
+FamilyName = Literal["llama", "mistral", "qwen2", "qwen3", "phi3", "granite"]
 
 
 def check_numbers(config: Any) -> None:
@@ -69,14 +70,23 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """A LLaMA (arXiv:2302.13971, section 2.2; grouped queries from arXiv:2307.09288).
+    """A LLaMA (arXiv:2302.13971, section 2.2; grouped queries from arXiv:2307.09288) and what other families add to it.
 
     Architecture: vocab_size V, dim D, n_layers N, n_heads H, n_kv_heads K, head_dim E, ffn_dim F, norm_eps,
     rope_theta (the rotary base), rope_scaling, max_len (trained context in tokens), tied (the output head is the
-    embedding). Execution, free to differ between runs of one checkpoint: dtype (of the computation), param_dtype,
-    attention (an implementation of `attention.attention`), remat (a policy of `llama.REMAT`), unroll (layers that are
-    compiled side by side in one turn of the loop over layers: on a CPU, all of a small model), cache (what keys and
-    values are kept in while decoding: int8, or None for dtype).
+    embedding).
+
+    Additions, all absent from a LLaMA: qkv_bias (a bias on queries, keys and values: Qwen2, arXiv:2407.10671), o_bias (on
+    attention's output), mlp_bias (on gate, up and down), qk_norm (an RMS norm of each query and key head before rotation:
+    Qwen3, arXiv:2505.09388), window (positions that attention sees, its own among them: Mistral, arXiv:2310.06825; None
+    for all), attention_scale (of scores, None for 1 / sqrt(E)), embedding_multiplier, residual_multiplier (of what each
+    half of a layer adds), logit_divisor (Granite's four). family: whose name, field names and tensor names an export
+    takes, if that family has all additions of this network (`interop.families`).
+
+    Execution, free to differ between runs of one checkpoint: dtype (of the computation), param_dtype, attention (an
+    implementation of `attention.attention`), remat (a policy of `llama.REMAT`), unroll (layers that are compiled side by
+    side in one turn of the loop over layers: on a CPU, all of a small model), cache (what keys and values are kept in
+    while decoding: int8, or None for dtype).
     """
 
     vocab_size: int
@@ -91,6 +101,16 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None = None
     max_len: int = 2048
     tied: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    window: int | None = None
+    attention_scale: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_divisor: float = 1.0
+    family: FamilyName = "llama"
     dtype: str = "float32"
     param_dtype: str = "float32"
     attention: str = "auto"
@@ -104,6 +124,13 @@ class LlamaConfig:
             raise ValueError(f"cache {self.cache!r}: give int8, or None for keys and values in dtype")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.family not in get_args(FamilyName):
+            raise ValueError(f"family {self.family!r}: give one of {', '.join(get_args(FamilyName))}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window {self.window}: give 1 position or more, or None for all")
+        for name in ("attention_scale", "embedding_multiplier", "residual_multiplier", "logit_divisor"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)}: give a positive number")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
         if self.rope_scaling is not None and self.rope_scaling.kind == "longrope":
@@ -163,18 +190,23 @@ class LlamaConfig:
     def n_params(self) -> int:
         """Number of parameters."""
         attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        layer = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        layer = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim + 2 * self.head_dim * self.qk_norm
+        layer += self.head_dim * (self.n_heads + 2 * self.n_kv_heads) * self.qkv_bias + self.dim * self.o_bias
+        layer += (2 * self.ffn_dim + self.dim) * self.mlp_bias
         return self.n_layers * layer + self.dim + self.vocab_size * self.dim * (1 if self.tied else 2)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Model FLOPs of one training step per token: 6 for each weight in a matrix product and 6 N T H E of causal
-        attention (PaLM, arXiv:2204.02311, appendix B, with the half of the scores that causality leaves).
+        """Model FLOPs of one training step per token: 6 for each weight in a matrix product and 12 N H E for each
+        position that attention sees (PaLM, arXiv:2204.02311, appendix B), on average T / 2, or with a window W of less
+        than T, W - W^2 / 2T.
 
         Recomputation is not counted, so that model FLOPs utilisation (MFU) compares across remat policies.
         """
         attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim) + self.vocab_size * self.dim
-        return 6.0 * weights + 6.0 * self.n_layers * seq_len * self.n_heads * self.head_dim
+        window = min(self.window or seq_len, seq_len)
+        seen = window - window * window / (2 * seq_len)
+        return 6.0 * weights + 12.0 * self.n_layers * seen * self.n_heads * self.head_dim
 
 
 def _llama(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **fields: Any) -> dict[str, Any]:
@@ -185,6 +217,17 @@ def _llama(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **fields: Any) -
 _LLAMA3 = dict(vocab_size=128_256, n_kv_heads=8, rope_theta=500_000.0, max_len=8192)
 _LLAMA32_ROPE = dict(kind="llama3", factor=32.0, original_max_len=8192, low_freq_factor=1.0, high_freq_factor=4.0)
 _LLAMA32 = _LLAMA3 | dict(tied=True, max_len=131_072, rope_scaling=_LLAMA32_ROPE)
+_QWEN25 = dict(qkv_bias=True, family="qwen2", norm_eps=1e-6, rope_theta=1_000_000.0, max_len=32_768)
+_QWEN3 = dict(
+    vocab_size=151_936,
+    head_dim=128,
+    n_kv_heads=8,
+    qk_norm=True,
+    family="qwen3",
+    norm_eps=1e-6,
+    rope_theta=1_000_000.0,
+    max_len=40_960,
+)
 _SMOLLM2 = dict(vocab_size=49_152, tied=True, max_len=8192, rope_theta=100_000.0)
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -202,6 +245,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smollm2-135m": _llama(576, 30, 9, 1536, n_kv_heads=3, **_SMOLLM2),
     "smollm2-360m": _llama(960, 32, 15, 2560, n_kv_heads=5, **_SMOLLM2),
     "smollm2-1.7b": _llama(2048, 24, 32, 8192, **(_SMOLLM2 | dict(rope_theta=130_000.0))),
+    "qwen2.5-0.5b": _llama(896, 24, 14, 4864, vocab_size=151_936, n_kv_heads=2, tied=True, **_QWEN25),
+    "qwen2.5-1.5b": _llama(1536, 28, 12, 8960, vocab_size=151_936, n_kv_heads=2, tied=True, **_QWEN25),
+    "qwen2.5-7b": _llama(3584, 28, 28, 18_944, vocab_size=152_064, n_kv_heads=4, **_QWEN25),
+    "qwen3-0.6b": _llama(1024, 28, 16, 3072, tied=True, **_QWEN3),
+    "qwen3-1.7b": _llama(2048, 28, 16, 6144, tied=True, **_QWEN3),
+    "qwen3-4b": _llama(2560, 36, 32, 9728, tied=True, **_QWEN3),
+    "qwen3-8b": _llama(4096, 36, 32, 12_288, **_QWEN3),
+    "mistral-7b": _llama(4096, 32, 32, 14_336, n_kv_heads=8, window=4096, max_len=32_768, family="mistral"),
+    "phi3-mini": _llama(3072, 32, 32, 8192, vocab_size=32_064, window=2047, max_len=4096, family="phi3"),
     # For a CPU: 0.13 M, 0.92 M, 2.3 M and 8.3 M parameters with the vocabularies named.
     "nano-test": _llama(64, 2, 4, 192, vocab_size=512, n_kv_heads=2, max_len=256, tied=True, unroll=2),
     "nano-1m": _llama(128, 4, 4, 384, vocab_size=1024, n_kv_heads=2, max_len=512, tied=True, unroll=4),

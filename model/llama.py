@@ -1,5 +1,7 @@
 """The network: pre-norm transformer with RMSNorm, rotary embedding, grouped-query attention and SwiGLU.
 
+What other families than LLaMA add (biases, norms of heads, a window, multipliers) is there where the config says so.
+
 `build(config)` hands out what the rest of the codebase works with: a pure function and the abstract tree of its
 parameters, a plain nested dict. Layers are stacked on a leading axis and run by `jax.lax.scan`, so that compile time
 does not grow with depth.
@@ -46,21 +48,40 @@ def _weight(config: LlamaConfig, rngs: nnx.Rngs, shape: tuple[int, ...], std: fl
     return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -3, 3, shape, config.param_dtype))
 
 
+def _bias(config: LlamaConfig, present: bool, shape: tuple[int, ...]) -> nnx.Param | None:
+    return nnx.Param(jnp.zeros(shape, config.param_dtype)) if present else None
+
+
+def add_bias(x_BT: Float[Array, "B T *outputs"], bias: nnx.Param | None) -> Float[Array, "B T *outputs"]:
+    """x plus the bias of a product, in x's dtype; x where the network has no such bias."""
+    return x_BT if bias is None else x_BT + bias.get_value().astype(x_BT.dtype)[None, None]
+
+
+def _times(x: jax.Array, multiplier: float) -> jax.Array:
+    return x if multiplier == 1 else x * jnp.asarray(multiplier, x.dtype)
+
+
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, in float32 whatever the compute dtype (arXiv:1910.07467)."""
+    """x / rms(x) * scale over the last axis, in float32 whatever the compute dtype (arXiv:1910.07467).
 
-    def __init__(self, config: LlamaConfig, stack: tuple[int, ...] = ()):
-        self.eps = config.norm_eps
-        self.scale = nnx.Param(jnp.ones((*stack, config.dim), config.param_dtype))
+    width: of the last axis (None: the network's). multiplier: of the result.
+    """
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        x32 = x_BTD.astype(jnp.float32)
+    def __init__(
+        self, config: LlamaConfig, stack: tuple[int, ...] = (), width: int | None = None, multiplier: float = 1.0
+    ):
+        self.eps, self.multiplier = config.norm_eps, multiplier
+        self.scale = nnx.Param(jnp.ones((*stack, width or config.dim), config.param_dtype))
+
+    def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
+        x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return (x32 * inverse * self.scale[...].astype(jnp.float32)[None, None, :]).astype(x_BTD.dtype)
+        normed = x32 * inverse * jnp.expand_dims(self.scale[...].astype(jnp.float32), range(x.ndim - 1))
+        return _times(normed, self.multiplier).astype(x.dtype)
 
 
 class Attention(nnx.Module):
-    """Grouped-query self-attention with rotary positions; no biases."""
+    """Grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         D, H, K, E = config.dim, config.n_heads, config.n_kv_heads, config.head_dim
@@ -69,23 +90,33 @@ class Attention(nnx.Module):
         self.k = _weight(config, rngs, (*stack, D, K, E), D**-0.5)
         self.v = _weight(config, rngs, (*stack, D, K, E), D**-0.5)
         self.o = _weight(config, rngs, (*stack, H, E, D), (2 * config.n_layers * H * E) ** -0.5)
+        self.q_bias = _bias(config, config.qkv_bias, (*stack, H, E))
+        self.k_bias = _bias(config, config.qkv_bias, (*stack, K, E))
+        self.v_bias = _bias(config, config.qkv_bias, (*stack, K, E))
+        self.o_bias = _bias(config, config.o_bias, (*stack, D))
+        self.q_norm = RMSNorm(config, stack, E) if config.qk_norm else None
+        self.k_norm = RMSNorm(config, stack, E) if config.qk_norm else None
 
     def heads(self, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B, T, H, E], keys and values [B, T, K, E], before rotation."""
-        return linear(x_BTD, self.q.get_value()), linear(x_BTD, self.k.get_value()), linear(x_BTD, self.v.get_value())
+        """Queries [B, T, H, E], keys and values [B, T, K, E], before their norms and rotation."""
+        pairs = (self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias)
+        return tuple(add_bias(linear(x_BTD, matrix.get_value()), bias) for matrix, bias in pairs)
 
     def project(self, x_BTD, rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values; queries and keys turned to their positions."""
         q, k, v = self.heads(x_BTD)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, *rotary), rotate(k, *rotary), v
 
     def merge_heads(self, out_BTHE) -> Float[Array, "B T D"]:
-        return linear(out_BTHE, self.o.get_value())
+        return add_bias(linear(out_BTHE, self.o.get_value()), self.o_bias)
 
     def __call__(self, x_BTD, rotary, segment_ids_BT):
         q, k, v = self.project(x_BTD, rotary)
         q, k, v = (constrain(x, BATCH, "context", "tensor", None) for x in (q, k, v))
-        out_BTHE = attention(q, k, v, segment_ids_BT, self.config.attention)
+        config = self.config
+        out_BTHE = attention(q, k, v, segment_ids_BT, config.attention, config.window, config.attention_scale)
         out_BTHE = checkpoint_name(out_BTHE, "attention")
         return self.merge_heads(out_BTHE), (k, v)
 
@@ -98,21 +129,26 @@ class MLP(nnx.Module):
         self.gate = _weight(config, rngs, (*stack, D, F), D**-0.5)
         self.up = _weight(config, rngs, (*stack, D, F), D**-0.5)
         self.down = _weight(config, rngs, (*stack, F, D), (2 * config.n_layers * F) ** -0.5)
+        self.gate_bias = _bias(config, config.mlp_bias, (*stack, F))
+        self.up_bias = _bias(config, config.mlp_bias, (*stack, F))
+        self.down_bias = _bias(config, config.mlp_bias, (*stack, D))
 
     def branches(self, x_BTD) -> tuple[jax.Array, jax.Array]:
         """Gate and up, [B, T, F] each."""
-        return linear(x_BTD, self.gate.get_value()), linear(x_BTD, self.up.get_value())
+        pairs = (self.gate, self.gate_bias), (self.up, self.up_bias)
+        return tuple(add_bias(linear(x_BTD, matrix.get_value()), bias) for matrix, bias in pairs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate_BTF, up_BTF = self.branches(x_BTD)
         hidden_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, BATCH, "context", "tensor")
-        return linear(hidden_BTF, self.down.get_value())
+        return add_bias(linear(hidden_BTF, self.down.get_value()), self.down_bias)
 
 
 class Block(nnx.Module):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        self.multiplier = config.residual_multiplier
         self.attention_norm = RMSNorm(config, stack)
         self.attention = Attention(config, rngs, stack)
         self.mlp_norm = RMSNorm(config, stack)
@@ -121,8 +157,9 @@ class Block(nnx.Module):
     def __call__(self, x_BTD, rotary, past):
         """`past` is what attention looks back at: segment ids of the row, or a key/value cache (cache.py)."""
         mixed_BTD, kv = self.attention(self.attention_norm(x_BTD), rotary, past)
-        x_BTD = x_BTD + mixed_BTD
-        return constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), BATCH, "context", None), kv
+        x_BTD = x_BTD + _times(mixed_BTD, self.multiplier)
+        x_BTD = x_BTD + _times(self.mlp(self.mlp_norm(x_BTD)), self.multiplier)
+        return constrain(x_BTD, BATCH, "context", None), kv
 
 
 class Embedding(nnx.Module):
@@ -131,12 +168,14 @@ class Embedding(nnx.Module):
 
 
 def embeddings(
-    table_VD: Float[Array, "V D"] | Weight, tokens_BT: Int[Array, "B T"], dtype: str
+    config: LlamaConfig, table_VD: Float[Array, "V D"] | Weight, tokens_BT: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-    """The rows of the embedding that tokens stand for."""
+    """The rows of the embedding that tokens stand for, times the config's multiplier."""
     if isinstance(table_VD, Weight):
-        return quantization.rows(table_VD.parts, tokens_BT, dtype)
-    return constrain(table_VD, "tensor", None).astype(dtype)[tokens_BT]
+        rows_BTD = quantization.rows(table_VD.parts, tokens_BT, config.dtype)
+    else:
+        rows_BTD = constrain(table_VD, "tensor", None).astype(config.dtype)[tokens_BT]
+    return _times(rows_BTD, config.embedding_multiplier)
 
 
 class Head(nnx.Module):
@@ -145,13 +184,16 @@ class Head(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """Parameters: embed/embedding, layers/{attention,mlp}/..., norm/scale, and head/kernel unless tied."""
+    """Parameters: embed/embedding, layers/{attention,mlp}/..., norm/scale, and head/kernel unless tied.
+
+    Logits are divided by a config's `logit_divisor` in the norm before the head, so that `hidden` has all that heads read.
+    """
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         self.config = config
         self.embed = Embedding(config, rngs)
         self.layers = Block(config, rngs, stack=(config.n_layers,))
-        self.norm = RMSNorm(config)
+        self.norm = RMSNorm(config, multiplier=1 / config.logit_divisor)
         if not config.tied:
             self.head = Head(config, rngs)
 
@@ -165,7 +207,7 @@ class Llama(nnx.Module):
         thawed: Thawed | None = None,
     ):
         """What the head reads, and what `keep` makes of the keys and values of each layer, stacked."""
-        x_BTD = embeddings(self.embed.embedding.get_value(), tokens_BT, self.config.dtype)
+        x_BTD = embeddings(self.config, self.embed.embedding.get_value(), tokens_BT)
         x_BTD = constrain(x_BTD, BATCH, "context", None)
         rotary = angles(self.config, positions_BT)
         block, layers = nnx.split(self.layers)

@@ -17,11 +17,13 @@ from jaxtyping import Array, Key
 
 from .sharding import match, path_name
 from .storage import plain_matrix
-from .weights import is_weight, split_axes
+from .weights import VECTORS, is_weight, split_axes
 
 Params = dict[str, Any]
 FIXED = ("gain", "a0", "b0")
 """The parts of an adapter that do not learn."""
+
+NO_MATRIX = "lora targets name {}, which is no matrix between activations; train it whole instead"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,22 +57,28 @@ class Lora:
 def ranks(lora: Lora, abstract: Params) -> dict[str, int]:
     """The rank of each adapted matrix by its path. abstract: the tree of plain matrices, shapes suffice.
 
-    Raises ValueError where the list names no matrix at all, or what is no matrix of the network's.
+    A pattern may name norms and biases beside matrices, which it passes over. Raises ValueError where a pattern names
+    these alone or the embedding, or where the list names no matrix at all.
     """
-    found = {}
+    found, passed_over, matched = {}, {}, set()
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         path = path_name(key_path)
         rank = match((*lora.targets, (r".*", 0)), path)
         if not rank:
             continue
-        if path.endswith(("scale", "bias", "embedding")) or "score/" in path:
-            raise ValueError(
-                f"lora targets name {path}, which is no matrix between activations; train it whole instead"
-            )
+        pattern = next(pattern for pattern, _ in lora.targets if re.fullmatch(pattern, path))
+        if path.endswith(VECTORS):
+            passed_over.setdefault(pattern, path)
+            continue
+        if path.endswith("embedding") or "score/" in path:
+            raise ValueError(NO_MATRIX.format(path))
+        matched.add(pattern)
         _, inputs, outputs = split_axes(path, leaf.shape)
         if not 0 < rank <= min(math.prod(inputs), math.prod(outputs)):
             raise ValueError(f"lora rank {rank} of {path} {tuple(leaf.shape)}: give at most its smaller side")
         found[path] = rank
+    if alone := [path for pattern, path in passed_over.items() if pattern not in matched]:
+        raise ValueError(NO_MATRIX.format(alone[0]))
     if both := sorted(path for path in found if lora.trains_whole(path)):
         raise ValueError(f"lora targets and whole both name {', '.join(both)}")
     if not found:

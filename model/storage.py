@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from . import quantization
 from .linear import dense
 from .sharding import match, path_name
-from .weights import input_axes, is_stacked, is_weight, wrap
+from .weights import VECTORS, input_axes, is_stacked, is_weight, wrap
 
 Params = dict[str, Any]
 Rules = Sequence[tuple[str, str | None]]
@@ -54,8 +54,8 @@ def plain(params: Params, abstract: Params) -> Params:
 def quantize(params: Params, rules: Rules) -> Params:
     """`params` with each matrix in the numbers that the first matching rule names; None leaves it as it is.
 
-    rules: (regex over paths, kind of `quantization.BLOCKS` or None), such as ((".*norm/scale", None), (".*", "int8")).
-    Raises ValueError for an unknown kind, for a rule that names a norm, and for a path that none names.
+    rules: (regex over paths, kind of `quantization.BLOCKS` or None), such as ((r".*(norm/scale|_bias)", None), (".*", "int8")).
+    Raises ValueError for an unknown kind, for a rule that names a norm or bias, and for a path that none names.
     """
 
     def one(key_path, matrix):
@@ -73,7 +73,7 @@ def kind_at(rules: Rules, path: str) -> str | None:
     known = (*quantization.BLOCKS, STORED)
     if kind not in known:
         raise ValueError(f"quantisation {kind!r} of {path}: give one of {', '.join(known)}, or None")
-    if path.endswith("norm/scale") or "score/" in path:
+    if path.endswith(VECTORS) or "score/" in path:
         raise ValueError(f"quantisation {kind!r} of {path}: only matrices can be; put a rule with None before")
     return kind
 
@@ -83,13 +83,13 @@ STORED = "stored"
 
 MATRICES: dict[str, Rules] = {
     kind: (
-        (r".*norm/scale", None),
+        (r".*(norm/scale|_bias)", None),
         # Every token's embedding is read by all, so it keeps eight bits.
         (r"(.*/)?(embed/embedding|head/kernel)", "int8"),
         (r".*", kind),
     )
     for kind in quantization.BLOCKS
-} | {STORED: ((r".*norm/scale", None), (r".*", STORED))}
+} | {STORED: ((r".*(norm/scale|_bias)", None), (r".*", STORED))}
 """What "int8", "int4", "nf4" or "stored" for a whole network means."""
 
 

@@ -39,6 +39,10 @@ def wrap(tree: Any) -> Any:
     return Weight(parts) if is_weight(tree) else parts
 
 
+VECTORS = ("norm/scale", "_bias")
+"""How the paths of a layer's parameters end that are no matrices."""
+
+
 def input_axes(path: str) -> int:
     """How many axes of a layer's matrix are its inputs: heads and their width for attention's output, else one."""
     return 2 if path.endswith("attention/o") else 1

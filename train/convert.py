@@ -199,7 +199,10 @@ def to_huggingface(
         for place, value in zip(places, found.values, strict=True)
     )
     with _whole(output):
-        huggingface.write_folder(output, found.config, values, max_file_bytes=max_file_bytes, **more)
+        try:
+            huggingface.write_folder(output, found.config, values, max_file_bytes=max_file_bytes, **more)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if found.tokenizer is not None:
             save_for_transformers(found.tokenizer, found.template, output)
 
@@ -220,18 +223,16 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
         fields["tokenizer.chat_template"] = with_bos(found.template, found.tokenizer)
     if found.tokenizer is not None and (ends := [i for i in _stops(found) if i != found.tokenizer.eos_id]):
         fields["tokenizer.ggml.eot_token_id"] = ends[0]
-    places = list(tensors.places(found.config, tensors.GGUF))
-    values = (tensors.write_part(tensors.GGUF, place, value) for place, value in zip(places, found.values, strict=True))
-    shapes = {place.name: place.shape_there for place in places}
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f"{output.name}.unfinished")
     with _whole(unfinished):
         try:
+            naming = gguf_files.naming_of(found.config)
+            pairs = zip(tensors.places(found.config, naming), found.values, strict=True)
             gguf_files.write_file(
                 unfinished,
                 found.config,
-                shapes,
-                values,
+                (tensors.write_part(naming, place, value) for place, value in pairs),
                 encoding=encoding or default,
                 fields=fields,
                 name=epath.Path(source).name,

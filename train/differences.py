@@ -78,6 +78,7 @@ def _like(base: epath.PathLike, config: LlamaConfig) -> Iterator[np.ndarray]:
         unroll=config.unroll,
         max_len=config.max_len,
         rope_scaling=config.rope_scaling,
+        family=config.family,
     )
     if found.config.vocab_size > config.vocab_size or same.replace(**rest) != config:
         raise UserError(f"{base}: another network than the tuned one: {found.config} and {config}")

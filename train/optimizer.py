@@ -34,7 +34,7 @@ papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (wit
 OFFLOADED = ("adamw", "adamw8bit", "lion")
 """Whose direction of a layer does not depend on other layers."""
 
-DECAY: Rules = ((r".*norm/scale", False), (r".*", True))
+DECAY: Rules = ((r".*(norm/scale|_bias)", False), (r".*", True))
 
 
 def make_optimizer(
@@ -130,7 +130,7 @@ def _adafactor(params, decay_rate, eps, clipping_threshold):
 
 
 def _muon(params, b1, b2, eps, momentum, ns_steps):
-    """Orthogonalised momentum for the matrices inside the layers, Adam for embedding, head and norms."""
+    """Orthogonalised momentum for the matrices inside the layers, Adam for embedding, head, norms and biases."""
 
     def axes(tree):
         return jax.tree_util.tree_map_with_path(lambda path, _: _matrix_axes(path_name(path)), tree)
@@ -152,7 +152,7 @@ def _matrix_axes(name: str) -> contrib.MuonDimensionNumbers | None:
         return contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
     if name.endswith("attention/o"):
         return contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
-    if name.startswith("layers/mlp/"):
+    if name.endswith(("mlp/gate", "mlp/up", "mlp/down")):
         return contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return None
 

@@ -3,6 +3,7 @@
 Numbers are decoded row by row as they are read, so a file that fills memory when decoded never has to.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -14,15 +15,24 @@ from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
-from .headers import shown
-from .tensors import GGUF, Index, Source, check_tensors
+from .families import IN_GGUF, family_in
+from .headers import Header, shown
+from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
-ARCHITECTURE = "llama"
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ENCODINGS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 """What `write_file` can encode matrices in; vectors are always F32."""
 
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+
+SCALES = {
+    "attention_scale": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logit_divisor": "logit_scale",
+}
+"""The keys of Granite's multipliers, by our names."""
 
 
 def is_file(path: epath.Path) -> bool:
@@ -58,7 +68,11 @@ def open_file(path: epath.PathLike) -> Source:
     if ROPE_FACTORS in tensors:
         factors = _read_tensor(path, tensors[ROPE_FACTORS])
         config = config.replace(rope_scaling=_llama3_scaling(config, factors, fields, str(path)))
-    check_tensors(str(path), config, GGUF, shapes)
+    if LONG_FACTORS in tensors and SHORT_FACTORS in tensors:
+        factors = [_read_tensor(path, tensors[name]) for name in (SHORT_FACTORS, LONG_FACTORS)]
+        config = config.replace(rope_scaling=_longrope_scaling(config, *factors, fields, str(path)))
+    naming = IN_GGUF[fields["general.architecture"]].naming
+    check_tensors(str(path), config, naming, shapes)
     known = gguf.quants._type_traits.keys()
     if strange := sorted({t.tensor_type.name for t in reader.tensors} - PLAIN.keys() - {kind.name for kind in known}):
         raise ValueError(f"{path}: tensors encoded as {', '.join(strange)}, which the gguf package cannot decode")
@@ -67,9 +81,9 @@ def open_file(path: epath.PathLike) -> Source:
         rows, *columns = index if index else (slice(None),)
         return _read_tensor(path, tensors[name], rows)[(slice(None), *columns)]
 
-    dtype = PLAIN.get(tensors[GGUF.names["layers/attention/q"].format(0)].tensor_type.name, "float32")
+    dtype = PLAIN.get(tensors[naming.names["layers/attention/q"].format(0)].tensor_type.name, "float32")
     config = config.replace(param_dtype=dtype)
-    return Source(str(path), GGUF, config, read, [path], lambda name: _codes(path, tensors[name]), {"fields": fields})
+    return Source(str(path), naming, config, read, [path], lambda name: _codes(path, tensors[name]), {"fields": fields})
 
 
 def _read_tensor(path: epath.Path, tensor: gguf.ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
@@ -102,8 +116,8 @@ def _codes(path: epath.Path, tensor: gguf.ReaderTensor) -> dict[str, np.ndarray]
 def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> LlamaConfig:
     """The network of a file's metadata."""
     kind = fields.get("general.architecture")
-    if kind != ARCHITECTURE:
-        raise ValueError(f"{where}: architecture {kind!r}; known is {ARCHITECTURE!r}")
+    if kind not in IN_GGUF:
+        raise ValueError(f"{where}: architecture {kind!r}; known are {', '.join(IN_GGUF)}")
 
     def field(name: str, default: Any = None) -> Any:
         value = fields.get(f"{kind}.{name}", default)
@@ -124,6 +138,10 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     tokens = len(fields.get("tokenizer.ggml.tokens", ()))
     if tokens and tokens != vocab_size:
         raise ValueError(f"{where}: its tokenizer has {tokens:,} tokens, its embedding {vocab_size:,} rows")
+    window = field("attention.sliding_window", 0) or None
+    further = {ours: _shortest(field(key)) for ours, key in SCALES.items() if f"{kind}.{key}" in fields}
+    # llama.cpp takes an attention scale of 0 for the usual one.
+    further = {name: scale for name, scale in further.items() if name != "attention_scale" or scale}
     return LlamaConfig(
         vocab_size=vocab_size,
         dim=dim,
@@ -137,7 +155,18 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         rope_scaling=_read_scaling(fields, where),
         max_len=field("context_length"),
         tied=GGUF.names["head/kernel"] not in shapes,
+        qkv_bias=_holds(shapes, "layers/attention/q_bias"),
+        o_bias=_holds(shapes, "layers/attention/o_bias"),
+        mlp_bias=_holds(shapes, "layers/mlp/down_bias"),
+        qk_norm=_holds(shapes, "layers/attention/q_norm/scale"),
+        window=window,
+        family="mistral" if kind == "llama" and window else kind,
+        **further,
     )
+
+
+def _holds(shapes: Mapping[str, tuple[int, ...]], path: str) -> bool:
+    return GGUF.names[path].format(0) in shapes
 
 
 def _shortest(number: float) -> float:
@@ -146,18 +175,19 @@ def _shortest(number: float) -> float:
 
 
 def _read_scaling(fields: Mapping[str, Any], where: str) -> RopeScaling | None:
-    prefix = f"{ARCHITECTURE}.rope.scaling."
+    architecture = fields["general.architecture"]
+    prefix = f"{architecture}.rope.scaling."
     said = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
     # Old files say only a factor, and that it is linear goes without saying.
-    factor = _shortest(said.pop("factor", fields.get(f"{ARCHITECTURE}.rope.scale_linear", 0.0)))
+    factor = _shortest(said.pop("factor", fields.get(f"{architecture}.rope.scale_linear", 0.0)))
     kind = said.pop("type", "linear" if factor else "none")
-    original = said.pop("original_context_length", fields[f"{ARCHITECTURE}.context_length"])
-    if kind == "none":
+    original = said.pop("original_context_length", fields[f"{architecture}.context_length"])
+    if kind in ("none", "longrope"):  # longrope's factors are tensors
         return None
     if kind == "linear":
         return RopeScaling(kind, factor or 1.0)
     if kind != "yarn":
-        raise ValueError(f"{where}: rotary scaling {kind!r}; known are none, linear, yarn and rope_freqs")
+        raise ValueError(f"{where}: rotary scaling {kind!r}; known are none, linear, yarn, longrope and rope_freqs")
     betas = {name: _shortest(said.pop(f"yarn_{name}")) for name in ("beta_fast", "beta_slow") if f"yarn_{name}" in said}
     if further := [f"{name} {value}" for name, value in said.items() if name != "finetuned" and value != 1]:
         raise ValueError(f"{where}: rotary scaling yarn with {', '.join(further)}, which the network has not")
@@ -166,7 +196,7 @@ def _read_scaling(fields: Mapping[str, Any], where: str) -> RopeScaling | None:
 
 def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, fields: Mapping[str, Any], where: str) -> RopeScaling:
     """The scaling that a table of divisors of the frequencies stands for: Llama 3's formula is written out in it."""
-    original = fields.get(f"{ARCHITECTURE}.rope.scaling.original_context_length", 8192)
+    original = fields.get(f"{fields['general.architecture']}.rope.scaling.original_context_length", 8192)
     plain, _ = frequencies(config.replace(rope_scaling=None))
     scaling = RopeScaling("llama3", max(float(f"{factors.max():.6g}"), 1.0), original_max_len=original)
     expected, _ = frequencies(config.replace(rope_scaling=scaling))
@@ -175,13 +205,40 @@ def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, fields: Mapping[st
     return scaling
 
 
+def _longrope_scaling(
+    config: LlamaConfig, short: np.ndarray, long: np.ndarray, fields: Mapping[str, Any], where: str
+) -> RopeScaling:
+    """The scaling of two tables of divisors, one for rows within the trained length, one for longer ones."""
+    prefix = f"{fields['general.architecture']}.rope.scaling."
+    original = fields.get(f"{prefix}original_context_length", config.max_len)
+    short_factors, long_factors = ([_shortest(factor) for factor in table.tolist()] for table in (short, long))
+    try:
+        scaling = RopeScaling(
+            "longrope",
+            config.max_len / original,
+            original_max_len=original,
+            short_factors=short_factors,
+            long_factors=long_factors,
+        )
+        formula = frequencies(config.replace(rope_scaling=scaling), np.ones(1))[1]
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    said = fields.get(f"{prefix}attn_factor", 1.0)  # what llama.cpp takes without
+    return scaling if math.isclose(said, formula, rel_tol=1e-6) else dataclasses.replace(scaling, attention_factor=said)
+
+
 # Export ---------------------------------------------------------------------------------------------------------------
+
+
+def naming_of(config: LlamaConfig) -> Naming:
+    """The names and layout of a network's tensors in the file that `write_file` makes. Raises ValueError where llama.cpp
+    knows no architecture that computes it."""
+    return IN_GGUF[family_in(IN_GGUF, config, "llama.cpp")].naming
 
 
 def write_file(
     path: epath.PathLike,
     config: LlamaConfig,
-    shapes: Mapping[str, tuple[int, ...]],
     tensors: Iterable[np.ndarray],
     *,
     encoding: str,
@@ -190,32 +247,39 @@ def write_file(
 ) -> None:
     """Writes a GGUF file, tensor after tensor.
 
-    shapes: of the tensors by their names there, in the order in which `tensors` gives them. encoding: of matrices, one
+    tensors: in the order of `places(config, naming_of(config))`, as `write_part` gives them. encoding: of matrices, one
     of `ENCODINGS`; rows that its blocks do not divide are F16. fields: further metadata, the tokenizer's. Raises
-    ValueError for an unknown encoding, and for a rotary scaling that the format cannot say.
+    ValueError for an unknown encoding, and for a network or a rotary scaling that the format cannot say.
     """
     if encoding not in ENCODINGS:
         raise ValueError(f"GGUF encoding {encoding!r}: give one of {', '.join(ENCODINGS)}")
     factors = _rope_factors(config)
-    writer = gguf.GGUFWriter(path, ARCHITECTURE)
+    naming = naming_of(config)
+    shapes = {factor: value.shape for factor, value in factors.items()} | shapes_there(config, naming)
+    writer = gguf.GGUFWriter(path, family_in(IN_GGUF, config, "llama.cpp"))
     writer.add_name(name)
     _write_config(writer, config)
     for key, value in fields.items():
         _ADD[type(value)](writer, key, value)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if encoding == "F32" else f"MOSTLY_{encoding}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    if factors is not None:
-        shapes, tensors = {ROPE_FACTORS: factors.shape, **shapes}, itertools.chain([factors], tensors)
     kinds = {tensor: _kind_of(shape, encoding) for tensor, shape in shapes.items()}
+    begins, end = {}, 0
     for tensor, shape in shapes.items():
         in_bytes = gguf.quant_shape_to_byte_shape(shape, kinds[tensor])
         writer.add_tensor_info(tensor, in_bytes, np.dtype(np.uint8), math.prod(in_bytes), raw_dtype=kinds[tensor])
+        begins[tensor], end = end, end + writer.ggml_pad(math.prod(in_bytes), writer.data_alignment)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for kind, value in zip(kinds.values(), tensors, strict=True):
-        encoded = gguf.quants.quantize(np.ascontiguousarray(value, np.float32), kind)
-        writer.write_tensor_data(encoded.view(np.uint8))
+    [out] = writer.fout
+    start = writer.ggml_pad(out.tell(), writer.data_alignment)
+    out.truncate(start + end)
+    parts = ((place.name, place.first_row, value) for place, value in zip(places(config, naming), tensors, strict=True))
+    for tensor, first_row, value in itertools.chain(((name, 0, value) for name, value in factors.items()), parts):
+        encoded = gguf.quants.quantize(np.ascontiguousarray(value, np.float32), kinds[tensor]).view(np.uint8)
+        out.seek(start + begins[tensor] + first_row * math.prod(encoded.shape[1:]))
+        out.write(encoded)
     writer.close()
 
 
@@ -253,18 +317,30 @@ def _write_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
     if scaling is not None and scaling.kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
         writer.add_rope_scaling_factor(scaling.factor)
-    if scaling is not None and scaling.kind in ("yarn", "llama3"):
+    if scaling is not None and scaling.kind in ("yarn", "llama3", "longrope"):
         writer.add_rope_scaling_orig_ctx_len(scaling.original_max_len)
+    if scaling is not None and scaling.kind == "longrope":
+        writer.add_rope_scaling_attn_factors(frequencies(config, np.ones(1))[1])
+    if config.window is not None:
+        writer.add_sliding_window(config.window)
+    if writer.arch == "granite":
+        scales = {name: getattr(config, name) for name in SCALES}
+        scales["attention_scale"] = config.attention_scale or config.head_dim**-0.5
+        for name, key in SCALES.items():
+            writer.add_float32(f"granite.{key}", scales[name])
 
 
-def _rope_factors(config: LlamaConfig) -> np.ndarray | None:
-    """The table of divisors that says Llama 3's scaling; None where there is none. ValueError for what GGUF cannot."""
+def _rope_factors(config: LlamaConfig) -> dict[str, np.ndarray]:
+    """The tables of divisors that say Llama 3's scaling or longrope, by their names. ValueError for what GGUF cannot."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind in ("linear", "ntk"):
-        return None
+        return {}
     if scaling == RopeScaling("yarn", scaling.factor, scaling.original_max_len):
-        return None
+        return {}
+    if scaling.kind == "longrope":
+        tables = {LONG_FACTORS: scaling.long_factors, SHORT_FACTORS: scaling.short_factors}
+        return {name: np.array(table, np.float32) for name, table in tables.items()}
     if scaling.kind != "llama3":
         raise ValueError(f"GGUF cannot say the rotary scaling {scaling}")
     plain, _ = frequencies(config.replace(rope_scaling=None))
-    return plain / frequencies(config)[0]
+    return {ROPE_FACTORS: plain / frequencies(config)[0]}

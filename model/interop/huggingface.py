@@ -1,13 +1,15 @@
 """Hugging Face's folders: `config.json` and safetensors files, one or many with an index.
 
-Config fields mean what transformers' LlamaForCausalLM makes of them, in its old spelling (`rope_theta`,
-`rope_scaling`) and in the one of version 5 (`rope_parameters`).
+Config fields mean what transformers' class of the same family makes of them (`families.py`; its version 5.24 was read),
+in its old spelling (`rope_theta`, `rope_scaling`), which is written, and in the one of version 5 (`rope_parameters`).
 """
 
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,21 +19,17 @@ from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
-from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places
+from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, family_in
+from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-MODEL_TYPES = ("llama", "mistral")
 HEAD, TABLE = HUGGING_FACE.names["head/kernel"], HUGGING_FACE.names["embed/embedding"]
 
 FIXED: dict[str, tuple] = {
     "hidden_act": ("silu", "swish"),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "sliding_window": (None,),
     "partial_rotary_factor": (None, 1.0),
 }
 """What the network cannot do otherwise: the values that a config may give, its own first."""
@@ -70,22 +68,27 @@ def is_folder(path: epath.Path) -> bool:
 def open_folder(path: epath.PathLike) -> Source:
     """The checkpoint in a folder of Hugging Face's, its tensors checked by name, shape and dtype, none of them read.
 
-    Raises ValueError for an architecture, an activation, a bias or a rotary scaling that the network has not, and for
-    tensors that are missing, surplus or of another shape.
+    Tensors are known by their names without what wrappers put before or into them (`plain_names`). Raises ValueError for
+    an architecture, an activation, a bias or a rotary scaling that the network has not, and for tensors that are missing,
+    surplus or of another shape.
     """
     path = epath.Path(path)
     config = read_config(_read_json(path / CONFIG), str(path / CONFIG))
     files = _weight_files(path)
-    file_of, shapes, dtypes = {}, {}, {}
+    found = {}
     for file in files:
         with _open(file) as opened:
             for name in opened.offset_keys():
                 part = opened.get_slice(name)
-                file_of[name], shapes[name], dtypes[name] = file, part.get_shape(), part.get_dtype()
+                found[name] = (file, name, part.get_shape(), part.get_dtype())
+    plain = plain_names(found, str(path))
+    found = {plain[name]: tensor for name, tensor in found.items()}
+    shapes, dtypes = ({name: tensor[i] for name, tensor in found.items()} for i in (2, 3))
 
     def read(name: str, index: Index) -> np.ndarray:
-        with _open(file_of[name]) as opened:  # anew for each: pages of a mapped file count as memory while it is open
-            return opened.get_slice(name)[index]
+        file, stored, *_ = found[name]
+        with _open(file) as opened:  # anew for each: pages of a mapped file count as memory while it is open
+            return opened.get_slice(stored)[index]
 
     if config.tied and HEAD in shapes:
         if shapes[HEAD] != shapes[TABLE] or not np.array_equal(read(HEAD, ()), read(TABLE, ())):
@@ -93,11 +96,34 @@ def open_folder(path: epath.PathLike) -> Source:
                 f"{path / CONFIG} says tie_word_embeddings, but {HEAD} and {TABLE} differ: say false there"
             )
         del shapes[HEAD]
-    check_tensors(str(path), config, HUGGING_FACE, shapes)
+    bare = TABLE in found and not found[TABLE][1].endswith(TABLE)
+    if bare and not config.tied and HEAD not in shapes:
+        raise ValueError(
+            f"{path}: a network without its output head ({HEAD}), saved from a bare model class: save the whole one, or "
+            "say tie_word_embeddings in config.json if the embedding is its head"
+        )
+    naming = IN_HUGGING_FACE[config.family].naming
+    check_tensors(str(path), config, naming, shapes)
     if strange := sorted(f"{name} {dtypes[name]}" for name in shapes if dtypes[name] not in DTYPES):
         raise ValueError(f"{path}: tensors that are not {', '.join(DTYPES)}: {'; '.join(strange[:SHOWN])}")
     dtype = DTYPES[dtypes[TABLE]]
-    return Source(str(path), HUGGING_FACE, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
+    return Source(str(path), naming, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
+
+
+_WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+
+
+def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """Each tensor's name without what torch.compile, DDP, FSDP and PEFT put into it, and with the `model.` that a bare
+    `LlamaModel` leaves out. Raises ValueError where two tensors come to the same name."""
+    plain = {name: re.sub(_WRAPPERS, "", name).removeprefix("base_model.model.") for name in names}
+    if TABLE.removeprefix("model.") in plain.values():
+        plain = {name: short if short == HEAD else f"model.{short}" for name, short in plain.items()}
+    seen: dict[str, str] = {}
+    for name, short in plain.items():
+        if seen.setdefault(short, name) != name:
+            raise ValueError(f"{where}: {seen[short]} and {name} are both {short}: keep one of them")
+    return plain
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -120,11 +146,28 @@ def _weight_files(path: epath.Path) -> list[epath.Path]:
         files = sorted({path / file for file in named.values()})
         if absent := [file.name for file in files if not file.exists()]:
             raise ValueError(f"{path / INDEX} names files that are not there: {', '.join(absent)}")
-        return files
+        return _without_stale(path, files, set(named))
     if not (path / WEIGHTS).exists():
         hint = "; save it again with safe_serialization=True" if list(path.glob("*.bin")) else ""
         raise ValueError(f"{path}: neither {WEIGHTS} nor {INDEX}{hint}")
     return [path / WEIGHTS]
+
+
+def _without_stale(path: epath.Path, files: list[epath.Path], named: set[str]) -> list[epath.Path]:
+    """The files of an index, or the single file that stands beside it, which transformers takes: one of the two was left
+    there by an earlier save. Raises ValueError where they are not even of one network."""
+    single = path / WEIGHTS
+    if not single.exists() or single in files:
+        return files
+    with _open(single) as opened:
+        held = set(opened.keys())
+    if held != named:
+        raise ValueError(f"{path}: {WEIGHTS} and {INDEX} hold different tensors: move away the one that is out of date")
+    warnings.warn(
+        f"{path}: both {WEIGHTS} and {INDEX}; the single file is read, as transformers does: move away the stale one",
+        stacklevel=2,
+    )
+    return [single]
 
 
 def _open(file: epath.Path):
@@ -139,16 +182,15 @@ def _open(file: epath.Path):
 
 def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
     """The network of a `config.json`. Raises ValueError for what it asks for and the network has not."""
-    kinds = fields.get("architectures") or [f"model_type {fields.get('model_type')}"]
-    if not set(kinds) & {*ARCHITECTURES, *(f"model_type {name}" for name in MODEL_TYPES)}:
-        raise ValueError(f"{where}: architecture {', '.join(kinds)}; known are {', '.join(ARCHITECTURES)}")
+    family = _read_family(fields, where)
+    fields = DEFAULTS[family] | dict(fields)
     for name, allowed in FIXED.items():
         if fields.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{where}: {name} is {fields[name]!r}; the network has only {allowed[0]!r}")
     try:
         dim, heads = fields["hidden_size"], fields["num_attention_heads"]
         max_len = fields.get("max_position_embeddings", 2048)
-        theta, scaling = _read_rope(fields, max_len)
+        theta, scaling = _read_rope(fields, family, max_len)
         return LlamaConfig(
             vocab_size=fields["vocab_size"],
             dim=dim,
@@ -163,6 +205,8 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
             # Dynamic scaling is for what goes past the trained length, which is all that a config says of it.
             max_len=int(max_len * scaling.factor) if scaling is not None and scaling.kind == "dynamic" else max_len,
             tied=bool(fields.get("tie_word_embeddings", False)),
+            family=family,
+            **_read_additions(fields, family),
         )
     except KeyError as error:
         raise ValueError(f"{where} does not say {error.args[0]}") from None
@@ -170,29 +214,110 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _read_rope(fields: Mapping[str, Any], max_len: int) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling. transformers before version 5 says them in `rope_theta` and `rope_scaling`."""
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", fields.get("rope_theta", 10_000.0)))
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
-    rope.pop("type", None)
-    part = rope.pop("partial_rotary_factor", None)
-    if part not in FIXED["partial_rotary_factor"]:
-        raise ValueError(f"partial_rotary_factor is {part!r}; the network turns whole heads")
+def _read_family(fields: Mapping[str, Any], where: str) -> str:
+    """The family of `architectures` (a class with the head, or the bare model) and `model_type`."""
+    known = {name: family for family, name in ARCHITECTURES.items()}
+    known |= {name.replace("ForCausalLM", "Model"): family for name, family in known.items()}
+    classes, kind = fields.get("architectures") or [], fields.get("model_type")
+    found = {known[name] for name in classes if name in known} if classes else {kind} & DEFAULTS.keys()
+    if not found:
+        said = ", ".join(map(str, classes)) or f"model_type {kind}"
+        raise ValueError(f"{where}: architecture {said}; known are {', '.join(ARCHITECTURES.values())}")
+    if kind is not None and found != {kind}:
+        raise ValueError(f"{where}: architectures {', '.join(classes)} but model_type {kind!r}: one of them is wrong")
+    return found.pop()
+
+
+def _read_additions(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """What a family's network has that a LLaMA has not, as fields of the config."""
+    may = IN_HUGGING_FACE[family].may
+    asked = {
+        "attention_bias": bool(fields.get("attention_bias")),
+        "mlp_bias": bool(fields.get("mlp_bias")),
+        "window": fields.get("sliding_window") is not None,
+    }
+    for name, theirs in (("attention_bias", "attention_bias"), ("mlp_bias", "mlp_bias"), ("window", "sliding_window")):
+        if asked[name] and name not in may and (name, family) != ("attention_bias", "qwen2"):
+            raise ValueError(f"{theirs} is {fields[theirs]!r}, of which {ARCHITECTURES[family]} takes no notice: take it out")
+    found: dict[str, Any] = {"qkv_bias": family == "qwen2" or asked["attention_bias"]}
+    found |= {"o_bias": family != "qwen2" and asked["attention_bias"], "mlp_bias": asked["mlp_bias"]}
+    found |= {"qk_norm": family == "qwen3", "window": _read_window(fields, family)}
+    if family == "granite":
+        found |= {ours: fields.get(theirs, 1.0) for ours, theirs in MULTIPLIERS.items()}
+    return found
+
+
+MULTIPLIERS = {
+    "attention_scale": "attention_multiplier",
+    "embedding_multiplier": "embedding_multiplier",
+    "residual_multiplier": "residual_multiplier",
+    "logit_divisor": "logits_scaling",
+}
+"""Granite's names of ours."""
+
+
+def _read_window(fields: Mapping[str, Any], family: str) -> int | None:
+    """The window of all layers. Qwen says by a switch, a first layer and a list which of them have one."""
+    window, layers = fields.get("sliding_window"), fields["num_hidden_layers"]
+    if family not in ("qwen2", "qwen3"):
+        return window
+    window = window if fields.get("use_sliding_window", False) else None
+    first = fields.get("max_window_layers", 28)
+    sliding = [window is not None and i >= first for i in range(layers)]
+    if (kinds := fields.get("layer_types")) is not None:
+        sliding = [kind == "sliding_attention" for kind in kinds]
+        if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
+            raise ValueError(f"layer_types has {len(kinds)} of {', '.join(sorted(set(kinds)))} for {layers} layers")
+    if not any(sliding):
+        return None
+    if not all(sliding):
+        raise ValueError(f"{sum(sliding)} of {layers} layers with a sliding window: the network has one kind of layer")
+    if window is None:
+        raise ValueError("layer_types asks for sliding windows, use_sliding_window or sliding_window for none")
+    return window
+
+
+def _read_rope(fields: Mapping[str, Any], family: str, max_len: int) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling. transformers before version 5 says them in `rope_theta` and `rope_scaling`, since then in
+    `rope_parameters`. Raises ValueError where two of these say different things: its versions choose differently."""
+    spelled = {name: fields[name] for name in ("rope_scaling", "rope_parameters") if fields.get(name)}
+    for name, rope in spelled.items():
+        if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
+            raise ValueError(f"{name} is no table of rotary settings for all layers: {rope!r:.200}")
+    bases = {f"{name}.rope_theta": rope["rope_theta"] for name, rope in spelled.items() if rope.get("rope_theta")}
+    bases |= {"rope_theta": fields["rope_theta"]} if fields.get("rope_theta") else {}
+    scalings = {name: _read_scaling(rope, fields, family, max_len) for name, rope in spelled.items()}
+    for said in (bases, scalings):
+        if len(set(said.values())) > 1:
+            listed = "; ".join(f"{name} says {value}" for name, value in said.items())
+            raise ValueError(f"two spellings of one fact disagree: {listed}. Keep the one that is meant")
+    return float(next(iter(bases.values()), 10_000.0)), next(iter(scalings.values()), None)
+
+
+def _read_scaling(
+    rope: Mapping[str, Any], fields: Mapping[str, Any], family: str, max_len: int
+) -> RopeScaling | None:
+    """One table of rotary settings; what its kind does not know there is passed over, as in transformers."""
+    kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name)] or ["default"]
+    # What the first files of Phi-3 call su or yarn is longrope, and transformers reads it as that.
+    kinds = ["longrope" if kind == "su" or (family, kind) == ("phi3", "yarn") else kind for kind in kinds]
+    if len(set(kinds)) > 1:
+        raise ValueError(f"rope_type is {rope['rope_type']!r} but type {rope['type']!r}: keep the one that is meant")
+    kind = kinds[0]
+    if rope.get("partial_rotary_factor") not in FIXED["partial_rotary_factor"]:
+        raise ValueError(f"partial_rotary_factor is {rope['partial_rotary_factor']!r}; the network turns whole heads")
     if kind == "default":
-        return theta, None
+        return None
     if kind not in ROPE_FIELDS:
         raise ValueError(f"rotary scaling {kind!r}; known are default, {', '.join(ROPE_FIELDS)}")
     said = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings, and there it counts first
-    if unknown := set(rope) - set(ROPE_FIELDS[kind]) - {said}:
-        raise ValueError(f"rotary scaling {kind} with unknown {', '.join(sorted(unknown))}")
     original = {"linear": None, "dynamic": max_len}.get(kind, fields.get(said) or rope.get(said) or max_len)
     # A yarn or longrope config without a factor means the stretch from the original context to this one.
     factor = rope.get("factor") or (max_len / original if kind in ("yarn", "longrope") else rope["factor"])
     given = {ours: rope[theirs] for theirs, ours in ROPE_FIELDS[kind].items() if ours and rope.get(theirs) is not None}
     if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
         given.setdefault("attention_factor", _mscale(factor, rope["mscale"]) / _mscale(factor, rope["mscale_all_dim"]))
-    return theta, RopeScaling(kind, **(given | {"factor": factor, "original_max_len": original}))
+    return RopeScaling(kind, **(given | {"factor": factor, "original_max_len": original}))
 
 
 def _mscale(factor: float, weight: float) -> float:
@@ -201,10 +326,13 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
-    """The `config.json` of a network. more: further fields, such as token ids."""
+    """The `config.json` of a network. more: further fields, such as token ids. Raises ValueError where transformers has no
+    class that computes it."""
+    family = family_in(IN_HUGGING_FACE, config, "transformers")
+    theta, scaling = _write_rope(config)
     fields = {
-        "architectures": [ARCHITECTURES[0]],
-        "model_type": MODEL_TYPES[0],
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,
@@ -212,18 +340,38 @@ def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.ffn_dim,
+        "hidden_act": FIXED["hidden_act"][0],
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_len,
         "tie_word_embeddings": config.tied,
         "torch_dtype": config.param_dtype,
+        # This spelling alone: every version of transformers reads it, and two could come to disagree.
+        "rope_theta": theta,
+        "rope_scaling": scaling,
     }
-    theta, scaling = _write_rope(config)
     if scaling is not None and scaling["rope_type"] == "dynamic":
         fields["max_position_embeddings"] = config.rope_scaling.original_max_len
-    # The same twice: version 5 of transformers reads the second spelling, everything older the first.
-    old = {"rope_theta": theta, "rope_scaling": scaling}
-    new = {"rope_parameters": {"rope_theta": theta, **(scaling or {"rope_type": "default"})}}
-    return fields | {name: allowed[0] for name, allowed in FIXED.items() if allowed[0] is not None} | old | new | more
+    return fields | _write_additions(config, family) | more
+
+
+def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
+    """What `_read_additions` reads. Fields that a family's class does not know are left out."""
+    may, fields = IN_HUGGING_FACE[family].may, {}
+    if "attention_bias" in may:
+        fields["attention_bias"] = config.qkv_bias
+    if "mlp_bias" in may:
+        fields["mlp_bias"] = config.mlp_bias
+    if "window" in may:
+        fields["sliding_window"] = config.window
+    if family in ("qwen2", "qwen3"):
+        first = config.n_layers if config.window is None else 0
+        fields |= {"use_sliding_window": config.window is not None, "max_window_layers": first}
+    if family == "phi3" and config.rope_scaling is not None:
+        fields["original_max_position_embeddings"] = config.rope_scaling.original_max_len
+    if family == "granite":
+        fields |= {theirs: getattr(config, ours) for ours, theirs in MULTIPLIERS.items()}
+        fields["attention_multiplier"] = config.attention_scale or config.head_dim**-0.5
+    return fields
 
 
 def _write_rope(config: LlamaConfig) -> tuple[float, dict[str, Any] | None]:
@@ -257,18 +405,29 @@ def write_folder(
     """
     path = epath.Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    shapes = {place.name: place.shape_there for place in places(config, HUGGING_FACE)}
-    dtype, left, file_of = jnp.dtype(config.param_dtype), iter(tensors), {}
+    described = write_config(config, **more)
+    naming = IN_HUGGING_FACE[described["model_type"]].naming
+    shapes, dtype = shapes_there(config, naming), jnp.dtype(config.param_dtype)
+    begins, file_of = {}, {}
     parts = _split_files(shapes, max_file_bytes // dtype.itemsize)
     for number, names in enumerate(parts, 1):
         file = WEIGHTS if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        _write_file(path / file, {name: shapes[name] for name in names}, dtype, left)
+        begins |= _write_header(path / file, {name: shapes[name] for name in names}, dtype)
         file_of |= dict.fromkeys(names, file)
+    for place, value in zip(places(config, naming), tensors, strict=True):
+        if value.shape != place.shape_there or value.dtype != dtype:
+            raise ValueError(
+                f"{place.name} {list(value.shape)} {value.dtype}, the config says {list(place.shape_there)} {dtype}"
+            )
+        before = place.first_row * math.prod(place.shape_there[1:]) * dtype.itemsize
+        with open(path / file_of[place.name], "r+b") as opened:
+            opened.seek(begins[place.name] + before)
+            opened.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
     if len(parts) > 1:
         total = sum(map(math.prod, shapes.values())) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (path / INDEX).write_text(json.dumps(index, indent=2))
-    (path / CONFIG).write_text(json.dumps(write_config(config, **more), indent=2))
+    (path / CONFIG).write_text(json.dumps(described, indent=2))
 
 
 def _split_files(shapes: Mapping[str, Sequence[int]], most: int) -> list[list[str]]:
@@ -284,19 +443,16 @@ def _split_files(shapes: Mapping[str, Sequence[int]], most: int) -> list[list[st
     return files
 
 
-def _write_file(file: epath.Path, shapes: Mapping[str, Sequence[int]], dtype: np.dtype, tensors: Iterator) -> None:
-    """The next of `tensors` as a safetensors file, whose library takes all of a file's at once: the length of a header
-    in eight bytes, the header in JSON, then numbers (the format as its README has it)."""
+def _write_header(file: epath.Path, shapes: Mapping[str, Sequence[int]], dtype: np.dtype) -> dict[str, int]:
+    """Begins a safetensors file, whose library takes all of a file's numbers at once: the length of a header in eight
+    bytes and the header in JSON (the format as its README has it). Returns the byte at which each tensor begins."""
     code = next(code for code, known in DTYPES.items() if known == dtype.name)
     ends = list(itertools.accumulate(math.prod(shape) * dtype.itemsize for shape in shapes.values()))
+    offsets = dict(zip(shapes, itertools.pairwise([0, *ends]), strict=True))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for (name, shape), offsets in zip(shapes.items(), itertools.pairwise([0, *ends]), strict=True):
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": offsets}
+    for name, shape in shapes.items():
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": offsets[name]}
     described = json.dumps(header).encode()
     described += b" " * (-len(described) % 8)  # numbers begin where they may be mapped
-    with file.open("wb") as opened:
-        opened.write(len(described).to_bytes(8, "little") + described)
-        for (name, shape), value in zip(shapes.items(), itertools.islice(tensors, len(shapes)), strict=True):
-            if value.shape != tuple(shape) or value.dtype != dtype:
-                raise ValueError(f"{name} {list(value.shape)} {value.dtype}, the config says {list(shape)} {dtype}")
-            opened.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    file.write_bytes(len(described).to_bytes(8, "little") + described)
+    return {name: 8 + len(described) + begin for name, (begin, _) in offsets.items()}

@@ -4,6 +4,7 @@ Everybody else keeps matrices as [out, in] and one tensor a layer; here they are
 own, and layers are stacked. A format is a `Naming`; an opened checkpoint of it is a `Source`.
 """
 
+import collections
 import functools
 import math
 import re
@@ -21,15 +22,16 @@ from ..config import LlamaConfig
 from ..rope import from_interleaved, to_interleaved
 from ..sharding import part_sharding, path_name
 from ..storage import Rules
-from ..weights import input_axes
+from ..weights import VECTORS, input_axes, is_stacked
 
 Index = tuple[slice, ...]
 SHOWN = 10  # how many tensors of a kind an error message lists
 
 
 class Naming(NamedTuple):
-    """names: of each of our parameters there, `{}` standing for the layer. interleaved: whether queries and keys turn
-    in neighbouring pairs, as in Meta's code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
+    """names: of each of our parameters there, `{}` standing for the layer; parameters of one name are rows of one tensor,
+    in the order in which they stand here. interleaved: whether queries and keys turn in neighbouring pairs, as in Meta's
+    code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
 
     names: Mapping[str, str]
     interleaved: bool
@@ -44,15 +46,31 @@ HUGGING_FACE = Naming(
         "layers/attention/k": "model.layers.{}.self_attn.k_proj.weight",
         "layers/attention/v": "model.layers.{}.self_attn.v_proj.weight",
         "layers/attention/o": "model.layers.{}.self_attn.o_proj.weight",
+        "layers/attention/q_bias": "model.layers.{}.self_attn.q_proj.bias",
+        "layers/attention/k_bias": "model.layers.{}.self_attn.k_proj.bias",
+        "layers/attention/v_bias": "model.layers.{}.self_attn.v_proj.bias",
+        "layers/attention/o_bias": "model.layers.{}.self_attn.o_proj.bias",
+        "layers/attention/q_norm/scale": "model.layers.{}.self_attn.q_norm.weight",
+        "layers/attention/k_norm/scale": "model.layers.{}.self_attn.k_norm.weight",
         "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
         "layers/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
         "layers/mlp/up": "model.layers.{}.mlp.up_proj.weight",
         "layers/mlp/down": "model.layers.{}.mlp.down_proj.weight",
+        "layers/mlp/gate_bias": "model.layers.{}.mlp.gate_proj.bias",
+        "layers/mlp/up_bias": "model.layers.{}.mlp.up_proj.bias",
+        "layers/mlp/down_bias": "model.layers.{}.mlp.down_proj.bias",
         "norm/scale": "model.norm.weight",
         "head/kernel": "lm_head.weight",
     },
     interleaved=False,
     ignored=r".*\.rotary_emb\.inv_freq",
+)
+_FUSED_HEADS = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
+_FUSED_BRANCHES = ("layers/mlp/gate", "layers/mlp/up")
+PHI3 = HUGGING_FACE._replace(
+    names=HUGGING_FACE.names
+    | dict.fromkeys(_FUSED_HEADS, "model.layers.{}.self_attn.qkv_proj.weight")
+    | dict.fromkeys(_FUSED_BRANCHES, "model.layers.{}.mlp.gate_up_proj.weight")
 )
 META = Naming(
     {
@@ -80,15 +98,30 @@ GGUF = Naming(
         "layers/attention/k": "blk.{}.attn_k.weight",
         "layers/attention/v": "blk.{}.attn_v.weight",
         "layers/attention/o": "blk.{}.attn_output.weight",
+        "layers/attention/q_bias": "blk.{}.attn_q.bias",
+        "layers/attention/k_bias": "blk.{}.attn_k.bias",
+        "layers/attention/v_bias": "blk.{}.attn_v.bias",
+        "layers/attention/o_bias": "blk.{}.attn_output.bias",
+        "layers/attention/q_norm/scale": "blk.{}.attn_q_norm.weight",
+        "layers/attention/k_norm/scale": "blk.{}.attn_k_norm.weight",
         "layers/mlp_norm/scale": "blk.{}.ffn_norm.weight",
         "layers/mlp/gate": "blk.{}.ffn_gate.weight",
         "layers/mlp/up": "blk.{}.ffn_up.weight",
         "layers/mlp/down": "blk.{}.ffn_down.weight",
+        "layers/mlp/gate_bias": "blk.{}.ffn_gate.bias",
+        "layers/mlp/up_bias": "blk.{}.ffn_up.bias",
+        "layers/mlp/down_bias": "blk.{}.ffn_down.bias",
         "norm/scale": "output_norm.weight",
         "head/kernel": "output.weight",
     },
     interleaved=True,
-    ignored=r"rope_freqs\.weight",
+    ignored=r"rope_(freqs|factors_long|factors_short)\.weight",
+)
+GGUF_IN_HALVES = GGUF._replace(interleaved=False)
+GGUF_PHI3 = GGUF_IN_HALVES._replace(
+    names=GGUF.names
+    | dict.fromkeys(_FUSED_HEADS, "blk.{}.attn_qkv.weight")
+    | dict.fromkeys(_FUSED_BRANCHES, "blk.{}.ffn_up.weight")
 )
 
 
@@ -111,39 +144,64 @@ class Source(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One of our tensors, or one layer of it: path and shape here, name and shape there."""
+    """One of our tensors, or one layer of it: path and shape here, name and shape there, where it begins in a tensor that
+    holds the rows of several."""
 
     path: str
     layer: int | None
     shape: tuple[int, ...]
     name: str
     shape_there: tuple[int, ...]
+    first_row: int = 0
 
 
 def is_matrix(path: str) -> bool:
-    """Whether a parameter is turned around at the border; norms and the embedding lie everywhere as they do here."""
-    return not path.endswith(("scale", "embed/embedding"))
+    """Whether a parameter is turned around at the border; vectors and the embedding lie everywhere as they do here."""
+    return not path.endswith((*VECTORS, "embed/embedding"))
+
+
+def _turns(path: str) -> bool:
+    """Whether a parameter's last axis is a head whose pairs are rotated."""
+    return path.endswith(("/q", "/k", "/q_bias", "/k_bias", "/q_norm/scale", "/k_norm/scale"))
 
 
 def places(config: LlamaConfig, naming: Naming) -> Iterator[Place]:
     """Every tensor of a network in another format, parameter by parameter and layer by layer."""
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(llama.build(config).abstract_params):
-        path = path_name(key_path)
-        stacked = path.startswith("layers/")
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        there = shape
-        if is_matrix(path):
-            axes = input_axes(path)
-            there = (math.prod(shape[axes:]), math.prod(shape[:axes]))
-        for layer in range(config.n_layers) if stacked else [None]:
-            yield Place(path, layer, shape, naming.names[path].format(layer), there)
+    leaves = jax.tree_util.tree_leaves_with_path(llama.build(config).abstract_params)
+    shapes = {path_name(key_path): leaf.shape[is_stacked(path_name(key_path)) :] for key_path, leaf in leaves}
+    there = {path: _shape_there(path, shape) for path, shape in shapes.items()}
+    first_rows, rows = {}, collections.Counter()
+    for path, name in naming.names.items():
+        if path in shapes:
+            first_rows[path], rows[name] = rows[name], rows[name] + there[path][0]
+    for path, shape in shapes.items():
+        for layer in range(config.n_layers) if is_stacked(path) else [None]:
+            yield Place(path, layer, shape, naming.names[path].format(layer), there[path], first_rows[path])
+
+
+def _shape_there(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path.endswith("embed/embedding"):
+        return shape
+    if not is_matrix(path):
+        return (math.prod(shape),)
+    axes = input_axes(path)
+    return math.prod(shape[axes:]), math.prod(shape[:axes])
+
+
+def shapes_there(config: LlamaConfig, naming: Naming) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a network in another format."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place in places(config, naming):
+        rows, *columns = place.shape_there
+        shapes[place.name] = (max(place.first_row + rows, shapes.get(place.name, (0,))[0]), *columns)
+    return shapes
 
 
 def check_tensors(where: str, config: LlamaConfig, naming: Naming, found: Mapping[str, Sequence[int]]) -> None:
     """Raises ValueError that lists missing, surplus and misshapen tensors of a checkpoint, by names and shapes."""
     if config.n_layers > len(found):
         raise ValueError(f"{where}: {config.n_layers:,} layers by the config, but only {len(found):,} tensors")
-    expected = {place.name: place.shape_there for place in places(config, naming)}
+    expected = shapes_there(config, naming)
     surplus = {name for name in found if name not in expected and not re.fullmatch(naming.ignored, name)}
     problems = {
         "missing": [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found],
@@ -164,16 +222,21 @@ def check_tensors(where: str, config: LlamaConfig, naming: Naming, found: Mappin
 
 def read_part(source: Source, place: Place, index: Index) -> np.ndarray:
     """The part `index` (slices of our axes) of one of our tensors, or of one layer of it."""
+    turns = source.naming.interleaved and _turns(place.path)
     if not is_matrix(place.path):
-        return source.read(place.name, index)
+        if len(place.shape_there) > 1:
+            return source.read(place.name, index)
+        rows, inner = _span(index, place.shape)
+        part = source.read(place.name, (rows,)).reshape(-1, *place.shape[1:])
+        return (from_interleaved(part) if turns else part)[(slice(None), *inner)]
     axes = input_axes(place.path)
     columns, inner_in = _span(index[:axes], place.shape[:axes])
     rows, inner_out = _span(index[axes:], place.shape[axes:])
+    rows = slice(rows.start + place.first_row, rows.stop + place.first_row)
     part = source.read(place.name, (rows, columns)).T
     part = part.reshape(-1, *place.shape[1:axes], part.shape[1])
     part = part.reshape(*part.shape[:-1], -1, *place.shape[axes + 1 :])
-    if source.naming.interleaved and place.path.endswith(("attention/q", "attention/k")):
-        part = from_interleaved(part)
+    part = from_interleaved(part) if turns else part
     return part[(slice(None), *inner_in, slice(None), *inner_out)]
 
 
@@ -186,10 +249,10 @@ def _span(index: Index, shape: Sequence[int]) -> tuple[slice, Index]:
 
 def write_part(naming: Naming, place: Place, value: np.ndarray) -> np.ndarray:
     """One of our tensors, or one layer of it, as it lies in another format: the inverse of `read_part`."""
-    if not is_matrix(place.path):
-        return value
-    if naming.interleaved and place.path.endswith(("attention/q", "attention/k")):
+    if naming.interleaved and _turns(place.path):
         value = to_interleaved(value)
+    if not is_matrix(place.path):
+        return value.reshape(place.shape_there)
     rows, columns = place.shape_there
     return np.ascontiguousarray(value.reshape(columns, rows).T)
 
@@ -272,10 +335,10 @@ def _codes(source: Source, place: Place) -> dict[str, np.ndarray]:
         return parts
     axes = input_axes(place.path)
     outer, outputs = place.shape[: axes - 1], place.shape[axes:]
-    turned = {}
+    turned, rows = {}, slice(place.first_row, place.first_row + place.shape_there[0])
     for name, part in parts.items():
-        turned[name] = part.T.reshape(*outer, -1, *outputs)
-        if source.naming.interleaved and place.path.endswith(("attention/q", "attention/k")):
+        turned[name] = part[rows].T.reshape(*outer, -1, *outputs)
+        if source.naming.interleaved and _turns(place.path):
             turned[name] = from_interleaved(turned[name])
     return {name: np.ascontiguousarray(part) for name, part in turned.items()}
 

@@ -109,10 +109,9 @@ def test_a_base_in_another_type_is_taken_in_that_of_the_tuned(tmp_path):
 @pytest.mark.parametrize("encoding", ["BF16", "F16", "Q8_0"])
 def test_what_was_tuned_may_be_a_gguf_file(encoding, base, tmp_path):
     params = jax.tree.map(lambda x: np.nan_to_num(x, posinf=1, neginf=1), near(folders.random_params(TINY)))
-    named = dict(folders.in_order(TINY, params, tensors.GGUF))
-    shapes = {name: value.shape for name, value in named.items()}
+    values = (value for _, value in folders.in_order(TINY, params, tensors.GGUF))
     file = tmp_path / "tuned.gguf"
-    gguf_files.write_file(file, TINY, shapes, named.values(), encoding=encoding, fields={}, name="tuned")
+    gguf_files.write_file(file, TINY, values, encoding=encoding, fields={}, name="tuned")
     differences.make(base, file, tmp_path / "difference")
     output = applied(base, tmp_path / "difference", tmp_path / "output")
     source = gguf_files.open_file(file)

@@ -59,9 +59,8 @@ def any_bits(config):
 
 
 def write_gguf(path, config, params):
-    shapes = {place.name: place.shape_there for place in tensors.places(config, tensors.GGUF)}
     values = (value for _, value in folders.in_order(config, params, tensors.GGUF))
-    gguf_files.write_file(path, config, shapes, values, encoding="BF16", fields={}, name="deep")
+    gguf_files.write_file(path, config, values, encoding="BF16", fields={}, name="deep")
 
 
 def write_peft(path, config, params, base):
