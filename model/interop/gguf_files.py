@@ -16,7 +16,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
 from .families import IN_GGUF, family_in
-from .headers import Header, shown
+from .headers import MOST_LAYERS, Header, shown
 from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -64,13 +64,13 @@ def open_file(path: epath.PathLike) -> Source:
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in tensors.items()}
-    config = read_config(fields, shapes, str(path))
+    config, header = read_config(fields, shapes, str(path)), Header(fields, str(path))
     if ROPE_FACTORS in tensors:
         factors = _read_tensor(path, tensors[ROPE_FACTORS])
-        config = config.replace(rope_scaling=_llama3_scaling(config, factors, fields, str(path)))
+        config = config.replace(rope_scaling=_llama3_scaling(config, factors, header))
     if LONG_FACTORS in tensors and SHORT_FACTORS in tensors:
         factors = [_read_tensor(path, tensors[name]) for name in (SHORT_FACTORS, LONG_FACTORS)]
-        config = config.replace(rope_scaling=_longrope_scaling(config, *factors, fields, str(path)))
+        config = config.replace(rope_scaling=_longrope_scaling(config, *factors, header))
     naming = IN_GGUF[fields["general.architecture"]].naming
     check_tensors(str(path), config, naming, shapes)
     known = gguf.quants._type_traits.keys()
@@ -115,45 +115,43 @@ def _codes(path: epath.Path, tensor: gguf.ReaderTensor) -> dict[str, np.ndarray]
 
 def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> LlamaConfig:
     """The network of a file's metadata."""
-    kind = fields.get("general.architecture")
+    fields = Header(fields, where)
+    kind = fields.text("general.architecture")
     if kind not in IN_GGUF:
-        raise ValueError(f"{where}: architecture {kind!r}; known are {', '.join(IN_GGUF)}")
+        raise ValueError(f"{where}: architecture {shown(kind)}; known are {', '.join(IN_GGUF)}")
 
-    def field(name: str, default: Any = None) -> Any:
-        value = fields.get(f"{kind}.{name}", default)
-        if value is None:
-            raise ValueError(f"{where} does not say {kind}.{name}")
-        return value
+    def size(name: str, default: int | None = None, **limits: int) -> int:
+        return fields.integer(f"{kind}.{name}", default, **limits)
 
-    dim, heads = field("embedding_length"), field("attention.head_count")
-    head_dim = field("attention.key_length", dim // heads)
-    if field("rope.dimension_count", head_dim) != head_dim or field("attention.value_length", head_dim) != head_dim:
+    dim, heads = size("embedding_length"), size("attention.head_count")
+    head_dim = size("attention.key_length", dim // heads)
+    if size("rope.dimension_count", head_dim) != head_dim or size("attention.value_length", head_dim) != head_dim:
         raise ValueError(f"{where}: rotary pairs or values that are not as wide as a head of {head_dim}")
-    if field("expert_count", 0):
-        raise ValueError(f"{where}: a mixture of {field('expert_count')} experts, which the network has not")
+    if experts := size("expert_count", 0, low=0):
+        raise ValueError(f"{where}: a mixture of {experts} experts, which the network has not")
     table = GGUF.names["embed/embedding"]
-    if table not in shapes:
-        raise ValueError(f"{where}: 1 tensor(s) missing: {table}")
+    if len(shapes.get(table, ())) != 2:
+        raise ValueError(f"{where}: 1 tensor(s) missing: {table}, a matrix")
     vocab_size = shapes[table][0]
-    tokens = len(fields.get("tokenizer.ggml.tokens", ()))
+    tokens = len(fields.texts("tokenizer.ggml.tokens"))
     if tokens and tokens != vocab_size:
         raise ValueError(f"{where}: its tokenizer has {tokens:,} tokens, its embedding {vocab_size:,} rows")
-    window = field("attention.sliding_window", 0) or None
-    further = {ours: _shortest(field(key)) for ours, key in SCALES.items() if f"{kind}.{key}" in fields}
+    window = size("attention.sliding_window", 0, low=0) or None
     # llama.cpp takes an attention scale of 0 for the usual one.
-    further = {name: scale for name, scale in further.items() if name != "attention_scale" or scale}
+    said = {ours: f"{kind}.{key}" for ours, key in SCALES.items() if fields.get(f"{kind}.{key}")}
+    further = {ours: _shortest(fields.number(key)) for ours, key in said.items()}
     return LlamaConfig(
         vocab_size=vocab_size,
         dim=dim,
-        n_layers=field("block_count"),
+        n_layers=size("block_count", high=MOST_LAYERS),
         n_heads=heads,
-        n_kv_heads=field("attention.head_count_kv", heads),
-        ffn_dim=field("feed_forward_length"),
+        n_kv_heads=size("attention.head_count_kv", heads),
+        ffn_dim=size("feed_forward_length"),
         head_dim=head_dim,
-        norm_eps=_shortest(field("attention.layer_norm_rms_epsilon", 1e-5)),
-        rope_theta=_shortest(field("rope.freq_base", 10_000.0)),
-        rope_scaling=_read_scaling(fields, where),
-        max_len=field("context_length"),
+        norm_eps=_shortest(fields.number(f"{kind}.attention.layer_norm_rms_epsilon", 1e-5)),
+        rope_theta=_shortest(fields.number(f"{kind}.rope.freq_base", 10_000.0)),
+        rope_scaling=_read_scaling(fields, kind),
+        max_len=size("context_length"),
         tied=GGUF.names["head/kernel"] not in shapes,
         qkv_bias=_holds(shapes, "layers/attention/q_bias"),
         o_bias=_holds(shapes, "layers/attention/o_bias"),
@@ -174,43 +172,51 @@ def _shortest(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-def _read_scaling(fields: Mapping[str, Any], where: str) -> RopeScaling | None:
-    architecture = fields["general.architecture"]
+def _read_scaling(fields: Header, architecture: str) -> RopeScaling | None:
     prefix = f"{architecture}.rope.scaling."
-    said = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
+    said = Header({name: value for name, value in fields.items() if name.startswith(prefix)}, fields.where)
     # Old files say only a factor, and that it is linear goes without saying.
-    factor = _shortest(said.pop("factor", fields.get(f"{architecture}.rope.scale_linear", 0.0)))
-    kind = said.pop("type", "linear" if factor else "none")
-    original = said.pop("original_context_length", fields[f"{architecture}.context_length"])
+    old = fields.number(f"{architecture}.rope.scale_linear", 0.0, low=-1.0)
+    factor = _shortest(said.number(f"{prefix}factor", old, low=-1.0)) or 1.0
+    kind = said.text(f"{prefix}type", "none" if factor == 1.0 else "linear")
     if kind in ("none", "longrope"):  # longrope's factors are tensors
         return None
     if kind == "linear":
-        return RopeScaling(kind, factor or 1.0)
+        return RopeScaling(kind, factor)
     if kind != "yarn":
-        raise ValueError(f"{where}: rotary scaling {kind!r}; known are none, linear, yarn, longrope and rope_freqs")
-    betas = {name: _shortest(said.pop(f"yarn_{name}")) for name in ("beta_fast", "beta_slow") if f"yarn_{name}" in said}
-    if further := [f"{name} {value}" for name, value in said.items() if name != "finetuned" and value != 1]:
-        raise ValueError(f"{where}: rotary scaling yarn with {', '.join(further)}, which the network has not")
-    return RopeScaling(kind, factor or 1.0, original_max_len=original, **betas)
+        known = "none, linear, yarn, longrope and rope_freqs"
+        raise ValueError(f"{fields.where}: rotary scaling {shown(kind)}; known are {known}")
+    betas = {name: f"{prefix}yarn_{name}" for name in ("beta_fast", "beta_slow") if f"{prefix}yarn_{name}" in said}
+    read = {f"{prefix}{name}" for name in ("type", "factor", "original_context_length", "finetuned")} | set(
+        betas.values()
+    )
+    further = {name.removeprefix(prefix): value for name, value in said.items() if name not in read and value != 1}
+    if further:
+        listed = ", ".join(f"{name} {shown(value)}" for name, value in further.items())
+        raise ValueError(f"{fields.where}: rotary scaling yarn with {listed}, which the network has not")
+    original = said.integer(f"{prefix}original_context_length", fields.integer(f"{architecture}.context_length"))
+    betas = {ours: _shortest(said.number(name)) for ours, name in betas.items()}
+    return RopeScaling(kind, factor, original_max_len=original, **betas)
 
 
-def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, fields: Mapping[str, Any], where: str) -> RopeScaling:
+def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, fields: Header) -> RopeScaling:
     """The scaling that a table of divisors of the frequencies stands for: Llama 3's formula is written out in it."""
-    original = fields.get(f"{fields['general.architecture']}.rope.scaling.original_context_length", 8192)
+    original = fields.integer(f"{fields['general.architecture']}.rope.scaling.original_context_length", 8192)
     plain, _ = frequencies(config.replace(rope_scaling=None))
+    other = ValueError(f"{fields.where}: {ROPE_FACTORS} is not what Llama 3's rotary scaling gives")
+    if factors.shape != plain.shape or not np.all(np.isfinite(factors)):
+        raise other
     scaling = RopeScaling("llama3", max(float(f"{factors.max():.6g}"), 1.0), original_max_len=original)
     expected, _ = frequencies(config.replace(rope_scaling=scaling))
-    if factors.shape != plain.shape or not np.allclose(plain / expected, factors, rtol=1e-3):
-        raise ValueError(f"{where}: {ROPE_FACTORS} is not what Llama 3's rotary scaling gives")
+    if not np.allclose(plain / expected, factors, rtol=1e-3):
+        raise other
     return scaling
 
 
-def _longrope_scaling(
-    config: LlamaConfig, short: np.ndarray, long: np.ndarray, fields: Mapping[str, Any], where: str
-) -> RopeScaling:
+def _longrope_scaling(config: LlamaConfig, short: np.ndarray, long: np.ndarray, fields: Header) -> RopeScaling:
     """The scaling of two tables of divisors, one for rows within the trained length, one for longer ones."""
     prefix = f"{fields['general.architecture']}.rope.scaling."
-    original = fields.get(f"{prefix}original_context_length", config.max_len)
+    original = fields.integer(f"{prefix}original_context_length", config.max_len)
     short_factors, long_factors = ([_shortest(factor) for factor in table.tolist()] for table in (short, long))
     try:
         scaling = RopeScaling(
@@ -222,8 +228,8 @@ def _longrope_scaling(
         )
         formula = frequencies(config.replace(rope_scaling=scaling), np.ones(1))[1]
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{where}: {error}") from None
-    said = fields.get(f"{prefix}attn_factor", 1.0)  # what llama.cpp takes without
+        raise ValueError(f"{fields.where}: {error}") from None
+    said = fields.number(f"{prefix}attn_factor", 1.0)  # what llama.cpp takes without
     return scaling if math.isclose(said, formula, rel_tol=1e-6) else dataclasses.replace(scaling, attention_factor=said)
 
 

@@ -9,6 +9,8 @@ from etils import epath
 
 LARGEST = 2**31 - 1
 """No width, length or count of a network is larger."""
+MOST_LAYERS = 10_000
+LARGEST_NUMBER = 1e30
 
 
 class Header(Mapping):
@@ -35,7 +37,7 @@ class Header(Mapping):
     def number(self, name: str, default: float | None = None, *, low: float = 0.0) -> float:
         """A finite number greater than `low`."""
         value = self._given(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < 1e30:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < LARGEST_NUMBER:
             self._refuse(name, value, f"a number greater than {low:g}")
         return float(value)
 

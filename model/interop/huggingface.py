@@ -182,36 +182,34 @@ def _open(file: epath.Path):
 
 def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
     """The network of a `config.json`. Raises ValueError for what it asks for and the network has not."""
-    family = _read_family(fields, where)
-    fields = DEFAULTS[family] | dict(fields)
+    family = _read_family(Header(fields, where))
+    fields = Header(DEFAULTS[family] | {name: value for name, value in fields.items() if value is not None}, where)
     for name, allowed in FIXED.items():
         if fields.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{where}: {name} is {fields[name]!r}; the network has only {allowed[0]!r}")
+            raise ValueError(f"{where}: {name} is {shown(fields[name])}; the network has only {allowed[0]!r}")
+    dim, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    max_len = fields.integer("max_position_embeddings", 2048)
     try:
-        dim, heads = fields["hidden_size"], fields["num_attention_heads"]
-        max_len = fields.get("max_position_embeddings", 2048)
         theta, scaling = _read_rope(fields, family, max_len)
         return LlamaConfig(
-            vocab_size=fields["vocab_size"],
+            vocab_size=fields.integer("vocab_size"),
             dim=dim,
-            n_layers=fields["num_hidden_layers"],
+            n_layers=fields.integer("num_hidden_layers", high=MOST_LAYERS),
             n_heads=heads,
-            n_kv_heads=fields.get("num_key_value_heads") or heads,
-            ffn_dim=fields["intermediate_size"],
-            head_dim=fields.get("head_dim") or dim // heads,
-            norm_eps=fields.get("rms_norm_eps", 1e-6),
+            n_kv_heads=fields.integer("num_key_value_heads", heads),
+            ffn_dim=fields.integer("intermediate_size"),
+            head_dim=fields.integer("head_dim", dim // heads),
+            norm_eps=fields.number("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
             # Dynamic scaling is for what goes past the trained length, which is all that a config says of it.
             max_len=int(max_len * scaling.factor) if scaling is not None and scaling.kind == "dynamic" else max_len,
-            tied=bool(fields.get("tie_word_embeddings", False)),
+            tied=fields.flag("tie_word_embeddings", False),
             family=family,
             **_read_additions(fields, family),
         )
-    except KeyError as error:
-        raise ValueError(f"{where} does not say {error.args[0]}") from None
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
 
 
 def _read_family(fields: Mapping[str, Any], where: str) -> str:
@@ -238,7 +236,9 @@ def _read_additions(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
     }
     for name, theirs in (("attention_bias", "attention_bias"), ("mlp_bias", "mlp_bias"), ("window", "sliding_window")):
         if asked[name] and name not in may and (name, family) != ("attention_bias", "qwen2"):
-            raise ValueError(f"{theirs} is {fields[theirs]!r}, of which {ARCHITECTURES[family]} takes no notice: take it out")
+            raise ValueError(
+                f"{theirs} is {fields[theirs]!r}, of which {ARCHITECTURES[family]} takes no notice: take it out"
+            )
     found: dict[str, Any] = {"qkv_bias": family == "qwen2" or asked["attention_bias"]}
     found |= {"o_bias": family != "qwen2" and asked["attention_bias"], "mlp_bias": asked["mlp_bias"]}
     found |= {"qk_norm": family == "qwen3", "window": _read_window(fields, family)}
@@ -294,9 +294,7 @@ def _read_rope(fields: Mapping[str, Any], family: str, max_len: int) -> tuple[fl
     return float(next(iter(bases.values()), 10_000.0)), next(iter(scalings.values()), None)
 
 
-def _read_scaling(
-    rope: Mapping[str, Any], fields: Mapping[str, Any], family: str, max_len: int
-) -> RopeScaling | None:
+def _read_scaling(rope: Mapping[str, Any], fields: Mapping[str, Any], family: str, max_len: int) -> RopeScaling | None:
     """One table of rotary settings; what its kind does not know there is passed over, as in transformers."""
     kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name)] or ["default"]
     # What the first files of Phi-3 call su or yarn is longrope, and transformers reads it as that.

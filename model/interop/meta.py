@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
-from .headers import Header, read_json
+from .headers import MOST_LAYERS, Header, read_json
 from .tensors import META, SHOWN, Index, Source, check_tensors
 from .torch_files import LazyTensor, read_tensors
 
@@ -101,7 +101,7 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     return LlamaConfig(
         vocab_size=shapes[EMBEDDING][0],
         dim=dim,
-        n_layers=fields.integer("n_layers"),
+        n_layers=fields.integer("n_layers", high=MOST_LAYERS),
         n_heads=heads,
         n_kv_heads=fields.integer("n_kv_heads", heads),
         ffn_dim=shapes[gate][0],
