@@ -121,7 +121,7 @@ def attend_cache(
     B, T, H, E = q_BTHE.shape
     *lead, _, _ = keys_LSE.shape
     K = math.prod(lead) // B
-    q_BKTGE = jnp.swapaxes(q_BTHE.reshape(B, T, K, H // K, E), 1, 2) * jnp.asarray(E**-0.5, q_BTHE.dtype)
+    q_BKTGE = _scaled(jnp.swapaxes(q_BTHE.reshape(B, T, K, H // K, E), 1, 2), scale)
     q_LQE = q_BKTGE.reshape(*lead, -1, E)  # the queries of a head's group at all new positions
     valid_LQS = jnp.repeat(valid_LTS, H // K, axis=-2)
     if key_scales_LS is None:
