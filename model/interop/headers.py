@@ -1,6 +1,7 @@
 """The numbers and names in the headers of others' files, checked for type and range before anything is made of them."""
 
 import json
+import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -69,6 +70,13 @@ class Header(Mapping):
             self._refuse(name, value, "a list of numbers")
         return tuple(Header({f"{name}[{i}]": each}, self.where).number(f"{name}[{i}]") for i, each in enumerate(value))
 
+    def file_name(self, name: str) -> str:
+        """The name of a file in the same folder: no path, which could lead out of it."""
+        value = self.text(name)
+        if value in ("", ".", "..") or len(value) > 255 or set(value) & set("/\\\0"):
+            self._refuse(name, value, "the name of a file in this folder")
+        return value
+
     def section(self, name: str) -> "Header":
         """The fields of an object; none where it is not given."""
         value = self._given(name, {})
@@ -97,6 +105,13 @@ class Header(Mapping):
         return len(self._fields)
 
 
+def absent(path: epath.Path) -> str:
+    """What to say of a file that is not there, or whose link leads nowhere, as in a cache that was cleaned up."""
+    if os.path.islink(path):
+        return f"{path} is a link to {os.readlink(path)}, which is not there"
+    return f"{path}: no such file"
+
+
 def shown(value: Any) -> str:
     """A value of a file for an error message: never longer than a line."""
     return " ".join(reprlib.repr(value).split())
@@ -107,7 +122,7 @@ def read_json(path: epath.Path) -> Header:
     try:
         return Header(json.loads(path.read_text()), str(path))
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise ValueError(absent(path)) from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except RecursionError:

@@ -7,6 +7,7 @@ in its old spelling (`rope_theta`, `rope_scaling`), which is written, and in the
 import itertools
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, family_in
+from .headers import MOST_LAYERS, Header, absent, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 
 CONFIG = "config.json"
@@ -73,7 +75,7 @@ def open_folder(path: epath.PathLike) -> Source:
     surplus or of another shape.
     """
     path = epath.Path(path)
-    config = read_config(_read_json(path / CONFIG), str(path / CONFIG))
+    config = read_config(read_json(path / CONFIG), str(path / CONFIG))
     files = _weight_files(path)
     found = {}
     for file in files:
@@ -126,27 +128,17 @@ def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
     return plain
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return value
-
-
 def _weight_files(path: epath.Path) -> list[epath.Path]:
     if (path / INDEX).exists():
-        named = _read_json(path / INDEX).get("weight_map")
-        if not named:
+        named = read_json(path / INDEX).section("weight_map")
+        files = [path / file for file in sorted({named.file_name(tensor) for tensor in named})]
+        if not files:
             raise ValueError(f"{path / INDEX} has no weight_map")
-        files = sorted({path / file for file in named.values()})
-        if absent := [file.name for file in files if not file.exists()]:
-            raise ValueError(f"{path / INDEX} names files that are not there: {', '.join(absent)}")
+        if missing := [file for file in files if not file.exists()]:
+            raise ValueError(f"{path / INDEX} names {len(missing)} file(s) that are not there: {absent(missing[0])}")
         return _without_stale(path, files, set(named))
+    if os.path.islink(path / WEIGHTS) and not (path / WEIGHTS).exists():
+        raise ValueError(absent(path / WEIGHTS))
     if not (path / WEIGHTS).exists():
         hint = "; save it again with safe_serialization=True" if list(path.glob("*.bin")) else ""
         raise ValueError(f"{path}: neither {WEIGHTS} nor {INDEX}{hint}")
@@ -183,7 +175,7 @@ def _open(file: epath.Path):
 def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
     """The network of a `config.json`. Raises ValueError for what it asks for and the network has not."""
     family = _read_family(Header(fields, where))
-    fields = Header(DEFAULTS[family] | {name: value for name, value in fields.items() if value is not None}, where)
+    fields = Header(DEFAULTS[family] | dict(fields), where)
     for name, allowed in FIXED.items():
         if fields.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{where}: {name} is {shown(fields[name])}; the network has only {allowed[0]!r}")
@@ -212,26 +204,27 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
         raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
 
 
-def _read_family(fields: Mapping[str, Any], where: str) -> str:
+def _read_family(fields: Header) -> str:
     """The family of `architectures` (a class with the head, or the bare model) and `model_type`."""
     known = {name: family for family, name in ARCHITECTURES.items()}
     known |= {name.replace("ForCausalLM", "Model"): family for name, family in known.items()}
-    classes, kind = fields.get("architectures") or [], fields.get("model_type")
+    classes, kind = fields.texts("architectures"), fields.text("model_type", "") or None
     found = {known[name] for name in classes if name in known} if classes else {kind} & DEFAULTS.keys()
     if not found:
-        said = ", ".join(map(str, classes)) or f"model_type {kind}"
-        raise ValueError(f"{where}: architecture {said}; known are {', '.join(ARCHITECTURES.values())}")
+        said = shown(", ".join(classes) or f"model_type {kind}").strip("'\"")
+        raise ValueError(f"{fields.where}: architecture {said}; known are {', '.join(ARCHITECTURES.values())}")
     if kind is not None and found != {kind}:
-        raise ValueError(f"{where}: architectures {', '.join(classes)} but model_type {kind!r}: one of them is wrong")
+        said = f"architectures {classes[0] if len(classes) == 1 else shown(classes)} but model_type {shown(kind)}"
+        raise ValueError(f"{fields.where}: {said}: one of them is wrong")
     return found.pop()
 
 
-def _read_additions(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
+def _read_additions(fields: Header, family: str) -> dict[str, Any]:
     """What a family's network has that a LLaMA has not, as fields of the config."""
     may = IN_HUGGING_FACE[family].may
     asked = {
-        "attention_bias": bool(fields.get("attention_bias")),
-        "mlp_bias": bool(fields.get("mlp_bias")),
+        "attention_bias": fields.flag("attention_bias", False),
+        "mlp_bias": fields.flag("mlp_bias", False),
         "window": fields.get("sliding_window") is not None,
     }
     for name, theirs in (("attention_bias", "attention_bias"), ("mlp_bias", "mlp_bias"), ("window", "sliding_window")):
@@ -243,7 +236,7 @@ def _read_additions(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
     found |= {"o_bias": family != "qwen2" and asked["attention_bias"], "mlp_bias": asked["mlp_bias"]}
     found |= {"qk_norm": family == "qwen3", "window": _read_window(fields, family)}
     if family == "granite":
-        found |= {ours: fields.get(theirs, 1.0) for ours, theirs in MULTIPLIERS.items()}
+        found |= {ours: fields.number(theirs, 1.0) for ours, theirs in MULTIPLIERS.items()}
     return found
 
 
@@ -256,18 +249,19 @@ MULTIPLIERS = {
 """Granite's names of ours."""
 
 
-def _read_window(fields: Mapping[str, Any], family: str) -> int | None:
+def _read_window(fields: Header, family: str) -> int | None:
     """The window of all layers. Qwen says by a switch, a first layer and a list which of them have one."""
-    window, layers = fields.get("sliding_window"), fields["num_hidden_layers"]
+    layers = fields.integer("num_hidden_layers", high=MOST_LAYERS)
+    window = fields.integer("sliding_window", 0, low=0) or None
     if family not in ("qwen2", "qwen3"):
         return window
-    window = window if fields.get("use_sliding_window", False) else None
-    first = fields.get("max_window_layers", 28)
+    window = window if fields.flag("use_sliding_window", False) else None
+    first = fields.integer("max_window_layers", 28, low=0)
     sliding = [window is not None and i >= first for i in range(layers)]
-    if (kinds := fields.get("layer_types")) is not None:
+    if kinds := fields.texts("layer_types"):
         sliding = [kind == "sliding_attention" for kind in kinds]
         if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
-            raise ValueError(f"layer_types has {len(kinds)} of {', '.join(sorted(set(kinds)))} for {layers} layers")
+            raise ValueError(f"layer_types has {len(kinds)} of {shown(sorted(set(kinds)))} for {layers} layers")
     if not any(sliding):
         return None
     if not all(sliding):
@@ -277,15 +271,17 @@ def _read_window(fields: Mapping[str, Any], family: str) -> int | None:
     return window
 
 
-def _read_rope(fields: Mapping[str, Any], family: str, max_len: int) -> tuple[float, RopeScaling | None]:
+def _read_rope(fields: Header, family: str, max_len: int) -> tuple[float, RopeScaling | None]:
     """Rotary base and scaling. transformers before version 5 says them in `rope_theta` and `rope_scaling`, since then in
     `rope_parameters`. Raises ValueError where two of these say different things: its versions choose differently."""
-    spelled = {name: fields[name] for name in ("rope_scaling", "rope_parameters") if fields.get(name)}
+    spelled = {name: fields.section(name) for name in ("rope_scaling", "rope_parameters") if fields.get(name)}
     for name, rope in spelled.items():
-        if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
-            raise ValueError(f"{name} is no table of rotary settings for all layers: {rope!r:.200}")
-    bases = {f"{name}.rope_theta": rope["rope_theta"] for name, rope in spelled.items() if rope.get("rope_theta")}
-    bases |= {"rope_theta": fields["rope_theta"]} if fields.get("rope_theta") else {}
+        if any(isinstance(value, Mapping) for value in rope.values()):
+            raise ValueError(f"{name} is no table of rotary settings for all layers: {shown(dict(rope))}")
+    bases = {
+        f"{name}.rope_theta": rope.number("rope_theta") for name, rope in spelled.items() if rope.get("rope_theta")
+    }
+    bases |= {"rope_theta": fields.number("rope_theta")} if fields.get("rope_theta") else {}
     scalings = {name: _read_scaling(rope, fields, family, max_len) for name, rope in spelled.items()}
     for said in (bases, scalings):
         if len(set(said.values())) > 1:
@@ -294,27 +290,31 @@ def _read_rope(fields: Mapping[str, Any], family: str, max_len: int) -> tuple[fl
     return float(next(iter(bases.values()), 10_000.0)), next(iter(scalings.values()), None)
 
 
-def _read_scaling(rope: Mapping[str, Any], fields: Mapping[str, Any], family: str, max_len: int) -> RopeScaling | None:
+def _read_scaling(rope: Header, fields: Header, family: str, max_len: int) -> RopeScaling | None:
     """One table of rotary settings; what its kind does not know there is passed over, as in transformers."""
-    kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name)] or ["default"]
+    kinds = [rope.text(name) for name in ("rope_type", "type") if rope.get(name)] or ["default"]
     # What the first files of Phi-3 call su or yarn is longrope, and transformers reads it as that.
     kinds = ["longrope" if kind == "su" or (family, kind) == ("phi3", "yarn") else kind for kind in kinds]
     if len(set(kinds)) > 1:
-        raise ValueError(f"rope_type is {rope['rope_type']!r} but type {rope['type']!r}: keep the one that is meant")
+        said = f"rope_type is {shown(rope['rope_type'])} but type {shown(rope['type'])}"
+        raise ValueError(f"{said}: keep the one that is meant")
     kind = kinds[0]
-    if rope.get("partial_rotary_factor") not in FIXED["partial_rotary_factor"]:
-        raise ValueError(f"partial_rotary_factor is {rope['partial_rotary_factor']!r}; the network turns whole heads")
+    if (part := rope.number("partial_rotary_factor", 1.0)) != 1.0:
+        raise ValueError(f"partial_rotary_factor is {part}; the network turns whole heads")
     if kind == "default":
         return None
     if kind not in ROPE_FIELDS:
-        raise ValueError(f"rotary scaling {kind!r}; known are default, {', '.join(ROPE_FIELDS)}")
-    said = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings, and there it counts first
-    original = {"linear": None, "dynamic": max_len}.get(kind, fields.get(said) or rope.get(said) or max_len)
+        raise ValueError(f"rotary scaling {shown(kind)}; known are default, {', '.join(ROPE_FIELDS)}")
+    trained = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings, and there it counts first
+    original = {"linear": None, "dynamic": max_len}.get(kind, fields.integer(trained, rope.integer(trained, max_len)))
     # A yarn or longrope config without a factor means the stretch from the original context to this one.
-    factor = rope.get("factor") or (max_len / original if kind in ("yarn", "longrope") else rope["factor"])
-    given = {ours: rope[theirs] for theirs, ours in ROPE_FIELDS[kind].items() if ours and rope.get(theirs) is not None}
+    factor = rope.number("factor", max_len / original if kind in ("yarn", "longrope") else None)
+    reading = {"truncate": rope.flag, "short_factor": rope.numbers, "long_factor": rope.numbers}
+    said = {theirs: ours for theirs, ours in ROPE_FIELDS[kind].items() if ours and rope.get(theirs) is not None}
+    given = {ours: reading.get(theirs, rope.number)(theirs) for theirs, ours in said.items()}
     if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
-        given.setdefault("attention_factor", _mscale(factor, rope["mscale"]) / _mscale(factor, rope["mscale_all_dim"]))
+        ratio = _mscale(factor, rope.number("mscale")) / _mscale(factor, rope.number("mscale_all_dim"))
+        given.setdefault("attention_factor", ratio)
     return RopeScaling(kind, **(given | {"factor": factor, "original_max_len": original}))
 
 

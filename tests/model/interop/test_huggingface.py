@@ -262,7 +262,7 @@ REFUSED = {
     "a file cut short": (cut_short, r"model.safetensors: no whole safetensors file \("),
     "an index of absent files": (
         indexed({"weight_map": {NORM: "model-00001-of-00002.safetensors", Q: "model.safetensors"}}),
-        "index.json names files that are not there: model-00001-of-00002.safetensors$",
+        r"index.json names 1 file\(s\) that are not there: .*model-00001-of-00002.safetensors: no such file$",
     ),
     "an index of nothing": (indexed({"metadata": {}}), "index.json has no weight_map"),
     "an index that is no JSON": (
