@@ -364,6 +364,8 @@ def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
     if family in ("qwen2", "qwen3"):
         first = config.n_layers if config.window is None else 0
         fields |= {"use_sliding_window": config.window is not None, "max_window_layers": first}
+    if family == "phi3":
+        fields["pad_token_id"] = None  # else 32,000, which Phi-3's class refuses in a smaller vocabulary
     if family == "phi3" and config.rope_scaling is not None:
         fields["original_max_position_embeddings"] = config.rope_scaling.original_max_len
     if family == "granite":

@@ -23,21 +23,21 @@ interpreted_splash = functools.partial(splash, interpret=True)
 xla = functools.partial(attention, implementation="xla")
 
 
-def reference(q_BTHE, k_BTKE, v_BTKE, segments_BT, d_out_BTHE):
+def reference(q_BTHE, k_BTKE, v_BTKE, segments_BT, d_out_BTHE, window=None, scale=None):
     """out, dq, dk, dv in float64, one query at a time, from the formulas of softmax attention."""
     q, k, v, d_out = (np.asarray(x, np.float64) for x in (q_BTHE, k_BTKE, v_BTKE, d_out_BTHE))
     out, dq, dk, dv = np.zeros_like(q), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     B, T, H, E = q.shape
-    group = H // k.shape[2]
+    group, scale, window = H // k.shape[2], scale or 1 / np.sqrt(E), window or T
     for b, t, h in np.ndindex(B, T, H):
-        sees = [s for s in range(t + 1) if segments_BT[b, s] == segments_BT[b, t]]
+        sees = [s for s in range(t + 1) if segments_BT[b, s] == segments_BT[b, t] and t - s < window]
         keys, values = k[b, sees, h // group], v[b, sees, h // group]
-        score = keys @ q[b, t, h] / np.sqrt(E)
+        score = scale * (keys @ q[b, t, h])
         p = np.exp(score - score.max())
         p /= p.sum()
         out[b, t, h] = p @ values
         dp = values @ d_out[b, t, h]
-        d_score = p * (dp - p @ dp) / np.sqrt(E)
+        d_score = scale * p * (dp - p @ dp)
         dq[b, t, h] = d_score @ keys
         dk[b, sees, h // group] += np.outer(d_score, q[b, t, h])
         dv[b, sees, h // group] += np.outer(p, d_out[b, t, h])
@@ -57,17 +57,18 @@ def inputs(B: int, T: int, H: int, K: int, E: int, dtype=jnp.float32):
     return q, k, v, packed(B, T), d_out
 
 
-def compare(implementation, shape, *, dtype=jnp.float32, tolerance: float = 1e-5, mesh=None):
-    """Outputs and gradients within `tolerance` of the largest value of each array."""
+def compare(implementation, shape, *, dtype=jnp.float32, tolerance: float = 1e-5, mesh=None, **fields):
+    """Outputs and gradients within `tolerance` of the largest value of each array. fields: window and scale."""
     q, k, v, segments, d_out = inputs(*shape, dtype)
 
     def with_gradients(q, k, v, segments, d_out):
-        out, pull = jax.vjp(lambda *qkv: implementation(*qkv, segments), q, k, v)
+        out, pull = jax.vjp(lambda *qkv: implementation(*qkv, segments, **fields), q, k, v)
         return out, *pull(d_out)
 
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         actual = jax.jit(with_gradients)(q, k, v, segments, d_out)
-    for name, a, e in zip(("out", "dq", "dk", "dv"), actual, reference(q, k, v, segments, d_out), strict=True):
+    expected = reference(q, k, v, segments, d_out, **fields)
+    for name, a, e in zip(("out", "dq", "dk", "dv"), actual, expected, strict=True):
         assert a.dtype == dtype
         np.testing.assert_allclose(np.asarray(a, np.float64), e, atol=tolerance * np.abs(e).max(), err_msg=name)
 
@@ -85,6 +86,33 @@ def test_xla_equals_the_reference_where_blocks_are_longer_than_64():
     compare(xla, (1, 1100, 1, 1, 8))
 
 
+@pytest.mark.parametrize("window", [1, 7, 64, 70, 200])
+def test_with_a_window_xla_equals_the_reference_in_packed_rows(window):
+    compare(xla, (2, 129, 4, 2, 16), window=window, scale=0.4)
+
+
+def test_keys_that_a_window_does_not_reach_are_not_read():
+    """Blocks of 128 queries in a row of 2,048 tokens see the 128 keys before them at most, and those of no more."""
+    program = jax.make_jaxpr(functools.partial(xla, window=129))(*inputs(1, 2048, 1, 1, 8)[:4])
+    [shape] = {e.outvars[0].aval.shape[-1] for e in program.eqns if "dot" in e.primitive.name} - {8, 128}
+    assert shape == 256
+    compare(xla, (1, 1100, 1, 1, 8), window=100)
+
+
+def test_splash_equals_the_reference_with_a_window():
+    compare(interpreted_splash, (1, 128, 4, 2, 128), window=20, scale=0.05)
+
+
+def test_the_mask_of_cudnn_is_the_reference_s(monkeypatch):
+    """The kernel itself runs on a GPU alone; here JAX's own attention takes what it is given."""
+    product = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *qkv, implementation, **fields: product(*qkv, **fields)
+    )
+    for fields in ({}, {"window": 20, "scale": 0.3}):
+        compare(functools.partial(attention, implementation="cudnn"), (2, 70, 4, 2, 16), **fields)
+
+
 def test_splash_equals_the_reference_with_grouped_heads():
     compare(interpreted_splash, (1, 128, 4, 2, 128))
 
@@ -93,6 +121,7 @@ def test_splash_equals_the_reference_with_grouped_heads():
 def test_split_over_rows_heads_and_context_it_equals_the_reference(implementation):
     mesh = make_mesh({"fsdp": 2, "tensor": 2, "context": 2})
     compare(implementation, (2, 256, 4, 2, 64), mesh=mesh)
+    compare(implementation, (2, 256, 4, 2, 64), mesh=mesh, window=30)
 
 
 @pytest.mark.parametrize(

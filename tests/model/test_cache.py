@@ -93,9 +93,25 @@ def some_answers(run, *networks, **options):
     return run(*networks, tokens, lengths, jax.random.key(0), Sampling(max_tokens=12, temperature=0.0), **options)
 
 
-def test_answers_over_codes_are_the_same_on_a_mesh_and_with_a_draft():
-    model = llama.build(CONFIG)
-    params = jax.tree.map(lambda x: x * 2, model.init(jax.random.key(0)))
+EVERYTHING = LlamaConfig.preset(
+    "nano-test",
+    qkv_bias=True,
+    o_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
+    window=4,
+    attention_scale=0.3,
+    embedding_multiplier=3.0,
+    residual_multiplier=0.7,
+    logit_divisor=0.5,
+)
+"""All that other families add to a LLaMA at once."""
+
+
+@pytest.mark.parametrize("config", [CONFIG, EVERYTHING], ids=["int8", "everything"])
+def test_answers_are_the_same_on_a_mesh_and_with_a_draft(config):
+    model = llama.build(config)
+    params = jax.tree.map(lambda x: x * 2 + 0.05 * drawn(6, *x.shape), model.init(jax.random.key(0)))
     alone = some_answers(decode.generate, model, params)
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
@@ -103,6 +119,11 @@ def test_answers_over_codes_are_the_same_on_a_mesh_and_with_a_draft():
     near = jax.tree.map(lambda x: x + 0.03 * drawn(5, *x.shape), params)
     drafted = some_answers(speculative.generate, model, params, model, near, k=3)
     assert 0 < drafted.accepted.sum() < drafted.proposed.sum()
+    prompt, answer = jnp.array([[5, 9, 200, 31]]), alone.tokens[0, 0]
+    whole = jax.nn.log_softmax(model.apply(params, jnp.concatenate([prompt, answer[None]], axis=1)))[0, 3:-1]
+    if config.cache is None:
+        np.testing.assert_array_equal(whole.argmax(-1), answer)
+        np.testing.assert_allclose(whole.max(-1), alone.logprobs[0, 0], atol=1e-3)
     for found in (split, drafted.answer):
         np.testing.assert_array_equal(found.tokens, alone.tokens)
         np.testing.assert_allclose(found.logprobs, alone.logprobs, atol=1e-3)
@@ -113,11 +134,13 @@ def test_another_kind_is_refused():
         CONFIG.replace(cache="int4")
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied", "int8", "dora"])
+@pytest.mark.parametrize("kind", ["tied", "untied", "int8", "dora", "everything"])
 def test_weights_compute_the_same_from_the_left_as_they_lie(kind):
-    config = LlamaConfig.preset("nano-test", tied=kind != "untied")
+    config = EVERYTHING if kind == "everything" else LlamaConfig.preset("nano-test", tied=kind != "untied")
     model = llama.build(config)
     params = jax.jit(model.init)(jax.random.key(0))
+    if kind == "everything":
+        params = jax.tree.map(lambda x: x + 0.1 * drawn(6, *x.shape), params)
     if kind == "int8":
         params = storage.quantize(params, ((r".*norm/scale", None), (r".*", "int8")))
     if kind == "dora":

@@ -56,6 +56,15 @@ PUBLISHED_FIELDS = {
     "smollm2-135m": (1e-5, 1e5, 8192, 9, 3, 64),
     "smollm2-360m": (1e-5, 1e5, 8192, 15, 5, 64),
     "smollm2-1.7b": (1e-5, 1.3e5, 8192, 32, 32, 64),
+    "qwen2.5-0.5b": (1e-6, 1e6, 32_768, 14, 2, 64),
+    "qwen2.5-1.5b": (1e-6, 1e6, 32_768, 12, 2, 128),
+    "qwen2.5-7b": (1e-6, 1e6, 32_768, 28, 4, 128),
+    "qwen3-0.6b": (1e-6, 1e6, 40_960, 16, 8, 128),
+    "qwen3-1.7b": (1e-6, 1e6, 40_960, 16, 8, 128),
+    "qwen3-4b": (1e-6, 1e6, 40_960, 32, 8, 128),
+    "qwen3-8b": (1e-6, 1e6, 40_960, 32, 8, 128),
+    "mistral-7b": (1e-5, 1e4, 32_768, 32, 8, 128),
+    "phi3-mini": (1e-5, 1e4, 4096, 32, 32, 96),
 }
 SMALL = LlamaConfig.preset("nano-test", vocab_size=61, dim=32, ffn_dim=48, head_dim=16, attention="xla")
 YARN = RopeScaling("yarn", 4.0, original_max_len=64)
@@ -78,6 +87,21 @@ def test_a_presets_fields_are_the_published_ones(name):
     assert c.rope_scaling == expected
 
 
+def test_presets_of_other_families_have_what_these_add_to_a_llama():
+    for name, config in ((name, LlamaConfig.preset(name)) for name in PRESETS):
+        assert (config.qkv_bias, config.qk_norm) == (name.startswith("qwen2"), name.startswith("qwen3"))
+        assert config.window == {"mistral-7b": 4096, "phi3-mini": 2047}.get(name)
+        family = name.split("-")[0].replace("qwen2.5", "qwen2")
+        assert config.family == (family if family in ("qwen2", "qwen3", "mistral", "phi3") else "llama")
+
+
+def test_a_window_leaves_fewer_positions_to_see():
+    config = LlamaConfig.preset("nano-test", n_layers=1)  # H E = 64
+    whole = config.flops_per_token(8)  # which sees 8 / 2 = 4 positions on average
+    assert config.replace(window=4).flops_per_token(8) == whole - 12 * 64 * 1  # 4 - 16 / 16 = 3
+    assert config.replace(window=8).flops_per_token(8) == config.replace(window=99).flops_per_token(8) == whole
+
+
 def test_nano_sizes_are_what_the_comment_beside_them_says():
     sizes = {"nano-test": 0.13e6, "nano-1m": 0.92e6, "nano-2m": 2.3e6, "nano-8m": 8.3e6}
     for name, size in sizes.items():
@@ -98,6 +122,10 @@ def test_a_preset_takes_changes_and_a_dict_gives_it_back():
         (lambda: LlamaConfig.preset("nano-test", n_layer=3), "unknown model field.* n_layer"),
         (lambda: LlamaConfig.preset("nano-test", n_kv_heads=3), "not a multiple of n_kv_heads 3"),
         (lambda: LlamaConfig.preset("nano-test", head_dim=15), "head_dim 15 is odd"),
+        (lambda: LlamaConfig.preset("nano-test", window=0), "window 0: give 1 position or more"),
+        (lambda: LlamaConfig.preset("nano-test", attention_scale=0.0), "attention_scale 0.0: give a positive number"),
+        (lambda: LlamaConfig.preset("nano-test", logit_divisor=-2.0), "logit_divisor -2.0: give a positive number"),
+        (lambda: LlamaConfig.preset("nano-test", family="gemma"), "family 'gemma': give one of llama, mistral, qwen2"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused_with_a_hint(make, words):
@@ -133,10 +161,25 @@ SHAPE_CHANGES = dict(
     head_dim=18,
     tied=False,
     param_dtype="bfloat16",
+    qkv_bias=True,
+    o_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
 )
-VALUE_CHANGES = dict(norm_eps=1e-3, rope_theta=5e5, rope_scaling=RopeScaling("linear", 2.0), dtype="bfloat16")
+VALUE_CHANGES = dict(
+    norm_eps=1e-3,
+    rope_theta=5e5,
+    rope_scaling=RopeScaling("linear", 2.0),
+    dtype="bfloat16",
+    window=5,
+    attention_scale=0.5,
+    embedding_multiplier=0.01,
+    residual_multiplier=0.3,
+    logit_divisor=2.0,
+)
 EXECUTION_CHANGES = dict(remat="full", attention="splash", unroll=2, cache="int8")
-DESCRIPTIONS = {"max_len"}  # what the weights were trained for: read by training and generation, not by the network
+# What the weights were trained for, read by training and generation, and how they are exported.
+DESCRIPTIONS = {"max_len", "family"}
 
 
 def test_the_changes_below_cover_every_field():

@@ -7,7 +7,7 @@ import pytest
 
 from camelid.model import decode, llama, lora, storage
 from camelid.model.config import LlamaConfig
-from camelid.model.lora import Lora, adapt, base_of
+from camelid.model.lora import Lora, adapt, base_of, ranks
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import PARTITION_RULES, make_mesh, shardings
 from camelid.model.weights import join, without
@@ -172,11 +172,19 @@ def test_a_sharded_adapted_network_computes_the_same(params):
     np.testing.assert_allclose(found, jax.jit(MODEL.apply)(tree, TOKENS), rtol=1e-4, atol=1e-5)
 
 
+def test_a_pattern_for_all_matrices_of_layers_passes_over_biases_and_norms_of_heads():
+    config = MODEL.config.replace(qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True)
+    chosen = Lora(((r"layers/(attention|mlp)/.*", 2),))
+    plain = ranks(chosen, MODEL.abstract_params)
+    assert ranks(chosen, llama.build(config).abstract_params) == plain == dict.fromkeys(plain, 2) and len(plain) == 7
+
+
 @pytest.mark.parametrize(
     "chosen, message",
     [
         (Lora(((r"layers/attn/.*", 4),)), "name no parameter: paths are such as layers/attention/q"),
         (Lora(((r".*norm/scale", 4),)), "no matrix between activations; train it whole"),
+        (Lora(((r".*/q", 4), (r"layers/.*_norm/.*", 4))), "layers/attention_norm/scale, which is no matrix between"),
         (Lora(((r"layers/attention/k", 64),)), "give at most its smaller side"),
         (Lora(((r"layers/.*/q", 4),), whole=(r"layers/attention/q",)), "targets and whole both name"),
     ],

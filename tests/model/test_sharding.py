@@ -48,6 +48,16 @@ def test_map_rules_gives_each_leaf_its_rule_and_keeps_the_tree():
     assert sharding.map_rules([("a/c/1", "x"), (".*", "y")], tree) == {"a": {"b": "y", "c": ["y", "x"]}}
 
 
+def test_biases_are_split_as_the_outputs_of_their_matrices_are():
+    config = LlamaConfig.preset("nano-test", qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True)
+    abstract = llama.build(config).abstract_params["layers"]
+    specs = sharding.map_rules(sharding.PARTITION_RULES, {"layers": abstract})["layers"]
+    assert specs["attention"]["q_norm"]["scale"] == specs["attention"]["o_bias"] == specs["mlp"]["down_bias"] == ()
+    for part, names in {"attention": "qkv", "mlp": ("gate", "up")}.items():
+        for name in names:
+            assert specs[part][f"{name}_bias"] == (None, *specs[part][name][2:]), name
+
+
 @pytest.mark.parametrize("name", ["llama-7b", "llama3.2-1b"])
 def test_the_partition_rules_split_every_matrix_over_both_fsdp_and_tensor(name):
     abstract = llama.build(LlamaConfig.preset(name)).abstract_params

@@ -7,8 +7,19 @@ import optax
 import pytest
 
 from camelid.data.errors import UserError
+from camelid.model import llama
+from camelid.model.config import LlamaConfig
+from camelid.model.sharding import map_rules, path_name
 from camelid.train import adam_8bit
-from camelid.train.optimizer import DEFAULTS, join_frozen, make_optimizer, make_schedule, split_frozen
+from camelid.train.optimizer import (
+    DECAY,
+    DEFAULTS,
+    _matrix_axes,
+    join_frozen,
+    make_optimizer,
+    make_schedule,
+    split_frozen,
+)
 
 ALL = ((r".*", False),)
 
@@ -137,6 +148,19 @@ def test_muon_orthogonalises_the_matrices_of_each_layer_and_leaves_the_rest_to_a
             singular = np.linalg.svd(found[layer] / scale, compute_uv=False)
             assert singular.min() > 0.65 and singular.max() < 1.25  # five Newton-Schulz steps come this near to 1
             assert np.sum(found[layer] / scale * (left @ right)) / len(left) > 0.8  # and to the polar factor
+
+
+def test_norms_and_biases_are_neither_decayed_nor_orthogonalised():
+    config = LlamaConfig.preset("nano-test", tied=False, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True)
+    abstract = llama.build(config).abstract_params
+    decayed = {name for name, decays in flat_rules(DECAY, abstract).items() if decays}
+    matrices = {f"layers/attention/{name}" for name in "qkvo"} | {f"layers/mlp/{name}" for name in ("gate", "up", "down")}
+    assert decayed == matrices | {"embed/embedding", "head/kernel"}
+    assert {name for name in flat_rules(DECAY, abstract) if _matrix_axes(name) is not None} == matrices
+
+
+def flat_rules(rules, tree) -> dict:
+    return {path_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(map_rules(rules, tree))}
 
 
 def test_muon_decays_once_and_by_the_same_mask_as_adamw():
