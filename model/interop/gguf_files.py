@@ -219,8 +219,10 @@ def _longrope_scaling(
 
 
 def naming_of(config: LlamaConfig) -> Naming:
-    """The names and layout of a network's tensors in the file that `write_file` makes. Raises ValueError where llama.cpp
-    knows no architecture that computes it."""
+    """The names and layout of a network's tensors in the file that `write_file` makes.
+
+    Raises ValueError where llama.cpp knows no architecture that computes the network.
+    """
     return IN_GGUF[family_in(IN_GGUF, config, "llama.cpp")].naming
 
 
@@ -319,7 +321,7 @@ def _write_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
 
 
 def _rope_factors(config: LlamaConfig) -> dict[str, np.ndarray]:
-    """The tables of divisors that say Llama 3's scaling or longrope, by their names. ValueError for what GGUF cannot."""
+    """The tables of divisors that say Llama 3's scaling or longrope, by name. ValueError for what GGUF cannot say."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind in ("linear", "ntk"):
         return {}

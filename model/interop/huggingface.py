@@ -68,9 +68,9 @@ def is_folder(path: epath.Path) -> bool:
 def open_folder(path: epath.PathLike) -> Source:
     """The checkpoint in a folder of Hugging Face's, its tensors checked by name, shape and dtype, none of them read.
 
-    Tensors are known by their names without what wrappers put before or into them (`plain_names`). Raises ValueError for
-    an architecture, an activation, a bias or a rotary scaling that the network has not, and for tensors that are missing,
-    surplus or of another shape.
+    Tensors are known by their names without what wrappers put before or into them (`plain_names`). Raises ValueError
+    for an architecture, an activation, a bias or a rotary scaling that the network has not, and for tensors that are
+    missing, surplus or of another shape.
     """
     path = epath.Path(path)
     config = read_config(_read_json(path / CONFIG), str(path / CONFIG))
@@ -99,8 +99,8 @@ def open_folder(path: epath.PathLike) -> Source:
     bare = TABLE in found and not found[TABLE][1].endswith(TABLE)
     if bare and not config.tied and HEAD not in shapes:
         raise ValueError(
-            f"{path}: a network without its output head ({HEAD}), saved from a bare model class: save the whole one, or "
-            "say tie_word_embeddings in config.json if the embedding is its head"
+            f"{path}: a network without its output head ({HEAD}), saved from a bare model class: save the whole one, "
+            "or say tie_word_embeddings in config.json if the embedding is its head"
         )
     naming = IN_HUGGING_FACE[config.family].naming
     check_tensors(str(path), config, naming, shapes)
@@ -154,8 +154,10 @@ def _weight_files(path: epath.Path) -> list[epath.Path]:
 
 
 def _without_stale(path: epath.Path, files: list[epath.Path], named: set[str]) -> list[epath.Path]:
-    """The files of an index, or the single file that stands beside it, which transformers takes: one of the two was left
-    there by an earlier save. Raises ValueError where they are not even of one network."""
+    """The files of an index, or the single file beside it, which is what transformers reads.
+
+    One of the two was left by an earlier save, which is told. Raises ValueError where they hold different tensors.
+    """
     single = path / WEIGHTS
     if not single.exists() or single in files:
         return files
@@ -238,7 +240,9 @@ def _read_additions(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
     }
     for name, theirs in (("attention_bias", "attention_bias"), ("mlp_bias", "mlp_bias"), ("window", "sliding_window")):
         if asked[name] and name not in may and (name, family) != ("attention_bias", "qwen2"):
-            raise ValueError(f"{theirs} is {fields[theirs]!r}, of which {ARCHITECTURES[family]} takes no notice: take it out")
+            raise ValueError(
+                f"{theirs} is {fields[theirs]!r}, of which {ARCHITECTURES[family]} takes no notice: take it out"
+            )
     found: dict[str, Any] = {"qkv_bias": family == "qwen2" or asked["attention_bias"]}
     found |= {"o_bias": family != "qwen2" and asked["attention_bias"], "mlp_bias": asked["mlp_bias"]}
     found |= {"qk_norm": family == "qwen3", "window": _read_window(fields, family)}
@@ -278,8 +282,10 @@ def _read_window(fields: Mapping[str, Any], family: str) -> int | None:
 
 
 def _read_rope(fields: Mapping[str, Any], family: str, max_len: int) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling. transformers before version 5 says them in `rope_theta` and `rope_scaling`, since then in
-    `rope_parameters`. Raises ValueError where two of these say different things: its versions choose differently."""
+    """Rotary base and scaling: `rope_theta` and `rope_scaling` in transformers before version 5, then `rope_parameters`.
+
+    Raises ValueError where two of the spellings disagree, among which the versions of transformers choose differently.
+    """
     spelled = {name: fields[name] for name in ("rope_scaling", "rope_parameters") if fields.get(name)}
     for name, rope in spelled.items():
         if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
@@ -294,9 +300,7 @@ def _read_rope(fields: Mapping[str, Any], family: str, max_len: int) -> tuple[fl
     return float(next(iter(bases.values()), 10_000.0)), next(iter(scalings.values()), None)
 
 
-def _read_scaling(
-    rope: Mapping[str, Any], fields: Mapping[str, Any], family: str, max_len: int
-) -> RopeScaling | None:
+def _read_scaling(rope: Mapping[str, Any], fields: Mapping[str, Any], family: str, max_len: int) -> RopeScaling | None:
     """One table of rotary settings; what its kind does not know there is passed over, as in transformers."""
     kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name)] or ["default"]
     # What the first files of Phi-3 call su or yarn is longrope, and transformers reads it as that.
@@ -326,8 +330,10 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
-    """The `config.json` of a network. more: further fields, such as token ids. Raises ValueError where transformers has no
-    class that computes it."""
+    """The `config.json` of a network. more: further fields, such as token ids.
+
+    Raises ValueError where transformers has no class that computes the network.
+    """
     family = family_in(IN_HUGGING_FACE, config, "transformers")
     theta, scaling = _write_rope(config)
     fields = {

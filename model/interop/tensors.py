@@ -29,9 +29,9 @@ SHOWN = 10  # how many tensors of a kind an error message lists
 
 
 class Naming(NamedTuple):
-    """names: of each of our parameters there, `{}` standing for the layer; parameters of one name are rows of one tensor,
-    in the order in which they stand here. interleaved: whether queries and keys turn in neighbouring pairs, as in Meta's
-    code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
+    """names: of each of our parameters there, `{}` standing for the layer; parameters of one name are rows of one
+    tensor, in the order in which `names` has them. interleaved: whether queries and keys turn in neighbouring pairs, as
+    in Meta's code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
 
     names: Mapping[str, str]
     interleaved: bool
@@ -144,8 +144,8 @@ class Source(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One of our tensors, or one layer of it: path and shape here, name and shape there, where it begins in a tensor that
-    holds the rows of several."""
+    """One of our tensors, or one layer of it: path and shape here, name and shape there, and its first row in a tensor
+    that holds the rows of several."""
 
     path: str
     layer: int | None
