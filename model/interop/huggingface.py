@@ -19,7 +19,7 @@ from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
-from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, family_in
+from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 
 CONFIG = "config.json"
@@ -185,7 +185,7 @@ def _open(file: epath.Path):
 def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
     """The network of a `config.json`. Raises ValueError for what it asks for and the network has not."""
     family = _read_family(fields, where)
-    fields = DEFAULTS[family] | dict(fields)
+    fields = DEFAULTS.get(family, {}) | dict(fields)
     for name, allowed in FIXED.items():
         if fields.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{where}: {name} is {fields[name]!r}; the network has only {allowed[0]!r}")
@@ -221,7 +221,7 @@ def _read_family(fields: Mapping[str, Any], where: str) -> str:
     known = {name: family for family, name in ARCHITECTURES.items()}
     known |= {name.replace("ForCausalLM", "Model"): family for name, family in known.items()}
     classes, kind = fields.get("architectures") or [], fields.get("model_type")
-    found = {known[name] for name in classes if name in known} if classes else {kind} & DEFAULTS.keys()
+    found = {known[name] for name in classes if name in known} if classes else {kind} & ARCHITECTURES.keys()
     if not found:
         said = ", ".join(map(str, classes)) or f"model_type {kind}"
         raise ValueError(f"{where}: architecture {said}; known are {', '.join(ARCHITECTURES.values())}")
@@ -233,31 +233,21 @@ def _read_family(fields: Mapping[str, Any], where: str) -> str:
 def _read_additions(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
     """What a family's network has that a LLaMA has not, as fields of the config."""
     may = IN_HUGGING_FACE[family].may
-    asked = {
-        "attention_bias": bool(fields.get("attention_bias")),
-        "mlp_bias": bool(fields.get("mlp_bias")),
-        "window": fields.get("sliding_window") is not None,
-    }
     for name, theirs in (("attention_bias", "attention_bias"), ("mlp_bias", "mlp_bias"), ("window", "sliding_window")):
-        if asked[name] and name not in may and (name, family) != ("attention_bias", "qwen2"):
+        if fields.get(theirs) and name not in may and (name, family) != ("attention_bias", "qwen2"):
             raise ValueError(
-                f"{theirs} is {fields[theirs]!r}, of which {ARCHITECTURES[family]} takes no notice: take it out"
+                f"{theirs} is {fields[theirs]!r}, of which {ARCHITECTURES[family]} takes no notice: say null"
             )
-    found: dict[str, Any] = {"qkv_bias": family == "qwen2" or asked["attention_bias"]}
-    found |= {"o_bias": family != "qwen2" and asked["attention_bias"], "mlp_bias": asked["mlp_bias"]}
-    found |= {"qk_norm": family == "qwen3", "window": _read_window(fields, family)}
-    if family == "granite":
-        found |= {ours: fields.get(theirs, 1.0) for ours, theirs in MULTIPLIERS.items()}
-    return found
-
-
-MULTIPLIERS = {
-    "attention_scale": "attention_multiplier",
-    "embedding_multiplier": "embedding_multiplier",
-    "residual_multiplier": "residual_multiplier",
-    "logit_divisor": "logits_scaling",
-}
-"""Granite's names of ours."""
+    biased = family != "qwen2" and bool(fields.get("attention_bias"))
+    granite = MULTIPLIERS if family == "granite" else {}
+    return {
+        "qkv_bias": biased or family == "qwen2",
+        "o_bias": biased,
+        "mlp_bias": bool(fields.get("mlp_bias")),
+        "qk_norm": family == "qwen3",
+        "window": _read_window(fields, family),
+        **{ours: fields.get(theirs, 1.0) for ours, (theirs, _) in granite.items()},
+    }
 
 
 def _read_window(fields: Mapping[str, Any], family: str) -> int | None:
@@ -377,8 +367,7 @@ def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
     if family == "phi3" and config.rope_scaling is not None:
         fields["original_max_position_embeddings"] = config.rope_scaling.original_max_len
     if family == "granite":
-        fields |= {theirs: getattr(config, ours) for ours, theirs in MULTIPLIERS.items()}
-        fields["attention_multiplier"] = config.attention_scale or config.head_dim**-0.5
+        fields |= dict(zip((theirs for theirs, _ in MULTIPLIERS.values()), multipliers(config), strict=True))
     return fields
 
 
