@@ -28,8 +28,9 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B T H E"]:
-    """softmax(scale q k^T) v, scale 1 / sqrt(E) unless given, over earlier positions of the same segment (Vaswani et al., section 3.2.1).
+    """softmax(scale q k^T) v over earlier positions of the same segment (Vaswani et al., section 3.2.1).
 
+    window: how many positions a position sees, itself among them (None: all). scale: None for 1 / sqrt(E).
     Query head h reads key/value head h // (H / K). `auto` takes splash on a TPU where each device's part of the row is
     a multiple of 128 tokens, cudnn on a GPU in a 16-bit dtype, else xla. A named implementation that cannot run raises.
     """
@@ -224,6 +225,4 @@ def _cudnn(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, window: int | None = None,
     if window is not None:
         seen_TT &= ~jnp.tril(seen_TT, -window)
     mask_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None] & seen_TT[None, None]
-    return jax.nn.dot_product_attention(
-        q_BTHE, k_BTKE, v_BTKE, mask=mask_B1TT, scale=scale, implementation="cudnn"
-    )
+    return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, mask=mask_B1TT, scale=scale, implementation="cudnn")

@@ -1,4 +1,4 @@
-"""The shape of a LLaMA or of a network built like one (Qwen, Mistral, Phi-3, Granite), and every published size by name."""
+"""The shape of a LLaMA or of a network like it (Qwen, Mistral, Phi-3, Granite), and published sizes by name."""
 
 import dataclasses
 import difflib
@@ -76,17 +76,20 @@ class LlamaConfig:
     rope_theta (the rotary base), rope_scaling, max_len (trained context in tokens), tied (the output head is the
     embedding).
 
-    Additions, all absent from a LLaMA: qkv_bias (a bias on queries, keys and values: Qwen2, arXiv:2407.10671), o_bias (on
-    attention's output), mlp_bias (on gate, up and down), qk_norm (an RMS norm of each query and key head before rotation:
-    Qwen3, arXiv:2505.09388), window (positions that attention sees, its own among them: Mistral, arXiv:2310.06825; None
-    for all), attention_scale (of scores, None for 1 / sqrt(E)), embedding_multiplier, residual_multiplier (of what each
-    half of a layer adds), logit_divisor (Granite's four). family: whose name, field names and tensor names an export
-    takes, if that family has all additions of this network (`interop.families`).
+    Additions of other families, all absent from a LLaMA:
+        qkv_bias: a bias on queries, keys and values (Qwen2, arXiv:2407.10671).
+        o_bias, mlp_bias: a bias on attention's output; on gate, up and down.
+        qk_norm: an RMS norm of each query and key head, before rotation (Qwen3, arXiv:2505.09388).
+        window: how many positions a position sees, itself among them (Mistral, arXiv:2310.06825); None for all.
+        attention_scale: of scores; None for 1 / sqrt(E). It and the next three are Granite's.
+        embedding_multiplier, residual_multiplier: of embeddings, and of what each half of a layer adds.
+        logit_divisor: of logits.
+        family: the family as which the network is exported, if that has all of its additions (`interop.families`).
 
     Execution, free to differ between runs of one checkpoint: dtype (of the computation), param_dtype, attention (an
-    implementation of `attention.attention`), remat (a policy of `llama.REMAT`), unroll (layers that are compiled side by
-    side in one turn of the loop over layers: on a CPU, all of a small model), cache (what keys and values are kept in
-    while decoding: int8, or None for dtype).
+    implementation of `attention.attention`), remat (a policy of `llama.REMAT`), unroll (layers that are compiled side
+    by side in one turn of the loop over layers: on a CPU, all of a small model), cache (what keys and values are kept
+    in while decoding: int8, or None for dtype).
     """
 
     vocab_size: int

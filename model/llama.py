@@ -186,7 +186,7 @@ class Head(nnx.Module):
 class Llama(nnx.Module):
     """Parameters: embed/embedding, layers/{attention,mlp}/..., norm/scale, and head/kernel unless tied.
 
-    Logits are divided by a config's `logit_divisor` in the norm before the head, so that `hidden` has all that heads read.
+    The norm before the head divides by the config's `logit_divisor`, so that heads need not know of it.
     """
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):

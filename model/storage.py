@@ -54,7 +54,8 @@ def plain(params: Params, abstract: Params) -> Params:
 def quantize(params: Params, rules: Rules) -> Params:
     """`params` with each matrix in the numbers that the first matching rule names; None leaves it as it is.
 
-    rules: (regex over paths, kind of `quantization.BLOCKS` or None), such as ((r".*(norm/scale|_bias)", None), (".*", "int8")).
+    rules: (regex over paths, kind of `quantization.BLOCKS` or None), such as
+    ((".*(norm/scale|_bias)", None), (".*", "int8")).
     Raises ValueError for an unknown kind, for a rule that names a norm or bias, and for a path that none names.
     """
 

@@ -147,7 +147,10 @@ def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "p
         raise UserError(f"{source}: its positions are stretched, which PEFT cannot say; merge it, --to=huggingface")
     own = jax.tree.map(np.asarray, origin.load_adapters(source, llama.build(config).abstract_params, name=weights))
     with _whole(output):
-        peft.write_folder(output, stored.lora, own, config, base=stored.path)
+        try:
+            peft.write_folder(output, stored.lora, own, config, base=stored.path)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if (tokenizer := origin.load_tokenizer(source)) is not None:
             save_for_transformers(tokenizer, origin.load_template(source), output)
 

@@ -45,35 +45,35 @@ IN_GGUF: dict[str, Family] = {
 }
 """As llama.cpp's loaders take them, windows aside: those it leaves out of all of these (docs/checkpoints.md)."""
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "granite": "GraniteForCausalLM",
-}
+ARCHITECTURES = {name: f"{name.capitalize()}ForCausalLM" for name in IN_HUGGING_FACE}
 """transformers' classes; the names of families are its `model_type`s."""
 
+_QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072},
-    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768},
-    "qwen3": {
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "sliding_window": 4096,
-        "max_position_embeddings": 32_768,
-    },
+    "qwen2": _QWEN,
+    "qwen3": _QWEN | {"head_dim": 128},
     "phi3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
-    "granite": {"attention_multiplier": 1.0},
 }
 """What transformers takes for fields that a `config.json` leaves out, where it is not what it takes for a LLaMA."""
+
+MULTIPLIERS = {
+    "attention_scale": ("attention_multiplier", "attention.scale"),
+    "embedding_multiplier": ("embedding_multiplier", "embedding_scale"),
+    "residual_multiplier": ("residual_multiplier", "residual_scale"),
+    "logit_divisor": ("logits_scaling", "logit_scale"),
+}
+"""Granite's multipliers: our name, that in a `config.json`, the key in a GGUF file."""
+
+
+def multipliers(config: LlamaConfig) -> list[float]:
+    """The values of `MULTIPLIERS`, in their order; that of attention said in any case."""
+    return [getattr(config, name) or config.head_dim**-0.5 for name in MULTIPLIERS]
 
 
 def additions(config: LlamaConfig) -> frozenset[str]:
     """What a network has that a LLaMA with heads of D / H and no rotary scaling has not."""
-    multipliers = (config.embedding_multiplier, config.residual_multiplier, config.logit_divisor)
+    others = (config.embedding_multiplier, config.residual_multiplier, config.logit_divisor)
     scaling = None if config.rope_scaling is None else _SCALINGS.get(config.rope_scaling.kind)
     has = {
         "attention_bias": config.qkv_bias and config.o_bias,
@@ -82,7 +82,7 @@ def additions(config: LlamaConfig) -> frozenset[str]:
         "mlp_bias": config.mlp_bias,
         "qk_norm": config.qk_norm,
         "window": config.window is not None,
-        "multipliers": config.attention_scale is not None or multipliers != (1, 1, 1),
+        "multipliers": config.attention_scale is not None or others != (1, 1, 1),
         "head_dim": config.head_dim * config.n_heads != config.dim,
         scaling: scaling is not None,  # ntk is nothing but another base
     }

@@ -15,7 +15,7 @@ from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
-from .families import IN_GGUF, family_in
+from .families import IN_GGUF, MULTIPLIERS, family_in, multipliers
 from .headers import MOST_LAYERS, Header, shown
 from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
@@ -25,14 +25,6 @@ ENCODINGS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 ROPE_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
-
-SCALES = {
-    "attention_scale": "attention.scale",
-    "embedding_multiplier": "embedding_scale",
-    "residual_multiplier": "residual_scale",
-    "logit_divisor": "logit_scale",
-}
-"""The keys of Granite's multipliers, by our names."""
 
 
 def is_file(path: epath.Path) -> bool:
@@ -68,8 +60,11 @@ def open_file(path: epath.PathLike) -> Source:
     if ROPE_FACTORS in tensors:
         factors = _read_tensor(path, tensors[ROPE_FACTORS])
         config = config.replace(rope_scaling=_llama3_scaling(config, factors, header))
-    if LONG_FACTORS in tensors and SHORT_FACTORS in tensors:
-        factors = [_read_tensor(path, tensors[name]) for name in (SHORT_FACTORS, LONG_FACTORS)]
+    tables = [name for name in (SHORT_FACTORS, LONG_FACTORS) if name in tensors]
+    if tables or fields.get(f"{fields['general.architecture']}.rope.scaling.type") == "longrope":
+        if len(tables) < 2:
+            raise ValueError(f"{path}: rotary scaling longrope without {SHORT_FACTORS} and {LONG_FACTORS}")
+        factors = [_read_tensor(path, tensors[name]) for name in tables]
         config = config.replace(rope_scaling=_longrope_scaling(config, *factors, header))
     naming = IN_GGUF[fields["general.architecture"]].naming
     check_tensors(str(path), config, naming, shapes)
@@ -137,9 +132,8 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     if tokens and tokens != vocab_size:
         raise ValueError(f"{where}: its tokenizer has {tokens:,} tokens, its embedding {vocab_size:,} rows")
     window = size("attention.sliding_window", 0, low=0) or None
-    # llama.cpp takes an attention scale of 0 for the usual one.
-    said = {ours: f"{kind}.{key}" for ours, key in SCALES.items() if fields.get(f"{kind}.{key}")}
-    further = {ours: _shortest(fields.number(key)) for ours, key in said.items()}
+    said = {ours: f"{kind}.{key}" for ours, (_, key) in MULTIPLIERS.items() if fields.get(f"{kind}.{key}")}
+    scales = {ours: fields.number(key) for ours, key in said.items()}
     return LlamaConfig(
         vocab_size=vocab_size,
         dim=dim,
@@ -159,7 +153,8 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         qk_norm=_holds(shapes, "layers/attention/q_norm/scale"),
         window=window,
         family="mistral" if kind == "llama" and window else kind,
-        **further,
+        # llama.cpp takes an attention scale of 0 for the usual one.
+        **{name: _shortest(scale) for name, scale in scales.items()},
     )
 
 
@@ -219,13 +214,8 @@ def _longrope_scaling(config: LlamaConfig, short: np.ndarray, long: np.ndarray, 
     original = fields.integer(f"{prefix}original_context_length", config.max_len)
     short_factors, long_factors = ([_shortest(factor) for factor in table.tolist()] for table in (short, long))
     try:
-        scaling = RopeScaling(
-            "longrope",
-            config.max_len / original,
-            original_max_len=original,
-            short_factors=short_factors,
-            long_factors=long_factors,
-        )
+        factors = dict(short_factors=short_factors, long_factors=long_factors)
+        scaling = RopeScaling("longrope", config.max_len / original, original_max_len=original, **factors)
         formula = frequencies(config.replace(rope_scaling=scaling), np.ones(1))[1]
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{fields.where}: {error}") from None
@@ -237,8 +227,10 @@ def _longrope_scaling(config: LlamaConfig, short: np.ndarray, long: np.ndarray, 
 
 
 def naming_of(config: LlamaConfig) -> Naming:
-    """The names and layout of a network's tensors in the file that `write_file` makes. Raises ValueError where llama.cpp
-    knows no architecture that computes it."""
+    """The names and layout of a network's tensors in the file that `write_file` makes.
+
+    Raises ValueError where llama.cpp knows no architecture that computes the network.
+    """
     return IN_GGUF[family_in(IN_GGUF, config, "llama.cpp")].naming
 
 
@@ -330,14 +322,12 @@ def _write_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
     if config.window is not None:
         writer.add_sliding_window(config.window)
     if writer.arch == "granite":
-        scales = {name: getattr(config, name) for name in SCALES}
-        scales["attention_scale"] = config.attention_scale or config.head_dim**-0.5
-        for name, key in SCALES.items():
-            writer.add_float32(f"granite.{key}", scales[name])
+        for (_, key), value in zip(MULTIPLIERS.values(), multipliers(config), strict=True):
+            writer.add_float32(f"granite.{key}", value)
 
 
 def _rope_factors(config: LlamaConfig) -> dict[str, np.ndarray]:
-    """The tables of divisors that say Llama 3's scaling or longrope, by their names. ValueError for what GGUF cannot."""
+    """The tables of divisors that say Llama 3's scaling or longrope, by name. ValueError for what GGUF cannot say."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind in ("linear", "ntk"):
         return {}

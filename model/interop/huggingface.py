@@ -20,7 +20,7 @@ from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
-from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, family_in
+from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
 from .headers import MOST_LAYERS, Header, absent, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 
@@ -70,9 +70,9 @@ def is_folder(path: epath.Path) -> bool:
 def open_folder(path: epath.PathLike) -> Source:
     """The checkpoint in a folder of Hugging Face's, its tensors checked by name, shape and dtype, none of them read.
 
-    Tensors are known by their names without what wrappers put before or into them (`plain_names`). Raises ValueError for
-    an architecture, an activation, a bias or a rotary scaling that the network has not, and for tensors that are missing,
-    surplus or of another shape.
+    Tensors are known by their names without what wrappers put before or into them (`plain_names`). Raises ValueError
+    for an architecture, an activation, a bias or a rotary scaling that the network has not, and for tensors that are
+    missing, surplus or of another shape.
     """
     path = epath.Path(path)
     config = read_config(read_json(path / CONFIG), str(path / CONFIG))
@@ -101,8 +101,8 @@ def open_folder(path: epath.PathLike) -> Source:
     bare = TABLE in found and not found[TABLE][1].endswith(TABLE)
     if bare and not config.tied and HEAD not in shapes:
         raise ValueError(
-            f"{path}: a network without its output head ({HEAD}), saved from a bare model class: save the whole one, or "
-            "say tie_word_embeddings in config.json if the embedding is its head"
+            f"{path}: a network without its output head ({HEAD}), saved from a bare model class: save the whole one, "
+            "or say tie_word_embeddings in config.json if the embedding is its head"
         )
     naming = IN_HUGGING_FACE[config.family].naming
     check_tensors(str(path), config, naming, shapes)
@@ -146,8 +146,10 @@ def _weight_files(path: epath.Path) -> list[epath.Path]:
 
 
 def _without_stale(path: epath.Path, files: list[epath.Path], named: set[str]) -> list[epath.Path]:
-    """The files of an index, or the single file that stands beside it, which transformers takes: one of the two was left
-    there by an earlier save. Raises ValueError where they are not even of one network."""
+    """The files of an index, or the single file beside it, which is what transformers reads.
+
+    One of the two was left by an earlier save, which is told. Raises ValueError where they hold different tensors.
+    """
     single = path / WEIGHTS
     if not single.exists() or single in files:
         return files
@@ -175,7 +177,7 @@ def _open(file: epath.Path):
 def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
     """The network of a `config.json`. Raises ValueError for what it asks for and the network has not."""
     family = _read_family(Header(fields, where))
-    fields = Header(DEFAULTS[family] | dict(fields), where)
+    fields = Header(DEFAULTS.get(family, {}) | dict(fields), where)
     for name, allowed in FIXED.items():
         if fields.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{where}: {name} is {shown(fields[name])}; the network has only {allowed[0]!r}")
@@ -209,7 +211,7 @@ def _read_family(fields: Header) -> str:
     known = {name: family for family, name in ARCHITECTURES.items()}
     known |= {name.replace("ForCausalLM", "Model"): family for name, family in known.items()}
     classes, kind = fields.texts("architectures"), fields.text("model_type", "") or None
-    found = {known[name] for name in classes if name in known} if classes else {kind} & DEFAULTS.keys()
+    found = {known[name] for name in classes if name in known} if classes else {kind} & ARCHITECTURES.keys()
     if not found:
         said = shown(", ".join(classes) or f"model_type {kind}").strip("'\"")
         raise ValueError(f"{fields.where}: architecture {said}; known are {', '.join(ARCHITECTURES.values())}")
@@ -222,31 +224,20 @@ def _read_family(fields: Header) -> str:
 def _read_additions(fields: Header, family: str) -> dict[str, Any]:
     """What a family's network has that a LLaMA has not, as fields of the config."""
     may = IN_HUGGING_FACE[family].may
-    asked = {
-        "attention_bias": fields.flag("attention_bias", False),
-        "mlp_bias": fields.flag("mlp_bias", False),
-        "window": fields.get("sliding_window") is not None,
-    }
     for name, theirs in (("attention_bias", "attention_bias"), ("mlp_bias", "mlp_bias"), ("window", "sliding_window")):
-        if asked[name] and name not in may and (name, family) != ("attention_bias", "qwen2"):
-            raise ValueError(
-                f"{theirs} is {fields[theirs]!r}, of which {ARCHITECTURES[family]} takes no notice: take it out"
-            )
-    found: dict[str, Any] = {"qkv_bias": family == "qwen2" or asked["attention_bias"]}
-    found |= {"o_bias": family != "qwen2" and asked["attention_bias"], "mlp_bias": asked["mlp_bias"]}
-    found |= {"qk_norm": family == "qwen3", "window": _read_window(fields, family)}
-    if family == "granite":
-        found |= {ours: fields.number(theirs, 1.0) for ours, theirs in MULTIPLIERS.items()}
-    return found
-
-
-MULTIPLIERS = {
-    "attention_scale": "attention_multiplier",
-    "embedding_multiplier": "embedding_multiplier",
-    "residual_multiplier": "residual_multiplier",
-    "logit_divisor": "logits_scaling",
-}
-"""Granite's names of ours."""
+        if fields.get(theirs) and name not in may and (name, family) != ("attention_bias", "qwen2"):
+            said = f"{theirs} is {shown(fields[theirs])}, of which {ARCHITECTURES[family]} takes no notice"
+            raise ValueError(f"{said}: say null")
+    biased = family != "qwen2" and fields.flag("attention_bias", False)
+    granite = MULTIPLIERS if family == "granite" else {}
+    return {
+        "qkv_bias": biased or family == "qwen2",
+        "o_bias": biased,
+        "mlp_bias": fields.flag("mlp_bias", False),
+        "qk_norm": family == "qwen3",
+        "window": _read_window(fields, family),
+        **{ours: fields.number(theirs, 1.0) for ours, (theirs, _) in granite.items()},
+    }
 
 
 def _read_window(fields: Header, family: str) -> int | None:
@@ -272,8 +263,10 @@ def _read_window(fields: Header, family: str) -> int | None:
 
 
 def _read_rope(fields: Header, family: str, max_len: int) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling. transformers before version 5 says them in `rope_theta` and `rope_scaling`, since then in
-    `rope_parameters`. Raises ValueError where two of these say different things: its versions choose differently."""
+    """Rotary base and scaling: `rope_theta` and `rope_scaling` in transformers before version 5, then `rope_parameters`.
+
+    Raises ValueError where two of the spellings disagree, among which the versions of transformers choose differently.
+    """
     spelled = {name: fields.section(name) for name in ("rope_scaling", "rope_parameters") if fields.get(name)}
     for name, rope in spelled.items():
         if any(isinstance(value, Mapping) for value in rope.values()):
@@ -324,8 +317,10 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
-    """The `config.json` of a network. more: further fields, such as token ids. Raises ValueError where transformers has no
-    class that computes it."""
+    """The `config.json` of a network. more: further fields, such as token ids.
+
+    Raises ValueError where transformers has no class that computes the network.
+    """
     family = family_in(IN_HUGGING_FACE, config, "transformers")
     theta, scaling = _write_rope(config)
     fields = {
@@ -369,8 +364,7 @@ def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
     if family == "phi3" and config.rope_scaling is not None:
         fields["original_max_position_embeddings"] = config.rope_scaling.original_max_len
     if family == "granite":
-        fields |= {theirs: getattr(config, ours) for ours, theirs in MULTIPLIERS.items()}
-        fields["attention_multiplier"] = config.attention_scale or config.head_dim**-0.5
+        fields |= dict(zip((theirs for theirs, _ in MULTIPLIERS.values()), multipliers(config), strict=True))
     return fields
 
 

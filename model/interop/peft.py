@@ -35,6 +35,13 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """How adapters may begin so that they fit only a base from which something was taken."""
 
 
+def _check_family(path: epath.Path, config: LlamaConfig) -> None:
+    if config.family == "phi3":
+        raise ValueError(
+            f"{path}: PEFT adapts Phi-3's fused qkv_proj and gate_up_proj, which are separate matrices here"
+        )
+
+
 def is_folder(path: epath.Path) -> bool:
     return (path / CONFIG).exists()
 
@@ -65,6 +72,7 @@ def read_folder(path: epath.PathLike, config: LlamaConfig) -> tuple[Lora, dict[s
     Raises ValueError for tensors that have no place in the network, are of another shape, or cover some layers only.
     """
     path = epath.Path(path)
+    _check_family(path, config)
     fields = read_config(path)
     try:
         tensors = safetensors.numpy.load_file(path / WEIGHTS)
@@ -158,12 +166,15 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
     ones of twice the rank, which say by how much they have changed (PiSSA, arXiv:2404.02948, appendix C).
     """
     path = epath.Path(path)
+    _check_family(path, config)
     tensors, ranks, gains, whole = {}, {}, {}, []
     for place in places(config, HUGGING_FACE):
         parts = functools.reduce(lambda tree, name: (tree or {}).get(name), place.path.split("/"), own)
         if parts is None:
             continue
         module = place.name.removesuffix(".weight")
+        if place.path.endswith("_bias"):
+            raise ValueError(f"{path}: {place.path} was trained whole, which PEFT's format has no place for; merge it")
         if not isinstance(parts, dict):
             whole.append(module.split(".")[-1])
             value = parts if place.layer is None else parts[place.layer]

@@ -29,39 +29,40 @@ SHOWN = 10  # how many tensors of a kind an error message lists
 
 
 class Naming(NamedTuple):
-    """names: of each of our parameters there, `{}` standing for the layer; parameters of one name are rows of one tensor,
-    in the order in which they stand here. interleaved: whether queries and keys turn in neighbouring pairs, as in Meta's
-    code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
+    """names: of each of our parameters there, `{}` standing for the layer; parameters of one name are rows of one
+    tensor, in the order in which `names` has them. interleaved: whether queries and keys turn in neighbouring pairs, as
+    in Meta's code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
 
     names: Mapping[str, str]
     interleaved: bool
     ignored: str
 
 
+def _and_additions(names: dict[str, str], head_norm: str) -> dict[str, str]:
+    """The names of a LLaMA's parameters, and those of biases and of norms of heads beside them."""
+    matrices = [path for path in names if re.fullmatch("layers/(attention|mlp)/[a-z]+", path)]
+    biases = {f"{path}_bias": names[path].replace(".weight", ".bias") for path in matrices}
+    return names | biases | {f"layers/attention/{x}_norm/scale": head_norm.replace("X", x) for x in "qk"}
+
+
 HUGGING_FACE = Naming(
-    {
-        "embed/embedding": "model.embed_tokens.weight",
-        "layers/attention_norm/scale": "model.layers.{}.input_layernorm.weight",
-        "layers/attention/q": "model.layers.{}.self_attn.q_proj.weight",
-        "layers/attention/k": "model.layers.{}.self_attn.k_proj.weight",
-        "layers/attention/v": "model.layers.{}.self_attn.v_proj.weight",
-        "layers/attention/o": "model.layers.{}.self_attn.o_proj.weight",
-        "layers/attention/q_bias": "model.layers.{}.self_attn.q_proj.bias",
-        "layers/attention/k_bias": "model.layers.{}.self_attn.k_proj.bias",
-        "layers/attention/v_bias": "model.layers.{}.self_attn.v_proj.bias",
-        "layers/attention/o_bias": "model.layers.{}.self_attn.o_proj.bias",
-        "layers/attention/q_norm/scale": "model.layers.{}.self_attn.q_norm.weight",
-        "layers/attention/k_norm/scale": "model.layers.{}.self_attn.k_norm.weight",
-        "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
-        "layers/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
-        "layers/mlp/up": "model.layers.{}.mlp.up_proj.weight",
-        "layers/mlp/down": "model.layers.{}.mlp.down_proj.weight",
-        "layers/mlp/gate_bias": "model.layers.{}.mlp.gate_proj.bias",
-        "layers/mlp/up_bias": "model.layers.{}.mlp.up_proj.bias",
-        "layers/mlp/down_bias": "model.layers.{}.mlp.down_proj.bias",
-        "norm/scale": "model.norm.weight",
-        "head/kernel": "lm_head.weight",
-    },
+    _and_additions(
+        {
+            "embed/embedding": "model.embed_tokens.weight",
+            "layers/attention_norm/scale": "model.layers.{}.input_layernorm.weight",
+            "layers/attention/q": "model.layers.{}.self_attn.q_proj.weight",
+            "layers/attention/k": "model.layers.{}.self_attn.k_proj.weight",
+            "layers/attention/v": "model.layers.{}.self_attn.v_proj.weight",
+            "layers/attention/o": "model.layers.{}.self_attn.o_proj.weight",
+            "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
+            "layers/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
+            "layers/mlp/up": "model.layers.{}.mlp.up_proj.weight",
+            "layers/mlp/down": "model.layers.{}.mlp.down_proj.weight",
+            "norm/scale": "model.norm.weight",
+            "head/kernel": "lm_head.weight",
+        },
+        "model.layers.{}.self_attn.X_norm.weight",
+    ),
     interleaved=False,
     ignored=r".*\.rotary_emb\.inv_freq",
 )
@@ -91,29 +92,23 @@ META = Naming(
     ignored=r"rope\.freqs",
 )
 GGUF = Naming(
-    {
-        "embed/embedding": "token_embd.weight",
-        "layers/attention_norm/scale": "blk.{}.attn_norm.weight",
-        "layers/attention/q": "blk.{}.attn_q.weight",
-        "layers/attention/k": "blk.{}.attn_k.weight",
-        "layers/attention/v": "blk.{}.attn_v.weight",
-        "layers/attention/o": "blk.{}.attn_output.weight",
-        "layers/attention/q_bias": "blk.{}.attn_q.bias",
-        "layers/attention/k_bias": "blk.{}.attn_k.bias",
-        "layers/attention/v_bias": "blk.{}.attn_v.bias",
-        "layers/attention/o_bias": "blk.{}.attn_output.bias",
-        "layers/attention/q_norm/scale": "blk.{}.attn_q_norm.weight",
-        "layers/attention/k_norm/scale": "blk.{}.attn_k_norm.weight",
-        "layers/mlp_norm/scale": "blk.{}.ffn_norm.weight",
-        "layers/mlp/gate": "blk.{}.ffn_gate.weight",
-        "layers/mlp/up": "blk.{}.ffn_up.weight",
-        "layers/mlp/down": "blk.{}.ffn_down.weight",
-        "layers/mlp/gate_bias": "blk.{}.ffn_gate.bias",
-        "layers/mlp/up_bias": "blk.{}.ffn_up.bias",
-        "layers/mlp/down_bias": "blk.{}.ffn_down.bias",
-        "norm/scale": "output_norm.weight",
-        "head/kernel": "output.weight",
-    },
+    _and_additions(
+        {
+            "embed/embedding": "token_embd.weight",
+            "layers/attention_norm/scale": "blk.{}.attn_norm.weight",
+            "layers/attention/q": "blk.{}.attn_q.weight",
+            "layers/attention/k": "blk.{}.attn_k.weight",
+            "layers/attention/v": "blk.{}.attn_v.weight",
+            "layers/attention/o": "blk.{}.attn_output.weight",
+            "layers/mlp_norm/scale": "blk.{}.ffn_norm.weight",
+            "layers/mlp/gate": "blk.{}.ffn_gate.weight",
+            "layers/mlp/up": "blk.{}.ffn_up.weight",
+            "layers/mlp/down": "blk.{}.ffn_down.weight",
+            "norm/scale": "output_norm.weight",
+            "head/kernel": "output.weight",
+        },
+        "blk.{}.attn_X_norm.weight",
+    ),
     interleaved=True,
     ignored=r"rope_(freqs|factors_long|factors_short)\.weight",
 )
@@ -144,8 +139,8 @@ class Source(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One of our tensors, or one layer of it: path and shape here, name and shape there, where it begins in a tensor that
-    holds the rows of several."""
+    """One of our tensors, or one layer of it: path and shape here, name and shape there, and its first row in a tensor
+    that holds the rows of several."""
 
     path: str
     layer: int | None

@@ -106,9 +106,7 @@ def test_splash_equals_the_reference_with_a_window():
 def test_the_mask_of_cudnn_is_the_reference_s(monkeypatch):
     """The kernel itself runs on a GPU alone; here JAX's own attention takes what it is given."""
     product = jax.nn.dot_product_attention
-    monkeypatch.setattr(
-        jax.nn, "dot_product_attention", lambda *qkv, implementation, **fields: product(*qkv, **fields)
-    )
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *qkv, implementation, **fields: product(*qkv, **fields))
     for fields in ({}, {"window": 20, "scale": 0.3}):
         compare(functools.partial(attention, implementation="cudnn"), (2, 70, 4, 2, 16), **fields)
 

@@ -154,7 +154,9 @@ def test_norms_and_biases_are_neither_decayed_nor_orthogonalised():
     config = LlamaConfig.preset("nano-test", tied=False, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True)
     abstract = llama.build(config).abstract_params
     decayed = {name for name, decays in flat_rules(DECAY, abstract).items() if decays}
-    matrices = {f"layers/attention/{name}" for name in "qkvo"} | {f"layers/mlp/{name}" for name in ("gate", "up", "down")}
+    matrices = {f"layers/attention/{name}" for name in "qkvo"} | {
+        f"layers/mlp/{name}" for name in ("gate", "up", "down")
+    }
     assert decayed == matrices | {"embed/embedding", "head/kernel"}
     assert {name for name in flat_rules(DECAY, abstract) if _matrix_axes(name) is not None} == matrices
 

@@ -1,9 +1,9 @@
 """Makes families.npz: what transformers' classes of other families than LLaMA compute for tiny random networks.
 
 Run by hand, from the repository's root, where torch and transformers (5 or later) are installed:
-`python -m tests.model.golden.make_families`. Weights are not stored: both sides draw them from numpy's RandomState. Stored
-per case are the logits of every fifth position; for every weight, in the order of their names, its gradient of the mean
-cross entropy times two fixed random arrays of its shape; and the tokens of greedy answers to the first tokens of each row.
+`python -m tests.model.golden.make_families`. Weights are not stored: both sides draw them from numpy's RandomState.
+Stored per case are the logits of every fifth position; for every weight, in the order of their names, its gradient of
+the mean cross entropy times two fixed random arrays of its shape; and greedy answers to the first tokens of each row.
 """
 
 from pathlib import Path
@@ -31,12 +31,8 @@ SIZES = dict(
     eos_token_id=None,
 )
 WIDE = SIZES | dict(head_dim=16)
-LONGROPE = dict(
-    rope_type="longrope", short_factor=[1.0, 1.1, 1.3, 1.6], long_factor=[1.0, 2.0, 3.5, 5.0], original=16
-)
-MULTIPLIERS = dict(
-    embedding_multiplier=6.0, attention_multiplier=0.11, residual_multiplier=0.4, logits_scaling=3.0
-)
+LONGROPE = dict(rope_type="longrope", short_factor=[1.0, 1.1, 1.3, 1.6], long_factor=[1.0, 2.0, 3.5, 5.0], original=16)
+MULTIPLIERS = dict(embedding_multiplier=6.0, attention_multiplier=0.11, residual_multiplier=0.4, logits_scaling=3.0)
 
 
 def _longrope(original: int) -> dict:

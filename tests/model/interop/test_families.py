@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 
 from camelid.model import decode, llama, storage
-from camelid.model.interop import gguf_files, huggingface, tensors
 from camelid.model.config import LlamaConfig
+from camelid.model.interop import gguf_files, huggingface, tensors
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import path_name
 from camelid.tests.model.golden import make_families as golden
@@ -71,7 +71,15 @@ def test_logits_and_gradients_are_transformers(name, opened, stored):
     np.testing.assert_allclose(found, stored[f"{name}/gradients"], rtol=2e-4, atol=2e-5)
 
 
-ANSWERED = ["qwen2", "qwen3_tied_biases_window", "mistral", "phi3", "phi3_longrope_past", "llama_biases", "granite_biases"]
+ANSWERED = [
+    "qwen2",
+    "qwen3_tied_biases_window",
+    "mistral",
+    "phi3",
+    "phi3_longrope_past",
+    "llama_biases",
+    "granite_biases",
+]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,6 @@ def test_what_is_written_comes_back_bit_for_bit(name, opened, tmp_path):
     again = huggingface.open_folder(folders.write_folder(tmp_path / "a", source.config, params, max_file_bytes=9_000))
     assert again.config == source.config and len(again.files) > 3
     folders.assert_same_params(folders.load(again), params)
-    kind, case = golden.CASES[name]
     if name == "qwen3_tied_biases_window":  # llama.cpp's Qwen3 has none
         with pytest.raises(ValueError, match="no architecture that joins attention_bias, head_dim, qk_norm, window"):
             gguf_files.naming_of(source.config)
@@ -158,12 +165,16 @@ def llama_cpp_tensors(kind: str, case: dict) -> dict[str, np.ndarray]:
         theirs, permuted = IN_LLAMA_CPP[inner]
         if permuted and kind in ("Llama", "Mistral", "Granite"):
             heads = case["num_attention_heads" if inner.endswith("q_proj") else "num_key_value_heads"]
-            value = value.reshape(heads, 2, len(value) // heads // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+            value = (
+                value.reshape(heads, 2, len(value) // heads // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+            )
         found[f"blk.{layer}.{theirs}.{suffix}"] = value
     return found
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "phi3", "phi3_longrope_past", "llama_biases", "granite_biases"])
+@pytest.mark.parametrize(
+    "name", ["qwen2", "qwen3", "mistral", "phi3", "phi3_longrope_past", "llama_biases", "granite_biases"]
+)
 def test_a_gguf_file_holds_what_llama_cpp_looks_for(name, opened, tmp_path):
     source, (kind, case) = opened(name), golden.CASES[name]
     file = write_gguf(tmp_path / "a.gguf", source.config, jax.device_get(folders.load(source)))
@@ -203,10 +214,14 @@ def test_every_way_of_quantising_a_whole_network_leaves_norms_and_biases(kind):
     config = LlamaConfig.preset("nano-test", qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True)
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(llama.build(config).abstract_params)]
     whole = {path for path in paths if storage.kind_at(storage.rules_of(kind), path) is None}
-    attention = {f"layers/attention/{name}" for name in ("q_bias", "k_bias", "v_bias", "o_bias", "q_norm/scale", "k_norm/scale")}
+    attention = {
+        f"layers/attention/{name}" for name in ("q_bias", "k_bias", "v_bias", "o_bias", "q_norm/scale", "k_norm/scale")
+    }
     mlp = {f"layers/mlp/{name}_bias" for name in ("gate", "up", "down")}
     assert whole == attention | mlp | {"norm/scale", "layers/attention_norm/scale", "layers/mlp_norm/scale"}
-    with pytest.raises(ValueError, match="of layers/attention/q_bias: only matrices can be; put a rule with None before"):
+    with pytest.raises(
+        ValueError, match="of layers/attention/q_bias: only matrices can be; put a rule with None before"
+    ):
         storage.kind_at(((r".*", "int8"),), "layers/attention/q_bias")
 
 

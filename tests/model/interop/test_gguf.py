@@ -319,7 +319,11 @@ BIAS, UP = {"blk.0.attn_q.bias": np.zeros(64, np.float32)}, "blk.1.ffn_up.weight
         ({}, {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}, "rope_freqs.weight is not what Llama 3's"),
         ({}, {"rope_freqs.weight": np.ones(4, np.float32)}, "rope_freqs.weight is not what Llama 3's"),
         ({}, BIAS, r"5 tensor\(s\) missing: blk.0.attn_k.bias"),
-        ({}, {"blk.0.attn_qkv.weight": np.zeros((96, 32), np.float32)}, "no place in the network: blk.0.attn_qkv.weight"),
+        (
+            {},
+            {"blk.0.attn_qkv.weight": np.zeros((96, 32), np.float32)},
+            "no place in the network: blk.0.attn_qkv.weight",
+        ),
         ({}, {UP: None}, rf"1 tensor\(s\) missing: {UP} \[40, 32\]"),
         ({}, {UP: np.zeros((32, 40), np.float32)}, rf"of another shape: {UP} \[32, 40\], the config says \[40, 32\]"),
         ({}, {"token_embd.weight": None}, r"1 tensor\(s\) missing: token_embd.weight"),
@@ -337,7 +341,7 @@ def test_what_the_network_cannot_be_is_refused_with_what_and_where(fields, named
 
 def test_another_architecture_is_refused(tmp_path):
     file = write_raw(tmp_path / "a.gguf", {}, {}, architecture="gemma2")
-    with pytest.raises(ValueError, match="architecture 'gemma2'; known are llama, qwen2, qwen3, phi3, granite$"):
+    with pytest.raises(ValueError, match=r"architecture 'gemma2'; known are llama, qwen2, qwen3, phi3, granite$"):
         gguf_files.open_file(file)
 
 

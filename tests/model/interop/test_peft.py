@@ -172,3 +172,21 @@ def test_adapters_that_leave_the_base_as_it_is_are_read_however_they_began(begin
     folder = shutil.copytree(make_peft.FOLDER / "peft_whole", tmp_path / "their")
     says(init_lora_weights=begin)(folder)
     assert peft.read_folder(folder, base[0])[0].targets
+
+
+def test_what_peft_cannot_say_of_other_families_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="peft_plain: PEFT adapts Phi-3's fused qkv_proj and gate_up_proj"):
+        peft.read_folder(make_peft.FOLDER / "peft_plain", folders.TINY.replace(family="phi3"))
+    config = folders.TINY.replace(family="qwen2", qkv_bias=True)
+    chosen = Lora(((r"layers/attention/q", 2),), whole=(r".*q_bias",))
+    params = folders.random_params(config)
+    own = without(lora.adapt(chosen, params, params, jax.random.key(0)), lora.base_of(chosen, params))
+    with pytest.raises(
+        ValueError, match="layers/attention/q_bias was trained whole, which PEFT's format has no place for"
+    ):
+        peft.write_folder(tmp_path / "a", chosen, own, config, base="there")
+    del own["layers"]["attention"]["q_bias"]
+    peft.write_folder(tmp_path / "a", chosen, own, config, base="there")
+    found, again = peft.read_folder(tmp_path / "a", config)
+    assert found.targets == ((r"layers/attention/q", 2),)
+    folders.assert_same_params(again, jax.device_get(own))
