@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -85,10 +86,12 @@ def _open(path: str, stamp: Stamp) -> Foreign:
 
 def _gguf(path: epath.Path) -> Foreign:
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        link = f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else "no such file"
+        raise UserError(f"{path}: {link}")
     source = gguf_files.open_file(path)
     fields = source.extra["fields"]
-    tokenizer = Tokenizer(tokenizer_files(fields, str(path)), str(path)) if "tokenizer.ggml.model" in fields else None
+    without = fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")  # llama.cpp's words for no tokenizer
+    tokenizer = None if without else Tokenizer(tokenizer_files(fields, str(path)), str(path))
     return Foreign("gguf", source, tokenizer, _own_template(tokenizer, path.stem))
 
 

@@ -7,6 +7,7 @@ Config fields mean what transformers' LlamaForCausalLM makes of them, in its old
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +18,14 @@ from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
+from . import torch_files
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 MODEL_TYPES = ("llama", "mistral")
@@ -113,21 +117,34 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def _weight_files(path: epath.Path) -> list[epath.Path]:
-    if (path / INDEX).exists():
-        named = _read_json(path / INDEX).get("weight_map")
-        if not named:
-            raise ValueError(f"{path / INDEX} has no weight_map")
-        files = sorted({path / file for file in named.values()})
-        if absent := [file.name for file in files if not file.exists()]:
-            raise ValueError(f"{path / INDEX} names files that are not there: {', '.join(absent)}")
-        return files
-    if not (path / WEIGHTS).exists():
-        hint = "; save it again with safe_serialization=True" if list(path.glob("*.bin")) else ""
-        raise ValueError(f"{path}: neither {WEIGHTS} nor {INDEX}{hint}")
-    return [path / WEIGHTS]
+    """The files that hold the tensors: one, or those of an index; safetensors, else what torch.save wrote."""
+    for single, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
+        if (path / index).exists():
+            return _files_of(path / index)
+        if (path / single).exists():
+            return [path / single]
+        if dangling := [name for name in (single, index) if os.path.islink(path / name)]:
+            raise ValueError(f"{path / dangling[0]} is a link to {os.readlink(path / dangling[0])}, which is not there")
+    raise ValueError(f"{path}: no {WEIGHTS}, {INDEX}, {TORCH_WEIGHTS} or {TORCH_INDEX}")
+
+
+def _files_of(index: epath.Path) -> list[epath.Path]:
+    """The files that an index names. Raises ValueError for names that lead out of its folder."""
+    named = _read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
+        raise ValueError(f"{index} has no weight_map of files' names by tensors'")
+    names = sorted(set(named.values()))
+    if outside := [name for name in names if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name]:
+        raise ValueError(f"{index} names {outside[0]!r:.200}, which is no file of its own folder")
+    if absent := [name for name in names if not (index.parent / name).exists()]:
+        raise ValueError(f"{index} names files that are not there: {', '.join(absent[:SHOWN])}")
+    return [index.parent / name for name in names]
 
 
 def _open(file: epath.Path):
+    """A file of tensors, as a context whose `get_slice(name)` reads parts."""
+    if file.suffix == ".bin":
+        return torch_files.Opened(file)
     try:
         return safetensors.safe_open(file, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
