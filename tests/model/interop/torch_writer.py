@@ -68,7 +68,11 @@ def save_tensors(file, tensors: dict[str, np.ndarray]):
     storages, described = {}, collections.OrderedDict()
     for number, (name, value) in enumerate(tensors.items()):
         turned = value.ndim == 2 and number % 2 == 1
-        strides = (1, value.shape[0]) if turned else tuple(s // value.itemsize for s in np.empty_like(value).strides)
+        strides = (
+            (1, value.shape[0])
+            if turned
+            else tuple(s // value.itemsize for s in np.empty(value.shape, value.dtype).strides)
+        )
         storage = Storage(KINDS[value.dtype.name], str(number), value.size)
         storages[str(number)] = np.ascontiguousarray(value.T if turned else value)
         described[name] = Tensor(storage, 0, value.shape, strides)
