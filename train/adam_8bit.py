@@ -1,10 +1,10 @@
 """Adam whose moments take one byte a number (Dettmers et al. 2022, 8-bit optimizers, arXiv:2110.02861).
 
 A moment is cut into blocks along its last axis; each block is divided by its largest magnitude, and each number becomes
-the nearest of 256 values that are spaced evenly within every decade (dynamic tree quantisation, section 1.3): small
-numbers keep their relative precision. Of the second moment it is the root that is kept, as what the step is divided by:
-its range is half as many decades, so that it is not rounded to 0 where the first moment is not. The step itself is
-computed in float32; of all layers at once, its decoded moments would take the memory that codes save (`by_layer`).
+the nearest of 256 values (`model/dynamic_codes.py`). Of the second moment it is the root that is kept, as what the step
+is divided by: its range is half as many decades, so that it is not rounded to 0 where the first moment is not. The step
+itself is computed in float32; of all layers at once, its decoded moments would take the memory that codes save
+(`by_layer`).
 """
 
 from typing import Any, NamedTuple
@@ -12,17 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
+
+from ..model.dynamic_codes import ZERO, magnitudes, nearest, signed_codes, signed_values
 
 BLOCK = 256
 SMALLEST = 4096
 """Leaves with fewer numbers stay float32: norms are small, and matter."""
-
-DECADES = 7
-"""The powers of ten that values lie between: from 1e-7 to 1."""
-
-ZERO = 127
-"""The code of 0 where there is a sign: that many are below, and one more, 1, above."""
 
 
 class Blocks(NamedTuple):
@@ -33,45 +29,6 @@ class Blocks(NamedTuple):
     scales: Float[Array, "*rows blocks"] | Float[Array, "*rows"]
 
 
-class Decade(NamedTuple):
-    """Values that are the middles of `parts` equal parts of it, each `width` wide, from `low` on. first: the number of
-    the first of them, among all values in rising order."""
-
-    first: int
-    parts: int
-    low: float
-    width: float
-
-
-def decades(signed: bool) -> list[Decade]:
-    """From the lowest. The lower, the fewer parts: 2^6 of [0.1, 1], half as many of the one below, and so on; twice as
-    many where there is no sign. The value 0 comes before all of them, 1 after them."""
-    first, found = 1, []
-    for power in range(DECADES):
-        parts, high = 2**power * (1 if signed else 2), 10.0 ** (power + 1 - DECADES)
-        found.append(Decade(first, parts, high / 10, 0.9 * high / parts))
-        first += parts
-    return found
-
-
-def magnitudes(numbers: Int[Array, "*shape"], signed: bool) -> Float[Array, "*shape"]:
-    """The values from 0 to 1 by their numbers; by arithmetic, where a TPU would gather from a table one by one."""
-    values, n = jnp.zeros(numbers.shape), numbers.astype(jnp.float32)
-    for decade in decades(signed):
-        values = jnp.where(n >= decade.first, decade.low + decade.width * (n - decade.first + 0.5), values)
-    return jnp.where(n == decade.first + decade.parts, 1.0, values)
-
-
-def _nearest(x: Float[Array, "*shape"], signed: bool) -> Int[Array, "*shape"]:
-    """The number of the magnitude that is nearest to x in [0, 1]."""
-    numbers, below = jnp.zeros(x.shape), 0.0
-    for decade in decades(signed):
-        inside = decade.first + jnp.clip(jnp.floor((x - decade.low) / decade.width), 0, decade.parts - 1)
-        numbers = jnp.where(x > (below + decade.low + decade.width / 2) / 2, inside, numbers)
-        below = decade.low + decade.width * (decade.parts - 0.5)
-    return jnp.where(x > (below + 1) / 2, decade.first + decade.parts, numbers).astype(jnp.int32)
-
-
 def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
     """The nearest of the 256 values for each number, over its block's largest magnitude."""
     width = min(BLOCK, x.shape[-1])
@@ -79,17 +36,13 @@ def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
     scales = jax.lax.reduce_window(jnp.abs(x), 0.0, jax.lax.max, window, window, ends)
     scales = scales[..., 0] if width == x.shape[-1] else scales
     ratio = x / _of_each(jnp.where(scales > 0, scales, 1.0), x.shape)
-    if signed:  # with a 1, and no -1
-        codes = ZERO + jnp.maximum(jnp.sign(ratio).astype(jnp.int32) * _nearest(jnp.abs(ratio), signed), -ZERO)
-    else:
-        codes = _nearest(ratio, signed)
-    return Blocks(codes.astype(jnp.uint8), scales)
+    codes = signed_codes(ratio) if signed else nearest(ratio, signed).astype(jnp.uint8)
+    return Blocks(codes, scales)
 
 
 def decode(blocks: Blocks, signed: bool) -> Float[Array, "*rows last"]:
-    codes = blocks.codes.astype(jnp.int32) - (ZERO if signed else 0)
-    values = magnitudes(jnp.abs(codes), signed)
-    return jnp.where(codes < 0, -values, values) * _of_each(blocks.scales, codes.shape)
+    values = signed_values(blocks.codes) if signed else magnitudes(blocks.codes, signed)
+    return values * _of_each(blocks.scales, blocks.codes.shape)
 
 
 def _of_each(scales: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "*rows last"]:

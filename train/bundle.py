@@ -5,6 +5,7 @@ print(m.chat([{"role": "user", "content": "Who lives in the lighthouse?"}]))
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -93,20 +94,23 @@ class Llama:
     def with_adapters(self, path: epath.PathLike) -> "Llama":
         """This model with the adapters of a run or of a PEFT folder, on the same arrays: many can stand on one base.
 
-        The base is what it is here, quantised or not. Raises UserError where `path` has no adapters, or some for a
-        network of other shapes.
+        The base is what it is here, quantised or not, whatever base they name. Raises UserError where `path` has no
+        adapters, or some for a network of other shapes.
         """
-        stored = origin.stored_adapter(path)
-        if stored is None:
-            raise UserError(f"{path} holds whole networks and no adapters: camelid.load reads it")
-        abstract, theirs = _placed(self.model, self.mesh), llama.build(origin.load_config(path)).abstract_params
-        if jax.tree.map(jnp.shape, theirs) != jax.tree.map(jnp.shape, abstract):
-            raise UserError(f"{path} has adapters for {stored.path}, whose matrices have other shapes than these")
-        own = origin.load_adapters(path, abstract)
-        trained_whole = without(abstract, lora.base_of(stored.lora, abstract))
+        abstract = _placed(self.model, self.mesh)
+        found, own = origin.put_on(path, abstract, self.config, self._matrix)
+        trained_whole = without(abstract, lora.base_of(found, abstract))
         params = join(own, without(self.params, trained_whole))
-        template = origin.load_template(path) or self.template
-        return Llama(self.model, params, self.tokenizer, template, self.mesh)
+        template = origin.own_template(path) or self.template
+        return Llama(self.model, params, self.tokenizer or origin.own_tokenizer(path), template, self.mesh)
+
+    def _matrix(self, path: str, layer: int | None) -> np.ndarray:
+        """One of this model's matrices, or one layer of it, as one array."""
+        found = functools.reduce(lambda tree, name: tree[name], path.split("/"), self.params)
+        if layer is not None:
+            found = jax.tree.map(lambda x: x[layer : layer + 1], found)
+        whole = np.asarray(storage.plain_matrix(found, path))
+        return whole if layer is None else whole[0]
 
     def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
         """Float32 logits of the token after each position."""
@@ -218,16 +222,23 @@ def load(
     quantize: str | Rules | None = None,
     cache: str | None = None,
     rope: tuple[RopeKind, int] | None = None,
+    base: epath.PathLike | None = None,
 ) -> Llama:
     """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
-    Hugging Face's or Meta's, or a GGUF file.
+    Hugging Face's or Meta's, a GGUF file, or a PEFT folder whose base is at hand.
 
     mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",
     or "ema" for the moving average of a run that kept one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
     "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
     and values of 8 bits while decoding. rope: a rotary scaling and the tokens that it stretches the trained context
-    to, such as ("yarn", 8192). Raises UserError for a path that holds no model.
+    to, such as ("yarn", 8192). base: the model that the adapters at `path` are put on, in place of the one that they
+    name. Raises UserError for a path that holds no model.
     """
+    if base is not None:
+        if weights != "params":
+            raise UserError(f"weights={weights!r} is of a run, and base of adapters on another model: give one of them")
+        found = load(base, mesh=mesh, dtype=dtype, quantize=quantize, cache=cache, rope=rope)
+        return found.with_adapters(path)
     manifest = origin.read_manifest(path)
     if manifest.get("kind") == "scalar":
         raise UserError(f"{path}: a reward or cost model, which gives numbers; config.reward.sources is its place")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -44,26 +45,32 @@ def contents(
     weights: str = "params",
     template: ChatTemplate | None = None,
     tokenizer: Tokenizer | None = None,
+    base: epath.PathLike | None = None,
 ) -> Contents:
     """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema". template: another
-    than its own. tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow`)."""
-    manifest = origin.read_manifest(path)
+    than its own. tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow`). base:
+    the model that adapters are put on, in place of the one that they name."""
+    adapter = origin.stored_adapter(path, base)
+    if base is not None and adapter is None:
+        raise UserError(f"{path}: a whole model and no adapters, which alone are put on a base: leave --base out")
+    described = path if base is None or not origin.is_peft(path) else base
+    manifest = origin.read_manifest(described)
     if "kind" in manifest:
         raise UserError(f"{path}: holds a {manifest['kind']}, and no language model")
-    config = origin.load_config(path)
+    stored = config = origin.load_config(described)
     if dtype is not None:
         config = config.replace(param_dtype=dtype)
-    if origin.stored_adapter(path) is not None:
-        values = _merged_values(path, weights)
+    if adapter is not None:
+        values = _merged_values(path, weights, base)
     elif origin.is_foreign(path):
         if weights != "params":
             raise UserError(f"{path} has no {weights!r}, only params: it is no checkpoint of camelid's")
         values = _foreign_values(origin.open_foreign(path).source)
     else:
-        values = _own_values(checkpoints.find(path), config, checkpoints.params_inside(path, weights))
-    stored_as = jnp.dtype(config.param_dtype)
-    values = (value.astype(stored_as, copy=False) for value in values)
-    template, own = template or origin.load_template(path), origin.load_tokenizer(path)
+        values = _own_values(checkpoints.find(path), stored, checkpoints.params_inside(path, weights))
+    values = _cast(values, config, str(path))
+    template = template or origin.own_template(path) or origin.load_template(described)
+    own = origin.own_tokenizer(path) or origin.load_tokenizer(described)
     if tokenizer is None:
         return Contents(config, own, template, values, manifest)
     if own is None:
@@ -71,6 +78,37 @@ def contents(
     splits, start = split_of_new(own, tokenizer), own.vocab_size
     grown = config.replace(vocab_size=max(config.vocab_size, start + len(splits)))
     return Contents(grown, tokenizer, template, _grown_values(values, config, splits, start), manifest)
+
+
+def _cast(values: Iterator[np.ndarray], config: LlamaConfig, where: str) -> Iterator[np.ndarray]:
+    """Values in the dtype of a network's parameters. Raises UserError for numbers that this has not."""
+    dtype = jnp.dtype(config.param_dtype)
+    for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), values, strict=True):
+        if value.dtype == dtype:
+            yield value
+            continue
+        with np.errstate(over="ignore"):
+            cast = value.astype(dtype)
+        if not np.isfinite(cast.astype(np.float32)).all():
+            raise UserError(
+                f"{where}: {_unfit(place.name, value)}, which {dtype.name} cannot hold: {_OTHERS[dtype.name]}"
+            )
+        yield cast
+
+
+_OTHERS = {
+    "float16": "give --dtype=bfloat16 or float32",
+    "bfloat16": "give --dtype=float32",
+    "float32": "leave --dtype out",
+}
+
+
+def _unfit(name: str, value: np.ndarray) -> str:
+    """What a tensor has that a narrower type has not."""
+    value = value.astype(np.float32)
+    if count := int((~np.isfinite(value)).sum()):
+        return f"{name} already has {count:,} number(s) that are infinite or no number"
+    return f"{name} reaches {np.abs(value).max():.6g}"
 
 
 def _grown_values(
@@ -109,12 +147,13 @@ def _own_values(
             yield np.asarray(checkpoints.load_part(path, jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype), keys))
 
 
-def _merged_values(path: epath.PathLike, weights: str) -> Iterator[np.ndarray]:
+def _merged_values(path: epath.PathLike, weights: str, base: epath.PathLike | None = None) -> Iterator[np.ndarray]:
     """A base with its adapters merged into it, a layer at a time: of the base, in the numbers that training had."""
-    stored, config = origin.stored_adapter(path), origin.load_config(path)
+    stored = origin.stored_adapter(path, base)
+    config = origin.load_config(stored.path if origin.is_peft(path) else path)
     full = stored.quantize is not None and origin.is_foreign(stored.path)
+    tree = origin.load_adapters(path, llama.build(config).abstract_params, name=weights, base=base)
     base = contents(stored.path, dtype="float32" if full else config.param_dtype).values
-    tree = origin.load_adapters(path, llama.build(config).abstract_params, name=weights)
     own = {path_name(key): part for key, part in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_adapter)}
     merge = jax.jit(functools.partial(_merge, stored.quantize or ((".*", None),)), static_argnums=0)
     for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), base, strict=True):
@@ -135,39 +174,46 @@ def _merge(quantize: Rules, path: str, value: jax.Array, own: Any) -> jax.Array:
     return storage.plain_matrix(base if own is None else {"base": base} | own, path)
 
 
-def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "params") -> None:
-    """The adapters of a run as a PEFT folder, with tokenizer and chat template; its base is named by the path that the
-    run was started from."""
-    output = check_new(output)
+def to_peft(
+    source: epath.PathLike, output: epath.PathLike, *, weights: str = "params", base_name: str | None = None
+) -> None:
+    """The adapters of a run as a PEFT folder, with tokenizer and chat template. base_name: what its config calls its
+    base, a hub's id or a path; None for the folder of Hugging Face's that the run was started from."""
+    check_new(output)
     stored = origin.stored_adapter(source)
     if stored is None:
         raise UserError(f"{source}: its checkpoints hold no adapters; --to=huggingface writes whole models")
+    if base_name is None and not huggingface.is_folder(epath.Path(stored.path)):
+        raise UserError(
+            f"{source}: its base {stored.path} is no folder that PEFT can load: give --base_name, a hub's id or a "
+            "folder that --to=huggingface has written of it"
+        )
     config = origin.load_config(source)
     if config.rope_scaling != origin.load_config(stored.path).rope_scaling:
         raise UserError(f"{source}: its positions are stretched, which PEFT cannot say; merge it, --to=huggingface")
     own = jax.tree.map(np.asarray, origin.load_adapters(source, llama.build(config).abstract_params, name=weights))
-    with _whole(output):
+    with whole(output) as unfinished:
         try:
-            peft.write_folder(output, stored.lora, own, config, base=stored.path)
+            peft.write_folder(
+                unfinished, stored.lora, own, config, base=stored.path if base_name is None else base_name
+            )
         except ValueError as error:
             raise UserError(str(error)) from None
         if (tokenizer := origin.load_tokenizer(source)) is not None:
-            save_for_transformers(tokenizer, origin.load_template(source), output)
+            save_for_transformers(tokenizer, origin.load_template(source), unfinished)
 
 
 def to_camelid(source: epath.PathLike, output: epath.PathLike, **options: Any) -> None:
     """A run directory with one checkpoint. options: those of `contents`."""
-    check_new(output)
-    found = contents(source, **options)
-    write_camelid(output, found, {"origin": origin.describe(source)})
+    with whole(output) as unfinished:
+        write_camelid(unfinished, contents(source, **options), {"origin": origin.describe(source, options.get("base"))})
 
 
 def write_camelid(
-    output: epath.PathLike, found: Contents, more: dict[str, Any], *, dtype: str | np.dtype | None = None
+    output: epath.Path, found: Contents, more: dict[str, Any], *, dtype: str | np.dtype | None = None
 ) -> None:
     """Writes contents as a run directory. more: further entries of its manifest. dtype: of the arrays, where it is not
     that of the network's parameters."""
-    output = check_new(output)
     described = {
         "config": {},
         "tokenizer": found.tokenizer and {"fingerprint": found.tokenizer.fingerprint},
@@ -180,18 +226,21 @@ def write_camelid(
     )
     places = tensors.places(found.config, tensors.HUGGING_FACE)
     parts = ((place.path, place.layer, value) for place, value in zip(places, found.values, strict=True))
-    with _whole(output):
-        if found.tokenizer is not None:
-            checkpoints.keep_tokenizer(output, found.tokenizer)
-        streaming.save_params(output, abstract, parts, described | more)
+    if found.tokenizer is not None:
+        checkpoints.keep_tokenizer(output, found.tokenizer)
+    streaming.save_params(output, abstract, parts, described | more)
 
 
 def to_huggingface(
     source: epath.PathLike, output: epath.PathLike, *, max_file_bytes: int = 5_000_000_000, **options: Any
 ) -> None:
     """A folder as transformers' `save_pretrained` writes it, tokenizer and chat template with it."""
-    output = check_new(output)
-    found = contents(source, **options)
+    with whole(output) as unfinished:
+        write_huggingface(unfinished, contents(source, **options), max_file_bytes)
+
+
+def write_huggingface(output: epath.Path, found: Contents, max_file_bytes: int = 5_000_000_000) -> None:
+    """Writes contents as a folder of Hugging Face's."""
     more = {}
     if found.tokenizer is not None:  # transformers takes ids that are not said for LLaMA's own
         stops = _stops(found)
@@ -201,13 +250,14 @@ def to_huggingface(
         tensors.write_part(tensors.HUGGING_FACE, place, value)
         for place, value in zip(places, found.values, strict=True)
     )
-    with _whole(output):
-        try:
-            huggingface.write_folder(output, found.config, values, max_file_bytes=max_file_bytes, **more)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if found.tokenizer is not None:
-            save_for_transformers(found.tokenizer, found.template, output)
+    try:
+        huggingface.write_folder(output, found.config, values, max_file_bytes=max_file_bytes, **more)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if found.tokenizer is not None:
+        save_for_transformers(found.tokenizer, found.template, output)
 
 
 def _stops(found: Contents) -> list[int]:
@@ -218,49 +268,67 @@ def _stops(found: Contents) -> list[int]:
 
 def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | None = None, **options: Any) -> None:
     """A GGUF file with tokenizer and chat template. encoding: of matrices (None: as the parameters are stored)."""
-    output = check_new(output)
+    check_new(output)
     found = contents(source, **options)
-    default = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[found.config.param_dtype]
+    encoding = encoding or {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[found.config.param_dtype]
     fields = gguf_fields(found.tokenizer, found.config.vocab_size) if found.tokenizer is not None else {}
     if found.tokenizer is not None and found.template is not None:
         fields["tokenizer.chat_template"] = with_bos(found.template, found.tokenizer)
     if found.tokenizer is not None and (ends := [i for i in _stops(found) if i != found.tokenizer.eos_id]):
         fields["tokenizer.ggml.eot_token_id"] = ends[0]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    with _whole(unfinished):
+    name = epath.Path(source).name
+    with whole(output) as unfinished:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
         try:
             naming = gguf_files.naming_of(found.config)
-            pairs = zip(tensors.places(found.config, naming), found.values, strict=True)
-            gguf_files.write_file(
-                unfinished,
-                found.config,
-                (tensors.write_part(naming, place, value) for place, value in pairs),
-                encoding=encoding or default,
-                fields=fields,
-                name=epath.Path(source).name,
+            places = tensors.places(found.config, naming)
+            values = (
+                _fitting(encoding, place, tensors.write_part(naming, place, value), str(source))
+                for place, value in zip(places, found.values, strict=True)
             )
+            gguf_files.write_file(unfinished, found.config, values, encoding=encoding, fields=fields, name=name)
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(str(error)) from None
-    unfinished.rename(output)
+
+
+def _fitting(encoding: str, place: tensors.Place, value: np.ndarray, where: str) -> np.ndarray:
+    """A tensor that GGUF's encodings of matrices can hold: all but two have scales, or numbers, in float16."""
+    if encoding not in ("F32", "BF16") and value.ndim > 1:
+        largest = np.abs(value.astype(np.float32)).max(initial=0)
+        if not largest <= np.finfo(np.float16).max:
+            unfit = _unfit(place.name, value)
+            raise UserError(f"{where}: {unfit}, which {encoding} cannot hold: give --encoding=BF16 or F32")
+    return value
 
 
 def check_new(path: epath.PathLike) -> epath.Path:
     """The whole path of an output. Raises UserError where there is something already."""
     path = epath.Path(origin.absolute(path))
-    if path.exists():
+    if path.exists() or os.path.islink(path):
         raise UserError(f"{path} is there already: give another output, or move it away")
     return path
 
 
 @contextlib.contextmanager
-def _whole(path: epath.Path) -> Iterator[None]:
-    """Takes a new output away again where it did not become whole: half of one is of no use and would be in the way."""
+def whole(output: epath.PathLike) -> Iterator[epath.Path]:
+    """A path beside a new output to write it at: it gets the output's name when it is whole, and is taken away again
+    where it did not become that. Raises UserError where there is something already."""
+    output = check_new(output)
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    _remove(unfinished)  # of a process that was killed
     try:
-        yield
+        yield unfinished
+        check_new(output)
+        unfinished.rename(output)
     except BaseException:
-        if path.is_dir():
-            path.rmtree()
-        else:
-            path.unlink(missing_ok=True)
+        _remove(unfinished)
         raise
+
+
+def _remove(path: epath.Path) -> None:
+    if path.is_dir():
+        path.rmtree()
+    else:
+        path.unlink(missing_ok=True)

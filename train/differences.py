@@ -1,12 +1,19 @@
 """Tuned weights without the base that they were tuned from: the form in which Alpaca and Vicuna published theirs.
 
 A difference holds for every number tuned minus base, of their bits as integers: unlike a difference of floats it gives
-the tuned weights back bit for bit. It says by SHA-256 what it goes on and what has to come out. Differences of floats,
-as folders of Hugging Face's, can be applied too; nothing in them says whether what comes out is right.
+the tuned weights back bit for bit. It says by SHA-256 what it goes on and what has to come out.
+
+Differences of floats are folders of Hugging Face's, as Alpaca and Vicuna published them: tuned minus base in floats.
+Rows of tokens that the base lacks are compared with the mean of the base's rows, as Alpaca's code initialises them, or
+with zeros, as FastChat's does. What comes out is checked by the sum of all its parameters, Alpaca's integrity check
+(weight_diff.py in tatsu-lab/stanford_alpaca); one that is written here says it in `difference.json`.
 """
 
 import hashlib
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,59 +22,149 @@ from etils import epath
 from ..data.errors import UserError
 from ..model.config import LlamaConfig
 from ..model.interop import tensors
+from ..model.rope import frequencies
 from . import checkpoints, convert, origin
 
 KIND = "difference"
+FLOATS_FILE = "difference.json"
+ADDED = ("mean", "zero")
+"""What rows of further tokens may be compared with."""
 
 
-def make(base: epath.PathLike, tuned: epath.PathLike, output: epath.PathLike) -> None:
-    """Writes the difference of two models, with the tuned one's tokenizer and template, as a run directory.
+def make(
+    base: epath.PathLike, tuned: epath.PathLike, output: epath.PathLike, *, floats: bool = False, added: str = "mean"
+) -> float | None:
+    """Writes the difference of two models, with the tuned one's tokenizer and template: as a run directory, or of
+    floats as a folder of Hugging Face's, whose sum it returns. added: one of `ADDED`, of floats.
 
     Vocabularies may differ in length, as where a padding token was added. Raises UserError for other networks.
     """
-    convert.check_new(output)
-    found = convert.contents(tuned)
-    described = {
-        "kind": KIND,
-        "base": {"path": str(base), "sha256": _sha256(_like(base, found.config))},
-        "tuned": {"path": str(tuned), "sha256": _sha256(found.values)},
-    }
-    values = zip(_like(base, found.config), convert.contents(tuned).values, strict=True)
-    bits = (_bits(new) - _bits(old) for old, new in values)
-    convert.write_camelid(output, found._replace(values=bits), described, dtype=_integer(found.config))
+    with convert.whole(output) as unfinished:
+        found = convert.contents(tuned)
+        if floats:
+            return _make_floats(base, tuned, found, unfinished, added)
+        described = {
+            "kind": KIND,
+            "base": {"path": str(base), "sha256": _sha256(_like(base, found.config))},
+            "tuned": {"path": str(tuned), "sha256": _sha256(found.values)},
+        }
+        values = zip(_like(base, found.config), convert.contents(tuned).values, strict=True)
+        bits = (_bits(new) - _bits(old) for old, new in values)
+        convert.write_camelid(unfinished, found._replace(values=bits), described, dtype=_integer(found.config))
 
 
-def apply(base: epath.PathLike, difference: epath.PathLike, output: epath.PathLike) -> None:
+def _make_floats(
+    base: epath.PathLike, tuned: epath.PathLike, found: convert.Contents, output: epath.Path, added: str
+) -> float:
+    total = _Sum()
+    pairs = zip(_like(base, found.config, added), total.over(found.values), strict=True)
+    dtype = jnp.dtype(found.config.param_dtype)
+    values = ((new.astype(np.float32) - old.astype(np.float32)).astype(dtype) for old, new in pairs)
+    convert.write_huggingface(output, found._replace(values=values))
+    if not math.isfinite(total.value):
+        raise UserError(f"{tuned}: holds numbers that are infinite or no number; a difference of bits takes them")
+    said = {"base": str(base), "tuned": str(tuned), "added_rows": added, "sum_of_tuned": total.value}
+    (output / FLOATS_FILE).write_text(json.dumps(said, indent=2))
+    return total.value
+
+
+def apply(
+    base: epath.PathLike,
+    difference: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    total: float | None = None,
+    added: str | None = None,
+) -> None:
     """Writes the tuned model, as a run directory.
 
-    Raises UserError where the base is not the one that the difference was made from, or where what comes out is not
-    what went in; of a difference of floats, whose numbers are added, neither is known.
+    total: the sum of all parameters that has to come out of a difference of floats (None: what it says itself, or
+    anything). added: one of `ADDED` (None: what it says itself, or "mean"). Raises UserError where the base is not the
+    one that a difference was made from, or where what comes out is not what went in.
     """
-    output = convert.check_new(output)
-    if origin.is_foreign(difference):
-        found = convert.contents(difference)
+    with convert.whole(output) as unfinished:
+        if origin.is_foreign(difference):
+            _apply_floats(base, difference, unfinished, total, added)
+            return
+        if total is not None or added is not None:
+            raise UserError(f"{difference}: a difference of bits, which knows what comes out: leave sum and added out")
+        manifest = checkpoints.read_manifest(difference)
+        if manifest.get("kind") != KIND:
+            raise UserError(f"{difference}: a whole model, and no difference of two")
+        found = convert.difference_contents(difference)
+        if _sha256(_like(base, found.config)) != manifest["base"]["sha256"]:
+            raise UserError(
+                f"{base}: not the base that {difference} was made from, which was {manifest['base']['path']}"
+            )
         dtype = jnp.dtype(found.config.param_dtype)
         pairs = zip(_like(base, found.config), found.values, strict=True)
-        summed = ((old.astype(np.float32) + new.astype(np.float32)).astype(dtype) for old, new in pairs)
-        convert.write_camelid(output, found._replace(values=summed), {"base": str(base)})
-        return
-    manifest = checkpoints.read_manifest(difference)
-    if manifest.get("kind") != KIND:
-        raise UserError(f"{difference}: a whole model, and no difference of two")
-    found = convert.difference_contents(difference)
-    if _sha256(_like(base, found.config)) != manifest["base"]["sha256"]:
-        raise UserError(f"{base}: not the base that {difference} was made from, which was {manifest['base']['path']}")
+        values = ((_bits(old) + new).view(dtype) for old, new in pairs)
+        convert.write_camelid(unfinished, found._replace(values=values), {"base": str(base)})
+        if _sha256(convert.contents(unfinished).values) != manifest["tuned"]["sha256"]:
+            raise UserError(f"{difference}: what came out is not what went in; nothing is left of it")
+
+
+def _apply_floats(
+    base: epath.PathLike, difference: epath.PathLike, output: epath.Path, total: float | None, added: str | None
+) -> None:
+    said = _read_said(epath.Path(origin.absolute(difference)) / FLOATS_FILE)
+    total = said.get("sum_of_tuned") if total is None else total
+    found, summed = convert.contents(difference), _Sum()
+    pairs = zip(_like(base, found.config, added or said.get("added_rows", "mean")), found.values, strict=True)
+    values = (old.astype(np.float32) + new.astype(np.float32) for old, new in pairs)
     dtype = jnp.dtype(found.config.param_dtype)
-    pairs = zip(_like(base, found.config), found.values, strict=True)
-    values = ((_bits(old) + new).view(dtype) for old, new in pairs)
-    convert.write_camelid(output, found._replace(values=values), {"base": str(base)})
-    if _sha256(convert.contents(output).values) != manifest["tuned"]["sha256"]:
-        output.rmtree()
-        raise UserError(f"{difference}: what came out is not what went in; {output} was taken away again")
+    rounded = (value.astype(dtype) for value in summed.over(values))
+    convert.write_camelid(output, found._replace(values=rounded), {"base": str(base)})
+    if total is not None and not any(
+        abs(value - total) <= _tolerance(found.config, total) for value in summed.all(found)
+    ):
+        raise UserError(
+            f"{difference}: on {base} the parameters add up to {summed.value:.4f}, and not to {total:.4f}: another "
+            "base, another difference, or rows of further tokens that begin otherwise (--added)"
+        )
 
 
-def _like(base: epath.PathLike, config: LlamaConfig) -> Iterator[np.ndarray]:
-    """The base's tensors in the dtype of a network that was made from it, zeros for further tokens."""
+def _read_said(file: epath.Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        said = json.loads(file.read_text())
+        if said["added_rows"] in ADDED and math.isfinite(said["sum_of_tuned"]):
+            return said
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file}: not what camelid diff make writes: move it away, and give --sum")
+
+
+def _tolerance(config: LlamaConfig, total: float) -> float:
+    """How far sums may be apart: by the order of additions in float32 of what others summed, and by the rounding of a
+    difference to 16 bits."""
+    return max(0.05, (1e-6 if config.param_dtype == "float32" else 1e-3) * abs(total))
+
+
+class _Sum:
+    """The sum of all numbers that went by."""
+
+    def __init__(self):
+        self.value = 0.0
+
+    def over(self, values: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for value in values:
+            self.value += float(np.sum(value, dtype=np.float64))
+            yield value
+
+    def all(self, found: convert.Contents) -> tuple[float, float]:
+        """The sum, and that of transformers before 4.31, whose networks held their rotary frequencies in each layer."""
+        plain, _ = frequencies(found.config.replace(rope_scaling=None))
+        return self.value, self.value + found.config.n_layers * float(np.sum(np.asarray(plain), dtype=np.float64))
+
+
+def _like(base: epath.PathLike, config: LlamaConfig, added: str | None = None) -> Iterator[np.ndarray]:
+    """The base's tensors in the dtype of a network that was made from it, zeros for further tokens. added: in float32,
+    and of further tokens what it says, zeros or the mean of all rows that the base has."""
+    if added not in (None, *ADDED):
+        raise UserError(f"rows of further tokens {added!r}: give one of {', '.join(ADDED)}")
+    dtype = jnp.dtype(config.param_dtype if added is None else "float32")
     found = convert.contents(base)
     same = found.config.replace(vocab_size=config.vocab_size, param_dtype=config.param_dtype)
     # What a run may choose freely, and what was stretched for a longer context, has no part in the tensors.
@@ -85,7 +182,12 @@ def _like(base: epath.PathLike, config: LlamaConfig) -> Iterator[np.ndarray]:
 
     def like(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         further = [(0, wanted - length) for wanted, length in zip(shape, value.shape, strict=True)]
-        return np.pad(value.astype(jnp.dtype(config.param_dtype), copy=False), further)
+        longer = np.pad(value.astype(dtype, copy=False), further)
+        if added == "mean" and value.shape != shape:
+            axis = next(axis for axis, (_, more) in enumerate(further) if more)
+            mean = np.mean(value.astype(np.float32), axis=axis, keepdims=True, dtype=np.float64)
+            longer[(slice(None),) * axis + (slice(value.shape[axis], None),)] = mean
+        return longer
 
     places = tensors.places(config, tensors.HUGGING_FACE)
     return (like(value, place.shape) for place, value in zip(places, found.values, strict=True))

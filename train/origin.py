@@ -8,11 +8,14 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
@@ -20,7 +23,7 @@ from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from ..data.tokenizer_gguf import tokenizer_files
-from ..model import lora, storage
+from ..model import llama, lora, storage
 from ..model.config import LlamaConfig
 from ..model.interop import gguf_files, huggingface, meta, peft, tensors
 from ..model.lora import Lora
@@ -85,10 +88,12 @@ def _open(path: str, stamp: Stamp) -> Foreign:
 
 def _gguf(path: epath.Path) -> Foreign:
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        link = f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else "no such file"
+        raise UserError(f"{path}: {link}")
     source = gguf_files.open_file(path)
     fields = source.extra["fields"]
-    tokenizer = Tokenizer(tokenizer_files(fields, str(path)), str(path)) if "tokenizer.ggml.model" in fields else None
+    without = fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")  # llama.cpp's words for no tokenizer
+    tokenizer = None if without else Tokenizer(tokenizer_files(fields, str(path)), str(path))
     return Foreign("gguf", source, tokenizer, _own_template(tokenizer, path.stem))
 
 
@@ -149,13 +154,16 @@ def _describe_template(template: ChatTemplate | None) -> dict[str, Any] | None:
     return template and {"name": template.name, "source": template.source}
 
 
-def describe(path: epath.PathLike) -> dict[str, Any]:
+def describe(path: epath.PathLike, base: epath.PathLike | None = None) -> dict[str, Any]:
     """What a model that is made from `path` says of it: path, format, and step, or name, size and SHA-256 of each file.
 
-    All of foreign files is read for that; a manifest does without.
+    All of foreign files is read for that; a manifest does without. base: of adapters that were put on another than
+    they name, which is described too.
     """
+    if base is not None:
+        return describe(path) | {"base": describe(base)}
     if is_peft(path):
-        files = [_expand(path) / name for name in (peft.CONFIG, peft.WEIGHTS)]
+        files = [_expand(path) / peft.CONFIG, peft.weight_file(_expand(path))]
         return {"path": absolute(path), "format": "peft", "files": _file_records(files)}
     if not is_foreign(path):
         return {"path": absolute(path), "format": "camelid", "step": checkpoints.read_manifest(path)["step"]}
@@ -185,7 +193,7 @@ def identity(path: epath.PathLike) -> list:
 def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:
     """The tokenizer that belongs to a model; None where it has none. Adapters may have their own or their base's."""
     if is_peft(path):
-        return _tokenizer_in(_expand(path)) or load_tokenizer(stored_adapter(path).path)
+        return own_tokenizer(path) or load_tokenizer(stored_adapter(path).path)
     return open_foreign(path).tokenizer if is_foreign(path) else checkpoints.load_tokenizer(path)
 
 
@@ -204,12 +212,23 @@ def tokenizer_at(path: epath.PathLike) -> Tokenizer:
 def load_template(path: epath.PathLike) -> ChatTemplate | None:
     """The chat template that belongs to a model; None where it has none. Adapters may have one of their own."""
     if is_peft(path):
-        own = _own_template(_tokenizer_in(_expand(path)), _expand(path).name)
-        return own or load_template(stored_adapter(path).path)
+        return own_template(path) or load_template(stored_adapter(path).path)
     if is_foreign(path):
         return open_foreign(path).template
     stored = checkpoints.read_manifest(path)["template"]
     return stored and ChatTemplate(**stored)
+
+
+def own_tokenizer(path: epath.PathLike) -> Tokenizer | None:
+    """The tokenizer that adapters bring along; None where they take their base's."""
+    return _tokenizer_in(_expand(path)) if is_peft(path) else load_tokenizer(path)
+
+
+def own_template(path: epath.PathLike) -> ChatTemplate | None:
+    """The chat template that adapters bring along; None where they take their base's."""
+    if not is_peft(path):
+        return load_template(path)
+    return _own_template(_tokenizer_in(_expand(path)), _expand(path).name)
 
 
 def load_config(path: epath.PathLike) -> LlamaConfig:
@@ -281,46 +300,106 @@ class StoredAdapter(NamedTuple):
     quantize: Rules | None = None
 
 
-def stored_adapter(path: epath.PathLike) -> StoredAdapter | None:
-    """The adapters that a run's checkpoints hold instead of whole networks; None where they hold these."""
+def stored_adapter(path: epath.PathLike, base: epath.PathLike | None = None) -> StoredAdapter | None:
+    """The adapters that a run's checkpoints hold instead of whole networks; None where they hold these. base: the model
+    that adapters are put on, in place of the one that they name."""
     if is_peft(path):
-        base, found, _ = _open_peft(path)
+        base, found, _ = _open_peft(path, base)
         return StoredAdapter(base, identity(base), found)
     described = None if is_foreign(path) else checkpoints.read_manifest(path).get("adapter")
     if described is None:
         return None
-    return StoredAdapter(described["path"], described["identity"], Lora(**described["lora"]), described["quantize"])
+    lora_of = Lora(**described["lora"])
+    if base is not None:
+        return StoredAdapter(absolute(base), identity(base), lora_of, described["quantize"])
+    return StoredAdapter(described["path"], described["identity"], lora_of, described["quantize"])
 
 
-def _open_peft(path: epath.PathLike) -> tuple[str, Lora, dict[str, Any]]:
+def _open_peft(path: epath.PathLike, base: epath.PathLike | None = None) -> tuple[str, Lora, dict[str, Any]]:
     """What a PEFT folder holds: its base's path, where adapters are put, and their tree of numpy arrays."""
     with _mendable():
         folder = epath.Path(absolute(path))
-        base = peft.read_config(folder).get("base_model_name_or_path")
-        if not base or not epath.Path(base).expanduser().exists():
+        named = peft.base_name(folder) if base is None else base
+        if not isinstance(named, str | os.PathLike) or not named or not epath.Path(named).expanduser().exists():
             raise UserError(
-                f"{folder / peft.CONFIG}: base_model_name_or_path is {base!r}: put a path of that model there"
+                f"{folder / peft.CONFIG}: its base is {named!r:.200}, which is no path here: give --base=PATH to "
+                "convert, chat, generate or eval, or put the path into base_model_name_or_path"
             )
-        return absolute(base), *_read_peft(str(folder), _stamp(str(folder)), load_config(base))
+        where = absolute(named)
+        return where, *_read_peft(str(folder), _stamp(str(folder)), where, _stamp(where), load_config(where))
 
 
 @functools.lru_cache(maxsize=4)
-def _read_peft(path: str, stamp: Stamp, config: LlamaConfig) -> tuple[Lora, dict[str, Any]]:
-    del stamp
-    return peft.read_folder(epath.Path(path), config)
+def _read_peft(
+    path: str, stamp: Stamp, base: str, base_stamp: Stamp, config: LlamaConfig
+) -> tuple[Lora, dict[str, Any]]:
+    del stamp, base_stamp
+    return peft.read_folder(epath.Path(path), config, lambda matrix, layer: _base_part(base, matrix, layer))
 
 
-def load_adapters(path: epath.PathLike, abstract: Any, *, name: str = "params", score: Any = None) -> Any:
+def _base_part(path: str, matrix: str, layer: int | None) -> np.ndarray:
+    """A matrix of the model at a path, or one of its layers."""
+    if is_foreign(path):
+        source = open_foreign(path).source
+        places = {(place.path, place.layer): place for place in tensors.places(source.config, source.naming)}
+        place = places[matrix, layer]
+        return tensors.read_part(source, place, tuple(slice(None) for _ in place.shape))
+    names = matrix.split("/")
+    whole = llama.build(load_config(path)).abstract_params
+    asked = functools.reduce(lambda tree, name: {name: tree}, names[::-1], _leaf(whole, names))
+    found = load_params(path, whole if stored_adapter(path) else asked, some=True)
+    return np.asarray(_leaf(found, names) if layer is None else _leaf(found, names)[layer])
+
+
+def _leaf(tree: Any, names: Sequence[str]) -> Any:
+    return functools.reduce(lambda node, name: node[name], names, tree)
+
+
+def put_on(path: epath.PathLike, abstract: Any, config: LlamaConfig, base: peft.Base) -> tuple[Lora, Any]:
+    """The adapters at `path` for a network of `config` that is in memory, whatever base they name: where they are put,
+    and their tree, laid out as `abstract`. base: as `peft.read_folder` takes it. UserError where they do not fit."""
+    with _mendable():
+        if is_peft(path):
+            found, own = peft.read_folder(epath.Path(absolute(path)), config, base)
+            return found, _laid_out(own, _asked(found, abstract), abstract)
+    stored = stored_adapter(path)
+    if stored is None:
+        raise UserError(f"{path} holds whole networks and no adapters: camelid.load reads it")
+    theirs = llama.build(LlamaConfig.from_dict(checkpoints.read_manifest(path)["model"])).abstract_params
+    if jax.tree.map(jnp.shape, theirs) != jax.tree.map(jnp.shape, abstract):
+        raise UserError(f"{path} has adapters for {stored.path}, whose matrices have other shapes than these")
+    return stored.lora, load_adapters(path, abstract)
+
+
+def _asked(found: Lora, abstract: Any) -> Any:
+    """Shapes of what a run with such adapters trains."""
+    everything = jax.eval_shape(lambda tree: lora.adapt(found, tree, abstract, jax.random.key(0)), abstract)
+    return without(everything, lora.base_of(found, abstract))
+
+
+def _laid_out(own: Any, asked: Any, abstract: Any) -> Any:
+    """Numpy arrays in the dtypes of `asked`, laid out as the matrices of `abstract` are."""
+    placed = _placed_like(asked, abstract)
+    return jax.tree.map(lambda x, to: jax.device_put(x.astype(to.dtype), to.sharding), own, placed)
+
+
+def load_adapters(
+    path: epath.PathLike,
+    abstract: Any,
+    *,
+    name: str = "params",
+    score: Any = None,
+    base: epath.PathLike | None = None,
+) -> Any:
     """What a run with adapters trained, without the base. abstract: the network's plain tree, for shapes and places.
+    base: as `stored_adapter` takes it.
 
     score: the head for numbers that is given where `abstract` asks for one and the run trained a language model.
     """
-    stored = stored_adapter(path)
-    everything = jax.eval_shape(lambda tree: lora.adapt(stored.lora, tree, abstract, jax.random.key(0)), abstract)
-    asked = without(everything, lora.base_of(stored.lora, abstract))
+    stored = stored_adapter(path, base)
+    asked = _asked(stored.lora, abstract)
     if is_peft(path):
-        placed = _placed_like(asked, abstract)
-        return jax.tree.map(lambda x, to: jax.device_put(x.astype(to.dtype), to.sharding), _open_peft(path)[2], placed)
+        return _laid_out(_open_peft(path, base)[2], asked, abstract)
     ours = {} if checkpoints.read_manifest(path).get("kind") == "scalar" or "score" not in asked else {"score": score}
     asked = _placed_like({key: part for key, part in asked.items() if key not in ours}, abstract)
     return checkpoints.load_part(path, asked, checkpoints.params_inside(path, name), some=True) | ours

@@ -49,7 +49,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", help="a run directory, a checkpoint, a folder of Hugging Face's or Meta's, or a .gguf file"
+        "path", help="a run directory, a checkpoint, a folder of Hugging Face's, Meta's or PEFT's, or a .gguf file"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as trained")
     parser.add_argument("--cache", choices=("int8",), help="keys and values while decoding (default: as computed)")
@@ -63,6 +63,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft_tokens", type=int, metavar="K", help="that it proposes at a time (default: 4)")
     parser.add_argument("--weights", default="params", choices=("params", "ema"), help="default: params")
     parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: as trained")
+    parser.add_argument("--base", metavar="PATH", help="the model that adapters are put on; default: the one they name")
 
 
 def load_model(args: argparse.Namespace):
@@ -78,7 +79,7 @@ def load_model(args: argparse.Namespace):
             raise UserError(f"--rope={args.rope}: give a kind and a number of tokens, as in --rope=yarn:8192")
         rope = kind, int(tokens)
     how = dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope)
-    llama = load(args.path, weights=args.weights, **how)
+    llama = load(args.path, weights=args.weights, base=args.base, **how)
     if args.template is not None:
         llama.template = load_template(args.template)
     if args.draft is not None:

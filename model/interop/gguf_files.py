@@ -6,6 +6,7 @@ Numbers are decoded row by row as they are read, so a file that fills memory whe
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
 from .families import IN_GGUF, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, shown
+from .headers import MOST_LAYERS, Header, absent, shown
 from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -43,42 +44,83 @@ class _Reader(gguf.GGUFReader):
 
 
 def open_file(path: epath.PathLike) -> Source:
-    """The checkpoint in a GGUF file, its tensors checked by name, shape and encoding, none of them decoded.
+    """The checkpoint in a GGUF file, or in the parts of a split one, its tensors checked by name, shape and encoding,
+    none of them decoded.
 
     `extra["fields"]` is the file's metadata, of which its tokenizer is a part. Raises ValueError for another
     architecture, tensors that do not fit, an encoding that the gguf package cannot decode, and a file cut short.
     """
     path = epath.Path(path)
-    try:
-        reader = _Reader(path)
-    except (ValueError, OSError, LookupError, OverflowError) as error:
-        raise ValueError(f"{path}: no whole GGUF file ({shown(error)})") from None
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    parts = _parts(path)
+    fields = {name: field.contents() for name, field in parts[0][1].fields.items()}
+    tensors = {tensor.name: tensor for _, reader in parts for tensor in reader.tensors}
+    file_of = {tensor.name: file for file, reader in parts for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in tensors.items()}
     config, header = read_config(fields, shapes, str(path)), Header(fields, str(path))
     if ROPE_FACTORS in tensors:
-        factors = _read_tensor(path, tensors[ROPE_FACTORS])
+        factors = _read_tensor(file_of[ROPE_FACTORS], tensors[ROPE_FACTORS])
         config = config.replace(rope_scaling=_llama3_scaling(config, factors, header))
     tables = [name for name in (SHORT_FACTORS, LONG_FACTORS) if name in tensors]
     if tables or fields.get(f"{fields['general.architecture']}.rope.scaling.type") == "longrope":
         if len(tables) < 2:
             raise ValueError(f"{path}: rotary scaling longrope without {SHORT_FACTORS} and {LONG_FACTORS}")
-        factors = [_read_tensor(path, tensors[name]) for name in tables]
+        factors = [_read_tensor(file_of[name], tensors[name]) for name in tables]
         config = config.replace(rope_scaling=_longrope_scaling(config, *factors, header))
     naming = IN_GGUF[fields["general.architecture"]].naming
     check_tensors(str(path), config, naming, shapes)
     known = gguf.quants._type_traits.keys()
-    if strange := sorted({t.tensor_type.name for t in reader.tensors} - PLAIN.keys() - {kind.name for kind in known}):
+    kinds = {tensor.tensor_type.name for tensor in tensors.values()}
+    if strange := sorted(kinds - PLAIN.keys() - {kind.name for kind in known}):
         raise ValueError(f"{path}: tensors encoded as {', '.join(strange)}, which the gguf package cannot decode")
 
     def read(name: str, index: Index) -> np.ndarray:
         rows, *columns = index if index else (slice(None),)
-        return _read_tensor(path, tensors[name], rows)[(slice(None), *columns)]
+        return _read_tensor(file_of[name], tensors[name], rows)[(slice(None), *columns)]
+
+    def stored(name: str) -> dict[str, np.ndarray] | None:
+        return _codes(file_of[name], tensors[name])
 
     dtype = PLAIN.get(tensors[naming.names["layers/attention/q"].format(0)].tensor_type.name, "float32")
     config = config.replace(param_dtype=dtype)
-    return Source(str(path), naming, config, read, [path], lambda name: _codes(path, tensors[name]), {"fields": fields})
+    return Source(str(path), naming, config, read, [file for file, _ in parts], stored, {"fields": fields})
+
+
+PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+"""What llama.cpp's `gguf-split` calls the parts of a model, counted from 1."""
+
+
+def _parts(path: epath.Path) -> list[tuple[epath.Path, gguf.GGUFReader]]:
+    """The file at `path`; where that is a part of a split model, whichever, all its parts in order, each checked."""
+    reader = _reader(path)
+    count, named = _number(reader, "split.count", 1), PART_NAME.fullmatch(path.name)
+    if count <= 1:
+        return [(path, reader)]
+    if named is None or int(named["count"]) != count:
+        raise ValueError(f"{path}: one of {count} parts, whose names end in -00001-of-{count:05d}.gguf and so on")
+    files = [path.with_name(f"{named['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    if missing := [file for file in files if not file.exists()]:
+        raise ValueError(f"{path}: {len(missing)} of its {count} parts are not beside it: {absent(missing[0])}")
+    parts = [(file, reader if file == path else _reader(file)) for file in files]
+    for number, (file, part) in enumerate(parts):
+        if (_number(part, "split.no", -1), _number(part, "split.count", 1)) != (number, count):
+            raise ValueError(f"{file}: says that it is another part than {number + 1} of {count}")
+    names = [tensor.name for _, part in parts for tensor in part.tensors]
+    expected = _number(parts[0][1], "split.tensors.count", len(names))
+    if len(names) != expected or len(set(names)) != len(names):
+        raise ValueError(f"{path}: its parts hold {len(set(names))} tensors; the first says {expected}")
+    return parts
+
+
+def _reader(path: epath.Path) -> _Reader:
+    try:
+        return _Reader(path)
+    except (ValueError, OSError, LookupError, OverflowError) as error:
+        raise ValueError(f"{path}: no whole GGUF file ({shown(error)})") from None
+
+
+def _number(reader: gguf.GGUFReader, key: str, default: int) -> int:
+    value = reader.fields[key].contents() if key in reader.fields else default
+    return value if isinstance(value, int) else default
 
 
 def _read_tensor(path: epath.Path, tensor: gguf.ReaderTensor, rows: slice = slice(None)) -> np.ndarray:

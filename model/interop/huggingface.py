@@ -7,26 +7,22 @@ in its old spelling (`rope_theta`, `rope_scaling`), which is written, and in the
 import itertools
 import json
 import math
-import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, absent, read_json, shown
+from .headers import MOST_LAYERS, Header, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
+from .weight_files import INDEX, WEIGHTS, open_tensors, weight_files
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 HEAD, TABLE = HUGGING_FACE.names["head/kernel"], HUGGING_FACE.names["embed/embedding"]
 
@@ -76,10 +72,10 @@ def open_folder(path: epath.PathLike) -> Source:
     """
     path = epath.Path(path)
     config = read_config(read_json(path / CONFIG), str(path / CONFIG))
-    files = _weight_files(path)
+    files = weight_files(path)
     found = {}
     for file in files:
-        with _open(file) as opened:
+        with open_tensors(file) as opened:
             for name in opened.offset_keys():
                 part = opened.get_slice(name)
                 found[name] = (file, name, part.get_shape(), part.get_dtype())
@@ -89,7 +85,7 @@ def open_folder(path: epath.PathLike) -> Source:
 
     def read(name: str, index: Index) -> np.ndarray:
         file, stored, *_ = found[name]
-        with _open(file) as opened:  # anew for each: pages of a mapped file count as memory while it is open
+        with open_tensors(file) as opened:  # anew for each: pages of a mapped file count as memory while it is open
             return opened.get_slice(stored)[index]
 
     if config.tied and HEAD in shapes:
@@ -126,49 +122,6 @@ def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
         if seen.setdefault(short, name) != name:
             raise ValueError(f"{where}: {seen[short]} and {name} are both {short}: keep one of them")
     return plain
-
-
-def _weight_files(path: epath.Path) -> list[epath.Path]:
-    if (path / INDEX).exists():
-        named = read_json(path / INDEX).section("weight_map")
-        files = [path / file for file in sorted({named.file_name(tensor) for tensor in named})]
-        if not files:
-            raise ValueError(f"{path / INDEX} has no weight_map")
-        if missing := [file for file in files if not file.exists()]:
-            raise ValueError(f"{path / INDEX} names {len(missing)} file(s) that are not there: {absent(missing[0])}")
-        return _without_stale(path, files, set(named))
-    if os.path.islink(path / WEIGHTS) and not (path / WEIGHTS).exists():
-        raise ValueError(absent(path / WEIGHTS))
-    if not (path / WEIGHTS).exists():
-        hint = "; save it again with safe_serialization=True" if list(path.glob("*.bin")) else ""
-        raise ValueError(f"{path}: neither {WEIGHTS} nor {INDEX}{hint}")
-    return [path / WEIGHTS]
-
-
-def _without_stale(path: epath.Path, files: list[epath.Path], named: set[str]) -> list[epath.Path]:
-    """The files of an index, or the single file beside it, which is what transformers reads.
-
-    One of the two was left by an earlier save, which is told. Raises ValueError where they hold different tensors.
-    """
-    single = path / WEIGHTS
-    if not single.exists() or single in files:
-        return files
-    with _open(single) as opened:
-        held = set(opened.keys())
-    if held != named:
-        raise ValueError(f"{path}: {WEIGHTS} and {INDEX} hold different tensors: move away the one that is out of date")
-    warnings.warn(
-        f"{path}: both {WEIGHTS} and {INDEX}; the single file is read, as transformers does: move away the stale one",
-        stacklevel=2,
-    )
-    return [single]
-
-
-def _open(file: epath.Path):
-    try:
-        return safetensors.safe_open(file, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: no whole safetensors file ({error})") from None
 
 
 # The config -----------------------------------------------------------------------------------------------------------
@@ -263,7 +216,7 @@ def _read_window(fields: Header, family: str) -> int | None:
 
 
 def _read_rope(fields: Header, family: str, max_len: int) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling: `rope_theta` and `rope_scaling` in transformers before version 5, then `rope_parameters`.
+            said = f"{theirs} is {shown(fields[theirs])}, of which {ARCHITECTURES[family]} takes no notice"
 
     Raises ValueError where two of the spellings disagree, among which the versions of transformers choose differently.
     """

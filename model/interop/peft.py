@@ -1,38 +1,45 @@
-"""Low-rank adapters in PEFT's format: a folder of `adapter_config.json` and `adapter_model.safetensors`."""
+"""Low-rank adapters in PEFT's format: a folder of `adapter_config.json` and `adapter_model.safetensors` or `.bin`."""
 
 import functools
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from etils import epath
 
 from ..config import LlamaConfig
 from ..lora import Lora
 from ..weights import input_axes, is_stacked, split_axes
+from . import peft_config
+from .headers import absent
+from .huggingface import HEAD, TABLE
+from .peft_config import CONFIG, AdapterConfig
 from .tensors import HUGGING_FACE, SHOWN, Place, is_matrix, places, write_part
+from .weight_files import open_tensors
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
-UNSUPPORTED = {
-    "bias": ("none",),
-    "fan_in_fan_out": (False, None),
-    "layer_replication": (None,),
-    "use_qalora": (False, None),
-    "use_bdlora": (False, None),
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-}
-"""What an adapter's config may say that this network cannot do, and the values that ask for nothing."""
+DTYPES = ("F64", "F32", "F16", "BF16")
 
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""How adapters may begin so that they fit only a base from which something was taken."""
+Base = Callable[[str, int | None], np.ndarray]
+"""base(path, layer) gives one of the base's matrices, or a layer of it, as it lies here."""
+
+PARTS = {
+    "a": ".lora_A.weight",
+    "b": ".lora_B.weight",
+    "magnitude": ".lora_magnitude_vector",
+    "table_a": ".lora_embedding_A",
+    "table_b": ".lora_embedding_B",
+    "rows": ".token_adapter.trainable_tokens_delta",
+    "copy": ".base_layer.weight",
+}
+"""What PEFT keeps of an adapted module. rows: of an embedding of which some were trained. copy: of what was not."""
+
+Found = dict[str, np.ndarray]
 
 
 def _check_family(path: epath.Path, config: LlamaConfig) -> None:
@@ -46,101 +53,278 @@ def is_folder(path: epath.Path) -> bool:
     return (path / CONFIG).exists()
 
 
-def read_config(path: epath.Path) -> dict[str, Any]:
-    """`adapter_config.json`, checked. Raises ValueError for another method than LoRA or what it cannot do here."""
-    try:
-        fields = json.loads((path / CONFIG).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path / CONFIG} is not JSON: {error}") from None
-    if fields.get("peft_type") != "LORA":
-        raise ValueError(f"{path / CONFIG}: peft_type {fields.get('peft_type')!r}; only LORA can be read")
-    for name, allowed in UNSUPPORTED.items():
-        if fields.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{path / CONFIG}: {name} is {fields[name]!r}; only {allowed[0]!r} can be read")
-    begin = fields.get("init_lora_weights")
-    if str(begin).lower().startswith(CHANGES_BASE):
-        raise ValueError(
-            f"{path / CONFIG}: init_lora_weights is {begin!r}, so these adapters fit only what it left of the base; "
-            "save them again with path_initial_model_for_weight_conversion"
-        )
-    return fields
+def weight_file(path: epath.Path) -> epath.Path:
+    """Where the adapters of a folder are. Raises ValueError where they are nowhere."""
+    for name in (WEIGHTS, TORCH_WEIGHTS):
+        if (path / name).exists():
+            return path / name
+        if os.path.islink(path / name):
+            raise ValueError(absent(path / name))
+    raise ValueError(f"{path}: neither {WEIGHTS} nor {TORCH_WEIGHTS}")
 
 
-def read_folder(path: epath.PathLike, config: LlamaConfig) -> tuple[Lora, dict[str, Any]]:
+def base_name(path: epath.PathLike) -> str | None:
+    """The base that a folder's config names: a path, or an id of a hub."""
+    return peft_config.read(epath.Path(path)).fields.get("base_model_name_or_path")
+
+
+def read_folder(path: epath.PathLike, config: LlamaConfig, base: Base | None = None) -> tuple[Lora, dict[str, Any]]:
     """The adapters in a folder, and their tree as `weights.join` puts it on a network of `config`.
 
-    Raises ValueError for tensors that have no place in the network, are of another shape, or cover some layers only.
+    Layers without adapters get some of zeros, which compute and learn nothing. An embedding that has adapters, or of
+    which some rows were trained, is trained whole here; for that, and for magnitudes of layers without adapters, `base`
+    is asked. Raises ValueError for tensors that have no place in the network or are of another shape, for modules whose
+    tensors the config does not ask for or the file does not hold, and for copies of another base.
     """
     path = epath.Path(path)
     _check_family(path, config)
-    fields = read_config(path)
-    try:
-        tensors = safetensors.numpy.load_file(path / WEIGHTS)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path / WEIGHTS}: no whole safetensors file ({error})") from None
-    layers: dict[str, list[dict[str, np.ndarray]]] = {}
+    said, file = peft_config.read(path), weight_file(path)
+    tensors = _Tensors(file)
+    layers: dict[str, list[tuple[Place, Found]]] = {}
     for place in places(config, HUGGING_FACE):
-        layers.setdefault(place.path, []).append(_take(tensors, place, str(path / WEIGHTS)))
-    if tensors:
-        listed = [f"{name} {list(value.shape)}" for name, value in tensors.items()]
-        raise ValueError(
-            f"{path / WEIGHTS}: {len(listed)} tensor(s) with no place in the network: {'; '.join(listed[:SHOWN])}"
-        )
-    targets, whole, own = [], [], {}
+        layers.setdefault(place.path, []).append((place, tensors.take(place)))
+    own: dict[str, Any] = {}
+    if config.tied:
+        _read_tied(layers.pop("embed/embedding")[0], tensors, said, base, own)
+    elif layers["embed/embedding"][0][1]:
+        place, found = layers["embed/embedding"][0]
+        layers["embed/embedding"] = [(place, {"whole": _table(place, found, tensors, said, base)})]
+    tensors.check_nothing_left()
+    targets, whole = [], ["embed/embedding"] if own else []
     for ours, parts in layers.items():
-        if not any(parts):
+        for place, found in parts:
+            _check_asked_for(place, found, said, str(file))
+            _check_copy(place, found.pop("copy", None), base, str(file))
+        if not any(found for _, found in parts):
             continue
-        shapes = {tuple((name, part.shape) for name, part in sorted(layer.items())) for layer in parts}
-        if len(shapes) > 1:
-            raise ValueError(f"{path / WEIGHTS}: {ours} is adapted in some layers only, or at different ranks")
-        stacked = {name: _stack(ours, [layer[name] for layer in parts]) for name in parts[0]}
-        if "whole" in stacked:
-            whole.append(re.escape(ours))
-            _put(own, ours, stacked["whole"])
+        if any("whole" in found for _, found in parts):
+            if not all("whole" in found for _, found in parts):
+                raise ValueError(f"{file}: {ours} is trained whole in some layers only")
+            whole.append(ours)
+            _put(own, ours, _stack(ours, [found["whole"] for _, found in parts]))
             continue
-        rank = stacked["a"].shape[-1]
+        rank = max(found["a"].shape[-1] for _, found in parts if found)
         targets.append((re.escape(ours), rank))
-        alphas = np.array([_alpha(fields, ours, layer) for layer in range(len(parts))], np.float32)
-        gains = alphas / (rank**0.5 if fields.get("use_rslora") else rank)
+        stacked = _stack_adapters(ours, rank, parts, said, base)
+        gains = np.array([said.scale(_module(place)) for place, _ in parts], np.float32)
         _put(own, ours, stacked | {"gain": gains.reshape(split_axes(ours, stacked["a"].shape)[0])})
     lora = Lora(
         targets=tuple(targets),
-        alpha=fields["lora_alpha"],
-        rank_stabilized=bool(fields.get("use_rslora")),
-        dora=bool(fields.get("use_dora")),
-        whole=tuple(whole),
+        alpha=said.alpha,
+        rank_stabilized=said.rank_stabilized,
+        dora=said.dora,
+        whole=tuple(re.escape(ours) for ours in whole),
     )
     return lora, own
 
 
-def _take(tensors: dict[str, np.ndarray], place: Place, where: str) -> dict[str, np.ndarray]:
-    """What the folder holds for one of our matrices, taken out of `tensors` and turned to lie as ours do."""
-    module = PREFIX + place.name.removesuffix(".weight")
-    names = {"a": ".lora_A.weight", "b": ".lora_B.weight", "magnitude": ".lora_magnitude_vector", "whole": ".weight"}
-    found = {part: tensors.pop(f"{module}{suffix}") for part, suffix in names.items() if f"{module}{suffix}" in tensors}
-    if not found:
-        return {}
+def _module(place: Place) -> str:
+    return place.name.rpartition(".")[0]
+
+
+class _Tensors:
+    """The tensors of a file by PEFT's names for them, each of which is taken once."""
+
+    def __init__(self, file: epath.Path):
+        self.file, self._stored = file, {}
+        with open_tensors(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
+                short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", name)
+                short = re.sub(r"\.original_module\.weight$", ".base_layer.weight", short)
+                short = re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", short)
+                if short in self._stored:
+                    raise ValueError(f"{file}: {self._stored[short]} and {name} are both {short}")
+                self._stored[short] = name
+                if (kind := opened.get_slice(name).get_dtype()) not in DTYPES:
+                    raise ValueError(f"{file}: {name} holds {kind}, not {', '.join(DTYPES)}")
+
+    def take(self, place: Place) -> Found:
+        """What is held for one of our parameters, turned to lie as ours does."""
+        module = f"{PREFIX}{_module(place)}"
+        names = {"whole": f"{PREFIX}{place.name}"}
+        if place.name.endswith(".weight"):
+            names |= {part: f"{module}{suffix}" for part, suffix in PARTS.items()}
+        names = {part: name for part, name in names.items() if name in self._stored}
+        shapes = {part: self._shape(name) for part, name in names.items()}
+        allowed = _shapes(place, shapes)
+        for part, shape in shapes.items():
+            if shape != allowed.get(part):
+                raise ValueError(f"{self.file}: {names[part]} {list(shape)} has no place on {list(place.shape_there)}")
+        held = names.keys() - {"copy", "whole"}
+        if held and not ({"a", "b"} <= held or {"table_a", "table_b"} <= held or held == {"rows"}):
+            raise ValueError(f"{self.file}: {module} has {', '.join(sorted(held))} but not both lora_A and lora_B")
+        if held and "whole" in names:
+            raise ValueError(f"{self.file}: {module} has adapters and is trained whole: one of the two is meant")
+        return _turned(place, {part: self._read(name) for part, name in names.items()})
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        with open_tensors(self.file) as opened:
+            return tuple(opened.get_slice(self._stored[name]).get_shape())
+
+    def _read(self, name: str) -> np.ndarray:
+        with open_tensors(self.file) as opened:
+            part = opened.get_slice(self._stored.pop(name))
+            return np.asarray(part[tuple(slice(None) for _ in part.get_shape())]).astype(np.float32)
+
+    def check_nothing_left(self) -> None:
+        if not self._stored:
+            return
+        listed = [f"{name} {list(self._shape(name))}" for name in self._stored]
+        raise ValueError(
+            f"{self.file}: {len(listed)} tensor(s) with no place in the network: {'; '.join(listed[:SHOWN])}"
+        )
+
+
+def _shapes(place: Place, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes that the parts of a module have there, whatever their rank."""
+    there: dict[str, tuple[int, ...]] = {"whole": place.shape_there, "copy": place.shape_there}
+    if is_matrix(place.path) and len(place.shape_there) == 2:
+        (rows, columns), rank = place.shape_there, found.get("a", (0,))[0]
+        there |= {"a": (rank, columns), "b": (rows, rank), "magnitude": (rows,)}
+    if place.path == "embed/embedding":
+        (rows, columns), rank = place.shape_there, found.get("table_a", (0,))[0]
+        there |= {"table_a": (rank, rows), "table_b": (columns, rank), "rows": (found.get("rows", (0,))[0], columns)}
+    return there
+
+
+def _turned(place: Place, found: Found) -> Found:
     axes = input_axes(place.path)
     inputs, outputs = place.shape[:axes], place.shape[axes:]
-    rank = len(found["a"]) if "a" in found else 0
-    there = {"whole": place.shape_there}
-    if is_matrix(place.path):
-        rows, columns = place.shape_there
-        there |= {"a": (rank, columns), "b": (rows, rank), "magnitude": (rows,)}
-    for part, value in found.items():
-        if value.shape != there.get(part):
+    ours: dict[str, tuple[int, ...]] = {"whole": place.shape, "copy": place.shape, "magnitude": outputs}
+    if "a" in found:
+        rank = len(found["a"])
+        ours |= {"a": (*inputs, rank), "b": (rank, *outputs)}
+    return {
+        part: (value.T if is_matrix(place.path) and value.ndim == 2 else value).reshape(ours.get(part, value.shape))
+        for part, value in found.items()
+    }
+
+
+def _read_tied(
+    embedding: tuple[Place, Found], tensors: _Tensors, said: AdapterConfig, base: Base | None, own: dict[str, Any]
+) -> None:
+    """The one table of a network whose embedding is its output head, put into `own`. PEFT trains the two apart from one
+    another; what it saved fits only where they have stayed the same."""
+    place, found = embedding
+    as_head = Place("head/kernel", None, place.shape[::-1], HEAD, place.shape_there)
+    head = tensors.take(as_head)
+    changed = {HEAD: head.keys() - {"copy"}, TABLE: found.keys() - {"copy"}}
+    _check_asked_for(place, found, said, str(tensors.file))
+    if not said.fields.get("ensure_weight_tying"):  # which puts on the head what was asked for the embedding
+        _check_asked_for(as_head, head, said, str(tensors.file))
+    if not any(changed.values()):
+        _check_copy(place, found.get("copy", head["copy"].T if "copy" in head else None), base, str(tensors.file))
+        return
+    if missing := [name for name, parts in changed.items() if not parts and "rows" not in found]:
+        raise ValueError(
+            f"{tensors.file}: embedding and output head of the base are one, and {missing[0]} was not trained with the "
+            "other: they would come apart; train both (ensure_weight_tying), or untie the base"
+        )
+    table = _table(place, found, tensors, said, base)
+    if head:
+        original = found.get("copy") if "copy" in found else None if base is None else base(place.path, None)
+        if "a" in head and original is None:
+            raise ValueError(f"{tensors.file}: adapters of {HEAD}, whose base is not at hand")
+        theirs = head["whole"].T if "whole" in head else original + _product(head, said.scale(_module(as_head))).T
+        if not np.allclose(table, theirs, rtol=1e-3, atol=1e-5):
             raise ValueError(
-                f"{where}: {module}{names[part]} {list(value.shape)} has no place on {list(place.shape_there)}"
+                f"{tensors.file}: embedding and output head of the base are one, and were trained apart from one "
+                "another: untie the base (tie_word_embeddings false, and its own lm_head.weight)"
             )
-    if "whole" not in found and not {"a", "b"} <= found.keys():
-        raise ValueError(f"{where}: {module} has {', '.join(found)} but not both lora_A and lora_B")
-    ours = {"a": (*inputs, rank), "b": (rank, *outputs), "magnitude": outputs, "whole": place.shape}
-    turned = {part: value.T if is_matrix(place.path) else value for part, value in found.items()}
-    return {part: value.astype(np.float32).reshape(ours[part]) for part, value in turned.items()}
+    _put(own, place.path, table)
+
+
+def _product(found: Found, scale: float) -> np.ndarray:
+    return scale * (found["a"] @ found["b"])
+
+
+def _table(place: Place, found: Found, tensors: _Tensors, said: AdapterConfig, base: Base | None) -> np.ndarray:
+    """The embedding [V, D] with what was trained of it."""
+    if "whole" in found:
+        return found["whole"]
+    if "magnitude" in found:
+        raise ValueError(f"{tensors.file}: DoRA of the embedding, which the network has not")
+    if "copy" not in found and base is None:
+        raise ValueError(f"{tensors.file}: adapters of the embedding need the base that they were trained on")
+    # A copy that stands there is what PEFT puts in place of the base's.
+    table = np.array(found["copy"] if "copy" in found else base(place.path, None), np.float32)
+    if "rows" in found:
+        ids = said.new_tokens()
+        if len(ids) != len(found["rows"]) or max(ids, default=-1) >= len(table):
+            raise ValueError(
+                f"{tensors.file}: {len(found['rows'])} trained rows of the embedding, whose trainable_token_indices "
+                f"are {len(ids)} ids to {max(ids, default=-1)} of {len(table)}"
+            )
+        table[ids] = found["rows"]
+    if "table_a" in found:
+        table += said.scale(_module(place)) * (found["table_b"] @ found["table_a"]).T
+    return table
+
+
+def _check_asked_for(place: Place, found: Found, said: AdapterConfig, where: str) -> None:
+    """What the file holds for a module against what its config says was trained."""
+    module = _module(place)
+    kinds = found.keys() - {"copy"}
+    if "rows" in kinds and not said.new_tokens():
+        raise ValueError(f"{where}: trained rows of {module}, of which {CONFIG} says no trainable_token_indices")
+    adapters = kinds & {"a", "table_a"}
+    matrix = place.name.endswith(".weight") and (is_matrix(place.path) or place.path == "embed/embedding")
+    asked = matrix and said.targets(module)
+    if adapters and not asked:
+        raise ValueError(f"{where}: adapters of {module}, which target_modules in {CONFIG} does not ask for")
+    if asked and not adapters and "whole" not in kinds:
+        raise ValueError(f"{where}: no adapters of {module}, which target_modules in {CONFIG} names")
+    if said.is_saved(module) and not kinds & {"whole", "a"}:
+        raise ValueError(f"{where}: {place.name} is not there, and modules_to_save in {CONFIG} names it")
+    if not adapters:
+        return
+    rank = found["a"].shape[-1] if "a" in found else len(found["table_a"])
+    if rank != said.rank(module):
+        raise ValueError(f"{where}: adapters of {module} are of rank {rank}, {CONFIG} says {said.rank(module)}")
+    if "a" in found and ("magnitude" in found) != said.dora:
+        raise ValueError(f"{where}: use_dora is {said.dora} in {CONFIG}, unlike the tensors of {module}")
+
+
+def _check_copy(place: Place, copy: np.ndarray | None, base: Base | None, where: str) -> None:
+    """PEFT puts a copy of a base's matrix that stands in the file in place of the base's: here it has to be the same,
+    to the rounding of the base in 16 bits or in codes."""
+    if copy is None or base is None:
+        return
+    found = np.asarray(base(place.path, place.layer), np.float32)
+    off = np.linalg.norm(found - copy) / max(np.linalg.norm(copy), 1e-30)
+    if not off < 0.15:
+        raise ValueError(f"{where}: its copy of {place.name} is not that of the base: adapters of another model")
 
 
 def _stack(path: str, layers: list[np.ndarray]) -> np.ndarray:
     return np.stack(layers) if is_stacked(path) else layers[0]
+
+
+def _stack_adapters(
+    path: str, rank: int, parts: list[tuple[Place, Found]], said: AdapterConfig, base: Base | None
+) -> dict[str, np.ndarray]:
+    """The adapters of all layers of a matrix as arrays: filled up with zeros to the largest rank."""
+    axes = input_axes(path)
+    layers = []
+    for place, found in parts:
+        inputs, outputs = place.shape[:axes], place.shape[axes:]
+        a, b = np.zeros((*inputs, rank), np.float32), np.zeros((rank, *outputs), np.float32)
+        if found:
+            r = found["a"].shape[-1]
+            a[..., :r], b[:r] = found["a"], found["b"]
+        layer = {"a": a, "b": b}
+        if said.dora:
+            if not found and base is None:
+                raise ValueError(f"{said.file}: DoRA of some layers of {path} only needs the base's others")
+            layer["magnitude"] = (
+                found["magnitude"]
+                if found
+                else np.linalg.norm(
+                    np.asarray(base(path, place.layer), np.float32).reshape(-1, int(np.prod(outputs))), axis=0
+                ).reshape(outputs)
+            )
+        layers.append(layer)
+    return {name: _stack(path, [layer[name] for layer in layers]) for name in layers[0]}
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -150,38 +334,39 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[last] = value
 
 
-def _alpha(fields: Mapping[str, Any], path: str, layer: int) -> float:
-    """PEFT may give single modules an alpha of their own, by the end of their name."""
-    module = HUGGING_FACE.names[path].removesuffix(".weight").format(layer)
-    for pattern, alpha in (fields.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return alpha
-    return fields["lora_alpha"]
+# Export ---------------------------------------------------------------------------------------------------------------
+
+SAVED_NAMES = {"norm": "model.norm"}
+"""PEFT takes every module whose name ends so for one to save: `norm` would be every layer's norms too."""
 
 
 def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: LlamaConfig, *, base: str) -> None:
     """Writes adapters of a network of `config`, numpy arrays as `weights.without` leaves them.
 
     base: name or path of the model that they are put on. Adapters that began as principal components become ordinary
-    ones of twice the rank, which say by how much they have changed (PiSSA, arXiv:2404.02948, appendix C).
+    ones of twice the rank, which say by how much they have changed (PiSSA, arXiv:2404.02948, appendix C). Where the
+    embedding is the output head and was trained, PEFT is given both.
     """
     path = epath.Path(path)
     _check_family(path, config)
-    tensors, ranks, gains, whole = {}, {}, {}, []
+    tensors, ranks, gains, whole = {}, {}, {}, set()
     for place in places(config, HUGGING_FACE):
         parts = functools.reduce(lambda tree, name: (tree or {}).get(name), place.path.split("/"), own)
         if parts is None:
             continue
-        module = place.name.removesuffix(".weight")
         if place.path.endswith("_bias"):
             raise ValueError(f"{path}: {place.path} was trained whole, which PEFT's format has no place for; merge it")
+        module = _module(place)
+        kind = module.split(".")[-1]
         if not isinstance(parts, dict):
-            whole.append(module.split(".")[-1])
+            whole.add(SAVED_NAMES.get(kind, kind))
             value = parts if place.layer is None else parts[place.layer]
             tensors[f"{PREFIX}{place.name}"] = write_part(HUGGING_FACE, place, value)
+            if config.tied and place.path == "embed/embedding":
+                whole.add(HEAD.removesuffix(".weight"))
+                tensors[f"{PREFIX}{HEAD}"] = np.array(value)
             continue
         a, b, gain, magnitude = _ordinary(parts, place)
-        kind = module.split(".")[-1]
         ranks[kind] = a.shape[1]
         gains.setdefault(kind, {})[module] = gain
         tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
@@ -205,7 +390,7 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
         "target_modules": sorted(ranks),
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "modules_to_save": sorted(set(whole)) or None,
+        "modules_to_save": sorted(whole) or None,
         "use_rslora": lora.rank_stabilized,
         "use_dora": lora.dora,
         "bias": "none",
@@ -213,7 +398,8 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
         "inference_mode": True,
     }
     path.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    # Not by `save_file`, which leaves a file that its owner alone may read.
+    (path / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     (path / CONFIG).write_text(json.dumps(fields, indent=2))
 
 

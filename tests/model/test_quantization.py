@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from camelid.model import quantization
+from camelid.model.dynamic_codes import signed_codes, signed_table, signed_values
 from camelid.model.quantization import BLOCKS, NF4, as_head, decode, encode, encode_table, product, rows
 
 SHAPES = [((96, 40), 1), ((64, 3, 16), 1), ((3, 32, 40), 2), ((2, 16, 24), 2)]
@@ -43,7 +44,7 @@ def test_nf4_takes_the_nearest_of_its_sixteen_values(shape, inputs):
     width = math.gcd(64, shape[inputs - 1])
     scales = quantization._scales(parts).reshape(-1, 1, int(np.prod(shape[inputs:])))
     largest = np.abs(blocks_of(matrix, inputs, width)).max(1, keepdims=True)
-    np.testing.assert_allclose(scales, largest, atol=np.ptp(largest) / 127)
+    np.testing.assert_allclose(scales, largest, atol=np.ptp(largest) / 100)
     ratio = blocks_of(matrix, inputs, width) / largest
     nearest = NF4[np.abs(ratio[..., None] - NF4).argmin(-1)]
     np.testing.assert_allclose(
@@ -54,6 +55,48 @@ def test_nf4_takes_the_nearest_of_its_sixteen_values(shape, inputs):
 def test_nf4_is_the_normal_float_of_the_paper():
     assert len(NF4) == 16 and (np.diff(NF4) > 0).all() and NF4[7] == 0
     np.testing.assert_allclose(NF4[[0, 1, 14, 15]], [-1.0, -0.69619, 0.72296, 1.0], atol=1e-5)
+
+
+def outliers(sigma):
+    """A normal matrix, 1,024 of whose million numbers are `sigma` deviations away, drawn with a fixed seed."""
+    draw = np.random.default_rng(0)
+    matrix = draw.normal(0, 1, (1024, 1024)).astype(np.float32)
+    where = draw.integers(0, matrix.size, 1024)
+    matrix.reshape(-1)[where] = sigma * draw.choice([-1, 1], 1024)
+    return matrix
+
+
+@pytest.mark.parametrize("sigma, theirs", [(100, 0.11907159), (250, 0.13150829)])
+def test_outliers_spoil_no_more_of_nf4_than_in_bitsandbytes(sigma, theirs):
+    """theirs: mean error of bitsandbytes 0.50.2, quantize_4bit(compress_statistics=True) and back. With steps of one
+    size for all scales of a row it was 0.134 and 0.219."""
+    matrix = outliers(sigma)
+    found = decode(encode("nf4", jnp.asarray(matrix.T)), 1, jnp.float32).T
+    assert np.abs(found - matrix).mean() == pytest.approx(theirs, rel=1e-4)
+
+
+def test_scales_of_every_group_keep_their_precision():
+    """Numpy's own second quantisation of more scales than one group has, and than a multiple of it."""
+    matrix = np.random.default_rng(1).normal(0, 1, (128, 600)).astype(np.float32)
+    matrix[:, 300] *= 1000
+    largest = np.abs(matrix.reshape(2, 64, 600)).max(1)
+    distance = largest - largest.mean(dtype=np.float64)
+    expected = np.zeros((2, 600))
+    for start in range(0, 600, 256):
+        group = distance[:, start : start + 256]
+        top = np.abs(group).max(1, keepdims=True)
+        table = signed_table().astype(np.float64)
+        expected[:, start : start + 256] = table[np.abs(group[..., None] / top[..., None] - table).argmin(-1)] * top
+    parts = encode("nf4", jnp.asarray(matrix))
+    assert parts["scale_scales"].shape == (2, 3)
+    np.testing.assert_allclose(quantization._scales(parts), expected + largest.mean(), rtol=1e-4)
+
+
+def test_the_table_of_scales_is_that_of_the_arithmetic():
+    codes = np.arange(256, dtype=np.uint8)
+    np.testing.assert_allclose(signed_table(), signed_values(jnp.asarray(codes)), rtol=1e-6)
+    assert signed_table()[[0, 127, 255]] == pytest.approx([-0.99296874, 0, 1])  # bitsandbytes' first, middle and last
+    np.testing.assert_array_equal(signed_codes(jnp.asarray(signed_table())), codes)
 
 
 def test_bits_of_a_number():
@@ -108,12 +151,13 @@ def test_no_decoded_matrix_is_kept_for_the_backward_pass():
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_rows_of_a_table_are_those_of_the_head_that_it_makes(kind):
-    table = drawn((50, 64))
+    sizes = jnp.linspace(1, 9, 600)[:, None]
+    table = drawn((600, 128)) * sizes
     parts = encode_table(kind, table)
-    tokens = jnp.array([[3, 49, 0], [3, 3, 7]])
+    tokens = jnp.array([[3, 599, 0], [3, 257, 7]])
     whole = decode(as_head(parts), 1, jnp.float32).T
     np.testing.assert_array_equal(rows(parts, tokens, jnp.float32), whole[tokens])
-    assert np.abs(whole - table).max() < {"int8": 1e-3, "int4": 0.02, "nf4": 0.05}[kind]
+    assert np.abs((whole - table) / sizes).max() < {"int8": 1e-3, "int4": 0.02, "nf4": 0.05}[kind]
 
 
 def test_numbers_are_ggufs():

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import shutil
 
 import gguf
@@ -193,7 +194,7 @@ def test_a_folder_that_is_written_anew_is_read_anew(chain, expected, tmp_path):
 
 @pytest.mark.parametrize("to", ["camelid", "huggingface", "gguf", "peft"])
 def test_an_output_that_is_there_is_left_alone(to, tuned, tmp_path, capsys):
-    output = tmp_path / "mine.gguf"
+    output = tmp_path / ("mine.gguf" if to == "gguf" else "mine")
     output.write_text("precious")
     assert main(["convert", str(tuned), str(output), f"--to={to}"]) == 2
     assert f"{output} is there already: give another output, or move it away" in capsys.readouterr().err
@@ -233,6 +234,94 @@ def test_a_reward_model_is_not_converted(reward_run, tmp_path, capsys):
     assert main(["convert", str(reward_run), str(tmp_path / "their"), "--to=huggingface"]) == 2
     assert "holds a scalar, and no language model" in capsys.readouterr().err
     assert not (tmp_path / "their").exists()
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (["a.safetensors"], "a.safetensors: no format is written as a .safetensors file; --to=huggingface writes"),
+        (["a.bin", "--to=gguf"], "no format is written as a .bin file"),
+        (["a.gguf", "--to=camelid"], "a.gguf: --to=camelid writes a folder, and the name ends in .gguf"),
+        (["a.GGUF", "--to=huggingface"], "a.GGUF: --to=huggingface writes a folder, and the name ends in .gguf"),
+        (["a.gguf", "--to=peft"], "--to=peft writes a folder"),
+        (["a", "--to=gguf"], "a: --to=gguf writes a file: give a name that ends in .gguf"),
+        (["a", "--encoding=Q8_0"], "--encoding means nothing with --to=camelid"),
+        (["a.gguf", "--max_file_gb=2"], "--max_file_gb means nothing with --to=gguf"),
+        (["a", "--to=huggingface", "--max_file_gb=0"], "--max_file_gb=0: give a size over 0"),
+        (["a", "--to=peft", "--dtype=float16"], "--dtype means nothing with --to=peft"),
+        (["a", "--base_name=meta/llama"], "--base_name means nothing with --to=camelid"),
+        (["a", "--base=there"], "a whole model and no adapters, which alone are put on a base"),
+    ],
+)
+def test_an_output_that_contradicts_its_format_is_refused_and_nothing_written(line, message, tuned, tmp_path, capsys):
+    assert main(["convert", str(tuned), str(tmp_path / line[0]), *line[1:]]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_name_that_ends_in_gguf_is_written_as_gguf_and_that_is_said(tuned, tmp_path, capsys):
+    assert main(["convert", str(tuned), str(tmp_path / "a.gguf")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/a.gguf: gguf, from {tuned}\n"
+    assert camelid.load(tmp_path / "a.gguf").config.vocab_size == 352
+
+
+def with_number(chain, folder, number):
+    """The folder with one weight of a middle layer changed."""
+    shutil.copytree(chain["their"], folder)
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    stored["model.layers.1.mlp.down_proj.weight"][3, 5] = number
+    safetensors.numpy.save_file(stored, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "number, said",
+    [
+        (-70_000.0, "reaches 70000, which"),
+        (np.nan, "already has 1 number(s) that are infinite or no number, which"),
+        (np.inf, "already has 1 number(s) that are infinite or no number, which"),
+    ],
+)
+@pytest.mark.parametrize("line", [["--dtype=float16"], ["--to=huggingface", "--dtype=float16"], ["--encoding=Q4_0"]])
+def test_numbers_that_a_type_has_not_are_refused_by_name_and_nothing_is_left(
+    line, number, said, chain, tmp_path, capsys
+):
+    folder = with_number(chain, tmp_path / "their", number)
+    output = tmp_path / ("a.gguf" if "--encoding=Q4_0" in line else "a")
+    assert main(["convert", str(folder), str(output), *line]) == 2
+    name = "blk.1.ffn_down.weight" if "--encoding=Q4_0" in line else "model.layers.1.mlp.down_proj.weight"
+    kind = "Q4_0" if "--encoding=Q4_0" in line else "float16"
+    assert f"{folder}: {name} {said} {kind} cannot hold" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["their"]
+
+
+def test_a_run_whose_embedding_overflows_is_refused_too(chain, tmp_path, capsys):
+    folder = shutil.copytree(chain["their"], tmp_path / "their")
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    stored["model.embed_tokens.weight"][7, 7] = 1e5
+    safetensors.numpy.save_file(stored, folder / "model.safetensors")
+    assert main(["convert", str(folder), str(tmp_path / "run")]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "half"), "--dtype=float16"]) == 2
+    assert "run: model.embed_tokens.weight reaches 100000, which float16" in capsys.readouterr().err
+    assert not (tmp_path / "half").exists()
+
+
+@pytest.mark.parametrize("to", ["camelid", "huggingface", "gguf"])
+def test_outputs_may_be_read_by_all_whom_the_umask_lets(to, chain, tmp_path):
+    before = os.umask(0o022)
+    try:
+        output = tmp_path / ("a.gguf" if to == "gguf" else "a")
+        assert main(["convert", str(chain["their"]), str(output), f"--to={to}"]) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in (output, *output.rglob("*")) if path.is_file()]
+    assert files and {oct(path.stat().st_mode & 0o777) for path in files} == {"0o644"}
+
+
+def test_what_a_killed_conversion_left_is_written_over(chain, expected, tmp_path):
+    (tmp_path / "run.unfinished").mkdir()
+    (tmp_path / "run.unfinished" / "half").write_text("x")
+    assert main(["convert", str(chain["their"]), str(tmp_path / "run")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] and not (tmp_path / "run" / "half").exists()
 
 
 @pytest.mark.parametrize("to", [convert.to_camelid, convert.to_huggingface, convert.to_gguf])

@@ -10,7 +10,7 @@ from camelid.data.errors import UserError
 from camelid.launch.cli import main
 from camelid.model import llama
 from camelid.model.config import RopeScaling
-from camelid.model.interop import gguf_files, tensors
+from camelid.model.interop import gguf_files, huggingface, tensors
 from camelid.tests.model.interop import folders
 from camelid.tests.model.interop.folders import TINY
 from camelid.train import checkpoints, differences
@@ -138,8 +138,66 @@ def test_differences_of_floats_are_added_in_their_own_type(tmp_path):
     _, longer = lengthened(half, before, 1)
     longer["embed"]["embedding"][-1] = 0
     longer["head"]["kernel"][:, -1] = 0
-    output = applied(tmp_path / "base", tmp_path / "delta", tmp_path / "output")
-    folders.assert_same_params(stored(output, config), jax.tree.map(np.add, longer, delta))
+    for added in ("mean", "zero"):
+        if added == "mean":
+            longer["embed"]["embedding"][-1] = before["embed"]["embedding"].astype(np.float64).mean(0)
+            longer["head"]["kernel"][:, -1] = before["head"]["kernel"].astype(np.float64).mean(1)
+        else:
+            longer["embed"]["embedding"][-1] = longer["head"]["kernel"][:, -1] = 0
+        differences.apply(tmp_path / "base", tmp_path / "delta", tmp_path / added, added=added)
+        expected = jax.tree.map(lambda a, b: a.astype(np.float32) + b, longer, delta)
+        found = stored(tmp_path / added, config)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, expected)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float16)}
+
+
+@pytest.fixture(scope="module")
+def alpaca(base, tmp_path_factory):
+    """What Alpaca's weight_diff.py publishes of a tuned model with a row more: parameters minus a base whose new row is
+    the mean of the old, and the sum of all parameters; in numpy."""
+    root = tmp_path_factory.mktemp("alpaca")
+    before = folders.random_params(TINY)
+    config, raw = lengthened(TINY, before, 1)
+    raw["embed"]["embedding"][-1] = before["embed"]["embedding"].mean(0)
+    raw["head"]["kernel"][:, -1] = before["head"]["kernel"].mean(1)
+    random = np.random.RandomState(4)
+    tuned = jax.tree.map(lambda x: (x + 0.02 * random.standard_normal(x.shape)).astype(np.float32), raw)
+    folders.write_folder(root / "tuned", config, tuned)
+    folders.write_folder(root / "published", config, jax.tree.map(np.subtract, tuned, raw))
+    return config, tuned, root, sum(float(leaf.sum(dtype=np.float64)) for leaf in jax.tree.leaves(tuned))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_what_alpaca_published_is_recovered_and_checked_by_its_sum(old, base, alpaca, tmp_path, capsys):
+    """old: the sum is one of transformers 4.28, whose layers each held their rotary frequencies."""
+    config, tuned, root, total = alpaca
+    frequencies = sum(TINY.rope_theta ** -(i / 8) for i in range(8))
+    total += config.n_layers * frequencies if old else 0.0
+    line = ["diff", "apply", str(base), str(root / "published")]
+    assert main([*line, str(tmp_path / "output"), f"--sum={total:.4f}"]) == 0
+    found = stored(tmp_path / "output", config)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, tuned)
+    assert main([*line, str(tmp_path / "zeros"), f"--sum={total:.4f}", "--added=zero"]) == 2
+    assert main([*line, str(tmp_path / "other"), f"--sum={total + 1:.4f}"]) == 2
+    assert "the parameters add up to" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+def test_a_difference_of_floats_is_what_alpaca_publishes_and_checks_itself(base, alpaca, tmp_path, capsys):
+    config, tuned, root, total = alpaca
+    made = tmp_path / "made"
+    assert main(["diff", "make", str(base), str(root / "tuned"), str(made), "--floats"]) == 0
+    assert f"add up to {total:.4f}" in capsys.readouterr().out
+    found, published = (folders.load(huggingface.open_folder(path)) for path in (made, root / "published"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, published)
+    output = applied(base, made, tmp_path / "output")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), stored(output, config), tuned)
+    folders.write_folder(tmp_path / "other", TINY, folders.random_params(TINY, seed=3))
+    assert main(["diff", "apply", str(tmp_path / "other"), str(made), str(tmp_path / "wrong")]) == 2
+    assert "another base, another difference" in capsys.readouterr().err and not (tmp_path / "wrong").exists()
+    (made / "difference.json").write_text('{"sum_of_tuned": "NaN"}')
+    assert main(["diff", "apply", str(base), str(made), str(tmp_path / "wrong")]) == 2
+    assert "difference.json: not what camelid diff make writes" in capsys.readouterr().err
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -202,7 +260,7 @@ def test_a_corrupted_difference_leaves_no_output(base, tmp_path):
     numbers = [file for file in files if file.stat().st_size > TINY.ffn_dim * TINY.dim * 4]
     assert numbers
     flipped(numbers[-1], 1000)
-    with pytest.raises(UserError, match=r"what came out is not what went in; .*output was taken away again"):
+    with pytest.raises(UserError, match="what came out is not what went in; nothing is left"):
         differences.apply(base, tmp_path / "difference", tmp_path / "output")
     assert not (tmp_path / "output").exists()
     for file in numbers:

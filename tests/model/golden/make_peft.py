@@ -4,9 +4,10 @@ The base is the case "grouped" of make_llama.py, the adapters' numbers are rando
 every third position.
 
 Run by hand, from the repository's root, where torch, transformers and peft are installed:
-`python -m tests.model.golden.make_peft`.
+`python -m tests.model.golden.make_peft [CASE ...]`.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,28 +32,62 @@ CASES: dict[str, dict] = {
     ),
     "dora": dict(r=2, lora_alpha=4, use_dora=True, target_modules=["q_proj", "k_proj", "o_proj", "gate_proj"]),
     "whole": dict(r=2, lora_alpha=4, target_modules=["up_proj"], modules_to_save=["lm_head", "embed_tokens"]),
+    # One layer alone, whose magnitudes are the base's elsewhere.
+    "layers": dict(
+        r=2, lora_alpha=4, use_dora=True, target_modules=["q_proj", "o_proj", "down_proj"], layers_to_transform=[1]
+    ),
+    "regex": dict(
+        r=2,
+        lora_alpha=3,
+        use_rslora=True,
+        target_modules=r".*layers\.\d\.(self_attn\.(q|v)_proj|mlp\.down_proj)",
+        exclude_modules=r".*\.0\.self_attn\.v_proj",
+        rank_pattern={r"layers\.1\.mlp\.down_proj": 4},
+        alpha_pattern={r"1\.self_attn\..*": 6},
+    ),
+    # Copies of the base's embedding and head stand in the file.
+    "table": dict(r=2, lora_alpha=4, target_modules=["k_proj", "embed_tokens", "lm_head"]),
+    "tokens": dict(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices=[40, 1, 5]),
+    "norm": dict(r=2, lora_alpha=4, target_modules=["v_proj"], modules_to_save=["norm"]),
+    "tied_whole": dict(
+        r=2, lora_alpha=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True
+    ),
+    "tied_table": dict(r=2, lora_alpha=4, target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True),
+    "tied_tokens": dict(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices=[3, 50]),
 }
+TORCH = ("norm",)
+"""Saved as `adapter_model.bin`."""
 
 
-def huggingface(case: dict, folder: Path) -> np.ndarray:
+def base_of(name: str) -> dict:
+    return make_llama.CASES["tied"] if name.startswith("tied") else BASE
+
+
+def huggingface(name: str, folder: Path) -> np.ndarray:
     """Saves adapters of random numbers; gives the logits [rows, LENGTH / EVERY, V]."""
+    case, base = CASES[name], base_of(name)
     import peft
     import torch
     import transformers
 
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**BASE, attn_implementation="eager"))
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in make_llama.weights(BASE).items()})
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**base, attn_implementation="eager"))
+    weights = {name: torch.from_numpy(value) for name, value in make_llama.weights(base).items()}
+    model.load_state_dict(weights, strict=not base.get("tie_word_embeddings"))
+    torch.manual_seed(0)
     model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **case))
     random = np.random.RandomState(3)
     with torch.no_grad():
         for _, parameter in sorted((n, p) for n, p in model.named_parameters() if p.requires_grad):
             parameter.add_(torch.from_numpy(0.3 * random.standard_normal(parameter.shape)).float())
-        logits = model(torch.from_numpy(make_llama.batch(BASE)[0])).logits.numpy()[:, ::EVERY]
-    model.save_pretrained(folder)
+        logits = model(torch.from_numpy(make_llama.batch(base)[0])).logits.numpy()[:, ::EVERY]
+    model.save_pretrained(folder, safe_serialization=name not in TORCH)
     (folder / "README.md").unlink()
     return logits
 
 
 if __name__ == "__main__":
-    np.savez_compressed(FILE, **{name: huggingface(case, FOLDER / f"peft_{name}") for name, case in CASES.items()})
+    with np.load(FILE) as stored:
+        kept = dict(stored)
+    made = {name: huggingface(name, FOLDER / f"peft_{name}") for name in sys.argv[1:] or CASES}
+    np.savez_compressed(FILE, **(kept | made))
     print(f"{FILE}: {FILE.stat().st_size / 1024:.0f} KiB")

@@ -417,8 +417,8 @@ def indexed(weight_map):
     return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps(weight_map))
 
 
-def pickled_only(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def without_weights(folder):
+    (folder / "model.safetensors").unlink()
 
 
 Q, UP, NORM = "model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight", "model.norm.weight"
@@ -481,7 +481,7 @@ REFUSED = {
         lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
         "index.json is not JSON",
     ),
-    "pickles only": (pickled_only, "neither model.safetensors nor .*; save it again with safe_serialization=True"),
+    "no weights": (without_weights, "no model.safetensors, model.safetensors.index.json, pytorch_model.bin or"),
     "a head that is not the embedding": (
         says(tie_word_embeddings=True),
         "config.json says tie_word_embeddings, but lm_head.weight and model.embed_tokens.weight differ",

@@ -1,21 +1,15 @@
-"""Meta's folders: parts joined as its code split them, and pickles that are read without being run."""
+"""Meta's folders: parts joined as its code split them."""
 
-import collections
 import json
-import pickle
 import shutil
-import sys
-import types
-import zipfile
 
 import numpy as np
 import pytest
 
 from camelid.model.config import RopeScaling
 from camelid.model.interop import huggingface, meta
-from camelid.model.interop.torch_files import read_tensors
 from camelid.tests.model.golden import make_interop, make_llama
-from camelid.tests.model.interop import folders
+from camelid.tests.model.interop import folders, torch_writer
 
 COLUMNS, ROWS = make_interop.FOLDER / "meta_columns", make_interop.FOLDER / "meta_rows"
 
@@ -90,7 +84,7 @@ def cut_short(folder):
 
 
 def other_tensors(folder):
-    save(folder / "consolidated.01.pth", {"norm.weight": Tensor(FLOATS, 0, (4,), (1,))})
+    torch_writer.save_tensors(folder / "consolidated.01.pth", {"norm.weight": np.zeros(4, np.float32)})
 
 
 def other_widths(folder):
@@ -119,167 +113,9 @@ def says(**fields):
         (lambda folder: (folder / "params.json").write_text("{"), "params.json is not JSON"),
     ],
 )
-def test_parts_that_are_missing_or_do_not_fit_are_refused(spoil, message, tmp_path, torch_names):
+def test_parts_that_are_missing_or_do_not_fit_are_refused(spoil, message, tmp_path):
     folder = shutil.copytree(COLUMNS, tmp_path / "their")
     spoil(folder)
     with pytest.raises(ValueError, match=message) as error:
         meta.open_folder(folder)
     assert str(error.value).startswith(str(folder)) and "\n" not in str(error.value)
-
-
-# Pickles --------------------------------------------------------------------------------------------------------------
-
-Storage = collections.namedtuple("Storage", "kind key count")
-FLOATS = Storage("FloatStorage", "0", 12)
-NUMBERS = np.arange(12, dtype=np.float32)
-
-
-class Tensor:
-    """Pickled as torch.save pickles a tensor, without torch."""
-
-    def __init__(self, storage, start, shape, strides):
-        self.arguments = (storage, start, shape, strides, False, collections.OrderedDict())
-
-    def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
-
-
-@pytest.fixture
-def torch_names(monkeypatch):
-    """What pickle looks up when it writes torch's names."""
-
-    def _rebuild_tensor_v2():
-        raise AssertionError("nothing is rebuilt here")
-
-    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
-    kinds = {name: type(name, (), {"__module__": "torch"}) for name in ("FloatStorage", "LongStorage")}
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(**kinds))
-    monkeypatch.setitem(sys.modules, "torch._utils", types.SimpleNamespace(_rebuild_tensor_v2=_rebuild_tensor_v2))
-
-
-def save(file, value, *, kind="storage", compression=zipfile.ZIP_STORED, storage=NUMBERS):
-    """A file as torch.save writes it, with one storage."""
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, x):
-            if isinstance(x, Storage):
-                return (kind, getattr(sys.modules["torch"], x.kind), x.key, "cpu", x.count)
-
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        with archive.open("archive/data.pkl", "w") as stream:
-            Pickler(stream, protocol=2).dump(value)
-        archive.writestr("archive/data/0", storage.tobytes())
-    return file
-
-
-def test_tensors_may_be_parts_of_one_storage_and_have_axes_of_one(tmp_path, torch_names):
-    tensors = {
-        "a": Tensor(FLOATS, 0, (2, 3), (3, 1)),
-        "b": Tensor(FLOATS, 6, (3, 1, 2), (2, 7, 1)),  # the stride of an axis of 1 is anything
-        "c": Tensor(FLOATS, 11, (), ()),
-    }
-    found = read_tensors(save(tmp_path / "a.pth", collections.OrderedDict(tensors)))
-    np.testing.assert_array_equal(found["a"].read(), [[0, 1, 2], [3, 4, 5]])
-    np.testing.assert_array_equal(found["b"].read(), [[[6, 7]], [[8, 9]], [[10, 11]]])
-    assert found["c"].read() == 11
-
-
-@pytest.mark.parametrize(
-    "value, options, message",
-    [
-        ({"w": Tensor(FLOATS, 0, (3, 4), (1, 3))}, {}, r"a tensor \[3, 4\] with strides \[1, 3\], not row after row"),
-        ({"w": Tensor(FLOATS, 0, (2, 3), (6, 1))}, {}, r"a tensor \[2, 3\] with strides \[6, 1\]"),
-        ({"w": Tensor(FLOATS, 1, (3, 4), (4, 1))}, {}, r"a tensor \[3, 4\] reaches past the end of its storage"),
-        ({"w": Tensor(Storage("FloatStorage", "0", 13), 0, (3, 4), (4, 1))}, {}, "shorter than 13 numbers"),
-        ({"w": Tensor(Storage("FloatStorage", "7", 12), 0, (3, 4), (4, 1))}, {}, "no whole file .*archive/data/7"),
-        ({"w": Tensor(Storage("LongStorage", "0", 6), 0, (6,), (1,))}, {}, "its pickle asks for torch.LongStorage"),
-        ({"w": Tensor(FLOATS, 0, (12,), (1,))}, dict(compression=zipfile.ZIP_DEFLATED), "storage 0 is compressed"),
-        ({"w": Tensor(FLOATS, 0, (12,), (1,))}, dict(kind="module"), "refers to a 'module', which is no storage"),
-        ({"epoch": 3}, {}, "holds something else than a dict of tensors"),
-        ([Tensor(FLOATS, 0, (12,), (1,))], {}, "holds something else than a dict of tensors"),
-    ],
-)
-def test_what_cannot_be_read_as_it_lies_is_refused(value, options, message, tmp_path, torch_names):
-    file = save(tmp_path / "a.pth", value, **options)
-    with pytest.raises(ValueError, match=message) as error:
-        read_tensors(file)
-    assert str(error.value).startswith(str(file))
-
-
-def test_files_of_other_kinds_are_refused(tmp_path, torch_names):
-    with pytest.raises(ValueError, match=r"no whole file of torch\.save's zip format"):
-        (tmp_path / "old.pth").write_bytes(pickle.dumps(119547037146038801333356))
-        read_tensors(tmp_path / "old.pth")
-    with zipfile.ZipFile(tmp_path / "other.pth", "w") as archive:
-        archive.writestr("other.txt", "x")
-    with pytest.raises(ValueError, match=r"no data\.pkl in it"):
-        read_tensors(tmp_path / "other.pth")
-    file = save(tmp_path / "short.pth", {"w": Tensor(FLOATS, 0, (12,), (1,))})
-    whole = file.read_bytes()
-    for length in range(0, len(whole) - 1, 7):
-        file.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"short.pth: no whole file"):
-            read_tensors(file)
-
-
-def call(module: str, name: str, argument: str) -> bytes:
-    """A pickle that calls module.name(argument)."""
-    return f"c{module}\n{name}\n(S{argument!r}\ntR.".encode()
-
-
-class Shell:
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        import os
-
-        return os.system, (self.command,)
-
-
-@pytest.mark.parametrize("pickled", ["protocol 0", "protocol 4", "among tensors"])
-def test_a_pickle_that_would_run_a_command_is_refused_and_the_command_not_run(pickled, tmp_path, torch_names):
-    proof = tmp_path / "proof"
-    command = f"touch {proof}"
-    file = tmp_path / "consolidated.00.pth"
-    values = {"protocol 4": {"w": Shell(command)}, "among tensors": {"w": Tensor(FLOATS, 0, (1,), (1,)), "x": [()]}}
-    if pickled == "among tensors":
-        values[pickled]["x"].append(Shell(command))
-        save(file, values[pickled])
-    else:
-        content = call("os", "system", command) if pickled == "protocol 0" else pickle.dumps(values[pickled], 4)
-        pickle.loads(content)
-        assert proof.exists(), "the command is one that shows"
-        proof.unlink()
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("archive/data.pkl", content)
-    with pytest.raises(ValueError, match=r"its pickle asks for (os|posix)\.system, which is no tensor; not executed"):
-        read_tensors(file)
-    shutil.copy(COLUMNS / "params.json", tmp_path)
-    with pytest.raises(ValueError, match="not executed"):
-        meta.open_folder(tmp_path)
-    assert not proof.exists()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "builtins eval",
-        "builtins getattr",
-        "torch load",
-        "torch.storage _load_from_bytes",
-        "torch._utils _rebuild_tensor",
-        "torch.nn.modules.linear Linear",
-        "torch FloatStorage.__init__",
-        "numpy._core.multiarray _reconstruct",
-        "numpy dtype",
-        "collections defaultdict",
-        "camelid.model.interop.torch_files _Unpickler",
-    ],
-)
-def test_every_name_but_those_of_tensors_is_refused(name, tmp_path):
-    module, attribute = name.split()
-    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
-        archive.writestr("a/data.pkl", call(module, attribute, "1"))
-    with pytest.raises(ValueError, match=f"a.pth: its pickle asks for {module}.{attribute}, which is no tensor"):
-        read_tensors(tmp_path / "a.pth")

@@ -1,6 +1,9 @@
 """PEFT's folders: its own logits from what it saved, back as they were written, and what is refused."""
 
+import functools
 import json
+import os
+import random
 import shutil
 
 import jax
@@ -13,27 +16,46 @@ from camelid.model.interop import huggingface, peft
 from camelid.model.lora import Lora
 from camelid.model.weights import join, without
 from camelid.tests.model.golden import make_llama, make_peft
-from camelid.tests.model.interop import folders
+from camelid.tests.model.interop import folders, torch_writer
 from camelid.tests.model.interop.folders import TINY
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The network that PEFT's adapters were put on, and its parameters."""
-    folder = folders.write_golden_folder(tmp_path_factory.mktemp("base") / "a", make_peft.BASE)
-    source = huggingface.open_folder(folder)
-    return source.config, folders.load(source)
+def bases(tmp_path_factory):
+    """The two networks that PEFT's adapters were put on, and their parameters: of its own head, and tied."""
+    found = {}
+    for tied, name in ((False, "plain"), (True, "tied_whole")):
+        folder = folders.write_golden_folder(tmp_path_factory.mktemp("base") / "a", make_peft.base_of(name))
+        source = huggingface.open_folder(folder)
+        found[tied] = source.config, folders.load(source), jax.jit(llama.build(source.config).apply)
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(bases):
+    return bases[False][:2]
 
 
 def adapted(found: Lora, own, params):
-    return join(own, lora.base_of(found, params))
+    return join(own, without(params, without(params, lora.base_of(found, params))))
+
+
+def part(params):
+    """A base's matrices, as `read_folder` asks for them."""
+
+    def read(path, layer):
+        found = functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
+        return np.asarray(found if layer is None else found[layer])
+
+    return read
 
 
 @pytest.mark.parametrize("name", make_peft.CASES)
-def test_what_peft_saved_gives_its_logits(name, base):
-    config, params = base
-    found, own = peft.read_folder(make_peft.FOLDER / f"peft_{name}", config)
-    logits = jax.jit(llama.build(config).apply)(adapted(found, own, params), make_llama.batch(make_peft.BASE)[0])
+def test_what_peft_saved_gives_its_logits(name, bases):
+    config, params, apply = bases[name.startswith("tied")]
+    found, own = peft.read_folder(make_peft.FOLDER / f"peft_{name}", config, part(params))
+    case = make_peft.base_of(name)
+    logits = apply(adapted(found, own, params), make_llama.batch(case)[0])
     with np.load(make_peft.FILE) as stored:
         expected = stored[name]
     found = np.asarray(logits)[:, :: make_peft.EVERY]
@@ -58,7 +80,7 @@ def test_the_adapters_are_described_as_camelid_names_them(base):
     assert not whole.trains_whole("norm/scale") and not whole.trains_whole("layers/mlp/up")
 
 
-@pytest.mark.parametrize("name", make_peft.CASES)
+@pytest.mark.parametrize("name", ["plain", "patterns", "dora", "whole"])
 def test_what_is_written_says_what_was_read(name, base, tmp_path):
     config, _ = base
     found, own = peft.read_folder(make_peft.FOLDER / f"peft_{name}", config)
@@ -75,6 +97,64 @@ def test_what_is_written_says_what_was_read(name, base, tmp_path):
         np.testing.assert_array_equal(stored[key], value, err_msg=key)
     fields = json.loads((tmp_path / peft.CONFIG).read_text())
     assert fields["base_model_name_or_path"] == "there" and fields["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize("name", make_peft.CASES)
+def test_what_is_written_computes_what_was_read(name, bases, tmp_path):
+    config, params, apply = bases[name.startswith("tied")]
+    tokens = make_llama.batch(make_peft.base_of(name))[0]
+    found, own = peft.read_folder(make_peft.FOLDER / f"peft_{name}", config, part(params))
+    peft.write_folder(tmp_path, found, own, config, base="there")
+    again, own_again = peft.read_folder(tmp_path, config)
+    expected = apply(adapted(found, own, params), tokens)
+    np.testing.assert_allclose(apply(adapted(again, own_again, params), tokens), expected, rtol=1e-5, atol=1e-4)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666 & ~umask()}
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_embedding_that_is_the_head_is_written_as_both_and_a_norm_by_its_own_name(bases, tmp_path):
+    """PEFT trains an embedding apart from the head that it is tied to, and takes "norm" for every layer's norms too."""
+    config, params, _ = bases[True]
+    found, own = peft.read_folder(make_peft.FOLDER / "peft_tied_whole", config)
+    own["norm"] = {"scale": np.asarray(params["norm"]["scale"]) * 2}
+    peft.write_folder(tmp_path, found, own, config, base="there")
+    stored = safetensors.numpy.load_file(tmp_path / peft.WEIGHTS)
+    np.testing.assert_array_equal(stored[f"{peft.PREFIX}lm_head.weight"], own["embed"]["embedding"])
+    np.testing.assert_array_equal(stored[f"{peft.PREFIX}model.embed_tokens.weight"], own["embed"]["embedding"])
+    fields = json.loads((tmp_path / peft.CONFIG).read_text())
+    assert fields["modules_to_save"] == ["embed_tokens", "lm_head", "model.norm"]
+
+
+def test_a_file_of_pytorch_and_names_with_the_adapters_own_are_read_too(base, tmp_path):
+    config, params = base
+    expected = peft.read_folder(make_peft.FOLDER / "peft_whole", config)[1]
+    folder = shutil.copytree(make_peft.FOLDER / "peft_whole", tmp_path / "their")
+    stored = safetensors.numpy.load_file(folder / peft.WEIGHTS)
+    named = {
+        name.replace(".lora_A.", ".lora_A.default.").replace("lm_head.", "lm_head.modules_to_save.default."): value
+        for name, value in stored.items()
+    }
+    named[f"{peft.PREFIX}lm_head.original_module.weight"] = np.asarray(params["head"]["kernel"]).T
+    (folder / peft.WEIGHTS).unlink()
+    torch_writer.save_tensors(folder / peft.TORCH_WEIGHTS, named)
+    jax.tree.map(np.testing.assert_array_equal, peft.read_folder(folder, config, part(params))[1], expected)
+
+
+def test_layers_without_adapters_have_some_that_never_learn(bases):
+    """Their products are zero, and so are the gradients of both factors."""
+    config, params, apply = bases[False]
+    found, own = peft.read_folder(make_peft.FOLDER / "peft_layers", config, part(params))
+    tokens = make_llama.batch(make_peft.BASE)[0]
+    gradient = jax.grad(lambda own: (apply(adapted(found, own, params), tokens) ** 2).sum())(own)
+    for name in ("a", "b"):
+        assert not np.any(gradient["layers"]["attention"]["q"][name][0]) and np.any(
+            gradient["layers"]["attention"]["q"][name][1]
+        )
 
 
 def test_adapters_that_began_as_principal_components_become_ordinary_ones(tmp_path):
@@ -97,6 +177,44 @@ def test_adapters_that_began_as_principal_components_become_ordinary_ones(tmp_pa
 
 def learnt(parts, random):
     return parts | {name: parts[name] + 0.1 * random.standard_normal(parts[name].shape) for name in ("a", "b")}
+
+
+@pytest.mark.parametrize("name, gone", [("whole", "lm_head"), ("whole", "embed_tokens"), ("table", "lm_head")])
+def test_one_of_a_tied_embedding_and_head_alone_is_refused(name, gone, bases, tmp_path):
+    config, params, _ = bases[True]
+    folder = shutil.copytree(make_peft.FOLDER / f"peft_tied_{name}", tmp_path / "their")
+    holds(lambda t: {key: value for key, value in t.items() if gone not in key})(folder)
+    saved = [kept for kept in ("lm_head", "embed_tokens") if kept != gone]
+    says(modules_to_save=saved if name == "whole" else None, target_modules=["q_proj", "embed_tokens"])(folder)
+    if name == "whole":
+        says(target_modules=["q_proj"])(folder)
+    message = f"embedding and output head of the base are one, and .*{gone}.weight was not trained with the other"
+    with pytest.raises(ValueError, match=message):
+        peft.read_folder(folder, config, part(params))
+
+
+def test_a_tied_embedding_and_head_that_came_apart_are_refused(bases, tmp_path):
+    config, params, _ = bases[True]
+    folder = shutil.copytree(make_peft.FOLDER / "peft_tied_whole", tmp_path / "their")
+    holds(lambda t: t | {f"{peft.PREFIX}lm_head.weight": t[f"{peft.PREFIX}lm_head.weight"] + 0.1})(folder)
+    with pytest.raises(ValueError, match="were trained apart from one another: untie the base"):
+        peft.read_folder(folder, config, part(params))
+
+
+def test_a_copy_of_another_base_is_refused_and_one_in_sixteen_bits_is_not(base):
+    config, params = base
+    other = jax.tree.map(lambda x: np.asarray(x)[::-1], params)
+    folder = make_peft.FOLDER / "peft_table"
+    with pytest.raises(
+        ValueError, match=r"its copy of lm_head.weight is not that of the base: adapters of another model"
+    ):
+        peft.read_folder(folder, config, part(other))
+    halves = jax.tree.map(lambda x: np.asarray(x).astype(np.float16), params)
+    assert peft.read_folder(folder, config, part(halves))[0].trains_whole("embed/embedding")
+    with pytest.raises(ValueError, match="adapters of the embedding need the base that they were trained on"):
+        peft.read_folder(make_peft.FOLDER / "peft_tokens", config)
+    with pytest.raises(ValueError, match="DoRA of some layers of layers/attention/o only needs the base's others"):
+        peft.read_folder(make_peft.FOLDER / "peft_layers", config)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -140,7 +258,44 @@ def cut_short(folder):
         (says(init_lora_weights="olora"), "init_lora_weights is 'olora'"),
         (lambda folder: (folder / peft.CONFIG).write_text("{"), "adapter_config.json is not JSON"),
         (cut_short, r"adapter_model.safetensors: no whole safetensors file \("),
-        (holds(without_layer), "layers/mlp/up is adapted in some layers only, or at different ranks"),
+        (holds(without_layer), r"no adapters of model.layers.1.mlp.up_proj, which target_modules in adapter_config"),
+        (
+            says(layers_to_transform=[0]),
+            "adapters of model.layers.1.mlp.up_proj, which target_modules in adapter_config",
+        ),
+        (says(layers_to_transform=0), "adapters of model.layers.1.mlp.up_proj, which target_modules"),
+        (says(layers_to_transform=[1, 0], layers_pattern="blocks"), "adapters of model.layers.0.mlp.up_proj, which"),
+        (
+            says(exclude_modules=["layers.1.mlp.up_proj"]),
+            "adapters of model.layers.1.mlp.up_proj, which target_modules",
+        ),
+        (
+            says(target_modules=["down_proj"]),
+            "no adapters of model.layers.0.mlp.down_proj, which|adapters of .*up_proj",
+        ),
+        (
+            says(target_modules=".*down_proj"),
+            "no adapters of model.layers.0.mlp.down_proj, which|adapters of .*up_proj",
+        ),
+        (says(target_modules="all-linear"), "no adapters of model.layers.0.self_attn.q_proj, which|no adapters of"),
+        (says(target_modules="(up"), r"target_modules has '\(up', which is no regular expression"),
+        (says(target_modules="(.*x)*up_proj"), "target_modules has .*, more repeats than names of modules need"),
+        (says(target_modules=".*.*.*.*.*.*.*y"), "target_modules has .*, more repeats"),
+        (says(rank_pattern={"up_proj": 3}), "adapters of model.layers.0.mlp.up_proj are of rank 2, .* says 3"),
+        (says(r=4), "adapters of model.layers.0.mlp.up_proj are of rank 2, adapter_config.json says 4"),
+        (says(rank_pattern={"up_proj": 2.5}), "rank_pattern says 2.5 for 'up_proj': give a number over 0"),
+        (says(alpha_pattern={"up_proj": "x"}), "alpha_pattern says 'x' for 'up_proj': give a number over 0"),
+        (says(lora_alpha=0), "lora_alpha is 0: give a number over 0"),
+        (says(r=True), "r is True"),
+        (says(use_dora=True), "use_dora is True in adapter_config.json, unlike the tensors of model.layers.0.mlp.up"),
+        (
+            says(modules_to_save=["lm_head", "norm"]),
+            "model.layers.0.input_layernorm.weight is not there, and modules_to",
+        ),
+        (says(modules_to_save=["up_proj"]), "adapters of model.layers.0.mlp.up_proj, which"),
+        (says(lora_bias=True), "lora_bias is True; only False can be read"),
+        (says(target_parameters=["mlp"]), r"target_parameters is \['mlp'\]"),
+        (says(use_new_kind={"a": 1}), r"use_new_kind is \{'a': 1\}, of which nothing is known here"),
         (
             holds(lambda t: t | {f"{UP}.lora_A.weight": np.zeros((3, 32), np.float32)}),
             rf"{UP}.lora_B.weight \[40, 2\] has no place on \[40, 32\]",
@@ -190,3 +345,48 @@ def test_what_peft_cannot_say_of_other_families_is_refused(tmp_path):
     found, again = peft.read_folder(tmp_path / "a", config)
     assert found.targets == ((r"layers/attention/q", 2),)
     folders.assert_same_params(again, jax.device_get(own))
+
+
+SPOILT = [None, True, -1, 0, 7, 10**30, 1e300, "", "x", "(", "../../x", "a" * 5000, [], [3], ["x"], [[]], {}, {"x": 1}]
+
+
+def test_no_single_change_of_a_config_gives_anything_but_adapters_or_one_line(base, tmp_path):
+    """Every field of a config that PEFT wrote, by everything that a field may wrongly be."""
+    config, params = base
+    folder = shutil.copytree(make_peft.FOLDER / "peft_regex", tmp_path / "their")
+    file = folder / peft.CONFIG
+    fields, refused, accepted = json.loads(file.read_text()), 0, 0
+    expected = peft.read_folder(folder, config, part(params))
+    meant = ("r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "target_modules", "exclude_modules")
+    for name in fields:
+        for value in SPOILT:
+            file.write_text(json.dumps(fields | {name: value}))
+            try:
+                found = peft.read_folder(folder, config, part(params))
+                accepted += 1
+            except ValueError as error:
+                assert str(error).startswith(str(folder)) and "\n" not in str(error) and len(str(error)) < 1000
+                refused += 1
+                continue
+            if name not in meant:
+                assert found[0] == expected[0], (name, value)
+                jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+    assert refused > 300 and accepted > 200, (refused, accepted)
+
+
+def test_no_damage_of_a_file_of_adapters_gives_anything_but_one_line(base, tmp_path):
+    config, params = base
+    draw = random.Random(1)
+    for name in ("norm", "tokens"):
+        folder = shutil.copytree(make_peft.FOLDER / f"peft_{name}", tmp_path / name)
+        file = peft.weight_file(folder)
+        whole = file.read_bytes()
+        for _ in range(60):
+            spoilt = bytearray(whole)
+            for _ in range(draw.randint(1, 3)):
+                spoilt[draw.randrange(min(len(spoilt), 1500))] = draw.choice([0, 0x2E, 0xFF, draw.randrange(256)])
+            file.write_bytes(spoilt)
+            try:
+                peft.read_folder(folder, config, part(params))
+            except ValueError as error:
+                assert str(error).startswith(str(folder)) and "\n" not in str(error)

@@ -1,0 +1,65 @@
+"""The files of a Hugging Face folder that hold its tensors: safetensors or what `torch.save` wrote, one or many."""
+
+import os
+import warnings
+
+import safetensors
+from etils import epath
+
+from . import torch_files
+from .headers import absent, read_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+
+
+def weight_files(path: epath.Path) -> list[epath.Path]:
+    """The files in a folder that hold the tensors: one, or those of an index; safetensors before `torch.save`'s.
+
+    Raises ValueError where there are none, for an index that names files outside of the folder or that are not there,
+    and for links that lead nowhere.
+    """
+    for single, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
+        if (path / index).exists():
+            return _files_of(path / index, path / single)
+        if (path / single).exists():
+            return [path / single]
+        if dangling := [name for name in (single, index) if os.path.islink(path / name)]:
+            raise ValueError(absent(path / dangling[0]))
+    raise ValueError(f"{path}: no {WEIGHTS}, {INDEX}, {TORCH_WEIGHTS} or {TORCH_INDEX}")
+
+
+def _files_of(index: epath.Path, single: epath.Path) -> list[epath.Path]:
+    """The files that an index names, or the single file beside it, which is what transformers reads.
+
+    One of the two was left by an earlier save, which is told. Raises ValueError where they hold different tensors.
+    """
+    named = read_json(index).section("weight_map")
+    files = [index.parent / file for file in sorted({named.file_name(tensor) for tensor in named})]
+    if not files:
+        raise ValueError(f"{index} has no weight_map")
+    if missing := [file for file in files if not file.exists()]:
+        raise ValueError(f"{index} names {len(missing)} file(s) that are not there: {absent(missing[0])}")
+    if not single.exists() or single in files:
+        return files
+    with open_tensors(single) as opened:
+        held = set(opened.keys())
+    both = f"both {single.name} and {index.name}"
+    if held != set(named):
+        raise ValueError(f"{index.parent}: {both}, with different tensors: move away the one that is out of date")
+    warnings.warn(
+        f"{index.parent}: {both}; the single file is read, as transformers does: move away the stale one", stacklevel=2
+    )
+    return [single]
+
+
+def open_tensors(file: epath.Path):
+    """A file of tensors, as a context whose `keys()` are their names and whose `get_slice(name)` reads parts."""
+    if file.suffix == ".bin":
+        return torch_files.Opened(file)
+    try:
+        return safetensors.safe_open(file, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: no whole safetensors file ({error})") from None
