@@ -35,4 +35,5 @@ def encode_conversation(
                 f"the record has {name}, which chat template {template.name} does not write: use a template that does"
             )
     given = {name: around[name] for name in _AROUND if around.get(name) and name in template.source}
-    return template.encode(messages, tokenizer, generation_prompt=generation_prompt, **given)
+    given |= {"generation_prompt": True} if generation_prompt else {}
+    return template.encode(messages, tokenizer, **given)

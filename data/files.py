@@ -131,9 +131,17 @@ def _chunks(path: epath.Path, limit: int) -> Iterator[bytes]:
                 raise TooLarge(f"the file unpacks to more than {room:,} bytes, {_EXPANSION} times its size")
 
 
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+
+
 def _unreadable(problem: Exception) -> ValueError:
     """What stands in place of the rest of a file."""
-    return problem if isinstance(problem, TooLarge) else ValueError(f"the file cannot be read from here on: {problem}")
+    return (
+        problem
+        if isinstance(problem, TooLarge)
+        else ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
+    )
 
 
 def _lines(path: epath.Path, limit: int) -> Iterator[tuple[int, str | ValueError]]:
@@ -300,9 +308,7 @@ def _parquet_rows(path: epath.Path, limit: int) -> Iterator[Row]:
                     problem = TooLarge(f"a row of more than {limit:,} bytes")
                     yield f"{path}, record {number}", problem if large else json_value(raw)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:
-        fault = ValueError(
-            f"the file cannot be read from here on: {str(problem).splitlines()[0] if str(problem) else problem!r}"
-        )
+        fault = ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
         yield f"{path}, record {number + 1}", fault
 
 
@@ -324,7 +330,7 @@ def _cell(scalar):
             return {name: _cell(item) for name, item in scalar.items()}
         if isinstance(scalar, pyarrow.ListScalar):
             return [_cell(item) for item in scalar.values]
-        return Unreadable((str(problem) or type(problem).__name__).splitlines()[0])
+        return Unreadable(_first_line(problem))
 
 
 Reader = Callable[[epath.Path, int], Iterator[Row]]
