@@ -30,8 +30,8 @@ MAX_RECORD_BYTES = 2**26
 _EXPANSION = 100  # times its stored size that a .gz may grow to; text grows by 3 to 20, a bomb by 1,000
 _CHUNK = 2**20  # bytes read at a time
 _ABOUT_THE_DATA = re.compile(
-    r"(readme|licen[cs]e|copying|notice|contributing|code_of_conduct|citation|changelog|authors|security|dataset_?card"
-    r"|datasheet)([-_.][-\w]+)?(\.(md|txt|rst|cff|bib|html?))?|dataset_infos?\.json|dataset_dict\.json|state\.json",
+    r"(readme|licen[cs]e|copying|contributing|code_of_conduct|dataset_?card)([-_][-\w]+|\.[a-z]{2})?(\.(md|txt|rst|html?))?"
+    r"|citation\.(cff|bib)|(dataset_infos?|dataset_dict|state)\.json",
     re.IGNORECASE,
 )
 
@@ -51,17 +51,17 @@ def find_files(pattern: str) -> list[epath.Path]:
         named = [path] if path.exists() else _glob(path)
         files = [file for one in named for file in (_below(one, ()) if one.is_dir() else [one])]
     except ImportError as problem:
-        raise UserError(f"{pattern}: reading gs:// needs the package gcsfs: pip install gcsfs") from problem
+        raise UserError(f"{shorten(pattern)}: reading gs:// needs the package gcsfs: pip install gcsfs") from problem
     except NotImplementedError as problem:
-        raise UserError(f"{pattern}: ** is not supported; write a * for each level of folders") from problem
+        raise UserError(f"{shorten(pattern)}: ** is not supported; write a * for each level of folders") from problem
     except (OSError, ValueError, RuntimeError) as problem:  # no permission; a name that no file can have; no such home
         raise UserError(f"{shorten(pattern)}: {problem}") from problem
     if not files:
-        raise UserError(f"{pattern}: no such file")
+        raise UserError(f"{shorten(pattern)}: no such file")
     for file in files:
         if _suffix(file) not in READERS:
             raise UserError(
-                f"{file}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz (a glob such as "
+                f"{shorten(str(file))}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz (a glob such as "
                 f"{file.parent}/*.txt names some files of a folder)"
             )
         _check_regular(file)
@@ -80,7 +80,7 @@ def _check_regular(file: epath.Path) -> None:
     except (OSError, TypeError):  # gs://, or gone: reading says what is wrong
         return
     if not stat.S_ISREG(mode):
-        raise UserError(f"{file}: is a pipe, a socket or a device, not a file")
+        raise UserError(f"{shorten(str(file))}: is a pipe, a socket or a device, not a file")
 
 
 def _below(folder: epath.Path, above: tuple[str, ...]) -> list[epath.Path]:
@@ -149,6 +149,10 @@ def _lines(path: epath.Path, limit: int) -> Iterator[tuple[int, str | ValueError
     number, held, size = 1, [], 0  # of the line that has begun
     try:
         for chunk in _chunks(path, limit):
+            if not size and not chunk.strip(b"\n"):  # blank lines alone: all of them as one
+                number += len(chunk)
+                yield number - 1, "\n"
+                continue
             pieces = chunk.split(b"\n")
             for place, piece in enumerate(pieces, 1):
                 before, size = size, size + len(piece)

@@ -282,7 +282,7 @@ FORMATS = {
         | {f"{field}_response_id" for field in ("better", "safer")}
         | {"prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe"},
     ),
-    "trl": Format(trl, _ANSWERS | {"prompt", "completion"}),
+    "trl": Format(trl, _ANSWERS | {"prompt", "completion", "history"}),
     "lmflow": Format(lmflow, _ANSWERS | {"type", "text", "input", "output", "messages", "prompt"}),
     "camelid": Format(
         camelid, _ANSWERS | {"kind", "text", "messages", "label", "documents", *preferences.SAFETY_FIELDS}

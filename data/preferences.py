@@ -110,8 +110,13 @@ def trl_preference(raw: dict) -> dict:
 
 
 def trl_history(raw: dict) -> list[Message]:
-    """The turns of a `history` of pairs before a prompt that is a string."""
-    return history_turns(raw["history"]) if isinstance(raw.get("prompt"), str) and raw.get("history") else []
+    """The turns of a list `history` of pairs before a prompt that is a string."""
+    history = raw.get("history")
+    if not isinstance(history, list) or not history:
+        return []
+    if not isinstance(raw.get("prompt"), str):
+        raise ValueError("history beside a prompt of messages: put its turns among them")
+    return history_turns(history)
 
 
 def trl_turns(raw: dict, field: str, role: str) -> list[Message]:

@@ -42,7 +42,7 @@ def is_labelled(settings: Settings) -> bool:
         kinds.setdefault(first["kind"] != "preference", name)
     if len(kinds) > 1:
         raise UserError(
-            f"config.data.mixture: {kinds[True]} holds single answers and {kinds[False]} pairs, and a run of KTO learns "
+            f"config.data.mixture: {kinds[True]} holds single answers and {kinds[False]} pairs: a run of KTO learns "
             "from one kind only"
         )
     return True in kinds
