@@ -61,8 +61,8 @@ def find_files(pattern: str) -> list[epath.Path]:
     for file in files:
         if _suffix(file) not in READERS:
             raise UserError(
-                f"{shorten(str(file))}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz (a glob such as "
-                f"{file.parent}/*.txt names some files of a folder)"
+                f"{shorten(str(file))}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz "
+                f"(a glob such as {file.parent}/*.txt names some files of a folder)"
             )
         _check_regular(file)
     return files

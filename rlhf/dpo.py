@@ -89,7 +89,10 @@ def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
     def loss_fn(params, batch):
         own = score_pairs(model, params, batch)
         ref_B2 = batch["reference"]
-        desirable_BS = batch.get("desirable", jnp.broadcast_to(jnp.array([[1.0, 0.0]]), own.logp.shape))
+        if "desirable" in batch:
+            desirable_BS = batch["desirable"]
+        else:
+            desirable_BS = jnp.broadcast_to(jnp.array([[1.0, 0.0]]), own.logp.shape)
         chosen_B, rejected_B = own.logp[:, 0], own.logp[:, -1]  # the same of single answers
         if hyper.kind in PAIRWISE:
             loss, stats = dpo_loss(
