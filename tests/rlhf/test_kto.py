@@ -126,14 +126,14 @@ def test_no_answer_stands_behind_its_own_prompt_though_the_batch_repeats_it():
 def test_a_batch_of_one_prompt_has_no_point_of_reference():
     alike = batch([[1, 2]] * 3, ANSWERS[:3])
     assert kto.mismatched(alike)[1].tolist() == [0.0] * 3
-    prepared = dpo.make_prepare(MODEL, HYPER._replace(kind="kto"))(POLICY, REFERENCE, alike)
+    prepared = jax.jit(dpo.make_prepare(MODEL, HYPER._replace(kind="kto")))(POLICY, REFERENCE, alike)
     assert prepared["kl"].tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("policy,reference", [(POLICY, REFERENCE), (REFERENCE, POLICY)])
 def test_the_loss_of_labelled_answers_is_the_paper_s(policy, reference):
     hyper = HYPER._replace(kind="kto")
-    prepared = dpo.make_prepare(MODEL, hyper)(policy, reference, batch())
+    prepared = jax.jit(dpo.make_prepare(MODEL, hyper))(policy, reference, batch())
     gaps = [
         slow_logp(policy, p, ANSWERS[j][: T - len(p)]) - slow_logp(reference, p, ANSWERS[j][: T - len(p)])
         for p, j in ((p, partner(row, PROMPTS)) for row, p in enumerate(PROMPTS))
