@@ -207,7 +207,7 @@ def _build(
         found = ", ".join(f"{counts[name]:,} {name}" for name in ("records", "empty", "skipped"))
         first = "".join(f" ({message})" for message in info["skipped"][:1])
         problem = f"{where}: nothing to train on: {found}{first}"
-        raise sources.nothing_found(problem, inputs["split"], counts["records"])
+        raise sources.nothing_found(problem, inputs["split"], report, counts["records"])
     _join(shards, partial / "joined", dtype)
     (partial / "joined" / "cache.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), "utf-8")
     (partial / "joined").rename(final)

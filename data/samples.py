@@ -115,7 +115,7 @@ def collect(
     if not samples:
         found = ", ".join(f"{counts[name]:,} {name}" for name in ("records", *reasons, "skipped"))
         first = "".join(f" ({message})" for message in listed[:1])
-        raise sources.nothing_found(f"{where}: no {what}: {found}{first}", split, counts["records"])
+        raise sources.nothing_found(f"{where}: no {what}: {found}{first}", split, report, counts["records"])
     return Samples(samples, dict(counts), listed, _fingerprint(samples))
 
 

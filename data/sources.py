@@ -125,11 +125,12 @@ def held_out_below(
     return math.nextafter(min(places), 1.0) if len(places) > 1 else heldout
 
 
-def nothing_found(problem: str, split: str | None, records: int) -> UserError:
-    """The error of a part of a source of which nothing is left, `problem`; it says where the share held out is why."""
-    if split == "heldout":
+def nothing_found(problem: str, split: str | None, report: Report, records: int) -> UserError:
+    """The error of a part of a source of which nothing is left, `problem`; it says where the share held out is why.
+    report: of the whole source; records: of the part."""
+    if report.read and split == "heldout":
         return DataError(problem, "heldout=SHARE", "holds out a larger share, 0 measures nothing")
-    if split == "train" and not records:
+    if report.read and split == "train" and not records:
         return DataError(problem, "heldout=SHARE", "holds out a smaller share, 0 nothing")
     return UserError(problem)
 

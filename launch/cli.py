@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = overrides
         return args.run(args) or 0
     except DataError as error:
-        print(f"camelid: {error.advice(_flags(args))}", file=sys.stderr)
+        print(f"camelid: {_advice(error, args)}", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"camelid: {error}", file=sys.stderr)
@@ -41,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _flags(args: argparse.Namespace | None) -> str:
-    """What stands before the name of a setting of data where this command takes it."""
-    return "--" if getattr(args, "config", None) is None else "--config.data."
+def _advice(error: DataError, args: argparse.Namespace) -> str:
+    """The error with the flag of this command that mends it, if it has one."""
+    if getattr(args, "config", None) is not None:
+        return error.advice("--config.data.")
+    return error.advice("--") if hasattr(args, error.setting.partition("=")[0]) else error.problem
 
 
 def _parser() -> argparse.ArgumentParser:

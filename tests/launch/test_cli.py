@@ -105,6 +105,10 @@ def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, caps
     where = [f"--source={corpus / 'chat.jsonl'}", f"--cache_dir={tmp_path}"]
     assert main(["eval", str(tuned), *where, "--split=heldout", "--heldout=0.1"]) == 0
     assert "perplexity" in capsys.readouterr().out
+    where[0] = f"--source={tmp_path / 'bad.jsonl'}"
+    (tmp_path / "bad.jsonl").write_text((corpus / "chat.jsonl").read_text() + "\nno json\n")
+    assert main(["eval", str(tuned), *where]) == 2
+    assert capsys.readouterr().err.endswith("(--on_error=skip leaves such records out)\n")
 
 
 def test_bad_records_stop_a_command_or_are_counted_and_listed(tmp_path, capsys):
