@@ -6,11 +6,15 @@ Lengths of time come in units, one of which is set: `_steps`, `_epochs` (of the 
 
 from ml_collections import ConfigDict
 
+from camelid.train.settings import split_escaped
+
 
 def joined(sources: str, name: str = "source") -> dict:
-    """A mixture of the sources that plus signs join, called name0, name1, ..., of weight 1 each."""
+    """A mixture of the sources that plus signs join, called name0, name1, ..., of weight 1 each; `\\+` is a plus sign
+    in a source."""
     return {
-        f"{name}{i}": {"source": source, "format": "auto", "weight": 1.0} for i, source in enumerate(sources.split("+"))
+        f"{name}{i}": {"source": source, "format": "auto", "weight": 1.0}
+        for i, source in enumerate(split_escaped(sources, "+"))
     }
 
 
@@ -60,6 +64,7 @@ def base() -> ConfigDict:
     c.data.packing = "contiguous"  # best_fit keeps samples whole, fewest_cuts cuts those longer than a row
     c.data.heldout = 0.01  # share of each source kept for evaluation; a source's own `heldout` goes first
     c.data.on_error = "raise"  # skip counts and lists bad records
+    c.data.max_record_bytes = 2**26  # a longer line, record or row is a bad one
     c.data.cache_dir = "~/.cache/camelid"
 
     # How long.

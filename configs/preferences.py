@@ -11,7 +11,7 @@ def pairs_base() -> ConfigDict:
     del c.data.packing, c.data.cache_dir, c.z_loss, c.lisa
     c.data.heldout = 0.05
     c.data.noise = 0.0  # share of the training pairs whose sides are exchanged
-    c.data.max_pairs = None  # read only the first so many pairs of each source
+    c.data.max_pairs = None  # read only the first so many pairs, or labelled answers, of each source
     c.data.batch_size = 64  # pairs: InstructGPT (arXiv:2203.02155, appendix C.2)
     c.optim.lr = 9e-6  # the same place, for 6B
     c.optim.weight_decay = 0.0
@@ -46,7 +46,7 @@ def dpo_base() -> ConfigDict:
     c.schedule.name = "linear"
     c.schedule.final = 0.0
     c.dpo = ConfigDict()
-    c.dpo.kind = "sigmoid"  # robust, hinge, ipo, kto, simpo, orpo: rlhf/dpo.py
+    c.dpo.kind = "sigmoid"  # robust, hinge, ipo, kto (from labelled answers too), simpo, orpo: rlhf/dpo.py
     c.dpo.beta = 0.1  # the same place; SimPO 2 to 10, ORPO 0.1
     c.dpo.label_smoothing = 0.0
     c.dpo.gamma = 0.5  # SimPO's margin (arXiv:2405.14734: 0.3 to 1.6)

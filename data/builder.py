@@ -7,12 +7,15 @@ The folder is the source "tfds:datasets/alpaca/chat/1.0.0:train", and any tool o
 chat, preference, prompt) and the splits train and heldout, shuffled as TFDS does. Its features are the record's own
 fields; messages are columns (role, content, input), and what else a record carries is a JSON object in `meta`. Its
 metadata say what it was made from.
+
+What few records have (`formats`: a message's `train`, `tool_calls`, ...; `label`, `tools`, `documents`) is a column of
+text where any record of the source has it: a string as it is, else its JSON, and "" for none.
 """
 
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -20,9 +23,13 @@ from etils import epath
 
 from . import sources
 from .errors import UserError
+from .files import MAX_RECORD_BYTES
 
 VERSION = "1.0.0"
 SIDES = ("messages", "chosen", "rejected")  # the fields of a record that hold messages
+MESSAGE = ("role", "content", "input")
+MORE_OF_MESSAGES = ("train", "tool_calls", "reasoning_content", "name", "tool_call_id")
+MORE = ("label", "tools", "documents")
 LABELS = {"margin": np.float32, "safer": tfds.features.Text(), "chosen_safe": np.bool_, "rejected_safe": np.bool_}
 
 
@@ -34,6 +41,7 @@ def build_dataset(
     format: str = "auto",
     heldout: float = 0.01,
     on_error: str = "raise",
+    max_record_bytes: int = MAX_RECORD_BYTES,
     report: sources.Report | None = None,
 ) -> epath.Path:
     """Writes the records of a source as a TFDS dataset, unless that has been done before.
@@ -45,7 +53,8 @@ def build_dataset(
       format: name of the records' format, "auto" to go by their fields.
       heldout: the share of the source that becomes the split heldout.
       on_error: "raise" stops at the first bad record, "skip" leaves such records out.
-      report: counts what was read and left out, unless the dataset was there already.
+      max_record_bytes: as `sources.read` takes it.
+      report: counts what was read and left out.
 
     Returns:
       The dataset's folder.
@@ -55,18 +64,18 @@ def build_dataset(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"dataset name {name!r}: use small letters, digits and underscores, a letter first")
-    read = functools.partial(sources.read, source, format=format, heldout=heldout, on_error=on_error)
+    reading = dict(format=format, on_error=on_error, max_record_bytes=max_record_bytes)
+    read = functools.partial(sources.read, source, heldout=heldout, **reading)
     splits = {split: functools.partial(read, split=split) for split in sources.SPLITS}
     first = {split: record for split in splits if (record := next(splits[split](), None))}
     if not first:
         raise UserError(f"{source}: no records")
-    counted = next(iter(first))  # reading any split passes over the whole source
-    splits[counted] = functools.partial(splits[counted], report=report)
     inputs = {"fingerprint": sources.fingerprint(source), "format": format, "heldout": heldout}
     builder = _Builder(
         name=name,
         splits={split: splits[split] for split in first},  # TFDS cannot write a split without records
         like=next(iter(first.values())),
+        more=_more(sources.read(source, report=report, **reading)),
         metadata={"source": source, **inputs},
         data_dir=epath.Path(data_dir).expanduser(),
     )
@@ -83,17 +92,19 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
     url_infos = None  # nothing is downloaded, and TFDS 4.9 fails where it looks for checksums beside a package's code
 
-    def __init__(self, *, name: str, splits: dict[str, Callable], like: dict, metadata: dict, data_dir: epath.Path):
+    def __init__(
+        self, *, name: str, splits: dict[str, Callable], like: dict, more: dict, metadata: dict, data_dir: epath.Path
+    ):
         self.name = name
         self.BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=like["kind"], version=VERSION)]
-        self._splits, self._like, self._metadata = splits, like, metadata
+        self._splits, self._like, self._more, self._metadata = splits, like, more, metadata
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self._like['kind']} records of {self._metadata['source']}",
-            features=_features(self._like),
+            features=_features(self._like, self._more),
             metadata=tfds.core.MetadataDict(self._metadata, records={}),
         )
 
@@ -104,22 +115,35 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         number = 0
         for number, record in enumerate(self._splits[split](), 1):
             try:
-                yield number, _example(record, self._like)
+                yield number, _example(record, self._like, self._more)
             except ValueError as problem:
                 raise UserError(f"{self._metadata['source']} ({split}), record {number}: {problem}") from problem
         self.info.metadata["records"][split] = number
 
 
-def _features(like: dict) -> tfds.features.FeaturesDict:
+def _more(records: Iterable[dict]) -> dict[str, list[str]]:
+    """Which of MORE and MORE_OF_MESSAGES any of the records has, as "record" and "message"."""
+    record_fields, message_fields = set(), set()
+    for record in records:
+        record_fields.update(record)
+        message_fields.update(*(message for side in SIDES for message in record.get(side, ())))
+    return {
+        "record": [name for name in MORE if name in record_fields],
+        "message": [name for name in MORE_OF_MESSAGES if name in message_fields],
+    }
+
+
+def _features(like: dict, more: dict) -> tfds.features.FeaturesDict:
     text = tfds.features.Text
-    message = {"role": text(), "content": text(), "input": text()}
+    message = {name: text() for name in (*MESSAGE, *more["message"])}
     features = {side: tfds.features.Sequence(message) for side in SIDES if side in like}
     features |= {"text": text()} if "text" in like else {}
     features |= {name: feature for name, feature in LABELS.items() if name in like}
+    features |= {name: text() for name in more["record"]}
     return tfds.features.FeaturesDict({"kind": text(), "meta": text(), **features})
 
 
-def _example(record: dict, like: dict) -> dict:
+def _example(record: dict, like: dict, more: dict) -> dict:
     """A record as TFDS takes it; ValueError for one that is of another kind or has other fields."""
     if record["kind"] != like["kind"]:
         raise ValueError(f"a {record['kind']} record among {like['kind']} records: build a dataset for each kind")
@@ -127,8 +151,13 @@ def _example(record: dict, like: dict) -> dict:
         if (name in record) != (name in like):
             raise ValueError(f"some records have the field {name} and some do not: give it to all of them, or to none")
     example = record | {"meta": json.dumps(record.get("meta", {}), ensure_ascii=False)}
+    example |= {name: _as_text(record.get(name, "")) for name in more["record"]}
     for side in SIDES:
         if side in record:
-            names = ("role", "content", "input")
-            example[side] = {name: [message.get(name, "") for message in record[side]] for name in names}
+            names = (*MESSAGE, *more["message"])
+            example[side] = {name: [_as_text(message.get(name, "")) for message in record[side]] for name in names}
     return example
+
+
+def _as_text(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -35,7 +35,9 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from . import sources
-from .errors import UserError
+from .conversations import encode_conversation
+from .errors import UserError, bad_record
+from .files import MAX_RECORD_BYTES
 from .templates import ChatTemplate, Encoded, encode_text
 from .tokenizer import Tokenizer
 
@@ -96,6 +98,7 @@ def build_cache(
     heldout: float = 0.01,
     format: str = "auto",
     on_error: str = "raise",
+    max_record_bytes: int = MAX_RECORD_BYTES,
     workers: int | None = None,
 ) -> TokenCache:
     """Opens the token cache of one split of a source, and builds it first where there is none.
@@ -108,11 +111,15 @@ def build_cache(
       heldout: the share of the source that is held out.
       format: name of the records' format, "auto" to go by their fields.
       on_error: "raise" stops at the first bad record, "skip" counts and lists them.
+      max_record_bytes: as `sources.read` takes it.
       workers: processes to tokenise in, by default one per core. A small source starts none.
 
     Raises:
       UserError: a bad record, or no record with a trained token.
     """
+    reading = dict(format=format, on_error=on_error, max_record_bytes=max_record_bytes)
+    if split is not None:
+        heldout = sources.held_out_below(source, heldout, **reading)
     inputs = {
         "source": sources.fingerprint(source),
         "format": format,
@@ -131,10 +138,10 @@ def build_cache(
         final.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(final.with_name(f".{final.name}.lock")):
             if not final.exists():  # else another process has built it meanwhile
-                _build(final, source, inputs, tokenizer, template, on_error, workers or os.cpu_count())
+                _build(final, source, inputs, tokenizer, template, reading, workers or os.cpu_count())
     cache = open_cache(final)
     if on_error == "raise" and cache.info["skipped"]:
-        raise UserError(f"{cache.info['skipped'][0]} (--on_error=skip leaves such records out)")
+        raise bad_record(cache.info["skipped"][0])
     return cache
 
 
@@ -143,8 +150,12 @@ def encode_record(record: dict, tokenizer: Tokenizer, template: ChatTemplate | N
     match record["kind"]:
         case "text":
             return encode_text(record["text"], tokenizer)
+        case "chat" if record.get("label") is False:
+            raise UserError(
+                "the record calls its answer bad (label, kto_tag or score): only dpo.kind=kto learns from it"
+            )
         case "chat" if template is not None:
-            return template.encode(record["messages"], tokenizer)
+            return encode_conversation(record["messages"], tokenizer, template, around=record)
         case "chat":
             raise UserError("a conversation needs a chat template: set `template`")
         case kind:
@@ -169,7 +180,7 @@ def _build(
     inputs: dict,
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
-    on_error: str,
+    reading: dict,
     workers: int,
 ) -> None:
     """Writes the missing shards, joins all of them, and moves the result into place in one step."""
@@ -177,15 +188,14 @@ def _build(
     partial.mkdir(exist_ok=True)
     where = f"{source} ({inputs['split']})" if inputs["split"] else source
     report = sources.Report()
-    reading = {name: inputs[name] for name in ("format", "split", "heldout")}
-    records = sources.read(source, on_error=on_error, report=report, **reading)
+    records = sources.read(source, report=report, split=inputs["split"], heldout=inputs["heldout"], **reading)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     write = functools.partial(
         _write_shard,
         encode=functools.partial(encode_record, tokenizer=tokenizer, template=template),
         dtype=dtype,
         where=where,
-        on_error=on_error,
+        on_error=reading["on_error"],
     )
     with _progress() as progress:
         records = progress.track(records, description=escape(f"tokenising {where}"))
@@ -196,7 +206,8 @@ def _build(
     if not counts["samples"]:
         found = ", ".join(f"{counts[name]:,} {name}" for name in ("records", "empty", "skipped"))
         first = "".join(f" ({message})" for message in info["skipped"][:1])
-        raise UserError(f"{where}: nothing to train on: {found}{first}")
+        problem = f"{where}: nothing to train on: {found}{first}"
+        raise sources.nothing_found(problem, inputs["split"], report, counts["records"])
     _join(shards, partial / "joined", dtype)
     (partial / "joined" / "cache.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), "utf-8")
     (partial / "joined").rename(final)
@@ -282,7 +293,7 @@ def _write_shard(
             sample = encode(record)
         except UserError as error:
             if on_error == "raise":
-                raise UserError(f"{where}, record {number}: {error}") from error
+                raise bad_record(f"{where}, record {number}: {error}") from error
             skipped.append(f"{where}, record {number}: {error}")
             continue
         if sample.mask[1:].any():

@@ -8,44 +8,93 @@ import glob
 import gzip
 import itertools
 import json
+import os
+import re
+import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 
 import numpy as np
 from etils import epath
 
 from .errors import UserError
+from .values import Unreadable
 
 Row = tuple[str, object]
 
 DOCUMENT_CHARACTERS = 2_000
+MAX_RECORD_BYTES = 2**26
+"""How long a line, a record of a .json list or a row of Parquet may be."""
+
+_EXPANSION = 100  # times its stored size that a .gz may grow to; text grows by 3 to 20, a bomb by 1,000
+_CHUNK = 2**20  # bytes read at a time
+_ABOUT_THE_DATA = re.compile(
+    r"(readme|licen[cs]e|copying|contributing|code_of_conduct|dataset_?card)([-_][-\w]+|\.[a-z]{2})?(\.(md|txt|rst|html?))?"
+    r"|citation\.(cff|bib)|(dataset_infos?|dataset_dict|state)\.json",
+    re.IGNORECASE,
+)
+
+
+class TooLarge(ValueError):
+    """A record, or a file once it is unpacked, is larger than `max_record_bytes` allows."""
 
 
 def find_files(pattern: str) -> list[epath.Path]:
     """The files that a path or glob names, local or gs://, sorted; of a folder all that are in it and in its folders,
-    but for hidden ones. UserError where there is none, or one that cannot be read."""
-    path = epath.Path(pattern).expanduser()
+    but for hidden ones and those that tell about the data, such as README.md. UserError where there is none, or one
+    that cannot be read."""
+    if not pattern:
+        raise UserError("the source is empty: give a path, a glob, tfds:name:split or a generator such as primer:chat")
     try:
+        path = epath.Path(pattern).expanduser()
         named = [path] if path.exists() else _glob(path)
-        files = [file for one in named for file in (_below(one) if one.is_dir() else [one])]
+        files = [file for one in named for file in (_below(one, ()) if one.is_dir() else [one])]
     except ImportError as problem:
-        raise UserError(f"{pattern}: reading gs:// needs the package gcsfs: pip install gcsfs") from problem
+        raise UserError(f"{shorten(pattern)}: reading gs:// needs the package gcsfs: pip install gcsfs") from problem
     except NotImplementedError as problem:
-        raise UserError(f"{pattern}: ** is not supported; write a * for each level of folders") from problem
+        raise UserError(f"{shorten(pattern)}: ** is not supported; write a * for each level of folders") from problem
+    except (OSError, ValueError, RuntimeError) as problem:  # no permission; a name that no file can have; no such home
+        raise UserError(f"{shorten(pattern)}: {problem}") from problem
     if not files:
-        raise UserError(f"{pattern}: no such file")
+        raise UserError(f"{shorten(pattern)}: no such file")
     for file in files:
         if _suffix(file) not in READERS:
             raise UserError(
-                f"{file}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz (a glob such as "
-                f"{file.parent}/*.txt names some files of a folder)"
+                f"{shorten(str(file))}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz "
+                f"(a glob such as {file.parent}/*.txt names some files of a folder)"
             )
+        _check_regular(file)
     return files
 
 
-def _below(folder: epath.Path) -> list[epath.Path]:
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    return [file for entry in entries for file in (_below(entry) if entry.is_dir() else [entry])]
+def shorten(name: str) -> str:
+    """A name as an error message shows it: one line, and not all of a very long one."""
+    return name if len(name) < 200 and name.isprintable() else f"{name[:200]!r}"
+
+
+def _check_regular(file: epath.Path) -> None:
+    """Refuses a pipe, a socket and a device, which can be read only once or never end."""
+    try:
+        mode = os.stat(file).st_mode
+    except (OSError, TypeError):  # gs://, or gone: reading says what is wrong
+        return
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{shorten(str(file))}: is a pipe, a socket or a device, not a file")
+
+
+def _below(folder: epath.Path, above: tuple[str, ...]) -> list[epath.Path]:
+    """The files of a folder and of its folders. above: the real paths of the folders it is in, to pass over links that
+    lead back to one of them."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return []
+    entries = sorted(
+        entry
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and (entry.is_dir() or not _ABOUT_THE_DATA.fullmatch(entry.name))
+    )
+    return [file for entry in entries for file in (_below(entry, (*above, real)) if entry.is_dir() else [entry])]
 
 
 def _glob(path: epath.Path) -> list[epath.Path]:
@@ -58,32 +107,79 @@ def _suffix(path: epath.Path) -> str:
     return epath.Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def file_rows(files: Iterable[epath.Path]) -> Iterator[Row]:
-    """The rows of all `files`, one file after the other; never more than a few in memory, .json lists excepted."""
+def file_rows(files: Iterable[epath.Path], max_record_bytes: int = MAX_RECORD_BYTES) -> Iterator[Row]:
+    """The rows of all `files`, one file after the other; never more than a few in memory."""
     for path in files:
-        yield from READERS[_suffix(path)](path)
+        yield from READERS[_suffix(path)](path, max_record_bytes)
 
 
-def _lines(path: epath.Path) -> Iterator[tuple[int, str | ValueError]]:
-    """Numbered lines, "\\n" at their end, without a byte order mark; ValueError in place of one that cannot be read."""
-    number = 0
+_BROKEN = (EOFError, OSError, zlib.error)
+
+
+def _chunks(path: epath.Path, limit: int) -> Iterator[bytes]:
+    """The bytes of a file, unpacked, without a byte order mark. TooLarge for one that unpacks to more than `limit` and
+    _EXPANSION times its size."""
+    with path.open("rb") as file:
+        packed = path.suffix == ".gz"
+        room = max(limit, _EXPANSION * path.stat().length) if packed else None
+        read = gzip.GzipFile(fileobj=file).read1 if packed else file.read  # read1: all that there is before a fault
+        size = 0
+        while chunk := read(_CHUNK):
+            yield chunk if size else chunk.removeprefix(b"\xef\xbb\xbf")
+            size += len(chunk)
+            if room is not None and size > room:
+                raise TooLarge(f"the file unpacks to more than {room:,} bytes, {_EXPANSION} times its size")
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+
+
+def _unreadable(problem: Exception) -> ValueError:
+    """What stands in place of the rest of a file."""
+    return (
+        problem
+        if isinstance(problem, TooLarge)
+        else ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
+    )
+
+
+def _lines(path: epath.Path, limit: int) -> Iterator[tuple[int, str | ValueError]]:
+    """Numbered lines, "\n" at their end, without a byte order mark; ValueError in place of one that cannot be read."""
+    number, held, size = 1, [], 0  # of the line that has begun
     try:
-        with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else file as stream:
-            for number, line in enumerate(stream, 1):
-                yield number, _decode(line, "utf-8-sig" if number == 1 else "utf-8")
-    except (EOFError, OSError, zlib.error) as problem:
-        yield number + 1, ValueError(f"the file cannot be read from here on: {problem}")
+        for chunk in _chunks(path, limit):
+            if not size and not chunk.strip(b"\n"):  # blank lines alone: all of them as one
+                number += len(chunk)
+                yield number - 1, "\n"
+                continue
+            pieces = chunk.split(b"\n")
+            for place, piece in enumerate(pieces, 1):
+                before, size = size, size + len(piece)
+                if before <= limit < size:
+                    yield number, TooLarge(f"a line of more than {limit:,} bytes")
+                    held = []
+                elif size <= limit:
+                    held.append(piece)
+                if place < len(pieces):
+                    if size <= limit:
+                        yield number, _decode(b"".join((*held, b"\n")))
+                    number, held, size = number + 1, [], 0
+        if 0 < size <= limit:
+            yield number, _decode(b"".join(held))
+    except (*_BROKEN, TooLarge) as problem:
+        yield number, _unreadable(problem)
 
 
-def _decode(line: bytes, encoding: str) -> str | ValueError:
+def _decode(line: bytes) -> str | ValueError:
     try:
-        text = line.decode(encoding)
+        text = line.decode("utf-8")
     except UnicodeDecodeError as problem:
         return ValueError(f"not UTF-8: byte 0x{line[problem.start]:02x} at position {problem.start + 1} of the line")
     return text[:-2] + "\n" if text.endswith("\r\n") else text
 
 
-def _text_rows(path: epath.Path) -> Iterator[Row]:
+def _text_rows(path: epath.Path, limit: int) -> Iterator[Row]:
     """A text file as documents that end at blank lines.
 
     A short file is one document. A long one is cut at the first blank line after DOCUMENT_CHARACTERS, and where there
@@ -91,7 +187,7 @@ def _text_rows(path: epath.Path) -> Iterator[Row]:
     file still has parts to hold out. A single line is never cut.
     """
     start, size, document = 1, 0, []
-    for number, line in _lines(path):
+    for number, line in _lines(path, limit):
         if isinstance(line, ValueError):
             yield f"{path}:{number}", line
             continue
@@ -107,9 +203,9 @@ def _text_rows(path: epath.Path) -> Iterator[Row]:
         yield f"{path}:{start}", {"text": "".join(document).strip("\n")}
 
 
-def _jsonl_rows(path: epath.Path) -> Iterator[Row]:
+def _jsonl_rows(path: epath.Path, limit: int) -> Iterator[Row]:
     """One JSON value a line; blank lines say nothing."""
-    for number, line in _lines(path):
+    for number, line in _lines(path, limit):
         if isinstance(line, ValueError):
             yield f"{path}:{number}", line
         elif line.strip():
@@ -118,39 +214,88 @@ def _jsonl_rows(path: epath.Path) -> Iterator[Row]:
 
 def _json(text: str) -> object:
     try:
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer of more digits than Python converts
+            return json.loads(text, parse_int=_integer)
     except json.JSONDecodeError as problem:
         return ValueError(f"invalid JSON: {problem.msg} at column {problem.colno}")
     except RecursionError:
         return ValueError("invalid JSON: nested too deeply")
 
 
-def _json_rows(path: epath.Path) -> Iterator[Row]:
-    """A JSON list of records, or one object. Many public .json files hold an object a line: they are read as .jsonl."""
-    first = next((line for _, line in _lines(path) if isinstance(line, ValueError) or line.strip()), "")
-    if isinstance(first, str) and first.lstrip().startswith("{") and isinstance(_json(first), dict):
-        yield from _jsonl_rows(path)
-        return
-    lines = []
-    for number, line in _lines(path):
-        if isinstance(line, ValueError):
-            yield f"{path}:{number}", line
-            return
-        lines.append(line)
+def _integer(digits: str) -> int | Decimal:
     try:
-        value = json.loads("".join(lines))
-    except json.JSONDecodeError as problem:
-        fault = f"invalid JSON: {problem.msg} at column {problem.colno}; nothing of the file can be read"
-        yield f"{path}:{problem.lineno}", ValueError(fault)
-        return
-    if not isinstance(value, list):
-        yield str(path), value
-        return
-    for number, raw in enumerate(value, 1):
-        yield f"{path}, record {number}", raw
+        return int(digits)
+    except ValueError:
+        return Decimal(digits)
 
 
-def _parquet_rows(path: epath.Path) -> Iterator[Row]:
+def _json_rows(path: epath.Path, limit: int) -> Iterator[Row]:
+    """A JSON list of records, or one object. Many public .json files hold an object a line: they are read as .jsonl."""
+    first = next((line for _, line in _lines(path, limit) if isinstance(line, ValueError) or line.strip()), "")
+    if isinstance(first, str) and first.lstrip().startswith("{") and isinstance(_json(first), dict):
+        yield from _jsonl_rows(path, limit)
+        return
+    number = 0
+    try:
+        for in_list, element in _elements(path, limit):
+            number += 1
+            text = element if isinstance(element, ValueError) else _decode(element)
+            yield f"{path}, record {number}" if in_list else str(path), _json(text) if isinstance(text, str) else text
+    except (*_BROKEN, TooLarge) as problem:
+        yield f"{path}, record {number + 1}", _unreadable(problem)
+
+
+_JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("|\\?\Z)|[][{},]', re.DOTALL)
+
+
+def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | ValueError]]:
+    """The bytes of each element of the list in a file, or of the one value that it holds, and whether it is a list. So
+    a large file is never in memory as a whole, and one bad element spoils no other.
+
+    Raises TooLarge for an element of more than `limit` bytes; an object alone in a file may be as large as the file.
+    """
+    held, at, depth, count, in_list = b"", 0, 0, 0, None
+    for chunk in _chunks(path, limit):
+        held += chunk
+        if in_list is None:
+            held = held.lstrip()
+            if not held:
+                continue
+            in_list, held = held.startswith(b"["), held.removeprefix(b"[")
+            limit = limit if in_list or path.suffix == ".gz" else max(limit, path.stat().length)
+        begin = 0
+        for token in _JSON_TOKEN.finditer(held, at) if in_list else ():
+            if token[1] is not None and token[1] != b'"':  # a string that goes on in the next chunk
+                at = token.start()
+                break
+            at, character = token.end(), token[0]
+            if depth == 0 and character in (b",", b"]"):
+                element, begin = held[begin : token.start()].strip(), at
+                if element or count or character == b",":
+                    count += 1
+                    yield True, element if len(element) <= limit else TooLarge(f"a record of more than {limit:,} bytes")
+                if character == b"]":
+                    if held[at:].strip():
+                        yield True, ValueError("invalid JSON: the file goes on after its list")
+                    return
+            depth += character in (b"[", b"{")
+            depth -= character in (b"]", b"}") and depth > 0
+        else:
+            at = len(held)
+        held, at = held[begin:], at - begin
+        if len(held) > limit:
+            raise TooLarge(f"a record of more than {limit:,} bytes; the rest of the file is left out")
+    if in_list:
+        yield True, ValueError("invalid JSON: the file ends before its list does")
+    elif held.strip():
+        yield False, held.strip()
+
+
+def _parquet_rows(path: epath.Path, limit: int) -> Iterator[Row]:
     """The rows of a Parquet file, a few hundred in memory at a time."""
     import pyarrow
     import pyarrow.parquet
@@ -159,32 +304,61 @@ def _parquet_rows(path: epath.Path) -> Iterator[Row]:
     try:
         with path.open("rb") as file:
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
-                for raw in batch.to_pylist():
+                columns = [_cells(column) for column in batch.columns]
+                for row in range(batch.num_rows):
                     number += 1
-                    yield f"{path}, record {number}", json_value(raw)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as problem:
-        fault = ValueError(f"the file cannot be read from here on: {problem}")
+                    large = batch.nbytes > limit and batch.slice(row, 1).nbytes > limit
+                    raw = dict(zip(batch.schema.names, (cells[row] for cells in columns), strict=True))
+                    problem = TooLarge(f"a row of more than {limit:,} bytes")
+                    yield f"{path}, record {number}", problem if large else json_value(raw)
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:
+        fault = ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
         yield f"{path}, record {number + 1}", fault
 
 
-READERS = {".txt": _text_rows, ".md": _text_rows, ".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+def _cells(column) -> list:
+    """The values of a column as Python's, an Unreadable for those that Python does not have."""
+    try:
+        return column.to_pylist()
+    except Exception:  # Arrow raises what comes out of each type's constructor: dates beyond year 9999, bad UTF-8
+        return [_cell(scalar) for scalar in column]
+
+
+def _cell(scalar):
+    import pyarrow
+
+    try:
+        return scalar.as_py()
+    except Exception as problem:
+        if isinstance(scalar, pyarrow.StructScalar):
+            return {name: _cell(item) for name, item in scalar.items()}
+        if isinstance(scalar, pyarrow.ListScalar):
+            return [_cell(item) for item in scalar.values]
+        return Unreadable(_first_line(problem))
+
+
+Reader = Callable[[epath.Path, int], Iterator[Row]]
+READERS: dict[str, Reader] = {
+    ".txt": _text_rows,
+    ".md": _text_rows,
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+}
 
 
 def json_value(value) -> object:
-    """A row of Parquet or TFDS as JSON could have held it: bytes as text, arrays as lists; or a ValueError."""
-    try:
-        return _json_value(value)
-    except UnicodeDecodeError:
-        return ValueError("holds bytes that are not UTF-8 text")
-
-
-def _json_value(value) -> object:
+    """A row of Parquet or TFDS as JSON could have held it: bytes as text, arrays as lists, no fields that are null
+    (tables fill with them what an object lacks), and an Unreadable in place of bytes that are not text."""
     if isinstance(value, dict):
-        return {name: _json_value(item) for name, item in value.items()}
+        return {name: json_value(item) for name, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _json_value(value.tolist())
+        return json_value(value.tolist())
     if isinstance(value, bytes):
-        return value.decode("utf-8")
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return Unreadable("bytes that are not UTF-8 text")
+    return value if value is None or isinstance(value, str | bool | int | float | Unreadable) else str(value)

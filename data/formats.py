@@ -1,22 +1,30 @@
 """Raw records of public data sets read into camelid's own four kinds.
 
     {"kind": "text", "text"}                                          something to pretrain on
-    {"kind": "chat", "messages"}                                      a conversation that ends with an answer
+    {"kind": "chat", "messages", "label"?}                            a conversation that ends with an answer
     {"kind": "prompt", "messages"}                                    a conversation that ends with a user turn
     {"kind": "preference", "messages", "chosen", "rejected", "margin"?, "safer"?, "chosen_safe"?, "rejected_safe"?}
 
-A message is {"role": "system" | "user" | "assistant" | "tool", "content", "input"?}; `input` is the material of an
-Alpaca instruction, on user turns only. `safer` is "chosen" or "rejected", `chosen_safe` and `rejected_safe` say whether
-that answer is harmless. Fields that a format does not know ride along in "meta".
+`label` says whether the answer is a good one. `safer` is "chosen" or "rejected", `chosen_safe` and `rejected_safe` say
+whether that answer is harmless. A conversation may have `tools`, the schemas of functions that the assistant may call,
+and `documents`, both for the chat template. Fields that a format does not know ride along in "meta".
+
+A message is {"role": "system" | "user" | "assistant" | "tool", "content"}, and
+
+    "input"                   the material of an Alpaca instruction, on user turns
+    "train"                   False on a turn of the assistant that is not trained on
+    "tool_calls"              of the assistant: [{"type": "function", "function": {"name", "arguments"}}]
+    "reasoning_content"       what the assistant thought before it answered
+    "name", "tool_call_id"    on the turns of tools
 
 Each parser takes one raw record, checks it and returns a record, or raises ValueError with what is wrong.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from . import preferences
+from . import context, labels, preferences
 from .messages import (
     ALTERNATING,
     COLOSSALCHAT,
@@ -25,13 +33,13 @@ from .messages import (
     OPENAI,
     SHAREGPT,
     Message,
-    add_system,
     check_turns,
-    kind_of,
     optional_string,
     read_messages,
+    reasoning_of,
     string,
 )
+from .values import kind_of, plain, shown
 
 
 def parse(raw: dict, format: str = "auto") -> dict:
@@ -42,22 +50,44 @@ def parse(raw: dict, format: str = "auto") -> dict:
     raw = {field: value for field, value in raw.items() if value is not None}
     chosen = FORMATS[detect(raw) if format == "auto" else format]
     record = chosen.parse(raw)
-    meta = {field: value for field, value in raw.items() if field not in chosen.fields}
-    if isinstance(meta.get("meta"), str) and meta["meta"].startswith("{"):
-        meta["meta"] = json.loads(meta["meta"])  # as our own TFDS datasets hold it
-    if isinstance(meta.get("meta"), dict):
-        meta |= meta.pop("meta")
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"half of a surrogate pair stands alone ({error.object[error.start]!r})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (TypeError, ValueError):
+        raise ValueError("tools, tool_calls or documents hold a value that JSON does not have") from None
+    meta = _meta(raw, chosen.fields | _used(record))
     return record | {"meta": meta} if meta else record
+
+
+def _used(record: dict) -> set[str]:
+    """The fields that mean the same in all formats, as far as the record holds what they say."""
+    if record["kind"] == "text":
+        return set()
+    used = {*context.FIELDS, *(field for field in ("documents", "label") if field in record)}
+    return used | ({"kto_tag"} if "label" in record else set()) | ({"functions"} if "tools" in record else set())
+
+
+def _meta(raw: dict, used: Iterable[str]) -> dict:
+    """The other fields of a record, in a form that can be written anywhere; those in its "meta" are put among them."""
+    meta = {field: value for field, value in raw.items() if field not in used}
+    inner = meta.get("meta")
+    if isinstance(inner, str) and inner.startswith("{"):
+        inner = context.from_json(inner)  # as our own TFDS datasets hold it
+    if isinstance(inner, dict):
+        del meta["meta"]
+        meta |= inner
+    return plain(meta)
 
 
 def unfold(raw: dict) -> list[dict]:
     """One raw object may hold many records under "instances": LMFlow's {"type", "instances"} and self-instruct's
     seeds {"instruction", "instances"}. Each instance becomes a raw record that repeats the fields around it."""
     if not isinstance(raw, dict) or not isinstance(raw.get("instances"), list):
+        return [raw]
+    if raw.get("type") not in tuple(LMFLOW_TYPES) and ("instruction" not in raw or raw.get("output") is not None):
         return [raw]
     around = {field: value for field, value in raw.items() if field != "instances"}
     return [around | instance if isinstance(instance, dict) else instance for instance in raw["instances"]]
@@ -72,6 +102,8 @@ def detect(raw: dict) -> str:
         return "sharegpt"
     if raw.get("type") in tuple(LMFLOW_TYPES):
         return "lmflow"
+    if has("instruction") and has("chosen") and has("rejected"):
+        return "alpaca"
     if has("context") and has("chosen"):
         return "colossalchat"
     if has("chosen") and has("rejected"):
@@ -86,7 +118,8 @@ def detect(raw: dict) -> str:
         return "alpaca"
     if has("text"):
         return "text"
-    fields = ", ".join(map(str, raw)) or "(none)"
+    fields = ", ".join(name if name.isprintable() else repr(name) for name in map(str, raw)) or "(none)"
+    fields = fields if len(fields) < 300 else f"{fields[:300]}..."
     raise ValueError(f"no format has the fields {fields}; known are {', '.join(FORMATS)}")
 
 
@@ -107,22 +140,19 @@ def text(raw: dict) -> dict:
 
 def alpaca(raw: dict) -> dict:
     """Stanford Alpaca's {"instruction", "input", "output"}, with LLaMA-Factory's `system` and `history` (earlier
-    [instruction, output] pairs)."""
+    [instruction, output] pairs), `kto_tag`, or `chosen` and `rejected` in place of `output`."""
+    if "chosen" in raw or "rejected" in raw:
+        return preferences.alpaca_preference(raw)
     question = {"role": "user", "content": string(raw, "instruction")}
     if optional_string(raw, "input"):
         question["input"] = raw["input"]
-    answer = {"role": "assistant", "content": string(raw, "output")}
-    messages = [*_history(raw.get("history", [])), question, answer]
-    return _conversation(messages, ALTERNATING, optional_string(raw, "system"))
+    answer = {"role": "assistant", "content": _answer(raw, "output")}
+    return _conversation(raw, [*context.history_turns(raw.get("history", [])), question, answer], ALTERNATING)
 
 
-def _history(pairs) -> list[Message]:
-    messages = []
-    for pair in pairs if isinstance(pairs, list) else [pairs]:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(words, str) for words in pair):
-            raise ValueError("history is not a list of [instruction, output] pairs")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    return messages
+def _answer(raw: dict, field: str) -> str:
+    """The words of a single answer; only one that is called bad may be empty."""
+    return optional_string(raw, field) if field in raw and labels.verdict(raw) is False else string(raw, field)
 
 
 def sharegpt(raw: dict) -> dict:
@@ -130,47 +160,61 @@ def sharegpt(raw: dict) -> dict:
     if "chosen" in raw or "rejected" in raw:
         return preferences.sharegpt_preference(raw)
     messages = read_messages(raw, "conversations", SHAREGPT)
-    return _conversation(messages, ALTERNATING, optional_string(raw, "system"))
+    if context.read_tools(raw):
+        messages = [_as_calls(message) for message in messages]
+    return _conversation(raw, messages, ALTERNATING)
+
+
+def _as_calls(message: Message) -> Message:
+    """The turn with its calls as such: ShareGPT's function calling writes them as the JSON of a turn's words."""
+    calls = context.spelled_calls(message["content"]) if message["role"] == "assistant" else []
+    return message | {"content": "", "tool_calls": calls} if calls else message
 
 
 def openai(raw: dict) -> dict:
     """{"messages": [{"role", "content"}]}; `content` may be a list of text parts."""
-    return _conversation(read_messages(raw, "messages", OPENAI), FREE, optional_string(raw, "system"))
+    return _conversation(raw, read_messages(raw, "messages", OPENAI), FREE)
 
 
 def colossalchat(raw: dict) -> dict:
     """ColossalChat's {"messages": [{"from", "content"}]}; {"context", "chosen", "rejected"} is a preference."""
     if "context" in raw:
         return preferences.colossalchat_preference(raw)
-    return _conversation(read_messages(raw, "messages", COLOSSALCHAT), FREE)
+    return _conversation(raw, read_messages(raw, "messages", COLOSSALCHAT), FREE)
 
 
 def trl(raw: dict) -> dict:
-    """TRL's {"prompt"}, {"prompt", "completion"} and {"prompt"?, "chosen", "rejected"}; strings or messages."""
+    """TRL's {"prompt"}, {"prompt", "completion", "label"?} and {"prompt"?, "chosen", "rejected"}; strings or
+    messages."""
     if "chosen" in raw or "rejected" in raw:
         return preferences.trl_preference(raw)
-    prompt = preferences.trl_turns(raw, "prompt", "user")
+    prompt = [*preferences.trl_history(raw), *preferences.trl_turns(raw, "prompt", "user")]
     if "completion" not in raw:
-        return _conversation(prompt, FREE)
-    if "label" in raw:
-        raise ValueError("label marks a single answer as good or bad; a preference needs chosen and rejected")
-    return _conversation(prompt + preferences.trl_turns(raw, "completion", "assistant"), FREE)
+        return _conversation(raw, prompt, FREE)
+    label = labels.verdict(raw, required=True)
+    if isinstance(raw["completion"], str):
+        completion = [{"role": "assistant", "content": _answer(raw, "completion")}]
+    else:
+        completion = read_messages(raw, "completion", OPENAI)
+    if label is not None and any(message["role"] == "user" for message in completion):
+        raise ValueError("completion holds a user turn, and label is of one answer")
+    return _conversation(raw, prompt + completion, FREE)
 
 
 def lmflow(raw: dict) -> dict:
     """One instance of an LMFlow file, with the file's `type` beside its own fields."""
     if raw.get("type") not in tuple(LMFLOW_TYPES):
-        raise ValueError(f"type is {raw.get('type')!r}, not one of {', '.join(LMFLOW_TYPES)}")
+        raise ValueError(f"type is {shown(raw.get('type'))}, not one of {', '.join(LMFLOW_TYPES)}")
     return LMFLOW_TYPES[raw["type"]](raw)
 
 
 def _lmflow_text2text(raw: dict) -> dict:
     question = {"role": "user", "content": string(raw, "input")}
-    return _conversation([question, {"role": "assistant", "content": string(raw, "output")}], ALTERNATING)
+    return _conversation(raw, [question, {"role": "assistant", "content": _answer(raw, "output")}], ALTERNATING)
 
 
 def _lmflow_conversation(raw: dict) -> dict:
-    return _conversation(read_messages(raw, "messages", LMFLOW), ALTERNATING, optional_string(raw, "system"))
+    return _conversation(raw, read_messages(raw, "messages", LMFLOW), ALTERNATING)
 
 
 def camelid(raw: dict) -> dict:
@@ -179,16 +223,30 @@ def camelid(raw: dict) -> dict:
         return text(raw)
     if raw.get("kind") == "preference":
         return preferences.camelid_preference(raw)
-    record = _conversation(read_messages(raw, "messages", OPENAI), FREE)
+    record = _conversation(raw, read_messages(raw, "messages", OPENAI), FREE)
     if record["kind"] != raw.get("kind"):
-        raise ValueError(f"kind is {raw.get('kind')!r}, but the messages are a {record['kind']}")
+        raise ValueError(f"kind is {shown(raw.get('kind'))}, but the messages are a {record['kind']}")
     return record
 
 
-def _conversation(messages: list[Message], rule: dict, system: str = "") -> dict:
-    check_turns(messages, rule)
-    kind = "prompt" if messages[-1]["role"] == "user" else "chat"
-    return {"kind": kind, "messages": add_system(system, messages)}
+def _conversation(raw: dict, messages: list[Message], rule: dict) -> dict:
+    """The record of a conversation, with what stands around it in the fields that all formats share."""
+    messages = context.add_system(context.system_of(raw), messages)
+    if messages[-1]["role"] == "user":
+        check_turns(messages, rule)
+        return {"kind": "prompt", "messages": messages, **context.around(raw)}
+    label = labels.verdict(raw)
+    check_turns(messages, rule, empty_answer=label is False)
+    thoughts = reasoning_of(raw, "the record")
+    if thoughts and "reasoning_content" not in messages[-1]:
+        messages = [*messages[:-1], messages[-1] | {"reasoning_content": thoughts}]
+    if labels.truth(raw.get("mask_history")):
+        messages = [_untrained(message) for message in messages[:-1]] + messages[-1:]
+    return {"kind": "chat", "messages": messages} | ({} if label is None else {"label": label}) | context.around(raw)
+
+
+def _untrained(message: Message) -> Message:
+    return message | {"train": False} if message["role"] == "assistant" else message
 
 
 KINDS = ("text", "chat", "prompt", "preference")
@@ -213,9 +271,9 @@ _ANSWERS = preferences.MARGIN_FIELDS | {"chosen", "rejected"}
 
 FORMATS = {
     "text": Format(text, frozenset({"text"})),
-    "alpaca": Format(alpaca, frozenset({"instruction", "input", "output", "system", "history"})),
-    "sharegpt": Format(sharegpt, _ANSWERS | {"conversations", "system"}),
-    "openai": Format(openai, frozenset({"messages", "system"})),
+    "alpaca": Format(alpaca, _ANSWERS | {"instruction", "input", "output", "history"}),
+    "sharegpt": Format(sharegpt, _ANSWERS | {"conversations"}),
+    "openai": Format(openai, frozenset({"messages"})),
     "colossalchat": Format(colossalchat, _ANSWERS | {"messages", "context"}),
     "hh_rlhf": Format(preferences.hh_rlhf, _ANSWERS | {"prompt"}),
     "pku_saferlhf": Format(
@@ -224,7 +282,9 @@ FORMATS = {
         | {f"{field}_response_id" for field in ("better", "safer")}
         | {"prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe"},
     ),
-    "trl": Format(trl, _ANSWERS | {"prompt", "completion"}),
-    "lmflow": Format(lmflow, _ANSWERS | {"type", "text", "input", "output", "messages", "system", "prompt"}),
-    "camelid": Format(camelid, _ANSWERS | {"kind", "text", "messages", *preferences.SAFETY_FIELDS}),
+    "trl": Format(trl, _ANSWERS | {"prompt", "completion", "history"}),
+    "lmflow": Format(lmflow, _ANSWERS | {"type", "text", "input", "output", "messages", "prompt"}),
+    "camelid": Format(
+        camelid, _ANSWERS | {"kind", "text", "messages", "label", "documents", *preferences.SAFETY_FIELDS}
+    ),
 }

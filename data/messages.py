@@ -1,9 +1,13 @@
-"""Messages as public data sets write them, read into {"role", "content"} and checked."""
+"""Messages as public data sets write them, read into {"role", "content", ...} and checked."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-Message = dict[str, str]
+from .context import read_tool_calls
+from .labels import is_trained
+from .values import kind_of, shown
+
+Message = dict[str, Any]
 
 
 class Dialect(NamedTuple):
@@ -28,6 +32,8 @@ SHAREGPT = Dialect(
     | dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "function_call"), "assistant")
     | dict.fromkeys(("tool", "observation"), "tool"),
 )
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
 
 # The roles that may stand before each role; None is the beginning.
 ALTERNATING = {
@@ -61,21 +67,18 @@ def optional_string(raw: dict, field: str) -> str:
     return "" if blank else string(raw, field)
 
 
-def kind_of(value) -> str:
-    """What a JSON value is, in words for an error message."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
 def read_messages(raw: dict, field: str, dialect: Dialect) -> list[Message]:
     """The messages in `field`: a list, a single message, or columns ({"role": [...], "content": [...]}), the form
-    in which Parquet and TFDS hand over sequences of objects. ValueError names the message that is wrong."""
+    in which Parquet and TFDS hand over sequences of objects. A system turn that says nothing is none. ValueError names
+    the message that is wrong."""
     if field not in raw:
         raise ValueError(f"{field} is missing")
     rows = _rows(raw[field], field, dialect)
-    if not rows:
+    found = [_message(row, dialect, f"{field}[{i}]") for i, row in enumerate(rows)]
+    messages = [message for message in found if message["role"] != "system" or message["content"].strip()]
+    if not messages:
         raise ValueError(f"{field} is empty")
-    return [_message(row, dialect, f"{field}[{i}]") for i, row in enumerate(rows)]
+    return messages
 
 
 def _rows(value, field: str, dialect: Dialect) -> list:
@@ -94,21 +97,41 @@ def _rows(value, field: str, dialect: Dialect) -> list:
 def _message(row, dialect: Dialect, where: str) -> Message:
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {kind_of(row)}, not a message")
-    for field in ("tool_calls", "function_call"):
-        if row.get(field):
-            raise ValueError(f"{where} carries {field}, which a message of words cannot hold")
-    if row.get("weight", 1) not in (1, None):
-        raise ValueError(f"{where} has weight {row['weight']}: every assistant turn is trained on with weight 1")
+    row = {field: value for field, value in row.items() if value is not None}
     speaker = row.get(dialect.speaker)
     if not isinstance(speaker, str):
         raise ValueError(f"{where} has no {dialect.speaker}")
     role = dialect.roles.get(speaker.lower())
     if role is None:
-        raise ValueError(f"{where} has the unknown role {speaker!r} (known: {', '.join(sorted(dialect.roles))})")
-    message = {"role": role, "content": _content(row.get(dialect.words), f"{where}.{dialect.words}")}
+        raise ValueError(f"{where} has the unknown role {shown(speaker)} (known: {', '.join(sorted(dialect.roles))})")
+    calls = read_tool_calls(row, where)
+    words = row.get(dialect.words, "" if calls or role == "system" else None)
+    message = {"role": role, "content": _content(words, f"{where}.{dialect.words}")}
+    trained = is_trained(row, role, where)
+    if role == "assistant":
+        thoughts = reasoning_of(row, where)
+        more = {"tool_calls": calls, "reasoning_content": thoughts}
+        return (
+            message
+            | {name: value for name, value in more.items() if value}
+            | ({"train": False} if trained is False else {})
+        )
+    if calls:
+        raise ValueError(f"{where} calls tools, which only the assistant can")
     if role == "user" and isinstance(row.get("input"), str) and row["input"]:
         message["input"] = row["input"]
+    if role == "tool":
+        names = ("name", "tool_call_id")
+        message |= {name: row[name] for name in names if isinstance(row.get(name), str) and row[name]}
     return message
+
+
+def reasoning_of(row: Mapping, where: str) -> str:
+    """What an answer's author thought before it, "" where the row does not say."""
+    found = {row[field]: field for field in REASONING if isinstance(row.get(field), str) and row[field].strip()}
+    if len(found) > 1:
+        raise ValueError(f"{where} says different things in {' and '.join(found.values())}")
+    return next(iter(found), "")
 
 
 def _content(value, where: str) -> str:
@@ -131,17 +154,9 @@ def check_turns(messages: list[Message], rule: dict, *, empty_answer: bool = Fal
         if before not in rule[role]:
             place = f"follows {'another' if before == role else 'the'} {before} turn" if before else "comes first"
             raise ValueError(f"turn {i + 1} ({role}) {place}")
-        if not message["content"].strip() and not (empty_answer and i == len(messages) - 1):
+        says_something = message["content"].strip() or message.get("tool_calls")
+        if not says_something and not (empty_answer and i == len(messages) - 1):
             raise ValueError(f"turn {i + 1} ({role}) is empty")
         before = role
     if before not in ("user", "assistant"):
         raise ValueError(f"the conversation ends with a {before} turn" if before else "the conversation is empty")
-
-
-def add_system(system: str, messages: list[Message]) -> list[Message]:
-    """`messages` under the system prompt that a record carries in a field of its own ("" where it has none)."""
-    if not system:
-        return messages
-    if messages[0]["role"] == "system":
-        raise ValueError("a system field and a system turn: only one of them can stand")
-    return [{"role": "system", "content": system}, *messages]

@@ -23,7 +23,9 @@ from hashlib import blake2b
 import numpy as np
 
 from .batches import Batch, Shapes
+from .conversations import encode_conversation
 from .errors import UserError
+from .files import MAX_RECORD_BYTES
 from .samples import LeftOut, Sample, SampleBatches, SamplePass, Samples, SourcePart, collect, describe, language_of
 from .templates import ChatTemplate, Encoded
 from .tokenizer import Tokenizer
@@ -48,6 +50,7 @@ class PairBatches(SampleBatches):
         split: str | None = "train",
         heldout: float = 0.01,
         on_error: str = "raise",
+        max_record_bytes: int = MAX_RECORD_BYTES,
         max_pairs: int | None = None,
         noise: float = 0.0,
         sides: int = 2,
@@ -59,7 +62,7 @@ class PairBatches(SampleBatches):
           batch_size: pairs in a batch, over all hosts.
           length: T; a pair with a longer side is left out and counted, never cut.
           seed: of the order of pairs.
-          split, heldout, on_error: as `sources.read` takes them.
+          split, heldout, on_error, max_record_bytes: as `sources.read` takes them.
           max_pairs: read only the first so many pairs of each source.
           noise: the share of pairs, by a hash of each, that are turned round, as people err: `records` say "flipped".
           sides: S, 2 for pairs, or more for further answers that are worse than the chosen one: the texts `others` in
@@ -81,6 +84,7 @@ class PairBatches(SampleBatches):
                 split=split,
                 heldout=heldout,
                 on_error=on_error,
+                max_record_bytes=max_record_bytes,
                 limit=max_pairs,
                 noise=noise,
                 sides=sides,
@@ -106,6 +110,7 @@ class EvalPairs(SamplePass):
         split: str | None = "heldout",
         heldout: float = 0.01,
         on_error: str = "raise",
+        max_record_bytes: int = MAX_RECORD_BYTES,
     ):
         """Arguments and errors are those of `PairBatches`; `records` is as well."""
         self.length = length
@@ -118,6 +123,7 @@ class EvalPairs(SamplePass):
             split=split,
             heldout=heldout,
             on_error=on_error,
+            max_record_bytes=max_record_bytes,
         )
         super().__init__(self._source.samples, row_shapes=_row_shapes(length), batch_size=batch_size)
 
@@ -163,6 +169,7 @@ def read_pairs(
     split: str | None = "train",
     heldout: float = 0.01,
     on_error: str = "raise",
+    max_record_bytes: int = MAX_RECORD_BYTES,
     limit: int | None = None,
     noise: float = 0.0,
     sides: int = 2,
@@ -177,6 +184,7 @@ def read_pairs(
         split=split,
         heldout=heldout,
         on_error=on_error,
+        max_record_bytes=max_record_bytes,
         limit=limit,
     )
 
@@ -185,12 +193,15 @@ def _make(
     record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int, noise: float, sides: int
 ) -> Sample:
     if record["kind"] != "preference":
-        raise UserError(f"a {record['kind']} record holds no two answers to compare: give preferences")
+        raise UserError(
+            f"a {record['kind']} record holds no two answers to compare: give preferences (single answers with labels "
+            "are for dpo.kind=kto)"
+        )
     flipped = _is_flipped(record, noise)
     if flipped:
         record = turned_round(record)
     answers = list(encode_pair(record, tokenizer, template))
-    for other in _others(record)[: 0 if flipped else sides - 2]:
+    for other in _others(record)[: sides - 2] if sides > 2 and not flipped else ():
         worse = record | {"rejected": [{"role": "assistant", "content": other}]}
         answers.append(encode_pair(worse, tokenizer, template)[1])
     there = len(answers)
@@ -256,32 +267,29 @@ def encode_pair(record: dict, tokenizer: Tokenizer, template: ChatTemplate) -> t
     Raises:
       UserError: what the template refuses, or it writes the prompt in such a way that the answers cannot be told apart.
     """
-    messages = record["messages"]
-    prompt = template.encode(messages, tokenizer, generation_prompt=True).tokens
-    encode = functools.partial(_encode_side, messages, prompt=prompt, tokenizer=tokenizer, template=template)
-    chosen = encode(record["chosen"], stop=None)
-    return chosen, encode(record["rejected"], stop=int(chosen.tokens[-1]))
+    chosen = encode_answer(record, record["chosen"], tokenizer, template)
+    return chosen, encode_answer(record, record["rejected"], tokenizer, template, stop=int(chosen.tokens[-1]))
 
 
-def _encode_side(
-    messages: list[dict],
-    answer: list[dict],
-    *,
-    prompt: np.ndarray,
-    stop: int | None,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
+def encode_answer(
+    record: dict, answer: list[dict], tokenizer: Tokenizer, template: ChatTemplate, *, stop: int | None = None
 ) -> Encoded:
-    """One side up to its last trained token; `stop` ends an answer whose last turn is blank."""
+    """The record's `messages` and an answer to them, up to its last trained token; the mask is of the answer alone.
+
+    stop: the token that is the whole of an answer whose last turn is blank. UserError as of `encode_pair`.
+    """
+    messages = record["messages"]
     conversation = messages + answer
-    if answer[-1]["content"].strip():
-        tokens, mask = template.encode(conversation, tokenizer)
+    encode = functools.partial(encode_conversation, tokenizer=tokenizer, template=template, around=record)
+    prompt = encode(messages, generation_prompt=True).tokens
+    if answer[-1]["content"].strip() or answer[-1].get("tool_calls"):
+        tokens, mask = encode(conversation)
         end = len(mask) - int(mask[::-1].argmax())
         tokens, mask = tokens[:end], mask[:end]
     elif stop is None:
         raise UserError("the chosen answer says nothing: only a rejected one may be empty")
     else:
-        tokens, mask = template.encode(conversation[:-1], tokenizer, generation_prompt=True)
+        tokens, mask = encode(conversation[:-1], generation_prompt=True)
         tokens, mask = np.append(tokens, np.int32(stop)), np.append(mask, True)
     mask = mask & (np.arange(len(mask)) >= _begin(tokens, mask, prompt, messages, conversation))
     if not mask.any():

@@ -7,6 +7,7 @@ beginning is the prompt, and what is left of each, never less than its last turn
 import math
 import re
 
+from .context import add_system, around, history_turns, read_tools, system_of
 from .messages import (
     ALTERNATING,
     COLOSSALCHAT,
@@ -15,13 +16,12 @@ from .messages import (
     OPENAI,
     SHAREGPT,
     Message,
-    add_system,
     check_turns,
-    kind_of,
     optional_string,
     read_messages,
     string,
 )
+from .values import kind_of, shown
 
 SCORE_FIELDS = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 MARGIN_FIELDS = frozenset({"margin"}.union(*SCORE_FIELDS))
@@ -32,8 +32,18 @@ TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 def sharegpt_preference(raw: dict) -> dict:
     """LLaMA-Factory's cut of ShareGPT: {"conversations", "chosen": message, "rejected": message, "system"?}."""
     context = read_messages(raw, "conversations", SHAREGPT)
-    sides = [context + read_messages(raw, side, SHAREGPT) for side in ("chosen", "rejected")]
-    return _preference(raw, *(add_system(optional_string(raw, "system"), side) for side in sides), ALTERNATING)
+    sides = (context + read_messages(raw, side, SHAREGPT) for side in ("chosen", "rejected"))
+    return _preference(raw, *sides, ALTERNATING)
+
+
+def alpaca_preference(raw: dict) -> dict:
+    """LLaMA-Factory's cut of Alpaca: {"instruction", "input"?, "chosen", "rejected", "system"?, "history"?}."""
+    question = {"role": "user", "content": string(raw, "instruction")}
+    if optional_string(raw, "input"):
+        question["input"] = raw["input"]
+    context = [*history_turns(raw.get("history", [])), question]
+    sides = ([*context, {"role": "assistant", "content": _answer(raw, side)}] for side in ("chosen", "rejected"))
+    return _preference(raw, *sides, ALTERNATING)
 
 
 def colossalchat_preference(raw: dict) -> dict:
@@ -44,8 +54,13 @@ def colossalchat_preference(raw: dict) -> dict:
 
 
 def lmflow_preference(raw: dict) -> dict:
-    """LMFlow's paired_conversation: `chosen` and `rejected` are whole conversations {"messages", "system"?}."""
-    return _preference(raw, *(_lmflow_side(raw, side) for side in ("chosen", "rejected")), ALTERNATING)
+    """LMFlow's paired_conversation: `chosen` and `rejected` are whole conversations, {"messages", "system"?,
+    "tools"?}."""
+    sides = [_lmflow_side(raw, side) for side in ("chosen", "rejected")]
+    tools = [read_tools(raw[side]) for side in ("chosen", "rejected")]
+    if tools[0] != tools[1]:
+        raise ValueError("chosen and rejected offer different tools")
+    return _preference(raw | ({"tools": tools[0]} if tools[0] else {}), *sides, ALTERNATING)
 
 
 def _lmflow_side(raw: dict, side: str) -> list[Message]:
@@ -54,7 +69,7 @@ def _lmflow_side(raw: dict, side: str) -> list[Message]:
         raise ValueError(f"{side} is {kind_of(conversation)}, not a conversation")
     try:
         messages = read_messages(conversation, "messages", LMFLOW)
-        return add_system(optional_string(conversation, "system"), messages)
+        return add_system(system_of(conversation), messages)
     except ValueError as problem:
         raise ValueError(f"{side}: {problem}") from None
 
@@ -83,15 +98,25 @@ def _transcript(text: str, side: str) -> list[Message]:
 def trl_preference(raw: dict) -> dict:
     """TRL: {"prompt", "chosen", "rejected"} as strings or lists of messages; `prompt` may be left out, or repeat the
     last user turn, where `chosen` and `rejected` are whole conversations."""
-    prompt = trl_turns(raw, "prompt", "user") if "prompt" in raw else []
+    prompt = [*trl_history(raw), *trl_turns(raw, "prompt", "user")] if "prompt" in raw else []
     chosen, rejected = (trl_turns(raw, side, "assistant") for side in ("chosen", "rejected"))
     if chosen[0]["role"] == "assistant" and not prompt:
         raise ValueError("prompt is missing, and chosen begins with the answer")
     if isinstance(raw.get("prompt"), str) and chosen[0]["role"] != "assistant":
-        if prompt[0] not in chosen:
+        if prompt[-1] not in chosen:
             raise ValueError("prompt is not among the turns of chosen")
         prompt = []
     return _preference(raw, prompt + chosen, prompt + rejected, FREE)
+
+
+def trl_history(raw: dict) -> list[Message]:
+    """The turns of a list `history` of pairs before a prompt that is a string."""
+    history = raw.get("history")
+    if not isinstance(history, list) or not history:
+        return []
+    if not isinstance(raw.get("prompt"), str):
+        raise ValueError("history beside a prompt of messages: put its turns among them")
+    return history_turns(history)
 
 
 def trl_turns(raw: dict, field: str, role: str) -> list[Message]:
@@ -122,8 +147,8 @@ def _which(raw: dict, field: str) -> int:
     """The number of a response, 0 or 1."""
     if field not in raw:
         raise ValueError(f"{field} is missing")
-    if isinstance(raw[field], bool) or raw[field] not in (0, 1):
-        raise ValueError(f"{field} is {raw[field]!r}, not 0 or 1")
+    if not isinstance(raw[field], int | float) or isinstance(raw[field], bool) or raw[field] not in (0, 1):
+        raise ValueError(f"{field} is {shown(raw[field])}, not 0 or 1")
     return int(raw[field])
 
 
@@ -134,7 +159,7 @@ def camelid_preference(raw: dict) -> dict:
     labels = {field: _boolean(raw, field) for field in SAFETY_FIELDS[1:] if field in raw}
     if "safer" in raw:
         if raw["safer"] not in ("chosen", "rejected"):
-            raise ValueError(f"safer is {raw['safer']!r}, not chosen or rejected")
+            raise ValueError(f"safer is {shown(raw['safer'])}, not chosen or rejected")
         labels["safer"] = raw["safer"]
     return _preference(raw, *sides, FREE) | labels
 
@@ -146,6 +171,8 @@ def _boolean(raw: dict, field: str) -> bool:
 
 
 def _preference(raw: dict, chosen: list[Message], rejected: list[Message], rule: dict) -> dict:
+    system = system_of(raw)
+    chosen, rejected = add_system(system, chosen), add_system(system, rejected)
     for side, messages in (("chosen", chosen), ("rejected", rejected)):
         try:
             check_turns(messages, rule, empty_answer=side == "rejected")
@@ -153,13 +180,21 @@ def _preference(raw: dict, chosen: list[Message], rejected: list[Message], rule:
             raise ValueError(f"{side}: {problem}") from None
         if messages[-1]["role"] != "assistant":
             raise ValueError(f"{side}: ends with a user turn, not with an answer")
+    untrained = [[message.get("train") is False for message in side] for side in (chosen, rejected)]
+    chosen, rejected = _without_switches(chosen), _without_switches(rejected)
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same")
     shared = _shared_turns(chosen, rejected)
     if shared == 0 or chosen[shared]["role"] != "assistant" or rejected[shared]["role"] != "assistant":
         raise ValueError(f"chosen and rejected part at turn {shared + 1}, which is not an answer in both")
+    if any(any(side[shared:]) for side in untrained):
+        raise ValueError("a turn that is compared has train false: all that an answer says is compared")
     answers = {"chosen": chosen[shared:], "rejected": rejected[shared:]}
-    return {"kind": "preference", "messages": chosen[:shared], **answers, **_margin(raw)}
+    return {"kind": "preference", "messages": chosen[:shared], **answers, **_margin(raw), **around(raw)}
+
+
+def _without_switches(messages: list[Message]) -> list[Message]:
+    return [{name: value for name, value in message.items() if name != "train"} for message in messages]
 
 
 def _shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
@@ -179,6 +214,9 @@ def _margin(raw: dict) -> dict[str, float]:
 
 def _number(raw: dict, field: str) -> float:
     value = raw[field]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{field} is not a finite number")
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass  # a whole number that is larger than any float
+    raise ValueError(f"{field} is not a finite number")

@@ -17,7 +17,9 @@ from itertools import chain, islice, zip_longest
 import numpy as np
 
 from .batches import Shapes
+from .conversations import encode_conversation
 from .errors import UserError
+from .files import MAX_RECORD_BYTES
 from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, collect, language_of
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
@@ -27,7 +29,7 @@ class PromptBatches(SampleBatches):
     """The endless batches of prompts of a mixture, a function of (seed, step).
 
     `records[i]` is {"messages": the prompt, "reference": an answer or None, "language": "zh" or "en" or what meta
-    says, "meta": the record's other fields}.
+    says, "meta": the record's other fields, "tools"?, "documents"?}.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class PromptBatches(SampleBatches):
         split: str | None = "train",
         heldout: float = 0.01,
         on_error: str = "raise",
+        max_record_bytes: int = MAX_RECORD_BYTES,
     ):
         """
         Args:
@@ -50,7 +53,7 @@ class PromptBatches(SampleBatches):
           batch_size: prompts in a batch, over all hosts.
           max_tokens: P; longer prompts are left out and counted, and so are repeated ones within a source.
           seed: of the order of prompts.
-          split, heldout, on_error: as `sources.read` takes them.
+          split, heldout, on_error, max_record_bytes: as `sources.read` takes them.
 
         Raises:
           UserError: a mixture or a record that will not do, or a source in which no prompt is left.
@@ -66,6 +69,7 @@ class PromptBatches(SampleBatches):
                 split=split,
                 heldout=heldout,
                 on_error=on_error,
+                max_record_bytes=max_record_bytes,
             )
 
         super().__init__(
@@ -87,13 +91,21 @@ def heldout_prompts(
     max_tokens: int,
     heldout: float = 0.01,
     on_error: str = "raise",
+    max_record_bytes: int = MAX_RECORD_BYTES,
 ) -> list[Sample]:
     """`n` held-out prompts, sources taking turns, evenly spaced over each; fewer where there are no more.
 
     `sample.record` is as in `PromptBatches.records`; `sample.arrays["tokens"]` is int32 [length]. Arguments and errors
     are those of `PromptBatches`.
     """
-    options = dict(tokenizer=tokenizer, template=template, max_tokens=max_tokens, heldout=heldout, on_error=on_error)
+    options = dict(
+        tokenizer=tokenizer,
+        template=template,
+        max_tokens=max_tokens,
+        heldout=heldout,
+        on_error=on_error,
+        max_record_bytes=max_record_bytes,
+    )
     columns = [
         spread(read_prompts(part.source, format=part.format, split="heldout", **options).samples, n) for part in parts
     ]
@@ -117,6 +129,7 @@ def read_prompts(
     split: str | None = "train",
     heldout: float = 0.01,
     on_error: str = "raise",
+    max_record_bytes: int = MAX_RECORD_BYTES,
     limit: int | None = None,
 ) -> Samples:
     """The prompts of one split of a source, in its order; see `PromptBatches` for arguments and errors."""
@@ -129,6 +142,7 @@ def read_prompts(
         split=split,
         heldout=heldout,
         on_error=on_error,
+        max_record_bytes=max_record_bytes,
         limit=limit,
     )
 
@@ -139,7 +153,7 @@ def _maker(tokenizer: Tokenizer, template: ChatTemplate, max_tokens: int) -> Cal
 
     def make(record: dict) -> Sample:
         messages, reference = prompt_of(record)
-        tokens = template.encode(messages, tokenizer, generation_prompt=True).tokens
+        tokens = encode_conversation(messages, tokenizer, template, around=record, generation_prompt=True).tokens
         if len(tokens) > max_tokens:
             raise LeftOut("too_long", f"the prompt has {len(tokens):,} tokens, more than {max_tokens:,}")
         content = tokens.tobytes()
@@ -148,6 +162,7 @@ def _maker(tokenizer: Tokenizer, template: ChatTemplate, max_tokens: int) -> Cal
         seen.add(content)
         kept = {"messages": messages, "reference": reference, "language": language_of(record, messages)}
         kept["meta"] = record.get("meta", {})
+        kept |= {name: record[name] for name in ("tools", "documents") if name in record}
         ids = np.uint32(zlib.crc32(content))
         return Sample(kept, {"tokens": tokens, "lengths": np.int32(len(tokens)), "ids": ids})
 
@@ -155,10 +170,11 @@ def _maker(tokenizer: Tokenizer, template: ChatTemplate, max_tokens: int) -> Cal
 
 
 def prompt_of(record: dict) -> tuple[list[dict], str | None]:
-    """The messages to answer in a record, and the answer it gives to them, if it is that of a conversation."""
+    """The messages to answer in a record, and the words that it answers them with, unless it calls its answer bad."""
     match record["kind"]:
         case "chat":
-            return record["messages"][:-1], record["messages"][-1]["content"]
+            is_good = record.get("label") is not False
+            return record["messages"][:-1], (record["messages"][-1]["content"] or None) if is_good else None
         case "prompt" | "preference":
             return record["messages"], None
         case kind:

@@ -17,13 +17,13 @@ import numpy as np
 
 from . import sources
 from .batches import Batch, Shapes, check_parts, draw, drawn, integer_weights
-from .errors import UserError
+from .errors import UserError, bad_record
+from .files import MAX_RECORD_BYTES
 from .packing import permutation
 
 CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 VERSION = 1  # of the order of rows: raised when a seed gives other batches than before
 LISTED = 20  # records left out whose messages are kept
-_REMEDIES = {"train": ": hold out a smaller share", "heldout": ": hold out a larger share"}  # for a split of no records
 
 
 class SourcePart(NamedTuple):
@@ -77,12 +77,13 @@ def collect(
     split: str | None = "train",
     heldout: float = 0.01,
     on_error: str = "raise",
+    max_record_bytes: int = MAX_RECORD_BYTES,
     limit: int | None = None,
 ) -> Samples:
     """Reads the samples of one split of a source.
 
     Args:
-      source, format, split, heldout: as `sources.read` takes them.
+      source, format, split, heldout, max_record_bytes: as `sources.read` takes them.
       make: the sample of a record; raises LeftOut for one of `reasons`, UserError for a record that cannot be one.
       what: samples are, for messages.
       on_error: "raise" stops at the first record that cannot be a sample, "skip" counts and lists them.
@@ -93,7 +94,15 @@ def collect(
     """
     where = f"{source} ({split})" if split else source
     report = sources.Report()
-    records = sources.read(source, format=format, on_error=on_error, report=report, split=split, heldout=heldout)
+    records = sources.read(
+        source,
+        format=format,
+        on_error=on_error,
+        report=report,
+        split=split,
+        heldout=heldout,
+        max_record_bytes=max_record_bytes,
+    )
     counts = Counter(dict.fromkeys(("records", "samples", *reasons, "skipped"), 0))
     samples, listed = [], []
     for sample in _made(records, make, counts, listed, where, on_error):
@@ -106,9 +115,7 @@ def collect(
     if not samples:
         found = ", ".join(f"{counts[name]:,} {name}" for name in ("records", *reasons, "skipped"))
         first = "".join(f" ({message})" for message in listed[:1])
-        raise UserError(
-            f"{where}: no {what}: {found}{first}{_REMEDIES.get(split, '') if not counts['records'] else ''}"
-        )
+        raise sources.nothing_found(f"{where}: no {what}: {found}{first}", split, report, counts["records"])
     return Samples(samples, dict(counts), listed, _fingerprint(samples))
 
 
@@ -132,7 +139,7 @@ def _made(
                 listed.append(f"{place}: {left_out}")
         except UserError as error:
             if on_error == "raise":
-                raise UserError(f"{place}: {error} (--on_error=skip leaves such records out)") from error
+                raise bad_record(f"{place}: {error}") from error
             counts["skipped"] += 1
             if len(listed) < LISTED:
                 listed.append(f"{place}: {error}")

@@ -11,6 +11,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ from typing import Protocol
 from etils import epath
 
 from . import primer, tasks
-from .errors import UserError
-from .files import Row, file_rows, find_files, json_value
+from .errors import DataError, UserError, bad_record, check_choice
+from .files import MAX_RECORD_BYTES, Row, TooLarge, file_rows, find_files, json_value, shorten
 from .formats import FORMATS, parse, unfold
 
 SPLITS = ("train", "heldout")
@@ -71,6 +72,7 @@ def read(
     report: Report | None = None,
     split: str | None = None,
     heldout: float = 0.01,
+    max_record_bytes: int = MAX_RECORD_BYTES,
 ) -> Iterator[dict]:
     """The records of `source` (see the module), as `formats` describes them.
 
@@ -79,23 +81,58 @@ def read(
       on_error: "raise" a UserError naming file, line and fault of a malformed record, or "skip" it.
       report: counts what was read and skipped.
       split: "train" or "heldout" for that part of the source, None for all of it.
-      heldout: the fraction of records that is held out; generators know their own.
+      heldout: the fraction of records that is held out, see `held_out_below`; generators know their own.
+      max_record_bytes: a longer line, record of a .json list or row of Parquet is a malformed record.
     """
-    _check_choice("format", format, ("auto", *FORMATS))
-    _check_choice("on_error", on_error, ("raise", "skip"))
-    _check_choice("split", split, (None, *SPLITS))
+    check_choice("format", format, ("auto", *FORMATS))
+    check_choice("on_error", on_error, ("raise", "skip"))
+    check_choice("split", split, (None, *SPLITS))
+    if split is not None and not 0 <= heldout <= 1:
+        raise UserError(f"heldout is {heldout}: it is a share, from 0 to 1")
+    if max_record_bytes < 1:
+        raise UserError(f"max_record_bytes is {max_record_bytes}: give 1 or more")
     report = Report() if report is None else report
     scheme, _, name = source.partition(":")
     if scheme in GENERATORS:
         return _made(_generator(scheme, name), name, SPLITS if split is None else (split,), report)
-    rows = _dataset_rows(name) if scheme == "tfds" else file_rows(find_files(source))
+    rows = _dataset_rows(name) if scheme == "tfds" else file_rows(find_files(source), max_record_bytes)
     records = _records(rows, format, on_error, report)
-    return records if split is None else (record for record in records if split_of(record, heldout) == split)
+    if split is None:
+        return records
+    below = held_out_below(source, heldout, format=format, on_error=on_error, max_record_bytes=max_record_bytes)
+    return (record for record in records if split_of(record, below) == split)
 
 
-def _check_choice(name: str, value: str | None, choices: Iterable) -> None:
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(str(choice) for choice in choices)}")
+def held_out_below(
+    source: str,
+    heldout: float,
+    *,
+    format: str = "auto",
+    on_error: str = "raise",
+    max_record_bytes: int = MAX_RECORD_BYTES,
+) -> float:
+    """The share by which `split_of` divides a source: `heldout`, or, where no record's place is below it, just more
+    than the lowest one, so that a small source has something held out as well. A source whose records all begin with
+    the same prompt, and one where nothing is to be held out, keeps `heldout`."""
+    if not 0 < heldout < 1 or source.partition(":")[0] in GENERATORS:
+        return heldout
+    places = set()
+    for record in read(source, format=format, on_error=on_error, max_record_bytes=max_record_bytes):
+        place = place_of(record)
+        if place < heldout:
+            return heldout  # most sources: found after a few records
+        places = {min(places | {place}), max(places | {place})}
+    return math.nextafter(min(places), 1.0) if len(places) > 1 else heldout
+
+
+def nothing_found(problem: str, split: str | None, report: Report, records: int) -> UserError:
+    """The error of a part of a source of which nothing is left, `problem`; it says where the share held out is why.
+    report: of the whole source; records: of the part."""
+    if report.read and split == "heldout":
+        return DataError(problem, "heldout=SHARE", "holds out a larger share, 0 measures nothing")
+    if report.read and split == "train" and not records:
+        return DataError(problem, "heldout=SHARE", "holds out a smaller share, 0 nothing")
+    return UserError(problem)
 
 
 def _records(rows: Iterable[Row], format: str, on_error: str, report: Report) -> Iterator[dict]:
@@ -109,8 +146,9 @@ def _records(rows: Iterable[Row], format: str, on_error: str, report: Report) ->
             except ValueError as problem:
                 place = f"{where}, instance {number}" if len(instances) > 1 else where
                 if on_error == "raise":
-                    message = f"{place}: {problem} (--on_error=skip leaves such records out)"
-                    raise UserError(message) from problem
+                    if isinstance(problem, TooLarge):
+                        raise DataError(f"{place}: {problem}", "max_record_bytes=N", "allows more") from problem
+                    raise bad_record(f"{place}: {problem}") from problem
                 report.skip(place, problem)
             else:
                 report.read += 1
@@ -120,15 +158,19 @@ def _records(rows: Iterable[Row], format: str, on_error: str, report: Report) ->
 def split_of(record: dict, heldout: float) -> str:
     """The part that a record is in, train or heldout, by a hash of the record alone, not of its place or the run.
 
-    What is hashed is the text, and of a conversation its first user turn, so that all conversations that begin with
-    the same prompt stand in the same part. About a fraction `heldout` of all texts and prompts is held out.
+    All conversations that begin with the same prompt stand in the same part. About a fraction `heldout` of all texts
+    and prompts is held out.
     """
+    return "heldout" if place_of(record) < heldout else "train"
+
+
+def place_of(record: dict) -> float:
+    """A number from 0 to 1 that stands for a record: a hash of its text, or of a conversation's first user turn."""
     if record["kind"] == "text":
         key = {"kind": "text", "text": record["text"]}
     else:
         key = next(message for message in record["messages"] if message["role"] == "user")
-    position = int.from_bytes(hashlib.blake2b(_canonical_json(key), digest_size=8).digest(), "big") / 2**64
-    return "heldout" if position < heldout else "train"
+    return int.from_bytes(hashlib.blake2b(_canonical_json(key), digest_size=8).digest(), "big") / 2**64
 
 
 def _canonical_json(value) -> bytes:
@@ -151,7 +193,11 @@ def fingerprint(source: str) -> str:
         digest.update(split.encode())
     else:
         files = find_files(source)
-    digest.update(_canonical_json(sorted([file.name, file.stat().length, _content_hash(file)] for file in files)))
+    try:
+        contents = sorted([file.name, file.stat().length, _content_hash(file)] for file in files)
+    except OSError as problem:
+        raise UserError(f"{shorten(source)}: {problem}") from problem
+    digest.update(_canonical_json(contents))
     return digest.hexdigest()
 
 

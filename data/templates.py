@@ -65,11 +65,20 @@ class ChatTemplate:
         text = self._render_marked(messages, tokenizer, marks, generation_prompt)
         return text.translate(dict.fromkeys(map(ord, marks)))
 
-    def encode(self, messages: Sequence[dict], tokenizer: Tokenizer, *, generation_prompt: bool = False) -> Encoded:
+    def encode(
+        self,
+        messages: Sequence[dict],
+        tokenizer: Tokenizer,
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[dict] | None = None,
+        documents: Sequence[dict] | None = None,
+    ) -> Encoded:
         """Tokens of a conversation, and the mask of those that an assistant should learn to say.
 
         Args:
-            messages: `{"role", "content"}`, with an optional `"input"` on user turns (Alpaca's).
+            messages: `{"role", "content"}` and what else `formats` lists; `"train": False` masks a turn.
+            tools, documents: for the template, as Hugging Face's take them.
             tokenizer: any; control tokens that it lacks are written as plain text.
             generation_prompt: end with what comes before the assistant's next words.
 
@@ -81,7 +90,8 @@ class ChatTemplate:
         """
         _check(messages, generation_prompt)
         marks = _choose_marks(messages, self.source)
-        text = self._render_marked(messages, tokenizer, marks, generation_prompt)
+        around = {name: value for name, value in (("tools", tools), ("documents", documents)) if value}
+        text = self._render_marked(messages, tokenizer, marks, generation_prompt, around)
         if not compile_template(self.source, self.name).marks_generation:
             text = self._move_beginnings(text, messages, tokenizer, marks)
         if {marks.begin, marks.end} & set(_said(marks).sub("", text)):
@@ -89,7 +99,14 @@ class ChatTemplate:
                 f"chat template {self.name} cuts the assistant's words, so that what to train on is not known: put "
                 "{% generation %} and {% endgeneration %} around them in the template"
             )
-        return _tokenize(_regions(text, tokenizer, marks), tokenizer, marks)
+        speaking = [m.get("train", True) for m in messages if m["role"] == "assistant" and m["content"].strip()]
+        regions = _regions(text, tokenizer, marks)
+        if not all(speaking):
+            if sum(trained for _, trained in regions) != len(speaking):
+                raise UserError(f"chat template {self.name} does not show which of the assistant's turns is which")
+            switches = iter(speaking)
+            regions = [(part, trained and next(switches)) for part, trained in regions]
+        return _tokenize(regions, tokenizer, marks)
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The tokens that end an assistant's turn: what follows its words in this template, and the end of text."""
@@ -99,7 +116,12 @@ class ChatTemplate:
         return tuple(sorted({tokenizer.eos_id, *tokens[is_last].tolist()}))
 
     def _render_marked(
-        self, messages: Sequence[dict], tokenizer: Tokenizer, marks: "_Marks", generation_prompt: bool
+        self,
+        messages: Sequence[dict],
+        tokenizer: Tokenizer,
+        marks: "_Marks",
+        generation_prompt: bool,
+        around: dict | None = None,
     ) -> str:
         compiled = compile_template(self.source, self.name)
         variables = {
@@ -109,6 +131,7 @@ class ChatTemplate:
             "add_generation_prompt": generation_prompt,
             BEGIN_VARIABLE: marks.begin,
             END_VARIABLE: marks.end,
+            **(around or {}),
         }
         try:
             return compiled.template.render(variables)
@@ -200,7 +223,8 @@ def _marked_message(message: dict, tokenizer: Tokenizer, marks: _Marks, compiled
     marked = {"role": role, "content": _quote(content, tokenizer, marks, first, last)}
     if more:
         marked["input"] = _quote(more, tokenizer, marks, marks.quote, marks.quote)
-    return marked
+    plain = ("tool_calls", "reasoning_content", "name", "tool_call_id")
+    return marked | {name: message[name] for name in plain if name in message}
 
 
 def _quote(text: str, tokenizer: Tokenizer, marks: _Marks, first: str, last: str) -> str:

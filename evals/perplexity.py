@@ -24,13 +24,15 @@ def perplexity(
     batch_size: int | None = None,
     borders: Sequence[int] = (),
     cache_dir: str = "~/.cache/camelid",
+    **reading,
 ) -> dict[str, float]:
     """`loss` (nats per token), `perplexity` and `bits_per_character` over all of the source, or one split of it.
 
     Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows. batch_size: rows that are
     computed at a time; None: 4,096 tokens on each device. borders: positions that divide the row into ranges with a
     perplexity each, such as (2048, 4096) for `perplexity/0-2048`, `perplexity/2048-4096` and `perplexity/4096-8192`:
-    how well a token is predicted with that much text before it.
+    how well a token is predicted with that much text before it. reading: `format`, `on_error` and
+    `max_record_bytes`, as `build_cache` takes them.
     Raises UserError for borders that rows or samples do not reach.
     """
     if llama.tokenizer is None:
@@ -44,6 +46,7 @@ def perplexity(
         cache_dir=cache_dir,
         split=split,
         heldout=heldout,
+        **reading,
     )
     if borders and (longest := int(cache.pairs.max())) <= borders[-1]:
         raise UserError(f"{source}: no sample reaches position {borders[-1]}; the longest has {longest + 1} tokens")

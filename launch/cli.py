@@ -7,13 +7,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..data.errors import UserError
+from ..data.errors import DataError, UserError
 from .commands import checkpoints, data, models, training
 from .commands.arguments import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command of `argv` (default: that of the process) and returns its exit code."""
+    args = None
     try:
         args, rest = _parser().parse_known_args(argv)
         overrides = [word for word in rest if word.startswith("--config.")]
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{overrides[0]}: there is no --config=FILE that it could change")
         args.overrides = overrides
         return args.run(args) or 0
+    except DataError as error:
+        print(f"camelid: {_advice(error, args)}", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"camelid: {error}", file=sys.stderr)
         return 2
@@ -35,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"camelid: {error}", file=sys.stderr)
         return 1
+
+
+def _advice(error: DataError, args: argparse.Namespace) -> str:
+    """The error with the flag of this command that mends it, if it has one."""
+    if getattr(args, "config", None) is not None:
+        return error.advice("--config.data.")
+    return error.advice("--") if hasattr(args, error.setting.partition("=")[0]) else error.problem
 
 
 def _parser() -> argparse.ArgumentParser:

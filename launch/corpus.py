@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from ..data import sources
+from ..data.files import MAX_RECORD_BYTES
 
 
 def texts(
@@ -12,13 +13,15 @@ def texts(
     on_error: str = "raise",
     max_records: int | None = None,
     report: sources.Report | None = None,
+    max_record_bytes: int = MAX_RECORD_BYTES,
 ) -> Iterator[str]:
     """The text of documents, and every message of conversations, of at most `max_records` records of each source.
 
-    on_error, report: as `data.sources.read` takes them.
+    on_error, report, max_record_bytes: as `data.sources.read` takes them.
     """
+    how = dict(format=format, on_error=on_error, report=report, max_record_bytes=max_record_bytes)
     for name in names:
-        records = sources.read(name, format=format, on_error=on_error, report=report, split="train")
+        records = sources.read(name, split="train", **how)
         for record in islice(records, max_records):
             yield from record_texts(record)
 
@@ -29,6 +32,4 @@ def record_texts(record: dict) -> Iterator[str]:
         yield record["text"]
     for part in ("messages", "chosen", "rejected"):
         for message in record.get(part, ()):
-            yield message["content"]
-            if message.get("input"):
-                yield message["input"]
+            yield from (message[field] for field in ("content", "input", "reasoning_content") if message.get(field))

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from ..data.errors import UserError
+from ..data.files import MAX_RECORD_BYTES
 from ..data.prompts import read_prompts, spread
 from ..data.samples import Sample
 from ..model.decode import pad_prompts
@@ -44,6 +45,8 @@ def sample_answers(
     format: str = "auto",
     split: str | None = "train",
     heldout: float = 0.01,
+    on_error: str = "raise",
+    max_record_bytes: int = MAX_RECORD_BYTES,
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
@@ -68,6 +71,8 @@ def sample_answers(
         max_tokens=room,
         split=split,
         heldout=heldout,
+        on_error=on_error,
+        max_record_bytes=max_record_bytes,
         limit=None if evenly else prompts,
     ).samples
     samples = spread(samples, prompts)
@@ -133,6 +138,7 @@ def pairs_of(answers: Iterable[Answers], *, seed: int = 0, per_prompt: int = 1, 
                 "rejected": [{"role": "assistant", "content": worse[1]}],
                 "margin": better[0] - worse[0],
                 "meta": record["meta"] | _others(better, worse, ranked, others),
+                **_around(record),
             }
 
 
@@ -148,7 +154,13 @@ def best_of(answers: Iterable[Answers]) -> Iterator[dict]:
         record, best = found.prompt.record, found.texts[int(np.argmax(found.scores))]
         if best:
             messages = [*record["messages"], {"role": "assistant", "content": best}]
-            yield {"kind": "chat", "messages": messages, "meta": record["meta"] | {"score": max(found.scores)}}
+            meta = record["meta"] | {"score": max(found.scores)}
+            yield {"kind": "chat", "messages": messages, "meta": meta, **_around(record)}
+
+
+def _around(record: Mapping) -> dict[str, list]:
+    """What a prompt's record gives to the template beside its messages."""
+    return {name: record[name] for name in ("tools", "documents") if name in record}
 
 
 def write(records: Iterable[dict], path: epath.PathLike) -> int:

@@ -29,8 +29,8 @@ from ..train.losses import token_logprobs
 from ..train.optimizer import split_frozen
 from ..train.settings import Settings
 from ..train.state import make_update
-from . import setup
-from .losses import dpo_loss, kto_loss, orpo_loss, simpo_loss
+from . import kto, setup
+from .losses import dpo_loss, kto_loss, orpo_loss, simpo_loss, weighted_mean
 from .reward import describe_ranking, pairs_of
 
 PAIRWISE = ("sigmoid", "robust", "hinge", "ipo")
@@ -82,31 +82,18 @@ def score_pairs(model: llama.Model, params: llama.Params, batch: Mapping[str, Ar
     return AnswerScores(jnp.sum(logp_RT, axis=1).reshape(B, sides), jnp.sum(mask_RT, axis=1).reshape(B, sides))
 
 
-def mismatched(batch: Mapping[str, Array]) -> dict[str, Array]:
-    """Each prompt with the chosen answer to the next pair's prompt, as one side: what KTO's reference point is
-    measured on (arXiv:2402.01306, section 4.1). An answer is cut where the row ends."""
-    tokens_BT, mask_BT = batch["tokens"][:, 0], batch["answer_mask"][:, 0]
-    T = tokens_BT.shape[1]
-    begin_B, length_B = jnp.argmax(mask_BT, axis=1), batch["lengths"][:, 0]
-    other = {name: jnp.roll(x, -1, axis=0) for name, x in (("tokens", tokens_BT), ("mask", mask_BT))}
-    shift_B = begin_B - jnp.roll(begin_B, -1)
-    source_BT = jnp.clip(jnp.arange(T)[None] - shift_B[:, None], 0, T - 1)
-    in_prompt_BT = jnp.arange(T)[None] < begin_B[:, None]
-    length_B = jnp.minimum(jnp.roll(length_B, -1) + shift_B, T)
-    real_BT = jnp.arange(T)[None] < length_B[:, None]
-    taken = {name: jnp.take_along_axis(x, source_BT, axis=1) for name, x in other.items()}
-    tokens_BT = jnp.where(in_prompt_BT, tokens_BT, taken["tokens"]) * real_BT
-    mask_BT = jnp.where(in_prompt_BT, 0.0, taken["mask"]) * real_BT
-    return {"tokens": tokens_BT[:, None], "answer_mask": mask_BT[:, None], "lengths": length_B[:, None]}
-
-
 def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
-    """The loss of a batch of pairs, "reference" [B, 2] and "kl" [B] in it, as `train.state.make_update` takes it."""
+    """The loss of a batch, "reference" [B, sides] and "kl" [B] in it, as `train.state.make_update` takes it: of pairs,
+    and with KTO of single answers, "desirable" [B, 1] in it, as well."""
 
     def loss_fn(params, batch):
         own = score_pairs(model, params, batch)
-        chosen_B, rejected_B = own.logp[:, 0], own.logp[:, 1]
         ref_B2 = batch["reference"]
+        if "desirable" in batch:
+            desirable_BS = batch["desirable"]
+        else:
+            desirable_BS = jnp.broadcast_to(jnp.array([[1.0, 0.0]]), own.logp.shape)
+        chosen_B, rejected_B = own.logp[:, 0], own.logp[:, -1]  # the same of single answers
         if hyper.kind in PAIRWISE:
             loss, stats = dpo_loss(
                 chosen_B,
@@ -118,11 +105,10 @@ def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
                 label_smoothing=hyper.label_smoothing,
             )
         elif hyper.kind == "kto":
-            desirable_B2 = jnp.broadcast_to(jnp.array([[1.0, 0.0]]), own.logp.shape)
             loss, stats = kto_loss(
                 own.logp.reshape(-1),
                 ref_B2.reshape(-1),
-                desirable_B2.reshape(-1),
+                desirable_BS.reshape(-1),
                 batch["kl"][0],
                 beta=hyper.beta,
                 desirable_weight=hyper.desirable_weight,
@@ -133,7 +119,8 @@ def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
         else:
             loss, stats = orpo_loss(own.mean[:, 0], own.mean[:, 1], beta=hyper.beta)
             loss -= jnp.mean(own.mean[:, 0])
-        stats |= {"logps/chosen": jnp.mean(chosen_B), "logps/rejected": jnp.mean(rejected_B)}
+        for name, of_BS in (("chosen", desirable_BS), ("rejected", 1.0 - desirable_BS)):
+            stats[f"logps/{name}"] = weighted_mean(own.logp.reshape(-1), of_BS.reshape(-1))
         pairs = jnp.float32(len(chosen_B))
         return loss * pairs, pairs, {name: value * pairs for name, value in stats.items()}
 
@@ -144,29 +131,22 @@ def make_prepare(model: llama.Model, hyper: Hyper) -> Callable:
     """The function that gives a batch what does not depend on the gradient: the reference's scores, KTO's KL."""
 
     def prepare(params: Any, reference: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
-        B = batch["tokens"].shape[0]
-        rows = dict(batch) | {"reference": jnp.zeros((B, 2)), "kl": jnp.zeros(B)}
+        B, sides, _ = batch["tokens"].shape
+        rows = dict(batch) | {"reference": jnp.zeros((B, sides)), "kl": jnp.zeros(B)}
         if hyper.has_reference:
             rows["reference"] = score_pairs(model, reference, batch).logp
         if hyper.kind == "kto":
-            apart = mismatched(batch)
+            apart, weight_B = kto.mismatched(batch)
             gap_B1 = score_pairs(model, params, apart).logp - score_pairs(model, reference, apart).logp
-            rows["kl"] = jnp.broadcast_to(jnp.maximum(jnp.mean(gap_B1), 0.0), (B,))
+            rows["kl"] = jnp.broadcast_to(jnp.maximum(weighted_mean(gap_B1[:, 0], weight_B), 0.0), (B,))
         return rows
 
     return prepare
 
 
-def heldout_pairs(
-    model: llama.Model,
-    hyper: Hyper,
-    reference: Any,
-    sources: Mapping[str, EvalPairs],
-    where: NamedSharding,
-    max_batches: int,
-) -> Callable[[Any], tuple[dict[str, float], list]]:
-    """The evaluation `run(params)`: how the implicit reward, beta log(policy / reference), ranks held-out pairs; for
-    losses without a reference beta times the mean log-probability."""
+def make_rewards(model: llama.Model, hyper: Hyper) -> Callable[[Any, Any, Mapping[str, Array]], Array]:
+    """The compiled function rewards(params, reference, batch) -> [B, sides]: beta log(policy / reference) of each
+    answer, for losses without a reference beta times the mean log-probability."""
 
     @jax.jit
     def rewards(params, reference, batch):
@@ -174,6 +154,18 @@ def heldout_pairs(
         if not hyper.has_reference:
             return hyper.beta * own.mean
         return hyper.beta * (own.logp - score_pairs(model, reference, batch).logp)
+
+    return rewards
+
+
+def heldout_pairs(
+    rewards: Callable[[Any, Any, Mapping[str, Array]], Array],
+    reference: Any,
+    sources: Mapping[str, EvalPairs],
+    where: NamedSharding,
+    max_batches: int,
+) -> Callable[[Any], tuple[dict[str, float], list]]:
+    """The evaluation `run(params)`: how `rewards` ranks the sides of held-out pairs."""
 
     def run(params: Any) -> tuple[dict[str, float], list]:
         metrics = {}
@@ -192,7 +184,7 @@ def heldout_pairs(
 
 
 def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
-    """Tunes `config.init_from` on the pairs of `config.data.mixture`, and returns the policy."""
+    """Tunes `config.init_from` on `config.data.mixture`, pairs or with KTO labelled answers, and returns the policy."""
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
         if settings.init_from is None:
@@ -206,7 +198,11 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         part = adapters.part(model.init, settings.init_from, train_setup.loader(settings))
         reference = setup.load_reference(settings, model, mesh, adapters) if hyper.has_reference else {}
         train_setup.check_rows(settings, mesh, model.config.max_len)
-        _, batches, heldout = pairs_of(settings, tokenizer, template)
+        labelled = hyper.kind == "kto" and kto.is_labelled(settings)
+        if labelled:
+            batches, heldout = kto.answers_of(settings, tokenizer, template)
+        else:
+            _, batches, heldout = pairs_of(settings, tokenizer, template)
         where = NamedSharding(mesh, PartitionSpec(BATCH))
         lengths = train_setup.lengths_of(settings, batches)
         everything = jax.eval_shape(part.init, jax.random.key(0))
@@ -222,7 +218,8 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             **update_settings(settings),
         )
         prepare = make_prepare(model, hyper)
-        measure = heldout_pairs(model, hyper, reference, heldout, where, settings.eval_batches)
+        measurement = kto.heldout_answers if labelled else heldout_pairs
+        measure = measurement(make_rewards(model, hyper), reference, heldout, where, settings.eval_batches)
 
         def make_step(where):
             def step(state, batch):

@@ -262,6 +262,7 @@ def pairs_of(
         length=data.seq_len,
         heldout=data.heldout,
         on_error=data.on_error,
+        max_record_bytes=data.max_record_bytes,
     )
     chosen = dict(max_pairs=data.max_pairs, noise=data.noise, sides=sides)
     batches = PairBatches(parts, **common, **chosen, seed=settings.seed)
@@ -292,9 +293,8 @@ def _normaliser(
     if not settings.data.heldout:
         raise UserError("config.normalise.prompts: these are held-out prompts; set config.data.heldout above 0")
     room = settings.data.seq_len - sampling.max_tokens
-    prompts = heldout_prompts(
-        parts, count, tokenizer=tokenizer, template=template, max_tokens=room, heldout=settings.data.heldout
-    )
+    reading = {name: settings.data[name] for name in ("heldout", "on_error", "max_record_bytes")}
+    prompts = heldout_prompts(parts, count, tokenizer=tokenizer, template=template, max_tokens=room, **reading)
     batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=batch_size)
     reference = load_reference(settings, policy, where.mesh, adapters)
 

@@ -113,6 +113,7 @@ def prompts_of(
         max_tokens=data.max_prompt_tokens,
         heldout=data.heldout,
         on_error=data.on_error,
+        max_record_bytes=data.max_record_bytes,
     )
     batches = PromptBatches(parts, **common, batch_size=data.batch_size, seed=settings.seed)
     if not data.heldout:
@@ -176,6 +177,7 @@ def with_mix(settings: Settings, scene: Scene) -> PromptBatches | MixedBatches:
             cache_dir=cache_dir,
             heldout=settings.data.heldout,
             on_error=settings.data.on_error,
+            max_record_bytes=settings.data.max_record_bytes,
         )
         parts.append(Part(name, cache, source.weight))
     return MixedBatches(scene.prompts, Batches(parts, **rows, seed=settings.seed))

@@ -152,15 +152,22 @@ def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     """The arguments of a config file, `name.py:key=value,key=value`, as attributes.
 
     `defaults` names the keys there are; a value takes the type of its default (a default of None takes a string).
-    A key without a value means True. Raises UserError for unknown keys and for values of another type.
+    A key without a value means True; `\\,` is a comma in a value. Raises UserError for unknown keys and for values of
+    another type.
     """
     values = dict(defaults)
-    for item in filter(None, (arg or "").split(",")):
+    for item in filter(None, split_escaped(arg or "", ",")):
         key, _, text = item.partition("=")
         if key not in defaults:
             raise UserError(f"unknown argument {key!r}{_did_you_mean(key, defaults)}; there are {', '.join(defaults)}")
         values[key] = _convert(key, text if "=" in item else "True", defaults[key])
     return types.SimpleNamespace(**values)
+
+
+def split_escaped(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators, but for those that a backslash stands before: they are its own."""
+    parts = re.split(rf"(?<!\\){re.escape(separator)}", text)
+    return [part.replace(f"\\{separator}", separator) for part in parts]
 
 
 def load_config(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:

@@ -107,7 +107,8 @@ def data_of(
     A source of weight 0 is only measured.
     """
     section = settings.data
-    common = dict(tokenizer=tokenizer, template=template, cache_dir=section.cache_dir, on_error=section.on_error)
+    reading = dict(on_error=section.on_error, max_record_bytes=section.max_record_bytes)
+    common = dict(tokenizer=tokenizer, template=template, cache_dir=section.cache_dir, **reading)
     rows = dict(batch_size=section.batch_size, length=section.seq_len)
     parts, heldout = [], {}
     for name, source in section.mixture.items():

@@ -8,6 +8,7 @@ seq_len=1536,batch_size=4,lr=2e-4 --config.model.max_len=1536 --config.data.held
 pairs and 72% of the 46 Chinese ones in order.
 """
 
+from camelid.configs.base import joined
 from camelid.configs.preferences import reward_base
 from camelid.train.settings import parse_arguments
 
@@ -18,10 +19,7 @@ def get_config(arg=None):
     )
     c = reward_base()
     c.init_from = a.init_from
-    c.data.mixture = {
-        source.rpartition("/")[2].partition(".")[0]: {"source": source, "format": "auto", "weight": 1.0}
-        for source in a.source.split("+")
-    }
+    c.data.mixture = joined(a.source, "pairs")
     c.data.seq_len = a.seq_len
     c.data.batch_size = a.batch_size
     c.data.heldout = 0.1

@@ -4,6 +4,7 @@ import argparse
 from typing import NoReturn
 
 from ...data.errors import UserError
+from ...data.files import MAX_RECORD_BYTES
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,8 +44,25 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a glob of files, tfds:name/config:split, or generated records, as primer:chat; repeatable",
     )
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """How records are read."""
     parser.add_argument("--format", default="auto", metavar="NAME", help="of the records; auto goes by their fields")
     parser.add_argument("--on_error", default="raise", choices=("raise", "skip"), help="what to do with bad records")
+    parser.add_argument(
+        "--max_record_bytes",
+        type=int,
+        default=MAX_RECORD_BYTES,
+        metavar="N",
+        help=f"how long a line or record may be (default: {MAX_RECORD_BYTES})",
+    )
+
+
+def reading(args: argparse.Namespace) -> dict:
+    """The arguments of `add_reading` as `data.sources.read` takes them."""
+    return {name: getattr(args, name) for name in ("format", "on_error", "max_record_bytes")}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

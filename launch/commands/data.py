@@ -3,7 +3,7 @@
 import argparse
 
 from ...data.errors import UserError
-from .arguments import Parser, add_config, add_sources, command, tell_skipped
+from .arguments import Parser, add_config, add_reading, add_sources, command, reading, tell_skipped
 
 
 def add_tokenizer(commands) -> None:
@@ -48,7 +48,7 @@ def _merge_tokenizer(args: argparse.Namespace) -> None:
 
     base = origin.tokenizer_at(args.base)
     report = Report()
-    found = list(texts(args.source, args.format, args.on_error, args.max_records, report))
+    found = list(texts(args.source, max_records=args.max_records, report=report, **reading(args)))
     learnt = [text for i, text in enumerate(found) if i % HELD_OUT]
     characters = {"han": HAN, "chinese": CHINESE}.get(args.characters, args.characters)
     merged = merge(base, learnt, n_pieces=args.pieces, output_dir=args.output, characters=characters)
@@ -67,7 +67,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 
     report = Report()
     tokenizer = train_sentencepiece(
-        texts(args.source, args.format, args.on_error, args.max_records, report),
+        texts(args.source, max_records=args.max_records, report=report, **reading(args)),
         vocab_size=args.vocab_size,
         output_dir=args.output,
         special_tokens=args.special,
@@ -101,8 +101,7 @@ def add_data(commands) -> None:
     )
     add_config(parser, required=False)
     parser.add_argument("--source", metavar="SOURCE", help="a glob of files or tfds:name/config:split")
-    parser.add_argument("--format", default="auto", metavar="NAME", help="of the records; auto goes by their fields")
-    parser.add_argument("--on_error", default="raise", choices=("raise", "skip"), help="what to do with bad records")
+    add_reading(parser)
     parser.add_argument("--heldout", type=float, default=0.01, metavar="SHARE", help="held-out share (default: 0.01)")
     parser.add_argument("--name", metavar="NAME", help="of the dataset")
     parser.add_argument("--output", metavar="DIR", help="folder of datasets")
@@ -119,7 +118,7 @@ def _add_collect(actions) -> None:
     )
     parser.add_argument("path", help="whose answers: a run directory or one checkpoint")
     parser.add_argument("--source", required=True, metavar="SOURCE", help="of the prompts; its training part is read")
-    parser.add_argument("--format", default="auto", metavar="NAME", help="of the records; auto goes by their fields")
+    add_reading(parser)
     parser.add_argument("--reward", required=True, metavar="R", help="package.module:function, or a reward model's run")
     parser.add_argument("--keep", default="pairs", choices=("pairs", "best"), help="what is written (default: pairs)")
     parser.add_argument("--prompts", type=int, default=2000, metavar="N", help="default: 2000")
@@ -144,11 +143,11 @@ def _collect(args: argparse.Namespace) -> None:
         args.source,
         args.reward,
         prompts=args.prompts,
-        format=args.format,
         n=args.n,
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         seed=args.seed,
+        **reading(args),
     )
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
@@ -200,10 +199,9 @@ def _prepare_data(args: argparse.Namespace) -> None:
             args.source,
             name=args.name,
             data_dir=args.output,
-            format=args.format,
             heldout=args.heldout,
-            on_error=args.on_error,
             report=report,
+            **reading(args),
         )
         tell_skipped(report)
         print(f"{where}: read it as tfds:{where}:train and tfds:{where}:heldout")

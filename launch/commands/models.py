@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ...data.errors import UserError
-from .arguments import add_model, add_sampling, command, load_model, sampling
+from .arguments import add_model, add_reading, add_sampling, command, load_model, reading, sampling
 
 
 def positions(text: str) -> list[int]:
@@ -24,6 +24,7 @@ def add_eval(commands) -> None:
     parser.add_argument("--gold", action="store_true", help="gold score on held-out prompts of the primer")
     parser.add_argument("--per_skill", type=int, default=20, metavar="N", help="prompts of each skill and language")
     parser.add_argument("--source", metavar="SOURCE", help="text or conversations to measure the perplexity of")
+    add_reading(parser)
     parser.add_argument("--split", choices=("train", "heldout"), help="of the source; default: all of it")
     parser.add_argument("--heldout", type=float, default=0.01, metavar="SHARE", help="share that the split holds out")
     parser.add_argument("--seq_len", type=int, default=512, metavar="N", help="tokens in a row (default: 512)")
@@ -57,7 +58,7 @@ def _eval(args: argparse.Namespace) -> None:
         from ...evals.perplexity import perplexity
 
         names = ("split", "heldout", "seq_len", "borders", "cache_dir")
-        metrics |= perplexity(llama, args.source, **{name: getattr(args, name) for name in names})
+        metrics |= perplexity(llama, args.source, **{name: getattr(args, name) for name in names}, **reading(args))
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")

@@ -140,7 +140,7 @@ TEXTS_AND_CHATS = [
             "tools": [""],
             "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
         },
-        chat(system("S"), user("Q"), assistant("A"), meta={"conversation_id": 1, "tools": [""]}),
+        chat(system("S"), user("Q"), assistant("A"), meta={"conversation_id": 1}),
     ),
 ]
 
@@ -371,19 +371,8 @@ MALFORMED = [
     ("auto", {"messages": openai_turns(("assistant", "A"))}, "turn 1 (assistant) comes first"),
     ("auto", {"messages": openai_turns(("user", None))}, "messages[0].content is null"),
     ("auto", {"messages": openai_turns(("user", [{"type": "image_url"}]))}, "has a part that is not text"),
-    (
-        "auto",
-        {"messages": [*openai_turns(("user", "Q")), {"role": "assistant", "content": None, "tool_calls": [{}]}]},
-        "messages[1] carries tool_calls",
-    ),
-    (
-        "auto",
-        {"messages": [*openai_turns(("user", "Q")), {"role": "assistant", "content": "A", "weight": 0}]},
-        "messages[1] has weight 0",
-    ),
     ("openai", {"messages": turns(("user", "Q"), keys=("from", "content"))}, "messages[0] has no role"),
     ("trl", {"completion": "A"}, "prompt is missing"),
-    ("auto", {"prompt": "Q", "completion": "A", "label": False}, "label marks a single answer"),
     ("auto", {"chosen": "good", "rejected": "bad"}, "prompt is missing"),
     ("auto", {"prompt": "Q", "chosen": "same", "rejected": "same"}, "chosen and rejected are the same"),
     ("trl", {"prompt": "Q", "chosen": "good"}, "rejected is missing"),

@@ -209,7 +209,7 @@ def test_a_source_with_no_prompt_left_says_why(write, make):
         UserError, match=r"no prompt is left: 2 records, 2 too_long, 0 repeated, 0 skipped \(.*record 1"
     ):
         make(write(questions(2)), max_tokens=3)
-    with pytest.raises(UserError, match=r"\(heldout\): no prompt is left: 0 records.*hold out a larger share"):
+    with pytest.raises(UserError, match=r"\(heldout\): no prompt is left: 0 records.*holds out a larger share"):
         make(write(questions(2)), split="heldout", heldout=0.0)
     with pytest.raises(UserError, match="two sources of the mixture are named 'a'"):
         PromptBatches(

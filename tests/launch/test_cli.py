@@ -105,6 +105,10 @@ def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, caps
     where = [f"--source={corpus / 'chat.jsonl'}", f"--cache_dir={tmp_path}"]
     assert main(["eval", str(tuned), *where, "--split=heldout", "--heldout=0.1"]) == 0
     assert "perplexity" in capsys.readouterr().out
+    where[0] = f"--source={tmp_path / 'bad.jsonl'}"
+    (tmp_path / "bad.jsonl").write_text((corpus / "chat.jsonl").read_text() + "\nno json\n")
+    assert main(["eval", str(tuned), *where]) == 2
+    assert capsys.readouterr().err.endswith("(--on_error=skip leaves such records out)\n")
 
 
 def test_bad_records_stop_a_command_or_are_counted_and_listed(tmp_path, capsys):
@@ -115,7 +119,10 @@ def test_bad_records_stop_a_command_or_are_counted_and_listed(tmp_path, capsys):
     train = ["tokenizer", "train", f"--source={source}", "--vocab_size=280", f"--output={tmp_path}"]
     for command in (prepare, train):
         assert main(command) == 2
-        assert f"{source}:21" in capsys.readouterr().err
+        problem = capsys.readouterr().err
+        assert f"{source}:21" in problem and problem.endswith("(--on_error=skip leaves such records out)\n")
+        assert main([*command, "--max_record_bytes=60"]) == 2
+        assert "more than 60 bytes (--max_record_bytes=N allows more)" in capsys.readouterr().err
         assert main([*command, "--on_error=skip"]) == 0
         said = capsys.readouterr().out
         assert "21 records read, 2 left out" in said
@@ -128,6 +135,10 @@ def test_preparing_a_config_lists_what_its_sources_were_read_without(arguments, 
     bad.write_text((corpus / "text.jsonl").read_text() + "\nno json\n")
     changes = [f"--config.data.mixture.text.source={bad}", f"--config.data.cache_dir={tmp_path}"]
     assert main(["data", "prepare", config, *changes]) == 2
-    assert f"{bad}:301" in capsys.readouterr().err
+    problem = capsys.readouterr().err
+    assert f"{bad}:301" in problem and problem.endswith("(--config.data.on_error=skip leaves such records out)\n")
+    long = ["--config.data.max_record_bytes=20", "--config.data.on_error=raise"]
+    assert main(["data", "prepare", config, *changes, *long]) == 2
+    assert "more than 20 bytes (--config.data.max_record_bytes=N allows more)" in capsys.readouterr().err
     assert main(["data", "prepare", config, *changes, "--config.data.on_error=skip"]) == 0
     assert f"{bad}:301" in capsys.readouterr().out

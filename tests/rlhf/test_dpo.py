@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from camelid.rlhf import dpo
+from camelid.rlhf import dpo, kto
 from camelid.tests.rlhf.numpy_llama import softmax
 
 MODEL = SimpleNamespace(hidden=lambda params, tokens, segment_ids, positions: params["embed"]["embedding"][tokens])
@@ -65,7 +65,8 @@ def test_an_answer_s_score_is_the_sum_over_its_tokens_given_the_prompt(filler):
 
 
 def test_prompts_with_the_answers_to_others_are_cut_where_the_row_ends():
-    found = jax.jit(dpo.mismatched)(batch(filler=7))
+    found, weights = jax.jit(kto.mismatched)(batch(filler=7))
+    assert weights.tolist() == [1.0] * 4
     for pair, prompt in enumerate(PROMPTS):
         answer = CHOSEN[(pair + 1) % 4][: T - len(prompt)]
         row, length = found["tokens"][pair, 0], len(prompt) + len(answer)

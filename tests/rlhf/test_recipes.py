@@ -1,5 +1,6 @@
 """The recipes from end to end through the command line: what they reach, what they store, and users' mistakes."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -251,3 +252,26 @@ def test_a_leaf_that_is_not_one_of_a_section_stops_the_run_before_its_first_step
     )
     assert LEAVES[line] in mistake(["train", f"--config={changed}:{values}", workdir], capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_kto_learns_from_single_answers_which_are_good(tuned, rl_arguments, tmp_path, metrics, capsys):
+    records = [
+        {"instruction": f"Which colour has the red fox number {i}?", "kto_tag": i % 3 != 0}
+        | {"output": f"It is {'blue' if i % 3 else 'green'}, fox."}
+        for i in range(240)
+    ]
+    (tmp_path / "kto.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    source = f"--config.data.mixture.pairs.source={tmp_path / 'kto.jsonl'}"
+    assert main([*rl_arguments("dpo", tmp_path / "run", init_from=tuned, kind="kto"), source]) == 0
+    auc, good, bad = (
+        column(metrics, tmp_path / "run", f"eval/heldout/pairs/{name}") for name in ("auc", "reward/good", "reward/bad")
+    )
+    assert good[0] == bad[0] == 0.0 and auc[0] == 0.5
+    assert auc[-1] == 1.0 and good[-1] > 0 > bad[-1]
+    capsys.readouterr()
+    for kind, more, fault in (
+        ("kto", "--config.data.batch_size=1", "config.data.batch_size 1: KTO measures"),
+        ("sigmoid", source, "holds no two answers to compare"),
+    ):
+        assert main([*rl_arguments("dpo", tmp_path / kind, init_from=tuned, kind=kind), source, more]) == 2
+        assert fault in capsys.readouterr().err

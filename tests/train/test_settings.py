@@ -5,6 +5,7 @@ import textwrap
 import ml_collections
 import pytest
 
+from camelid.configs.base import joined
 from camelid.data.errors import UserError
 from camelid.train.settings import (
     Seconds,
@@ -155,6 +156,9 @@ def test_arguments_take_the_types_of_their_defaults():
     assert vars(a) == {"size": "7b", "seed": 3, "scale": 2.0, "fast": True, "path": "a=b"}
     assert isinstance(a.scale, float)
     assert parse_arguments("fast=false", fast=True).fast is False
+    named = parse_arguments(r"path=a\,b\+c.jsonl+d\e.txt,seed=4", path="", seed=0)
+    assert vars(named) == {"path": r"a,b\+c.jsonl+d\e.txt", "seed": 4}
+    assert [part["source"] for part in joined(named.path).values()] == ["a,b+c.jsonl", r"d\e.txt"]
     assert vars(parse_arguments(None, size="nano")) == vars(parse_arguments("", size="nano")) == {"size": "nano"}
 
 

@@ -1,0 +1,162 @@
+"""Batches of single answers, each called good or bad: what KTO learns from without pairs.
+
+A batch is a dict of arrays over B answers and T positions, in the shape of pairs (`pairs`) of one side:
+
+    tokens       int32 [B, 1, T]     prompt and answer up to its stop token, padded on the right with 0
+    answer_mask  float32 [B, 1, T]   1 where the token itself is one that the assistant says in the answer
+    lengths      int32 [B, 1]        real tokens
+    desirable    float32 [B, 1]      1 for a good answer, 0 for a bad one
+    weight       float32 [B]         1, or 0 for an answer that only fills up the last batch of a pass
+    index        int32 [B]           the answer's place in `records`
+
+The answer is what follows the last user turn of a conversation.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from .batches import Batch, Shapes
+from .errors import UserError
+from .files import MAX_RECORD_BYTES
+from .pairs import encode_answer
+from .samples import LeftOut, Sample, SampleBatches, SamplePass, Samples, SourcePart, collect, describe, language_of
+from .templates import ChatTemplate
+from .tokenizer import Tokenizer
+
+
+class LabelledBatches(SampleBatches):
+    """The endless batches of labelled answers of a mixture, a function of (seed, step).
+
+    `records[i]` is {"language": "zh" or "en", "label": True or False, "meta": the record's other fields}.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[SourcePart],
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        batch_size: int,
+        length: int,
+        seed: int,
+        max_answers: int | None = None,
+        split: str | None = "train",
+        heldout: float = 0.01,
+        on_error: str = "raise",
+        max_record_bytes: int = MAX_RECORD_BYTES,
+    ):
+        """
+        Args:
+          parts: the mixture, all of conversations with a label.
+          tokenizer, template: how a conversation becomes tokens.
+          batch_size: answers in a batch, over all hosts.
+          length: T; a longer conversation is left out and counted, never cut.
+          seed: of the order of answers.
+          max_answers: read only the first so many answers of each source.
+          split, heldout, on_error, max_record_bytes: as `sources.read` takes them.
+
+        Raises:
+          UserError: a mixture or a record that will not do, or a source in which no answer is left.
+        """
+        how = dict(tokenizer=tokenizer, template=template, length=length, limit=max_answers)
+        how |= dict(split=split, heldout=heldout, on_error=on_error, max_record_bytes=max_record_bytes)
+
+        def read(part: SourcePart) -> Samples:
+            return read_labelled(part.source, format=part.format, **how)
+
+        super().__init__(parts, read, row_shapes=_row_shapes(length), batch_size=batch_size, length=length, seed=seed)
+
+
+class EvalLabelled(SamplePass):
+    """One pass over a source's answers, in its order. The last batch is filled up with its last answer, at weight 0."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        batch_size: int,
+        length: int,
+        format: str = "auto",
+        split: str | None = "heldout",
+        heldout: float = 0.01,
+        on_error: str = "raise",
+        max_record_bytes: int = MAX_RECORD_BYTES,
+    ):
+        """Arguments, errors and `records` are those of `LabelledBatches`."""
+        self._source = read_labelled(
+            source,
+            tokenizer=tokenizer,
+            template=template,
+            length=length,
+            format=format,
+            split=split,
+            heldout=heldout,
+            on_error=on_error,
+            max_record_bytes=max_record_bytes,
+        )
+        super().__init__(self._source.samples, row_shapes=_row_shapes(length), batch_size=batch_size)
+
+    def rows(self, step: int, rows: slice) -> Batch:
+        """Only these rows of batch `step`."""
+        is_answer = np.arange(self.batch_size)[rows] < self.real(step)
+        return super().rows(step, rows) | {"weight": is_answer.astype(np.float32)}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all answers."""
+        return self._source.fingerprint
+
+    def summary(self) -> dict[str, float]:
+        """What the source gives to the pass."""
+        return describe(self._source, self._row_shapes)
+
+    def skipped(self) -> list[str]:
+        """Place and fault of the first records that the source was read without."""
+        return self._source.skipped
+
+
+def _row_shapes(length: int) -> Shapes:
+    return {
+        "tokens": ((1, length), np.int32),
+        "answer_mask": ((1, length), np.float32),
+        "lengths": ((1,), np.int32),
+        "desirable": ((1,), np.float32),
+        "weight": ((), np.float32),
+    }
+
+
+def read_labelled(source: str, *, tokenizer: Tokenizer, template: ChatTemplate, length: int, **how) -> Samples:
+    """The labelled answers of one split of a source, in its order. how: as `samples.collect` takes it."""
+    make = functools.partial(_make, tokenizer=tokenizer, template=template, length=length)
+    return collect(source, make, what="labelled answer is left", reasons=("too_long",), **how)
+
+
+def _make(record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int) -> Sample:
+    if "label" not in record:
+        raise UserError(
+            f"a {record['kind']} record without a label: give each answer a `label` or `kto_tag`, true or false"
+        )
+    prompt, answer = split_answer(record["messages"])
+    asked = record | {"messages": prompt}
+    encode = functools.partial(encode_answer, asked, tokenizer=tokenizer, template=template)
+    stop = None
+    if not (answer[-1]["content"].strip() or answer[-1].get("tool_calls")):
+        stop = int(encode([{"role": "assistant", "content": "a"}]).tokens[-1])  # what ends any answer
+    tokens, mask = encode(answer, stop=stop)
+    if len(tokens) > length:
+        raise LeftOut("too_long", f"its answer has {len(tokens):,} tokens with the prompt, more than {length:,}")
+    kept = {"language": language_of(record, record["messages"]), "label": record["label"]}
+    arrays = {"tokens": tokens[None], "answer_mask": mask[None], "lengths": np.array([len(tokens)], np.int32)}
+    arrays |= {"desirable": np.array([record["label"]], np.float32), "weight": np.float32(1)}
+    return Sample(kept | {"meta": record.get("meta", {})}, arrays)
+
+
+def split_answer(messages: list[dict]) -> tuple[list[dict], list[dict]]:
+    """A conversation up to its last user turn, and the turns after it, whose switches `train` say nothing here."""
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    turns = [{name: value for name, value in message.items() if name != "train"} for message in messages]
+    return turns[: last + 1], turns[last + 1 :]
