@@ -326,7 +326,8 @@ def generate_batch(
     """For each prompt its `sampling.n` answers, lists of token ids, in batches of prompts of like length.
 
     answer(tokens, lengths, key, sampling, limits_B=): `generate` for a model and its parameters, or a draft's help
-    beside. limits: the most tokens of an answer to each prompt, at most `sampling.max_tokens`, which is the default. The last batch is filled up with its last prompt, which stops when that stops. An empty prompt raises ValueError.
+    beside. limits: the most tokens of an answer to each prompt, at most `sampling.max_tokens`, which is the default.
+    The last batch is filled up with its last prompt, which stops when that stops. An empty prompt raises ValueError.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     limits = [sampling.max_tokens] * len(prompts) if limits is None else limits

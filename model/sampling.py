@@ -1,7 +1,6 @@
 """How the next token is chosen: what reshapes the model's distribution, in which order, and the draw itself."""
 
 import dataclasses
-import math
 import numbers
 
 import jax
@@ -46,7 +45,7 @@ class Sampling:
         object.__setattr__(self, "stop_ids", tuple(int(i) for i in self.stop_ids))
         for name, kind in _KINDS.items():
             value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+            if not isinstance(value, kind) or isinstance(value, bool) or not abs(value) < 2**31:
                 said = "a whole number" if kind is numbers.Integral else "a number"
                 raise ValueError(f"sampling {name} {value!r}: give {said}")
         bounds = {
@@ -133,8 +132,9 @@ def draw(
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
     """One token per row from its own key, so that a row's token does not depend on the rows around it.
 
-    Returns the tokens, their log-probability under the model (a log-softmax of `logits_RV` as given, with all ids that
-    the network has) and their log-probability under the distribution they were drawn from (0 at temperature 0: it holds one token).
+    Returns the tokens, their log-probability under the model (a log-softmax of `logits_RV` as given, over all ids that
+    the network has) and their log-probability under the distribution they were drawn from (0 at temperature 0: it holds
+    one token).
     """
     model_RV = logits_RV.astype(jnp.float32)
     drawn_RV = reshape_distribution(sampling, logits_RV, seen_RV)

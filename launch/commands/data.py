@@ -3,7 +3,7 @@
 import argparse
 
 from ...data.errors import UserError
-from .arguments import Parser, add_config, add_sources, command, tell_skipped
+from .arguments import Parser, add_config, add_sources, add_stop, check_sampling, command, tell_skipped
 
 
 def add_tokenizer(commands) -> None:
@@ -130,6 +130,7 @@ def _add_collect(actions) -> None:
     )
     parser.add_argument("--max_tokens", type=int, default=128, metavar="N", help="of an answer (default: 128)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
+    add_stop(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file")
 
@@ -138,6 +139,7 @@ def _collect(args: argparse.Namespace) -> None:
     from ...rlhf.collect import best_of, pairs_of, sample_answers, write
     from ...train.bundle import load
 
+    check_sampling(args)
     llama = load(args.path)
     answers = sample_answers(
         llama,
@@ -149,6 +151,7 @@ def _collect(args: argparse.Namespace) -> None:
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         seed=args.seed,
+        stop=args.stop,
     )
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
