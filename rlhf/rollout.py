@@ -25,9 +25,9 @@ from ..train.losses import TokenScores, head_logprobs
 class Rollout(NamedTuple):
     """R = B n rows of T = P + M slots; the n answers to a prompt stand together.
 
-    segment_ids: 1 for real tokens, 0 for padding on either side. mask: 1 for the answer's tokens, the stop token or those
-    that a stop string was written with. sampling_logprobs: of each token under the distribution it was drawn
-    from. stopped: 1 where the answer ended by itself. index: the prompt's number in the data.
+    segment_ids: 1 for real tokens, 0 for padding on either side. mask: 1 for the answer's tokens, among them the stop
+    token or those that a stop string was written with. sampling_logprobs: of each token under the distribution it was
+    drawn from. stopped: 1 where the answer ended by itself. index: the prompt's number in the data.
     """
 
     tokens_RT: Int[Array, "R T"]
