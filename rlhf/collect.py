@@ -12,11 +12,10 @@ from etils import epath
 from ..data.errors import UserError
 from ..data.prompts import read_prompts, spread
 from ..data.samples import Sample
-from ..data.stop_strings import cut
 from ..model.decode import pad_prompts
 from ..train.adapters import Bases
 from ..train.bundle import Llama
-from ..train.generation import sampling_of, strings_of
+from ..train.generation import sampling_of, strings_of, text_of
 from . import scalar
 from .rewards import find_function, load_model
 
@@ -75,12 +74,11 @@ def sample_answers(
         limit=None if evenly else prompts,
     ).samples
     samples = spread(samples, prompts)
-    strings = strings_of(stop, llama.generation)
     sampling = sampling_of(
         tokenizer,
         llama.config.vocab_size,
         stop_ids=(*template.stop_ids(tokenizer), *llama.generation.stop_ids),
-        stop=strings,
+        stop=strings_of(stop, llama.generation),
         max_tokens=max_tokens,
         temperature=temperature,
         n=n,
@@ -88,7 +86,7 @@ def sample_answers(
     tokens = llama.complete([s.arrays["tokens"].tolist() for s in samples], sampling, seed=seed, batch_size=batch_size)
     answers = []
     for i, sample in enumerate(samples):
-        group = [(cut(tokenizer.decode(ids), strings).strip(), ids) for ids in tokens[i * n : (i + 1) * n]]
+        group = [(text_of(tokenizer, ids, sampling).strip(), ids) for ids in tokens[i * n : (i + 1) * n]]
         if not keep_repeated:
             group = [pair for place, pair in enumerate(group) if pair[0] not in dict(group[:place])]
         answers.append(Answers(sample, *map(list, zip(*group, strict=True)), scores=[]))

@@ -13,7 +13,6 @@ from ..data.cache import build_cache
 from ..data.errors import UserError
 from ..data.prompts import PromptBatches, heldout_prompts, prompt_shapes
 from ..data.samples import SamplePass, SourcePart
-from ..data.stop_strings import cut
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..model import llama
@@ -23,7 +22,7 @@ from ..train import origin
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
 from ..train.generation import sampling_of as drawn_by
-from ..train.generation import strings_of
+from ..train.generation import strings_of, text_of
 from ..train.settings import Settings
 from . import rewards, rollout
 
@@ -263,13 +262,12 @@ def host_scores(scene: Scene, records: Sequence[Mapping], *graders: rewards.Rewa
 
 
 def decode_answers(scene: Scene, rows: rollout.Rollout) -> tuple[list[str], list[int]]:
-    """The text of every answer, up to a stop string, and the number of its prompt's record, on every host."""
+    """The text of every answer, without what ended it, and the number of its prompt's record, on every host."""
     found = (rows.tokens_RT, rows.mask_RM, rows.index_R)
     if jax.process_count() == 1:
         tokens_RT, mask_RM, index_R = jax.device_get(found)
     else:
         tokens_RT, mask_RM, index_R = multihost_utils.process_allgather(found, tiled=True)
     answers = (row[-len(mask) :][mask > 0] for row, mask in zip(tokens_RT, mask_RM, strict=True))
-    stops = scene.sampling.stops
-    strings = [] if stops is None else [string.decode() for string in stops.strings]
-    return [cut(scene.tokenizer.decode(answer.tolist()), strings).strip() for answer in answers], index_R.tolist()
+    texts = [text_of(scene.tokenizer, answer.tolist(), scene.sampling).strip() for answer in answers]
+    return texts, index_R.tolist()

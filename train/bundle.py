@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int
 
 from ..data.errors import UserError
-from ..data.stop_strings import StopFilter, cut
+from ..data.stop_strings import StopFilter
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..model import decode, llama, lora, speculative, storage
@@ -27,7 +27,7 @@ from ..model.sharding import PARTITION_RULES, make_mesh, shardings
 from ..model.storage import Rules
 from ..model.weights import join, without
 from . import origin
-from .generation import sampling_of, strings_of
+from .generation import sampling_of, strings_of, text_of
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -148,7 +148,7 @@ class Llama:
         if [] in tokens:
             raise UserError(f"prompt {tokens.index([]) + 1} is empty, and this tokenizer has no token to begin with")
         chosen = self._sampling((tokenizer.eos_id,), stop, sampling)
-        return self._texts(tokens, chosen, stop, seed=seed, batch_size=batch_size)
+        return self._texts(tokens, chosen, seed=seed, batch_size=batch_size)
 
     def chat(self, messages: str | Messages, *, seed: int = 0, stop: str | Sequence[str] = (), **sampling: Any) -> str:
         """The assistant's next turn; a string is a conversation of one user turn. Sampling as in `generate`."""
@@ -166,7 +166,7 @@ class Llama:
         """`chat` for many conversations at once; with n > 1 the n answers to one stand together."""
         tokens = [self.prompt(messages) for messages in conversations]
         chosen = self._sampling(self._template().stop_ids(self._tokenizer()), stop, sampling)
-        return [text.strip() for text in self._texts(tokens, chosen, stop, seed=seed, batch_size=batch_size)]
+        return [text.strip() for text in self._texts(tokens, chosen, seed=seed, batch_size=batch_size)]
 
     def stream_chat(
         self, messages: str | Messages, *, seed: int = 0, stop: str | Sequence[str] = (), **sampling: Any
@@ -181,7 +181,7 @@ class Llama:
         while True:
             with jax.set_mesh(self.mesh):  # not around the yield, where the caller's code runs
                 token = next(tokens, None)
-            if token is None:
+            if token is None or token in chosen.stop_ids:
                 break
             yield told.push(decoder.push(token))
         yield told.push(decoder.flush()) + told.flush()
@@ -222,11 +222,8 @@ class Llama:
         strings = strings_of(stop, self.generation)
         return sampling_of(self._tokenizer(), self.config.vocab_size, stop=strings, **(fields | own))
 
-    def _texts(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, stop: str | Sequence[str], **how: int
-    ) -> list[str]:
-        strings = strings_of(stop, self.generation)
-        return [cut(self._tokenizer().decode(ids), strings) for ids in self.complete(prompts, sampling, **how)]
+    def _texts(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **how: int) -> list[str]:
+        return [text_of(self._tokenizer(), ids, sampling) for ids in self.complete(prompts, sampling, **how)]
 
     def _answer(self, tokens_BP, lengths_B, key, sampling: Sampling, limits_B) -> decode.Generation:
         if self.draft is None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..data.errors import UserError
+from ..data.stop_strings import cut
 from ..data.tokenizer import Tokenizer
 from ..model.interop.generation import GenerationDefaults
 from ..model.sampling import Sampling
@@ -43,6 +44,14 @@ def strings_of(stop: str | Sequence[str], defaults: GenerationDefaults | None = 
     return tuple(dict.fromkeys((*given, *(defaults.stop if defaults is not None else ()))))
 
 
+def text_of(tokenizer: Tokenizer, ids: Sequence[int], sampling: Sampling) -> str:
+    """What an answer says, without what ended it: up to a stop string, and without its last token where that is a stop
+    id, which may be a token that writes something."""
+    said = ids[:-1] if len(ids) and ids[-1] in sampling.stop_ids else ids
+    strings = [] if sampling.stops is None else [string.decode() for string in sampling.stops.strings]
+    return cut(tokenizer.decode(said), strings)
+
+
 @functools.lru_cache(maxsize=4)
 def _stops(tokenizer: Tokenizer, rows: int, strings: tuple[str, ...]) -> Stops | None:
     if not strings:
@@ -51,6 +60,8 @@ def _stops(tokenizer: Tokenizer, rows: int, strings: tuple[str, ...]) -> Stops |
         as_bytes = [string.encode() for string in strings]
     except UnicodeEncodeError as error:
         raise ValueError(f"stop {error.object!r} is no UTF-8 text") from None
+    if any("\N{REPLACEMENT CHARACTER}" in string for string in strings):
+        raise ValueError("a stop string with U+FFFD, which stands for bytes that are no character: give text")
     return stops_of(as_bytes, tokenizer.token_bytes[:rows], rows, drops_first_space=tokenizer.drops_first_space)
 
 
