@@ -92,7 +92,8 @@ def read_folder(path: epath.PathLike, vocab_size: int) -> GenerationDefaults:
         try:
             fields = _read_json(path / FILE)
         except (ValueError, OSError, RecursionError) as error:
-            warnings.warn(f"{error or type(error).__name__}: what it says of sampling is not used", stacklevel=2)
+            fault = str(error) if isinstance(error, ValueError) else f"{where} cannot be read ({type(error).__name__})"
+            warnings.warn(f"{fault}; what it says of sampling is not used", stacklevel=2)
     ends, of = fields.get("eos_token_id"), where
     if ends is None and (path / CONFIG).exists():
         ends, of = _read_json(path / CONFIG).get("eos_token_id"), str(path / CONFIG)
