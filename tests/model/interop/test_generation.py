@@ -70,7 +70,7 @@ def test_a_folder_says_its_ends_and_its_sampling(tmp_path, said, config, expecte
         (dict(stop_strings="x" * 1000), "stop_strings"),
         ('{"stop_strings": "\\ud800"}', "stop_strings"),
     ],
-    ids=str,
+    ids=lambda x: str(x)[:30],
 )
 def test_what_is_wrong_in_a_recommendation_is_told_and_not_used(tmp_path, said, told):
     with pytest.warns(UserWarning, match=told) as given:
