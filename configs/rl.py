@@ -33,6 +33,7 @@ def rl_base() -> ConfigDict:
     c.rollout.max_tokens = 128
     c.rollout.temperature = 1.0
     c.rollout.n = 1  # answers to each prompt
+    c.rollout.stop = ()  # strings that end an answer, as the end of a turn does; rewards see the text before them
     c.rollout.score_parts = 1  # parts in which answers are scored one after the other, to save memory
 
     c.reward = ConfigDict()

@@ -124,7 +124,8 @@ class Tokenizer:
         return ids, [(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`. Control tokens are dropped; bytes that form no character become U+FFFD."""
+        """The text of `ids`. Control tokens are dropped, as are ids beyond the vocabulary, which padded networks have;
+        bytes that form no character become U+FFFD."""
         data = b"".join(map(self._bytes, ids))
         if self._vocabulary.leading_space:
             data = data.removeprefix(b" ")
@@ -139,6 +140,26 @@ class Tokenizer:
         """
         begun = [sum(byte & 0xC0 != 0x80 for byte in data) for data in self._vocabulary.token_bytes]
         return np.array(begun, np.int32)
+
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """What each id writes, in UTF-8; nothing for control tokens and for ids that stand for no token."""
+        return self._vocabulary.token_bytes
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether `decode` leaves out a space at the beginning, which `encode` put there."""
+        return self._vocabulary.leading_space
+
+    def unused(self, rows: int) -> tuple[tuple[int, int], ...]:
+        """The ids below `rows`, those of a network's embedding, that stand for no token, as ranges (first, one past the
+        last): holes in the vocabulary, tokens that its file calls unused, and rows beyond it."""
+        used = np.zeros(rows + 2, bool)  # with an edge on either side
+        used[[0, -1]] = True
+        known = min(rows, self.vocab_size)
+        used[1 : known + 1] = [i not in self._vocabulary.unused for i in range(known)]
+        edges = np.flatnonzero(np.diff(used))
+        return tuple((int(first), int(end)) for first, end in edges.reshape(-1, 2))
 
     def stream(self) -> "StreamDecoder":
         """A decoder that takes one id at a time: its outputs, joined, are `decode` of all the ids."""
@@ -171,9 +192,9 @@ class Tokenizer:
         return None if i == self.unk_id else (self._bytes(i), self._spellings.get(i))
 
     def _bytes(self, i: int) -> bytes:
-        if not 0 <= i < self.vocab_size:
-            raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
-        return self._vocabulary.token_bytes[i]
+        if i < 0:
+            raise ValueError(f"token id {i}: ids are 0 and more")
+        return self._vocabulary.token_bytes[i] if i < self.vocab_size else b""
 
     def _prepare(self, text: str, continues: bool) -> str:
         try:

@@ -44,7 +44,8 @@ class HuggingFaceVocabulary:
         self.space_symbol = SPACE_SYMBOL if SPACE_SYMBOL in json.dumps(steps, ensure_ascii=False) else None
         self.leading_space = bool(self.prefix) or not steps or steps[0]["type"] == "WordPiece"
         to_bytes = _bytes_of_token(steps, where)
-        self.token_bytes = [to_bytes(piece) for piece in self.pieces]
+        self.unused = {i for i, piece in enumerate(self.pieces) if not piece}
+        self.token_bytes = [to_bytes(piece) if piece else b"" for piece in self.pieces]
         for i, token in added.items():
             self.token_bytes[i] = b"" if token.content in self.special else token.content.encode()
 

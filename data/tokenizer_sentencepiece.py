@@ -33,7 +33,8 @@ class SentencePieceVocabulary:
         self.bos_id = self.special.get(spec.bos_piece)
         self.eos_id = self.special.get(spec.eos_piece)
         self.pad_id = self.special.get(spec.pad_piece)
-        self.token_bytes = [_piece_bytes(piece) for piece in proto.pieces]
+        self.unused = {i for i, piece in enumerate(proto.pieces) if piece.type == _Piece.UNUSED}
+        self.token_bytes = [b"" if i in self.unused else _piece_bytes(piece) for i, piece in enumerate(proto.pieces)]
         self.prefix = " " if proto.normalizer_spec.add_dummy_prefix else ""
         self.leading_space = bool(self.prefix)  # whether decoded text starts with a space that is not the text's
         self._is_byte = [piece.type == _Piece.BYTE for piece in proto.pieces]

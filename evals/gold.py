@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from ..data import primer
 from ..train.bundle import Llama
 
+UNFILTERED = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)  # whatever the model recommends
+
 
 def gold(
     llama: Llama, *, per_skill: int = 20, max_tokens: int = 48, temperature: float = 0.0, shown: int = 1
@@ -17,7 +19,7 @@ def gold(
     """
     records = [r for language in primer.LANGUAGES for r in primer.heldout_prompts(per_skill, language)]
     prompts = [r["messages"][0]["content"] for r in records]
-    answers = llama.chat_batch(prompts, max_tokens=max_tokens, temperature=temperature)
+    answers = llama.chat_batch(prompts, max_tokens=max_tokens, temperature=temperature, **UNFILTERED)
     scores = [primer.score(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     return _means(records, scores), _samples(records, prompts, answers, scores, shown)
 

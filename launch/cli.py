@@ -4,7 +4,10 @@ A user's mistake is one line on standard error and exit code 2; a run that canno
 """
 
 import argparse
+import os
+import pathlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ..data.errors import DataError, UserError
@@ -15,6 +18,7 @@ from .commands.arguments import Parser
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command of `argv` (default: that of the process) and returns its exit code."""
     args = None
+    warnings.formatwarning = _format_warning
     try:
         args, rest = _parser().parse_known_args(argv)
         overrides = [word for word in rest if word.startswith("--config.")]
@@ -23,7 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if overrides and getattr(args, "config", None) is None:
             raise UserError(f"{overrides[0]}: there is no --config=FILE that it could change")
         args.overrides = overrides
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except DataError as error:
         print(f"camelid: {_advice(error, args)}", file=sys.stderr)
         return 2
@@ -32,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as of `camelid generate ... | head -1`: nothing reads what is still buffered
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("camelid: who read the output has gone; the rest was not written", file=sys.stderr)
+        return 1
     except RuntimeError as error:
         from ..train.loop import TrainingStopped
 
@@ -46,6 +57,16 @@ def _advice(error: DataError, args: argparse.Namespace) -> str:
     if getattr(args, "config", None) is not None:
         return error.advice("--config.data.")
     return error.advice("--") if hasattr(args, error.setting.partition("=")[0]) else error.problem
+
+
+_FORMAT = warnings.formatwarning
+
+
+def _format_warning(message, category, filename, lineno, line=None) -> str:
+    """What the package warns of as one line, like a mistake; other warnings as they are."""
+    if pathlib.Path(__file__).parents[1] in pathlib.Path(filename).parents:
+        return f"camelid: {message}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def _parser() -> argparse.ArgumentParser:

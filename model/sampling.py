@@ -1,15 +1,21 @@
 """How the next token is chosen: what reshapes the model's distribution, in which order, and the draw itself."""
 
 import dataclasses
+import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from .stopping import Stops
+
+Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn. Hashable: a compiled decoding loop belongs to one of these.
+    """How an answer is drawn. Hashable: a compiled decoding loop belongs to one of these, whatever its stop strings.
 
     The distribution is reshaped in the order of Hugging Face's generate, and renormalised after: repetition_penalty,
     temperature, top_k, top_p, min_p. max_tokens: the most tokens of an answer. n: answers per prompt.
@@ -18,7 +24,9 @@ class Sampling:
     probability reaches top_p, ties included (arXiv:1904.09751). min_p: of those, keep tokens at least min_p times as
     likely as the likeliest (arXiv:2407.01082). repetition_penalty: logits of tokens that stand in the prompt or in the
     answer so far are divided by it where positive, else multiplied (CTRL, arXiv:1909.05858, section 4.1).
-    stop_ids: an answer ends with the first of these; pad_id fills the places after it.
+    stop_ids: an answer ends with the first of these; pad_id fills the places after it. stops: strings that end an
+    answer as well, with the token that completes the first of them. unused: ids without a token, as ranges
+    (first, one past the last); they have probability 0.
     """
 
     max_tokens: int = 128
@@ -30,9 +38,16 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     pad_id: int = 0
     n: int = 1
+    stops: Stops | None = None
+    unused: Ranges = ()
 
     def __post_init__(self):
         object.__setattr__(self, "stop_ids", tuple(int(i) for i in self.stop_ids))
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not abs(value) < 2**31:
+                said = "a whole number" if kind is numbers.Integral else "a number"
+                raise ValueError(f"sampling {name} {value!r}: give {said}")
         bounds = {
             "max_tokens": (self.max_tokens >= 1, "give 1 or more"),
             "temperature": (self.temperature >= 0, "give 0 (greedy) or more"),
@@ -47,6 +62,21 @@ class Sampling:
                 raise ValueError(f"sampling {name} {getattr(self, name)}: {advice}")
 
 
+_KINDS = dict.fromkeys(("max_tokens", "top_k", "pad_id", "n"), numbers.Integral) | dict.fromkeys(
+    ("temperature", "top_p", "min_p", "repetition_penalty"), numbers.Real
+)
+
+
+def without_unused(unused: Ranges, logits: Float[Array, "*shape V"]) -> Float[Array, "*shape V"]:
+    """Logits in which the ids of `unused` have probability 0: the least float, as 0 times it is 0 in an entropy."""
+    if not unused:
+        return logits
+    is_unused_V = np.zeros(logits.shape[-1], bool)
+    for first, end in unused:
+        is_unused_V[first:end] = True
+    return jnp.where(jnp.broadcast_to(is_unused_V, logits.shape), jnp.finfo(logits.dtype).min, logits)
+
+
 def reshape_distribution(
     sampling: Sampling, logits_RV: Float[Array, "R V"], seen_RV: Bool[Array, "R V"] | None
 ) -> Float[Array, "R V"]:
@@ -55,7 +85,7 @@ def reshape_distribution(
     `seen_RV` marks the tokens of prompt and answer so far, None where there is no repetition penalty. At temperature
     0 only the penalty acts. Filters are thresholds on the logits, so equal logits are kept or dropped together.
     """
-    logits_RV = logits_RV.astype(jnp.float32)
+    logits_RV = without_unused(sampling.unused, logits_RV.astype(jnp.float32))
     if sampling.repetition_penalty != 1:
         penalty = sampling.repetition_penalty
         penalised_RV = jnp.where(logits_RV > 0, logits_RV / penalty, logits_RV * penalty)
@@ -102,8 +132,9 @@ def draw(
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
     """One token per row from its own key, so that a row's token does not depend on the rows around it.
 
-    Returns the tokens, their log-probability under the model (a log-softmax of `logits_RV` as given) and their
-    log-probability under the distribution they were drawn from (0 at temperature 0: it holds one token).
+    Returns the tokens, their log-probability under the model (a log-softmax of `logits_RV` as given, over all ids that
+    the network has) and their log-probability under the distribution they were drawn from (0 at temperature 0: it holds
+    one token).
     """
     model_RV = logits_RV.astype(jnp.float32)
     drawn_RV = reshape_distribution(sampling, logits_RV, seen_RV)

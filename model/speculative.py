@@ -17,13 +17,25 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from .cache import Cache, Decoder
 from .config import LlamaConfig
-from .decode import Generation, compiled, compiler_options, ids_of_contents, pad_prompts, prompt_ids, start
+from .decode import (
+    Generation,
+    Matching,
+    compiled,
+    compiler_options,
+    ids_of_contents,
+    pad_prompts,
+    prompt_ids,
+    start,
+    without_table,
+)
 from .llama import Model, Params
 from .sampling import Sampling, draw, reshape_distribution
+from .stopping import follow
 
 _AS_GIVEN = Sampling()  # draws from the logits that it is given
 _DECISIONS = 2**32 - 1  # folded into a row's key where a position's number would stand: no answer is as long
@@ -52,6 +64,8 @@ class _State(NamedTuple):
     seen_RV: Bool[Array, "R V"] | None
     keys_R: Key[Array, " R"]
     starts_R: Int[Array, " R"]  # the slot of each prompt's first token
+    limits_R: Int[Array, " R"]
+    stops: Matching | None
 
 
 def generate(
@@ -65,6 +79,7 @@ def generate(
     sampling: Sampling,
     k: int = 4,
     prompt_ids_B: UInt32[Array, " B"] | None = None,
+    limits_B: Int[Array, " B"] | None = None,
 ) -> SpeculativeGeneration:
     """`sampling.n` answers of the target to each prompt, as `decode.generate`, with k proposals of the draft a pass.
 
@@ -78,7 +93,9 @@ def generate(
     configs, params = (target.config, draft.config), (target_params, draft_params)
     options = compiler_options(params)
     run = compiled(_generate, options, static_argnums=(0, 1, 2, 3))
-    return run(configs, sampling, k, bool(options), params, tokens_BP, lengths_B, key, prompt_ids_B)
+    sampling, table_SV = without_table(sampling)
+    arrays = tokens_BP, lengths_B, key, prompt_ids_B, limits_B, table_SV
+    return run(configs, sampling, k, bool(options), params, *arrays)
 
 
 def _check(target: LlamaConfig, draft: LlamaConfig, k: int) -> None:
@@ -91,10 +108,8 @@ def _check(target: LlamaConfig, draft: LlamaConfig, k: int) -> None:
         )
 
 
-def _generate(
-    configs, sampling: Sampling, k: int, by_blocks: bool, params, tokens_BP, lengths_B, key, prompt_ids_B
-) -> SpeculativeGeneration:
-    decoders, state = _start(configs, sampling, k, by_blocks, params, tokens_BP, lengths_B, key, prompt_ids_B)
+def _generate(configs, sampling: Sampling, k: int, by_blocks: bool, *arrays) -> SpeculativeGeneration:
+    decoders, state = _start(configs, sampling, k, by_blocks, *arrays)
     result = _continue(sampling, k, decoders, state, sampling.max_tokens).result
     result = jax.tree.map(lambda x: x[:, : sampling.max_tokens] if x.ndim == 2 else x, result)
     return jax.tree.map(lambda x: x.reshape(-1, sampling.n, *x.shape[1:]), result)
@@ -108,13 +123,13 @@ def _start(
     params: tuple[Params, Params],
     tokens_BP,
     lengths_B,
-    key,
-    prompt_ids_B,
+    *arrays,
 ) -> tuple[tuple[Decoder, Decoder], _State]:
-    """Runs the prompts through both models; the first token is the target's own."""
+    """Runs the prompts through both models; the first token is the target's own. arrays: the rest of what
+    `decode.start` takes."""
     wide = dataclasses.replace(sampling, max_tokens=sampling.max_tokens + k)  # the last pass may reach k beyond the end
     (target, begun), (draft, begun_draft) = (
-        start(config, wide, by_blocks, weights, tokens_BP, lengths_B, key, prompt_ids_B, positions=positions)
+        start(config, wide, by_blocks, weights, tokens_BP, lengths_B, *arrays, positions=positions)
         for config, weights, positions in zip(configs, params, (k + 1, 1), strict=True)
     )
     last_B = jnp.take_along_axis(tokens_BP, lengths_B[:, None] - 1, axis=1)[:, 0]
@@ -127,6 +142,8 @@ def _start(
         seen_RV=begun.seen_RV,
         keys_R=begun.keys_R,
         starts_R=begun.starts_R,
+        limits_R=jnp.minimum(begun.limits_R, sampling.max_tokens),
+        stops=begun.stops,
     )
     return (target, draft), state
 
@@ -146,14 +163,14 @@ def _continue(
         return _record(sampling, state._replace(target_caches=target_caches, draft_caches=draft_caches), *drawn)
 
     def unfinished(state: _State):
-        return jnp.any(_running(sampling, state)) & (jnp.max(state.result.passes) < until)
+        return jnp.any(_running(state)) & (jnp.max(state.result.passes) < until)
 
     return jax.lax.while_loop(unfinished, one_round, state)
 
 
-def _running(sampling: Sampling, state: _State) -> Bool[Array, " R"]:
+def _running(state: _State) -> Bool[Array, " R"]:
     answer = state.result.answer
-    return ~answer.stopped & (answer.lengths < sampling.max_tokens)
+    return ~answer.stopped & (answer.lengths < state.limits_R)
 
 
 def _latest_slots(sampling: Sampling, k: int, state: _State) -> Int[Array, " R"]:
@@ -290,10 +307,13 @@ def _record(
 ) -> _State:
     """Writes down what was drawn, up to a stop token or the end of the answer, where the row has not stopped."""
     result, old = state.result, state.result.answer
-    running_R = _running(sampling, state)
+    running_R = _running(state)
     index_1T = jnp.arange(tokens_RT.shape[1])[None]
-    room_R = sampling.max_tokens - old.lengths
+    room_R = state.limits_R - old.lengths
     ends_RT = jnp.isin(tokens_RT, jnp.array(sampling.stop_ids, jnp.int32))
+    if state.stops is not None:
+        states_RT, complete_RT = _follow_along(state.stops, tokens_RT)
+        ends_RT |= complete_RT
     before_end_RT = jnp.cumsum(ends_RT, axis=1) - ends_RT == 0
     kept_RT = running_R[:, None] & before_end_RT & (index_1T <= jnp.minimum(accepted_R, room_R - 1)[:, None])
     count_R = jnp.sum(kept_RT, axis=1)
@@ -323,7 +343,22 @@ def _record(
     seen_RV = state.seen_RV
     if seen_RV is not None:
         seen_RV = seen_RV.at[jnp.arange(len(tokens_RT))[:, None], tokens_RT].max(kept_RT)
-    return state._replace(result=result, recent_R2=recent_R2, seen_RV=seen_RV)
+    stops = state.stops
+    if stops is not None:
+        before_RT = jnp.concatenate([stops.states_R[:, None], states_RT], axis=1)
+        stops = stops._replace(states_R=jnp.take_along_axis(before_RT, count_R[:, None], axis=1)[:, 0])
+    return state._replace(result=result, recent_R2=recent_R2, seen_RV=seen_RV, stops=stops)
+
+
+def _follow_along(stops: Matching, tokens_RT: Int[Array, "R T"]) -> tuple[Int[Array, "R T"], Bool[Array, "R T"]]:
+    """`stopping.follow` of T tokens one after the other."""
+
+    def step(states_R, tokens_R):
+        states_R, complete_R = follow(stops.table_SV, states_R, tokens_R)
+        return states_R, (states_R, complete_R)
+
+    _, (states_TR, complete_TR) = jax.lax.scan(step, stops.states_R, tokens_RT.T)
+    return states_TR.T, complete_TR.T
 
 
 def stream(
@@ -335,10 +370,12 @@ def stream(
     key: Key[Array, ""],
     sampling: Sampling,
     k: int = 4,
+    limit: int | None = None,
 ) -> Generator[int, None, SpeculativeGeneration]:
     """The tokens of one answer, up to k + 1 at a time: those of `generate` for the same key and prompt.
 
-    The generator returns the whole, fields by row: [1, max_tokens + k] and [1].
+    limit: the most of them, where that is less than `sampling.max_tokens`. The generator returns the whole, fields by
+    row: [1, max_tokens + k] and [1].
     """
     _check(target.config, draft.config, k)
     if sampling.n != 1:
@@ -349,12 +386,15 @@ def stream(
     options = compiler_options(params)
     begin = compiled(_start, options, static_argnums=(0, 1, 2, 3))
     go_on = compiled(_continue, options, static_argnums=(0, 1), donate_argnums=3)
-    decoders, state = begin(configs, sampling, k, bool(options), params, tokens_1P, lengths_1, key, ids_1)
+    most = sampling.max_tokens if limit is None else min(limit, sampling.max_tokens)
+    sampling, table_SV = without_table(sampling)
+    arrays = tokens_1P, lengths_1, key, ids_1, np.array([most], np.int32), table_SV
+    decoders, state = begin(configs, sampling, k, bool(options), params, *arrays)
     told = 0
     for passes in itertools.count(1):
         answer = jax.device_get(state.result.answer)
         yield from answer.tokens[0, told : answer.lengths[0]].tolist()
         told = answer.lengths[0]
-        if answer.stopped[0] or told == sampling.max_tokens:
+        if answer.stopped[0] or told == most:
             return jax.device_get(state.result)
         state = go_on(sampling, k, decoders, state, passes)

@@ -14,9 +14,9 @@ from ..data.files import MAX_RECORD_BYTES
 from ..data.prompts import read_prompts, spread
 from ..data.samples import Sample
 from ..model.decode import pad_prompts
-from ..model.sampling import Sampling
 from ..train.adapters import Bases
 from ..train.bundle import Llama
+from ..train.generation import sampling_of, strings_of, text_of
 from . import scalar
 from .rewards import find_function, load_model
 
@@ -52,17 +52,20 @@ def sample_answers(
     batch_size: int = 64,
     keep_repeated: bool = False,
     evenly: bool = False,
+    stop: str | Sequence[str] = (),
 ) -> list[Answers]:
     """`n` answers to each of the first `prompts` prompts of a source; those that say the same are kept once, or each.
 
     evenly: of all its prompts take so many at even distances, which are those that evaluations take.
     reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end within
-    `max_tokens` is scored like any other.
+    `max_tokens` is scored like any other. stop: strings before which an answer's text ends, beside those of the model.
     """
     tokenizer, template = llama.tokenizer, llama.template
     if tokenizer is None or template is None:
         raise UserError("answers need a model with tokenizer and chat template: tune it with the recipe `sft`")
     room = llama.config.max_len - max_tokens
+    if room < 1:
+        raise UserError(f"max_tokens {max_tokens}: the context of {llama.config.max_len} leaves none for a prompt")
     samples = read_prompts(
         source,
         format=format,
@@ -76,11 +79,19 @@ def sample_answers(
         limit=None if evenly else prompts,
     ).samples
     samples = spread(samples, prompts)
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, n=n, stop_ids=template.stop_ids(tokenizer))
+    sampling = sampling_of(
+        tokenizer,
+        llama.config.vocab_size,
+        stop_ids=(*template.stop_ids(tokenizer), *llama.generation.stop_ids),
+        stop=strings_of(stop, llama.generation),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        n=n,
+    )
     tokens = llama.complete([s.arrays["tokens"].tolist() for s in samples], sampling, seed=seed, batch_size=batch_size)
     answers = []
     for i, sample in enumerate(samples):
-        group = [(tokenizer.decode(ids).strip(), ids) for ids in tokens[i * n : (i + 1) * n]]
+        group = [(text_of(tokenizer, ids, sampling).strip(), ids) for ids in tokens[i * n : (i + 1) * n]]
         if not keep_repeated:
             group = [pair for place, pair in enumerate(group) if pair[0] not in dict(group[:place])]
         answers.append(Answers(sample, *map(list, zip(*group, strict=True)), scores=[]))

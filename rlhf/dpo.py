@@ -229,8 +229,10 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             compiled = compile_update(step, part.base, where)
             return lambda state, batch: compiled(state, (reference, batch))
 
+        generation = train_setup.generation_of(settings, tokenizer)
+
         def bundle(params, step=None) -> Llama:
-            return Llama(model, params, tokenizer, template, mesh, step=step)
+            return Llama(model, params, tokenizer, template, mesh, step=step, generation=generation)
 
         job = Job(
             model=model,

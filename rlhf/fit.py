@@ -43,8 +43,10 @@ def train_policy(
     model = scene.model
     host = setup.host_scores(scene, scene.prompts.records, *play.graders)
 
+    generation = train_setup.generation_of(settings, scene.tokenizer)
+
     def bundle(params: Any, step: int | None = None) -> Llama:
-        return Llama(model, params["policy"], scene.tokenizer, scene.template, mesh, step=step)
+        return Llama(model, params["policy"], scene.tokenizer, scene.template, mesh, step=step, generation=generation)
 
     job = Job(
         model=model,

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from ..data.errors import UserError
 from ..model import llama
+from ..model.sampling import Ranges
 from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
@@ -57,15 +58,16 @@ class Hyper(NamedTuple):
     target_kl: float | None
 
 
-def make_loss(model: llama.Model, hyper: Hyper, temperature: float) -> Callable:
-    """The loss of a minibatch as `train.state.make_update` takes it: sums over the answers' tokens."""
+def make_loss(model: llama.Model, hyper: Hyper, temperature: float, unused: Ranges = ()) -> Callable:
+    """The loss of a minibatch as `train.state.make_update` takes it: sums over the answers' tokens. temperature,
+    unused: as in the `Sampling` that the answers were drawn by."""
 
     def loss_fn(params, batch):
         rows = batch["rows"]
         seen, mask_RM = rows["rollout"], rows["mask"]
         states_RMD = answer_states(model, params["policy"], seen)
         kernel = llama.output_kernel(params["policy"])
-        now = head_logprobs(kernel, states_RMD, seen.answers_RM, temperature)
+        now = head_logprobs(kernel, states_RMD, seen.answers_RM, temperature, unused)
         advantages_RM = jnp.broadcast_to(rows["advantage"][:, None], mask_RM.shape)
         loss, stats = policy_loss(
             now.logp,
@@ -177,7 +179,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         play = play_without_critic(
             settings,
             scene,
-            make_loss(scene.model, hyper, sampling.temperature),
+            make_loss(scene.model, hyper, sampling.temperature, sampling.unused),
             lambda update: make_learn(update, scene.graders, hyper, scene.shaping, sampling.n, seed=seed),
             updates=hyper.epochs * hyper.minibatches,
         )

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from ..data.errors import UserError
 from ..model import llama
-from ..model.sampling import Sampling
+from ..model.sampling import Ranges, Sampling
 from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
@@ -87,18 +87,19 @@ def make_act(
     score_parts: int,
 ) -> Callable[[State, Mapping[str, Any], Mapping[str, Array]], Experience]:
     """The function `act(state, frozen, batch) -> Experience`. frozen: "reference", "rewards", "cost": parameters."""
+    drawn_from = sampling.temperature, sampling.unused
 
     def look(params, frozen, rows: Rollout) -> Experience:
         """Everything the networks say of some rows; the same code scores rollouts here and trains on them below."""
         states_RMD = answer_states(model, params["policy"], rows)
         ref_states_RMD = answer_states(model, frozen["reference"], rows)
         kernel, ref_kernel = llama.output_kernel(params["policy"]), llama.output_kernel(frozen["reference"])
-        own = head_logprobs(kernel, states_RMD, rows.answers_RM, sampling.temperature)
-        ref = head_logprobs(ref_kernel, ref_states_RMD, rows.answers_RM, sampling.temperature)
+        own = head_logprobs(kernel, states_RMD, rows.answers_RM, *drawn_from)
+        ref = head_logprobs(ref_kernel, ref_states_RMD, rows.answers_RM, *drawn_from)
         scores = graders.of_models(frozen["rewards"], rows)
         if cost is not None:
             scores |= cost.grader.of_models(frozen["cost"], rows)
-        kl_RM = head_kl(kernel, states_RMD, ref_kernel, ref_states_RMD, sampling.temperature)
+        kl_RM = head_kl(kernel, states_RMD, ref_kernel, ref_states_RMD, *drawn_from)
         logp_RM, ref_logp_RM, entropy_RM, kl_RM = (
             jnp.where(rows.mask_RM > 0, x_RM, 0.0) for x_RM in (own.logp, ref.logp, own.entropy, kl_RM)
         )
@@ -122,16 +123,25 @@ def make_act(
 
 
 def make_loss(
-    model: llama.Model, critics: Mapping[str, critic.Critic], hyper: Hyper, temperature: float, ptx_coef: float
+    model: llama.Model,
+    critics: Mapping[str, critic.Critic],
+    hyper: Hyper,
+    temperature: float,
+    ptx_coef: float,
+    unused: Ranges = (),
 ) -> Callable:
-    """The loss of a minibatch {"rows", "mix"?} as `train.state.make_update` takes it: sums over the answers' tokens."""
+    """The loss of a minibatch {"rows", "mix"?} as `train.state.make_update` takes it: sums over the answers' tokens.
+
+    temperature, unused: as in the `Sampling` that the answers were drawn by.
+    """
     text_loss = next_token_loss(model)
 
     def loss_fn(params, batch):
         rows, seen = batch["rows"], batch["rows"]["rollout"]
         mask_RM = seen.mask_RM
         states_RMD = answer_states(model, params["policy"], seen)
-        now = head_logprobs(llama.output_kernel(params["policy"]), states_RMD, seen.answers_RM, temperature)
+        kernel = llama.output_kernel(params["policy"])
+        now = head_logprobs(kernel, states_RMD, seen.answers_RM, temperature, unused)
         loss, stats = policy_loss(now.logp, rows["logp"], rows["advantages"], mask_RM, clip=hyper.clip)
         stats = {f"policy/{name}": stats[name] for name in ("ratio", "clip_fraction", "approx_kl")} | {
             "policy/loss": loss,
@@ -275,7 +285,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         trainable, _ = split_frozen(everything, frozen_rules)
         updates = hyper.epochs * hyper.minibatches
         optimizer, schedule = critic.optimizer_of(settings, trainable, lengths, batches, updates=updates)
-        loss_fn = make_loss(model, critics, hyper, sampling.temperature, settings.ptx.coef)
+        loss_fn = make_loss(model, critics, hyper, sampling.temperature, settings.ptx.coef, sampling.unused)
         update = make_update(loss_fn, optimizer, schedule, frozen=frozen_rules, **update_settings(settings))
         parts = settings.rollout.score_parts
         extra = {"kl_coef": penalty.coef, "score_stats": rewards.FIRST_STATS, "multiplier": cost.first if cost else 0.0}

@@ -25,7 +25,6 @@ from ..data.prompts import heldout_prompts, prompt_shapes
 from ..data.samples import SamplePass, SourcePart
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
-from ..model.sampling import Sampling
 from ..model.sharding import BATCH
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
@@ -39,7 +38,7 @@ from ..train.state import State, make_update
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
 from .rollout import at_last_token, roll_out
-from .setup import load_reference
+from .setup import load_reference, sampling_of
 
 HEADLINE = {"train/loss": "loss", "train/accuracy": "accuracy"}
 
@@ -285,9 +284,7 @@ def _normaliser(
     held-out prompts have mean 0 and deviation 1, head by head; None for 0 prompts."""
     section = settings.normalise
     count, batch_size = section.prompts, settings.data.batch_size
-    sampling = Sampling(
-        max_tokens=section.max_tokens, temperature=section.temperature, stop_ids=template.stop_ids(tokenizer)
-    )
+    sampling = sampling_of(settings, "normalise", policy, tokenizer, template)
     if not count:
         return None
     if not settings.data.heldout:

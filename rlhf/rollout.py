@@ -9,6 +9,7 @@ last M slots and the vocabulary's head is only ever applied there:
 State t-1 is what the network knew before it drew token t: it gives the token's log-probability and its value.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,9 +25,9 @@ from ..train.losses import TokenScores, head_logprobs
 class Rollout(NamedTuple):
     """R = B n rows of T = P + M slots; the n answers to a prompt stand together.
 
-    segment_ids: 1 for real tokens, 0 for padding on either side. mask: 1 for the answer's tokens, its stop token
-    included. sampling_logprobs: of each token under the distribution it was drawn from. stopped: 1 where the answer
-    ended by itself. index: the prompt's number in the data.
+    segment_ids: 1 for real tokens, 0 for padding on either side. mask: 1 for the answer's tokens, among them the stop
+    token or those that a stop string was written with. sampling_logprobs: of each token under the distribution it was
+    drawn from. stopped: 1 where the answer ended by itself. index: the prompt's number in the data.
     """
 
     tokens_RT: Int[Array, "R T"]
@@ -66,14 +67,9 @@ def check_sampling(sampling: Sampling) -> None:
 
     What top-k and the like keep changes with the policy: a token kept when it was drawn may be one of probability 0
     after an update, and the ratio of both means nothing. Temperature is another matter: scores are taken at it.
+    So are ids without a token: they are never drawn, and have probability 0 in scores.
     """
-    plain = Sampling(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        stop_ids=sampling.stop_ids,
-        pad_id=sampling.pad_id,
-        n=sampling.n,
-    )
+    plain = dataclasses.replace(sampling, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
     if sampling != plain or sampling.temperature == 0:
         raise ValueError(
             "rollouts are drawn from the whole distribution at a temperature above 0: no filter, no penalty"
@@ -115,7 +111,7 @@ def answer_states(model: llama.Model, params: llama.Params, rows: Rollout) -> Fl
 
 
 def score_answers(model: llama.Model, params: llama.Params, rows: Rollout, temperature: float) -> TokenScores:
-    """Log-probability and entropy of each token of the answers at the temperature they were drawn at, [R, M]."""
+    """Log-probability and entropy of each token of the answers at a temperature, [R, M]."""
     states_RMD = answer_states(model, params, rows)
     return head_logprobs(llama.output_kernel(params), states_RMD, rows.answers_RM, temperature)
 

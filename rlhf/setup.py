@@ -21,6 +21,8 @@ from ..model.sharding import BATCH, PARTITION_RULES, shardings
 from ..train import origin
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
+from ..train.generation import sampling_of as drawn_by
+from ..train.generation import strings_of, text_of
 from ..train.settings import Settings
 from . import rewards, rollout
 
@@ -55,7 +57,11 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
         raise UserError("config.init_from: the path of a tuned model; learning from rewards begins with answers")
     tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
     model = train_setup.model_of(settings, tokenizer)
-    sampling = _sampling_of(settings, tokenizer, template)
+    sampling = sampling_of(settings, "rollout", model, tokenizer, template)
+    try:
+        rollout.check_sampling(sampling)
+    except ValueError as error:
+        raise UserError(f"config.rollout: {error}") from None
     prompts, heldout = prompts_of(settings, tokenizer, template)
     if prompts.length + sampling.max_tokens > model.config.max_len:
         raise UserError(
@@ -86,19 +92,25 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
     )
 
 
-def _sampling_of(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate) -> Sampling:
-    given = settings.rollout
+def sampling_of(
+    settings: Settings, section: str, model: llama.Model, tokenizer: Tokenizer, template: ChatTemplate
+) -> Sampling:
+    """How `config.<section>` says that answers are drawn: a number of tokens, a temperature, and, where it has them, n
+    and strings that end an answer. What the model of `config.init_from` ends its answers with ends them too."""
+    given, said = settings[section], train_setup.generation_of(settings, tokenizer)
+    stop = strings_of(given.get("stop", ()), said)
     try:
-        sampling = Sampling(
+        return drawn_by(
+            tokenizer,
+            model.config.vocab_size,
+            stop_ids=(*template.stop_ids(tokenizer), *said.stop_ids),
+            stop=stop,
             max_tokens=given.max_tokens,
             temperature=given.temperature,
-            n=given.n,
-            stop_ids=template.stop_ids(tokenizer),
+            n=given.get("n", 1),
         )
-        rollout.check_sampling(sampling)
-    except ValueError as error:
-        raise UserError(f"config.rollout: {error}") from None
-    return sampling
+    except UserError as error:
+        raise UserError(f"config.{section}: {error}") from None
 
 
 def prompts_of(
@@ -252,11 +264,12 @@ def host_scores(scene: Scene, records: Sequence[Mapping], *graders: rewards.Rewa
 
 
 def decode_answers(scene: Scene, rows: rollout.Rollout) -> tuple[list[str], list[int]]:
-    """The text of every answer and the number of its prompt's record, on every host."""
+    """The text of every answer, without what ended it, and the number of its prompt's record, on every host."""
     found = (rows.tokens_RT, rows.mask_RM, rows.index_R)
     if jax.process_count() == 1:
         tokens_RT, mask_RM, index_R = jax.device_get(found)
     else:
         tokens_RT, mask_RM, index_R = multihost_utils.process_allgather(found, tiled=True)
     answers = (row[-len(mask) :][mask > 0] for row, mask in zip(tokens_RT, mask_RM, strict=True))
-    return [scene.tokenizer.decode(answer.tolist()).strip() for answer in answers], index_R.tolist()
+    texts = [text_of(scene.tokenizer, answer.tolist(), scene.sampling).strip() for answer in answers]
+    return texts, index_R.tolist()

@@ -6,6 +6,7 @@ print(m.chat([{"role": "user", "content": "Who lives in the lighthouse?"}]))
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,17 +17,24 @@ from etils import epath
 from jaxtyping import Array, Float, Int
 
 from ..data.errors import UserError
+from ..data.stop_strings import StopFilter
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..model import decode, llama, lora, speculative, storage
 from ..model.config import LlamaConfig, RopeKind
+from ..model.interop.generation import GenerationDefaults
 from ..model.sampling import Sampling
 from ..model.sharding import PARTITION_RULES, make_mesh, shardings
 from ..model.storage import Rules
 from ..model.weights import join, without
 from . import origin
+from .generation import sampling_of, strings_of, text_of
 
 Messages = Sequence[Mapping[str, str]]
+
+
+class PromptTooLong(UserWarning):
+    """Of some prompts that fill the model's context: they have an empty answer, the others theirs."""
 
 
 @dataclasses.dataclass
@@ -50,6 +58,8 @@ class Draft:
 class Llama:
     """config, params (a plain nested dict), tokenizer and template (None where the source has none), mesh, step.
 
+    generation: what ends its answers beside tokenizer and template, and how they are drawn where the caller of
+    `generate`, `chat`, `chat_batch` and `stream_chat` does not say: field by field, as in transformers and vLLM.
     draft: where `assist` has given one, the model that speeds up decoding.
     """
 
@@ -61,6 +71,7 @@ class Llama:
         template: ChatTemplate | None,
         mesh: jax.sharding.Mesh,
         step: int | None = None,
+        generation: GenerationDefaults | None = None,
     ):
         self.model = model
         self.params = params
@@ -68,6 +79,7 @@ class Llama:
         self.template = template
         self.mesh = mesh
         self.step = step
+        self.generation = generation or GenerationDefaults()
         self.draft: Draft | None = None
         self._apply = jax.jit(model.apply)
 
@@ -102,7 +114,8 @@ class Llama:
         trained_whole = without(abstract, lora.base_of(found, abstract))
         params = join(own, without(self.params, trained_whole))
         template = origin.own_template(path) or self.template
-        return Llama(self.model, params, self.tokenizer or origin.own_tokenizer(path), template, self.mesh)
+        tokenizer = self.tokenizer or origin.own_tokenizer(path)
+        return Llama(self.model, params, tokenizer, template, self.mesh, generation=self.generation)
 
     def _matrix(self, path: str, layer: int | None) -> np.ndarray:
         """One of this model's matrices, or one layer of it, as one array."""
@@ -118,75 +131,121 @@ class Llama:
             return self._apply(self.params, jnp.asarray(tokens, jnp.int32))
 
     def generate(
-        self, prompts: str | Sequence[str], *, seed: int = 0, batch_size: int = 64, **sampling: Any
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
     ) -> list[str]:
         """Continuations of raw text, without a chat template.
 
-        sampling: fields of `model.sampling.Sampling` (max_tokens, temperature, top_k, top_p, ..., n). The end-of-text
-        token stops. With n > 1 the n continuations of a prompt stand together.
+        stop: strings before which an answer ends. sampling: fields of `model.sampling.Sampling` (max_tokens,
+        temperature, top_k, top_p, ..., n). The end-of-text token stops. With n > 1 the n continuations of a prompt
+        stand together. A prompt that fills the context has empty ones, and a warning (PromptTooLong); where all do,
+        UserError is raised.
         """
         tokenizer = self._tokenizer()
         prompts = [prompts] if isinstance(prompts, str) else prompts
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         tokens = [begin + tokenizer.encode(prompt) for prompt in prompts]
-        chosen = Sampling(**({"stop_ids": (tokenizer.eos_id,)} | sampling))
-        return [tokenizer.decode(ids) for ids in self.complete(tokens, chosen, seed=seed, batch_size=batch_size)]
+        if [] in tokens:
+            raise UserError(f"prompt {tokens.index([]) + 1} is empty, and this tokenizer has no token to begin with")
+        chosen = self._sampling((tokenizer.eos_id,), stop, sampling)
+        return self._texts(tokens, chosen, seed=seed, batch_size=batch_size)
 
-    def chat(self, messages: str | Messages, *, seed: int = 0, **sampling: Any) -> str:
+    def chat(self, messages: str | Messages, *, seed: int = 0, stop: str | Sequence[str] = (), **sampling: Any) -> str:
         """The assistant's next turn; a string is a conversation of one user turn. Sampling as in `generate`."""
-        return self.chat_batch([messages], seed=seed, **sampling)[0]
+        return self.chat_batch([messages], seed=seed, stop=stop, **sampling)[0]
 
     def chat_batch(
-        self, conversations: Sequence[str | Messages], *, seed: int = 0, batch_size: int = 64, **sampling: Any
+        self,
+        conversations: Sequence[str | Messages],
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
     ) -> list[str]:
         """`chat` for many conversations at once; with n > 1 the n answers to one stand together."""
-        tokenizer, template = self._tokenizer(), self._template()
         tokens = [self.prompt(messages) for messages in conversations]
-        chosen = Sampling(**({"stop_ids": template.stop_ids(tokenizer)} | sampling))
-        answers = self.complete(tokens, chosen, seed=seed, batch_size=batch_size)
-        return [tokenizer.decode(ids).strip() for ids in answers]
+        chosen = self._sampling(self._template().stop_ids(self._tokenizer()), stop, sampling)
+        return [text.strip() for text in self._texts(tokens, chosen, seed=seed, batch_size=batch_size)]
 
-    def stream_chat(self, messages: str | Messages, *, seed: int = 0, **sampling: Any) -> Iterator[str]:
-        """`chat` piece by piece, as soon as whole characters are there."""
-        tokenizer, template = self._tokenizer(), self._template()
-        chosen = Sampling(**({"stop_ids": template.stop_ids(tokenizer)} | sampling))
+    def stream_chat(
+        self, messages: str | Messages, *, seed: int = 0, stop: str | Sequence[str] = (), **sampling: Any
+    ) -> Iterator[str]:
+        """`chat` piece by piece, as soon as whole characters are there that begin no stop string."""
+        tokenizer = self._tokenizer()
         prompt = self.prompt(messages)
-        chosen = self._within_context([prompt], chosen)
-        decoder = tokenizer.stream()
-        tokens = self._stream(prompt, jax.random.key(seed), chosen)
+        chosen = self._sampling(self._template().stop_ids(tokenizer), stop, sampling)
+        chosen, (room,) = self._within_context([prompt], chosen)
+        decoder, told = tokenizer.stream(), StopFilter(strings_of(stop, self.generation))
+        tokens = self._stream(prompt, _key(seed), chosen, room)
         while True:
             with jax.set_mesh(self.mesh):  # not around the yield, where the caller's code runs
                 token = next(tokens, None)
-            if token is None:
+            if token is None or token in chosen.stop_ids:
                 break
-            yield decoder.push(token)
-        yield decoder.flush()
+            yield told.push(decoder.push(token))
+        yield told.push(decoder.flush()) + told.flush()
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int = 0, batch_size: int = 64
     ) -> list[list[int]]:
-        """Token continuations of token prompts, in order, `sampling.n` for each, ending at the model's context."""
-        sampling = self._within_context(prompts, sampling)
-        rows = min(batch_size, len(prompts))
-        answers = decode.generate_batch(self._answer, prompts, sampling, seed=seed, batch_size=rows, mesh=self.mesh)
+        """Token continuations of token prompts, in order, `sampling.n` for each, ending at the model's context.
+
+        The tokens that a stop string was written with are among them. A prompt that fills the context has empty ones;
+        see `generate`.
+        """
+        _key(seed)
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: give 1 or more")
+        if self.tokenizer is not None and not sampling.unused:
+            sampling = dataclasses.replace(sampling, unused=self.tokenizer.unused(self.config.vocab_size))
+        sampling, limits = self._within_context(prompts, sampling)
+        answered = [i for i, limit in enumerate(limits) if limit]
+        found = decode.generate_batch(
+            self._answer,
+            [prompts[i] for i in answered],
+            sampling,
+            seed=seed,
+            batch_size=max(min(batch_size, len(answered)), 1),
+            mesh=self.mesh,
+            limits=[limits[i] for i in answered],
+        )
+        answers: list[list[list[int]]] = [[[] for _ in range(sampling.n)] for _ in prompts]
+        for i, samples in zip(answered, found, strict=True):
+            answers[i] = samples
         return [answer for samples in answers for answer in samples]
 
-    def _answer(self, tokens_BP, lengths_B, key, sampling: Sampling) -> decode.Generation:
+    def _sampling(self, stop_ids: Sequence[int], stop: str | Sequence[str], given: Mapping[str, Any]) -> Sampling:
+        """How a text is answered. Stop ids among `given` are all that there are."""
+        own = dict(stop_ids=given.get("stop_ids", (*stop_ids, *self.generation.stop_ids)))
+        fields = self.generation.sampling() | {name: value for name, value in given.items() if value is not None}
+        strings = strings_of(stop, self.generation)
+        return sampling_of(self._tokenizer(), self.config.vocab_size, stop=strings, **(fields | own))
+
+    def _texts(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **how: int) -> list[str]:
+        return [text_of(self._tokenizer(), ids, sampling) for ids in self.complete(prompts, sampling, **how)]
+
+    def _answer(self, tokens_BP, lengths_B, key, sampling: Sampling, limits_B) -> decode.Generation:
         if self.draft is None:
-            return decode.generate(self.model, self.params, tokens_BP, lengths_B, key, sampling)
+            return decode.generate(self.model, self.params, tokens_BP, lengths_B, key, sampling, limits_B=limits_B)
         draft = self.draft
         networks = (self.model, self.params, draft.llama.model, draft.llama.params)
-        result = speculative.generate(*networks, tokens_BP, lengths_B, key, sampling, draft.k)
+        result = speculative.generate(*networks, tokens_BP, lengths_B, key, sampling, draft.k, limits_B=limits_B)
         draft.count(result)
         return result.answer
 
-    def _stream(self, prompt: Sequence[int], key: jax.Array, sampling: Sampling) -> Iterator[int]:
+    def _stream(self, prompt: Sequence[int], key: jax.Array, sampling: Sampling, limit: int) -> Iterator[int]:
         if self.draft is None:
-            yield from decode.stream(self.model, self.params, prompt, key, sampling)
+            yield from decode.stream(self.model, self.params, prompt, key, sampling, limit)
             return
         draft = self.draft.llama
         networks = (self.model, self.params, draft.model, draft.params)
-        self.draft.count((yield from speculative.stream(*networks, prompt, key, sampling, self.draft.k)))
+        self.draft.count((yield from speculative.stream(*networks, prompt, key, sampling, self.draft.k, limit)))
 
     def prompt(self, messages: str | Messages) -> list[int]:
         """The tokens that a conversation makes, up to where the assistant is to speak."""
@@ -194,13 +253,20 @@ class Llama:
             messages = [{"role": "user", "content": messages}]
         return self._template().encode(messages, self._tokenizer(), generation_prompt=True).tokens.tolist()
 
-    def _within_context(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Sampling:
-        """`sampling` with no more tokens than the longest prompt leaves of the model's context."""
-        longest = max((len(prompt) for prompt in prompts), default=0)
-        room = self.config.max_len - longest
-        if room < 1:
-            raise UserError(f"a prompt of {longest} tokens fills the context of {self.config.max_len}; shorten it")
-        return dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room))
+    def _within_context(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> tuple[Sampling, list[int]]:
+        """The most tokens of an answer to each prompt, and `sampling` with those of the compiled loop: no more than
+        a power of two that suffices, so that few loops are compiled while a conversation fills the context."""
+        context = self.config.max_len
+        limits = [min(sampling.max_tokens, max(context - len(prompt), 0)) for prompt in prompts]
+        names = ["the prompt"] if len(prompts) == 1 else [f"prompt {i}" for i in range(1, len(prompts) + 1)]
+        sizes = [f"{name} ({len(prompt):,} tokens)" for name, prompt in zip(names, prompts, strict=True)]
+        if full := [size for size, limit in zip(sizes, limits, strict=True) if not limit]:
+            said = f"the context of {context:,} tokens leaves no room for an answer to {', '.join(full)}: shorten it"
+            if not any(limits):
+                raise UserError(said)
+            warnings.warn(f"{said}; the others are answered", PromptTooLong, stacklevel=4)
+        most = max(limits, default=1)
+        return dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, 1 << (most - 1).bit_length())), limits
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -254,7 +320,14 @@ def load(
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
     params = origin.load_params(path, _placed(model, mesh), name=weights, quantize=rules)
-    return Llama(model, params, origin.load_tokenizer(path), origin.load_template(path), mesh, step=manifest["step"])
+    own = origin.load_tokenizer(path), origin.load_template(path)
+    return Llama(model, params, *own, mesh, step=manifest["step"], generation=origin.load_generation(path))
+
+
+def _key(seed: int) -> jax.Array:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed}: give 0 to {2**32 - 1}")
+    return jax.random.key(seed)
 
 
 def _placed(model: llama.Model, mesh: jax.sharding.Mesh) -> llama.Params:

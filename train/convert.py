@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import json
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from ..data.tokenizer_gguf import gguf_fields
 from ..data.tokenizer_merging import split_of_new
 from ..model import llama, storage, vocabulary
 from ..model.config import LlamaConfig
-from ..model.interop import gguf_files, huggingface, peft, tensors
+from ..model.interop import generation, gguf_files, huggingface, peft, tensors
+from ..model.interop.generation import GenerationDefaults
 from ..model.sharding import path_name
 from ..model.storage import Rules
 from ..model.weights import is_adapter
@@ -36,6 +38,7 @@ class Contents(NamedTuple):
     template: ChatTemplate | None
     values: Iterator[np.ndarray]
     manifest: dict[str, Any]
+    generation: GenerationDefaults = GenerationDefaults()
 
 
 def contents(
@@ -69,15 +72,16 @@ def contents(
     else:
         values = _own_values(checkpoints.find(path), stored, checkpoints.params_inside(path, weights))
     values = _cast(values, config, str(path))
+    said = origin.load_generation(described)
     template = template or origin.own_template(path) or origin.load_template(described)
     own = origin.own_tokenizer(path) or origin.load_tokenizer(described)
     if tokenizer is None:
-        return Contents(config, own, template, values, manifest)
+        return Contents(config, own, template, values, manifest, said)
     if own is None:
         raise UserError(f"{path} has no tokenizer that {tokenizer.fingerprint[:8]} could be compared with")
     splits, start = split_of_new(own, tokenizer), own.vocab_size
     grown = config.replace(vocab_size=max(config.vocab_size, start + len(splits)))
-    return Contents(grown, tokenizer, template, _grown_values(values, config, splits, start), manifest)
+    return Contents(grown, tokenizer, template, _grown_values(values, config, splits, start), manifest, said)
 
 
 def _cast(values: Iterator[np.ndarray], config: LlamaConfig, where: str) -> Iterator[np.ndarray]:
@@ -127,7 +131,8 @@ def difference_contents(path: epath.PathLike) -> Contents:
     config = origin.load_config(path)
     bits = f"uint{8 * jnp.dtype(config.param_dtype).itemsize}"
     values = _own_values(checkpoints.find(path), config, ["params"], dtype=bits)
-    return Contents(config, origin.load_tokenizer(path), origin.load_template(path), values, {})
+    own = origin.load_tokenizer(path), origin.load_template(path)
+    return Contents(config, *own, values, {}, origin.load_generation(path))
 
 
 def _foreign_values(source: tensors.Source) -> Iterator[np.ndarray]:
@@ -219,6 +224,7 @@ def write_camelid(
         "tokenizer": found.tokenizer and {"fingerprint": found.tokenizer.fingerprint},
         "template": found.template and {"name": found.template.name, "source": found.template.source},
         "model": found.config.to_dict(),
+        "generation": found.generation.to_dict(),
         "versions": {name: importlib.metadata.version(name) for name in ("camelid", "jax", "flax")},
     }
     abstract = jax.tree.map(
@@ -243,8 +249,7 @@ def write_huggingface(output: epath.Path, found: Contents, max_file_bytes: int =
     """Writes contents as a folder of Hugging Face's."""
     more = {}
     if found.tokenizer is not None:  # transformers takes ids that are not said for LLaMA's own
-        stops = _stops(found)
-        more = {"bos_token_id": found.tokenizer.bos_id, "eos_token_id": stops if stops[1:] else stops[0]}
+        more = {"bos_token_id": found.tokenizer.bos_id, "eos_token_id": generation.one_or_many(_stops(found))}
     places = tensors.places(found.config, tensors.HUGGING_FACE)
     values = (
         tensors.write_part(tensors.HUGGING_FACE, place, value)
@@ -258,12 +263,17 @@ def write_huggingface(output: epath.Path, found: Contents, max_file_bytes: int =
         raise UserError(str(error)) from None
     if found.tokenizer is not None:
         save_for_transformers(found.tokenizer, found.template, output)
+        said = generation.write_config(found.generation, found.tokenizer.bos_id, _stops(found))
+        (output / generation.FILE).write_text(json.dumps(said, indent=2))
 
 
 def _stops(found: Contents) -> list[int]:
-    """The tokens that end an answer: the end of text and, where the chat template ends turns in another way, that."""
-    more = found.template.stop_ids(found.tokenizer) if found.template is not None else ()
-    return sorted({found.tokenizer.eos_id, *more})
+    """The tokens that end an answer: the end of text, what the chat template ends turns with, what the model says."""
+    return sorted({found.tokenizer.eos_id, *_turn_ends(found), *found.generation.stop_ids})
+
+
+def _turn_ends(found: Contents) -> tuple[int, ...]:
+    return found.template.stop_ids(found.tokenizer) if found.template is not None else ()
 
 
 def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | None = None, **options: Any) -> None:
@@ -274,8 +284,8 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
     fields = gguf_fields(found.tokenizer, found.config.vocab_size) if found.tokenizer is not None else {}
     if found.tokenizer is not None and found.template is not None:
         fields["tokenizer.chat_template"] = with_bos(found.template, found.tokenizer)
-    if found.tokenizer is not None and (ends := [i for i in _stops(found) if i != found.tokenizer.eos_id]):
-        fields["tokenizer.ggml.eot_token_id"] = ends[0]
+    if found.tokenizer is not None:
+        fields |= generation.gguf_fields(found.generation, found.tokenizer.eos_id, _turn_ends(found))
     name = epath.Path(source).name
     with whole(output) as unfinished:
         unfinished.parent.mkdir(parents=True, exist_ok=True)

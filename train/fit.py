@@ -69,6 +69,7 @@ def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: J
     check_all_read(settings)
 
     manifest = setup.manifest_of(settings.config(), job.model, job.tokenizer, job.template, job.batches)
+    manifest |= {"generation": setup.generation_of(settings, job.tokenizer).to_dict()}
     manifest |= {"total_steps": job.lengths.total} | job.manifest
     with Checkpoints(workdir, **when) as saved:
         if saved.latest() is not None:
@@ -147,8 +148,10 @@ def supervise(
     )
     rows = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
 
+    generation = setup.generation_of(settings, tokenizer)
+
     def bundle(params: Any, step: int | None = None) -> Llama:
-        return Llama(model, params, tokenizer, template, mesh, step=step)
+        return Llama(model, params, tokenizer, template, mesh, step=step, generation=generation)
 
     trained = model.config.trained_len
     borders = [trained] if trained is not None and trained < batches.length else []  # of a stretched network

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ..model import llama
 from ..model.linear import linear
+from ..model.sampling import Ranges, without_unused
 from ..model.sharding import axis_size
 from ..model.weights import Weight
 
@@ -42,19 +43,21 @@ def head_logprobs(
     hidden_BTD: Float[Array, "B T D"],
     targets_BT: Int[Array, "B T"],
     temperature: float = 1.0,
+    unused: Ranges = (),
 ) -> TokenScores:
     """Scores of targets from the states before them, `CHUNK` positions at a time; logits and softmax in float32.
 
-    Logits are divided by `temperature` first, so that what was sampled at it is scored at it.
+    Logits are divided by `temperature` first, and ids of `unused` have probability 0 (`model.sampling.Sampling`), so
+    that what was sampled in this way is scored in this way.
     """
-    score = jax.checkpoint(functools.partial(_chunk_scores, kernel_DV, temperature=temperature))
+    score = jax.checkpoint(functools.partial(_chunk_scores, kernel_DV, temperature=temperature, unused=unused))
     chunks = _split(hidden_BTD), _split(targets_BT)
     _, scores = jax.lax.scan(lambda _, chunk: (None, score(*chunk)), None, chunks)
     return TokenScores(*(_join(x, targets_BT.shape[1]) for x in scores))
 
 
-def _chunk_scores(kernel_DV, hidden_BtD, targets_Bt, temperature: float = 1.0) -> TokenScores:
-    logits_BtV = linear(hidden_BtD, kernel_DV, jnp.float32) / temperature
+def _chunk_scores(kernel_DV, hidden_BtD, targets_Bt, temperature: float = 1.0, unused: Ranges = ()) -> TokenScores:
+    logits_BtV = without_unused(unused, linear(hidden_BtD, kernel_DV, jnp.float32) / temperature)
     log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
     chosen_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
     mean_Bt = jnp.sum(jax.nn.softmax(logits_BtV, axis=-1) * logits_BtV, axis=-1)
@@ -67,12 +70,15 @@ def head_kl(
     other_kernel_DV: Float[Array, "D V"],
     other_hidden_BTD: Float[Array, "B T D"],
     temperature: float = 1.0,
+    unused: Ranges = (),
 ) -> Float[Array, "B T"]:
     """KL(p || q) in nats over the whole vocabulary at each position, p of the first head and q of the other."""
 
     def chunk_kl(hidden_BtD, other_BtD):
-        p_BtV = jax.nn.log_softmax(linear(hidden_BtD, kernel_DV, jnp.float32) / temperature, axis=-1)
-        q_BtV = jax.nn.log_softmax(linear(other_BtD, other_kernel_DV, jnp.float32) / temperature, axis=-1)
+        p_BtV, q_BtV = (
+            jax.nn.log_softmax(without_unused(unused, linear(x_BtD, w_DV, jnp.float32) / temperature), axis=-1)
+            for x_BtD, w_DV in ((hidden_BtD, kernel_DV), (other_BtD, other_kernel_DV))
+        )
         return jnp.sum(jnp.exp(p_BtV) * (p_BtV - q_BtV), axis=-1)
 
     chunks = _split(hidden_BTD), _split(other_hidden_BTD)

@@ -25,7 +25,8 @@ from ..data.tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from ..data.tokenizer_gguf import tokenizer_files
 from ..model import llama, lora, storage
 from ..model.config import LlamaConfig
-from ..model.interop import gguf_files, huggingface, meta, peft, tensors
+from ..model.interop import generation, gguf_files, huggingface, meta, peft, tensors
+from ..model.interop.generation import GenerationDefaults
 from ..model.lora import Lora
 from ..model.sharding import part_sharding, path_name
 from ..model.storage import Rules
@@ -40,6 +41,7 @@ class Foreign(NamedTuple):
     source: tensors.Source
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
+    generation: GenerationDefaults = GenerationDefaults()
 
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -94,13 +96,15 @@ def _gguf(path: epath.Path) -> Foreign:
     fields = source.extra["fields"]
     without = fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")  # llama.cpp's words for no tokenizer
     tokenizer = None if without else Tokenizer(tokenizer_files(fields, str(path)), str(path))
-    return Foreign("gguf", source, tokenizer, _own_template(tokenizer, path.stem))
+    defaults = generation.read_gguf(fields, str(path), source.config.vocab_size)
+    return Foreign("gguf", source, tokenizer, _own_template(tokenizer, path.stem), defaults)
 
 
 def _huggingface(path: epath.Path) -> Foreign:
     source = huggingface.open_folder(path)
     tokenizer = _tokenizer_in(path)
-    return Foreign("huggingface", source, tokenizer, _own_template(tokenizer, path.name))
+    defaults = generation.read_folder(path, source.config.vocab_size)
+    return Foreign("huggingface", source, tokenizer, _own_template(tokenizer, path.name), defaults)
 
 
 def _meta(path: epath.Path) -> Foreign:
@@ -142,6 +146,7 @@ def read_manifest(path: epath.PathLike) -> dict:
         "model": found.source.config.to_dict(),
         "tokenizer": _describe_tokenizer(found.tokenizer),
         "template": _describe_template(found.template),
+        "generation": found.generation.to_dict(),
         "step": None,
     }
 
@@ -229,6 +234,12 @@ def own_template(path: epath.PathLike) -> ChatTemplate | None:
     if not is_peft(path):
         return load_template(path)
     return _own_template(_tokenizer_in(_expand(path)), _expand(path).name)
+
+
+def load_generation(path: epath.PathLike) -> GenerationDefaults:
+    """What a model says of how its answers are drawn and what ends them. A run says what the model it began with
+    said."""
+    return GenerationDefaults.from_dict(read_manifest(path).get("generation", {}))
 
 
 def load_config(path: epath.PathLike) -> LlamaConfig:

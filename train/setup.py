@@ -17,6 +17,7 @@ from ..data.tokenizer import Tokenizer
 from ..model import llama
 from ..model.attention import IMPLEMENTATIONS
 from ..model.config import LlamaConfig
+from ..model.interop.generation import GenerationDefaults
 from ..model.sharding import PARTITION_RULES, make_mesh
 from ..model.weights import join, without
 from . import checkpoints, origin
@@ -278,6 +279,17 @@ def loader(settings: Settings) -> Callable[[Any], Any] | None:
     if settings.init_from is None:
         return None
     return functools.partial(origin.load_params, settings.init_from)
+
+
+def generation_of(settings: Settings, tokenizer: Tokenizer) -> GenerationDefaults:
+    """What `config.init_from` says of how its answers are drawn; of ids that end them, those that `tokenizer` has for
+    the same token."""
+    if settings.init_from is None:
+        return GenerationDefaults()
+    said, own = origin.load_generation(settings.init_from), origin.load_tokenizer(settings.init_from)
+    same = own is None or own.fingerprint == tokenizer.fingerprint
+    kept = tuple(i for i in said.stop_ids if same or own.piece(i) == tokenizer.piece(i))
+    return dataclasses.replace(said, stop_ids=kept)
 
 
 def manifest_of(

@@ -1,6 +1,7 @@
 """What the commands share: a parser that says a mistake in one line, and groups of arguments."""
 
 import argparse
+import sys
 from typing import NoReturn
 
 from ...data.errors import UserError
@@ -106,15 +107,63 @@ def load_model(args: argparse.Namespace):
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
-    parser.add_argument("--max_tokens", type=int, default=max_tokens, metavar="N", help=f"default: {max_tokens}")
-    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
-    parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="default: 1, all of the distribution")
-    parser.add_argument("--top_k", type=int, default=0, metavar="K", help="default: 0, the whole vocabulary")
+    own = dict(max_tokens=max_tokens, temperature=0.7)
+    parser.set_defaults(own_sampling=own)
+    parser.add_argument("--max_tokens", type=int, metavar="N", help=f"most tokens of an answer (default: {max_tokens})")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 0.7)")
+    parser.add_argument("--top_p", type=float, metavar="P", help="default: 1, all of the distribution")
+    parser.add_argument("--top_k", type=int, metavar="K", help="default: 0, the whole vocabulary")
+    parser.add_argument(
+        "--min_p", type=float, metavar="P", help="leave out tokens less likely than P times the likeliest (default: 0)"
+    )
+    parser.add_argument(
+        "--repetition_penalty",
+        type=float,
+        metavar="X",
+        help="above 1: tokens already there are less likely (default: 1)",
+    )
+    add_stop(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.epilog += "\nWhere the model recommends a way to sample, its values are the defaults; a line says so."
 
 
-def sampling(args: argparse.Namespace) -> dict:
-    return {name: getattr(args, name) for name in ("max_tokens", "temperature", "top_p", "top_k")}
+def add_stop(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end an answer before this text; repeatable; a newline is $'\\n' in bash",
+    )
+
+
+SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Refuses values out of range, before a model is loaded for nothing."""
+    from ...model.sampling import Sampling
+
+    given = {name: getattr(args, name) for name in (*SAMPLING, "n") if getattr(args, name, None) is not None}
+    if "" in args.stop:
+        raise UserError("--stop= is empty: give the text before which an answer is to end")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: give 0 to {2**32 - 1}")
+    try:
+        Sampling(**given)
+    except ValueError as error:
+        raise UserError(str(error).replace("sampling ", "--", 1)) from None
+
+
+def sampling(args: argparse.Namespace, llama) -> dict:
+    """What is given on the command line, else what the model recommends, told in one line, else the command's own."""
+    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    recommended = {name: value for name, value in llama.generation.sampling().items() if name not in given}
+    said = [f"{name} {value}" for name, value in recommended.items()]
+    said += [f"stop {stop!r}" for stop in llama.generation.stop]
+    if said:
+        print(f"camelid: as the model recommends: {', '.join(said)}", file=sys.stderr)
+    return args.own_sampling | recommended | given | {"stop": args.stop}
 
 
 def tell_skipped(report) -> None:

@@ -3,7 +3,17 @@
 import argparse
 
 from ...data.errors import UserError
-from .arguments import Parser, add_config, add_reading, add_sources, command, reading, tell_skipped
+from .arguments import (
+    Parser,
+    add_config,
+    add_reading,
+    add_sources,
+    add_stop,
+    check_sampling,
+    command,
+    reading,
+    tell_skipped,
+)
 
 
 def add_tokenizer(commands) -> None:
@@ -129,6 +139,7 @@ def _add_collect(actions) -> None:
     )
     parser.add_argument("--max_tokens", type=int, default=128, metavar="N", help="of an answer (default: 128)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
+    add_stop(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file")
 
@@ -137,6 +148,7 @@ def _collect(args: argparse.Namespace) -> None:
     from ...rlhf.collect import best_of, pairs_of, sample_answers, write
     from ...train.bundle import load
 
+    check_sampling(args)
     llama = load(args.path)
     answers = sample_answers(
         llama,
@@ -147,6 +159,7 @@ def _collect(args: argparse.Namespace) -> None:
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         seed=args.seed,
+        stop=args.stop,
         **reading(args),
     )
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)

@@ -1,10 +1,12 @@
 """`camelid eval`, `camelid generate` and `camelid chat`."""
 
 import argparse
+import io
 import sys
+import warnings
 
 from ...data.errors import UserError
-from .arguments import add_model, add_reading, add_sampling, command, load_model, reading, sampling
+from .arguments import add_model, add_reading, add_sampling, check_sampling, command, load_model, reading, sampling
 
 
 def positions(text: str) -> list[int]:
@@ -80,12 +82,21 @@ def add_generate(commands) -> None:
     add_sampling(parser, max_tokens=128)
 
 
-def _generate(args: argparse.Namespace) -> None:
+def _generate(args: argparse.Namespace) -> int:
+    check_sampling(args)
+    from ...train.bundle import PromptTooLong
+
     llama = load_model(args)
     answer = llama.chat_batch if args.chat else llama.generate
-    for text in answer(args.prompts, seed=args.seed, n=args.n, **sampling(args)):
+    with warnings.catch_warnings(record=True) as told:
+        texts = answer(args.prompts, seed=args.seed, n=args.n, **sampling(args, llama))
+    say_anything(sys.stdout)
+    for text in texts:
         print(text)
+    for warning in told:
+        print(f"camelid: {warning.message}", file=sys.stderr)
     tell_draft(llama)
+    return int(any(issubclass(warning.category, PromptTooLong) for warning in told))
 
 
 def add_chat(commands) -> None:
@@ -100,9 +111,21 @@ def _chat(args: argparse.Namespace) -> None:
 
     from ...serve.terminal import chat
 
+    check_sampling(args)
+    if sys.stdin is None or sys.stdin.closed:
+        raise UserError("chat reads messages from standard input, which is closed")
     llama = load_model(args)
-    chat(llama, system=args.system, console=Console(), **sampling(args))
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a message that is not UTF-8 is told, and the next one read
+    say_anything(sys.stdout)
+    chat(llama, system=args.system, console=Console(), seed=args.seed, **sampling(args, llama))
     tell_draft(llama)
+
+
+def say_anything(stream) -> None:
+    """Makes a stream write `?` for characters that its encoding lacks."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 
 
 def tell_draft(llama) -> None:

@@ -367,10 +367,21 @@ def test_half_a_character_in_text_is_refused(tokenizer):
         tokenizer.encode("abc\ud83d")
 
 
-@pytest.mark.parametrize("i", [-1, 10_000])
-def test_an_id_outside_the_vocabulary_is_refused(tokenizer, i):
-    with pytest.raises(ValueError, match="outside the vocabulary"):
-        tokenizer.decode([i])
+def test_an_id_beyond_the_vocabulary_writes_nothing_and_one_below_0_is_refused(tokenizer):
+    ids = tokenizer.encode("a fox")
+    assert tokenizer.decode([*ids, 10_000]) == "a fox"
+    assert "".join(map(tokenizer.stream().push, [*ids, 10_000])) == "a fox"
+    with pytest.raises(ValueError, match="ids are 0 and more"):
+        tokenizer.decode([-1])
+
+
+def test_ids_that_stand_for_no_token_are_the_holes_and_the_rows_beyond(tmp_path):
+    words = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 4, "b": 7}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.unused(12) == ((2, 4), (5, 7), (8, 12))
+    assert tokenizer.unused(8) == ((2, 4), (5, 7))
+    assert tokenizer.decode([4, 5, 7]) == tokenizer.decode([4, 7])
 
 
 def test_tokens_without_a_decoder_are_words(tmp_path):

@@ -1,5 +1,6 @@
 """Cached decoding against full forward passes, stops, and what answers may not depend on."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.model import cache
+from camelid.model import cache, decode
 from camelid.model.config import LlamaConfig
 from camelid.model.decode import (
     Generation,
@@ -23,6 +24,7 @@ from camelid.model.decode import (
 from camelid.model.llama import build
 from camelid.model.sampling import Sampling, reshape_distribution
 from camelid.model.sharding import make_mesh, shardings
+from camelid.model.stopping import stops_of
 
 TINY = dict(vocab_size=96, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, tied=True)
 KEY = jax.random.key(7)
@@ -191,6 +193,73 @@ def test_a_stream_yields_what_generate_gives_up_to_the_stop():
     stop = free[7]
     stopped = list(stream(model, params, prompt, KEY, Sampling(max_tokens=12, stop_ids=(stop,))))
     assert stopped == free[: free.index(stop) + 1]
+
+
+LETTERS = [bytes(97 + i % 3 for i in range(first, first + length)) for length in (1, 2, 3, 0) for first in range(24)]
+"""What each of the 96 tokens writes: one to three of the letters a, b and c, or nothing."""
+
+
+def slow_end(tokens, strings) -> int | None:
+    """How many tokens there are when a string is complete in their text."""
+    texts = (b"".join(LETTERS[i] for i in tokens[: t + 1]) for t in range(len(tokens)))
+    return next((t + 1 for t, text in enumerate(texts) if any(string in text for string in strings)), None)
+
+
+def test_an_answer_ends_with_the_token_that_completes_a_stop_string():
+    model, params = tiny()
+    prompts, strings = some_prompts(3, 32, 17), [b"bcab", b"ccc"]
+    free = run(model, params, prompts, Sampling(max_tokens=9, n=2))
+    sampling = Sampling(max_tokens=9, n=2, stops=stops_of(strings, LETTERS, 96))
+    out = run(model, params, prompts, sampling)
+    ends = [slow_end(free.tokens[index], strings) for index in np.ndindex(3, 2)]
+    assert None in ends and set(ends) - {None, 1, 9}
+    for index, end in zip(np.ndindex(3, 2), ends, strict=True):
+        length = end or 9
+        assert (out.lengths[index], out.stopped[index]) == (length, end is not None)
+        np.testing.assert_array_equal(out.tokens[index][:length], free.tokens[index][:length])
+        np.testing.assert_allclose(out.sampling_logprobs[index][:length], free.sampling_logprobs[index][:length], 1e-5)
+        assert not out.tokens[index][length:].any()
+    streamed = stream(model, params, prompts[0], KEY, dataclasses.replace(sampling, n=1))
+    assert list(streamed) == out.tokens[0, 0, : out.lengths[0, 0]].tolist()
+    at_its_limit = stream(model, params, prompts[0], KEY, dataclasses.replace(sampling, n=1), limit=2)
+    assert list(at_its_limit) == out.tokens[0, 0, :2].tolist()
+    programs = decode.compiled(decode._generate, (), static_argnums=(0, 1, 2))
+    compiled_before = programs._cache_size()
+    other = run(model, params, prompts, dataclasses.replace(sampling, stops=stops_of([b"a"], LETTERS, 96)))
+    assert programs._cache_size() == compiled_before  # other strings are no other program
+    ends = [slow_end(free.tokens[index], [b"a"]) or 9 for index in np.ndindex(3, 2)]
+    assert other.lengths.ravel().tolist() == ends
+
+
+def test_each_row_ends_at_its_own_limit_and_changes_no_other():
+    model, params = tiny()
+    prompts, limits_B = some_prompts(3, 32, 17), np.array([9, 0, 4])
+    free = run(model, params, prompts, Sampling(max_tokens=9, n=2))
+    out = run(model, params, prompts, Sampling(max_tokens=9, n=2), limits_B=limits_B)
+    np.testing.assert_array_equal(out.lengths, [[9, 9], [0, 0], [4, 4]])
+    assert not out.stopped.any()
+    for b, limit in enumerate(limits_B):
+        np.testing.assert_array_equal(out.tokens[b, :, :limit], free.tokens[b, :, :limit])
+        assert not out.tokens[b, :, limit:].any() and not out.logprobs[b, :, limit:].any()
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_ids_without_a_token_are_never_drawn(temperature):
+    model, params = tiny()
+    (prompt,) = some_prompts(6)
+    sampling = Sampling(max_tokens=16, temperature=temperature, unused=((3, 40), (90, 128)))  # of 96 rows
+    out = run(model, params, [prompt], sampling)
+    logits = full_logits(model, params, prompt, out.tokens[0, 0])
+    is_unused = np.isin(np.arange(96), [*range(3, 40), *range(90, 96)])
+    left = np.where(is_unused, -np.inf, logits)
+    np.testing.assert_allclose(out.logprobs[0, 0], chosen_log_probs(logits, out.tokens[0, 0]), atol=1e-4)
+    if temperature == 0:
+        np.testing.assert_array_equal(out.tokens[0, 0], left.argmax(axis=-1))
+        assert is_unused[logits.argmax(axis=-1)].any()
+    else:
+        assert not is_unused[out.tokens[0, 0]].any()
+        want = chosen_log_probs(left / temperature, out.tokens[0, 0])
+        np.testing.assert_allclose(out.sampling_logprobs[0, 0], want, atol=1e-4)
 
 
 def test_many_prompts_come_back_in_their_order():

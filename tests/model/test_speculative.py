@@ -19,6 +19,7 @@ from camelid.model.llama import Model, build
 from camelid.model.sampling import Sampling, reshape_distribution
 from camelid.model.sharding import make_mesh, shardings
 from camelid.model.speculative import SpeculativeGeneration, generate, stream
+from camelid.model.stopping import stops_of
 
 NANO = dict(vocab_size=512, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=192, tied=True)  # as nano-test
 TINY = dict(vocab_size=96, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64)
@@ -315,6 +316,28 @@ def test_the_loops_copy_neither_weights_nor_cache():
     large = [name for name, shape in results if math.prod(map(int, shape.split(","))) >= one_cache]
     assert large, "the loops were not found"
     assert [name for name in large if "copy" in name or "transpose" in name] == []
+
+
+LETTERS = [bytes(97 + i % 3 for i in range(first, first + length)) for length in (1, 2, 3, 0) for first in range(24)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_stop_strings_limits_and_ids_without_a_token_are_those_of_the_target_alone(noise):
+    target, params = random_model(**TINY)
+    pair = target, params, target, near(params, noise)
+    prompts, limits_B = some_prompts(96, 3, 32, 17, 9), np.array([24, 5, 0, 24])
+    sampling = Sampling(
+        max_tokens=24, temperature=0, stops=stops_of([b"bcabc", b"cca"], LETTERS, 96), unused=((90, 128), (3, 9))
+    )
+    tokens_BP, lengths_B = pad_prompts(prompts)
+    want = decode.generate(target, params, tokens_BP, lengths_B, KEY, sampling, limits_B=limits_B)
+    got = run(pair, prompts, sampling, limits_B=limits_B)
+    assert_same_answers(got.answer, jax.device_get(want))
+    assert want.stopped.any() and want.lengths.max() > 2
+    assert not np.isin(want.tokens, [*range(90, 96), *range(3, 9)]).any()
+    b = int(np.argmax(np.asarray(want.stopped[:, 0])))
+    limit = int(limits_B[b])
+    assert list(stream(*pair, prompts[b], KEY, sampling, 3, limit)) == want.tokens[b, 0, : want.lengths[b, 0]].tolist()
 
 
 def test_what_cannot_be_is_refused():

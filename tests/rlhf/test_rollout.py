@@ -1,5 +1,6 @@
 """Rollouts row by row against a network in numpy, and what they must not depend on."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from camelid.model.llama import output_kernel
 from camelid.model.sampling import Sampling
+from camelid.model.stopping import stops_of
 from camelid.rlhf import rollout
 from camelid.tests.rlhf.numpy_llama import STOPS, VOCAB, distributions, policy, prompts, real_tokens, sampling
+from camelid.train.losses import head_kl, head_logprobs
 
 LENGTHS = (3, 11, 7, 16, 1, 9, 12, 5)
 
@@ -67,6 +71,46 @@ def slow_scores(rows, temperature):
         logp_TV = distributions(model.config, params, np.concatenate([prompt, answer]), temperature)
         before_mV = logp_TV[len(prompt) - 1 : -1]
         yield before_mV[np.arange(len(answer)), answer], -(np.exp(before_mV) * before_mV).sum(axis=-1)
+
+
+def test_a_stop_string_ends_a_rollout_and_ids_without_a_token_have_no_share_in_scores():
+    model, params = policy()
+    token_bytes = [bytes([97 + i % 3, 97 + i // 3 % 3]) for i in range(VOCAB)]
+    unused = ((VOCAB // 2, VOCAB),)
+    chosen = dataclasses.replace(
+        sampling(), stop_ids=(), stops=stops_of([b"aca", b"bb"], token_bytes, VOCAB), unused=unused
+    )
+    rollout.check_sampling(chosen)
+
+    @jax.jit
+    def both(params, batch, key):
+        rows = rollout.roll_out(model, params, batch, key, chosen)
+        states_RMD = rollout.answer_states(model, params, rows)
+        scored = output_kernel(params), states_RMD, rows.answers_RM, chosen.temperature, unused
+        kl_RM = head_kl(output_kernel(params), states_RMD, 2 * output_kernel(params), states_RMD, 1.0, unused)
+        return rows, head_logprobs(*scored), kl_RM
+
+    rows, scores, kl_RM = jax.device_get(both(params, prompts(LENGTHS, 16), jax.random.key(3)))
+    ended = []
+    for r, (prompt, answer) in enumerate(real_tokens(rows)):
+        texts = [b"".join(token_bytes[i] for i in answer[:t]) for t in range(1, len(answer) + 1)]
+        stops = [b"aca" in text or b"bb" in text for text in texts]
+        assert not any(stops[:-1]) and stops[-1] == bool(rows.stopped_R[r])
+        ended.append(stops[-1])
+        all_TV = distributions(model.config, params, np.concatenate([prompt, answer]), chosen.temperature)
+        left_TV = all_TV[:, : VOCAB // 2] - np.log(np.exp(all_TV[:, : VOCAB // 2]).sum(axis=-1, keepdims=True))
+        before_mV = left_TV[len(prompt) - 1 : -1]
+        logp, size = before_mV[np.arange(len(answer)), answer], len(answer)
+        np.testing.assert_allclose(scores.logp[r, :size], logp, rtol=0, atol=5e-5)
+        np.testing.assert_allclose(rows.sampling_logprobs_RM[r, :size], logp, rtol=0, atol=5e-5)
+        entropy = -(np.exp(before_mV) * before_mV).sum(axis=-1)
+        np.testing.assert_allclose(scores.entropy[r, :size], entropy, rtol=0, atol=5e-5)
+        at_one, at_half = (
+            before_mV * t - np.log(np.exp(before_mV * t).sum(axis=-1, keepdims=True)) for t in (0.7, 1.4)
+        )  # logits of temperature 0.7, taken to 1 and to 1/2
+        want = (np.exp(at_one) * (at_one - at_half)).sum(axis=-1)
+        np.testing.assert_allclose(kl_RM[r, :size], want, rtol=1e-3, atol=5e-5)
+    assert 0 < sum(ended) < len(ended)
 
 
 def test_scores_are_those_of_each_row_alone_at_the_temperature_that_it_was_drawn_at():

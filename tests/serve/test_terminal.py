@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from camelid.data.errors import UserError
@@ -78,6 +79,56 @@ def test_an_interrupted_answer_keeps_what_was_said():
     assert [m["content"] for m in model.asked[1][0]] == ["a", "half", "b"]
 
 
+def test_an_answer_interrupted_before_its_first_word_takes_the_message_back():
+    class Slow(Echo):
+        def stream_chat(self, messages, **sampling):
+            if messages[-1]["content"] == "slow":
+                raise KeyboardInterrupt
+            yield from super().stream_chat(messages, **sampling)
+
+    model, typed = Slow(), iter(["a", "slow", "b", "/quit"])
+    chat(model, ask=lambda _: next(typed), console=Console(file=io.StringIO()))
+    assert [m["content"] for m in model.asked[1][0]] == ["a", "1:a", "b"]
+
+
+def test_ctrl_c_at_the_prompt_ends_the_chat_as_an_interrupt_on_a_line_of_its_own():
+    def ask(_):
+        raise KeyboardInterrupt
+
+    console = Console(file=io.StringIO())
+    with pytest.raises(KeyboardInterrupt):
+        chat(Echo(), ask=ask, console=console)
+    assert console.file.getvalue().endswith("\n\n")
+
+
+@pytest.mark.parametrize("end", [EOFError(), OSError(5, "Input/output error")], ids=repr)
+def test_the_end_of_the_input_and_a_terminal_that_is_gone_end_the_chat(end):
+    def ask(_):
+        raise end
+
+    chat(Echo(), ask=ask, console=Console(file=io.StringIO()))
+
+
+def test_a_message_that_is_not_utf_8_is_told_and_the_next_one_is_answered():
+    typed = iter(["caf\udce9", UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "bad"), "b", "/quit"])
+
+    def ask(_):
+        text = next(typed)
+        if isinstance(text, Exception):
+            raise text
+        return text
+
+    model, console = Echo(), Console(file=io.StringIO(), width=100)
+    chat(model, ask=ask, console=console)
+    assert console.file.getvalue().count("that message is not in UTF-8 and was not read\n") == 2
+    assert [m["content"] for m in model.asked[0][0]] == ["b"]
+
+
+def test_the_seed_is_that_of_the_first_answer():
+    model, _ = talk("a", "b", seed=7)
+    assert [sampling["seed"] for _, sampling in model.asked] == [7, 8]
+
+
 def test_a_message_that_the_model_refuses_is_told_and_forgotten():
     class Full(Echo):
         def stream_chat(self, messages, **sampling):
@@ -87,5 +138,5 @@ def test_a_message_that_the_model_refuses_is_told_and_forgotten():
 
     model, typed, console = Full(), iter(["a", "long", "b", "/quit"]), Console(file=io.StringIO(), width=100)
     chat(model, ask=lambda _: next(typed), console=console)
-    assert "fills the context" in console.file.getvalue()
+    assert "fills the context of 512; shorten it (/new begins another conversation)\n" in console.file.getvalue()
     assert [m["content"] for m in model.asked[1][0]] == ["a", "1:a", "b"]

@@ -1,5 +1,6 @@
 """`camelid convert`: through other formats and back with the same answers, and what stands in what is written."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -17,6 +18,7 @@ from camelid.data.errors import UserError
 from camelid.data.tokenizer import Tokenizer
 from camelid.launch.cli import main
 from camelid.model.interop import tensors
+from camelid.model.interop.generation import GenerationDefaults
 from camelid.tests.model.interop import folders
 from camelid.train import checkpoints, convert, origin
 
@@ -61,6 +63,25 @@ def test_every_format_gives_the_same_greedy_answers_and_logits(name, chain, expe
     for text in (*QUESTIONS, "the white whale\n\n  sees 3 wolves; 龘 <|im_end|></s>"):
         assert found.tokenizer.encode(text) == model.tokenizer.encode(text)
     assert found.tokenizer.special == model.tokenizer.special
+
+
+def test_what_a_model_says_of_sampling_and_of_ends_goes_with_it_into_every_format(chain, tmp_path):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(chain["their"], theirs)
+    written = json.loads((theirs / "generation_config.json").read_text())
+    model = camelid.load(chain["tuned"])
+    ends = model.template.stop_ids(model.tokenizer)
+    assert sorted(np.atleast_1d(written["eos_token_id"])) == list(ends) and written["bos_token_id"] == 1
+    said = written | dict(eos_token_id=[*ends, 9], do_sample=True, temperature=0.5, top_p=0.75, stop_strings=["###"])
+    (theirs / "generation_config.json").write_text(json.dumps(said))
+    expected = GenerationDefaults((*ends, 9), ("###",), temperature=0.5, top_p=0.75)
+    assert origin.load_generation(theirs) == expected
+    for name, to, source in (("run", "camelid", "theirs"), ("x.gguf", "gguf", "run"), ("again", "huggingface", "run")):
+        assert main(["convert", str(tmp_path / source), str(tmp_path / name), f"--to={to}"]) == 0
+    assert origin.load_generation(tmp_path / "run") == origin.load_generation(tmp_path / "again") == expected
+    assert json.loads((tmp_path / "again" / "generation_config.json").read_text()) == said
+    in_gguf = origin.load_generation(tmp_path / "x.gguf")
+    assert in_gguf == dataclasses.replace(expected, stop=())  # which the format cannot say
 
 
 def test_a_manifest_says_of_which_files_a_run_was_made(chain):
