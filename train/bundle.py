@@ -123,7 +123,7 @@ class Llama:
         """
         tokenizer = self._tokenizer()
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
         tokens = [begin + tokenizer.encode(prompt) for prompt in prompts]
         chosen = Sampling(**({"stop_ids": (tokenizer.eos_id,)} | sampling))
         return [tokenizer.decode(ids) for ids in self.complete(tokens, chosen, seed=seed, batch_size=batch_size)]

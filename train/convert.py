@@ -167,7 +167,7 @@ def write_camelid(
     output = check_new(output)
     described = {
         "config": {},
-        "tokenizer": found.tokenizer and {"fingerprint": found.tokenizer.fingerprint},
+        "tokenizer": checkpoints.describe_tokenizer(found.tokenizer),
         "template": found.template and {"name": found.template.name, "source": found.template.source},
         "model": found.config.to_dict(),
         "versions": {name: importlib.metadata.version(name) for name in ("camelid", "jax", "flax")},

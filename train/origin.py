@@ -125,7 +125,7 @@ def read_manifest(path: epath.PathLike) -> dict:
         stored = stored_adapter(path)
         described = stored._asdict() | {"lora": dataclasses.asdict(stored.lora)}
         return read_manifest(stored.path) | {
-            "tokenizer": _describe_tokenizer(load_tokenizer(path)),
+            "tokenizer": checkpoints.describe_tokenizer(load_tokenizer(path)),
             "template": _describe_template(load_template(path)),
             "step": None,
             "adapter": described,
@@ -135,14 +135,10 @@ def read_manifest(path: epath.PathLike) -> dict:
     found = open_foreign(path)
     return {
         "model": found.source.config.to_dict(),
-        "tokenizer": _describe_tokenizer(found.tokenizer),
+        "tokenizer": checkpoints.describe_tokenizer(found.tokenizer),
         "template": _describe_template(found.template),
         "step": None,
     }
-
-
-def _describe_tokenizer(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
-    return tokenizer and {"fingerprint": tokenizer.fingerprint}
 
 
 def _describe_template(template: ChatTemplate | None) -> dict[str, Any] | None:
