@@ -8,7 +8,7 @@ from etils import epath
 
 from .templates import ChatTemplate
 from .tokenizer import HUGGINGFACE_FILE, Tokenizer
-from .tokenizer_settings import CONFIG_FILE, TEMPLATE_FILE
+from .tokenizer_settings import CONFIG_FILE, LEGACY, TEMPLATE_FILE
 
 
 def save_for_transformers(tokenizer: Tokenizer, template: ChatTemplate | None, directory: epath.PathLike) -> None:
@@ -27,6 +27,8 @@ def save_for_transformers(tokenizer: Tokenizer, template: ChatTemplate | None, d
         _say_bos(tokenizer, directory / HUGGINGFACE_FILE)
     else:
         config["legacy"] = _legacy(tokenizer, template)
+        if config["legacy"] is not tokenizer._vocabulary.legacy:
+            config[LEGACY] = "unsaid"
         config["added_tokens_decoder"] = _added_tokens(tokenizer)
     config.pop("chat_template", None)
     if template is not None:

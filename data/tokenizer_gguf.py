@@ -20,11 +20,10 @@ from sentencepiece import sentencepiece_model_pb2
 from .errors import UserError
 from .tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from .tokenizer_sentencepiece import SPACE_SYMBOL
-from .tokenizer_settings import CONFIG_FILE, AddedToken
+from .tokenizer_settings import CONFIG_FILE, LEGACY_VALUES, AddedToken
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # values of tokenizer.ggml.model
 LEGACY = "camelid.tokenizer.legacy"  # our own key for `legacy` of a tokenizer_config.json
-LEGACY_VALUES = {"true": True, "false": False, "unsaid": None}
 ADDED_SCORE = -1000.0  # of tokens that the model does not merge; llama.cpp's converter writes the same
 NAMED_IDS = ("bos", "eos", "unknown", "padding")
 SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}  # where the file does not say

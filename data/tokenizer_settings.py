@@ -16,6 +16,8 @@ MAP_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
 TEMPLATE_FILE = "chat_template.jinja"
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+LEGACY = "camelid_legacy"  # our own key beside `legacy`, for what transformers has no word for
+LEGACY_VALUES = {"true": True, "false": False, "unsaid": None}
 MAX_IDS = 2**22  # more than four times the largest vocabulary in use; a file that asks for more lies
 
 
@@ -72,6 +74,10 @@ def read_settings(files: Mapping[str, bytes], where: str) -> Settings:
     for spelling, token in (special | named).items():
         added[spelling] = added[spelling]._replace(special=True) if spelling in added else token
     flags = {name: _flag(config, name, where) for name in ("add_bos_token", "legacy", "add_prefix_space")}
+    if LEGACY in config:
+        if not isinstance(config[LEGACY], str) or config[LEGACY] not in LEGACY_VALUES:
+            raise UserError(f"{CONFIG_FILE} beside {where}: {LEGACY} is not one of {', '.join(LEGACY_VALUES)}")
+        flags["legacy"] = LEGACY_VALUES[config[LEGACY]]
     template = _chat_template(files, config, where)
     return Settings(names, added, "added_tokens_decoder" in config, *flags.values(), template)
 

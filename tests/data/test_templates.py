@@ -378,7 +378,7 @@ def test_a_document_is_bos_text_eos_and_all_but_bos_is_trained(tokenizer):
     tokens, mask = encode_text("hello </s>", tokenizer)
     begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
     assert tokens.tolist() == [*begin, *tokenizer.encode("hello </s>"), tokenizer.eos_id]
-    assert mask.tolist() == [False] + [True] * (len(tokens) - 1)
+    assert mask.tolist() == [False] * len(begin) + [True] * (len(tokens) - len(begin))
 
 
 def test_templates_are_values():
