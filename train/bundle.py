@@ -218,6 +218,7 @@ def load(
     quantize: str | Rules | None = None,
     cache: str | None = None,
     rope: tuple[RopeKind, int] | None = None,
+    vocab_size: int | None = None,
 ) -> Llama:
     """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
     Hugging Face's or Meta's, or a GGUF file.
@@ -226,7 +227,8 @@ def load(
     or "ema" for the moving average of a run that kept one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
     "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
     and values of 8 bits while decoding. rope: a rotary scaling and the tokens that it stretches the trained context
-    to, such as ("yarn", 8192). Raises UserError for a path that holds no model.
+    to, such as ("yarn", 8192). vocab_size: rows of embedding and head, more than somebody else's files have, as where a
+    tokenizer has ids that were never given one: the new ones are the mean of the others. Raises UserError for a path that holds no model.
     """
     manifest = origin.read_manifest(path)
     if manifest.get("kind") == "scalar":
@@ -234,6 +236,14 @@ def load(
     config = LlamaConfig.from_dict(manifest["model"])
     if dtype is not None:
         config = config.replace(dtype=dtype, param_dtype=dtype)
+    if vocab_size is not None and (vocab_size < config.vocab_size or not origin.is_foreign(path)):
+        raise UserError(
+            f"{path}: vocab_size {vocab_size:,}: rows are added to somebody else's files alone, and none taken away; "
+            f"there are {config.vocab_size:,}. `camelid convert --vocab_size` adds rows to a run"
+        )
+    config = config.replace(vocab_size=vocab_size or config.vocab_size)
+    tokenizer = origin.load_tokenizer(path)
+    origin.check_rows(tokenizer, config.vocab_size, path, "load(..., vocab_size={0}) or `camelid convert --vocab_size={0}`")
     try:
         rules, config = storage.rules_of(quantize), config.replace(cache=cache)
         if rope is not None:
@@ -243,7 +253,7 @@ def load(
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
     params = origin.load_params(path, _placed(model, mesh), name=weights, quantize=rules)
-    return Llama(model, params, origin.load_tokenizer(path), origin.load_template(path), mesh, step=manifest["step"])
+    return Llama(model, params, tokenizer, origin.load_template(path), mesh, step=manifest["step"])
 
 
 def _placed(model: llama.Model, mesh: jax.sharding.Mesh) -> llama.Params:

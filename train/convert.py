@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -44,9 +44,11 @@ def contents(
     weights: str = "params",
     template: ChatTemplate | None = None,
     tokenizer: Tokenizer | None = None,
+    vocab_size: int | None = None,
 ) -> Contents:
     """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema". template: another
-    than its own. tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow`)."""
+    than its own. tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow`).
+    vocab_size: rows that embedding and head get in all, those that no token was made from others for being the mean."""
     manifest = origin.read_manifest(path)
     if "kind" in manifest:
         raise UserError(f"{path}: holds a {manifest['kind']}, and no language model")
@@ -64,23 +66,32 @@ def contents(
     stored_as = jnp.dtype(config.param_dtype)
     values = (value.astype(stored_as, copy=False) for value in values)
     template, own = template or origin.load_template(path), origin.load_tokenizer(path)
-    if tokenizer is None:
-        return Contents(config, own, template, values, manifest)
-    if own is None:
-        raise UserError(f"{path} has no tokenizer that {tokenizer.fingerprint[:8]} could be compared with")
-    splits, start = split_of_new(own, tokenizer), own.vocab_size
-    grown = config.replace(vocab_size=max(config.vocab_size, start + len(splits)))
-    return Contents(grown, tokenizer, template, _grown_values(values, config, splits, start), manifest)
+    if tokenizer is not None:
+        if own is None:
+            raise UserError(f"{path} has no tokenizer that {tokenizer.fingerprint[:8]} could be compared with")
+        origin.check_rows(own, config.vocab_size, path, "a first `camelid convert --vocab_size={}`")
+        splits, start = split_of_new(own, tokenizer), own.vocab_size
+        values = _new_rows(values, config, lambda table: vocabulary.grow_rows(table, splits, start))
+        config = config.replace(vocab_size=max(config.vocab_size, start + len(splits)))
+        own = tokenizer
+    if vocab_size is not None:
+        if vocab_size < config.vocab_size:
+            raise UserError(f"--vocab_size={vocab_size}: {path} has {config.vocab_size:,} rows, and none are taken away")
+        values = _new_rows(values, config, lambda table: vocabulary.pad_rows(table, vocab_size))
+        config = config.replace(vocab_size=vocab_size)
+    origin.check_rows(own, config.vocab_size, path, "--vocab_size={}")
+    return Contents(config, own, template, values, manifest)
 
 
-def _grown_values(
-    values: Iterator[np.ndarray], config: LlamaConfig, splits: list[list[int]], start: int
+def _new_rows(
+    values: Iterator[np.ndarray], config: LlamaConfig, grow: Callable[[np.ndarray], jax.Array]
 ) -> Iterator[np.ndarray]:
+    """`values` with embedding and head [V, D] as `grow` makes them."""
     for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), values, strict=True):
         if place.path == "embed/embedding":
-            value = vocabulary.grow_rows(value, splits, start)
+            value = grow(jnp.asarray(value))
         if place.path == "head/kernel":
-            value = vocabulary.grow_rows(value.T, splits, start).T
+            value = grow(jnp.asarray(value).T).T
         yield np.asarray(value)
 
 
