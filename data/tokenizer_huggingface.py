@@ -17,7 +17,7 @@ import tokenizers
 
 from .errors import UserError
 from .tokenizer_sentencepiece import SPACE_SYMBOL, Place
-from .tokenizer_settings import CONFIG_FILE, MAX_IDS, AddedToken, Settings
+from .tokenizer_settings import CONFIG_FILE, MAX_IDS, AddedToken, Settings, short
 
 # Spellings looked for when no tokenizer_config.json says which tokens begin and end a text.
 KNOWN_SPELLINGS = {
@@ -95,7 +95,11 @@ class HuggingFaceVocabulary:
 
     def encode_with_offsets(self, text: str, place: Place) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the span of characters that each one covers."""
-        encoding = self.at(place).encode(text, add_special_tokens=False)
+        try:
+            encoding = self.at(place).encode(text, add_special_tokens=False)
+        except BaseException as error:
+            _reraise_foreign(error)
+            raise UserError(f"{self._where}: tokenizers cannot encode {short(text)}: {error}") from None
         ids, spans = encoding.ids, encoding.offsets
         if not self._control.isdisjoint(ids):
             return self._cut_control(text, ids, spans, place)
@@ -136,10 +140,22 @@ def _parse(model: bytes, where: str) -> dict[str, Any]:
     spec |= {"truncation": None, "padding": None}
     if "dropout" in spec["model"]:
         spec["model"]["dropout"] = None
+    _check_merges(spec["model"], where)
     for step in _steps(spec.get("pre_tokenizer")):
         if step.get("type") == "Metaspace" and step.get("add_prefix_space") is False:
             step.setdefault("prepend_scheme", "never")  # as older files say it
     return spec
+
+
+def _check_merges(model: dict[str, Any], where: str) -> None:
+    """Refuses merges on which tokenizers would panic: second parts that are shorter than the prefix they must have."""
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not prefix or not isinstance(prefix, str) or not isinstance(merges, list):
+        return
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if isinstance(parts, list) and len(parts) == 2 and not str(parts[1]).startswith(prefix):
+            raise UserError(f"{where}: merge {short(merge)} goes on without the model's prefix {short(prefix)}")
 
 
 def _load(spec: dict[str, Any], where: str) -> tokenizers.Tokenizer:
@@ -170,7 +186,7 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
     if part.get("type") != "Sequence":
         yield part
         return
-    for key in ("normalizers", "pretokenizers", "decoders"):
+    for key in ("normalizers", "pretokenizers", "processors", "decoders"):
         for step in part.get(key) or ():
             yield from _steps(step)
 
@@ -265,11 +281,26 @@ def _begins_with(post_processor: Any, bos_id: int | None, where: str) -> bool:
     probe = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}
     try:
         probing = tokenizers.Tokenizer.from_str(json.dumps(probe | {"post_processor": post_processor}))
+        for step in _steps(_part(probing.post_processor)):
+            if step["type"] == "TemplateProcessing":
+                _check_template(step, where)
         encoding = probing.encode("a")
+    except UserError:
+        raise
     except BaseException as error:
         _reraise_foreign(error)
         raise UserError(f"{where}: its post_processor cannot be read by tokenizers: {error}") from None
-    return encoding.special_tokens_mask[0] == 1 and encoding.ids[0] == bos_id
+    return encoding.special_tokens_mask[:1] == [1] and encoding.ids[0] == bos_id
+
+
+def _check_template(step: dict[str, Any], where: str) -> None:
+    """Refuses a post-processor on which tokenizers would panic."""
+    for item in step["single"]:
+        token, text = item.get("SpecialToken", {}).get("id"), item.get("Sequence", {}).get("id", "A")
+        if token is not None and token not in step["special_tokens"]:
+            raise UserError(f"{where}: its post_processor puts in {short(token)}, whose id it does not say")
+        if text != "A":
+            raise UserError(f"{where}: its post_processor wants a second text, {short(text)}, where there is one")
 
 
 def _bytes_of_token(steps: list[dict], where: str) -> Callable[[str], bytes]:
