@@ -40,7 +40,7 @@ def main() -> None:
     draft = camelid.load(args.draft, quantize=args.draft_quantize)
     if args.text:
         documents = itertools.islice(sources.read(args.text, split="heldout"), args.questions)
-        begin = [] if target.tokenizer.bos_id is None else [target.tokenizer.bos_id]
+        begin = [target.tokenizer.bos_id] if target.tokenizer.adds_bos else []
         prompts = [begin + target.tokenizer.encode(document["text"])[:16] for document in documents]
         stops = (target.tokenizer.eos_id,)
     else:

@@ -33,6 +33,7 @@ def base() -> ConfigDict:
     c.model.remat = "none"  # dots, attention, full, offload: what a layer keeps for its backward pass
     for field in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "tied", "norm_eps", "unroll"):
         c.model[field] = None  # another value than the preset's or the checkpoint's
+    c.model.vocab_size = None  # rows of embedding and head; beyond those of init_from's files: the mean of theirs
     c.model.max_len = None
     c.model.rope_theta = None
     c.model.rope_scaling = None  # {"kind": "linear", "factor": 4.0}, see model/config.py RopeScaling

@@ -125,7 +125,7 @@ def build_cache(
         "format": format,
         "split": split,
         "heldout": heldout,
-        "tokenizer": [tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id],
+        "tokenizer": tokenizer.cache_key(template.source if template else ""),
         "template": template.fingerprint if template else None,
         "version": VERSION,
     }

@@ -174,8 +174,8 @@ def load_template(name_or_path: str | epath.Path) -> ChatTemplate:
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> Encoded:
-    """A plain document: bos, if there is one, the text, and eos; everything but bos is trained on."""
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    """A plain document: bos where the tokenizer adds it, the text, and eos; everything but bos is trained on."""
+    start = [tokenizer.bos_id] if tokenizer.adds_bos else []
     tokens = np.array([*start, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
     return Encoded(tokens, np.arange(len(tokens)) >= len(start))
 

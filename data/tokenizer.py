@@ -1,7 +1,8 @@
 """One tokenizer interface over SentencePiece `tokenizer.model` and Hugging Face `tokenizer.json` files.
 
 Two promises hold for both kinds. Text never yields a control token, whatever it says: those are reachable by id alone.
-And `decode(encode(text)) == text` for every text, as far as the model's own normaliser keeps it (LLaMA's keeps all).
+And `decode(encode(text)) == text` for every text, as far as the model's own normaliser keeps it. LLaMA's keeps all;
+`Metaspace` and `ByteLevel` of a tokenizer.json put no space in front of a text that has one, which is lost that way.
 """
 
 import codecs
@@ -15,12 +16,11 @@ from etils import epath
 
 from .errors import UserError
 from .tokenizer_huggingface import HuggingFaceVocabulary
-from .tokenizer_sentencepiece import SentencePieceVocabulary
+from .tokenizer_sentencepiece import Place, SentencePieceVocabulary
+from .tokenizer_settings import ADDED_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, Settings, read_settings
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 HUGGINGFACE_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
 
 Span = tuple[int, int]
 
@@ -29,44 +29,50 @@ class Tokenizer:
     """Text to token ids and back.
 
     Attributes:
-        vocab_size: number of ids, control tokens included.
+        vocab_size: number of ids, control tokens and added ones included.
         bos_id: the token that begins a text, or None where the tokenizer has none.
+        adds_bos: whether plain text begins with bos; a chat template may write it all the same.
         eos_id: the token that ends a text.
         pad_id: an id to fill unused positions with; padding is masked, so eos will do where there is no other.
         unk_id: what text becomes that no other token can write, or None where there is no such token.
         special: control tokens by their spelling ("</s>", "<|im_end|>").
-        fingerprint: SHA-256 of the model file, in hexadecimal.
+        added: tokens that are looked for as a whole, by their spelling, with their flags: special ones, which are
+            control tokens, and others, which are found in plain text too.
+        named: spellings of bos_token, eos_token, unk_token and pad_token, of those that the tokenizer has.
+        model_fingerprint: SHA-256 of the model file, in hexadecimal.
+        fingerprint: SHA-256 of all that decides tokens: of the model file alone where no other file says anything.
         chat_template: the jinja source of the chat template that came with the tokenizer's files, or None.
     """
 
     def __init__(self, files: dict[str, bytes], where: str):
         """Use `Tokenizer.load`. `files` holds the model file and what belongs to it, by file name."""
         self._files, self._where = files, where
-        config = _read_config(files)
-        if HUGGINGFACE_FILE in files:
-            model_file = HUGGINGFACE_FILE
-            self._vocabulary = HuggingFaceVocabulary(files[model_file], config, where)
-        else:
-            model_file = SENTENCEPIECE_FILE
-            self._vocabulary = SentencePieceVocabulary(files[model_file], where)
-        vocabulary = self._vocabulary
+        settings = read_settings(files, where)
+        model_file = HUGGINGFACE_FILE if HUGGINGFACE_FILE in files else SENTENCEPIECE_FILE
+        kind = HuggingFaceVocabulary if model_file == HUGGINGFACE_FILE else SentencePieceVocabulary
+        vocabulary = self._vocabulary = kind(files[model_file], where, settings)
         if vocabulary.eos_id is None:
-            hint = f": name one as eos_token in a {CONFIG_FILE} beside it" if model_file == HUGGINGFACE_FILE else ""
-            raise UserError(f"{where} has no end-of-text token{hint}")
+            raise UserError(f"{where} has no end-of-text token: name one as eos_token in a {CONFIG_FILE} beside it")
         self.vocab_size = len(vocabulary.pieces)
-        self.special = vocabulary.special
+        self.special, self.added, self.named = vocabulary.special, vocabulary.added, vocabulary.named
         self.bos_id, self.eos_id, self.unk_id = vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id
         self.pad_id = next(i for i in (vocabulary.pad_id, self.unk_id, self.eos_id) if i is not None)
-        self.fingerprint = hashlib.sha256(files[model_file]).hexdigest()
-        self.chat_template = _chat_template(files, config)
+        own_way = getattr(vocabulary, "adds_bos", True)  # a SentencePiece model says nothing; LLaMA's texts begin so
+        self.adds_bos = self.bos_id is not None and (own_way if settings.add_bos is None else settings.add_bos)
+        self.chat_template = settings.chat_template
+        self.model_fingerprint = hashlib.sha256(files[model_file]).hexdigest()
+        self.fingerprint = self.model_fingerprint
+        if settings._replace(chat_template=None) != Settings():
+            decides = [*self.cache_key(), self.adds_bos, self.bos_id, self.pad_id, self.unk_id, self.named]
+            self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
         self._spellings = {i: spelling for spelling, i in self.special.items()}
 
     @classmethod
     def load(cls, path: str | epath.Path) -> "Tokenizer":
         """Load a `tokenizer.model`, a `tokenizer.json`, or the folder that holds one.
 
-        A folder with both is a Hugging Face repository, whose `tokenizer.json` is the complete one. A
-        `tokenizer_config.json` and `chat_template.jinja` beside the model file are read too.
+        A folder with both is a Hugging Face repository, whose `tokenizer.json` is the complete one. What
+        `tokenizer_settings.py` knows of, and lies beside the model file, is read too.
 
         Raises:
             UserError: there is no such file, or it is not a tokenizer.
@@ -80,7 +86,7 @@ class Tokenizer:
                 f"no tokenizer at {path}: expected a {SENTENCEPIECE_FILE} or {HUGGINGFACE_FILE}, or a folder with one"
             )
         files = {HUGGINGFACE_FILE if path.suffix == ".json" else SENTENCEPIECE_FILE: path.read_bytes()}
-        for name in (CONFIG_FILE, TEMPLATE_FILE):
+        for name in (CONFIG_FILE, MAP_FILE, ADDED_FILE, TEMPLATE_FILE):
             if (path.parent / name).exists():
                 files[name] = (path.parent / name).read_bytes()
         return cls(files, str(path))
@@ -92,36 +98,72 @@ class Tokenizer:
         for name, content in self._files.items():
             (directory / name).write_bytes(content)
 
+    def as_trained_before(self) -> "Tokenizer":
+        """The tokenizer with the meaning that its files had for runs whose manifests do not say `adds_bos`.
+
+        A bos that there was began every text unless `add_bos_token` was false, whatever the post-processor said; of the
+        files beside a `tokenizer.model` only the chat template was read.
+        """
+        if HUGGINGFACE_FILE not in self._files:
+            names = (CONFIG_FILE, MAP_FILE, ADDED_FILE)
+            config = {} if self.chat_template is None else {"chat_template": self.chat_template}
+            files = {name: content for name, content in self._files.items() if name not in names}
+            return Tokenizer(files | ({CONFIG_FILE: json.dumps(config).encode()} if config else {}), self._where)
+        config = json.loads(self._files.get(CONFIG_FILE, b"{}"))
+        if self.bos_id is None or config.get("add_bos_token") is not None:
+            return self
+        content = json.dumps(config | {"add_bos_token": True}, ensure_ascii=False).encode()
+        return Tokenizer(self._files | {CONFIG_FILE: content}, self._where)
+
     def __reduce__(self):
         return Tokenizer, (self._files, self._where)
 
-    def encode(self, text: str, *, continues: bool = False) -> list[int]:
+    def cache_key(self, template_source: str = "") -> list:
+        """What names token caches: all that decides the tokens of a text, and of conversations in a chat template.
+
+        Names of tokens count where the template's source speaks of them, so that others may change.
+        """
+        named = {name: self.named[name] for name in ("unk_token", "pad_token") if name in self.named}
+        if not self.adds_bos and self.bos_id is not None:
+            named["bos_token"] = self.named["bos_token"]
+        named = {name: spelling for name, spelling in named.items() if name in template_source}
+        rules = self._vocabulary.rules | ({"named": named} if named else {})
+        return [
+            self.model_fingerprint,
+            self.bos_id if self.adds_bos else None,
+            self.eos_id,
+            *([rules] if rules else []),
+        ]
+
+    def encode(self, text: str, *, after: int | None = None, continues: bool = False) -> list[int]:
         """Token ids of `text`, with no control token among them.
 
         Args:
             text: any text.
-            continues: whether `text` goes on where other text stopped. A tokenizer that puts a space in front of every
-                text (LLaMA's dummy prefix) then leaves it out.
+            after: the control token that `text` follows, in a conversation; None where it begins by itself. It decides
+                whether a tokenizer that puts a space in front of texts (LLaMA's dummy prefix) does so here.
+            continues: whether `text` goes on where other text stopped: then no space is put.
 
         Raises:
             UserError: `text` holds a lone surrogate, which is half a character and has no UTF-8 form.
         """
-        text = self._prepare(text, continues)
+        check_whole(text)
+        place = self._place(after, continues)
         symbol = self._vocabulary.space_symbol
         if symbol is None or symbol not in text:
-            return self._vocabulary.encode(text)
-        return self._encode_around_symbol(text)[0]
+            return self._vocabulary.encode(text, place)
+        return self._encode_around_symbol(text, place)[0]
 
-    def encode_with_offsets(self, text: str, *, continues: bool = False) -> tuple[list[int], list[Span]]:
+    def encode_with_offsets(
+        self, text: str, *, after: int | None = None, continues: bool = False
+    ) -> tuple[list[int], list[Span]]:
         """Like `encode`, with the span `(start, end)` of characters of `text` that each token covers.
 
         Tokens that are each a part of one character all have that character's span. The token of a lone prefix space
         has an empty span.
         """
-        prepared = self._prepare(text, continues)
-        ids, spans = self._encode_around_symbol(prepared)
-        shift = len(prepared) - len(text)
-        return ids, [(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
+        check_whole(text)
+        return self._encode_around_symbol(text, self._place(after, continues))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Control tokens are dropped, as are ids beyond the vocabulary, which padded networks have;
@@ -129,6 +171,8 @@ class Tokenizer:
         data = b"".join(map(self._bytes, ids))
         if self._vocabulary.leading_space:
             data = data.removeprefix(b" ")
+        if self._vocabulary.trailing_space:
+            data = data.removesuffix(b" ")
         return data.decode("utf-8", "replace")
 
     @functools.cached_property
@@ -196,27 +240,25 @@ class Tokenizer:
             raise ValueError(f"token id {i}: ids are 0 and more")
         return self._vocabulary.token_bytes[i] if i < self.vocab_size else b""
 
-    def _prepare(self, text: str, continues: bool) -> str:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"character {error.start} of a text is the lone surrogate U+{ord(text[error.start]):04X}, half of "
-                f"a character, which UTF-8 cannot write: {text[max(0, error.start - 20) : error.start + 20]!r}"
-            ) from None
-        return self._vocabulary.prefix + text if text and not continues else text
+    def _place(self, after: int | None, continues: bool) -> Place:
+        if continues:
+            return "within"
+        return "start" if after is None else self._vocabulary.place_after(after)
 
-    def _encode_around_symbol(self, text: str) -> tuple[list[int], list[Span]]:
+    def _encode_around_symbol(self, text: str, place: Place) -> tuple[list[int], list[Span]]:
         """Encode, and spell "▁" in bytes: as a piece it would be read as a space and come back as one."""
-        symbol = self._vocabulary.space_symbol
+        vocabulary, symbol = self._vocabulary, self._vocabulary.space_symbol
         if symbol is None or symbol not in text or self._symbol_ids is None:
-            return self._vocabulary.encode_with_offsets(text)
+            return vocabulary.encode_with_offsets(text, place)
         ids, spans, start = [], [], 0
         for stretch in text.split(symbol):
             if start:
                 ids += self._symbol_ids
                 spans += [(start - 1, start)] * len(self._symbol_ids)
-            stretch_ids, stretch_spans = self._vocabulary.encode_with_offsets(stretch)
+            elif not stretch and place != "within" and vocabulary.leading_space:  # the space in front of the symbol
+                ids += vocabulary.encode(" ", "within")
+                spans += [(0, 0)] * len(ids)
+            stretch_ids, stretch_spans = vocabulary.encode_with_offsets(stretch, "within" if start else place)
             ids += stretch_ids
             spans += [(a + start, b + start) for a, b in stretch_spans]
             start += len(stretch) + 1
@@ -231,12 +273,15 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes token by token and holds back the bytes of a character until it is whole."""
+    """Decodes token by token and holds back what may not be the text's yet: the bytes of a character until it is whole,
+    and a last space where the tokenizer ends texts with one of its own."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._bytes = tokenizer._bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._space_due = tokenizer._vocabulary.leading_space
+        self._holds_space = tokenizer._vocabulary.trailing_space
+        self._held = b""
 
     def push(self, i: int) -> str:
         """The text that token `i` completes, perhaps empty."""
@@ -244,6 +289,10 @@ class StreamDecoder:
         if data and self._space_due:
             data = data.removeprefix(b" ")
             self._space_due = False
+        if data and self._holds_space:
+            data, self._held = self._held + data, b""
+            if data.endswith(b" "):
+                data, self._held = data[:-1], b" "
         return self._utf8.decode(data)
 
     def flush(self) -> str:
@@ -251,21 +300,12 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _read_config(files: dict[str, bytes]) -> dict:
+def check_whole(text: str) -> None:
+    """Raises UserError for half a character in a text: it has no UTF-8 form, and no token."""
     try:
-        config = json.loads(files.get(CONFIG_FILE, b"{}"))
-    except ValueError as error:
-        raise UserError(f"{CONFIG_FILE} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{CONFIG_FILE} is not a JSON object")
-    return config
-
-
-def _chat_template(files: dict[str, bytes], config: dict) -> str | None:
-    """The chat template among Hugging Face's files; of several named ones, the one named `default`."""
-    if TEMPLATE_FILE in files:
-        return files[TEMPLATE_FILE].decode()
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"character {error.start} of a text is the lone surrogate U+{ord(text[error.start]):04X}, half of "
+            f"a character, which UTF-8 cannot write: {text[max(0, error.start - 20) : error.start + 20]!r}"
+        ) from None

@@ -18,10 +18,13 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
 from .errors import UserError
-from .tokenizer import CONFIG_FILE, HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
+from .tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from .tokenizer_sentencepiece import SPACE_SYMBOL
+from .tokenizer_settings import CONFIG_FILE, LEGACY_VALUES, AddedToken, short
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # values of tokenizer.ggml.model
+LEGACY = "camelid.tokenizer.legacy"  # our own key for `legacy` of a tokenizer_config.json
+ADDED_SCORE = -1000.0  # of tokens that the model does not merge; llama.cpp's converter writes the same
 NAMED_IDS = ("bos", "eos", "unknown", "padding")
 SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}  # where the file does not say
 
@@ -128,7 +131,7 @@ def tokenizer_files(fields: Mapping[str, Any], where: str) -> dict[str, bytes]:
     model = _value(fields, "tokenizer.ggml.model", str, None, where)
     if model not in (BYTE_LEVEL, SENTENCEPIECE):
         raise UserError(
-            f"{where} has a tokenizer of model {model!r}: camelid reads {BYTE_LEVEL!r} (byte-level BPE) and "
+            f"{where} has a tokenizer of model {short(model)}: camelid reads {BYTE_LEVEL!r} (byte-level BPE) and "
             f"{SENTENCEPIECE!r} (SentencePiece BPE)"
         )
     tokens = _list(fields, "tokens", str, where)
@@ -138,15 +141,22 @@ def tokenizer_files(fields: Mapping[str, Any], where: str) -> dict[str, bytes]:
     # Older converters called the tokens unknown with which they filled the embedding up.
     types = [TokenType.UNUSED if t == TokenType.UNKNOWN and i != ids["unknown"] else t for i, t in enumerate(types)]
     cut = _cut(fields, where) if model == BYTE_LEVEL else None
-    if not _value(fields, "tokenizer.ggml.add_bos_token", bool, cut is None or cut.adds_bos, where):
-        ids["added_bos"] = None
+    adds_bos = _value(fields, "tokenizer.ggml.add_bos_token", bool, cut is None or cut.adds_bos, where)
+    config = {"add_bos_token": adds_bos and ids["bos"] is not None}
     if cut is not None:
         name, content = HUGGINGFACE_FILE, _huggingface_file(tokens, types, _list(fields, "merges", str, where), cut)
     else:
         scores = _list(fields, "scores", (int, float), where, len(tokens))
         prefix = _value(fields, "tokenizer.ggml.add_space_prefix", bool, True, where)
-        name, content = SENTENCEPIECE_FILE, _sentencepiece_file(tokens, types, scores, ids, prefix, where)
-    return {name: content, CONFIG_FILE: _config_file(fields, tokens, ids, where)}
+        removes = _value(fields, "tokenizer.ggml.remove_extra_whitespaces", bool, False, where)
+        name = SENTENCEPIECE_FILE
+        content = _sentencepiece_file(tokens, types, scores, ids, (prefix, removes), where)
+        # llama.cpp puts the space behind every control token; a file of camelid's says how its tokens were made.
+        legacy = _value(fields, LEGACY, str, "true", where)
+        if legacy not in LEGACY_VALUES:
+            raise UserError(f"{where}: {LEGACY} is {short(legacy)}: expected one of {', '.join(LEGACY_VALUES)}")
+        config["legacy"] = LEGACY_VALUES[legacy]
+    return {name: content, CONFIG_FILE: _config_file(config, fields, tokens, ids, where)}
 
 
 def gguf_fields(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, Any]:
@@ -168,12 +178,10 @@ def gguf_fields(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str
     else:
         fields = _sentencepiece_fields(tokenizer, tokens)
     _fill_up(fields, max(vocab_size or 0, len(tokens)) - len(tokens))
-    # A tokenizer whose texts begin without bos may still have one: its configuration says so.
-    bos_id = tokenizer.bos_id if tokenizer.bos_id is not None else _unadded_bos(tokenizer, tokens)
     unk_id = None if tokenizer.unk_id in tokenizer.special.values() else tokenizer.unk_id
-    ids = dict(zip(NAMED_IDS, (bos_id, tokenizer.eos_id, unk_id, tokenizer._vocabulary.pad_id), strict=True))
+    ids = dict(zip(NAMED_IDS, (tokenizer.bos_id, tokenizer.eos_id, unk_id, tokenizer._vocabulary.pad_id), strict=True))
     fields |= {f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None}
-    fields["tokenizer.ggml.add_bos_token"] = tokenizer.bos_id is not None
+    fields["tokenizer.ggml.add_bos_token"] = tokenizer.adds_bos
     if tokenizer.chat_template is not None:
         fields["tokenizer.chat_template"] = tokenizer.chat_template
     return fields
@@ -189,7 +197,7 @@ def _list(
     if key not in fields:
         raise UserError(f"{where} has no {key}, so it is not a whole tokenizer: convert the model to GGUF again")
     values = fields[key]
-    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+    if not isinstance(values, list) or not all(_is(value, kind) for value in values):
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise UserError(f"{where}: {key} is not a list of {kinds}: convert the model to GGUF again")
     if length is not None and len(values) != length:
@@ -197,15 +205,24 @@ def _list(
     return values
 
 
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value is of a kind: a truth value is no number, and half of a character no text."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return False
+    return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _value(fields: Mapping[str, Any], key: str, kind: type, default: Any, where: str) -> Any:
     value = fields.get(key, default)
-    if key in fields and not isinstance(value, kind):
-        raise UserError(f"{where}: {key} is {value!r}, not of type {kind.__name__}: convert the model to GGUF again")
+    if key in fields and not _is(value, kind):
+        raise UserError(
+            f"{where}: {key} is {short(value)}, not of type {kind.__name__}: convert the model to GGUF again"
+        )
     return value
 
 
 def _named_ids(fields: Mapping[str, Any], defaults: dict[str, int], length: int, where: str) -> dict[str, int | None]:
-    """The ids that GGUF names; that of bos also as `added_bos`, the token that texts begin with."""
+    """The ids that GGUF names."""
     ids = {}
     for name in NAMED_IDS:
         key = f"tokenizer.ggml.{name}_token_id"
@@ -216,7 +233,7 @@ def _named_ids(fields: Mapping[str, Any], defaults: dict[str, int], length: int,
         raise UserError(
             f"{where} names no end-of-text token: `gguf-new-metadata --special-token eos TOKEN IN.gguf OUT.gguf` does"
         )
-    return ids | {"added_bos": ids["bos"]}
+    return ids
 
 
 def _check_tokens(tokens: list[str], types: list[int], where: str) -> None:
@@ -225,9 +242,9 @@ def _check_tokens(tokens: list[str], types: list[int], where: str) -> None:
         if not token:
             raise UserError(f"{where}: token {i} is empty, so nothing could be encoded as it")
         if token in seen:
-            raise UserError(f"{where}: tokens {seen[token]} and {i} are both {token!r}")
+            raise UserError(f"{where}: tokens {seen[token]} and {i} are both {short(token)}")
         if not min(TokenType) <= kind <= max(TokenType):
-            raise UserError(f"{where}: token {i}, {token!r}, is of type {kind}; types are 1 to 6")
+            raise UserError(f"{where}: token {i}, {short(token)}, is of type {kind}; types are 1 to 6")
         seen[token] = i
 
 
@@ -236,7 +253,7 @@ def _cut(fields: Mapping[str, Any], where: str) -> Cut:
     name = _value(fields, "tokenizer.ggml.pre", str, None, where)
     known = CUTS | {alias: CUTS[other] for alias, other in SAME_CUTS.items()}
     if name not in known:
-        said = "is missing" if name is None else f"is {name!r}"
+        said = "is missing" if name is None else f"is {short(name)}"
         raise UserError(
             f"{where}: tokenizer.ggml.pre, the way in which its tokenizer cuts text, {said}; camelid knows "
             f"{', '.join(sorted(known))}. If it is one of these in truth, "
@@ -245,11 +262,12 @@ def _cut(fields: Mapping[str, Any], where: str) -> Cut:
     return known[name]
 
 
-def _config_file(fields: Mapping[str, Any], tokens: list[str], ids: dict[str, int | None], where: str) -> bytes:
+def _config_file(
+    config: dict[str, Any], fields: Mapping[str, Any], tokens: list[str], ids: dict[str, int | None], where: str
+) -> bytes:
     """A `tokenizer_config.json`."""
     names = {"bos_token": ids["bos"], "eos_token": ids["eos"], "pad_token": ids["padding"]}
-    config = {name: None if i is None else tokens[i] for name, i in names.items()}
-    config["add_bos_token"] = ids["added_bos"] is not None
+    config = {name: None if i is None else tokens[i] for name, i in names.items()} | config
     template = _value(fields, "tokenizer.chat_template", str, None, where)
     if template is not None:
         config["chat_template"] = template
@@ -287,12 +305,15 @@ def _sentencepiece_file(
     types: list[int],
     scores: list[float],
     ids: dict[str, int | None],
-    add_space_prefix: bool,
+    spaces: tuple[bool, bool],
     where: str,
 ) -> bytes:
-    """A `tokenizer.model` in which the named tokens are what their names say, whatever type GGUF gives them."""
+    """A `tokenizer.model` in which the named tokens are what their names say, whatever type GGUF gives them.
+
+    spaces: whether one is put in front of a text, and whether extra ones are removed.
+    """
     types = list(types)
-    for name in ("added_bos", "eos", "padding"):
+    for name in ("bos", "eos", "padding"):
         if ids[name] is not None:
             types[ids[name]] = TokenType.CONTROL
     types[ids["unknown"]] = TokenType.UNKNOWN
@@ -305,13 +326,12 @@ def _sentencepiece_file(
     spec.model_type = spec.BPE
     spec.vocab_size = len(tokens)
     spec.byte_fallback = TokenType.BYTE in types
-    for name, gguf_name in (("unk", "unknown"), ("bos", "added_bos"), ("eos", "eos"), ("pad", "padding")):
+    for name, gguf_name in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         i = ids[gguf_name]
         setattr(spec, f"{name}_id", -1 if i is None else i)
         setattr(spec, f"{name}_piece", "" if i is None else tokens[i])
     proto.normalizer_spec.name = "identity"
-    proto.normalizer_spec.add_dummy_prefix = add_space_prefix
-    proto.normalizer_spec.remove_extra_whitespaces = False
+    proto.normalizer_spec.add_dummy_prefix, proto.normalizer_spec.remove_extra_whitespaces = spaces
     content = proto.SerializeToString(deterministic=True)
     try:
         sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -329,13 +349,9 @@ def _byte_level_fields(tokenizer: Tokenizer, tokens: list[str]) -> dict[str, Any
     where = tokenizer._where
     pre = _name_of_cut(spec, where)
     types = [TokenType.NORMAL if token else TokenType.UNUSED for token in tokens]
-    for token in spec["added_tokens"]:
-        types[token["id"]] = TokenType.USER_DEFINED
-        if not token["special"] and (token["single_word"] or token["lstrip"] or token["rstrip"]):
-            raise UserError(
-                f"{where}: its added token {token['content']!r} takes in or asks for what stands around it "
-                "(single_word, lstrip or rstrip), which GGUF cannot express"
-            )
+    _check_flags(tokenizer.added, where)
+    for token in tokenizer.added.values():
+        types[token.id] = TokenType.USER_DEFINED
     if tokenizer.unk_id is not None:
         types[tokenizer.unk_id] = TokenType.UNKNOWN
     for i in tokenizer.special.values():
@@ -380,18 +396,33 @@ def _unrolled(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 def _sentencepiece_fields(tokenizer: Tokenizer, tokens: list[str]) -> dict[str, Any]:
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer._files[SENTENCEPIECE_FILE])
     _check_expressible(proto, tokenizer._where)
-    types = [piece.type for piece in proto.pieces]
-    return {
+    _check_flags(tokenizer.added, tokenizer._where)
+    types = tokenizer._vocabulary.types
+    normalizer = proto.normalizer_spec
+    scores = [piece.score for piece in proto.pieces]
+    scores += [ADDED_SCORE] * (len(tokens) - len(scores))
+    fields = {
         "tokenizer.ggml.model": SENTENCEPIECE,
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": [
-            token.replace(SPACE_SYMBOL, " ") if kind == TokenType.USER_DEFINED else token
-            for token, kind in zip(tokens, types, strict=True)
+            token.replace(SPACE_SYMBOL, " ") if kind == TokenType.USER_DEFINED else token or _unused(i)
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         ],
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.scores": [piece.score for piece in proto.pieces],
-        "tokenizer.ggml.add_space_prefix": proto.normalizer_spec.add_dummy_prefix,
+        "tokenizer.ggml.token_type": list(types),
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.add_space_prefix": tokenizer._vocabulary.leading_space,
+        LEGACY: next(name for name, value in LEGACY_VALUES.items() if value is tokenizer._vocabulary.legacy),
     }
+    return fields | ({"tokenizer.ggml.remove_extra_whitespaces": True} if normalizer.remove_extra_whitespaces else {})
+
+
+def _check_flags(added: Mapping[str, AddedToken], where: str) -> None:
+    for spelling, token in added.items():
+        if not token.special and (token.single_word or token.lstrip or token.rstrip):
+            raise UserError(
+                f"{where}: its added token {spelling!r} takes in or asks for what stands around it "
+                "(single_word, lstrip or rstrip), which GGUF cannot express"
+            )
 
 
 def _check_expressible(proto: sentencepiece_model_pb2.ModelProto, where: str) -> None:
@@ -405,12 +436,6 @@ def _check_expressible(proto: sentencepiece_model_pb2.ModelProto, where: str) ->
         raise UserError(f"{where} normalises text ({normalizer.name}), which GGUF cannot express for SentencePiece BPE")
     if not normalizer.escape_whitespaces or spec.treat_whitespace_as_suffix:
         raise UserError(f"{where} writes spaces in a way that GGUF cannot express: not as {SPACE_SYMBOL} before words")
-
-
-def _unadded_bos(tokenizer: Tokenizer, tokens: list[str]) -> int | None:
-    named = json.loads(tokenizer._files.get(CONFIG_FILE, b"{}")).get("bos_token")
-    spelling = named["content"] if isinstance(named, dict) else named
-    return tokens.index(spelling) if spelling in tokens else None
 
 
 def _unused(i: int) -> str:

@@ -20,7 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models, pre_tokenizers, trainers
 
 from .errors import UserError
-from .tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
+from .tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer, check_whole
 from .tokenizer_sentencepiece import SPACE_SYMBOL
 
 HAN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
@@ -290,13 +290,13 @@ class _ByteLevel:
         vocabulary = base._vocabulary._tokenizer.get_vocab(with_added_tokens=True)
         self.known = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
         self._fixed = base._vocabulary._tokenizer.get_added_tokens_decoder().keys()
-        # A post-processor may take the spaces out of the offsets.
-        self._plain = tokenizers.Tokenizer.from_str(base._vocabulary._tokenizer.to_str())
-        self._plain.post_processor = None
+        self._plain = tokenizers.Tokenizer.from_str(base._vocabulary.at("within").to_str())
 
     def symbols(self, text: str) -> Iterator[Symbol]:
         """The tokens of `text`. The pre-tokenizer says where pieces end; added tokens are words by themselves."""
-        text = self.base._prepare(text, continues=False)
+        check_whole(text)
+        if self.base._vocabulary.leading_space and not text.startswith(" "):
+            text = " " + text
         encoding = self._plain.encode(text, add_special_tokens=False)
         last = None
         for piece, (start, end), word in zip(encoding.tokens, encoding.offsets, encoding.word_ids, strict=True):
@@ -353,6 +353,11 @@ class _SentencePiece:
         if spec.model_type != spec.BPE:
             kind = spec.ModelType.Name(spec.model_type).lower()
             raise UserError(f"{base._where} is a SentencePiece model of type {kind}: only BPE takes new pieces")
+        if base.vocab_size > len(self._proto.pieces):
+            spelling = base._vocabulary.pieces[-1]
+            raise UserError(
+                f"{base._where}: {spelling!r} is added behind its pieces, where new pieces would have to go"
+            )
         self._pieces = [(piece.piece, piece.type) for piece in self._proto.pieces]
         self.known = {piece: i for i, (piece, _) in enumerate(self._pieces)}
 
@@ -396,7 +401,7 @@ class _SentencePiece:
         vocabulary = type(self.base._vocabulary)(self.extended(chosen), self.base._where)
         texts = [candidate.piece.replace(SPACE_SYMBOL, " ") for candidate in chosen]
         ids = enumerate(texts, self.base.vocab_size)
-        return {chosen[i - self.base.vocab_size].piece for i, text in ids if vocabulary.encode(text) != [i]}
+        return {chosen[i - self.base.vocab_size].piece for i, text in ids if vocabulary.encode(text, "within") != [i]}
 
     def extended(self, chosen: list[Candidate]) -> bytes:
         """The file with these pieces. Their scores are below all others, so that old merges go first."""

@@ -1,61 +1,225 @@
-"""A SentencePiece `tokenizer.model` as a vocabulary: what its file says, and bare encoding of plain text.
+"""A SentencePiece `tokenizer.model` as a vocabulary: what its file and the files beside it say, and encoding.
 
-"Bare" means that nothing is added: the dummy prefix (the space that LLaMA's models put in front of a text) is taken out
-of the model's settings and left to `Tokenizer`, which knows whether a text begins or continues.
+A text, or a stretch of one, stands at one of two places. At the start SentencePiece encodes it as it always does, with
+its dummy prefix (or suffix) where the model has one. Within a text nothing is put in front: the same model without that.
+All else of the model's normaliser (extra white space removed, spaces behind words, NFKC) acts in both.
+
+Added tokens of a Hugging Face folder are cut out of the text before SentencePiece sees it.
 """
 
+import functools
+from typing import Literal
+
 import sentencepiece
+import tokenizers
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
+from tokenizers import models
 
 from .errors import UserError
+from .tokenizer_settings import MAX_IDS, AddedToken, Settings
 
 SPACE_SYMBOL = "▁"  # how SentencePiece writes a space inside a piece
 UNKNOWN_TEXT = " ⁇ "  # what SentencePiece decodes its unknown token to
+
+Place = Literal["start", "after", "within"]
 
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 class SentencePieceVocabulary:
-    """The pieces of a SentencePiece model, its control tokens, and `encode` without any prefix.
+    """The pieces of a SentencePiece model with what is added to them, its control tokens, and encoding.
 
-    Control tokens are the pieces of type CONTROL, which SentencePiece never produces from text.
+    Control tokens are the pieces of type CONTROL, which SentencePiece never produces from text, added tokens that are
+    special, and the tokens that are named as bos, eos or pad.
+
+    Attributes:
+        pieces, types: of each id; ids that nobody defines have no spelling and are UNUSED.
+        added: by spelling, the tokens that the files beside the model add to it or say more of.
+        named: the spellings of bos_token, eos_token, unk_token and pad_token, of those that there are.
+        legacy: transformers' rule for text behind control tokens, or None: Meta's (`place_after`).
+        rules: what decides tokens beside the model file and the names; empty for LLaMA's model standing alone.
     """
 
     space_symbol = SPACE_SYMBOL
 
-    def __init__(self, model: bytes, where: str):
+    def __init__(self, model: bytes, where: str, settings: Settings = Settings()):
         proto = _parse(model, where)
-        spec = proto.trainer_spec
-        self.pieces = [piece.piece for piece in proto.pieces]
-        self.special = {p.piece: i for i, p in enumerate(proto.pieces) if p.type == _Piece.CONTROL}
-        self.unk_id = next((i for i, p in enumerate(proto.pieces) if p.type == _Piece.UNKNOWN), None)
-        self.bos_id = self.special.get(spec.bos_piece)
-        self.eos_id = self.special.get(spec.eos_piece)
-        self.pad_id = self.special.get(spec.pad_piece)
-        self.unused = {i for i, piece in enumerate(proto.pieces) if piece.type == _Piece.UNUSED}
-        self.token_bytes = [b"" if i in self.unused else _piece_bytes(piece) for i, piece in enumerate(proto.pieces)]
-        self.prefix = " " if proto.normalizer_spec.add_dummy_prefix else ""
-        self.leading_space = bool(self.prefix)  # whether decoded text starts with a space that is not the text's
-        self._is_byte = [piece.type == _Piece.BYTE for piece in proto.pieces]
-        self._processor = _bare_processor(proto)
+        own = [(piece.piece, piece.type) for piece in proto.pieces]
+        self.pieces, self.types = [piece for piece, _ in own], [kind for _, kind in own]
+        self.unk_id = next((i for i, kind in enumerate(self.types) if kind == _Piece.UNKNOWN), None)
+        self.added = self._add(settings, where)
+        self._name(settings, proto.trainer_spec, where)
+        changed = _changed(own, self.pieces, self.types, where)
+        control = {self.pieces[i]: i for i, kind in enumerate(self.types) if kind == _Piece.CONTROL}
+        self.special = dict(sorted(control.items(), key=lambda item: item[1]))
+        self._found = {s: token for s, token in self.added.items() if s not in self.special and token.id != self.unk_id}
+        self.unused = {i for i, kind in enumerate(self.types) if kind == _Piece.UNUSED}
+        self.token_bytes = self._bytes()
+        self.legacy = settings.legacy
+        self._normalizer = proto.normalizer_spec
+        self._dummy = self._normalizer.add_dummy_prefix and settings.add_prefix_space is not False
+        self._is_suffix = proto.trainer_spec.treat_whitespace_as_suffix
+        # Whether decoded text starts, or ends, with a space that is not the text's.
+        self.leading_space = self._dummy and not self._is_suffix
+        self.trailing_space = self._dummy and self._is_suffix
+        added = {s: token for s, token in self.added.items() if s in self._found or token.id in changed}
+        added |= {s: token for s, token in self.added.items() if token.id >= len(own)}
+        rules = {
+            "added": sorted((s, *token) for s, token in added.items()),
+            "control": sorted(changed),
+            "legacy": settings.legacy,
+            "prefix": self._dummy if settings.add_prefix_space is not None else None,
+            "spaces": [self._normalizer.remove_extra_whitespaces, self._is_suffix],
+        }
+        self.rules = {name: rule for name, rule in rules.items() if rule not in (None, [], [False, False])}
+        self._told = _as_told(proto, changed, self.types, self.pieces)
+        try:
+            self._processor_for("", "start")  # SentencePiece looks at its model now, and not at the first text
+        except RuntimeError as error:
+            raise UserError(f"{where}: SentencePiece does not take it: {error}") from None
 
-    def encode(self, text: str) -> list[int]:
+    @functools.cached_property
+    def _with_dummy(self) -> sentencepiece.SentencePieceProcessor:
+        return _processor(self._told, dummy=True)
+
+    @functools.cached_property
+    def _without_dummy(self) -> sentencepiece.SentencePieceProcessor:
+        return _processor(self._told, dummy=False)
+
+    def place_after(self, i: int) -> Place:
+        """Where text stands that follows control token `i`.
+
+        transformers' LlamaTokenizer puts the dummy prefix behind every control token if `legacy` and behind none if
+        not. A model that stands alone is used as Meta uses it: a text begins behind bos and behind eos.
+        """
+        begins = self.legacy if self.legacy is not None else i in (self.bos_id, self.eos_id)
+        return "start" if begins else "within"
+
+    def encode(self, text: str, place: Place) -> list[int]:
         """Token ids of `text`, which holds no space symbol."""
-        return self._processor.encode(text)
+        if self._found:
+            return self.encode_with_offsets(text, place)[0]
+        return self._processor_for(text, place).encode(text)
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_offsets(self, text: str, place: Place) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the span of characters that each one covers."""
-        serialized = self._processor.encode(text, out_type="serialized_proto")
+        if not self._found:
+            return self._encode_plain(text, place)
+        ids, spans = [], []
+        cut = self._splitter.encode(text, add_special_tokens=False)
+        for token, (start, end) in zip(cut.ids, cut.offsets, strict=True):
+            if token:
+                ids.append(self._found[self._splitter.id_to_token(token)].id)
+                spans.append((start, end))
+                place = self.place_after(ids[-1])
+            else:
+                part_ids, part_spans = self._encode_plain(text[start:end], place)
+                ids += part_ids
+                spans += [(a + start, b + start) for a, b in part_spans]
+        return ids, spans
+
+    def _encode_plain(self, text: str, place: Place) -> tuple[list[int], list[tuple[int, int]]]:
+        serialized = self._processor_for(text, place).encode(text, out_type="serialized_proto")
         pieces = sentencepiece_pb2.SentencePieceText.FromString(serialized).pieces
         ids = [piece.id for piece in pieces]
         character = _character_of_byte(text)  # SentencePiece counts in bytes of UTF-8
         spans = [(character[piece.begin], character[piece.end]) for piece in pieces]
         # Of a character spelled in bytes, SentencePiece gives the span to the last byte alone.
         for i in range(len(ids) - 2, -1, -1):
-            if self._is_byte[ids[i]] and spans[i][0] == spans[i][1]:
+            if self.types[ids[i]] == _Piece.BYTE and spans[i][0] == spans[i][1]:
                 spans[i] = spans[i + 1]
         return ids, spans
+
+    def _processor_for(self, text: str, place: Place) -> sentencepiece.SentencePieceProcessor:
+        if place == "start":
+            return self._with_dummy if self._dummy else self._without_dummy
+        # A model that removes extra spaces would remove the one between words too, where a text goes on with it.
+        keeps_one = self._normalizer.remove_extra_whitespaces and not self._is_suffix
+        return self._with_dummy if keeps_one and text.startswith(" ") else self._without_dummy
+
+    @functools.cached_property
+    def _splitter(self) -> tokenizers.Tokenizer:
+        """Finds added tokens as tokenizers finds them: id 0 stands for a stretch between them."""
+        splitter = tokenizers.Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+        flags = {spelling: token._asdict() for spelling, token in self._found.items()}
+        for spelling, token in flags.items():
+            del token["id"]
+            splitter.add_tokens([tokenizers.AddedToken(spelling, **token)])
+        return splitter
+
+    # What the files beside the model say ------------------------------------------------------------------------------
+
+    def _add(self, settings: Settings, where: str) -> dict[str, AddedToken]:
+        """The added tokens with their ids; pieces and types grow by those that the model does not have."""
+        ids = {piece: i for i, piece in enumerate(self.pieces)}
+        added, owners = {}, {}
+        placed = {spelling: token for spelling, token in settings.added.items() if token.id is not None}
+        for spelling, token in sorted(placed.items(), key=lambda item: item[1].id):
+            self._put(spelling, token)
+            added[spelling] = token
+            owners[token.id] = spelling
+        wanted = {spelling: token for spelling, token in settings.added.items() if token.id is None}
+        for name in ("bos_token", "eos_token", "pad_token"):
+            if (spelling := settings.names.get(name)) is not None:
+                wanted.setdefault(spelling, AddedToken(None, special=True))
+        for spelling, token in wanted.items():
+            if spelling in added:
+                continue
+            i = ids.get(spelling, len(self.pieces))
+            if owners.get(i, spelling) != spelling:  # the piece of that spelling has become another token
+                i = len(self.pieces)
+            added[spelling] = token._replace(id=i)
+            self._put(spelling, added[spelling])
+        if len(self.pieces) > MAX_IDS:
+            raise UserError(f"{where} has {len(self.pieces):,} ids with those added, more than {MAX_IDS:,}")
+        return added
+
+    def _put(self, spelling: str, token: AddedToken) -> None:
+        i = token.id
+        holes = i + 1 - len(self.pieces)
+        self.pieces += [""] * holes
+        self.types += [_Piece.UNUSED] * holes
+        if self.pieces[i] != spelling or (token.special and i != self.unk_id):
+            self.types[i] = _Piece.CONTROL if token.special else _Piece.USER_DEFINED
+        self.pieces[i] = spelling
+
+    def _name(self, settings: Settings, spec: sentencepiece_model_pb2.TrainerSpec, where: str) -> None:
+        """Sets bos_id, eos_id, pad_id and `named`, and makes those that there are control tokens."""
+        ids = {piece: i for i, piece in enumerate(self.pieces) if piece}
+        own = {"bos_token": spec.bos_piece, "eos_token": spec.eos_piece, "pad_token": spec.pad_piece}
+        self.named = {}
+        for name, spelling in own.items():
+            if spelling not in ids or self.types[ids[spelling]] != _Piece.CONTROL:
+                spelling = None
+            # A configuration without an end would leave no way to stop: then the model's own is meant.
+            if name in settings.names and (name != "eos_token" or settings.names[name] is not None):
+                spelling = settings.names[name]
+            if spelling is not None:
+                self.named[name] = spelling
+        self.bos_id, self.eos_id, self.pad_id = (ids[self.named[name]] if name in self.named else None for name in own)
+        for i in {self.bos_id, self.eos_id, self.pad_id} - {None, self.unk_id}:
+            self.types[i] = _Piece.CONTROL
+        if self.unk_id is not None and self.unk_id in (self.bos_id, self.eos_id):
+            raise UserError(f"{where}: bos or eos is the unknown token, which characters without a token become")
+        if self.unk_id is not None:
+            named = settings.names.get("unk_token")
+            self.named["unk_token"] = named if named in ids else self.pieces[self.unk_id]
+
+    def _bytes(self) -> list[bytes]:
+        """The UTF-8 bytes that each id stands for in decoded text."""
+        as_written = {token.id for token in self.added.values()}
+        found = []
+        for i, (piece, kind) in enumerate(zip(self.pieces, self.types, strict=True)):
+            if kind in (_Piece.CONTROL, _Piece.UNUSED):
+                found.append(b"")
+            elif kind == _Piece.BYTE:
+                found.append(bytes([int(piece[1:-1], 16)]))
+            elif kind == _Piece.UNKNOWN:
+                found.append(UNKNOWN_TEXT.encode())
+            else:
+                found.append((piece if i in as_written else piece.replace(SPACE_SYMBOL, " ")).encode())
+        return found
 
 
 def _parse(model: bytes, where: str) -> sentencepiece_model_pb2.ModelProto:
@@ -71,23 +235,36 @@ def _parse(model: bytes, where: str) -> sentencepiece_model_pb2.ModelProto:
     return proto
 
 
-def _bare_processor(proto: sentencepiece_model_pb2.ModelProto) -> sentencepiece.SentencePieceProcessor:
-    bare = sentencepiece_model_pb2.ModelProto()
-    bare.CopyFrom(proto)
-    bare.normalizer_spec.add_dummy_prefix = False
-    bare.normalizer_spec.remove_extra_whitespaces = False  # it would eat the prefix that Tokenizer writes
-    return sentencepiece.SentencePieceProcessor(model_proto=bare.SerializeToString())
+def _changed(own: list[tuple[str, int]], pieces: list[str], types: list[int], where: str) -> set[int]:
+    """The ids of a model's own pieces that other files make something else."""
+    changed = {i for i, piece in enumerate(own) if piece != (pieces[i], types[i])}
+    for i in changed:
+        spelling, kind = own[i]
+        if kind in (_Piece.BYTE, _Piece.UNKNOWN):
+            name = "the byte" if kind == _Piece.BYTE else "the unknown token"
+            raise UserError(
+                f"the files beside {where} make {pieces[i]!r} of id {i}, which is {name} {spelling!r} there"
+            )
+    return changed
 
 
-def _piece_bytes(piece: _Piece) -> bytes:
-    """The UTF-8 bytes that a piece stands for in decoded text."""
-    if piece.type == _Piece.CONTROL:
-        return b""
-    if piece.type == _Piece.BYTE:
-        return bytes([int(piece.piece[1:-1], 16)])
-    if piece.type == _Piece.UNKNOWN:
-        return UNKNOWN_TEXT.encode()
-    return piece.piece.replace(SPACE_SYMBOL, " ").encode()
+def _as_told(
+    proto: sentencepiece_model_pb2.ModelProto, changed: set[int], types: list[int], pieces: list[str]
+) -> sentencepiece_model_pb2.ModelProto:
+    """The model for SentencePiece: pieces that have become control tokens, or other tokens, never come out of text."""
+    told = sentencepiece_model_pb2.ModelProto()
+    told.CopyFrom(proto)
+    for i in changed:
+        renamed = told.pieces[i].piece != pieces[i]
+        told.pieces[i].type = _Piece.UNUSED if renamed else types[i]
+    return told
+
+
+def _processor(proto: sentencepiece_model_pb2.ModelProto, *, dummy: bool) -> sentencepiece.SentencePieceProcessor:
+    told = sentencepiece_model_pb2.ModelProto()
+    told.CopyFrom(proto)
+    told.normalizer_spec.add_dummy_prefix = dummy
+    return sentencepiece.SentencePieceProcessor(model_proto=told.SerializeToString())
 
 
 def _character_of_byte(text: str) -> list[int] | range:

@@ -60,6 +60,18 @@ def _check(splits: Sequence[Sequence[int]], start: int, shape: tuple[int, ...]) 
             )
 
 
+def pad_rows(table_VD: Float[Array, "V D"], rows: int) -> Float[Array, "W D"]:
+    """`table_VD` with `rows` rows: those beyond its own are the mean of all, taken in float32.
+
+    For tokens of which nothing is known, such as a padding token. Raises ValueError where there are more rows already.
+    """
+    own = table_VD.shape[0]
+    if rows < own:
+        raise ValueError(f"a vocabulary of {rows} rows would cut off some of the {own} that there are")
+    mean_D = table_VD.astype(jnp.float32).mean(0).astype(table_VD.dtype)
+    return jnp.concatenate([table_VD, jnp.broadcast_to(mean_D, (rows - own, *mean_D.shape))])
+
+
 def grow_rows(table_VD: Float[Array, "V D"], splits: Sequence[Sequence[int]], start: int) -> Float[Array, "W D"]:
     """One table of `grow`, rows being tokens."""
     _check(splits, start, table_VD.shape)

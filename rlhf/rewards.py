@@ -89,9 +89,11 @@ def load(
 def load_model(path, tokenizer: Tokenizer, bases: Bases, dtype: str) -> tuple[scalar.ScalarModel, Any]:
     """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer; one that
     was trained with adapters shares their base."""
+    if difference := origin.tokenizer_at(path).difference(tokenizer):
+        raise UserError(
+            f"{path}: a reward model with another tokenizer than the policy's cannot read its tokens: {difference}"
+        )
     manifest = origin.read_manifest(path)
-    if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-        raise UserError(f"{path}: a reward model with another tokenizer than the policy's cannot read its tokens")
     config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
     model = scalar.build(config, manifest.get("heads", 1))
     abstract = jax.eval_shape(model.init, jax.random.key(0))

@@ -148,7 +148,7 @@ class Llama:
         """
         tokenizer = self._tokenizer()
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
         tokens = [begin + tokenizer.encode(prompt) for prompt in prompts]
         if [] in tokens:
             raise UserError(f"prompt {tokens.index([]) + 1} is empty, and this tokenizer has no token to begin with")
@@ -289,6 +289,7 @@ def load(
     cache: str | None = None,
     rope: tuple[RopeKind, int] | None = None,
     base: epath.PathLike | None = None,
+    vocab_size: int | None = None,
 ) -> Llama:
     """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
     Hugging Face's or Meta's, a GGUF file, or a PEFT folder whose base is at hand.
@@ -298,7 +299,8 @@ def load(
     "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
     and values of 8 bits while decoding. rope: a rotary scaling and the tokens that it stretches the trained context
     to, such as ("yarn", 8192). base: the model that the adapters at `path` are put on, in place of the one that they
-    name. Raises UserError for a path that holds no model.
+    name. vocab_size: rows of embedding and head, more than somebody else's files have, as where a tokenizer has ids
+    that were never given one: the new ones are the mean of the others. Raises UserError for a path that holds no model.
     """
     if base is not None:
         if weights != "params":
@@ -311,6 +313,16 @@ def load(
     config = LlamaConfig.from_dict(manifest["model"])
     if dtype is not None:
         config = config.replace(dtype=dtype, param_dtype=dtype)
+    if vocab_size is not None and (vocab_size < config.vocab_size or not origin.is_foreign(path)):
+        raise UserError(
+            f"{path}: vocab_size {vocab_size:,}: rows are added to somebody else's files alone, and none taken away; "
+            f"there are {config.vocab_size:,}. `camelid convert --vocab_size` adds rows to a run"
+        )
+    config = config.replace(vocab_size=vocab_size or config.vocab_size)
+    tokenizer = origin.load_tokenizer(path)
+    origin.check_rows(
+        tokenizer, config.vocab_size, path, "load(..., vocab_size={0}) or `camelid convert --vocab_size={0}`"
+    )
     try:
         rules, config = storage.rules_of(quantize), config.replace(cache=cache)
         if rope is not None:
@@ -320,8 +332,8 @@ def load(
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
     params = origin.load_params(path, _placed(model, mesh), name=weights, quantize=rules)
-    own = origin.load_tokenizer(path), origin.load_template(path)
-    return Llama(model, params, *own, mesh, step=manifest["step"], generation=origin.load_generation(path))
+    template, said = origin.load_template(path), origin.load_generation(path)
+    return Llama(model, params, tokenizer, template, mesh, step=manifest["step"], generation=said)
 
 
 def _key(seed: int) -> jax.Array:

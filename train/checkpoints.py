@@ -152,11 +152,29 @@ def describe(
     """The manifest of a run: JSON-able, without the step, which `Checkpoints.save` adds."""
     return {
         "config": json.loads(config.to_json()),
-        "tokenizer": tokenizer and {"fingerprint": tokenizer.fingerprint},
+        "tokenizer": describe_tokenizer(tokenizer),
         "template": template and {"name": template.name, "source": template.source},
         "data_fingerprint": data_fingerprint,
         "versions": {name: importlib.metadata.version(name) for name in ("camelid", "jax", "flax")},
     }
+
+
+def describe_tokenizer(tokenizer: Tokenizer | None) -> dict | None:
+    """What a manifest says of a tokenizer."""
+    if tokenizer is None:
+        return None
+    return {
+        "fingerprint": tokenizer.fingerprint,
+        "model_file": tokenizer.model_fingerprint,
+        "adds_bos": tokenizer.adds_bos,
+    }
+
+
+def _same_tokenizer(saved: dict | None, described: dict | None) -> bool:
+    """Whether a manifest means this tokenizer. Older ones say the hash of the model file and nothing else."""
+    if saved is None or described is None or "adds_bos" in saved:
+        return saved == described
+    return saved["fingerprint"] == described["model_file"]
 
 
 def keep_tokenizer(workdir: epath.PathLike, tokenizer: Tokenizer) -> None:
@@ -166,13 +184,18 @@ def keep_tokenizer(workdir: epath.PathLike, tokenizer: Tokenizer) -> None:
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:
-    """The tokenizer of a run directory or checkpoint, checked against the manifest; None where the run had none."""
+    """The tokenizer of a run directory or checkpoint, checked against the manifest; None where the run had none.
+
+    A run whose manifest does not say whether bos is added keeps the tokens that it was trained with.
+    """
     path = find(path)
     expected = read_manifest(path)["tokenizer"]
     if expected is None:
         return None
     tokenizer = Tokenizer.load(path.parent.parent / "tokenizer")
-    if tokenizer.fingerprint != expected["fingerprint"]:
+    if "adds_bos" not in expected:
+        tokenizer = tokenizer.as_trained_before()
+    if not _same_tokenizer(expected, describe_tokenizer(tokenizer)):
         raise UserError(f"{path.parent.parent / 'tokenizer'}: not the tokenizer that {path} was trained with")
     return tokenizer
 
@@ -206,6 +229,8 @@ def check_continues(path: epath.PathLike, manifest: dict) -> None:
     fixed = ("tokenizer", "template", "data_fingerprint", "frozen", "adapter")
     manifest = json.loads(json.dumps(manifest))  # tuples come back from a checkpoint as lists
     changed = [name for name in fixed if saved.get(name) != manifest.get(name)]
+    if "tokenizer" in changed and _same_tokenizer(saved["tokenizer"], manifest["tokenizer"]):
+        changed.remove("tokenizer")
     if changed:
         raise UserError(f"{find(path)}: its run had another {' and '.join(changed)}; start anew in another workdir")
 

@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -49,10 +49,12 @@ def contents(
     template: ChatTemplate | None = None,
     tokenizer: Tokenizer | None = None,
     base: epath.PathLike | None = None,
+    vocab_size: int | None = None,
 ) -> Contents:
     """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema". template: another
     than its own. tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow`). base:
-    the model that adapters are put on, in place of the one that they name."""
+    the model that adapters are put on, in place of the one that they name. vocab_size: rows that embedding and head get
+    in all, those that no token was made from others for being the mean."""
     adapter = origin.stored_adapter(path, base)
     if base is not None and adapter is None:
         raise UserError(f"{path}: a whole model and no adapters, which alone are put on a base: leave --base out")
@@ -75,13 +77,23 @@ def contents(
     said = origin.load_generation(described)
     template = template or origin.own_template(path) or origin.load_template(described)
     own = origin.own_tokenizer(path) or origin.load_tokenizer(described)
-    if tokenizer is None:
-        return Contents(config, own, template, values, manifest, said)
-    if own is None:
-        raise UserError(f"{path} has no tokenizer that {tokenizer.fingerprint[:8]} could be compared with")
-    splits, start = split_of_new(own, tokenizer), own.vocab_size
-    grown = config.replace(vocab_size=max(config.vocab_size, start + len(splits)))
-    return Contents(grown, tokenizer, template, _grown_values(values, config, splits, start), manifest, said)
+    if tokenizer is not None:
+        if own is None:
+            raise UserError(f"{path} has no tokenizer that {tokenizer.fingerprint[:8]} could be compared with")
+        origin.check_rows(own, config.vocab_size, path, "a first `camelid convert --vocab_size={}`")
+        splits, start = split_of_new(own, tokenizer), own.vocab_size
+        values = _new_rows(values, config, lambda table: vocabulary.grow_rows(table, splits, start))
+        config = config.replace(vocab_size=max(config.vocab_size, start + len(splits)))
+        own = tokenizer
+    if vocab_size is not None:
+        if vocab_size < config.vocab_size:
+            raise UserError(
+                f"--vocab_size={vocab_size}: {path} has {config.vocab_size:,} rows, and none are taken away"
+            )
+        values = _new_rows(values, config, lambda table: vocabulary.pad_rows(table, vocab_size))
+        config = config.replace(vocab_size=vocab_size)
+    origin.check_rows(own, config.vocab_size, path, "--vocab_size={}")
+    return Contents(config, own, template, values, manifest, said)
 
 
 def _cast(values: Iterator[np.ndarray], config: LlamaConfig, where: str) -> Iterator[np.ndarray]:
@@ -115,14 +127,15 @@ def _unfit(name: str, value: np.ndarray) -> str:
     return f"{name} reaches {np.abs(value).max():.6g}"
 
 
-def _grown_values(
-    values: Iterator[np.ndarray], config: LlamaConfig, splits: list[list[int]], start: int
+def _new_rows(
+    values: Iterator[np.ndarray], config: LlamaConfig, grow: Callable[[np.ndarray], jax.Array]
 ) -> Iterator[np.ndarray]:
+    """`values` with embedding and head [V, D] as `grow` makes them."""
     for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), values, strict=True):
         if place.path == "embed/embedding":
-            value = vocabulary.grow_rows(value, splits, start)
+            value = grow(jnp.asarray(value))
         if place.path == "head/kernel":
-            value = vocabulary.grow_rows(value.T, splits, start).T
+            value = grow(jnp.asarray(value).T).T
         yield np.asarray(value)
 
 
@@ -221,7 +234,7 @@ def write_camelid(
     that of the network's parameters."""
     described = {
         "config": {},
-        "tokenizer": found.tokenizer and {"fingerprint": found.tokenizer.fingerprint},
+        "tokenizer": checkpoints.describe_tokenizer(found.tokenizer),
         "template": found.template and {"name": found.template.name, "source": found.template.source},
         "model": found.config.to_dict(),
         "generation": found.generation.to_dict(),

@@ -27,6 +27,7 @@ from ..model import llama, lora, storage
 from ..model.config import LlamaConfig
 from ..model.interop import generation, gguf_files, huggingface, meta, peft, tensors
 from ..model.interop.generation import GenerationDefaults
+from ..model.interop.grown import with_rows
 from ..model.lora import Lora
 from ..model.sharding import part_sharding, path_name
 from ..model.storage import Rules
@@ -82,10 +83,21 @@ def _open(path: str, stamp: Stamp) -> Foreign:
             found = _huggingface(where)
         else:
             found = _meta(where)
-    vocabulary, rows = found.tokenizer and found.tokenizer.vocab_size, found.source.config.vocab_size
-    if vocabulary and vocabulary > rows:
-        raise UserError(f"{path}: its tokenizer has {vocabulary:,} ids, its embedding only {rows:,} rows")
     return found
+
+
+def check_rows(tokenizer: Tokenizer | None, rows: int, path: epath.PathLike, remedy: str) -> None:
+    """Raises UserError where a tokenizer has ids for which an embedding of `rows` has no row. remedy: what gives rows
+    to them, `{}` standing for how many."""
+    ids = tokenizer.vocab_size if tokenizer is not None else 0
+    if ids <= rows:
+        return
+    pieces = [tokenizer.piece(i) for i in range(rows, ids) if tokenizer.piece(i)]
+    named = ", ".join(map(repr, pieces[:3])) + (", ..." if pieces[3:] else "")
+    raise UserError(
+        f"{path}: the tokenizer has {ids:,} ids, the embedding {rows:,} rows, none for {named}: {remedy.format(ids)} "
+        "adds rows, each the mean of the others"
+    )
 
 
 def _gguf(path: epath.Path) -> Foreign:
@@ -134,7 +146,7 @@ def read_manifest(path: epath.PathLike) -> dict:
         stored = stored_adapter(path)
         described = stored._asdict() | {"lora": dataclasses.asdict(stored.lora)}
         return read_manifest(stored.path) | {
-            "tokenizer": _describe_tokenizer(load_tokenizer(path)),
+            "tokenizer": checkpoints.describe_tokenizer(load_tokenizer(path)),
             "template": _describe_template(load_template(path)),
             "step": None,
             "adapter": described,
@@ -144,15 +156,11 @@ def read_manifest(path: epath.PathLike) -> dict:
     found = open_foreign(path)
     return {
         "model": found.source.config.to_dict(),
-        "tokenizer": _describe_tokenizer(found.tokenizer),
+        "tokenizer": checkpoints.describe_tokenizer(found.tokenizer),
         "template": _describe_template(found.template),
         "generation": found.generation.to_dict(),
         "step": None,
     }
-
-
-def _describe_tokenizer(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
-    return tokenizer and {"fingerprint": tokenizer.fingerprint}
 
 
 def _describe_template(template: ChatTemplate | None) -> dict[str, Any] | None:
@@ -256,6 +264,8 @@ def load_params(
 ) -> Any:
     """Parameters in the shapes, dtypes and shardings of `abstract`; `name` and `some` as in `checkpoints.load_params`.
 
+    Of somebody else's files, rows of embedding and head that are asked for beyond theirs are the mean of theirs.
+
     quantize: as `interop.tensors.load_params` takes it. Of a run that trained adapters it is the base with the adapters
     merged into it, or, where it is quantised, on it.
     """
@@ -272,10 +282,16 @@ def load_params(
         if name != "params":
             raise UserError(f"{path} has no {name!r}, only params: it is no checkpoint of camelid's")
         with _mendable():
-            return tensors.load_params(open_foreign(path).source, abstract, quantize)
+            return tensors.load_params(with_rows(open_foreign(path).source, _rows(abstract)), abstract, quantize)
     if quantize is None:
         return checkpoints.load_params(path, abstract, name=name, some=some)
     return _load_quantized(checkpoints.find(path), abstract, checkpoints.params_inside(path, name), quantize)
+
+
+def _rows(abstract: Any) -> int:
+    """The ids that embedding or head have rows for, of those that are asked for."""
+    table, head = abstract.get("embed", {}).get("embedding"), abstract.get("head", {}).get("kernel")
+    return max(0 if table is None else table.shape[0], 0 if head is None else head.shape[-1])
 
 
 def _load_quantized(path: epath.Path, abstract: Any, inside: list[str], quantize: Rules) -> Any:

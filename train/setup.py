@@ -78,18 +78,31 @@ def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
             config = origin.load_config(settings.init_from)
             if "rope_scaling" in changes:
                 config = config.stretched(**changes.pop("rope_scaling"), max_len=changes.pop("max_len", None))
+            _check_grows(settings, config, changes.get("vocab_size"))
             config = LlamaConfig.from_dict(config.to_dict() | changes)
         else:
-            config = LlamaConfig.preset(preset, vocab_size=tokenizer.vocab_size, **changes)
+            config = LlamaConfig.preset(preset, **({"vocab_size": tokenizer.vocab_size} | changes))
         _check_execution(config)
         model = llama.build(config)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from None
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"config.tokenizer has {tokenizer.vocab_size:,} ids, the network of config.init_from {config.vocab_size:,}"
-        )
+    path = settings.init_from or f"preset {preset}"
+    origin.check_rows(tokenizer, config.vocab_size, path, "config.model.vocab_size={}")
     return model
+
+
+def _check_grows(settings: Settings, config: LlamaConfig, vocab_size: int | None) -> None:
+    """Raises UserError where `config.model.vocab_size` asks for rows that loading cannot give."""
+    own = config.vocab_size
+    if vocab_size is None or vocab_size == own:
+        return
+    if vocab_size < own:
+        raise UserError(f"config.model.vocab_size {vocab_size:,} is less than the {own:,} of {settings.init_from}")
+    if not origin.is_foreign(settings.init_from):
+        raise UserError(
+            f"config.model.vocab_size {vocab_size:,}: {settings.init_from} has {own:,} rows and is a checkpoint of "
+            f"camelid's: `camelid convert {settings.init_from} OUTPUT --vocab_size={vocab_size}` makes one with more"
+        )
 
 
 def _check_execution(config: LlamaConfig) -> None:

@@ -33,6 +33,9 @@ def add_convert(commands) -> None:
     parser.add_argument("--weights", default="params", choices=("params", "ema"), help="of a run (default: params)")
     parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: the source's")
     parser.add_argument("--tokenizer", metavar="DIR", help="the source's with further ids (camelid tokenizer merge)")
+    parser.add_argument(
+        "--vocab_size", type=int, metavar="N", help="rows of embedding and head; new ones are the mean of the others"
+    )
     parser.add_argument("--max_file_gb", type=float, metavar="GB", help="of Hugging Face's files (default: 5)")
     parser.add_argument("--base", metavar="PATH", help="the model that adapters are put on; default: the one they name")
     parser.add_argument(
@@ -49,6 +52,7 @@ def _convert(args: argparse.Namespace) -> None:
     template = load_template(args.template) if args.template is not None else None
     tokenizer = origin.tokenizer_at(args.tokenizer) if args.tokenizer is not None else None
     common = dict(dtype=args.dtype, weights=args.weights, template=template, tokenizer=tokenizer, base=args.base)
+    common["vocab_size"] = args.vocab_size
     match to:
         case "camelid":
             convert.to_camelid(args.source, args.output, **common)

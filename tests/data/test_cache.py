@@ -23,10 +23,13 @@ RECORDS = 500
 class CharacterTokenizer:
     """One id per character; `calls` counts texts. With `fail_at` it dies on the way."""
 
-    bos_id, eos_id, vocab_size, fingerprint = 1, 2, 300, "characters"
+    bos_id, adds_bos, eos_id, vocab_size, name = 1, True, 2, 300, "characters"
 
     def __init__(self, fail_at=None):
         self.calls, self.fail_at = 0, fail_at
+
+    def cache_key(self, template_source):
+        return [self.name, self.bos_id, self.eos_id]
 
     def encode(self, text):
         self.calls += 1
@@ -38,7 +41,7 @@ class CharacterTokenizer:
 class LastAnswerTemplate:
     """Trains on the last message if it is the assistant's and not "mute"; refuses the word "bad"."""
 
-    fingerprint = "last answer"
+    fingerprint, source = "last answer", ""
 
     def encode(self, messages, tokenizer):
         if any("bad" in message["content"] for message in messages):
@@ -170,7 +173,7 @@ def test_what_cannot_be_trained_on_says_what_to_do():
 
 def test_the_name_changes_with_whatever_changes_the_content(text_source, tmp_path):
     other = CharacterTokenizer()
-    other.fingerprint = "other"
+    other.name = "other"
     longer = write(tmp_path / "longer.jsonl", [{"text": "one"}, {"text": "more"}])
     caches = [
         build(text_source, tmp_path / "cache"),
@@ -233,7 +236,10 @@ import sys, time
 from camelid.data import cache
 
 class Tokenizer:
-    bos_id, eos_id, vocab_size, fingerprint = 1, 2, 300, "characters"
+    bos_id, adds_bos, eos_id, vocab_size = 1, True, 2, 300
+
+    def cache_key(self, template_source):
+        return ["characters", self.bos_id, self.eos_id]
 
     def encode(self, text):
         time.sleep(0.002)

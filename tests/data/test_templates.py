@@ -376,8 +376,9 @@ def test_unknown_and_broken_templates_are_told(tmp_path):
 
 def test_a_document_is_bos_text_eos_and_all_but_bos_is_trained(tokenizer):
     tokens, mask = encode_text("hello </s>", tokenizer)
-    assert tokens.tolist() == [tokenizer.bos_id, *tokenizer.encode("hello </s>"), tokenizer.eos_id]
-    assert mask.tolist() == [False] + [True] * (len(tokens) - 1)
+    begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    assert tokens.tolist() == [*begin, *tokenizer.encode("hello </s>"), tokenizer.eos_id]
+    assert mask.tolist() == [False] * len(begin) + [True] * (len(tokens) - len(begin))
 
 
 def test_templates_are_values():

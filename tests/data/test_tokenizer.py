@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from camelid.data.errors import UserError
+from camelid.data.templates import encode_text
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
 
@@ -112,19 +113,24 @@ def llama(folders):
     return Tokenizer.load(folders["sentencepiece"])
 
 
+def kept(tokenizer, text):
+    """What comes back of a text: Metaspace takes a first space for the one that it would put there."""
+    return text.removeprefix(" ") if "metaspace" in tokenizer._where else text
+
+
 @quick
 @given(text_strategy)
 @example("a</s>b</s>")
 def test_text_comes_back_and_holds_no_control_token(tokenizer, text):
     ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids) == kept(tokenizer, text)
     assert not set(ids) & set(tokenizer.special.values())
 
 
 @pytest.mark.parametrize("text", HOSTILE + AWKWARD)
 def test_hostile_and_awkward_texts_come_back(tokenizer, text):
     ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids) == kept(tokenizer, text)
     assert not set(ids) & set(tokenizer.special.values())
 
 
@@ -133,7 +139,7 @@ def test_hostile_and_awkward_texts_come_back(tokenizer, text):
 @example("a龘 😀b")
 def test_tokens_begin_as_many_characters_as_their_text_has(tokenizer, text):
     prefix = bool(text) and tokenizer._vocabulary.leading_space
-    assert tokenizer.characters[tokenizer.encode(text)].sum() == len(text) + prefix
+    assert tokenizer.characters[tokenizer.encode(text)].sum() == len(kept(tokenizer, text)) + prefix
     assert not tokenizer.characters[list(tokenizer.special.values())].any()
 
 
@@ -162,7 +168,7 @@ def test_every_byte_token_of_a_character_has_the_span_of_the_character(tokenizer
 @given(text_strategy, text_strategy)
 def test_a_continued_text_decodes_to_the_whole(tokenizer, head, tail):
     ids = tokenizer.encode(head) + tokenizer.encode(tail, continues=bool(head))
-    assert tokenizer.decode(ids) == head + tail
+    assert tokenizer.decode(ids) == kept(tokenizer, head + tail)
 
 
 @quick
@@ -313,7 +319,7 @@ def test_tokenizer_config_names_bos_eos_pad_and_template(folders, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((folders["byte_level"] / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.bos_id is None
+    assert (tokenizer.bos_id, tokenizer.adds_bos) == (None, False)
     assert tokenizer.eos_id == tokenizer.special["<|im_end|>"]
     assert tokenizer.pad_id == tokenizer.special["<s>"]
     assert tokenizer.chat_template == "yes"
@@ -323,10 +329,12 @@ def test_tokenizer_config_names_bos_eos_pad_and_template(folders, tmp_path):
     assert Tokenizer.load(tmp_path).chat_template == "newer"
 
 
-def test_a_config_that_says_no_bos_is_added_means_no_bos(folders, tmp_path):
+def test_a_config_that_says_no_bos_is_added_keeps_its_bos(folders, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((folders["byte_level"] / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": False}))
-    assert Tokenizer.load(tmp_path).bos_id is None
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.adds_bos) == (0, False)
+    assert encode_text("hello", tokenizer).tokens.tolist() == [*tokenizer.encode("hello"), tokenizer.eos_id]
 
 
 def test_an_end_token_that_the_file_does_not_mark_special_is_still_a_control_token(folders, tmp_path):

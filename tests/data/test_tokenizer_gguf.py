@@ -309,17 +309,19 @@ def test_tokens_of_type_unknown_that_are_not_the_unknown_token_are_padding(token
 def test_byte_level_texts_begin_with_bos_where_the_file_or_its_kind_says_so(byte_level, pre, adds_bos):
     fields = gguf_fields(byte_level) | {"tokenizer.ggml.pre": pre}
     bos_id = byte_level.bos_id
-    assert from_fields(fields).bos_id == bos_id
-    assert from_fields(fields | {"tokenizer.ggml.add_bos_token": False}).bos_id is None
+    fields["tokenizer.ggml.add_bos_token"] = True
+    assert from_fields(fields).adds_bos
+    assert not from_fields(fields | {"tokenizer.ggml.add_bos_token": False}).adds_bos
     del fields["tokenizer.ggml.add_bos_token"]
-    assert from_fields(fields).bos_id == (bos_id if adds_bos else None)
+    assert from_fields(fields).adds_bos == adds_bos
+    assert from_fields(fields).bos_id == bos_id  # whether it is added or not
 
 
 def test_sentencepiece_texts_begin_with_bos_unless_the_file_says_otherwise(llama):
     fields = gguf_fields(llama)
-    assert from_fields(fields | {"tokenizer.ggml.add_bos_token": False}).bos_id is None
+    assert not from_fields(fields | {"tokenizer.ggml.add_bos_token": False}).adds_bos
     del fields["tokenizer.ggml.add_bos_token"]
-    assert from_fields(fields).bos_id == llama.bos_id
+    assert from_fields(fields).adds_bos and from_fields(fields).bos_id == llama.bos_id
 
 
 def test_a_bos_that_is_not_added_keeps_its_name(tokenizer):
@@ -470,5 +472,5 @@ def test_smollm2_has_the_tokens_of_llama_cpp():
     ids = [504, 303, 4130, 81, 13197, 216, 33, 34, 4158, 30, 8866, 216, 18645, 250, 48392, 138, 357, 506]
     assert tokenizer.encode(text) == ids
     assert tokenizer.encode("x</s><|im_end|>") == [104, 9617, 99, 21198, 108, 306, 79, 486, 108, 46]
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (None, 2, 49_152)
+    assert (tokenizer.bos_id, tokenizer.adds_bos, tokenizer.eos_id, tokenizer.vocab_size) == (1, False, 2, 49_152)
     assert "<|im_start|>" in tokenizer.chat_template

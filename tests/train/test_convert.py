@@ -226,8 +226,8 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(chain,
     folder = shutil.copytree(chain["their"], tmp_path / "shorter")
     resize(folder, lambda rows: rows[:350])
     assert main(["convert", str(folder), str(tmp_path / "run")]) == 2
-    message = f"camelid: {folder}: its tokenizer has 352 ids, its embedding only 350 rows\n"
-    assert capsys.readouterr().err == message
+    message = f"camelid: {folder}: the tokenizer has 352 ids, the embedding 350 rows, none for "
+    assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "run").exists()
 
 
