@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
+from .added_tokens import AddedToken
 from .errors import UserError
 from .tokenizer_huggingface import HuggingFaceVocabulary
 from .tokenizer_sentencepiece import SentencePieceVocabulary
@@ -33,8 +34,11 @@ class Tokenizer:
         bos_id: the token that begins a text, or None where the tokenizer has none.
         eos_id: the token that ends a text.
         pad_id: an id to fill unused positions with; padding is masked, so eos will do where there is no other.
+        named_pad_id: the token that its files name for padding, or None where they name none.
         unk_id: what text becomes that no other token can write, or None where there is no such token.
         special: control tokens by their spelling ("</s>", "<|im_end|>").
+        added: all added tokens by their spelling: control tokens, and those that are found in text.
+        adds_bos: whether plain text begins with bos.
         fingerprint: SHA-256 of the model file, in hexadecimal.
         chat_template: the jinja source of the chat template that came with the tokenizer's files, or None.
     """
@@ -56,7 +60,13 @@ class Tokenizer:
         self.vocab_size = len(vocabulary.pieces)
         self.special = vocabulary.special
         self.bos_id, self.eos_id, self.unk_id = vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id
+        self.named_pad_id = vocabulary.pad_id
         self.pad_id = next(i for i in (vocabulary.pad_id, self.unk_id, self.eos_id) if i is not None)
+        self.adds_bos = self.bos_id is not None
+        self.added = vocabulary.added | {
+            spelling: vocabulary.added.get(spelling, AddedToken(i))._replace(special=True)
+            for spelling, i in self.special.items()
+        }
         self.fingerprint = hashlib.sha256(files[model_file]).hexdigest()
         self.chat_template = _chat_template(files, config)
         self._spellings = {i: spelling for spelling, i in self.special.items()}
@@ -143,6 +153,10 @@ class Tokenizer:
     def stream(self) -> "StreamDecoder":
         """A decoder that takes one id at a time: its outputs, joined, are `decode` of all the ids."""
         return StreamDecoder(self)
+
+    def spelling(self, i: int) -> str:
+        """How the vocabulary writes token `i`: what a chat template puts down to mean it."""
+        return self._vocabulary.pieces[i]
 
     def piece(self, i: int) -> str:
         """Token `i` for people to read: its text, a control token's spelling, `<0xE4>` for a part of a character."""

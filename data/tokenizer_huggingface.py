@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import tokenizers
 
+from .added_tokens import AddedToken
 from .errors import UserError
 from .tokenizer_sentencepiece import SPACE_SYMBOL
 
@@ -26,6 +27,10 @@ class HuggingFaceVocabulary:
         spec = _parse(model, where)
         self.prefix = " " if _remove_prefix(spec) else ""
         self._tokenizer = _load(spec, where)
+        self.added = {  # before bos, eos and pad are made control tokens, which takes their flags away
+            token.content: AddedToken(i, token.special, token.single_word, token.lstrip, token.rstrip)
+            for i, token in self._tokenizer.get_added_tokens_decoder().items()
+        }
         ids = _named_ids(self._tokenizer, config, where)
         self.bos_id, self.eos_id, self.pad_id = ids["bos_token"], ids["eos_token"], ids["pad_token"]
         self.unk_id = _unknown_id(spec, self._tokenizer)

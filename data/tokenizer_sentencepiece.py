@@ -8,12 +8,14 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
+from .added_tokens import AddedToken
 from .errors import UserError
 
 SPACE_SYMBOL = "▁"  # how SentencePiece writes a space inside a piece
 UNKNOWN_TEXT = " ⁇ "  # what SentencePiece decodes its unknown token to
 
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+_ADDED = (_Piece.UNKNOWN, _Piece.USER_DEFINED)  # what is an added token to transformers, apart from control tokens
 
 
 class SentencePieceVocabulary:
@@ -29,6 +31,7 @@ class SentencePieceVocabulary:
         spec = proto.trainer_spec
         self.pieces = [piece.piece for piece in proto.pieces]
         self.special = {p.piece: i for i, p in enumerate(proto.pieces) if p.type == _Piece.CONTROL}
+        self.added = {p.piece: AddedToken(i, special=False) for i, p in enumerate(proto.pieces) if p.type in _ADDED}
         self.unk_id = next((i for i, p in enumerate(proto.pieces) if p.type == _Piece.UNKNOWN), None)
         self.bos_id = self.special.get(spec.bos_piece)
         self.eos_id = self.special.get(spec.eos_piece)
