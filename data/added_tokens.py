@@ -31,6 +31,7 @@ class Found(NamedTuple):
     """An added token in a text: its spelling stands from `first` to `last`, and it takes in `start` to `stop`."""
 
     id: int
+    special: bool
     start: int
     first: int
     last: int
@@ -58,7 +59,7 @@ def find(
                 start = taken + len(text[taken:first].rstrip(_SPACES))
             if token.rstrip:
                 stop = _SPACES_AFTER.match(text, last).end()
-            found.append(Found(token.id, start, first, last, stop))
+            found.append(Found(token.id, token.special, start, first, last, stop))
             taken = stop
     return found
 

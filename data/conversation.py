@@ -41,7 +41,7 @@ class Conversation(NamedTuple):
         messages = [m for m in messages if m.get("role") != "system" or m.get("content") is None or not _blank(m)]
         if not messages:
             raise UserError("a conversation has no messages")
-        characters = _characters([tools, documents])
+        characters = _characters([tools, documents]) if tools or documents else 0
         for number, message in enumerate(messages, 1):
             characters += _check(message, number, compiled)
         if generation_prompt and messages[-1]["role"] == "assistant":
@@ -69,6 +69,10 @@ class Conversation(NamedTuple):
     def is_plain(self, k: int) -> bool:
         """Whether message `k` says nothing but its content."""
         return not (self.messages[k].get("tool_calls") or self.messages[k].get("reasoning_content"))
+
+    def says_something(self, k: int) -> bool:
+        """Whether message `k` is more than blank."""
+        return not (self.is_plain(k) and _blank(self.messages[k]))
 
     def variables(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What the template finds, as transformers gives it."""

@@ -28,6 +28,10 @@ _EACH = "each iteration"  # a filter that no template can spell
 _SIZED = ("center", "indent", "batch", "slice", "truncate", "wordwrap", "round")  # filters that take a length
 
 
+_OF_DICT = frozenset(dir(dict))
+_OF_STR = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))  # what the sandbox allows
+
+
 class CompiledTemplate(NamedTuple):
     """A chat template ready to render, and what its source says about itself."""
 
@@ -37,6 +41,7 @@ class CompiledTemplate(NamedTuple):
     marks_generation: bool  # it has a generation block
     variables: frozenset[str]  # names of variables in it
     keys: frozenset[str]  # names of attributes and keys in it
+    is_proven: bool  # following it is known to change nothing
 
     def render(self, variables: Mapping[str, Any], said: int) -> str:
         """The text for variables that are not traced, which hold `said` characters.
@@ -58,7 +63,7 @@ class CompiledTemplate(NamedTuple):
             UserError: as `render`, or the text would be another one without traces.
         """
         text = self._render(self.followed, variables, said)
-        if self._render(self.plain, plain, said) != text:  # what the limits have let pass ends here too
+        if not self.is_proven and self._render(self.plain, plain, said) != text:  # what the limits have let pass ends here too
             raise UserError(
                 f"chat template {self.name} does something that cannot be followed, so that it is not known which of "
                 "its text is whose: write it without escape, safe, or what depends on chance"
@@ -79,8 +84,8 @@ class CompiledTemplate(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def compile_template(source: str, name: str) -> CompiledTemplate:
-    """Compile a chat template.
+def compile_template(source: str, name: str, *, is_proven: bool = False) -> CompiledTemplate:
+    """Compile a chat template. One of which tests say that following changes nothing `is_proven`.
 
     Raises:
         UserError: `source` is not valid jinja; `name` tells which template it is.
@@ -107,6 +112,7 @@ def compile_template(source: str, name: str) -> CompiledTemplate:
         marks_generation=next(tree.find_all(nodes.ExtensionAttribute), None) is not None,
         variables=frozenset(node.name for node in tree.find_all(nodes.Name)),
         keys=frozenset(keys),
+        is_proven=is_proven,
     )
 
 
@@ -333,6 +339,13 @@ class _FollowingEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters = {name: _followed(name, filter) for name, filter in (self.filters | _FILTERS).items()}
         self.filters[_EACH] = _each
         del self.filters["xmlattr"]  # makes texts of an object's in a way of its own
+
+    def getattr(self, obj, attribute):
+        if type(obj) is dict and attribute in obj and attribute not in _OF_DICT:
+            return obj[attribute]  # jinja2 comes to this by way of an exception
+        if type(obj) in (str, Traced) and attribute in _OF_STR:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
     def _parse(self, source, name, filename):
         tree = super()._parse(source, name, filename)

@@ -4,12 +4,10 @@ Steps and characters do not depend on the machine, so that a record is refused e
 last resort, for what takes long in one step.
 """
 
-import contextlib
 import contextvars
 import dataclasses
 import datetime
 import time
-from collections.abc import Iterator
 
 MOST_STEPS = 1 << 22  # iterations, calls and filters
 MOST_CHARACTERS = 1 << 27  # made on the way, those thrown away included
@@ -60,14 +58,14 @@ _budget: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
 budget = _budget.get  # of the rendering that is going on
 
 
-@contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """Gives what is compiled or rendered inside a budget of its own."""
-    token = _budget.set(Budget())
-    try:
-        yield
-    finally:
-        _budget.reset(token)
+class limited:
+    """Gives what is compiled or rendered inside a `with` a budget of its own."""
+
+    def __enter__(self):
+        self._token = _budget.set(Budget())
+
+    def __exit__(self, *raised):
+        _budget.reset(self._token)
 
 
 def check_size(size: int) -> None:

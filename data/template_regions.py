@@ -20,13 +20,15 @@ class Region(NamedTuple):
 
     Attributes:
         turns: the messages whose words stand in it, by their index; none where there is no word in it.
-        ends_in: the token at its end, or None if the text has none: then the end of text is to be put there.
+        ends_in: the token at its end, or None if there is none.
+        lacks_end: the end of text is to be put at its end.
     """
 
     start: int
     stop: int
-    turns: tuple[int, ...]
-    ends_in: int | None
+    turns: tuple[int, ...] = ()
+    ends_in: int | None = None
+    lacks_end: bool = False
 
 
 class Rendered(NamedTuple):
@@ -38,23 +40,27 @@ class Rendered(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What else the template writes, to tell where turns begin and end.
+    """What is known of a template beside the text that it wrote, to tell where turns begin and end.
 
     Attributes:
         prompt: for a message's index, the text that asks for it; None where the template refuses to.
+        opening: for a message's index, what the template adds to ask for an answer there.
         ending: for a message's index, the conversation that ends with it; None where the template refuses it.
         content: for a message's index, what it says.
         is_plain: for a message's index, whether it says nothing but its content.
         ends: tokens that are known to end a turn.
-        blocks_follow_prompts: a generation block of such a message is known to begin where its prompt ends.
+        has_end: a turn ends in one of these even if no other follows; otherwise what begins the next turn ends it.
+        blocks_follow_prompts: a generation block of a plain message is known to begin where its prompt ends.
         bos_id: the token that begins the next turn, and ends none.
     """
 
     prompt: Callable[[int], str | None]
+    opening: Callable[[int], str]
     ending: Callable[[int], Rendered | None]
     content: Callable[[int], str]
     is_plain: Callable[[int], bool]
     ends: frozenset[int]
+    has_end: bool
     blocks_follow_prompts: bool
     bos_id: int | None
 
@@ -70,23 +76,21 @@ class _Words(NamedTuple):
 def block_regions(rendered: Rendered, around: Surroundings) -> list[Region]:
     """The turns of a template that writes them in generation blocks."""
     regions = []
-    blocks = _blocks(rendered)
-    for number, (start, stop, inside) in enumerate(blocks):
-        words = _words(rendered.text, (run for run in inside if run.source != TEMPLATE))
+    found = [(block, _words(rendered.text, _of_messages(block.runs))) for block in blocks(rendered)]
+    for number, (block, words) in enumerate(found):
         if words is None:
-            regions.append(Region(start, stop, (), None))
+            regions.append(Region(block.start, block.stop))
             continue
-        turns = tuple(sorted({run.source - FIRST_TURN for run in inside if run.source >= FIRST_TURN}))
+        turns = tuple(sorted({run.source - FIRST_TURN for run in block.runs if run.source >= FIRST_TURN}))
         is_plain = all(map(around.is_plain, turns))
+        start = block.start
         if turns and not (is_plain and around.blocks_follow_prompts):
-            begins = _beginning(rendered, around.prompt(turns[0]), start, words)
+            begins = _beginning(rendered, around, turns[0], start, words)
             start = start if begins is None else begins
-        limit = blocks[number + 1].start if number + 1 < len(blocks) else len(rendered.text)
-        end = _end(rendered, words.last, stop, limit, around)
-        if end is not None:
-            regions.append(Region(start, end.last, turns, end.id))
-        else:  # without the template's spelling of an end that the tokenizer does not have
-            regions.append(Region(start, words.stop if is_plain else stop, turns, None))
+        limit = next((next_one.start for next_one, said in found[number + 1 :] if said), len(rendered.text))
+        end = _end(rendered, words.last, block.stop, limit, around)
+        # Without an end: before the template's spelling of one that the tokenizer does not have.
+        regions.append(_region(rendered, start, words.stop if is_plain else block.stop, turns, end, around))
     return regions
 
 
@@ -98,30 +102,57 @@ def word_regions(rendered: Rendered, turns: Iterable[int], around: Surroundings)
         places.setdefault(run.source - FIRST_TURN, []).append(index)
     regions = []
     for turn in turns:
-        words = _words(rendered.text, (rendered.runs[index] for index in places.get(turn, ())))
+        is_plain = around.is_plain(turn)
+        ending = None if is_plain else around.ending(turn)
+        own = places.get(turn, [])
+        if ending is not None:
+            own = _said(rendered, own, ending, turn)
+        words = _words(rendered.text, (rendered.runs[index] for index in own))
         if words is None:
             continue
-        first, last = places[turn][0], places[turn][-1]
-        if any(run.source not in (TEMPLATE, turn + FIRST_TURN) for run in rendered.runs[first : last + 1]):
+        if any(run.source not in (TEMPLATE, turn + FIRST_TURN) for run in rendered.runs[own[0] : own[-1] + 1]):
             return None
-        before = next((run.stop for run in _from(rendered.runs, first - 1, -1) if run.source != TEMPLATE), 0)
-        behind = _from(rendered.runs, last + 1, 1)
-        limit = next((run.start for run in behind if run.source != TEMPLATE), len(rendered.text))
-        start = _beginning(rendered, around.prompt(turn) if turn else None, before, words)
+        before = next((run.stop for run in _of_messages(_from(rendered.runs, own[0] - 1, -1))), 0)
+        limit = next((run.start for run in _of_messages(_from(rendered.runs, own[-1] + 1, 1))), len(rendered.text))
+        start = _beginning(rendered, around, turn, before, words)
         if start is None:
-            if around.is_plain(turn) and rendered.text[words.first : words.last] != around.content(turn).strip():
+            if is_plain and rendered.text[words.first : words.last] != around.content(turn).strip():
                 return None
             start = words.first
         stop = words.last
-        end = _end(rendered, words.last, stop, limit, around) if around.is_plain(turn) else None
-        if end is None:
-            stop = _tail(rendered, words.last, around.ending(turn), turn)
+        end = _end(rendered, words.last, stop, limit, around) if is_plain else None
+        if end is None or end.id not in around.ends:
+            stop = _tail(rendered, words.last, limit, around.ending(turn) if is_plain else ending, turn)
             end = _end(rendered, words.last, stop, limit, around)
-        if end is not None:
-            regions.append(Region(start, end.last, (turn,), end.id))
-        else:
-            regions.append(Region(start, words.last if around.is_plain(turn) else stop, (turn,), None))
+        regions.append(_region(rendered, start, words.last if is_plain else stop, (turn,), end, around))
     return sorted(regions)
+
+
+def _said(rendered: Rendered, own: list[int], ending: Rendered, turn: int) -> list[int]:
+    """Of a turn's runs those that are its own, and not put into what follows it, like the name of the tool."""
+    left = iter([ending.text[run.start : run.stop] for run in ending.runs if run.source == turn + FIRST_TURN])
+    said = []
+    for index in own:
+        run = rendered.runs[index]
+        if rendered.text[run.start : run.stop] not in left:  # goes on to behind the first that is the same
+            break
+        said.append(index)
+    return said or own
+
+
+def _region(
+    rendered: Rendered, start: int, otherwise: int, turns: tuple[int, ...], end: Found | None, around: Surroundings
+) -> Region:
+    """A turn up to its end, or up to `otherwise` where it has none."""
+    if end is not None:
+        return Region(start, end.last, turns, end.id)
+    # In the midst of a conversation, a template that does end turns has left this one open.
+    is_open = around.has_end and rendered.text[otherwise:].strip() != ""
+    return Region(start, otherwise, turns, None, not is_open)
+
+
+def _of_messages(of: Iterable[Run]) -> Iterator[Run]:
+    return (run for run in of if run.source != TEMPLATE)
 
 
 def _from(of: Sequence[Run], index: int, step: int) -> Iterator[Run]:
@@ -130,31 +161,25 @@ def _from(of: Sequence[Run], index: int, step: int) -> Iterator[Run]:
         index += step
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
+    """What a generation block has written, and its runs."""
+
     start: int
     stop: int
     runs: list[Run]
 
 
-def _blocks(rendered: Rendered) -> list[_Block]:
-    """The generation blocks. One without words that follows another at once goes on with it."""
-    blocks: list[_Block] = []
+def blocks(rendered: Rendered) -> list[Block]:
+    """The generation blocks, in order."""
+    found: list[Block] = []
     last = 0
     for run in rendered.runs:
-        if run.block:
-            if run.block == last and blocks[-1].stop == run.start:
-                blocks[-1] = _Block(blocks[-1].start, run.stop, [*blocks[-1].runs, run])
-            else:
-                blocks.append(_Block(run.start, run.stop, [run]))
+        if run.block and run.block == last:
+            found[-1] = Block(found[-1].start, run.stop, [*found[-1].runs, run])
+        elif run.block:
+            found.append(Block(run.start, run.stop, [run]))
         last = run.block
-    joined: list[_Block] = []
-    for block in blocks:
-        has_words = any(run.source != TEMPLATE for run in block.runs)
-        if joined and not has_words and joined[-1].stop == block.start:
-            joined[-1] = _Block(joined[-1].start, block.stop, joined[-1].runs + block.runs)
-        else:
-            joined.append(block)
-    return joined
+    return found
 
 
 def _words(text: str, of: Iterable[Run]) -> _Words | None:
@@ -170,15 +195,17 @@ def _words(text: str, of: Iterable[Run]) -> _Words | None:
     return None if first is None else _Words(first, last, stop)
 
 
-def _beginning(rendered: Rendered, prompt: str | None, lower: int, words: _Words) -> int | None:
-    """Where generation would begin; None unless that is after `lower`, and what is written from there leads to the
-    words."""
+def _beginning(rendered: Rendered, around: Surroundings, turn: int, lower: int, words: _Words) -> int | None:
+    """Where generation would begin, if that is known to be after `lower`, where what is written leads to the words."""
+    prompt = around.prompt(turn) if turn else None
     if prompt is None:
         return None
     shared = _shared(rendered.text, prompt)
     if lower <= shared <= (words.last - 1 if shared == len(prompt) else words.first):
         return max(lower, _outside_tokens(rendered.found, shared))
-    return None
+    opening = around.opening(turn)  # the conversation before may look different from here
+    place = rendered.text.rfind(opening, lower, words.first) if opening else -1
+    return None if place < 0 else place + len(opening)
 
 
 def _end(rendered: Rendered, last: int, stop: int, limit: int, around: Surroundings) -> Found | None:
@@ -186,25 +213,25 @@ def _end(rendered: Rendered, last: int, stop: int, limit: int, around: Surroundi
     found, text = rendered.found, rendered.text
     after = bisect.bisect_left(found, stop, key=lambda token: token.first)
     inside = found[after - 1] if after and found[after - 1].first >= last else None
+    behind = found[after] if after < len(found) and found[after].last <= limit else None
     if inside is not None and text[inside.last : stop].strip():
         inside = None
-    behind = found[after] if after < len(found) and found[after].last <= limit else None
-    if behind is not None and text[stop : behind.first].strip():
+    if behind is not None and (text[stop : behind.first].strip() or behind.id == around.bos_id):
         behind = None
     for token in (inside, behind):
         if token is not None and token.id in around.ends:
             return token
-    if inside is None and behind is not None and behind.id == around.bos_id:
-        return None
-    return inside or behind
+    if inside is not None and (inside.special or not around.ends):
+        return inside
+    return None if around.has_end else behind
 
 
-def _tail(rendered: Rendered, last: int, ending: Rendered | None, turn: int) -> int:
+def _tail(rendered: Rendered, last: int, limit: int, ending: Rendered | None, turn: int) -> int:
     """How far the text goes on after a turn's words as it does where the conversation ends with that turn."""
     words = ending and _words(ending.text, (run for run in ending.runs if run.source == turn + FIRST_TURN))
     if words is None:
         return last
-    shared = _shared(rendered.text[last:], ending.text[words.last :])
+    shared = _shared(rendered.text[last:limit], ending.text[words.last :])
     return max(last, _outside_tokens(rendered.found, last + shared))
 
 

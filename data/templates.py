@@ -16,9 +16,11 @@ text, put before the template's spelling. That end is trained too.
 What messages say stays text: only what the template itself writes can be a control token.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -29,12 +31,17 @@ from .added_tokens import Found, find, spellings
 from .conversation import Conversation
 from .errors import UserError
 from .template_following import CompiledTemplate, compile_template
-from .template_regions import Region, Rendered, Surroundings, block_regions, rendered_of, word_regions
+from .template_regions import Region, Rendered, Surroundings, block_regions, blocks, rendered_of, word_regions
 from .tokenizer import Tokenizer
-from .traced_text import BLENDED
+from .traced_text import BLENDED, FIRST_TURN, WORDS
 
 _FOLDER = epath.Path(__file__).parent / "templates"
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
+
+
+@functools.cache
+def _built_in_sources() -> frozenset[str]:
+    return frozenset((_FOLDER / f"{name}.jinja").read_text() for name in BUILT_IN)
 
 
 class Encoded(NamedTuple):
@@ -52,7 +59,10 @@ class ChatTemplate:
     source: str
 
     def __post_init__(self):
-        compile_template(self.source, self.name)  # a mistake in the source shows when it is loaded
+        self._compiled()  # a mistake in the source shows when it is loaded
+
+    def _compiled(self) -> CompiledTemplate:
+        return compile_template(self.source, self.name, is_proven=self.source in _built_in_sources())
 
     @property
     def fingerprint(self) -> str:
@@ -69,7 +79,7 @@ class ChatTemplate:
         documents: Sequence[dict] | None = None,
     ) -> str:
         """The conversation as text, for people to read: `encode` keeps apart what looks the same here."""
-        compiled = compile_template(self.source, self.name)
+        compiled = self._compiled()
         conversation = Conversation.of(messages, tools, documents, generation_prompt, compiled)
         return compiled.render(conversation.variables(tokenizer), conversation.characters)
 
@@ -99,9 +109,8 @@ class ChatTemplate:
             UserError: there are no messages, a message is malformed, the template refuses their order or knows nothing
                 of what they hold, or it is not known which of its text is the assistant's.
         """
-        compiled = compile_template(self.source, self.name)
-        conversation = Conversation.of(messages, tools, documents, generation_prompt, compiled)
-        return _turn_format(self, tokenizer).encode(conversation)
+        turns = _turn_format(self, tokenizer)
+        return turns.encode(Conversation.of(messages, tools, documents, generation_prompt, turns.compiled))
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The tokens that end an assistant's turn: what follows its words in this template, and the end of text."""
@@ -162,16 +171,16 @@ _CALLS = [
 
 @functools.lru_cache(maxsize=32)
 def _turn_format(template: ChatTemplate, tokenizer: Tokenizer) -> "_TurnFormat":
-    return _TurnFormat(compile_template(template.source, template.name), tokenizer)
+    return _TurnFormat(template._compiled(), tokenizer)
 
 
 class _TurnFormat:
     """A template with a tokenizer: how it writes turns, learnt from a short conversation, and how they become tokens.
 
     Attributes:
-        ends: the tokens that end a turn of words.
-        quoted: spellings that are the template's, though its tokenizer would find them in a message's text too.
-        blocks_follow_prompts: whether a generation block begins where the prompt of its turn ends.
+        ends, has_end, blocks_follow_prompts: as in `Surroundings`.
+        quoted: spellings that are the template's to write, though the tokenizer finds them in a message's text too.
+        quoted_said: those of them that an assistant cannot say: what ends a turn, and what begins another's.
     """
 
     def __init__(self, compiled: CompiledTemplate, tokenizer: Tokenizer):
@@ -179,7 +188,8 @@ class _TurnFormat:
         # Blank ones (runs of spaces, line breaks) join with what stands beside them: the tokenizer finds them itself.
         self._added = {spelling: token for spelling, token in tokenizer.added.items() if spelling.strip()}
         self._pattern = spellings(self._added)
-        self.ends, self.quoted, self.blocks_follow_prompts = frozenset(), None, False
+        self.ends, self.has_end, self.blocks_follow_prompts = frozenset(), False, False
+        self.quoted = self.quoted_said = None
         try:
             self._learn()
         except UserError:  # it refuses so plain a conversation: each one is looked at by itself
@@ -189,20 +199,26 @@ class _TurnFormat:
         conversation = Conversation.of(_SAID, None, None, False, self.compiled)
         rendered = self._follow(conversation)
         regions = self._regions(rendered, conversation)
-        blocks = [run for run in rendered.runs if run.block]
-        starts = {run.start for run in blocks}
-        prompts = [self._prompt(conversation, k) for k in (1, 3)]
+        prompts = [self._prompt(conversation, turn) for turn in conversation.turns()]
+        starts = [block.start for block in blocks(rendered)]
         self.blocks_follow_prompts = len(regions) == len(prompts) and all(
-            prompt is not None and rendered.text.startswith(prompt) and len(prompt) == region.start in starts
-            for prompt, region in zip(prompts, regions, strict=True)
+            prompt is not None and rendered.text.startswith(prompt) and len(prompt) in starts for prompt in prompts
         )
         self.ends = frozenset(region.ends_in for region in regions) - {None}
-        own = self.ends | {
+        self.has_end = bool(regions) and regions[-1].ends_in is not None and len(regions) == len(prompts)
+        others = [token for token in rendered.found if not any(r.start <= token.first < r.stop for r in regions)]
+        users = [run.start for run in rendered.runs if run.source == WORDS]
+        to_users = {  # what stands before a user's words, with no turn of the assistant's in between
             token.id
-            for token in rendered.found
-            if not any(region.start <= token.first < region.stop for region in regions)
+            for token in others
+            for place in users[bisect.bisect_left(users, token.last) :][:1]
+            if not any(token.last <= region.start < place for region in regions)
         }
-        self.quoted = spellings(s for s, token in self._added.items() if token.id in own and not token.special)
+        self.quoted = self._spellings(self.ends | {token.id for token in others})
+        self.quoted_said = self._spellings(self.ends | to_users)
+
+    def _spellings(self, ids: set[int] | frozenset[int]) -> re.Pattern | None:
+        return spellings(s for s, token in self._added.items() if token.id in ids and not token.special)
 
     def encode(self, conversation: Conversation) -> Encoded:
         """The tokens of a conversation and the mask of those that are trained on."""
@@ -238,6 +254,15 @@ class _TurnFormat:
         except UserError:
             return None
 
+    def _opening(self, conversation: Conversation, k: int) -> str:
+        prompt = self._prompt(conversation, k)
+        part = conversation.until(k - 1)
+        try:
+            before = self.compiled.render(part.variables(self.tokenizer), part.characters)
+        except UserError:
+            return ""
+        return prompt[len(before) :] if prompt is not None and prompt.startswith(before) else ""
+
     def _ending(self, conversation: Conversation, k: int) -> Rendered | None:
         try:
             return self._follow(conversation.until(k))
@@ -247,13 +272,22 @@ class _TurnFormat:
     def _regions(self, rendered: Rendered, conversation: Conversation) -> list[Region]:
         around = Surroundings(
             prompt=functools.partial(self._prompt, conversation),
+            opening=functools.partial(self._opening, conversation),
             ending=functools.partial(self._ending, conversation),
             content=lambda k: conversation.messages[k]["content"],
             is_plain=conversation.is_plain,
             ends=self.ends,
+            has_end=self.has_end,
             blocks_follow_prompts=self.blocks_follow_prompts,
             bos_id=self.tokenizer.bos_id if self.tokenizer.bos_id != self.tokenizer.eos_id else None,
         )
+        written = {run.source for run in rendered.runs}
+        for turn in conversation.turns():
+            if FIRST_TURN + turn not in written and conversation.says_something(turn):
+                raise UserError(
+                    f"chat template {self.compiled.name} writes nothing of message {turn + 1}, the assistant's: it is "
+                    "made for messages of another form, or leaves out what is all of this one"
+                )
         if self.compiled.marks_generation:
             return block_regions(rendered, around)
         regions = word_regions(rendered, conversation.turns(), around)
@@ -266,8 +300,6 @@ class _TurnFormat:
 
     def _is_trained(self, region: Region, regions: list[Region], conversation: Conversation) -> bool:
         """Whether the region's turns are to be learnt."""
-        if region.ends_in is None and region.start == region.stop:
-            return False
         wanted = {conversation.messages[turn].get("train", True) for turn in region.turns}
         if wanted == {True, False}:
             raise UserError(
@@ -280,39 +312,48 @@ class _TurnFormat:
         """Encode each stretch of plain text between added tokens and borders of regions; put bos in front if due."""
         ids: list[int] = []
         mask: list[bool] = []
-        place, tokens = 0, iter([*rendered.found, _AFTER_ALL])
+        place, tokens, breaks = 0, iter([*rendered.found, _AFTER_ALL]), self._breaks(rendered)
         token = next(tokens)
         length = len(rendered.text)
-        for region, is_trained in [*zip(regions, trained, strict=True), (Region(length, length, (), 0), False)]:
+        for region, is_trained in [*zip(regions, trained, strict=True), (Region(length, length), False)]:
             for stop, learnt in ((region.start, False), (region.stop, is_trained)):
                 while token.first < stop:
-                    self._encode(rendered.text[place : token.start], ids)
+                    self._encode(rendered.text, place, token.start, breaks, ids)
                     ids.append(token.id)
                     place, token = token.stop, next(tokens)
-                self._encode(rendered.text[place : min(stop, token.start)], ids)
+                self._encode(rendered.text, place, min(stop, token.start), breaks, ids)
                 place = max(place, min(stop, token.start))
                 mask += [learnt] * (len(ids) - len(mask))
-            if region.ends_in is None and is_trained:
+            if region.lacks_end and region.turns:
                 ids.append(self.tokenizer.eos_id)
-                mask.append(True)
+                mask.append(is_trained)
         if self.tokenizer.adds_bos and ids[:1] != [self.tokenizer.bos_id]:
             ids.insert(0, self.tokenizer.bos_id)
             mask.insert(0, False)
         return Encoded(np.array(ids, np.int32), np.array(mask, np.bool_))
 
-    def _encode(self, text: str, ids: list[int]) -> None:
-        """Append the tokens of `text`, none of which is the template's."""
-        limits = (None, self.tokenizer.bos_id, self.tokenizer.eos_id)  # after these a new text begins
-        for part in self._broken(text):
-            ids += self.tokenizer.encode(part, continues=(ids[-1] if ids else None) not in limits)
+    def _encode(self, text: str, start: int, stop: int, breaks: list[int], ids: list[int]) -> None:
+        """Append the tokens of a stretch of text in which no token is the template's."""
+        inside = breaks[bisect.bisect_right(breaks, start) : bisect.bisect_left(breaks, stop)] if breaks else ()
+        for end in (*inside, stop):
+            if start < end:
+                begins = not ids or ids[-1] in (self.tokenizer.bos_id, self.tokenizer.eos_id)
+                ids += self.tokenizer.encode(text[start:end], continues=not begins)
+                start = end
 
-    def _broken(self, text: str) -> Iterator[str]:
-        """The text, cut inside each spelling that its tokenizer would find."""
-        start = 0
-        for match in self.quoted.finditer(text) if self.quoted is not None else ():
-            yield text[start : match.start() + 1]
-            start = match.start() + 1
-        yield text[start:]
+    def _breaks(self, rendered: Rendered) -> list[int]:
+        """Where to cut the text, so that the tokenizer does not find in messages what is the template's to write."""
+        if self.quoted is None:
+            return []
+        breaks, starts, place = [], [run.start for run in rendered.runs], 0
+        for token in (*rendered.found, Found(-1, False, *[len(rendered.text)] * 4)):
+            for match in self.quoted.finditer(rendered.text, place, token.first):
+                run = rendered.runs[bisect.bisect_right(starts, match.start()) - 1]
+                is_said = run.source >= FIRST_TURN and match.end() <= run.stop
+                if not is_said or (self.quoted_said is not None and self.quoted_said.fullmatch(match[0])):
+                    breaks.append(match.start() + 1)
+            place = token.last
+        return breaks
 
 
-_AFTER_ALL = Found(-1, 1 << 62, 1 << 62, 1 << 62, 1 << 62)
+_AFTER_ALL = Found(-1, False, *[1 << 62] * 4)
