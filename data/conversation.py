@@ -1,6 +1,5 @@
 """A conversation as a chat template sees it: messages, tools and documents, checked, plain and traced."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -76,7 +75,7 @@ class Conversation(NamedTuple):
 
     def variables(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What the template finds, as transformers gives it."""
-        return _special_tokens(tokenizer) | {
+        return tokenizer.named_tokens | {
             "messages": [_seen(message, self.reads_input) for message in self.messages],
             "tools": self.tools,
             "documents": self.documents,
@@ -154,15 +153,3 @@ def _traced(value: Any, source: int) -> Any:
     if isinstance(value, list | tuple):
         return [_traced(item, source) for item in value]
     return value
-
-
-@functools.lru_cache(maxsize=32)
-def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """The spellings of the special tokens that the tokenizer has; like transformers, nothing for those it lacks."""
-    ids = {
-        "bos_token": tokenizer.bos_id,
-        "eos_token": tokenizer.eos_id,
-        "unk_token": tokenizer.unk_id,
-        "pad_token": tokenizer.named_pad_id,
-    }
-    return {name: tokenizer.spelling(i) for name, i in ids.items() if i is not None}

@@ -21,7 +21,7 @@ import jinja2.sandbox
 from . import traced_text
 from .errors import UserError
 from .template_language import GenerationBlock, environment, to_json
-from .template_limits import budget, check_bits, check_output, check_size, limited
+from .template_limits import LimitReached, budget, check_bits, check_output, check_size, limited
 from .traced_text import Traced, Untraceable, blend, blend_nested, mark_block, origins_of, traced
 
 _EACH = "each iteration"  # a filter that no template can spell
@@ -62,21 +62,29 @@ class CompiledTemplate(NamedTuple):
         Raises:
             UserError: as `render`, or the text would be another one without traces.
         """
-        text = self._render(self.followed, variables, said)
-        if not self.is_proven and self._render(self.plain, plain, said) != text:  # what the limits have let pass ends here too
+        text = self._render(self.followed, variables, said, plain)
+        if not self.is_proven and self._render(self.plain, plain, said) != text:
             raise UserError(
                 f"chat template {self.name} does something that cannot be followed, so that it is not known which of "
                 "its text is whose: write it without escape, safe, or what depends on chance"
             )
         return text
 
-    def _render(self, template: jinja2.Template, variables: Mapping[str, Any], said: int) -> str:
+    def _render(
+        self,
+        template: jinja2.Template,
+        variables: Mapping[str, Any],
+        said: int,
+        plain: Mapping[str, Any] | None = None,
+    ) -> str:
         try:
             with limited():
                 text = template.render(variables)
             check_output(len(text), said)
             return text
         except Exception as error:  # a template is foreign code, and can raise whatever it likes
+            if plain is not None and not isinstance(error, LimitReached | Untraceable):
+                self._render(self.plain, plain, said)  # fails in the same place, and speaks of plain texts
             line = " ".join(str(error).split())
             if not line or isinstance(error, LookupError | RecursionError | MemoryError):
                 line = f"{type(error).__name__} {line}".strip()

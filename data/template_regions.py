@@ -107,6 +107,8 @@ def word_regions(rendered: Rendered, turns: Iterable[int], around: Surroundings)
         own = places.get(turn, [])
         if ending is not None:
             own = _said(rendered, own, ending, turn)
+            if own is None:
+                return None
         words = _words(rendered.text, (rendered.runs[index] for index in own))
         if words is None:
             continue
@@ -128,16 +130,21 @@ def word_regions(rendered: Rendered, turns: Iterable[int], around: Surroundings)
     return sorted(regions)
 
 
-def _said(rendered: Rendered, own: list[int], ending: Rendered, turn: int) -> list[int]:
-    """Of a turn's runs those that are its own, and not put into what follows it, like the name of the tool."""
-    left = iter([ending.text[run.start : run.stop] for run in ending.runs if run.source == turn + FIRST_TURN])
+def _said(rendered: Rendered, own: list[int], ending: Rendered, turn: int) -> list[int] | None:
+    """Of a turn's runs those that are its own, and not put into what follows it, like the name of the tool.
+
+    None where some of them come only after that.
+    """
+    left = [ending.text[run.start : run.stop] for run in ending.runs if run.source == turn + FIRST_TURN]
     said = []
     for index in own:
         run = rendered.runs[index]
-        if rendered.text[run.start : run.stop] not in left:  # goes on to behind the first that is the same
+        text = rendered.text[run.start : run.stop]
+        if text not in left:
             break
+        left = left[left.index(text) + 1 :]
         said.append(index)
-    return said or own
+    return None if said and "".join(left).strip() else said or own
 
 
 def _region(

@@ -34,10 +34,10 @@ class Tokenizer:
         bos_id: the token that begins a text, or None where the tokenizer has none.
         eos_id: the token that ends a text.
         pad_id: an id to fill unused positions with; padding is masked, so eos will do where there is no other.
-        named_pad_id: the token that its files name for padding, or None where they name none.
         unk_id: what text becomes that no other token can write, or None where there is no such token.
         special: control tokens by their spelling ("</s>", "<|im_end|>").
         added: all added tokens by their spelling: control tokens, and those that are found in text.
+        named_tokens: the spelling of each special token that it has: "bos_token", "eos_token", "unk_token", "pad_token".
         adds_bos: whether plain text begins with bos.
         fingerprint: SHA-256 of the model file, in hexadecimal.
         chat_template: the jinja source of the chat template that came with the tokenizer's files, or None.
@@ -60,13 +60,13 @@ class Tokenizer:
         self.vocab_size = len(vocabulary.pieces)
         self.special = vocabulary.special
         self.bos_id, self.eos_id, self.unk_id = vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id
-        self.named_pad_id = vocabulary.pad_id
         self.pad_id = next(i for i in (vocabulary.pad_id, self.unk_id, self.eos_id) if i is not None)
         self.adds_bos = self.bos_id is not None
         self.added = vocabulary.added | {
             spelling: vocabulary.added.get(spelling, AddedToken(i))._replace(special=True)
             for spelling, i in self.special.items()
         }
+        self.named_tokens = _named_tokens(vocabulary, config)
         self.fingerprint = hashlib.sha256(files[model_file]).hexdigest()
         self.chat_template = _chat_template(files, config)
         self._spellings = {i: spelling for spelling, i in self.special.items()}
@@ -153,10 +153,6 @@ class Tokenizer:
     def stream(self) -> "StreamDecoder":
         """A decoder that takes one id at a time: its outputs, joined, are `decode` of all the ids."""
         return StreamDecoder(self)
-
-    def spelling(self, i: int) -> str:
-        """How the vocabulary writes token `i`: what a chat template puts down to mean it."""
-        return self._vocabulary.pieces[i]
 
     def piece(self, i: int) -> str:
         """Token `i` for people to read: its text, a control token's spelling, `<0xE4>` for a part of a character."""
@@ -252,6 +248,16 @@ def _read_config(files: dict[str, bytes]) -> dict:
     if not isinstance(config, dict):
         raise UserError(f"{CONFIG_FILE} is not a JSON object")
     return config
+
+
+def _named_tokens(vocabulary: HuggingFaceVocabulary | SentencePieceVocabulary, config: dict) -> dict[str, str]:
+    """What chat templates find under the names of special tokens: like in transformers, only those that there are."""
+    ids = {name: getattr(vocabulary, f"{name}_id") for name in ("bos", "eos", "unk", "pad")}
+    named = {f"{name}_token": None if i is None else vocabulary.pieces[i] for name, i in ids.items()}
+    if "unk_token" in config:  # the model may know of none, or of another
+        given = config["unk_token"]
+        named["unk_token"] = given["content"] if isinstance(given, dict) else given
+    return {name: spelling for name, spelling in named.items() if spelling is not None}
 
 
 def _chat_template(files: dict[str, bytes], config: dict) -> str | None:
