@@ -1,67 +1,82 @@
-"""The jinja2 dialect of chat templates, as Hugging Face defines it, with its `{% generation %}` block."""
+"""The jinja2 dialect of chat templates, as transformers defines it, with its `{% generation %}` block."""
 
-import functools
+import datetime
 import json
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from .errors import UserError
-
-# Variables that a generation block writes before and after what stands in it.
-BEGIN_VARIABLE, END_VARIABLE = "generation_begin", "generation_end"
-
-
-class CompiledTemplate(NamedTuple):
-    """A chat template ready to render, and what its source says about itself."""
-
-    template: jinja2.Template
-    marks_generation: bool  # it has a generation block
-    reads_input: bool  # it knows the `input` of a message
+from .template_limits import budget
+from .traced_text import blend
 
 
 class GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}`: writes what stands in between, and a variable before and after it."""
+    """`{% generation %}…{% endgeneration %}`: writes what stands in between. What is set there is not seen outside."""
 
     tags = frozenset({"generation"})
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.CallBlock:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        begin, end = (
-            jinja2.nodes.Output([jinja2.nodes.Name(variable, "load", lineno=line)], lineno=line)
-            for variable in (BEGIN_VARIABLE, END_VARIABLE)
-        )
-        return [begin, *body, end]
+        return jinja2.nodes.CallBlock(self.call_method("write"), [], [], body).set_lineno(line)
+
+    def write(self, caller: Callable[[], str]) -> str:
+        """What the block puts in its place."""
+        return caller()
 
 
-@functools.lru_cache(maxsize=64)
-def compile_template(source: str, name: str) -> CompiledTemplate:
-    """Compile as Hugging Face does: sandboxed, with its whitespace rules, loop controls and `tojson`.
+def environment(
+    kind: type[jinja2.sandbox.ImmutableSandboxedEnvironment], generation_block: type[GenerationBlock]
+) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    """An environment as transformers makes it: sandboxed, with its whitespace rules, loop controls and functions.
 
-    Its `strftime_now` is left out: templates that print today's date then fall back to a fixed one, and a conversation
-    gives the same tokens on every day.
-
-    Raises:
-        UserError: `source` is not valid jinja; `name` tells which template it is.
+    Left out is what goes by chance, which has no place in data: the filter `random` and the function `lipsum`.
     """
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = _raise_exception
-    try:
-        tree = environment.parse(source)
-        template = environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"chat template {name}, line {error.lineno}: {error.message}") from None
-    variables = {node.name for node in tree.find_all(jinja2.nodes.Name)}
-    attributes = {node.attr for node in tree.find_all(jinja2.nodes.Getattr)}
-    keys = {item.arg.value for item in tree.find_all(jinja2.nodes.Getitem) if isinstance(item.arg, jinja2.nodes.Const)}
-    return CompiledTemplate(template, BEGIN_VARIABLE in variables, "input" in attributes | keys)
+    made = kind(trim_blocks=True, lstrip_blocks=True, extensions=[generation_block, jinja2.ext.loopcontrols])
+    made.filters["tojson"] = to_json
+    made.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "namespace": _Namespace}
+    del made.globals["lipsum"], made.filters["random"]
+    return made
+
+
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter `tojson`, which unlike jinja2's own escapes nothing for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    current = budget()
+    current.now = current.now or datetime.datetime.now()
+    return blend(current.now.strftime(format), format)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """A namespace that takes no private attributes."""
+
+    def __init__(*args, **kwargs):  # an attribute may be called `self`
+        self, values = args[0], dict(*args[1:], **kwargs)
+        for name in values:
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name, value):
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.sandbox.SecurityError(f"a namespace holds no private attribute, like {name!r}")

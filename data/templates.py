@@ -1,39 +1,47 @@
 """Chat templates: from messages to tokens, and which of them are trained on.
 
-A template is a jinja2 file as Hugging Face writes them, with the variables `messages`, `bos_token`, `eos_token`,
-`add_generation_prompt` and the function `raise_exception`. A `{% generation %}…{% endgeneration %}` block stands around
-the words that the assistant says; a template without one is trained on the assistant's contents.
+A template is a jinja2 file as Hugging Face writes them, and finds what transformers gives it: `messages`, `tools`,
+`documents`, `add_generation_prompt`, the spellings of the special tokens, and a few functions. What it writes for a
+conversation is, character for character, what it writes there.
 
-A conversation is rendered once and cut where its parts meet: at the control tokens that the template writes, and where
-the assistant begins to speak, which is where generation will cut it. Each stretch between the cuts is encoded once and
-is trained as a whole or not at all. So the tokens of a prompt are always the beginning of the conversation's tokens.
+A conversation is rendered once, in a way that keeps of each character where it comes from (`traced_text`), and is cut
+where its parts meet: at the control tokens that the template writes, and where the assistant begins to speak, which is
+where generation will cut it. Each stretch between the cuts is encoded once and is trained as a whole or not at all. So
+the tokens of a prompt are always the beginning of the conversation's tokens.
 
-An assistant's turn always ends in a control token, or nothing would teach the model to stop: the one that the template
-writes after the words, or, where the tokenizer has no such token (ChatML on LLaMA's), the end of text, put before the
-template's spelling. That end is trained too. The whole conversation begins with bos, once, if there is one.
+An assistant's turn (`template_regions`) always ends in a control token, or nothing would teach the model to stop: the
+one that the template writes after the words, or, where the tokenizer has no such token (ChatML on LLaMA's), the end of
+text, put before the template's spelling. That end is trained too.
 
-What messages say stays text. While a template runs, their contents carry marks, private-use characters found nowhere in
-the conversation, that keep the spelling of a control token in them from being read as one.
+What messages say stays text: only what the template itself writes can be a control token.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from etils import epath
 
+from .added_tokens import Found, find, spellings
+from .conversation import Conversation
 from .errors import UserError
-from .template_language import BEGIN_VARIABLE, END_VARIABLE, CompiledTemplate, compile_template
+from .template_following import CompiledTemplate, compile_template
+from .template_regions import Region, Rendered, Surroundings, block_regions, blocks, rendered_of, word_regions
 from .tokenizer import Tokenizer
+from .traced_text import BLENDED, FIRST_TURN, WORDS
 
-ROLES = ("system", "user", "assistant", "tool")
 _FOLDER = epath.Path(__file__).parent / "templates"
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
+
+
+@functools.cache
+def _built_in_sources() -> frozenset[str]:
+    return frozenset((_FOLDER / f"{name}.jinja").read_text() for name in BUILT_IN)
 
 
 class Encoded(NamedTuple):
@@ -51,19 +59,29 @@ class ChatTemplate:
     source: str
 
     def __post_init__(self):
-        compile_template(self.source, self.name)  # a mistake in the source shows when it is loaded
+        self._compiled()  # a mistake in the source shows when it is loaded
+
+    def _compiled(self) -> CompiledTemplate:
+        return compile_template(self.source, self.name, is_proven=self.source in _built_in_sources())
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the source, in hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
-    def render(self, messages: Sequence[dict], tokenizer: Tokenizer, *, generation_prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: Sequence[dict],
+        tokenizer: Tokenizer,
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[dict] | None = None,
+        documents: Sequence[dict] | None = None,
+    ) -> str:
         """The conversation as text, for people to read: `encode` keeps apart what looks the same here."""
-        _check(messages, generation_prompt)
-        marks = _choose_marks(messages, self.source)
-        text = self._render_marked(messages, tokenizer, marks, generation_prompt)
-        return text.translate(dict.fromkeys(map(ord, marks)))
+        compiled = self._compiled()
+        conversation = Conversation.of(messages, tools, documents, generation_prompt, compiled)
+        return compiled.render(conversation.variables(tokenizer), conversation.characters)
 
     def encode(
         self,
@@ -77,83 +95,33 @@ class ChatTemplate:
         """Tokens of a conversation, and the mask of those that an assistant should learn to say.
 
         Args:
-            messages: `{"role", "content"}` and what else `formats` lists; `"train": False` masks a turn.
-            tools, documents: for the template, as Hugging Face's take them.
+            messages: `{"role", "content"}`, with an optional `"input"` on user turns (Alpaca's), and on the assistant's
+                `"tool_calls"`, `"reasoning_content"`, and `"train"`: False for a turn that is not to be learnt.
             tokenizer: any; control tokens that it lacks are written as plain text.
             generation_prompt: end with what comes before the assistant's next words.
+            tools: JSON schemas of functions, for templates that tell of them.
+            documents: `{"title", "text"}`, for templates that quote them.
 
         Returns:
             Tokens int32[n] and mask bool[n]. Where no assistant says anything, the mask is empty: `not mask.any()`.
 
         Raises:
-            UserError: there are no messages, a message is malformed, or the template refuses their order.
+            UserError: there are no messages, a message is malformed, the template refuses their order or knows nothing
+                of what they hold, or it is not known which of its text is the assistant's.
         """
-        _check(messages, generation_prompt)
-        marks = _choose_marks(messages, self.source)
-        around = {name: value for name, value in (("tools", tools), ("documents", documents)) if value}
-        text = self._render_marked(messages, tokenizer, marks, generation_prompt, around)
-        if not compile_template(self.source, self.name).marks_generation:
-            text = self._move_beginnings(text, messages, tokenizer, marks)
-        if {marks.begin, marks.end} & set(_said(marks).sub("", text)):
-            raise UserError(
-                f"chat template {self.name} cuts the assistant's words, so that what to train on is not known: put "
-                "{% generation %} and {% endgeneration %} around them in the template"
-            )
-        speaking = [m.get("train", True) for m in messages if m["role"] == "assistant" and m["content"].strip()]
-        regions = _regions(text, tokenizer, marks)
-        if not all(speaking):
-            if sum(trained for _, trained in regions) != len(speaking):
-                raise UserError(f"chat template {self.name} does not show which of the assistant's turns is which")
-            switches = iter(speaking)
-            regions = [(part, trained and next(switches)) for part, trained in regions]
-        return _tokenize(regions, tokenizer, marks)
+        turns = _turn_format(self, tokenizer)
+        return turns.encode(Conversation.of(messages, tools, documents, generation_prompt, turns.compiled))
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The tokens that end an assistant's turn: what follows its words in this template, and the end of text."""
-        said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        tokens, mask = self.encode(said * 2, tokenizer)
-        is_last = mask & ~np.append(mask[1:], False)
-        return tuple(sorted({tokenizer.eos_id, *tokens[is_last].tolist()}))
-
-    def _render_marked(
-        self,
-        messages: Sequence[dict],
-        tokenizer: Tokenizer,
-        marks: "_Marks",
-        generation_prompt: bool,
-        around: dict | None = None,
-    ) -> str:
-        compiled = compile_template(self.source, self.name)
-        variables = {
-            "messages": [_marked_message(message, tokenizer, marks, compiled) for message in messages],
-            "bos_token": "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id),
-            "eos_token": tokenizer.piece(tokenizer.eos_id),
-            "add_generation_prompt": generation_prompt,
-            BEGIN_VARIABLE: marks.begin,
-            END_VARIABLE: marks.end,
-            **(around or {}),
-        }
-        try:
-            return compiled.template.render(variables)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise UserError(f"chat template {self.name}: {error}") from None
-
-    def _move_beginnings(self, text: str, messages: Sequence[dict], tokenizer: Tokenizer, marks: "_Marks") -> str:
-        """Move each beginning mark from the assistant's content to where its generation would begin.
-
-        Between the two a template may write more, like the space of "[/INST] answer", which the model must say itself.
-        The place is the end of the prompt that the template writes for the messages before. A template whose prompt is
-        not the beginning of the conversation (some move the system message to the last turn) keeps the mark.
-        """
-        turns = [
-            k for k, message in enumerate(messages) if message["role"] == "assistant" and message["content"].strip()
-        ]
-        for k in reversed(turns):  # from the last on: what comes before a moved mark is still as it was rendered
-            prompt = self._render_marked(messages[:k], tokenizer, marks, generation_prompt=True) if k else ""
-            if text.startswith(prompt):
-                said, end, rest = text[len(prompt) :].partition(marks.end)
-                text = prompt + marks.begin + said.replace(marks.begin, "") + end + rest
-        return text
+        turns = _turn_format(self, tokenizer)
+        ends = {region.ends_in for region in turns.regions_of(_SAID)}
+        for call in _CALLS if "tool_calls" in turns.compiled.keys else ():
+            try:
+                ends |= {region.ends_in for region in turns.regions_of(call, _TOOLS)[:1]}
+            except UserError:  # it wants arguments in the other form, or other roles
+                continue
+        return tuple(sorted({tokenizer.eos_id} | ends - {None}))
 
 
 def load_template(name_or_path: str | epath.Path) -> ChatTemplate:
@@ -174,122 +142,219 @@ def load_template(name_or_path: str | epath.Path) -> ChatTemplate:
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> Encoded:
-    """A plain document: bos where the tokenizer adds it, the text, and eos; everything but bos is trained on."""
+    """A plain document: bos, where the tokenizer begins texts with it, the text, and eos; all but bos is trained on."""
     start = [tokenizer.bos_id] if tokenizer.adds_bos else []
     tokens = np.array([*start, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
     return Encoded(tokens, np.arange(len(tokens)) >= len(start))
 
 
-def _check(messages: Sequence[dict], generation_prompt: bool) -> None:
-    if not messages:
-        raise UserError("a conversation has no messages")
-    for number, message in enumerate(messages, 1):
-        if message.get("role") not in ROLES:
-            raise UserError(f"message {number} has role {message.get('role')!r}: expected one of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str) or not isinstance(message.get("input", ""), str):
-            raise UserError(f"message {number}, from the {message['role']}, has no text as its content or input")
-    if generation_prompt and messages[-1]["role"] == "assistant":
-        raise UserError(f"message {len(messages)} is the assistant's: there is nothing to answer after it")
+# What a template writes around a turn ---------------------------------------------------------------------------------
+
+_SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+_TOOLS = [{"type": "function", "function": {"name": "f", "description": "a", "parameters": {"type": "object"}}}]
+_CALLS = [
+    [
+        {"role": "user", "content": "a"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": arguments}}
+            ],
+        },
+        {"role": "tool", "content": "c", "name": "f", "tool_call_id": "call00001"},
+        {"role": "assistant", "content": "d"},
+    ]
+    for arguments in ({"b": "b"}, '{"b": "b"}')
+]
 
 
-# Marks in the contents of messages -----------------------------------------------------------------------------------
+@functools.lru_cache(maxsize=32)
+def _turn_format(template: ChatTemplate, tokenizer: Tokenizer) -> "_TurnFormat":
+    return _TurnFormat(template._compiled(), tokenizer)
 
 
-class _Marks(NamedTuple):
-    """Characters that mark places in rendered text: where the assistant's words begin and end, and quoted spellings."""
+class _TurnFormat:
+    """A template with a tokenizer: how it writes turns, learnt from a short conversation, and how they become tokens.
 
-    begin: str
-    end: str
-    quote: str
-
-
-def _choose_marks(messages: Sequence[dict], source: str) -> _Marks:
-    """Three private-use characters that neither the messages nor the template contain."""
-    used = set(source).union(*(message["content"] + message.get("input", "") for message in messages))
-    free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
-    try:
-        return _Marks(next(free), next(free), next(free))
-    except StopIteration:
-        raise UserError("a conversation uses all of Unicode's private-use characters U+E000 to U+F8FF") from None
-
-
-def _marked_message(message: dict, tokenizer: Tokenizer, marks: _Marks, compiled: CompiledTemplate) -> dict:
-    """The message as the template sees it: role, content and, if the template knows it, input."""
-    role, content, more = message["role"], message["content"], message.get("input", "")
-    if more and not compiled.reads_input:
-        content, more = f"{content}\n\n{more}", ""
-    marks_words = role == "assistant" and not compiled.marks_generation
-    first, last = (marks.begin, marks.end) if marks_words else (marks.quote, marks.quote)
-    marked = {"role": role, "content": _quote(content, tokenizer, marks, first, last)}
-    if more:
-        marked["input"] = _quote(more, tokenizer, marks, marks.quote, marks.quote)
-    plain = ("tool_calls", "reasoning_content", "name", "tool_call_id")
-    return marked | {name: message[name] for name in plain if name in message}
-
-
-def _quote(text: str, tokenizer: Tokenizer, marks: _Marks, first: str, last: str) -> str:
-    """Break up every spelling of a control token in `text`, and mark where its words begin and end.
-
-    The outer marks also keep a spelling from forming across the border with the template's text. They stand inside the
-    outer whitespace, so that a template may still strip it.
+    Attributes:
+        ends, has_end, blocks_follow_prompts: as in `Surroundings`.
+        quoted: spellings that are the template's to write, though the tokenizer finds them in a message's text too.
+        quoted_said: those of them that an assistant cannot say: what ends a turn, and what begins another's.
     """
-    words = text.strip()
-    if not words:
-        return text
-    before, _, after = text.partition(words)
-    control = _control_pattern(tuple(tokenizer.special), marks.quote)
-    broken = re.sub(f"(?={control}).", lambda character: character[0] + marks.quote, words, flags=re.DOTALL)
-    return before + first + broken + last + after
+
+    def __init__(self, compiled: CompiledTemplate, tokenizer: Tokenizer):
+        self.compiled, self.tokenizer = compiled, tokenizer
+        # Blank ones (runs of spaces, line breaks) join with what stands beside them: the tokenizer finds them itself.
+        self._added = {spelling: token for spelling, token in tokenizer.added.items() if spelling.strip()}
+        self._added_ids = {token.id for token in tokenizer.added.values()}
+        self._pattern = spellings(self._added)
+        self.ends, self.has_end, self.blocks_follow_prompts = frozenset(), False, False
+        self.quoted = self.quoted_said = None
+        try:
+            self._learn()
+        except UserError:  # it refuses so plain a conversation: each one is looked at by itself
+            pass
+
+    def _learn(self) -> None:
+        conversation = Conversation.of(_SAID, None, None, False, self.compiled)
+        rendered = self._follow(conversation)
+        regions = self._regions(rendered, conversation)
+        prompts = [self._prompt(conversation, turn) for turn in conversation.turns()]
+        starts = [block.start for block in blocks(rendered)]
+        self.blocks_follow_prompts = len(regions) == len(prompts) and all(
+            prompt is not None and rendered.text.startswith(prompt) and len(prompt) in starts for prompt in prompts
+        )
+        self.ends = frozenset(region.ends_in for region in regions) - {None}
+        self.has_end = bool(regions) and regions[-1].ends_in is not None and len(regions) == len(prompts)
+        others = [token for token in rendered.found if not any(r.start <= token.first < r.stop for r in regions)]
+        users = [run.start for run in rendered.runs if run.source == WORDS]
+        to_users = {  # what stands before a user's words, with no turn of the assistant's in between
+            token.id
+            for token in others
+            for place in users[bisect.bisect_left(users, token.last) :][:1]
+            if not any(token.last <= region.start < place for region in regions)
+        }
+        self.quoted = self._spellings(self.ends | {token.id for token in others})
+        self.quoted_said = self._spellings(self.ends | to_users)
+
+    def _spellings(self, ids: set[int] | frozenset[int]) -> re.Pattern | None:
+        return spellings(s for s, token in self._added.items() if token.id in ids and not token.special)
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """The tokens of a conversation and the mask of those that are trained on."""
+        rendered = self._follow(conversation)
+        regions = self._regions(rendered, conversation)
+        trained = [self._is_trained(region, regions, conversation) for region in regions]
+        return self._tokenize(rendered, regions, trained)
+
+    def regions_of(self, messages: Sequence[dict], tools: Sequence[dict] | None = None) -> list[Region]:
+        """The assistant's turns in the text of a conversation."""
+        tools = tools if "tools" in self.compiled.variables else None
+        conversation = Conversation.of(messages, tools, None, False, self.compiled)
+        return self._regions(self._follow(conversation), conversation)
+
+    def _follow(self, conversation: Conversation) -> Rendered:
+        plain = conversation.variables(self.tokenizer)
+        text = self.compiled.follow(conversation.traced(plain), plain, conversation.characters)
+        rendered = rendered_of(text, self._find)
+        if any(run.source == BLENDED for run in rendered.runs):
+            raise UserError(
+                f"chat template {self.compiled.name} changes a message's words together with other text, so that it is "
+                "not known which of what it writes is whose: have it change the words alone"
+            )
+        return rendered
+
+    def _find(self, text: str, stretches: list[tuple[int, int]]) -> list[Found]:
+        return find(text, stretches, self._pattern, self._added)
+
+    def _prompt(self, conversation: Conversation, k: int) -> str | None:
+        part = conversation.before(k)
+        try:
+            return self.compiled.render(part.variables(self.tokenizer), part.characters)
+        except UserError:
+            return None
+
+    def _opening(self, conversation: Conversation, k: int) -> str:
+        prompt = self._prompt(conversation, k)
+        part = conversation.until(k - 1)
+        try:
+            before = self.compiled.render(part.variables(self.tokenizer), part.characters)
+        except UserError:
+            return ""
+        return prompt[len(before) :] if prompt is not None and prompt.startswith(before) else ""
+
+    def _ending(self, conversation: Conversation, k: int) -> Rendered | None:
+        try:
+            return self._follow(conversation.until(k))
+        except UserError:
+            return None
+
+    def _regions(self, rendered: Rendered, conversation: Conversation) -> list[Region]:
+        around = Surroundings(
+            prompt=functools.partial(self._prompt, conversation),
+            opening=functools.partial(self._opening, conversation),
+            ending=functools.partial(self._ending, conversation),
+            content=lambda k: conversation.messages[k]["content"],
+            is_plain=conversation.is_plain,
+            ends=self.ends,
+            has_end=self.has_end,
+            blocks_follow_prompts=self.blocks_follow_prompts,
+            bos_id=self.tokenizer.bos_id if self.tokenizer.bos_id != self.tokenizer.eos_id else None,
+        )
+        written = {run.source for run in rendered.runs}
+        for turn in conversation.turns():
+            if FIRST_TURN + turn not in written and conversation.says_something(turn):
+                raise UserError(
+                    f"chat template {self.compiled.name} writes nothing of message {turn + 1}, the assistant's: it is "
+                    "made for messages of another form, or leaves out what is all of this one"
+                )
+        if self.compiled.marks_generation:
+            return block_regions(rendered, around)
+        regions = word_regions(rendered, conversation.turns(), around)
+        if regions is None or any(a.stop > b.start for a, b in zip(regions, regions[1:], strict=False)):
+            raise UserError(
+                f"chat template {self.compiled.name} cuts the assistant's words, so that what to train on is not known: "
+                "put {% generation %} and {% endgeneration %} around them in the template"
+            )
+        return regions
+
+    def _is_trained(self, region: Region, regions: list[Region], conversation: Conversation) -> bool:
+        """Whether the region's turns are to be learnt."""
+        wanted = {conversation.messages[turn].get("train", True) for turn in region.turns}
+        if wanted == {True, False}:
+            raise UserError(
+                f"chat template {self.compiled.name} writes messages {' and '.join(str(t + 1) for t in region.turns)} "
+                "as one turn, of which not all are to be trained on"
+            )
+        return wanted == {True}
+
+    def _tokenize(self, rendered: Rendered, regions: list[Region], trained: list[bool]) -> Encoded:
+        """Encode each stretch of plain text between added tokens and borders of regions; put bos in front if due."""
+        ids: list[int] = []
+        mask: list[bool] = []
+        place, tokens, breaks = 0, iter([*rendered.found, _AFTER_ALL]), self._breaks(rendered)
+        token = next(tokens)
+        length = len(rendered.text)
+        for region, is_trained in [*zip(regions, trained, strict=True), (Region(length, length), False)]:
+            for stop, learnt in ((region.start, False), (region.stop, is_trained)):
+                while token.first < stop:
+                    self._encode(rendered.text, place, token.start, breaks, ids)
+                    ids.append(token.id)
+                    place, token = token.stop, next(tokens)
+                self._encode(rendered.text, place, min(stop, token.start), breaks, ids)
+                place = max(place, min(stop, token.start))
+                mask += [learnt] * (len(ids) - len(mask))
+            if region.lacks_end and region.turns:
+                ids.append(self.tokenizer.eos_id)
+                mask.append(is_trained)
+        if self.tokenizer.adds_bos and ids[:1] != [self.tokenizer.bos_id]:
+            ids.insert(0, self.tokenizer.bos_id)
+            mask.insert(0, False)
+        return Encoded(np.array(ids, np.int32), np.array(mask, np.bool_))
+
+    def _encode(self, text: str, start: int, stop: int, breaks: list[int], ids: list[int]) -> None:
+        """Append the tokens of a stretch of text in which no token is the template's."""
+        inside = breaks[bisect.bisect_right(breaks, start) : bisect.bisect_left(breaks, stop)] if breaks else ()
+        for end in (*inside, stop):
+            if start < end:
+                after = ids[-1] if ids and ids[-1] in self._added_ids else None
+                ids += self.tokenizer.encode(text[start:end], after=after, continues=bool(ids) and after is None)
+                start = end
+
+    def _breaks(self, rendered: Rendered) -> list[int]:
+        """Where to cut the text, so that the tokenizer does not find in messages what is the template's to write."""
+        if self.quoted is None:
+            return []
+        breaks, starts, place = [], [run.start for run in rendered.runs], 0
+        for token in (*rendered.found, Found(-1, False, *[len(rendered.text)] * 4)):
+            for match in self.quoted.finditer(rendered.text, place, token.first):
+                run = rendered.runs[bisect.bisect_right(starts, match.start()) - 1]
+                is_said = run.source >= FIRST_TURN and match.end() <= run.stop
+                if not is_said or (self.quoted_said is not None and self.quoted_said.fullmatch(match[0])):
+                    breaks.append(match.start() + 1)
+            place = token.last
+        return breaks
 
 
-@functools.lru_cache(maxsize=64)
-def _control_pattern(spellings: tuple[str, ...], quote: str) -> str:
-    """A pattern for any control token's spelling whose first character is not followed by the mark of quotation."""
-    longest_first = sorted(spellings, key=len, reverse=True)
-    return "(?:" + "|".join(f"{re.escape(s[0])}(?!{quote}){re.escape(s[1:])}" for s in longest_first) + ")"
-
-
-# From marked text to tokens ------------------------------------------------------------------------------------------
-
-
-def _said(marks: _Marks) -> re.Pattern:
-    return re.compile(f"{marks.begin}([^{marks.begin}{marks.end}]*){marks.end}")
-
-
-def _regions(text: str, tokenizer: Tokenizer, marks: _Marks) -> list[tuple[str, bool]]:
-    """Cut marked text into regions, each trained or not. An assistant's region reaches to the end of its turn."""
-    control = _control_pattern(tuple(tokenizer.special), marks.quote)
-    pieces = _said(marks).split(text)  # by turns what is not and what is said by the assistant
-    trained = [i % 2 == 1 and piece.strip(marks.quote).strip() != "" for i, piece in enumerate(pieces)]
-    for i in np.flatnonzero(trained):
-        end = re.match(rf"\s*({control})", pieces[i + 1])
-        if end and _ends_turn(tokenizer.special[end[1]], tokenizer):
-            pieces[i] += end[0]
-            pieces[i + 1] = pieces[i + 1][end.end() :]
-        elif not re.search(rf"{control}\Z", pieces[i]):
-            pieces[i] += tokenizer.piece(tokenizer.eos_id)
-    return list(zip(pieces, trained, strict=True))
-
-
-def _ends_turn(i: int, tokenizer: Tokenizer) -> bool:
-    """Whether control token `i` can end a turn: bos begins the next one instead, unless it is eos as well."""
-    return i != tokenizer.bos_id or i == tokenizer.eos_id
-
-
-def _tokenize(regions: list[tuple[str, bool]], tokenizer: Tokenizer, marks: _Marks) -> Encoded:
-    """Encode each stretch of plain text between control tokens and borders of regions; put bos in front if missing."""
-    control = _control_pattern(tuple(tokenizer.special), marks.quote)
-    limits = (None, tokenizer.bos_id, tokenizer.eos_id)  # after these a new text begins: SentencePiece's prefix is due
-    ids, mask = [], []
-    for region, trained in regions:
-        for part in re.split(f"({control})", region):
-            if part in tokenizer.special:
-                ids.append(tokenizer.special[part])
-            else:
-                previous = ids[-1] if ids else None
-                ids += tokenizer.encode(part.replace(marks.quote, ""), continues=previous not in limits)
-        mask += [trained] * (len(ids) - len(mask))
-    if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-        ids.insert(0, tokenizer.bos_id)
-        mask.insert(0, False)
-    return Encoded(np.array(ids, np.int32), np.array(mask, np.bool_))
+_AFTER_ALL = Found(-1, False, *[1 << 62] * 4)

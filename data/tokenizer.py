@@ -17,7 +17,7 @@ from etils import epath
 from .errors import UserError
 from .tokenizer_huggingface import HuggingFaceVocabulary
 from .tokenizer_sentencepiece import Place, SentencePieceVocabulary
-from .tokenizer_settings import ADDED_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, Settings, read_settings
+from .tokenizer_settings import ADDED_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, AddedToken, Settings, read_settings
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 HUGGINGFACE_FILE = "tokenizer.json"
@@ -54,7 +54,10 @@ class Tokenizer:
         if vocabulary.eos_id is None:
             raise UserError(f"{where} has no end-of-text token: name one as eos_token in a {CONFIG_FILE} beside it")
         self.vocab_size = len(vocabulary.pieces)
-        self.special, self.added, self.named = vocabulary.special, vocabulary.added, vocabulary.named
+        self.special, self.named = vocabulary.special, vocabulary.named
+        control = {spelling: AddedToken(i, special=True) for spelling, i in self.special.items()}
+        flagged = {spelling: token for spelling, token in vocabulary.added.items() if token.special or spelling not in control}
+        self.added = vocabulary.found_whole | control | flagged
         self.bos_id, self.eos_id, self.unk_id = vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id
         self.pad_id = next(i for i in (vocabulary.pad_id, self.unk_id, self.eos_id) if i is not None)
         own_way = getattr(vocabulary, "adds_bos", True)  # a SentencePiece model says nothing; LLaMA's texts begin so

@@ -11,7 +11,7 @@ vocabulary, as their tokenizer means them to be.
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import tokenizers
 
@@ -39,6 +39,7 @@ class HuggingFaceVocabulary:
     """
 
     trailing_space = False
+    found_whole: ClassVar = {}
 
     def __init__(self, model: bytes, where: str, settings: Settings = Settings()):
         self._spec, self._where = _parse(model, where), where

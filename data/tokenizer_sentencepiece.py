@@ -48,6 +48,8 @@ class SentencePieceVocabulary:
         own = [(piece.piece, piece.type) for piece in proto.pieces]
         self.pieces, self.types = [piece for piece, _ in own], [kind for _, kind in own]
         self.unk_id = next((i for i, kind in enumerate(self.types) if kind == _Piece.UNKNOWN), None)
+        whole = (_Piece.UNKNOWN, _Piece.USER_DEFINED)
+        self.found_whole = {piece: AddedToken(i, special=False) for i, (piece, kind) in enumerate(own) if kind in whole}
         self.added = self._add(settings, where)
         self._name(settings, proto.trainer_spec, where)
         changed = _changed(own, self.pieces, self.types, where)

@@ -1,0 +1,393 @@
+"""Rendering a chat template so that every character of the text knows where it comes from, within limits.
+
+A template is compiled twice: as transformers does it, which says what text comes out, and in an environment in which
+whatever is made of a `Traced` text is traced. Both must give the same text, or the conversation is refused.
+
+Strings come into being in few ways: constants of the template; methods of texts; operators; filters; `{{ … }}`, `~` and
+whatever else joins. Each of them passes through here. What is not followed further is blended, so no text is taken for
+the template's that is not.
+"""
+
+import functools
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jinja2
+import jinja2.compiler
+import jinja2.sandbox
+
+from . import traced_text
+from .errors import UserError
+from .template_language import GenerationBlock, environment, to_json
+from .template_limits import LimitReached, budget, check_bits, check_output, check_size, limited
+from .traced_text import Traced, Untraceable, blend, blend_nested, mark_block, origins_of, traced
+
+_EACH = "each iteration"  # a filter that no template can spell
+_SIZED = ("center", "indent", "batch", "slice", "truncate", "wordwrap", "round")  # filters that take a length
+
+
+_OF_DICT = frozenset(dir(dict))
+_OF_STR = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))  # what the sandbox allows
+
+
+class CompiledTemplate(NamedTuple):
+    """A chat template ready to render, and what its source says about itself."""
+
+    name: str
+    plain: jinja2.Template  # as transformers has it
+    followed: jinja2.Template  # on traced texts
+    marks_generation: bool  # it has a generation block
+    variables: frozenset[str]  # names of variables in it
+    keys: frozenset[str]  # names of attributes and keys in it
+    is_proven: bool  # following it is known to change nothing
+
+    def render(self, variables: Mapping[str, Any], said: int) -> str:
+        """The text for variables that are not traced, which hold `said` characters.
+
+        Raises:
+            UserError: the template refuses the conversation, fails, or goes beyond the limits.
+        """
+        return str.__str__(self._render(self.followed, variables, said))
+
+    def follow(self, variables: Mapping[str, Any], plain: Mapping[str, Any], said: int) -> str:
+        """The text, traced.
+
+        Args:
+            variables: what the template sees, texts traced.
+            plain: the same, not traced.
+            said: how many characters they hold.
+
+        Raises:
+            UserError: as `render`, or the text would be another one without traces.
+        """
+        text = self._render(self.followed, variables, said, plain)
+        if not self.is_proven and self._render(self.plain, plain, said) != text:
+            raise UserError(
+                f"chat template {self.name} does something that cannot be followed, so that it is not known which of "
+                "its text is whose: write it without escape, safe, or what depends on chance"
+            )
+        return text
+
+    def _render(
+        self,
+        template: jinja2.Template,
+        variables: Mapping[str, Any],
+        said: int,
+        plain: Mapping[str, Any] | None = None,
+    ) -> str:
+        try:
+            with limited():
+                text = template.render(variables)
+            check_output(len(text), said)
+            return text
+        except Exception as error:  # a template is foreign code, and can raise whatever it likes
+            if plain is not None and not isinstance(error, LimitReached | Untraceable):
+                self._render(self.plain, plain, said)  # fails in the same place, and speaks of plain texts
+            line = " ".join(str(error).split())
+            if not line or isinstance(error, LookupError | RecursionError | MemoryError):
+                line = f"{type(error).__name__} {line}".strip()
+            raise UserError(f"chat template {self.name}: {line}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def compile_template(source: str, name: str, *, is_proven: bool = False) -> CompiledTemplate:
+    """Compile a chat template. One of which tests say that following changes nothing `is_proven`.
+
+    Raises:
+        UserError: `source` is not valid jinja; `name` tells which template it is.
+    """
+    following = environment(_FollowingEnvironment, _FollowedGenerationBlock)
+    following.follow_filters()
+    plain = environment(jinja2.sandbox.ImmutableSandboxedEnvironment, GenerationBlock)
+    try:
+        with limited():
+            tree = plain.parse(source)
+            templates = plain.from_string(source), following.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"chat template {name}, line {error.lineno}: {error.message}") from None
+    except Exception as error:  # too deep for the parser, or for Python's
+        raise UserError(f"chat template {name} cannot be compiled: {' '.join(str(error).split())}") from None
+    if next(tree.find_all(jinja2.nodes.EvalContextModifier), None):
+        raise UserError(f"chat template {name} has an autoescape block, which a conversation has no use for: remove it")
+    nodes = jinja2.nodes
+    keys = {node.attr for node in tree.find_all(nodes.Getattr)}
+    keys |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return CompiledTemplate(
+        name,
+        *templates,
+        marks_generation=next(tree.find_all(nodes.ExtensionAttribute), None) is not None,
+        variables=frozenset(node.name for node in tree.find_all(nodes.Name)),
+        keys=frozenset(keys),
+        is_proven=is_proven,
+    )
+
+
+class _FollowedGenerationBlock(GenerationBlock):
+    def write(self, caller: Callable[[], str]) -> str:
+        """What stands in the block, marked."""
+        current = budget()
+        current.blocks += 1
+        return mark_block(caller(), 1 + current.blocks % 2)
+
+
+# Writing and joining --------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    """What `{{ value }}` writes."""
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, int | float | jinja2.Undefined):
+        return str(value)
+    leaves = list(_leaves(value))
+    return blend_nested(str(value), leaves)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The strings inside a value, a step each: a short template can make a list that has no end when written out."""
+    left = [value]
+    while left:
+        budget().step()
+        item = left.pop()
+        if isinstance(item, str):
+            budget().charge(len(item))
+            yield item
+        elif isinstance(item, dict):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            left += item
+        elif not (item is None or isinstance(item, int | float | range | jinja2.Undefined)):
+            raise Untraceable(f"it writes out an object of type {type(item).__name__}")
+
+
+def _concat(parts: Iterable[str]) -> str:
+    parts = list(parts)
+    budget().charge(sum(map(len, parts)))
+    return traced_text.concat(parts)
+
+
+def _each(values: Iterable) -> Iterator:
+    """What a loop goes through, a step each."""
+    step = budget().step
+    for value in values:
+        step()
+        yield value
+
+
+def _as_traced(text: str) -> Traced:
+    return text if type(text) is Traced else traced(text, origins_of(text))
+
+
+# Methods of texts -----------------------------------------------------------------------------------------------------
+
+
+def _method(text: str, name: str, arguments: list) -> Callable:
+    """The method `name` of a text, within limits, and traced where it takes in other texts."""
+    match name:
+        case "join":
+            return functools.partial(_join, text)
+        case "replace":
+            return functools.partial(_replace, text)
+        case "center" | "ljust" | "rjust" | "zfill" | "expandtabs":
+            sizes = [value for value in arguments if isinstance(value, int)]
+            check_size(max([0, *sizes]) * (text.count("\t") if name == "expandtabs" else 1))
+            return getattr(_as_traced(text), name)
+        case "translate" | "encode":
+            raise Untraceable(f"it calls {name} on a text, which is not followed")
+    return getattr(text, name)
+
+
+def _join(text: str, parts: Iterable[str]) -> str:
+    parts = list(_each(parts))
+    budget().charge(len(text) * len(parts) + sum(map(len, parts)))
+    return _as_traced(text).join(parts)
+
+
+def _replace(text: str, old: str, new: str, count: int = -1) -> str:
+    budget().charge(len(text) + text.count(old) * max(0, len(new) - len(old)))
+    return _as_traced(text).replace(old, new, count)
+
+
+def _percent(template: str, values: Any) -> str:
+    leaves = list(_leaves(values))
+    asked = re.findall(r"\d+", template)
+    if "*" in template and isinstance(values, tuple):
+        asked += [str(value) for value in values if isinstance(value, int)]
+    check_size(sum(int(digits[:9]) for digits in asked))
+    budget().charge(len(template) + sum(map(len, leaves)))
+    return traced_text.percent(template, values)
+
+
+def _format(text: str, formatter: jinja2.sandbox.SandboxedFormatter, *args: Any, **kwargs: Any) -> str:
+    """`text.format(…)`: what is put in keeps its origin, unless its field says more than which it is."""
+    parts, unnumbered = [], 0
+    for literal, field, spec, conversion in formatter.parse(text):
+        parts.append(literal)
+        if field is None:
+            continue
+        if not field:
+            field, unnumbered = str(unnumbered), unnumbered + 1
+        value, _ = formatter.get_field(field, args, kwargs)
+        leaves = list(_leaves(value))
+        if spec or conversion:
+            spec = formatter.vformat(spec, args, kwargs)
+            check_size(sum(int(digits[:9]) for digits in re.findall(r"\d+", spec)))
+            written = format(formatter.convert_field(value, conversion), spec)
+            parts.append(blend(written, *leaves))
+        else:
+            parts.append(_text(value))
+    result = _concat(parts)
+    return blend(str.__str__(result), text, result) if type(text) is Traced else result
+
+
+# Filters --------------------------------------------------------------------------------------------------------------
+
+
+def _followed(name: str, filter: Callable) -> Callable:
+    """A filter within limits. What it makes of traced texts is traced, as a whole where it is not followed further."""
+    first = 1 if getattr(filter, "jinja_pass_arg", None) else 0
+
+    @functools.wraps(filter)
+    def followed(*args, **kwargs):
+        budget().step()
+        given = [*args[first:], *kwargs.values()]
+        if name in _SIZED:
+            check_size(max([0, *(value for value in given[1:] if isinstance(value, int))]))
+        result = filter(*args, **kwargs)
+        if isinstance(result, str):
+            budget().charge(len(result))
+            if type(result) is not Traced and not any(result is value for value in given):
+                result = blend(result, *(value for value in given if isinstance(value, str)))
+        return result
+
+    return followed
+
+
+@jinja2.pass_environment
+def _join_filter(env, value, d="", attribute=None):
+    if attribute is not None:
+        value = map(jinja2.filters.make_attrgetter(env, attribute), value)
+    return _join(_text(d), map(_text, value))
+
+
+def _replace_filter(s, old, new, count=None):
+    return _replace(_text(s), _text(old), _text(new), -1 if count is None else count)
+
+
+def _format_filter(value, *args, **kwargs):
+    return _percent(_text(value), kwargs or args)
+
+
+def _to_json_filter(value, **options):
+    leaves = list(_leaves(value))
+    indent = options.get("indent") or 0
+    check_size((len(indent) if isinstance(indent, str) else indent) * (1 + len(leaves)))
+    return blend_nested(to_json(value, **options), leaves)
+
+
+def _as_a_whole(filter):
+    """A filter that may take a list or an object, and writes out what is in it."""
+
+    def written(value):
+        leaves = list(_leaves(value))
+        return blend_nested(filter(value), leaves)
+
+    return written
+
+
+@jinja2.pass_environment
+def _sum_filter(env, iterable, attribute=None, start=0):
+    if not isinstance(start, int | float):
+        raise Untraceable("it sums up what are no numbers")
+    return jinja2.filters.sync_do_sum(env, iterable, attribute, start)
+
+
+_FILTERS = {
+    "format": _format_filter,
+    "join": _join_filter,
+    "pprint": _as_a_whole(jinja2.filters.do_pprint),
+    "replace": _replace_filter,
+    "string": _text,
+    "sum": _sum_filter,
+    "tojson": _to_json_filter,
+    "urlencode": _as_a_whole(jinja2.filters.do_urlencode),
+}
+
+
+# The environment ------------------------------------------------------------------------------------------------------
+
+
+class _CodeGenerator(jinja2.compiler.CodeGenerator):
+    """Has `{{ … }}` and `~` call what the environment puts in the place of `str` and `str.join`."""
+
+    def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:
+        self.write("environment.concat((")
+        for child in node.nodes:
+            self.write("environment.text(")
+            self.visit(child, frame)
+            self.write("), ")
+        self.write("))")
+
+    def _output_child_pre(self, node: jinja2.nodes.Expr, frame: jinja2.compiler.Frame, finalize: Any) -> None:
+        self.write("environment.text(")
+
+
+class _FollowingEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Keeps texts traced, and counts what a template takes."""
+
+    code_generator_class = _CodeGenerator
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    concat = staticmethod(_concat)
+    text = staticmethod(_text)
+
+    def follow_filters(self) -> None:
+        """Put this module's filters, within limits, in the place of jinja2's."""
+        self.filters = {name: _followed(name, filter) for name, filter in (self.filters | _FILTERS).items()}
+        self.filters[_EACH] = _each
+        del self.filters["xmlattr"]  # makes texts of an object's in a way of its own
+
+    def getattr(self, obj, attribute):
+        if type(obj) is dict and attribute in obj and attribute not in _OF_DICT:
+            return obj[attribute]  # jinja2 comes to this by way of an exception
+        if type(obj) in (str, Traced) and attribute in _OF_STR:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def _parse(self, source, name, filename):
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(jinja2.nodes.For):
+            loop.iter = jinja2.nodes.Filter(loop.iter, _EACH, [], [], None, None, lineno=loop.lineno, environment=self)
+        return tree
+
+    def call(__self, __context, __callee, *args, **kwargs):  # every other name may be an argument's
+        budget().step()
+        if type(__callee) in (types.BuiltinMethodType, types.MethodType) and isinstance(__callee.__self__, str):
+            __callee = _method(__callee.__self__, __callee.__name__, [*args, *kwargs.values()])
+        result = super().call(__context, __callee, *args, **kwargs)
+        if isinstance(result, str):
+            budget().charge(len(result))
+        return result
+
+    def call_binop(self, context, operator, left, right):
+        if operator == "%" and isinstance(left, str):
+            return _percent(left, right)
+        if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
+            bits = left.bit_length()
+            check_bits(bits * right if operator == "**" else bits + right.bit_length())
+        elif operator == "*":
+            for repeated, times in ((left, right), (right, left)):
+                if isinstance(repeated, str | list | tuple) and isinstance(times, int):
+                    check_size(len(repeated) * times)
+                    budget().charge(len(repeated) * max(0, times))
+        elif operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
+            budget().charge(len(left) + len(right))
+        return self.binop_table[operator](left, right)
+
+    def wrap_str_format(self, value):
+        if super().wrap_str_format(value) is None:
+            return None
+        if value.__name__ == "format_map":
+            raise Untraceable("it calls format_map on a text, which is not followed")
+        return functools.partial(_format, value.__self__, jinja2.sandbox.SandboxedFormatter(self))
