@@ -272,7 +272,7 @@ def _read_window(fields: Mapping[str, Any], family: str) -> int | None:
 
 
 def _read_rope(fields: Mapping[str, Any], family: str, max_len: int) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling: `rope_theta` and `rope_scaling` in transformers before version 5, then `rope_parameters`.
+    """Rotary base and scaling: `rope_theta` and `rope_scaling` before transformers 5, since then `rope_parameters`.
 
     Raises ValueError where two of the spellings disagree, among which the versions of transformers choose differently.
     """
