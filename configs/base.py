@@ -34,6 +34,10 @@ def base() -> ConfigDict:
     for field in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "tied", "norm_eps", "unroll"):
         c.model[field] = None  # another value than the preset's or the checkpoint's
     c.model.vocab_size = None  # rows of embedding and head; beyond those of init_from's files: the mean of theirs
+    for field in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm", "window", "attention_scale", "family"):
+        c.model[field] = None  # what other families than LLaMA add, see model/config.py LlamaConfig
+    for field in ("embedding_multiplier", "residual_multiplier", "logit_divisor"):
+        c.model[field] = None
     c.model.max_len = None
     c.model.rope_theta = None
     c.model.rope_scaling = None  # {"kind": "linear", "factor": 4.0}, see model/config.py RopeScaling

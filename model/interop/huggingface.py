@@ -216,7 +216,7 @@ def _read_window(fields: Header, family: str) -> int | None:
 
 
 def _read_rope(fields: Header, family: str, max_len: int) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling: `rope_theta` and `rope_scaling` up to version 4 of transformers, then `rope_parameters`.
+    """Rotary base and scaling: `rope_theta` and `rope_scaling` before transformers 5, since then `rope_parameters`.
 
     Raises ValueError where two of the spellings disagree, among which the versions of transformers choose differently.
     """

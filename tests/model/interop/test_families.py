@@ -153,8 +153,8 @@ OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_
 
 
 def llama_cpp_tensors(kind: str, case: dict) -> dict[str, np.ndarray]:
-    """What llama.cpp's conversion makes of a case: its LlamaModel, and so Mistral and Granite, permutes queries and keys
-    with their biases (`permute`), the others do not."""
+    """What llama.cpp's conversion makes of a case: its LlamaModel, and so Mistral and Granite, permutes the rows of
+    queries and keys and their biases (`permute`), the others do not."""
     found = {}
     for name, value in golden.weights(kind, case).items():
         module, suffix = name.rsplit(".", 1)
