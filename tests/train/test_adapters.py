@@ -224,6 +224,8 @@ def test_adapters_that_name_a_hubs_id_are_put_on_a_base_by_hand(runs, pretrained
     capsys.readouterr()
     assert main(["generate", str(folder), "the red fox", f"--base={pretrained}", "--temperature=0"]) == 0
     assert capsys.readouterr().out == expected.generate("the red fox", temperature=0, max_tokens=128)[0] + "\n"
+    assert main(["convert", str(folder), str(tmp_path / "no"), "--base=nowhere"]) == 2
+    assert "base nowhere: no such path" in capsys.readouterr().err
     assert main(["convert", str(pretrained), str(tmp_path / "no"), f"--base={pretrained}"]) == 2
     assert "a whole model and no adapters" in capsys.readouterr().err
 
