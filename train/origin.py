@@ -346,6 +346,8 @@ def _open_peft(path: epath.PathLike, base: epath.PathLike | None = None) -> tupl
     """What a PEFT folder holds: its base's path, where adapters are put, and their tree of numpy arrays."""
     with _mendable():
         folder = epath.Path(absolute(path))
+        if base is not None and not _expand(base).exists():
+            raise UserError(f"base {base}: no such path")
         named = peft.base_name(folder) if base is None else base
         if not isinstance(named, str | os.PathLike) or not named or not epath.Path(named).expanduser().exists():
             raise UserError(

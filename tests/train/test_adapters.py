@@ -1,5 +1,6 @@
 """Runs that train adapters: what they keep, what they share, where they go on."""
 
+import json
 import shutil
 
 import jax
@@ -86,9 +87,10 @@ def test_what_a_run_gives_is_its_base_with_its_adapters(lora, runs, pretrained):
 def test_many_adapters_stand_on_one_base(runs, pretrained, tmp_path):
     base = camelid.load(pretrained)
     plain = base.logits(TOKENS)
-    to_peft(runs("lora"), tmp_path / "peft")
+    to_peft(runs("lora"), tmp_path / "peft", base_name="some/hub-id")
     for path in (runs("lora"), tmp_path / "peft", runs("dora"), runs("int8")):  # the last with norms of its own
-        adapted, merged = base.with_adapters(path), camelid.load(path)
+        own = path.parent == tmp_path
+        adapted, merged = base.with_adapters(path), camelid.load(path, base=pretrained if own else None)
         if path != runs("int8"):  # which were trained on another base than this one
             np.testing.assert_allclose(adapted.logits(TOKENS), merged.logits(TOKENS), rtol=1e-3, atol=1e-3)
         q = adapted.params["layers"]["attention"]["q"]
@@ -183,8 +185,12 @@ def test_adapters_need_a_model_to_be_put_on(arguments, tmp_path, capsys):
     assert "adapters need config.init_from" in capsys.readouterr().err
 
 
-def test_peft_folders_are_written_and_read_back(runs, tmp_path):
-    assert main(["convert", str(runs("pissa")), str(tmp_path / "peft"), "--to=peft"]) == 0
+def test_peft_folders_are_written_and_read_back(runs, pretrained, tmp_path, capsys):
+    line = ["convert", str(runs("pissa")), str(tmp_path / "peft"), "--to=peft"]
+    assert main(line) == 2, "PEFT cannot load a run"
+    message = f"its base {pretrained} is no folder that PEFT can load: give --base_name, a hub's id or a folder"
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert main([*line, f"--base_name={pretrained}"]) == 0
     expected = camelid.load(runs("pissa")).logits(TOKENS)
     found = camelid.load(tmp_path / "peft")
     np.testing.assert_allclose(found.logits(TOKENS), expected, rtol=1e-3, atol=1e-3)
@@ -195,6 +201,33 @@ def test_peft_folders_are_written_and_read_back(runs, tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+def test_adapters_that_name_a_hubs_id_are_put_on_a_base_by_hand(runs, pretrained, tmp_path, capsys):
+    folder = tmp_path / "peft"
+    assert main(["convert", str(runs("lora")), str(folder), "--to=peft", "--base_name=meta-llama/Llama-2-7b"]) == 0
+    assert (
+        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "meta-llama/Llama-2-7b"
+    )
+    for line in (["convert", str(folder), str(tmp_path / "run")], ["generate", str(folder), "a"]):
+        assert main(line) == 2
+        message = "its base is 'meta-llama/Llama-2-7b', which is no path here: give --base=PATH"
+        assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+    expected = camelid.load(runs("lora"))
+    for output in ("run", "a.gguf", "their"):
+        more = ["--to=huggingface"] if output == "their" else []
+        assert main(["convert", str(folder), str(tmp_path / output), f"--base={pretrained}", *more]) == 0
+        found = camelid.load(tmp_path / output)
+        np.testing.assert_allclose(found.logits(TOKENS), expected.logits(TOKENS), rtol=1e-3, atol=1e-3)
+    described = checkpoints.read_manifest(tmp_path / "run")["origin"]
+    assert described["format"] == "peft" and described["base"]["path"] == str(pretrained)
+    capsys.readouterr()
+    assert main(["generate", str(folder), "the red fox", f"--base={pretrained}", "--temperature=0"]) == 0
+    assert capsys.readouterr().out == expected.generate("the red fox", temperature=0, max_tokens=128)[0] + "\n"
+    assert main(["convert", str(folder), str(tmp_path / "no"), "--base=nowhere"]) == 2
+    assert "base nowhere: no such path" in capsys.readouterr().err
+    assert main(["convert", str(pretrained), str(tmp_path / "no"), f"--base={pretrained}"]) == 2
+    assert "a whole model and no adapters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lora", ["dora", "int8", "nf4"])

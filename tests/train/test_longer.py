@@ -139,7 +139,7 @@ def test_adapters_norms_and_embedding_learn(longer, pretrained):
 
 def test_adapters_to_stretched_positions_do_not_go_where_these_are_not_said(longer, tmp_path):
     with pytest.raises(UserError, match="positions are stretched, which PEFT cannot say"):
-        to_peft(longer / "run", tmp_path / "peft")
+        to_peft(longer / "run", tmp_path / "peft", base_name="some/hub-id")
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("linear", 1000), ("ntk", 1000), ("yarn", 400)])

@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import shutil
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -100,6 +101,52 @@ def test_files_of_other_kinds_are_refused(tmp_path):
             read_tensors(file)
 
 
+def nested(depth: int) -> bytes:
+    """A pickle of a tuple of a tuple twice, of a tuple twice, ...: small, and without end for what walks through it."""
+    return b"\x80\x02)" + b"q\x00h\x00\x86" * depth
+
+
+@pytest.mark.parametrize(
+    "pickled, message",
+    [
+        (b"\x80\x02}" + nested(60)[2:] + b"K\x01s.", "a tensor's name is tuple of no use, which is no text"),
+        (nested(60) + b"Q.", "no whole file|which is no storage"),
+        (
+            b"\x80\x02}r\xff\xff\xff\x7f.",
+            None,
+        ),  # a place in the memory of Python's own unpickler for each number before
+        (b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".", "no whole file"),
+        (b"\x80\x02ccollections\nOrderedDict\n(K\x01tR.", "no whole file"),
+        (b"\x80\x02}", "no whole file|does not end"),
+        (b"\x80\x02(((((.", "no whole file"),
+        (b"\x80\x02ccamelid\nload\n)\x81.", "asks for camelid.load, which is no tensor; not executed"),
+        (b"\x80\x02}(X\x01\x00\x00\x00aK\x01iposix\nsystem\n.", "its pickle has INST, which tensors do not need"),
+    ],
+)
+def test_a_pickle_can_neither_fill_memory_nor_run_without_end(pickled, message, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("a/data.pkl", pickled)
+    if message is None:
+        assert read_tensors(tmp_path / "a.pth") == {}
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        read_tensors(tmp_path / "a.pth")
+    assert str(error.value).startswith(str(tmp_path)) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("bomb, message", [("byteorder", "another byte order"), ("data.pkl", "data.pkl is compressed")])
+def test_an_entry_that_unpacks_to_more_than_the_file_is_not_unpacked(bomb, message, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        for name, content in {"data.pkl": b"\x80\x02}.", "byteorder": b"little"}.items():
+            packed = (bytes(10**7), zipfile.ZIP_DEFLATED) if name == bomb else (content, zipfile.ZIP_STORED)
+            archive.writestr(f"a/{name}", *packed)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message):
+        read_tensors(tmp_path / "a.pth")
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
 def call(module: str, name: str, argument: str) -> bytes:
     """A pickle that calls module.name(argument)."""
     return f"c{module}\n{name}\n(S{argument!r}\ntR.".encode()
@@ -191,12 +238,6 @@ def test_a_folder_of_pytorch_files_holds_the_same_network_as_one_of_safetensors(
     source = huggingface.open_folder(write_bin_folder(tmp_path / "bin", case, files))
     folders.assert_same_params(folders.load(source), expected)
     assert [file.suffix for file in source.files] == [".json", *[".bin"] * files]
-
-
-def test_eight_devices_read_only_their_parts_of_pytorch_files(tmp_path):
-    case = make_interop.META
-    expected = folders.load(huggingface.open_folder(folders.write_golden_folder(tmp_path / "safe", case)))
-    folders.assert_loads_in_parts(huggingface.open_folder(write_bin_folder(tmp_path / "bin", case, 2)), expected)
 
 
 def test_safetensors_are_read_where_both_are_there(tmp_path):
