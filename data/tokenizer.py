@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
+from .checksums import write_whole
 from .errors import UserError
 from .tokenizer_huggingface import HuggingFaceVocabulary
 from .tokenizer_sentencepiece import SentencePieceVocabulary
@@ -90,7 +91,7 @@ class Tokenizer:
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self._files.items():
-            (directory / name).write_bytes(content)
+            write_whole(directory / name, content)
 
     def __reduce__(self):
         return Tokenizer, (self._files, self._where)

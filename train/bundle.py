@@ -102,7 +102,7 @@ class Llama:
         abstract, theirs = _placed(self.model, self.mesh), llama.build(origin.load_config(path)).abstract_params
         if jax.tree.map(jnp.shape, theirs) != jax.tree.map(jnp.shape, abstract):
             raise UserError(f"{path} has adapters for {stored.path}, whose matrices have other shapes than these")
-        own = origin.load_adapters(path, abstract)
+        own = origin.load_adapters(path, abstract, name=origin.choose_weights(path))
         trained_whole = without(abstract, lora.base_of(stored.lora, abstract))
         params = join(own, without(self.params, trained_whole))
         template = origin.load_template(path) or self.template
@@ -214,16 +214,17 @@ def load(
     *,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
-    weights: str = "params",
+    weights: str | None = None,
     quantize: str | Rules | None = None,
     cache: str | None = None,
     rope: tuple[RopeKind, int] | None = None,
 ) -> Llama:
-    """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
-    Hugging Face's or Meta's, or a GGUF file.
+    """The model of a run directory (its latest checkpoint, or with RUN@best the best), of one checkpoint, or of somebody
+    else's files: a folder of Hugging Face's or Meta's, or a GGUF file.
 
     mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",
-    or "ema" for the moving average of a run that kept one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
+    or "ema" for the moving average of a run that kept one; default, what its evaluations measured: "ema" where there is
+    one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
     "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
     and values of 8 bits while decoding. rope: a rotary scaling and the tokens that it stretches the trained context
     to, such as ("yarn", 8192). Raises UserError for a path that holds no model.
@@ -242,7 +243,7 @@ def load(
         raise UserError(str(error)) from None
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
-    params = origin.load_params(path, _placed(model, mesh), name=weights, quantize=rules)
+    params = origin.load_params(path, _placed(model, mesh), name=origin.choose_weights(path, weights), quantize=rules)
     return Llama(model, params, origin.load_tokenizer(path), origin.load_template(path), mesh, step=manifest["step"])
 
 

@@ -41,11 +41,12 @@ def contents(
     path: epath.PathLike,
     *,
     dtype: str | None = None,
-    weights: str = "params",
+    weights: str | None = None,
     template: ChatTemplate | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Contents:
-    """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema". template: another
+    """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema", None for what the
+    run's evaluations measured (`origin.choose_weights`). template: another
     than its own. tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow`)."""
     manifest = origin.read_manifest(path)
     if "kind" in manifest:
@@ -53,11 +54,10 @@ def contents(
     config = origin.load_config(path)
     if dtype is not None:
         config = config.replace(param_dtype=dtype)
+    weights = origin.choose_weights(path, weights)
     if origin.stored_adapter(path) is not None:
         values = _merged_values(path, weights)
     elif origin.is_foreign(path):
-        if weights != "params":
-            raise UserError(f"{path} has no {weights!r}, only params: it is no checkpoint of camelid's")
         values = _foreign_values(origin.open_foreign(path).source)
     else:
         values = _own_values(checkpoints.find(path), config, checkpoints.params_inside(path, weights))
@@ -113,7 +113,7 @@ def _merged_values(path: epath.PathLike, weights: str) -> Iterator[np.ndarray]:
     """A base with its adapters merged into it, a layer at a time: of the base, in the numbers that training had."""
     stored, config = origin.stored_adapter(path), origin.load_config(path)
     full = stored.quantize is not None and origin.is_foreign(stored.path)
-    base = contents(stored.path, dtype="float32" if full else config.param_dtype).values
+    base = contents(stored.path, dtype="float32" if full else config.param_dtype, weights=stored.weights).values
     tree = origin.load_adapters(path, llama.build(config).abstract_params, name=weights)
     own = {path_name(key): part for key, part in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_adapter)}
     merge = jax.jit(functools.partial(_merge, stored.quantize or ((".*", None),)), static_argnums=0)
@@ -135,7 +135,7 @@ def _merge(quantize: Rules, path: str, value: jax.Array, own: Any) -> jax.Array:
     return storage.plain_matrix(base if own is None else {"base": base} | own, path)
 
 
-def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "params") -> None:
+def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str | None = None) -> None:
     """The adapters of a run as a PEFT folder, with tokenizer and chat template; its base is named by the path that the
     run was started from."""
     output = check_new(output)
@@ -145,6 +145,7 @@ def to_peft(source: epath.PathLike, output: epath.PathLike, *, weights: str = "p
     config = origin.load_config(source)
     if config.rope_scaling != origin.load_config(stored.path).rope_scaling:
         raise UserError(f"{source}: its positions are stretched, which PEFT cannot say; merge it, --to=huggingface")
+    weights = origin.choose_weights(source, weights)
     own = jax.tree.map(np.asarray, origin.load_adapters(source, llama.build(config).abstract_params, name=weights))
     with _whole(output):
         peft.write_folder(output, stored.lora, own, config, base=stored.path)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -19,9 +20,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..data.checksums import write_whole
 from ..data.errors import UserError
 
 HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
+
+
+def tell(line: str) -> None:
+    """Says a line on standard error, once for all processes of a run: standard output belongs to results."""
+    if jax.process_index() == 0:
+        print(f"camelid: {line}", file=sys.stderr)
 
 
 class Reporter:
@@ -205,14 +213,15 @@ def _drop_lines_after(path: epath.Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if step and _step_of(line) <= step]
-    rewritten = path.with_suffix(".tmp")
-    rewritten.write_bytes(b"".join(kept))
-    rewritten.replace(path)
+    write_whole(path, b"".join(line for line in lines if step and _step_of(line) <= step))
 
 
 def _step_of(line: bytes) -> float:
-    return json.loads(line)["step"] if line.endswith(b"}\n") else math.inf  # inf: torn, the run was killed writing it
+    """The step that a line is of; infinity for one that a kill left torn."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _number(value: float) -> str:
