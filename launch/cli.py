@@ -8,8 +8,8 @@ How a command ended, in its exit code:
     130  Ctrl-C
     143  SIGTERM, as schedulers send it before they take a machine away
 
-All but the first come with one line on standard error. After 130 and 143 the state of a run that had begun is saved, and
-the same command goes on.
+All but the first come with one line on standard error. After 130 and 143 the state of a run that had begun is saved,
+and the same command goes on.
 """
 
 import argparse

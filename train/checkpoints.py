@@ -117,7 +117,7 @@ class Checkpoints:
                 (proof.delete if proof.is_cut_off(path) else proof.set_aside)(path)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"checkpoint {step}")
-            said = {"step": step, "checksums": "crc32", "metrics": metrics} | manifest
+            said = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
             response = ocp.save_async(path, state, custom_metadata=said)
             self._pending = (step, self._pool.submit(self._complete, step, response, keep_others))
             self._saved_at = time.monotonic()
