@@ -219,7 +219,7 @@ def load(
     cache: str | None = None,
     rope: tuple[RopeKind, int] | None = None,
 ) -> Llama:
-    """The model of a run directory (its latest checkpoint, or with RUN@best the best), of one checkpoint, or of somebody
+    """The model of a run directory (its latest checkpoint; with RUN@best the best), of one checkpoint, or of somebody
     else's files: a folder of Hugging Face's or Meta's, or a GGUF file.
 
     mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",

@@ -115,6 +115,7 @@ class Checkpoints:
                 return False
             if jax.process_index() == 0 and path.exists():
                 (proof.delete if proof.is_cut_off(path) else proof.set_aside)(path)
+            self._replaceable.discard(step)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"checkpoint {step}")
             said = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
@@ -133,9 +134,7 @@ class Checkpoints:
 
     def holds(self, step: int, name: str) -> bool:
         """Whether the state saved at `step` has an entry of this name."""
-        path = find(self.path(step))
-        with _readable(path):
-            return name in ocp.metadata(path).metadata
+        return name in _stored(find(self.path(step)))
 
     def best(self) -> int | None:
         """The step of the checkpoint that is kept as the best."""
@@ -153,8 +152,8 @@ class Checkpoints:
             raise UserError(f"{self._directory}: no complete checkpoint to restore")
         path = find(self.path(step))
         self._replaceable = {other for other in proof.complete_steps(self._directory) if other > step}
+        _check_fits(_stored(path), abstract_state, path)
         with _readable(path):
-            _check_fits(ocp.metadata(path).metadata, abstract_state, path)
             return ocp.load(path, _placed(abstract_state))
 
     def wait(self) -> None:
@@ -233,7 +232,6 @@ class Checkpoints:
                 f"the checkpoint of step {step} was not written to {self._directory}: {error} "
                 f"(the last complete one is of step {self.latest()})"
             ) from error
-        self._replaceable.discard(step)
 
 
 def describe(
@@ -333,8 +331,7 @@ def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, som
     """The part of a checkpoint's state that lies under the keys `inside`, as `load_params`. some: it may hold more
     than what is asked for."""
     path = find(path)
-    with _readable(path):
-        stored, asked = ocp.metadata(path).metadata, _placed(abstract)
+    stored, asked = _stored(path), _placed(abstract)
     for depth, key in enumerate(inside):
         if not stored.get(key):
             there = "/".join(["its state", *inside[:depth]])
@@ -353,6 +350,15 @@ def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, som
 def _absolute(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path).expanduser()
     return path if path.is_absolute() else path.resolve()  # resolve() would take gs:// for a folder's name
+
+
+def _stored(path: epath.Path) -> dict[str, Any]:
+    """Shapes and dtypes of the state in a checkpoint."""
+    with _readable(path):
+        stored = ocp.metadata(path).metadata
+        if not isinstance(stored, dict):
+            raise ValueError("what its arrays are is damaged")
+        return stored
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ the checksums, once in a process. Checkpoints of versions without checksums are 
 
 import hashlib
 import json
-import os
 import re
 from typing import Any
 
@@ -38,7 +37,7 @@ def damage_of(path: epath.Path) -> str | None:
 
     In a process it is looked at once, and again when a file's size or time has changed.
     """
-    stamp = _stamp(path)
+    stamp = checksums.stamp(path)
     if _proven.get(str(path)) == stamp:
         return None
     if (path / PROOF).exists():
@@ -144,11 +143,3 @@ def set_aside(path: epath.Path) -> None:
         number += 1
     path.rename(aside)
     tell(f"{path} was in the way of a new checkpoint and is now {aside}")
-
-
-def _stamp(folder: epath.Path) -> tuple:
-    """Names, sizes and times of all files of a folder."""
-    if "://" in str(folder):
-        return tuple(sorted((str(p), p.stat().length, p.stat().mtime) for p in folder.glob("**/*") if not p.is_dir()))
-    files = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
-    return tuple((file, (status := os.stat(file)).st_size, status.st_mtime_ns) for file in sorted(files))

@@ -71,8 +71,8 @@ def compare(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Changes:
     """The manifest of a checkpoint against that of the run which is to go on from it."""
     given = json.loads(json.dumps(given))  # tuples come back from a checkpoint as lists
     changes = Changes([], [])
-    before_there_was_a_choice = {"frozen_weights": dict.fromkeys(given.get("frozen_weights", ()), "params")}
-    saved = before_there_was_a_choice | dict(saved)
+    if "frozen_weights" in given:  # versions before did not choose
+        saved = {"frozen_weights": dict.fromkeys(given["frozen_weights"], "params")} | dict(saved)
     old, new = (dict(_leaves(manifest["config"])) for manifest in (saved, given))
     for leaf in dict.fromkeys([*old, *new]):
         if leaf.partition(".")[0] == "phases" or leaf.startswith("total_") or _came_with_a_version(leaf, old, new):
