@@ -1,5 +1,6 @@
 """What a run may change when it goes on, and what it must not: the config of its checkpoint against the one given."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -124,22 +125,27 @@ def _shown(config: Mapping[str, Any], leaf: str) -> str:
 def _difference(saved: Any, given: Any) -> str | None:
     """The first part in which two entries of manifests differ, None where they say the same.
 
-    An identity is [path, step, hashes]; the hashes of a version before are fewer. What a run took from a checkpoint
-    (weights) was always its params before that was said.
+    Of what has hashes the path is not compared: it may have been moved. What a run took from a checkpoint (weights) was
+    always its params before manifests said it.
     """
     if isinstance(saved, dict) and isinstance(given, dict):
         saved = ({"weights": "params"} if "weights" in given else {}) | saved
-        names = [name for name in {**saved, **given} if _difference(saved.get(name), given.get(name)) is not None]
-        return f"{names[0]}: {_difference(saved.get(names[0]), given.get(names[0]))}" if names else None
+        names = [name for name in {**saved, **given} if name != "path" or "identity" not in saved]
+        found = {name: _difference(saved.get(name), given.get(name)) for name in names}
+        return next((f"{name}: {difference}" for name, difference in found.items() if difference is not None), None)
     if _is_identity(saved) and _is_identity(given):
-        old, new = _of_run(saved), _of_run(given)[: len(saved)]
-        return next((f"{_short(a)} before, {_short(b)} now" for a, b in zip(old, new, strict=False) if a != b), None)
+        both_hashed = len(saved) > 2 and len(given) > 2
+        old, new = (saved[1:], given[1:]) if both_hashed else (_of_run(saved)[:2], _of_run(given)[:2])
+        pairs = itertools.zip_longest(old, new)
+        return next((f"{_short(a)} before, {_short(b)} now" for a, b in pairs if a != b), None)
     return None if saved == given else f"{_short(saved)} before, {_short(given)} now"
 
 
 def _is_identity(entry: Any) -> bool:
-    """Whether an entry is the identity of a checkpoint of camelid's."""
-    return isinstance(entry, list) and len(entry) in (2, 3) and isinstance(entry[0], str) and isinstance(entry[1], int)
+    """Whether an entry is [path, step or None, hashes ...], as `origin.identity` gives it."""
+    if not isinstance(entry, list) or len(entry) < 2:
+        return False
+    return isinstance(entry[0], str) and (entry[1] is None or isinstance(entry[1], int))
 
 
 def _of_run(identity: list) -> list:

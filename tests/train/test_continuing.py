@@ -86,9 +86,16 @@ def test_other_data_another_tokenizer_and_another_start_are_refused():
         assert re.search(said, refused), refused
 
 
-def test_a_checkpoint_of_a_run_is_the_run_at_its_step():
-    inside = START | {"identity": ["/runs/base/checkpoints/24", 24, "aa"]}
-    assert compare(manifest(), manifest(start=inside)) == ([], [])
+def test_a_model_that_was_moved_is_the_same_where_hashes_say_so():
+    for path in ("/runs/base/checkpoints/24", "/elsewhere/base"):
+        given = manifest(
+            start=START | {"identity": [path, 24, "aa"]}, adapter={"path": path, "identity": [path, 24, "aa"]}
+        )
+        saved = manifest(adapter={"path": "/runs/base", "identity": ["/runs/base", 24, "aa"]})
+        assert compare(saved, given) == ([], [])
+    for path, refused in (("/runs/base/checkpoints/24", 0), ("/elsewhere/base", 1)):
+        saved = manifest(start=START | {"identity": ["/runs/base", 24]})
+        assert len(compare(saved, manifest(start=START | {"identity": [path, 24, "aa"]})).refused) == refused
 
 
 def test_checkpoints_of_versions_before_go_on():
