@@ -3,8 +3,8 @@
 python -m camelid.tests.kills train --count=100 --seed=0
 
 Kinds: train (tuning, from a run that this script makes), ppo, cache (`data prepare --config`), prepare (`data prepare
---source`) and convert. Each time: a fresh folder, one to three kills, then the command to its end. Counted are ends that
-are the same bit for bit, and those that differ, show a traceback, end with an error or hang.
+--source`) and convert. Each time: a fresh folder, one to three kills, then the command to its end. Counted are the ends
+that are the same bit for bit, and those that differ, show a traceback, are an error or a hang.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Kind:
                 return ["train", f"{config}sft,init_from={self.root / 'base'}", f"--workdir={folder}"]
             case "ppo":
                 steps = ["--config.total_steps=6", "--config.checkpoint.every_steps=1"]
-                return ["train", f"{rl}grpo,{tuned}", f"--workdir={folder}", *steps]
+                return ["train", f"{rl}ppo,{tuned}", f"--workdir={folder}", *steps]
             case "cache":
                 big = f"--config.data.mixture.text.source={self.root / 'big.jsonl'}"
                 return ["data", "prepare", f"{config}pretrain", big, f"--config.data.cache_dir={folder}"]
@@ -102,9 +102,8 @@ def make_root(root: Path) -> None:
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         (root / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     texts = [r["text"] for r in text] + [r["instruction"] for r in chat]
-    train_sentencepiece(
-        texts, vocab_size=320, output_dir=root / "tokenizer", special_tokens=["<|im_start|>", "<|im_end|>"]
-    )
+    control = ["<|im_start|>", "<|im_end|>"]
+    train_sentencepiece(texts, vocab_size=320, output_dir=root / "tokenizer", special_tokens=control)
     config = f"--config={Path(__file__).with_name('tiny.py')}:root={root},recipe="
     assert main(["train", f"{config}pretrain", f"--workdir={root / 'base'}"]) == 0
     assert main(["train", f"{config}sft,init_from={root / 'base'}", f"--workdir={root / 'tuned'}"]) == 0
