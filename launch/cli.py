@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end(2, str(error))
     except KeyboardInterrupt:
         return _end(130, "interrupted")
+    except SystemExit as error:
+        if error.code != 1:  # as rich ends when nobody reads standard output; argparse ends by 0
+            raise
+        return _end(1, "standard output was closed")
     except MemoryError:
         return _end(1, OUT_OF_MEMORY)
     except OSError as error:

@@ -203,12 +203,18 @@ class Checkpoints:
         return [step for step in proof.complete_steps(self._directory) if step not in self._replaceable]
 
     def _complete(self, step: int, response: Any, keep_others: bool) -> None:
-        """What remains of a save when the arrays are copied: waits for the writing, proves it, deletes what may go."""
+        """What remains of a save when the arrays are copied: waits for the writing, proves it, deletes what may go.
+
+        Process 0 does that; the others wait until they see the proof, so that all find the same on disk from then on.
+        """
         response.result()
         if jax.process_index() == 0:
             proof.prove(self.path(step))
             if not keep_others:
                 self._prune(step)
+            return
+        while not proof.is_complete(self.path(step)):  # if process 0 has died, so does this one
+            time.sleep(0.1)
 
     def _prune(self, newest: int) -> None:
         steps = [step for step in self._standing() if step <= newest]

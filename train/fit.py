@@ -150,6 +150,10 @@ def _resume(saved: Checkpoints, abstract: State, manifest: Mapping[str, Any], fi
     with_shelf = finish is not None and saved.holds(step, UNFINISHED)
     state = saved.restore(abstract | ({UNFINISHED: finish.shelve(abstract)} if with_shelf else {}), step)
     shelf = state.pop(UNFINISHED, {})
+    if complete and finish is not None and not shelf and step == before["total_steps"]:
+        raise UserError(
+            f"{saved.path(step)}: a version before was cut off just before the end: make the run a step longer"
+        )
     if complete:
         also = f"; what has changed does nothing any more: {'; '.join(changes)}" if changes else ""
         tell(f"{saved.path(step).parent.parent}: already complete, {step} steps; nothing was done{also}")

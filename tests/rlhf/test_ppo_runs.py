@@ -93,7 +93,7 @@ def test_ppo_learns_what_a_function_and_a_reward_model_reward_and_gives_a_model_
     assert last["eval/heldout/kl"] > 0.01 and last["eval/heldout/scores"] > 1.0
     ends = [last[f"eval/heldout/scores/blue/{language}"] for language in ("en", "zh")]
     assert min(ends) <= last["eval/heldout/scores/blue"] <= max(ends)
-    model, average = camelid.load(ppo_run), camelid.load(ppo_run, weights="ema")
+    model, average = camelid.load(ppo_run, weights="params"), camelid.load(ppo_run)
     assert (model.step, model.template.name) == (9, "chatml")
     questions = [f"Which colour has the {c} {a} number 7?" for c in ("red", "green", "white") for a in ("fox", "鲸鱼")]
     for network in (model, average):
