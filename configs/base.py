@@ -42,6 +42,7 @@ def base() -> ConfigDict:
     c.model.rope_theta = None
     c.model.rope_scaling = None  # {"kind": "linear", "factor": 4.0}, see model/config.py RopeScaling
     c.init_from = None  # path of a run or checkpoint
+    c.init_weights = None  # params, or ema, the moving average; None: ema where the run of init_from kept one
     c.tokenizer = None  # path; None: that of init_from
     c.template = None  # chat template: alpaca, vicuna, chatml, llama2, llama3, or a jinja file; None: init_from's
 
@@ -114,10 +115,12 @@ def base() -> ConfigDict:
     c.eval_batches = 16
     c.evals = ConfigDict()  # further evaluations: a section of arguments for each name
     c.checkpoint = ConfigDict()
-    c.checkpoint.every_steps = 500
-    c.checkpoint.every_seconds = None
+    c.checkpoint.every_steps = None  # or one of the others; all None: every tenth of the run
+    for unit in ("percent", "epochs", "tokens", "seconds"):
+        c.checkpoint[f"every_{unit}"] = None
     c.checkpoint.keep_last = 2
     c.checkpoint.keep_every = None  # steps that are kept for ever
+    c.checkpoint.best = None  # ("eval/heldout/text/loss", "min"): the best by this metric is kept too
     c.wandb = None  # name of the run on Weights & Biases
     c.profile = ConfigDict(dict(at_step=None, n_steps=3))
     return c

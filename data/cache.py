@@ -6,7 +6,9 @@ The folder is named by the hash of everything its content depends on, so a stale
     mask.npy     uint8 [ceil(tokens / 8)]      bit t: token t is trained on
     starts.npy   int64 [samples + 1]           where each sample begins
     first.npy    int32 [samples]               its first pair (token, next token) whose target is trained on
-    cache.json   what it was made from, and counts
+    cache.json   what it was made from, counts, and the checksums of all files
+
+Opening compares the files with the checksums, once in a process; a damaged cache is told and built anew.
 
 Building cuts the stream of records into shards at places that only the records decide, tokenises the shards in as many
 processes as there are cores, and joins them in order. A finished shard is a file that outlives a kill: the next build
@@ -21,6 +23,8 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -34,7 +38,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import sources
+from . import checksums, sources
 from .conversations import encode_conversation
 from .errors import UserError, bad_record
 from .files import MAX_RECORD_BYTES
@@ -134,9 +138,12 @@ def build_cache(
             "a worker process runs the main script again: put what the script does below `if __name__ == '__main__':`"
         )
     final = Path(cache_dir).expanduser() / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
-    if not final.exists():
+    if not final.exists() or _damage_of(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(final.with_name(f".{final.name}.lock")):
+            if final.exists() and (problem := _damage_of(final)):
+                Console(stderr=True).print(f"{final} is damaged ({problem}): built anew", markup=False, soft_wrap=True)
+                shutil.rmtree(final.rename(final.with_name(f"{final.name}.damaged.{os.getpid()}")))
             if not final.exists():  # else another process has built it meanwhile
                 _build(final, source, inputs, tokenizer, template, reading, workers or os.cpu_count())
     cache = open_cache(final)
@@ -160,6 +167,30 @@ def encode_record(record: dict, tokenizer: Tokenizer, template: ChatTemplate | N
             raise UserError("a conversation needs a chat template: set `template`")
         case kind:
             raise UserError(f"a {kind} record holds no answer to train on: give text or conversations")
+
+
+def _damage_of(path: Path) -> str | None:
+    """What is wrong with a finished cache; None where it is whole, or where a version without checksums made it."""
+    stamp = checksums.stamp(path)
+    if _proven.get(path) == stamp:
+        return None
+    try:
+        info = json.loads((path / "cache.json").read_text("utf-8"))
+        if "checksum" in info and info.pop("checksum") != _checksum_of(info):
+            return "cache.json has other bytes than were written"
+        problem = checksums.damage(path, info.get("files", {}))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return "cache.json cannot be read"
+    if problem is None:
+        _proven[path] = stamp
+    return problem
+
+
+_proven: dict[Path, tuple] = {}  # stamps of the caches that were whole when this process looked
+
+
+def _checksum_of(info: dict) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -209,7 +240,9 @@ def _build(
         problem = f"{where}: nothing to train on: {found}{first}"
         raise sources.nothing_found(problem, inputs["split"], report, counts["records"])
     _join(shards, partial / "joined", dtype)
-    (partial / "joined" / "cache.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), "utf-8")
+    info["files"] = checksums.checksums_of(partial / "joined")
+    info["checksum"] = _checksum_of(info)
+    checksums.write_whole(partial / "joined" / "cache.json", json.dumps(info, indent=2, ensure_ascii=False))
     (partial / "joined").rename(final)
     shutil.rmtree(partial)
 
@@ -247,11 +280,20 @@ def _write_shards(records: Iterable[dict], folder: Path, write: Callable, worker
     def missing() -> Iterator[tuple[Path, Shard]]:
         for index, shard in enumerate(_cut(records)):
             paths.append(folder / f"{index:06d}.npz")
-            if not paths[-1].exists():
+            if not _is_whole_shard(paths[-1]):
                 yield paths[-1], shard
 
     _run(missing(), write, workers)
     return paths
+
+
+def _is_whole_shard(path: Path) -> bool:
+    """Whether a build before this one has left the shard, and every part of it has the checksum that zip files keep."""
+    try:
+        with zipfile.ZipFile(path) as shard:
+            return shard.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def _run(jobs: Iterator[tuple[Path, Shard]], write: Callable, workers: int) -> None:

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -158,9 +158,7 @@ _CALLS = [
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [
-                {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": arguments}}
-            ],
+            "tool_calls": [{"type": "function", "id": "call00001", "function": {"name": "f", "arguments": arguments}}],
         },
         {"role": "tool", "content": "c", "name": "f", "tool_call_id": "call00001"},
         {"role": "assistant", "content": "d"},

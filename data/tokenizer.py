@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
+from .checksums import write_whole
 from .errors import UserError
 from .tokenizer_huggingface import HuggingFaceVocabulary
 from .tokenizer_sentencepiece import Place, SentencePieceVocabulary
@@ -56,7 +57,9 @@ class Tokenizer:
         self.vocab_size = len(vocabulary.pieces)
         self.special, self.named = vocabulary.special, vocabulary.named
         control = {spelling: AddedToken(i, special=True) for spelling, i in self.special.items()}
-        flagged = {spelling: token for spelling, token in vocabulary.added.items() if token.special or spelling not in control}
+        flagged = {
+            spelling: token for spelling, token in vocabulary.added.items() if token.special or spelling not in control
+        }
         self.added = vocabulary.found_whole | control | flagged
         self.bos_id, self.eos_id, self.unk_id = vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id
         self.pad_id = next(i for i in (vocabulary.pad_id, self.unk_id, self.eos_id) if i is not None)
@@ -99,7 +102,7 @@ class Tokenizer:
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self._files.items():
-            (directory / name).write_bytes(content)
+            write_whole(directory / name, content)
 
     def as_trained_before(self) -> "Tokenizer":
         """The tokenizer with the meaning that its files had for runs whose manifests do not say `adds_bos`.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import sentencepiece
 from etils import epath
 
+from .checksums import write_whole
 from .errors import UserError
 from .tokenizer import SENTENCEPIECE_FILE, Tokenizer
 
@@ -80,7 +81,7 @@ def train_sentencepiece(
     output_dir = epath.Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / SENTENCEPIECE_FILE
-    path.write_bytes(model.getvalue())
+    write_whole(path, model.getvalue())
     return Tokenizer.load(path)
 
 

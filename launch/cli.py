@@ -1,9 +1,19 @@
 """The command line: `camelid <command>`, one function a command, in `commands/`.
 
-A user's mistake is one line on standard error and exit code 2; a run that cannot go on is one line and exit code 1.
+How a command ended, in its exit code:
+
+    0    it is done
+    1    it cannot go on: a check stopped the run, the disk is full, memory is not enough, another process died
+    2    a mistake in what the user gave
+    130  Ctrl-C
+    143  SIGTERM, as schedulers send it before they take a machine away
+
+All but the first come with one line on standard error. After 130 and 143 the state of a run that had begun is saved,
+and the same command goes on.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -14,42 +24,70 @@ from ..data.errors import DataError, UserError
 from .commands import checkpoints, data, models, training
 from .commands.arguments import Parser
 
+OUT_OF_MEMORY = (
+    "out of memory: in training lower config.data.batch_size or seq_len, raise config.optim.accumulate, or set "
+    "config.model.remat=full; elsewhere give --quantize or a shorter context"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command of `argv` (default: that of the process) and returns its exit code."""
-    args = None
     warnings.formatwarning = _format_warning
     try:
-        args, rest = _parser().parse_known_args(argv)
-        overrides = [word for word in rest if word.startswith("--config.")]
-        if stray := [word for word in rest if word not in overrides]:
-            raise UserError(f"unknown argument {stray[0]} (see `camelid {args.command} --help`)")
-        if overrides and getattr(args, "config", None) is None:
-            raise UserError(f"{overrides[0]}: there is no --config=FILE that it could change")
-        args.overrides = overrides
-        code = args.run(args) or 0
+        code = _run(argv)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
-    except DataError as error:
-        print(f"camelid: {_advice(error, args)}", file=sys.stderr)
-        return 2
     except UserError as error:
-        print(f"camelid: {error}", file=sys.stderr)
-        return 2
+        return _end(2, str(error))
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # as of `camelid generate ... | head -1`: nothing reads what is still buffered
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("camelid: who read the output has gone; the rest was not written", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        from ..train.loop import TrainingStopped
-
-        if not isinstance(error, TrainingStopped):
+        return _end(130, "interrupted")
+    except SystemExit as error:
+        if error.code != 1:  # as rich ends when nobody reads standard output; argparse ends by 0
             raise
-        print(f"camelid: {error}", file=sys.stderr)
-        return 1
+        return _end(1, "standard output was closed")
+    except BrokenPipeError:  # as of `camelid generate ... | head -1`
+        return _end(1, "who read the output has gone; the rest was not written")
+    except MemoryError:
+        return _end(1, OUT_OF_MEMORY)
+    except OSError as error:
+        return _end(1, str(error))
+    except RuntimeError as error:
+        from ..train.loop import Interrupted, TrainingStopped
+
+        if isinstance(error, Interrupted):
+            return _end(128 + error.number, str(error))
+        if isinstance(error, TrainingStopped):
+            return _end(1, str(error))
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return _end(1, f"{OUT_OF_MEMORY} ({' '.join(str(error).split())[:200]})")
+        raise
+
+
+def _end(code: int, message: str) -> int:
+    """Says how a command ended, on standard error, and gives its exit code."""
+    with contextlib.suppress(OSError):
+        print(f"camelid: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # whoever read it is gone: nothing must be flushed to it when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args, rest = _parser().parse_known_args(argv)
+    overrides = [word for word in rest if word.startswith("--config.")]
+    if stray := [word for word in rest if word not in overrides]:
+        raise UserError(f"unknown argument {stray[0]} (see `camelid {args.command} --help`)")
+    if overrides and getattr(args, "config", None) is None:
+        raise UserError(f"{overrides[0]}: there is no --config=FILE that it could change")
+    args.overrides = overrides
+    try:
+        return args.run(args) or 0
+    except DataError as error:
+        raise UserError(_advice(error, args)) from None
 
 
 def _advice(error: DataError, args: argparse.Namespace) -> str:

@@ -15,9 +15,10 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from ..data.checksums import write_whole
 from ..data.errors import UserError
-from ..train.checkpoints import read_manifest
 from ..train.fit import Evaluator
+from ..train.lock import only_process_of
 from ..train.settings import Settings
 from .recipes import RECIPES
 
@@ -27,26 +28,29 @@ Progress = dict[str, dict[str, float]]
 def run(
     phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path, evaluators: Mapping[str, Evaluator]
 ) -> None:
-    """Runs what `settings.load_phases` gives, to the end or to where SIGTERM stops it; a config without phases in
-    `workdir` itself. After the last phase it prints and writes the table of all evaluations."""
+    """Runs what `settings.load_phases` gives; a config without phases in `workdir` itself. After the last phase it
+    prints and writes the table of all evaluations. A signal ends it by `loop.Interrupted`."""
     for config in phases.values():
         if config.recipe not in RECIPES:
             raise UserError(f"config.recipe: {config.recipe!r} is none of {', '.join(RECIPES)}")
+    with only_process_of(workdir):
+        _run(phases, workdir, evaluators)
+
+
+def _run(
+    phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path, evaluators: Mapping[str, Evaluator]
+) -> None:
     before = None
     for name, config in phases.items():
         here = workdir / name
         if before is not None:
             config.init_from, config.model.preset = str(before), None
         settings = Settings(config)
-        step = RECIPES[settings.recipe](settings, here, evaluators).step
-        if jax.process_index() == 0:
-            print(f"step {step}: checkpoints, metrics and samples are in {here}")
-        if step < read_manifest(here)["total_steps"]:
-            return
+        RECIPES[settings.recipe](settings, here, evaluators)
         before = here
     if jax.process_index() == 0 and "" not in phases:
         progress = read_progress(workdir, phases)
-        (workdir / "phases.json").write_text(json.dumps(progress, indent=2))
+        write_whole(workdir / "phases.json", json.dumps(progress, indent=2))
         Console().print(progress_table(progress))
 
 

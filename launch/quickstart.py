@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data import primer
+from ..data.checksums import write_whole
 from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
 from ..evals.gold import gold
 from ..rlhf.collect import pairs_of, sample_answers, write
 from ..train.bundle import Llama
-from ..train.loop import TrainingStopped
+from ..train.lock import only_process_of
 from ..train.settings import Settings, load_config
 from .corpus import texts
 from .recipes import RECIPES
@@ -52,6 +53,11 @@ def quickstart(workdir: epath.Path, steps: Steps = Steps(), *, seed: int = 0) ->
 
     seed: of PPO; the stages before it are the same for all.
     """
+    with only_process_of(workdir):
+        return _quickstart(workdir, steps, seed)
+
+
+def _quickstart(workdir: epath.Path, steps: Steps, seed: int) -> dict:
     console = Console()
     begin = time.perf_counter()
     _announce(console, "1/6 tokenizer", "the primer's documents and conversations")
@@ -85,7 +91,7 @@ def quickstart(workdir: epath.Path, steps: Steps = Steps(), *, seed: int = 0) ->
         "gold": {stage: _nested(metrics) for stage, (metrics, _) in scores.items()},
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    (workdir / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False))
+    write_whole(workdir / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
     write_report(workdir, results, {stage: rows for stage, (_, rows) in scores.items()})
     console.print(gold_table(results["gold"]))
     console.print(f"{results['seconds']:.0f} seconds. Report: {workdir / 'report.html'}", highlight=False)
@@ -137,10 +143,7 @@ def _run(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: 
     if "cache_dir" in config.data:
         config.data.cache_dir = str(root / "cache")
     settings = Settings(config)
-    model = RECIPES[settings.recipe](settings, root / name, {"gold": gold})
-    if model.step < config.total_steps:
-        raise TrainingStopped(f"{root / name}: stopped at step {model.step}; the same command goes on from there")
-    return model
+    return RECIPES[settings.recipe](settings, root / name, {"gold": gold})
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:

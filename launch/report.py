@@ -9,6 +9,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from ..data import primer
+from ..data.checksums import write_whole
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
 TEMPLATE = epath.Path(__file__).parent / "report.html.jinja"
@@ -29,7 +30,7 @@ def write_report(
         stages=list(samples),
     )
     path = workdir / "report.html"
-    path.write_text(html)
+    write_whole(path, html)
     return path
 
 

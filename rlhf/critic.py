@@ -100,9 +100,10 @@ def _part_of(critic: Critic, config: LlamaConfig, key: jax.Array, adapters: Adap
         return Part(_init_of(critic, config), lambda abstract: {"score": fresh_head(abstract["score"])}, {})
 
     def load(abstract: Any) -> Any:
+        weights = adapters.weights_of(critic.start)
         if origin.read_manifest(critic.start).get("kind") == "scalar":
-            return origin.load_params(critic.start, abstract)
-        return scalar.load_trunk(critic.start, abstract) | {"score": fresh_head(abstract["score"])}
+            return origin.load_params(critic.start, abstract, name=weights)
+        return scalar.load_trunk(critic.start, abstract, weights) | {"score": fresh_head(abstract["score"])}
 
     return adapters.part(critic.model.init, critic.start, load, fresh_head)
 

@@ -63,7 +63,7 @@ def train_policy(
         ],
         flops_per_token=model.config.flops_per_token(scene.prompts.length + scene.sampling.max_tokens),
         check=watch.watch_of(settings, model.config.dtype, workdir),
-        manifest={"policy": "policy", "frozen": lineage(settings)} | scene.adapters.manifest(),
+        manifest={"policy": "policy"} | lineage(settings) | scene.adapters.manifest(),
         tables=data_tables(scene.prompts, {}),
         headline=watch.HEADLINE,
     )
@@ -110,11 +110,17 @@ def compile_step(
     return halves
 
 
-def lineage(settings: Settings) -> dict[str, list]:
-    """Path and state of every frozen model of a run, which it must find again when it goes on."""
+def lineage(settings: Settings) -> dict[str, Any]:
+    """Path and state of every frozen model of a run, and which of its parameters the run takes: what it must find again
+    when it goes on."""
     sources = dict(settings.reward.sources.items())
     if "cost" in settings and settings.cost.source is not None:
         sources["cost"] = settings.cost.source
-    paths = {"reference": settings.init_from}
-    paths |= {name: source.model for name, source in sources.items() if "model" in source}
-    return {name: origin.identity(path) for name, path in paths.items()}
+    models = {name: source for name, source in sources.items() if "model" in source}
+    paths = {"reference": settings.init_from} | {name: source.model for name, source in models.items()}
+    return {
+        "frozen": {name: origin.identity(path) for name, path in paths.items()},
+        "frozen_weights": {
+            name: origin.choose_weights(source.model, source.get("weights")) for name, source in models.items()
+        },
+    }

@@ -28,13 +28,12 @@ from ..data.tokenizer import Tokenizer
 from ..model.sharding import BATCH
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
-from ..train.checkpoints import Checkpoints, read_manifest
-from ..train.fit import Evaluator, Job, compile_update, data_tables, fit, update_settings
+from ..train.fit import Evaluator, Finish, Job, compile_update, data_tables, fit, update_settings
 from ..train.loop import Evaluation, check_streak
 from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key
 from ..train.settings import Settings
-from ..train.state import State, make_update
+from ..train.state import make_update
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
 from .rollout import at_last_token, roll_out
@@ -199,7 +198,8 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             return jax.device_put(head, jax.tree.map(lambda x: x.sharding, abstract))
 
         def load(abstract):
-            return scalar.load_trunk(settings.init_from, abstract) | {"score": fresh_head(abstract["score"])}
+            trunk = scalar.load_trunk(settings.init_from, abstract, train_setup.weights_of(settings))
+            return trunk | {"score": fresh_head(abstract["score"])}
 
         adapters = Adapters(settings, mesh, may_drop=True)
         part = adapters.part(model.init, settings.init_from, load, fresh_head)
@@ -212,7 +212,6 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             loss_fn, optimizer, schedule, frozen=frozen, perturb=adapters.perturb(), **update_settings(settings)
         )
         measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism, objective.kind)
-        keep = {name: settings.checkpoint[name] for name in ("keep_last", "keep_every")}
         normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where, adapters)
         if len(settings.evals):
             raise UserError("config.evals: these need a model that answers; a reward model is measured on pairs")
@@ -232,10 +231,9 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             manifest={"kind": "scalar", "heads": model.heads, "objective": objective.kind} | adapters.manifest(),
             tables=data_tables(batches, heldout),
             headline=HEADLINE,
+            finish=normalise and Finish(("score",), normalise),
         )
         state = fit(settings, workdir, mesh, job)
-        if int(state["step"]) == lengths.total and normalise is not None:
-            state = _save_normalised(workdir, state, part.base, normalise, keep)
         return RewardModel(model, state["params"], int(state["step"]))
 
 
@@ -311,13 +309,3 @@ def _normaliser(
         return jax.jit(scalar.rescale)(params, gain_H, -scores_RH.mean(axis=0) * gain_H)
 
     return normalise
-
-
-def _save_normalised(workdir: epath.Path, state: State, base: Any, normalise, keep: Mapping[str, int | None]) -> State:
-    """The state with rescaled heads, saved as one more checkpoint, which is the one that `find` then takes."""
-    names = [name for name in ("params", "ema") if name in state]
-    state = state | {name: normalise(state[name]) for name in names} | {"step": state["step"] + 1}
-    manifest = read_manifest(workdir)
-    with Checkpoints(workdir, **keep) as saved:
-        saved.save(int(state["step"]), train_setup.own_state(state, base), manifest, force=True)
-    return state

@@ -71,7 +71,7 @@ def load(
 ) -> tuple[Rewards, dict[str, Any]]:
     """The parts that a section of the config names, and the models' parameters. where: the section's name.
 
-    Each entry is {"model": path, "weight", "pessimism"?} or {"function": "package.module:name", "weight"}.
+    Each entry is {"model": path, "weight", "pessimism"?, "weights"?} or {"function": "package.module:name", "weight"}.
     """
     models, functions, params = {}, {}, {}
     for name, source in sources.items():
@@ -79,16 +79,18 @@ def load(
             raise UserError(f"{where}.{name}: give it a `model`, a path, or a `function`, package.module:name")
         weight = source.get("weight", 1.0)
         if "model" in source:
-            model, params[name] = load_model(source["model"], tokenizer, bases, dtype)
+            model, params[name] = load_model(source["model"], tokenizer, bases, dtype, source.get("weights"))
             models[name] = ModelReward(model, weight, source.get("pessimism", 0.0))
         else:
             functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
     return Rewards(models, functions), params
 
 
-def load_model(path, tokenizer: Tokenizer, bases: Bases, dtype: str) -> tuple[scalar.ScalarModel, Any]:
+def load_model(
+    path, tokenizer: Tokenizer, bases: Bases, dtype: str, weights: str | None = None
+) -> tuple[scalar.ScalarModel, Any]:
     """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer; one that
-    was trained with adapters shares their base."""
+    was trained with adapters shares their base. weights: "params", "ema", or None for what its evaluations measured."""
     if difference := origin.tokenizer_at(path).difference(tokenizer):
         raise UserError(
             f"{path}: a reward model with another tokenizer than the policy's cannot read its tokens: {difference}"
@@ -97,7 +99,7 @@ def load_model(path, tokenizer: Tokenizer, bases: Bases, dtype: str) -> tuple[sc
     config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
     model = scalar.build(config, manifest.get("heads", 1))
     abstract = jax.eval_shape(model.init, jax.random.key(0))
-    return model, scalar.load(path, abstract, bases)
+    return model, scalar.load(path, abstract, bases, weights)
 
 
 def find_function(name: str, where: str) -> RewardFunction:

@@ -89,13 +89,14 @@ def without_head(params: Params) -> Params:
     return {name: part for name, part in params.items() if name not in ("score", "head")}
 
 
-def load_trunk(path: epath.PathLike, abstract: Params) -> Params:
-    """The trunk of the language model or scalar model at a path, in the shapes and shardings of `abstract`."""
-    return origin.load_trunk(path, without_head(abstract))
+def load_trunk(path: epath.PathLike, abstract: Params, weights: str = "params") -> Params:
+    """The trunk of the language model or scalar model at a path, in the shapes and shardings of `abstract`. weights:
+    "params" or "ema"."""
+    return origin.load_trunk(path, without_head(abstract), weights)
 
 
-def load(path: epath.PathLike, abstract: Params, bases: Bases) -> Params:
-    """All of a scalar model's parameters, in the shapes of `abstract`."""
+def load(path: epath.PathLike, abstract: Params, bases: Bases, weights: str | None = None) -> Params:
+    """All of a scalar model's parameters, in the shapes of `abstract`. weights: as `origin.choose_weights` takes it."""
     if origin.read_manifest(path).get("kind") != "scalar":
         raise UserError(f"{path}: a language model; a reward or cost model comes from the recipe `reward`")
-    return bases.load_whole(path, abstract)
+    return bases.load_whole(path, abstract, origin.choose_weights(path, weights))

@@ -212,7 +212,7 @@ def load_reference(settings: Settings, model: llama.Model, mesh: jax.sharding.Me
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
     )
-    return origin.load_params(settings.init_from, abstract)
+    return origin.load_params(settings.init_from, abstract, name=train_setup.weights_of(settings))
 
 
 def section(settings: Settings, name: str, kind: type) -> Any:

@@ -50,23 +50,24 @@ class Bases:
         where = shardings(abstract, self._mesh, self._rules)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
 
-    def load(self, path: epath.PathLike, abstract: Any, quantize: storage.Rules | None) -> Any:
-        """The parameters at a path that `abstract` names, read unless they are there. quantize: how they are stored."""
-        known = self._known.setdefault(f"{origin.absolute(path)} {json.dumps(quantize)}", {})
+    def load(self, path: epath.PathLike, abstract: Any, quantize: storage.Rules | None, weights: str) -> Any:
+        """The parameters at a path that `abstract` names, read unless they are there. quantize: how they are stored.
+        weights: "params" or "ema"."""
+        known = self._known.setdefault(f"{origin.absolute(path)} {weights} {json.dumps(quantize)}", {})
         named = {path_name(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
         if named.keys() - known.keys():
-            read = origin.load_params(path, self.place(abstract), some=True, quantize=quantize)
+            read = origin.load_params(path, self.place(abstract), name=weights, some=True, quantize=quantize)
             for key_path, leaf in jax.tree_util.tree_leaves_with_path(read, is_leaf=is_weight):
                 known.setdefault(path_name(key_path), leaf)
         return jax.tree_util.tree_map_with_path(lambda key_path, _: known[path_name(key_path)], abstract)
 
-    def load_whole(self, path: epath.PathLike, abstract: Any) -> Any:
-        """All parameters at a path, its adapters on the base that they were trained on."""
+    def load_whole(self, path: epath.PathLike, abstract: Any, weights: str) -> Any:
+        """All parameters at a path, its adapters on the base that they were trained on. weights: "params" or "ema"."""
         adapter = origin.stored_adapter(path)
         if adapter is None:
-            return origin.load_params(path, self.place(abstract))
-        base = self.load(adapter.path, lora.base_of(adapter.lora, abstract), adapter.quantize)
-        return join(origin.load_adapters(path, self.place(abstract)), base)
+            return origin.load_params(path, self.place(abstract), name=weights)
+        base = self.load(adapter.path, lora.base_of(adapter.lora, abstract), adapter.quantize, adapter.weights)
+        return join(origin.load_adapters(path, self.place(abstract), name=weights), base)
 
 
 class Adapters:
@@ -81,7 +82,7 @@ class Adapters:
             raise UserError(f"config.lora.quantize: {error}") from None
         self.bases = Bases(mesh, settings.partition_rules)
         self._frozen: Rules = settings.optim.frozen or ((r".*", False),)
-        self._seed, self._start = settings.seed, settings.init_from
+        self._seed, self._start, self._weights = settings.seed, settings.init_from, settings.get("init_weights")
         self.lora: Lora | None = None
         if section["targets"] is None:
             if self.dropout or section["whole"] or self.quantize:
@@ -119,7 +120,9 @@ class Adapters:
             stays = lora.base_of(self.lora, plain)
         except ValueError as error:
             raise UserError(f"config.{error}") from None
-        base = self.bases.load(path if earlier is None else earlier.path, stays, self.quantize)
+        weights = self.weights_of(path)
+        on, taken = (path, weights) if earlier is None else (earlier.path, earlier.weights)
+        base = self.bases.load(on, stays, self.quantize, taken)
         stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), base)
 
         def adapted(key: jax.Array) -> Any:
@@ -132,8 +135,8 @@ class Adapters:
             has_head = origin.read_manifest(path).get("kind") == "scalar"
             head = {"score": fresh_head(whole.pop("score"))} if "score" in whole and not has_head else {}
             if earlier is not None:
-                return origin.load_adapters(path, plain, score=head.get("score"))
-            whole = head | (origin.load_params(path, whole, some=True) if whole else {})
+                return origin.load_adapters(path, plain, name=weights, score=head.get("score"))
+            whole = head | (origin.load_params(path, whole, name=weights, some=True) if whole else {})
             where = jax.tree.map(lambda x: x.sharding, without(abstract, base))
             key = jax.random.key(self._seed)
             # A fresh adapter may depend on its matrix, so these are made from the base.
@@ -150,8 +153,12 @@ class Adapters:
         plain = self.bases.place(jax.eval_shape(init, jax.random.key(0)))
         earlier = origin.stored_adapter(self._start)
         if earlier is not None:
-            return self.bases.load_whole(self._start, plain)
-        return self.bases.load(self._start, plain, self.quantize)
+            return self.bases.load_whole(self._start, plain, self.weights_of(self._start))
+        return self.bases.load(self._start, plain, self.quantize, self.weights_of(self._start))
+
+    def weights_of(self, path: epath.PathLike) -> str:
+        """Which parameters of a model that a network starts from are taken; `config.init_weights` is of `init_from`."""
+        return origin.choose_weights(path, self._weights if path == self._start else None)
 
     def frozen(self, everything: Any, base: Any) -> Rules:
         """Which parameters do not learn: with adapters a rule for each one, else what `config.optim.frozen` says."""
@@ -174,6 +181,7 @@ class Adapters:
         if self.lora is None:
             return {}
         earlier = origin.stored_adapter(self._start)
-        path = self._start if earlier is None else earlier.path
-        described = {"path": origin.absolute(path), "identity": origin.identity(path)}
+        weights = self.weights_of(self._start)
+        path, weights = (self._start, weights) if earlier is None else (earlier.path, earlier.weights)
+        described = {"path": origin.absolute(path), "identity": origin.identity(path), "weights": weights}
         return {"adapter": described | {"lora": dataclasses.asdict(self.lora), "quantize": self.quantize}}

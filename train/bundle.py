@@ -284,18 +284,19 @@ def load(
     *,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
-    weights: str = "params",
+    weights: str | None = None,
     quantize: str | Rules | None = None,
     cache: str | None = None,
     rope: tuple[RopeKind, int] | None = None,
     base: epath.PathLike | None = None,
     vocab_size: int | None = None,
 ) -> Llama:
-    """The model of a run directory (its latest checkpoint), of one checkpoint, or of somebody else's files: a folder of
-    Hugging Face's or Meta's, a GGUF file, or a PEFT folder whose base is at hand.
+    """The model of a run directory (its latest checkpoint; with RUN@best the best), of one checkpoint, or of somebody
+    else's files: a folder of Hugging Face's or Meta's, a GGUF file, or a PEFT folder whose base is at hand.
 
     mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",
-    or "ema" for the moving average of a run that kept one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
+    or "ema" for the moving average of a run that kept one; default, what its evaluations measured: "ema" where there is
+    one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
     "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
     and values of 8 bits while decoding. rope: a rotary scaling and the tokens that it stretches the trained context
     to, such as ("yarn", 8192). base: the model that the adapters at `path` are put on, in place of the one that they
@@ -303,7 +304,7 @@ def load(
     that were never given one: the new ones are the mean of the others. Raises UserError for a path that holds no model.
     """
     if base is not None:
-        if weights != "params":
+        if weights is not None:
             raise UserError(f"weights={weights!r} is of a run, and base of adapters on another model: give one of them")
         found = load(base, mesh=mesh, dtype=dtype, quantize=quantize, cache=cache, rope=rope)
         return found.with_adapters(path)
@@ -331,7 +332,7 @@ def load(
         raise UserError(str(error)) from None
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
-    params = origin.load_params(path, _placed(model, mesh), name=weights, quantize=rules)
+    params = origin.load_params(path, _placed(model, mesh), name=origin.choose_weights(path, weights), quantize=rules)
     template, said = origin.load_template(path), origin.load_generation(path)
     return Llama(model, params, tokenizer, template, mesh, step=manifest["step"], generation=said)
 

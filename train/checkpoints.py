@@ -1,4 +1,4 @@
-"""Checkpoints: written in the background, found by path, loaded onto any mesh.
+"""Checkpoints: written in the background, proven whole, found by path, loaded onto any mesh.
 
 A run directory holds
 
@@ -6,37 +6,62 @@ A run directory holds
     tokenizer/            the tokenizer's model file
 
 The manifest is what a reader needs besides the arrays: the resolved config, the chat template, fingerprints, versions.
-It is Orbax's custom metadata, so that arrays and manifest become visible together, by one rename, or not at all: a run
-that is killed while it saves leaves a temporary folder which nobody reads and the next run removes.
+It is Orbax's custom metadata, so that arrays and manifest appear together, by one rename. Checksums of all files, whose
+own file completes a checkpoint, follow at once (`train/proof.py`).
 """
 
 import contextlib
 import functools
 import importlib.metadata
 import json
+import math
+import os
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from ..data.errors import UserError
 from ..data.tokenizer import Tokenizer
+from . import proof
+from .proof import ORBAX_FILE
 
-ORBAX_FILE = "_CHECKPOINT_METADATA"  # Orbax writes it into every checkpoint
+BEST = "@best"  # RUN@best is the checkpoint of a run that its `checkpoint.best` keeps
 SHOWN = 10  # how many leaves of a kind an error message lists
+
+
+class Best(NamedTuple):
+    """`config.checkpoint.best`: the metric of evaluations by which the best checkpoint is kept, and "max" or "min"."""
+
+    metric: str
+    mode: str
+
+    def of(self, values: Mapping[int, float]) -> int | None:
+        """The step with the best value, the later one of two equals."""
+        sign = 1.0 if self.mode == "max" else -1.0
+        return max(values, key=lambda step: (sign * values[step], step), default=None)
+
+    def among(self, directory: epath.Path, steps: Sequence[int]) -> int | None:
+        """The best of the checkpoints at `steps`, by what their manifests say; None where none says the metric."""
+        metrics = {step: proof.manifest_in(directory / str(step)).get("metrics", {}) for step in steps}
+        return self.of({step: found[self.metric] for step, found in metrics.items() if self.metric in found})
 
 
 class Checkpoints:
     """The checkpoints that a run writes and resumes from.
 
-    Saves at every multiple of `every_steps`, and when `every_seconds` have gone by since the last save (then also at
-    the first chance when there is none yet, so that a path which cannot be written to shows at the start). Keeps the
-    last `keep_last`, and for ever each multiple of `keep_every`.
+    Saves at every multiple of `every_steps` and of `keep_every`, when `every_seconds` have gone by since the last save
+    (then also at the first chance, so that a path which cannot be written to shows at the start), and when an
+    evaluation is the best so far. Keeps the last `keep_last`, each multiple of `keep_every`, and the best; others are
+    deleted when a new checkpoint has been written, read back and found whole.
 
     `seconds_blocked` counts the time in which training stood still for a checkpoint. Every process of a run calls every
     method. A save that failed in the background raises OSError at the next `save`, `wait`, `restore` or `close`.
@@ -50,58 +75,86 @@ class Checkpoints:
         every_seconds: float | None = None,
         keep_last: int = 1,
         keep_every: int | None = None,
+        best: Best | None = None,
     ):
-        when = ocp.training.save_decision_policies
-        keep = ocp.training.preservation_policies
-        saving = [when.FixedIntervalPolicy(steps) for steps in (every_steps, keep_every) if steps]
-        if every_seconds:
-            saving.append(when.ContinuousCheckpointingPolicy(minimum_interval_secs=every_seconds))
-        keeping = [keep.LatestN(keep_last)] + ([keep.EveryNSteps(keep_every)] if keep_every else [])
         self.seconds_blocked = 0.0
-        self._pending = None  # (step, Orbax's response) of the save in progress
         self._directory = _absolute(workdir) / "checkpoints"
-        self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            save_decision_policy=when.AnySavePolicy(saving),
-            preservation_policy=keep.AnyPreservationPolicy(keeping),
-            cleanup_tmp_directories=True,
-        )
+        self._multiples = [steps for steps in (every_steps, keep_every) if steps]
+        self._every_seconds, self._saved_at = every_seconds, -math.inf
+        self._keep_last, self._keep_every, self._best = keep_last, keep_every, best
+        self._pending: tuple[int, Future] | None = None  # the save in progress
+        self._replaceable: set[int] = set()  # steps on disk that a resumed run makes anew
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            proof.remove_leftovers(self._directory)
 
-    def save(self, step: int, state: Any, manifest: dict, *, force: bool = False) -> bool:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        manifest: dict,
+        *,
+        force: bool = False,
+        metrics: Mapping[str, float] | None = None,
+        keep_others: bool = False,
+    ) -> bool:
         """Starts to save the state after `step` updates if it is due (or `force`); says whether it did.
 
         Returns as soon as the arrays are copied off the devices: they may then be donated to the next update. Waits for
-        the previous save first. A step that already stands on disk is not written again.
+        the previous save first. A step that already stands on disk is not written again. metrics: of an evaluation of
+        this state. keep_others: nothing is deleted for this checkpoint.
         """
+        metrics = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
         with self._blocking():
-            if not force and not self._checkpointer.should_save(step):
+            if not (force or self._due(step) or self._improves(step, metrics)):
                 return False
             self._finish_pending()
-            if any(saved.step == step for saved in self._checkpointer.checkpoints):
+            path = self.path(step)
+            if path.exists() and proof.is_complete(path) and step not in self._replaceable:
                 return False
-            response = self._checkpointer.save_async(
-                step, state, force=True, custom_metadata={"step": step, **manifest}
-            )
-            self._pending = (step, response)
+            if jax.process_index() == 0 and path.exists():
+                (proof.delete if proof.is_cut_off(path) else proof.set_aside)(path)
+            self._replaceable.discard(step)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"checkpoint {step}")
+            said = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
+            response = ocp.save_async(path, state, custom_metadata=said)
+            self._pending = (step, self._pool.submit(self._complete, step, response, keep_others))
+            self._saved_at = time.monotonic()
             return True
 
+    def path(self, step: int) -> epath.Path:
+        """Where the checkpoint of a step lies."""
+        return self._directory / str(step)
+
     def latest(self) -> int | None:
-        """The step of the newest complete checkpoint."""
-        return max(_complete_steps(self._directory), default=None)
+        """The step of the newest whole checkpoint; a damaged one is told and passed over."""
+        return proof.newest_whole(self._directory)
+
+    def holds(self, step: int, name: str) -> bool:
+        """Whether the state saved at `step` has an entry of this name."""
+        return name in _stored(find(self.path(step)))
+
+    def best(self) -> int | None:
+        """The step of the checkpoint that is kept as the best."""
+        return None if self._best is None else self._best.among(self._directory, self._standing())
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """The state saved at `step` (the latest by default), in the shapes, dtypes and shardings of `abstract_state`.
 
         Leaves are `jax.ShapeDtypeStruct`s; one without a sharding goes to the first local device. Raises UserError with
-        the paths that differ when the checkpoint holds another tree.
+        the paths that differ when the checkpoint holds another tree. Later steps on disk will be replaced.
         """
         self.wait()
         step = self.latest() if step is None else step
         if step is None:
             raise UserError(f"{self._directory}: no complete checkpoint to restore")
-        path = find(self._directory / str(step))
-        _check_fits(ocp.metadata(path).metadata, abstract_state, path)
-        return ocp.load(path, _placed(abstract_state))
+        path = find(self.path(step))
+        self._replaceable = {other for other in proof.complete_steps(self._directory) if other > step}
+        _check_fits(_stored(path), abstract_state, path)
+        with _readable(path):
+            return ocp.load(path, _placed(abstract_state))
 
     def wait(self) -> None:
         """Blocks until the save in progress is complete."""
@@ -109,11 +162,11 @@ class Checkpoints:
             self._finish_pending()
 
     def close(self) -> None:
-        """Waits, then lets go of Orbax's threads."""
+        """Waits, then ends the thread that saves."""
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            self._pool.shutdown()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -129,16 +182,57 @@ class Checkpoints:
         finally:
             self.seconds_blocked += time.perf_counter() - start
 
+    def _due(self, step: int) -> bool:
+        if any(step % steps == 0 for steps in self._multiples):
+            return True
+        if not self._every_seconds:
+            return False
+        due = time.monotonic() - self._saved_at >= self._every_seconds
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(due))) if jax.process_count() > 1 else due
+
+    def _improves(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether this evaluation is better than those of all checkpoints, the one that is being written among them."""
+        if self._best is None or self._best.metric not in metrics:
+            return False
+        self._finish_pending()
+        before = self.best()
+        values = {} if before is None else {before: proof.manifest_in(self.path(before))["metrics"][self._best.metric]}
+        return self._best.of(values | {step: metrics[self._best.metric]}) == step
+
+    def _standing(self) -> list[int]:
+        return [step for step in proof.complete_steps(self._directory) if step not in self._replaceable]
+
+    def _complete(self, step: int, response: Any, keep_others: bool) -> None:
+        """What remains of a save when the arrays are copied: waits for the writing, proves it, deletes what may go.
+
+        Process 0 does that; the others wait until they see the proof, so that all find the same on disk from then on.
+        """
+        response.result()
+        if jax.process_index() == 0:
+            proof.prove(self.path(step))
+            if not keep_others:
+                self._prune(step)
+            return
+        while not proof.is_complete(self.path(step)):  # if process 0 has died, so does this one
+            time.sleep(0.1)
+
+    def _prune(self, newest: int) -> None:
+        steps = [step for step in self._standing() if step <= newest]
+        kept = {*steps[-self._keep_last :]}
+        kept |= {step for step in steps if self._keep_every and step % self._keep_every == 0}
+        kept |= {self._best.among(self._directory, steps)} if self._best is not None else set()
+        cut_off = [step for step in proof.numbered(self._directory) if proof.is_cut_off(self.path(step))]
+        for step in [*steps, *cut_off]:
+            if step < newest and step not in kept:
+                proof.delete(self.path(step))
+
     def _finish_pending(self) -> None:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        step, response = pending
+        step, future = pending
         try:
-            try:
-                response.result()  # ends the response's own thread
-            finally:
-                self._checkpointer.wait()  # raises an error once in each thread: here, so not again in close()
+            future.result()
         except Exception as error:
             raise OSError(
                 f"the checkpoint of step {step} was not written to {self._directory}: {error} "
@@ -170,7 +264,7 @@ def describe_tokenizer(tokenizer: Tokenizer | None) -> dict | None:
     }
 
 
-def _same_tokenizer(saved: dict | None, described: dict | None) -> bool:
+def same_tokenizer(saved: dict | None, described: dict | None) -> bool:
     """Whether a manifest means this tokenizer. Older ones say the hash of the model file and nothing else."""
     if saved is None or described is None or "adds_bos" in saved:
         return saved == described
@@ -195,44 +289,55 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:
     tokenizer = Tokenizer.load(path.parent.parent / "tokenizer")
     if "adds_bos" not in expected:
         tokenizer = tokenizer.as_trained_before()
-    if not _same_tokenizer(expected, describe_tokenizer(tokenizer)):
+    if not same_tokenizer(expected, describe_tokenizer(tokenizer)):
         raise UserError(f"{path.parent.parent / 'tokenizer'}: not the tokenizer that {path} was trained with")
     return tokenizer
 
 
 def find(path: epath.PathLike) -> epath.Path:
-    """The checkpoint that `path` means: itself, or the latest complete one of a run directory."""
+    """The checkpoint that `path` means: itself, the latest of a run directory, or the best of one (RUN@best).
+
+    It is whole. UserError where it is damaged; of a run directory a damaged latest one is told and passed over.
+    """
+    given = os.fspath(path)
     path = _absolute(path)
+    if given.endswith(BEST) and not path.exists():
+        return _find_best(_absolute(given.removesuffix(BEST)))
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint or run directory")
-    if (path / ORBAX_FILE).exists():
+    if proof.is_checkpoint(path):
+        if problem := proof.damage_of(path):
+            raise UserError(f"{path} is damaged: {problem}; take another checkpoint of the run")
         return path
-    directory = path / "checkpoints"
-    steps = _complete_steps(directory)
-    if not steps:
+    newest = proof.newest_whole(path / "checkpoints")
+    if newest is None:
         raise UserError(f"{path}: neither a complete checkpoint nor a run directory that holds one")
-    return directory / str(max(steps))
+    return path / "checkpoints" / str(newest)
+
+
+def _find_best(run: epath.Path) -> epath.Path:
+    asked = read_manifest(run)["config"].get("checkpoint", {}).get("best")
+    if not asked:
+        raise UserError(f"{run}{BEST}: its run had no config.checkpoint.best, by which one would have been kept")
+    directory = run / "checkpoints"
+    step = Best(*asked).among(directory, proof.complete_steps(directory))
+    if step is None:
+        raise UserError(f"{run}{BEST}: none of its checkpoints was made at an evaluation with {asked[0]}")
+    return find(directory / str(step))
 
 
 def read_manifest(path: epath.PathLike) -> dict:
     """The manifest of a checkpoint or of a run directory's latest: `describe`'s dict and "step"."""
     path = find(path)
-    manifest = json.loads((path / ORBAX_FILE).read_text()).get("custom_metadata")  # `ocp.metadata` reads of all arrays
-    if not manifest or "config" not in manifest:
-        raise UserError(f"{path}: an Orbax checkpoint, but not one of camelid's: it has no manifest")
+    manifest = proof.manifest_in(path)
+    if "config" not in manifest:
+        raise UserError(f"{path}: no checkpoint of camelid's: its {ORBAX_FILE} has no manifest or cannot be read")
     return manifest
 
 
-def check_continues(path: epath.PathLike, manifest: dict) -> None:
-    """Raises UserError if a run with this manifest would go on with other data, another tokenizer or frozen model."""
-    saved = read_manifest(path)
-    fixed = ("tokenizer", "template", "data_fingerprint", "frozen", "adapter")
-    manifest = json.loads(json.dumps(manifest))  # tuples come back from a checkpoint as lists
-    changed = [name for name in fixed if saved.get(name) != manifest.get(name)]
-    if "tokenizer" in changed and _same_tokenizer(saved["tokenizer"], manifest["tokenizer"]):
-        changed.remove("tokenizer")
-    if changed:
-        raise UserError(f"{find(path)}: its run had another {' and '.join(changed)}; start anew in another workdir")
+def digest(path: epath.PathLike) -> str | None:
+    """What tells the checkpoint at `path` from every other; None for those of versions without checksums."""
+    return proof.digest(find(path))
 
 
 def params_inside(path: epath.PathLike, name: str = "params") -> list[str]:
@@ -255,7 +360,7 @@ def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, som
     """The part of a checkpoint's state that lies under the keys `inside`, as `load_params`. some: it may hold more
     than what is asked for."""
     path = find(path)
-    stored, asked = ocp.metadata(path).metadata, _placed(abstract)
+    stored, asked = _stored(path), _placed(abstract)
     for depth, key in enumerate(inside):
         if not stored.get(key):
             there = "/".join(["its state", *inside[:depth]])
@@ -266,7 +371,7 @@ def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, som
     _check_fits(stored, asked, path, some=some)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
-    with context:
+    with context, _readable(path):
         loaded = ocp.load(path, asked)
     return functools.reduce(lambda tree, key: tree[key], inside, loaded)
 
@@ -276,10 +381,24 @@ def _absolute(path: epath.PathLike) -> epath.Path:
     return path if path.is_absolute() else path.resolve()  # resolve() would take gs:// for a folder's name
 
 
-def _complete_steps(directory: epath.Path) -> list[int]:
-    if not directory.exists():
-        return []
-    return [found.step for found in ocp.path.step.standard_name_format().find_all(directory)]
+def _stored(path: epath.Path) -> dict[str, Any]:
+    """Shapes and dtypes of the state in a checkpoint."""
+    with _readable(path):
+        stored = ocp.metadata(path).metadata
+        if not isinstance(stored, dict):
+            raise ValueError("what its arrays are is damaged")
+        return stored
+
+
+@contextlib.contextmanager
+def _readable(path: epath.Path) -> Iterator[None]:
+    """Says in a line what Orbax and TensorStore find in a damaged checkpoint, as one without checksums may be."""
+    try:
+        yield
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
 def _placed(abstract: Any) -> Any:

@@ -45,16 +45,17 @@ def contents(
     path: epath.PathLike,
     *,
     dtype: str | None = None,
-    weights: str = "params",
+    weights: str | None = None,
     template: ChatTemplate | None = None,
     tokenizer: Tokenizer | None = None,
     base: epath.PathLike | None = None,
     vocab_size: int | None = None,
 ) -> Contents:
-    """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema". template: another
-    than its own. tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow`). base:
-    the model that adapters are put on, in place of the one that they name. vocab_size: rows that embedding and head get
-    in all, those that no token was made from others for being the mean."""
+    """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema", None for what the
+    run's evaluations measured (`origin.choose_weights`). template: another than its own. tokenizer: its own with further
+    ids, for which embedding and head get rows (`vocabulary.grow`). base: the model that adapters are put on, in place of
+    the one that they name. vocab_size: rows that embedding and head get in all, those that no token was made from others
+    for being the mean."""
     adapter = origin.stored_adapter(path, base)
     if base is not None and adapter is None:
         raise UserError(f"{path}: a whole model and no adapters, which alone are put on a base: leave --base out")
@@ -65,11 +66,10 @@ def contents(
     stored = config = origin.load_config(described)
     if dtype is not None:
         config = config.replace(param_dtype=dtype)
+    weights = origin.choose_weights(path, weights)
     if adapter is not None:
         values = _merged_values(path, weights, base)
     elif origin.is_foreign(path):
-        if weights != "params":
-            raise UserError(f"{path} has no {weights!r}, only params: it is no checkpoint of camelid's")
         values = _foreign_values(origin.open_foreign(path).source)
     else:
         values = _own_values(checkpoints.find(path), stored, checkpoints.params_inside(path, weights))
@@ -171,7 +171,7 @@ def _merged_values(path: epath.PathLike, weights: str, base: epath.PathLike | No
     config = origin.load_config(stored.path if origin.is_peft(path) else path)
     full = stored.quantize is not None and origin.is_foreign(stored.path)
     tree = origin.load_adapters(path, llama.build(config).abstract_params, name=weights, base=base)
-    base = contents(stored.path, dtype="float32" if full else config.param_dtype).values
+    base = contents(stored.path, dtype="float32" if full else config.param_dtype, weights=stored.weights).values
     own = {path_name(key): part for key, part in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_adapter)}
     merge = jax.jit(functools.partial(_merge, stored.quantize or ((".*", None),)), static_argnums=0)
     for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), base, strict=True):
@@ -193,7 +193,7 @@ def _merge(quantize: Rules, path: str, value: jax.Array, own: Any) -> jax.Array:
 
 
 def to_peft(
-    source: epath.PathLike, output: epath.PathLike, *, weights: str = "params", base_name: str | None = None
+    source: epath.PathLike, output: epath.PathLike, *, weights: str | None = None, base_name: str | None = None
 ) -> None:
     """The adapters of a run as a PEFT folder, with tokenizer and chat template. base_name: what its config calls its
     base, a hub's id or a path; None for the folder of Hugging Face's that the run was started from."""
@@ -209,6 +209,7 @@ def to_peft(
     config = origin.load_config(source)
     if config.rope_scaling != origin.load_config(stored.path).rope_scaling:
         raise UserError(f"{source}: its positions are stretched, which PEFT cannot say; merge it, --to=huggingface")
+    weights = origin.choose_weights(source, weights)
     own = jax.tree.map(np.asarray, origin.load_adapters(source, llama.build(config).abstract_params, name=weights))
     with whole(output) as unfinished:
         try:

@@ -16,14 +16,14 @@ from ..data.tokenizer import Tokenizer
 from ..model import llama
 from ..model.sharding import BATCH
 from ..model.weights import join
-from . import setup
+from . import resume, setup
 from .adapters import Adapters
 from .bundle import Llama
-from .checkpoints import Checkpoints, check_continues, keep_tokenizer
+from .checkpoints import Best, Checkpoints, keep_tokenizer, read_manifest
 from .evaluate import heldout_loss
 from .loop import Check, Evaluation, Pace, Step, check_streak, train
 from .optimizer import split_frozen
-from .report import HEADLINE, Reporter
+from .report import HEADLINE, Reporter, tell
 from .settings import Settings, check_all_read
 from .state import Guard, LossFn, State, make_update
 
@@ -36,7 +36,8 @@ class Job(NamedTuple):
 
     make_step(shardings of the state): the compiled step, its state donated, of a state without `start.base`. batches,
     sharding: what it is fed, as `data.prefetch` takes them. manifest: what checkpoints say beside the config, data and
-    network. tables: shown at the start. check: sees all metrics and may stop the run.
+    network. tables: shown at the start. check: sees all metrics and may stop the run. finish: changes what was trained
+    after the last step.
     """
 
     model: llama.Model
@@ -53,6 +54,30 @@ class Job(NamedTuple):
     manifest: Mapping[str, Any] = {}
     tables: Mapping[str, Sequence[Mapping[str, str]]] = {}
     headline: Mapping[str, str] = HEADLINE
+    finish: "Finish | None" = None
+
+
+class Finish(NamedTuple):
+    """What happens to the parameters, and to their moving average, after the last step and before they are saved.
+
+    run(params of the whole network): those with other entries `names`. The checkpoint keeps what these were under
+    "unfinished", so that a run which is made longer goes on from there.
+    """
+
+    names: tuple[str, ...]
+    run: Callable[[Any], Any]
+
+    def shelve(self, state: State) -> State:
+        """The entries that `run` replaces, of a state or of its shapes."""
+        return {kind: {name: state[kind][name] for name in self.names} for kind in ("params", "ema") if kind in state}
+
+    def __call__(self, state: State, base: Mapping[str, Any]) -> State:
+        whole = setup.whole_state(state, base)
+        changed = whole | {kind: self.run(whole[kind]) for kind in ("params", "ema") if kind in state}
+        return setup.own_state(changed, base) | {UNFINISHED: self.shelve(state)}
+
+
+UNFINISHED = "unfinished"
 
 
 def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: Job) -> State:
@@ -64,23 +89,26 @@ def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: J
     """
     abstract = setup.abstract_state(job.start, mesh, settings.partition_rules)
     pace = Pace(job.lengths.log, settings.profile.at_step, settings.profile.n_steps)
-    when = {name: settings.checkpoint[name] for name in ("every_steps", "every_seconds", "keep_last", "keep_every")}
+    saving = setup.saving_of(settings, job.lengths, job.batches)
+    if saving["best"] is not None and not job.evaluations:
+        raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")
     wandb, seed = settings.wandb, settings.seed
+    start = setup.start_of(settings)
     check_all_read(settings)
-
     manifest = setup.manifest_of(settings.config(), job.model, job.tokenizer, job.template, job.batches)
     manifest |= {"generation": setup.generation_of(settings, job.tokenizer).to_dict()}
-    manifest |= {"total_steps": job.lengths.total} | job.manifest
-    with Checkpoints(workdir, **when) as saved:
-        if saved.latest() is not None:
-            check_continues(workdir, manifest)
-            state = saved.restore(abstract)
-        else:
+    manifest |= {"total_steps": job.lengths.total, "start": start} | job.manifest
+
+    with Checkpoints(workdir, **saving) as saved:
+        state = _resume(saved, abstract, manifest, job.finish)
+        if state is None:
             state = setup.first_state(job.start, abstract, seed)
         begin = int(state["step"])
+        if begin >= job.lengths.total:
+            return setup.whole_state(state, job.start.base)
+        keep_tokenizer(workdir, job.tokenizer)
         with Reporter(workdir, job.lengths.total, start_step=begin, wandb=wandb, headline=job.headline) as reporter:
             if not begin:
-                keep_tokenizer(workdir, job.tokenizer)
                 for name, rows in job.tables.items():
                     reporter.text(0, name, rows)
             state = train(
@@ -92,14 +120,60 @@ def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: J
                 sharding=job.sharding,
                 pace=pace,
                 evaluations=[_on_base(evaluation, job.start.base) for evaluation in job.evaluations],
-                check=job.check,
+                check=_with_best(job.check, saving["best"]),
                 reporter=reporter,
                 checkpoints=saved,
                 manifest=manifest,
                 flops_per_token=job.flops_per_token,
                 workdir=workdir,
+                finish=job.finish and (lambda state: job.finish(state, job.start.base)),
             )
+        state.pop(UNFINISHED, None)
+        if jax.process_index() == 0:
+            best = f", the best in checkpoints/{saved.best()}" if saved.best() is not None else ""
+            print(f"step {job.lengths.total}: checkpoints, metrics and samples are in {workdir}{best}", flush=True)
     return setup.whole_state(state, job.start.base)
+
+
+def _resume(saved: Checkpoints, abstract: State, manifest: Mapping[str, Any], finish: Finish | None) -> State | None:
+    """The state of the newest whole checkpoint, None where there is none; tells in a line what it is of.
+
+    Of a finished run that is made longer it is the state before `finish`. UserError for what a run must not change.
+    """
+    step = saved.latest()
+    if step is None:
+        return None
+    before = read_manifest(saved.path(step))
+    changes = resume.check(saved.path(step), before, manifest)
+    complete = step >= before["total_steps"] == manifest["total_steps"]
+    if step > before["total_steps"] and not complete:  # versions before gave what `finish` made a step of its own
+        step = before["total_steps"]
+    with_shelf = finish is not None and saved.holds(step, UNFINISHED)
+    state = saved.restore(abstract | ({UNFINISHED: finish.shelve(abstract)} if with_shelf else {}), step)
+    shelf = state.pop(UNFINISHED, {})
+    if complete and finish is not None and not shelf and step == before["total_steps"]:
+        raise UserError(
+            f"{saved.path(step)}: a version before was cut off just before the end: make the run a step longer"
+        )
+    if complete:
+        also = f"; what has changed does nothing any more: {'; '.join(changes)}" if changes else ""
+        tell(f"{saved.path(step).parent.parent}: already complete, {step} steps; nothing was done{also}")
+        return state
+    tell(f"going on from step {step}" + (f" with what was changed: {'; '.join(changes)}" if changes else ""))
+    return state | {kind: state[kind] | entries for kind, entries in shelf.items()}
+
+
+def _with_best(check: Check, best: Best | None) -> Check:
+    """`check`, which at the first evaluation also looks whether there is the metric by which the best is kept."""
+
+    def both(step: int, metrics: Mapping[str, float]) -> None:
+        check(step, metrics)
+        evaluated = [name for name in metrics if name.startswith("eval/")]
+        if best is not None and evaluated and best.metric not in metrics:
+            there = ", ".join(evaluated)
+            raise UserError(f"config.checkpoint.best: no evaluation gives {best.metric!r}; there are {there}")
+
+    return both
 
 
 def _on_base(evaluation: Evaluation, base: Mapping[str, Any]) -> Evaluation:

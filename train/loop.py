@@ -5,12 +5,15 @@ metrics of the one before.
 """
 
 import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -23,6 +26,14 @@ from .throughput import Meter, memory
 
 class TrainingStopped(RuntimeError):
     """The run cannot go on; the message says at which step, why, and how to look into it."""
+
+
+class Interrupted(RuntimeError):
+    """A signal ended the run, which saved its state before; `number` is that of the signal."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
 
 
 class Evaluation(NamedTuple):
@@ -67,58 +78,106 @@ def train(
     manifest: dict,
     flops_per_token: float,
     workdir: epath.Path,
+    finish: Callable[[State], State] | None = None,
 ) -> State:
-    """Runs steps `start` to `total - 1` and returns the last state, or the one at which SIGTERM stopped the run.
+    """Runs steps `start` to `total - 1` and returns the last state.
 
-    batches: as `data.batches.Batches`. When `check` raises TrainingStopped, the last checkpoint stays.
+    batches: as `data.batches.Batches`. finish(state): what the last state becomes before it is saved. A SIGTERM or
+    Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When `check`
+    raises TrainingStopped, or a file cannot be read or written (OSError), the state is saved too, unless it holds
+    numbers that are not finite; earlier checkpoints then all stay.
     """
     meter = Meter(flops_per_token)
     seen: list[dict[str, float]] = []
 
-    def fetch(step: int, metrics: dict[str, jax.Array], *, last: bool = False) -> None:
-        """Takes in the metrics of `step`, and reports when a report is due or the step is the last."""
-        seen.append({name: float(value) for name, value in jax.device_get(metrics).items()})
-        check(step, seen[-1])
-        done = step + 1
-        if done % pace.log and not last:
-            return
+    def take_in(done: int, metrics: Mapping[str, jax.Array], *, last: bool = False) -> None:
+        """Takes in the metrics of the step that made it `done` updates; reports when that is due."""
+        of_step = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seen.append(of_step)
+        if done % pace.log == 0 or last:
+            report(done)
+        check(done - 1, of_step)
+
+    def report(done: int) -> None:
         values = _mean(seen) | meter.read(sum(m["tokens"] for m in seen), len(seen)) | memory()
         values["seconds_waiting_for_data"] = ready.waited
         values["seconds_waiting_for_checkpoints"] = checkpoints.seconds_blocked
+        seen.clear()
         named = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
         reporter.write(done, named | _epochs(batches, done))
-        seen.clear()
 
     if start == 0:
         _evaluate(evaluations, 0, state, check, reporter)
-    pending = None
+    done, pending = start, None
     with (
         contextlib.closing(prefetch(batches, start, total, sharding)) as ready,
-        _sigterm() as terminated,
+        _signals() as received,
         _profiler(workdir / "profile", pace) as profile,
     ):
-        for step, batch in ready:
-            profile(step)
-            begin = time.perf_counter()
-            with jax.transfer_guard("disallow"):
-                state, metrics = update(state, batch)
-            if step == start:
-                meter.pause(time.perf_counter() - begin)  # compilation
-            if pending is not None:
-                fetch(step - 1, pending)
-            pending, done = metrics, step + 1
-            stop = done < total and _should_stop(terminated, step)
-            last = stop or done == total
-            due = [e for e in evaluations if done % e.every == 0 or done == total] if not stop else []
-            if due or last:
-                fetch(step, pending, last=last)
-                pending = None
-                meter.pause(_evaluate(due, done, state, check, reporter))
-            checkpoints.save(done, state, manifest, force=last)
-            if stop:
-                break
-    checkpoints.wait()
+        try:
+            for step, batch in ready:
+                profile(step)
+                begin = time.perf_counter()
+                with jax.transfer_guard("disallow"):
+                    state, metrics = update(state, batch)
+                if step == start:
+                    meter.pause(time.perf_counter() - begin)  # compilation
+                before, pending, done = pending, metrics, step + 1
+                if before is not None:
+                    take_in(step, before)
+                stop = done < total and _should_stop(received, step)
+                last = stop or done == total
+                due = [e for e in evaluations if done % e.every == 0 or done == total] if not stop else []
+                found = {}
+                if due or last:
+                    metrics, pending = pending, None
+                    take_in(done, metrics, last=last)
+                    begin = time.perf_counter()
+                    found = _evaluate(due, done, state, check, reporter)
+                    meter.pause(time.perf_counter() - begin)
+                if done == total and finish is not None:
+                    state = finish(state)
+                checkpoints.save(done, state, manifest, force=last, metrics=found)
+                if stop:
+                    break
+            checkpoints.wait()
+        except (TrainingStopped, OSError) as error:
+            with contextlib.suppress(TrainingStopped, OSError):
+                if pending is not None:
+                    take_in(done, pending, last=True)
+                elif seen:
+                    report(done)
+            words = _save_stopped(error, done, state, checkpoints, manifest) if done > start else "nothing new to save"
+            kind = TrainingStopped if isinstance(error, TrainingStopped) else OSError
+            raise kind(f"{error} ({words})") from error
+    if done < total:
+        number = received[0] if received else signal.SIGTERM
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        raise Interrupted(
+            f"{name} ended the run at step {done} of {total}; it is saved, and the same command goes on from there",
+            number,
+        )
     return state
+
+
+def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkpoints, manifest: dict) -> str:
+    """Saves the state at which an error ended a run, if it is fit to go on from; says what was done."""
+    if isinstance(error, OSError) and jax.process_count() > 1:  # saving takes all processes, and only this one knows
+        return "its state is not saved; the last checkpoint stays"
+    if not _all_finite([state[name] for name in ("params", "ema") if name in state]):
+        return f"the parameters of step {done} are not finite and not saved; the last checkpoint stays"
+    try:
+        checkpoints.save(done, state, manifest, force=True, keep_others=True)
+        checkpoints.wait()
+    except OSError as second:
+        return f"the state of step {done} could not be saved: {second}" if str(second) != str(error) else "not saved"
+    return f"the state of step {done} is saved"
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 
 def check_streak(max_streak: int) -> Check:
@@ -148,9 +207,8 @@ def _epochs(batches: Any, done: int) -> dict[str, float]:
     return {f"epochs/{name}": value for name, value in batches.epochs(done).items()}
 
 
-def _evaluate(due: Sequence[Evaluation], done: int, state: State, check: Check, reporter: Reporter) -> float:
-    """Runs evaluations on the parameters (their moving average where there is one); returns the seconds taken."""
-    begin = time.perf_counter()
+def _evaluate(due: Sequence[Evaluation], done: int, state: State, check: Check, reporter: Reporter) -> dict[str, float]:
+    """Runs evaluations on the parameters (their moving average where there is one); returns all that they found."""
     found = {}
     for evaluation in due:
         metrics, rows = evaluation.run(state.get("ema", state["params"]))
@@ -161,28 +219,41 @@ def _evaluate(due: Sequence[Evaluation], done: int, state: State, check: Check, 
             reporter.text(done, evaluation.name, rows)
     if found:
         check(done, found)
-    return time.perf_counter() - begin
+    return found
 
 
-def _should_stop(terminated: list[int], step: int) -> bool:
+def _should_stop(received: list[int], step: int) -> bool:
     """Whether to save and leave after this step; the processes of a run agree on the step."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(step)
-    return bool(terminated)
+    return bool(received)
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """A list that a SIGTERM fills, instead of the process ending."""
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and Ctrl-C fill, instead of the process ending; a second Ctrl-C ends it.
+
+    Where several processes train together, JAX's own coordination listens to SIGTERM, and Ctrl-C becomes one.
+    """
     received: list[int] = []
-    if jax.process_count() > 1:  # JAX's own coordination listens
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    together = jax.process_count() > 1
+
+    def note(number: int, _) -> None:
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+        os.write(2, b"camelid: ending after this step, saved (Ctrl-C again: at once, not saved)\n")
+        if together:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    listened_to = () if threading.current_thread() is not threading.main_thread() else (signal.SIGINT,)
+    listened_to += () if together or not listened_to else (signal.SIGTERM,)
+    before = {number: signal.signal(number, note) for number in listened_to}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

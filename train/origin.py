@@ -33,6 +33,7 @@ from ..model.sharding import part_sharding, path_name
 from ..model.storage import Rules
 from ..model.weights import join, matrix_of, without
 from . import checkpoints
+from .report import tell
 
 
 class Foreign(NamedTuple):
@@ -198,9 +199,34 @@ def _file_record(path: str, stamp: Stamp) -> dict[str, Any]:
 
 
 def identity(path: epath.PathLike) -> list:
-    """What tells whether `path` still holds the same: its step, or the hashes of foreign files."""
+    """What tells whether `path` still holds the same: its step and the hash of its checksums (none for checkpoints of
+    versions without them), or the hashes of foreign files."""
     described = describe(path)
-    return [described["path"], described.get("step"), *(file["sha256"] for file in described.get("files", ()))]
+    hashes = [file["sha256"] for file in described.get("files", ())]
+    if described["format"] == "camelid":
+        hashes = [digest] if (digest := checkpoints.digest(path)) else []
+    return [described["path"], described.get("step"), *hashes]
+
+
+def choose_weights(path: epath.PathLike, asked: str | None = None) -> str:
+    """Which parameters of `path` a reader takes who asked for "params" or "ema", or for neither (None): then the moving
+    average of a run that kept one, which is what its evaluations measured. The choice is told.
+    """
+    ours = not (is_foreign(path) or is_peft(path))
+    kept = ours and checkpoints.read_manifest(path)["config"].get("ema_decay") is not None
+    if asked is not None and asked not in ("params", "ema"):
+        raise UserError(f"weights {asked!r}: give params or ema")
+    if asked == "ema" and not kept:
+        raise UserError(f"{path} has no 'ema', only params: its run kept no moving average")
+    if not kept:
+        return "params"
+    chosen, other = (asked, "ema" if asked == "params" else "params") if asked else ("ema", "params")
+    names = {"ema": "the moving average of its parameters (ema)", "params": "the parameters of its last step (params)"}
+    _tell_once(f"{path}: {names[chosen]}, not {names[other]}")
+    return chosen
+
+
+_tell_once = functools.lru_cache(maxsize=1024)(tell)
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:
@@ -272,7 +298,8 @@ def load_params(
     adapter = stored_adapter(path)
     if adapter is not None:
         kept = quantize or adapter.quantize
-        base = load_params(adapter.path, lora.base_of(adapter.lora, abstract), some=True, quantize=kept)
+        stays = lora.base_of(adapter.lora, abstract)
+        base = load_params(adapter.path, stays, name=adapter.weights, some=True, quantize=kept)
         adapted = join(load_adapters(path, abstract, name=name), base)
         if quantize is not None:
             return adapted
@@ -309,9 +336,9 @@ def _load_quantized(path: epath.Path, abstract: Any, inside: list[str], quantize
         return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
-def load_trunk(path: epath.PathLike, abstract: Any) -> Any:
+def load_trunk(path: epath.PathLike, abstract: Any, weights: str) -> Any:
     """`load_params` for the network without its heads, which the checkpoint may or may not have."""
-    return load_params(path, abstract, some=True)
+    return load_params(path, abstract, name=weights, some=True)
 
 
 # Adapters -------------------------------------------------------------------------------------------------------------
@@ -319,12 +346,13 @@ def load_trunk(path: epath.PathLike, abstract: Any) -> Any:
 
 class StoredAdapter(NamedTuple):
     """What a run that trained adapters says of them. path, identity: of the base they were put on. quantize: how that
-    was stored."""
+    was stored. weights: which of its parameters were taken."""
 
     path: str
     identity: list
     lora: Lora
     quantize: Rules | None = None
+    weights: str = "params"
 
 
 def stored_adapter(path: epath.PathLike, base: epath.PathLike | None = None) -> StoredAdapter | None:
@@ -332,14 +360,14 @@ def stored_adapter(path: epath.PathLike, base: epath.PathLike | None = None) -> 
     that adapters are put on, in place of the one that they name."""
     if is_peft(path):
         base, found, _ = _open_peft(path, base)
-        return StoredAdapter(base, identity(base), found)
+        return StoredAdapter(base, identity(base), found, weights=choose_weights(base))
     described = None if is_foreign(path) else checkpoints.read_manifest(path).get("adapter")
     if described is None:
         return None
-    lora_of = Lora(**described["lora"])
-    if base is not None:
-        return StoredAdapter(absolute(base), identity(base), lora_of, described["quantize"])
-    return StoredAdapter(described["path"], described["identity"], lora_of, described["quantize"])
+    stored = StoredAdapter(**described | {"lora": Lora(**described["lora"])})
+    if base is None:
+        return stored
+    return stored._replace(path=absolute(base), identity=identity(base), weights=choose_weights(base))
 
 
 def _open_peft(path: epath.PathLike, base: epath.PathLike | None = None) -> tuple[str, Lora, dict[str, Any]]:
@@ -397,7 +425,7 @@ def put_on(path: epath.PathLike, abstract: Any, config: LlamaConfig, base: peft.
     theirs = llama.build(LlamaConfig.from_dict(checkpoints.read_manifest(path)["model"])).abstract_params
     if jax.tree.map(jnp.shape, theirs) != jax.tree.map(jnp.shape, abstract):
         raise UserError(f"{path} has adapters for {stored.path}, whose matrices have other shapes than these")
-    return stored.lora, load_adapters(path, abstract)
+    return stored.lora, load_adapters(path, abstract, name=choose_weights(path))
 
 
 def _asked(found: Lora, abstract: Any) -> Any:

@@ -8,20 +8,31 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-import tensorboardX
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from ..data.checksums import write_whole
 from ..data.errors import UserError
 
 HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
+
+
+def tell(line: str) -> None:
+    """Says a line on standard error, once for all processes of a run: standard output belongs to results."""
+    if jax.process_index() == 0:
+        print(f"camelid: {line}", file=sys.stderr)
 
 
 class Reporter:
@@ -52,7 +63,7 @@ class Reporter:
         self._outlets += [
             _JsonLines(workdir, start_step),
             _TensorBoard(workdir, start_step),
-            _Terminal(console or Console(), total_steps, start_step, headline),
+            _Terminal(console or _Output(), total_steps, start_step, headline),
         ]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -75,6 +86,13 @@ class Reporter:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+class _Output(Console):
+    """Standard output, which says when nobody reads it any more (`camelid train | head`) and does not just end."""
+
+    def on_broken_pipe(self) -> None:
+        raise
 
 
 class _Terminal:
@@ -155,25 +173,34 @@ class _JsonLines:
 
 
 class _TensorBoard:
+    """TensorBoard's event file, written here and not by a thread of tensorboardX's, whose errors nobody would see."""
+
     def __init__(self, workdir: epath.Path, start_step: int):
-        self._writer = tensorboardX.SummaryWriter(
-            os.fspath(workdir / "tensorboard"),
-            purge_step=start_step + 1 if start_step else 0,  # TensorBoard hides what earlier runs wrote from there on
-            filename_suffix=f".{start_step}",
-            flush_secs=10,
-        )
+        (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(os.fspath(workdir / "tensorboard" / "events"), f".{start_step}")
+        self._flushed = 0.0
+        begin = start_step + 1 if start_step else 0  # TensorBoard hides what earlier runs wrote from there on
+        self._write(begin, file_version="brain.Event:2")
+        self._write(begin, session_log=SessionLog(status=SessionLog.START))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(step, summary=summary.scalar(name, value))
+        if time.time() - self._flushed > 10:
+            self._file.flush()
+            self._flushed = time.time()
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         lines = [list(rows[0]), ["---"] * len(rows[0])] if rows else []
         lines += [[_markdown(cell) for cell in row.values()] for row in rows]
-        self._writer.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        self._write(step, summary=summary.text(name, text))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._file.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class _WandB:
@@ -205,14 +232,15 @@ def _drop_lines_after(path: epath.Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if step and _step_of(line) <= step]
-    rewritten = path.with_suffix(".tmp")
-    rewritten.write_bytes(b"".join(kept))
-    rewritten.replace(path)
+    write_whole(path, b"".join(line for line in lines if step and _step_of(line) <= step))
 
 
 def _step_of(line: bytes) -> float:
-    return json.loads(line)["step"] if line.endswith(b"}\n") else math.inf  # inf: torn, the run was killed writing it
+    """The step that a line is of; infinity for one that a kill left torn."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _number(value: float) -> str:

@@ -23,7 +23,7 @@ from ..model.weights import join, without
 from . import checkpoints, origin
 from .by_layer import Optimizer
 from .optimizer import DECAY, Rules, make_optimizer, make_schedule
-from .settings import Settings, duration
+from .settings import Seconds, Settings, duration
 from .state import State, init_state, state_of, state_shardings
 from .thaw import ALL_LAYERS, Thaw, make_thaw
 
@@ -180,6 +180,27 @@ def lengths_of(settings: Settings, batches: Batches) -> Lengths:
     return lengths
 
 
+def saving_of(settings: Settings, lengths: Lengths, batches: Any) -> dict[str, Any]:
+    """`config.checkpoint` as `Checkpoints` takes it. Where no `every_*` is set, a run saves ten times, so that what a
+    kill takes is less than a tenth of it."""
+    section = settings.checkpoint
+    every = duration(section, "every", **_units(lengths, batches), seconds=True, required=False)
+    every = max(1, lengths.total // 10) if every is None else every
+    best = section.get("best")
+    if best is not None:
+        fits = isinstance(best, tuple | list) and len(best) == 2 and isinstance(best[0], str)
+        if not fits or best[1] not in ("max", "min"):
+            raise UserError(f"config.checkpoint.best = {best!r}: give ('eval/<name>/<metric>', 'max') or 'min'")
+        best = checkpoints.Best(*best)
+    return {
+        "every_seconds": every if isinstance(every, Seconds) else None,
+        "every_steps": None if isinstance(every, Seconds) else every,
+        "keep_last": section.keep_last,
+        "keep_every": section.keep_every,
+        "best": best,
+    }
+
+
 def optimizer_of(
     settings: Settings,
     params: Any,
@@ -287,11 +308,23 @@ def own_state(state: State, base: Mapping[str, Any]) -> State:
     return state | {name: without(state[name], base) for name in ("params", "ema") if name in state}
 
 
+def weights_of(settings: Settings) -> str | None:
+    """Which parameters of `config.init_from` the run takes: "params" or "ema"; None without one."""
+    asked = settings.get("init_weights")
+    return None if settings.init_from is None else origin.choose_weights(settings.init_from, asked)
+
+
+def start_of(settings: Settings) -> dict[str, Any] | None:
+    """What a manifest says of `config.init_from`: what it holds, and which of its parameters the run took."""
+    weights = weights_of(settings)
+    return weights and {"identity": origin.identity(settings.init_from), "weights": weights}
+
+
 def loader(settings: Settings) -> Callable[[Any], Any] | None:
     """The function that reads `config.init_from`'s parameters in the shapes and shardings given; None without one."""
     if settings.init_from is None:
         return None
-    return functools.partial(origin.load_params, settings.init_from)
+    return functools.partial(origin.load_params, settings.init_from, name=weights_of(settings))
 
 
 def generation_of(settings: Settings, tokenizer: Tokenizer) -> GenerationDefaults:

@@ -17,6 +17,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from ..model.sharding import path_name
+from . import proof
 
 CHUNK_BYTES = 256_000_000
 """About the most that one chunk of an array without layers holds."""
@@ -36,7 +37,7 @@ def save_params(
     unfinished = workdir / "checkpoints" / "0.unfinished"
     unfinished.rmtree(missing_ok=True)
     one_number = jax.tree.map(lambda x: jnp.zeros(1, x.dtype), abstract)
-    ocp.save(unfinished, {"params": one_number}, custom_metadata={"step": 0, **manifest})
+    ocp.save(unfinished, {"params": one_number}, custom_metadata={"step": 0, "checksums": "crc32", **manifest})
     arrays = {
         path_name(path): _create(unfinished, ["params", *path_name(path).split("/")], leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
@@ -45,6 +46,7 @@ def save_params(
         array = arrays[path]
         value = value.astype(array.dtype.numpy_dtype, copy=False)
         (array if layer is None else array[layer]).write(value).result()
+    proof.prove(unfinished)
     unfinished.rename(final)
 
 

@@ -7,6 +7,8 @@ from typing import NoReturn
 from ...data.errors import UserError
 from ...data.files import MAX_RECORD_BYTES
 
+WEIGHTS = "params, or ema: the moving average of a run that kept one (default: ema where there is one)"
+
 
 class Parser(argparse.ArgumentParser):
     """Says a mistake in one line."""
@@ -80,7 +82,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--draft", metavar="PATH", help="a smaller model of the same vocabulary, to decode faster with")
     parser.add_argument("--draft_tokens", type=int, metavar="K", help="that it proposes at a time (default: 4)")
-    parser.add_argument("--weights", default="params", choices=("params", "ema"), help="default: params")
+    parser.add_argument("--weights", choices=("params", "ema"), help=WEIGHTS)
     parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: as trained")
     parser.add_argument("--base", metavar="PATH", help="the model that adapters are put on; default: the one they name")
 

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from ...data.errors import UserError
-from .arguments import Parser, command
+from .arguments import WEIGHTS, Parser, command
 
 FORMATS = ("camelid", "huggingface", "gguf", "peft")
 FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".json", ".onnx", ".ggml", ".zip", ".tar", ".msgpack")
@@ -30,7 +30,7 @@ def add_convert(commands) -> None:
     parser.add_argument("--to", choices=FORMATS, help="default: gguf where the output ends in .gguf, else camelid")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
     parser.add_argument("--encoding", metavar="E", help="of matrices in GGUF: F32, F16, BF16, Q8_0, Q4_0, ...")
-    parser.add_argument("--weights", default="params", choices=("params", "ema"), help="of a run (default: params)")
+    parser.add_argument("--weights", choices=("params", "ema"), help=WEIGHTS)
     parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: the source's")
     parser.add_argument("--tokenizer", metavar="DIR", help="the source's with further ids (camelid tokenizer merge)")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """`camelid train` and `camelid quickstart`."""
 
 import argparse
+import contextlib
 
 from .arguments import add_config, command
 
@@ -24,19 +25,17 @@ def add_train(commands) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    import jax
     from etils import epath
 
-    if args.distributed:
-        if jax.config.jax_platforms == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    from ..distributed import joined
 
-    from ...evals.gold import gold
-    from ...train.settings import load_phases
-    from ..phases import run
+    group = (args.coordinator, args.num_processes, args.process_id)
+    with joined(*group) if args.distributed else contextlib.nullcontext():
+        from ...evals.gold import gold
+        from ...train.settings import load_phases
+        from ..phases import run
 
-    run(load_phases(args.config, args.overrides), epath.Path(args.workdir), {"gold": gold})
+        run(load_phases(args.config, args.overrides), epath.Path(args.workdir), {"gold": gold})
 
 
 def add_quickstart(commands) -> None:

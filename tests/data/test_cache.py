@@ -1,6 +1,8 @@
 """The token cache: what it holds, what it counts, and that nothing interrupts or corrupts it."""
 
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -279,3 +281,60 @@ def test_worker_processes_give_the_same_bytes(text_source, tmp_path, monkeypatch
     parallel = build(text_source, tmp_path / "parallel", tokenizer, template, workers=2)
     assert len(pools) == 1
     assert content(serial.path) == content(parallel.path)
+
+
+DAMAGES = int(os.environ.get("CAMELID_FUZZ", 12))  # 200 by hand
+
+
+@pytest.mark.parametrize("seed", range(DAMAGES))
+def test_a_damaged_cache_is_told_and_built_anew_bit_for_bit(text_source, tmp_path, capsys, seed):
+    first = build(text_source, tmp_path / "cache")
+    expected, rng = content(first.path), random.Random(seed)
+    path = first.path / rng.choice(sorted(expected))
+    spoiled = bytearray(expected[path.name])
+    match seed % 3:
+        case 0:
+            del spoiled[rng.randrange(len(spoiled)) :]
+        case 1:
+            spoiled[rng.randrange(len(spoiled))] ^= 1 << rng.randrange(8)
+        case 2:
+            spoiled = bytearray(expected[rng.choice(sorted(expected.keys() - {path.name}))])
+    path.write_bytes(spoiled)
+    again = build(text_source, tmp_path / "cache")
+    said = " ".join(capsys.readouterr().err.split())
+    if json.loads(expected["cache.json"]) != json.loads((again.path / "cache.json").read_text()):
+        pytest.fail("the cache that was built anew says something else")
+    if again.path.joinpath("cache.json").read_bytes() == expected["cache.json"]:
+        assert content(again.path) == expected
+    assert "built anew" in said or path.name == "cache.json"  # white space there means nothing
+
+
+def test_a_missing_file_of_a_cache_is_told_and_built_anew(text_source, tmp_path, capsys):
+    first = build(text_source, tmp_path / "cache")
+    expected = content(first.path)
+    (first.path / "mask.npy").unlink()
+    assert content(build(text_source, tmp_path / "cache").path) == expected
+    assert "is damaged (mask.npy is missing): built anew" in capsys.readouterr().err
+
+
+def test_a_damaged_shard_of_a_build_that_was_killed_is_made_again(text_source, tmp_path):
+    expected = content(build(text_source, tmp_path / "straight").path)
+    with pytest.raises(RuntimeError, match="killed"):
+        build(text_source, tmp_path / "killed", CharacterTokenizer(fail_at=220))
+    shards = sorted((tmp_path / "killed").glob("*.partial/*.npz"))
+    os.truncate(shards[0], 100)
+    spoiled = bytearray(shards[1].read_bytes())
+    spoiled[len(spoiled) // 3] ^= 1
+    shards[1].write_bytes(spoiled)
+    tokenizer = CharacterTokenizer()
+    assert content(build(text_source, tmp_path / "killed", tokenizer).path) == expected
+    assert tokenizer.calls == RECORDS - 50 * (len(shards) - 2)
+
+
+def test_a_cache_of_a_version_without_checksums_opens(text_source, tmp_path, capsys):
+    first = build(text_source, tmp_path / "cache")
+    info = {name: value for name, value in first.info.items() if name not in ("files", "checksum")}
+    (first.path / "cache.json").write_text(json.dumps(info))
+    tokenizer = CharacterTokenizer()
+    assert build(text_source, tmp_path / "cache", tokenizer).info == info
+    assert tokenizer.calls == 0 and "built anew" not in capsys.readouterr().err

@@ -1,12 +1,20 @@
 """The commands that look at data and models; training and its mistakes are tested in tests/train."""
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
+from camelid.data.errors import UserError
+from camelid.launch import phases
 from camelid.launch.cli import main
+from camelid.train.loop import Interrupted, TrainingStopped
 
 COMMANDS = [
     ["train"],
@@ -59,6 +67,57 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path
     assert said.startswith("camelid: ")
     assert said.count("\n") == 1
     assert says in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/full/x"), 1, "No space left on device: '/full/x'"),
+        (PermissionError(errno.EACCES, "Permission denied", "/lost"), 1, "Permission denied: '/lost'"),
+        (MemoryError(), 1, "out of memory: in training lower config.data.batch_size"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\n"),
+            1,
+            "allocating 9 bytes",
+        ),
+        (TrainingStopped("step 3: enough"), 1, "step 3: enough"),
+        (Interrupted("SIGTERM ended the run", signal.SIGTERM), 143, "SIGTERM ended the run"),
+        (Interrupted("Ctrl-C ended the run", signal.SIGINT), 130, "Ctrl-C ended the run"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (UserError("a mistake"), 2, "a mistake"),
+    ],
+    ids=repr,
+)
+def test_each_end_is_one_line_and_a_code_of_its_own(error, code, says, monkeypatch, capsys):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(phases, "run", fail)
+    config = f"--config={Path(__file__).parents[1]}/tiny.py:root=/nowhere"
+    assert main(["train", config, "--workdir=/nowhere"]) == code
+    said = capsys.readouterr().err
+    assert said.startswith("camelid: ") and says in said and said.count("\n") == 1
+
+
+def test_a_closed_pipe_is_one_line_and_exit_code_1(tmp_path):
+    (tmp_path / "x.txt").write_text("\n\n".join(f"text {i}" for i in range(9)))
+    code = "import sys; from camelid.launch.cli import main; sys.exit(main())"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "data",
+        "prepare",
+        f"--source={tmp_path}/x.txt",
+        "--name=x",
+        "--output",
+        tmp_path,
+    ]
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (ended.returncode, ended.stderr.splitlines()[-1:]) == (1, ["camelid: [Errno 32] Broken pipe"]), ended.stderr
 
 
 def test_a_tokenizer_is_trained_on_several_sources(tmp_path, capsys):

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from camelid.data.batches import DTYPES
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
-from camelid.train.loop import Evaluation, Pace, TrainingStopped, check_streak, train
+from camelid.train.loop import Evaluation, Interrupted, Pace, TrainingStopped, check_streak, train
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
 
@@ -59,8 +59,8 @@ class Log:
     def __init__(self):
         self.events = []
         self.reports = {}
-        self.saved = {}
-        self.stop_at = None
+        self.saved, self.measured, self.kept = {}, {}, {}
+        self.stop_at, self.signal = None, signal.SIGTERM
 
     def write(self, step, metrics):
         self.events.append(("report", step))
@@ -69,9 +69,10 @@ class Log:
     def text(self, step, name, rows):
         self.events.append(("text", step, name, rows))
 
-    def save(self, step, state, manifest, *, force):
+    def save(self, step, state, manifest, *, force, metrics=None, keep_others=False):
         self.events.append(("save", step))
         self.saved[step] = (int(state["step"]), manifest, force)
+        self.measured[step], self.kept[step] = metrics, keep_others
 
     def wait(self):
         self.events.append(("wait",))
@@ -80,13 +81,16 @@ class Log:
         step = int(state["step"])
         self.events.append(("update", step))
         if step == self.stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal)
         return update(state, batch)
 
 
-def run(tmp_path, *, start=0, total=10, log=1, bad=100, evaluations=(), step=None, profile=(None, 1), **changes):
+def run(
+    tmp_path, *, start=0, total=10, log=1, bad=100, evaluations=(), step=None, profile=(None, 1), check=None,
+    observer=None, finish=None, **changes,
+):  # fmt: skip
     mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
-    observer = Log()
+    observer = observer or Log()
     observer.stop_at = changes.pop("stop_at", None)
     state = {"params": jnp.float32(start), "step": jnp.int32(start), "bad": jnp.int32(bad), "streak": jnp.int32(0)}
     state = train(
@@ -97,7 +101,8 @@ def run(tmp_path, *, start=0, total=10, log=1, bad=100, evaluations=(), step=Non
         total=total,
         sharding=NamedSharding(mesh, PartitionSpec(BATCH, "context")),
         pace=Pace(log, *profile),
-        check=check_streak(3),
+        check=check or check_streak(3),
+        finish=finish,
         evaluations=evaluations,
         reporter=observer,
         checkpoints=observer,
@@ -193,12 +198,88 @@ def test_evaluations_take_the_moving_average_where_there_is_one(tmp_path):
 def test_sigterm_saves_reports_and_stops_at_the_end_of_the_step(tmp_path, log_steps):
     before = signal.getsignal(signal.SIGTERM)
     evaluation = Evaluation("quiz", 4, lambda params: pytest.fail("no time for evaluations") if params else ({}, []))
-    state, log = run(tmp_path, total=10, log=log_steps, stop_at=3, evaluations=[evaluation])
-    assert int(state["step"]) == 4
+    log = Log()
+    with pytest.raises(Interrupted, match="SIGTERM ended the run at step 4 of 10; it is saved") as left:
+        run(tmp_path, total=10, log=log_steps, stop_at=3, evaluations=[evaluation], observer=log)
+    assert left.value.number == signal.SIGTERM
     assert log.saved[4] == (4, {"run": 1}, True)
     assert losses(log)[4] == 3.0
     assert log.events[-1] == ("wait",)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_saves_and_says_so_and_a_second_one_ends_the_run_at_once(tmp_path, capfd):
+    log = Log()
+    log.signal = signal.SIGINT
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="Ctrl-C ended the run at step 3 of 10; it is saved") as left:
+        run(tmp_path, stop_at=2, observer=log)
+    assert left.value.number == signal.SIGINT and log.saved[3] == (3, {"run": 1}, True)
+    assert "ending after this step, saved" in capfd.readouterr().err
+
+    def pressed_twice(state, batch):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(state, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, step=pressed_twice)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_run_that_a_check_stops_has_saved_and_reported_all_its_steps_and_deleted_nothing(tmp_path):
+    def check(step, metrics):
+        if step == 4:
+            raise TrainingStopped("step 4: enough")
+
+    log = Log()
+    with pytest.raises(TrainingStopped, match=r"step 4: enough \(the state of step 6 is saved\)"):
+        run(tmp_path, log=3, check=check, observer=log)  # metrics come a step late: step 5 has been taken
+    assert log.saved[6] == (6, {"run": 1}, True) and log.kept == dict.fromkeys(range(1, 6), False) | {6: True}
+    assert losses(log) == pytest.approx(
+        {3: np.average([0, 1, 2], weights=TOKENS[:3]), 6: np.average([3, 4, 5], weights=TOKENS[3:6])}
+    )
+    assert log.events[-1] == ("wait",)
+
+
+def test_a_state_that_is_not_finite_is_never_saved_for_a_run_that_stops(tmp_path):
+    def spoil(state, batch):
+        state, metrics = update(state, batch)
+        return state | {"params": jnp.where(state["step"] > 5, jnp.inf, state["params"])}, metrics
+
+    def check(step, metrics):
+        if step == 5:
+            raise TrainingStopped("step 5: enough")
+
+    log = Log()
+    said = r"step 5: enough \(the parameters of step 7 are not finite and not saved; the last checkpoint stays\)"
+    with pytest.raises(TrainingStopped, match=said):
+        run(tmp_path, step=jax.jit(spoil), check=check, observer=log)
+    assert 7 not in log.saved
+
+
+def test_a_run_whose_reports_cannot_be_written_saves_before_it_ends(tmp_path):
+    class Full(Log):
+        def write(self, step, metrics):
+            if step == 3:
+                raise OSError(28, "No space left on device")
+            super().write(step, metrics)
+
+    log = Full()
+    with pytest.raises(OSError, match=r"No space left on device \(the state of step 4 is saved\)"):
+        run(tmp_path, observer=log)
+    assert log.saved[4] == (4, {"run": 1}, True)
+
+
+def test_what_an_evaluation_found_goes_with_the_checkpoint_of_its_step(tmp_path):
+    evaluation = Evaluation("quiz", 2, lambda params: ({"score": float(params)}, []))
+    _, log = run(tmp_path, total=4, evaluations=[evaluation])
+    assert log.measured == {1: {}, 2: {"eval/quiz/score": 2.0}, 3: {}, 4: {"eval/quiz/score": 4.0}}
+
+
+def test_the_last_state_is_finished_before_it_is_saved(tmp_path):
+    state, log = run(tmp_path, total=3, finish=lambda state: state | {"step": state["step"] * 100})
+    assert [saved for saved, _, _ in log.saved.values()] == [1, 2, 300] and int(state["step"]) == 300
 
 
 def test_sigterm_in_the_last_step_lets_the_run_end_as_usual(tmp_path):

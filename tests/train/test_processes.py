@@ -28,9 +28,9 @@ def start_two(start):
     return popen
 
 
-def finish(processes) -> list[str]:
+def finish(processes, codes=(0, 0)) -> list[str]:
     outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert [process.returncode for process in processes] == list(codes), "\n".join(outputs)
     return outputs
 
 
@@ -56,7 +56,25 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(arguments, 
         assert all(process.poll() is None for process in processes), finish(processes)
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGTERM)
-    outputs = finish(processes)
+    outputs = finish(processes, (143, 143))
     stopped = checkpoints.read_manifest(tmp_path)["step"]
     assert 3 <= stopped < 24
-    assert f"step {stopped}: checkpoints" in outputs[0]
+    assert f"SIGTERM ended the run at step {stopped} of 24; it is saved" in outputs[0]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_of_two_processes_dies_the_other_ends_in_time_with_one_line_and_exit_code_1(
+    arguments, start_two, metrics, tmp_path, victim
+):
+    processes = start_two([*arguments("pretrain", tmp_path), "--config.total_steps=100000"])
+    while not (tmp_path / "metrics.jsonl").exists() or max(metrics(tmp_path), default=0) < 2:
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.02)
+    processes[victim].send_signal(signal.SIGKILL)
+    died = time.monotonic()
+    said = processes[1 - victim].communicate(timeout=60)[0]
+    assert time.monotonic() - died < 30
+    assert processes[1 - victim].returncode == 1, said
+    lines = [line for line in said.splitlines() if not line.startswith(("step ", "camelid: going on", "[Gloo]"))]
+    assert lines[-1].startswith("camelid: another process of this run died or cannot be reached"), said
+    assert "Traceback" not in said and "stack trace" not in said and said.count("camelid: another") == 1

@@ -1,8 +1,11 @@
 """Reports: JSON lines that survive a resume, the console with and without a terminal, TensorBoard, Weights & Biases."""
 
+import contextlib
 import io
 import json
 import math
+import os
+import resource
 import sys
 import types
 
@@ -89,7 +92,9 @@ def test_without_a_terminal_each_report_is_one_plain_line(tmp_path):
 
 def test_the_time_left_follows_from_the_speed_since_the_first_report(tmp_path, monkeypatch):
     clock = iter([100.0, 130.0])
-    monkeypatch.setattr("camelid.train.report.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(
+        "camelid.train.report.time", types.SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0)
+    )
     console = quiet()
     with Reporter(tmp_path, 1000, start_step=20, console=console) as reporter:
         reporter.write(30, {"train/loss": 1})
@@ -132,6 +137,35 @@ def test_tensorboard_gets_each_metric_and_hides_what_a_resumed_run_repeats(tmp_p
     assert scalars == {("train/loss", 7): 2.5, ("eval/loss", 7): 3.0}
     start = event_pb2.SessionLog.SessionStatus.Value("START")
     assert [e.step for e in events if e.session_log.status == start] == [0, 5]
+
+
+def test_a_full_disk_is_an_error_of_the_report_and_not_of_a_thread_that_nobody_hears(tmp_path):
+    reporter = Reporter(tmp_path, 10, console=quiet())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # writing more fails, as on a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            for step in range(1, 9):
+                reporter.text(step, "samples", [{"a": "b" * 600}])
+                reporter.write(step, {"train/loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    whole = list((tmp_path / "samples.jsonl").read_text().split("\n")[:-1])
+    assert [json.loads(line)["step"] for line in whole] == list(range(1, len(whole) + 1))
+
+
+def test_a_closed_pipe_is_an_error_too(tmp_path, monkeypatch):
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        reporter = Reporter(tmp_path, 10)
+        reporter.write(1, {"train/loss": 1.0})
+        os.close(read)
+        with pytest.raises(BrokenPipeError):
+            reporter.write(2, {"train/loss": 1.0})
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            stdout.close()
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+import camelid
 from camelid.launch.cli import main
 from camelid.train import checkpoints
 
@@ -99,14 +100,16 @@ def test_a_run_killed_at_three_random_steps_ends_with_the_same_bits(recipe, runs
     assert measured[0] == measured[1]
 
 
-def test_sigterm_saves_and_ends_well_and_the_run_goes_on_with_the_same_bits(runs, arguments, start, metrics, tmp_path):
+def test_sigterm_saves_and_ends_with_a_code_of_its_own_and_the_run_goes_on_with_the_same_bits(
+    runs, arguments, start, metrics, tmp_path
+):
     command = [*arguments("pretrain", tmp_path), OFTEN]
     process = start(command)
     send_at(process, 6, signal.SIGTERM, tmp_path, metrics)
-    output = finish(process)
+    output = finish(process, code=143)
     stopped = checkpoints.read_manifest(tmp_path)["step"]
     assert 6 <= stopped < STEPS
-    assert f"step {stopped}: checkpoints, metrics and samples are in {tmp_path}" in output
+    assert f"camelid: SIGTERM ended the run at step {stopped} of {STEPS}; it is saved" in output
     assert max(metrics(tmp_path)) == stopped
     finish(start(command))
     assert_same_bits(state_of(tmp_path), state_of(runs["pretrain"][0]))
@@ -117,7 +120,7 @@ def test_a_run_does_not_go_on_with_other_data(pretrained, arguments, tmp_path, c
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert main([*arguments("pretrain", tmp_path / "run"), "--config.seed=1"]) == 2
     said = capsys.readouterr().err
-    assert "its run had another data_fingerprint; start anew in another workdir" in said and said.count("\n") == 1
+    assert "config.seed was 0 and is 1; there is other data" in said and said.count("\n") == 1
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -125,11 +128,72 @@ def test_a_run_does_not_go_on_with_another_optimiser(pretrained, arguments, tmp_
     shutil.copytree(pretrained, tmp_path / "run")
     assert main([*arguments("pretrain", tmp_path / "run"), "--config.optim.name=lion"]) == 2
     said = capsys.readouterr().err
-    assert "does not fit" in said and "opt_state" in said and said.count("\n") == 1
+    assert "config.optim.name was 'adamw' and is 'lion'" in said and said.count("\n") == 1
 
 
-def test_a_finished_run_stays_as_it_is(pretrained, arguments, tmp_path):
-    shutil.copytree(pretrained, tmp_path / "run")
-    assert main(arguments("pretrain", tmp_path / "run")) == 0
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (pretrained / "metrics.jsonl").read_bytes()
-    assert_same_bits(state_of(tmp_path / "run"), state_of(pretrained))
+def everything_in(workdir):
+    return {path.relative_to(workdir): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_given_again_says_so_and_changes_not_a_byte(pretrained, arguments, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained, run)
+    for further, said in (
+        ([], "\n"),
+        (["--config.log_steps=5"], "; what has changed does nothing any more: config.log_steps was 1 and is 5\n"),
+    ):
+        capsys.readouterr()
+        assert main([*arguments("pretrain", run), *further]) == 0
+        assert capsys.readouterr().err == f"camelid: {run}: already complete, 24 steps; nothing was done{said}"
+    assert main([*arguments("pretrain", run), "--config.optim.lr=0.5"]) == 2
+    assert "config.optim.lr was 0.01 and is 0.5" in capsys.readouterr().err
+    assert main([*arguments("pretrain", run), "--config.total_steps=12"]) == 2
+    assert "the run was 24 steps long and is 12: it can only be made longer" in capsys.readouterr().err
+    assert everything_in(run) == everything_in(pretrained)
+
+
+def test_a_run_does_not_go_on_from_another_model_than_it_began_with(tuned, pretrained, arguments, tmp_path, capsys):
+    shutil.copytree(tuned, tmp_path / "run")
+    shutil.copytree(pretrained, tmp_path / "base")
+    again = arguments("sft", tmp_path / "run", init_from=tmp_path / "base")
+    assert main(again) == 0  # the same, moved
+    shutil.rmtree(tmp_path / "base" / "checkpoints" / "24")
+    capsys.readouterr()
+    assert main(again) == 2
+    said = capsys.readouterr().err
+    assert "there is another model at config.init_from (identity: 24 before, 12 now)" in said and said.count("\n") == 1
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_run_ends_with_the_same_bits(
+    pretrained, arguments, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained, run)
+    data = max((run / "checkpoints" / "24" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    assert main(arguments("pretrain", run)) == 0
+    said = capsys.readouterr().err
+    assert "checkpoints/24 is not whole (" in said and "going on from step 12" in said
+    assert_same_bits(state_of(run), state_of(pretrained))
+
+
+def test_a_metric_that_no_evaluation_gives_is_no_best_and_one_that_is_has_its_checkpoint(arguments, tmp_path, capsys):
+    short = [*arguments("pretrain", tmp_path), "--config.total_steps=4", "--config.checkpoint.keep_last=1"]
+    assert main([*short, "--config.checkpoint.best=('eval/heldout/txt/loss', 'min')"]) == 2
+    assert "no evaluation gives 'eval/heldout/txt/loss'; there are eval/heldout/text/loss" in capsys.readouterr().err
+    assert main([*short, "--config.checkpoint.best=('eval/heldout/text/loss', 'max')"]) == 0
+    assert f"samples are in {tmp_path}, the best in checkpoints/2" in capsys.readouterr().out
+    assert camelid.load(f"{tmp_path}@best").step == 2 and camelid.load(tmp_path).step == 4
+
+
+def test_what_reads_a_run_with_an_average_takes_what_its_evaluations_measured_and_says_so(tuned, capsys):
+    average, last, default = (camelid.load(tuned, weights=weights).params for weights in ("ema", "params", None))
+    leaves = [jax.tree.leaves(tree) for tree in (average, last, default)]
+    assert all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(leaves[1], leaves[2], strict=True))
+    stored = checkpoints.load_params(
+        tuned, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), last), name="ema"
+    )
+    assert_same_bits(default, stored)

@@ -1,0 +1,91 @@
+"""Files that prove to be whole: checksums of a folder's files, and files that appear under their name complete.
+
+A checksum is the CRC-32 of a file's bytes beside their number. It finds accidents (a disk that lost a page, a copy that
+ended early, files that changed places), at about 4 GB a second and core; it is no protection against intent.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from etils import epath
+
+CHUNK_BYTES = 1 << 22
+
+Checksums = Mapping[str, list]
+"""{path inside the folder: [bytes, CRC-32 in hexadecimal]}"""
+
+
+def write_whole(path: epath.PathLike, content: bytes | str) -> None:
+    """Writes a file beside `path` and renames it: readers find the old file or the new one, never a part."""
+    path = epath.Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            if "://" not in os.fspath(path):
+                os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def checksums_of(folder: epath.PathLike, *, leave_out: str | None = None) -> dict[str, list]:
+    """The checksum of every file below `folder`, but for the one called `leave_out` in `folder` itself."""
+    folder = epath.Path(folder)
+    names = sorted(name for name in _files_below(folder) if name != leave_out)
+    with ThreadPoolExecutor(_threads()) as pool:  # zlib lets go of Python's lock
+        return dict(zip(names, pool.map(lambda name: checksum(folder / name), names), strict=True))
+
+
+def checksum(path: epath.PathLike) -> list:
+    """[bytes, CRC-32] of a file, which is read in pieces."""
+    size, crc = 0, 0
+    with epath.Path(path).open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            size, crc = size + len(piece), zlib.crc32(piece, crc)
+    return [size, f"{crc:08x}"]
+
+
+def damage(folder: epath.PathLike, expected: Checksums) -> str | None:
+    """The first file below `folder` that is not as `expected` says, and how it differs; None where all are."""
+    folder = epath.Path(folder)
+
+    def look(name: str) -> str | None:
+        try:
+            size, crc = checksum(folder / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
+        if size != expected[name][0]:
+            return f"{name} has {size:,} bytes instead of {expected[name][0]:,}"
+        return None if crc == expected[name][1] else f"{name} has other bytes than were written"
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        return next(filter(None, pool.map(look, sorted(expected))), None)
+
+
+def stamp(folder: epath.PathLike) -> tuple:
+    """Names, sizes and times of all files below a folder: what was found of them holds as long as these stay."""
+    if "://" in os.fspath(folder):
+        files = [path for path in epath.Path(folder).glob("**/*") if not path.is_dir()]
+        return tuple(sorted((str(path), path.stat().length, path.stat().mtime) for path in files))
+    files = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
+    return tuple((file, (status := os.stat(file)).st_size, status.st_mtime_ns) for file in sorted(files))
+
+
+def _files_below(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files_below(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name
+
+
+def _threads() -> int:
+    return min(16, 2 * (os.cpu_count() or 1))

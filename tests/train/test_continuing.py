@@ -1,0 +1,207 @@
+"""What a run may change when it goes on: every leaf of every shipped config is one thing or the other."""
+
+import re
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+import camelid
+from camelid.configs.base import base
+from camelid.configs.preferences import dpo_base, reward_base
+from camelid.configs.rl import grpo_base, ppo_base, raft_base
+from camelid.data.errors import UserError
+from camelid.train import setup
+from camelid.train.checkpoints import describe
+from camelid.train.resume import MAY_CHANGE, check, compare
+from camelid.train.settings import Settings, load_phases
+
+START = {"identity": ["/runs/base", 24, "aa"], "weights": "params"}
+
+
+def manifest(config=None, **more):
+    found = describe(config if config is not None else base(), data_fingerprint="data")
+    return found | {"total_steps": 100, "start": START} | more
+
+
+def changed(**leaves):
+    config = base()
+    with config.unlocked():
+        config.update_from_flattened_dict(leaves)
+    return manifest(config)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value", "said"),
+    [
+        ("optim.lr", 1e-3, "config.optim.lr was 0.0003 and is 0.001"),
+        ("optim.clip_norm", None, "config.optim.clip_norm was 1.0 and is None"),
+        ("seed", 1, "config.seed was 0 and is 1"),
+        ("guard.spike_sigma", 5.0, "config.guard.spike_sigma was 10.0 and is 5.0"),
+        ("schedule.final", 0.0, "config.schedule.final was 0.1 and is 0.0"),
+        ("model.dtype", "bfloat16", "config.model.dtype was 'float32' and is 'bfloat16'"),
+        ("optim.frozen", [("embed/.*", True)], "config.optim.frozen was None and is [['embed/.*', True]]"),
+    ],
+)
+def test_a_leaf_that_changes_what_is_trained_is_refused_with_its_old_and_new_value(leaf, value, said):
+    changes = compare(manifest(), changed(**{leaf: value}))
+    assert changes.refused == [said] and changes.told == []
+    with pytest.raises(UserError, match=re.escape(f"/run: this run cannot go on with what was changed: {said}. Give")):
+        check("/run", manifest(), changed(**{leaf: value}))
+
+
+def test_a_leaf_that_does_not_is_told():
+    given = changed(log_steps=5, **{"mesh.fsdp": 4, "data.cache_dir": "/there", "checkpoint.keep_last": 9})
+    changes = compare(manifest(), given)
+    assert changes.refused == []
+    assert sorted(changes.told) == [
+        "config.checkpoint.keep_last was 2 and is 9",
+        "config.data.cache_dir was '~/.cache/camelid' and is '/there'",
+        "config.log_steps was 20 and is 5",
+        "config.mesh.fsdp was -1 and is 4",
+    ]
+
+
+def test_the_same_config_differs_in_nothing_whatever_form_a_number_has():
+    given = changed(**{"optim.weight_decay": 0.1, "optim.clip_norm": 1})
+    assert compare(manifest(), manifest()) == compare(manifest(), given) == ([], [])
+
+
+def test_a_run_may_become_longer_which_moves_its_schedule_and_not_shorter():
+    longer = compare(manifest(), manifest(total_steps=200))
+    assert longer.refused == [] and "100 steps become 200" in longer.told[0] and "schedule of 200" in longer.told[0]
+    shorter = compare(manifest(), manifest(total_steps=50))
+    assert shorter.refused == ["the run was 100 steps long and is 50: it can only be made longer"]
+
+
+def test_other_data_another_tokenizer_and_another_start_are_refused():
+    for name, value, said in (
+        ("data_fingerprint", "more", "other data .* \\(data before, more now\\)"),
+        ("tokenizer", {"fingerprint": "b"}, "another tokenizer \\(None before"),
+        ("start", START | {"identity": ["/runs/base", 48, "bb"]}, "another model at config.init_from .*24 before, 48"),
+        ("start", START | {"identity": ["/runs/base", 24, "bb"]}, "another model .*aa before, bb now"),
+        ("start", START | {"weights": "ema"}, "another model .*weights: params before, ema now"),
+    ):
+        [refused] = compare(manifest(), manifest(**{name: value})).refused
+        assert re.search(said, refused), refused
+
+
+def test_a_model_that_was_moved_is_the_same_where_hashes_say_so():
+    for path in ("/runs/base/checkpoints/24", "/elsewhere/base"):
+        given = manifest(
+            start=START | {"identity": [path, 24, "aa"]}, adapter={"path": path, "identity": [path, 24, "aa"]}
+        )
+        saved = manifest(adapter={"path": "/runs/base", "identity": ["/runs/base", 24, "aa"]})
+        assert compare(saved, given) == ([], [])
+    for path, refused in (("/runs/base/checkpoints/24", 0), ("/elsewhere/base", 1)):
+        saved = manifest(start=START | {"identity": ["/runs/base", 24]})
+        assert len(compare(saved, manifest(start=START | {"identity": [path, 24, "aa"]})).refused) == refused
+
+
+def test_checkpoints_of_versions_before_go_on():
+    """Without newer leaves, hashes of checkpoints, and with what was then taken of a run with a moving average."""
+    old = manifest(frozen={"reference": ["/runs/base", 24]})
+    del old["config"]["checkpoint"]["best"], old["config"]["init_weights"], old["start"]
+    assert compare(old, manifest(frozen={"reference": ["/runs/base", 24, "aa"]})) == ([], [])
+    frozen = dict(frozen={"reference": ["/runs/base", 25, "aa"]})
+    assert "another frozen model (reference: 24 before, 25 now)" in compare(old, manifest(**frozen)).refused[0]
+    average = manifest(start=START | {"weights": "ema"}, frozen=old["frozen"])
+    assert compare(old, average).refused == [
+        "it began from the params of config.init_from: set config.init_weights=params"
+    ]
+
+
+def test_what_a_user_adds_or_takes_out_is_no_newer_leaf():
+    source = {"source": "a.jsonl", "format": "auto", "weight": 1.0}
+    one, two = base(), base()
+    one.data.mixture = {"a": source}
+    two.data.mixture = {"a": source, "b": source}
+    two.model.rope_scaling = {"kind": "yarn"}
+    refused = " ".join(compare(manifest(one), manifest(two)).refused)
+    assert "config.data.mixture.b.weight was not there and is 1.0" in refused
+    assert "config.model.rope_scaling.kind was not there and is 'yarn'" in refused
+    assert "config.data.mixture.b.weight was 1.0 and is not there" in " ".join(
+        compare(manifest(two), manifest(one)).refused
+    )
+
+
+def test_a_converted_model_is_nothing_to_go_on_from():
+    with pytest.raises(UserError, match=r"no run but a converted model; name it with config\.init_from"):
+        check("/run", manifest(ml_collections.ConfigDict()), manifest())
+
+
+def test_every_rule_of_what_may_change_meets_a_leaf_that_there_is():
+    configs = [make() for make in (base, reward_base, dpo_base, ppo_base, grpo_base, raft_base)]
+    leaves = {leaf for config in configs for leaf in _names(config.to_dict())}
+    leaves |= {"data.mixture.a.source", "ptx.mixture.a.source", "reward.sources.a.model", "cost.source.model"}
+    leaves |= {"evals.gold.per_skill", "judges.a.weight", "phases.a"}
+    for rule in MAY_CHANGE:
+        for part in rule.pattern.split("|") if "(" not in rule.pattern else [rule.pattern]:
+            assert any(re.fullmatch(part, leaf) for leaf in leaves), part
+    assert not any(
+        rule.fullmatch(leaf) for rule in MAY_CHANGE for leaf in leaves if leaf.startswith(("optim.l", "ppo."))
+    )
+
+
+def _names(section, path=""):
+    for name, value in section.items():
+        yield from _names(value, f"{path}{name}.") if isinstance(value, dict) and value else [f"{path}{name}"]
+
+
+# How much a kill may take
+
+
+class Epochs:
+    batch_size, length = 8, 64
+
+    def __init__(self, steps):
+        self.steps_per_epoch = steps
+
+
+CONFIGS = sorted(
+    path for path in (Path(camelid.__file__).parent / "configs").glob("*/*.py") if path.name != "__init__.py"
+)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_shipped_recipe_can_lose_more_than_a_tenth_of_a_run(path):
+    for config in load_phases(str(path)).values():
+        for steps in (3, 10, 11, 19, 250, 9999):  # of an epoch
+            settings, batches = Settings(config), Epochs(steps)
+            lengths = setup.lengths_of(settings, batches)
+            saving = setup.saving_of(settings, lengths, batches)
+            assert saving["every_seconds"] is None
+            assert saving["every_steps"] <= max(1, lengths.total / 10), (lengths, saving)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, 10),
+        ({"every_steps": 7}, 7),
+        ({"every_percent": 25.0}, 25),
+        ({"every_epochs": 0.5}, 10),
+        ({"every_tokens": 512}, 1),
+    ],
+)
+def test_the_cadence_is_a_length_of_time_like_others(given, expected):
+    config = base()
+    config.total_steps = 100
+    config.checkpoint.update(given)
+    settings, batches = Settings(config), Epochs(20)
+    assert setup.saving_of(settings, setup.lengths_of(settings, batches), batches)["every_steps"] == expected
+    config.checkpoint.update({"every_steps": None, "every_percent": None, "every_seconds": 60})
+    config.checkpoint.update({"every_epochs": None, "every_tokens": None})
+    saving = setup.saving_of(settings, setup.lengths_of(settings, batches), batches)
+    assert (saving["every_steps"], saving["every_seconds"]) == (None, 60)
+
+
+@pytest.mark.parametrize("best", ["eval/loss", ("eval/loss",), ("eval/loss", "lowest"), (3, "min")])
+def test_the_best_is_a_metric_and_a_direction(best):
+    config = base()
+    config.total_steps = 100
+    with config.ignore_type():
+        config.checkpoint.best = best
+    settings, batches = Settings(config), Epochs(20)
+    with pytest.raises(UserError, match=r"config\.checkpoint\.best = .*: give \('eval/"):
+        setup.saving_of(settings, setup.lengths_of(settings, batches), batches)

@@ -1,0 +1,161 @@
+"""What a run may change when it goes on, and what it must not: the config of its checkpoint against the one given."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from ..data.errors import UserError
+from . import checkpoints
+
+MAY_CHANGE = tuple(
+    map(
+        re.compile,
+        (
+            # What is told and kept, and when.
+            r"log_\w+|eval_\w+|evals\..*|judges\..*|checkpoint\..*|wandb|profile\..*|data\.heldout_prompts",
+            # What stops a run.
+            r"watch\..*|guard\.max_streak",
+            # Where and in how many parts it is computed: the same numbers but for their rounding.
+            r"mesh\..*|partition_rules|model\.(attention|remat|unroll)|optim\.accumulate|rollout\.score_parts",
+            # Where things lie whose content is compared: `IDENTITIES`.
+            r"(data|ptx)\.cache_dir|(data|ptx)\.mixture\.\w+\.source|(reward\.sources\.\w+|cost\.source)\.model",
+            r"init_from|init_weights|tokenizer|template|data\.on_error",
+            # The length, which is compared in steps; and the other phases of the config.
+            r"total_\w+|phases(\..*)?",
+        ),
+    )
+)
+"""Regular expressions of the leaves that may differ; every other leaf decides what is trained."""
+
+OPEN_SECTIONS = re.compile(r"((data|ptx)\.mixture|reward\.sources|cost\.source|model\.rope_scaling|evals|judges)\..*")
+"""Leaves of sections whose names are the user's: one that is new there was added, elsewhere it came with a version."""
+
+IDENTITIES = {
+    "tokenizer": "another tokenizer",
+    "template": "another chat template",
+    "data_fingerprint": "other data (files of config.data.mixture changed, or are read in another way)",
+    "start": "another model at config.init_from",
+    "frozen": "another frozen model",
+    "frozen_weights": "another kind of parameters of a frozen model",
+    "adapter": "another base of its adapters, or other adapters",
+}
+"""Entries of a manifest that must be the same, and what it means when one is not."""
+
+
+class Changes(NamedTuple):
+    """Sentences of what differs: refused changes what is trained, told does not."""
+
+    refused: list[str]
+    told: list[str]
+
+
+def check(path: epath.Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What differs and may. Raises UserError for what may not, naming each leaf with its old and new value.
+
+    path: of the checkpoint that the run is to go on from; saved: its manifest; given: the manifest of the run.
+    """
+    if not saved["config"]:
+        raise UserError(f"{path}: no run but a converted model; name it with config.init_from, and another --workdir")
+    changes = compare(saved, given)
+    if changes.refused:
+        raise UserError(
+            f"{path}: this run cannot go on with what was changed: {'; '.join(changes.refused)}. Give what it was, or "
+            "start over in another --workdir"
+        )
+    return changes.told
+
+
+def compare(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Changes:
+    """The manifest of a checkpoint against that of the run which is to go on from it."""
+    given = json.loads(json.dumps(given))  # tuples come back from a checkpoint as lists
+    changes = Changes([], [])
+    if "frozen_weights" in given:  # versions before did not choose
+        saved = {"frozen_weights": dict.fromkeys(given["frozen_weights"], "params")} | dict(saved)
+    old, new = (dict(_leaves(manifest["config"])) for manifest in (saved, given))
+    for leaf in dict.fromkeys([*old, *new]):
+        if leaf.partition(".")[0] == "phases" or leaf.startswith("total_") or _came_with_a_version(leaf, old, new):
+            continue
+        if leaf in old and leaf in new and old[leaf] == new[leaf]:
+            continue
+        may = any(rule.fullmatch(leaf) for rule in MAY_CHANGE) and ("start" in saved or leaf != "init_from")
+        sentence = f"config.{leaf} was {_shown(old, leaf)} and is {_shown(new, leaf)}"
+        (changes.told if may else changes.refused).append(sentence)
+    if checkpoints.same_tokenizer(saved.get("tokenizer"), given.get("tokenizer")):
+        saved = dict(saved) | {"tokenizer": given.get("tokenizer")}
+    for name, meaning in IDENTITIES.items():
+        difference = _difference(saved.get(name), given.get(name)) if name in saved else None
+        if difference is not None:
+            changes.refused.append(f"there is {meaning} ({difference})")
+    if "start" not in saved and (given.get("start") or {}).get("weights") == "ema":
+        changes.refused.append("it began from the params of config.init_from: set config.init_weights=params")
+    before, now = saved["total_steps"], given["total_steps"]
+    if now < before:
+        changes.refused.append(f"the run was {before} steps long and is {now}: it can only be made longer")
+    elif now > before:
+        changes.told.append(
+            f"{before} steps become {now}, and from here on the learning rate has the schedule of {now}"
+        )
+    return changes
+
+
+def _leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _came_with_a_version(leaf: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether only one of two configs knows a leaf because the versions that wrote them know different ones: neither
+    did its author name it, nor did a section take the place of a value."""
+    if (leaf in old and leaf in new) or OPEN_SECTIONS.fullmatch(leaf):
+        return False
+    other = new if leaf in old else old
+    parts = leaf.split(".")
+    above = any(".".join(parts[:end]) in other for end in range(1, len(parts)))
+    return not above and not any(name.startswith(f"{leaf}.") for name in other)
+
+
+def _shown(config: Mapping[str, Any], leaf: str) -> str:
+    return repr(config[leaf]) if leaf in config else "not there"
+
+
+def _difference(saved: Any, given: Any) -> str | None:
+    """The first part in which two entries of manifests differ, None where they say the same.
+
+    Of what has hashes the path is not compared: it may have been moved. What a run took from a checkpoint (weights) was
+    always its params before manifests said it.
+    """
+    if isinstance(saved, dict) and isinstance(given, dict):
+        saved = ({"weights": "params"} if "weights" in given else {}) | saved
+        names = [name for name in {**saved, **given} if name != "path" or "identity" not in saved]
+        found = {name: _difference(saved.get(name), given.get(name)) for name in names}
+        return next((f"{name}: {difference}" for name, difference in found.items() if difference is not None), None)
+    if _is_identity(saved) and _is_identity(given):
+        both_hashed = len(saved) > 2 and len(given) > 2
+        old, new = (saved[1:], given[1:]) if both_hashed else (_of_run(saved)[:2], _of_run(given)[:2])
+        pairs = itertools.zip_longest(old, new)
+        return next((f"{_short(a)} before, {_short(b)} now" for a, b in pairs if a != b), None)
+    return None if saved == given else f"{_short(saved)} before, {_short(given)} now"
+
+
+def _is_identity(entry: Any) -> bool:
+    """Whether an entry is [path, step or None, hashes ...], as `origin.identity` gives it."""
+    if not isinstance(entry, list) or len(entry) < 2:
+        return False
+    return isinstance(entry[0], str) and (entry[1] is None or isinstance(entry[1], int))
+
+
+def _of_run(identity: list) -> list:
+    """An identity whose path is that of the run, though it may have been given as that of a checkpoint."""
+    return [identity[0].removesuffix(f"/checkpoints/{identity[1]}"), *identity[1:]]
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
