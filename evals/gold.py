@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from ..data import primer
 from ..train.bundle import Llama
+from ..train.leaves import Count, NotNegative, Whole
 
 
 def gold(
-    llama: Llama, *, per_skill: int = 20, max_tokens: int = 48, temperature: float = 0.0, shown: int = 1
+    llama: Llama, *, per_skill: Count = 20, max_tokens: Count = 48, temperature: NotNegative = 0.0, shown: Whole = 1
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Answers `per_skill` held-out prompts of each skill in each language and scores them.
 

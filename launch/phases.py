@@ -15,10 +15,10 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from ..data.errors import UserError
 from ..train.checkpoints import read_manifest
 from ..train.fit import Evaluator
 from ..train.settings import Settings
+from .checks import check_phases, check_writable
 from .recipes import RECIPES
 
 Progress = dict[str, dict[str, float]]
@@ -29,16 +29,15 @@ def run(
 ) -> None:
     """Runs what `settings.load_phases` gives, to the end or to where SIGTERM stops it; a config without phases in
     `workdir` itself. After the last phase it prints and writes the table of all evaluations."""
-    for config in phases.values():
-        if config.recipe not in RECIPES:
-            raise UserError(f"config.recipe: {config.recipe!r} is none of {', '.join(RECIPES)}")
+    check_phases(phases, evaluators)
+    check_writable(workdir)
     before = None
     for name, config in phases.items():
         here = workdir / name
         if before is not None:
             config.init_from, config.model.preset = str(before), None
         settings = Settings(config)
-        step = RECIPES[settings.recipe](settings, here, evaluators).step
+        step = RECIPES[settings.recipe].run(settings, here, evaluators).step
         if jax.process_index() == 0:
             print(f"step {step}: checkpoints, metrics and samples are in {here}")
         if step < read_manifest(here)["total_steps"]:

@@ -23,6 +23,7 @@ from ..rlhf.collect import pairs_of, sample_answers, write
 from ..train.bundle import Llama
 from ..train.loop import TrainingStopped
 from ..train.settings import Settings, load_config
+from .checks import check_config
 from .corpus import texts
 from .recipes import RECIPES
 from .report import write_report
@@ -136,8 +137,9 @@ def _run(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: 
     config = load_config(f"{CONFIGS / name / 'primer.py'}:{given}", overrides)
     if "cache_dir" in config.data:
         config.data.cache_dir = str(root / "cache")
+    check_config(config, {"gold": gold})
     settings = Settings(config)
-    model = RECIPES[settings.recipe](settings, root / name, {"gold": gold})
+    model = RECIPES[settings.recipe].run(settings, root / name, {"gold": gold})
     if model.step < config.total_steps:
         raise TrainingStopped(f"{root / name}: stopped at step {model.step}; the same command goes on from there")
     return model

@@ -4,14 +4,16 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ..data.errors import UserError
 from ..data.prefetch import device_batch
+from ..train.leaves import Count, Only, Path, Positive, Share, Unset, read
 from ..train.loop import Evaluation, TrainingStopped, check_streak
 from ..train.settings import Settings
 from ..train.setup import Lengths
@@ -38,17 +40,26 @@ class Limits(NamedTuple):
     a row, the policy has found out the proxy (None: not watched).
     """
 
-    ratio_tolerance: float | None
-    min_eos_rate: float
-    patience: int
-    proxy: str | None
-    gold: str | None
-    patience_evaluations: int
+    ratio_tolerance: Annotated[Positive | None, Unset("that of the compute dtype")]
+    min_eos_rate: Share
+    patience: Count
+    proxy: Path | None
+    gold: Path | None
+    patience_evaluations: Annotated[Count, Only("proxy", default=3)]
+
+    @staticmethod
+    def check(where: str, values: Mapping[str, Any]) -> None:
+        for name, other in (("proxy", "gold"), ("gold", "proxy")):
+            if values[name] is not None and values[other] is None:
+                raise UserError(
+                    f"{where}.{name} = {values[name]!r} is watched against {where}.{other}, which is None: name a "
+                    "metric of evaluations in both, or leave both None"
+                )
 
 
 def watch_of(settings: Settings, dtype: str, workdir: epath.Path) -> "Watch":
     """The check that `config.watch` and `config.guard` describe."""
-    return Watch(setup.section(settings, "watch", Limits), dtype, settings.guard.max_streak, workdir)
+    return Watch(read(settings, "watch", Limits), dtype, settings.guard.max_streak, workdir)
 
 
 class Watch:

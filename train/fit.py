@@ -1,7 +1,6 @@
 """What every recipe does with its parameters, data and step: watch, save, resume. And what supervised ones share."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from .adapters import Adapters
 from .bundle import Llama
 from .checkpoints import Checkpoints, check_continues, keep_tokenizer
 from .evaluate import heldout_loss
+from .leaves import check
 from .loop import Check, Evaluation, Pace, Step, check_streak, train
 from .optimizer import split_frozen
 from .report import HEADLINE, Reporter
@@ -199,11 +199,8 @@ def further_evaluations(
     for name, section in settings.evals.items():
         if name not in evaluators:
             raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
+        check(f"config.evals.{name}", section, evaluators[name])
         arguments = dict(section)
-        try:
-            inspect.signature(evaluators[name]).bind(None, **arguments)
-        except TypeError as error:
-            raise UserError(f"config.evals.{name}: {error}") from None
         evaluations.append(Evaluation(name, lengths.evaluate, _evaluation(evaluators[name], arguments, bundle)))
     return evaluations
 

@@ -31,6 +31,8 @@ DEFAULTS: dict[str, dict[str, float]] = {
 """What each optimiser takes, with LLaMA's betas for AdamW (arXiv:2302.13971, section 2.3) and, for the rest, the
 papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (with consistent RMS, arXiv:2502.16982)."""
 
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
+
 OFFLOADED = ("adamw", "adamw8bit", "lion")
 """Whose direction of a layer does not depend on other layers."""
 
