@@ -180,6 +180,7 @@ def update_settings(settings: Settings) -> dict[str, Any]:
         accumulate=settings.optim.accumulate,
         guard=Guard(settings.guard.spike_sigma, settings.guard.warmup_steps),
         ema_decay=settings.ema_decay,
+        seed=settings.seed,
     )
 
 
