@@ -40,3 +40,12 @@ def _samples(records, prompts, answers, scores, shown: int) -> list[dict[str, st
         if count[key] <= shown:
             rows.append({"skill": key[0], "prompt": prompt, "answer": answer, "gold": f"{score:.2f}"})
     return rows
+
+
+gold.metrics = (
+    "all",
+    *primer.LANGUAGES,
+    *primer.SKILLS,
+    *(f"{skill}/{language}" for skill in primer.SKILLS for language in primer.LANGUAGES),
+)
+"""The names of the metrics that it gives, by which a run may watch them."""

@@ -134,8 +134,10 @@ def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
             loss, stats = orpo_loss(own.mean[:, 0], own.mean[:, 1], beta=hyper.beta)
             loss -= jnp.mean(own.mean[:, 0])
         stats |= {"logps/chosen": jnp.mean(chosen_B), "logps/rejected": jnp.mean(rejected_B)}
-        pairs = jnp.float32(len(chosen_B))
-        return loss * pairs, pairs, {name: value * pairs for name, value in stats.items()}
+        all_pairs = jnp.float32(len(chosen_B))
+        sums = {name: value * all_pairs for name, value in stats.items()}
+        pairs = jnp.sum(jnp.any(own.tokens > 0, axis=1).astype(jnp.float32))  # others have no gradient
+        return loss * all_pairs, pairs, sums
 
     return loss_fn
 

@@ -38,9 +38,9 @@ class Hyper(NamedTuple):
     clip (DAPO's "clip higher"). aggregate: token, sequence or constant (`losses.policy_loss`). kl_coef,
     kl_estimator: of the penalty. kl_in: "loss", for each token as GRPO has it, or "reward", off the answer's score as
     RLOO has it.
-    drop_even: leave out prompts whose answers all score the same, which teach nothing (DAPO's dynamic sampling, without
-    drawing others in their place). overlong: in the last so many tokens of `max_tokens` the score falls linearly by up
-    to 1 (DAPO, equation 13).
+    drop_even: leave out prompts whose answers all score the same, before shaping and penalty, which teach nothing
+    (DAPO's dynamic sampling, without drawing others in their place). overlong: in the last so many tokens of
+    `max_tokens` the score falls linearly by up to 1 (DAPO, equation 13).
     """
 
     advantage: Annotated[str, OneOf(*GROUP_KINDS)]
@@ -86,6 +86,12 @@ def make_loss(model: llama.Model, hyper: Hyper, temperature: float) -> Callable:
     return loss_fn
 
 
+def even_groups(score_Bn: Array) -> Array:
+    """Which groups' scores are the same but for float32's rounding of their sums, bool [B]."""
+    largest_B = jnp.max(jnp.abs(score_Bn), axis=1)
+    return jnp.ptp(score_Bn, axis=1) <= 4 * jnp.finfo(jnp.float32).eps * largest_B
+
+
 def shape_overlong(score_R: Array, lengths_R: Array, overlong: int, max_tokens: int) -> Array:
     """DAPO's soft punishment of long answers: 0 up to max_tokens - overlong, then falling linearly to -1."""
     if not overlong:
@@ -109,7 +115,7 @@ def make_learn(
             shaped_R -= hyper.kl_coef * jnp.sum(kl_RM * mask_RM, axis=1)
         groups_Bn = shaped_R.reshape(-1, n)
         advantage_R = group_advantages(groups_Bn, kind=hyper.advantage).reshape(-1)
-        even_R = jnp.repeat(jnp.ptp(groups_Bn, axis=1) < 1e-6, n)
+        even_R = jnp.repeat(even_groups(score_R.reshape(-1, n)), n)
         used_RM = mask_RM * (1.0 - even_R[:, None]) if hyper.drop_even else mask_RM
 
         batch = {

@@ -71,7 +71,7 @@ class Penalty(NamedTuple):
     horizon: Annotated[Positive, Only("controller", "adaptive", default=10_000)]
 
     def make_controller(self) -> FixedKL | AdaptiveKL:
-        return FixedKL() if self.controller == "fixed" else AdaptiveKL(self.target, self.horizon)
+        return AdaptiveKL(self.target, self.horizon) if self.controller == "adaptive" else FixedKL()
 
 
 def make_act(

@@ -21,7 +21,7 @@ from ..data.tokenizer import Tokenizer
 from ..model.config import LlamaConfig
 from ..train import origin
 from ..train.adapters import Bases
-from ..train.leaves import Positive, Unset
+from ..train.leaves import Finite, Positive, Unset
 from . import scalar
 from .rollout import Rollout, at_last_token
 
@@ -126,8 +126,8 @@ class Shaping(NamedTuple):
 
     normalise: bool = False
     clip: Annotated[Positive | None, Unset("any score")] = None
-    missing_eos: Annotated[float | None, Unset("its own score")] = None
-    length_penalty: float = 0.0
+    missing_eos: Annotated[Finite | None, Unset("its own score")] = None
+    length_penalty: Finite = 0.0
 
     def __call__(self, scores_R: Float[Array, " R"], rows: Rollout, stats: Mapping[str, Array]) -> Float[Array, " R"]:
         """stats: as `update_stats` gives it, of all scores so far, these included."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from ..data.errors import UserError
-from ..train.leaves import Count, NotNegative, Only, Path, Positive, Range, Share, Whole, shown
+from ..train.leaves import Count, Finite, NotNegative, Only, Path, Positive, Range, Share, Whole, shown
 from ..train.sections import Data, OnError, Packing, RowLength, Rows, Run, Source
 from . import dpo, grpo, ppo, raft, reward, rewards, watch
 
@@ -102,7 +102,7 @@ class Scorer:
 
     model: Path = None
     function: Path = None
-    weight: float = 1.0
+    weight: Finite = 1.0
     pessimism: Annotated[NotNegative, Only("model", default=0.0)] = 0.0
 
     @staticmethod
@@ -138,6 +138,11 @@ class Answers(Run):
             raise UserError(f"{where}.reward.sources: name at least one model or function that rewards answers")
         if both := set(values["reward"]["sources"]) & set(values["judges"]):
             raise UserError(f"{where}.judges: {', '.join(sorted(both))} is a name of {where}.reward.sources too")
+        sources = [*values["reward"]["sources"], *values["judges"], *(["cost"] if "cost" in values else [])]
+        heldout = watch.heldout_names(sources, ["*"] * 2) if values["data"]["heldout"] else []
+        further = [f"eval/{name}/*" for name in values["evals"]]
+        limits = watch.Limits(**values["watch"])
+        watch.check_names(limits, f"{where}.watch", [*heldout, *further])
 
 
 class Critic:
@@ -176,7 +181,7 @@ class Cost:
     """`config.cost`."""
 
     source: Scorer | None
-    threshold: Annotated[float, Only("source", default=0.0)]
+    threshold: Annotated[Finite, Only("source", default=0.0)]
     first: Annotated[NotNegative, Only("source", default=1.0)]
     lr: Annotated[NotNegative, Only("source", default=0.1)]
     most: Annotated[Positive, Only("source", default=10.0)]

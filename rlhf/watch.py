@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -13,9 +13,10 @@ from etils import epath
 
 from ..data.errors import UserError
 from ..data.prefetch import device_batch
+from ..train.fit import Evaluator
 from ..train.leaves import Count, Only, Path, Positive, Share, Unset, read
 from ..train.loop import Evaluation, TrainingStopped, check_streak
-from ..train.settings import Settings
+from ..train.settings import Settings, did_you_mean
 from ..train.setup import Lengths
 from . import setup
 from .rewards import Rewards
@@ -55,6 +56,35 @@ class Limits(NamedTuple):
                     f"{where}.{name} = {values[name]!r} is watched against {where}.{other}, which is None: name a "
                     "metric of evaluations in both, or leave both None"
                 )
+
+
+ABOUT_ANSWERS = ("scores", "kl", "length", "eos_rate")
+"""What the evaluation "heldout" measures of answers, beside each source's own scores."""
+
+
+def check_names(limits: Limits, where: str, names: Iterable[str]) -> None:
+    """Raises UserError for a metric to watch that is none of `names`, in which a last part of "*" stands for any."""
+    names = list(names)
+    known = {name.removesuffix("/*") for name in names if name.endswith("/*")}
+    for leaf, name in (("proxy", limits.proxy), ("gold", limits.gold)):
+        if name is None or name in names or any(name.startswith(f"{start}/") for start in known):
+            continue
+        raise UserError(
+            f"{where}.{leaf} = {name!r}: no evaluation gives such a metric{did_you_mean(name, names)}; there are "
+            f"{', '.join(names) or 'none, as nothing is held out'}"
+        )
+
+
+def heldout_names(sources: Iterable[str], languages: Collection[str]) -> list[str]:
+    """The metrics of the evaluation "heldout" with rewards and judges of these names."""
+    scores = [f"scores/{source}" for source in sources]
+    of_language = [f"{score}/{language}" for score in scores for language in languages] if len(languages) != 1 else []
+    return [f"eval/heldout/{name}" for name in (*ABOUT_ANSWERS, *scores, *of_language)]
+
+
+def evaluation_names(evals: Iterable[str], evaluators: Mapping[str, Evaluator]) -> list[str]:
+    """The metrics of further evaluations; of one that does not say, any."""
+    return [f"eval/{name}/{metric}" for name in evals for metric in getattr(evaluators[name], "metrics", ("*",))]
 
 
 def watch_of(settings: Settings, dtype: str, workdir: epath.Path) -> "Watch":

@@ -28,7 +28,8 @@ from .settings import Settings, check_all_read
 from .state import Guard, LossFn, State, make_update
 
 Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
-"""evaluator(llama, **section of config.evals) -> metrics and rows of samples."""
+"""evaluator(llama, **section of config.evals) -> metrics and rows of samples. Its annotations are the section's
+(`leaves`); an attribute `metrics`, if it has one, names the metrics that it gives."""
 
 
 class Job(NamedTuple):

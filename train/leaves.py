@@ -66,6 +66,8 @@ class Range(NamedTuple):
             high = f"at most {self.most:g}" if self.most is not None else ""
             high = f"below {self.below:g}" if self.below is not None else high
             return f"greater than {self.above:g}{high and ', '}{high}"
+        if self.least is None:
+            return "" if self.most is None else f"of at most {self.most:g}"
         high = f"to {self.most:g}" if self.most is not None else "up"
         return f"from {self.least:g} {f'to below {self.below:g}' if self.below is not None else high}"
 
@@ -130,6 +132,7 @@ Count = Annotated[int, Range(least=1)]
 Whole = Annotated[int, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
+Finite = Annotated[float, Range()]
 Share = Annotated[float, Range(least=0, most=1)]
 
 
@@ -291,7 +294,7 @@ def describe(annotation: Any) -> str:
         return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, or {parts[-1]}"
     if choice := next((m for m in markers if isinstance(m, OneOf)), None):
         return f"one of {choice}"
-    span = next((f" {m}" for m in markers if isinstance(m, Range)), "")
+    span = next((f" {m}" if str(m) else "" for m in markers if isinstance(m, Range)), "")
     origin, arguments = typing.get_origin(inner), typing.get_args(inner)
     if origin is list:
         return f"a list of {_plural(arguments[0])}"

@@ -27,11 +27,12 @@ from .leaves import (
     shown,
 )
 from .optimizer import DEFAULTS, OFFLOADED, SCHEDULES
+from .thaw import check_period
 
 DTYPES = OneOf("float32", "bfloat16")
 """Of what trains. In float16 gradients vanish unless losses are scaled, which nothing here does."""
 
-Factors = list[float] | None
+Factors = list[Positive] | None
 OnError = Annotated[str, OneOf("raise", "skip")]
 Packing = Annotated[str, OneOf("contiguous", "best_fit", "fewest_cuts")]
 RowLength = Annotated[int, Range(least=2, most=2**24)]
@@ -92,8 +93,16 @@ class Lora:
 class Lisa:
     """`config.lisa`."""
 
-    layers: Annotated[Count | list[int] | None, Unset("all layers")]
+    layers: Annotated[Count | list[Annotated[int, Range()]] | None, Unset("all layers")]
     period: Annotated[float, Duration(("steps", "epochs", "tokens", "percent"), required=False, least=1)]
+
+    @staticmethod
+    def check(where: str, values: Mapping[str, Any]) -> None:
+        layers = values["layers"]
+        if layers is not None and not isinstance(layers, int) and len(layers) == 0:
+            raise UserError(f"{where}.layers = {shown(layers)}: name at least one layer, or give None for all")
+        given = [x for name, x in values.items() if name.startswith("period_") and x is not None]
+        check_period(layers, given[0] if given else None)
 
 
 class Source:
