@@ -127,7 +127,7 @@ def test_no_value_of_any_leaf_is_a_traceback_and_what_is_no_number_is_never_one(
         never = value is not None and (not isinstance(value, int | float) or isinstance(value, bool))
         if number and (never or (value is not None and not -1e38 < value < 1e38)):
             assert problem.startswith(leaf) and ": give a " in problem, (leaf, value, problem)
-    assert counts["refused"] > 500 and counts["accepted"] > 50, counts
+    assert counts["refused"] > 500 and counts["accepted"] > 20, counts
 
 
 def test_overrides_of_any_kind_are_one_line_or_accepted(configs):
