@@ -42,7 +42,7 @@ def train(config: str, workdir: Path, leaves: dict) -> Llama:
     common = {"data.heldout": 0.0, "data.cache_dir": workdir.parent / "cache"}
     overrides = [f"--config.{name}={value}" for name, value in (common | leaves).items()]
     settings = Settings(load_config(f"{CONFIGS}/{config}", overrides))
-    model = RECIPES[settings.recipe](settings, epath.Path(workdir), {})
+    model = RECIPES[settings.recipe].run(settings, epath.Path(workdir), {})
     if model.step < leaves["total_steps"]:
         raise SystemExit(f"{workdir}: stopped at step {model.step}; the same command goes on from there")
     return model

@@ -33,7 +33,7 @@ def train(name: str, arguments: str, workdir: epath.Path, *overrides: str) -> No
     """The run of a primer config in `workdir`, or what is left of it."""
     config = load_config(f"{CONFIGS / name / 'primer.py'}:{arguments}", overrides)
     settings = Settings(config)
-    RECIPES[settings.recipe](settings, workdir, {})
+    RECIPES[settings.recipe].run(settings, workdir, {})
 
 
 def ppo_curve(workdir: epath.Path) -> list[dict[str, float]]:

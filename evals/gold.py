@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from ..data import primer
 from ..train.bundle import Llama
+from ..train.leaves import Count, NotNegative, Whole
 
 UNFILTERED = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)  # whatever the model recommends
 
 
 def gold(
-    llama: Llama, *, per_skill: int = 20, max_tokens: int = 48, temperature: float = 0.0, shown: int = 1
+    llama: Llama, *, per_skill: Count = 20, max_tokens: Count = 48, temperature: NotNegative = 0.0, shown: Whole = 1
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Answers `per_skill` held-out prompts of each skill in each language and scores them.
 
@@ -41,3 +42,12 @@ def _samples(records, prompts, answers, scores, shown: int) -> list[dict[str, st
         if count[key] <= shown:
             rows.append({"skill": key[0], "prompt": prompt, "answer": answer, "gold": f"{score:.2f}"})
     return rows
+
+
+gold.metrics = (
+    "all",
+    *primer.LANGUAGES,
+    *primer.SKILLS,
+    *(f"{skill}/{language}" for skill in primer.SKILLS for language in primer.LANGUAGES),
+)
+"""The names of the metrics that it gives, by which a run may watch them."""

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.checksums import write_whole
-from ..data.errors import UserError
 from ..train.fit import Evaluator
 from ..train.lock import only_process_of
 from ..train.settings import Settings
+from .checks import check_phases, check_writable
 from .recipes import RECIPES
 
 Progress = dict[str, dict[str, float]]
@@ -30,9 +30,8 @@ def run(
 ) -> None:
     """Runs what `settings.load_phases` gives; a config without phases in `workdir` itself. After the last phase it
     prints and writes the table of all evaluations. A signal ends it by `loop.Interrupted`."""
-    for config in phases.values():
-        if config.recipe not in RECIPES:
-            raise UserError(f"config.recipe: {config.recipe!r} is none of {', '.join(RECIPES)}")
+    check_phases(phases, evaluators)
+    check_writable(workdir)
     with only_process_of(workdir):
         _run(phases, workdir, evaluators)
 
@@ -46,7 +45,7 @@ def _run(
         if before is not None:
             config.init_from, config.model.preset = str(before), None
         settings = Settings(config)
-        RECIPES[settings.recipe](settings, here, evaluators)
+        RECIPES[settings.recipe].run(settings, here, evaluators)
         before = here
     if jax.process_index() == 0 and "" not in phases:
         progress = read_progress(workdir, phases)

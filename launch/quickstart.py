@@ -24,6 +24,7 @@ from ..rlhf.collect import pairs_of, sample_answers, write
 from ..train.bundle import Llama
 from ..train.lock import only_process_of
 from ..train.settings import Settings, load_config
+from .checks import check_config
 from .corpus import texts
 from .recipes import RECIPES
 from .report import write_report
@@ -142,8 +143,9 @@ def _run(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: 
     config = load_config(f"{CONFIGS / name / 'primer.py'}:{given}", overrides)
     if "cache_dir" in config.data:
         config.data.cache_dir = str(root / "cache")
+    check_config(config, {"gold": gold})
     settings = Settings(config)
-    return RECIPES[settings.recipe](settings, root / name, {"gold": gold})
+    return RECIPES[settings.recipe].run(settings, root / name, {"gold": gold})
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:

@@ -57,7 +57,8 @@ def whiten(x: Float[Array, "B T"], mask: Float[Array, "B T"], *, shift_mean: boo
 def group_advantages(scores: Float[Array, "B n"], *, kind: str) -> Float[Array, "B n"]:
     """The advantage of each of a prompt's n answers over the others.
 
-    kind: grpo, (score - mean) / deviation (DeepSeekMath, arXiv:2402.03300, section 4.1); dr_grpo, without the division,
+    kind: grpo, (score - mean) / deviation (DeepSeekMath, arXiv:2402.03300, section 4.1), whose variance is over n - 1
+    as in verl, TRL and Tunix, the paper leaving it open; dr_grpo, without the division,
     which favours prompts whose answers hardly differ (arXiv:2503.20783, section 3.1); rloo, score - mean of the others
     (arXiv:2402.14740, section 2.2). Raises ValueError for another kind, or for one answer, which has no others.
     """
@@ -75,6 +76,6 @@ def group_advantages(scores: Float[Array, "B n"], *, kind: str) -> Float[Array, 
         return centred * n / (n - 1)
     if kind == "dr_grpo":
         return centred
-    variance = jnp.mean(centred**2, axis=1, keepdims=True)
+    variance = jnp.sum(centred**2, axis=1, keepdims=True) / (n - 1)
     varies = variance > 0
     return centred / (jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0) + 1e-4)

@@ -63,6 +63,7 @@ def sample_answers(
     tokenizer, template = llama.tokenizer, llama.template
     if tokenizer is None or template is None:
         raise UserError("answers need a model with tokenizer and chat template: tune it with the recipe `sft`")
+    judge = judge_of(llama, reward)  # before answers are drawn, which takes long
     room = llama.config.max_len - max_tokens
     if room < 1:
         raise UserError(f"max_tokens {max_tokens}: the context of {llama.config.max_len} leaves none for a prompt")
@@ -95,14 +96,18 @@ def sample_answers(
         if not keep_repeated:
             group = [pair for place, pair in enumerate(group) if pair[0] not in dict(group[:place])]
         answers.append(Answers(sample, *map(list, zip(*group, strict=True)), scores=[]))
-    scores = score_again(llama, reward, answers)
+    scores = judge(answers)
     return [found._replace(scores=x) for found, x in zip(answers, scores, strict=True)]
+
+
+def judge_of(llama: Llama, reward: str) -> Judge:
+    """The judge of a reward that is given as in `sample_answers`."""
+    return _function_judge(reward) if ":" in reward else _model_judge(reward, llama)
 
 
 def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[list[float]]:
     """What a reward, given as in `sample_answers`, makes of these answers."""
-    judge = _function_judge(reward) if ":" in reward else _model_judge(reward, llama)
-    return judge(answers)
+    return judge_of(llama, reward)(answers)
 
 
 def _function_judge(name: str) -> Judge:

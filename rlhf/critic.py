@@ -10,7 +10,6 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-from ..data.errors import UserError
 from ..model import llama
 from ..model.config import LlamaConfig
 from ..train import origin
@@ -43,10 +42,6 @@ def critics_of(settings: Settings, *, with_cost: bool) -> dict[str, Critic]:
     """The critics by their name in the parameters, as `config.critic` says."""
     section = settings.critic
     shared, start = section.shared, section.init_from or settings.init_from
-    if shared and section.init_from is not None:
-        raise UserError(
-            "config.critic: one that is a head on the policy (shared) starts from the policy, init_from=None"
-        )
 
     def make(label: str) -> Critic:
         model = None if shared else scalar.build(_config_of(settings, start))

@@ -5,7 +5,7 @@ orpo (`losses.py` has each with its source). The reference is `config.init_from`
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ..data.errors import UserError
 from ..data.pairs import EvalPairs
 from ..data.prefetch import device_batch
 from ..model import llama
@@ -24,6 +23,7 @@ from ..train import setup as train_setup
 from ..train.adapters import Adapters
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, Job, compile_update, data_tables, fit, further_evaluations, update_settings
+from ..train.leaves import NotNegative, OneOf, Only, Positive, Range, read
 from ..train.loop import Evaluation, check_streak
 from ..train.losses import token_logprobs
 from ..train.optimizer import split_frozen
@@ -43,12 +43,12 @@ class Hyper(NamedTuple):
     its odds-ratio term). label_smoothing: sigmoid and robust. gamma: SimPO's margin. desirable_weight,
     undesirable_weight: KTO."""
 
-    kind: str
-    beta: float
-    label_smoothing: float
-    gamma: float
-    desirable_weight: float
-    undesirable_weight: float
+    kind: Annotated[str, OneOf(*KINDS)]
+    beta: Positive
+    label_smoothing: Annotated[float, Range(least=0, below=0.5), Only("kind", "sigmoid", "robust", default=0.0)]
+    gamma: Annotated[NotNegative, Only("kind", "simpo", default=0.5)]
+    desirable_weight: Annotated[NotNegative, Only("kind", "kto", default=1.0)]
+    undesirable_weight: Annotated[NotNegative, Only("kind", "kto", default=1.0)]
 
     @property
     def has_reference(self) -> bool:
@@ -121,8 +121,10 @@ def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
             loss -= jnp.mean(own.mean[:, 0])
         for name, of_BS in (("chosen", desirable_BS), ("rejected", 1.0 - desirable_BS)):
             stats[f"logps/{name}"] = weighted_mean(own.logp.reshape(-1), of_BS.reshape(-1))
-        pairs = jnp.float32(len(chosen_B))
-        return loss * pairs, pairs, {name: value * pairs for name, value in stats.items()}
+        all_pairs = jnp.float32(len(chosen_B))
+        sums = {name: value * all_pairs for name, value in stats.items()}
+        pairs = jnp.sum(jnp.any(own.tokens > 0, axis=1).astype(jnp.float32))  # others have no gradient
+        return loss * all_pairs, pairs, sums
 
     return loss_fn
 
@@ -187,13 +189,9 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     """Tunes `config.init_from` on `config.data.mixture`, pairs or with KTO labelled answers, and returns the policy."""
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
-        if settings.init_from is None:
-            raise UserError("config.init_from: the path of a tuned model, which is the reference too")
         tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
         model = train_setup.model_of(settings, tokenizer)
-        hyper = setup.section(settings, "dpo", Hyper)
-        if hyper.kind not in KINDS:
-            raise UserError(f"config.dpo.kind: {hyper.kind!r} is none of {', '.join(KINDS)}")
+        hyper = read(settings, "dpo", Hyper)
         adapters = Adapters(settings, mesh, may_drop=True)
         part = adapters.part(model.init, settings.init_from, train_setup.loader(settings))
         reference = setup.load_reference(settings, model, mesh, adapters) if hyper.has_reference else {}

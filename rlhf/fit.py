@@ -10,6 +10,7 @@ from ..train import origin
 from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, Job, data_tables, fit, further_evaluations
+from ..train.leaves import read
 from ..train.settings import Settings
 from . import rewards, setup, watch
 
@@ -41,6 +42,11 @@ def train_policy(
 ) -> Llama:
     """Runs `play` to `config.total_*`, from the latest checkpoint on, and returns the policy: `params["policy"]`."""
     model = scene.model
+    languages = {record["language"] for record in scene.heldout.records} if scene.heldout is not None else ()
+    scores = [name for graders in (*play.graders, scene.judges) for name in (*graders.models, *graders.functions)]
+    names = watch.heldout_names(scores, sorted(languages)) if languages else []
+    names += watch.evaluation_names(settings.evals, evaluators)
+    watch.check_names(read(settings, "watch", watch.Limits), "config.watch", names)
     host = setup.host_scores(scene, scene.prompts.records, *play.graders)
 
     generation = train_setup.generation_of(settings, scene.tokenizer)

@@ -5,19 +5,19 @@ options, and RLOO (arXiv:2402.14740). Rollouts, scoring and epochs of minibatche
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 
-from ..data.errors import UserError
 from ..model import llama
 from ..model.sampling import Ranges
 from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
+from ..train.leaves import Count, NotNegative, OneOf, Positive, Unset, Whole, read
 from ..train.losses import head_logprobs
 from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key
@@ -27,7 +27,7 @@ from . import critic, rewards, setup, statistics
 from .advantages import GROUP_KINDS, group_advantages
 from .fit import Play, train_policy
 from .learner import learn
-from .losses import AGGREGATES, aggregated, kl_estimate, policy_loss, real_rows
+from .losses import AGGREGATES, KL_KINDS, aggregated, kl_estimate, policy_loss, real_rows
 from .ppo import make_act
 from .rollout import Experience, answer_states
 
@@ -39,23 +39,23 @@ class Hyper(NamedTuple):
     clip (DAPO's "clip higher"). aggregate: token, sequence or constant (`losses.policy_loss`). kl_coef,
     kl_estimator: of the penalty. kl_in: "loss", for each token as GRPO has it, or "reward", off the answer's score as
     RLOO has it.
-    drop_even: leave out prompts whose answers all score the same, which teach nothing (DAPO's dynamic sampling, without
-    drawing others in their place). overlong: in the last so many tokens of `max_tokens` the score falls linearly by up
-    to 1 (DAPO, equation 13).
+    drop_even: leave out prompts whose answers all score the same, before shaping and penalty, which teach nothing
+    (DAPO's dynamic sampling, without drawing others in their place). overlong: in the last so many tokens of
+    `max_tokens` the score falls linearly by up to 1 (DAPO, equation 13).
     """
 
-    advantage: str
-    epochs: int
-    minibatches: int
-    clip: float
-    clip_high: float | None
-    aggregate: str
-    kl_coef: float
-    kl_estimator: str
-    kl_in: str
+    advantage: Annotated[str, OneOf(*GROUP_KINDS)]
+    epochs: Count
+    minibatches: Count
+    clip: Positive
+    clip_high: Annotated[Positive | None, Unset("the same as clip")]
+    aggregate: Annotated[str, OneOf(*AGGREGATES)]
+    kl_coef: NotNegative
+    kl_estimator: Annotated[str, OneOf(*KL_KINDS)]
+    kl_in: Annotated[str, OneOf("loss", "reward")]
     drop_even: bool
-    overlong: int
-    target_kl: float | None
+    overlong: Whole
+    target_kl: Annotated[Positive | None, Unset("all epochs")]
 
 
 def make_loss(model: llama.Model, hyper: Hyper, temperature: float, unused: Ranges = ()) -> Callable:
@@ -88,6 +88,12 @@ def make_loss(model: llama.Model, hyper: Hyper, temperature: float, unused: Rang
     return loss_fn
 
 
+def even_groups(score_Bn: Array) -> Array:
+    """Which groups' scores are the same but for float32's rounding of their sums, bool [B]."""
+    largest_B = jnp.max(jnp.abs(score_Bn), axis=1)
+    return jnp.ptp(score_Bn, axis=1) <= 4 * jnp.finfo(jnp.float32).eps * largest_B
+
+
 def shape_overlong(score_R: Array, lengths_R: Array, overlong: int, max_tokens: int) -> Array:
     """DAPO's soft punishment of long answers: 0 up to max_tokens - overlong, then falling linearly to -1."""
     if not overlong:
@@ -111,7 +117,7 @@ def make_learn(
             shaped_R -= hyper.kl_coef * jnp.sum(kl_RM * mask_RM, axis=1)
         groups_Bn = shaped_R.reshape(-1, n)
         advantage_R = group_advantages(groups_Bn, kind=hyper.advantage).reshape(-1)
-        even_R = jnp.repeat(jnp.ptp(groups_Bn, axis=1) < 1e-6, n)
+        even_R = jnp.repeat(even_groups(score_R.reshape(-1, n)), n)
         used_RM = mask_RM * (1.0 - even_R[:, None]) if hyper.drop_even else mask_RM
 
         batch = {
@@ -171,11 +177,10 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     """Trains `config.init_from` against the rewards of `config.reward`, and returns the policy."""
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
+        hyper = read(settings, "grpo", Hyper)
+        setup.check_rows(settings, mesh, hyper.minibatches)
         scene = setup.scene_of(settings, mesh)
         sampling, seed = scene.sampling, settings.seed
-        hyper = setup.section(settings, "grpo", Hyper)
-        _check(hyper, sampling.n)
-        setup.check_rows(settings, mesh, sampling, hyper.minibatches)
         play = play_without_critic(
             settings,
             scene,
@@ -184,16 +189,3 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             updates=hyper.epochs * hyper.minibatches,
         )
         return train_policy(settings, workdir, mesh, scene, play, evaluators)
-
-
-def _check(hyper: Hyper, n: int) -> None:
-    choices = {
-        "advantage": (hyper.advantage, GROUP_KINDS),
-        "aggregate": (hyper.aggregate, AGGREGATES),
-        "kl_in": (hyper.kl_in, ("loss", "reward")),
-    }
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise UserError(f"config.grpo.{name}: {value!r} is none of {', '.join(known)}")
-    if n < 2:
-        raise UserError(f"config.rollout.n {n}: answers are compared with others to their prompt; give 2 or more")

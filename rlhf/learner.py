@@ -36,8 +36,8 @@ def learn(
     mix: further rows (of pretraining text), of which each minibatch gets its share, the same one in every epoch.
     target_kl: after an update whose `policy/approx_kl` is above it, the rest of the epochs is left out.
 
-    Returns the state and the metrics: means over the updates that were made, `policy/first_ratio_error` of the first
-    where there are ratios, the last value of counters, and `policy/updates`, how many were made.
+    Returns the state and the metrics: means over the updates that were made and had a token, of the first of them
+    `policy/first_ratio_error` where there are ratios, the last value of counters, and `policy/updates`, how many.
     """
     total = jax.tree.leaves(rows)[0].shape[0]
     order_UK = minibatch_order(key, total, epochs, minibatches)
@@ -58,13 +58,14 @@ def learn(
 
     numbers_U = jnp.arange(len(order_UK))
     (state, _), (each, made_U) = jax.lax.scan(one, (state, jnp.asarray(False)), (order_UK, numbers_U))
+    last = jnp.int32(jnp.sum(made_U)) - 1
+    made_U *= each["tokens"] > 0  # an update without a token is none
     made = jnp.sum(made_U)
-    metrics = {name: jnp.sum(values_U * made_U) / made for name, values_U in each.items()}
-    last = jnp.int32(made) - 1
+    metrics = {name: jnp.sum(values_U * made_U) / jnp.maximum(made, 1.0) for name, values_U in each.items()}
     metrics |= {name: each[name][last] for name in ("lr", "skipped", "param_norm")}
     metrics["streak"] = jnp.max(each["streak"])
     if "policy/ratio_error" in each:
-        metrics["policy/first_ratio_error"] = each["policy/ratio_error"][0]
+        metrics["policy/first_ratio_error"] = each["policy/ratio_error"][jnp.argmax(made_U)]
     metrics["policy/updates"] = made
     return state, metrics
 

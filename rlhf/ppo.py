@@ -11,19 +11,19 @@ multiplier holds the cost under its threshold (Safe RLHF, arXiv:2310.12773).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 
-from ..data.errors import UserError
 from ..model import llama
 from ..model.sampling import Ranges, Sampling
 from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
+from ..train.leaves import Count, NotNegative, OneOf, Only, Positive, Share, Unset, read
 from ..train.losses import head_kl, head_logprobs, masked_mean, next_token_loss
 from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key
@@ -34,7 +34,7 @@ from .advantages import gae, whiten
 from .fit import Play, train_policy
 from .kl import AdaptiveKL, FixedKL
 from .learner import learn
-from .losses import kl_estimate, policy_loss, value_loss
+from .losses import KL_KINDS, kl_estimate, policy_loss, value_loss
 from .rollout import Experience, Rollout, answer_states, in_parts, roll_out
 
 
@@ -47,33 +47,31 @@ class Hyper(NamedTuple):
     mean 0 and deviation 1. target_kl: from the rollouts' policy, above which a step's epochs end (None: never).
     """
 
-    epochs: int
-    minibatches: int
-    clip: float
-    value_clip: float | None
-    value_coef: float
-    entropy_coef: float
-    gamma: float
-    lam: float
+    epochs: Count
+    minibatches: Count
+    clip: Positive
+    value_clip: Annotated[Positive | None, Unset("any move")]
+    value_coef: NotNegative
+    entropy_coef: NotNegative
+    gamma: Share
+    lam: Share
     whiten_rewards: bool
     whiten_advantages: bool
-    target_kl: float | None
+    target_kl: Annotated[Positive | None, Unset("all epochs")]
 
 
 class Penalty(NamedTuple):
     """The section `config.kl`. coef: the first coefficient. estimator: k1, k2, k3, or exact, over the whole vocabulary.
     controller: fixed or adaptive, which holds the KL of an answer at `target` nats at the pace of `horizon` answers."""
 
-    coef: float
-    estimator: str
-    controller: str
-    target: float
-    horizon: float
+    coef: NotNegative
+    estimator: Annotated[str, OneOf(*KL_KINDS, "exact")]
+    controller: Annotated[str, OneOf("fixed", "adaptive")]
+    target: Annotated[Positive, Only("controller", "adaptive", default=6.0)]
+    horizon: Annotated[Positive, Only("controller", "adaptive", default=10_000)]
 
     def make_controller(self) -> FixedKL | AdaptiveKL:
-        if self.controller not in ("fixed", "adaptive"):
-            raise UserError(f"config.kl.controller: {self.controller!r} is neither fixed nor adaptive")
-        return FixedKL() if self.controller == "fixed" else AdaptiveKL(self.target, self.horizon)
+        return AdaptiveKL(self.target, self.horizon) if self.controller == "adaptive" else FixedKL()
 
 
 def make_act(
@@ -267,16 +265,17 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     """Trains `config.init_from` against the rewards of `config.reward`, and returns the policy."""
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
+        hyper, penalty = read(settings, "ppo", Hyper), read(settings, "kl", Penalty)
+        setup.check_rows(settings, mesh, hyper.minibatches)
+
         # The cast: policy and critics learn; reference, reward and cost models are frozen.
         scene = setup.scene_of(settings, mesh)
         model, sampling, seed = scene.model, scene.sampling, settings.seed
-        hyper, penalty = setup.section(settings, "ppo", Hyper), setup.section(settings, "kl", Penalty)
         cost, cost_params = costs.load(settings, scene.tokenizer, scene.adapters.bases, model.config.dtype)
         critics = critic.critics_of(settings, with_cost=cost is not None)
         frozen = {"reference": scene.reference, "rewards": scene.reward_params, "cost": cost_params}
 
         # What moves them.
-        setup.check_rows(settings, mesh, sampling, hyper.minibatches)
         batches = setup.with_mix(settings, scene)
         lengths = train_setup.lengths_of(settings, batches)
         part = critic.parts_of(settings, model, critics, scene.adapters)

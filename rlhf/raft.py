@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 
-from ..data.errors import UserError
 from ..model import llama
 from ..train import setup as train_setup
 from ..train.bundle import Llama
 from ..train.fit import Evaluator
+from ..train.leaves import Count, read
 from ..train.losses import masked_mean
 from ..train.randomness import purpose_key
 from ..train.settings import Settings
@@ -31,8 +31,8 @@ from .rollout import Experience, score_answers
 class Hyper(NamedTuple):
     """The section `config.raft`. epochs, minibatches: over a round's best answers."""
 
-    epochs: int
-    minibatches: int
+    epochs: Count
+    minibatches: Count
 
 
 def make_loss(model: llama.Model) -> Callable:
@@ -79,12 +79,10 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     """Trains `config.init_from` on its own best answers by the rewards of `config.reward`, and returns the policy."""
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
+        hyper = read(settings, "raft", Hyper)
+        setup.check_rows(settings, mesh, hyper.minibatches * settings.rollout.n)
         scene = setup.scene_of(settings, mesh)
         sampling, seed = scene.sampling, settings.seed
-        hyper = setup.section(settings, "raft", Hyper)
-        if sampling.n < 2:
-            raise UserError(f"config.rollout.n {sampling.n}: the best is chosen among 2 answers or more")
-        setup.check_rows(settings, mesh, sampling, hyper.minibatches * sampling.n)
         play = play_without_critic(
             settings,
             scene,

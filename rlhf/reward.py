@@ -9,7 +9,7 @@ arXiv:2310.12773, equation 7). Costs are not shifted: above 0 is unsafe.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from ..model.sharding import BATCH
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
 from ..train.fit import Evaluator, Finish, Job, compile_update, data_tables, fit, update_settings
+from ..train.leaves import NotNegative, OneOf, Only, read
 from ..train.loop import Evaluation, check_streak
 from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key
@@ -40,6 +41,7 @@ from .rollout import at_last_token, roll_out
 from .setup import load_reference, sampling_of
 
 HEADLINE = {"train/loss": "loss", "train/accuracy": "accuracy"}
+FORMS = ("log_sigmoid", "log_exp", "best_of_k")
 
 
 class RewardModel(NamedTuple):
@@ -56,11 +58,19 @@ class Objective(NamedTuple):
     the pairs' own margins. centering: of the penalty on scores away from 0. bootstrap: whether each head of an ensemble
     weighs pairs by weights of its own, exponentially distributed (the Bayesian bootstrap, Rubin 1981)."""
 
-    kind: str
-    form: str
-    margin: float
-    centering: float
+    kind: Annotated[str, OneOf("reward", "cost")]
+    form: Annotated[str, OneOf(*FORMS), Only("kind", "reward", default="log_sigmoid")]
+    margin: Annotated[NotNegative, Only("kind", "reward", default=0.0)]
+    centering: Annotated[NotNegative, Only("kind", "reward", default=0.0)]
     bootstrap: bool
+
+    @staticmethod
+    def check(where: str, values: Mapping[str, Any]) -> None:
+        for name in ("margin", "centering") if values["form"] == "best_of_k" else ():
+            if values[name]:
+                raise UserError(
+                    f"{where}.{name} = {shown(values[name])} does nothing where form is 'best_of_k': leave it 0"
+                )
 
 
 def pair_scores(model: scalar.ScalarModel, params: scalar.Params, batch: Mapping[str, Array]) -> Float[Array, "B S H"]:
@@ -182,11 +192,9 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     """Trains on the pairs of `config.data.mixture`, from the tuned model `config.init_from`."""
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
-        if settings.init_from is None:
-            raise UserError("config.init_from: the path of a tuned model, whose answers the reward model is to judge")
         tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
         policy = train_setup.model_of(settings, tokenizer)
-        objective = _objective(settings)
+        objective = read(settings, "objective", Objective)
         model = scalar.build(policy.config, settings.heads)
         train_setup.check_rows(settings, mesh, policy.config.max_len)
         parts, batches, heldout = pairs_of(settings, tokenizer, template, sides=settings.data.sides)
@@ -213,8 +221,6 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         )
         measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism, objective.kind)
         normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where, adapters)
-        if len(settings.evals):
-            raise UserError("config.evals: these need a model that answers; a reward model is measured on pairs")
 
         job = Job(
             model=policy._replace(config=model.config),
@@ -235,15 +241,6 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         )
         state = fit(settings, workdir, mesh, job)
         return RewardModel(model, state["params"], int(state["step"]))
-
-
-def _objective(settings: Settings) -> Objective:
-    objective = Objective(**dict(settings.objective))
-    if objective.kind not in ("reward", "cost"):
-        raise UserError(f"config.objective.kind: {objective.kind!r} is neither reward nor cost")
-    if objective.form not in (forms := ("log_sigmoid", "log_exp", "best_of_k")):
-        raise UserError(f"config.objective.form: {objective.form!r} is none of {', '.join(forms)}")
-    return objective
 
 
 def pairs_of(
@@ -285,8 +282,6 @@ def _normaliser(
     sampling = sampling_of(settings, "normalise", policy, tokenizer, template)
     if not count:
         return None
-    if not settings.data.heldout:
-        raise UserError("config.normalise.prompts: these are held-out prompts; set config.data.heldout above 0")
     room = settings.data.seq_len - sampling.max_tokens
     reading = {name: settings.data[name] for name in ("heldout", "on_error", "max_record_bytes")}
     prompts = heldout_prompts(parts, count, tokenizer=tokenizer, template=template, max_tokens=room, **reading)

@@ -9,7 +9,7 @@ record: {"messages": the prompt's, "reference": the data's own answer or None, "
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ..data.tokenizer import Tokenizer
 from ..model.config import LlamaConfig
 from ..train import origin
 from ..train.adapters import Bases
+from ..train.leaves import Finite, Positive, Unset
 from . import scalar
 from .rollout import Rollout, at_last_token
 
@@ -128,9 +129,9 @@ class Shaping(NamedTuple):
     """
 
     normalise: bool = False
-    clip: float | None = None
-    missing_eos: float | None = None
-    length_penalty: float = 0.0
+    clip: Annotated[Positive | None, Unset("any score")] = None
+    missing_eos: Annotated[Finite | None, Unset("its own score")] = None
+    length_penalty: Finite = 0.0
 
     def __call__(self, scores_R: Float[Array, " R"], rows: Rollout, stats: Mapping[str, Array]) -> Float[Array, " R"]:
         """stats: as `update_stats` gives it, of all scores so far, these included."""

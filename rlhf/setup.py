@@ -23,6 +23,7 @@ from ..train import setup as train_setup
 from ..train.adapters import Adapters
 from ..train.generation import sampling_of as drawn_by
 from ..train.generation import strings_of, text_of
+from ..train.leaves import read
 from ..train.settings import Settings
 from . import rewards, rollout
 
@@ -53,8 +54,6 @@ class Scene(NamedTuple):
 
 def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
     """What `config.init_from`, `data`, `rollout` and `reward` describe. Raises UserError for what does not fit."""
-    if settings.init_from is None:
-        raise UserError("config.init_from: the path of a tuned model; learning from rewards begins with answers")
     tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
     model = train_setup.model_of(settings, tokenizer)
     sampling = sampling_of(settings, "rollout", model, tokenizer, template)
@@ -68,8 +67,6 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
             f"config.data.max_prompt_tokens {prompts.length} and config.rollout.max_tokens {sampling.max_tokens} are "
             f"more than the network's context of {model.config.max_len} tokens; shorten one"
         )
-    if not len(settings.reward.sources):
-        raise UserError("config.reward.sources: name at least one model or function that rewards answers")
     adapters = Adapters(settings, mesh)
     load = functools.partial(rewards.load, tokenizer=tokenizer, bases=adapters.bases, dtype=model.config.dtype)
     graders, reward_params = load(settings.reward.sources, "config.reward.sources")
@@ -87,7 +84,7 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
         reward_params=reward_params,
         judges=judges,
         judge_params=judge_params,
-        shaping=section(settings.reward, "shaping", rewards.Shaping),
+        shaping=read(settings.reward, "shaping", rewards.Shaping),
         rows=NamedSharding(mesh, PartitionSpec(BATCH)),
     )
 
@@ -215,21 +212,12 @@ def load_reference(settings: Settings, model: llama.Model, mesh: jax.sharding.Me
     return origin.load_params(settings.init_from, abstract, name=train_setup.weights_of(settings))
 
 
-def section(settings: Settings, name: str, kind: type) -> Any:
-    """A section of the config as a NamedTuple of the same fields."""
-    values = dict(settings[name])
-    if set(values) != set(kind._fields):
-        differ = ", ".join(sorted(set(values) ^ set(kind._fields)))
-        raise UserError(f"{settings.dotted(name)}: has or lacks {differ}; it is made of {', '.join(kind._fields)}")
-    return kind(**values)
-
-
-def check_rows(settings: Settings, mesh: jax.sharding.Mesh, sampling: Sampling, minibatches: int) -> None:
+def check_rows(settings: Settings, mesh: jax.sharding.Mesh, minibatches: int) -> None:
     """Raises UserError if devices, minibatches and their parts do not divide a step's answers evenly."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if mesh.shape["context"] > 1:
         raise UserError("config.mesh.context: answers are decoded whole; give a mesh whose context is 1")
-    answers = settings.data.batch_size * sampling.n
+    answers = settings.data.batch_size * settings.rollout.n
     for what, parts in (
         ("minibatches x config.optim.accumulate", minibatches * settings.optim.accumulate),
         ("config.rollout.score_parts", settings.rollout.score_parts),

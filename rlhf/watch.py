@@ -3,17 +3,20 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ..data.errors import UserError
 from ..data.prefetch import device_batch
+from ..train.fit import Evaluator
+from ..train.leaves import Count, Only, Path, Positive, Share, Unset, read
 from ..train.loop import Evaluation, TrainingStopped, check_streak
-from ..train.settings import Settings
+from ..train.settings import Settings, did_you_mean
 from ..train.setup import Lengths
 from . import setup
 from .rewards import Rewards
@@ -38,17 +41,55 @@ class Limits(NamedTuple):
     a row, the policy has found out the proxy (None: not watched).
     """
 
-    ratio_tolerance: float | None
-    min_eos_rate: float
-    patience: int
-    proxy: str | None
-    gold: str | None
-    patience_evaluations: int
+    ratio_tolerance: Annotated[Positive | None, Unset("that of the compute dtype")]
+    min_eos_rate: Share
+    patience: Count
+    proxy: Path | None
+    gold: Path | None
+    patience_evaluations: Annotated[Count, Only("proxy", default=3)]
+
+    @staticmethod
+    def check(where: str, values: Mapping[str, Any]) -> None:
+        for name, other in (("proxy", "gold"), ("gold", "proxy")):
+            if values[name] is not None and values[other] is None:
+                raise UserError(
+                    f"{where}.{name} = {values[name]!r} is watched against {where}.{other}, which is None: name a "
+                    "metric of evaluations in both, or leave both None"
+                )
+
+
+ABOUT_ANSWERS = ("scores", "kl", "length", "eos_rate")
+"""What the evaluation "heldout" measures of answers, beside each source's own scores."""
+
+
+def check_names(limits: Limits, where: str, names: Iterable[str]) -> None:
+    """Raises UserError for a metric to watch that is none of `names`, in which a last part of "*" stands for any."""
+    names = list(names)
+    known = {name.removesuffix("/*") for name in names if name.endswith("/*")}
+    for leaf, name in (("proxy", limits.proxy), ("gold", limits.gold)):
+        if name is None or name in names or any(name.startswith(f"{start}/") for start in known):
+            continue
+        raise UserError(
+            f"{where}.{leaf} = {name!r}: no evaluation gives such a metric{did_you_mean(name, names)}; there are "
+            f"{', '.join(names) or 'none, as nothing is held out'}"
+        )
+
+
+def heldout_names(sources: Iterable[str], languages: Collection[str]) -> list[str]:
+    """The metrics of the evaluation "heldout" with rewards and judges of these names."""
+    scores = [f"scores/{source}" for source in sources]
+    of_language = [f"{score}/{language}" for score in scores for language in languages] if len(languages) != 1 else []
+    return [f"eval/heldout/{name}" for name in (*ABOUT_ANSWERS, *scores, *of_language)]
+
+
+def evaluation_names(evals: Iterable[str], evaluators: Mapping[str, Evaluator]) -> list[str]:
+    """The metrics of further evaluations; of one that does not say, any."""
+    return [f"eval/{name}/{metric}" for name in evals for metric in getattr(evaluators[name], "metrics", ("*",))]
 
 
 def watch_of(settings: Settings, dtype: str, workdir: epath.Path) -> "Watch":
     """The check that `config.watch` and `config.guard` describe."""
-    return Watch(setup.section(settings, "watch", Limits), dtype, settings.guard.max_streak, workdir)
+    return Watch(read(settings, "watch", Limits), dtype, settings.guard.max_streak, workdir)
 
 
 class Watch:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Shaped
 
 ON_HOST = "on_host"
 """What a path in the optimiser's state has in it where arrays live on the host (`state.state_shardings`)."""
@@ -22,26 +23,36 @@ Moved = tuple[Any, Any, jax.Array]
 
 
 class Optimizer(NamedTuple):
-    """init(params) gives the first state; move(gradients, state, params, **further) makes a step."""
+    """init(params) gives the first state. move(gradients, state, params, key, **further) makes a step; key: of the
+    rounding of parameters in bfloat16, None where there are none. finite(gradients, state, params, count, **further)
+    says whether parameters are finite after that step, the `count`-th. further: what `make_optimizer` asks for."""
 
     init: Callable[[Any], Any]
     move: Callable[..., Moved]
+    finite: Callable[..., jax.Array]
 
 
 def at_once(transformation: optax.GradientTransformation) -> Optimizer:
     """The optimiser that takes the steps which `transformation` gives."""
 
-    def move(grads, state, params, **further) -> Moved:
+    def move(grads, state, params, key=None, **further) -> Moved:
         updates, state = transformation.update(grads, state, params, **further)
-        return optax.apply_updates(params, updates), state, optax.tree.norm(updates)
+        params, norm = add_updates(params, updates, key)
+        return params, state, norm
 
-    return Optimizer(transformation.init, move)
+    def finite(grads, state, params, count, **further) -> jax.Array:
+        del count
+        updates, _ = transformation.update(grads, state, params, **further)
+        return all_finite(jax.tree.map(jnp.add, params, updates))
+
+    return Optimizer(transformation.init, move, finite)
 
 
 def by_layer(
     layers: optax.GradientTransformation,
     rest: optax.GradientTransformation,
     clip_norm: float | None,
+    finite: Callable[..., jax.Array],
     *,
     host: bool = False,
 ) -> Optimizer:
@@ -56,16 +67,15 @@ def by_layer(
         stack, others = split_layers(params)
         return {place: {"layers": layers.init(stack), "rest": rest.init(others)}}
 
-    def move(grads, state, params) -> Moved:
-        held, (stack, others) = state[place], split_layers(params)
-        norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
+    def move(grads, state, params, key=None) -> Moved:
+        held, norm = state[place], optax.tree.norm(optax.tree.cast(grads, jnp.float32))
         scale = 1.0 if clip_norm is None else clip_norm / jnp.maximum(norm, clip_norm)
-        of_stack, grads = split_layers(grads)
-        stack, of_layers, squares = _each_layer(layers, of_stack, held["layers"], stack, scale)
-        others, of_rest, norm = _move(rest, grads, held["rest"], others, scale)
+        (stack_grads, grads), (stack, others) = split_layers(grads), split_layers(params)
+        stack, of_layers, squares = _each_layer(layers, stack_grads, held["layers"], stack, scale, key)
+        others, of_rest, norm = _move(rest, grads, held["rest"], others, scale, fold_in(key, depth(stack)))
         return others | stack, {place: {"layers": of_layers, "rest": of_rest}}, jnp.sqrt(squares + norm**2)
 
-    return Optimizer(init, move)
+    return Optimizer(init, move, finite)
 
 
 def split_layers(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -74,20 +84,66 @@ def split_layers(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return stack, {name: part for name, part in tree.items() if name not in stack}
 
 
-def _move(optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, scale: Any) -> Moved:
+def add_updates(params: Any, updates: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    """Parameters after updates in float32, and the norm of what they moved by. key: of `round_stochastically`."""
+    leaves, tree = jax.tree.flatten(params)
+    moved = [
+        round_stochastically(p.astype(jnp.float32) + u, p.dtype, fold_in(key, number))
+        for number, (p, u) in enumerate(zip(leaves, tree.flatten_up_to(updates), strict=True))
+    ]
+    difference = [new.astype(jnp.float32) - old.astype(jnp.float32) for new, old in zip(moved, leaves, strict=True)]
+    return tree.unflatten(moved), optax.tree.norm(difference)
+
+
+def fold_in(key: jax.Array | None, number: Any) -> jax.Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+def round_stochastically(x: Float[Array, "*shape"], dtype: Any, key: jax.Array | None) -> Shaped[Array, "*shape"]:
+    """float32 numbers in `dtype`: in bfloat16 one of the two neighbours, the nearer the likelier, so that the mean over
+    keys is x and small updates are not lost (Gupta et al., arXiv:1502.02551, section 3; for bfloat16
+    arXiv:2010.06192, section 4). Raises ValueError for another dtype, or for bfloat16 without a key.
+
+    The bits are a function of the key and the place in the array, on any number of devices.
+    """
+    if dtype == jnp.float32:
+        return x
+    if dtype != jnp.bfloat16 or key is None:
+        raise ValueError(f"parameters of {dtype} move by float32, or by bfloat16 with a key for rounding")
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree), jnp.asarray(True))
+
+
+def depth(stack: Any) -> int:
+    """How many layers a stack has; 0 where it has no parameters."""
+    return max((len(x) for x in jax.tree.leaves(stack)), default=0)
+
+
+def rows(stacks: Any, i: Any) -> Any:
+    """Layer i of every stack; scalars stay."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) if x.ndim else x, stacks)
+
+
+def _move(
+    optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, scale: Any, key: jax.Array
+) -> Moved:
     """A step on the device, with a state that stays where it lies."""
     here = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), state)
     grads = jax.tree.map(lambda g: g * scale, grads)
-    params, new, norm = at_once(optimizer).move(grads, here, params)
+    params, new, norm = at_once(optimizer).move(grads, here, params, key)
     return params, jax.tree.map(lambda x, old: jax.device_put(x, jax.typeof(old).memory_space), new, state), norm
 
 
-def _each_layer(optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, scale: Any) -> Moved:
+def _each_layer(
+    optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, scale: Any, key: jax.Array
+) -> Moved:
     """`_move` of one layer after the other, with the square of the step's norm."""
-    depth = max((len(x) for x in jax.tree.leaves(params)), default=0)
-
-    def rows(stacks, i):
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) if x.ndim else x, stacks)
 
     def write(stacks, news, i):
         def one(x, new):
@@ -98,7 +154,7 @@ def _each_layer(optimizer: optax.GradientTransformation, grads: Any, state: Any,
     def layer(i, carry):
         params, held, squares = carry
         own = jax.tree.map(lambda x, first: x if x.ndim else first, rows(held, i), state)  # counts are those before all
-        moved, new, norm = _move(optimizer, rows(grads, i), own, rows(params, i), scale)
+        moved, new, norm = _move(optimizer, rows(grads, i), own, rows(params, i), scale, fold_in(key, i))
         return write(params, moved, i), write(held, new, i), squares + norm**2
 
-    return jax.lax.fori_loop(0, depth, layer, (params, state, jnp.float32(0.0)))
+    return jax.lax.fori_loop(0, depth(params), layer, (params, state, jnp.float32(0.0)))

@@ -1,7 +1,6 @@
 """What every recipe does with its parameters, data and step: watch, save, resume. And what supervised ones share."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from .adapters import Adapters
 from .bundle import Llama
 from .checkpoints import Best, Checkpoints, keep_tokenizer, read_manifest
 from .evaluate import heldout_loss
+from .leaves import check
 from .loop import Check, Evaluation, Pace, Step, check_streak, train
 from .optimizer import split_frozen
 from .report import HEADLINE, Reporter, tell
@@ -28,7 +28,8 @@ from .settings import Settings, check_all_read
 from .state import Guard, LossFn, State, make_update
 
 Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
-"""evaluator(llama, **section of config.evals) -> metrics and rows of samples."""
+"""evaluator(llama, **section of config.evals) -> metrics and rows of samples. Its annotations are the section's
+(`leaves`); an attribute `metrics`, if it has one, names the metrics that it gives."""
 
 
 class Job(NamedTuple):
@@ -257,6 +258,7 @@ def update_settings(settings: Settings) -> dict[str, Any]:
         accumulate=settings.optim.accumulate,
         guard=Guard(settings.guard.spike_sigma, settings.guard.warmup_steps),
         ema_decay=settings.ema_decay,
+        seed=settings.seed,
     )
 
 
@@ -276,11 +278,8 @@ def further_evaluations(
     for name, section in settings.evals.items():
         if name not in evaluators:
             raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
+        check(f"config.evals.{name}", section, evaluators[name])
         arguments = dict(section)
-        try:
-            inspect.signature(evaluators[name]).bind(None, **arguments)
-        except TypeError as error:
-            raise UserError(f"config.evals.{name}: {error}") from None
         evaluations.append(Evaluation(name, lengths.evaluate, _evaluation(evaluators[name], arguments, bundle)))
     return evaluations
 

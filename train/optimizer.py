@@ -17,7 +17,7 @@ from optax import contrib
 from ..data.errors import UserError
 from ..model.sharding import map_rules, path_name
 from .adam_8bit import scale_by_adam_8bit
-from .by_layer import Optimizer, at_once, by_layer, split_layers
+from .by_layer import Optimizer, at_once, by_layer, fold_in, split_layers
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -30,6 +30,8 @@ DEFAULTS: dict[str, dict[str, float]] = {
 }
 """What each optimiser takes, with LLaMA's betas for AdamW (arXiv:2302.13971, section 2.3) and, for the rest, the
 papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (with consistent RMS, arXiv:2502.16982)."""
+
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
 
 OFFLOADED = ("adamw", "adamw8bit", "lion")
 """Whose direction of a layer does not depend on other layers."""
@@ -80,11 +82,30 @@ def make_optimizer(
             optax.scale_by_learning_rate(schedule),
         )
 
+    finite = _stays_finite(schedule, max(float(multiplier) for _, multiplier in lr_multipliers))
     trees = params, _by_rules("decay", decay, params), _by_rules("lr_multipliers", lr_multipliers, params)
     if offload or (name == "adamw8bit" and not restarts):
         layers, rest = (steps(*parts) for parts in zip(*map(split_layers, trees), strict=True))
-        return by_layer(layers, rest, clip_norm, host=offload)
-    return at_once(steps(*trees, optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity()))
+        return by_layer(layers, rest, clip_norm, finite, host=offload)
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity()
+    return at_once(steps(*trees, clip))._replace(finite=finite)
+
+
+LONGEST = 1e9
+"""More than any number of a direction, beside the parameters it may be scaled by or have a share of."""
+
+
+def _stays_finite(schedule: optax.Schedule, multiplier: float) -> Callable[..., jax.Array]:
+    """`Optimizer.finite` by the largest parameter and learning rate: directions are bounded, as gradients and what is
+    remembered are finite, so that to look at these takes neither the step's time nor its memory twice."""
+
+    def finite(grads, state, params, count, **further) -> jax.Array:
+        del grads, state, further
+        sizes = [jnp.max(jnp.abs(x), initial=0.0).astype(jnp.float32) for x in jax.tree.leaves(params)]
+        largest = functools.reduce(jnp.maximum, sizes)
+        return jnp.isfinite(largest + schedule(count) * multiplier * LONGEST * (1.0 + largest))
+
+    return finite
 
 
 def _check_offloads(name: str, restarts: bool) -> None:
@@ -186,12 +207,22 @@ def each_part(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     def init(params):
         return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
 
-    def move(grads, state, params):
-        moved = {name: o.move(grads[name], state[name], params[name]) for name, o in optimizers.items()}
+    def each(grads, state, params, key):
+        for number, (name, optimizer) in enumerate(optimizers.items()):
+            yield optimizer, (grads[name], state[name], params[name], fold_in(key, number))
+
+    def move(grads, state, params, key=None):
+        moved = dict(
+            zip(optimizers, (o.move(*arguments) for o, arguments in each(grads, state, params, key)), strict=True)
+        )
         params, state, norms = ({name: done[i] for name, done in moved.items()} for i in range(3))
         return params, state, optax.tree.norm(norms)
 
-    return Optimizer(init, move)
+    def finite(grads, state, params, count):
+        parts = (o.finite(grads[name], state[name], params[name], count) for name, o in optimizers.items())
+        return functools.reduce(jnp.logical_and, parts)
+
+    return Optimizer(init, move, finite)
 
 
 _DIRECTIONS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "lion": _lion, "adafactor": _adafactor, "muon": _muon}

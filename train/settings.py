@@ -70,7 +70,7 @@ class Settings(Mapping):
         path = self.dotted(name)
         if name not in self._config:
             there_are = f"; {self._path} has {', '.join(self._config)}"
-            raise UserError(f"the config has no {path}{_did_you_mean(name, self._config) or there_are}")
+            raise UserError(f"the config has no {path}{did_you_mean(name, self._config) or there_are}")
         value = self._config[name]
         if isinstance(value, ml_collections.ConfigDict):
             return Settings(value, path, self._root)
@@ -95,7 +95,7 @@ class Settings(Mapping):
 def check_all_read(settings: Settings) -> None:
     """Raises UserError naming each leaf that nothing has read, with the nearest name that was asked for."""
     asked_for = settings.names_missed() + settings.names_read()
-    problems = [f"nothing reads {path}{_did_you_mean(path, asked_for)}" for path in settings.unread()]
+    problems = [f"nothing reads {path}{did_you_mean(path, asked_for)}" for path in settings.unread()]
     if problems:
         raise UserError("; ".join(problems))
 
@@ -159,7 +159,7 @@ def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     for item in filter(None, split_escaped(arg or "", ",")):
         key, _, text = item.partition("=")
         if key not in defaults:
-            raise UserError(f"unknown argument {key!r}{_did_you_mean(key, defaults)}; there are {', '.join(defaults)}")
+            raise UserError(f"unknown argument {key!r}{did_you_mean(key, defaults)}; there are {', '.join(defaults)}")
         values[key] = _convert(key, text if "=" in item else "True", defaults[key])
     return types.SimpleNamespace(**values)
 
@@ -196,7 +196,7 @@ def load_phases(path: str, overrides: Iterable[str] = ()) -> dict[str, ml_collec
     for item in overrides:
         match = re.match(r"--(?:no)?config\.phases\.(\w+)\.", item)
         if match and match[1] not in phases:
-            raise UserError(f"{item}: the config has no phase {match[1]}{_did_you_mean(match[1], phases)}")
+            raise UserError(f"{item}: the config has no phase {match[1]}{did_you_mean(match[1], phases)}")
         if match:
             own[match[1]].append(item.replace(f"phases.{match[1]}.", "", 1))
         else:
@@ -273,7 +273,7 @@ def _run_config_file(path: str) -> ml_collections.ConfigDict:
     file, *argument = path.split(":", 1)
     if not Path(file).is_file():
         siblings = [str(p) for p in Path(file).parent.glob("*.py") if p.name != "__init__.py"]
-        raise UserError(f"{file}: no such config file{_did_you_mean(file, siblings)}")
+        raise UserError(f"{file}: no such config file{did_you_mean(file, siblings)}")
     spec = importlib.util.spec_from_file_location("config", file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -297,7 +297,7 @@ def _check_exists(leaf: str, config: ml_collections.ConfigDict, where: str) -> N
             raise UserError(f"{where}: {found} is a value, not a section")
         if name not in section:
             path = f"config.{leaf}"
-            raise UserError(f"{where}: there is no {path}{_did_you_mean(path, _leaves(config, 'config'))}")
+            raise UserError(f"{where}: there is no {path}{did_you_mean(path, _leaves(config, 'config'))}")
         section, found = section[name], f"{found}.{name}"
 
 
@@ -335,7 +335,8 @@ def _leaves(config: ml_collections.ConfigDict, path: str) -> Iterator[str]:
             yield f"{path}.{name}"
 
 
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of an error message: the nearest of the names there are, or nothing."""
     nearest = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 

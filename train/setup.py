@@ -25,7 +25,7 @@ from .by_layer import Optimizer
 from .optimizer import DECAY, Rules, make_optimizer, make_schedule
 from .settings import Seconds, Settings, duration
 from .state import State, init_state, state_of, state_shardings
-from .thaw import ALL_LAYERS, Thaw, make_thaw
+from .thaw import ALL_LAYERS, Thaw, check_period, make_thaw
 
 EVERYTHING: Rules = ((r".*", False),)
 
@@ -237,9 +237,8 @@ def thaw_of(settings: Settings, trainable: Any, lengths: Lengths, batches: Any) 
     """The layers of `config.lisa` of a network whose parameters that may learn are `trainable`."""
     layers = settings.lisa.layers
     period = duration(settings.lisa, "period", **_units(lengths, batches), required=False)
+    check_period(layers, period)
     if layers is None:
-        if period is not None:
-            raise UserError("config.lisa.period_steps has no meaning without config.lisa.layers, how many are drawn")
         return ALL_LAYERS
     if settings.lora.targets is not None:
         raise UserError("config.lisa and config.lora: adapters stand on layers that stay as they are; choose one")

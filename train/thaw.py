@@ -74,6 +74,16 @@ def depth(trainable: Any) -> int:
     return len(jax.tree.leaves(trainable["layers"])[0])
 
 
+def check_period(layers: int | Sequence[int] | None, period: float | None) -> None:
+    """Raises UserError for a number of layers without a period, and for a period without a number of layers."""
+    if isinstance(layers, int) and not period:
+        raise UserError("config.lisa.period_steps: say for how many steps layers are drawn, such as 20")
+    if layers is None and period is not None:
+        raise UserError("config.lisa.period_steps has no meaning without config.lisa.layers, how many are drawn")
+    if not isinstance(layers, int) and period is not None:
+        raise UserError("config.lisa.period_steps: layers that are named never change; leave it None")
+
+
 def make_thaw(layers: int | Sequence[int], trainable: Any, period: int | None, seed: int) -> Thaw:
     """The Thaw of a network whose parameters that may learn are `trainable`. layers: how many, or a list of numbers, of
     which negative ones count from the last layer.
@@ -83,14 +93,11 @@ def make_thaw(layers: int | Sequence[int], trainable: Any, period: int | None, s
     if not jax.tree.leaves(trainable["layers"]):
         raise UserError("config.lisa.layers: config.optim.frozen freezes all of layers/, so that none can learn")
     n_layers = depth(trainable)
+    check_period(layers, period)
     if isinstance(layers, int):
         if not 1 <= layers <= n_layers:
             raise UserError(f"config.lisa.layers {layers}: the network has {n_layers}; give a number from 1 up to that")
-        if not period:
-            raise UserError("config.lisa.period_steps: say for how many steps layers are drawn, such as 20")
         return Thaw(layers, period, seed)
-    if period is not None:
-        raise UserError("config.lisa.period_steps: layers that are named never change; leave it None")
     known = isinstance(layers, list | tuple) and all(layer in range(-n_layers, n_layers) for layer in layers)
     named = {layer % n_layers for layer in layers} if known else ()
     if not named or len(named) != len(layers):

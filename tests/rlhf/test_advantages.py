@@ -185,19 +185,19 @@ def slow_group(scores, kind):
             if kind == "rloo":
                 out[row, i] = score - sum(others) / len(others)
             else:
-                std = (sum((s - mean) ** 2 for s in group) / len(group)) ** 0.5
+                std = (sum((s - mean) ** 2 for s in group) / (len(group) - 1)) ** 0.5
                 out[row, i] = (score - mean) / (std + 1e-4 if kind == "grpo" else 1.0)
     return out
 
 
 def test_group_advantages_by_hand():
-    scores = jnp.array([[1, 2, 3, 6]])  # mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5
+    scores = jnp.array([[1, 2, 3, 6]])  # mean 3, variance (4 + 1 + 0 + 9) / 3
     np.testing.assert_allclose(group_advantages(scores, kind="dr_grpo"), [[-2, -1, 0, 3]], rtol=1e-6)
     np.testing.assert_allclose(  # 1 - 11 / 3, 2 - 10 / 3, 3 - 9 / 3, 6 - 6 / 3
         group_advantages(scores, kind="rloo"), [[-8 / 3, -4 / 3, 0, 4]], rtol=1e-6
     )
     np.testing.assert_allclose(
-        group_advantages(scores, kind="grpo"), np.array([[-2, -1, 0, 3]]) / np.sqrt(3.5), rtol=1e-4
+        group_advantages(scores, kind="grpo"), np.array([[-2, -1, 0, 3]]) / np.sqrt(14 / 3), rtol=1e-4
     )
 
 

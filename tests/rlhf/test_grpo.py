@@ -48,6 +48,7 @@ def looked_at(hyper, shaping=AS_IS):
         back = jnp.argsort(rows["rollout"].index_R)
         found = {name: rows[name][back] for name in ("mask", "logp", "ref_logp", "advantage")}
         metrics = {name: jnp.float32(0) for name in ("loss", "lr", "skipped", "streak", "param_norm")}
+        metrics["tokens"] = jnp.float32(1)
         return state | {"given": found}, metrics
 
     learn = grpo.make_learn(write_down, FUNCTION, hyper, shaping, 4, seed=0)
@@ -70,13 +71,13 @@ def slow_advantages(seen, hyper, shaping):
         if hyper.kl_in == "reward":
             d = np.float64(seen.logp_RM[r, :n]) - seen.ref_logp_RM[r, :n]
             score -= hyper.kl_coef * {"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) - 1 + d}[hyper.kl_estimator].sum()
-        shaped.append(score)
+        shaped.append(score - shaping.length_penalty * n)
     advantages = []
     for group in np.reshape(shaped, (-1, 4)):
         for i, score in enumerate(group):
             others = np.delete(group, i)
             of_kind = {
-                "grpo": (score - group.mean()) / (group.std() + 1e-4),
+                "grpo": (score - group.mean()) / (group.std(ddof=1) + 1e-4),
                 "dr_grpo": score - group.mean(),
                 "rloo": score - others.mean(),
             }
@@ -92,6 +93,7 @@ def slow_advantages(seen, hyper, shaping):
         (dict(advantage="rloo", kl_in="reward", kl_estimator="k1", kl_coef=0.2), AS_IS),
         (dict(kl_in="reward", kl_estimator="k2"), rewards.Shaping(missing_eos=-1.5)),
         (dict(drop_even=True), AS_IS),
+        (dict(drop_even=True, overlong=5, kl_in="reward"), rewards.Shaping(length_penalty=0.3)),
     ],
     ids=str,
 )
@@ -102,7 +104,8 @@ def test_the_advantage_of_an_answer_is_over_the_others_to_its_prompt(changes, sh
     np.testing.assert_allclose(given["advantage"], expected, rtol=1e-3, atol=1e-4)
     assert float(metrics["objective/rewards"]) == pytest.approx(shaped.mean(), rel=1e-4)
     assert float(metrics["objective/scores"]) == pytest.approx(2.0 * seen.scores["score"].mean(), rel=1e-5)
-    even = [np.ptp(group) < 1e-6 for group in shaped.reshape(-1, 4)]
+    even = [np.ptp(group) == 0 for group in seen.scores["score"].reshape(-1, 4)]  # whatever shaping and penalty do
+    assert sum(even) == 1
     assert float(metrics["objective/even_groups"]) == pytest.approx(np.mean(even))
     dropped_R = np.repeat(even, 4) & hyper.drop_even
     assert dropped_R.sum() == (4 if hyper.drop_even else 0)
@@ -223,6 +226,7 @@ def test_raft_tunes_on_the_best_answer_to_each_prompt():
     def write_down(state, minibatch):
         rows = minibatch["rows"]["rollout"]
         metrics = {name: jnp.float32(0) for name in ("loss", "lr", "skipped", "streak", "param_norm")}
+        metrics["tokens"] = jnp.float32(1)
         return state | {"given": jnp.sort(rows.index_R)}, metrics
 
     learn = raft.make_learn(write_down, FUNCTION, raft.Hyper(1, 1), rewards.Shaping(missing_eos=-99.0), 4, seed=0)

@@ -38,8 +38,9 @@ def state_of(rows=12, updates=6):
 KLS = jnp.array([0.1, 0.2, 0.9, 0.1, 0.3, 0.2])
 
 
-def update(state, batch):
-    """Writes down what it sees. Update n, from 0, reports n + 1, a KL of KLS[n] and a ratio off by (n + 1) / 10."""
+def update(state, batch, empty=(-1,)):
+    """Writes down what it sees. Update n, from 0, has 7 tokens, or none if it is in `empty`; it reports n + 1, a KL of
+    KLS[n] and a ratio off by (n + 1) / 10."""
     n, rows = state["made"], batch["rows"]["index"]
     number = jnp.float32(n + 1)
     text = batch["mix"]["line"] if "mix" in batch else jnp.full(2, -1)
@@ -50,6 +51,7 @@ def update(state, batch):
         "text": state["text"].at[n].set(text),
     }
     metrics = dict.fromkeys(("loss", "lr", "skipped", "param_norm"), number)
+    metrics["tokens"] = jnp.where(jnp.isin(n, jnp.array(empty)), 0.0, 7.0)
     streak = jnp.where(n == 1, 2.0, 0.0)
     return state, metrics | {"streak": streak, "policy/approx_kl": KLS[n], "policy/ratio_error": number / 10}
 
@@ -73,6 +75,22 @@ def test_all_epochs_see_every_row_and_metrics_are_means_over_updates_but_for_cou
     assert metrics["streak"] == 2.0
     assert metrics["policy/ratio_error"] == pytest.approx(0.35)
     assert metrics["policy/first_ratio_error"] == pytest.approx(0.1)
+
+
+def test_updates_without_a_token_are_no_part_of_the_means():
+    rows = {"index": jnp.arange(12)}
+    state, metrics = jax.device_get(
+        learn(lambda *given: update(*given, empty=(0, 2)), state_of() | {"rows": jnp.full((6, 6), -1)}, rows, KEY,
+              epochs=2, minibatches=2)
+    )  # fmt: skip
+    assert (state["made"], metrics["policy/updates"]) == (4, 2)
+    assert metrics["loss"] == pytest.approx(3.0) and metrics["policy/first_ratio_error"] == pytest.approx(0.2)
+    assert metrics["lr"] == 4.0
+    _, metrics = learn(
+        lambda *given: update(*given, empty=range(4)), state_of() | {"rows": jnp.full((6, 6), -1)}, rows, KEY,
+        epochs=2, minibatches=2,
+    )  # fmt: skip
+    assert metrics["policy/updates"] == 0 and all(np.isfinite(x) for x in metrics.values())
 
 
 def test_a_kl_above_its_target_is_the_last_update_that_is_made():

@@ -174,10 +174,10 @@ def mistake(argv, capsys) -> str:
 
 MISTAKES = {
     ("ppo", "--config.ppo.epoch=1"): "there is no config.ppo.epoch; did you mean config.ppo.epochs?",
-    ("ppo", "--config.init_from=None"): "config.init_from: the path of a tuned model",
-    ("ppo", "--config.kl.controller=adaptiv"): "'adaptiv' is neither fixed nor adaptive",
-    ("ppo", "--config.rollout.temperature=0.0"): "config.rollout: rollouts are drawn from the whole distribution",
-    ("ppo", "--config.rollout.n=0"): "config.rollout: sampling n 0",
+    ("ppo", "--config.init_from=None"): "config.init_from = None: give the path of a tuned model",
+    ("ppo", "--config.kl.controller=adaptiv"): "config.kl.controller: 'adaptiv' is none of fixed, adaptive",
+    ("ppo", "--config.rollout.temperature=0.0"): "config.rollout.temperature = 0.0: give a number greater than 0",
+    ("ppo", "--config.rollout.n=0"): "config.rollout.n = 0: give a whole number from 1",
     ("ppo", "--config.rollout.max_tokens=250"): "more than the network's context of 256 tokens",
     ("ppo", "--config.ppo.minibatches=3"): "16 answers are not a multiple of minibatches x config.optim.accumulate = 3",
     ("ppo", "--config.rollout.score_parts=5"): "not a multiple of config.rollout.score_parts = 5",
@@ -189,10 +189,10 @@ MISTAKES = {
     ("grpo", "--config.grpo.aggregate=mean"): "config.grpo.aggregate: 'mean' is none of token, sequence, constant",
     ("grpo", "--config.grpo.kl_in=los"): "config.grpo.kl_in: 'los' is none of loss, reward",
     ("grpo", "--config.rollout.n=1"): "give 2 or more",
-    ("raft", "--config.rollout.n=1"): "the best is chosen among 2 answers or more",
+    ("raft", "--config.rollout.n=1"): "give 2 or more",
     ("dpo", "--config.dpo.kind=sigmod"): "config.dpo.kind: 'sigmod' is none of sigmoid, robust",
-    ("dpo", "--config.init_from=None"): "which is the reference too",
-    ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is neither reward nor cost",
+    ("dpo", "--config.init_from=None"): "config.init_from = None: give the path of a tuned model",
+    ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is none of reward, cost",
     ("reward", "--config.data.heldout=0.0"): "config.normalise.prompts: these are held-out prompts",
 }
 
@@ -219,15 +219,15 @@ def test_a_model_of_the_wrong_kind_is_one_line_and_exit_code_2(
 
 
 LEAVES = {
-    "c.ppo.epochz = 1": "config.ppo: has or lacks epochz; it is made of epochs, minibatches",
-    "del c.ppo.clip": "config.ppo: has or lacks clip",
-    "c.kl.coeff = 0.1": "config.kl: has or lacks coeff",
-    "c.watch.proxi = 'eval/heldout/scores'": "config.watch: has or lacks proxi",
-    "c.reward.shaping.clipp = 1.0": "config.reward.shaping: has or lacks clipp",
+    "c.ppo.epochz = 1": "nothing reads config.ppo.epochz; did you mean config.ppo.epochs?",
+    "del c.ppo.clip": "the config has no config.ppo.clip",
+    "c.kl.coeff = 0.1": "nothing reads config.kl.coeff; did you mean config.kl.coef?",
+    "c.watch.proxi = 'eval/heldout/scores'": "nothing reads config.watch.proxi; did you mean config.watch.proxy?",
+    "c.reward.shaping.clipp = 1.0": "nothing reads config.reward.shaping.clipp; did you mean",
     "c.reward.sources.blue.wieght = 1.0": "nothing reads config.reward.sources.blue.wieght; did you mean",
     "c.reward.sources.blue.model = 'x'": "config.reward.sources.blue: give it a `model`, a path, or a `function`",
     "del c.reward.sources.blue": "config.reward.sources: name at least one model or function",
-    "c.cost.source = {'weight': 1.0}": "config.cost.source.cost: give it a `model`, a path, or a `function`",
+    "c.cost.source = {'weight': 1.0}": "config.cost.source: give it a `model`, a path, or a `function`",
     "c.rollout.top_k = 5": "nothing reads config.rollout.top_k",
 }
 

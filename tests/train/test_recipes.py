@@ -179,11 +179,11 @@ PRETRAIN_MISTAKES = {
     "no such source": ("--config.data.mixture.text.source=/nowhere/*.jsonl", "/nowhere/*.jsonl"),
     "no such format": ("--config.data.mixture.text.format=alpca", "'alpca'"),
     "conversations as text": ("--config.data.mixture.text.format=alpaca", "text.jsonl:1"),
-    "no preset": ("--config.model.preset=None", "set one of the two"),
-    "an unknown preset": ("--config.model.preset=nano-tset", "no model preset 'nano-tset'; did you mean 'nano-test'?"),
-    "an unknown dtype": ("--config.model.dtype=float23", "config.model: data type 'float23' not understood"),
-    "an unknown attention": ("--config.model.attention=flash", "config.model: attention 'flash': give one of auto"),
-    "an unknown remat": ("--config.model.remat=som", "config.model: remat 'som': give one of"),
+    "no preset": ("--config.model.preset=None", "set one of config.model.preset and config.init_from"),
+    "an unknown preset": ("--config.model.preset=nano-tset", "did you mean nano-test?"),
+    "an unknown dtype": ("--config.model.dtype=float23", "config.model.dtype: 'float23' is none of float32, bfloat16"),
+    "an unknown attention": ("--config.model.attention=flash", "config.model.attention: 'flash' is none of auto"),
+    "an unknown remat": ("--config.model.remat=som", "config.model.remat: 'som' is none of none"),
     "a mesh that does not fit": ("--config.mesh.tensor=3", "does not fit 8 device(s)"),
     "a mesh that does not divide": ("--config.mesh.tensor=8", "layers/attention/k (2, 64, 2, 16): mesh axis 'tensor'"),
     "rows that do not divide": ("--config.data.batch_size=12", "config.data.batch_size 12 is not a multiple of"),
@@ -193,10 +193,10 @@ PRETRAIN_MISTAKES = {
         "set one of config.total_steps, config.total_epochs, config.total_tokens",
     ),
     "two lengths": ("--config.total_tokens=5000", "the config sets config.total_steps and config.total_tokens"),
-    "never to report": ("--config.log_steps=0", "lengths of at least one step"),
-    "an unknown optimiser": ("--config.optim.name=adam", "no optimiser 'adam'; give one of adamw"),
-    "another optimiser's argument": ("--config.optim.momentum=0.9", "adamw does not take momentum"),
-    "an unknown schedule": ("--config.schedule.name=cos", "no schedule 'cos'"),
+    "never to report": ("--config.log_steps=0", "config.log_steps = 0: give a whole number from 1 up"),
+    "an unknown optimiser": ("--config.optim.name=adam", "config.optim.name: 'adam' is none of adamw"),
+    "another optimiser's argument": ("--config.optim.momentum=0.9", "does nothing where config.optim.name is 'adamw'"),
+    "an unknown schedule": ("--config.schedule.name=cos", "config.schedule.name: 'cos' is none of cosine"),
     "rules that leave parameters out": ("--config.optim.frozen=[('embed/.*',True)]", "config.optim.frozen: no pattern"),
     "nothing to train": ("--config.optim.frozen=[('.*',True)]", "freezes every parameter"),
     "rules that leave leaves out": ("--config.partition_rules=[('embed/.*',())]", "no pattern of ['embed/.*'] matches"),
@@ -218,7 +218,7 @@ def test_a_mistake_in_tuning_is_one_line_and_exit_code_2(arguments, pretrained, 
     for override, message in {
         "--config.template=None": "config.template: name one (chatml, llama2, ...)",
         "--config.template=chatlm": "chatlm",
-        "--config.model.preset=nano-test": "set one of the two",
+        "--config.model.preset=nano-test": "set one of config.model.preset and config.init_from",
     }.items():
         assert message in mistake([*arguments("sft", tmp_path, init_from=pretrained), override], capsys)
 
@@ -234,9 +234,12 @@ def test_a_config_file_that_is_not_there_is_one_line_with_the_nearest_name(argum
     [
         ("c.data.sequence_len = 32", "nothing reads config.data.sequence_len; did you mean config.data.seq_len?"),
         ("c.checkpoint.every_step = 3", "config.checkpoint.every_step; did you mean config.checkpoint.every_steps?"),
-        ("c.optim.weight_decy = 0.1", "adamw does not take weight_decy"),
+        (
+            "c.optim.weight_decy = 0.1",
+            "nothing reads config.optim.weight_decy; did you mean config.optim.weight_decay?",
+        ),
         ("c.evals.golden = {}", "config.evals.golden: there is no such evaluation, only gold"),
-        ("c.evals.gold = {'per_skil': 2}", "config.evals.gold: got an unexpected keyword argument 'per_skil'"),
+        ("c.evals.gold = {'per_skil': 2}", "config.evals.gold.per_skil; did you mean config.evals.gold.per_skill?"),
     ],
 )
 def test_a_leaf_that_nothing_reads_stops_the_run_before_its_first_step(line, message, arguments, tmp_path, capsys):

@@ -14,6 +14,7 @@ from camelid.data.errors import UserError
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import PARTITION_RULES, make_mesh
+from camelid.train.by_layer import round_stochastically
 from camelid.train.optimizer import make_optimizer, make_schedule, split_frozen
 from camelid.train.state import Guard, init_state, make_update, state_of, state_shardings
 
@@ -268,3 +269,117 @@ def test_a_state_is_made_already_sharded_and_never_whole_on_one_device():
 def test_freezing_everything_is_refused_when_the_step_is_built():
     with pytest.raises(UserError, match="freezes every parameter"):
         compiled(frozen=((r".*", True),))(first_state(ADAMW), batch_of(0))
+
+
+# Steps that are not taken
+
+
+def assert_all_but_the_step_stays(before, after):
+    assert after["step"] == before["step"] + 1
+    assert_same_bits({k: v for k, v in after.items() if k != "step"}, {k: v for k, v in before.items() if k != "step"})
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_batch_without_a_token_changes_nothing_but_the_step(parts):
+    step = compiled(accumulate=parts)
+    state = after(3, step)
+    new, metrics = step(state, batch_of(9, counts=(0,) * 8))
+    assert_all_but_the_step_stays(state, new)
+    assert (metrics["tokens"], metrics["update_norm"], metrics["loss"], metrics["streak"]) == (0, 0, 0, 0)
+    assert metrics["lr"] == pytest.approx(0.1 * 4 / 4)  # that of the next step that has one
+
+
+def test_a_part_without_a_token_leaves_the_step_that_of_the_others():
+    state, batch = after(1), batch_of(3, counts=(4, 0, 1, 0, 4, 0, 2, 0))
+    split, whole = compiled(accumulate=2)(state, batch), update(state, batch)
+    for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "lion", "adafactor"])
+@pytest.mark.parametrize("fault", ["a learning rate that overflows", "a decay that outgrows float32"])
+def test_a_step_after_which_parameters_would_not_be_finite_is_not_taken(name, fault):
+    params = {"line": {"w": jnp.array([0.5, -1.0, 2.0]), "b": jnp.float32(0.1)}, "idle": jnp.full(3, 1.0)}
+    lr, decay = np.inf if "rate" in fault else 1.0, 0.0 if "rate" in fault else 1000.0
+    optimizer = make_optimizer(
+        params, name=name, schedule=lambda _: jnp.float32(lr), weight_decay=decay, clip_norm=1.0, decay=((r".*", True),)
+    )
+    if "decay" in fault:
+        params["idle"] = jnp.array([3e38, 1.0, 1.0])  # on which no loss depends
+    state = state_of(params, optimizer, NONE, ema=True)
+    new, metrics = jax.jit(make_update(squares, optimizer, lambda _: lr, ema_decay=EMA))(state, batch_of(1))
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    assert (metrics["skipped"], metrics["streak"], metrics["update_norm"]) == (1, 1, 0)
+    for part in ("params", "opt_state", "ema"):
+        assert_same_bits(new[part], state[part])
+
+
+# Parameters of 16 bits
+
+
+def halves_after(name, steps, lr, seed=0, dtype=jnp.bfloat16, **options):
+    """The parameters of a network of two layers in bfloat16 after steps against a constant gradient."""
+    params = {"layers": {"norm": {"scale": jnp.ones((2, 64), dtype)}}, "norm": {"scale": jnp.ones(64, dtype)}}
+    optimizer = make_optimizer(params, name=name, schedule=lambda _: lr, weight_decay=0.0, clip_norm=1.0, **options)
+
+    def loss_fn(params, rows):
+        total = sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(params))
+        return total, jnp.float32(1.0), {}
+
+    update = jax.jit(make_update(loss_fn, optimizer, lambda _: lr, ema_decay=0.99, seed=seed), donate_argnums=0)
+    state = state_of(params, optimizer, NONE, ema=True)
+    norms = []
+    for _ in range(steps):
+        before = jax.tree.map(lambda x: np.asarray(x, np.float32), state["params"])
+        state, metrics = update(state, {"x": jnp.zeros((1, 1))})
+        moved = jax.tree.map(lambda new, old: np.asarray(new, np.float32) - old, state["params"], before)
+        norms.append((metrics["update_norm"], np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(moved)))))
+    return state, norms
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("adamw", {}), ("adamw8bit", {}), ("lion", {}), ("adamw", {"offload": True})]
+)
+def test_in_bfloat16_small_updates_add_up_and_their_norm_is_what_was_stored(name, options):
+    # A step of 1e-4 is a fortieth of the distance to the next number below 1: nearest rounding would never leave 1.
+    state, norms = halves_after(name, 100, 1e-4, **options)
+    for leaf in jax.tree.leaves(state["params"]):
+        assert leaf.dtype == jnp.bfloat16
+        assert np.mean(np.asarray(leaf, np.float32)) == pytest.approx(0.99, abs=1.5e-3)
+    np.testing.assert_allclose(*np.transpose(norms), rtol=1e-5)
+    average = np.mean([np.mean(x) for x in jax.tree.leaves(state["ema"])])
+    assert {x.dtype for x in jax.tree.leaves(state["ema"])} == {jnp.dtype("float32")}
+    expected = 1.0 - 1e-4 * sum(1 - 0.99**k for k in range(1, 101))
+    assert average == pytest.approx(expected, abs=6e-4)
+
+
+def test_rounding_is_a_matter_of_the_seed_alone_and_differs_from_step_to_step():
+    once, again, other = (halves_after("lion", 3, 1e-3, seed)[0]["params"] for seed in (0, 0, 1))
+    once, again, other = (np.asarray(x["layers"]["norm"]["scale"], np.float32) for x in (once, again, other))
+    assert np.array_equal(once, again) and not np.array_equal(once, other)
+    assert not np.array_equal(once[0], once[1])
+
+
+def test_stochastic_rounding_takes_either_neighbour_by_its_nearness():
+    x = jnp.float32([1.0 + 2**-9, -1.0 - 2**-9, 1.0, 3e38, 0.0])  # the first two a quarter of the way to the next
+    drawn = np.asarray(
+        jax.vmap(lambda key: round_stochastically(x, jnp.bfloat16, key))(jax.random.split(jax.random.key(0), 4000)),
+        np.float32,
+    )
+    np.testing.assert_array_equal(np.unique(drawn[:, 0]), np.float32([1.0, 1.0 + 2**-7]))
+    np.testing.assert_array_equal(np.unique(drawn[:, 1]), np.float32([-1.0 - 2**-7, -1.0]))
+    np.testing.assert_allclose(np.mean(drawn[:, :2], axis=0), np.asarray(x[:2]), atol=1.5e-4)
+    assert np.all(drawn[:, 2] == 1.0) and np.all(drawn[:, 4] == 0.0) and np.all(np.isfinite(drawn))
+    with pytest.raises(ValueError, match="float16"):
+        round_stochastically(x, jnp.float16, jax.random.key(0))
+
+
+def test_numbers_round_to_the_same_bits_on_any_number_of_devices():
+    x, key = jnp.linspace(-2.0, 2.0, 64 * 48).reshape(64, 48), jax.random.key(3)
+    rounded = jax.jit(lambda x, key: round_stochastically(x, jnp.bfloat16, key))
+    alone = np.asarray(rounded(x, key), np.float32)
+    for spec in (PartitionSpec("fsdp"), PartitionSpec("tensor", "fsdp")):
+        mesh = make_mesh({"fsdp": 4, "tensor": 2})
+        spread = rounded(jax.device_put(x, jax.NamedSharding(mesh, spec)), key)
+        assert len(spread.sharding.device_set) == 8
+        np.testing.assert_array_equal(np.asarray(spread, np.float32), alone)

@@ -1,0 +1,150 @@
+"""Types, ranges and choices of a config's leaves: what is refused, in which words, and that no leaf goes without."""
+
+import typing
+from typing import Annotated, NamedTuple
+
+import ml_collections
+import pytest
+
+from camelid.data.errors import UserError
+from camelid.train.leaves import (
+    Count,
+    Duration,
+    NotNegative,
+    OneOf,
+    Only,
+    Path,
+    Positive,
+    Range,
+    Regex,
+    Share,
+    Unset,
+    check,
+    read,
+)
+from camelid.train.settings import Settings
+
+
+class Inner(NamedTuple):
+    weight: NotNegative
+    name: Path = "x"
+
+
+class Section(NamedTuple):
+    lr: Annotated[float, Range(least=0, most=100)] = 1.0
+    clip: Annotated[Positive | None, Unset("no clipping")] = None
+    b2: Annotated[float | None, Range(least=0, below=1)] = None
+    eps: Annotated[float, Range(above=0, most=1)] = 1e-8
+    share: Share = 0.5
+    epochs: Count = 1
+    flag: bool = False
+    kind: Annotated[str, OneOf("sigmoid", "simpo")] = "sigmoid"
+    gamma: Annotated[NotNegative, Only("kind", "simpo", default=0.5)] = 0.5
+    rules: list[tuple[Regex, bool]] | None = None
+    layers: Count | list[int] | None = None
+    total: Annotated[float, Duration(("steps", "percent"), required=False, least=1)] = None
+    inner: Inner = None
+    many: dict[str, Inner] = None
+
+
+def problem(**values) -> str:
+    """What is said of a section; "" where it holds."""
+    try:
+        check("config.s", ml_collections.ConfigDict(values), Section)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr": 0},
+        {"lr": 100.0},
+        {"clip": None},
+        {"b2": 0.999999},
+        {"eps": 1e-30},
+        {"kind": "simpo", "gamma": 0.7},
+        {"gamma": 0.5},
+        {"rules": [("a.*", True)]},
+        {"rules": [["a", False]]},
+        {"layers": 2},
+        {"layers": [-1, 3]},
+        {"total_steps": 1e4, "total_percent": None},
+        {"inner": {"weight": 0}},
+        {"many": {"a": {"weight": 1.0}, "b": {"weight": 2, "name": "y"}}},
+    ],
+)
+def test_values_within_their_ranges_are_accepted(values):
+    assert problem(**values) == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": -1}, "config.s.lr = -1: give a number from 0 to 100"),
+        ({"lr": float("nan")}, "config.s.lr = nan: give a number from 0 to 100"),
+        ({"lr": float("inf")}, "config.s.lr = inf: give"),
+        ({"lr": True}, "config.s.lr = True: give a number"),
+        ({"lr": "1"}, "config.s.lr = '1': give a number"),
+        ({"lr": None}, "config.s.lr = None: give a number from 0 to 100"),
+        ({"lr": [1.0]}, "config.s.lr = [1.0]: give a number"),
+        ({"clip": -1}, "config.s.clip = -1: give a number greater than 0, or None for no clipping"),
+        ({"clip": 0.0}, "config.s.clip = 0.0: give a number greater than 0, or None for no clipping"),
+        ({"b2": 1.0}, "config.s.b2 = 1.0: give a number from 0 to below 1, or None"),
+        ({"b2": 1 - 1e-12}, "give a number from 0 to below 1"),  # 1 in float32
+        ({"eps": 1e-60}, "config.s.eps = 1e-60: give a number greater than 0, at most 1"),  # 0 in float32
+        ({"eps": 1e300}, "give a number greater than 0, at most 1; the largest whole number is"),
+        ({"share": 1.5}, "config.s.share = 1.5: give a number from 0 to 1"),
+        ({"epochs": 2.0}, "config.s.epochs = 2.0: give a whole number from 1 up"),
+        ({"epochs": 0}, "config.s.epochs = 0: give a whole number from 1 up"),
+        ({"epochs": 2**31}, "give a whole number from 1 up; the largest whole number is 2147483647"),
+        ({"epochs": 10**400}, "config.s.epochs = 1000"),
+        ({"flag": 1}, "config.s.flag = 1: give True or False"),
+        ({"kind": "simp"}, "config.s.kind: 'simp' is none of sigmoid, simpo; did you mean simpo?"),
+        ({"kind": 3}, "config.s.kind = 3: give one of sigmoid, simpo"),
+        (
+            {"gamma": 0.7, "kind": "sigmoid"},
+            "config.s.gamma = 0.7 does nothing where config.s.kind is 'sigmoid': it is for simpo",
+        ),
+        ({"rules": 5}, "config.s.rules = 5: give a list of (a regular expression, True or False), or None"),
+        ({"rules": "a"}, "config.s.rules = 'a': give a list"),
+        ({"rules": [("(", True)]}, "config.s.rules = [('(', True)]: give a list of (a regular expression"),
+        ({"rules": [("a", 1)]}, "config.s.rules"),
+        ({"rules": [("a", True, 3)]}, "config.s.rules"),
+        ({"layers": 0}, "config.s.layers = 0: give a whole number from 1 up, a list of items, each a whole number, or"),
+        ({"layers": [1.5]}, "config.s.layers = [1.5]"),
+        ({"total_steps": 0}, "config.s.total_steps = 0: give a whole number from 1 up, or None"),
+        ({"total_steps": 1.5}, "config.s.total_steps = 1.5: give a whole number"),
+        ({"total_percent": 101}, "config.s.total_percent = 101: give a number from 0 to 100, or None"),
+        ({"total_steps": 3, "total_percent": 5}, "the config sets config.s.total_steps and config.s.total_percent"),
+        ({"total_tokens": 3}, "nothing reads config.s.total_tokens; did you mean"),
+        ({"inner": {"weight": -1}}, "config.s.inner.weight = -1: give a number from 0 up"),
+        ({"inner": {}}, "the config has no config.s.inner.weight"),
+        ({"inner": 3}, "config.s.inner = 3: give a section of weight, name"),
+        ({"many": {"a": {"weight": "1"}}}, "config.s.many.a.weight = '1': give a number from 0 up"),
+        ({"many": {"a": 2}}, "config.s.many.a = 2: give a section of weight, name"),
+        ({"inner": {"weight": 1, "name": ""}}, "config.s.inner.name = '': give a path or name"),
+        ({"inner": {"weight": 1, "nmae": "x"}}, "nothing reads config.s.inner.nmae; did you mean config.s.inner.name?"),
+    ],
+)
+def test_another_value_is_one_line_with_leaf_value_and_range(values, message):
+    said = problem(**{"lr": 1.0} | values)
+    assert message in said and "\n" not in said and len(said) < 400
+
+
+def test_a_section_is_checked_when_it_is_read():
+    settings = Settings(ml_collections.ConfigDict({"inner": {"weight": 2, "name": "a"}, "wrong": {"weight": None}}))
+    assert read(settings, "inner", Inner) == Inner(2, "a")
+    with pytest.raises(UserError, match=r"config\.wrong\.weight = None"):
+        read(settings, "wrong", Inner)
+
+
+def test_the_arguments_of_a_function_are_a_section_too():
+    def evaluate(model, *, count: Count = 3, anything=None):
+        return {}, []
+
+    check("config.evals.e", {"count": 2, "anything": "x"}, evaluate)
+    with pytest.raises(UserError, match=r"config\.evals\.e\.count = 0: give a whole number from 1 up"):
+        check("config.evals.e", {"count": 0}, evaluate)
+    assert typing.get_type_hints(evaluate)["count"] is int
