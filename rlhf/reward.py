@@ -29,7 +29,7 @@ from ..model.sharding import BATCH
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
 from ..train.fit import Evaluator, Finish, Job, compile_update, data_tables, fit, update_settings
-from ..train.leaves import NotNegative, OneOf, Only, read
+from ..train.leaves import NotNegative, OneOf, Only, read, shown
 from ..train.loop import Evaluation, check_streak
 from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from ..data.errors import UserError
-from ..train.leaves import Count, Finite, NotNegative, Only, Path, Positive, Range, Share, Whole, shown
+from ..train.leaves import Count, Finite, NotNegative, OneOf, Only, Path, Positive, Range, Share, Whole, shown
 from ..train.sections import Data, OnError, Packing, RowLength, Rows, Run, Source
 from . import dpo, grpo, ppo, raft, reward, rewards, watch
 
@@ -17,6 +17,7 @@ class PairData:
     batch_size: Rows
     heldout: Annotated[float, Range(least=0, below=1)]
     on_error: OnError
+    max_record_bytes: Count = 2**26
     noise: Share
     max_pairs: Count | None
     sides: Annotated[int, Range(least=2, most=1000)] = 2
@@ -30,6 +31,7 @@ class PromptData:
     batch_size: Rows
     heldout: Annotated[float, Range(least=0, below=1)]
     on_error: OnError
+    max_record_bytes: Count = 2**26
     max_prompt_tokens: RowLength
     heldout_prompts: Count = 64
 
@@ -95,12 +97,14 @@ class Rollout:
     temperature: Positive
     n: Annotated[int, Range(least=1, most=2**16)]
     score_parts: Count
+    stop: list[Path] = ()
 
 
 class Scorer:
     """A source of scores: a reward model's path or a function, "package.module:name"."""
 
     model: Path = None
+    weights: Annotated[str, OneOf("params", "ema"), Only("model")] | None = None
     function: Path = None
     weight: Finite = 1.0
     pessimism: Annotated[NotNegative, Only("model", default=0.0)] = 0.0

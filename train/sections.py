@@ -7,7 +7,7 @@ from ..data.errors import UserError
 from ..data.formats import FORMATS
 from ..data.templates import load_template
 from ..model.attention import IMPLEMENTATIONS
-from ..model.config import PRESETS, RopeKind
+from ..model.config import PRESETS, FamilyName, RopeKind
 from ..model.llama import REMAT
 from ..model.lora import INITS
 from ..model.storage import MATRICES
@@ -75,6 +75,17 @@ class Model:
     max_len: Annotated[int, Range(least=1, most=2**30)] | None
     rope_theta: Annotated[float, Range(least=1)] | None
     rope_scaling: RopeScaling | None
+    vocab_size: Rows | None = None
+    qkv_bias: bool | None = None
+    o_bias: bool | None = None
+    mlp_bias: bool | None = None
+    qk_norm: bool | None = None
+    window: Count | None = None
+    attention_scale: Positive | None = None
+    embedding_multiplier: Positive | None = None
+    residual_multiplier: Positive | None = None
+    logit_divisor: Positive | None = None
+    family: Annotated[str, OneOf(*FamilyName.__args__)] | None = None
 
 
 class Lora:
@@ -123,6 +134,7 @@ class Data:
     packing: Packing
     heldout: Annotated[float, Range(least=0, below=1)]
     on_error: OnError
+    max_record_bytes: Count = 2**26
     cache_dir: Path
 
     @staticmethod
@@ -201,12 +213,14 @@ class Mesh:
 
 
 class Checkpoint:
-    """`config.checkpoint`."""
+    """`config.checkpoint`. best: a metric of an evaluation, by which the best checkpoint is kept too."""
 
-    every_steps: Count | None
-    every_seconds: Positive | None
+    every: Annotated[
+        float, Duration(("steps", "epochs", "tokens", "percent", "seconds"), required=False), Range(above=0)
+    ]
     keep_last: Count
     keep_every: Count | None
+    best: tuple[Path, Annotated[str, OneOf("max", "min")]] | None = None
 
 
 class Profile:
@@ -223,6 +237,7 @@ class Run:
     seed: Whole
     model: Model
     init_from: Path | None
+    init_weights: Annotated[str, OneOf("params", "ema")] | None = None
     tokenizer: Path | None
     template: Path | None
     lora: Lora
