@@ -24,13 +24,15 @@ NAME = ".lock"
 @contextlib.contextmanager
 def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
     """Holds the lock of a work directory, which is made if need be. UserError says who else holds it.
+    A directory that is made for it and stays empty goes with it.
 
     Of a run of several processes, process 0 holds it for all. The system frees it when its holder dies. On object
     stores (gs://) and on file systems without locks there is none, which is told in a line.
     """
-    held, problem = None, None
+    held, problem, made = None, None, False
     if jax.process_index() == 0:
         try:
+            made = "://" not in os.fspath(workdir) and not Path(workdir).exists()
             held = _take(workdir)
         except UserError as error:
             problem = error
@@ -44,6 +46,9 @@ def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
         if held is not None:
             (Path(workdir) / NAME).unlink(missing_ok=True)  # while it is held: `_take` looks whether it is still there
             os.close(held)
+            if made:
+                with contextlib.suppress(OSError):  # it is not empty
+                    Path(workdir).rmdir()
 
 
 def _take(workdir: epath.PathLike) -> int | None:
@@ -51,10 +56,13 @@ def _take(workdir: epath.PathLike) -> int | None:
     if "://" in os.fspath(workdir):
         tell(f"{workdir}: no lock there; nothing keeps a second run out of this work directory")
         return None
-    Path(workdir).mkdir(parents=True, exist_ok=True)
     path = Path(workdir) / NAME
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # its last holder has just removed it, which was empty
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,7 +14,8 @@ from etils import epath
 
 from ..sampling import Sampling
 from ..stopping import MOST_BYTES
-from .huggingface import CONFIG, _read_json
+from .headers import read_json
+from .huggingface import CONFIG
 
 FILE = "generation_config.json"
 MOST_IDS = 256
@@ -90,13 +91,12 @@ def read_folder(path: epath.PathLike, vocab_size: int) -> GenerationDefaults:
     where, fields = str(path / FILE), {}
     if (path / FILE).exists():
         try:
-            fields = _read_json(path / FILE)
-        except (ValueError, OSError, RecursionError) as error:
-            fault = str(error) if isinstance(error, ValueError) else f"{where} cannot be read ({type(error).__name__})"
-            warnings.warn(f"{fault}; what it says of sampling is not used", stacklevel=2)
+            fields = read_json(path / FILE)
+        except ValueError as error:
+            warnings.warn(f"{error}; what it says of sampling is not used", stacklevel=2)
     ends, of = fields.get("eos_token_id"), where
     if ends is None and (path / CONFIG).exists():
-        ends, of = _read_json(path / CONFIG).get("eos_token_id"), str(path / CONFIG)
+        ends, of = read_json(path / CONFIG).get("eos_token_id"), str(path / CONFIG)
     said = {ours: fields.get(theirs) for theirs, ours in HUGGING_FACE_FIELDS.items()}
     if fields.get("do_sample") is False:
         said["temperature"] = 0.0

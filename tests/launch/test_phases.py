@@ -3,7 +3,6 @@
 import itertools
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from camelid.launch.quickstart import CONFIGS
 from camelid.model.sharding import match, path_name
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.train import origin
+from camelid.train.loop import Interrupted
 from camelid.train.settings import load_phases
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -110,14 +110,15 @@ def test_a_phase_that_is_stopped_ends_the_command(tmp_path, monkeypatch):
 
     def recipe(settings, workdir, evaluators):
         begun.append((workdir.name, settings.init_from, settings.model.preset))
-        return SimpleNamespace(step=7 if workdir.name == "second" else 8)
+        if workdir.name == "second":
+            raise Interrupted("SIGTERM ended the run", 15)
 
     monkeypatch.setitem(phases.RECIPES, "pretrain", phases.RECIPES["pretrain"]._replace(run=recipe))
-    monkeypatch.setattr(phases, "read_manifest", lambda path: {"total_steps": 8})
     config = base()
     config.model.preset, config.total_steps = "nano-test", 8
     config.data.mixture.text = {"source": "text.jsonl", "format": "auto", "weight": 1.0}
-    phases.run({name: config.copy_and_resolve_references() for name in ("first", "second", "third")}, tmp_path, {})
+    with pytest.raises(Interrupted):
+        phases.run({name: config.copy_and_resolve_references() for name in ("first", "second", "third")}, tmp_path, {})
     assert begun == [("first", None, "nano-test"), ("second", str(tmp_path / "first"), None)]
 
 

@@ -35,6 +35,9 @@ def test_a_second_process_is_told_who_holds_the_directory_and_a_lock_dies_with_i
         with only_process_of(workdir):
             pass
     assert os.listdir(workdir) == []
+    with only_process_of(tmp_path / "new"):
+        assert os.listdir(tmp_path / "new") == [".lock"]
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_lock_that_its_holder_removes_while_another_waits_is_not_taken_for_the_new_one(tmp_path, monkeypatch):

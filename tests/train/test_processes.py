@@ -1,7 +1,10 @@
 """Two processes of four devices each, joined by JAX's distributed runtime over gloo, against one process of eight."""
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import jax
@@ -62,19 +65,43 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(arguments, 
     assert f"SIGTERM ended the run at step {stopped} of 24; it is saved" in outputs[0]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_of_two_processes_dies_the_other_ends_in_time_with_one_line_and_exit_code_1(
-    arguments, start_two, metrics, tmp_path, victim
-):
-    processes = start_two([*arguments("pretrain", tmp_path), "--config.total_steps=100000"])
-    while not (tmp_path / "metrics.jsonl").exists() or max(metrics(tmp_path), default=0) < 2:
-        assert all(process.poll() is None for process in processes), finish(processes)
-        time.sleep(0.02)
-    processes[victim].send_signal(signal.SIGKILL)
-    died = time.monotonic()
-    said = processes[1 - victim].communicate(timeout=60)[0]
-    assert time.monotonic() - died < 30
-    assert processes[1 - victim].returncode == 1, said
-    lines = [line for line in said.splitlines() if not line.startswith(("step ", "camelid: going on", "[Gloo]"))]
-    assert lines[-1].startswith("camelid: another process of this run died or cannot be reached"), said
-    assert "Traceback" not in said and "stack trace" not in said and said.count("camelid: another") == 1
+TOGETHER = """
+import os, sys, time
+import numpy as np
+from camelid.launch.distributed import joined
+with joined(sys.argv[1], 2, int(sys.argv[2])):
+    from jax.experimental import multihost_utils
+    while True:
+        multihost_utils.process_allgather(np.ones(3))
+        os.write(1, b".")
+        time.sleep(0.05 if sys.argv[3] == "talking" else 1000)
+"""
+
+
+@pytest.mark.parametrize(("victim", "doing"), [(0, "talking"), (1, "talking"), (1, "silent")])
+def test_when_one_of_two_processes_dies_the_other_ends_in_time_with_one_line_and_exit_code_1(victim, doing):
+    """Whether a collective operation notices it, or the heartbeats alone."""
+    address, flags = f"127.0.0.1:{free_port()}", os.environ | {"XLA_FLAGS": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, address, str(i), doing],
+            env=flags,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.read(1), process.communicate()
+        processes[victim].send_signal(signal.SIGKILL)
+        died = time.monotonic()
+        said = processes[1 - victim].communicate(timeout=60)[1]
+        assert time.monotonic() - died < 30
+        assert processes[1 - victim].returncode == 1, said
+        lines = [line for line in said.splitlines() if not line.startswith("[Gloo]")]
+        assert len(lines) == 1 and lines[0].startswith("camelid: another process of this run died"), said
+    finally:
+        for process in processes:
+            process.kill()
