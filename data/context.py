@@ -37,7 +37,7 @@ def add_system(system: str, messages: list[dict]) -> list[dict]:
 def around(raw: Mapping) -> dict[str, list]:
     """{"tools"?, "documents"?} of a record, for the chat template. ValueError for what no template can be given."""
     for field in _PICTURES:
-        if isinstance(raw.get(field), list | dict) and raw[field]:
+        if isinstance(raw.get(field), list) and any(raw[field]):
             raise ValueError(f"{field} is not empty: a model of words cannot see or hear")
     if isinstance(raw.get("chat_template_kwargs"), dict) and any(raw["chat_template_kwargs"].values()):
         raise ValueError("chat_template_kwargs cannot be given to a template record by record")

@@ -137,11 +137,9 @@ def _first_line(problem: Exception) -> str:
 
 def _unreadable(problem: Exception) -> ValueError:
     """What stands in place of the rest of a file."""
-    return (
-        problem
-        if isinstance(problem, TooLarge)
-        else ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
-    )
+    if isinstance(problem, TooLarge):
+        return problem
+    return ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
 
 
 def _lines(path: epath.Path, limit: int) -> Iterator[tuple[int, str | ValueError]]:

@@ -223,7 +223,8 @@ def answers(raw, form):
         completion = raw["completion"]
         found += [completion] if isinstance(completion, str) else spoken(completion, "role", "content")
     else:
-        found = [pair[1] for pair in raw.get("history", []) if form == "alpaca"] + [raw["output"]]
+        earlier = [pair[1] for pair in raw.get("history", [])] if form == "alpaca" else []
+        found = [*earlier, raw["output"]]
     if raw.get("mask_history") in (True, 1, "1", "true"):
         found = found[-1:]
     return [words.strip() for words in found if words.strip()]
@@ -351,7 +352,7 @@ def test_a_damaged_record_is_read_for_what_it_says_or_refused_in_one_line(name, 
             check_meaning(inner, detect(inner) if form == "auto" else form, records[1], tokenizer)
             counts["meaning checked"] += 1
         path.unlink()
-        if number % 5 == 0:
+        if whole and number % 5 == 0:
             counts.update(in_parquet(raw, records[1:-1], form, tmp_path))
     if COUNT > 100:
         print(f"\n{name}: {dict(counts)}")
