@@ -39,7 +39,6 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from . import checksums, sources
-from .conversations import encode_conversation
 from .errors import UserError, bad_record
 from .files import MAX_RECORD_BYTES
 from .templates import ChatTemplate, Encoded, encode_text
@@ -162,7 +161,9 @@ def encode_record(record: dict, tokenizer: Tokenizer, template: ChatTemplate | N
                 "the record calls its answer bad (label, kto_tag or score): only dpo.kind=kto learns from it"
             )
         case "chat" if template is not None:
-            return encode_conversation(record["messages"], tokenizer, template, around=record)
+            return template.encode(
+                record["messages"], tokenizer, tools=record.get("tools"), documents=record.get("documents")
+            )
         case "chat":
             raise UserError("a conversation needs a chat template: set `template`")
         case kind:

@@ -23,7 +23,6 @@ from hashlib import blake2b
 import numpy as np
 
 from .batches import Batch, Shapes
-from .conversations import encode_conversation
 from .errors import UserError
 from .files import MAX_RECORD_BYTES
 from .samples import LeftOut, Sample, SampleBatches, SamplePass, Samples, SourcePart, collect, describe, language_of
@@ -280,7 +279,9 @@ def encode_answer(
     """
     messages = record["messages"]
     conversation = messages + answer
-    encode = functools.partial(encode_conversation, tokenizer=tokenizer, template=template, around=record)
+    encode = functools.partial(
+        template.encode, tokenizer=tokenizer, tools=record.get("tools"), documents=record.get("documents")
+    )
     prompt = encode(messages, generation_prompt=True).tokens
     if answer[-1]["content"].strip() or answer[-1].get("tool_calls"):
         tokens, mask = encode(conversation)

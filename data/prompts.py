@@ -17,7 +17,6 @@ from itertools import chain, islice, zip_longest
 import numpy as np
 
 from .batches import Shapes
-from .conversations import encode_conversation
 from .errors import UserError
 from .files import MAX_RECORD_BYTES
 from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, collect, language_of
@@ -153,7 +152,9 @@ def _maker(tokenizer: Tokenizer, template: ChatTemplate, max_tokens: int) -> Cal
 
     def make(record: dict) -> Sample:
         messages, reference = prompt_of(record)
-        tokens = encode_conversation(messages, tokenizer, template, around=record, generation_prompt=True).tokens
+        tokens = template.encode(
+            messages, tokenizer, generation_prompt=True, tools=record.get("tools"), documents=record.get("documents")
+        ).tokens
         if len(tokens) > max_tokens:
             raise LeftOut("too_long", f"the prompt has {len(tokens):,} tokens, more than {max_tokens:,}")
         content = tokens.tobytes()

@@ -45,7 +45,7 @@ class LastAnswerTemplate:
 
     fingerprint, source = "last answer", ""
 
-    def encode(self, messages, tokenizer):
+    def encode(self, messages, tokenizer, tools=None, documents=None):
         if any("bad" in message["content"] for message in messages):
             raise UserError("bad words")
         pieces = [tokenizer.encode(message["content"]) for message in messages]
