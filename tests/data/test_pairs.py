@@ -161,7 +161,7 @@ def test_answers_that_cannot_be_told_apart_are_refused(plain):
     with pytest.raises(UserError, match=r"writes the prompt differently once there is an answer.*another template"):
         encode_pair(record, plain, load_template(merging))
     mute = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}"
-    with pytest.raises(UserError, match="leaves the answer out"):
+    with pytest.raises(UserError, match="writes nothing of message 2, the assistant's"):
         encode_pair(SINGLE, plain, load_template(mute))
     with pytest.raises(UserError, match="the chosen answer says nothing"):
         encode_pair(preference([user("1")], [assistant("")], [assistant("bad")]), plain, load_template("llama2"))
