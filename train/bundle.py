@@ -228,7 +228,8 @@ def load(
     "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
     and values of 8 bits while decoding. rope: a rotary scaling and the tokens that it stretches the trained context
     to, such as ("yarn", 8192). vocab_size: rows of embedding and head, more than somebody else's files have, as where a
-    tokenizer has ids that were never given one: the new ones are the mean of the others. Raises UserError for a path that holds no model.
+    tokenizer has ids that were never given one: the new ones are the mean of the others. Raises UserError for a path
+    that holds no model.
     """
     manifest = origin.read_manifest(path)
     if manifest.get("kind") == "scalar":
@@ -243,7 +244,8 @@ def load(
         )
     config = config.replace(vocab_size=vocab_size or config.vocab_size)
     tokenizer = origin.load_tokenizer(path)
-    origin.check_rows(tokenizer, config.vocab_size, path, "load(..., vocab_size={0}) or `camelid convert --vocab_size={0}`")
+    remedy = "load(..., vocab_size={0}) or `camelid convert --vocab_size={0}`"
+    origin.check_rows(tokenizer, config.vocab_size, path, remedy)
     try:
         rules, config = storage.rules_of(quantize), config.replace(cache=cache)
         if rope is not None:

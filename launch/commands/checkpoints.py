@@ -38,7 +38,8 @@ def _convert(args: argparse.Namespace) -> None:
 
     template = load_template(args.template) if args.template is not None else None
     tokenizer = origin.tokenizer_at(args.tokenizer) if args.tokenizer is not None else None
-    common = dict(dtype=args.dtype, weights=args.weights, template=template, tokenizer=tokenizer, vocab_size=args.vocab_size)
+    common = dict(dtype=args.dtype, weights=args.weights, vocab_size=args.vocab_size)
+    common |= dict(template=template, tokenizer=tokenizer)
     match args.to:
         case "camelid":
             convert.to_camelid(args.source, args.output, **common)

@@ -22,9 +22,9 @@ from camelid.data.tokenizer_training import train_sentencepiece
 COUNT = int(os.environ.get("CAMELID_FUZZ", "40"))
 CORPUS = ["the llama walks over high hills, 12345 times; 你好，羊驼走过高山。\n\tdef f(x)"] * 3
 CONTROL = ["<s>", "</s>", "<|im_end|>"]
-TEXTS = ["", " ", "the llama", " hills  x\n", "你好 😀", "a<tool> b <tool>", "<|im_end|></s>", "12345\t\xa0é", "x" * 300]
+TEXTS = ["", " ", "the llama", " hills  x\n", "你好 😀", "a<tool> b <tool>", "<|im_end|></s>", "1\t\xa0é", "x" * 300]
 ODD = [None, True, -1, 0, 1, 2**31, 2**32 + 1, 2**63, 10**30, 1.5, 1e308, "", "x", "▁", "\ud800", "a" * 70, [], {}, [1]]
-ODD += [["a", "b"], {"type": "x"}, {"type": "Sequence"}, {"String": "a"}, {"Regex": "("}, {"content": "</s>"}, [[]], "<s>"]
+ODD += [["a", "b"], {"type": "x"}, {"type": "Sequence"}, {"String": "a"}, {"Regex": "("}, {"content": "</s>"}, [[]]]
 
 
 def byte_level(name):
