@@ -11,6 +11,7 @@ import random
 
 import pytest
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from camelid.data.errors import UserError
@@ -156,3 +157,37 @@ def test_a_changed_field_is_taken_as_tokenizers_takes_it_or_told_in_one_line(kin
         counts[check(*changed(cases[kind], rng))] += 1
     print(f"{kind}: {dict(counts)}")
     assert counts["clear"] and sum(counts.values()) == COUNT
+
+
+def damaged(model, rng):
+    """A SentencePiece model with one thing changed."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    piece = rng.choice(proto.pieces)
+    how = rng.randrange(7)
+    if how == 0:
+        piece.type = rng.randint(1, 6)
+    elif how == 1:
+        piece.piece = rng.choice(["", "a", "<0xZZ>", "▁" * 50, "<s>", " ", "\n"])
+    elif how == 2:
+        piece.score = rng.choice([float("nan"), float("inf"), -1e38, 0])
+    elif how == 3:
+        proto.trainer_spec.model_type = rng.randint(1, 4)
+    elif how == 4:
+        name = rng.choice(["bos_piece", "eos_piece", "unk_piece", "pad_piece"])
+        setattr(proto.trainer_spec, name, rng.choice(["", "x", "<unk>", "a"]))
+    elif how == 5:
+        proto.normalizer_spec.precompiled_charsmap = rng.randbytes(rng.choice([3, 4, 8, 100]))
+    content = bytearray(proto.SerializeToString())
+    if how == 6:
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    return bytes(content), how
+
+
+def test_a_damaged_sentencepiece_model_is_taken_or_told_in_one_line(cases):
+    rng = random.Random(1)
+    counts = collections.Counter()
+    for _ in range(COUNT):
+        content, how = damaged(cases["config"]["tokenizer.model"], rng)
+        counts[check({"tokenizer.model": content}, how)] += 1
+    print(f"tokenizer.model: {dict(counts)}")
+    assert counts["clear"] and counts["accepted"]
