@@ -18,7 +18,15 @@ from .checksums import write_whole
 from .errors import UserError
 from .tokenizer_huggingface import HuggingFaceVocabulary
 from .tokenizer_sentencepiece import Place, SentencePieceVocabulary
-from .tokenizer_settings import ADDED_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, AddedToken, Settings, read_settings
+from .tokenizer_settings import (
+    ADDED_FILE,
+    CONFIG_FILE,
+    MAP_FILE,
+    NOTHING,
+    TEMPLATE_FILE,
+    AddedToken,
+    read_settings,
+)
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 HUGGINGFACE_FILE = "tokenizer.json"
@@ -68,7 +76,7 @@ class Tokenizer:
         self.chat_template = settings.chat_template
         self.model_fingerprint = hashlib.sha256(files[model_file]).hexdigest()
         self.fingerprint = self.model_fingerprint
-        if settings._replace(chat_template=None) != Settings():
+        if settings._replace(chat_template=None) != NOTHING:
             decides = [*self.cache_key(), self.adds_bos, self.bos_id, self.pad_id, self.unk_id, self.named]
             self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
         self._spellings = {i: spelling for spelling, i in self.special.items()}
@@ -134,12 +142,8 @@ class Tokenizer:
             named["bos_token"] = self.named["bos_token"]
         named = {name: spelling for name, spelling in named.items() if name in template_source}
         rules = self._vocabulary.rules | ({"named": named} if named else {})
-        return [
-            self.model_fingerprint,
-            self.bos_id if self.adds_bos else None,
-            self.eos_id,
-            *([rules] if rules else []),
-        ]
+        key = [self.model_fingerprint, self.bos_id if self.adds_bos else None, self.eos_id]
+        return [*key, rules] if rules else key
 
     def encode(self, text: str, *, after: int | None = None, continues: bool = False) -> list[int]:
         """Token ids of `text`, with no control token among them.

@@ -20,7 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 from .errors import UserError
 from .tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from .tokenizer_sentencepiece import SPACE_SYMBOL
-from .tokenizer_settings import CONFIG_FILE, LEGACY_VALUES, AddedToken, short
+from .tokenizer_settings import CONFIG_FILE, LEGACY_VALUES, AddedToken, one_line, short
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # values of tokenizer.ggml.model
 LEGACY = "camelid.tokenizer.legacy"  # our own key for `legacy` of a tokenizer_config.json
@@ -215,9 +215,7 @@ def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
 def _value(fields: Mapping[str, Any], key: str, kind: type, default: Any, where: str) -> Any:
     value = fields.get(key, default)
     if key in fields and not _is(value, kind):
-        raise UserError(
-            f"{where}: {key} is {short(value)}, not of type {kind.__name__}: convert the model to GGUF again"
-        )
+        raise UserError(f"{where}: {key} is {short(value)}, not of type {kind.__name__}: convert it to GGUF again")
     return value
 
 
@@ -268,6 +266,8 @@ def _config_file(
     """A `tokenizer_config.json`."""
     names = {"bos_token": ids["bos"], "eos_token": ids["eos"], "pad_token": ids["padding"]}
     config = {name: None if i is None else tokens[i] for name, i in names.items()} | config
+    if ids["unknown"] is not None:
+        config["unk_token"] = tokens[ids["unknown"]]
     template = _value(fields, "tokenizer.chat_template", str, None, where)
     if template is not None:
         config["chat_template"] = template
@@ -336,7 +336,7 @@ def _sentencepiece_file(
     try:
         sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
-        raise UserError(f"{where}: SentencePiece does not take its tokens: {error}") from None
+        raise UserError(f"{where}: SentencePiece does not take its tokens: {one_line(error)}") from None
     return content
 
 

@@ -10,6 +10,7 @@ vocabulary, as their tokenizer means them to be.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ import tokenizers
 
 from .errors import UserError
 from .tokenizer_sentencepiece import SPACE_SYMBOL, Place
-from .tokenizer_settings import CONFIG_FILE, MAX_IDS, AddedToken, Settings, short
+from .tokenizer_settings import CONFIG_FILE, MAX_IDS, NOTHING, AddedToken, Settings, one_line, short
 
 # Spellings looked for when no tokenizer_config.json says which tokens begin and end a text.
 KNOWN_SPELLINGS = {
@@ -41,14 +42,17 @@ class HuggingFaceVocabulary:
     trailing_space = False
     found_whole: ClassVar = {}
 
-    def __init__(self, model: bytes, where: str, settings: Settings = Settings()):
+    def __init__(self, model: bytes, where: str, settings: Settings = NOTHING):
         self._spec, self._where = _parse(model, where), where
         self._tokenizer = _load(self._spec, where)
         own = _added(self._tokenizer)
         self.unk_id = _unknown_id(self._spec, self._tokenizer)
         self.named = _add_and_name(self._tokenizer, settings, where)
-        if self.unk_id is not None:
-            self.named["unk_token"] = settings.names.get("unk_token") or self._tokenizer.id_to_token(self.unk_id)
+        unknown = settings.names.get("unk_token")
+        if unknown is not None and self._tokenizer.token_to_id(unknown) is not None:
+            self.named["unk_token"] = unknown
+        elif self.unk_id is not None:
+            self.named["unk_token"] = self._tokenizer.id_to_token(self.unk_id)
         ids = {name: self._tokenizer.token_to_id(spelling) for name, spelling in self.named.items()}
         self.bos_id, self.eos_id, self.pad_id = (ids.get(name) for name in KNOWN_SPELLINGS)
         self.added = _added(self._tokenizer)
@@ -100,7 +104,7 @@ class HuggingFaceVocabulary:
             encoding = self.at(place).encode(text, add_special_tokens=False)
         except BaseException as error:
             _reraise_foreign(error)
-            raise UserError(f"{self._where}: tokenizers cannot encode {short(text)}: {error}") from None
+            raise UserError(f"{self._where}: tokenizers cannot encode {short(text)}: {one_line(error)}") from None
         ids, spans = encoding.ids, encoding.offsets
         if not self._control.isdisjoint(ids):
             return self._cut_control(text, ids, spans, place)
@@ -137,7 +141,7 @@ def _parse(model: bytes, where: str) -> dict[str, Any]:
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise UserError(f"{where} is not a tokenizer.json of Hugging Face's tokenizers: it has no 'model'")
     # Truncation and padding ride along in files saved by a training script, dropout in their model; text must come out
-    # whole, and the same each time. A post-processor would take the space out of the span of a token that begins with it.
+    # whole, and the same each time.
     spec |= {"truncation": None, "padding": None}
     if "dropout" in spec["model"]:
         spec["model"]["dropout"] = None
@@ -164,7 +168,7 @@ def _load(spec: dict[str, Any], where: str) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec | {"post_processor": None}))
     except BaseException as error:  # tokenizers raises bare Exception, and panics, which are none
         _reraise_foreign(error)
-        raise UserError(f"{where} cannot be read by tokenizers {tokenizers.__version__}: {error}") from None
+        raise UserError(f"{where} cannot be read by tokenizers {tokenizers.__version__}: {one_line(error)}") from None
     tokenizer.encode_special_tokens = True  # the spelling of a control token in text is plain text
     return tokenizer
 
@@ -290,7 +294,7 @@ def _begins_with(post_processor: Any, bos_id: int | None, where: str) -> bool:
         raise
     except BaseException as error:
         _reraise_foreign(error)
-        raise UserError(f"{where}: its post_processor cannot be read by tokenizers: {error}") from None
+        raise UserError(f"{where}: its post_processor cannot be read by tokenizers: {one_line(error)}") from None
     return encoding.special_tokens_mask[:1] == [1] and encoding.ids[0] == bos_id
 
 
@@ -320,7 +324,7 @@ def _bytes_of_token(steps: list[dict], where: str) -> Callable[[str], bytes]:
         if not steps:  # tokenizers joins the tokens of a file without a decoder by spaces
             return b" " + token.encode()
         for step in steps:
-            if step["type"] == "ByteFallback" and len(token) == 6 and token.startswith("<0x"):
+            if step["type"] == "ByteFallback" and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
                 return bytes([int(token[1:-1], 16)])
             token = _decode_step(step, token)
         return token.encode()

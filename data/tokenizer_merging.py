@@ -355,9 +355,7 @@ class _SentencePiece:
             raise UserError(f"{base._where} is a SentencePiece model of type {kind}: only BPE takes new pieces")
         if base.vocab_size > len(self._proto.pieces):
             spelling = base._vocabulary.pieces[-1]
-            raise UserError(
-                f"{base._where}: {spelling!r} is added behind its pieces, where new pieces would have to go"
-            )
+            raise UserError(f"{base._where}: {spelling!r} is added behind its pieces, where new ones would go")
         self._pieces = [(piece.piece, piece.type) for piece in self._proto.pieces]
         self.known = {piece: i for i, (piece, _) in enumerate(self._pieces)}
 

@@ -1,7 +1,7 @@
 """A SentencePiece `tokenizer.model` as a vocabulary: what its file and the files beside it say, and encoding.
 
 A text, or a stretch of one, stands at one of two places. At the start SentencePiece encodes it as it always does, with
-its dummy prefix (or suffix) where the model has one. Within a text nothing is put in front: the same model without that.
+its dummy prefix (or suffix) where the model has one. Within a text the same model without that puts nothing in front.
 All else of the model's normaliser (extra white space removed, spaces behind words, NFKC) acts in both.
 
 Added tokens of a Hugging Face folder are cut out of the text before SentencePiece sees it.
@@ -17,7 +17,7 @@ from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 from tokenizers import models
 
 from .errors import UserError
-from .tokenizer_settings import MAX_IDS, AddedToken, Settings
+from .tokenizer_settings import MAX_IDS, NOTHING, AddedToken, Settings, one_line
 
 SPACE_SYMBOL = "▁"  # how SentencePiece writes a space inside a piece
 UNKNOWN_TEXT = " ⁇ "  # what SentencePiece decodes its unknown token to
@@ -43,7 +43,7 @@ class SentencePieceVocabulary:
 
     space_symbol = SPACE_SYMBOL
 
-    def __init__(self, model: bytes, where: str, settings: Settings = Settings()):
+    def __init__(self, model: bytes, where: str, settings: Settings = NOTHING):
         proto = _parse(model, where)
         own = [(piece.piece, piece.type) for piece in proto.pieces]
         self.pieces, self.types = [piece for piece, _ in own], [kind for _, kind in own]
@@ -57,7 +57,6 @@ class SentencePieceVocabulary:
         self.special = dict(sorted(control.items(), key=lambda item: item[1]))
         self._found = {s: token for s, token in self.added.items() if s not in self.special and token.id != self.unk_id}
         self.unused = {i for i, kind in enumerate(self.types) if kind == _Piece.UNUSED}
-        self.token_bytes = self._bytes()
         self.legacy = settings.legacy
         self._normalizer = proto.normalizer_spec
         self._dummy = self._normalizer.add_dummy_prefix and settings.add_prefix_space is not False
@@ -79,7 +78,8 @@ class SentencePieceVocabulary:
         try:
             self._processor_for("", "start")  # SentencePiece looks at its model now, and not at the first text
         except RuntimeError as error:
-            raise UserError(f"{where}: SentencePiece does not take it: {error}") from None
+            raise UserError(f"{where}: SentencePiece does not take it: {one_line(error)}") from None
+        self.token_bytes = self._bytes()
 
     @functools.cached_property
     def _with_dummy(self) -> sentencepiece.SentencePieceProcessor:
@@ -234,6 +234,13 @@ def _parse(model: bytes, where: str) -> sentencepiece_model_pb2.ModelProto:
             f"{where} is not a SentencePiece model (Llama 3's own tokenizer.model is tiktoken's: "
             "use the tokenizer.json published beside it)"
         )
+    spec = proto.trainer_spec
+    try:
+        spellings = [spec.bos_piece, spec.eos_piece, spec.pad_piece, *(piece.piece for piece in proto.pieces)]
+    except UnicodeDecodeError:
+        spellings = [b""]
+    if not all(isinstance(spelling, str) for spelling in spellings):  # protobuf gives what is no text as bytes
+        raise UserError(f"{where} is damaged: it has pieces that are not UTF-8")
     return proto
 
 
@@ -244,9 +251,7 @@ def _changed(own: list[tuple[str, int]], pieces: list[str], types: list[int], wh
         spelling, kind = own[i]
         if kind in (_Piece.BYTE, _Piece.UNKNOWN):
             name = "the byte" if kind == _Piece.BYTE else "the unknown token"
-            raise UserError(
-                f"the files beside {where} make {pieces[i]!r} of id {i}, which is {name} {spelling!r} there"
-            )
+            raise UserError(f"the files beside {where} make {pieces[i]!r} of id {i}, which is {name} {spelling!r}")
     return changed
 
 

@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer's model file say: which tokens have names, which are added, where bos and spaces go.
+"""What the files beside a tokenizer's model file say: named tokens, added tokens, where bos and spaces go.
 
 They are read as transformers reads them: where `tokenizer_config.json` has `added_tokens_decoder`, that is the list of
 added tokens; else `special_tokens_map.json` goes before the names in `tokenizer_config.json`, and `added_tokens.json`
@@ -54,6 +54,9 @@ class Settings(NamedTuple):
     legacy: bool | None = None
     add_prefix_space: bool | None = None
     chat_template: str | None = None
+
+
+NOTHING = Settings()
 
 
 def read_settings(files: Mapping[str, bytes], where: str) -> Settings:
@@ -209,3 +212,8 @@ def short(value: Any) -> str:
     """A value for a message of one line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def one_line(error: BaseException) -> str:
+    """What a library says, which may quote a file's line breaks."""
+    return " ".join(str(error).split())

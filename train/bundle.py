@@ -321,9 +321,8 @@ def load(
         )
     config = config.replace(vocab_size=vocab_size or config.vocab_size)
     tokenizer = origin.load_tokenizer(path)
-    origin.check_rows(
-        tokenizer, config.vocab_size, path, "load(..., vocab_size={0}) or `camelid convert --vocab_size={0}`"
-    )
+    remedy = "load(..., vocab_size={0}) or `camelid convert --vocab_size={0}`"
+    origin.check_rows(tokenizer, config.vocab_size, path, remedy)
     try:
         rules, config = storage.rules_of(quantize), config.replace(cache=cache)
         if rope is not None:

@@ -87,9 +87,7 @@ def contents(
         own = tokenizer
     if vocab_size is not None:
         if vocab_size < config.vocab_size:
-            raise UserError(
-                f"--vocab_size={vocab_size}: {path} has {config.vocab_size:,} rows, and none are taken away"
-            )
+            raise UserError(f"--vocab_size={vocab_size}: {path} has {config.vocab_size:,} rows; none are taken away")
         values = _new_rows(values, config, lambda table: vocabulary.pad_rows(table, vocab_size))
         config = config.replace(vocab_size=vocab_size)
     origin.check_rows(own, config.vocab_size, path, "--vocab_size={}")

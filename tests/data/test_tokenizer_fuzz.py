@@ -11,6 +11,7 @@ import random
 
 import pytest
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from camelid.data.errors import UserError
@@ -22,28 +23,9 @@ from camelid.data.tokenizer_training import train_sentencepiece
 COUNT = int(os.environ.get("CAMELID_FUZZ", "40"))
 CORPUS = ["the llama walks over high hills, 12345 times; 你好，羊驼走过高山。\n\tdef f(x)"] * 3
 CONTROL = ["<s>", "</s>", "<|im_end|>"]
-TEXTS = [
-    "",
-    " ",
-    "the llama",
-    " hills  x\n",
-    "你好 😀",
-    "a<tool> b <tool>",
-    "<|im_end|></s>",
-    "12345\t\xa0é",
-    "x" * 300,
-]
+TEXTS = ["", " ", "the llama", " hills  x\n", "你好 😀", "a<tool> b <tool>", "<|im_end|></s>", "1\t\xa0é", "x" * 300]
 ODD = [None, True, -1, 0, 1, 2**31, 2**32 + 1, 2**63, 10**30, 1.5, 1e308, "", "x", "▁", "\ud800", "a" * 70, [], {}, [1]]
-ODD += [
-    ["a", "b"],
-    {"type": "x"},
-    {"type": "Sequence"},
-    {"String": "a"},
-    {"Regex": "("},
-    {"content": "</s>"},
-    [[]],
-    "<s>",
-]
+ODD += [["a", "b"], {"type": "x"}, {"type": "Sequence"}, {"String": "a"}, {"Regex": "("}, {"content": "</s>"}, [[]]]
 
 
 def byte_level(name):
@@ -175,3 +157,37 @@ def test_a_changed_field_is_taken_as_tokenizers_takes_it_or_told_in_one_line(kin
         counts[check(*changed(cases[kind], rng))] += 1
     print(f"{kind}: {dict(counts)}")
     assert counts["clear"] and sum(counts.values()) == COUNT
+
+
+def damaged(model, rng):
+    """A SentencePiece model with one thing changed."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    piece = rng.choice(proto.pieces)
+    how = rng.randrange(7)
+    if how == 0:
+        piece.type = rng.randint(1, 6)
+    elif how == 1:
+        piece.piece = rng.choice(["", "a", "<0xZZ>", "▁" * 50, "<s>", " ", "\n"])
+    elif how == 2:
+        piece.score = rng.choice([float("nan"), float("inf"), -1e38, 0])
+    elif how == 3:
+        proto.trainer_spec.model_type = rng.randint(1, 4)
+    elif how == 4:
+        name = rng.choice(["bos_piece", "eos_piece", "unk_piece", "pad_piece"])
+        setattr(proto.trainer_spec, name, rng.choice(["", "x", "<unk>", "a"]))
+    elif how == 5:
+        proto.normalizer_spec.precompiled_charsmap = rng.randbytes(rng.choice([3, 4, 8, 100]))
+    content = bytearray(proto.SerializeToString())
+    if how == 6:
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    return bytes(content), how
+
+
+def test_a_damaged_sentencepiece_model_is_taken_or_told_in_one_line(cases):
+    rng = random.Random(1)
+    counts = collections.Counter()
+    for _ in range(COUNT):
+        content, how = damaged(cases["config"]["tokenizer.model"], rng)
+        counts[check({"tokenizer.model": content}, how)] += 1
+    print(f"tokenizer.model: {dict(counts)}")
+    assert counts["clear"] and counts["accepted"]

@@ -1,4 +1,4 @@
-"""A tokenizer with more ids than the embedding has rows, as Alpaca's [PAD]: told, and given rows by what the line says."""
+"""A tokenizer with more ids than the embedding has rows, as Alpaca's [PAD]: told, and given rows."""
 
 import json
 
@@ -69,7 +69,7 @@ def test_load_gives_new_rows_the_mean_of_the_others(alpaca, params):
     assert (found.config.vocab_size, found.tokenizer.vocab_size, found.tokenizer.pad_id) == (304, 301, 300)
     quantised = camelid.load(alpaca, vocab_size=304, quantize="int8")
     assert np.abs(np.asarray(quantised.logits(np.array([[1, 2, 300]])))).max() > 0
-    with pytest.raises(UserError, match="vocab_size 299: .*none taken away; there are 300"):
+    with pytest.raises(UserError, match=r"vocab_size 299: .*none taken away; there are 300"):
         camelid.load(alpaca, vocab_size=299)
 
 
@@ -111,4 +111,4 @@ def test_a_run_of_camelids_gets_rows_by_convert_alone(alpaca, params, tmp_path, 
     np.testing.assert_allclose(found[301:], np.broadcast_to(found[:301].mean(0), (19, CONFIG.dim)), atol=1e-6)
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "narrow"), "--vocab_size=100"]) == 2
-    assert "has 301 rows, and none are taken away" in capsys.readouterr().err
+    assert "has 301 rows; none are taken away" in capsys.readouterr().err

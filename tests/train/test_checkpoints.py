@@ -217,6 +217,25 @@ def test_the_path_alone_gives_config_template_and_tokenizer(tmp_path):
         checkpoints.load_tokenizer(run)
 
 
+def test_a_run_whose_manifest_says_no_more_than_the_model_files_hash_opens_as_it_was_trained(tmp_path):
+    files = train_tokenizer(tmp_path / "made", 270)._files
+    config = b'{"add_bos_token": false, "chat_template": "x"}'  # of a folder's, all but the template was unread
+    tokenizer = Tokenizer(files | {"tokenizer_config.json": config}, "their")
+    assert not tokenizer.adds_bos
+    config = ml_collections.ConfigDict()
+    manifest = checkpoints.describe(config, tokenizer=tokenizer)
+    older = manifest | {"tokenizer": {"fingerprint": tokenizer.model_fingerprint}}
+    checkpoints.keep_tokenizer(tmp_path, tokenizer)
+    with Checkpoints(tmp_path, every_steps=1) as store:
+        store.save(1, {"params": {"w": jnp.ones(2)}}, older)
+    loaded = checkpoints.load_tokenizer(tmp_path)
+    assert loaded.adds_bos and loaded.chat_template == "x"
+    checkpoints.check_continues(tmp_path, manifest)  # data_fingerprint would say which tokens changed
+    other = checkpoints.describe(config, tokenizer=train_tokenizer(tmp_path / "other", 280))
+    with pytest.raises(UserError, match="its run had another tokenizer; start anew"):
+        checkpoints.check_continues(tmp_path, other)
+
+
 def test_a_run_without_a_tokenizer_loads_none(tmp_path):
     with Checkpoints(tmp_path, every_steps=1) as store:
         store.save(1, {"params": {"w": jnp.ones(2)}}, MANIFEST)
