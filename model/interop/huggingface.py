@@ -315,7 +315,12 @@ def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
     if family == "phi3":
         fields["pad_token_id"] = None  # else 32,000, which Phi-3's class refuses in a smaller vocabulary
     if family == "phi3" and config.rope_scaling is not None:
-        fields["original_max_position_embeddings"] = config.rope_scaling.original_max_len
+        scaling = config.rope_scaling
+        fields["original_max_position_embeddings"] = scaling.original_max_len
+        if scaling.attention_factor is None and scaling.factor == config.max_len / scaling.original_max_len:
+            # transformers 4 takes these three and no others, and the rest follows from the two lengths.
+            tables = {"short_factor": scaling.short_factors, "long_factor": scaling.long_factors}
+            fields["rope_scaling"] = {"type": "longrope"} | tables
     if family == "granite":
         fields |= dict(zip((theirs for theirs, _ in MULTIPLIERS.values()), multipliers(config), strict=True))
     return fields
