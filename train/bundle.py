@@ -186,9 +186,10 @@ class Llama:
         while True:
             with jax.set_mesh(self.mesh):  # not around the yield, where the caller's code runs
                 token = next(tokens, None)
-            if token is None or token in chosen.stop_ids:
+            if token is None:
                 break
-            yield told.push(decoder.push(token))
+            if token not in chosen.stop_ids:  # which may write something
+                yield told.push(decoder.push(token))
         yield told.push(decoder.flush()) + told.flush()
 
     def complete(

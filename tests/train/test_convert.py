@@ -76,6 +76,7 @@ def test_what_a_model_says_of_sampling_and_of_ends_goes_with_it_into_every_forma
     (theirs / "generation_config.json").write_text(json.dumps(said))
     expected = GenerationDefaults((*ends, 9), ("###",), temperature=0.5, top_p=0.75)
     assert origin.load_generation(theirs) == expected
+    assert checkpoints.read_manifest(chain["tuned"])["generation"] == {}  # its base, a run from nothing, says nothing
     for name, to, source in (("run", "camelid", "theirs"), ("x.gguf", "gguf", "run"), ("again", "huggingface", "run")):
         assert main(["convert", str(tmp_path / source), str(tmp_path / name), f"--to={to}"]) == 0
     assert origin.load_generation(tmp_path / "run") == origin.load_generation(tmp_path / "again") == expected
