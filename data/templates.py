@@ -20,8 +20,9 @@ import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from .added_tokens import Found, find, spellings
 from .conversation import Conversation
 from .errors import UserError
 from .template_following import CompiledTemplate, compile_template
+from .template_limits import LimitReached
 from .template_regions import Region, Rendered, Surroundings, block_regions, blocks, rendered_of, word_regions
 from .tokenizer import Tokenizer
 from .traced_text import BLENDED, FIRST_TURN, WORDS
@@ -158,9 +160,7 @@ _CALLS = [
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [
-                {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": arguments}}
-            ],
+            "tool_calls": [{"type": "function", "id": "call00001", "function": {"name": "f", "arguments": arguments}}],
         },
         {"role": "tool", "content": "c", "name": "f", "tool_call_id": "call00001"},
         {"role": "assistant", "content": "d"},
@@ -192,6 +192,8 @@ class _TurnFormat:
         self.quoted = self.quoted_said = None
         try:
             self._learn()
+        except LimitReached:
+            raise
         except UserError:  # it refuses so plain a conversation: each one is looked at by itself
             pass
 
@@ -291,10 +293,10 @@ class _TurnFormat:
         if self.compiled.marks_generation:
             return block_regions(rendered, around)
         regions = word_regions(rendered, conversation.turns(), around)
-        if regions is None or any(a.stop > b.start for a, b in zip(regions, regions[1:], strict=False)):
+        if regions is None or any(a.stop > b.start for a, b in itertools.pairwise(regions)):
             raise UserError(
-                f"chat template {self.compiled.name} cuts the assistant's words, so that what to train on is not known: "
-                "put {% generation %} and {% endgeneration %} around them in the template"
+                f"chat template {self.compiled.name} cuts the assistant's words, so that what to train on is not "
+                "known: put {% generation %} and {% endgeneration %} around them in the template"
             )
         return regions
 

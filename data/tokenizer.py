@@ -37,7 +37,7 @@ class Tokenizer:
         unk_id: what text becomes that no other token can write, or None where there is no such token.
         special: control tokens by their spelling ("</s>", "<|im_end|>").
         added: all added tokens by their spelling: control tokens, and those that are found in text.
-        named_tokens: the spelling of each special token that it has: "bos_token", "eos_token", "unk_token", "pad_token".
+        named_tokens: spellings by name, "bos_token", "eos_token", "unk_token" and "pad_token", of those that it has.
         adds_bos: whether plain text begins with bos.
         fingerprint: SHA-256 of the model file, in hexadecimal.
         chat_template: the jinja source of the chat template that came with the tokenizer's files, or None.

@@ -173,7 +173,6 @@ class Traced(str):
         return blend(str.expandtabs(self, tabsize), self)
 
 
-
 def traced(text: str, origins: str) -> Traced:
     """`text` with the origin of each of its characters."""
     new = str.__new__(Traced, text)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Makes chat_templates.json: what transformers writes for small conversations with templates of many families.
 
     python tests/data/golden/make_chat_templates.py     in an environment with transformers (made with 5.24.0), which no test needs
@@ -19,12 +20,14 @@ THINK = (
 )
 CALLS = (
     "{% for t in m.tool_calls %}{% set t = t.function if t.function else t %}"
-    "{{ '<tool_call>\\n{\"name\": \"' + t.name + '\", \"arguments\": ' }}"
+    '{{ \'<tool_call>\\n{"name": "\' + t.name + \'", "arguments": \' }}'
     "{{ t.arguments if t.arguments is string else t.arguments | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}"
 )
 
 TEMPLATES = {
-    "chatml": LOOP + "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}" + CHATML_PROMPT,
+    "chatml": LOOP
+    + "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    + CHATML_PROMPT,
     "chatml, end in the block": (
         "{%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\\n' }}{%- if m['role'] == 'assistant' %}"
         "{%- generation %}{{- m['content'] + '<|im_end|>' -}}{%- endgeneration %}{%- else %}"
@@ -37,27 +40,38 @@ TEMPLATES = {
         "{% endif %}{% endfor %}" + CHATML_PROMPT
     ),
     "chatml, newline of the header in the block": (
-        LOOP + "{% if m['role'] == 'assistant' %}<|im_start|>assistant{% generation %}{{ '\\n' + m['content'] + '<|im_end|>\\n' }}"
+        LOOP
+        + "{% if m['role'] == 'assistant' %}<|im_start|>assistant{% generation %}{{ '\\n' + m['content'] + '<|im_end|>\\n' }}"
         "{% endgeneration %}{% else %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
     "chatml, whole turn in the block": (
-        LOOP + "{% if m['role'] == 'assistant' %}{% generation %}{{ '<|im_start|>assistant\\n' + m['content'] + '<|im_end|>\\n' }}"
+        LOOP
+        + "{% if m['role'] == 'assistant' %}{% generation %}{{ '<|im_start|>assistant\\n' + m['content'] + '<|im_end|>\\n' }}"
         "{% endgeneration %}{% else %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
     "qwen 3": (
         "{% set ns = namespace(last=messages | length - 1) %}{% for m in messages[::-1] %}{% set i = messages | length - 1 - loop.index0 %}"
         "{% if ns.last == messages | length - 1 and m.role == 'user' and not (m.content.startswith('<tool_response>') and "
-        "m.content.endswith('</tool_response>')) %}{% set ns.last = i %}{% endif %}{% endfor %}" + LOOP
-        + "{% if m.role == 'assistant' %}" + THINK + "{{ '<|im_start|>assistant\\n' }}{% if loop.index0 > ns.last and (loop.last or r) %}"
-        "{{ '<think>\\n' + r.strip('\\n') + '\\n</think>\\n\\n' }}{% endif %}{{ c.lstrip('\\n') }}" + CALLS + "{{ '<|im_end|>\\n' }}"
-        "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}" + CHATML_PROMPT
+        "m.content.endswith('</tool_response>')) %}{% set ns.last = i %}{% endif %}{% endfor %}"
+        + LOOP
+        + "{% if m.role == 'assistant' %}"
+        + THINK
+        + "{{ '<|im_start|>assistant\\n' }}{% if loop.index0 > ns.last and (loop.last or r) %}"
+        "{{ '<think>\\n' + r.strip('\\n') + '\\n</think>\\n\\n' }}{% endif %}{{ c.lstrip('\\n') }}"
+        + CALLS
+        + "{{ '<|im_end|>\\n' }}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+        + CHATML_PROMPT
     ),
     "qwen 3, block": (
         LOOP + "{% if m.role == 'assistant' %}" + THINK + "{{ '<|im_start|>assistant\\n' }}{% generation %}"
-        "{{ '<think>\\n' + r.strip('\\n') + '\\n</think>\\n\\n' + c.lstrip('\\n') }}" + CALLS + "{{ '<|im_end|>\\n' }}{% endgeneration %}"
-        "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}" + CHATML_PROMPT
+        "{{ '<think>\\n' + r.strip('\\n') + '\\n</think>\\n\\n' + c.lstrip('\\n') }}"
+        + CALLS
+        + "{{ '<|im_end|>\\n' }}{% endgeneration %}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+        + CHATML_PROMPT
     ),
     "llama 2": (
         "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set s = messages[0]['content'] %}{% else %}"
@@ -68,7 +82,8 @@ TEMPLATES = {
         "{{ ' ' + c.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
     ),
     "llama 3": (
-        LOOP + "{% set c = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' %}"
+        LOOP
+        + "{% set c = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' %}"
         "{% if loop.index0 == 0 %}{% set c = bos_token + c %}{% endif %}{{ c }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
     ),
@@ -96,7 +111,8 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
     ),
     "phi 3, blocks": (
-        LOOP + "{{ '<|' + m['role'] + '|>\\n' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|end|>\\n' }}{% endgeneration %}"
+        LOOP
+        + "{{ '<|' + m['role'] + '|>\\n' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|end|>\\n' }}{% endgeneration %}"
         "{% else %}{{ m['content'] + '<|end|>\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}"
         "{% else %}{% generation %}{{ eos_token }}{% endgeneration %}{% endif %}"
     ),
@@ -130,15 +146,20 @@ TEMPLATES = {
         "{{ '<|Bot|>:' ~ m.content ~ '<eoa>\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|Bot|>:{% endif %}"
     ),
     "glm": (
-        "[gMASK]<sop>" + LOOP + "{{ '<|' ~ m.role ~ '|>\\n' ~ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "[gMASK]<sop>"
+        + LOOP
+        + "{{ '<|' ~ m.role ~ '|>\\n' ~ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
     "command r": (
-        "{{ bos_token }}" + LOOP + "{% set c = m['content'] %}{% if m.role == 'assistant' %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + c.strip() + "
+        "{{ bos_token }}"
+        + LOOP
+        + "{% set c = m['content'] %}{% if m.role == 'assistant' %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + c.strip() + "
         "'<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' }}{% else %}{{ '<|START_OF_TURN_TOKEN|><|USER_TOKEN|>' + c.strip() + '<|END_OF_TURN_TOKEN|>' }}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"
     ),
     "alpaca": (
-        LOOP + "{% if m.role == 'user' %}{{ '### Instruction:\\n' ~ m.content ~ '\\n\\n' }}{% elif m.role == 'assistant' %}"
+        LOOP
+        + "{% if m.role == 'user' %}{{ '### Instruction:\\n' ~ m.content ~ '\\n\\n' }}{% elif m.role == 'assistant' %}"
         "{{ '### Response:\\n' ~ m.content ~ '\\n\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
     ),
     "starchat, a macro": (
@@ -154,20 +175,27 @@ TEMPLATES = {
         "{{ ['', ''] | join('\\n') }}{% endfor %}" + CHATML_PROMPT
     ),
     "formatted": (
-        LOOP + "{{ '%s%s\\n%s%s\\n' | format('<|im_start|>', m.role, m.content, '<|im_end|>') }}{% endfor %}" + CHATML_PROMPT
+        LOOP
+        + "{{ '%s%s\\n%s%s\\n' | format('<|im_start|>', m.role, m.content, '<|im_end|>') }}{% endfor %}"
+        + CHATML_PROMPT
     ),
     "str.format": (
-        LOOP + "{{ '<|im_start|>{}\\n{words}<|im_end|>\\n'.format(m.role, words=m.content) }}{% endfor %}" + CHATML_PROMPT
+        LOOP
+        + "{{ '<|im_start|>{}\\n{words}<|im_end|>\\n'.format(m.role, words=m.content) }}{% endfor %}"
+        + CHATML_PROMPT
     ),
     "looks at words": (
-        LOOP + "{{ '<|im_start|>' + m.role + '\\n' }}{{ [m.content.startswith('Hi'), m.content.endswith('\\n'), m.content == 'Hello', "
+        LOOP
+        + "{{ '<|im_start|>' + m.role + '\\n' }}{{ [m.content.startswith('Hi'), m.content.endswith('\\n'), m.content == 'Hello', "
         "'o' in m.content, m.content | length, m.content[1:3] == 'el', m.content[:2] | upper == 'HI', m.content.find('e'), "
         "m.content.split(' ') | length, m.content is string, m.content.isalpha()] | string if m.role == 'user' else '' }}"
         "{{ m.content }}<|im_end|>\n{% endfor %}" + CHATML_PROMPT
     ),
     "filters": (
-        LOOP + "{{ '<|im_start|>' + m.role + '\\n' }}{{ m.content | trim | replace('e', 'EE') | upper | replace('L', '') }}"
-        "{{ m.content | title | length }}{{ m.content.splitlines() | join(' | ') }}{{ m.content.partition('l')[2] }}<|im_end|>\n{% endfor %}" + CHATML_PROMPT
+        LOOP
+        + "{{ '<|im_start|>' + m.role + '\\n' }}{{ m.content | trim | replace('e', 'EE') | upper | replace('L', '') }}"
+        "{{ m.content | title | length }}{{ m.content.splitlines() | join(' | ') }}{{ m.content.partition('l')[2] }}<|im_end|>\n{% endfor %}"
+        + CHATML_PROMPT
     ),
     "variables": (
         "{{ [tools is none, documents is none, bos_token, eos_token, unk_token, pad_token, sep_token is defined, "
@@ -179,7 +207,11 @@ TEMPLATES = {
     "tools and documents": (
         "{% if tools is not none %}{% for t in tools %}{{ t | tojson(indent=2) }}\n{% endfor %}{% endif %}"
         "{% for d in documents or [] %}{{ loop.index ~ ': ' ~ d.title ~ '\\n' ~ d.text }}\n{% endfor %}"
-        + LOOP + "{{ '<|im_start|>' + m.role + '\\n' + (m.content or '') }}" + CALLS + "{{ '<|im_end|>\\n' }}{% endfor %}" + CHATML_PROMPT
+        + LOOP
+        + "{{ '<|im_start|>' + m.role + '\\n' + (m.content or '') }}"
+        + CALLS
+        + "{{ '<|im_end|>\\n' }}{% endfor %}"
+        + CHATML_PROMPT
     ),
 }
 
@@ -202,7 +234,9 @@ TOOLS = [
         },
     }
 ]
-CALL = [{"type": "function", "id": "call00001", "function": {"name": "weather", "arguments": {"city": "Paris", "days": 3}}}]
+CALL = [
+    {"type": "function", "id": "call00001", "function": {"name": "weather", "arguments": {"city": "Paris", "days": 3}}}
+]
 
 CONVERSATIONS = {
     "words": {"messages": [user("Hello"), assistant("Hi there"), user("And you?"), assistant("Fine.\nThanks")]},
