@@ -9,6 +9,7 @@ the template's that is not.
 """
 
 import functools
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,10 +21,11 @@ import jinja2.sandbox
 
 from . import traced_text
 from .errors import UserError
-from .template_language import GenerationBlock, environment, to_json
+from .template_language import CodeGenerator, GenerationBlock, PlainEnvironment, environment, to_json
 from .template_limits import LimitReached, budget, check_bits, check_output, check_size, limited
 from .traced_text import Traced, Untraceable, blend, blend_nested, mark_block, origins_of, traced
 
+_CALL = 8  # steps that a call or a filter counts for
 _EACH = "each iteration"  # a filter that no template can spell
 _SIZED = ("center", "indent", "batch", "slice", "truncate", "wordwrap", "round")  # filters that take a length
 
@@ -88,7 +90,8 @@ class CompiledTemplate(NamedTuple):
             line = " ".join(str(error).split())
             if not line or isinstance(error, LookupError | RecursionError | MemoryError):
                 line = f"{type(error).__name__} {line}".strip()
-            raise UserError(f"chat template {self.name}: {line}") from None
+            kind = LimitReached if isinstance(error, LimitReached) else UserError
+            raise kind(f"chat template {self.name}: {line}") from None
 
 
 @functools.lru_cache(maxsize=64)
@@ -100,7 +103,7 @@ def compile_template(source: str, name: str, *, is_proven: bool = False) -> Comp
     """
     following = environment(_FollowingEnvironment, _FollowedGenerationBlock)
     following.follow_filters()
-    plain = environment(jinja2.sandbox.ImmutableSandboxedEnvironment, GenerationBlock)
+    plain = environment(PlainEnvironment, GenerationBlock)
     try:
         with limited():
             tree = plain.parse(source)
@@ -251,10 +254,12 @@ def _followed(name: str, filter: Callable) -> Callable:
 
     @functools.wraps(filter)
     def followed(*args, **kwargs):
-        budget().step()
+        budget().step(_CALL)
         given = [*args[first:], *kwargs.values()]
         if name in _SIZED:
             check_size(max([0, *(value for value in given[1:] if isinstance(value, int))]))
+            texts = [len(value) for value in given if isinstance(value, str)]
+            check_size(math.prod(texts) // 8 if texts[1:] else 0)  # one may be put in between all characters of another
         result = filter(*args, **kwargs)
         if isinstance(result, str):
             budget().charge(len(result))
@@ -319,7 +324,7 @@ _FILTERS = {
 # The environment ------------------------------------------------------------------------------------------------------
 
 
-class _CodeGenerator(jinja2.compiler.CodeGenerator):
+class _CodeGenerator(CodeGenerator):
     """Has `{{ … }}` and `~` call what the environment puts in the place of `str` and `str.join`."""
 
     def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:
@@ -334,7 +339,7 @@ class _CodeGenerator(jinja2.compiler.CodeGenerator):
         self.write("environment.text(")
 
 
-class _FollowingEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+class _FollowingEnvironment(PlainEnvironment):
     """Keeps texts traced, and counts what a template takes."""
 
     code_generator_class = _CodeGenerator
@@ -362,7 +367,7 @@ class _FollowingEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return tree
 
     def call(__self, __context, __callee, *args, **kwargs):  # every other name may be an argument's
-        budget().step()
+        budget().step(_CALL)
         if type(__callee) in (types.BuiltinMethodType, types.MethodType) and isinstance(__callee.__self__, str):
             __callee = _method(__callee.__self__, __callee.__name__, [*args, *kwargs.values()])
         result = super().call(__context, __callee, *args, **kwargs)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jinja2
+import jinja2.compiler
 import jinja2.ext
 import jinja2.sandbox
 
@@ -28,14 +29,28 @@ class GenerationBlock(jinja2.ext.Extension):
         return caller()
 
 
-def environment(
-    kind: type[jinja2.sandbox.ImmutableSandboxedEnvironment], generation_block: type[GenerationBlock]
-) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+class CodeGenerator(jinja2.compiler.CodeGenerator):
+    """Computes nothing while it compiles: that is for when limits are kept."""
+
+    def _output_child_to_const(self, node: jinja2.nodes.Expr, frame: jinja2.compiler.Frame, finalize: Any) -> str:
+        if not isinstance(node, jinja2.nodes.TemplateData | jinja2.nodes.Const):
+            raise jinja2.nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
+class PlainEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """jinja2's own sandbox."""
+
+    code_generator_class = CodeGenerator
+
+
+def environment(kind: type[PlainEnvironment], generation_block: type[GenerationBlock]) -> PlainEnvironment:
     """An environment as transformers makes it: sandboxed, with its whitespace rules, loop controls and functions.
 
     Left out is what goes by chance, which has no place in data: the filter `random` and the function `lipsum`.
     """
-    made = kind(trim_blocks=True, lstrip_blocks=True, extensions=[generation_block, jinja2.ext.loopcontrols])
+    extensions = [generation_block, jinja2.ext.loopcontrols]
+    made = kind(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
     made.filters["tojson"] = to_json
     made.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "namespace": _Namespace}
     del made.globals["lipsum"], made.filters["random"]

@@ -9,15 +9,17 @@ import dataclasses
 import datetime
 import time
 
-MOST_STEPS = 1 << 22  # iterations, calls and filters
+from .errors import UserError
+
+MOST_STEPS = 1 << 20  # iterations; a call or a filter counts as eight
 MOST_CHARACTERS = 1 << 27  # made on the way, those thrown away included
 MOST_OUTPUT = 1 << 22  # characters beyond eight times what the messages, tools and documents say
-MOST_SECONDS = 30.0
+MOST_SECONDS = 10.0
 LONGEST = 1 << 24  # of one text or list that is asked for by a number
 MOST_BITS = 1 << 16  # of a whole number
 
 
-class LimitReached(Exception):
+class LimitReached(UserError):
     """A template takes more than it may."""
 
 
@@ -26,7 +28,7 @@ class Budget:
     """What a rendering has taken so far.
 
     Attributes:
-        steps: iterations, calls and filters.
+        steps: iterations, and calls and filters, which take longer.
         characters: of the texts it has made.
         blocks: generation blocks it has been through.
         began: when, by the monotonic clock.
@@ -39,12 +41,12 @@ class Budget:
     began: float = dataclasses.field(default_factory=time.monotonic)
     now: datetime.datetime | None = None
 
-    def step(self) -> None:
+    def step(self, weight: int = 1) -> None:
         """Count a step."""
-        self.steps += 1
+        self.steps += weight
         if self.steps > MOST_STEPS:
             raise LimitReached(f"it takes more than {MOST_STEPS:,} steps, as if it had no end")
-        if self.steps & 63 == 0 and time.monotonic() - self.began > MOST_SECONDS:
+        if self.steps & 60 == 0 and time.monotonic() - self.began > MOST_SECONDS:
             raise LimitReached(f"it takes more than {MOST_SECONDS:.0f} seconds, as if it had no end")
 
     def charge(self, characters: int) -> None:

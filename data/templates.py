@@ -20,6 +20,7 @@ import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from .added_tokens import Found, find, spellings
 from .conversation import Conversation
 from .errors import UserError
 from .template_following import CompiledTemplate, compile_template
+from .template_limits import LimitReached
 from .template_regions import Region, Rendered, Surroundings, block_regions, blocks, rendered_of, word_regions
 from .tokenizer import Tokenizer
 from .traced_text import BLENDED, FIRST_TURN, WORDS
@@ -191,6 +193,8 @@ class _TurnFormat:
         self.quoted = self.quoted_said = None
         try:
             self._learn()
+        except LimitReached:
+            raise
         except UserError:  # it refuses so plain a conversation: each one is looked at by itself
             pass
 
@@ -290,10 +294,10 @@ class _TurnFormat:
         if self.compiled.marks_generation:
             return block_regions(rendered, around)
         regions = word_regions(rendered, conversation.turns(), around)
-        if regions is None or any(a.stop > b.start for a, b in zip(regions, regions[1:], strict=False)):
+        if regions is None or any(a.stop > b.start for a, b in itertools.pairwise(regions)):
             raise UserError(
-                f"chat template {self.compiled.name} cuts the assistant's words, so that what to train on is not known: "
-                "put {% generation %} and {% endgeneration %} around them in the template"
+                f"chat template {self.compiled.name} cuts the assistant's words, so that what to train on is not "
+                "known: put {% generation %} and {% endgeneration %} around them in the template"
             )
         return regions
 

@@ -318,9 +318,9 @@ def test_a_template_file_is_read_and_has_a_fingerprint(tmp_path, plain):
 def test_hugging_faces_extras_work(plain):
     source = (
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ {'a': '<é>'} | tojson }}"
-        "{{ strftime_now is defined }}{{ tools is defined }}{% endfor %}"
+        "{{ strftime_now is defined }}{{ tools is none }}{% endfor %}"
     )
-    assert load_template(source).render([HELLO, HELLO], plain) == '{"a": "<é>"}FalseFalse'
+    assert load_template(source).render([HELLO, HELLO], plain) == '{"a": "<é>"}TrueTrue'
 
 
 def test_templates_cannot_reach_python(plain):

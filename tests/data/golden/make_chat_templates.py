@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Makes chat_templates.json: what transformers writes for small conversations with templates of many families.
 
     python tests/data/golden/make_chat_templates.py     in an environment with transformers (made with 5.24.0), which no test needs
