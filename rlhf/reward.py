@@ -291,7 +291,7 @@ def _normaliser(
         parts, count, tokenizer=tokenizer, template=template, max_tokens=room, heldout=settings.data.heldout
     )
     batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=batch_size)
-    reference = load_reference(settings, policy, where.mesh, adapters)
+    reference = load_reference(settings, policy, adapters)
 
     @jax.jit
     def score(params, reference, batch):
