@@ -194,7 +194,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         hyper = read(settings, "dpo", Hyper)
         adapters = Adapters(settings, mesh, may_drop=True)
         part = adapters.part(model.init, settings.init_from, train_setup.loader(settings))
-        reference = setup.load_reference(settings, model, mesh, adapters) if hyper.has_reference else {}
+        reference = setup.load_reference(settings, model, adapters) if hyper.has_reference else {}
         train_setup.check_rows(settings, mesh, model.config.max_len)
         labelled = hyper.kind == "kto" and kto.is_labelled(settings)
         if labelled:

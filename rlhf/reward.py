@@ -286,7 +286,7 @@ def _normaliser(
     reading = {name: settings.data[name] for name in ("heldout", "on_error", "max_record_bytes")}
     prompts = heldout_prompts(parts, count, tokenizer=tokenizer, template=template, max_tokens=room, **reading)
     batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=batch_size)
-    reference = load_reference(settings, policy, where.mesh, adapters)
+    reference = load_reference(settings, policy, adapters)
 
     @jax.jit
     def score(params, reference, batch):

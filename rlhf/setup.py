@@ -17,7 +17,7 @@ from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..model import llama
 from ..model.sampling import Sampling
-from ..model.sharding import BATCH, PARTITION_RULES, shardings
+from ..model.sharding import BATCH
 from ..train import origin
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
@@ -78,7 +78,7 @@ def scene_of(settings: Settings, mesh: jax.sharding.Mesh) -> Scene:
         prompts=prompts,
         heldout=heldout,
         sampling=sampling,
-        reference=load_reference(settings, model, mesh, adapters),
+        reference=load_reference(settings, model, adapters),
         adapters=adapters,
         graders=graders,
         reward_params=reward_params,
@@ -199,17 +199,14 @@ def split_mix(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     return prompts, {name: x.reshape(-1, x.shape[-1]) for name, x in mix.items()}
 
 
-def load_reference(settings: Settings, model: llama.Model, mesh: jax.sharding.Mesh, adapters: Adapters) -> Any:
+def load_reference(settings: Settings, model: llama.Model, adapters: Adapters) -> Any:
     """The frozen parameters of `config.init_from`, laid out as the policy's are. A policy with adapters shares them:
     the reference is what it stands on, with the adapters of `init_from` where that has some already.
     """
     if adapters.lora is not None:
         return adapters.reference(model.init)
-    where = shardings(model.abstract_params, mesh, settings.partition_rules or PARTITION_RULES)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where
-    )
-    return origin.load_params(settings.init_from, abstract, name=train_setup.weights_of(settings))
+    where = adapters.bases.place(model.abstract_params)
+    return origin.load_params(settings.init_from, where, name=train_setup.weights_of(settings))
 
 
 def check_rows(settings: Settings, mesh: jax.sharding.Mesh, minibatches: int) -> None:

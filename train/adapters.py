@@ -46,8 +46,11 @@ class Bases:
         self._known: dict[str, dict[str, jax.Array]] = {}
 
     def place(self, abstract: Any) -> Any:
-        """Shapes with the shardings of the run."""
-        where = shardings(abstract, self._mesh, self._rules)
+        """Shapes with the shardings of the run. Raises UserError where a mesh axis does not divide an array's."""
+        try:
+            where = shardings(abstract, self._mesh, self._rules)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
 
     def load(self, path: epath.PathLike, abstract: Any, quantize: storage.Rules | None, weights: str) -> Any:

@@ -138,7 +138,7 @@ def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_argument
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract)
         adapters = Adapters(again, mesh)
         params = critic.parts_of(again, model, critics, adapters).load(placed)
-        reference = rl_setup.load_reference(again, model, mesh, adapters)
+        reference = rl_setup.load_reference(again, model, adapters)
     stored = camelid.load(ppo_run).params
     for found in (params["policy"], reference, scalar.without_head(params["critic"])):
         jax.tree.map(np.testing.assert_array_equal, found, {name: stored[name] for name in found})
