@@ -14,6 +14,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import time
@@ -36,6 +37,14 @@ from .proof import ORBAX_FILE
 
 BEST = "@best"  # RUN@best is the checkpoint of a run that its `checkpoint.best` keeps
 SHOWN = 10  # how many leaves of a kind an error message lists
+
+
+# What goes wrong in Orbax's threads is raised by `save` and `wait` here; its log has it once more, with tracebacks.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
+
+
+class NotSaved(OSError):
+    """A checkpoint could not be written: which, why, and which is the last complete one."""
 
 
 class Best(NamedTuple):
@@ -64,7 +73,7 @@ class Checkpoints:
     deleted when a new checkpoint has been written, read back and found whole.
 
     `seconds_blocked` counts the time in which training stood still for a checkpoint. Every process of a run calls every
-    method. A save that failed in the background raises OSError at the next `save`, `wait`, `restore` or `close`.
+    method. A save that failed in the background raises NotSaved at the next `save`, `wait`, `restore` or `close`.
     """
 
     def __init__(
@@ -234,8 +243,8 @@ class Checkpoints:
         try:
             future.result()
         except Exception as error:
-            raise OSError(
-                f"the checkpoint of step {step} was not written to {self._directory}: {error} "
+            raise NotSaved(
+                f"the checkpoint of step {step} was not written to {self._directory}: {' '.join(str(error).split())} "
                 f"(the last complete one is of step {self.latest()})"
             ) from error
 

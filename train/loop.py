@@ -18,7 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ..data.prefetch import prefetch
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, NotSaved
 from .report import Reporter
 from .state import State
 from .throughput import Meter, memory
@@ -162,6 +162,8 @@ def train(
 
 def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkpoints, manifest: dict) -> str:
     """Saves the state at which an error ended a run, if it is fit to go on from; says what was done."""
+    if isinstance(error, NotSaved):
+        return "nothing else is lost"
     if isinstance(error, OSError) and jax.process_count() > 1:  # saving takes all processes, and only this one knows
         return "its state is not saved; the last checkpoint stays"
     if not _all_finite([state[name] for name in ("params", "ema") if name in state]):
@@ -170,7 +172,7 @@ def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkp
         checkpoints.save(done, state, manifest, force=True, keep_others=True)
         checkpoints.wait()
     except OSError as second:
-        return f"the state of step {done} could not be saved: {second}" if str(second) != str(error) else "not saved"
+        return f"the state of step {done} could not be saved: {second}"
     return f"the state of step {done} is saved"
 
 
