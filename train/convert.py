@@ -51,11 +51,13 @@ def contents(
     base: epath.PathLike | None = None,
     vocab_size: int | None = None,
 ) -> Contents:
-    """A checkpoint, opened. dtype: of its parameters (None: as stored). weights: "params" or "ema", None for what the
-    run's evaluations measured (`origin.choose_weights`). template: another than its own. tokenizer: its own with further
-    ids, for which embedding and head get rows (`vocabulary.grow`). base: the model that adapters are put on, in place of
-    the one that they name. vocab_size: rows that embedding and head get in all, those that no token was made from others
-    for being the mean."""
+    """A checkpoint, opened.
+
+    dtype: of its parameters (None: as stored). weights: "params" or "ema"; None for what the run's evaluations measured
+    (`origin.choose_weights`). template: another than its own. tokenizer: its own with further ids, for which embedding
+    and head get rows (`vocabulary.grow`). base: the model that adapters are put on, in place of the one that they name.
+    vocab_size: rows that embedding and head get in all; those that no token was made from others for are the mean.
+    """
     adapter = origin.stored_adapter(path, base)
     if base is not None and adapter is None:
         raise UserError(f"{path}: a whole model and no adapters, which alone are put on a base: leave --base out")
