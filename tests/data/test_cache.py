@@ -23,7 +23,7 @@ RECORDS = 500
 class CharacterTokenizer:
     """One id per character; `calls` counts texts. With `fail_at` it dies on the way."""
 
-    bos_id, eos_id, vocab_size, fingerprint = 1, 2, 300, "characters"
+    bos_id, eos_id, vocab_size, adds_bos, fingerprint = 1, 2, 300, True, "characters"
 
     def __init__(self, fail_at=None):
         self.calls, self.fail_at = 0, fail_at
@@ -233,7 +233,7 @@ import sys, time
 from camelid.data import cache
 
 class Tokenizer:
-    bos_id, eos_id, vocab_size, fingerprint = 1, 2, 300, "characters"
+    bos_id, eos_id, vocab_size, adds_bos, fingerprint = 1, 2, 300, True, "characters"
 
     def encode(self, text):
         time.sleep(0.002)
