@@ -159,9 +159,8 @@ def test_a_template_finds_todays_date(plain, monkeypatch):
 def test_what_is_set_in_a_generation_block_stays_in_it(plain):
     """As in transformers, where it is a call block."""
     source = (
-        "{% set x = 'a' %}{% for m in messages %}"
-        "{% generation %}{% set x = 'b' %}{{ x ~ m.content }}{% endgeneration %}"
-        "{{ x }}{% endfor %}"
+        "{% set x = 'a' %}{% for m in messages %}{% generation %}{% set x = 'b' %}{{ x ~ m.content }}"
+        "{% endgeneration %}{{ x }}{% endfor %}"
     )
     assert load_template(source).render([HI], plain) == "bHi therea"
 
