@@ -45,11 +45,12 @@ class Conversation(NamedTuple):
             characters += _check(message, number, compiled)
         if generation_prompt and messages[-1]["role"] == "assistant":
             raise UserError(f"message {len(messages)} is the assistant's: there is nothing to answer after it")
-        if tools and "tools" not in compiled.variables:
-            raise UserError(
-                f"a record has tools, of which chat template {compiled.name} writes nothing: take a template that "
-                "reads tools, or leave them out of the record"
-            )
+        for name, given in (("tools", tools), ("documents", documents)):
+            if given and name not in compiled.variables:
+                raise UserError(
+                    f"a record has {name}, of which chat template {compiled.name} writes nothing: take a template that "
+                    f"reads {name}, or leave them out of the record"
+                )
         return cls(messages, tools, documents, generation_prompt, "input" in compiled.keys, characters)
 
     def before(self, k: int) -> "Conversation":

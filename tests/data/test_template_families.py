@@ -39,7 +39,8 @@ def make_tokenizer(folder, special=SPECIAL, added=(), **config):
     raw.add_tokens(list(added))
     folder.mkdir(exist_ok=True)
     raw.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "unk_token": "<unk>"} | config))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named | config))
     tokenizer = Tokenizer.load(folder)
     tokenizer.raw = raw
     return tokenizer
