@@ -377,7 +377,7 @@ class _FollowingEnvironment(PlainEnvironment):
         if type(__callee) in (types.BuiltinMethodType, types.MethodType) and isinstance(__callee.__self__, str):
             __callee = _method(__callee.__self__, __callee.__name__, [*args, *kwargs.values()])
         elif type(__callee) is types.MethodType and isinstance(__callee.__self__, GenerationBlock):
-            return __callee(*args, **kwargs)
+            return __callee(kwargs["caller"])
         result = super().call(__context, __callee, *args, **kwargs)
         if isinstance(result, str):
             budget().charge(len(result))
