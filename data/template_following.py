@@ -254,20 +254,26 @@ def _followed(name: str, filter: Callable) -> Callable:
 
     @functools.wraps(filter)
     def followed(*args, **kwargs):
-        budget().step(_CALL)
-        given = [*args[first:], *kwargs.values()]
+        current = budget()
+        current.step(_CALL)
         if name in _SIZED:
-            check_size(max([0, *(value for value in given[1:] if isinstance(value, int))]))
-            texts = [len(value) for value in given if isinstance(value, str)]
-            check_size(math.prod(texts) // 8 if texts[1:] else 0)  # one may be put in between all characters of another
+            _check_sizes([*args[first:], *kwargs.values()])
         result = filter(*args, **kwargs)
         if isinstance(result, str):
-            budget().charge(len(result))
-            if type(result) is not Traced and not any(result is value for value in given):
-                result = blend(result, *(value for value in given if isinstance(value, str)))
+            current.charge(len(result))
+            if type(result) is not Traced:
+                given = [*args[first:], *kwargs.values()]
+                if not any(result is value for value in given):
+                    return blend(result, *(value for value in given if isinstance(value, str)))
         return result
 
     return followed
+
+
+def _check_sizes(given: list) -> None:
+    check_size(max([0, *(value for value in given[1:] if isinstance(value, int))]))
+    texts = [len(value) for value in given if isinstance(value, str)]
+    check_size(math.prod(texts) // 8 if texts[1:] else 0)  # one may be put in between all characters of another
 
 
 @jinja2.pass_environment
@@ -370,6 +376,8 @@ class _FollowingEnvironment(PlainEnvironment):
         budget().step(_CALL)
         if type(__callee) in (types.BuiltinMethodType, types.MethodType) and isinstance(__callee.__self__, str):
             __callee = _method(__callee.__self__, __callee.__name__, [*args, *kwargs.values()])
+        elif type(__callee) is types.MethodType and isinstance(__callee.__self__, GenerationBlock):
+            return __callee(kwargs["caller"])
         result = super().call(__context, __callee, *args, **kwargs)
         if isinstance(result, str):
             budget().charge(len(result))

@@ -9,7 +9,7 @@ what follows its last one when the conversation ends there.
 
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .added_tokens import Found
 from .traced_text import FIRST_TURN, TEMPLATE, Run, runs
@@ -32,37 +32,44 @@ class Region(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A rendered conversation: its text, the runs of one origin in it, and the added tokens that the template wrote."""
+    """A rendered conversation: its text, the runs of one origin in it, the added tokens that the template wrote, and
+    where their spellings begin."""
 
     text: str
     runs: list[Run]
     found: list[Found]
+    firsts: list[int]
 
 
-class Surroundings(NamedTuple):
+class Surroundings(Protocol):
     """What is known of a template beside the text that it wrote, to tell where turns begin and end.
 
     Attributes:
-        prompt: for a message's index, the text that asks for it; None where the template refuses to.
-        opening: for a message's index, what the template adds to ask for an answer there.
-        ending: for a message's index, the conversation that ends with it; None where the template refuses it.
-        content: for a message's index, what it says.
-        is_plain: for a message's index, whether it says nothing but its content.
         ends: tokens that are known to end a turn.
         has_end: a turn ends in one of these even if no other follows; otherwise what begins the next turn ends it.
         blocks_follow_prompts: a generation block of a plain message is known to begin where its prompt ends.
-        bos_id: the token that begins the next turn, and ends none.
+        bos_id: the token that begins the next turn, and ends none; None if there is no such token.
     """
 
-    prompt: Callable[[int], str | None]
-    opening: Callable[[int], str]
-    ending: Callable[[int], Rendered | None]
-    content: Callable[[int], str]
-    is_plain: Callable[[int], bool]
     ends: frozenset[int]
     has_end: bool
     blocks_follow_prompts: bool
     bos_id: int | None
+
+    def prompt(self, turn: int) -> str | None:
+        """The text that asks for a message, by its index; None where the template refuses to."""
+
+    def opening(self, turn: int) -> str:
+        """What the template adds to ask for a message."""
+
+    def ending(self, turn: int) -> Rendered | None:
+        """The conversation that ends with a message; None where the template refuses it."""
+
+    def content(self, turn: int) -> str:
+        """What a message says."""
+
+    def is_plain(self, turn: int) -> bool:
+        """Whether a message says nothing but its content."""
 
 
 class _Words(NamedTuple):
@@ -209,7 +216,7 @@ def _beginning(rendered: Rendered, around: Surroundings, turn: int, lower: int, 
         return None
     shared = _shared(rendered.text, prompt)
     if lower <= shared <= (words.last - 1 if shared == len(prompt) else words.first):
-        return max(lower, _outside_tokens(rendered.found, shared))
+        return max(lower, _outside_tokens(rendered, shared))
     opening = around.opening(turn)  # the conversation before may look different from here
     place = rendered.text.rfind(opening, lower, words.first) if opening else -1
     return None if place < 0 else place + len(opening)
@@ -218,7 +225,7 @@ def _beginning(rendered: Rendered, around: Surroundings, turn: int, lower: int, 
 def _end(rendered: Rendered, last: int, stop: int, limit: int, around: Surroundings) -> Found | None:
     """The token that ends a turn whose words end at `last` and which is written up to `stop`."""
     found, text = rendered.found, rendered.text
-    after = bisect.bisect_left(found, stop, key=lambda token: token.first)
+    after = bisect.bisect_left(rendered.firsts, stop)
     inside = found[after - 1] if after and found[after - 1].first >= last else None
     behind = found[after] if after < len(found) and found[after].last <= limit else None
     if inside is not None and text[inside.last : stop].strip():
@@ -239,13 +246,13 @@ def _tail(rendered: Rendered, last: int, limit: int, ending: Rendered | None, tu
     if words is None:
         return last
     shared = _shared(rendered.text[last:limit], ending.text[words.last :])
-    return max(last, _outside_tokens(rendered.found, last + shared))
+    return max(last, _outside_tokens(rendered, last + shared))
 
 
-def _outside_tokens(found: Sequence[Found], place: int) -> int:
+def _outside_tokens(rendered: Rendered, place: int) -> int:
     """`place`, or the beginning of the added token in whose spelling it lies."""
-    k = bisect.bisect_left(found, place, key=lambda token: token.first) - 1
-    return found[k].first if k >= 0 and found[k].first < place < found[k].last else place
+    k = bisect.bisect_left(rendered.firsts, place) - 1
+    return rendered.firsts[k] if k >= 0 and place < rendered.found[k].last else place
 
 
 def _shared(text: str, other: str) -> int:
@@ -273,4 +280,5 @@ def rendered_of(text: str, found: Callable[[str, list[tuple[int, int]]], list[Fo
             else:
                 stretches.append((run.start, run.stop))
     plain = str.__str__(text)
-    return Rendered(plain, of_text, found(plain, stretches))
+    tokens = found(plain, stretches)
+    return Rendered(plain, of_text, tokens, [token.first for token in tokens])

@@ -33,7 +33,7 @@ from .conversation import Conversation
 from .errors import UserError
 from .template_following import CompiledTemplate, compile_template
 from .template_limits import LimitReached
-from .template_regions import Region, Rendered, Surroundings, block_regions, blocks, rendered_of, word_regions
+from .template_regions import Region, Rendered, block_regions, blocks, rendered_of, word_regions
 from .tokenizer import Tokenizer
 from .traced_text import BLENDED, FIRST_TURN, WORDS
 
@@ -178,7 +178,7 @@ class _TurnFormat:
     """A template with a tokenizer: how it writes turns, learnt from a short conversation, and how they become tokens.
 
     Attributes:
-        ends, has_end, blocks_follow_prompts: as in `Surroundings`.
+        ends, has_end, blocks_follow_prompts, bos_id: as in `Surroundings`.
         quoted: spellings that are the template's to write, though the tokenizer finds them in a message's text too.
         quoted_said: those of them that an assistant cannot say: what ends a turn, and what begins another's.
     """
@@ -190,6 +190,7 @@ class _TurnFormat:
         self._added_ids = {token.id for token in tokenizer.added.values()}
         self._pattern = spellings(self._added)
         self.ends, self.has_end, self.blocks_follow_prompts = frozenset(), False, False
+        self.bos_id = None if tokenizer.bos_id == tokenizer.eos_id else tokenizer.bos_id
         self.quoted = self.quoted_said = None
         try:
             self._learn()
@@ -200,9 +201,9 @@ class _TurnFormat:
 
     def _learn(self) -> None:
         conversation = Conversation.of(_SAID, None, None, False, self.compiled)
-        rendered = self._follow(conversation)
+        rendered = self.follow(conversation)
         regions = self._regions(rendered, conversation)
-        prompts = [self._prompt(conversation, turn) for turn in conversation.turns()]
+        prompts = [_Around(self, conversation).prompt(turn) for turn in conversation.turns()]
         starts = [block.start for block in blocks(rendered)]
         self.blocks_follow_prompts = len(regions) == len(prompts) and all(
             prompt is not None and rendered.text.startswith(prompt) and len(prompt) in starts for prompt in prompts
@@ -225,7 +226,7 @@ class _TurnFormat:
 
     def encode(self, conversation: Conversation) -> Encoded:
         """The tokens of a conversation and the mask of those that are trained on."""
-        rendered = self._follow(conversation)
+        rendered = self.follow(conversation)
         regions = self._regions(rendered, conversation)
         trained = [self._is_trained(region, regions, conversation) for region in regions]
         return self._tokenize(rendered, regions, trained)
@@ -234,9 +235,10 @@ class _TurnFormat:
         """The assistant's turns in the text of a conversation."""
         tools = tools if "tools" in self.compiled.variables else None
         conversation = Conversation.of(messages, tools, None, False, self.compiled)
-        return self._regions(self._follow(conversation), conversation)
+        return self._regions(self.follow(conversation), conversation)
 
-    def _follow(self, conversation: Conversation) -> Rendered:
+    def follow(self, conversation: Conversation) -> Rendered:
+        """A conversation's text, and whose it is."""
         plain = conversation.variables(self.tokenizer)
         text = self.compiled.follow(conversation.traced(plain), plain, conversation.characters)
         rendered = rendered_of(text, self._find)
@@ -250,46 +252,14 @@ class _TurnFormat:
     def _find(self, text: str, stretches: list[tuple[int, int]]) -> list[Found]:
         return find(text, stretches, self._pattern, self._added)
 
-    def _prompt(self, conversation: Conversation, k: int) -> str | None:
-        part = conversation.before(k)
-        try:
-            return self.compiled.render(part.variables(self.tokenizer), part.characters)
-        except UserError:
-            return None
-
-    def _opening(self, conversation: Conversation, k: int) -> str:
-        prompt = self._prompt(conversation, k)
-        part = conversation.until(k - 1)
-        try:
-            before = self.compiled.render(part.variables(self.tokenizer), part.characters)
-        except UserError:
-            return ""
-        return prompt[len(before) :] if prompt is not None and prompt.startswith(before) else ""
-
-    def _ending(self, conversation: Conversation, k: int) -> Rendered | None:
-        try:
-            return self._follow(conversation.until(k))
-        except UserError:
-            return None
-
     def _regions(self, rendered: Rendered, conversation: Conversation) -> list[Region]:
-        around = Surroundings(
-            prompt=functools.partial(self._prompt, conversation),
-            opening=functools.partial(self._opening, conversation),
-            ending=functools.partial(self._ending, conversation),
-            content=lambda k: conversation.messages[k]["content"],
-            is_plain=conversation.is_plain,
-            ends=self.ends,
-            has_end=self.has_end,
-            blocks_follow_prompts=self.blocks_follow_prompts,
-            bos_id=self.tokenizer.bos_id if self.tokenizer.bos_id != self.tokenizer.eos_id else None,
-        )
+        around = _Around(self, conversation)
         written = {run.source for run in rendered.runs}
         for turn in conversation.turns():
             if FIRST_TURN + turn not in written and conversation.says_something(turn):
                 raise UserError(
                     f"chat template {self.compiled.name} writes nothing of message {turn + 1}, the assistant's: it is "
-                    "made for messages of another form, or leaves out what is all of this one"
+                    "made for messages of another form, or leaves the answer out"
                 )
         if self.compiled.marks_generation:
             return block_regions(rendered, around)
@@ -357,6 +327,38 @@ class _TurnFormat:
                     breaks.append(match.start() + 1)
             place = token.last
         return breaks
+
+
+class _Around:
+    """`Surroundings` of a conversation: what else its template writes for parts of it."""
+
+    def __init__(self, turns: _TurnFormat, conversation: Conversation):
+        self._turns, self._conversation = turns, conversation
+        self.ends, self.has_end, self.bos_id = turns.ends, turns.has_end, turns.bos_id
+        self.blocks_follow_prompts = turns.blocks_follow_prompts
+        self.is_plain = conversation.is_plain
+
+    def prompt(self, turn: int) -> str | None:
+        return self._text(self._conversation.before(turn))
+
+    def opening(self, turn: int) -> str:
+        prompt, before = self.prompt(turn), self._text(self._conversation.until(turn - 1))
+        return prompt[len(before) :] if prompt and before and prompt.startswith(before) else ""
+
+    def ending(self, turn: int) -> Rendered | None:
+        try:
+            return self._turns.follow(self._conversation.until(turn))
+        except UserError:
+            return None
+
+    def content(self, turn: int) -> str:
+        return self._conversation.messages[turn]["content"]
+
+    def _text(self, part: Conversation) -> str | None:
+        try:
+            return self._turns.compiled.render(part.variables(self._turns.tokenizer), part.characters)
+        except UserError:
+            return None
 
 
 _AFTER_ALL = Found(-1, False, *[1 << 62] * 4)

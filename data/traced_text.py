@@ -247,7 +247,8 @@ def _strings(values: Any) -> Iterator[str]:
 def mark_block(text: str, block: int) -> str:
     """The text, as written inside a generation block, which is 1 or 2."""
     origins = origins_of(text)
-    for origin in set(origins):
+    one = origins[:1]
+    for origin in one if origins.count(one) == len(origins) else set(origins):
         if ord(origin) % _BLOCKS == 0:
             origins = origins.replace(origin, chr(ord(origin) + block))
     return traced(text, origins)
