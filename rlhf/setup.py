@@ -95,8 +95,8 @@ def sampling_of(
     """How `config.<section>` says that answers are drawn: a number of tokens, a temperature, and, where it has them, n
     and strings that end an answer. What the model of `config.init_from` ends its answers with ends them too."""
     given, said = settings[section], train_setup.generation_of(settings, tokenizer)
-    stop = strings_of(given.get("stop", ()), said)
     try:
+        stop = strings_of(given.get("stop", ()), said)
         return drawn_by(
             tokenizer,
             model.config.vocab_size,

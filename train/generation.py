@@ -38,7 +38,7 @@ def sampling_of(
 
 def strings_of(stop: str | Sequence[str], defaults: GenerationDefaults | None = None) -> tuple[str, ...]:
     """All strings that end an answer, each once."""
-    given = (stop,) if isinstance(stop, str) else tuple(stop)
+    given = tuple(stop) if isinstance(stop, (tuple, list)) else (stop,)
     if wrong := [each for each in given if not isinstance(each, str)]:
         raise UserError(f"stop {wrong[0]!r}: give strings")
     return tuple(dict.fromkeys((*given, *(defaults.stop if defaults is not None else ()))))

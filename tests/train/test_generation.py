@@ -122,6 +122,7 @@ def test_what_the_model_recommends_holds_where_the_caller_says_nothing(llama):
         (dict(n=0), "n 0: give 1 or more"),
         (dict(stop=""), "a stop string is empty"),
         (dict(stop=["a", 3]), "stop 3: give strings"),
+        (dict(stop=7), "stop 7: give strings"),
         (dict(stop="x" * 600), "stop strings of 600 bytes: give at most 512"),
         (dict(stop="\udcff"), "is no UTF-8 text"),
         (dict(seed=-1), "seed -1: give 0 to 4294967295"),
