@@ -51,7 +51,8 @@ def test_samples_show_each_skill_in_each_language_with_its_score(answers):
     assert all(answers[row["prompt"]] == row["answer"] for row in rows)
 
 
-def test_sampling_is_passed_on(answers):
+def test_sampling_is_passed_on_and_takes_nothing_that_the_model_recommends(answers):
     parrot = Parrot(answers.get)
     gold(parrot, per_skill=1, max_tokens=5, temperature=0.3)
-    assert parrot.sampling == {"max_tokens": 5, "temperature": 0.3}
+    plain = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+    assert parrot.sampling == {"max_tokens": 5, "temperature": 0.3} | plain
