@@ -24,6 +24,7 @@ from ..data.errors import DataError, UserError
 from .commands import checkpoints, data, models, training
 from .commands.arguments import Parser
 
+CLOSED = "standard output was closed before all of it was written"
 OUT_OF_MEMORY = (
     "out of memory: in training lower config.data.batch_size or seq_len, raise config.optim.accumulate, or set "
     "config.model.remat=full; elsewhere give --quantize or a shorter context"
@@ -45,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         if error.code != 1:  # as rich ends when nobody reads standard output; argparse ends by 0
             raise
-        return _end(1, "standard output was closed")
+        return _end(1, CLOSED)
     except BrokenPipeError:  # as of `camelid generate ... | head -1`
-        return _end(1, "who read the output has gone; the rest was not written")
+        return _end(1, CLOSED)
     except MemoryError:
         return _end(1, OUT_OF_MEMORY)
     except OSError as error:

@@ -198,7 +198,7 @@ def test_a_reader_who_has_gone_is_one_line(command, capsys, monkeypatch, tmp_pat
     monkeypatch.setattr("sys.stdout", Gone())
     assert command("generate", "the", "--max_tokens=4", "--temperature=0") == 1
     os.close(where)
-    assert capsys.readouterr().err.splitlines() == ["camelid: who read the output has gone; the rest was not written"]
+    assert capsys.readouterr().err.splitlines() == ["camelid: standard output was closed before all of it was written"]
 
 
 def test_chat_says_that_its_input_is_closed(command, capsys, monkeypatch):
