@@ -71,7 +71,7 @@ def test_adapters_learn_and_checkpoints_hold_them_alone(lora, runs, metrics, pre
 @pytest.mark.parametrize("lora", ["lora", "pissa", "nf4"])
 def test_what_a_run_gives_is_its_base_with_its_adapters(lora, runs, pretrained):
     base = camelid.load(pretrained)
-    own = state_of(runs(lora))["params"]
+    own = state_of(runs(lora))["ema"]
     stays = base.params
     if lora == "nf4":
         stays = storage.quantize(stays, storage.MATRICES["nf4"])
@@ -127,7 +127,7 @@ def test_a_run_that_lost_its_last_checkpoint_ends_with_the_same_bits(lora, runs,
 def test_a_run_goes_on_only_on_the_base_that_it_began_with(runs, arguments, tuned, tmp_path, capsys):
     shutil.copytree(runs("lora"), tmp_path / "run")
     assert main(command(arguments, tmp_path / "run", tuned, "lora")) == 2
-    assert "its run had another adapter" in capsys.readouterr().err
+    assert "there is another model at config.init_from" in capsys.readouterr().err
 
 
 def test_the_next_run_goes_on_with_the_same_adapters_or_from_the_merged_model(runs, arguments, pretrained, tmp_path):
@@ -166,9 +166,9 @@ def test_networks_of_a_run_share_their_base(runs, arguments, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ("lora.dropout=0.1", "need targets"),
+        ("lora.dropout=0.1", "config.lora.dropout = 0.1 does nothing where config.lora.targets is None"),
         ("lora.quantize=int8", "need targets"),
-        ("lora.quantize=int3", "quantisation 'int3': give one of int8, int4, nf4, stored"),
+        ("lora.quantize=int3", "config.lora.quantize = 'int3': give one of int8, int4, nf4, stored"),
     ],
 )
 def test_adapters_that_cannot_be_are_one_line_and_exit_code_2(

@@ -14,6 +14,7 @@ from camelid.model.interop import gguf_files, huggingface, tensors
 from camelid.tests.model.interop import folders
 from camelid.tests.model.interop.folders import TINY
 from camelid.train import checkpoints, differences
+from camelid.train.proof import PROOF
 
 
 def near(params, seed=1):
@@ -260,6 +261,9 @@ def test_a_corrupted_difference_leaves_no_output(base, tmp_path):
     numbers = [file for file in files if file.stat().st_size > TINY.ffn_dim * TINY.dim * 4]
     assert numbers
     flipped(numbers[-1], 1000)
+    with pytest.raises(UserError, match="every checkpoint in it is damaged"):
+        differences.apply(base, tmp_path / "difference", tmp_path / "output")
+    (tmp_path / "difference" / "checkpoints" / "0" / PROOF).unlink()  # as of versions without checksums
     with pytest.raises(UserError, match="what came out is not what went in; nothing is left"):
         differences.apply(base, tmp_path / "difference", tmp_path / "output")
     assert not (tmp_path / "output").exists()

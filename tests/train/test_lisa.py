@@ -306,7 +306,10 @@ def test_layers_that_are_all_frozen_cannot_be_thawed():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["lisa.layers=2", "lora.targets=[('layers/.*', 4)]"], "config.lisa and config.lora: .* choose one"),
+        (
+            ["lisa.layers=2", "lisa.period_steps=2", "lora.targets=[('layers/.*', 4)]"],
+            "config.lisa and config.lora: .* choose one",
+        ),
         (["lisa.period_steps=2"], "no meaning without config.lisa.layers"),
     ],
 )
