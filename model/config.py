@@ -129,11 +129,6 @@ class LlamaConfig:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.family not in get_args(FamilyName):
             raise ValueError(f"family {self.family!r}: give one of {', '.join(get_args(FamilyName))}")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window {self.window}: give 1 position or more, or None for all")
-        for name in ("attention_scale", "embedding_multiplier", "residual_multiplier", "logit_divisor"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)}: give a positive number")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
         if self.rope_scaling is not None and self.rope_scaling.kind == "longrope":

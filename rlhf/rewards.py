@@ -92,11 +92,12 @@ def load_model(
 ) -> tuple[scalar.ScalarModel, Any]:
     """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer; one that
     was trained with adapters shares their base. weights: "params", "ema", or None for what its evaluations measured."""
-    if difference := origin.tokenizer_at(path).difference(tokenizer):
+    manifest = origin.read_manifest(path)
+    same = manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
+    if not same and (difference := origin.tokenizer_at(path).difference(tokenizer)):
         raise UserError(
             f"{path}: a reward model with another tokenizer than the policy's cannot read its tokens: {difference}"
         )
-    manifest = origin.read_manifest(path)
     config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
     model = scalar.build(config, manifest.get("heads", 1))
     abstract = jax.eval_shape(model.init, jax.random.key(0))

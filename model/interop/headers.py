@@ -120,7 +120,7 @@ def shown(value: Any) -> str:
 def read_json(path: epath.Path) -> Header:
     """The object in a JSON file. Raises ValueError for a file that is missing, unreadable or holds anything else."""
     try:
-        return Header(json.loads(path.read_text()), str(path))
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(absent(path)) from None
     except OSError as error:
@@ -128,6 +128,5 @@ def read_json(path: epath.Path) -> Header:
     except RecursionError:
         raise ValueError(f"{path}: its objects and lists are nested too deeply") from None
     except ValueError as error:
-        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        raise
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return Header(value, str(path))

@@ -155,7 +155,8 @@ def test_older_files_list_added_tokens_and_those_with_a_name_are_special(model):
     tokenizer = llama(model, {"legacy": False, "eos_token": "</s>"}, names, added)
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id) == (N + 3, N + 1, N)
     assert tokenizer.encode("a<tool>b") == [259, N + 2, 384]
-    assert {s: t.special for s, t in tokenizer.added.items()} == {"[PAD]": True, "<|im_end|>": True, "<tool>": False}
+    special = {"<s>": True, "</s>": True, "<unk>": False, "[PAD]": True, "<|im_end|>": True, "<tool>": False}
+    assert {s: t.special for s, t in tokenizer.added.items()} == special
     # where the newer list is there, it alone counts
     newer = llama(model, {"added_tokens_decoder": {}}, names, added)
     assert (newer.vocab_size, newer.eos_id) == (N, 2)

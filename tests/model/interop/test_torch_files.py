@@ -252,9 +252,7 @@ def test_safetensors_are_read_where_both_are_there(tmp_path):
 def test_an_index_names_files_of_its_own_folder_only(name, tmp_path):
     folder = write_bin_folder(tmp_path / "bin", make_interop.META, 2, further=name)
     save_tensors(tmp_path / "secret.bin", {"further": np.zeros(3, np.float32)})
-    with pytest.raises(
-        ValueError, match=r"index.json: weight_map: further is .*, not the name of a file in this folder"
-    ):
+    with pytest.raises(ValueError, match=r"weight_map: further is .*, not the name of a file in this folder"):
         huggingface.open_folder(folder)
 
 
@@ -262,7 +260,7 @@ def test_an_index_names_files_of_its_own_folder_only(name, tmp_path):
 def test_an_index_without_files_names_is_refused(weights, tmp_path):
     folder = write_bin_folder(tmp_path / "bin", make_interop.META, 2)
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weights}))
-    with pytest.raises(ValueError, match="has no weight_map|weight_map is .*, not an object|, not a string"):
+    with pytest.raises(ValueError, match=r"has no weight_map|weight_map is .*, not an object|, not a string"):
         huggingface.open_folder(folder)
 
 
