@@ -249,8 +249,7 @@ def strings(value):
 TEMPLATE = ChatTemplate(
     "fuzzed",
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-    "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
-    "{# tools, tool_calls, reasoning_content and documents are left out #}",
+    "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
 )
 
 
@@ -296,6 +295,11 @@ def check_meaning(raw, form, record, tokenizer):
     bad = [field for field in ("label", "kto_tag") if raw.get(field) in (False, "0", "false")]
     bad += [field for field in ("score", "rating") if isinstance(raw.get(field), int | float) and raw[field] <= 0]
     assert not bad, raw
+    unwritten = record.get("tools") or record.get("documents")
+    if unwritten or any(m.get("tool_calls") or m.get("reasoning_content") for m in record["messages"]):
+        with pytest.raises(UserError, match="writes nothing"):
+            encode_record(record, tokenizer, TEMPLATE)
+        return
     expected = answers(raw, form)
     found = [words for words in trained(record, tokenizer) if words]
     assert found == [tokenizer.decode(tokenizer.encode(words)).strip() for words in expected], (found, expected, raw)

@@ -125,11 +125,11 @@ def test_a_preset_takes_changes_and_a_dict_gives_it_back():
         (lambda: LlamaConfig.preset("nano-test", window=0), "window 0: give a whole number from 1 to"),
         (
             lambda: LlamaConfig.preset("nano-test", attention_scale=0.0),
-            "attention_scale 0.0: give a number greater than 0",
+            "attention_scale 0.0: give a number",
         ),
         (
             lambda: LlamaConfig.preset("nano-test", logit_divisor=-2.0),
-            "logit_divisor -2.0: give a number greater than 0",
+            "logit_divisor -2.0: give a number",
         ),
         (lambda: LlamaConfig.preset("nano-test", family="gemma"), "family 'gemma': give one of llama, mistral, qwen2"),
     ],

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 import camelid
 from camelid.data.errors import UserError
@@ -14,7 +15,7 @@ from camelid.model.interop import gguf_files, huggingface, tensors
 from camelid.tests.model.interop import folders
 from camelid.tests.model.interop.folders import TINY
 from camelid.train import checkpoints, differences
-from camelid.train.proof import PROOF
+from camelid.train.proof import prove
 
 
 def near(params, seed=1):
@@ -263,13 +264,13 @@ def test_a_corrupted_difference_leaves_no_output(base, tmp_path):
     flipped(numbers[-1], 1000)
     with pytest.raises(UserError, match="every checkpoint in it is damaged"):
         differences.apply(base, tmp_path / "difference", tmp_path / "output")
-    (tmp_path / "difference" / "checkpoints" / "0" / PROOF).unlink()  # as of versions without checksums
+    prove(epath.Path(tmp_path / "difference" / "checkpoints" / "0"))  # as if it had been written so
     with pytest.raises(UserError, match="what came out is not what went in; nothing is left"):
         differences.apply(base, tmp_path / "difference", tmp_path / "output")
     assert not (tmp_path / "output").exists()
     for file in numbers:
         file.unlink()
-    with pytest.raises(Exception, match="Encountered error while reading"):
+    with pytest.raises(UserError, match="every checkpoint in it is damaged"):
         differences.apply(base, tmp_path / "difference", tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
