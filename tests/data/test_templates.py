@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from camelid.data.errors import UserError
-from camelid.data.templates import BUILT_IN, ChatTemplate, encode_text, load_template
+from camelid.data.templates import BUILT_IN, FOLLOWED, ChatTemplate, encode_text, load_template
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
 
@@ -312,7 +312,8 @@ def test_a_template_file_is_read_and_has_a_fingerprint(tmp_path, plain):
     template = load_template(tmp_path / "mine.jinja")
     assert template.name == "mine"
     assert template.render([HELLO], plain) == "Hello"
-    assert template.fingerprint == hashlib.sha256((tmp_path / "mine.jinja").read_bytes()).hexdigest()
+    source = (tmp_path / "mine.jinja").read_bytes()
+    assert template.fingerprint == hashlib.sha256(source + FOLLOWED).hexdigest()
 
 
 def test_hugging_faces_extras_work(plain):
