@@ -70,7 +70,7 @@ def test_adapters_learn_and_checkpoints_hold_them_alone(lora, runs, metrics, pre
 @pytest.mark.parametrize("lora", ["lora", "pissa", "nf4"])
 def test_what_a_run_gives_is_its_base_with_its_adapters(lora, runs, pretrained):
     base = camelid.load(pretrained)
-    own = state_of(runs(lora))["params"]
+    own = state_of(runs(lora))["ema"]
     stays = base.params
     if lora == "nf4":
         stays = storage.quantize(stays, storage.MATRICES["nf4"])
@@ -125,7 +125,7 @@ def test_a_run_that_lost_its_last_checkpoint_ends_with_the_same_bits(lora, runs,
 def test_a_run_goes_on_only_on_the_base_that_it_began_with(runs, arguments, tuned, tmp_path, capsys):
     shutil.copytree(runs("lora"), tmp_path / "run")
     assert main(command(arguments, tmp_path / "run", tuned, "lora")) == 2
-    assert "its run had another adapter" in capsys.readouterr().err
+    assert "there is another model at config.init_from" in capsys.readouterr().err
 
 
 def test_the_next_run_goes_on_with_the_same_adapters_or_from_the_merged_model(runs, arguments, pretrained, tmp_path):
