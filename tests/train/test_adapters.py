@@ -167,7 +167,7 @@ def test_networks_of_a_run_share_their_base(runs, arguments, tmp_path):
     "changes, message",
     [
         ("lora.dropout=0.1", "config.lora.dropout = 0.1 does nothing where config.lora.targets is None"),
-        ("lora.quantize=int8", "need targets"),
+        ("lora.quantize=int8", "set config.lora.targets too"),
         ("lora.quantize=int3", "config.lora.quantize = 'int3': give one of int8, int4, nf4, stored"),
     ],
 )
