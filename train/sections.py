@@ -85,7 +85,9 @@ class Lora:
     rank_stabilized: Annotated[bool, Only("targets", default=False)]
     dora: Annotated[bool, Only("targets", default=False)]
     init: Annotated[str, OneOf(*INITS), Only("targets", default="zero")]
-    quantize: Annotated[str, OneOf(*MATRICES)] | list[tuple[Regex, str | None]] | None
+    quantize: Annotated[
+        Annotated[str, OneOf(*MATRICES)] | list[tuple[Regex, str | None]] | None, Only("targets"), Unset("as it is")
+    ]
     dropout: Annotated[float, Range(least=0, below=1), Only("targets", default=0.0)]
     whole: Annotated[list[Regex] | None, Only("targets")]
 

@@ -201,8 +201,8 @@ def thaw_of(settings: Settings, trainable: Any, lengths: Lengths, batches: Any) 
     """The layers of `config.lisa` of a network whose parameters that may learn are `trainable`."""
     layers = settings.lisa.layers
     period = duration(settings.lisa, "period", **_units(lengths, batches), required=False)
-    check_period(layers, period)
     if layers is None:
+        check_period(layers, period)
         return ALL_LAYERS
     if settings.lora.targets is not None:
         raise UserError("config.lisa and config.lora: adapters stand on layers that stay as they are; choose one")

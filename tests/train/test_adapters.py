@@ -164,9 +164,9 @@ def test_networks_of_a_run_share_their_base(runs, arguments, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ("lora.dropout=0.1", "need targets"),
-        ("lora.quantize=int8", "need targets"),
-        ("lora.quantize=int3", "quantisation 'int3': give one of int8, int4, nf4, stored"),
+        ("lora.dropout=0.1", "set config.lora.targets too"),
+        ("lora.quantize=int8", "set config.lora.targets too"),
+        ("lora.quantize=int3", "config.lora.quantize = 'int3': give one of int8, int4, nf4, stored"),
     ],
 )
 def test_adapters_that_cannot_be_are_one_line_and_exit_code_2(
