@@ -2,6 +2,7 @@
 
 import json
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,3 +108,9 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
     assert best_of_n.kl_of_best_of_n(1) == 0 and best_of_n.kl_of_best_of_n(4) == pytest.approx(np.log(4) - 0.75)
     points = best_of_n.curve(proxy, gold, (1, 6))
     assert points[0]["gold"] == pytest.approx(gold.mean()) and points[1]["proxy"] == pytest.approx(proxy.max(1).mean())
+
+
+def test_a_reward_that_is_none_is_said_before_any_answer_is_drawn():
+    model = SimpleNamespace(tokenizer="t", template="t")  # which could not answer
+    with pytest.raises(UserError, match="--reward: 'typo:f' is no function"):
+        sample_answers(model, "nothing", "typo:f", prompts=1, n=1, max_tokens=4)

@@ -5,7 +5,10 @@ import math
 
 import pytest
 
-from camelid.rlhf.watch import RATIO_TOLERANCE, Limits, Watch
+from camelid.data.errors import UserError
+from camelid.data.primer import LANGUAGES, SKILLS
+from camelid.evals import gold as gold_score
+from camelid.rlhf.watch import RATIO_TOLERANCE, Limits, Watch, check_names, evaluation_names, heldout_names
 from camelid.train.loop import TrainingStopped
 
 PROXY, GOLD = "eval/heldout/scores", "eval/gold/all"
@@ -125,3 +128,31 @@ def test_a_resumed_run_counts_what_came_before_only_where_it_went_wrong(watch, t
     check(40, {PROXY: 0.3, GOLD: 0.6})
     with pytest.raises(TrainingStopped, match="step 50"):
         check(50, {PROXY: 0.4, GOLD: 0.5})
+
+
+def limits(proxy, gold):
+    return Limits(None, 0.02, 20, proxy, gold, 3)
+
+
+def test_metrics_to_watch_are_those_that_evaluations_give():
+    names = heldout_names(["proxy", "gold"], ["en", "zh"])
+    names += evaluation_names(["gold", "own"], {"gold": gold_score.gold, "own": print})
+    for name in (
+        "heldout/scores",
+        "heldout/kl",
+        "heldout/scores/gold",
+        "heldout/scores/gold/zh",
+        "gold/all",
+        "own/any",
+    ):
+        check_names(limits(f"eval/{name}", "eval/heldout/scores"), "config.watch", names)
+    check_names(limits(None, None), "config.watch", [])
+    for name in ("heldout/score", "heldout/scores/gld", "heldout/scores/gold/de", "gold/every", "gld/all"):
+        with pytest.raises(UserError, match=f"config.watch.gold = 'eval/{name}': no evaluation gives such a metric"):
+            check_names(limits("eval/heldout/scores", f"eval/{name}"), "config.watch", names)
+    assert "eval/heldout/scores/gold/en" not in heldout_names(["gold"], ["en"])  # which is all
+
+
+def test_evaluations_give_the_metrics_that_they_are_said_to_give():
+    records = [{"meta": {"skill": skill, "language": language}} for skill in SKILLS for language in LANGUAGES]
+    assert set(gold_score._means(records, [0.0] * len(records))) == set(gold_score.gold.metrics)
