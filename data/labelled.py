@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .batches import Batch, Shapes
+from .batches import Shapes
 from .errors import UserError
 from .files import MAX_RECORD_BYTES
 from .pairs import encode_answer
-from .samples import LeftOut, Sample, SampleBatches, SamplePass, Samples, SourcePart, collect, describe, language_of
+from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, SourcePass, collect, language_of
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
 
@@ -69,54 +69,11 @@ class LabelledBatches(SampleBatches):
         super().__init__(parts, read, row_shapes=_row_shapes(length), batch_size=batch_size, length=length, seed=seed)
 
 
-class EvalLabelled(SamplePass):
-    """One pass over a source's answers, in its order. The last batch is filled up with its last answer, at weight 0."""
-
-    def __init__(
-        self,
-        source: str,
-        *,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        batch_size: int,
-        length: int,
-        format: str = "auto",
-        split: str | None = "heldout",
-        heldout: float = 0.01,
-        on_error: str = "raise",
-        max_record_bytes: int = MAX_RECORD_BYTES,
-    ):
-        """Arguments, errors and `records` are those of `LabelledBatches`."""
-        self._source = read_labelled(
-            source,
-            tokenizer=tokenizer,
-            template=template,
-            length=length,
-            format=format,
-            split=split,
-            heldout=heldout,
-            on_error=on_error,
-            max_record_bytes=max_record_bytes,
-        )
-        super().__init__(self._source.samples, row_shapes=_row_shapes(length), batch_size=batch_size)
-
-    def rows(self, step: int, rows: slice) -> Batch:
-        """Only these rows of batch `step`."""
-        is_answer = np.arange(self.batch_size)[rows] < self.real(step)
-        return super().rows(step, rows) | {"weight": is_answer.astype(np.float32)}
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all answers."""
-        return self._source.fingerprint
-
-    def summary(self) -> dict[str, float]:
-        """What the source gives to the pass."""
-        return describe(self._source, self._row_shapes)
-
-    def skipped(self) -> list[str]:
-        """Place and fault of the first records that the source was read without."""
-        return self._source.skipped
+def labelled_pass(source: str, *, batch_size: int, length: int, split: str | None = "heldout", **how) -> SourcePass:
+    """One pass over the labelled answers of one split of a source, in batches of [batch_size, 1, length]. how: as
+    `read_labelled` takes it. UserError for records without a label, and where no answer is left."""
+    answers = read_labelled(source, length=length, split=split, **how)
+    return SourcePass(answers, row_shapes=_row_shapes(length), batch_size=batch_size)
 
 
 def _row_shapes(length: int) -> Shapes:

@@ -22,10 +22,10 @@ from hashlib import blake2b
 
 import numpy as np
 
-from .batches import Batch, Shapes
+from .batches import Shapes
 from .errors import UserError
 from .files import MAX_RECORD_BYTES
-from .samples import LeftOut, Sample, SampleBatches, SamplePass, Samples, SourcePart, collect, describe, language_of
+from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, SourcePass, collect, language_of
 from .templates import ChatTemplate, Encoded
 from .tokenizer import Tokenizer
 
@@ -94,55 +94,11 @@ class PairBatches(SampleBatches):
         )
 
 
-class EvalPairs(SamplePass):
-    """One pass over a source's pairs, in its order. The last batch is filled up with its last pair, at weight 0."""
-
-    def __init__(
-        self,
-        source: str,
-        *,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        batch_size: int,
-        length: int,
-        format: str = "auto",
-        split: str | None = "heldout",
-        heldout: float = 0.01,
-        on_error: str = "raise",
-        max_record_bytes: int = MAX_RECORD_BYTES,
-    ):
-        """Arguments and errors are those of `PairBatches`; `records` is as well."""
-        self.length = length
-        self._source = read_pairs(
-            source,
-            format=format,
-            tokenizer=tokenizer,
-            template=template,
-            length=length,
-            split=split,
-            heldout=heldout,
-            on_error=on_error,
-            max_record_bytes=max_record_bytes,
-        )
-        super().__init__(self._source.samples, row_shapes=_row_shapes(length), batch_size=batch_size)
-
-    def rows(self, step: int, rows: slice) -> Batch:
-        """Only these rows of batch `step`."""
-        is_pair = np.arange(self.batch_size)[rows] < self.real(step)
-        return super().rows(step, rows) | {"weight": is_pair.astype(np.float32)}
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all pairs."""
-        return self._source.fingerprint
-
-    def summary(self) -> dict[str, float]:
-        """What the source gives to the pass."""
-        return describe(self._source, _row_shapes(self.length))
-
-    def skipped(self) -> list[str]:
-        """Place and fault of the first records that the source was read without."""
-        return self._source.skipped
+def pair_pass(source: str, *, batch_size: int, length: int, split: str | None = "heldout", **how) -> SourcePass:
+    """One pass over the pairs of one split of a source, in batches of [batch_size, 2, length]. how: as `read_pairs`
+    takes it. UserError for records that hold no pairs, and where no pair is left."""
+    pairs = read_pairs(source, length=length, split=split, **how)
+    return SourcePass(pairs, row_shapes=_row_shapes(length), batch_size=batch_size)
 
 
 def _row_shapes(length: int, sides: int = 2) -> Shapes:

@@ -312,3 +312,30 @@ class SamplePass(Sequence):
     def shapes(self) -> Shapes:
         """Shape and dtype of each array of a batch."""
         return batch_shapes(self.batch_size, self._row_shapes)
+
+
+class SourcePass(SamplePass):
+    """One pass over what was read of a source, in its order. The last batch is filled up with the last sample, and has
+    "weight" 0 there."""
+
+    def __init__(self, source: Samples, *, row_shapes: Shapes, batch_size: int):
+        super().__init__(source.samples, row_shapes=row_shapes, batch_size=batch_size)
+        self._source = source
+
+    def rows(self, step: int, rows: slice) -> Batch:
+        """Only these rows of batch `step`."""
+        is_sample = np.arange(self.batch_size)[rows] < self.real(step)
+        return super().rows(step, rows) | {"weight": is_sample.astype(np.float32)}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all samples."""
+        return self._source.fingerprint
+
+    def summary(self) -> dict[str, float]:
+        """What the source gives to the pass."""
+        return describe(self._source, self._row_shapes)
+
+    def skipped(self) -> list[str]:
+        """Place and fault of the first records that the source was read without."""
+        return self._source.skipped

@@ -14,8 +14,8 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ..data.pairs import EvalPairs
 from ..data.prefetch import device_batch
+from ..data.samples import SourcePass
 from ..model import llama
 from ..model.sharding import BATCH
 from ..train import origin
@@ -163,7 +163,7 @@ def make_rewards(model: llama.Model, hyper: Hyper) -> Callable[[Any, Any, Mappin
 def heldout_pairs(
     rewards: Callable[[Any, Any, Mapping[str, Array]], Array],
     reference: Any,
-    sources: Mapping[str, EvalPairs],
+    sources: Mapping[str, SourcePass],
     where: NamedSharding,
     max_batches: int,
 ) -> Callable[[Any], tuple[dict[str, float], list]]:

@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..data import sources
 from ..data.errors import UserError
-from ..data.labelled import EvalLabelled, LabelledBatches
+from ..data.labelled import LabelledBatches, labelled_pass
 from ..data.prefetch import device_batch
-from ..data.samples import SourcePart
+from ..data.samples import SourcePart, SourcePass
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..train.settings import Settings
@@ -50,7 +50,7 @@ def is_labelled(settings: Settings) -> bool:
 
 def answers_of(
     settings: Settings, tokenizer: Tokenizer, template: ChatTemplate
-) -> tuple[LabelledBatches, dict[str, EvalLabelled]]:
+) -> tuple[LabelledBatches, dict[str, SourcePass]]:
     """The labelled answers of `config.data.mixture` to train on, and those held out."""
     data = settings.data
     if data.noise:
@@ -59,7 +59,7 @@ def answers_of(
     common = dict(tokenizer=tokenizer, template=template, batch_size=data.batch_size, length=data.seq_len)
     common |= {name: data[name] for name in ("heldout", "on_error", "max_record_bytes")}
     batches = LabelledBatches(parts, **common, max_answers=data.max_pairs, seed=settings.seed)
-    heldout = {part.name: EvalLabelled(part.source, format=part.format, **common) for part in parts if data.heldout}
+    heldout = {part.name: labelled_pass(part.source, format=part.format, **common) for part in parts if data.heldout}
     return batches, heldout
 
 
@@ -102,7 +102,7 @@ def _answer_to_another(
 def heldout_answers(
     rewards: Callable[[Any, Any, Mapping[str, Array]], Float[Array, "B 1"]],
     reference: Any,
-    sources: Mapping[str, EvalLabelled],
+    sources: Mapping[str, SourcePass],
     where: NamedSharding,
     max_batches: int,
 ) -> Callable[[Any], tuple[dict[str, float], list]]:

@@ -19,10 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from ..data.errors import UserError
-from ..data.pairs import EvalPairs, PairBatches
+from ..data.pairs import PairBatches, pair_pass
 from ..data.prefetch import device_batch
 from ..data.prompts import heldout_prompts, prompt_shapes
-from ..data.samples import SamplePass, SourcePart
+from ..data.samples import SamplePass, SourcePart, SourcePass
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..model.sharding import BATCH
@@ -120,7 +120,7 @@ def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
 
 def heldout_ranking(
     model: scalar.ScalarModel,
-    sources: Mapping[str, EvalPairs],
+    sources: Mapping[str, SourcePass],
     where: NamedSharding,
     max_batches: int,
     pessimism: float = 0.0,
@@ -137,7 +137,7 @@ def heldout_ranking(
     """
     score = jax.jit(lambda params, batch: scalar.combine(pair_scores(model, params, batch), pessimism))
 
-    def measure(params: Any, pairs: EvalPairs) -> dict[str, float]:
+    def measure(params: Any, pairs: SourcePass) -> dict[str, float]:
         gaps, records, signs = [], [], []
         for step in range(min(len(pairs), max_batches)):
             scores_B2, batch = np.asarray(score(params, device_batch(pairs, step, where))), pairs[step]
@@ -245,7 +245,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
 
 def pairs_of(
     settings: Settings, tokenizer: Tokenizer, template: ChatTemplate, *, sides: int = 2
-) -> tuple[list[SourcePart], PairBatches, dict[str, EvalPairs]]:
+) -> tuple[list[SourcePart], PairBatches, dict[str, SourcePass]]:
     """The sources of `config.data.mixture`, their pairs to train on, and those held out."""
     data = settings.data
     parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
@@ -262,7 +262,7 @@ def pairs_of(
     batches = PairBatches(parts, **common, **chosen, seed=settings.seed)
     if not data.heldout:
         return parts, batches, {}
-    return parts, batches, {part.name: EvalPairs(part.source, format=part.format, **common) for part in parts}
+    return parts, batches, {part.name: pair_pass(part.source, format=part.format, **common) for part in parts}
 
 
 def _normaliser(

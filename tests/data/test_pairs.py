@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from camelid.data import sources
 from camelid.data.errors import UserError
-from camelid.data.pairs import EvalPairs, PairBatches, encode_pair, turned_round
+from camelid.data.pairs import PairBatches, encode_pair, pair_pass, turned_round
 from camelid.data.prefetch import device_batch, prefetch
 from camelid.data.samples import SourcePart
 from camelid.data.templates import BUILT_IN, load_template
@@ -300,7 +300,7 @@ def test_whatever_changes_the_batches_changes_the_fingerprint(write, make):
 def test_evaluation_is_one_pass_with_the_filling_at_weight_0(write, rich):
     path = write([record | {"id": i} for i, record in enumerate(pairs(40))])
     options = dict(tokenizer=rich, template=load_template("chatml"), length=T)
-    batches = EvalPairs(path, heldout=0.3, batch_size=4, **options)
+    batches = pair_pass(path, heldout=0.3, batch_size=4, **options)
     held = [record["meta"]["id"] for record in sources.read(path, split="heldout", heldout=0.3)]
     n = len(held)
     assert n % 4, "the test wants a last batch that is not full"
@@ -313,7 +313,7 @@ def test_evaluation_is_one_pass_with_the_filling_at_weight_0(write, rich):
     assert batches.rows(len(batches) - 1, slice(2, 4))["weight"].tolist() == weight[-2:].tolist()
     assert batches.summary()["samples"] == n and batches.skipped() == []
     assert {name: (x.shape, x.dtype) for name, x in batches[-1].items()} == batches.shapes
-    whole = EvalPairs(path, split=None, batch_size=4, **options)
+    whole = pair_pass(path, split=None, batch_size=4, **options)
     assert len(whole) == 10 and whole.fingerprint != batches.fingerprint
     with pytest.raises(IndexError):
         batches[len(batches)]

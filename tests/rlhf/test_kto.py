@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from camelid.data.errors import UserError
-from camelid.data.labelled import EvalLabelled, LabelledBatches
+from camelid.data.labelled import LabelledBatches, labelled_pass
 from camelid.data.samples import SourcePart
 from camelid.data.templates import load_template
 from camelid.data.tokenizer_training import train_sentencepiece
@@ -44,7 +44,7 @@ def write(path, records):
 
 def read(source, tokenizer, template="chatml", **more):
     how = dict(tokenizer=tokenizer, template=load_template(template), batch_size=4, length=64)
-    return EvalLabelled(source, **how, split=None, **more)
+    return labelled_pass(source, **how, split=None, **more)
 
 
 def test_each_answer_is_read_with_its_label_and_its_stop_token(tmp_path, tokenizer):
