@@ -20,7 +20,8 @@ from sentencepiece import sentencepiece_model_pb2
 from .errors import UserError
 from .tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from .tokenizer_sentencepiece import SPACE_SYMBOL
-from .tokenizer_settings import CONFIG_FILE, LEGACY_VALUES, AddedToken, one_line, short
+from .tokenizer_settings import CONFIG_FILE, LEGACY_VALUES, AddedToken, one_line
+from .values import shown
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # values of tokenizer.ggml.model
 LEGACY = "camelid.tokenizer.legacy"  # our own key for `legacy` of a tokenizer_config.json
@@ -131,7 +132,7 @@ def tokenizer_files(fields: Mapping[str, Any], where: str) -> dict[str, bytes]:
     model = _value(fields, "tokenizer.ggml.model", str, None, where)
     if model not in (BYTE_LEVEL, SENTENCEPIECE):
         raise UserError(
-            f"{where} has a tokenizer of model {short(model)}: camelid reads {BYTE_LEVEL!r} (byte-level BPE) and "
+            f"{where} has a tokenizer of model {shown(model)}: camelid reads {BYTE_LEVEL!r} (byte-level BPE) and "
             f"{SENTENCEPIECE!r} (SentencePiece BPE)"
         )
     tokens = _list(fields, "tokens", str, where)
@@ -154,7 +155,7 @@ def tokenizer_files(fields: Mapping[str, Any], where: str) -> dict[str, bytes]:
         # llama.cpp puts the space behind every control token; a file of camelid's says how its tokens were made.
         legacy = _value(fields, LEGACY, str, "true", where)
         if legacy not in LEGACY_VALUES:
-            raise UserError(f"{where}: {LEGACY} is {short(legacy)}: expected one of {', '.join(LEGACY_VALUES)}")
+            raise UserError(f"{where}: {LEGACY} is {shown(legacy)}: expected one of {', '.join(LEGACY_VALUES)}")
         config["legacy"] = LEGACY_VALUES[legacy]
     return {name: content, CONFIG_FILE: _config_file(config, fields, tokens, ids, where)}
 
@@ -215,7 +216,7 @@ def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
 def _value(fields: Mapping[str, Any], key: str, kind: type, default: Any, where: str) -> Any:
     value = fields.get(key, default)
     if key in fields and not _is(value, kind):
-        raise UserError(f"{where}: {key} is {short(value)}, not of type {kind.__name__}: convert it to GGUF again")
+        raise UserError(f"{where}: {key} is {shown(value)}, not of type {kind.__name__}: convert it to GGUF again")
     return value
 
 
@@ -240,9 +241,9 @@ def _check_tokens(tokens: list[str], types: list[int], where: str) -> None:
         if not token:
             raise UserError(f"{where}: token {i} is empty, so nothing could be encoded as it")
         if token in seen:
-            raise UserError(f"{where}: tokens {seen[token]} and {i} are both {short(token)}")
+            raise UserError(f"{where}: tokens {seen[token]} and {i} are both {shown(token)}")
         if not min(TokenType) <= kind <= max(TokenType):
-            raise UserError(f"{where}: token {i}, {short(token)}, is of type {kind}; types are 1 to 6")
+            raise UserError(f"{where}: token {i}, {shown(token)}, is of type {kind}; types are 1 to 6")
         seen[token] = i
 
 
@@ -251,7 +252,7 @@ def _cut(fields: Mapping[str, Any], where: str) -> Cut:
     name = _value(fields, "tokenizer.ggml.pre", str, None, where)
     known = CUTS | {alias: CUTS[other] for alias, other in SAME_CUTS.items()}
     if name not in known:
-        said = "is missing" if name is None else f"is {short(name)}"
+        said = "is missing" if name is None else f"is {shown(name)}"
         raise UserError(
             f"{where}: tokenizer.ggml.pre, the way in which its tokenizer cuts text, {said}; camelid knows "
             f"{', '.join(sorted(known))}. If it is one of these in truth, "

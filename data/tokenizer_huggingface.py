@@ -18,7 +18,8 @@ import tokenizers
 
 from .errors import UserError
 from .tokenizer_sentencepiece import SPACE_SYMBOL, Place
-from .tokenizer_settings import CONFIG_FILE, MAX_IDS, NOTHING, AddedToken, Settings, one_line, short
+from .tokenizer_settings import CONFIG_FILE, MAX_IDS, NOTHING, AddedToken, Settings, one_line
+from .values import shown
 
 # Spellings looked for when no tokenizer_config.json says which tokens begin and end a text.
 KNOWN_SPELLINGS = {
@@ -104,7 +105,7 @@ class HuggingFaceVocabulary:
             encoding = self.at(place).encode(text, add_special_tokens=False)
         except BaseException as error:
             _reraise_foreign(error)
-            raise UserError(f"{self._where}: tokenizers cannot encode {short(text)}: {one_line(error)}") from None
+            raise UserError(f"{self._where}: tokenizers cannot encode {shown(text)}: {one_line(error)}") from None
         ids, spans = encoding.ids, encoding.offsets
         if not self._control.isdisjoint(ids):
             return self._cut_control(text, ids, spans, place)
@@ -160,7 +161,7 @@ def _check_merges(model: dict[str, Any], where: str) -> None:
     for merge in merges:
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if isinstance(parts, list) and len(parts) == 2 and not str(parts[1]).startswith(prefix):
-            raise UserError(f"{where}: merge {short(merge)} goes on without the model's prefix {short(prefix)}")
+            raise UserError(f"{where}: merge {shown(merge)} goes on without the model's prefix {shown(prefix)}")
 
 
 def _load(spec: dict[str, Any], where: str) -> tokenizers.Tokenizer:
@@ -303,9 +304,9 @@ def _check_template(step: dict[str, Any], where: str) -> None:
     for item in step["single"]:
         token, text = item.get("SpecialToken", {}).get("id"), item.get("Sequence", {}).get("id", "A")
         if token is not None and token not in step["special_tokens"]:
-            raise UserError(f"{where}: its post_processor puts in {short(token)}, whose id it does not say")
+            raise UserError(f"{where}: its post_processor puts in {shown(token)}, whose id it does not say")
         if text != "A":
-            raise UserError(f"{where}: its post_processor wants a second text, {short(text)}, where there is one")
+            raise UserError(f"{where}: its post_processor wants a second text, {shown(text)}, where there is one")
 
 
 def _bytes_of_token(steps: list[dict], where: str) -> Callable[[str], bytes]:

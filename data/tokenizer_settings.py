@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .errors import UserError
+from .values import shown
 
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
@@ -98,7 +99,7 @@ def _object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]
 def _flag(config: dict[str, Any], name: str, where: str) -> bool | None:
     value = config.get(name)
     if value is not None and not isinstance(value, bool):
-        raise UserError(f"{CONFIG_FILE} beside {where}: {name} is {short(value)}: give true or false, or leave it out")
+        raise UserError(f"{CONFIG_FILE} beside {where}: {name} is {shown(value)}: give true or false, or leave it out")
     return value
 
 
@@ -122,7 +123,7 @@ def _special_list(content: dict[str, Any], file: str, where: str) -> dict[str, A
         values = content.get(key) or []
         values = list(values.values()) if isinstance(values, dict) else values
         if not isinstance(values, list):
-            raise UserError(f"{file} beside {where}: {key} is {short(values)}, not a list of tokens")
+            raise UserError(f"{file} beside {where}: {key} is {shown(values)}, not a list of tokens")
         for value in values:
             spelling = _spelling(value, f"{file} beside {where}: {key}")
             flags = value if isinstance(value, dict) else {}
@@ -133,10 +134,10 @@ def _special_list(content: dict[str, Any], file: str, where: str) -> dict[str, A
 
 def _added_decoder(content: Any, where: str) -> dict[str, AddedToken]:
     if not isinstance(content, dict):
-        raise UserError(f"{CONFIG_FILE} beside {where}: added_tokens_decoder is {short(content)}, not an object by ids")
+        raise UserError(f"{CONFIG_FILE} beside {where}: added_tokens_decoder is {shown(content)}, not an object by ids")
     added, owners = {}, {}
     for key, value in content.items():
-        place = f"{CONFIG_FILE} beside {where}: added_tokens_decoder[{short(key)}]"
+        place = f"{CONFIG_FILE} beside {where}: added_tokens_decoder[{shown(key)}]"
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise UserError(f"{place}: the key is no id: ids are whole numbers from 0 on")
         _add(added, owners, _spelling(value, place), _token(int(key), value, place), place)
@@ -146,9 +147,9 @@ def _added_decoder(content: Any, where: str) -> dict[str, AddedToken]:
 def _added_file(content: dict[str, Any], special: set[str], where: str) -> dict[str, AddedToken]:
     added, owners = {}, {}
     for spelling, i in content.items():
-        place = f"{ADDED_FILE} beside {where}: {short(spelling)}"
+        place = f"{ADDED_FILE} beside {where}: {shown(spelling)}"
         if isinstance(i, bool) or not isinstance(i, int) or i < 0:
-            raise UserError(f"{place} has id {short(i)}: ids are whole numbers from 0 on")
+            raise UserError(f"{place} has id {shown(i)}: ids are whole numbers from 0 on")
         is_special = spelling in special
         token = AddedToken(i, is_special, normalized=not is_special)
         _add(added, owners, _spelling(spelling, place), token, place)
@@ -171,7 +172,7 @@ def _spelling(value: Any, place: str) -> str:
     """A token's spelling, which is a string or the `content` of an object."""
     spelling = value.get("content") if isinstance(value, dict) else value
     if not isinstance(spelling, str):
-        raise UserError(f"{place} is {short(value)}: expected a token's spelling, or an object with `content`")
+        raise UserError(f"{place} is {shown(value)}: expected a token's spelling, or an object with `content`")
     try:
         spelling.encode()
     except UnicodeEncodeError:
@@ -187,7 +188,7 @@ def _token(i: int | None, value: Any, place: str) -> AddedToken:
     for name in flags:
         flags[name] = given.get(name, flags[name])
         if not isinstance(flags[name], bool):
-            raise UserError(f"{place}: {name} is {short(flags[name])}: give true or false")
+            raise UserError(f"{place}: {name} is {shown(flags[name])}: give true or false")
     return AddedToken(i, **flags)
 
 
@@ -204,14 +205,8 @@ def _chat_template(files: Mapping[str, bytes], config: dict[str, Any], where: st
             raise UserError(f"{CONFIG_FILE} beside {where}: chat_template is not a list of objects with a name")
         template = next((entry.get("template") for entry in template if entry["name"] == "default"), None)
     if template is not None and not isinstance(template, str):
-        raise UserError(f"{CONFIG_FILE} beside {where}: chat_template is {short(template)}, not jinja source")
+        raise UserError(f"{CONFIG_FILE} beside {where}: chat_template is {shown(template)}, not jinja source")
     return template
-
-
-def short(value: Any) -> str:
-    """A value for a message of one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def one_line(error: BaseException) -> str:

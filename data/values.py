@@ -28,8 +28,8 @@ def kind_of(value) -> str:
 
 
 def shown(value) -> str:
-    """A value of a record as an error message shows it: one line, shortened."""
-    return _shorten.repr(value)
+    """A value as an error message shows it: on one line, shortened."""
+    return " ".join(_shorten.repr(value).split())
 
 
 def plain(meta: dict) -> dict:

@@ -25,11 +25,12 @@ from ..data.prompts import heldout_prompts, prompt_shapes
 from ..data.samples import SamplePass, SourcePart, SourcePass
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
+from ..data.values import shown
 from ..model.sharding import BATCH
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
 from ..train.fit import Evaluator, Finish, Job, compile_update, data_tables, fit, update_settings
-from ..train.leaves import NotNegative, OneOf, Only, read, shown
+from ..train.leaves import NotNegative, OneOf, Only, read
 from ..train.loop import Evaluation, check_streak
 from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key

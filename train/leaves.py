@@ -31,6 +31,7 @@ import ml_collections
 import numpy as np
 
 from ..data.errors import UserError
+from ..data.values import shown
 from .settings import Settings, did_you_mean
 
 LARGEST = 2**31 - 1
@@ -213,12 +214,6 @@ def optional_fields(kind: type | Callable) -> set[str]:
     return {name for name in fields_of(kind) if hasattr(kind, name)}
 
 
-def shown(value: Any) -> str:
-    """A value as it stands in an error message."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
 def _check_leaf(path: str, value: Any, annotation: Any) -> None:
     for member in _members(annotation):
         if _is_section(member) and isinstance(value, MAPPINGS):
@@ -298,6 +293,8 @@ def describe(annotation: Any) -> str:
     origin, arguments = typing.get_origin(inner), typing.get_args(inner)
     if origin is list:
         return f"a list of {_plural(arguments[0])}"
+    if origin is tuple:
+        return f"({', '.join(map(describe, arguments))})"
     if origin is dict:
         return "a section of named sections" if _is_section(arguments[1]) else "a section"
     if _is_section(inner):
@@ -309,9 +306,8 @@ def describe(annotation: Any) -> str:
 
 
 def _plural(annotation: Any) -> str:
-    if typing.get_origin(annotation) is tuple:
-        return f"({', '.join(describe(x) for x in typing.get_args(annotation))})"
-    return f"items, each {describe(annotation)}"
+    is_tuple = typing.get_origin(annotation) is tuple
+    return describe(annotation) if is_tuple else f"items, each {describe(annotation)}"
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from ..model.config import LlamaConfig
 from ..model.interop import generation, gguf_files, huggingface, meta, peft, tensors
 from ..model.interop.generation import GenerationDefaults
 from ..model.interop.grown import with_rows
+from ..model.interop.headers import absent
 from ..model.lora import Lora
 from ..model.sharding import part_sharding, path_name
 from ..model.storage import Rules
@@ -103,8 +104,7 @@ def check_rows(tokenizer: Tokenizer | None, rows: int, path: epath.PathLike, rem
 
 def _gguf(path: epath.Path) -> Foreign:
     if not path.is_file():
-        link = f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else "no such file"
-        raise UserError(f"{path}: {link}")
+        raise UserError(absent(path))
     source = gguf_files.open_file(path)
     fields = source.extra["fields"]
     without = fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")  # llama.cpp's words for no tokenizer

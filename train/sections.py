@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from ..data.errors import UserError
 from ..data.formats import FORMATS
 from ..data.templates import load_template
+from ..data.values import shown
 from ..model.attention import IMPLEMENTATIONS
 from ..model.config import PRESETS, FamilyName, RopeKind
 from ..model.llama import REMAT
@@ -24,7 +25,6 @@ from .leaves import (
     Share,
     Unset,
     Whole,
-    shown,
 )
 from .optimizer import DEFAULTS, OFFLOADED, SCHEDULES
 from .thaw import check_period

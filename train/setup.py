@@ -187,17 +187,12 @@ def saving_of(settings: Settings, lengths: Lengths, batches: Any) -> dict[str, A
     every = duration(section, "every", **_units(lengths, batches), seconds=True, required=False)
     every = max(1, lengths.total // 10) if every is None else every
     best = section.get("best")
-    if best is not None:
-        fits = isinstance(best, tuple | list) and len(best) == 2 and isinstance(best[0], str)
-        if not fits or best[1] not in ("max", "min"):
-            raise UserError(f"config.checkpoint.best = {best!r}: give ('eval/<name>/<metric>', 'max') or 'min'")
-        best = checkpoints.Best(*best)
     return {
         "every_seconds": every if isinstance(every, Seconds) else None,
         "every_steps": None if isinstance(every, Seconds) else every,
         "keep_last": section.keep_last,
         "keep_every": section.keep_every,
-        "best": best,
+        "best": best and checkpoints.Best(*best),
     }
 
 

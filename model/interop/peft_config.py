@@ -5,7 +5,6 @@ match them as PEFT 0.21 matches them.
 """
 
 import functools
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from typing import Any
 
 from etils import epath
 
+from .headers import read_json, shown
+
 CONFIG = "adapter_config.json"
-SHOWN = 200  # characters of a value that a message shows
 
 UNSUPPORTED: dict[str, tuple] = {
     "bias": ("none",),
@@ -88,22 +88,22 @@ class AdapterConfig:
         for name, kinds in TYPES.items():
             value = fields.get(name)
             if name in fields and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-                raise self.refuse(f"{name} is {_shown(value)}")
+                raise self.refuse(f"{name} is {shown(value)}")
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             if isinstance(fields.get(name), list) and not all(isinstance(x, str) for x in fields[name]):
-                raise self.refuse(f"{name} is {_shown(fields[name])}: names of modules are texts")
+                raise self.refuse(f"{name} is {shown(fields[name])}: names of modules are texts")
         layers = fields.get("layers_to_transform")
         if isinstance(layers, list) and not all(type(x) is int for x in layers):
-            raise self.refuse(f"layers_to_transform is {_shown(layers)}: layers are integers")
+            raise self.refuse(f"layers_to_transform is {shown(layers)}: layers are integers")
         for name, value in (("r", fields.get("r", 8)), ("lora_alpha", fields.get("lora_alpha", 8))):
             if not _is_positive(value):
-                raise self.refuse(f"{name} is {_shown(value)}: give a number over 0")
+                raise self.refuse(f"{name} is {shown(value)}: give a number over 0")
 
     def _patterns(self, name: str) -> list[tuple[re.Pattern, float]]:
         found = []
         for pattern, value in (self.fields.get(name) or {}).items():
             if not _is_positive(value) or (name == "rank_pattern" and type(value) is not int):
-                raise self.refuse(f"{name} says {_shown(value)} for {_shown(pattern)}: give a number over 0")
+                raise self.refuse(f"{name} says {shown(value)} for {shown(pattern)}: give a number over 0")
             found.append((self._pattern(rf"(.*\.)?({pattern})", name), value))
         return found
 
@@ -112,9 +112,9 @@ class AdapterConfig:
         try:
             found = _compiled(pattern)
         except (re.error, OverflowError, RecursionError) as error:
-            raise self.refuse(f"{name} has {_shown(pattern)}, which is no regular expression ({error})") from None
+            raise self.refuse(f"{name} has {shown(pattern)}, which is no regular expression ({error})") from None
         if found is None:
-            raise self.refuse(f"{name} has {_shown(pattern)}, more repeats than names of modules need")
+            raise self.refuse(f"{name} has {shown(pattern)}, more repeats than names of modules need")
         return found
 
     def targets(self, module: str) -> bool:
@@ -166,10 +166,10 @@ class AdapterConfig:
         said = self.fields.get("trainable_token_indices") or []
         if isinstance(said, dict):
             if set(said) - {"embed_tokens"}:
-                raise self.refuse(f"trainable_token_indices is {_shown(said)}; only embed_tokens' can be read")
+                raise self.refuse(f"trainable_token_indices is {shown(said)}; only embed_tokens' can be read")
             said = said["embed_tokens"]
         if not isinstance(said, list) or not all(type(i) is int and i >= 0 for i in said) or len({*said}) < len(said):
-            raise self.refuse(f"trainable_token_indices is {_shown(said)}: give a list of ids")
+            raise self.refuse(f"trainable_token_indices is {shown(said)}: give a list of ids")
         return said
 
 
@@ -186,34 +186,22 @@ def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < 1e9 and math.isfinite(value)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
 def read(path: epath.Path) -> AdapterConfig:
     """The config in a folder. Raises ValueError for another method than LoRA, or what it cannot do here."""
     file = path / CONFIG
-    try:
-        fields = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} is not a JSON object")
+    fields = dict(read_json(file))
     if fields.get("peft_type") != "LORA":
-        raise ValueError(f"{file}: peft_type {_shown(fields.get('peft_type'))}; only LORA can be read")
+        raise ValueError(f"{file}: peft_type {shown(fields.get('peft_type'))}; only LORA can be read")
     for name, allowed in UNSUPPORTED.items():
         if fields.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{file}: {name} is {_shown(fields[name])}; only {allowed[0]!r} can be read")
+            raise ValueError(f"{file}: {name} is {shown(fields[name])}; only {allowed[0]!r} can be read")
     begin = fields.get("init_lora_weights")
     if str(begin).lower().startswith(CHANGES_BASE):
         raise ValueError(
-            f"{file}: init_lora_weights is {_shown(begin)}, so these adapters fit only what it left of the base; "
+            f"{file}: init_lora_weights is {shown(begin)}, so these adapters fit only what it left of the base; "
             "save them again with path_initial_model_for_weight_conversion"
         )
     known = {*UNSUPPORTED, *MEANINGLESS, *TYPES}
     if unknown := [name for name, value in fields.items() if name not in known and value not in (None, False, [], {})]:
-        raise ValueError(
-            f"{file}: {unknown[0]:.{SHOWN}} is {_shown(fields[unknown[0]])}, of which nothing is known here"
-        )
+        raise ValueError(f"{file}: {unknown[0]:.200} is {shown(fields[unknown[0]])}, of which nothing is known here")
     return AdapterConfig(file, fields)

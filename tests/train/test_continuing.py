@@ -11,9 +11,10 @@ from camelid.configs.base import base
 from camelid.configs.preferences import dpo_base, reward_base
 from camelid.configs.rl import grpo_base, ppo_base, raft_base
 from camelid.data.errors import UserError
-from camelid.train import setup
+from camelid.train import leaves, setup
 from camelid.train.checkpoints import describe
 from camelid.train.resume import MAY_CHANGE, check, compare
+from camelid.train.sections import Checkpoint
 from camelid.train.settings import Settings, load_phases
 
 START = {"identity": ["/runs/base", 24, "aa"], "weights": "params"}
@@ -198,10 +199,8 @@ def test_the_cadence_is_a_length_of_time_like_others(given, expected):
 
 @pytest.mark.parametrize("best", ["eval/loss", ("eval/loss",), ("eval/loss", "lowest"), (3, "min")])
 def test_the_best_is_a_metric_and_a_direction(best):
-    config = base()
-    config.total_steps = 100
-    with config.ignore_type():
-        config.checkpoint.best = best
-    settings, batches = Settings(config), Epochs(20)
-    with pytest.raises(UserError, match=r"config\.checkpoint\.best = .*: give \('eval/"):
-        setup.saving_of(settings, setup.lengths_of(settings, batches), batches)
+    checkpoint = base().checkpoint
+    with checkpoint.ignore_type():
+        checkpoint.best = best
+    with pytest.raises(UserError, match=r"config\.checkpoint\.best"):
+        leaves.check("config.checkpoint", checkpoint, Checkpoint)
