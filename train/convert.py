@@ -21,7 +21,7 @@ from ..data.tokenizer_gguf import gguf_fields
 from ..data.tokenizer_merging import split_of_new
 from ..model import llama, storage, vocabulary
 from ..model.config import LlamaConfig
-from ..model.interop import generation, gguf_files, huggingface, peft, tensors
+from ..model.interop import generation, gguf_files, huggingface, peft_export, tensors
 from ..model.interop.generation import GenerationDefaults
 from ..model.sharding import path_name
 from ..model.storage import Rules
@@ -213,7 +213,7 @@ def to_peft(
     own = jax.tree.map(np.asarray, origin.load_adapters(source, llama.build(config).abstract_params, name=weights))
     with whole(output) as unfinished:
         try:
-            peft.write_folder(
+            peft_export.write_folder(
                 unfinished, stored.lora, own, config, base=stored.path if base_name is None else base_name
             )
         except ValueError as error:

@@ -1,24 +1,22 @@
 """Low-rank adapters in PEFT's format: a folder of `adapter_config.json` and `adapter_model.safetensors` or `.bin`."""
 
-import functools
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from etils import epath
 
 from ..config import LlamaConfig
 from ..lora import Lora
 from ..weights import input_axes, is_stacked, split_axes
 from . import peft_config
+from .families import IN_HUGGING_FACE, family_in
 from .headers import absent
 from .huggingface import HEAD, TABLE
 from .peft_config import CONFIG, AdapterConfig
-from .tensors import HUGGING_FACE, SHOWN, Place, is_matrix, places, write_part
+from .tensors import SHOWN, Naming, Place, is_matrix, places, shapes_there
 from .weight_files import open_tensors
 
 WEIGHTS, TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
@@ -39,14 +37,15 @@ PARTS = {
 }
 """What PEFT keeps of an adapted module. rows: of an embedding of which some were trained. copy: of what was not."""
 
+OF_OUTPUTS = ("b", "magnitude", "whole", "copy")
+"""The parts that have a row for each output of the module."""
+
 Found = dict[str, np.ndarray]
 
 
-def _check_family(path: epath.Path, config: LlamaConfig) -> None:
-    if config.family == "phi3":
-        raise ValueError(
-            f"{path}: PEFT adapts Phi-3's fused qkv_proj and gate_up_proj, which are separate matrices here"
-        )
+def naming_of(config: LlamaConfig) -> Naming:
+    """How transformers names the network of a base. Raises ValueError where it has no such network."""
+    return IN_HUGGING_FACE[family_in(IN_HUGGING_FACE, config, "transformers")].naming
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -71,17 +70,18 @@ def base_name(path: epath.PathLike) -> str | None:
 def read_folder(path: epath.PathLike, config: LlamaConfig, base: Base | None = None) -> tuple[Lora, dict[str, Any]]:
     """The adapters in a folder, and their tree as `weights.join` puts it on a network of `config`.
 
-    Layers without adapters get some of zeros, which compute and learn nothing. An embedding that has adapters, or of
+    Layers without adapters get some of zeros, which compute and learn nothing. Adapters of a matrix that joins several
+    of ours (Phi-3's qkv_proj) become adapters of each, with an `a` of its own. An embedding that has adapters, or of
     which some rows were trained, is trained whole here; for that, and for magnitudes of layers without adapters, `base`
     is asked. Raises ValueError for tensors that have no place in the network or are of another shape, for modules whose
     tensors the config does not ask for or the file does not hold, and for copies of another base.
     """
     path = epath.Path(path)
-    _check_family(path, config)
     said, file = peft_config.read(path), weight_file(path)
-    tensors = _Tensors(file)
+    naming = naming_of(config)
+    tensors = _Tensors(file, shapes_there(config, naming))
     layers: dict[str, list[tuple[Place, Found]]] = {}
-    for place in places(config, HUGGING_FACE):
+    for place in places(config, naming):
         layers.setdefault(place.path, []).append((place, tensors.take(place)))
     own: dict[str, Any] = {}
     if config.tied:
@@ -106,7 +106,7 @@ def read_folder(path: epath.PathLike, config: LlamaConfig, base: Base | None = N
         rank = max(found["a"].shape[-1] for _, found in parts if found)
         targets.append((re.escape(ours), rank))
         stacked = _stack_adapters(ours, rank, parts, said, base)
-        gains = np.array([said.scale(_module(place)) for place, _ in parts], np.float32)
+        gains = np.array([said.scale(module_of(place)) for place, _ in parts], np.float32)
         _put(own, ours, stacked | {"gain": gains.reshape(split_axes(ours, stacked["a"].shape)[0])})
     lora = Lora(
         targets=tuple(targets),
@@ -118,15 +118,16 @@ def read_folder(path: epath.PathLike, config: LlamaConfig, base: Base | None = N
     return lora, own
 
 
-def _module(place: Place) -> str:
+def module_of(place: Place) -> str:
+    """The name of the module there that a parameter belongs to."""
     return place.name.rpartition(".")[0]
 
 
 class _Tensors:
-    """The tensors of a file by PEFT's names for them, each of which is taken once."""
+    """The tensors of a file by PEFT's names for them, and which of them nobody has taken. shapes: of the base's."""
 
-    def __init__(self, file: epath.Path):
-        self.file, self._stored = file, {}
+    def __init__(self, file: epath.Path, shapes: Mapping[str, tuple[int, ...]]):
+        self.file, self._stored, self._base_shapes = file, {}, shapes
         with open_tensors(file) as opened:
             for name in opened.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
                 short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", name)
@@ -137,52 +138,58 @@ class _Tensors:
                 self._stored[short] = name
                 if (kind := opened.get_slice(name).get_dtype()) not in DTYPES:
                     raise ValueError(f"{file}: {name} holds {kind}, not {', '.join(DTYPES)}")
+        self._left = set(self._stored)
 
     def take(self, place: Place) -> Found:
         """What is held for one of our parameters, turned to lie as ours does."""
-        module = f"{PREFIX}{_module(place)}"
+        module = f"{PREFIX}{module_of(place)}"
         names = {"whole": f"{PREFIX}{place.name}"}
         if place.name.endswith(".weight"):
             names |= {part: f"{module}{suffix}" for part, suffix in PARTS.items()}
         names = {part: name for part, name in names.items() if name in self._stored}
         shapes = {part: self._shape(name) for part, name in names.items()}
-        allowed = _shapes(place, shapes)
+        base = self._base_shapes.get(place.name, place.shape_there)
+        allowed = _shapes(place.path, base, shapes)
         for part, shape in shapes.items():
             if shape != allowed.get(part):
-                raise ValueError(f"{self.file}: {names[part]} {list(shape)} has no place on {list(place.shape_there)}")
+                raise ValueError(f"{self.file}: {names[part]} {list(shape)} has no place on {list(base)}")
         held = names.keys() - {"copy", "whole"}
         if held and not ({"a", "b"} <= held or {"table_a", "table_b"} <= held or held == {"rows"}):
             raise ValueError(f"{self.file}: {module} has {', '.join(sorted(held))} but not both lora_A and lora_B")
         if held and "whole" in names:
             raise ValueError(f"{self.file}: {module} has adapters and is trained whole: one of the two is meant")
-        return _turned(place, {part: self._read(name) for part, name in names.items()})
+        self._left -= {*names.values()}
+        rows = slice(place.first_row, place.first_row + place.shape_there[0])
+        cuts = dict.fromkeys(OF_OUTPUTS, (rows,))
+        return _turned(place, {part: self._read(name, cuts.get(part, ())) for part, name in names.items()})
 
     def _shape(self, name: str) -> tuple[int, ...]:
         with open_tensors(self.file) as opened:
             return tuple(opened.get_slice(self._stored[name]).get_shape())
 
-    def _read(self, name: str) -> np.ndarray:
+    def _read(self, name: str, cut: tuple[slice, ...]) -> np.ndarray:
         with open_tensors(self.file) as opened:
-            part = opened.get_slice(self._stored.pop(name))
-            return np.asarray(part[tuple(slice(None) for _ in part.get_shape())]).astype(np.float32)
+            part = opened.get_slice(self._stored[name])
+            whole = tuple(slice(None) for _ in part.get_shape())
+            return np.asarray(part[(*cut, *whole[len(cut) :])]).astype(np.float32)
 
     def check_nothing_left(self) -> None:
-        if not self._stored:
+        if not self._left:
             return
-        listed = [f"{name} {list(self._shape(name))}" for name in self._stored]
+        listed = [f"{name} {list(self._shape(name))}" for name in sorted(self._left)]
         raise ValueError(
             f"{self.file}: {len(listed)} tensor(s) with no place in the network: {'; '.join(listed[:SHOWN])}"
         )
 
 
-def _shapes(place: Place, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes that the parts of a module have there, whatever their rank."""
-    there: dict[str, tuple[int, ...]] = {"whole": place.shape_there, "copy": place.shape_there}
-    if is_matrix(place.path) and len(place.shape_there) == 2:
-        (rows, columns), rank = place.shape_there, found.get("a", (0,))[0]
+def _shapes(path: str, base: tuple[int, ...], found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes that the parts of a module have there, whatever their rank. base: the shape of the base's tensor."""
+    there: dict[str, tuple[int, ...]] = {"whole": base, "copy": base}
+    if is_matrix(path) and len(base) == 2:
+        (rows, columns), rank = base, found.get("a", (0,))[0]
         there |= {"a": (rank, columns), "b": (rows, rank), "magnitude": (rows,)}
-    if place.path == "embed/embedding":
-        (rows, columns), rank = place.shape_there, found.get("table_a", (0,))[0]
+    if path == "embed/embedding":
+        (rows, columns), rank = base, found.get("table_a", (0,))[0]
         there |= {"table_a": (rank, rows), "table_b": (columns, rank), "rows": (found.get("rows", (0,))[0], columns)}
     return there
 
@@ -225,7 +232,7 @@ def _read_tied(
         original = found.get("copy") if "copy" in found else None if base is None else base(place.path, None)
         if "a" in head and original is None:
             raise ValueError(f"{tensors.file}: adapters of {HEAD}, whose base is not at hand")
-        theirs = head["whole"].T if "whole" in head else original + _product(head, said.scale(_module(as_head))).T
+        theirs = head["whole"].T if "whole" in head else original + _product(head, said.scale(module_of(as_head))).T
         if not np.allclose(table, theirs, rtol=1e-3, atol=1e-5):
             raise ValueError(
                 f"{tensors.file}: embedding and output head of the base are one, and were trained apart from one "
@@ -257,13 +264,13 @@ def _table(place: Place, found: Found, tensors: _Tensors, said: AdapterConfig, b
             )
         table[ids] = found["rows"]
     if "table_a" in found:
-        table += said.scale(_module(place)) * (found["table_b"] @ found["table_a"]).T
+        table += said.scale(module_of(place)) * (found["table_b"] @ found["table_a"]).T
     return table
 
 
 def _check_asked_for(place: Place, found: Found, said: AdapterConfig, where: str) -> None:
     """What the file holds for a module against what its config says was trained."""
-    module = _module(place)
+    module = module_of(place)
     kinds = found.keys() - {"copy"}
     if "rows" in kinds and not said.new_tokens():
         raise ValueError(f"{where}: trained rows of {module}, of which {CONFIG} says no trainable_token_indices")
@@ -332,83 +339,3 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     for name in parents:
         tree = tree.setdefault(name, {})
     tree[last] = value
-
-
-# Export ---------------------------------------------------------------------------------------------------------------
-
-SAVED_NAMES = {"norm": "model.norm"}
-"""PEFT takes every module whose name ends so for one to save: `norm` would be every layer's norms too."""
-
-
-def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: LlamaConfig, *, base: str) -> None:
-    """Writes adapters of a network of `config`, numpy arrays as `weights.without` leaves them.
-
-    base: name or path of the model that they are put on. Adapters that began as principal components become ordinary
-    ones of twice the rank, which say by how much they have changed (PiSSA, arXiv:2404.02948, appendix C). Where the
-    embedding is the output head and was trained, PEFT is given both.
-    """
-    path = epath.Path(path)
-    _check_family(path, config)
-    tensors, ranks, gains, whole = {}, {}, {}, set()
-    for place in places(config, HUGGING_FACE):
-        parts = functools.reduce(lambda tree, name: (tree or {}).get(name), place.path.split("/"), own)
-        if parts is None:
-            continue
-        if place.path.endswith("_bias"):
-            raise ValueError(f"{path}: {place.path} was trained whole, which PEFT's format has no place for; merge it")
-        module = _module(place)
-        kind = module.split(".")[-1]
-        if not isinstance(parts, dict):
-            whole.add(SAVED_NAMES.get(kind, kind))
-            value = parts if place.layer is None else parts[place.layer]
-            tensors[f"{PREFIX}{place.name}"] = write_part(HUGGING_FACE, place, value)
-            if config.tied and place.path == "embed/embedding":
-                whole.add(HEAD.removesuffix(".weight"))
-                tensors[f"{PREFIX}{HEAD}"] = np.array(value)
-            continue
-        a, b, gain, magnitude = _ordinary(parts, place)
-        ranks[kind] = a.shape[1]
-        gains.setdefault(kind, {})[module] = gain
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.T)
-        if magnitude is not None:
-            tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = magnitude.reshape(-1)
-    rank = max(ranks.values())
-    power = 0.5 if lora.rank_stabilized else 1.0
-    alphas = {}
-    for kind, found in gains.items():
-        named = found if len(set(found.values())) > 1 else {kind: next(iter(found.values()))}
-        alphas |= {name: gain * ranks[kind] ** power for name, gain in named.items()}
-    alpha = next(iter(alphas.values()))
-    fields = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "target_modules": sorted(ranks),
-        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
-        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "modules_to_save": sorted(whole) or None,
-        "use_rslora": lora.rank_stabilized,
-        "use_dora": lora.dora,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    path.mkdir(parents=True, exist_ok=True)
-    # Not by `save_file`, which leaves a file that its owner alone may read.
-    (path / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-    (path / CONFIG).write_text(json.dumps(fields, indent=2))
-
-
-def _ordinary(parts: Mapping[str, np.ndarray], place: Place) -> tuple[np.ndarray, np.ndarray, float, np.ndarray | None]:
-    """a [in, r], b [r, out], gain and magnitude of one layer."""
-    one = {name: value if place.layer is None else value[place.layer] for name, value in parts.items()}
-    rank = one["a"].shape[-1]
-    a, b = one["a"].reshape(-1, rank), one["b"].reshape(rank, -1)
-    if "a0" in one:
-        a = np.concatenate([a, one["a0"].reshape(-1, rank)], axis=1)
-        b = np.concatenate([b, -one["b0"].reshape(rank, -1)])
-    return a, b, float(one["gain"]), one.get("magnitude")

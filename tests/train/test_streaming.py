@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from camelid.model import llama, lora
-from camelid.model.interop import gguf_files, huggingface, peft, tensors
+from camelid.model.interop import gguf_files, huggingface, peft_export, tensors
 from camelid.model.lora import Lora
 from camelid.model.sharding import PARTITION_RULES, make_mesh, shardings
 from camelid.model.weights import without
@@ -67,7 +67,7 @@ def write_peft(path, config, params, base):
     """Adapters that change nothing yet."""
     spec = Lora(targets=(("layers/(attention|mlp)/.*", 4),))
     fresh = lora.adapt(spec, params, params, jax.random.key(0))
-    peft.write_folder(
+    peft_export.write_folder(
         path, spec, jax.tree.map(np.asarray, without(fresh, lora.base_of(spec, params))), config, base=str(base)
     )
 

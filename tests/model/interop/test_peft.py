@@ -12,28 +12,30 @@ import pytest
 import safetensors.numpy
 
 from camelid.model import llama, lora
-from camelid.model.interop import huggingface, peft
+from camelid.model.interop import huggingface, peft, peft_export
 from camelid.model.lora import Lora
 from camelid.model.weights import join, without
-from camelid.tests.model.golden import make_llama, make_peft
+from camelid.tests.model.golden import make_peft
 from camelid.tests.model.interop import folders, torch_writer
 from camelid.tests.model.interop.folders import TINY
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """The two networks that PEFT's adapters were put on, and their parameters: of its own head, and tied."""
+    """The networks that adapters were put on, by `make_peft.base_of`: {name: (config, params, apply)}."""
     found = {}
-    for tied, name in ((False, "plain"), (True, "tied_whole")):
-        folder = folders.write_golden_folder(tmp_path_factory.mktemp("base") / "a", make_peft.base_of(name))
+    for name in ("grouped", "tied", "phi3"):
+        fields = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]} if name == "phi3" else {}
+        settings, weights = make_peft.settings_of(name), make_peft.weights_of(name)
+        folder = folders.write_golden_folder(tmp_path_factory.mktemp("base") / "a", settings, weights, **fields)
         source = huggingface.open_folder(folder)
-        found[tied] = source.config, folders.load(source), jax.jit(llama.build(source.config).apply)
+        found[name] = source.config, folders.load(source), jax.jit(llama.build(source.config).apply)
     return found
 
 
 @pytest.fixture(scope="module")
 def base(bases):
-    return bases[False][:2]
+    return bases["grouped"][:2]
 
 
 def adapted(found: Lora, own, params):
@@ -52,10 +54,9 @@ def part(params):
 
 @pytest.mark.parametrize("name", make_peft.CASES)
 def test_what_peft_saved_gives_its_logits(name, bases):
-    config, params, apply = bases[name.startswith("tied")]
+    config, params, apply = bases[make_peft.base_of(name)]
     found, own = peft.read_folder(make_peft.FOLDER / f"peft_{name}", config, part(params))
-    case = make_peft.base_of(name)
-    logits = apply(adapted(found, own, params), make_llama.batch(case)[0])
+    logits = apply(adapted(found, own, params), make_peft.tokens_of(make_peft.base_of(name)))
     with np.load(make_peft.FILE) as stored:
         expected = stored[name]
     found = np.asarray(logits)[:, :: make_peft.EVERY]
@@ -80,11 +81,11 @@ def test_the_adapters_are_described_as_camelid_names_them(base):
     assert not whole.trains_whole("norm/scale") and not whole.trains_whole("layers/mlp/up")
 
 
-@pytest.mark.parametrize("name", ["plain", "patterns", "dora", "whole"])
-def test_what_is_written_says_what_was_read(name, base, tmp_path):
-    config, _ = base
+@pytest.mark.parametrize("name", ["plain", "patterns", "dora", "whole", "phi3", "phi3_dora", "phi3_whole"])
+def test_what_is_written_says_what_was_read(name, bases, tmp_path):
+    config = bases[make_peft.base_of(name)][0]
     found, own = peft.read_folder(make_peft.FOLDER / f"peft_{name}", config)
-    peft.write_folder(tmp_path, found, own, config, base="there")
+    peft_export.write_folder(tmp_path, found, own, config, base="there")
     again, own_again = peft.read_folder(tmp_path, config)
     assert again.targets == found.targets and again.whole == found.whole
     assert (again.dora, again.rank_stabilized) == (found.dora, found.rank_stabilized)
@@ -101,10 +102,10 @@ def test_what_is_written_says_what_was_read(name, base, tmp_path):
 
 @pytest.mark.parametrize("name", make_peft.CASES)
 def test_what_is_written_computes_what_was_read(name, bases, tmp_path):
-    config, params, apply = bases[name.startswith("tied")]
-    tokens = make_llama.batch(make_peft.base_of(name))[0]
+    config, params, apply = bases[make_peft.base_of(name)]
+    tokens = make_peft.tokens_of(make_peft.base_of(name))
     found, own = peft.read_folder(make_peft.FOLDER / f"peft_{name}", config, part(params))
-    peft.write_folder(tmp_path, found, own, config, base="there")
+    peft_export.write_folder(tmp_path, found, own, config, base="there")
     again, own_again = peft.read_folder(tmp_path, config)
     expected = apply(adapted(found, own, params), tokens)
     np.testing.assert_allclose(apply(adapted(again, own_again, params), tokens), expected, rtol=1e-5, atol=1e-4)
@@ -119,10 +120,10 @@ def umask():
 
 def test_an_embedding_that_is_the_head_is_written_as_both_and_a_norm_by_its_own_name(bases, tmp_path):
     """PEFT trains an embedding apart from the head that it is tied to, and takes "norm" for every layer's norms too."""
-    config, params, _ = bases[True]
+    config, params, _ = bases["tied"]
     found, own = peft.read_folder(make_peft.FOLDER / "peft_tied_whole", config)
     own["norm"] = {"scale": np.asarray(params["norm"]["scale"]) * 2}
-    peft.write_folder(tmp_path, found, own, config, base="there")
+    peft_export.write_folder(tmp_path, found, own, config, base="there")
     stored = safetensors.numpy.load_file(tmp_path / peft.WEIGHTS)
     np.testing.assert_array_equal(stored[f"{peft.PREFIX}lm_head.weight"], own["embed"]["embedding"])
     np.testing.assert_array_equal(stored[f"{peft.PREFIX}model.embed_tokens.weight"], own["embed"]["embedding"])
@@ -147,14 +148,58 @@ def test_a_file_of_pytorch_and_names_with_the_adapters_own_are_read_too(base, tm
 
 def test_layers_without_adapters_have_some_that_never_learn(bases):
     """Their products are zero, and so are the gradients of both factors."""
-    config, params, apply = bases[False]
+    config, params, apply = bases["grouped"]
     found, own = peft.read_folder(make_peft.FOLDER / "peft_layers", config, part(params))
-    tokens = make_llama.batch(make_peft.BASE)[0]
+    tokens = make_peft.tokens_of("grouped")
     gradient = jax.grad(lambda own: (apply(adapted(found, own, params), tokens) ** 2).sum())(own)
     for name in ("a", "b"):
         assert not np.any(gradient["layers"]["attention"]["q"][name][0]) and np.any(
             gradient["layers"]["attention"]["q"][name][1]
         )
+
+
+def test_adapters_of_matrices_that_are_one_there_are_joined(bases, tmp_path):
+    """q and v of Phi-3's qkv_proj with ranks and scales of their own and k without adapters, for two layers alike."""
+    config, params, apply = bases["phi3"]
+    made = Lora(targets=(("layers/attention/q", 3), ("layers/attention/v|layers/mlp/.*", 2)), alpha=6)
+    own = without(
+        jax.tree.map(np.asarray, lora.adapt(made, params, params, jax.random.key(1))), lora.base_of(made, params)
+    )
+    random = np.random.RandomState(0)
+    for part_of, name in (("attention", "q"), ("attention", "v"), ("mlp", "gate"), ("mlp", "up"), ("mlp", "down")):
+        own["layers"][part_of][name] = learnt(own["layers"][part_of][name], random)
+    peft_export.write_folder(tmp_path, made, own, config, base="there")
+    found, read = peft.read_folder(tmp_path, config)
+    assert lora.ranks(found, params) == {
+        **{f"layers/attention/{name}": 5 for name in "qkv"},
+        "layers/mlp/gate": 4,
+        "layers/mlp/up": 4,
+        "layers/mlp/down": 2,
+    }
+    tokens = make_peft.tokens_of("phi3")
+    expected = apply(adapted(made, own, params), tokens)
+    assert np.abs(expected - apply(params, tokens)).max() > 0.1
+    np.testing.assert_allclose(apply(adapted(found, read, params), tokens), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (
+            Lora((("layers/attention/q", 2),), whole=("layers/attention/v",)),
+            "model.layers.0.self_attn.qkv_proj.weight is one module of PEFT's, but layers/attention/q has adapters, "
+            "layers/attention/k has none, layers/attention/v has other weights; merge the adapters instead",
+        ),
+        (Lora((("layers/mlp/up", 2),), dora=True), "layers/mlp/gate has none, layers/mlp/up has adapters with magnitu"),
+    ],
+)
+def test_what_peft_has_one_module_for_is_trained_in_one_way_or_refused(chosen, message, bases, tmp_path):
+    config, params, _ = bases["phi3"]
+    tree = lora.adapt(chosen, params, params, jax.random.key(1))
+    own = jax.tree.map(np.asarray, without(tree, lora.base_of(chosen, params)))
+    with pytest.raises(ValueError, match=message):
+        peft_export.write_folder(tmp_path / "out", chosen, own, config, base="there")
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_that_began_as_principal_components_become_ordinary_ones(tmp_path):
@@ -165,7 +210,7 @@ def test_adapters_that_began_as_principal_components_become_ordinary_ones(tmp_pa
     random = np.random.RandomState(0)
     for name in ("q", "o"):
         own["layers"]["attention"][name] = learnt(own["layers"]["attention"][name], random)
-    peft.write_folder(tmp_path, made, own, TINY, base="there")
+    peft_export.write_folder(tmp_path, made, own, TINY, base="there")
     found, read = peft.read_folder(tmp_path, TINY)
     assert {rank for _, rank in found.targets} == {6}
     tokens = np.arange(24).reshape(2, 12)
@@ -181,7 +226,7 @@ def learnt(parts, random):
 
 @pytest.mark.parametrize("name, gone", [("whole", "lm_head"), ("whole", "embed_tokens"), ("table", "lm_head")])
 def test_one_of_a_tied_embedding_and_head_alone_is_refused(name, gone, bases, tmp_path):
-    config, params, _ = bases[True]
+    config, params, _ = bases["tied"]
     folder = shutil.copytree(make_peft.FOLDER / f"peft_tied_{name}", tmp_path / "their")
     holds(lambda t: {key: value for key, value in t.items() if gone not in key})(folder)
     saved = [kept for kept in ("lm_head", "embed_tokens") if kept != gone]
@@ -194,7 +239,7 @@ def test_one_of_a_tied_embedding_and_head_alone_is_refused(name, gone, bases, tm
 
 
 def test_a_tied_embedding_and_head_that_came_apart_are_refused(bases, tmp_path):
-    config, params, _ = bases[True]
+    config, params, _ = bases["tied"]
     folder = shutil.copytree(make_peft.FOLDER / "peft_tied_whole", tmp_path / "their")
     holds(lambda t: t | {f"{peft.PREFIX}lm_head.weight": t[f"{peft.PREFIX}lm_head.weight"] + 0.1})(folder)
     with pytest.raises(ValueError, match="were trained apart from one another: untie the base"):
@@ -330,8 +375,6 @@ def test_adapters_that_leave_the_base_as_it_is_are_read_however_they_began(begin
 
 
 def test_what_peft_cannot_say_of_other_families_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="peft_plain: PEFT adapts Phi-3's fused qkv_proj and gate_up_proj"):
-        peft.read_folder(make_peft.FOLDER / "peft_plain", folders.TINY.replace(family="phi3"))
     config = folders.TINY.replace(family="qwen2", qkv_bias=True)
     chosen = Lora(((r"layers/attention/q", 2),), whole=(r".*q_bias",))
     params = folders.random_params(config)
@@ -339,9 +382,9 @@ def test_what_peft_cannot_say_of_other_families_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="layers/attention/q_bias was trained whole, which PEFT's format has no place for"
     ):
-        peft.write_folder(tmp_path / "a", chosen, own, config, base="there")
+        peft_export.write_folder(tmp_path / "a", chosen, own, config, base="there")
     del own["layers"]["attention"]["q_bias"]
-    peft.write_folder(tmp_path / "a", chosen, own, config, base="there")
+    peft_export.write_folder(tmp_path / "a", chosen, own, config, base="there")
     found, again = peft.read_folder(tmp_path / "a", config)
     assert found.targets == ((r"layers/attention/q", 2),)
     folders.assert_same_params(again, jax.device_get(own))
