@@ -43,6 +43,10 @@ MAPPINGS = (Mapping, ml_collections.ConfigDict)
 T = TypeVar("T")
 
 
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 class Range(NamedTuple):
     """The numbers from `least`, or above `above`, to `most`, or below `below`, all as float32 or int32 has them."""
 
@@ -64,13 +68,13 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         if self.above is not None:
-            high = f"at most {self.most:g}" if self.most is not None else ""
-            high = f"below {self.below:g}" if self.below is not None else high
-            return f"greater than {self.above:g}{high and ', '}{high}"
+            high = f"at most {_number(self.most)}" if self.most is not None else ""
+            high = f"below {_number(self.below)}" if self.below is not None else high
+            return f"greater than {_number(self.above)}{high and ', '}{high}"
         if self.least is None:
-            return "" if self.most is None else f"of at most {self.most:g}"
-        high = f"to {self.most:g}" if self.most is not None else "up"
-        return f"from {self.least:g} {f'to below {self.below:g}' if self.below is not None else high}"
+            return "" if self.most is None else f"of at most {_number(self.most)}"
+        high = f"to {_number(self.most)}" if self.most is not None else "up"
+        return f"from {_number(self.least)} {f'to below {_number(self.below)}' if self.below is not None else high}"
 
 
 class Unset(NamedTuple):

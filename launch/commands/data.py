@@ -167,11 +167,24 @@ def _collect(args: argparse.Namespace) -> None:
     print(f"{write(records, args.output)} records in {args.output}")
 
 
+def _phases(args: argparse.Namespace) -> dict:
+    """The phases of --config, checked as `camelid train` checks them."""
+    from ...evals.gold import gold
+    from ...train.settings import load_phases
+    from ..checks import check_phases
+
+    phases = load_phases(args.config, args.overrides)
+    check_phases(phases, {"gold": gold})
+    return phases
+
+
 def _config_data(config):
     """Tokenizer and batches of one phase, for the commands that look at data only."""
     from ...train import setup
     from ...train.settings import Settings
 
+    if "cache_dir" not in config.data:
+        raise UserError(f"data show and data prepare are for pretraining and sft; config.recipe is {config.recipe}")
     settings = Settings(config)
     tokenizer = setup.tokenizer_of(settings)
     template = setup.template_of(settings, needed=settings.recipe == "sft")
@@ -183,9 +196,8 @@ def _show_data(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ...data.show import render_rows
-    from ...train.settings import load_phases
 
-    phases = load_phases(args.config, args.overrides)
+    phases = _phases(args)
     chosen = next(iter(phases)) if args.phase is None else args.phase
     if chosen not in phases:
         raise UserError(f"--phase={chosen}: the config has {', '.join(filter(None, phases)) or 'no phases'}")
@@ -220,9 +232,8 @@ def _prepare_data(args: argparse.Namespace) -> None:
         print(f"{where}: read it as tfds:{where}:train and tfds:{where}:heldout")
         return
     from ...train import setup
-    from ...train.settings import load_phases
 
-    for phase, config in load_phases(args.config, args.overrides).items():
+    for phase, config in _phases(args).items():
         _, batches, heldout = _config_data(config)
         rows = setup.report_data(batches, heldout)
         table = Table(*rows[0], title=phase)

@@ -14,6 +14,7 @@ import pytest
 from camelid.data.errors import UserError
 from camelid.launch import phases
 from camelid.launch.cli import main
+from camelid.tests import tiny_rl
 from camelid.train.loop import Interrupted, TrainingStopped
 
 COMMANDS = [
@@ -158,6 +159,13 @@ def test_rows_of_a_batch_are_shown_with_what_is_trained_on(arguments, pretrained
     assert main(["data", "show", config, "--step=3", "--rows=1"]) == 0
     assert "<|im_start|>" in capsys.readouterr().out
     assert main(["data", "show", config, "--rows=99"]) == 2
+    capsys.readouterr()
+    for command in ("show", "prepare"):
+        assert main(["data", command, config, "--config.optim.lr=-1"]) == 2
+        assert "config.optim.lr = -1.0: give a number from 0" in capsys.readouterr().err
+    dpo = f"--config={Path(tiny_rl.__file__)}:root={tmp_path},recipe=dpo,init_from={pretrained}"
+    assert main(["data", "show", dpo]) == 2
+    assert "data show and data prepare are for pretraining and sft; config.recipe is dpo" in capsys.readouterr().err
 
 
 def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, capsys):

@@ -36,6 +36,7 @@ class Section(NamedTuple):
     b2: Annotated[float | None, Range(least=0, below=1)] = None
     eps: Annotated[float, Range(above=0, most=1)] = 1e-8
     share: Share = 0.5
+    rows: Annotated[int, Range(least=1, most=2**24)] = 16
     epochs: Count = 1
     flag: bool = False
     kind: Annotated[str, OneOf("sigmoid", "simpo")] = "sigmoid"
@@ -95,6 +96,7 @@ def test_values_within_their_ranges_are_accepted(values):
         ({"b2": 1 - 1e-12}, "give a number from 0 to below 1"),  # 1 in float32
         ({"eps": 1e-60}, "config.s.eps = 1e-60: give a number greater than 0, at most 1"),  # 0 in float32
         ({"eps": 1e300}, "give a number greater than 0, at most 1; the largest whole number is"),
+        ({"rows": 0}, "config.s.rows = 0: give a whole number from 1 to 16,777,216"),
         ({"share": 1.5}, "config.s.share = 1.5: give a number from 0 to 1"),
         ({"epochs": 2.0}, "config.s.epochs = 2.0: give a whole number from 1 up"),
         ({"epochs": 0}, "config.s.epochs = 0: give a whole number from 1 up"),
