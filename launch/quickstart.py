@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_collections
 from etils import epath
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +25,7 @@ from ..rlhf.collect import pairs_of, sample_answers, write
 from ..train.bundle import Llama
 from ..train.lock import only_process_of
 from ..train.settings import Settings, load_config
-from .checks import check_config
+from .checks import check_phases, check_writable
 from .corpus import texts
 from .recipes import RECIPES
 from .report import write_report
@@ -54,38 +55,37 @@ def quickstart(workdir: epath.Path, steps: Steps = Steps(), *, seed: int = 0) ->
 
     seed: of PPO; the stages before it are the same for all.
     """
+    configs = _configs(workdir, steps, seed)
+    check_writable(workdir)
     with only_process_of(workdir):
-        return _quickstart(workdir, steps, seed)
+        return _quickstart(workdir, configs, steps.prompts)
 
 
-def _quickstart(workdir: epath.Path, steps: Steps, seed: int) -> dict:
+def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.ConfigDict], prompts: int) -> dict:
     console = Console()
     begin = time.perf_counter()
     _announce(console, "1/6 tokenizer", "the primer's documents and conversations")
     make_tokenizer(workdir / "tokenizer")
 
     _announce(console, "2/6 pretraining", "the primer's documents: a small world, told in two languages")
-    arguments = {"tokenizer": workdir / "tokenizer", "steps": steps.pretrain}
-    pretrained = _run("pretrain", arguments, workdir)
+    pretrained = _run(configs["pretrain"], workdir / "pretrain")
     pretrained.template = load_template("chatml")  # it has never seen one; it is asked as the tuned one will be
     scores = {"pretrained": _gold(pretrained)}
 
     _announce(console, "3/6 instruction tuning", "conversations of a careless teacher, loss on the answers")
-    tuned = _run("sft", {"init_from": workdir / "pretrain", "source": "primer:careless", "steps": steps.sft}, workdir)
+    tuned = _run(configs["sft"], workdir / "sft")
     scores["sft"] = _gold(tuned)
 
     _announce(
         console, "4/6 preferences", "pairs of the tuned model's answers, the better one named; one in ten wrongly"
     )
-    pairs = make_pairs(tuned, workdir / "pairs.jsonl", steps.prompts)
+    make_pairs(tuned, workdir / "pairs.jsonl", prompts)
 
     _announce(console, "5/6 reward model", "which of two answers is better")
-    arguments = {"init_from": workdir / "sft", "pairs": pairs, "steps": steps.reward}
-    _run("reward", arguments, workdir)
+    _run(configs["reward"], workdir / "reward")
 
     _announce(console, "6/6 PPO", "the tuned model against the reward model, at a price for straying")
-    arguments = {"init_from": workdir / "sft", "reward": workdir / "reward", "steps": steps.ppo}
-    policy = _run("ppo", arguments, workdir, f"--config.seed={seed}")
+    policy = _run(configs["ppo"], workdir / "ppo")
     scores["ppo"] = _gold(policy)
 
     results = {
@@ -100,14 +100,13 @@ def _quickstart(workdir: epath.Path, steps: Steps, seed: int) -> dict:
     return results
 
 
-def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> epath.Path:
-    """The file of preference pairs, of the model's answers to `prompts` training prompts if there is none yet."""
+def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> None:
+    """Writes preference pairs of the model's answers to `prompts` training prompts, unless there is such a file."""
     if not path.exists():
         answers = sample_answers(
             tuned, "primer:chat", "camelid.data.primer:reward", prompts=prompts, n=4, max_tokens=MAX_TOKENS
         )
         write(pairs_of(answers, per_prompt=2), path)
-    return path
 
 
 def make_tokenizer(directory: epath.Path) -> Tokenizer:
@@ -137,15 +136,30 @@ def _gold(model: Llama) -> tuple[dict[str, float], list[dict[str, str]]]:
     return drawn | {f"greedy/{name}": value for name, value in greedy.items()}, rows
 
 
-def _run(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: str) -> Any:
-    """The run of `configs/<name>/primer.py` in `root/<name>`, to its end."""
-    given = ",".join(f"{key}={value}" for key, value in arguments.items() if value is not None)
-    config = load_config(f"{CONFIGS / name / 'primer.py'}:{given}", overrides)
-    if "cache_dir" in config.data:
-        config.data.cache_dir = str(root / "cache")
-    check_config(config, {"gold": gold})
+def _configs(root: epath.Path, steps: Steps, seed: int) -> dict[str, ml_collections.ConfigDict]:
+    """The config of each stage, `configs/<stage>/primer.py`, all of them checked before the first one runs."""
+    arguments = {
+        "pretrain": {"tokenizer": root / "tokenizer"},
+        "sft": {"init_from": root / "pretrain", "source": "primer:careless"},
+        "reward": {"init_from": root / "sft", "pairs": str(root / "pairs.jsonl").replace("+", r"\+")},
+        "ppo": {"init_from": root / "sft", "reward": root / "reward"},
+    }
+    configs = {}
+    for stage, given in arguments.items():
+        length = getattr(steps, stage)
+        given |= {} if length is None else {"steps": length}
+        words = ",".join(f"{key}={value}".replace(",", r"\,") for key, value in given.items())
+        overrides = [f"--config.seed={seed}"] if stage == "ppo" else []
+        configs[stage] = load_config(f"{CONFIGS / stage / 'primer.py'}:{words}", overrides)
+        if "cache_dir" in configs[stage].data:
+            configs[stage].data.cache_dir = str(root / "cache")
+    check_phases(configs, {"gold": gold})
+    return configs
+
+
+def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
     settings = Settings(config)
-    return RECIPES[settings.recipe].run(settings, root / name, {"gold": gold})
+    return RECIPES[settings.recipe].run(settings, workdir, {"gold": gold})
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:

@@ -18,7 +18,7 @@ from ..train.adapters import Bases
 from ..train.bundle import Llama
 from ..train.generation import sampling_of, strings_of, text_of
 from . import scalar
-from .rewards import find_function, load_model
+from .rewards import call, find_function, load_model
 
 
 class Answers(NamedTuple):
@@ -112,7 +112,7 @@ def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[l
 
 def _function_judge(name: str) -> Judge:
     function = find_function(name, "--reward")
-    return lambda answers: [[float(function(a.prompt.record, text)) for text in a.texts] for a in answers]
+    return lambda answers: [call(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
 
 
 def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:

@@ -8,6 +8,9 @@ record: {"messages": the prompt's, "reference": the data's own answer or None, "
 """
 
 import importlib
+import inspect
+import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -26,6 +29,7 @@ from . import scalar
 from .rollout import Rollout, at_last_token
 
 RewardFunction = Callable[[Mapping, str], float]
+LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
 class ModelReward(NamedTuple):
@@ -52,8 +56,8 @@ class Rewards(NamedTuple):
         return {name: score_rows(part, params[name], rows) for name, part in self.models.items()}
 
     def of_functions(self, records: Sequence[Mapping], answers: Sequence[str]) -> dict[str, np.ndarray]:
-        """Each function's score of each answer, float32 [R]. Raises UserError for one that is not a finite number."""
-        return {name: _call(name, part.function, records, answers) for name, part in self.functions.items()}
+        """Each function's score of each answer, float32 [R] (see `call`)."""
+        return {name: call(name, part.function, records, answers) for name, part in self.functions.items()}
 
     def total(self, scores: Mapping[str, Array]) -> Float[Array, " R"]:
         """The weighted sum."""
@@ -105,20 +109,49 @@ def load_model(
 
 
 def find_function(name: str, where: str) -> RewardFunction:
-    """The function "package.module:name"; UserError naming `where` it was asked for."""
+    """The function "package.module:name"; UserError naming `where` it was asked for, if it is not a reward."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}: {name!r} is no function as package.module:name ({error})") from None
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module may raise anything while it is imported
+        problem = str(error) if isinstance(error, ImportError | AttributeError) else _raised(error)
+        raise UserError(f"{where}: {name!r} is no function as package.module:name ({problem})") from error
+    try:
+        inspect.signature(function).bind({}, "")
+    except ValueError:  # a function written in C may have no signature
+        pass
+    except TypeError as error:
+        raise UserError(f"{where}: {name!r} cannot be called as reward(record, answer): {error}") from None
+    return function
 
 
-def _call(name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]) -> np.ndarray:
-    values = np.array([function(r, a) for r, a in zip(records, answers, strict=True)], np.float32)
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise UserError(f"reward {name}: gave {values[row]} for answer {answers[row]!r}; it must be a finite number")
-    return values
+def call(
+    name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]
+) -> Float[np.ndarray, " R"]:
+    """A function's score of each answer, float32 [R]. Raises UserError where it raises, or gives no finite number."""
+    scores = [_score(name, function, record, answer) for record, answer in zip(records, answers, strict=True)]
+    return np.array(scores, np.float32)
+
+
+def _score(name: str, function: RewardFunction, record: Mapping, answer: str) -> float:
+    try:
+        value = function(record, answer)
+        score = float(value) if hasattr(value, "__float__") else math.nan
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's function may raise
+        raise UserError(f"reward {name}: {_raised(error)} for answer {answer!r}") from error
+    if not abs(score) <= LARGEST_SCORE:
+        raise UserError(f"reward {name}: gave {value!r} for answer {answer!r}; it must be a finite number")
+    return score
+
+
+def _raised(error: Exception) -> str:
+    """An exception, and the line of the user's code in which it came up, in a few words."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
+    return f"{said} ({users[0].filename}, line {users[0].lineno})" if users else said
 
 
 class Shaping(NamedTuple):

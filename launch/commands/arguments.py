@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 from ...data.errors import UserError
@@ -26,8 +27,15 @@ def command(commands, name: str, run, help: str, epilog: str = "") -> argparse.A
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def refuse_unread(args: argparse.Namespace, names: Iterable[str], reader: str) -> None:
+    """Raises UserError where one of these options was given though `reader`, the only option that reads it, was not."""
+    for name in names:
+        if (value := getattr(args, name)) != args.parser.get_default(name):
+            raise UserError(f"--{name}={value} does nothing without {reader}: give that too, or leave --{name} out")
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -63,9 +71,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+READING = ("format", "on_error", "max_record_bytes")
+
+
 def reading(args: argparse.Namespace) -> dict:
     """The arguments of `add_reading` as `data.sources.read` takes them."""
-    return {name: getattr(args, name) for name in ("format", "on_error", "max_record_bytes")}
+    return {name: getattr(args, name) for name in READING}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -91,8 +102,8 @@ def load_model(args: argparse.Namespace):
     from ...data.templates import load_template
     from ...train.bundle import load
 
-    if args.draft is None and args.draft_tokens is not None:
-        raise UserError(f"--draft_tokens={args.draft_tokens} without --draft=PATH, the model that is to propose them")
+    if args.draft is None:
+        refuse_unread(args, ["draft_tokens"], "--draft")
     rope = None
     if args.rope is not None:
         kind, _, tokens = args.rope.partition(":")

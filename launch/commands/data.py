@@ -4,6 +4,7 @@ import argparse
 
 from ...data.errors import UserError
 from .arguments import (
+    READING,
     Parser,
     add_config,
     add_reading,
@@ -12,6 +13,7 @@ from .arguments import (
     check_sampling,
     command,
     reading,
+    refuse_unread,
     tell_skipped,
 )
 
@@ -149,6 +151,8 @@ def _collect(args: argparse.Namespace) -> None:
     from ...train.bundle import load
 
     check_sampling(args)
+    if args.keep == "best":
+        refuse_unread(args, ("per_prompt", "others"), "--keep=pairs")
     llama = load(args.path)
     answers = sample_answers(
         llama,
@@ -231,6 +235,7 @@ def _prepare_data(args: argparse.Namespace) -> None:
         tell_skipped(report)
         print(f"{where}: read it as tfds:{where}:train and tfds:{where}:heldout")
         return
+    refuse_unread(args, (*READING, "heldout", "name", "output"), "--source")
     from ...train import setup
 
     for phase, config in _phases(args).items():

@@ -6,7 +6,18 @@ import sys
 import warnings
 
 from ...data.errors import UserError
-from .arguments import add_model, add_reading, add_sampling, check_sampling, command, load_model, reading, sampling
+from .arguments import (
+    READING,
+    add_model,
+    add_reading,
+    add_sampling,
+    check_sampling,
+    command,
+    load_model,
+    reading,
+    refuse_unread,
+    sampling,
+)
 
 
 def positions(text: str) -> list[int]:
@@ -40,6 +51,9 @@ def add_eval(commands) -> None:
     parser.add_argument("--cache_dir", default="~/.cache/camelid", metavar="DIR", help="of tokenised text")
 
 
+PERPLEXITY = ("split", "heldout", "seq_len", "borders", "cache_dir")
+
+
 def _eval(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -50,6 +64,12 @@ def _eval(args: argparse.Namespace) -> None:
         raise UserError(
             "--cache and --draft are of decoding, and perplexity decodes nothing: measure --gold, or leave them"
         )
+    if not args.gold:
+        refuse_unread(args, ["per_skill"], "--gold")
+    if args.source is None:
+        refuse_unread(args, (*READING, *PERPLEXITY), "--source")
+    elif args.split is None:
+        refuse_unread(args, ["heldout"], "--split")
     llama = load_model(args)
     metrics = {}
     if args.gold:
@@ -59,8 +79,8 @@ def _eval(args: argparse.Namespace) -> None:
     if args.source is not None:
         from ...evals.perplexity import perplexity
 
-        names = ("split", "heldout", "seq_len", "borders", "cache_dir")
-        metrics |= perplexity(llama, args.source, **{name: getattr(args, name) for name in names}, **reading(args))
+        how = {name: getattr(args, name) for name in PERPLEXITY}
+        metrics |= perplexity(llama, args.source, **how, **reading(args))
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")

@@ -3,7 +3,8 @@
 import argparse
 import contextlib
 
-from .arguments import add_config, command
+from ...data.errors import UserError
+from .arguments import add_config, command, refuse_unread
 
 
 def add_train(commands) -> None:
@@ -29,6 +30,8 @@ def _train(args: argparse.Namespace) -> None:
 
     from ..distributed import joined
 
+    if not args.distributed:
+        refuse_unread(args, ("coordinator", "num_processes", "process_id"), "--distributed")
     group = (args.coordinator, args.num_processes, args.process_id)
     with joined(*group) if args.distributed else contextlib.nullcontext():
         from ...evals.gold import gold
@@ -58,6 +61,8 @@ def _quickstart(args: argparse.Namespace) -> None:
 
     from ..quickstart import PAIR_PROMPTS, Steps, quickstart
 
-    steps = Steps(args.pretrain_steps, args.sft_steps, args.reward_steps, args.ppo_steps)
-    steps = steps._replace(prompts=args.pair_prompts or PAIR_PROMPTS)
+    prompts = PAIR_PROMPTS if args.pair_prompts is None else args.pair_prompts
+    if prompts < 1:
+        raise UserError(f"--pair_prompts={prompts}: give a whole number from 1 up")
+    steps = Steps(args.pretrain_steps, args.sft_steps, args.reward_steps, args.ppo_steps, prompts)
     quickstart(epath.Path(args.workdir), steps, seed=args.seed)

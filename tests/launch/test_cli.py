@@ -43,6 +43,9 @@ def test_help_does_not_wait_for_jax():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
+COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--output=z"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -56,7 +59,15 @@ def test_help_does_not_wait_for_jax():
         (["data", "prepare"], "takes --config"),
         (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
         (["eval", "x", "--source=y", "--cache=int8"], "perplexity decodes nothing"),
-        (["chat", "x", "--draft_tokens=3"], "--draft_tokens=3 without --draft=PATH"),
+        (["chat", "x", "--draft_tokens=3"], "--draft_tokens=3 does nothing without --draft: give that too"),
+        (["eval", "x", "--source=y", "--per_skill=3"], "--per_skill=3 does nothing without --gold"),
+        (["eval", "x", "--gold", "--seq_len=64"], "--seq_len=64 does nothing without --source"),
+        (["eval", "x", "--source=y", "--heldout=0.5"], "--heldout=0.5 does nothing without --split"),
+        (["data", "prepare", "--config=x", "--name=y"], "--name=y does nothing without --source"),
+        ([*COLLECT, "--keep=best", "--others=2"], "--others=2 does nothing without --keep=pairs"),
+        (["train", "--config=x", "--workdir=y", "--process_id=1"], "--process_id=1 does nothing without --distributed"),
+        (["quickstart", "--pair_prompts=0"], "--pair_prompts=0: give a whole number from 1 up"),
+        (["quickstart", "--ppo_steps=-1"], "phase ppo: config.total_steps = -1: give "),
         (["chat", "x", "--config.seed=1"], "no --config=FILE"),
         (["tokenizer", "train", "--source=/nowhere/*.txt", "--output=x"], "/nowhere/*.txt"),
     ],

@@ -1,5 +1,7 @@
 """From scores to rewards: sums by weight, the order of shaping, running statistics, and functions that misbehave."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,10 +54,12 @@ def test_whole_numbers_beside_fractions_leave_those_as_they_are():
     np.testing.assert_allclose(found["mixed"], [1.0, 0.7, 1.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), None])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), None, "0.7", 1e39, [], {}])
 def test_a_function_that_gives_no_finite_number_stops_with_the_answer(bad):
     graders = Rewards({}, {"odd": FunctionReward(lambda record, answer: bad if answer == "no" else 1, 1.0)})
-    with pytest.raises(UserError, match=r"reward odd: gave (nan|inf|-inf) for answer 'no'; it must be a finite number"):
+    with pytest.raises(
+        UserError, match=f"reward odd: gave {re.escape(repr(bad))} for answer 'no'; it must be a finite number"
+    ):
         graders.of_functions([{}, {}], ["yes", "no"])
 
 
@@ -71,9 +75,27 @@ def test_functions_are_found_by_name_and_weigh_1_unless_told():
     graders, params = load(sources, "config.reward.sources", None, None, "float32")
     assert params == {} and {n: f.weight for n, f in graders.functions.items()} == {"sum": 1.0, "half": 0.5}
     np.testing.assert_allclose(graders.total(graders.of_functions([3], [4])), [7.5])
-    for name in ("math:hypo", "no_such_module:f", "math", ""):
+    for name in ("math:hypo", "no_such_module:f", "math", "", ":", "math:"):
         with pytest.raises(UserError, match=r"config\.here: .* is no function as package\.module:name"):
             find_function(name, "config.here")
+    for name in ("math:pi", "json:loads", "dataclasses:dataclass"):
+        with pytest.raises(UserError, match=r"config\.here: .* cannot be called as reward\(record, answer\)"):
+            find_function(name, "config.here")
+
+
+def test_what_a_users_function_or_module_raises_is_told_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_broken.py").write_text("x = 1\nraise RuntimeError('half\\nwritten')\n")
+    (tmp_path / "mine_spelt.py").write_text("def reward(record, answer)\n    return 1\n")
+    with pytest.raises(UserError, match=r"no function .* \(RuntimeError: half written \(.*mine_broken\.py, line 2\)\)"):
+        find_function("mine_broken:reward", "config.here")
+    with pytest.raises(UserError, match=r"no function .* \(SyntaxError: .*mine_spelt\.py, line 1"):
+        find_function("mine_spelt:reward", "config.here")
+    (tmp_path / "mine_fragile.py").write_text("\ndef reward(record, answer):\n    return record['gold'] == answer\n")
+    graders = Rewards({}, {"mine": FunctionReward(find_function("mine_fragile:reward", "config.here"), 1.0)})
+    assert graders.of_functions([{"gold": "a"}], ["a"])["mine"] == [1.0]
+    with pytest.raises(UserError, match=r"reward mine: KeyError: 'gold' \(.*mine_fragile\.py, line 3\) for answer 'b'"):
+        graders.of_functions([{}], ["b"])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.data.batches import DTYPES
+from camelid.data.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
 from camelid.train.loop import Evaluation, Interrupted, Pace, TrainingStopped, check_streak, train
@@ -269,6 +270,18 @@ def test_a_run_whose_reports_cannot_be_written_saves_before_it_ends(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device \(the state of step 4 is saved\)"):
         run(tmp_path, observer=log)
     assert log.saved[4] == (4, {"run": 1}, True)
+
+
+def test_a_run_whose_reward_function_fails_saves_before_it_ends(tmp_path):
+    def ask(state, batch):
+        if int(state["step"]) == 3:
+            raise UserError("reward mine: KeyError: 'gold'")
+        return update(state, batch)
+
+    log = Log()
+    with pytest.raises(UserError, match=r"reward mine: KeyError: 'gold' \(the state of step 3 is saved\)"):
+        run(tmp_path, step=ask, observer=log)
+    assert log.saved[3] == (3, {"run": 1}, True)
 
 
 def test_what_an_evaluation_found_goes_with_the_checkpoint_of_its_step(tmp_path):
