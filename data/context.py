@@ -1,13 +1,13 @@
 """What stands around a conversation in a record: system prompt, tools, documents, earlier turns, pictures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from .values import kind_of, shown
 
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "system_message")
 FIELDS = frozenset({*SYSTEMS, "tools"})
-_PICTURES = ("images", "videos", "audios")
+_PICTURES = ("image", "images", "video", "videos", "audio", "audios")
 
 
 def system_of(raw: Mapping) -> str:
@@ -15,7 +15,7 @@ def system_of(raw: Mapping) -> str:
     found = {}
     for field in SYSTEMS:
         value = raw.get(field)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if not value or (isinstance(value, str) and not value.strip()):
             continue
         if not isinstance(value, str):
             raise ValueError(f"{field} is {kind_of(value)}, not a string")
@@ -37,7 +37,8 @@ def add_system(system: str, messages: list[dict]) -> list[dict]:
 def around(raw: Mapping) -> dict[str, list]:
     """{"tools"?, "documents"?} of a record, for the chat template. ValueError for what no template can be given."""
     for field in _PICTURES:
-        if isinstance(raw.get(field), list) and any(raw[field]):
+        value = raw.get(field)
+        if any(value) if isinstance(value, list) else value:
             raise ValueError(f"{field} is not empty: a model of words cannot see or hear")
     if isinstance(raw.get("chat_template_kwargs"), dict) and any(raw["chat_template_kwargs"].values()):
         raise ValueError("chat_template_kwargs cannot be given to a template record by record")
@@ -60,13 +61,13 @@ def read_tools(raw: Mapping) -> list[dict]:
     if value is None and isinstance(raw.get("functions"), list) and all(map(_is_function, raw["functions"])):
         value = [{"type": "function", "function": function} for function in raw["functions"]]  # before 2023-11
     value = [value] if isinstance(value, dict) else value
-    if value is None or value == "":
+    if not value:
         return []
     if not isinstance(value, list):
         raise ValueError(f"tools is {shown(value)}, not a list of schemas")
-    tools = [tool for tool in map(from_json, value) if tool not in (None, "")]
+    tools = [tool for tool in map(from_json, value) if tool not in (None, "", {})]
     for i, tool in enumerate(tools):
-        if not isinstance(tool, dict) or not tool:
+        if not isinstance(tool, dict):
             raise ValueError(f"tools[{i}] is {shown(tool)}, not the schema of a tool")
     return tools
 
@@ -109,9 +110,18 @@ def _tool_call(call, where: str) -> dict:
     return identity | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def spelled_calls(content: str) -> list[dict]:
-    """The calls that a turn's words are the JSON of, [] where they are not."""
-    value = from_json(content)
+def with_calls(raw: Mapping, messages: list[dict]) -> list[dict]:
+    """The messages of a record, and if it has tools, with calls as such where a turn's words are the JSON of them: so
+    ShareGPT and LMFlow write them."""
+    if not read_tools(raw):
+        return messages
+    spelled = ((message, _spelled_calls(message)) for message in messages)
+    return [message | {"content": "", "tool_calls": calls} if calls else message for message, calls in spelled]
+
+
+def _spelled_calls(message: Mapping) -> list[dict]:
+    """The calls that the words of an assistant's turn are the JSON of, [] where they are not."""
+    value = from_json(message["content"]) if message["role"] == "assistant" else None
     calls = [value] if isinstance(value, dict) else value
     if not isinstance(calls, list) or not all(isinstance(c, dict) and {"name", "arguments"} <= c.keys() for c in calls):
         return []
@@ -122,9 +132,9 @@ def spelled_calls(content: str) -> list[dict]:
 
 
 def history_turns(pairs) -> list[dict]:
-    """The turns of earlier [question, answer] pairs. ValueError where they are not that."""
-    messages = []
-    for pair in pairs if isinstance(pairs, Sequence) and not isinstance(pairs, str) else [pairs]:
+    """The turns of earlier [question, answer] pairs, or of the JSON of them. ValueError where they are not that."""
+    pairs, messages = from_json(pairs), []
+    for pair in pairs if isinstance(pairs, list) else [pairs] if pairs else []:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(words, str) for words in pair):
             raise ValueError("history is not a list of [instruction, output] pairs")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]

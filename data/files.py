@@ -29,6 +29,7 @@ MAX_RECORD_BYTES = 2**26
 
 _EXPANSION = 100  # times its stored size that a .gz may grow to; text grows by 3 to 20, a bomb by 1,000
 _CHUNK = 2**20  # bytes read at a time
+_UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a name: what no message or JSON can hold
 _ABOUT_THE_DATA = re.compile(
     r"(readme|licen[cs]e|copying|contributing|code_of_conduct|dataset_?card)([-_][-\w]+|\.[a-z]{2})?(\.(md|txt|rst|html?))?"
     r"|citation\.(cff|bib)|(dataset_infos?|dataset_dict|state)\.json",
@@ -57,8 +58,11 @@ def find_files(pattern: str) -> list[epath.Path]:
     except (OSError, ValueError, RuntimeError) as problem:  # no permission; a name that no file can have; no such home
         raise UserError(f"{shorten(pattern)}: {problem}") from problem
     if not files:
-        raise UserError(f"{shorten(pattern)}: no such file")
+        what = "a folder without a file of data" if any(one.is_dir() for one in named) else "no such file"
+        raise UserError(f"{shorten(pattern)}: {what}")
     for file in files:
+        if _UNSPEAKABLE.search(str(file)):
+            raise UserError(f"{shorten(str(file))}: a name with control characters, or not in UTF-8: rename the file")
         if _suffix(file) not in READERS:
             raise UserError(
                 f"{shorten(str(file))}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz "
@@ -103,8 +107,12 @@ def _glob(path: epath.Path) -> list[epath.Path]:
     return sorted(epath.Path(*fixed).glob("/".join(rest))) if rest else []
 
 
+def _is_packed(path: epath.Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _suffix(path: epath.Path) -> str:
-    return epath.Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return (epath.Path(path.stem) if _is_packed(path) else path).suffix.lower()
 
 
 def file_rows(files: Iterable[epath.Path], max_record_bytes: int = MAX_RECORD_BYTES) -> Iterator[Row]:
@@ -113,18 +121,20 @@ def file_rows(files: Iterable[epath.Path], max_record_bytes: int = MAX_RECORD_BY
         yield from READERS[_suffix(path)](path, max_record_bytes)
 
 
-_BROKEN = (EOFError, OSError, zlib.error)
+_BROKEN = (EOFError, OSError, UnicodeError, zlib.error)
 
 
 def _chunks(path: epath.Path, limit: int) -> Iterator[bytes]:
     """The bytes of a file, unpacked, without a byte order mark. TooLarge for one that unpacks to more than `limit` and
-    _EXPANSION times its size."""
+    _EXPANSION times its size, UnicodeError for one whose mark says that it is not in UTF-8."""
     with path.open("rb") as file:
-        packed = path.suffix == ".gz"
+        packed = _is_packed(path)
         room = max(limit, _EXPANSION * path.stat().length) if packed else None
         read = gzip.GzipFile(fileobj=file).read1 if packed else file.read  # read1: all that there is before a fault
         size = 0
         while chunk := read(_CHUNK):
+            if not size and chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UnicodeError("it is in UTF-16 or UTF-32: save it as UTF-8")
             yield chunk if size else chunk.removeprefix(b"\xef\xbb\xbf")
             size += len(chunk)
             if room is not None and size > room:
@@ -202,7 +212,19 @@ def _text_rows(path: epath.Path, limit: int) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: epath.Path, limit: int) -> Iterator[Row]:
-    """One JSON value a line; blank lines say nothing."""
+    """One JSON value a line; blank lines say nothing. A file that begins with a list is read as .json."""
+    if _first_line_of(path, limit).startswith("["):
+        return _json_values(path, limit)
+    return _json_lines(path, limit)
+
+
+def _first_line_of(path: epath.Path, limit: int) -> str:
+    """The first line of a file that is not blank, "" where there is none or it cannot be read."""
+    line = next((line for _, line in _lines(path, limit) if isinstance(line, ValueError) or line.strip()), "")
+    return line.lstrip() if isinstance(line, str) else ""
+
+
+def _json_lines(path: epath.Path, limit: int) -> Iterator[Row]:
     for number, line in _lines(path, limit):
         if isinstance(line, ValueError):
             yield f"{path}:{number}", line
@@ -233,10 +255,13 @@ def _integer(digits: str) -> int | Decimal:
 
 def _json_rows(path: epath.Path, limit: int) -> Iterator[Row]:
     """A JSON list of records, or one object. Many public .json files hold an object a line: they are read as .jsonl."""
-    first = next((line for _, line in _lines(path, limit) if isinstance(line, ValueError) or line.strip()), "")
-    if isinstance(first, str) and first.lstrip().startswith("{") and isinstance(_json(first), dict):
-        yield from _jsonl_rows(path, limit)
-        return
+    first = _first_line_of(path, limit)
+    if first.startswith("{") and isinstance(_json(first), dict):
+        return _json_lines(path, limit)
+    return _json_values(path, limit)
+
+
+def _json_values(path: epath.Path, limit: int) -> Iterator[Row]:
     number = 0
     try:
         for in_list, element in _elements(path, limit):
@@ -264,7 +289,7 @@ def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | Valu
             if not held:
                 continue
             in_list, held = held.startswith(b"["), held.removeprefix(b"[")
-            limit = limit if in_list or path.suffix == ".gz" else max(limit, path.stat().length)
+            limit = limit if in_list or _is_packed(path) else max(limit, path.stat().length)
         begin = 0
         for token in _JSON_TOKEN.finditer(held, at) if in_list else ():
             if token[1] is not None and token[1] != b'"':  # a string that goes on in the next chunk
@@ -341,6 +366,7 @@ READERS: dict[str, Reader] = {
     ".md": _text_rows,
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
     ".parquet": _parquet_rows,
 }
 

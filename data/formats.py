@@ -39,15 +39,14 @@ from .messages import (
     reasoning_of,
     string,
 )
-from .values import kind_of, plain, shown
+from .values import kind_of, plain, present, shown
 
 
 def parse(raw: dict, format: str = "auto") -> dict:
     """The record in `raw`; `format` is a name in FORMATS, or "auto" to go by the fields. ValueError if malformed."""
     if not isinstance(raw, dict):
         raise ValueError(f"a record is an object with named fields, not {kind_of(raw)}")
-    # Tables of mixed records hold null for the fields that a row does not have.
-    raw = {field: value for field, value in raw.items() if value is not None}
+    raw = present(raw)
     chosen = FORMATS[detect(raw) if format == "auto" else format]
     record = chosen.parse(raw)
     try:
@@ -106,6 +105,8 @@ def detect(raw: dict) -> str:
         return "alpaca"
     if has("context") and has("chosen"):
         return "colossalchat"
+    if has("messages") and has("rejected") and isinstance(raw.get("chosen"), dict):
+        return "openai"
     if has("chosen") and has("rejected"):
         return "hh_rlhf" if _is_transcript(raw) else "trl"
     if has("messages"):
@@ -113,19 +114,23 @@ def detect(raw: dict) -> str:
     if has("response_0") and has("response_1"):
         return "pku_saferlhf"
     if has("prompt"):
-        return "trl"
+        return "hh_rlhf" if _is_transcript(raw) else "trl"
     if has("instruction"):
         return "alpaca"
+    if has("conversation"):
+        return "sharegpt"
     if has("text"):
         return "text"
+    if has("type") and has("instances"):
+        return "lmflow"  # which says that it does not know the type
     fields = ", ".join(name if name.isprintable() else repr(name) for name in map(str, raw)) or "(none)"
     fields = fields if len(fields) < 300 else f"{fields[:300]}..."
     raise ValueError(f"no format has the fields {fields}; known are {', '.join(FORMATS)}")
 
 
 def _is_transcript(raw: dict) -> bool:
-    sides = (raw.get("prompt", ""), raw["chosen"])
-    return all(isinstance(side, str) for side in sides) and "\n\nAssistant:" in "".join(sides)
+    parts = (raw.get("prompt", ""), raw.get("chosen", ""))
+    return all(isinstance(part, str) for part in parts) and preferences.is_transcript("".join(parts))
 
 
 def _first_message_has(messages, field: str) -> bool:
@@ -143,11 +148,8 @@ def alpaca(raw: dict) -> dict:
     [instruction, output] pairs), `kto_tag`, or `chosen` and `rejected` in place of `output`."""
     if "chosen" in raw or "rejected" in raw:
         return preferences.alpaca_preference(raw)
-    question = {"role": "user", "content": string(raw, "instruction")}
-    if optional_string(raw, "input"):
-        question["input"] = raw["input"]
     answer = {"role": "assistant", "content": _answer(raw, "output")}
-    return _conversation(raw, [*context.history_turns(raw.get("history", [])), question, answer], ALTERNATING)
+    return _conversation(raw, [*preferences.alpaca_turns(raw), answer], ALTERNATING)
 
 
 def _answer(raw: dict, field: str) -> str:
@@ -156,31 +158,38 @@ def _answer(raw: dict, field: str) -> str:
 
 
 def sharegpt(raw: dict) -> dict:
-    """{"conversations": [{"from", "value"}], "system"?}, with `chosen` and `rejected` a preference."""
+    """{"conversations" or "conversation": [{"from", "value"}], "system"?}, with `chosen` and `rejected` a
+    preference."""
+    field = "conversation" if "conversation" in raw and "conversations" not in raw else "conversations"
     if "chosen" in raw or "rejected" in raw:
-        return preferences.sharegpt_preference(raw)
-    messages = read_messages(raw, "conversations", SHAREGPT)
-    if context.read_tools(raw):
-        messages = [_as_calls(message) for message in messages]
-    return _conversation(raw, messages, ALTERNATING)
-
-
-def _as_calls(message: Message) -> Message:
-    """The turn with its calls as such: ShareGPT's function calling writes them as the JSON of a turn's words."""
-    calls = context.spelled_calls(message["content"]) if message["role"] == "assistant" else []
-    return message | {"content": "", "tool_calls": calls} if calls else message
+        return preferences.preference_after(raw, field, SHAREGPT, ALTERNATING)
+    return _conversation(raw, context.with_calls(raw, read_messages(raw, field, SHAREGPT)), ALTERNATING)
 
 
 def openai(raw: dict) -> dict:
-    """{"messages": [{"role", "content"}]}; `content` may be a list of text parts."""
+    """{"messages": [{"role", "content"}]}; `content` may be a list of text parts; with messages `chosen` and `rejected`
+    a preference."""
+    if "chosen" in raw or "rejected" in raw:
+        return preferences.preference_after(raw, "messages", OPENAI, FREE)
     return _conversation(raw, read_messages(raw, "messages", OPENAI), FREE)
 
 
 def colossalchat(raw: dict) -> dict:
     """ColossalChat's {"messages": [{"from", "content"}]}; {"context", "chosen", "rejected"} is a preference."""
     if "context" in raw:
-        return preferences.colossalchat_preference(raw)
+        return preferences.preference_after(raw, "context", COLOSSALCHAT, FREE)
     return _conversation(raw, read_messages(raw, "messages", COLOSSALCHAT), FREE)
+
+
+def hh_rlhf(raw: dict) -> dict:
+    """Anthropic's transcripts in `chosen` and `rejected`, or in `prompt` and, where there is one, `completion`."""
+    if "chosen" in raw or "rejected" in raw:
+        return preferences.hh_preference(raw)
+    completion = _answer(raw, "completion") if "completion" in raw else ""
+    messages = preferences.transcript(string(raw, "prompt") + completion, "prompt")
+    if "completion" not in raw and not messages[-1]["content"]:
+        messages.pop()  # it ends where the answer begins
+    return _conversation(raw, messages, ALTERNATING)
 
 
 def trl(raw: dict) -> dict:
@@ -198,7 +207,7 @@ def trl(raw: dict) -> dict:
         completion = read_messages(raw, "completion", OPENAI)
     if label is not None and any(message["role"] == "user" for message in completion):
         raise ValueError("completion holds a user turn, and label is of one answer")
-    return _conversation(raw, prompt + completion, FREE)
+    return _conversation(raw, preferences.follow(prompt, completion), FREE)
 
 
 def lmflow(raw: dict) -> dict:
@@ -214,7 +223,7 @@ def _lmflow_text2text(raw: dict) -> dict:
 
 
 def _lmflow_conversation(raw: dict) -> dict:
-    return _conversation(raw, read_messages(raw, "messages", LMFLOW), ALTERNATING)
+    return _conversation(raw, context.with_calls(raw, read_messages(raw, "messages", LMFLOW)), ALTERNATING)
 
 
 def camelid(raw: dict) -> dict:
@@ -237,11 +246,14 @@ def _conversation(raw: dict, messages: list[Message], rule: dict) -> dict:
         return {"kind": "prompt", "messages": messages, **context.around(raw)}
     label = labels.verdict(raw)
     check_turns(messages, rule, empty_answer=label is False)
+    is_used = labels.is_used(raw)
+    if label is not None and not is_used:
+        raise ValueError("a label beside a weight or train that says to learn nothing: give one of them")
     thoughts = reasoning_of(raw, "the record")
     if thoughts and "reasoning_content" not in messages[-1]:
         messages = [*messages[:-1], messages[-1] | {"reasoning_content": thoughts}]
-    if labels.truth(raw.get("mask_history")):
-        messages = [_untrained(message) for message in messages[:-1]] + messages[-1:]
+    untrained = len(messages) if not is_used else len(messages) - 1 if labels.truth(raw.get("mask_history")) else 0
+    messages = [*map(_untrained, messages[:untrained]), *messages[untrained:]]
     return {"kind": "chat", "messages": messages} | ({} if label is None else {"label": label}) | context.around(raw)
 
 
@@ -272,10 +284,10 @@ _ANSWERS = preferences.MARGIN_FIELDS | {"chosen", "rejected"}
 FORMATS = {
     "text": Format(text, frozenset({"text"})),
     "alpaca": Format(alpaca, _ANSWERS | {"instruction", "input", "output", "history"}),
-    "sharegpt": Format(sharegpt, _ANSWERS | {"conversations"}),
-    "openai": Format(openai, frozenset({"messages"})),
+    "sharegpt": Format(sharegpt, _ANSWERS | {"conversations", "conversation"}),
+    "openai": Format(openai, _ANSWERS | {"messages"}),
     "colossalchat": Format(colossalchat, _ANSWERS | {"messages", "context"}),
-    "hh_rlhf": Format(preferences.hh_rlhf, _ANSWERS | {"prompt"}),
+    "hh_rlhf": Format(hh_rlhf, _ANSWERS | {"prompt", "completion"}),
     "pku_saferlhf": Format(
         preferences.pku_saferlhf,
         preferences.MARGIN_FIELDS

@@ -98,6 +98,8 @@ def _make(record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length:
             f"a {record['kind']} record without a label: give each answer a `label` or `kto_tag`, true or false"
         )
     prompt, answer = split_answer(record["messages"])
+    if record["label"] and any(message.get("train") is False for message in record["messages"][len(prompt) :]):
+        raise UserError("an answer called good has train false: all that an answer says is learnt")
     asked = record | {"messages": prompt}
     encode = functools.partial(encode_answer, asked, tokenizer=tokenizer, template=template)
     stop = None

@@ -3,7 +3,9 @@
 label, kto_tag      true or false, of the last answer of a record
 score, rating       0 or less calls the answer bad; scales differ, so more than 0 says nothing
 train, training,    of one turn: 1 or true trains it, 0 or false leaves it out of the loss
-loss, weight
+trainable, loss,
+loss_mask, weight
+weight              of a record: 1 or 0, for all its turns; and so a `train` or `training` that is false
 """
 
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from .values import shown
 
 VERDICTS = ("kto_tag", "label")
 SCORES = ("score", "rating")
-SWITCHES = ("train", "training", "loss", "weight")
+SWITCHES = ("train", "training", "trainable", "loss", "loss_mask", "weight")
 _YES = ("true", "yes", "good", "desirable", "chosen", "1")
 _NO = ("false", "no", "bad", "undesirable", "rejected", "0")
 
@@ -48,8 +50,22 @@ def truth(value) -> bool | None:
 
 
 def calls_bad(value) -> bool:
-    """Whether a score or rating is false or a number of 0 or less."""
+    """Whether a score or rating is false or 0 or less, as a number or spelled."""
+    if isinstance(value, str):
+        try:
+            return float(value) <= 0
+        except ValueError:
+            return truth(value) is False
     return isinstance(value, bool | int | float | Decimal) and value <= 0
+
+
+def is_used(raw: Mapping) -> bool:
+    """Whether a record is to be learnt from, as its own `weight`, `train` or `training` says. ValueError for a weight
+    that is a number other than 0 and 1."""
+    weight = raw.get("weight")
+    if isinstance(weight, int | float | Decimal) and weight not in (0, 1):
+        raise ValueError(f"weight is {shown(weight)}: a record is trained on (1) or not at all (0)")
+    return all(truth(raw.get(field)) is not False for field in ("weight", "train", "training"))
 
 
 def is_trained(row: Mapping, role: str, where: str) -> bool | None:

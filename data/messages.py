@@ -5,33 +5,33 @@ from typing import Any, NamedTuple
 
 from .context import read_tool_calls
 from .labels import is_trained
-from .values import kind_of, shown
+from .values import kind_of, present, shown
 
 Message = dict[str, Any]
 
 
+# In ShareGPT's function calling the model's call is a turn of its own, and so is the result.
+_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+}
+
+
 class Dialect(NamedTuple):
-    """How a format spells a message: the fields of speaker and words, and its names for our four roles."""
+    """How a format spells a message: the fields of speaker and words, its own before those that are read in their
+    absence, and the names of our four roles."""
 
-    speaker: str
-    words: str
-    roles: Mapping[str, str]
+    speaker: tuple[str, str] = ("role", "from")
+    words: tuple[str, str] = ("content", "value")
+    roles: Mapping[str, str] = _ROLES
 
 
-_PLAIN = {"system": "system", "user": "user", "assistant": "assistant"}
-
-OPENAI = Dialect("role", "content", _PLAIN | {"developer": "system", "tool": "tool", "function": "tool"})
-COLOSSALCHAT = Dialect("from", "content", _PLAIN | {"human": "user"})
-# In ShareGPT's and LMFlow's function calling the model's call is a turn of its own, and so is the result.
-LMFLOW = Dialect("role", "content", _PLAIN | {"function": "assistant", "observation": "tool"})
-SHAREGPT = Dialect(
-    "from",
-    "value",
-    _PLAIN
-    | {"human": "user", "prompter": "user"}
-    | dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "function_call"), "assistant")
-    | dict.fromkeys(("tool", "observation"), "tool"),
-)
+OPENAI = Dialect()
+COLOSSALCHAT = Dialect(speaker=("from", "role"))
+SHAREGPT = Dialect(speaker=("from", "role"), words=("value", "content"))
+LMFLOW = Dialect(roles=_ROLES | {"function": "assistant"})  # there the call, and OpenAI's result
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -86,7 +86,7 @@ def _rows(value, field: str, dialect: Dialect) -> list:
         return value
     if not isinstance(value, dict):
         raise ValueError(f"{field} is {kind_of(value)}, not a list of messages")
-    if not isinstance(value.get(dialect.speaker), list):
+    if not isinstance(value.get(_field(value, dialect.speaker)), list):
         return [value]
     columns = {name: column for name, column in value.items() if isinstance(column, list)}
     if len({len(column) for column in columns.values()}) > 1:
@@ -94,19 +94,25 @@ def _rows(value, field: str, dialect: Dialect) -> list:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def _field(row: Mapping, names: tuple[str, str]) -> str:
+    """Which of two names of a field the row has, the first where it has neither."""
+    return names[1] if names[0] not in row and names[1] in row else names[0]
+
+
 def _message(row, dialect: Dialect, where: str) -> Message:
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {kind_of(row)}, not a message")
-    row = {field: value for field, value in row.items() if value is not None}
-    speaker = row.get(dialect.speaker)
+    row = present(row)
+    speaker = row.get(_field(row, dialect.speaker))
     if not isinstance(speaker, str):
-        raise ValueError(f"{where} has no {dialect.speaker}")
+        raise ValueError(f"{where} has no {dialect.speaker[0]}")
     role = dialect.roles.get(speaker.lower())
     if role is None:
         raise ValueError(f"{where} has the unknown role {shown(speaker)} (known: {', '.join(sorted(dialect.roles))})")
     calls = read_tool_calls(row, where)
-    words = row.get(dialect.words, "" if calls or role == "system" else None)
-    message = {"role": role, "content": _content(words, f"{where}.{dialect.words}")}
+    field = _field(row, dialect.words)
+    words = row.get(field, "" if calls or role == "system" else None)
+    message = {"role": role, "content": _content(words, f"{where}.{field}")}
     trained = is_trained(row, role, where)
     if role == "assistant":
         thoughts = reasoning_of(row, where)
@@ -147,14 +153,14 @@ def _content(value, where: str) -> str:
 
 def check_turns(messages: list[Message], rule: dict, *, empty_answer: bool = False) -> None:
     """Raises ValueError unless the turns follow each other by `rule`, the last one is a user's or an assistant's,
-    and each says something (`empty_answer`: the last may say nothing)."""
+    and each but a tool's says something (`empty_answer`: the last may say nothing)."""
     before = None
     for i, message in enumerate(messages):
         role = message["role"]
         if before not in rule[role]:
             place = f"follows {'another' if before == role else 'the'} {before} turn" if before else "comes first"
             raise ValueError(f"turn {i + 1} ({role}) {place}")
-        says_something = message["content"].strip() or message.get("tool_calls")
+        says_something = message["content"].strip() or message.get("tool_calls") or role == "tool"
         if not says_something and not (empty_answer and i == len(messages) - 1):
             raise ValueError(f"turn {i + 1} ({role}) is empty")
         before = role

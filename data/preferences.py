@@ -7,14 +7,14 @@ beginning is the prompt, and what is left of each, never less than its last turn
 import math
 import re
 
-from .context import add_system, around, history_turns, read_tools, system_of
+from .context import add_system, around, history_turns, read_tools, system_of, with_calls
+from .labels import is_used
 from .messages import (
     ALTERNATING,
-    COLOSSALCHAT,
     FREE,
     LMFLOW,
     OPENAI,
-    SHAREGPT,
+    Dialect,
     Message,
     check_turns,
     optional_string,
@@ -29,28 +29,34 @@ SAFETY_FIELDS = ("safer", "chosen_safe", "rejected_safe")
 TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def sharegpt_preference(raw: dict) -> dict:
-    """LLaMA-Factory's cut of ShareGPT: {"conversations", "chosen": message, "rejected": message, "system"?}."""
-    context = read_messages(raw, "conversations", SHAREGPT)
-    sides = (context + read_messages(raw, side, SHAREGPT) for side in ("chosen", "rejected"))
-    return _preference(raw, *sides, ALTERNATING)
+def preference_after(raw: dict, field: str, dialect: Dialect, rule: dict) -> dict:
+    """A conversation in `field`, and two messages or lists of them that go on from it, `chosen` and `rejected`:
+    LLaMA-Factory's cut of ShareGPT, ColossalChat's {"context", "chosen", "rejected"}, and our own form."""
+    context = read_messages(raw, field, dialect)
+    sides = (follow(context, read_messages(raw, side, dialect)) for side in ("chosen", "rejected"))
+    return _preference(raw, *(with_calls(raw, side) for side in sides), rule)
+
+
+def follow(context: list[Message], turns: list[Message]) -> list[Message]:
+    """The whole conversation of `turns` that come after a context, or repeat it first."""
+    return turns if turns[: len(context)] == context else context + turns
 
 
 def alpaca_preference(raw: dict) -> dict:
     """LLaMA-Factory's cut of Alpaca: {"instruction", "input"?, "chosen", "rejected", "system"?, "history"?}."""
-    question = {"role": "user", "content": string(raw, "instruction")}
-    if optional_string(raw, "input"):
-        question["input"] = raw["input"]
-    context = [*history_turns(raw.get("history", [])), question]
+    context = alpaca_turns(raw)
     sides = ([*context, {"role": "assistant", "content": _answer(raw, side)}] for side in ("chosen", "rejected"))
     return _preference(raw, *sides, ALTERNATING)
 
 
-def colossalchat_preference(raw: dict) -> dict:
-    """ColossalChat: {"context", "chosen", "rejected"}, each a list of from/content messages."""
-    context = read_messages(raw, "context", COLOSSALCHAT)
-    sides = (context + read_messages(raw, side, COLOSSALCHAT) for side in ("chosen", "rejected"))
-    return _preference(raw, *sides, FREE)
+def alpaca_turns(raw: dict) -> list[Message]:
+    """What an Alpaca record asks, after its history. Some have all of it in `input`, and an empty instruction."""
+    more = optional_string(raw, "input")
+    if more and "instruction" in raw and not optional_string(raw, "instruction"):
+        question = {"role": "user", "content": more}
+    else:
+        question = {"role": "user", "content": string(raw, "instruction")} | ({"input": more} if more else {})
+    return [*history_turns(raw.get("history")), question]
 
 
 def lmflow_preference(raw: dict) -> dict:
@@ -74,11 +80,11 @@ def _lmflow_side(raw: dict, side: str) -> list[Message]:
         raise ValueError(f"{side}: {problem}") from None
 
 
-def hh_rlhf(raw: dict) -> dict:
+def hh_preference(raw: dict) -> dict:
     """Anthropic's transcripts, "\\n\\nHuman: ...\\n\\nAssistant: ..." in `chosen` and `rejected`; in the cut called
     rm-static their common beginning stands in `prompt`. (Bai et al. 2022, arXiv:2204.05862.)"""
     prompt = optional_string(raw, "prompt")
-    sides = (_transcript(prompt + _answer(raw, side), side) for side in ("chosen", "rejected"))
+    sides = (transcript(prompt + _answer(raw, side), side) for side in ("chosen", "rejected"))
     return _preference(raw, *sides, ALTERNATING)
 
 
@@ -87,10 +93,16 @@ def _answer(raw: dict, side: str) -> str:
     return optional_string(raw, side) if side == "rejected" and side in raw else string(raw, side)
 
 
-def _transcript(text: str, side: str) -> list[Message]:
+def is_transcript(text: str) -> bool:
+    """Whether a text begins as Anthropic's transcripts do and has an answer in it."""
+    return bool(TRANSCRIPT_TURN.match(text.lstrip())) and "\n\nAssistant:" in text
+
+
+def transcript(text: str, field: str) -> list[Message]:
+    """The turns of a transcript. ValueError where the text in `field` is none."""
     before, *parts = TRANSCRIPT_TURN.split(text)
     if before.strip() or not parts:
-        raise ValueError(f"{side} does not begin with '\\n\\nHuman:'")
+        raise ValueError(f"{field} does not begin with '\\n\\nHuman:'")
     roles = ("user" if speaker == "Human" else "assistant" for speaker in parts[::2])
     return [{"role": role, "content": words.strip()} for role, words in zip(roles, parts[1::2], strict=True)]
 
@@ -106,7 +118,7 @@ def trl_preference(raw: dict) -> dict:
         if prompt[-1] not in chosen:
             raise ValueError("prompt is not among the turns of chosen")
         prompt = []
-    return _preference(raw, prompt + chosen, prompt + rejected, FREE)
+    return _preference(raw, follow(prompt, chosen), follow(prompt, rejected), FREE)
 
 
 def trl_history(raw: dict) -> list[Message]:
@@ -154,14 +166,12 @@ def _which(raw: dict, field: str) -> int:
 
 def camelid_preference(raw: dict) -> dict:
     """A record as this module writes it."""
-    context = read_messages(raw, "messages", OPENAI)
-    sides = (context + read_messages(raw, side, OPENAI) for side in ("chosen", "rejected"))
     labels = {field: _boolean(raw, field) for field in SAFETY_FIELDS[1:] if field in raw}
     if "safer" in raw:
         if raw["safer"] not in ("chosen", "rejected"):
             raise ValueError(f"safer is {shown(raw['safer'])}, not chosen or rejected")
         labels["safer"] = raw["safer"]
-    return _preference(raw, *sides, FREE) | labels
+    return preference_after(raw, "messages", OPENAI, FREE) | labels
 
 
 def _boolean(raw: dict, field: str) -> bool:
@@ -171,6 +181,8 @@ def _boolean(raw: dict, field: str) -> bool:
 
 
 def _preference(raw: dict, chosen: list[Message], rejected: list[Message], rule: dict) -> dict:
+    if not is_used(raw):
+        raise ValueError("the pair is not to be learnt from (weight or train): leave it out")
     system = system_of(raw)
     chosen, rejected = add_system(system, chosen), add_system(system, rejected)
     for side, messages in (("chosen", chosen), ("rejected", rejected)):

@@ -1,6 +1,6 @@
 """Where records come from. One string names a source:
 
-    corpus/*.jsonl, corpus            files: .txt, .md, .json, .jsonl, each also .gz, and .parquet; local or gs://;
+    corpus/*.jsonl, corpus            files: .txt, .md, .json, .jsonl, .ndjson, each also .gz, and .parquet; local or gs://;
                                       of a folder, all that is in it
     tfds:name/config:split            a TensorFlow Dataset, also sliced: tfds:imdb_reviews:train[:10%]
     tfds:/path/to/name/1.0.0:split    the same, from the folder it was prepared in

@@ -32,6 +32,11 @@ def shown(value) -> str:
     return " ".join(_shorten.repr(value).split())
 
 
+def present(raw: dict) -> dict:
+    """The fields of an object that hold something. Tables of mixed records fill the others with null or NaN."""
+    return {field: value for field, value in raw.items() if not (value is None or value != value)}
+
+
 def plain(meta: dict) -> dict:
     """The fields of a record that no format knows, in a form that JSON and UTF-8 can hold, whatever they are."""
     try:

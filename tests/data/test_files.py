@@ -182,6 +182,26 @@ def test_a_json_file_that_is_cut_or_malformed_gives_what_it_holds(tmp_path, cont
     assert not fault or fault in problems[0]
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.JSONL", "x.ndjson", "x.jsonl.gz", "x.json", "x.Json.GZ"])
+@pytest.mark.parametrize(
+    "content",
+    ['\n[{"text": "a"},\n{"text": "b"}]\n', '[{"text": "a"}, {"text": "b"}]', '{"text": "a"}\n\n{"text": "b"}'],
+)
+def test_a_file_of_json_is_read_for_what_it_holds_whatever_its_ending_is(tmp_path, name, content):
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.lower().endswith("gz") else content.encode())
+    assert texts(tmp_path / name) == ["a", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.txt", "x.txt.gz"])
+def test_a_file_in_another_encoding_is_one_line(tmp_path, name, encoding):
+    content = "\ufeff" * (encoding == "utf-16-be") + '{"text": "a"}\n{"text": "b"}\n'
+    content = content.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    found, problems = skipped(tmp_path / name)
+    assert not found and len(problems) == 1 and problems[0].endswith("it is in UTF-16 or UTF-32: save it as UTF-8")
+
+
 @pytest.mark.parametrize("content", [b"a" * 2**27, b"\n" * 2**27, b'[{"text": "' + b"a" * 2**27])
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.json.gz", "x.txt.gz"])
 def test_a_bomb_ends_in_one_line(tmp_path, name, content):
@@ -223,6 +243,9 @@ def test_what_tells_about_the_data_is_no_document_of_a_folder_unless_it_is_named
         (tmp_path / name).write_text('{"text": "data"}' if name.endswith("l") else "data")
     assert texts(tmp_path) == ["data"] * 4
     assert texts(tmp_path / "README.md") == ["about README.md"]
+    (tmp_path / "about").mkdir()
+    (tmp_path / "about" / "README.md").write_text("about")
+    assert refusal(tmp_path / "about").endswith("about: a folder without a file of data")
     assert texts(tmp_path / "README*.md") == ["about README.md", "about README_zh.md"]
 
 
@@ -236,6 +259,12 @@ def test_a_folder_with_the_name_of_a_file_is_a_folder_and_links_to_folders_above
 def test_what_is_no_file_or_cannot_be_opened_is_one_line(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "is a pipe, a socket or a device" in refusal(tmp_path / "pipe.jsonl")
+    for name in ("a\nb.jsonl", os.fsdecode(b"caf\xe9.jsonl")):
+        (tmp_path / name).write_text("")
+        assert refusal(tmp_path / name).endswith("control characters, or not in UTF-8: rename the file")
+        with pytest.raises(UserError):
+            fingerprint(str(tmp_path / name))
+        (tmp_path / name).unlink()
     for name in ("\x00", "a" * 5000, "~nobody_at_all/x.txt", "", "/proc/1/root/../x\ny.txt"):
         refusal(name)
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone.jsonl")

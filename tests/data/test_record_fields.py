@@ -1,6 +1,7 @@
 """Fields that change what an answer means: each is used, or refused; what nobody needs stops nothing."""
 
 import json
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ ANSWERS = {
 BAD = [
     *({"label": value} for value in (False, 0, 0.0, "false", "bad")),
     *({"kto_tag": value} for value in (False, 0)),
-    *({"score": value} for value in (0, -1, -0.5, False)),
+    *({"score": value} for value in (0, -1, -0.5, False, "0", "-1.5", "bad")),
     {"rating": 0},
 ]
 
@@ -106,6 +107,8 @@ def test_a_label_that_is_a_class_or_a_reference_answer_is_nothing_but_a_field():
         ({"messages": [user("a"), assistant("b", label=False)]}, "give a turn not to be learnt `train`: false"),
         ({"messages": [user("a"), assistant("b", score=-1)]}, "give a turn not to be learnt `train`: false"),
         (ANSWERS["sharegpt"] | {"images": ["a.png"]}, "images is not empty"),
+        (ANSWERS["sharegpt"] | {"image": "a.png"}, "image is not empty"),
+        (ANSWERS["openai"] | {"audio": {"path": "a.wav"}}, "audio is not empty"),
         (ANSWERS["trl"] | {"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs cannot be given"),
     ],
 )
@@ -136,11 +139,12 @@ SYSTEMS = {
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_prompt_in_a_field_of_its_own_begins_the_conversation(name):
-    for field in ("system", "system_prompt"):
+    for field in ("system", "system_prompt", "system_message"):
         with_it, without = parse(SYSTEMS[name] | {field: "Be brief."}), parse(SYSTEMS[name])
         assert with_it["messages"] == [system("Be brief."), *without["messages"]]
         assert "meta" not in with_it
-        assert parse(SYSTEMS[name] | {field: " \n"}) == without
+        for empty in (" \n", [], {}, False, float("nan")):
+            assert {**parse(SYSTEMS[name] | {field: empty})} == without
         with pytest.raises(ValueError, match=f"{field} is a list, not a string"):
             parse(SYSTEMS[name] | {field: ["Be brief."]})
 
@@ -157,7 +161,7 @@ def test_an_empty_system_turn_is_no_system_turn():
 # Switches of turns ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", ["train", "training", "loss", "weight"])
+@pytest.mark.parametrize("field", ["train", "training", "trainable", "loss", "loss_mask", "weight"])
 @pytest.mark.parametrize("on,off", [(True, False), (1, 0), (1.0, 0.0)])
 def test_each_turn_of_the_assistant_is_trained_as_its_switch_says(field, on, off, tokenizer):
     turns = [user("one"), assistant("two", **{field: off}), user("three"), assistant("good", **{field: on})]
@@ -173,6 +177,31 @@ def test_each_turn_of_the_assistant_is_trained_as_its_switch_says(field, on, off
         load_template("chatml"),
     )
     assert encode_record(record, tokenizer, load_template("chatml")).tokens.tolist() == whole.tokens.tolist()
+
+
+@pytest.mark.parametrize("field", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": "false"}], ids=str)
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_record_that_says_so_is_not_learnt_from(name, field, tokenizer):
+    assert trained(parse(ANSWERS[name] | field), tokenizer) == []
+    for label in ({"label": True}, {"score": 0}):
+        with pytest.raises(ValueError, match="a label beside a weight or train that says to learn nothing"):
+            parse(ANSWERS[name] | field | label)
+
+
+@pytest.mark.parametrize("field", [{"weight": 1}, {"weight": "70 kg"}, {"train": True}, {"loss": 0}], ids=str)
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_record_is_learnt_from_whatever_else_its_fields_say(name, field, tokenizer):
+    assert trained(parse(ANSWERS[name] | field), tokenizer) == ["answer"]
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, Decimal(10**5000)], ids=["half", "two", "minus", "huge"])
+def test_a_weight_of_a_record_that_cannot_be_followed_is_refused(weight):
+    for raw in (ANSWERS["openai"], SYSTEMS["dpo"]):
+        with pytest.raises(ValueError, match="a record is trained on"):
+            parse(raw | {"weight": weight})
+    with pytest.raises(ValueError, match="the pair is not to be learnt from"):
+        parse(SYSTEMS["dpo"] | {"weight": 0})
+    assert parse({"text": "a", "weight": weight})["text"] == "a"
 
 
 def test_a_history_that_is_masked_is_not_trained_on(tokenizer):
@@ -267,6 +296,8 @@ def test_the_spellings_of_calls_are_read_alike():
     ]
     with_tools = parse({"conversations": spelled, "tools": json.dumps([CLOCK])})
     assert with_tools["messages"][1] == assistant("", tool_calls=[CALL])
+    lmflow = {"type": "conversation", "messages": [user("Time?"), {"role": "function", "content": spelled[1]["value"]}]}
+    assert parse(lmflow | {"tools": [json.dumps(CLOCK)]})["messages"][1] == assistant("", tool_calls=[CALL])
     words = parse({"conversations": spelled, "tools": ""})  # without tools a turn's words stay words
     assert words["messages"][1] == assistant(spelled[1]["value"]) and "tools" not in words
     functions = parse({"messages": [user("a"), assistant("b")], "functions": [CLOCK["function"]]})

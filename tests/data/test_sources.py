@@ -171,8 +171,11 @@ def test_a_report_counts_all_and_lists_the_first_problems(tmp_path):
         ({"source": "nowhere/*.jsonl"}, "nowhere/*.jsonl: no such file"),
         ({"source": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"source": "{tmp}"}, "x.csv: cannot read this kind of file"),
-        ({"source": "{tmp}/empty"}, "empty: no such file"),
-        ({"source": "{tmp}/x.csv"}, "cannot read this kind of file; known are .txt, .md, .json, .jsonl, .parquet"),
+        ({"source": "{tmp}/empty"}, "empty: a folder without a file of data"),
+        (
+            {"source": "{tmp}/x.csv"},
+            "cannot read this kind of file; known are .txt, .md, .json, .jsonl, .ndjson, .parquet",
+        ),
         ({"source": "{tmp}/x.csv", "format": "csv"}, "format is 'csv'; it must be one of auto, text"),
         ({"source": "{tmp}/x.csv", "on_error": "ignore"}, "on_error is 'ignore'"),
         ({"source": "{tmp}/x.csv", "split": "test"}, "split is 'test'"),

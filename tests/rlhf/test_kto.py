@@ -24,7 +24,7 @@ TRL = [
     {"prompt": [{"role": "user", "content": "question 2"}], "completion": [{"role": "assistant", "content": "bad"}]}
     | {"label": False},
     {"instruction": "question 3", "output": "", "kto_tag": False},
-    {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2", "weight": 0}]}
+    {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2", "weight": 1}]}
     | {"label": True, "system": "good"},
 ]
 
@@ -76,6 +76,10 @@ def test_the_answer_is_all_that_follows_the_last_question(tmp_path, tokenizer):
 def test_records_that_give_no_label_or_no_room_are_refused_or_counted(tmp_path, tokenizer):
     with pytest.raises(UserError, match=r"record 1: a chat record without a label: give each answer a `label`"):
         read(write(tmp_path / "a.jsonl", [{"prompt": "1", "completion": "2"}]), tokenizer)
+    unsure = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "good", "train": False}]}
+    with pytest.raises(UserError, match="record 1: an answer called good has train false"):
+        read(write(tmp_path / "a.jsonl", [unsure | {"label": True}]), tokenizer)
+    assert read(write(tmp_path / "a.jsonl", [unsure | {"label": False}]), tokenizer).records[0]["label"] is False
     long = TRL[0] | {"completion": "good " * 99}
     parts = [SourcePart("a", write(tmp_path / "b.jsonl", [long, *TRL]))]
     how = dict(tokenizer=tokenizer, template=load_template("chatml"), batch_size=2, length=64, seed=0, split=None)
