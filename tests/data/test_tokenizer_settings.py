@@ -340,6 +340,13 @@ def test_a_sentencepiece_model_keeps_its_own_spaces(tmp_path, extra, suffix, dum
         assert tokenizer.decode(going_on) == ("hello world" if extra else "hello  world")
 
 
+def test_the_unknown_token_reads_as_its_model_says(tmp_path):
+    file = train(tmp_path, byte_fallback=False, unk_surface="?")
+    ids = Tokenizer.load(file).encode("hello €uro")
+    assert Tokenizer.load(file).decode(ids) == sentencepiece.SentencePieceProcessor(model_file=str(file)).decode(ids)
+    assert Tokenizer.load(file).decode(ids).endswith("?uro")
+
+
 def test_a_gguf_file_says_that_extra_spaces_are_removed(tmp_path):
     tokenizer = Tokenizer.load(train(tmp_path, remove_extra_whitespaces=True))
     fields = gguf_fields(tokenizer)
