@@ -28,6 +28,8 @@ from .traced_text import Traced, Untraceable, blend, blend_nested, mark_block, o
 _CALL = 8  # steps that a call or a filter counts for
 _EACH = "each iteration"  # a filter that no template can spell
 _SIZED = ("center", "indent", "batch", "slice", "truncate", "wordwrap", "round")  # filters that take a length
+_GO_THROUGH = {"batch", "groupby", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr"}
+_GO_THROUGH |= {"slice", "sort", "sum", "unique"}  # filters that look at each item of a list or a text
 
 
 _OF_DICT = frozenset(dir(dict))
@@ -165,6 +167,16 @@ def _leaves(value: Any) -> Iterator[str]:
             raise Untraceable(f"it writes out an object of type {type(item).__name__}")
 
 
+def _counted(value: Any) -> Any:
+    """A list or an object, a step for each value inside: to compare two that hold themselves many times has no end."""
+    left = [value]
+    while left:
+        budget().step()
+        item = left.pop()
+        left += item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+    return value
+
+
 def _concat(parts: Iterable[str]) -> str:
     parts = list(parts)
     budget().charge(sum(map(len, parts)))
@@ -197,9 +209,16 @@ def _method(text: str, name: str, arguments: list) -> Callable:
             sizes = [value for value in arguments if isinstance(value, int)]
             check_size(max([0, *sizes]) * (text.count("\t") if name == "expandtabs" else 1))
             return getattr(_as_traced(text), name)
+        case "split" | "rsplit" | "splitlines":
+            _count_parts(text, next((value for value in arguments if isinstance(value, str)), None))
         case "translate" | "encode":
             raise Untraceable(f"it calls {name} on a text, which is not followed")
     return getattr(text, name)
+
+
+def _count_parts(text: str, border: str | None) -> None:
+    """Count the parts of a text between `border`, or None for blanks, a step each."""
+    budget().step(text.count(border) if border else sum(map(str.isspace, str.__str__(text))))
 
 
 def _join(text: str, parts: Iterable[str]) -> str:
@@ -209,6 +228,7 @@ def _join(text: str, parts: Iterable[str]) -> str:
 
 
 def _replace(text: str, old: str, new: str, count: int = -1) -> str:
+    _count_parts(text, old)
     budget().charge(len(text) + text.count(old) * max(0, len(new) - len(old)))
     return _as_traced(text).replace(old, new, count)
 
@@ -258,6 +278,8 @@ def _followed(name: str, filter: Callable) -> Callable:
         current.step(_CALL)
         if name in _SIZED:
             _check_sizes([*args[first:], *kwargs.values()])
+        if name in _GO_THROUGH and args[first:] and args[first]:
+            args = (*args[:first], _each(args[first]), *args[first + 1 :])
         result = filter(*args, **kwargs)
         if isinstance(result, str):
             current.charge(len(result))
@@ -285,6 +307,13 @@ def _join_filter(env, value, d="", attribute=None):
 
 def _replace_filter(s, old, new, count=None):
     return _replace(_text(s), _text(old), _text(new), -1 if count is None else count)
+
+
+def _indent_filter(s, width=4, first=False, blank=False):
+    indention = width if isinstance(width, str) else " " * width
+    top, *rest = (_text(s) + "\n").splitlines()
+    rest = [indention + line if line or blank else line for line in rest]
+    return _join("\n", [indention + top if first else top, *rest])
 
 
 def _format_filter(value, *args, **kwargs):
@@ -317,6 +346,7 @@ def _sum_filter(env, iterable, attribute=None, start=0):
 
 _FILTERS = {
     "format": _format_filter,
+    "indent": _indent_filter,
     "join": _join_filter,
     "pprint": _as_a_whole(jinja2.filters.do_pprint),
     "replace": _replace_filter,
@@ -344,6 +374,21 @@ class _CodeGenerator(CodeGenerator):
     def _output_child_pre(self, node: jinja2.nodes.Expr, frame: jinja2.compiler.Frame, finalize: Any) -> None:
         self.write("environment.text(")
 
+    def visit_List(self, node: jinja2.nodes.List, frame: jinja2.compiler.Frame) -> None:
+        self._counted(super().visit_List, node, frame)
+
+    def visit_Tuple(self, node: jinja2.nodes.Tuple, frame: jinja2.compiler.Frame) -> None:
+        visit = super().visit_Tuple
+        self._counted(visit, node, frame) if node.ctx == "load" else visit(node, frame)
+
+    def visit_Dict(self, node: jinja2.nodes.Dict, frame: jinja2.compiler.Frame) -> None:
+        self._counted(super().visit_Dict, node, frame)
+
+    def _counted(self, visit: Callable, node: jinja2.nodes.Node, frame: jinja2.compiler.Frame) -> None:
+        self.write("environment.counted(")
+        visit(node, frame)
+        self.write(")")
+
 
 class _FollowingEnvironment(PlainEnvironment):
     """Keeps texts traced, and counts what a template takes."""
@@ -352,6 +397,7 @@ class _FollowingEnvironment(PlainEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     concat = staticmethod(_concat)
     text = staticmethod(_text)
+    counted = staticmethod(_counted)
 
     def follow_filters(self) -> None:
         """Put this module's filters, within limits, in the place of jinja2's."""
@@ -381,7 +427,7 @@ class _FollowingEnvironment(PlainEnvironment):
         result = super().call(__context, __callee, *args, **kwargs)
         if isinstance(result, str):
             budget().charge(len(result))
-        return result
+        return _counted(result) if isinstance(result, dict) else result
 
     def call_binop(self, context, operator, left, right):
         if operator == "%" and isinstance(left, str):

@@ -75,6 +75,7 @@ def _raise_exception(message: str) -> None:
 def _strftime_now(format: str) -> str:
     current = budget()
     current.now = current.now or datetime.datetime.now()
+    current.charge(64 * len(format))  # a conversion may write that much, and takes its time
     return blend(current.now.strftime(format), format)
 
 

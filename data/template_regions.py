@@ -49,18 +49,23 @@ class Surroundings(Protocol):
         has_end: a turn ends in one of these even if no other follows; otherwise what begins the next turn ends it.
         blocks_follow_prompts: a generation block of a plain message is known to begin where its prompt ends.
         bos_id: the token that begins the next turn, and ends none; None if there is no such token.
+        opening: what the template adds to a plain conversation to ask for an answer; "" if it adds nothing.
     """
 
     ends: frozenset[int]
     has_end: bool
     blocks_follow_prompts: bool
     bos_id: int | None
+    opening: str
 
     def prompt(self, turn: int) -> str | None:
         """The text that asks for a message, by its index; None where the template refuses to."""
 
-    def opening(self, turn: int) -> str:
-        """What the template adds to ask for a message."""
+    def asks(self, turn: int) -> int:
+        """How many characters of the prompt for a message stand before it asks for the message."""
+
+    def closing(self, turn: int) -> str:
+        """What stands behind the last words in the prompt for a message."""
 
     def ending(self, turn: int) -> Rendered | None:
         """The conversation that ends with a message; None where the template refuses it."""
@@ -88,13 +93,17 @@ def block_regions(rendered: Rendered, around: Surroundings) -> list[Region]:
         if words is None:
             regions.append(Region(block.start, block.stop))
             continue
-        turns = tuple(sorted({run.source - FIRST_TURN for run in block.runs if run.source >= FIRST_TURN}))
+        turns = _turns(block)
         is_plain = all(map(around.is_plain, turns))
         start = block.start
         if turns and not (is_plain and around.blocks_follow_prompts):
             begins = _beginning(rendered, around, turns[0], start, words)
             start = start if begins is None else begins
-        limit = next((next_one.start for next_one, said in found[number + 1 :] if said), len(rendered.text))
+        following = next((next_one for next_one, said in found[number + 1 :] if said), None)
+        if following is not None and turns and turns[-1] in _turns(following):  # the turn goes on
+            regions.append(Region(start, block.stop, turns))
+            continue
+        limit = len(rendered.text) if following is None else following.start
         end = _end(rendered, words.last, block.stop, limit, around)
         # Without an end: before the template's spelling of one that the tokenizer does not have.
         regions.append(_region(rendered, start, words.stop if is_plain else block.stop, turns, end, around))
@@ -125,7 +134,7 @@ def word_regions(rendered: Rendered, turns: Iterable[int], around: Surroundings)
         limit = next((run.start for run in _of_messages(_from(rendered.runs, own[-1] + 1, 1))), len(rendered.text))
         start = _beginning(rendered, around, turn, before, words)
         if start is None:
-            if is_plain and rendered.text[words.first : words.last] != around.content(turn).strip():
+            if not is_plain or rendered.text[words.first : words.last] != around.content(turn).strip():
                 return None
             start = words.first
         stop = words.last
@@ -183,6 +192,10 @@ class Block(NamedTuple):
     runs: list[Run]
 
 
+def _turns(block: Block) -> tuple[int, ...]:
+    return tuple(sorted({run.source - FIRST_TURN for run in block.runs if run.source >= FIRST_TURN}))
+
+
 def blocks(rendered: Rendered) -> list[Block]:
     """The generation blocks, in order."""
     found: list[Block] = []
@@ -214,12 +227,22 @@ def _beginning(rendered: Rendered, around: Surroundings, turn: int, lower: int, 
     prompt = around.prompt(turn) if turn else None
     if prompt is None:
         return None
-    shared = _shared(rendered.text, prompt)
-    if lower <= shared <= (words.last - 1 if shared == len(prompt) else words.first):
-        return max(lower, _outside_tokens(rendered, shared))
-    opening = around.opening(turn)  # the conversation before may look different from here
-    place = rendered.text.rfind(opening, lower, words.first) if opening else -1
-    return None if place < 0 else place + len(opening)
+    shared = shared_length(rendered.text, prompt)
+    is_whole = shared == len(prompt)
+    asks = 0 if is_whole else around.asks(turn)
+    places = []
+    # Where the text goes on otherwise before the prompt asks, it is not known to have come to the answer.
+    if lower <= shared <= (words.last - 1 if is_whole else words.first) and (is_whole or shared > asks):
+        places.append(max(lower, _outside_tokens(rendered, shared)))
+    openings = []
+    if not is_whole:  # the conversation before may look different from here
+        openings.append(prompt[asks:] if prompt[asks:].strip() else around.closing(turn))
+    if not prompt.endswith(around.opening):  # after an answer many a template asks for no other
+        openings.append(around.opening)
+    for opening in filter(None, openings):
+        place = rendered.text.rfind(opening, lower, words.first)
+        places += [place + len(opening)] if place >= 0 else []
+    return max(places, default=None)
 
 
 def _end(rendered: Rendered, last: int, stop: int, limit: int, around: Surroundings) -> Found | None:
@@ -245,7 +268,7 @@ def _tail(rendered: Rendered, last: int, limit: int, ending: Rendered | None, tu
     words = ending and _words(ending.text, (run for run in ending.runs if run.source == turn + FIRST_TURN))
     if words is None:
         return last
-    shared = _shared(rendered.text[last:limit], ending.text[words.last :])
+    shared = shared_length(rendered.text[last:limit], ending.text[words.last :])
     return max(last, _outside_tokens(rendered, last + shared))
 
 
@@ -255,7 +278,7 @@ def _outside_tokens(rendered: Rendered, place: int) -> int:
     return rendered.firsts[k] if k >= 0 and place < rendered.found[k].last else place
 
 
-def _shared(text: str, other: str) -> int:
+def shared_length(text: str, other: str) -> int:
     """How many characters two texts begin with in common."""
     low, high = 0, min(len(text), len(other))
     if text.startswith(other):

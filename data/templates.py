@@ -33,11 +33,11 @@ from .conversation import Conversation
 from .errors import UserError
 from .template_following import CompiledTemplate, compile_template
 from .template_limits import LimitReached
-from .template_regions import Region, Rendered, block_regions, blocks, rendered_of, word_regions
+from .template_regions import Region, Rendered, block_regions, blocks, rendered_of, shared_length, word_regions
 from .tokenizer import Tokenizer
-from .traced_text import BLENDED, FIRST_TURN, WORDS
+from .traced_text import BLENDED, FIRST_TURN, TEMPLATE, WORDS
 
-FOLLOWED = b"2"
+FOLLOWED = b"3"
 """Changes when templates that are not built in come to give other tokens, or others to train, than before."""
 _FOLDER = epath.Path(__file__).parent / "templates"
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
@@ -181,7 +181,7 @@ class _TurnFormat:
     """A template with a tokenizer: how it writes turns, learnt from a short conversation, and how they become tokens.
 
     Attributes:
-        ends, has_end, blocks_follow_prompts, bos_id: as in `Surroundings`.
+        ends, has_end, blocks_follow_prompts, bos_id, opening: as in `Surroundings`.
         quoted: spellings that are the template's to write, though the tokenizer finds them in a message's text too.
         quoted_said: those of them that an assistant cannot say: what ends a turn, and what begins another's.
     """
@@ -192,7 +192,7 @@ class _TurnFormat:
         self._added = {spelling: token for spelling, token in tokenizer.added.items() if spelling.strip()}
         self._added_ids = {token.id for token in tokenizer.added.values()}
         self._pattern = spellings(self._added)
-        self.ends, self.has_end, self.blocks_follow_prompts = frozenset(), False, False
+        self.ends, self.has_end, self.blocks_follow_prompts, self.opening = frozenset(), False, False, ""
         self.bos_id = None if tokenizer.bos_id == tokenizer.eos_id else tokenizer.bos_id
         self.quoted = self.quoted_said = None
         try:
@@ -205,14 +205,18 @@ class _TurnFormat:
     def _learn(self) -> None:
         conversation = Conversation.of(_SAID, None, None, False, self.compiled)
         rendered = self.follow(conversation)
-        regions = self._regions(rendered, conversation)
-        prompts = [_Around(self, conversation).prompt(turn) for turn in conversation.turns()]
+        regions = [region for region in self._regions(rendered, conversation) if region.turns]
+        around = _Around(self, conversation)
+        prompts = [around.prompt(turn) for turn in conversation.turns()]
         starts = [block.start for block in blocks(rendered)]
         self.blocks_follow_prompts = len(regions) == len(prompts) and all(
             prompt is not None and rendered.text.startswith(prompt) and len(prompt) in starts for prompt in prompts
         )
         self.ends = frozenset(region.ends_in for region in regions) - {None}
-        self.has_end = bool(regions) and regions[-1].ends_in is not None and len(regions) == len(prompts)
+        self.has_end = len(regions) == len(prompts) and all(region.ends_in is not None for region in regions)
+        if None not in prompts:
+            opening = prompts[-1][around.asks(conversation.turns()[-1]) :]
+            self.opening = opening if opening.strip() else ""
         others = [token for token in rendered.found if not any(r.start <= token.first < r.stop for r in regions)]
         users = [run.start for run in rendered.runs if run.source == WORDS]
         to_users = {  # what stands before a user's words, with no turn of the assistant's in between
@@ -338,15 +342,19 @@ class _Around:
     def __init__(self, turns: _TurnFormat, conversation: Conversation):
         self._turns, self._conversation = turns, conversation
         self.ends, self.has_end, self.bos_id = turns.ends, turns.has_end, turns.bos_id
-        self.blocks_follow_prompts = turns.blocks_follow_prompts
+        self.blocks_follow_prompts, self.opening = turns.blocks_follow_prompts, turns.opening
         self.is_plain = conversation.is_plain
 
     def prompt(self, turn: int) -> str | None:
         return self._text(self._conversation.before(turn))
 
-    def opening(self, turn: int) -> str:
+    def asks(self, turn: int) -> int:
         prompt, before = self.prompt(turn), self._text(self._conversation.until(turn - 1))
-        return prompt[len(before) :] if prompt and before and prompt.startswith(before) else ""
+        return shared_length(prompt, before) if prompt and before else 0
+
+    def closing(self, turn: int) -> str:
+        prompt = self._turns.follow(self._conversation.before(turn))
+        return prompt.text[max((run.stop for run in prompt.runs if run.source != TEMPLATE), default=0) :]
 
     def ending(self, turn: int) -> Rendered | None:
         try:

@@ -21,6 +21,7 @@ from .tokenizer_sentencepiece import Place, SentencePieceVocabulary
 from .tokenizer_settings import (
     ADDED_FILE,
     CONFIG_FILE,
+    FURTHER_NAMES,
     MAP_FILE,
     NOTHING,
     TEMPLATE_FILE,
@@ -47,7 +48,8 @@ class Tokenizer:
         special: control tokens by their spelling ("</s>", "<|im_end|>").
         added: tokens that are looked for as a whole, by their spelling, with their flags: special ones, which are
             control tokens, and others, which are found in plain text too.
-        named: spellings of bos_token, eos_token, unk_token and pad_token, of those that the tokenizer has.
+        named: spellings of bos_token, eos_token, unk_token, pad_token, sep_token, cls_token and mask_token, of those
+            that the tokenizer has.
         model_fingerprint: SHA-256 of the model file, in hexadecimal.
         fingerprint: SHA-256 of all that decides tokens: of the model file alone where no other file says anything.
         chat_template: the jinja source of the chat template that came with the tokenizer's files, or None.
@@ -63,7 +65,9 @@ class Tokenizer:
         if vocabulary.eos_id is None:
             raise UserError(f"{where} has no end-of-text token: name one as eos_token in a {CONFIG_FILE} beside it")
         self.vocab_size = len(vocabulary.pieces)
-        self.special, self.named = vocabulary.special, vocabulary.named
+        self.special = vocabulary.special
+        further = {name: settings.names[name] for name in FURTHER_NAMES if settings.names.get(name)}
+        self.named = vocabulary.named | further
         control = {spelling: AddedToken(i, special=True) for spelling, i in self.special.items()}
         flagged = {
             spelling: token for spelling, token in vocabulary.added.items() if token.special or spelling not in control
@@ -137,7 +141,7 @@ class Tokenizer:
 
         Names of tokens count where the template's source speaks of them, so that others may change.
         """
-        named = {name: self.named[name] for name in ("unk_token", "pad_token") if name in self.named}
+        named = {name: spelling for name, spelling in self.named.items() if name not in ("bos_token", "eos_token")}
         if not self.adds_bos and self.bos_id is not None:
             named["bos_token"] = self.named["bos_token"]
         named = {name: spelling for name, spelling in named.items() if name in template_source}

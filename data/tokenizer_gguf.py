@@ -75,6 +75,11 @@ _WORDS_REGEX = (
 )
 _LLAMA3_WORDS = _split(_WORDS_REGEX.replace("DIGITS", "{1,3}"))
 _QWEN2_WORDS = _split(_WORDS_REGEX.replace("DIGITS", ""))
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN_WORDS = _split(
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _DEEPSEEK_LETTERS = (  # those that have a case; escaped where an editor that normalises would change them
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-"
     "\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-"
@@ -88,6 +93,8 @@ CUTS = {
     "llama-bpe": Cut([_LLAMA3_WORDS, _BYTES], ignore_merges=True, adds_bos=True),
     "smaug-bpe": Cut([_LLAMA3_WORDS, _BYTES]),
     "qwen2": Cut([_QWEN2_WORDS, _BYTES], normalizers=("NFC",)),
+    "deepseek-r1-qwen": Cut([_QWEN2_WORDS, _BYTES]),
+    "tekken": Cut([_TEKKEN_WORDS, _BYTES], ignore_merges=True, adds_bos=True),
     "deepseek-llm": Cut(
         [
             _DEEPSEEK_LINES,
@@ -107,11 +114,10 @@ CUTS = {
     ),
 }
 SAME_CUTS = {
-    "phi-2": "gpt-2",
-    "starcoder": "smollm",
-    "refact": "smollm",
-    "llama3": "llama-bpe",
-    "llama-v3": "llama-bpe",
+    **dict.fromkeys(("phi-2", "trillion"), "gpt-2"),
+    **dict.fromkeys(("starcoder", "refact", "minerva-7b"), "smollm"),
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral"), "llama-bpe"),
+    "dbrx": "smaug-bpe",  # Phi 4
 }
 
 
@@ -152,7 +158,14 @@ def tokenizer_files(fields: Mapping[str, Any], where: str) -> dict[str, bytes]:
         removes = _value(fields, "tokenizer.ggml.remove_extra_whitespaces", bool, False, where)
         name = SENTENCEPIECE_FILE
         content = _sentencepiece_file(tokens, types, scores, ids, (prefix, removes), where)
-        # llama.cpp puts the space behind every control token; a file of camelid's says how its tokens were made.
+        # llama.cpp puts the space behind every control token and every token that users added; a file of camelid's says
+        # how its tokens were made.
+        if LEGACY not in fields:
+            config["added_tokens_decoder"] = {
+                str(i): {"content": token, "special": False, "normalized": False}
+                for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+                if kind == TokenType.USER_DEFINED and i not in ids.values()
+            }
         legacy = _value(fields, LEGACY, str, "true", where)
         if legacy not in LEGACY_VALUES:
             raise UserError(f"{where}: {LEGACY} is {shown(legacy)}: expected one of {', '.join(LEGACY_VALUES)}")

@@ -75,7 +75,9 @@ class HuggingFaceVocabulary:
         to_bytes = _bytes_of_token(steps, where)
         self.token_bytes = [to_bytes(piece) if piece else b"" for piece in self.pieces]
         for spelling, token in self.added.items():
-            self.token_bytes[token.id] = b"" if spelling in self.special else spelling.encode()
+            found = self._tokenizer.id_to_token(token.id)  # with a space before it, where the normaliser puts one
+            written = spelling if self.space_symbol is None else found.replace(self.space_symbol, " ")
+            self.token_bytes[token.id] = b"" if spelling in self.special else written.encode()
         changed = {s: token for s, token in self.added.items() if own.get(s) != token and s not in self.named.values()}
         rules = {"added": sorted((s, *token) for s, token in changed.items()), "spaces": has_prefix}
         self.rules = {name: rule for name, rule in rules.items() if rule}

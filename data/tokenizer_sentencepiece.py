@@ -20,7 +20,6 @@ from .errors import UserError
 from .tokenizer_settings import MAX_IDS, NOTHING, AddedToken, Settings, one_line
 
 SPACE_SYMBOL = "▁"  # how SentencePiece writes a space inside a piece
-UNKNOWN_TEXT = " ⁇ "  # what SentencePiece decodes its unknown token to
 
 Place = Literal["start", "after", "within"]
 
@@ -58,7 +57,7 @@ class SentencePieceVocabulary:
         self._found = {s: token for s, token in self.added.items() if s not in self.special and token.id != self.unk_id}
         self.unused = {i for i, kind in enumerate(self.types) if kind == _Piece.UNUSED}
         self.legacy = settings.legacy
-        self._normalizer = proto.normalizer_spec
+        self._normalizer, self._unknown_text = proto.normalizer_spec, proto.trainer_spec.unk_surface
         self._dummy = self._normalizer.add_dummy_prefix and settings.add_prefix_space is not False
         self._is_suffix = proto.trainer_spec.treat_whitespace_as_suffix
         # Whether decoded text starts, or ends, with a space that is not the text's.
@@ -218,7 +217,7 @@ class SentencePieceVocabulary:
             elif kind == _Piece.BYTE:
                 found.append(bytes([int(piece[1:-1], 16)]))
             elif kind == _Piece.UNKNOWN:
-                found.append(UNKNOWN_TEXT.encode())
+                found.append(self._unknown_text.encode())
             else:
                 found.append((piece if i in as_written else piece.replace(SPACE_SYMBOL, " ")).encode())
         return found
@@ -236,7 +235,13 @@ def _parse(model: bytes, where: str) -> sentencepiece_model_pb2.ModelProto:
         )
     spec = proto.trainer_spec
     try:
-        spellings = [spec.bos_piece, spec.eos_piece, spec.pad_piece, *(piece.piece for piece in proto.pieces)]
+        spellings = [
+            spec.bos_piece,
+            spec.eos_piece,
+            spec.pad_piece,
+            spec.unk_surface,
+            *(piece.piece for piece in proto.pieces),
+        ]
     except UnicodeDecodeError:
         spellings = [b""]
     if not all(isinstance(spelling, str) for spelling in spellings):  # protobuf gives what is no text as bytes

@@ -16,7 +16,8 @@ CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
 TEMPLATE_FILE = "chat_template.jinja"
-NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+FURTHER_NAMES = ("sep_token", "cls_token", "mask_token")  # nothing here uses these, but a chat template may write them
+NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", *FURTHER_NAMES)
 LEGACY = "camelid_legacy"  # our own key beside `legacy`, for what transformers has no word for
 LEGACY_VALUES = {"true": True, "false": False, "unsaid": None}
 MAX_IDS = 2**22  # more than four times the largest vocabulary in use; a file that asks for more lies
@@ -42,9 +43,9 @@ class AddedToken(NamedTuple):
 class Settings(NamedTuple):
     """What the files say; None, and empty dicts, where they say nothing.
 
-    names: the spellings of bos_token, eos_token, unk_token and pad_token, of those that are mentioned; None: there is
-    no such token. added: added tokens by spelling. overrides: whether these go before what the model file says of the
-    same tokens. add_bos: whether plain text begins with bos. legacy: transformers' LlamaTokenizer: whether text after a
+    names: the spellings of the tokens in `NAMES`, of those that are mentioned; None: there is no such token.
+    added: added tokens by spelling. overrides: whether these go before what the model file says of the same tokens.
+    add_bos: whether plain text begins with bos. legacy: transformers' LlamaTokenizer: whether text after a
     control token gets a space in front, as text at the beginning does. add_prefix_space: whether any text does.
     """
 
@@ -75,6 +76,8 @@ def read_settings(files: Mapping[str, bytes], where: str) -> Settings:
         special |= _special_list(more, MAP_FILE, where)
         spelled = {spelling for spelling in names.values() if spelling} | special.keys()
         added = _added_file(_object(files, ADDED_FILE, where), spelled, where)
+    for spelling in filter(None, map(names.get, FURTHER_NAMES)):
+        special.setdefault(spelling, AddedToken(None, special=True))
     for spelling, token in (special | named).items():
         added[spelling] = added[spelling]._replace(special=True) if spelling in added else token
     flags = {name: _flag(config, name, where) for name in ("add_bos_token", "legacy", "add_prefix_space")}

@@ -154,6 +154,75 @@ def test_an_answer_begins_where_its_prompt_ends(name, families):
         assert whole.mask[len(prompt)] and not whole.mask[len(prompt) - 1]
 
 
+def chatml(closing, prompt=""):
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}" + closing
+    return "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}" + prompt + "{% endif %}"
+
+
+ASKS = "<|im_start|>assistant\n"
+SYSTEM = {"role": "system", "content": "Be kind."}
+ROUNDS = CONVERSATIONS["words"]["messages"]
+CALL, RESULT, SUNNY = CONVERSATIONS["tools"]["messages"][1:]
+MISTRAL = TEMPLATES["mistral, system before the last question"].replace(
+    "' ' + m.content | trim", "('[CALL] ' + m.tool_calls[0].function.name if m.tool_calls else ' ' + m.content | trim)"
+)
+
+
+@pytest.mark.parametrize(
+    "source, messages, turns",
+    [
+        # The system prompt moves on to the last question, and nothing asks for an answer.
+        (MISTRAL, [SYSTEM, *ROUNDS], [" Hi there</s>", " Fine.\nThanks</s>"]),
+        (MISTRAL, [SYSTEM, USER, CALL, USER, HI], ["[CALL] weather</s>", " Hi there</s>"]),
+        # The last message is closed in another way.
+        (
+            chatml("{{ '' if loop.last or m.role == 'user' else '\n' }}<|im_end|>", ASKS),
+            [USER, HI, RESULT, SUNNY, *ROUNDS],
+            ["Hi there\n<|im_end|>", "It is sunny.\n<|im_end|>", "Hi there\n<|im_end|>", "Fine.\nThanks<|im_end|>"],
+        ),
+        # After an answer the template asks for no other.
+        (
+            chatml("<|im_end|>\n", "{% if messages[-1].role == 'user' %}" + ASKS + "{% endif %}"),
+            [USER, HI, HI, *ROUNDS[2:]],
+            ["Hi there<|im_end|>", "Hi there<|im_end|>", "Fine.\nThanks<|im_end|>"],
+        ),
+        # What asks looks different in the prompt.
+        (
+            chatml("<|im_end|>{{ '' if loop.last else '\n' }}", "\n\n" + ASKS),
+            ROUNDS,
+            ["Hi there<|im_end|>", "Fine.\nThanks<|im_end|>"],
+        ),
+        # Only the last turn ends.
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}</s>", ROUNDS, ["Hi there</s>", "Fine.\nThanks\n</s>"]),
+    ],
+)
+def test_a_turn_is_found_where_its_prompt_is_no_beginning_of_the_conversation(source, messages, turns, families):
+    template = load_template(source)
+    assert trained_turns(template.encode(messages, families), families) == turns
+
+
+def test_several_blocks_of_one_turn_have_one_end(families):
+    """As templates have them that mark thoughts, words and calls by themselves."""
+    blocks = [
+        "{{ '<think>' ~ m.thinking ~ '</think>' if m.thinking }}",
+        "{{ m.content }}",
+        "{% for t in m.tool_calls or [] %}{{ t.function.name }}{% endfor %}",
+        "<|im_end|>",
+    ]
+    said = "".join("{% generation %}" + block + "{% endgeneration %} " for block in blocks)
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        + said
+        + "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    )
+    messages = [USER, CALL | {"content": "I look.", "reasoning_content": "hm"}, RESULT, HI]
+    encoded = load_template(source).encode(messages, families)
+    spelled = "".join(map(families.piece, encoded.tokens))
+    assert spelled.count("</s>") == 0 and spelled.count("<|im_end|>") == 4
+    trained = trained_turns(encoded, families)
+    assert trained == ["<think>hm</think>", "I look.", "weather <|im_end|>", "Hi there  <|im_end|>"]
+
+
 def test_what_begins_the_next_turn_ends_one_where_nothing_else_does(families):
     """GLM's turns end when the next speaker is named; the last one has no next."""
     template = load_template(TEMPLATES["glm"])

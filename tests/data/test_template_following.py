@@ -83,6 +83,26 @@ def test_origins_follow_the_characters_that_are_cut_and_joined():
     ]
 
 
+@pytest.mark.parametrize(
+    "made, expected",
+    [
+        ("m | indent(2, true)", "  Hi <b>\n  there\n\n  you"),
+        ("m | indent('\t', blank=true)", "Hi <b>\n\tthere\n\t\n\tyou"),
+        ("m | indent", "Hi <b>\n    there\n\n    you"),
+        ("m | wordwrap(5)", "Hi\n<b>\nthere\n\nyou"),
+        ("m | truncate(9, true, '')", "Hi <b>\nth"),
+        ("m | map('upper') | join", "HI <B>\nTHERE\n\nYOU"),
+        ("m.split('\n') | map('trim') | join('\n')", "Hi <b>\nthere\n\nyou"),
+        ("[m] | tojson", '["Hi <b>\\nthere\\n\\nyou"]'),
+    ],
+)
+def test_whatever_is_made_of_words_is_none_of_the_templates(made, expected):
+    words = "Hi <b>\nthere\n\nyou"
+    text = compile_template("{{ " + made + " }}", "custom").follow({"m": from_source(words, WORDS)}, {"m": words}, 99)
+    assert text == expected
+    assert "".join(text[run.start : run.stop] for run in runs(text) if run.source == TEMPLATE).strip() == ""
+
+
 def test_blocks_that_touch_are_told_apart():
     text = concat([mark_block(from_source("a", FIRST_TURN), 1), mark_block("b", 2), mark_block("c", 1), "d"])
     assert [(run.source, run.block) for run in runs(text)] == [
@@ -186,9 +206,22 @@ ENDLESS = {
     "{% for i in [1, 2] recursive %}{{ loop([1, 2]) if loop.depth < 60 }}{% endfor %}": "steps",
     "{% for i in range(99999) | map('string') %}{{ range(99999) | map('abs') | list | length }}{% endfor %}": "steps",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError",
+    **dict.fromkeys(
+        [
+            "{{ (messages[0].content * 20000) | list | length }}",
+            "{{ (messages[0].content * 20000).split('l') | length }}",
+            "{{ ('a\n' * 20000).splitlines() | length }}",
+            "{{ ([0] * 9999999) | select('even') | list | length }}",
+            "{{ ([messages[0]] * 9999999) | groupby('role') | length }}",
+            GROWS.replace("GROW", "{0: ns.x, 1: ns.x}").replace("{{ ns.x }}", "{{ ns.x == [ns.x] }}"),
+            GROWS.replace("GROW", "dict(a=ns.x, b=ns.x)"),
+        ],
+        "steps",
+    ),
+    "{{ strftime_now('%Y' * 500000) }}": "characters of text on the way",
     GROWS.replace("GROW", "ns.x + ns.x"): "characters of text on the way",
     GROWS.replace("GROW", "ns.x ~ ns.x"): "characters of text on the way",
-    GROWS.replace("GROW", "ns.x | replace('l', ns.x)"): "characters of text on the way",
+    GROWS.replace("GROW", "ns.x | replace('l', ns.x)"): "characters of text on the way|steps",
     GROWS.replace("GROW", "[ns.x, ns.x]"): "steps",
     GROWS.replace("GROW", "[ns.x, ns.x]").replace("{{ ns.x }}", "{{ ns.x | tojson }}"): "steps",
     "{% set ns = namespace(x=3) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}": "bits",

@@ -41,16 +41,18 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=list(Heal
 # Where llama.cpp (in llama-cpp-python 0.3.36) cuts PROBE with the vocabulary of `mergeable`, in which every stretch
 # becomes one token. It leaves the digits of deepseek-llm together; DeepSeek's own tokenizer.json parts them, and since
 # its vocabulary joins no digits the tokens are the same.
-PROBE = "I'LL it's 12345x\t ab  c\n\n d!?$你a。½"
+PROBE = "I'LL it's 12345x\t ab  c\n\n d!?$你a。½ aBc"
 CUT_PROBE = {
-    "gpt-2": "I|'|LL| it|'s| 12345|x|\t| ab| | c|\n\n| d|!?$|你a|。|½",
-    "smollm": "I|'|LL| it|'s| |1|2|3|4|5|x|\t| ab| | c|\n\n| d|!?$|你a|。|½",
-    "llama-bpe": "I|'LL| it|'s| |123|45|x|\t| ab| | c|\n\n| d|!?$|你a|。|½",
-    "smaug-bpe": "I|'LL| it|'s| |123|45|x|\t| ab| | c|\n\n| d|!?$|你a|。|½",
-    "qwen2": "I|'LL| it|'s| |1|2|3|4|5|x|\t| ab| | c|\n\n| d|!?$|你a|。|½",
-    "deepseek-llm": "I|'|LL| it|'|s| |1|2|3|4|5|x|\t| ab| | c|\n|\n| d|!?$|你|a|。|½",
-    "deepseek-coder": "I|'|LL| it|'|s| |1|2|3|4|5|x|\t| ab| | c|\n|\n| d|!?|$|你|a|。|½",
-    "default": "I|'|LL| it|'|s| |123|45|x|\t| ab| | c|\n\n| d|!?$|你a|。|½",
+    "gpt-2": "I|'|LL| it|'s| 12345|x|\t| ab| | c|\n\n| d|!?$|你a|。|½| aBc",
+    "smollm": "I|'|LL| it|'s| |1|2|3|4|5|x|\t| ab| | c|\n\n| d|!?$|你a|。|½| aBc",
+    "llama-bpe": "I|'LL| it|'s| |123|45|x|\t| ab| | c|\n\n| d|!?$|你a|。|½| aBc",
+    "smaug-bpe": "I|'LL| it|'s| |123|45|x|\t| ab| | c|\n\n| d|!?$|你a|。|½| aBc",
+    "qwen2": "I|'LL| it|'s| |1|2|3|4|5|x|\t| ab| | c|\n\n| d|!?$|你a|。|½| aBc",
+    "deepseek-r1-qwen": "I|'LL| it|'s| |1|2|3|4|5|x|\t| ab| | c|\n\n| d|!?$|你a|。|½| aBc",
+    "tekken": "I|'LL| it|'s| |1|2|3|4|5|x|\t| ab| | c|\n\n| d|!?$|你a|。|½| a|Bc",
+    "deepseek-llm": "I|'|LL| it|'|s| |1|2|3|4|5|x|\t| ab| | c|\n|\n| d|!?$|你|a|。|½| aBc",
+    "deepseek-coder": "I|'|LL| it|'|s| |1|2|3|4|5|x|\t| ab| | c|\n|\n| d|!?|$|你|a|。|½| aBc",
+    "default": "I|'|LL| it|'|s| |123|45|x|\t| ab| | c|\n\n| d|!?$|你a|。|½| aBc",
 }
 
 
@@ -278,6 +280,11 @@ def test_what_users_add_to_a_sentencepiece_model_is_found_in_text(llama):
     assert "<end>" not in pieces
     assert tokenizer.decode(tokenizer.encode("or two words<end>")) == "or two words<end>"
     assert gguf_fields(tokenizer) == fields
+    of_others = from_fields({name: value for name, value in fields.items() if name != "camelid.tokenizer.legacy"})
+    user = fields["tokenizer.ggml.tokens"].index("two words")
+    begun = [*tokenizer.encode("or "), user]
+    assert tokenizer.encode("or two wordsor") == [*begun, *tokenizer.encode("or", continues=True)]
+    assert of_others.encode("or two wordsor") == [*begun, *tokenizer.encode("or")], "a space, as in llama.cpp"
 
 
 def test_named_tokens_of_a_sentencepiece_model_are_control_whatever_their_type(llama):

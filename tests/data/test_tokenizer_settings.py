@@ -186,6 +186,19 @@ def test_a_sentencepiece_folder_goes_through_exports_with_its_added_tokens(model
             assert copy.encode(text, after=N) == tokenizer.encode(text, after=N)
 
 
+@pytest.mark.parametrize("kind", ["tokenizer.json", "tokenizer.model"])
+def test_a_template_can_write_every_token_that_has_a_name(model, spec, kind):
+    files = model if kind == "tokenizer.model" else {kind: spec}
+    config = {"bos_token": "<s>", "sep_token": "[SEP]", "cls_token": {"content": "[CLS]", **FLAGS}, "mask_token": None}
+    tokenizer = written(files | {"tokenizer_config.json": config, "special_tokens_map.json": {"mask_token": "<mask>"}})
+    template = ChatTemplate("t", "{{ cls_token }}{{ messages[0].content }}{{ sep_token }}{{ mask_token }}")
+    tokens = template.encode([{"role": "user", "content": "[SEP]"}], tokenizer).tokens.tolist()
+    ids = [tokenizer.special[spelling] for spelling in ("[CLS]", "[SEP]", "<mask>")]
+    assert [i for i in tokens if i in ids] == ids and min(ids) >= (N if kind == "tokenizer.model" else 340)
+    other = written(files | {"tokenizer_config.json": config, "special_tokens_map.json": {"mask_token": "[MASK]"}})
+    assert other.cache_key(template.source) != tokenizer.cache_key(template.source)
+
+
 def test_added_tokens_of_a_configuration_go_behind_those_of_a_tokenizer_json(spec):
     token = {"content": "<tool>", **FLAGS, "special": False}
     tokenizer = written({"tokenizer.json": spec, "tokenizer_config.json": {"added_tokens_decoder": {"340": token}}})
@@ -267,6 +280,15 @@ def test_a_space_in_front_is_put_as_tokenizers_puts_it(spec, parts, ids):
     assert tokenizer.decode(alone) == "a"
 
 
+def test_an_added_token_that_is_found_with_the_space_before_it_comes_back_with_it(spec):
+    file = with_spaces(spec, normalizer=PREPEND)
+    file["added_tokens"][-1]["normalized"] = True
+    tokenizer, theirs = written({"tokenizer.json": file}), tokenizers.Tokenizer.from_str(json.dumps(file))
+    for text, ids in {"a <tool> b": [SPACE, A, TOOL, SPACE, 5], "<tool>a": [TOOL, A]}.items():
+        assert tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False).ids == ids
+        assert tokenizer.decode(ids) == theirs.decode(ids) == text
+
+
 def test_a_byte_level_space_in_front_stands_before_every_stretch(spec):
     file = json.loads(json.dumps(spec))
     file["pre_tokenizer"]["add_prefix_space"] = True
@@ -316,6 +338,13 @@ def test_a_sentencepiece_model_keeps_its_own_spaces(tmp_path, extra, suffix, dum
     going_on = tokenizer.encode("hello") + tokenizer.encode("  world", continues=True)
     if not suffix:
         assert tokenizer.decode(going_on) == ("hello world" if extra else "hello  world")
+
+
+def test_the_unknown_token_reads_as_its_model_says(tmp_path):
+    file = train(tmp_path, byte_fallback=False, unk_surface="?")
+    ids = Tokenizer.load(file).encode("hello €uro")
+    assert Tokenizer.load(file).decode(ids) == sentencepiece.SentencePieceProcessor(model_file=str(file)).decode(ids)
+    assert Tokenizer.load(file).decode(ids).endswith("?uro")
 
 
 def test_a_gguf_file_says_that_extra_spaces_are_removed(tmp_path):
