@@ -17,7 +17,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
 from .families import IN_GGUF, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, absent, shown
+from .headers import MOST_LAYERS, Header, absent, shown, unreadable
 from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -115,7 +115,7 @@ def _reader(path: epath.Path) -> _Reader:
     try:
         return _Reader(path)
     except (ValueError, OSError, LookupError, OverflowError) as error:
-        raise ValueError(f"{path}: no whole GGUF file ({shown(error)})") from None
+        raise unreadable(path, "GGUF file", error) from None
 
 
 def _number(reader: gguf.GGUFReader, key: str, default: int) -> int:
