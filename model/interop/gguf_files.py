@@ -173,8 +173,11 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     tokens = len(fields.texts("tokenizer.ggml.tokens"))
     if tokens and tokens != vocab_size:
         raise ValueError(f"{where}: its tokenizer has {tokens:,} tokens, its embedding {vocab_size:,} rows")
+    if not fields.flag(f"{kind}.attention.causal", True):
+        raise ValueError(f"{where}: attention that sees what follows, which the network has not")
     window = size("attention.sliding_window", 0, low=0) or None
-    said = {ours: f"{kind}.{key}" for ours, (_, key) in MULTIPLIERS.items() if fields.get(f"{kind}.{key}")}
+    multiplied = MULTIPLIERS if "multipliers" in IN_GGUF[kind].may else {}  # llama.cpp ignores them in the others
+    said = {ours: f"{kind}.{key}" for ours, (_, key) in multiplied.items() if fields.get(f"{kind}.{key}")}
     scales = {ours: fields.number(key) for ours, key in said.items()}
     return LlamaConfig(
         vocab_size=vocab_size,
@@ -216,6 +219,9 @@ def _read_scaling(fields: Header, architecture: str) -> RopeScaling | None:
     old = fields.number(f"{architecture}.rope.scale_linear", 0.0, low=-1.0)
     factor = _shortest(said.number(f"{prefix}factor", old, low=-1.0)) or 1.0
     kind = said.text(f"{prefix}type", "none" if factor == 1.0 else "linear")
+    amplitude = said.number(f"{prefix}attn_factor", 1.0)
+    if kind != "longrope" and amplitude != 1:  # which llama.cpp multiplies cos and sin by, whatever the kind
+        raise ValueError(f"{fields.where}: rotary scaling {kind} with attn_factor {amplitude:g}: only longrope has one")
     if kind in ("none", "longrope"):  # longrope's factors are tensors
         return None
     if kind == "linear":
