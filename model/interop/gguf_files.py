@@ -17,7 +17,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
 from .families import IN_GGUF, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, absent, shown, unreadable
+from .headers import MOST_LAYERS, Header, absent, located, shown, unreadable
 from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -52,11 +52,12 @@ def open_file(path: epath.PathLike) -> Source:
     """
     path = epath.Path(path)
     parts = _parts(path)
-    fields = {name: field.contents() for name, field in parts[0][1].fields.items()}
+    fields = _contents(path, parts[0][1])
     tensors = {tensor.name: tensor for _, reader in parts for tensor in reader.tensors}
     file_of = {tensor.name: file for file, reader in parts for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in tensors.items()}
-    config, header = read_config(fields, shapes, str(path)), Header(fields, str(path))
+    with located(str(path)):
+        config, header = read_config(fields, shapes, str(path)), Header(fields, str(path))
     if ROPE_FACTORS in tensors:
         factors = _read_tensor(file_of[ROPE_FACTORS], tensors[ROPE_FACTORS])
         config = config.replace(rope_scaling=_llama3_scaling(config, factors, header))
@@ -115,6 +116,13 @@ def _reader(path: epath.Path) -> _Reader:
     try:
         return _Reader(path)
     except (ValueError, OSError, LookupError, OverflowError) as error:
+        raise unreadable(path, "GGUF file", error) from None
+
+
+def _contents(path: epath.Path, reader: gguf.GGUFReader) -> dict[str, Any]:
+    try:
+        return {name: field.contents() for name, field in reader.fields.items()}
+    except UnicodeDecodeError as error:
         raise unreadable(path, "GGUF file", error) from None
 
 

@@ -75,7 +75,7 @@ class Header(Mapping):
     def file_name(self, name: str) -> str:
         """The name of a file in the same folder: no path, which could lead out of it."""
         value = self.text(name)
-        if value in ("", ".", "..") or len(value) > 255 or set(value) & set("/\\\0"):
+        if value in ("", ".", "..") or len(value) > 255 or set(value) & set("/\\") or not value.isprintable():
             self._refuse(name, value, "the name of a file in this folder")
         return value
 
@@ -125,6 +125,15 @@ def unreadable(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
 
 _short = reprlib.Repr()
 _short.maxstring = 200  # the names of classes and what libraries say
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts the name of a file before what a ValueError says, unless it is said there."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, read_json, shown
+from .headers import MOST_LAYERS, Header, located, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 from .weight_files import INDEX, WEIGHTS, open_tensors, weight_files
 
@@ -137,7 +137,7 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
             raise ValueError(f"{where}: {name} is {shown(fields[name])}; the network has only {allowed[0]!r}")
     dim, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     max_len = fields.integer("max_position_embeddings", 2048)
-    try:
+    with located(where):
         theta, scaling = _read_rope(fields, family, max_len)
         return LlamaConfig(
             vocab_size=fields.integer("vocab_size"),
@@ -156,8 +156,6 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
             family=family,
             **_read_additions(fields, family),
         )
-    except ValueError as error:
-        raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
 
 
 def _read_family(fields: Header) -> str:

@@ -310,6 +310,8 @@ BIAS, UP = {"blk.0.attn_q.bias": np.zeros(64, np.float32)}, "blk.1.ffn_up.weight
     "fields, named, message",
     [
         ({"expert_count": 8}, {}, "a mixture of 8 experts"),
+        ({"attention.head_count_kv": 3}, {}, "n_heads 4 is not a multiple of n_kv_heads 3"),
+        (YARN | {"rope.freq_base": 1.0}, {}, "rope_theta 1.0: rope scaling yarn needs a base above 1"),
         ({"rope.dimension_count": 8}, {}, "not as wide as a head of 16"),
         ({"attention.value_length": 8}, {}, "not as wide as a head of 16"),
         ({"block_count": None}, {}, "does not say llama.block_count"),

@@ -283,6 +283,7 @@ def without_weights(folder):
 Q, UP, NORM = "model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight", "model.norm.weight"
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def rope(**fields):
@@ -310,6 +311,14 @@ REFUSED = {
     "a part of heads": (rope(rope_type="default", partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
     "unknown scaling": (rope(rope_type="mrope"), "rotary scaling 'mrope'; known are default, linear, dynamic"),
     "settings for each kind of layer": (rope(full_attention=ROPE), "rope_parameters is no table of rotary settings"),
+    "a ramp of no width": (
+        rope(**LLAMA3 | {"low_freq_factor": 4.0}),
+        "rope scaling llama3 needs low_freq_factor below high_freq_factor, not 4 and 4",
+    ),
+    "a stretch of one token": (
+        rope(rope_type="longrope", original_max_position_embeddings=1, short_factor=[1.0] * 8, long_factor=[1.0] * 8),
+        "rope scaling longrope needs attention_factor where original_max_len is 1",
+    ),
     "no factor": (rope(rope_type="linear"), "does not say factor"),
     "a factor below one": (rope(rope_type="linear", factor=0.5), "rope scaling factor 0.5"),
     "too few factors": (

@@ -250,7 +250,7 @@ def test_safetensors_are_read_where_both_are_there(tmp_path):
     assert [file.name for file in huggingface.open_folder(folder).files] == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "sub/model.bin", "..", "", "a\0b", "..\\a"])
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "sub/model.bin", "..", "", "a\0b", "a\nb", "..\\a"])
 def test_an_index_names_files_of_its_own_folder_only(name, tmp_path):
     folder = write_bin_folder(tmp_path / "bin", make_interop.META, 2, further=name)
     save_tensors(tmp_path / "secret.bin", {"further": np.zeros(3, np.float32)})
