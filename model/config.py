@@ -63,6 +63,11 @@ class RopeScaling:
             raise ValueError(f"rope scaling {self.kind} needs original_max_len, the context it was trained on")
         if self.kind == "longrope" and not (self.short_factors and self.long_factors):
             raise ValueError("rope scaling longrope needs short_factors and long_factors, one for each pair")
+        if self.kind == "longrope" and self.original_max_len == 1 and self.attention_factor is None:
+            raise ValueError("rope scaling longrope needs attention_factor where original_max_len is 1")
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            factors = f"{self.low_freq_factor:g} and {self.high_freq_factor:g}"
+            raise ValueError(f"rope scaling llama3 needs low_freq_factor below high_freq_factor, not {factors}")
         for name in ("short_factors", "long_factors"):  # JSON gives lists, a config must be hashable
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -131,6 +136,11 @@ class LlamaConfig:
             raise ValueError(f"family {self.family!r}: give one of {', '.join(get_args(FamilyName))}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
+        kind = None if self.rope_scaling is None else self.rope_scaling.kind
+        if kind == "yarn" and self.rope_theta <= 1:
+            raise ValueError(f"rope_theta {self.rope_theta}: rope scaling yarn needs a base above 1")
+        if kind in ("ntk", "dynamic") and self.head_dim == 2:
+            raise ValueError(f"rope scaling {kind} needs heads of more than one pair")
         if self.rope_scaling is not None and self.rope_scaling.kind == "longrope":
             factors = (self.rope_scaling.short_factors, self.rope_scaling.long_factors)
             if {len(each) for each in factors} != {self.head_dim // 2}:

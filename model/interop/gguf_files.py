@@ -17,7 +17,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
 from .families import IN_GGUF, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, absent, shown
+from .headers import MOST_LAYERS, Header, absent, located, shown, unreadable
 from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -52,11 +52,12 @@ def open_file(path: epath.PathLike) -> Source:
     """
     path = epath.Path(path)
     parts = _parts(path)
-    fields = {name: field.contents() for name, field in parts[0][1].fields.items()}
+    fields = _contents(path, parts[0][1])
     tensors = {tensor.name: tensor for _, reader in parts for tensor in reader.tensors}
     file_of = {tensor.name: file for file, reader in parts for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in tensors.items()}
-    config, header = read_config(fields, shapes, str(path)), Header(fields, str(path))
+    with located(str(path)):
+        config, header = read_config(fields, shapes, str(path)), Header(fields, str(path))
     if ROPE_FACTORS in tensors:
         factors = _read_tensor(file_of[ROPE_FACTORS], tensors[ROPE_FACTORS])
         config = config.replace(rope_scaling=_llama3_scaling(config, factors, header))
@@ -115,7 +116,14 @@ def _reader(path: epath.Path) -> _Reader:
     try:
         return _Reader(path)
     except (ValueError, OSError, LookupError, OverflowError) as error:
-        raise ValueError(f"{path}: no whole GGUF file ({shown(error)})") from None
+        raise unreadable(path, "GGUF file", error) from None
+
+
+def _contents(path: epath.Path, reader: gguf.GGUFReader) -> dict[str, Any]:
+    try:
+        return {name: field.contents() for name, field in reader.fields.items()}
+    except UnicodeDecodeError as error:
+        raise unreadable(path, "GGUF file", error) from None
 
 
 def _number(reader: gguf.GGUFReader, key: str, default: int) -> int:
@@ -173,8 +181,11 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     tokens = len(fields.texts("tokenizer.ggml.tokens"))
     if tokens and tokens != vocab_size:
         raise ValueError(f"{where}: its tokenizer has {tokens:,} tokens, its embedding {vocab_size:,} rows")
+    if not fields.flag(f"{kind}.attention.causal", True):
+        raise ValueError(f"{where}: attention that sees what follows, which the network has not")
     window = size("attention.sliding_window", 0, low=0) or None
-    said = {ours: f"{kind}.{key}" for ours, (_, key) in MULTIPLIERS.items() if fields.get(f"{kind}.{key}")}
+    multiplied = MULTIPLIERS if "multipliers" in IN_GGUF[kind].may else {}  # llama.cpp ignores them in the others
+    said = {ours: f"{kind}.{key}" for ours, (_, key) in multiplied.items() if fields.get(f"{kind}.{key}")}
     scales = {ours: fields.number(key) for ours, key in said.items()}
     return LlamaConfig(
         vocab_size=vocab_size,
@@ -216,6 +227,9 @@ def _read_scaling(fields: Header, architecture: str) -> RopeScaling | None:
     old = fields.number(f"{architecture}.rope.scale_linear", 0.0, low=-1.0)
     factor = _shortest(said.number(f"{prefix}factor", old, low=-1.0)) or 1.0
     kind = said.text(f"{prefix}type", "none" if factor == 1.0 else "linear")
+    amplitude = said.number(f"{prefix}attn_factor", 1.0)
+    if kind != "longrope" and amplitude != 1:  # which llama.cpp multiplies cos and sin by, whatever the kind
+        raise ValueError(f"{fields.where}: rotary scaling {kind} with attn_factor {amplitude:g}: only longrope has one")
     if kind in ("none", "longrope"):  # longrope's factors are tensors
         return None
     if kind == "linear":

@@ -1,5 +1,6 @@
 """The numbers and names in the headers of others' files, checked for type and range before anything is made of them."""
 
+import contextlib
 import json
 import os
 import reprlib
@@ -12,6 +13,7 @@ LARGEST = 2**31 - 1
 """No width, length or count of a network is larger."""
 MOST_LAYERS = 10_000
 LARGEST_NUMBER = 1e30
+LFS_POINTER = b"version https://git-lfs.github.com"
 
 
 class Header(Mapping):
@@ -73,7 +75,7 @@ class Header(Mapping):
     def file_name(self, name: str) -> str:
         """The name of a file in the same folder: no path, which could lead out of it."""
         value = self.text(name)
-        if value in ("", ".", "..") or len(value) > 255 or set(value) & set("/\\\0"):
+        if value in ("", ".", "..") or len(value) > 255 or set(value) & set("/\\") or not value.isprintable():
             self._refuse(name, value, "the name of a file in this folder")
         return value
 
@@ -112,9 +114,31 @@ def absent(path: epath.Path) -> str:
     return f"{path}: no such file"
 
 
+def unreadable(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
+    """What to raise of a file that does not hold what its name says, such as what Git left in place of a large one."""
+    why = shown(str(error) or type(error).__name__).strip("'\"")
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            why = "Git LFS keeps its place until `git lfs pull` fetches it"
+    return ValueError(f"{path}: no whole {kind} ({why})")
+
+
+_short = reprlib.Repr()
+_short.maxstring = 200  # the names of classes and what libraries say
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts the name of a file before what a ValueError says, unless it is said there."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
+
+
 def shown(value: Any) -> str:
     """A value of a file for an error message: never longer than a line."""
-    return " ".join(reprlib.repr(value).split())
+    return " ".join(_short.repr(value).split())[:500]
 
 
 def read_json(path: epath.Path) -> Header:

@@ -18,7 +18,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, read_json, shown
+from .headers import MOST_LAYERS, Header, located, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 from .weight_files import INDEX, WEIGHTS, open_tensors, weight_files
 
@@ -28,7 +28,8 @@ HEAD, TABLE = HUGGING_FACE.names["head/kernel"], HUGGING_FACE.names["embed/embed
 
 FIXED: dict[str, tuple] = {
     "hidden_act": ("silu", "swish"),
-    "partial_rotary_factor": (None, 1.0),
+    "partial_rotary_factor": (1.0, None),
+    "is_causal": (True, None),
 }
 """What the network cannot do otherwise: the values that a config may give, its own first."""
 
@@ -108,7 +109,7 @@ def open_folder(path: epath.PathLike) -> Source:
     return Source(str(path), naming, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
 
 
-_WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+_WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\."
 
 
 def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
@@ -136,7 +137,7 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
             raise ValueError(f"{where}: {name} is {shown(fields[name])}; the network has only {allowed[0]!r}")
     dim, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     max_len = fields.integer("max_position_embeddings", 2048)
-    try:
+    with located(where):
         theta, scaling = _read_rope(fields, family, max_len)
         return LlamaConfig(
             vocab_size=fields.integer("vocab_size"),
@@ -155,8 +156,6 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
             family=family,
             **_read_additions(fields, family),
         )
-    except ValueError as error:
-        raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
 
 
 def _read_family(fields: Header) -> str:
@@ -166,7 +165,7 @@ def _read_family(fields: Header) -> str:
     classes, kind = fields.texts("architectures"), fields.text("model_type", "") or None
     found = {known[name] for name in classes if name in known} if classes else {kind} & ARCHITECTURES.keys()
     if not found:
-        said = shown(", ".join(classes) or f"model_type {kind}").strip("'\"")
+        said = shown(", ".join(classes)) if classes else f"model_type {shown(kind)}"
         raise ValueError(f"{fields.where}: architecture {said}; known are {', '.join(ARCHITECTURES.values())}")
     if kind is not None and found != {kind}:
         said = f"architectures {classes[0] if len(classes) == 1 else shown(classes)} but model_type {shown(kind)}"
@@ -180,7 +179,7 @@ def _read_additions(fields: Header, family: str) -> dict[str, Any]:
     for name, theirs in (("attention_bias", "attention_bias"), ("mlp_bias", "mlp_bias"), ("window", "sliding_window")):
         if fields.get(theirs) and name not in may and (name, family) != ("attention_bias", "qwen2"):
             said = f"{theirs} is {shown(fields[theirs])}, of which {ARCHITECTURES[family]} takes no notice"
-            raise ValueError(f"{said}: say null")
+            raise ValueError(f"{said}: remove it")
     biased = family != "qwen2" and fields.flag("attention_bias", False)
     granite = MULTIPLIERS if family == "granite" else {}
     return {
@@ -194,15 +193,15 @@ def _read_additions(fields: Header, family: str) -> dict[str, Any]:
 
 
 def _read_window(fields: Header, family: str) -> int | None:
-    """The window of all layers. Qwen says by a switch, a first layer and a list which of them have one."""
-    layers = fields.integer("num_hidden_layers", high=MOST_LAYERS)
-    window = fields.integer("sliding_window", 0, low=0) or None
-    if family not in ("qwen2", "qwen3"):
-        return window
-    window = window if fields.flag("use_sliding_window", False) else None
-    first = fields.integer("max_window_layers", 28, low=0)
+    """The window of all layers. Qwen says by a switch, a first layer and a list which of them have one, Mistral by a
+    list alone."""
+    layers, is_qwen = fields.integer("num_hidden_layers", high=MOST_LAYERS), family in ("qwen2", "qwen3")
+    has_one = "window" in IN_HUGGING_FACE[family].may and fields.get("sliding_window") is not None
+    has_one = has_one and (not is_qwen or fields.flag("use_sliding_window", False))
+    window = fields.integer("sliding_window") if has_one else None
+    first = fields.integer("max_window_layers", 28, low=0) if is_qwen else 0
     sliding = [window is not None and i >= first for i in range(layers)]
-    if kinds := fields.texts("layer_types"):
+    if (kinds := fields.texts("layer_types")) and (is_qwen or family == "mistral"):
         sliding = [kind == "sliding_attention" for kind in kinds]
         if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
             raise ValueError(f"layer_types has {len(kinds)} of {shown(sorted(set(kinds)))} for {layers} layers")
@@ -229,9 +228,10 @@ def _read_rope(fields: Header, family: str, max_len: int) -> tuple[float, RopeSc
     }
     bases |= {"rope_theta": fields.number("rope_theta")} if fields.get("rope_theta") else {}
     scalings = {name: _read_scaling(rope, fields, family, max_len) for name, rope in spelled.items()}
-    for said in (bases, scalings):
+    words = {name: shown(dict(rope)) for name, rope in spelled.items()}
+    for said, shown_as in ((bases, bases), (scalings, words)):
         if len(set(said.values())) > 1:
-            listed = "; ".join(f"{name} says {value}" for name, value in said.items())
+            listed = "; ".join(f"{name} says {shown_as[name]}" for name in said)
             raise ValueError(f"two spellings of one fact disagree: {listed}. Keep the one that is meant")
     return float(next(iter(bases.values()), 10_000.0)), next(iter(scalings.values()), None)
 
@@ -251,8 +251,12 @@ def _read_scaling(rope: Header, fields: Header, family: str, max_len: int) -> Ro
         return None
     if kind not in ROPE_FIELDS:
         raise ValueError(f"rotary scaling {shown(kind)}; known are default, {', '.join(ROPE_FIELDS)}")
-    trained = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings, and there it counts first
+    trained = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings
     original = {"linear": None, "dynamic": max_len}.get(kind, fields.integer(trained, rope.integer(trained, max_len)))
+    if original is not None and kind != "dynamic" and rope.integer(trained, original) != original:
+        raise ValueError(
+            f"{trained} is {original}, and {rope.integer(trained)} among the rotary settings: one of them is wrong"
+        )
     # A yarn or longrope config without a factor means the stretch from the original context to this one.
     factor = rope.number("factor", max_len / original if kind in ("yarn", "longrope") else None)
     reading = {"truncate": rope.flag, "short_factor": rope.numbers, "long_factor": rope.numbers}

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
-from .headers import MOST_LAYERS, Header, read_json
+from .headers import MOST_LAYERS, Header, located, read_json
 from .tensors import META, SHOWN, Index, Source, check_tensors
 from .torch_files import LazyTensor, read_tensors
 
@@ -43,7 +43,8 @@ def open_folder(path: epath.PathLike) -> Source:
         raise ValueError(f"{path}: {', '.join(different)} holds other tensors than {files[0].name}")
     split = {name: _split_axis(name, [part[name] for part in parts], fields) for name in parts[0]}
     shapes = {name: _whole_shape(parts, name, split[name]) for name in parts[0]}
-    config = read_config(fields, shapes, str(path))
+    with located(str(path)):
+        config = read_config(fields, shapes, str(path))
     check_tensors(str(path), config, META, shapes)
 
     def read(name: str, index: Index) -> np.ndarray:

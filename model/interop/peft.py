@@ -132,6 +132,7 @@ class _Tensors:
             for name in opened.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
                 short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", name)
                 short = re.sub(r"\.original_module\.weight$", ".base_layer.weight", short)
+                short = re.sub(r"\.base_layer\.bias$", ".bias", short)
                 short = re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", short)
                 if short in self._stored:
                     raise ValueError(f"{file}: {self._stored[short]} and {name} are both {short}")

@@ -17,9 +17,8 @@ from .headers import read_json, shown
 CONFIG = "adapter_config.json"
 
 UNSUPPORTED: dict[str, tuple] = {
-    "bias": ("none",),
+    "bias": ("none", "all", "lora_only"),  # those that were trained are tensors of the file
     "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None),
     "layer_replication": (None, []),
     "target_parameters": (None, []),
     "use_qalora": (False, None),
@@ -37,7 +36,15 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 MEANINGLESS = (
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version", "auto_mapping"),
-    *("inference_mode", "lora_dropout", "runtime_config", "megatron_config", "megatron_core", "qalora_group_size"),
+    *(
+        "inference_mode",
+        "fan_in_fan_out",
+        "lora_dropout",
+        "runtime_config",
+        "megatron_config",
+        "megatron_core",
+        "qalora_group_size",
+    ),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "init_lora_weights"),
 )
 """What says nothing about the function that trained adapters compute."""

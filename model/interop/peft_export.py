@@ -47,11 +47,16 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
     """
     path = epath.Path(path)
     naming = naming_of(config)
-    tensors, ranks, gains, whole = {}, {}, {}, set()
+    tensors, ranks, gains, whole, biases = {}, {}, {}, set(), {}
     for name, joined in _by_tensor(own, config, naming).items():
         _check(path, name, joined)
         module = module_of(joined[0][0])
         kind = module.split(".")[-1]
+        if name.endswith(".bias"):
+            biases[module] = np.concatenate(
+                [_layer(place, value).reshape(place.shape_there) for place, value in joined]
+            )
+            continue
         if not isinstance(joined[0][1], dict | None):
             values = np.concatenate([write_part(naming, place, _layer(place, value)) for place, value in joined])
             tensors[f"{PREFIX}{name}"] = values
@@ -67,8 +72,12 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
         tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(adapter.b.T)
         if adapter.magnitude is not None:
             tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = adapter.magnitude
+    for module, value in biases.items():  # PEFT keeps the bias of a module that it adapts inside of it
+        inside = f"{PREFIX}{module}.base_layer"
+        tensors[f"{inside if f'{PREFIX}{module}.lora_A.weight' in tensors else PREFIX + module}.bias"] = value
     fields = _config(lora, ranks, gains) | {
         "base_model_name_or_path": base,
+        "bias": "all" if biases else "none",
         "modules_to_save": sorted(whole) or None,
     }
     path.mkdir(parents=True, exist_ok=True)
@@ -88,9 +97,6 @@ def _by_tensor(own: dict[str, Any], config: LlamaConfig, naming: Naming) -> dict
 
 
 def _check(path: epath.Path, name: str, joined: Joined) -> None:
-    for place, trained in joined:
-        if place.path.endswith("_bias") and trained is not None:
-            raise ValueError(f"{path}: {place.path} was trained whole, which PEFT's format has no place for; merge it")
     ways = {_way(trained) for _, trained in joined}
     if len(ways) > 1 and ways != {"none", "adapters"}:
         said = ", ".join(f"{place.path} has {_way(trained)}" for place, trained in joined)
@@ -162,7 +168,6 @@ def _config(lora: Lora, ranks: Mapping[str, int], gains: Mapping[str, Mapping[st
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
         "use_rslora": lora.rank_stabilized,
         "use_dora": lora.dora,
-        "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }

@@ -18,6 +18,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from .headers import unreadable
+
 STORAGES = {
     "FloatStorage": np.dtype(np.float32),
     "HalfStorage": np.dtype(np.float16),
@@ -76,15 +78,16 @@ def read_tensors(path: epath.PathLike) -> dict[str, LazyTensor]:
                     if opened.read(16) != b"little":
                         raise _Refused(f"{path}: numbers in another byte order than little")
             found = _Machine(str(path), archive, prefix).run(archive.read(pickled))
-        if not isinstance(found, dict) or not all(isinstance(value, LazyTensor) for value in found.values()):
+        if not isinstance(found, dict):
             raise _Refused(f"{path}: holds something else than a dict of tensors")
+        for name, value in found.items():
+            if not isinstance(value, LazyTensor):
+                kind = type(value).__name__
+                raise _Refused(f"{path}: {name!r:.60} in it is of type {kind}: save a dict of tensors and nothing else")
     except _Refused:
         raise
     except Exception as error:  # whatever zipfile, pickle and numpy raise at files that were cut short or made up
-        said = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
-        raise ValueError(
-            f"{path}: no whole file of torch.save's zip format, PyTorch 1.6 and later ({said:.200})"
-        ) from None
+        raise unreadable(path, "file of torch.save's zip format, PyTorch 1.6 and later", error) from None
     return dict(found)
 
 
@@ -275,8 +278,10 @@ class _Machine:
             raise _Refused(f"{self._where}: storage {key} of {count} numbers reaches past the end of the file")
         return begin, dtype, count
 
-    def _tensor(self, storage, start, shape, strides, *_) -> LazyTensor:
+    def _tensor(self, storage, start, shape, strides, _=None, hooks=None, marks=None) -> LazyTensor:
         begin, dtype, count = storage
+        if marks:
+            raise _Refused(f"{self._where}: a tensor that is negated or conjugated as it is read: save it resolved")
         numbers = (start, *shape, *strides)
         if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
             raise _Refused(

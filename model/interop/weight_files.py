@@ -7,7 +7,7 @@ import safetensors
 from etils import epath
 
 from . import torch_files
-from .headers import absent, read_json
+from .headers import absent, read_json, unreadable
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -62,4 +62,4 @@ def open_tensors(file: epath.Path):
     try:
         return safetensors.safe_open(file, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: no whole safetensors file ({error})") from None
+        raise unreadable(file, "safetensors file", error) from None

@@ -122,6 +122,10 @@ def test_a_preset_takes_changes_and_a_dict_gives_it_back():
         (lambda: LlamaConfig.preset("nano-test", n_layer=3), "unknown model field.* n_layer"),
         (lambda: LlamaConfig.preset("nano-test", n_kv_heads=3), "not a multiple of n_kv_heads 3"),
         (lambda: LlamaConfig.preset("nano-test", head_dim=15), "head_dim 15 is odd"),
+        (
+            lambda: LlamaConfig.preset("nano-test", head_dim=2, rope_scaling=RopeScaling("dynamic", 2.0, 128)),
+            "rope scaling dynamic needs heads of more than one pair",
+        ),
         (lambda: LlamaConfig.preset("nano-test", window=0), "window 0: give a whole number from 1 to"),
         (
             lambda: LlamaConfig.preset("nano-test", attention_scale=0.0),

@@ -43,6 +43,7 @@ def write_raw(path, fields, named, architecture="llama"):
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in fields.items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        add[bool] = writer.add_bool
         add[type(value)](key if key.startswith("tokenizer.") else f"llama.{key}", value)
     for name, value in named.items():
         data, kind = value if isinstance(value, tuple) else (value, None)
@@ -309,12 +310,16 @@ BIAS, UP = {"blk.0.attn_q.bias": np.zeros(64, np.float32)}, "blk.1.ffn_up.weight
     "fields, named, message",
     [
         ({"expert_count": 8}, {}, "a mixture of 8 experts"),
+        ({"attention.head_count_kv": 3}, {}, "n_heads 4 is not a multiple of n_kv_heads 3"),
+        (YARN | {"rope.freq_base": 1.0}, {}, "rope_theta 1.0: rope scaling yarn needs a base above 1"),
         ({"rope.dimension_count": 8}, {}, "not as wide as a head of 16"),
         ({"attention.value_length": 8}, {}, "not as wide as a head of 16"),
         ({"block_count": None}, {}, "does not say llama.block_count"),
         ({"block_count": 3}, {}, r"9 tensor\(s\) missing: blk.2"),
         ({"tokenizer.ggml.tokens": ["a", "b"]}, {}, "its tokenizer has 2 tokens, its embedding 57 rows"),
         ({"rope.scaling.type": "su"}, {}, "rotary scaling 'su'; known are none, linear, yarn, longrope and"),
+        ({"attention.causal": False}, {}, "attention that sees what follows, which the network has not"),
+        ({"rope.scaling.attn_factor": 1.5}, {}, "rotary scaling none with attn_factor 1.5: only longrope has one"),
         (YARN | {"rope.scaling.yarn_attn_factor": 1.5}, {}, "scaling yarn with yarn_attn_factor 1.5, which"),
         ({}, {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}, "rope_freqs.weight is not what Llama 3's"),
         ({}, {"rope_freqs.weight": np.ones(4, np.float32)}, "rope_freqs.weight is not what Llama 3's"),
@@ -337,6 +342,15 @@ def test_what_the_network_cannot_be_is_refused_with_what_and_where(fields, named
     with pytest.raises(ValueError, match=message) as error:
         gguf_files.open_file(file)
     assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+
+
+def test_multipliers_of_another_architecture_than_granite_are_ignored_as_in_llama_cpp(tmp_path):
+    """Checked against llama.cpp: a `llama` with these keys has the logits of one without."""
+    keys = {"logit_scale": 0.5, "attention.scale": 0.5, "embedding_scale": 3.0, "residual_scale": 0.3}
+    file = write_raw(tmp_path / "a.gguf", metadata(PLAIN_CASE) | keys, llama_cpp_tensors(PLAIN_CASE))
+    config = gguf_files.open_file(file).config
+    assert config.attention_scale is None
+    assert (config.logit_divisor, config.embedding_multiplier, config.residual_multiplier) == (1, 1, 1)
 
 
 def test_another_architecture_is_refused(tmp_path):

@@ -169,11 +169,11 @@ def test_tensors_are_cast_to_the_dtypes_asked_for(tmp_path):
     assert found["layers"]["attention"]["q"].dtype == jnp.bfloat16
 
 
-def test_the_head_of_a_tied_network_may_be_stored_again_and_frequencies_are_not_read(tmp_path):
+def test_the_head_of_a_tied_network_may_be_stored_again_and_frequencies_and_value_heads_are_not_read(tmp_path):
     config = TINY.replace(tied=True)
     params = folders.random_params(config)
     folder = folders.write_folder(tmp_path / "a", config, params)
-    head = {"lm_head.weight": params["embed"]["embedding"]}
+    head = {"lm_head.weight": params["embed"]["embedding"], "v_head.summary.weight": np.ones((1, 32), np.float32)}
     edit_tensors(
         folder, lambda t: t | head | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(PAIRS, np.float32)}
     )
@@ -190,6 +190,7 @@ def test_the_head_of_a_tied_network_may_be_stored_again_and_frequencies_are_not_
         lambda name: f"module.{name}",
         lambda name: f"module._orig_mod.{name}",
         lambda name: f"base_model.model.{name}",
+        lambda name: f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.')}",
         lambda name: name.replace("model.layers.1.", "model.layers.1._orig_mod.").replace("lm_head", "module.lm_head"),
         lambda name: name.removeprefix("model."),
         lambda name: f"_orig_mod.{name.removeprefix('model.')}",
@@ -267,6 +268,10 @@ def cut_short(folder):
     file.write_bytes(file.read_bytes()[:-9])
 
 
+def unfetched(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1a\nsize 9\n")
+
+
 def indexed(weight_map):
     return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps(weight_map))
 
@@ -278,6 +283,7 @@ def without_weights(folder):
 Q, UP, NORM = "model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight", "model.norm.weight"
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def rope(**fields):
@@ -287,9 +293,9 @@ def rope(**fields):
 REFUSED = {
     "another architecture": (
         says(architectures=["MixtralForCausalLM"]),
-        "architecture MixtralForCausalLM; known are Llama",
+        "architecture 'MixtralForCausalLM'; known are Llama",
     ),
-    "no architecture": (says(architectures=None, model_type="gemma"), "architecture model_type gemma"),
+    "no architecture": (says(architectures=None, model_type="gemma"), "architecture model_type 'gemma'"),
     "another activation": (says(hidden_act="gelu"), "hidden_act is 'gelu'; the network has only 'silu'"),
     "two architectures": (says(model_type="mistral"), "architectures LlamaForCausalLM but model_type 'mistral'"),
     "biases that are not there": (
@@ -300,9 +306,19 @@ REFUSED = {
         says(sliding_window=4096),
         "sliding_window is 4096, of which LlamaForCausalLM",
     ),
+    "a network that sees what follows": (says(is_causal=False), "is_causal is False; the network has only True"),
+    "a part of all heads": (says(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; the network has only 1.0"),
     "a part of heads": (rope(rope_type="default", partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
     "unknown scaling": (rope(rope_type="mrope"), "rotary scaling 'mrope'; known are default, linear, dynamic"),
     "settings for each kind of layer": (rope(full_attention=ROPE), "rope_parameters is no table of rotary settings"),
+    "a ramp of no width": (
+        rope(**LLAMA3 | {"low_freq_factor": 4.0}),
+        "rope scaling llama3 needs low_freq_factor below high_freq_factor, not 4 and 4",
+    ),
+    "a stretch of one token": (
+        rope(rope_type="longrope", original_max_position_embeddings=1, short_factor=[1.0] * 8, long_factor=[1.0] * 8),
+        "rope scaling longrope needs attention_factor where original_max_len is 1",
+    ),
     "no factor": (rope(rope_type="linear"), "does not say factor"),
     "a factor below one": (rope(rope_type="linear", factor=0.5), "rope scaling factor 0.5"),
     "too few factors": (
@@ -326,6 +342,7 @@ REFUSED = {
     "fewer rows than said": (says(vocab_size=60), r"embed_tokens.weight \[58, 32\], the config says \[60, 32\]"),
     "integers": (holds(lambda t: t | {Q: t[Q].astype(np.int8)}), f"tensors that are not F32, F16, BF16: {Q} I8"),
     "a file cut short": (cut_short, r"model.safetensors: no whole safetensors file \("),
+    "a file that Git has not fetched": (unfetched, r"model.safetensors: no whole .* until `git lfs pull` fetches it"),
     "an index of absent files": (
         indexed({"weight_map": {NORM: "model-00001-of-00002.safetensors", Q: "model.safetensors"}}),
         r"index.json names 1 file\(s\) that are not there: .*model-00001-of-00002.safetensors: no such file$",

@@ -18,9 +18,12 @@ YARN = RopeScaling("yarn", 4.0, original_max_len=128)
     [
         (
             dict(rope_scaling=LINEAR, rope_parameters=LINEAR | {"factor": 4.0}),
-            "rope_scaling says .*factor=2.0.*; rope_par",
+            "rope_scaling says {'factor': 2.0, .*; rope_parameters says {'factor': 4.0",
         ),
-        (dict(rope_scaling=LINEAR, rope_parameters={"rope_type": "default"}), "rope_parameters says None"),
+        (
+            dict(rope_scaling=LINEAR, rope_parameters={"rope_type": "default"}),
+            "rope_parameters says {'rope_type': 'def",
+        ),
         (
             dict(rope_theta=5e5, rope_parameters={"rope_theta": 1e4}),
             "rope_parameters.rope_theta says 1.*; rope_theta says 5",
@@ -28,6 +31,13 @@ YARN = RopeScaling("yarn", 4.0, original_max_len=128)
         (
             dict(rope_scaling=LINEAR | {"rope_theta": 1e4}, rope_parameters=LINEAR | {"rope_theta": 2e4}),
             "rope_scaling.rope_",
+        ),
+        (
+            dict(
+                original_max_position_embeddings=64,
+                rope_scaling={"rope_type": "yarn", "original_max_position_embeddings": 128},
+            ),
+            "original_max_position_embeddings is 64, and 128 among the rotary settings",
         ),
         (dict(rope_scaling=LINEAR | {"type": "yarn"}), "rope_type is 'linear' but type 'yarn'"),
         (
@@ -86,6 +96,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
     [
         ("mistral", dict(sliding_window=None), None),
         ("mistral", {}, 4096),
+        ("mistral", dict(sliding_window=7, layer_types=[FULL] * 2), None),
+        ("mistral", dict(sliding_window=7, layer_types=[SLIDING] * 2), 7),
+        ("phi3", dict(sliding_window=7, layer_types=[FULL] * 2), 7),
         ("phi3", {}, None),
         ("phi3", dict(sliding_window=7), 7),
         ("qwen2", dict(sliding_window=7), None),
@@ -103,6 +116,8 @@ def test_a_window_is_read_as_transformers_classes_do(kind, fields, window):
 @pytest.mark.parametrize(
     "fields, message",
     [
+        (dict(model_type="mistral", sliding_window=0), "sliding_window is 0, not a whole number from 1"),
+        (dict(model_type="mistral", layer_types=[SLIDING, FULL]), "1 of 2 layers with a sliding window"),
         (dict(use_sliding_window=True, sliding_window=7, max_window_layers=1), "1 of 2 layers with a sliding window"),
         (
             dict(use_sliding_window=True, sliding_window=7, layer_types=[SLIDING, FULL]),
@@ -116,7 +131,7 @@ def test_a_window_is_read_as_transformers_classes_do(kind, fields, window):
         ),
     ],
 )
-def test_layers_of_two_kinds_are_refused(fields, message):
+def test_layers_of_two_kinds_and_windows_of_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         huggingface.read_config(LEAST | {"model_type": "qwen2", "num_key_value_heads": 4} | fields, "")
 

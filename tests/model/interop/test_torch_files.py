@@ -66,6 +66,7 @@ def test_tensors_may_be_parts_of_one_storage_and_have_axes_of_one(tmp_path):
         ({"w": Tensor(FLOATS, 0, (3, -4), (4, 1))}, {}, r"shape \(3, -4\)"),
         ({"w": Tensor(FLOATS, 0, (3, 2.0), (4, 1))}, {}, r"shape \(3, 2.0\)"),
         ({"w": Tensor(FLOATS, 0, (3, 4), (4,))}, {}, r"strides \(4,\)"),
+        ({"w": Tensor(FLOATS, 0, (3, 4), (4, 1), {"neg": True})}, {}, "a tensor that is negated or conjugated"),
         ({"w": Tensor(FLOATS, 0, (1 << 40, 1 << 40), (0, 0))}, {}, "reaches past the end"),
         ({"w": Tensor(FLOATS, 0, (10**4000,), (0,))}, {}, "reaches past the end"),
         ({"w": Tensor(FLOATS, 0, (200, 300), (0, 0))}, {}, "reaches past the end"),
@@ -74,7 +75,8 @@ def test_tensors_may_be_parts_of_one_storage_and_have_axes_of_one(tmp_path):
         ({"w": Tensor(FLOATS, 0, (12,), (1,))}, dict(compressed=["data/0"]), "storage 0 is compressed"),
         ({"w": Tensor(FLOATS, 0, (12,), (1,))}, dict(compressed=["data.pkl"]), "data.pkl is compressed"),
         ({"w": Tensor(FLOATS, 0, (12,), (1,))}, dict(kind="module"), "refers to a 'module', which is no storage"),
-        ({"epoch": 3}, {}, "holds something else than a dict of tensors"),
+        ({"epoch": 3}, {}, "'epoch' in it is of type int: save a dict of tensors"),
+        ({"state_dict": {}}, {}, "'state_dict' in it is of type dict: save a dict of tensors"),
         ([Tensor(FLOATS, 0, (12,), (1,))], {}, "holds something else than a dict of tensors"),
     ],
 )
@@ -248,7 +250,7 @@ def test_safetensors_are_read_where_both_are_there(tmp_path):
     assert [file.name for file in huggingface.open_folder(folder).files] == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "sub/model.bin", "..", "", "a\0b", "..\\a"])
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "sub/model.bin", "..", "", "a\0b", "a\nb", "..\\a"])
 def test_an_index_names_files_of_its_own_folder_only(name, tmp_path):
     folder = write_bin_folder(tmp_path / "bin", make_interop.META, 2, further=name)
     save_tensors(tmp_path / "secret.bin", {"further": np.zeros(3, np.float32)})

@@ -16,8 +16,8 @@ KINDS = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloa
 class Tensor:
     """Pickled as torch.save pickles a tensor."""
 
-    def __init__(self, storage, start, shape, strides):
-        self.arguments = (storage, start, shape, strides, False, collections.OrderedDict())
+    def __init__(self, storage, start, shape, strides, *marks):
+        self.arguments = (storage, start, shape, strides, False, collections.OrderedDict(), *marks)
 
     def __reduce__(self):
         return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
