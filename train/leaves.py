@@ -36,7 +36,8 @@ from .settings import Settings, did_you_mean
 
 LARGEST = 2**31 - 1
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
-"""Numbers are int32 and float32 on the device."""
+SMALLEST_FLOAT = float(np.finfo(np.float32).tiny)
+"""Numbers are int32 and float32 on the device, where floats nearer to 0 than the smallest are 0."""
 
 MAPPINGS = (Mapping, ml_collections.ConfigDict)
 
@@ -58,7 +59,7 @@ class Range(NamedTuple):
     def holds(self, value: float) -> bool:
         if isinstance(value, float):
             with np.errstate(over="ignore", under="ignore"):
-                value = np.float32(value)
+                value = np.float32(0 if abs(value) < SMALLEST_FLOAT else value)
         return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
