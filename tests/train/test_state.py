@@ -309,7 +309,7 @@ OPTIMIZERS = ("adamw", "adamw8bit", "lion", "adafactor", "muon", "adamw offload"
 
 
 def by_size(params, rows):
-    """A loss with a gradient of `rows["slope"]` for each number of what is trained, but for the first row of "embed"."""
+    """A loss with the same gradient for every trained number, but for the first 128 of a large parameter: none."""
     parts = [x.reshape(-1)[(128 if x.size > 1000 else 0) :] for x in jax.tree.leaves(params)]
     small = sum(jnp.mean(x.astype(jnp.float32) * 1e-30) for x in parts)
     return small * (jnp.mean(rows["slope"]) * 1e30), jnp.float32(1.0), {}
