@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from ..data import primer
 from ..data.checksums import write_whole
+from ..data.errors import UserError
 from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
@@ -61,31 +63,44 @@ def quickstart(workdir: epath.Path, steps: Steps = Steps(), *, seed: int = 0) ->
 def _quickstart(workdir: epath.Path, steps: Steps, seed: int) -> dict:
     console = Console()
     begin = time.perf_counter()
+    pairs, sft = workdir / "pairs.jsonl", workdir / "sft"
+    configs = {  # all of them at once, so that a mistake is said before the first stage
+        "pretrain": _config("pretrain", {"tokenizer": workdir / "tokenizer", "steps": steps.pretrain}, workdir),
+        "sft": _config(
+            "sft", {"init_from": workdir / "pretrain", "source": "primer:careless", "steps": steps.sft}, workdir
+        ),
+        "reward": _config("reward", {"init_from": sft, "pairs": pairs, "steps": steps.reward}, workdir),
+        "ppo": _config(
+            "ppo",
+            {"init_from": sft, "reward": workdir / "reward", "steps": steps.ppo},
+            workdir,
+            f"--config.seed={seed}",
+        ),
+    }
+    if steps.prompts < 1:
+        raise UserError(f"--pair_prompts {steps.prompts}: give 1 or more")
     _announce(console, "1/6 tokenizer", "the primer's documents and conversations")
     make_tokenizer(workdir / "tokenizer")
 
     _announce(console, "2/6 pretraining", "the primer's documents: a small world, told in two languages")
-    arguments = {"tokenizer": workdir / "tokenizer", "steps": steps.pretrain}
-    pretrained = _run("pretrain", arguments, workdir)
+    pretrained = _run(configs, "pretrain", workdir)
     pretrained.template = load_template("chatml")  # it has never seen one; it is asked as the tuned one will be
     scores = {"pretrained": _gold(pretrained)}
 
     _announce(console, "3/6 instruction tuning", "conversations of a careless teacher, loss on the answers")
-    tuned = _run("sft", {"init_from": workdir / "pretrain", "source": "primer:careless", "steps": steps.sft}, workdir)
+    tuned = _run(configs, "sft", workdir)
     scores["sft"] = _gold(tuned)
 
     _announce(
         console, "4/6 preferences", "pairs of the tuned model's answers, the better one named; one in ten wrongly"
     )
-    pairs = make_pairs(tuned, workdir / "pairs.jsonl", steps.prompts)
+    make_pairs(tuned, pairs, steps.prompts)
 
     _announce(console, "5/6 reward model", "which of two answers is better")
-    arguments = {"init_from": workdir / "sft", "pairs": pairs, "steps": steps.reward}
-    _run("reward", arguments, workdir)
+    _run(configs, "reward", workdir)
 
     _announce(console, "6/6 PPO", "the tuned model against the reward model, at a price for straying")
-    arguments = {"init_from": workdir / "sft", "reward": workdir / "reward", "steps": steps.ppo}
-    policy = _run("ppo", arguments, workdir, f"--config.seed={seed}")
+    policy = _run(configs, "ppo", workdir)
     scores["ppo"] = _gold(policy)
 
     results = {
@@ -106,7 +121,8 @@ def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> epath.Path:
         answers = sample_answers(
             tuned, "primer:chat", "camelid.data.primer:reward", prompts=prompts, n=4, max_tokens=MAX_TOKENS
         )
-        write(pairs_of(answers, per_prompt=2), path)
+        hint = "the tuned model answers all alike: raise --sft_steps, --pretrain_steps or --pair_prompts"
+        write(pairs_of(answers, per_prompt=2), path, hint)
     return path
 
 
@@ -137,14 +153,23 @@ def _gold(model: Llama) -> tuple[dict[str, float], list[dict[str, str]]]:
     return drawn | {f"greedy/{name}": value for name, value in greedy.items()}, rows
 
 
-def _run(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: str) -> Any:
-    """The run of `configs/<name>/primer.py` in `root/<name>`, to its end."""
-    given = ",".join(f"{key}={value}" for key, value in arguments.items() if value is not None)
-    config = load_config(f"{CONFIGS / name / 'primer.py'}:{given}", overrides)
+def _config(name: str, arguments: Mapping[str, Any], root: epath.Path, *overrides: str) -> ConfigDict:
+    """The checked config of `configs/<name>/primer.py` with these arguments. root: where the token cache goes."""
+    given = {key: str(value).replace(",", r"\,") for key, value in arguments.items() if value is not None}
+    items = ",".join(f"{key}={value}" for key, value in given.items())
+    config = load_config(f"{CONFIGS / name / 'primer.py'}:{items}", overrides)
     if "cache_dir" in config.data:
         config.data.cache_dir = str(root / "cache")
-    check_config(config, {"gold": gold})
-    settings = Settings(config)
+    try:
+        check_config(config, {"gold": gold})
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    return config
+
+
+def _run(configs: Mapping[str, ConfigDict], name: str, root: epath.Path) -> Any:
+    """What the run of that name gives, in `root/<name>`, at its end."""
+    settings = Settings(configs[name])
     return RECIPES[settings.recipe].run(settings, root / name, {"gold": gold})
 
 

@@ -8,6 +8,9 @@ record: {"messages": the prompt's, "reference": the data's own answer or None, "
 """
 
 import importlib
+import inspect
+import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -53,7 +56,7 @@ class Rewards(NamedTuple):
 
     def of_functions(self, records: Sequence[Mapping], answers: Sequence[str]) -> dict[str, np.ndarray]:
         """Each function's score of each answer, float32 [R]. Raises UserError for one that is not a finite number."""
-        return {name: _call(name, part.function, records, answers) for name, part in self.functions.items()}
+        return {name: scores_of(name, part.function, records, answers) for name, part in self.functions.items()}
 
     def total(self, scores: Mapping[str, Array]) -> Float[Array, " R"]:
         """The weighted sum."""
@@ -81,7 +84,13 @@ def load(
         weight = source.get("weight", 1.0)
         if "model" in source:
             model, params[name] = load_model(source["model"], tokenizer, bases, dtype, source.get("weights"))
-            models[name] = ModelReward(model, weight, source.get("pessimism", 0.0))
+            pessimism = source.get("pessimism", 0.0)
+            if pessimism and model.heads == 1:
+                raise UserError(
+                    f"{where}.{name}.pessimism = {pessimism} does nothing: {source['model']} has one head, and the "
+                    "deviation is that of several"
+                )
+            models[name] = ModelReward(model, weight, pessimism)
         else:
             functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
     return Rewards(models, functions), params
@@ -93,32 +102,58 @@ def load_model(
     """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer; one that
     was trained with adapters shares their base. weights: "params", "ema", or None for what its evaluations measured."""
     manifest = origin.read_manifest(path)
-    same = manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
-    if not same and (difference := origin.tokenizer_at(path).difference(tokenizer)):
-        raise UserError(
-            f"{path}: a reward model with another tokenizer than the policy's cannot read its tokens: {difference}"
-        )
+    check_tokenizer(path, tokenizer)
     config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
     model = scalar.build(config, manifest.get("heads", 1))
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     return model, scalar.load(path, abstract, bases, weights)
 
 
+def check_tokenizer(path, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the model at a path reads other tokens than the policy's."""
+    own = origin.tokenizer_at(path)
+    if own.fingerprint != tokenizer.fingerprint and (difference := own.difference(tokenizer)):
+        raise UserError(
+            f"{path}: a model with another tokenizer than the policy's cannot read its tokens: {difference}"
+        )
+
+
 def find_function(name: str, where: str) -> RewardFunction:
     """The function "package.module:name"; UserError naming `where` it was asked for."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}: {name!r} is no function as package.module:name ({error})") from None
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # anything may happen while a user's module is imported
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: {name!r} is no function as package.module:name ({problem})") from None
+    if not callable(found):
+        raise UserError(f"{where}: {name!r} is no function as package.module:name but of type {type(found).__name__}")
+    try:
+        inspect.signature(found).bind({}, "")
+    except TypeError as error:
+        raise UserError(f"{where}: {name!r} is called with a record and an answer: {error}") from None
+    except ValueError:  # a builtin, whose arguments Python does not know
+        pass
+    return found
 
 
-def _call(name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]) -> np.ndarray:
-    values = np.array([function(r, a) for r, a in zip(records, answers, strict=True)], np.float32)
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise UserError(f"reward {name}: gave {values[row]} for answer {answers[row]!r}; it must be a finite number")
-    return values
+def scores_of(
+    name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]
+) -> Float[np.ndarray, " R"]:
+    """A function's score of each answer. UserError for one that fails, or gives no finite number."""
+    return np.array([_score(name, function, *pair) for pair in zip(records, answers, strict=True)], np.float32)
+
+
+def _score(name: str, function: RewardFunction, record: Mapping, answer: str) -> float:
+    try:
+        value = float(np.asarray(function(record, answer), np.float32))
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"{type(error).__name__}: {error}, {frame.filename}:{frame.lineno}"
+        raise UserError(f"reward {name}: failed for answer {answer!r} ({problem})") from error
+    if not math.isfinite(value):
+        raise UserError(f"reward {name}: gave {value} for answer {answer!r}; it must be a finite number")
+    return value
 
 
 class Shaping(NamedTuple):

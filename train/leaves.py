@@ -115,7 +115,8 @@ class Only:
 
 
 class Duration(NamedTuple):
-    """A length of time in one of several units, each a leaf of its own: `<name>_<unit>`. least: of its number."""
+    """A length of time in one of several units, each a leaf of its own: `<name>_<unit>`. least: of steps; where it is
+    1, no unit may be 0."""
 
     units: tuple[str, ...]
     required: bool = True
@@ -357,7 +358,8 @@ def _number_of(name: str, annotation: Any) -> Any:
     duration = _marker(annotation, Duration)
     if name.endswith("_steps"):
         return Annotated[float | None, Integral(), Range(least=duration.least)]
-    return Annotated[float | None, Range(least=0, most=100 if name.endswith("_percent") else None)]
+    most = 100 if name.endswith("_percent") else None
+    return Annotated[float | None, Range(above=0, most=most) if duration.least else Range(least=0, most=most)]
 
 
 def _check_one(where: str, name: str, values: Mapping[str, Any], duration: Duration) -> None:

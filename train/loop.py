@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from ..data.errors import UserError
 from ..data.prefetch import prefetch
 from .checkpoints import Checkpoints, NotSaved
 from .report import Reporter
@@ -84,8 +85,9 @@ def train(
 
     batches: as `data.batches.Batches`. finish(state): what the last state becomes before it is saved. A SIGTERM or
     Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When `check`
-    raises TrainingStopped, or a file cannot be read or written (OSError), the state is saved too, unless it holds
-    numbers that are not finite; earlier checkpoints then all stay.
+    raises TrainingStopped, a file cannot be read or written (OSError), or what the user gave fails, as a reward
+    function may (UserError), the state is saved too, unless it holds numbers that are not finite; earlier checkpoints
+    then all stay.
     """
     meter = Meter(flops_per_token)
     seen: list[dict[str, float]] = []
@@ -141,14 +143,14 @@ def train(
                 if stop:
                     break
             checkpoints.wait()
-        except (TrainingStopped, OSError) as error:
-            with contextlib.suppress(TrainingStopped, OSError):
+        except (TrainingStopped, UserError, OSError) as error:
+            with contextlib.suppress(TrainingStopped, UserError, OSError):
                 if pending is not None:
                     take_in(done, pending, last=True)
                 elif seen:
                     report(done)
             words = _save_stopped(error, done, state, checkpoints, manifest) if done > start else "nothing new to save"
-            kind = TrainingStopped if isinstance(error, TrainingStopped) else OSError
+            kind = next(kind for kind in (TrainingStopped, UserError, OSError) if isinstance(error, kind))
             raise kind(f"{error} ({words})") from error
     if done < total:
         number = received[0] if received else signal.SIGTERM
@@ -164,7 +166,7 @@ def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkp
     """Saves the state at which an error ended a run, if it is fit to go on from; says what was done."""
     if isinstance(error, NotSaved):
         return "nothing else is lost"
-    if isinstance(error, OSError) and jax.process_count() > 1:  # saving takes all processes, and only this one knows
+    if not isinstance(error, TrainingStopped) and jax.process_count() > 1:  # saving takes all, and only this one knows
         return "its state is not saved; the last checkpoint stays"
     if not _all_finite([state[name] for name in ("params", "ema") if name in state]):
         return f"the parameters of step {done} are not finite and not saved; the last checkpoint stays"

@@ -85,7 +85,7 @@ def make_optimizer(
             optax.scale_by_learning_rate(schedule),
         )
 
-    trees = params, _by_rules("decay", decay, params), _by_rules("lr_multipliers", lr_multipliers, params)
+    trees = params, by_rules("decay", decay, params), by_rules("lr_multipliers", lr_multipliers, params)
     multiplier = max(float(multiplier) for _, multiplier in lr_multipliers)
     finite = _stays_finite(schedule, multiplier, weight_decay, _longest(clip_norm, (DEFAULTS[name] | given).get("eps")))
     if offload or (name == "adamw8bit" and not restarts):
@@ -272,7 +272,7 @@ def make_schedule(
 
 def split_frozen(params: Any, frozen: Rules) -> tuple[Any, Any]:
     """(trainable, frozen) trees of the same structure with None in the other's places; a pytree skips None."""
-    is_frozen = _by_rules("frozen", frozen, params)
+    is_frozen = by_rules("frozen", frozen, params)
     trainable = jax.tree.map(lambda p, f: None if f else p, params, is_frozen)
     rest = jax.tree.map(lambda p, f: p if f else None, params, is_frozen)
     if not jax.tree.leaves(trainable):
@@ -280,7 +280,8 @@ def split_frozen(params: Any, frozen: Rules) -> tuple[Any, Any]:
     return trainable, rest
 
 
-def _by_rules(setting: str, rules: Rules, params: Any) -> Any:
+def by_rules(setting: str, rules: Rules, params: Any) -> Any:
+    """`model.sharding.map_rules` of a list of `config.optim`, whose faults are a UserError."""
     try:
         return map_rules(rules, params)
     except (ValueError, re.error) as error:

@@ -228,9 +228,7 @@ class Mesh:
 class Checkpoint:
     """`config.checkpoint`. best: a metric of an evaluation, by which the best checkpoint is kept too."""
 
-    every: Annotated[
-        float, Duration(("steps", "epochs", "tokens", "percent", "seconds"), required=False), Range(above=0)
-    ]
+    every: Annotated[float, Duration(("steps", "epochs", "tokens", "percent", "seconds"), required=False, least=1)]
     keep_last: Count
     keep_every: Count | None
     best: tuple[Path, Annotated[str, OneOf("max", "min")]] | None = None
@@ -250,7 +248,7 @@ class Run:
     seed: Whole
     model: Model
     init_from: Path | None
-    init_weights: Annotated[str, OneOf("params", "ema")] | None = None
+    init_weights: Annotated[str | None, OneOf("params", "ema"), Only("init_from")] = None
     tokenizer: Path | None
     template: Path | None
     lora: Lora

@@ -59,5 +59,5 @@ def _quickstart(args: argparse.Namespace) -> None:
     from ..quickstart import PAIR_PROMPTS, Steps, quickstart
 
     steps = Steps(args.pretrain_steps, args.sft_steps, args.reward_steps, args.ppo_steps)
-    steps = steps._replace(prompts=args.pair_prompts or PAIR_PROMPTS)
+    steps = steps._replace(prompts=PAIR_PROMPTS if args.pair_prompts is None else args.pair_prompts)
     quickstart(epath.Path(args.workdir), steps, seed=args.seed)

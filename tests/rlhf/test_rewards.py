@@ -59,6 +59,15 @@ def test_a_function_that_gives_no_finite_number_stops_with_the_answer(bad):
         graders.of_functions([{}, {}], ["yes", "no"])
 
 
+def test_a_function_that_fails_stops_with_the_answer_and_the_line():
+    for function in (lambda record, answer: record["missing"], lambda record, answer: [1.0, 2.0]):
+        graders = Rewards({}, {"odd": FunctionReward(function, 1.0)})
+        with pytest.raises(
+            UserError, match=r"reward odd: failed for answer 'no' \((Key|Type|Value)Error: .*\.py:\d+\)"
+        ):
+            graders.of_functions([{}], ["no"])
+
+
 def test_a_function_sees_the_record_and_the_text_in_that_order():
     seen = []
     graders = Rewards({}, {"f": FunctionReward(lambda record, answer: seen.append((record, answer)) or 0.0, 1.0)})
@@ -71,9 +80,20 @@ def test_functions_are_found_by_name_and_weigh_1_unless_told():
     graders, params = load(sources, "config.reward.sources", None, None, "float32")
     assert params == {} and {n: f.weight for n, f in graders.functions.items()} == {"sum": 1.0, "half": 0.5}
     np.testing.assert_allclose(graders.total(graders.of_functions([3], [4])), [7.5])
-    for name in ("math:hypo", "no_such_module:f", "math", ""):
+    for name in ("math:hypo", "no_such_module:f", "math", "", ".math:hypot", "math:pi"):
         with pytest.raises(UserError, match=r"config\.here: .* is no function as package\.module:name"):
             find_function(name, "config.here")
+    with pytest.raises(
+        UserError, match=r"'camelid.tests.tiny_rl:get_config' is called with a record and an answer: too"
+    ):
+        find_function("camelid.tests.tiny_rl:get_config", "config.here")
+
+
+def test_a_module_that_fails_when_it_is_imported_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "broken_rewards.py").write_text("1 / 0\n\ndef f(record, answer):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"'broken_rewards:f' is no function .*\(ZeroDivisionError: division by zero\)"):
+        find_function("broken_rewards:f", "config.here")
 
 
 @pytest.mark.parametrize(

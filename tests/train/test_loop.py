@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.data.batches import DTYPES
+from camelid.data.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
 from camelid.train.loop import Evaluation, Interrupted, Pace, TrainingStopped, check_streak, train
@@ -269,6 +270,18 @@ def test_a_run_whose_reports_cannot_be_written_saves_before_it_ends(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device \(the state of step 4 is saved\)"):
         run(tmp_path, observer=log)
     assert log.saved[4] == (4, {"run": 1}, True)
+
+
+def test_a_run_whose_reward_function_fails_saves_before_it_ends(tmp_path):
+    def fails(state, batch):
+        if int(state["step"]) == 5:
+            raise UserError("reward odd: gave nan")
+        return update(state, batch)
+
+    log = Log()
+    with pytest.raises(UserError, match=r"reward odd: gave nan \(the state of step 5 is saved\)"):
+        run(tmp_path, step=fails, observer=log)
+    assert log.saved[5] == (5, {"run": 1}, True) and losses(log)[5] == 4.0
 
 
 def test_what_an_evaluation_found_goes_with_the_checkpoint_of_its_step(tmp_path):
