@@ -40,7 +40,7 @@ OPEN_SECTIONS = re.compile(r"((data|ptx)\.mixture|reward\.sources|cost\.source|m
 IDENTITIES = {
     "tokenizer": "another tokenizer",
     "template": "another chat template",
-    "data_fingerprint": "other data (files of config.data.mixture changed, or are read in another way)",
+    "data_fingerprint": "other data (files of config.data.mixture changed or were renamed, or are read in another way)",
     "start": "another model at config.init_from",
     "critic": "another model at config.critic.init_from",
     "frozen": "another frozen model",
@@ -161,5 +161,5 @@ def _of_run(identity: list) -> list:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", " ".join(str(value).split()))
     return text if len(text) <= 100 else f"{text[:97]}..."
