@@ -44,14 +44,15 @@ def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Eva
     mesh_of(Settings(config))
 
 
-def check_writable(workdir: epath.Path) -> None:
-    """Raises UserError where the folder of a run, on a file system of this machine, can be neither made nor written."""
-    if "://" in os.fspath(workdir):
+def check_writable(folder: epath.Path, flag: str = "--workdir") -> None:
+    """Raises UserError where a folder on a file system of this machine can be neither made nor written. flag: of the
+    command, which named it."""
+    if "://" in os.fspath(folder):
         return
-    there = Path(workdir).absolute()
+    there = Path(folder).absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        raise UserError(f"--workdir={workdir}: {there} is a file, not a folder")
+        raise UserError(f"{flag}={folder}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={workdir}: no permission to write in {there}")
+        raise UserError(f"{flag}={folder}: no permission to write in {there}")

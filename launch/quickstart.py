@@ -106,7 +106,8 @@ def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> None:
         answers = sample_answers(
             tuned, "primer:chat", "camelid.data.primer:reward", prompts=prompts, n=4, max_tokens=MAX_TOKENS
         )
-        write(pairs_of(answers, per_prompt=2), path)
+        hint = "the tuned model answers all alike: raise --sft_steps, --pretrain_steps or --pair_prompts"
+        write(pairs_of(answers, per_prompt=2), path, hint)
 
 
 def make_tokenizer(directory: epath.Path) -> Tokenizer:

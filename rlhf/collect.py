@@ -18,7 +18,7 @@ from ..train.adapters import Bases
 from ..train.bundle import Llama
 from ..train.generation import sampling_of, strings_of, text_of
 from . import scalar
-from .rewards import call, find_function, load_model
+from .rewards import find_function, load_model, scores_of
 
 
 class Answers(NamedTuple):
@@ -112,7 +112,11 @@ def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[l
 
 def _function_judge(name: str) -> Judge:
     function = find_function(name, "--reward")
-    return lambda answers: [call(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
+
+    def judge(answers):
+        return [scores_of(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
+
+    return judge
 
 
 def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:
@@ -179,13 +183,17 @@ def _around(record: Mapping) -> dict[str, list]:
     return {name: record[name] for name in ("tools", "documents") if name in record}
 
 
-def write(records: Iterable[dict], path: epath.PathLike) -> int:
-    """Writes records as JSON lines, all of them or no file; returns how many."""
+def write(
+    records: Iterable[dict], path: epath.PathLike, hint: str = "draw more answers, or at a higher temperature"
+) -> int:
+    """Writes records as JSON lines, all of them or no file; returns how many. hint: what to do where there are none."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     if not lines:
-        raise UserError(f"{path}: nothing to write: no prompt has two answers of different scores; raise --temperature")
+        raise UserError(
+            f"{path}: nothing to write: no prompt has answers of different scores, or all are empty; {hint}"
+        )
     partial = path.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.replace(path)

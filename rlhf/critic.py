@@ -10,6 +10,7 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
+from ..data.tokenizer import Tokenizer
 from ..model import llama
 from ..model.config import LlamaConfig
 from ..train import origin
@@ -19,6 +20,7 @@ from ..train.by_layer import Optimizer
 from ..train.optimizer import each_part
 from ..train.settings import Settings
 from . import scalar
+from .rewards import check_tokenizer
 from .rollout import Rollout, states_before
 
 
@@ -38,9 +40,11 @@ class Critic(NamedTuple):
         return states_before(values_RT1, rows.mask_RM.shape[1])[..., 0]
 
 
-def critics_of(settings: Settings, *, with_cost: bool) -> dict[str, Critic]:
-    """The critics by their name in the parameters, as `config.critic` says."""
+def critics_of(settings: Settings, tokenizer: Tokenizer, *, with_cost: bool) -> dict[str, Critic]:
+    """The critics by their name in the parameters, as `config.critic` says. tokenizer: the policy's."""
     section = settings.critic
+    if section.init_from is not None:
+        check_tokenizer(section.init_from, tokenizer)
     shared, start = section.shared, section.init_from or settings.init_from
 
     def make(label: str) -> Critic:

@@ -22,7 +22,16 @@ from ..train import origin
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
 from ..train.bundle import Llama
-from ..train.fit import Evaluator, Job, compile_update, data_tables, fit, further_evaluations, update_settings
+from ..train.fit import (
+    Evaluator,
+    Job,
+    check_network,
+    compile_update,
+    data_tables,
+    fit,
+    further_evaluations,
+    update_settings,
+)
 from ..train.leaves import NotNegative, OneOf, Only, Positive, Range, read
 from ..train.loop import Evaluation, check_streak
 from ..train.losses import token_logprobs
@@ -192,10 +201,10 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
         model = train_setup.model_of(settings, tokenizer)
         hyper = read(settings, "dpo", Hyper)
+        check_network(settings, mesh, model)
         adapters = Adapters(settings, mesh, may_drop=True)
         part = adapters.part(model.init, settings.init_from, train_setup.loader(settings))
         reference = setup.load_reference(settings, model, adapters) if hyper.has_reference else {}
-        train_setup.check_rows(settings, mesh, model.config.max_len)
         labelled = hyper.kind == "kto" and kto.is_labelled(settings)
         if labelled:
             batches, heldout = kto.answers_of(settings, tokenizer, template)

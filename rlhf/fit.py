@@ -123,8 +123,10 @@ def lineage(settings: Settings) -> dict[str, Any]:
     if "cost" in settings and settings.cost.source is not None:
         sources["cost"] = settings.cost.source
     models = {name: source for name, source in sources.items() if "model" in source}
+    start = settings.critic.init_from if "critic" in settings else None
     paths = {"reference": settings.init_from} | {name: source.model for name, source in models.items()}
     return {
+        "critic": start and origin.identity(start),
         "frozen": {name: origin.identity(path) for name, path in paths.items()},
         "frozen_weights": {
             name: origin.choose_weights(source.model, source.get("weights")) for name, source in models.items()

@@ -156,7 +156,7 @@ def play_without_critic(
     lengths = train_setup.lengths_of(settings, scene.prompts)
     part = critic.parts_of(settings, model, {}, scene.adapters)
     everything = jax.eval_shape(part.init, jax.random.key(0))
-    frozen = scene.adapters.frozen(everything, part.base)
+    frozen = scene.adapters.frozen(everything, part.base, list(everything))
     trainable, _ = split_frozen(everything, frozen)
     optimizer, schedule = critic.optimizer_of(settings, trainable, lengths, scene.prompts, updates=updates)
     update = make_update(loss_fn, optimizer, schedule, frozen=frozen, **update_settings(settings))

@@ -27,14 +27,9 @@ _MULTIPLIER = 0x9E3779B1  # odd, so that its powers never become 0 in 32 bits
 def is_labelled(settings: Settings) -> bool:
     """Whether `config.data.mixture` holds single answers with labels rather than pairs, by each source's first record.
 
-    Raises UserError for a mixture of both, and for a batch of one, in which there is no other prompt.
+    Raises UserError for a mixture of both.
     """
     data = settings.data
-    if data.batch_size < 2:
-        raise UserError(
-            f"config.data.batch_size {data.batch_size}: KTO measures its point of reference on answers to the other "
-            "prompts of a batch; give 2 or more"
-        )
     reading = dict(on_error=data.on_error, max_record_bytes=data.max_record_bytes)
     kinds = {}
     for name, source in data.mixture.items():

@@ -272,7 +272,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         scene = setup.scene_of(settings, mesh)
         model, sampling, seed = scene.model, scene.sampling, settings.seed
         cost, cost_params = costs.load(settings, scene.tokenizer, scene.adapters.bases, model.config.dtype)
-        critics = critic.critics_of(settings, with_cost=cost is not None)
+        critics = critic.critics_of(settings, scene.tokenizer, with_cost=cost is not None)
         frozen = {"reference": scene.reference, "rewards": scene.reward_params, "cost": cost_params}
 
         # What moves them.
@@ -280,7 +280,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         lengths = train_setup.lengths_of(settings, batches)
         part = critic.parts_of(settings, model, critics, scene.adapters)
         everything = jax.eval_shape(part.init, jax.random.key(0))
-        frozen_rules = scene.adapters.frozen(everything, part.base)
+        frozen_rules = scene.adapters.frozen(everything, part.base, list(everything))
         trainable, _ = split_frozen(everything, frozen_rules)
         updates = hyper.epochs * hyper.minibatches
         optimizer, schedule = critic.optimizer_of(settings, trainable, lengths, batches, updates=updates)

@@ -56,8 +56,8 @@ class Rewards(NamedTuple):
         return {name: score_rows(part, params[name], rows) for name, part in self.models.items()}
 
     def of_functions(self, records: Sequence[Mapping], answers: Sequence[str]) -> dict[str, np.ndarray]:
-        """Each function's score of each answer, float32 [R] (see `call`)."""
-        return {name: call(name, part.function, records, answers) for name, part in self.functions.items()}
+        """Each function's score of each answer, float32 [R] (see `scores_of`)."""
+        return {name: scores_of(name, part.function, records, answers) for name, part in self.functions.items()}
 
     def total(self, scores: Mapping[str, Array]) -> Float[Array, " R"]:
         """The weighted sum."""
@@ -85,7 +85,13 @@ def load(
         weight = source.get("weight", 1.0)
         if "model" in source:
             model, params[name] = load_model(source["model"], tokenizer, bases, dtype, source.get("weights"))
-            models[name] = ModelReward(model, weight, source.get("pessimism", 0.0))
+            pessimism = source.get("pessimism", 0.0)
+            if pessimism and model.heads == 1:
+                raise UserError(
+                    f"{where}.{name}.pessimism = {pessimism} does nothing: {source['model']} has one head, and the "
+                    "deviation is that of several"
+                )
+            models[name] = ModelReward(model, weight, pessimism)
         else:
             functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
     return Rewards(models, functions), params
@@ -97,15 +103,20 @@ def load_model(
     """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer; one that
     was trained with adapters shares their base. weights: "params", "ema", or None for what its evaluations measured."""
     manifest = origin.read_manifest(path)
-    same = manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
-    if not same and (difference := origin.tokenizer_at(path).difference(tokenizer)):
-        raise UserError(
-            f"{path}: a reward model with another tokenizer than the policy's cannot read its tokens: {difference}"
-        )
+    check_tokenizer(path, tokenizer)
     config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
     model = scalar.build(config, manifest.get("heads", 1))
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     return model, scalar.load(path, abstract, bases, weights)
+
+
+def check_tokenizer(path, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the model at a path reads other tokens than the policy's."""
+    own = origin.tokenizer_at(path)
+    if own.fingerprint != tokenizer.fingerprint and (difference := own.difference(tokenizer)):
+        raise UserError(
+            f"{path}: a model with another tokenizer than the policy's cannot read its tokens: {difference}"
+        )
 
 
 def find_function(name: str, where: str) -> RewardFunction:
@@ -125,7 +136,7 @@ def find_function(name: str, where: str) -> RewardFunction:
     return function
 
 
-def call(
+def scores_of(
     name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]
 ) -> Float[np.ndarray, " R"]:
     """A function's score of each answer, float32 [R]. Raises UserError where it raises, or gives no finite number."""

@@ -90,6 +90,15 @@ class DPO(Pairs):
 
     dpo: dpo.Hyper
 
+    @staticmethod
+    def check(where: str, values: Mapping[str, Any]) -> None:
+        Pairs.check(where, values)
+        if values["dpo"]["kind"] == "kto" and values["data"]["batch_size"] < 2:
+            raise UserError(
+                f"{where}.data.batch_size = 1: KTO measures its point of reference on answers to the other prompts of "
+                "a batch; give 2 or more"
+            )
+
 
 class Rollout:
     """`config.rollout`."""
@@ -105,7 +114,7 @@ class Scorer:
     """A source of scores: a reward model's path or a function, "package.module:name"."""
 
     model: Path = None
-    weights: Annotated[str, OneOf("params", "ema"), Only("model")] | None = None
+    weights: Annotated[str | None, OneOf("params", "ema"), Only("model")] = None
     function: Path = None
     weight: Finite = 1.0
     pessimism: Annotated[NotNegative, Only("model", default=0.0)] = 0.0
@@ -190,6 +199,12 @@ class Cost:
     first: Annotated[NotNegative, Only("source", default=1.0)]
     lr: Annotated[NotNegative, Only("source", default=0.1)]
     most: Annotated[Positive, Only("source", default=10.0)]
+
+    @staticmethod
+    def check(where: str, values: Mapping[str, Any]) -> None:
+        first, most = values["first"], values["most"]
+        if values["source"] is not None and first > most:
+            raise UserError(f"{where}.first = {shown(first)}: give at most {where}.most, {shown(most)}")
 
 
 class PPO(Answers):

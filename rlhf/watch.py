@@ -50,6 +50,8 @@ class Limits(NamedTuple):
 
     @staticmethod
     def check(where: str, values: Mapping[str, Any]) -> None:
+        if values["proxy"] is not None and values["proxy"] == values["gold"]:
+            raise UserError(f"{where}.gold = {values['gold']!r} is the proxy too: name what it should not rise against")
         for name, other in (("proxy", "gold"), ("gold", "proxy")):
             if values[name] is not None and values[other] is None:
                 raise UserError(

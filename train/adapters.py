@@ -8,7 +8,7 @@ the same path share it in memory. A step joins both, and takes them apart again 
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +21,12 @@ from ..model.lora import Lora
 from ..model.sharding import PARTITION_RULES, match, path_name, shardings
 from ..model.weights import is_weight, join, without
 from . import origin
-from .optimizer import Rules
+from .optimizer import Rules, by_rules, split_frozen
 from .randomness import purpose_key
-from .settings import Settings
+from .settings import Settings, did_you_mean
+
+RULES = ("frozen", "decay", "lr_multipliers")
+"""The lists of `config.optim` whose rules are for parameters by their paths."""
 
 
 class Part(NamedTuple):
@@ -84,7 +87,7 @@ class Adapters:
         except ValueError as error:
             raise UserError(f"config.lora.quantize: {error}") from None
         self.bases = Bases(mesh, settings.partition_rules)
-        self._frozen: Rules = settings.optim.frozen or ((r".*", False),)
+        self._rules: dict[str, Rules] = {name: settings.optim[name] or () for name in RULES}
         self._seed, self._start, self._weights = settings.seed, settings.init_from, settings.get("init_weights")
         self.lora: Lora | None = None
         if section["targets"] is None:
@@ -119,10 +122,7 @@ class Adapters:
         earlier = origin.stored_adapter(path)
         if earlier is not None and earlier.lora != self.lora:
             raise UserError(f"config.lora: {path} has adapters of {earlier.lora}; give the same, or convert it first")
-        try:
-            stays = lora.base_of(self.lora, plain)
-        except ValueError as error:
-            raise UserError(f"config.{error}") from None
+        stays = self._base_of(plain)
         weights = self.weights_of(path)
         on, taken = (path, weights) if earlier is None else (earlier.path, earlier.weights)
         base = self.bases.load(on, stays, self.quantize, taken)
@@ -163,14 +163,43 @@ class Adapters:
         """Which parameters of a model that a network starts from are taken; `config.init_weights` is of `init_from`."""
         return origin.choose_weights(path, self._weights if path == self._start else None)
 
-    def frozen(self, everything: Any, base: Any) -> Rules:
-        """Which parameters do not learn: with adapters a rule for each one, else what `config.optim.frozen` says."""
+    def frozen(self, everything: Any, base: Any, networks: Sequence[str] = ()) -> Rules:
+        """Which parameters do not learn: with adapters a rule for each one, else what `config.optim.frozen` says.
+
+        networks: the names of those that `everything` holds, where it holds several: a rule is for each of them, or
+        begins with a name. Raises UserError for a rule of `config.optim` that is for no parameter.
+        """
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(everything)]
+        within = f"(?:(?:{'|'.join(networks)})/)?" if networks else ""
+        own_names = [re.sub(f"^{within}", "", name) for name in names]
+        for setting, rules in self._rules.items():
+            for pattern, _ in rules:
+                there = [*own_names, *names] if setting == "frozen" else own_names
+                if not any(re.fullmatch(pattern, name) for name in there):
+                    near = did_you_mean(pattern, there) or f"; there are {', '.join(dict.fromkeys(there))}"
+                    raise UserError(f"config.optim.{setting}: {pattern!r} matches no parameter{near}")
+        frozen = [(f"{within}(?:{rule})", x) for rule, x in self._rules["frozen"]] or [(r".*", False)]
         if self.lora is None:
-            return self._frozen
+            return frozen
         own = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(without(everything, base))}
         fixed = {name for name in own if name.endswith(tuple(f"/{part}" for part in lora.FIXED))}
-        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(everything)]
-        return [(re.escape(n), n not in own or n in fixed or match(self._frozen, n)) for n in names]
+        return [(re.escape(n), n not in own or n in fixed or match(frozen, n)) for n in names]
+
+    def check(self, params: Any) -> None:
+        """Raises UserError for rules that do not fit a network of the shapes `params`, before it has adapters."""
+        if self.lora is not None:
+            self._base_of(params)
+            return
+        trainable, _ = split_frozen(params, self.frozen(params, {}))
+        for setting in ("decay", "lr_multipliers"):
+            if self._rules[setting]:
+                by_rules(setting, self._rules[setting], trainable)
+
+    def _base_of(self, params: Any) -> Any:
+        try:
+            return lora.base_of(self.lora, params)
+        except ValueError as error:
+            raise UserError(f"config.{error}") from None
 
     def perturb(self) -> Callable[[Any, jax.Array], Any] | None:
         """The dropout of adapters' inputs, anew at every pass, as `state.make_update` takes it."""

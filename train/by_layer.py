@@ -43,7 +43,8 @@ def at_once(transformation: optax.GradientTransformation) -> Optimizer:
     def finite(grads, state, params, count, **further) -> jax.Array:
         del count
         updates, _ = transformation.update(grads, state, params, **further)
-        return all_finite(jax.tree.map(jnp.add, params, updates))
+        fits = jax.tree.map(lambda p, u: jnp.all(jnp.abs(p + u) <= largest_of(p.dtype)), params, updates)
+        return jax.tree.reduce(jnp.logical_and, fits, jnp.asarray(True))
 
     return Optimizer(transformation.init, move, finite)
 
@@ -115,9 +116,9 @@ def round_stochastically(x: Float[Array, "*shape"], dtype: Any, key: jax.Array |
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)
 
 
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number of a tree is finite."""
-    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree), jnp.asarray(True))
+def largest_of(dtype: Any) -> float:
+    """The largest number that parameters of a dtype hold: in bfloat16 less than in float32."""
+    return float(jnp.finfo(dtype).max)
 
 
 def depth(stack: Any) -> int:

@@ -196,6 +196,13 @@ def compile_update(
     return functools.partial(jax.jit(step, donate_argnums=1, out_shardings=(where, None)), base)
 
 
+def check_network(settings: Settings, mesh: jax.sharding.Mesh, model: llama.Model) -> None:
+    """Raises UserError, before data are read, for rows that do not fit the network or the mesh, and for rules of
+    `config.optim` and `config.lora` that do not fit its parameters."""
+    setup.check_rows(settings, mesh, model.config.max_len)
+    Adapters(settings, mesh, may_drop=True).check(model.abstract_params)
+
+
 def supervise(
     settings: Settings,
     workdir: epath.Path,
@@ -209,7 +216,6 @@ def supervise(
     evaluators: Mapping[str, Evaluator],
 ) -> Llama:
     """`fit` for a loss over packed rows of text: the whole of pretraining and tuning. Returns the model."""
-    setup.check_rows(settings, mesh, model.config.max_len)
     lengths = setup.lengths_of(settings, batches)
     adapters = Adapters(settings, mesh, may_drop=True)
     part = adapters.part(model.init, settings.init_from, setup.loader(settings))

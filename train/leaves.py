@@ -36,7 +36,8 @@ from .settings import Settings, did_you_mean
 
 LARGEST = 2**31 - 1
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
-"""Numbers are int32 and float32 on the device."""
+SMALLEST_FLOAT = float(np.finfo(np.float32).tiny)
+"""Numbers are int32 and float32 on the device, where floats nearer to 0 than the smallest are 0."""
 
 MAPPINGS = (Mapping, ml_collections.ConfigDict)
 
@@ -58,7 +59,7 @@ class Range(NamedTuple):
     def holds(self, value: float) -> bool:
         if isinstance(value, float):
             with np.errstate(over="ignore", under="ignore"):
-                value = np.float32(value)
+                value = np.float32(0 if abs(value) < SMALLEST_FLOAT else value)
         return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
@@ -114,7 +115,8 @@ class Only:
 
 
 class Duration(NamedTuple):
-    """A length of time in one of several units, each a leaf of its own: `<name>_<unit>`. least: of its number."""
+    """A length of time in one of several units, each a leaf of its own: `<name>_<unit>`. least: of steps; where it is
+    1, no unit may be 0."""
 
     units: tuple[str, ...]
     required: bool = True
@@ -356,7 +358,8 @@ def _number_of(name: str, annotation: Any) -> Any:
     duration = _marker(annotation, Duration)
     if name.endswith("_steps"):
         return Annotated[float | None, Integral(), Range(least=duration.least)]
-    return Annotated[float | None, Range(least=0, most=100 if name.endswith("_percent") else None)]
+    most = 100 if name.endswith("_percent") else None
+    return Annotated[float | None, Range(above=0, most=most) if duration.least else Range(least=0, most=most)]
 
 
 def _check_one(where: str, name: str, values: Mapping[str, Any], duration: Duration) -> None:

@@ -85,8 +85,9 @@ def train(
 
     batches: as `data.batches.Batches`. finish(state): what the last state becomes before it is saved. A SIGTERM or
     Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When `check`
-    raises TrainingStopped, a file cannot be read or written (OSError), or a function of the user's fails (UserError),
-    the state is saved too, unless it holds numbers that are not finite; earlier checkpoints then all stay.
+    raises TrainingStopped, a file cannot be read or written (OSError), or what the user gave fails, as a reward
+    function may (UserError), the state is saved too, unless it holds numbers that are not finite; earlier checkpoints
+    then all stay.
     """
     meter = Meter(flops_per_token)
     seen: list[dict[str, float]] = []
@@ -142,14 +143,14 @@ def train(
                 if stop:
                     break
             checkpoints.wait()
-        except (TrainingStopped, OSError, UserError) as error:
-            with contextlib.suppress(TrainingStopped, OSError):
+        except (TrainingStopped, UserError, OSError) as error:
+            with contextlib.suppress(TrainingStopped, UserError, OSError):
                 if pending is not None:
                     take_in(done, pending, last=True)
                 elif seen:
                     report(done)
             words = _save_stopped(error, done, state, checkpoints, manifest) if done > start else "nothing new to save"
-            kind = next(kind for kind in (TrainingStopped, OSError, UserError) if isinstance(error, kind))
+            kind = next(kind for kind in (TrainingStopped, UserError, OSError) if isinstance(error, kind))
             raise kind(f"{error} ({words})") from error
     if done < total:
         number = received[0] if received else signal.SIGTERM
@@ -165,8 +166,7 @@ def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkp
     """Saves the state at which an error ended a run, if it is fit to go on from; says what was done."""
     if isinstance(error, NotSaved):
         return "nothing else is lost"
-    alone = not isinstance(error, TrainingStopped)  # another process of the run may know nothing of the error
-    if alone and jax.process_count() > 1:  # saving takes all of them
+    if not isinstance(error, TrainingStopped) and jax.process_count() > 1:  # saving takes all, and only this one knows
         return "its state is not saved; the last checkpoint stays"
     if not _all_finite([state[name] for name in ("params", "ema") if name in state]):
         return f"the parameters of step {done} are not finite and not saved; the last checkpoint stays"

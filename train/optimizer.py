@@ -17,7 +17,7 @@ from optax import contrib
 from ..data.errors import UserError
 from ..model.sharding import map_rules, path_name
 from .adam_8bit import scale_by_adam_8bit
-from .by_layer import Optimizer, at_once, by_layer, fold_in, split_layers
+from .by_layer import Optimizer, at_once, by_layer, fold_in, largest_of, split_layers
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -32,6 +32,9 @@ DEFAULTS: dict[str, dict[str, float]] = {
 papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (with consistent RMS, arXiv:2502.16982)."""
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
+
+SMALLEST_EPS = 1e-15
+"""Of those but adafactor: the root of the smallest number of float32 is 1e-19."""
 
 OFFLOADED = ("adamw", "adamw8bit", "lion")
 """Whose direction of a layer does not depend on other layers."""
@@ -82,28 +85,38 @@ def make_optimizer(
             optax.scale_by_learning_rate(schedule),
         )
 
-    finite = _stays_finite(schedule, max(float(multiplier) for _, multiplier in lr_multipliers))
-    trees = params, _by_rules("decay", decay, params), _by_rules("lr_multipliers", lr_multipliers, params)
+    trees = params, by_rules("decay", decay, params), by_rules("lr_multipliers", lr_multipliers, params)
+    multiplier = max(float(multiplier) for _, multiplier in lr_multipliers)
+    finite = _stays_finite(schedule, multiplier, weight_decay, _longest(clip_norm, (DEFAULTS[name] | given).get("eps")))
     if offload or (name == "adamw8bit" and not restarts):
         layers, rest = (steps(*parts) for parts in zip(*map(split_layers, trees), strict=True))
         return by_layer(layers, rest, clip_norm, finite, host=offload)
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity()
-    return at_once(steps(*trees, clip))._replace(finite=finite)
+    whole = at_once(steps(*trees, clip))
+    return whole if name == "adafactor" else whole._replace(finite=finite)
 
 
-LONGEST = 1e9
-"""More than any number of a direction, beside the parameters it may be scaled by or have a share of."""
+def _longest(clip_norm: float | None, eps: float | None) -> float:
+    """More than any number of a direction, but for adafactor's: a sign, a part of an orthogonal matrix scaled by the
+    root of its size, or a mean of gradients, whose squares are finite, over `eps` at least."""
+    return 1e9 + (0.0 if eps is None else min(clip_norm or 2.0**64, 2.0**64) / eps)
 
 
-def _stays_finite(schedule: optax.Schedule, multiplier: float) -> Callable[..., jax.Array]:
-    """`Optimizer.finite` by the largest parameter and learning rate: directions are bounded, as gradients and what is
-    remembered are finite, so that to look at these takes neither the step's time nor its memory twice."""
+def _stays_finite(
+    schedule: optax.Schedule, multiplier: float, weight_decay: float, longest: float
+) -> Callable[..., jax.Array]:
+    """`Optimizer.finite` of directions whose numbers are below `longest`, by the largest number of each parameter: the
+    step itself is then computed but once, and no parameter exists twice."""
 
     def finite(grads, state, params, count, **further) -> jax.Array:
         del grads, state, further
-        sizes = [jnp.max(jnp.abs(x), initial=0.0).astype(jnp.float32) for x in jax.tree.leaves(params)]
-        largest = functools.reduce(jnp.maximum, sizes)
-        return jnp.isfinite(largest + schedule(count) * multiplier * LONGEST * (1.0 + largest))
+
+        def stays(x: jax.Array) -> jax.Array:
+            size = jnp.max(jnp.abs(x), initial=0.0).astype(jnp.float32)
+            step = (longest + weight_decay * size) * multiplier * schedule(count)
+            return size + step <= largest_of(x.dtype)
+
+        return functools.reduce(jnp.logical_and, map(stays, jax.tree.leaves(params)))
 
     return finite
 
@@ -259,7 +272,7 @@ def make_schedule(
 
 def split_frozen(params: Any, frozen: Rules) -> tuple[Any, Any]:
     """(trainable, frozen) trees of the same structure with None in the other's places; a pytree skips None."""
-    is_frozen = _by_rules("frozen", frozen, params)
+    is_frozen = by_rules("frozen", frozen, params)
     trainable = jax.tree.map(lambda p, f: None if f else p, params, is_frozen)
     rest = jax.tree.map(lambda p, f: p if f else None, params, is_frozen)
     if not jax.tree.leaves(trainable):
@@ -267,7 +280,8 @@ def split_frozen(params: Any, frozen: Rules) -> tuple[Any, Any]:
     return trainable, rest
 
 
-def _by_rules(setting: str, rules: Rules, params: Any) -> Any:
+def by_rules(setting: str, rules: Rules, params: Any) -> Any:
+    """`model.sharding.map_rules` of a list of `config.optim`, whose faults are a UserError."""
     try:
         return map_rules(rules, params)
     except (ValueError, re.error) as error:

@@ -23,7 +23,7 @@ MAY_CHANGE = tuple(
             r"mesh\..*|partition_rules|model\.(attention|remat|unroll)|optim\.accumulate|rollout\.score_parts",
             # Where things lie whose content is compared: `IDENTITIES`.
             r"(data|ptx)\.cache_dir|(data|ptx)\.mixture\.\w+\.source|(reward\.sources\.\w+|cost\.source)\.model",
-            r"init_from|init_weights|tokenizer|template|data\.on_error",
+            r"init_from|init_weights|critic\.init_from|tokenizer|template|data\.(on_error|max_record_bytes)",
             # The length, which is compared in steps; and the other phases of the config.
             r"total_\w+|phases(\..*)?",
         ),
@@ -31,14 +31,18 @@ MAY_CHANGE = tuple(
 )
 """Regular expressions of the leaves that may differ; every other leaf decides what is trained."""
 
+COMPARED = {"init_from": "start", "critic.init_from": "critic"}
+"""Paths whose content manifests of older versions do not all say, and the entry that says it."""
+
 OPEN_SECTIONS = re.compile(r"((data|ptx)\.mixture|reward\.sources|cost\.source|model\.rope_scaling|evals|judges)\..*")
 """Leaves of sections whose names are the user's: one that is new there was added, elsewhere it came with a version."""
 
 IDENTITIES = {
     "tokenizer": "another tokenizer",
     "template": "another chat template",
-    "data_fingerprint": "other data (files of config.data.mixture changed, or are read in another way)",
+    "data_fingerprint": "other data (files of config.data.mixture changed or were renamed, or are read in another way)",
     "start": "another model at config.init_from",
+    "critic": "another model at config.critic.init_from",
     "frozen": "another frozen model",
     "frozen_weights": "another kind of parameters of a frozen model",
     "adapter": "another base of its adapters, or other adapters",
@@ -81,7 +85,7 @@ def compare(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Changes:
             continue
         if leaf in old and leaf in new and old[leaf] == new[leaf]:
             continue
-        may = any(rule.fullmatch(leaf) for rule in MAY_CHANGE) and ("start" in saved or leaf != "init_from")
+        may = any(rule.fullmatch(leaf) for rule in MAY_CHANGE) and COMPARED.get(leaf, "config") in saved
         sentence = f"config.{leaf} was {_shown(old, leaf)} and is {_shown(new, leaf)}"
         (changes.told if may else changes.refused).append(sentence)
     if checkpoints.same_tokenizer(saved.get("tokenizer"), given.get("tokenizer")):
@@ -157,5 +161,5 @@ def _of_run(identity: list) -> list:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", " ".join(str(value).split()))
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -11,6 +11,7 @@ from ..model.attention import IMPLEMENTATIONS
 from ..model.config import PRESETS, FamilyName, RopeKind
 from ..model.llama import REMAT
 from ..model.lora import INITS
+from ..model.sharding import AXES
 from ..model.storage import MATRICES
 from .leaves import (
     Count,
@@ -26,12 +27,13 @@ from .leaves import (
     Unset,
     Whole,
 )
-from .optimizer import DEFAULTS, OFFLOADED, SCHEDULES
+from .optimizer import DEFAULTS, OFFLOADED, SCHEDULES, SMALLEST_EPS
 from .thaw import check_period
 
 DTYPES = OneOf("float32", "bfloat16")
 """Of what trains. In float16 gradients vanish unless losses are scaled, which nothing here does."""
 
+Axis = Annotated[str, OneOf(*AXES)]
 Factors = list[Positive] | None
 OnError = Annotated[str, OneOf("raise", "skip")]
 Packing = Annotated[str, OneOf("contiguous", "best_fit", "fewest_cuts")]
@@ -170,6 +172,15 @@ class Optim:
     decay_rate: Annotated[float | None, Range(above=0, most=1), _argument("decay_rate")]
     clipping_threshold: Annotated[float | None, Range(above=0), _argument("clipping_threshold")]
 
+    @staticmethod
+    def check(where: str, values: Mapping[str, Any]) -> None:
+        eps = values["eps"]
+        if eps is not None and eps < SMALLEST_EPS and values["name"] != "adafactor":
+            raise UserError(
+                f"{where}.eps = {shown(eps)}: give {values['name']} at least {SMALLEST_EPS:g}: the roots of second "
+                "moments are 0 in float32 soon below that"
+            )
+
 
 class Schedule:
     """`config.schedule`. final: the last learning rate as a share of the highest."""
@@ -217,9 +228,7 @@ class Mesh:
 class Checkpoint:
     """`config.checkpoint`. best: a metric of an evaluation, by which the best checkpoint is kept too."""
 
-    every: Annotated[
-        float, Duration(("steps", "epochs", "tokens", "percent", "seconds"), required=False), Range(above=0)
-    ]
+    every: Annotated[float, Duration(("steps", "epochs", "tokens", "percent", "seconds"), required=False, least=1)]
     keep_last: Count
     keep_every: Count | None
     best: tuple[Path, Annotated[str, OneOf("max", "min")]] | None = None
@@ -239,7 +248,7 @@ class Run:
     seed: Whole
     model: Model
     init_from: Path | None
-    init_weights: Annotated[str, OneOf("params", "ema")] | None = None
+    init_weights: Annotated[str | None, OneOf("params", "ema"), Only("init_from")] = None
     tokenizer: Path | None
     template: Path | None
     lora: Lora
@@ -249,7 +258,7 @@ class Run:
     ema_decay: Annotated[float | None, Range(least=0, below=1), Unset("no moving average")]
     guard: Guard
     mesh: Mesh
-    partition_rules: list[tuple[Regex, list[Any]]] | None
+    partition_rules: list[tuple[Regex, list[Axis | list[Axis] | None]]] | None
     log: Annotated[float, Duration(("steps", "epochs", "tokens", "percent"), least=1)]
     eval: Annotated[float, Duration(("steps", "epochs", "tokens", "percent"), least=1)]
     evals: dict[str, dict]

@@ -226,6 +226,9 @@ def _phases_in(config: ml_collections.ConfigDict, file: str) -> dict[str, Mappin
         phases = {}
     if len(phases) < len(listed) or not all(isinstance(changes, Mapping) for changes in phases.values()):
         raise UserError(f"{file}: config.phases is a list of (name, {{leaf: value}}), each with a name of its own")
+    for name in phases if phases.keys() != {""} else ():
+        if not (isinstance(name, str) and re.fullmatch(r"\w+", name)):  # of a folder, and of overrides
+            raise UserError(f"{file}: config.phases: the name {name!r} is not made of letters, digits and underscores")
     return phases
 
 

@@ -18,7 +18,7 @@ from ..model import llama
 from ..model.attention import IMPLEMENTATIONS
 from ..model.config import LlamaConfig
 from ..model.interop.generation import GenerationDefaults
-from ..model.sharding import PARTITION_RULES, make_mesh
+from ..model.sharding import PARTITION_RULES, make_mesh, path_name
 from ..model.weights import join, without
 from . import checkpoints, origin
 from .by_layer import Optimizer
@@ -75,7 +75,7 @@ def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
         changes["rope_scaling"] = dict(changes["rope_scaling"])
     try:
         if preset is None:
-            config = origin.load_config(settings.init_from)
+            stored = config = origin.load_config(settings.init_from)
             if "rope_scaling" in changes:
                 config = config.stretched(**changes.pop("rope_scaling"), max_len=changes.pop("max_len", None))
             _check_grows(settings, config, changes.get("vocab_size"))
@@ -84,6 +84,8 @@ def model_of(settings: Settings, tokenizer: Tokenizer) -> llama.Model:
             config = LlamaConfig.preset(preset, **({"vocab_size": tokenizer.vocab_size} | changes))
         _check_execution(config)
         model = llama.build(config)
+        if preset is None:
+            _check_shapes(settings.init_from, stored.replace(vocab_size=config.vocab_size), model)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from None
     path = settings.init_from or f"preset {preset}"
@@ -102,6 +104,22 @@ def _check_grows(settings: Settings, config: LlamaConfig, vocab_size: int | None
         raise UserError(
             f"config.model.vocab_size {vocab_size:,}: {settings.init_from} has {own:,} rows and is a checkpoint of "
             f"camelid's: `camelid convert {settings.init_from} OUTPUT --vocab_size={vocab_size}` makes one with more"
+        )
+
+
+def _check_shapes(path: str, stored: LlamaConfig, model: llama.Model) -> None:
+    """Raises ValueError where the network, by a leaf of `config.model`, has other parameters than the one at a path."""
+    there, asked = (
+        {path_name(key_path): leaf.shape for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (llama.build(stored).abstract_params, model.abstract_params)
+    )
+    if different := [name for name in {**there, **asked} if there.get(name) != asked.get(name)]:
+        name, old, new = different[0], stored.to_dict(), model.config.to_dict()
+        sizes = [field for field in new if field not in ("dtype", "param_dtype", "attention", "remat", "unroll")]
+        changed = [f"{field} = {new[field]}" for field in sizes if old[field] != new[field]]
+        raise ValueError(
+            f"{', '.join(changed)}: {name} is {there.get(name, 'not there')} in {path} and would be "
+            f"{asked.get(name, 'not there')}; only a network of a preset can have other sizes"
         )
 
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from . import setup
 from .bundle import Llama
-from .fit import Evaluator, supervise
+from .fit import Evaluator, check_network, supervise
 from .losses import next_token_loss
 from .settings import Settings
 
@@ -23,6 +23,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         tokenizer = setup.tokenizer_of(settings)
         template = setup.template_of(settings)
         model = setup.model_of(settings, tokenizer)
+        check_network(settings, mesh, model)
         batches, heldout = setup.data_of(settings, tokenizer, template)
         loss_fn = next_token_loss(model, settings.z_loss)
         return supervise(settings, workdir, mesh, model, tokenizer, template, batches, heldout, loss_fn, evaluators)

@@ -147,12 +147,22 @@ def _add_collect(actions) -> None:
 
 
 def _collect(args: argparse.Namespace) -> None:
+    from etils import epath
+
     from ...rlhf.collect import best_of, pairs_of, sample_answers, write
     from ...train.bundle import load
+    from ..checks import check_writable
 
     check_sampling(args)
     if args.keep == "best":
         refuse_unread(args, ("per_prompt", "others"), "--keep=pairs")
+    for name, least in (("prompts", 1), ("per_prompt", 1), ("others", 0), ("n", 2 if args.keep == "pairs" else 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} {getattr(args, name)}: give {least} or more")
+    output = epath.Path(args.output)
+    check_writable(output.parent, "--output")
+    if output.is_dir():
+        raise UserError(f"--output={output}: this is a folder; give the name of a .jsonl file")
     llama = load(args.path)
     answers = sample_answers(
         llama,
@@ -168,7 +178,8 @@ def _collect(args: argparse.Namespace) -> None:
     )
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
-    print(f"{write(records, args.output)} records in {args.output}")
+    hint = "raise --temperature, --n or --prompts"
+    print(f"{write(records, output, hint)} records in {output}")
 
 
 def _phases(args: argparse.Namespace) -> dict:

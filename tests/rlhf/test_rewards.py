@@ -75,7 +75,7 @@ def test_functions_are_found_by_name_and_weigh_1_unless_told():
     graders, params = load(sources, "config.reward.sources", None, None, "float32")
     assert params == {} and {n: f.weight for n, f in graders.functions.items()} == {"sum": 1.0, "half": 0.5}
     np.testing.assert_allclose(graders.total(graders.of_functions([3], [4])), [7.5])
-    for name in ("math:hypo", "no_such_module:f", "math", "", ":", "math:"):
+    for name in ("math:hypo", "no_such_module:f", "math", "", ":", "math:", ".math:hypot"):
         with pytest.raises(UserError, match=r"config\.here: .* is no function as package\.module:name"):
             find_function(name, "config.here")
     for name in ("math:pi", "json:loads", "dataclasses:dataclass"):

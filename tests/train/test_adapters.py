@@ -12,10 +12,11 @@ import camelid
 from camelid.data.errors import UserError
 from camelid.launch.cli import main
 from camelid.model import llama, storage
-from camelid.model.sharding import make_mesh
+from camelid.model.sharding import make_mesh, map_rules
 from camelid.model.weights import is_weight, join, without
 from camelid.tests import tiny_lora
 from camelid.tests.train.test_resume import assert_same_bits, state_of
+from camelid.tests.train.test_state import by_path
 from camelid.train import checkpoints, origin, setup
 from camelid.train.adapters import Adapters
 from camelid.train.bundle import Llama
@@ -25,6 +26,23 @@ from camelid.train.settings import Settings, load_config
 pytestmark = pytest.mark.usefixtures("one_device")
 SPLIT = {"lora": ["--config.mesh.fsdp=8"], "nf4": ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]}
 TOKENS = np.random.default_rng(0).integers(0, 352, (2, 24))
+
+
+def test_rules_are_for_each_of_several_networks_or_for_the_one_whose_name_they_begin_with(arguments, tmp_path):
+    settings = load_config(arguments("pretrain", tmp_path)[1].removeprefix("--config="))
+    settings.optim.frozen = [("embed/.*", True), ("critic/norm/.*", True), (".*", False)]
+    one = {"embed": {"embedding": jnp.zeros(3)}, "norm": {"scale": jnp.zeros(3)}}
+    both, mesh = {"policy": one, "critic": one}, make_mesh({"fsdp": 1}, jax.devices()[:1])
+    rules = Adapters(Settings(settings), mesh).frozen(both, {}, list(both))
+    frozen = by_path(jax.tree.map(jnp.float32, map_rules(rules, both)))
+    assert {path for path, value in frozen.items() if value} == {
+        "policy/embed/embedding", "critic/embed/embedding", "critic/norm/scale"
+    }  # fmt: skip
+    for setting, pattern in (("frozen", "polcy/embed/.*"), ("lr_multipliers", "policy/embed/.*"), ("decay", "embed")):
+        settings.optim[setting] = [(pattern, True if setting != "lr_multipliers" else 0.5), (".*", False)]
+        with pytest.raises(UserError, match=rf"config\.optim\.{setting}: '{pattern[:5]}.*' matches no parameter"):
+            Adapters(Settings(settings), mesh).frozen(both, {}, list(both))
+        settings.optim[setting] = None
 
 
 def command(arguments, workdir, start, lora, *further) -> list[str]:

@@ -99,6 +99,22 @@ def test_a_model_that_was_moved_is_the_same_where_hashes_say_so():
         assert len(compare(saved, manifest(start=START | {"identity": [path, 24, "aa"]})).refused) == refused
 
 
+def test_a_critic_s_start_is_compared_by_its_content():
+    def started(path, *hashes):
+        config = ppo_base()
+        config.critic.init_from = path
+        return manifest(config, critic=path and [path, 3, *hashes])
+
+    assert compare(started("/runs/reward", "aa"), started("/elsewhere", "aa")).refused == []
+    for other in (started("/runs/reward", "bb"), started(None)):
+        [refused] = compare(started("/runs/reward", "aa"), other).refused
+        assert "another model at config.critic.init_from" in refused
+    before = started("/runs/reward", "aa")
+    del before["critic"]  # versions before did not say it
+    assert compare(before, started("/runs/reward", "aa")) == ([], [])
+    assert "config.critic.init_from was" in compare(before, started("/elsewhere", "aa")).refused[0]
+
+
 def test_checkpoints_of_versions_before_go_on():
     """Without newer leaves, hashes of checkpoints, and with what was then taken of a run with a moving average."""
     old = manifest(frozen={"reference": ["/runs/base", 24]})

@@ -273,15 +273,15 @@ def test_a_run_whose_reports_cannot_be_written_saves_before_it_ends(tmp_path):
 
 
 def test_a_run_whose_reward_function_fails_saves_before_it_ends(tmp_path):
-    def ask(state, batch):
-        if int(state["step"]) == 3:
-            raise UserError("reward mine: KeyError: 'gold'")
+    def fails(state, batch):
+        if int(state["step"]) == 5:
+            raise UserError("reward odd: gave nan")
         return update(state, batch)
 
     log = Log()
-    with pytest.raises(UserError, match=r"reward mine: KeyError: 'gold' \(the state of step 3 is saved\)"):
-        run(tmp_path, step=ask, observer=log)
-    assert log.saved[3] == (3, {"run": 1}, True)
+    with pytest.raises(UserError, match=r"reward odd: gave nan \(the state of step 5 is saved\)"):
+        run(tmp_path, step=fails, observer=log)
+    assert log.saved[5] == (5, {"run": 1}, True) and losses(log)[5] == 4.0
 
 
 def test_what_an_evaluation_found_goes_with_the_checkpoint_of_its_step(tmp_path):

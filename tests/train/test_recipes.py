@@ -208,6 +208,23 @@ PRETRAIN_MISTAKES = {
 }
 
 
+MISFITS = {
+    "--config.optim.accumulate=3": "config.optim.accumulate = 3",
+    "--config.optim.frozen=[('.*',True)]": "freezes every parameter",
+    "--config.optim.frozen=[('embed/.*',False)]": "config.optim.frozen: no pattern",
+    "--config.optim.frozen=[('embd/embedding',True),('.*',False)]": "'embd/embedding' matches no parameter; did you",
+    "--config.optim.lr_multipliers=[('lm_head',0.5),('.*',1.0)]": "config.optim.lr_multipliers: 'lm_head' matches no",
+    "--config.optim.decay=[('embed/.*',False)]": "config.optim.decay: no pattern of",
+    "--config.partition_rules=[('.*',['fdsp'])]": "give a list of (a regular expression, a list of items, each one of",
+}
+
+
+@pytest.mark.parametrize("override", MISFITS)
+def test_what_does_not_fit_the_network_is_said_before_data_are_read(override, arguments, tmp_path, capsys):
+    nowhere = "--config.data.mixture.text.source=/nowhere.jsonl"
+    assert MISFITS[override] in mistake([*arguments("pretrain", tmp_path), nowhere, override], capsys)
+
+
 @pytest.mark.parametrize("name", PRETRAIN_MISTAKES)
 def test_a_mistake_in_pretraining_is_one_line_and_exit_code_2(name, arguments, tmp_path, capsys):
     override, message = PRETRAIN_MISTAKES[name]
@@ -221,6 +238,7 @@ def test_a_mistake_in_tuning_is_one_line_and_exit_code_2(arguments, pretrained, 
     for override, message in {
         "--config.template=None": "config.template: name one (chatml, llama2, ...)",
         "--config.template=chatlm": "chatlm",
+        "--config.model.n_kv_heads=1": "config.model: n_kv_heads = 1: layers/attention/k is (2, 64, 2, 16) in",
         "--config.model.preset=nano-test": "set one of config.model.preset and config.init_from",
     }.items():
         assert message in mistake([*arguments("sft", tmp_path, init_from=pretrained), override], capsys)

@@ -291,6 +291,8 @@ def test_a_config_without_phases_is_one_without_a_name(tmp_path, config_file):
         ),
         ('[("a", {"seed": "x"})]', "", "experiment.py: phase a: seed: "),
         ('[("a", {}), ("a", {})]', "", "each with a name of its own"),
+        ('[("../a", {}), ("b", {})]', "", "the name '../a' is not made of letters, digits and underscores"),
+        ("[(1, {}), (2, {})]", "", "the name 1 is not made of letters"),
         ('["a"]', "", "config.phases is a list of (name, {leaf: value})"),
         ('[("a", 3)]', "", "config.phases is a list of (name, {leaf: value})"),
     ],
