@@ -143,7 +143,13 @@ def load_template(name_or_path: str | epath.Path) -> ChatTemplate:
     path = epath.Path(name_or_path)
     if not path.is_file():
         raise UserError(f"no chat template {text!r}: give one of {', '.join(BUILT_IN)}, or a path to a .jinja file")
-    return ChatTemplate(path.stem, path.read_text())
+    try:
+        source = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: no chat template, which is a text in UTF-8") from None
+    if "messages" not in source:
+        raise UserError(f"{path}: no chat template, which writes what is in `messages`")
+    return ChatTemplate(path.stem, source)
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> Encoded:

@@ -369,9 +369,15 @@ def test_a_prompt_without_a_question_is_refused(name, plain):
 def test_unknown_and_broken_templates_are_told(tmp_path):
     with pytest.raises(UserError, match="no chat template 'vicunia': give one of alpaca, chatml"):
         load_template("vicunia")
-    (tmp_path / "broken.jinja").write_text("fine\n{% for %}")
-    with pytest.raises(UserError, match="chat template broken, line 2"):
-        load_template(tmp_path / "broken.jinja")
+    files = {
+        b"{{ messages }}\n{% for %}": "chat template broken, line 2",
+        b"a list of records": "broken.jinja: no chat template, which writes what is in `messages`",
+        b"GGUF\xff messages": "broken.jinja: no chat template, which is a text in UTF-8",
+    }
+    for content, said in files.items():
+        (tmp_path / "broken.jinja").write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            load_template(tmp_path / "broken.jinja")
 
 
 # Plain text ----------------------------------------------------------------------------------------------------------
