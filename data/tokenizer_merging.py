@@ -29,6 +29,10 @@ CHINESE = HAN[:-1] + r"\u3000-\u303f\uff00-\uffef]"  # with punctuation and full
 _FIRST = 0x10000  # old tokens stand as characters from here on for the trainer: no white space, no surrogates
 
 
+MOST_PIECES = 2**20
+"""No vocabulary is larger; the trainer of `tokenizers` asks for memory for all pieces at its start."""
+
+
 class Candidate(NamedTuple):
     """A piece that may be added. `parts` are the two that merge into it, or itself where it is one character or byte.
     `saved` is how many tokens it saves in the texts."""
@@ -79,8 +83,8 @@ def merge(
         UserError: `base` is of another kind, `characters` is no regular expression, or the texts have too few pieces.
         Whatever `texts` raises.
     """
-    if n_pieces < 1:
-        raise UserError(f"{n_pieces} new pieces: give 1 or more")
+    if not 1 <= n_pieces <= MOST_PIECES:
+        raise UserError(f"{n_pieces} new pieces: give 1 to {MOST_PIECES:,}")
     kind = _kind(base)
     candidates = _learn(kind, texts, n_pieces, _character_test(characters))
     return _add(kind, candidates, n_pieces, output_dir)

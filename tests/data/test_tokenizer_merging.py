@@ -413,7 +413,8 @@ def test_what_cannot_be_merged_is_told_in_one_line(bases, all_merged, tmp_path):
         raise UserError("b.txt:7: not UTF-8")
 
     for arguments, message in [
-        (dict(texts=CHINESE_TEXTS, n_pieces=0), "0 new pieces: give 1 or more"),
+        (dict(texts=CHINESE_TEXTS, n_pieces=0), "0 new pieces: give 1 to 1,048,576"),
+        (dict(texts=CHINESE_TEXTS, n_pieces=2**31), "2147483648 new pieces: give 1 to 1,048,576"),
         (dict(texts=CHINESE_TEXTS, n_pieces=5, characters="[a"), r"'\[a' is no regular expression"),
         (dict(texts=[], n_pieces=5), "the texts give 0 new pieces, not 5"),
         (dict(texts=ENGLISH, n_pieces=5, characters=CHINESE), "the texts give 0 new pieces, not 5"),
