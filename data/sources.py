@@ -129,7 +129,7 @@ def nothing_found(problem: str, split: str | None, report: Report, records: int)
     """The error of a part of a source of which nothing is left, `problem`; it says where the share held out is why.
     report: of the whole source; records: of the part."""
     if report.read and split == "heldout":
-        return DataError(problem, "heldout=SHARE", "holds out a larger share, 0 measures nothing")
+        return DataError(problem, "heldout=SHARE", "holds out a larger share; with 0 nothing is measured")
     if report.read and split == "train" and not records:
         return DataError(problem, "heldout=SHARE", "holds out a smaller share, 0 nothing")
     return UserError(problem)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from ..data import sources
+from ..data.errors import UserError
 from ..data.files import MAX_RECORD_BYTES
 
 
@@ -17,8 +18,10 @@ def texts(
 ) -> Iterator[str]:
     """The text of documents, and every message of conversations, of at most `max_records` records of each source.
 
-    on_error, report, max_record_bytes: as `data.sources.read` takes them.
+    on_error, report, max_record_bytes: as `data.sources.read` takes them. UserError for a max_records below 1.
     """
+    if max_records is not None and max_records < 1:
+        raise UserError(f"max_records is {max_records}: give 1 or more")
     how = dict(format=format, on_error=on_error, report=report, max_record_bytes=max_record_bytes)
     for name in names:
         records = sources.read(name, split="train", **how)

@@ -231,8 +231,10 @@ def _prepare_data(args: argparse.Namespace) -> None:
     if args.config is None:
         if args.name is None or args.output is None:
             raise UserError("--source needs --name and --output: what to call the dataset, and where to put it")
+        from tensorflow_datasets import builder_from_directory
+
         from ...data.builder import build_dataset
-        from ...data.sources import Report
+        from ...data.sources import SPLITS, Report
 
         report = Report()
         where = build_dataset(
@@ -244,7 +246,9 @@ def _prepare_data(args: argparse.Namespace) -> None:
             **reading(args),
         )
         tell_skipped(report)
-        print(f"{where}: read it as tfds:{where}:train and tfds:{where}:heldout")
+        splits = builder_from_directory(where).info.splits
+        names = " and ".join(f"tfds:{where}:{split}" for split in SPLITS if split in splits)
+        print(f"{where}: read it as {names}")
         return
     refuse_unread(args, (*READING, "heldout", "name", "output"), "--source")
     from ...train import setup

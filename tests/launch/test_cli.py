@@ -70,6 +70,7 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["quickstart", "--ppo_steps=-1"], "phase ppo: config.total_steps = -1: give "),
         (["chat", "x", "--config.seed=1"], "no --config=FILE"),
         (["tokenizer", "train", "--source=/nowhere/*.txt", "--output=x"], "/nowhere/*.txt"),
+        (["tokenizer", "train", "--source=x", "--output=x", "--max_records=-1"], "max_records is -1: give 1 or more"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):
@@ -151,12 +152,17 @@ def test_a_tokenizer_is_trained_on_several_sources(tmp_path, capsys):
 def test_a_dataset_is_prepared_and_read_back(corpus, tmp_path, capsys):
     source = corpus / "chat.jsonl"
     assert main(["data", "prepare", f"--source={source}", "--name=chat", f"--output={tmp_path}", "--heldout=0.2"]) == 0
-    folder = capsys.readouterr().out.splitlines()[-1].split(":")[0]
+    folder, said = capsys.readouterr().out.splitlines()[-1].split(": ")
+    assert said == f"read it as tfds:{folder}:train and tfds:{folder}:heldout"
     from camelid.data.sources import read
 
     counts = [len(list(read(f"tfds:{folder}:{split}"))) for split in ("train", "heldout")]
     assert sum(counts) == len(source.read_text().splitlines())
     assert counts[1] > 0
+    (tmp_path / "one.txt").write_text("a document")
+    assert main(["data", "prepare", f"--source={tmp_path}/one.txt", "--name=one", f"--output={tmp_path}"]) == 0
+    folder, said = capsys.readouterr().out.splitlines()[-1].split(": ")
+    assert said == f"read it as tfds:{folder}:train", "there is nothing to hold out"
 
 
 def test_the_caches_of_a_config_are_filled_and_counted(arguments, tmp_path, capsys):
