@@ -22,7 +22,7 @@ import jinja2.sandbox
 from . import traced_text
 from .errors import UserError
 from .template_language import CodeGenerator, GenerationBlock, PlainEnvironment, environment, to_json
-from .template_limits import LimitReached, budget, check_bits, check_output, check_size, limited
+from .template_limits import LimitReached, budget, check_bits, check_output, check_size, check_source, limited
 from .traced_text import Traced, Untraceable, blend, blend_nested, mark_block, origins_of, traced
 
 _CALL = 8  # steps that a call or a filter counts for
@@ -107,6 +107,7 @@ def compile_template(source: str, name: str, *, is_proven: bool = False) -> Comp
     following.follow_filters()
     plain = environment(PlainEnvironment, GenerationBlock)
     try:
+        check_source(source)
         with limited():
             tree = plain.parse(source)
             templates = plain.from_string(source), following.from_string(source)

@@ -275,9 +275,14 @@ def test_seconds_are_limited_on_any_thread(plain, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "{% for a in [1] %}" * 30 + "{% endfor %}" * 30]
+    "source",
+    [
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{% for a in [1] %}" * 30 + "{% endfor %}" * 30,
+        "{% if 1 %}" * 20000,
+    ],
 )
-def test_a_template_too_deep_to_compile_is_one_line(source):
+def test_a_template_too_deep_or_too_long_to_compile_is_one_line(source):
     with pytest.raises(UserError, match="chat template custom cannot be compiled"):
         load_template(source)
 
