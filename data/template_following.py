@@ -9,6 +9,7 @@ the template's that is not.
 """
 
 import functools
+import itertools
 import math
 import re
 import types
@@ -340,6 +341,9 @@ def _as_a_whole(filter):
 
 @jinja2.pass_environment
 def _sum_filter(env, iterable, attribute=None, start=0):
+    if isinstance(start, list):
+        lists = iterable if attribute is None else map(jinja2.filters.make_attrgetter(env, attribute), iterable)
+        return [*start, *_each(itertools.chain.from_iterable(lists))]
     if not isinstance(start, int | float):
         raise Untraceable("it sums up what are no numbers")
     return jinja2.filters.sync_do_sum(env, iterable, attribute, start)

@@ -93,6 +93,7 @@ def test_origins_follow_the_characters_that_are_cut_and_joined():
         ("m | truncate(9, true, '')", "Hi <b>\nth"),
         ("m | map('upper') | join", "HI <B>\nTHERE\n\nYOU"),
         ("m.split('\n') | map('trim') | join('\n')", "Hi <b>\nthere\n\nyou"),
+        ("[m, [m]] | batch(1) | sum(start=[]) | first", "Hi <b>\nthere\n\nyou"),
         ("[m] | tojson", '["Hi <b>\\nthere\\n\\nyou"]'),
     ],
 )
