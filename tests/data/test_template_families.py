@@ -200,8 +200,8 @@ MISTRAL = TEMPLATES["mistral, system before the last question"].replace(
         ),
         # A call stands in place of what asks.
         (
-            "{% for m in messages %}{% if m.tool_calls %}<tool_call>{{ m.tool_calls[0].function.name }}<|im_end|>{% else %}"
-            "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+            "{% for m in messages %}{% if m.tool_calls %}<tool_call>{{ m.tool_calls[0].function.name }}<|im_end|>"
+            "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
             "{% if add_generation_prompt %}" + ASKS + "{% endif %}",
             [USER, CALL, RESULT, SUNNY],
             ["<tool_call>weather<|im_end|>", "It is sunny.<|im_end|>"],
