@@ -9,6 +9,7 @@ the template's that is not.
 """
 
 import functools
+import itertools
 import math
 import re
 import types
@@ -22,7 +23,7 @@ import jinja2.sandbox
 from . import traced_text
 from .errors import UserError
 from .template_language import CodeGenerator, GenerationBlock, PlainEnvironment, environment, to_json
-from .template_limits import LimitReached, budget, check_bits, check_output, check_size, limited
+from .template_limits import LimitReached, budget, check_bits, check_output, check_size, check_source, limited
 from .traced_text import Traced, Untraceable, blend, blend_nested, mark_block, origins_of, traced
 
 _CALL = 8  # steps that a call or a filter counts for
@@ -107,6 +108,7 @@ def compile_template(source: str, name: str, *, is_proven: bool = False) -> Comp
     following.follow_filters()
     plain = environment(PlainEnvironment, GenerationBlock)
     try:
+        check_source(source)
         with limited():
             tree = plain.parse(source)
             templates = plain.from_string(source), following.from_string(source)
@@ -339,6 +341,9 @@ def _as_a_whole(filter):
 
 @jinja2.pass_environment
 def _sum_filter(env, iterable, attribute=None, start=0):
+    if isinstance(start, list):
+        lists = iterable if attribute is None else map(jinja2.filters.make_attrgetter(env, attribute), iterable)
+        return [*start, *_each(itertools.chain.from_iterable(lists))]
     if not isinstance(start, int | float):
         raise Untraceable("it sums up what are no numbers")
     return jinja2.filters.sync_do_sum(env, iterable, attribute, start)

@@ -11,6 +11,7 @@ import time
 
 from .errors import UserError
 
+MOST_SOURCE = 1 << 17  # characters of a template's source; the longest in use have a quarter of that
 MOST_STEPS = 1 << 20  # iterations; a call or a filter counts as eight
 MOST_CHARACTERS = 1 << 27  # made on the way, those thrown away included
 MOST_OUTPUT = 1 << 22  # characters beyond eight times what the messages, tools and documents say
@@ -68,6 +69,12 @@ class limited:
 
     def __exit__(self, *raised):
         _budget.reset(self._token)
+
+
+def check_source(source: str) -> None:
+    """Raises LimitReached for a source that takes long to compile."""
+    if len(source) > MOST_SOURCE:
+        raise LimitReached(f"its source has {len(source):,} characters, more than {MOST_SOURCE:,}")
 
 
 def check_size(size: int) -> None:

@@ -230,11 +230,12 @@ def _beginning(rendered: Rendered, around: Surroundings, turn: int, lower: int, 
     shared = shared_length(rendered.text, prompt)
     is_whole = shared == len(prompt)
     asks = 0 if is_whole else around.asks(turn)
-    places = []
-    # Where the text goes on otherwise before the prompt asks, it is not known to have come to the answer.
-    if lower <= shared <= (words.last - 1 if is_whole else words.first) and (is_whole or shared > asks):
-        places.append(max(lower, _outside_tokens(rendered, shared)))
-    openings = []
+    places, openings = [], []
+    # Where the text goes on otherwise before the prompt asks, it is not known to have come to the answer. A call may
+    # stand in place of all that asks.
+    if is_whole or shared > asks or (shared == asks and not around.is_plain(turn)):
+        place = shared if is_whole else min(shared, words.first)
+        places += [max(lower, _outside_tokens(rendered, place))] if lower <= place < words.last else []
     if not is_whole:  # the conversation before may look different from here
         openings.append(prompt[asks:] if prompt[asks:].strip() else around.closing(turn))
     if not prompt.endswith(around.opening):  # after an answer many a template asks for no other

@@ -192,6 +192,20 @@ MISTRAL = TEMPLATES["mistral, system before the last question"].replace(
             ROUNDS,
             ["Hi there<|im_end|>", "Fine.\nThanks<|im_end|>"],
         ),
+        # The prompt begins a thought, and the words begin as it does.
+        (
+            TEMPLATES["deepseek r1"],
+            [USER, HI | {"content": "<think>hm</think><b>Hi</b>"}],
+            ["<b>Hi</b><｜end▁of▁sentence｜>"],
+        ),
+        # A call stands in place of what asks.
+        (
+            "{% for m in messages %}{% if m.tool_calls %}<tool_call>{{ m.tool_calls[0].function.name }}<|im_end|>"
+            "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}" + ASKS + "{% endif %}",
+            [USER, CALL, RESULT, SUNNY],
+            ["<tool_call>weather<|im_end|>", "It is sunny.<|im_end|>"],
+        ),
         # Only the last turn ends.
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}</s>", ROUNDS, ["Hi there</s>", "Fine.\nThanks\n</s>"]),
     ],

@@ -93,6 +93,7 @@ def test_origins_follow_the_characters_that_are_cut_and_joined():
         ("m | truncate(9, true, '')", "Hi <b>\nth"),
         ("m | map('upper') | join", "HI <B>\nTHERE\n\nYOU"),
         ("m.split('\n') | map('trim') | join('\n')", "Hi <b>\nthere\n\nyou"),
+        ("[m, [m]] | batch(1) | sum(start=[]) | first", "Hi <b>\nthere\n\nyou"),
         ("[m] | tojson", '["Hi <b>\\nthere\\n\\nyou"]'),
     ],
 )
@@ -275,9 +276,14 @@ def test_seconds_are_limited_on_any_thread(plain, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "{% for a in [1] %}" * 30 + "{% endfor %}" * 30]
+    "source",
+    [
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{% for a in [1] %}" * 30 + "{% endfor %}" * 30,
+        "{% if 1 %}" * 20000,
+    ],
 )
-def test_a_template_too_deep_to_compile_is_one_line(source):
+def test_a_template_too_deep_or_too_long_to_compile_is_one_line(source):
     with pytest.raises(UserError, match="chat template custom cannot be compiled"):
         load_template(source)
 
