@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
-from ..rope import ntk_theta
+from ..rope import frequencies, ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
 from .headers import MOST_LAYERS, Header, located, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
@@ -251,9 +251,9 @@ def _read_scaling(rope: Header, fields: Header, family: str, max_len: int) -> Ro
         return None
     if kind not in ROPE_FIELDS:
         raise ValueError(f"rotary scaling {shown(kind)}; known are default, {', '.join(ROPE_FIELDS)}")
-    trained = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings
+    trained = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings, longrope's counts there
     original = {"linear": None, "dynamic": max_len}.get(kind, fields.integer(trained, rope.integer(trained, max_len)))
-    if original is not None and kind != "dynamic" and rope.integer(trained, original) != original:
+    if kind in ("yarn", "llama3") and rope.integer(trained, original) != original:
         raise ValueError(
             f"{trained} is {original}, and {rope.integer(trained)} among the rotary settings: one of them is wrong"
         )
@@ -301,6 +301,11 @@ def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
     }
     if scaling is not None and scaling["rope_type"] == "dynamic":
         fields["max_position_embeddings"] = config.rope_scaling.original_max_len
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        # transformers 4 looks for the trained length here alone, and computes the factor from the two lengths.
+        trained = fields["original_max_position_embeddings"] = config.rope_scaling.original_max_len
+        if config.rope_scaling.factor != config.max_len / trained:
+            scaling["attention_factor"] = frequencies(config, np.ones(1))[1]
     return fields | _write_additions(config, family) | more
 
 
@@ -320,7 +325,6 @@ def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
         fields["pad_token_id"] = None  # else 32,000, which Phi-3's class refuses in a smaller vocabulary
     if family == "phi3" and config.rope_scaling is not None:
         scaling = config.rope_scaling
-        fields["original_max_position_embeddings"] = scaling.original_max_len
         if scaling.attention_factor is None and scaling.factor == config.max_len / scaling.original_max_len:
             # transformers 4 takes these three and no others, and the rest follows from the two lengths.
             tables = {"short_factor": scaling.short_factors, "long_factor": scaling.long_factors}
