@@ -153,7 +153,10 @@ class _Tensors:
         allowed = _shapes(place.path, base, shapes)
         for part, shape in shapes.items():
             if shape != allowed.get(part):
-                raise ValueError(f"{self.file}: {names[part]} {list(shape)} has no place on {list(base)}")
+                said = f"{self.file}: {names[part]} {list(shape)} has no place on {list(base)}"
+                if (part, place.name) in (("whole", TABLE), ("whole", HEAD)) and shape[0] > base[0]:
+                    said += f": `camelid convert --vocab_size={shape[0]}` of the base adds the rows of new tokens"
+                raise ValueError(said)
         held = names.keys() - {"copy", "whole"}
         if held and not ({"a", "b"} <= held or {"table_a", "table_b"} <= held or held == {"rows"}):
             raise ValueError(f"{self.file}: {module} has {', '.join(sorted(held))} but not both lora_A and lora_B")
