@@ -109,13 +109,19 @@ def open_folder(path: epath.PathLike) -> Source:
     return Source(str(path), naming, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
 
 
-_WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\."
+_WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what torch.compile, DDP and FSDP put before or into it."""
+    return re.sub(_WRAPPERS, "", name)
 
 
 def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
     """Each tensor's name without what torch.compile, DDP, FSDP and PEFT put into it, and with the `model.` that a bare
     `LlamaModel` leaves out. Raises ValueError where two tensors come to the same name."""
-    plain = {name: re.sub(_WRAPPERS, "", name).removeprefix("base_model.model.") for name in names}
+    plain = {name: unwrapped(name).removeprefix("base_model.model.") for name in names}
+    plain = {name: short.replace(".base_layer.", ".") for name, short in plain.items()}
     if TABLE.removeprefix("model.") in plain.values():
         plain = {name: short if short == HEAD else f"model.{short}" for name, short in plain.items()}
     seen: dict[str, str] = {}

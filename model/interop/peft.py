@@ -14,7 +14,7 @@ from ..weights import input_axes, is_stacked, split_axes
 from . import peft_config
 from .families import IN_HUGGING_FACE, family_in
 from .headers import absent
-from .huggingface import HEAD, TABLE
+from .huggingface import HEAD, TABLE, unwrapped
 from .peft_config import CONFIG, AdapterConfig
 from .tensors import SHOWN, Naming, Place, is_matrix, places, shapes_there
 from .weight_files import open_tensors
@@ -130,7 +130,7 @@ class _Tensors:
         self.file, self._stored, self._base_shapes = file, {}, shapes
         with open_tensors(file) as opened:
             for name in opened.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
-                short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", name)
+                short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", unwrapped(name))
                 short = re.sub(r"\.original_module\.weight$", ".base_layer.weight", short)
                 short = re.sub(r"\.base_layer\.bias$", ".bias", short)
                 short = re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", short)

@@ -137,7 +137,7 @@ def test_a_file_of_pytorch_and_names_with_the_adapters_own_are_read_too(base, tm
     folder = shutil.copytree(make_peft.FOLDER / "peft_whole", tmp_path / "their")
     stored = safetensors.numpy.load_file(folder / peft.WEIGHTS)
     named = {
-        name.replace(".lora_A.", ".lora_A.default.").replace("lm_head.", "lm_head.modules_to_save.default."): value
+        f"_orig_mod.{name}".replace(".lora_A.", ".lora_A.default.").replace("d.w", "d.modules_to_save.default.w"): value
         for name, value in stored.items()
     }
     named[f"{peft.PREFIX}lm_head.original_module.weight"] = np.asarray(params["head"]["kernel"]).T
