@@ -67,6 +67,8 @@ def open_file(path: epath.PathLike) -> Source:
             raise ValueError(f"{path}: rotary scaling longrope without {SHORT_FACTORS} and {LONG_FACTORS}")
         factors = [_read_tensor(file_of[name], tensors[name]) for name in tables]
         config = config.replace(rope_scaling=_longrope_scaling(config, *factors, header))
+    elif header.number(amplitude := f"{fields['general.architecture']}.rope.scaling.attn_factor", 1.0) != 1:
+        raise ValueError(f"{path}: {amplitude} is {fields[amplitude]:g}: only longrope stretches cos and sin here")
     naming = IN_GGUF[fields["general.architecture"]].naming
     check_tensors(str(path), config, naming, shapes)
     known = gguf.quants._type_traits.keys()
@@ -227,9 +229,6 @@ def _read_scaling(fields: Header, architecture: str) -> RopeScaling | None:
     old = fields.number(f"{architecture}.rope.scale_linear", 0.0, low=-1.0)
     factor = _shortest(said.number(f"{prefix}factor", old, low=-1.0)) or 1.0
     kind = said.text(f"{prefix}type", "none" if factor == 1.0 else "linear")
-    amplitude = said.number(f"{prefix}attn_factor", 1.0)
-    if kind != "longrope" and amplitude != 1:  # which llama.cpp multiplies cos and sin by, whatever the kind
-        raise ValueError(f"{fields.where}: rotary scaling {kind} with attn_factor {amplitude:g}: only longrope has one")
     if kind in ("none", "longrope"):  # longrope's factors are tensors
         return None
     if kind == "linear":

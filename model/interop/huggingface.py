@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
-from ..rope import ntk_theta
+from ..rope import frequencies, ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
 from .headers import MOST_LAYERS, Header, located, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
@@ -109,13 +109,19 @@ def open_folder(path: epath.PathLike) -> Source:
     return Source(str(path), naming, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
 
 
-_WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\."
+_WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what torch.compile, DDP and FSDP put before or into it."""
+    return re.sub(_WRAPPERS, "", name)
 
 
 def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
     """Each tensor's name without what torch.compile, DDP, FSDP and PEFT put into it, and with the `model.` that a bare
     `LlamaModel` leaves out. Raises ValueError where two tensors come to the same name."""
-    plain = {name: re.sub(_WRAPPERS, "", name).removeprefix("base_model.model.") for name in names}
+    plain = {name: unwrapped(name).removeprefix("base_model.model.") for name in names}
+    plain = {name: short.replace(".base_layer.", ".") for name, short in plain.items()}
     if TABLE.removeprefix("model.") in plain.values():
         plain = {name: short if short == HEAD else f"model.{short}" for name, short in plain.items()}
     seen: dict[str, str] = {}
@@ -251,9 +257,9 @@ def _read_scaling(rope: Header, fields: Header, family: str, max_len: int) -> Ro
         return None
     if kind not in ROPE_FIELDS:
         raise ValueError(f"rotary scaling {shown(kind)}; known are default, {', '.join(ROPE_FIELDS)}")
-    trained = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings
+    trained = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings, longrope's counts there
     original = {"linear": None, "dynamic": max_len}.get(kind, fields.integer(trained, rope.integer(trained, max_len)))
-    if original is not None and kind != "dynamic" and rope.integer(trained, original) != original:
+    if kind in ("yarn", "llama3") and rope.integer(trained, original) != original:
         raise ValueError(
             f"{trained} is {original}, and {rope.integer(trained)} among the rotary settings: one of them is wrong"
         )
@@ -301,6 +307,11 @@ def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
     }
     if scaling is not None and scaling["rope_type"] == "dynamic":
         fields["max_position_embeddings"] = config.rope_scaling.original_max_len
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        # transformers 4 looks for the trained length here alone, and computes the factor from the two lengths.
+        trained = fields["original_max_position_embeddings"] = config.rope_scaling.original_max_len
+        if config.rope_scaling.factor != config.max_len / trained:
+            scaling["attention_factor"] = frequencies(config, np.ones(1))[1]
     return fields | _write_additions(config, family) | more
 
 
@@ -320,7 +331,6 @@ def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
         fields["pad_token_id"] = None  # else 32,000, which Phi-3's class refuses in a smaller vocabulary
     if family == "phi3" and config.rope_scaling is not None:
         scaling = config.rope_scaling
-        fields["original_max_position_embeddings"] = scaling.original_max_len
         if scaling.attention_factor is None and scaling.factor == config.max_len / scaling.original_max_len:
             # transformers 4 takes these three and no others, and the rest follows from the two lengths.
             tables = {"short_factor": scaling.short_factors, "long_factor": scaling.long_factors}

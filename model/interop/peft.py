@@ -14,7 +14,7 @@ from ..weights import input_axes, is_stacked, split_axes
 from . import peft_config
 from .families import IN_HUGGING_FACE, family_in
 from .headers import absent
-from .huggingface import HEAD, TABLE
+from .huggingface import HEAD, TABLE, unwrapped
 from .peft_config import CONFIG, AdapterConfig
 from .tensors import SHOWN, Naming, Place, is_matrix, places, shapes_there
 from .weight_files import open_tensors
@@ -130,7 +130,7 @@ class _Tensors:
         self.file, self._stored, self._base_shapes = file, {}, shapes
         with open_tensors(file) as opened:
             for name in opened.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
-                short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", name)
+                short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", unwrapped(name))
                 short = re.sub(r"\.original_module\.weight$", ".base_layer.weight", short)
                 short = re.sub(r"\.base_layer\.bias$", ".bias", short)
                 short = re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", short)
@@ -153,7 +153,10 @@ class _Tensors:
         allowed = _shapes(place.path, base, shapes)
         for part, shape in shapes.items():
             if shape != allowed.get(part):
-                raise ValueError(f"{self.file}: {names[part]} {list(shape)} has no place on {list(base)}")
+                said = f"{self.file}: {names[part]} {list(shape)} has no place on {list(base)}"
+                if (part, place.name) in (("whole", TABLE), ("whole", HEAD)) and shape[0] > base[0]:
+                    said += f": `camelid convert --vocab_size={shape[0]}` of the base adds the rows of new tokens"
+                raise ValueError(said)
         held = names.keys() - {"copy", "whole"}
         if held and not ({"a", "b"} <= held or {"table_a", "table_b"} <= held or held == {"rows"}):
             raise ValueError(f"{self.file}: {module} has {', '.join(sorted(held))} but not both lora_A and lora_B")

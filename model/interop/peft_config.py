@@ -70,6 +70,9 @@ TYPES: dict[str, tuple[type, ...]] = {
 REPEATS = 6
 """How many repeats a pattern may have: each multiplies the time that a name takes which does not match."""
 
+MOST_NAMES = 2_000
+"""How many names or patterns a field may list, more than a network has modules: each is compared with each module."""
+
 LINEAR = r"model\.layers\.\d+\..*_proj"
 """The modules that "all-linear" means in a LLaMA: all but the output head."""
 
@@ -96,6 +99,8 @@ class AdapterConfig:
             value = fields.get(name)
             if name in fields and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
                 raise self.refuse(f"{name} is {shown(value)}")
+            if isinstance(value, list | dict) and len(value) > MOST_NAMES and name != "trainable_token_indices":
+                raise self.refuse(f"{name} lists {len(value):,} names: at most {MOST_NAMES:,} are read")
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             if isinstance(fields.get(name), list) and not all(isinstance(x, str) for x in fields[name]):
                 raise self.refuse(f"{name} is {shown(fields[name])}: names of modules are texts")
@@ -180,7 +185,7 @@ class AdapterConfig:
         return said
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4 * MOST_NAMES)
 def _compiled(pattern: str) -> re.Pattern | None:
     """None for what could take time without end: groups that repeat, references back, many repeats in a row."""
     bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)

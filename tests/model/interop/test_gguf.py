@@ -319,7 +319,7 @@ BIAS, UP = {"blk.0.attn_q.bias": np.zeros(64, np.float32)}, "blk.1.ffn_up.weight
         ({"tokenizer.ggml.tokens": ["a", "b"]}, {}, "its tokenizer has 2 tokens, its embedding 57 rows"),
         ({"rope.scaling.type": "su"}, {}, "rotary scaling 'su'; known are none, linear, yarn, longrope and"),
         ({"attention.causal": False}, {}, "attention that sees what follows, which the network has not"),
-        ({"rope.scaling.attn_factor": 1.5}, {}, "rotary scaling none with attn_factor 1.5: only longrope has one"),
+        ({"rope.scaling.attn_factor": 1.5}, {}, "rope.scaling.attn_factor is 1.5: only longrope stretches cos"),
         (YARN | {"rope.scaling.yarn_attn_factor": 1.5}, {}, "scaling yarn with yarn_attn_factor 1.5, which"),
         ({}, {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}, "rope_freqs.weight is not what Llama 3's"),
         ({}, {"rope_freqs.weight": np.ones(4, np.float32)}, "rope_freqs.weight is not what Llama 3's"),

@@ -126,6 +126,10 @@ def test_a_config_says_its_rotary_settings_in_the_spelling_that_every_version_of
     assert written["rope_theta"] == 5e5 and written["rope_scaling"] == scaling
     assert huggingface.write_config(TINY)["rope_scaling"] is None
     assert "rope_parameters" not in written, "a second spelling could come to disagree"
+    # transformers 4.57 looks for longrope's trained length beside the settings, and takes the factor from the lengths.
+    longer = huggingface.write_config(TINY.replace(rope_scaling=RopeScaling(**(vars(LONGROPE) | dict(factor=2.0)))))
+    assert (longer["original_max_position_embeddings"], longer["max_position_embeddings"]) == (128, 512)
+    assert longer["rope_scaling"]["attention_factor"] == pytest.approx((1 + np.log(2) / np.log(128)) ** 0.5)
 
 
 def test_dynamic_scaling_may_be_used_past_the_trained_length_that_the_config_names():
@@ -283,7 +287,7 @@ def without_weights(folder):
 Q, UP, NORM = "model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight", "model.norm.weight"
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+RAMP = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def rope(**fields):
@@ -312,7 +316,7 @@ REFUSED = {
     "unknown scaling": (rope(rope_type="mrope"), "rotary scaling 'mrope'; known are default, linear, dynamic"),
     "settings for each kind of layer": (rope(full_attention=ROPE), "rope_parameters is no table of rotary settings"),
     "a ramp of no width": (
-        rope(**LLAMA3 | {"low_freq_factor": 4.0}),
+        rope(**RAMP | {"low_freq_factor": 4.0}),
         "rope scaling llama3 needs low_freq_factor below high_freq_factor, not 4 and 4",
     ),
     "a stretch of one token": (

@@ -137,7 +137,7 @@ def test_a_file_of_pytorch_and_names_with_the_adapters_own_are_read_too(base, tm
     folder = shutil.copytree(make_peft.FOLDER / "peft_whole", tmp_path / "their")
     stored = safetensors.numpy.load_file(folder / peft.WEIGHTS)
     named = {
-        name.replace(".lora_A.", ".lora_A.default.").replace("lm_head.", "lm_head.modules_to_save.default."): value
+        f"_orig_mod.{name}".replace(".lora_A.", ".lora_A.default.").replace("d.w", "d.modules_to_save.default.w"): value
         for name, value in stored.items()
     }
     named[f"{peft.PREFIX}lm_head.original_module.weight"] = np.asarray(params["head"]["kernel"]).T
@@ -337,6 +337,11 @@ def cut_short(folder):
             "model.layers.0.input_layernorm.weight is not there, and modules_to",
         ),
         (says(modules_to_save=["up_proj"]), "adapters of model.layers.0.mlp.up_proj, which"),
+        (says(modules_to_save=[f"a{i}" for i in range(2001)]), "modules_to_save lists 2,001 names: at most 2,000"),
+        (
+            holds(lambda t: t | {"base_model.model.lm_head.weight": np.zeros((99, 32), np.float32)}),
+            r"lm_head.weight \[99, 32\] has no place on \[57, 32\]: `camelid convert --vocab_size=99` of the base adds",
+        ),
         (says(lora_bias=True), "lora_bias is True; only False can be read"),
         (says(target_parameters=["mlp"]), r"target_parameters is \['mlp'\]"),
         (says(use_new_kind={"a": 1}), r"use_new_kind is \{'a': 1\}, of which nothing is known here"),
