@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from camelid.data.errors import UserError
+from camelid.rlhf import rewards
 from camelid.rlhf.rewards import (
     FIRST_STATS,
     FunctionReward,
@@ -87,6 +88,12 @@ def test_functions_are_found_by_name_and_weigh_1_unless_told():
         UserError, match=r"'camelid.tests.tiny_rl:get_config' is called with a record and an answer: too"
     ):
         find_function("camelid.tests.tiny_rl:get_config", "config.here")
+
+
+def test_pessimism_of_a_single_head_is_refused(monkeypatch):
+    monkeypatch.setattr(rewards, "load_model", lambda *_: (ScalarModel(None, 1, None, None), {}))
+    with pytest.raises(UserError, match=r"config\.reward\.sources\.a\.pessimism = 0.5 does nothing: /run has one head"):
+        load({"a": {"model": "/run", "pessimism": 0.5}}, "config.reward.sources", None, None, "float32")
 
 
 def test_a_module_that_fails_when_it_is_imported_is_one_line(tmp_path, monkeypatch):
