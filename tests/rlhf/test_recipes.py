@@ -195,6 +195,9 @@ MISTAKES = {
     ("dpo", "--config.dpo.kind=sigmod"): "config.dpo.kind: 'sigmod' is none of sigmoid, robust",
     ("dpo", "--config.init_from=None"): "config.init_from = None: give the path of a tuned model",
     ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is none of reward, cost",
+    ("reward", "--config.objective.kind=cost"): "no pair of config.data.mixture says which answer is safer",
+    ("reward", "--config.objective.margin=1.0"): "config.objective.margin = 1.0 does nothing: no pair of",
+    ("reward", "--config.data.sides=3"): "config.data.sides = 3: no pair of config.data.mixture has answers beside",
     ("reward", "--config.data.heldout=0.0"): "config.normalise.prompts: these are held-out prompts",
 }
 
