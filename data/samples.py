@@ -241,6 +241,11 @@ class SampleBatches:
         epoch, place = divmod(given, self._sizes[part])
         return part, int(self._orders[part](epoch)[place])
 
+    def tells(self, name: str, first: int = 0) -> bool:
+        """Whether any sample's array of that name has a number other than 0, from the entry `first` on."""
+        arrays = (sample.arrays[name] for source in self._sources for sample in source.samples)
+        return any(np.any(np.atleast_1d(array)[first:]) for array in arrays)
+
     @property
     def shapes(self) -> Shapes:
         """Shape and dtype of each array of a batch."""

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import ml_collections
 from etils import epath
 
@@ -15,18 +16,24 @@ from ..train.settings import Settings, did_you_mean
 from ..train.setup import mesh_of
 from .recipes import RECIPES
 
+KERNELS = {"splash": "tpu", "cudnn": "gpu"}
+"""Implementations of attention that one kind of device has."""
 
-def check_phases(phases: Mapping[str, ml_collections.ConfigDict], evaluators: Mapping[str, Evaluator]) -> None:
-    """Raises UserError, with the phase where there are several, for the first leaf that cannot be meant."""
+
+def check_phases(
+    phases: Mapping[str, ml_collections.ConfigDict], evaluators: Mapping[str, Evaluator], *, here: bool = True
+) -> None:
+    """Raises UserError, with the phase where there are several, as `check_config` does."""
     for name, config in phases.items():
         try:
-            check_config(config, evaluators)
+            check_config(config, evaluators, here=here)
         except UserError as error:
             raise UserError(f"phase {name}: {error}" if name else str(error)) from None
 
 
-def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Evaluator]) -> None:
-    """Raises UserError for a config that its recipe cannot run, as far as that is known without data or weights."""
+def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Evaluator], *, here: bool = True) -> None:
+    """Raises UserError for a config that its recipe cannot run, as far as that is known without data or weights. here:
+    whether it is to run on this machine, which then has to have what it asks for."""
     recipe = config.get("recipe")
     if recipe not in RECIPES:
         raise UserError(
@@ -37,11 +44,27 @@ def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Eva
         if name not in evaluators:
             raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
         check(f"config.evals.{name}", section, evaluators[name])
+    if here:
+        _check_machine(config)
+
+
+def _check_machine(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where this machine lacks the devices or the packages that a config asks for."""
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"config.wandb = {config.wandb!r} asks for Weights & Biases, which is missing: pip install wandb"
         )
-    mesh_of(Settings(config))
+    mesh, attention, backend = mesh_of(Settings(config)), config.model.attention, jax.default_backend()
+    if attention in KERNELS and backend != KERNELS[attention]:
+        raise UserError(
+            f"config.model.attention = {attention!r}: a kernel for {KERNELS[attention].upper()}s, and the devices here "
+            f"are of the kind {backend}: give auto or xla"
+        )
+    multiple = 128 * mesh.shape["context"]
+    if attention == "splash" and "seq_len" in config.data and config.data.seq_len % multiple:
+        raise UserError(f"config.data.seq_len = {config.data.seq_len}: splash attention takes multiples of {multiple}")
+    if attention == "cudnn" and config.model.dtype == "float32":
+        raise UserError("config.model.attention = 'cudnn' takes 16-bit numbers: set config.model.dtype=bfloat16")
 
 
 def check_writable(folder: epath.Path, flag: str = "--workdir") -> None:

@@ -43,15 +43,16 @@ class Critic(NamedTuple):
 def critics_of(settings: Settings, tokenizer: Tokenizer, *, with_cost: bool) -> dict[str, Critic]:
     """The critics by their name in the parameters, as `config.critic` says. tokenizer: the policy's."""
     section = settings.critic
-    if section.init_from is not None:
-        check_tokenizer(section.init_from, tokenizer)
     shared, start = section.shared, section.init_from or settings.init_from
 
     def make(label: str) -> Critic:
         model = None if shared else scalar.build(_config_of(settings, start))
         return Critic(label, model, start)
 
-    return {"critic": make("value")} | ({"cost_critic": make("cost_value")} if with_cost else {})
+    critics = {"critic": make("value")} | ({"cost_critic": make("cost_value")} if with_cost else {})
+    if start != settings.init_from:
+        check_tokenizer(start, tokenizer)
+    return critics
 
 
 def _config_of(settings: Settings, path: str) -> LlamaConfig:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 
+from ..data.errors import UserError
 from ..model import llama
 from ..model.sampling import Ranges, Sampling
 from ..train import setup as train_setup
@@ -278,6 +279,11 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         # What moves them.
         batches = setup.with_mix(settings, scene)
         lengths = train_setup.lengths_of(settings, batches)
+        if settings.critic.first_steps >= lengths.total:
+            raise UserError(
+                f"config.critic.first_steps {settings.critic.first_steps}: in a run of {lengths.total} steps the "
+                "policy would never learn; give fewer"
+            )
         part = critic.parts_of(settings, model, critics, scene.adapters)
         everything = jax.eval_shape(part.init, jax.random.key(0))
         frozen_rules = scene.adapters.frozen(everything, part.base, list(everything))

@@ -199,6 +199,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         model = scalar.build(policy.config, settings.heads)
         train_setup.check_rows(settings, mesh, policy.config.max_len)
         parts, batches, heldout = pairs_of(settings, tokenizer, template, sides=settings.data.sides)
+        check_labels(objective, batches, settings.data.sides)
         where = NamedSharding(mesh, PartitionSpec(BATCH))
         lengths = train_setup.lengths_of(settings, batches)
 
@@ -264,6 +265,25 @@ def pairs_of(
     if not data.heldout:
         return parts, batches, {}
     return parts, batches, {part.name: pair_pass(part.source, format=part.format, **common) for part in parts}
+
+
+def check_labels(objective: Objective, batches: PairBatches, sides: int) -> None:
+    """Raises UserError where no pair says what the objective learns from."""
+    if objective.kind == "cost" and not (batches.tells("safer") or batches.tells("safe")):
+        raise UserError(
+            "config.objective.kind = 'cost': no pair of config.data.mixture says which answer is safer, or whether one "
+            "is safe; a reward model learns from what is better alone"
+        )
+    if objective.margin and not batches.tells("margin"):
+        raise UserError(
+            f"config.objective.margin = {shown(objective.margin)} does nothing: no pair of config.data.mixture has a "
+            "margin; leave it 0"
+        )
+    if sides > 2 and not batches.tells("side_weight", first=2):
+        raise UserError(
+            f"config.data.sides = {sides}: no pair of config.data.mixture has answers beside its two (meta.others); "
+            "leave it 2"
+        )
 
 
 def _normaliser(

@@ -79,6 +79,12 @@ class Reward(Pairs):
         for name, value in alone.items() if values["heads"] == 1 else ():
             if value:
                 raise UserError(f"{where}.{name} = {shown(value)} does nothing where {where}.heads is 1: raise that")
+        room, most = values["data"]["seq_len"], values["normalise"]["max_tokens"]
+        if values["normalise"]["prompts"] and most >= room:
+            raise UserError(
+                f"{where}.normalise.max_tokens = {most}: prompt and answer share a row of {where}.data.seq_len {room}; "
+                "give less"
+            )
         if values["normalise"]["prompts"] and not values["data"]["heldout"]:
             raise UserError(f"{where}.normalise.prompts: these are held-out prompts; set {where}.data.heldout above 0")
         if len(values["evals"]):
@@ -148,7 +154,7 @@ class Answers(Run):
     def check(where: str, values: Mapping[str, Any]) -> None:
         _check_start(where, values)
         Run.check(where, values)
-        if not len(values["reward"]["sources"]):
+        if not any(source.get("weight", 1.0) for source in values["reward"]["sources"].values()):
             raise UserError(f"{where}.reward.sources: name at least one model or function that rewards answers")
         if both := set(values["reward"]["sources"]) & set(values["judges"]):
             raise UserError(f"{where}.judges: {', '.join(sorted(both))} is a name of {where}.reward.sources too")

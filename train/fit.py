@@ -90,6 +90,8 @@ def fit(settings: Settings, workdir: epath.Path, mesh: jax.sharding.Mesh, job: J
     """
     abstract = setup.abstract_state(job.start, mesh, settings.partition_rules)
     pace = Pace(job.lengths.log, settings.profile.at_step, settings.profile.n_steps)
+    if pace.profile_at is not None and pace.profile_at >= job.lengths.total:
+        raise UserError(f"config.profile.at_step {pace.profile_at}: the run has the steps 0 to {job.lengths.total - 1}")
     saving = setup.saving_of(settings, job.lengths, job.batches)
     if saving["best"] is not None and not job.evaluations:
         raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")

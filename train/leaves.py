@@ -135,6 +135,10 @@ class Integral(NamedTuple):
     """A number without a fraction, as 1e4."""
 
 
+class Amount(NamedTuple):
+    """A number that no device sees, so that whole ones may be as large as others."""
+
+
 Count = Annotated[int, Range(least=1)]
 Whole = Annotated[int, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
@@ -243,6 +247,8 @@ def accepts(value: Any, annotation: Any) -> bool:
     """Whether a leaf may have this value."""
     if typing.get_origin(annotation) is Annotated:
         inner, *markers = typing.get_args(annotation)
+        if type(value) is int and LARGEST < abs(value) <= LARGEST_FLOAT and any(isinstance(m, Amount) for m in markers):
+            value = float(value)
         return accepts(value, inner) and (value is None or all(_allows(marker, value) for marker in markers))
     if annotation is Any:
         return True
@@ -267,7 +273,7 @@ def accepts(value: Any, annotation: Any) -> bool:
     if annotation is int:
         return isinstance(value, int) and abs(value) <= LARGEST
     if annotation is float:
-        return isinstance(value, int | float) and abs(value) <= LARGEST_FLOAT
+        return isinstance(value, int | float) and abs(value) <= (LARGEST if isinstance(value, int) else LARGEST_FLOAT)
     return isinstance(annotation, type) and isinstance(value, annotation)
 
 
@@ -359,7 +365,7 @@ def _number_of(name: str, annotation: Any) -> Any:
     if name.endswith("_steps"):
         return Annotated[float | None, Integral(), Range(least=duration.least)]
     most = 100 if name.endswith("_percent") else None
-    return Annotated[float | None, Range(above=0, most=most) if duration.least else Range(least=0, most=most)]
+    return Annotated[float | None, Amount(), Range(above=0, most=most) if duration.least else Range(least=0, most=most)]
 
 
 def _check_one(where: str, name: str, values: Mapping[str, Any], duration: Duration) -> None:

@@ -183,13 +183,13 @@ def _collect(args: argparse.Namespace) -> None:
 
 
 def _phases(args: argparse.Namespace) -> dict:
-    """The phases of --config, checked as `camelid train` checks them."""
+    """The phases of --config, checked as `camelid train` checks them, but for the devices that they ask for."""
     from ...evals.gold import gold
     from ...train.settings import load_phases
     from ..checks import check_phases
 
     phases = load_phases(args.config, args.overrides)
-    check_phases(phases, {"gold": gold})
+    check_phases(phases, {"gold": gold}, here=False)
     return phases
 
 

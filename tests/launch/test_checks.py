@@ -202,6 +202,11 @@ TOGETHER = {
     "a mesh for other devices": ("config.mesh.data", 3, "does not fit 8 device(s)"),
     "no Weights & Biases": ("config.wandb", "mine", "config.wandb = 'mine' asks for Weights & Biases"),
     "no such template": ("config.template", "chatlm", "no chat template 'chatlm'"),
+    "a kernel for other devices": ("config.model.attention", "splash", "a kernel for TPUs, and the devices here"),
+    "rewards that weigh nothing": ("config.reward.sources", {"a": {"function": "math:hypot", "weight": 0}}, "at least"),
+    "a watched metric twice": ("config.watch.gold", "eval/heldout/scores", "is the proxy too"),
+    "a multiplier above its limit": ("config.cost", {"source": {"function": "math:hypot"}, "threshold": 0.0,
+        "first": 2.0, "lr": 0.1, "most": 1.0}, "config.cost.first = 2.0: give at most config.cost.most, 1.0"),
     "float16": ("config.model.dtype", "float16", "config.model.dtype: 'float16' is none of float32, bfloat16"),
 }  # fmt: skip
 
@@ -212,6 +217,18 @@ def test_what_cannot_be_is_said_at_once(name, configs, monkeypatch):
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
     leaf, value, message = TOGETHER[name]
     assert message in said(changed(configs[PPO, ""], leaf, value))
+
+
+def test_what_a_machine_lacks_does_not_matter_where_a_config_only_says_what_data_it_needs(configs):
+    config = changed(configs[PPO, ""], "config.mesh.data", 3)
+    config.model.attention = "splash"
+    check_config(config, {"gold": gold}, here=False)
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_said_at_once(configs):
+    reward = configs["reward/primer.py", ""]
+    said_of = said(changed(reward, "config.normalise.max_tokens", reward.data.seq_len))
+    assert "prompt and answer share a row of config.data.seq_len 64; give less" in said_of
 
 
 def test_a_metric_of_a_further_evaluation_may_be_watched(configs):

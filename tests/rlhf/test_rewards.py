@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from camelid.data.errors import UserError
+from camelid.rlhf import rewards
 from camelid.rlhf.rewards import (
     FIRST_STATS,
     FunctionReward,
@@ -81,6 +82,12 @@ def test_functions_are_found_by_name_and_weigh_1_unless_told():
     for name in ("math:pi", "json:loads", "dataclasses:dataclass"):
         with pytest.raises(UserError, match=r"config\.here: .* cannot be called as reward\(record, answer\)"):
             find_function(name, "config.here")
+
+
+def test_pessimism_of_a_single_head_is_refused(monkeypatch):
+    monkeypatch.setattr(rewards, "load_model", lambda *_: (ScalarModel(None, 1, None, None), {}))
+    with pytest.raises(UserError, match=r"config\.reward\.sources\.a\.pessimism = 0.5 does nothing: /run has one head"):
+        load({"a": {"model": "/run", "pessimism": 0.5}}, "config.reward.sources", None, None, "float32")
 
 
 def test_what_a_users_function_or_module_raises_is_told_with_its_line(tmp_path, monkeypatch):

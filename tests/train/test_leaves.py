@@ -44,6 +44,7 @@ class Section(NamedTuple):
     rules: list[tuple[Regex, bool]] | None = None
     layers: Count | list[int] | None = None
     total: Annotated[float, Duration(("steps", "percent"), required=False, least=1)] = None
+    span: Annotated[float, Duration(("tokens",), required=False)] = None
     inner: Inner = None
     many: dict[str, Inner] = None
 
@@ -72,6 +73,8 @@ def problem(**values) -> str:
         {"layers": 2},
         {"layers": [-1, 3]},
         {"total_steps": 1e4, "total_percent": None},
+        {"span_tokens": 10**13},
+        {"clip": 1e20},
         {"inner": {"weight": 0}},
         {"many": {"a": {"weight": 1.0}, "b": {"weight": 2, "name": "y"}}},
     ],
@@ -102,6 +105,12 @@ def test_values_within_their_ranges_are_accepted(values):
         ({"epochs": 0}, "config.s.epochs = 0: give a whole number from 1 up"),
         ({"epochs": 2**31}, "give a whole number from 1 up; the largest whole number is 2147483647"),
         ({"epochs": 10**400}, "config.s.epochs = 1000"),
+        (
+            {"clip": 10**20},
+            "give a number greater than 0, or None for no clipping; the largest whole number is 2147483647",
+        ),
+        ({"total_percent": 10**20}, "config.s.total_percent = 100000000000000000000: give a number greater than 0, at"),
+        ({"span_tokens": 10**400}, "give a number from 0 up, or None"),
         ({"flag": 1}, "config.s.flag = 1: give True or False"),
         ({"kind": "simp"}, "config.s.kind: 'simp' is none of sigmoid, simpo; did you mean simpo?"),
         ({"kind": 3}, "config.s.kind = 3: give one of sigmoid, simpo"),

@@ -203,6 +203,7 @@ PRETRAIN_MISTAKES = {
     "rules that leave parameters out": ("--config.optim.frozen=[('embed/.*',True)]", "config.optim.frozen: no pattern"),
     "nothing to train": ("--config.optim.frozen=[('.*',True)]", "freezes every parameter"),
     "rules that leave leaves out": ("--config.partition_rules=[('embed/.*',())]", "no pattern of ['embed/.*'] matches"),
+    "a trace after the end": ("--config.profile.at_step=24", "config.profile.at_step 24: the run has the steps 0 to"),
     "an unknown recipe": ("--config.recipe=pretain", "config.recipe: 'pretain' is none of pretrain, sft"),
     "no such run to start from": ("--config.init_from=/nowhere", "/nowhere: no such checkpoint or run directory"),
 }
