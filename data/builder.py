@@ -12,10 +12,14 @@ What few records have (`formats`: a message's `train`, `tool_calls`, ...; `label
 text where any record of the source has it: a string as it is, else its JSON, and "" for none.
 """
 
+import contextlib
 import functools
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,6 +28,7 @@ from etils import epath
 from . import sources
 from .errors import UserError
 from .files import MAX_RECORD_BYTES
+from .locks import locked
 
 VERSION = "1.0.0"
 SIDES = ("messages", "chosen", "rejected")  # the fields of a record that hold messages
@@ -71,19 +76,54 @@ def build_dataset(
     if not first:
         raise UserError(f"{source}: no records")
     inputs = {"fingerprint": sources.fingerprint(source), "format": format, "heldout": heldout}
-    builder = _Builder(
-        name=name,
-        splits={split: splits[split] for split in first},  # TFDS cannot write a split without records
-        like=next(iter(first.values())),
-        more=_more(sources.read(source, report=report, **reading)),
-        metadata={"source": source, **inputs},
-        data_dir=epath.Path(data_dir).expanduser(),
-    )
-    if not builder.is_prepared():
-        builder.download_and_prepare()
-    elif any(builder.info.metadata.get(key) != value for key, value in inputs.items()):
-        raise UserError(f"{builder.data_path} was made from other data or settings: delete it or use another name")
+    data_dir = epath.Path(data_dir).expanduser()
+    like = next(iter(first.values()))
+    folder = data_dir / name / like["kind"] / VERSION
+    with contextlib.nullcontext() if folder.exists() else _only_process_of(folder):
+        builder = _Builder(
+            name=name,
+            splits={split: splits[split] for split in first},  # TFDS cannot write a split without records
+            like=like,
+            more=_more(sources.read(source, report=report, **reading)),
+            metadata={"source": source, **inputs},
+            data_dir=data_dir,
+        )
+        if not builder.is_prepared():
+            _prepare(builder)
+        elif any(builder.info.metadata.get(key) != value for key, value in inputs.items()):
+            raise UserError(f"{folder} was made from other data or settings: delete it or use another name")
     return builder.data_path
+
+
+@contextlib.contextmanager
+def _only_process_of(folder: epath.Path) -> Iterator[None]:
+    """Keeps two processes from building a dataset at once, and removes what one that was killed has left of it."""
+    if "://" in os.fspath(folder):
+        yield
+        return
+
+    def wait(holder: str) -> None:
+        print(f"camelid: {folder} is being built by {holder}: waiting for it", file=sys.stderr)
+
+    with locked(Path(folder.parent / f".{folder.name}.lock"), wait):
+        for unfinished in folder.parent.glob(f"incomplete.*_{folder.name}"):
+            unfinished.rmtree()
+        yield
+
+
+def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+    downloads = builder.data_path.parent / f"incomplete.downloads_{VERSION}"  # there are none, and TFDS makes folders
+    try:
+        builder.download_and_prepare(download_dir=downloads)
+    except RuntimeError as error:  # ArrayRecord's writer: a full disk, say
+        raise OSError(f"{builder.data_path}: {error}") from error
+    finally:
+        downloads.rmtree(missing_ok=True)
+
+
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: TFDS would ask its own servers for the dataset, and leave an empty folder in /tmp."""
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -101,7 +141,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=f"{self._like['kind']} records of {self._metadata['source']}",
             features=_features(self._like, self._more),

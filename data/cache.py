@@ -17,7 +17,6 @@ makes only the missing ones. A lock keeps two processes from building the same c
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -41,6 +40,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from . import checksums, sources
 from .errors import UserError, bad_record
 from .files import MAX_RECORD_BYTES
+from .locks import locked
 from .templates import ChatTemplate, Encoded, encode_text
 from .tokenizer import Tokenizer
 
@@ -139,7 +139,7 @@ def build_cache(
     final = Path(cache_dir).expanduser() / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     if not final.exists() or _damage_of(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(final.with_name(f".{final.name}.lock")):
+        with locked(final.with_name(f".{final.name}.lock"), _wait_for), checksums.writing(final):
             if final.exists() and (problem := _damage_of(final)):
                 Console(stderr=True).print(f"{final} is damaged ({problem}): built anew", markup=False, soft_wrap=True)
                 shutil.rmtree(final.rename(final.with_name(f"{final.name}.damaged.{os.getpid()}")))
@@ -194,16 +194,9 @@ def _checksum_of(info: dict) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Holds a lock among processes; the system frees it when its holder dies."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            Console(stderr=True).print("another process is building this token cache: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _wait_for(holder: str) -> None:
+    told = f"this token cache is being built by {holder}: waiting for it"
+    Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _build(
@@ -344,19 +337,24 @@ def _write_shard(
         else:
             empty += 1
     temporary = path.with_suffix(f".{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            tokens=np.concatenate([np.zeros(0, dtype), *(sample.tokens.astype(dtype) for sample in samples)]),
-            mask=np.concatenate([np.zeros(0, bool), *(sample.mask for sample in samples)]),
-            lengths=np.array([len(sample.tokens) for sample in samples], np.int64),
-            first=np.array([sample.mask[1:].argmax() for sample in samples], np.int32),
-            trained=sum(int(sample.mask[1:].sum()) for sample in samples),
-            records=len(shard.records),
-            empty=empty,
-            skipped=np.array(skipped, np.str_),
-        )
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                tokens=np.concatenate([np.zeros(0, dtype), *(sample.tokens.astype(dtype) for sample in samples)]),
+                mask=np.concatenate([np.zeros(0, bool), *(sample.mask for sample in samples)]),
+                lengths=np.array([len(sample.tokens) for sample in samples], np.int64),
+                first=np.array([sample.mask[1:].argmax() for sample in samples], np.int32),
+                trained=sum(int(sample.mask[1:].sum()) for sample in samples),
+                records=len(shard.records),
+                empty=empty,
+                skipped=np.array(skipped, np.str_),
+            )
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # the disk may be full: nothing stays that is of no use
+        raise
 
 
 def _tally(shards: list[Path]) -> tuple[Counter, list[str]]:
@@ -380,17 +378,20 @@ def _join(shards: list[Path], folder: Path, dtype: type) -> None:
     total = int(lengths.sum())
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]))
     np.save(folder / "first.npy", _column(shards, "first"))
-    tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype, (total,))
-    mask = np.lib.format.open_memmap(folder / "mask.npy", "w+", np.uint8, (-(-total // 8),))
-    at = 0
-    for path in shards:
-        with np.load(path) as shard:
-            piece, bits = shard["tokens"], np.packbits(np.pad(shard["mask"], (at % 8, 0)))
-        tokens[at : at + len(piece)] = piece
-        mask[at // 8 : at // 8 + len(bits)] |= bits  # the first byte may hold the end of the shard before
-        at += len(piece)
-    tokens.flush()
-    mask.flush()
+    # Not through memory maps: a full disk would end the process by SIGBUS.
+    with (folder / "tokens.npy").open("wb") as tokens, (folder / "mask.npy").open("wb") as mask:
+        for file, kind, length in ((tokens, dtype, total), (mask, np.uint8, -(-total // 8))):
+            header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (length,)}
+            np.lib.format.write_array_header_1_0(file, header)
+        rest = np.zeros(0, bool)  # of the mask, less than a byte
+        for path in shards:
+            with np.load(path) as shard:
+                tokens.write(shard["tokens"].tobytes())
+                bits = np.concatenate([rest, shard["mask"]])
+            whole = len(bits) // 8 * 8
+            mask.write(np.packbits(bits[:whole]).tobytes())
+            rest = bits[whole:]
+        mask.write(np.packbits(rest).tobytes())
 
 
 def _column(shards: list[Path], name: str) -> np.ndarray:

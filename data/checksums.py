@@ -4,6 +4,7 @@ A checksum is the CRC-32 of a file's bytes beside their number. It finds acciden
 ended early, files that changed places), at about 4 GB a second and core; it is no protection against intent.
 """
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,14 +24,26 @@ def write_whole(path: epath.PathLike, content: bytes | str) -> None:
     content = content.encode() if isinstance(content, str) else content
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with writing(path), beside.open("wb") as file:
             file.write(content)
             file.flush()
             if "://" not in os.fspath(path):
                 os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+    """Gives an OSError that names no file, as that of a full disk, the name of what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
         raise
 
 

@@ -1,13 +1,16 @@
 """Sources as TFDS datasets: what goes in comes out again, by our own reader and by plain TFDS."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tensorflow_datasets as tfds
 
-from camelid.data import sources
+from camelid.data import locks, sources
 from camelid.data.builder import build_dataset
 from camelid.data.errors import UserError
 
@@ -131,3 +134,34 @@ assert len(list(sources.read(f"tfds:{{folder}}:train"))) > 30
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_process_builds_a_dataset_leaves_nothing_else_and_takes_away_what_a_killed_one_left(
+    tmp_path, monkeypatch, capsys
+):
+    source = write(tmp_path / "records.jsonl", RECORDS["text"])
+    kind = tmp_path / "datasets" / "mine" / "text"
+    for left in ("incomplete.AB12CD_1.0.0", "incomplete.downloads_1.0.0"):
+        (kind / left / "extracted").mkdir(parents=True)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    with ThreadPoolExecutor(1) as pool:
+        with locks.locked(kind / ".1.0.0.lock", pytest.fail):
+            build = pool.submit(build_dataset, source, name="mine", data_dir=tmp_path / "datasets", heldout=0.3)
+            while "is being built by process" not in capsys.readouterr().err:
+                assert not build.done(), build.result()
+            assert len(os.listdir(kind)) == 3
+        assert build.result() == kind / "1.0.0"
+    assert os.listdir(kind) == ["1.0.0"]
+    assert os.listdir(tmp_path / "datasets") == ["mine"] and os.listdir(tmp_path / "tmp") == []
+    with pytest.raises(UserError, match="made from other data or settings"):
+        build_dataset(source, name="mine", data_dir=tmp_path / "datasets", heldout=0.5)
+
+
+def test_what_the_writer_of_records_cannot_do_is_an_error_of_the_machine(tmp_path, monkeypatch):
+    def fail(self, **_):
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(OSError, match=r"mine/text/1\.0\.0: write\(\) failed: No space left"):
+        build_dataset(write(tmp_path / "records.jsonl", RECORDS["text"]), name="mine", data_dir=tmp_path)

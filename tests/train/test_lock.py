@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from camelid.data import locks
 from camelid.data.errors import UserError
 from camelid.launch import phases
-from camelid.train import lock
 from camelid.train.lock import only_process_of
 
 HOLDER = """
@@ -50,7 +50,7 @@ def test_a_lock_that_its_holder_removes_while_another_waits_is_not_taken_for_the
             os.unlink(path)  # the holder before ends between open and flock
         return file
 
-    monkeypatch.setattr(lock.os, "open", slow_open)
+    monkeypatch.setattr(locks.os, "open", slow_open)
     with only_process_of(tmp_path):
         assert len(opened) == 2 and (tmp_path / ".lock").exists()
         with pytest.raises(UserError, match=f"process {os.getpid()} on "), only_process_of(tmp_path):
@@ -61,7 +61,7 @@ def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys):
     def refuse(*args):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with only_process_of(tmp_path):
         pass
     assert "cannot be locked (Operation not supported)" in capsys.readouterr().err
