@@ -143,7 +143,10 @@ def load_template(name_or_path: str | epath.Path) -> ChatTemplate:
     path = epath.Path(name_or_path)
     if not path.is_file():
         raise UserError(f"no chat template {text!r}: give one of {', '.join(BUILT_IN)}, or a path to a .jinja file")
-    return ChatTemplate(path.stem, path.read_text())
+    try:
+        return ChatTemplate(path.stem, path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"chat template {text} is not UTF-8: {error}") from None
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> Encoded:

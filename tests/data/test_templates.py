@@ -372,6 +372,9 @@ def test_unknown_and_broken_templates_are_told(tmp_path):
     (tmp_path / "broken.jinja").write_text("fine\n{% for %}")
     with pytest.raises(UserError, match="chat template broken, line 2"):
         load_template(tmp_path / "broken.jinja")
+    (tmp_path / "latin.jinja").write_bytes(b"{{ '\xe9' }}")
+    with pytest.raises(UserError, match=r"latin\.jinja is not UTF-8: .* byte 0xe9"):
+        load_template(tmp_path / "latin.jinja")
 
 
 # Plain text ----------------------------------------------------------------------------------------------------------
