@@ -145,8 +145,8 @@ def load_template(name_or_path: str | epath.Path) -> ChatTemplate:
         raise UserError(f"no chat template {text!r}: give one of {', '.join(BUILT_IN)}, or a path to a .jinja file")
     try:
         source = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: no chat template, which is a text in UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"chat template {text} is not UTF-8: {error}") from None
     if "messages" not in source:
         raise UserError(f"{path}: no chat template, which writes what is in `messages`")
     return ChatTemplate(path.stem, source)

@@ -70,7 +70,8 @@ class Tokenizer:
         self.named = vocabulary.named | further
         control = {spelling: AddedToken(i, special=True) for spelling, i in self.special.items()}
         flagged = {
-            spelling: token for spelling, token in vocabulary.added.items() if token.special or spelling not in control
+            spelling: token._replace(special=token.special or spelling in control)
+            for spelling, token in vocabulary.added.items()
         }
         self.added = vocabulary.found_whole | control | flagged
         self.bos_id, self.eos_id, self.unk_id = vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id

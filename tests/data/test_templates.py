@@ -372,7 +372,7 @@ def test_unknown_and_broken_templates_are_told(tmp_path):
     files = {
         b"{{ messages }}\n{% for %}": "chat template broken, line 2",
         b"a list of records": "broken.jinja: no chat template, which writes what is in `messages`",
-        b"GGUF\xff messages": "broken.jinja: no chat template, which is a text in UTF-8",
+        b"{{ messages + '\xe9' }}": r"broken\.jinja is not UTF-8: .* byte 0xe9",
     }
     for content, said in files.items():
         (tmp_path / "broken.jinja").write_bytes(content)

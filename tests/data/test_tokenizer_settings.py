@@ -162,6 +162,16 @@ def test_older_files_list_added_tokens_and_those_with_a_name_are_special(model):
     assert (newer.vocab_size, newer.eos_id) == (N, 2)
 
 
+def test_a_named_token_is_special_and_keeps_the_flags_that_the_list_gives_it(model):
+    listed = added_list()
+    listed[str(N)] = {"content": "<|im_end|>", **FLAGS, "lstrip": True, "special": False}
+    tokenizer = llama(model, {"legacy": False, "eos_token": "<|im_end|>", "added_tokens_decoder": listed})
+    assert tokenizer.added["<|im_end|>"] == (N, True, True, False, False, False)
+    template = ChatTemplate("t", "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    tokens = template.encode([{"role": "user", "content": "hello  "}], tokenizer).tokens.tolist()
+    assert tokens == [1, *tokenizer.encode("hello"), N], "the spaces before it are its own"
+
+
 def test_ids_may_have_holes_take_pieces_over_and_come_of_names_alone(model):
     far = llama(model, added={"<far>": N + 7})
     assert (far.vocab_size, far.encode("a<far>")[-1], far.decode([N + 3])) == (N + 8, N + 7, "")
