@@ -145,11 +145,12 @@ def _add_collect(actions) -> None:
 
 
 def _collect(args: argparse.Namespace) -> None:
+    from ...data.sources import Report
     from ...rlhf.collect import best_of, pairs_of, sample_answers, write
     from ...train.bundle import load
 
     check_sampling(args)
-    llama = load(args.path)
+    llama, report = load(args.path), Report()
     answers = sample_answers(
         llama,
         args.source,
@@ -160,8 +161,10 @@ def _collect(args: argparse.Namespace) -> None:
         temperature=args.temperature,
         seed=args.seed,
         stop=args.stop,
+        report=report,
         **reading(args),
     )
+    tell_skipped(report)
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
     print(f"{write(records, args.output)} records in {args.output}")

@@ -6,7 +6,17 @@ import sys
 import warnings
 
 from ...data.errors import UserError
-from .arguments import add_model, add_reading, add_sampling, check_sampling, command, load_model, reading, sampling
+from .arguments import (
+    add_model,
+    add_reading,
+    add_sampling,
+    check_sampling,
+    command,
+    load_model,
+    reading,
+    sampling,
+    tell_skipped,
+)
 
 
 def positions(text: str) -> list[int]:
@@ -57,10 +67,14 @@ def _eval(args: argparse.Namespace) -> None:
 
         metrics |= {f"gold/{name}": value for name, value in gold(llama, per_skill=args.per_skill)[0].items()}
     if args.source is not None:
+        from ...data.sources import Report
         from ...evals.perplexity import perplexity
 
+        report = Report()
         names = ("split", "heldout", "seq_len", "borders", "cache_dir")
-        metrics |= perplexity(llama, args.source, **{name: getattr(args, name) for name in names}, **reading(args))
+        how = {name: getattr(args, name) for name in names} | reading(args)
+        metrics |= perplexity(llama, args.source, report=report, **how)
+        tell_skipped(report)
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")
