@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +57,12 @@ class Report:
         self.skipped += 1
         if len(self.problems) < LISTED_PROBLEMS:
             self.problems.append(f"{where}: {problem}")
+
+    def add(self, counts: Mapping[str, int], problems: Iterable[str]) -> None:
+        """Takes over what a cache or samples have counted as "records" and "skipped", and the first problems."""
+        self.read += counts["records"]
+        self.skipped += counts["skipped"]
+        self.problems += problems
 
     def summary(self) -> str:
         """One line: how many records were read and left out, and where the first three of the latter stand."""

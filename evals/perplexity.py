@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..data.batches import EvalBatches
 from ..data.cache import build_cache
 from ..data.errors import UserError
+from ..data.sources import Report
 from ..model.sharding import BATCH
 from ..train.bundle import Llama
 from ..train.evaluate import heldout_loss
@@ -24,6 +25,7 @@ def perplexity(
     batch_size: int | None = None,
     borders: Sequence[int] = (),
     cache_dir: str = "~/.cache/camelid",
+    report: Report | None = None,
     **reading,
 ) -> dict[str, float]:
     """`loss` (nats per token), `perplexity` and `bits_per_character` over all of the source, or one split of it.
@@ -31,8 +33,8 @@ def perplexity(
     Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows. batch_size: rows that are
     computed at a time; None: 4,096 tokens on each device. borders: positions that divide the row into ranges with a
     perplexity each, such as (2048, 4096) for `perplexity/0-2048`, `perplexity/2048-4096` and `perplexity/4096-8192`:
-    how well a token is predicted with that much text before it. reading: `format`, `on_error` and
-    `max_record_bytes`, as `build_cache` takes them.
+    how well a token is predicted with that much text before it. report: counts what was read and left out. reading:
+    `format`, `on_error` and `max_record_bytes`, as `build_cache` takes them.
     Raises UserError for borders that rows or samples do not reach.
     """
     if llama.tokenizer is None:
@@ -48,6 +50,8 @@ def perplexity(
         heldout=heldout,
         **reading,
     )
+    if report is not None:
+        report.add(cache.info["counts"], cache.info["skipped"])
     if borders and (longest := int(cache.pairs.max())) <= borders[-1]:
         raise UserError(f"{source}: no sample reaches position {borders[-1]}; the longest has {longest + 1} tokens")
     if batch_size is None:

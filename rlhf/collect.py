@@ -13,6 +13,7 @@ from ..data.errors import UserError
 from ..data.files import MAX_RECORD_BYTES
 from ..data.prompts import read_prompts, spread
 from ..data.samples import Sample
+from ..data.sources import Report
 from ..model.decode import pad_prompts
 from ..train.adapters import Bases
 from ..train.bundle import Llama
@@ -53,12 +54,14 @@ def sample_answers(
     keep_repeated: bool = False,
     evenly: bool = False,
     stop: str | Sequence[str] = (),
+    report: Report | None = None,
 ) -> list[Answers]:
     """`n` answers to each of the first `prompts` prompts of a source; those that say the same are kept once, or each.
 
     evenly: of all its prompts take so many at even distances, which are those that evaluations take.
     reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end within
     `max_tokens` is scored like any other. stop: strings before which an answer's text ends, beside those of the model.
+    report: counts what was read and left out.
     """
     tokenizer, template = llama.tokenizer, llama.template
     if tokenizer is None or template is None:
@@ -67,7 +70,7 @@ def sample_answers(
     room = llama.config.max_len - max_tokens
     if room < 1:
         raise UserError(f"max_tokens {max_tokens}: the context of {llama.config.max_len} leaves none for a prompt")
-    samples = read_prompts(
+    found = read_prompts(
         source,
         format=format,
         tokenizer=tokenizer,
@@ -78,8 +81,10 @@ def sample_answers(
         on_error=on_error,
         max_record_bytes=max_record_bytes,
         limit=None if evenly else prompts,
-    ).samples
-    samples = spread(samples, prompts)
+    )
+    if report is not None:
+        report.add(found.counts, found.skipped)
+    samples = spread(found.samples, prompts)
     sampling = sampling_of(
         tokenizer,
         llama.config.vocab_size,

@@ -149,6 +149,7 @@ def _add_collect(actions) -> None:
 def _collect(args: argparse.Namespace) -> None:
     from etils import epath
 
+    from ...data.sources import Report
     from ...rlhf.collect import best_of, pairs_of, sample_answers, write
     from ...train.bundle import load
     from ..checks import check_writable
@@ -163,7 +164,7 @@ def _collect(args: argparse.Namespace) -> None:
     check_writable(output.parent, "--output")
     if output.is_dir():
         raise UserError(f"--output={output}: this is a folder; give the name of a .jsonl file")
-    llama = load(args.path)
+    llama, report = load(args.path), Report()
     answers = sample_answers(
         llama,
         args.source,
@@ -174,8 +175,10 @@ def _collect(args: argparse.Namespace) -> None:
         temperature=args.temperature,
         seed=args.seed,
         stop=args.stop,
+        report=report,
         **reading(args),
     )
+    tell_skipped(report)
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
     hint = "raise --temperature, --n or --prompts"

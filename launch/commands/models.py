@@ -17,6 +17,7 @@ from .arguments import (
     reading,
     refuse_unread,
     sampling,
+    tell_skipped,
 )
 
 
@@ -77,10 +78,13 @@ def _eval(args: argparse.Namespace) -> None:
 
         metrics |= {f"gold/{name}": value for name, value in gold(llama, per_skill=args.per_skill)[0].items()}
     if args.source is not None:
+        from ...data.sources import Report
         from ...evals.perplexity import perplexity
 
-        how = {name: getattr(args, name) for name in PERPLEXITY}
-        metrics |= perplexity(llama, args.source, **how, **reading(args))
+        report = Report()
+        how = {name: getattr(args, name) for name in PERPLEXITY} | reading(args)
+        metrics |= perplexity(llama, args.source, report=report, **how)
+        tell_skipped(report)
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")

@@ -196,6 +196,9 @@ def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, caps
     (tmp_path / "bad.jsonl").write_text((corpus / "chat.jsonl").read_text() + "\nno json\n")
     assert main(["eval", str(tuned), *where]) == 2
     assert capsys.readouterr().err.endswith("(--on_error=skip leaves such records out)\n")
+    assert main(["eval", str(tuned), *where, "--on_error=skip"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 left out: {tmp_path}/bad.jsonl:" in said and "perplexity" in said
 
 
 def test_bad_records_stop_a_command_or_are_counted_and_listed(tmp_path, capsys):
