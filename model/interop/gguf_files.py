@@ -29,7 +29,7 @@ LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.we
 
 
 def is_file(path: epath.Path) -> bool:
-    return path.suffix == ".gguf" and not path.is_dir()
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 class _Reader(gguf.GGUFReader):

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from ..config import LlamaConfig, RopeScaling
-from .headers import MOST_LAYERS, Header, located, read_json
+from .headers import MOST_LAYERS, Header, is_named, located, read_json
 from .tensors import META, SHOWN, Index, Source, check_tensors
 from .torch_files import LazyTensor, read_tensors
 
@@ -24,7 +24,7 @@ EMBEDDING = META.names["embed/embedding"]
 
 
 def is_folder(path: epath.Path) -> bool:
-    return (path / PARAMS).exists()
+    return is_named(path / PARAMS)
 
 
 def open_folder(path: epath.PathLike) -> Source:

@@ -13,7 +13,7 @@ from ..lora import Lora
 from ..weights import input_axes, is_stacked, split_axes
 from . import peft_config
 from .families import IN_HUGGING_FACE, family_in
-from .headers import absent
+from .headers import absent, is_named
 from .huggingface import HEAD, TABLE, unwrapped
 from .peft_config import CONFIG, AdapterConfig
 from .tensors import SHOWN, Naming, Place, is_matrix, places, shapes_there
@@ -49,7 +49,7 @@ def naming_of(config: LlamaConfig) -> Naming:
 
 
 def is_folder(path: epath.Path) -> bool:
-    return (path / CONFIG).exists()
+    return is_named(path / CONFIG)
 
 
 def weight_file(path: epath.Path) -> epath.Path:
