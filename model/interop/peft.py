@@ -190,11 +190,15 @@ def _shapes(path: str, base: tuple[int, ...], found: Mapping[str, tuple[int, ...
     """The shapes that the parts of a module have there, whatever their rank. base: the shape of the base's tensor."""
     there: dict[str, tuple[int, ...]] = {"whole": base, "copy": base}
     if is_matrix(path) and len(base) == 2:
-        (rows, columns), rank = base, found.get("a", (0,))[0]
+        (rows, columns), rank = base, (found.get("a") or (0,))[0]
         there |= {"a": (rank, columns), "b": (rows, rank), "magnitude": (rows,)}
     if path == "embed/embedding":
-        (rows, columns), rank = base, found.get("table_a", (0,))[0]
-        there |= {"table_a": (rank, rows), "table_b": (columns, rank), "rows": (found.get("rows", (0,))[0], columns)}
+        (rows, columns), rank = base, (found.get("table_a") or (0,))[0]
+        there |= {
+            "table_a": (rank, rows),
+            "table_b": (columns, rank),
+            "rows": ((found.get("rows") or (0,))[0], columns),
+        }
     return there
 
 
