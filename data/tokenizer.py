@@ -9,6 +9,7 @@ import codecs
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -99,14 +100,14 @@ class Tokenizer:
         path = epath.Path(path)
         if path.is_dir():
             names = (HUGGINGFACE_FILE, SENTENCEPIECE_FILE)
-            path = next((path / name for name in names if (path / name).exists()), path)
-        if not path.is_file():
+            path = next((path / name for name in names if _is_there(path / name)), path)
+        if not (_is_there(path) and path.is_file()):
             raise UserError(
                 f"no tokenizer at {path}: expected a {SENTENCEPIECE_FILE} or {HUGGINGFACE_FILE}, or a folder with one"
             )
         files = {HUGGINGFACE_FILE if path.suffix == ".json" else SENTENCEPIECE_FILE: path.read_bytes()}
         for name in (CONFIG_FILE, MAP_FILE, ADDED_FILE, TEMPLATE_FILE):
-            if (path.parent / name).exists():
+            if _is_there(path.parent / name):
                 files[name] = (path.parent / name).read_bytes()
         return cls(files, str(path))
 
@@ -313,6 +314,13 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character, otherwise nothing."""
         return self._utf8.decode(b"", final=True)
+
+
+def _is_there(path: epath.Path) -> bool:
+    """Whether there is such a file. Raises UserError for a link that leads nowhere, as in a cache that was emptied."""
+    if not path.exists() and os.path.islink(path):
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there")
+    return path.exists()
 
 
 def check_whole(text: str) -> None:

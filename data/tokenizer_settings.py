@@ -213,5 +213,5 @@ def _chat_template(files: Mapping[str, bytes], config: dict[str, Any], where: st
 
 
 def one_line(error: BaseException) -> str:
-    """What a library says, which may quote a file's line breaks."""
-    return " ".join(str(error).split())
+    """What a library says, which may quote a file at any length and with its line breaks."""
+    return " ".join(str(error).split())[:500]

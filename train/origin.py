@@ -28,7 +28,7 @@ from ..model.config import LlamaConfig
 from ..model.interop import generation, gguf_files, huggingface, meta, peft, tensors
 from ..model.interop.generation import GenerationDefaults
 from ..model.interop.grown import with_rows
-from ..model.interop.headers import absent
+from ..model.interop.headers import absent, is_named
 from ..model.lora import Lora
 from ..model.sharding import part_sharding, path_name
 from ..model.storage import Rules
@@ -54,7 +54,8 @@ def _stamp(path: str) -> Stamp:
     """Name, size and time of a file, or of each in a folder: what is kept of them in memory holds as long as these."""
     where = pathlib.Path(path)
     files = sorted(where.iterdir()) if where.is_dir() else [where] if where.is_file() else []
-    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    found = [(file.name, file.stat() if file.exists() else file.lstat()) for file in files]  # links may lead nowhere
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def is_foreign(path: epath.PathLike) -> bool:
@@ -123,13 +124,13 @@ def _huggingface(path: epath.Path) -> Foreign:
 def _meta(path: epath.Path) -> Foreign:
     """LLaMA 1's tokenizer lies one folder above its sizes."""
     source = meta.open_folder(path)
-    found = [folder / SENTENCEPIECE_FILE for folder in (path, path.parent) if (folder / SENTENCEPIECE_FILE).exists()]
+    found = [folder / SENTENCEPIECE_FILE for folder in (path, path.parent) if is_named(folder / SENTENCEPIECE_FILE)]
     return Foreign("meta", source, Tokenizer.load(found[0]) if found else None, None)
 
 
 def _tokenizer_in(folder: epath.Path) -> Tokenizer | None:
     files = (folder / HUGGINGFACE_FILE, folder / SENTENCEPIECE_FILE)
-    return Tokenizer.load(folder) if any(file.exists() for file in files) else None
+    return Tokenizer.load(folder) if any(map(is_named, files)) else None
 
 
 def _own_template(tokenizer: Tokenizer | None, name: str) -> ChatTemplate | None:

@@ -14,7 +14,7 @@ from etils import epath
 
 from ..sampling import Sampling
 from ..stopping import MOST_BYTES
-from .headers import read_json
+from .headers import is_named, read_json
 from .huggingface import CONFIG
 
 FILE = "generation_config.json"
@@ -89,7 +89,7 @@ def read_folder(path: epath.PathLike, vocab_size: int) -> GenerationDefaults:
     """
     path = epath.Path(path)
     where, fields = str(path / FILE), {}
-    if (path / FILE).exists():
+    if is_named(path / FILE):
         try:
             fields = read_json(path / FILE)
         except ValueError as error:

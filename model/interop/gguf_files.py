@@ -29,7 +29,7 @@ LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.we
 
 
 def is_file(path: epath.Path) -> bool:
-    return path.suffix == ".gguf" and not path.is_dir()
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 class _Reader(gguf.GGUFReader):
@@ -75,6 +75,11 @@ def open_file(path: epath.PathLike) -> Source:
     kinds = {tensor.tensor_type.name for tensor in tensors.values()}
     if strange := sorted(kinds - PLAIN.keys() - {kind.name for kind in known}):
         raise ValueError(f"{path}: tensors encoded as {', '.join(strange)}, which the gguf package cannot decode")
+    if any(reader.byte_order == "S" for _, reader in parts) and kinds - {"F32", "F16"}:
+        said = (
+            f"{', '.join(sorted(kinds - {'F32', 'F16'}))} in big-endian order, which the gguf package decodes as little"
+        )
+        raise ValueError(f"{path}: {said}: turn it with `gguf-convert-endian {path} little`")
 
     def read(name: str, index: Index) -> np.ndarray:
         rows, *columns = index if index else (slice(None),)

@@ -107,6 +107,11 @@ class Header(Mapping):
         return len(self._fields)
 
 
+def is_named(path: epath.Path) -> bool:
+    """Whether there is a file of this name, or a link to one that is gone, which reading it then says."""
+    return path.exists() or os.path.islink(path)
+
+
 def absent(path: epath.Path) -> str:
     """What to say of a file that is not there, or whose link leads nowhere, as in a cache that was cleaned up."""
     if os.path.islink(path):
@@ -116,7 +121,9 @@ def absent(path: epath.Path) -> str:
 
 def unreadable(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
     """What to raise of a file that does not hold what its name says, such as what Git left in place of a large one."""
-    why = shown(str(error) or type(error).__name__).strip("'\"")
+    if isinstance(error, FileNotFoundError):
+        return ValueError(absent(epath.Path(path)))
+    why = " ".join(f"{error}".split())[:300] or type(error).__name__
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             why = "Git LFS keeps its place until `git lfs pull` fetches it"

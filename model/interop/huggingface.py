@@ -18,7 +18,7 @@ from etils import epath
 from ..config import LlamaConfig, RopeScaling
 from ..rope import frequencies, ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, located, read_json, shown
+from .headers import MOST_LAYERS, Header, is_named, located, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 from .weight_files import INDEX, WEIGHTS, open_tensors, weight_files
 
@@ -61,7 +61,7 @@ ROPE_FIELDS: dict[str, dict[str, str]] = {
 
 
 def is_folder(path: epath.Path) -> bool:
-    return (path / CONFIG).exists()
+    return is_named(path / CONFIG)
 
 
 def open_folder(path: epath.PathLike) -> Source:

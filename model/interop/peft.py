@@ -13,7 +13,7 @@ from ..lora import Lora
 from ..weights import input_axes, is_stacked, split_axes
 from . import peft_config
 from .families import IN_HUGGING_FACE, family_in
-from .headers import absent
+from .headers import absent, is_named
 from .huggingface import HEAD, TABLE, unwrapped
 from .peft_config import CONFIG, AdapterConfig
 from .tensors import SHOWN, Naming, Place, is_matrix, places, shapes_there
@@ -49,7 +49,7 @@ def naming_of(config: LlamaConfig) -> Naming:
 
 
 def is_folder(path: epath.Path) -> bool:
-    return (path / CONFIG).exists()
+    return is_named(path / CONFIG)
 
 
 def weight_file(path: epath.Path) -> epath.Path:
@@ -190,11 +190,15 @@ def _shapes(path: str, base: tuple[int, ...], found: Mapping[str, tuple[int, ...
     """The shapes that the parts of a module have there, whatever their rank. base: the shape of the base's tensor."""
     there: dict[str, tuple[int, ...]] = {"whole": base, "copy": base}
     if is_matrix(path) and len(base) == 2:
-        (rows, columns), rank = base, found.get("a", (0,))[0]
+        (rows, columns), rank = base, (found.get("a") or (0,))[0]
         there |= {"a": (rank, columns), "b": (rows, rank), "magnitude": (rows,)}
     if path == "embed/embedding":
-        (rows, columns), rank = base, found.get("table_a", (0,))[0]
-        there |= {"table_a": (rank, rows), "table_b": (columns, rank), "rows": (found.get("rows", (0,))[0], columns)}
+        (rows, columns), rank = base, (found.get("table_a") or (0,))[0]
+        there |= {
+            "table_a": (rank, rows),
+            "table_b": (columns, rank),
+            "rows": ((found.get("rows") or (0,))[0], columns),
+        }
     return there
 
 

@@ -38,9 +38,9 @@ def write(path, config, params, encoding="F32", **fields):
     return path
 
 
-def write_raw(path, fields, named, architecture="llama"):
+def write_raw(path, fields, named, architecture="llama", **options):
     """A file by the gguf package alone. named: arrays, or pairs of encoded bytes and their kind."""
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, **options)
     for key, value in fields.items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
         add[bool] = writer.add_bool
@@ -351,6 +351,18 @@ def test_multipliers_of_another_architecture_than_granite_are_ignored_as_in_llam
     config = gguf_files.open_file(file).config
     assert config.attention_scale is None
     assert (config.logit_divisor, config.embedding_multiplier, config.residual_multiplier) == (1, 1, 1)
+
+
+def test_big_endian_numbers_are_read_and_codes_refused(tmp_path):
+    """The package turns numbers, and takes the bytes of blocks as they lie."""
+    named = llama_cpp_tensors(PLAIN_CASE)
+    big = write_raw(tmp_path / "big.gguf", metadata(PLAIN_CASE), named, endianess=gguf.GGUFEndian.BIG)
+    little = write_raw(tmp_path / "little.gguf", metadata(PLAIN_CASE), named)
+    folders.assert_same_params(folders.load(gguf_files.open_file(big)), folders.load(gguf_files.open_file(little)))
+    named[UP] = (gguf.quants.quantize(named[UP], Kind.BF16), Kind.BF16)
+    big = write_raw(tmp_path / "big.gguf", metadata(PLAIN_CASE), named, endianess=gguf.GGUFEndian.BIG)
+    with pytest.raises(ValueError, match=r"big.gguf: BF16 in big-endian order, .*: turn it with `gguf-convert-endian"):
+        gguf_files.open_file(big)
 
 
 def test_another_architecture_is_refused(tmp_path):

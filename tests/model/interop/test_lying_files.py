@@ -26,6 +26,7 @@ from camelid.model.interop import gguf_files, huggingface, meta
 from camelid.tests.model.golden import make_interop
 from camelid.tests.model.interop import folders, test_gguf
 from camelid.tests.model.interop.folders import TINY
+from camelid.train import origin
 
 TIMES = int(os.environ.get("CAMELID_FUZZ", "24"))
 SECONDS = 10
@@ -186,9 +187,24 @@ def test_the_files_of_an_index_are_in_its_own_folder(name, tmp_path):
         huggingface.open_folder(folder)
 
 
-def test_a_link_to_a_file_that_is_gone_is_said(tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_link_to_a_file_that_is_gone_is_said(name, tmp_path):
     folder = folders.write_folder(tmp_path / "a", TINY)
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to(tmp_path / "blobs" / "3f2a")
-    with pytest.raises(ValueError, match=r"model.safetensors is a link to .*3f2a, which is not there"):
-        huggingface.open_folder(folder)
+    if name == "tokenizer_config.json":
+        (folder / "tokenizer.json").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "blobs" / "3f2a")
+    with pytest.raises(UserError, match=rf"{name} is a link to .*3f2a, which is not there"):
+        origin.open_foreign(folder)
+
+
+def test_a_link_to_a_recommendation_that_is_gone_is_told_and_one_that_nobody_reads_is_not(tmp_path):
+    folder = folders.write_folder(tmp_path / "a", TINY)
+    for name in ("generation_config.json", "pytorch_model.bin", "LICENSE"):
+        (folder / name).symlink_to(tmp_path / "blobs" / "3f2a")
+    with pytest.warns(UserWarning) as told:
+        assert origin.open_foreign(folder).source.config == TINY
+    assert [str(each.message) for each in told] == [
+        f"{folder}/generation_config.json is a link to {tmp_path}/blobs/3f2a, which is not there; what it says of "
+        "sampling is not used"
+    ]

@@ -48,12 +48,14 @@ def test_eight_devices_get_the_same_arrays_and_read_only_their_parts(golden_para
 
 LLAMA1 = dict(dim=4096, n_layers=32, n_heads=32, norm_eps=1e-6, vocab_size=-1, multiple_of=256)
 LLAMA3 = dict(dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, norm_eps=1e-5, rope_theta=500_000.0)
+MISTRAL = dict(dim=4096, n_layers=32, head_dim=128, n_heads=32, n_kv_heads=8, norm_eps=1e-5, sliding_window=4096)
 PUBLISHED = {  # params.json, then context, rotary base, factor
     "LLaMA 7B": (LLAMA1, 2048, 1e4, None),
     "LLaMA 65B": (LLAMA1 | dict(dim=8192, n_heads=64, norm_eps=1e-5), 2048, 1e4, None),
     "Llama 2 7B": (LLAMA1 | dict(norm_eps=1e-5), 4096, 1e4, None),
     "Llama 2 70B": (LLAMA1 | dict(dim=8192, n_heads=64, n_kv_heads=8, norm_eps=1e-5), 4096, 1e4, None),
     "Llama 3 8B": (LLAMA3, 8192, 5e5, None),
+    "Mistral 7B": (MISTRAL, 32_768, 1e4, None),
     "Llama 3.1 8B": (LLAMA3 | dict(use_scaled_rope=True), 131_072, 5e5, 8.0),
     "Llama 3.2 1B": (LLAMA3 | dict(dim=2048, use_scaled_rope=True), 131_072, 5e5, 32.0),
     "Llama 3.3, which says it": (LLAMA3 | dict(use_scaled_rope=True, rope_scaling_factor=4), 131_072, 5e5, 4.0),
@@ -68,6 +70,7 @@ def test_context_and_rotary_settings_are_those_of_the_published_models(name):
     assert (config.max_len, config.rope_theta) == (context, theta)
     assert config.rope_scaling == (factor and RopeScaling("llama3", factor, original_max_len=8192))
     assert config.n_kv_heads == fields.get("n_kv_heads", fields["n_heads"]) and not config.tied
+    assert config.window == fields.get("sliding_window")
 
 
 def first_part_gone(folder):
@@ -85,6 +88,14 @@ def cut_short(folder):
 
 def other_tensors(folder):
     torch_writer.save_tensors(folder / "consolidated.01.pth", {"norm.weight": np.zeros(4, np.float32)})
+
+
+def holds(value):
+    def spoil(folder):
+        for number in range(2):
+            torch_writer.save_tensors(folder / f"consolidated.{number:02d}.pth", {"tok_embeddings.weight": value})
+
+    return spoil
 
 
 def other_widths(folder):
@@ -107,6 +118,8 @@ def says(**fields):
         (cut_short, "consolidated.01.pth: no whole file of torch.save's zip format"),
         (other_tensors, "consolidated.01.pth holds other tensors than consolidated.00.pth"),
         (other_widths, r"consolidated.00.pth: parts of tok_embeddings.weight do not fit each other: \[\(58, 16\), \("),
+        (holds(np.float32(1)), r"consolidated.00.pth: parts of tok_embeddings.weight do not fit each other: \[\(\), "),
+        (holds(np.ones((3, 4), np.int64)), "tensors that are not float32, .*: tok_embeddings.weight int64"),
         (says(n_layers=2), r"9 tensor\(s\) missing: layers.1.attention.wk.weight \[16, 32\]; "),
         (says(n_layers=None), "does not say n_layers"),
         (says(n_kv_heads=4), r"of another shape: layers.0.attention.wk.weight \[16, 32\], the config says \[32, 32\]"),

@@ -350,6 +350,10 @@ def cut_short(folder):
             rf"{UP}.lora_B.weight \[40, 2\] has no place on \[40, 32\]",
         ),
         (
+            holds(lambda t: t | {f"{UP}.lora_A.weight": np.zeros((), np.float32)}),
+            rf"{UP}.lora_A.weight \[\] has no place on \[40, 32\]",
+        ),
+        (
             holds(lambda t: {name: value for name, value in t.items() if name != f"{UP}.lora_A.weight"}),
             rf"{UP}.lora_B.weight \[40, 2\] has no place|{UP} has b but not both lora_A and lora_B",
         ),
