@@ -9,6 +9,7 @@ from .arguments import (
     add_reading,
     add_sources,
     add_stop,
+    check_least,
     check_sampling,
     command,
     reading,
@@ -152,9 +153,7 @@ def _collect(args: argparse.Namespace) -> None:
     from ..checks import check_writable
 
     check_sampling(args)
-    for name, least in (("prompts", 1), ("per_prompt", 1), ("others", 0), ("n", 2 if args.keep == "pairs" else 1)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} {getattr(args, name)}: give {least} or more")
+    check_least(args, prompts=1, per_prompt=1, others=0, n=2 if args.keep == "pairs" else 1)
     output = epath.Path(args.output)
     check_writable(output.parent, "--output")
     if output.is_dir():

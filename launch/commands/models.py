@@ -6,7 +6,17 @@ import sys
 import warnings
 
 from ...data.errors import UserError
-from .arguments import add_model, add_reading, add_sampling, check_sampling, command, load_model, reading, sampling
+from .arguments import (
+    add_model,
+    add_reading,
+    add_sampling,
+    check_least,
+    check_sampling,
+    command,
+    load_model,
+    reading,
+    sampling,
+)
 
 
 def positions(text: str) -> list[int]:
@@ -50,6 +60,7 @@ def _eval(args: argparse.Namespace) -> None:
         raise UserError(
             "--cache and --draft are of decoding, and perplexity decodes nothing: measure --gold, or leave them"
         )
+    check_least(args, seq_len=2, per_skill=1)
     llama = load_model(args)
     metrics = {}
     if args.gold:
