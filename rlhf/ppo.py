@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 
-from ..data.errors import UserError
 from ..model import llama
 from ..model.sampling import Ranges, Sampling
 from ..train import setup as train_setup
@@ -28,6 +27,7 @@ from ..train.leaves import Count, NotNegative, OneOf, Only, Positive, Share, Uns
 from ..train.losses import head_kl, head_logprobs, masked_mean, next_token_loss
 from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key
+from ..train.report import tell
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import costs, critic, rewards, setup, statistics
@@ -280,10 +280,8 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         batches = setup.with_mix(settings, scene)
         lengths = train_setup.lengths_of(settings, batches)
         if settings.critic.first_steps >= lengths.total:
-            raise UserError(
-                f"config.critic.first_steps {settings.critic.first_steps}: in a run of {lengths.total} steps the "
-                "policy would never learn; give fewer"
-            )
+            first = settings.critic.first_steps
+            tell(f"config.critic.first_steps {first}: in a run of {lengths.total} steps the critic learns alone")
         part = critic.parts_of(settings, model, critics, scene.adapters)
         everything = jax.eval_shape(part.init, jax.random.key(0))
         frozen_rules = scene.adapters.frozen(everything, part.base, list(everything))

@@ -153,6 +153,13 @@ def add_stop(parser: argparse.ArgumentParser) -> None:
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+def check_least(args: argparse.Namespace, **least: int) -> None:
+    """Refuses a value below the least one that its argument can have, before anything is loaded for it."""
+    for name, number in least.items():
+        if getattr(args, name) < number:
+            raise UserError(f"--{name} {getattr(args, name)}: give {number} or more")
+
+
 def check_sampling(args: argparse.Namespace) -> None:
     """Refuses values out of range, before a model is loaded for nothing."""
     from ...model.sampling import Sampling

@@ -7,7 +7,10 @@ from ...data.errors import UserError
 from .arguments import WEIGHTS, Parser, command
 
 FORMATS = ("camelid", "huggingface", "gguf", "peft")
-FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".json", ".onnx", ".ggml", ".zip", ".tar", ".msgpack")
+FILES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".json", ".onnx", ".ggml", ".zip", ".tar", ".gz", ".tgz",
+    ".msgpack", ".h5", ".hdf5", ".pkl", ".pickle", ".pb", ".model",
+)  # fmt: skip
 """Endings of files that no format is written as."""
 
 

@@ -10,6 +10,7 @@ from .arguments import (
     add_reading,
     add_sources,
     add_stop,
+    check_least,
     check_sampling,
     command,
     reading,
@@ -157,9 +158,7 @@ def _collect(args: argparse.Namespace) -> None:
     check_sampling(args)
     if args.keep == "best":
         refuse_unread(args, ("per_prompt", "others"), "--keep=pairs")
-    for name, least in (("prompts", 1), ("per_prompt", 1), ("others", 0), ("n", 2 if args.keep == "pairs" else 1)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} {getattr(args, name)}: give {least} or more")
+    check_least(args, prompts=1, per_prompt=1, others=0, n=2 if args.keep == "pairs" else 1)
     output = epath.Path(args.output)
     check_writable(output.parent, "--output")
     if output.is_dir():

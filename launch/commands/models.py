@@ -11,6 +11,7 @@ from .arguments import (
     add_model,
     add_reading,
     add_sampling,
+    check_least,
     check_sampling,
     command,
     load_model,
@@ -71,6 +72,7 @@ def _eval(args: argparse.Namespace) -> None:
         refuse_unread(args, (*READING, *PERPLEXITY), "--source")
     elif args.split is None:
         refuse_unread(args, ["heldout"], "--split")
+    check_least(args, seq_len=2, per_skill=1)
     llama = load_model(args)
     metrics = {}
     if args.gold:

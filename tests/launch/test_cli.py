@@ -43,7 +43,7 @@ def test_help_does_not_wait_for_jax():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--output=z"]
+COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--output=pairs.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,13 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["eval", "x"], "say what to measure"),
         (["eval", "x", "--source=y", "--borders=9,x"], "argument --borders: invalid positions value: '9,x'"),
         (["chat", "x", "--rope=yarn"], "--rope=yarn: give a kind and a number of tokens, as in --rope=yarn:8192"),
+        (["eval", "x", "--source=y", "--seq_len=1"], "--seq_len 1: give 2 or more"),
+        (["convert", "x", "model.tar.gz"], "model.tar.gz: no format is written as a .gz file"),
+        ([*COLLECT, "--n=1"], "--n 1: give 2 or more"),
+        ([*COLLECT, "--per_prompt=0"], "--per_prompt 0: give 1 or more"),
+        ([*COLLECT, "--output=."], "--output=.: this is a folder"),
+        (["quickstart", "--seed=-1"], "ppo: config.seed = -1: give a whole number from 0 up"),
+        (["quickstart", "--pair_prompts=0"], "--pair_prompts 0: give 1 or more"),
         (["data", "prepare"], "takes --config"),
         (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
         (["eval", "x", "--source=y", "--cache=int8"], "perplexity decodes nothing"),
@@ -80,6 +87,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path
     assert said.startswith("camelid: ")
     assert said.count("\n") == 1
     assert says in said
+    assert not list(tmp_path.glob("[!r]*"))  # but for the work directory "runs", whose lock made it
 
 
 @pytest.mark.parametrize(
