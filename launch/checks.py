@@ -1,12 +1,9 @@
-"""What can be known of a run before anything is read or built: every leaf of its config, its devices, its folder."""
+"""What can be known of a run before anything is read or built: every leaf of its config, its devices."""
 
 import importlib.util
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import ml_collections
-from etils import epath
 
 from ..data.errors import UserError
 from ..train.fit import Evaluator
@@ -42,16 +39,3 @@ def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Eva
             f"config.wandb = {config.wandb!r} asks for Weights & Biases, which is missing: pip install wandb"
         )
     mesh_of(Settings(config))
-
-
-def check_writable(workdir: epath.Path) -> None:
-    """Raises UserError where the folder of a run, on a file system of this machine, can be neither made nor written."""
-    if "://" in os.fspath(workdir):
-        return
-    there = Path(workdir).absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise UserError(f"--workdir={workdir}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={workdir}: no permission to write in {there}")

@@ -55,7 +55,9 @@ def _merge_tokenizer(args: argparse.Namespace) -> None:
     from ...data.tokenizer_merging import CHINESE, HAN, characters_per_token, merge
     from ...train import origin
     from ..corpus import texts
+    from ..outputs import check_writable
 
+    check_writable(args.output, "--output")
     base = origin.tokenizer_at(args.base)
     report = Report()
     found = list(texts(args.source, max_records=args.max_records, report=report, **reading(args)))
@@ -74,7 +76,9 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     from ...data.sources import Report
     from ...data.tokenizer_training import train_sentencepiece
     from ..corpus import texts
+    from ..outputs import check_writable
 
+    check_writable(args.output, "--output")
     report = Report()
     tokenizer = train_sentencepiece(
         texts(args.source, max_records=args.max_records, report=report, **reading(args)),
@@ -147,8 +151,10 @@ def _add_collect(actions) -> None:
 def _collect(args: argparse.Namespace) -> None:
     from ...rlhf.collect import best_of, pairs_of, sample_answers, write
     from ...train.bundle import load
+    from ..outputs import check_new_file
 
     check_sampling(args)
+    check_new_file(args.output)
     llama = load(args.path)
     answers = sample_answers(
         llama,
