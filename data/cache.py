@@ -27,6 +27,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import current_process, get_context
 from pathlib import Path
@@ -300,14 +301,23 @@ def _run(jobs: Iterator[tuple[Path, Shard]], write: Callable, workers: int) -> N
     # Spawned, since a fork of a process that runs JAX's threads may hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (write,)) as pool:
         pending = set()
-        for job in chain(few, jobs):
-            if len(pending) == 2 * workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-            pending.add(pool.submit(_work, *job))
-        for future in pending:
-            future.result()
+        try:
+            for job in chain(few, jobs):
+                if len(pending) == 2 * workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                pending.add(pool.submit(_work, *job))
+            for future in pending:
+                future.result()
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a process that tokenises was killed, as happens where memory is short; what the others have finished "
+                "is kept: give the command again"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _start_worker(write: Callable) -> None:

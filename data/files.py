@@ -19,14 +19,11 @@ import numpy as np
 from etils import epath
 
 from .errors import UserError
-from .values import Unreadable
+from .values import MAX_RECORD_BYTES, Unreadable
 
 Row = tuple[str, object]
 
 DOCUMENT_CHARACTERS = 2_000
-MAX_RECORD_BYTES = 2**26
-"""How long a line, a record of a .json list or a row of Parquet may be."""
-
 _EXPANSION = 100  # times its stored size that a .gz may grow to; text grows by 3 to 20, a bomb by 1,000
 _CHUNK = 2**20  # bytes read at a time
 _UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a name: what no message or JSON can hold

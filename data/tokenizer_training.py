@@ -62,7 +62,7 @@ def train_sentencepiece(
     def lines():
         try:
             yield from _lines(texts)
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C too
             raised.append(error)  # SentencePiece would hand on its text within a message of its own
             raise
 

@@ -4,6 +4,9 @@ import json
 import reprlib
 from collections.abc import Mapping
 
+MAX_RECORD_BYTES = 2**26
+"""How long a line, a record of a .json list or a row of Parquet may be."""
+
 _DEPTH = 50  # levels of nesting kept in what nobody needs
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60

@@ -1,13 +1,10 @@
-"""What can be known of a run before anything is read or built: every leaf of its config, its devices, its folder."""
+"""What can be known of a run before anything is read or built: every leaf of its config, its devices."""
 
 import importlib.util
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import ml_collections
-from etils import epath
 
 from ..data.errors import UserError
 from ..train.fit import Evaluator
@@ -65,17 +62,3 @@ def _check_machine(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.data.seq_len = {config.data.seq_len}: splash attention takes multiples of {multiple}")
     if attention == "cudnn" and config.model.dtype == "float32":
         raise UserError("config.model.attention = 'cudnn' takes 16-bit numbers: set config.model.dtype=bfloat16")
-
-
-def check_writable(folder: epath.Path, flag: str = "--workdir") -> None:
-    """Raises UserError where a folder on a file system of this machine can be neither made nor written. flag: of the
-    command, which named it."""
-    if "://" in os.fspath(folder):
-        return
-    there = Path(folder).absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise UserError(f"{flag}={folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{flag}={folder}: no permission to write in {there}")

@@ -5,26 +5,32 @@ How a command ended, in its exit code:
     0    it is done
     1    it cannot go on: a check stopped the run, the disk is full, memory is not enough, another process died
     2    a mistake in what the user gave
+    129  SIGHUP: the terminal was closed
     130  Ctrl-C
     143  SIGTERM, as schedulers send it before they take a machine away
 
-All but the first come with one line on standard error. After 130 and 143 the state of a run that had begun is saved,
-and the same command goes on.
+All but the first come with one line on standard error. After 129, 130 and 143 the state of a run that had begun is
+saved, and the same command goes on.
 """
 
 import argparse
 import contextlib
 import os
 import pathlib
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
 
 from ..data.errors import DataError, UserError
 from .commands import checkpoints, data, models, training
-from .commands.arguments import Parser
+from .commands.arguments import Parser, say_anything
 
 CLOSED = "standard output was closed before all of it was written"
+ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "the terminal was closed"}
 OUT_OF_MEMORY = (
     "out of memory: in training lower config.data.batch_size or seq_len, raise config.optim.accumulate, or set "
     "config.model.remat=full; elsewhere give --quantize or a shorter context"
@@ -34,15 +40,19 @@ OUT_OF_MEMORY = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command of `argv` (default: that of the process) and returns its exit code."""
     warnings.formatwarning = _format_warning
+    say_anything(sys.stdout)
     try:
-        code = _run(argv)
+        with _signals():
+            code = _run(argv)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
     except UserError as error:
         return _end(2, str(error))
     except KeyboardInterrupt:
-        return _end(130, "interrupted")
+        return _end(130, ENDED[signal.SIGINT])
+    except _Ended as error:
+        return _end(128 + error.number, ENDED[error.number])
     except SystemExit as error:
         if error.code != 1:  # as rich ends when nobody reads standard output; argparse ends by 0
             raise
@@ -62,7 +72,43 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _end(1, str(error))
         if "RESOURCE_EXHAUSTED" in str(error):
             return _end(1, f"{OUT_OF_MEMORY} ({' '.join(str(error).split())[:200]})")
+        if "can't start new thread" in str(error):
+            return _end(1, "no further thread can be started: too little memory, or a limit of processes (ulimit -u)")
         raise
+
+
+class _Ended(BaseException):
+    """A signal ends the command; no `except Exception` on the way takes it for an error."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Signals that end the command do it as exceptions, so that what is half done is taken away. Those that are ignored
+    (`nohup`) stay so; while a run trains, `train.loop` listens to them instead."""
+    listened_to = [number for number in ENDED if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    if threading.current_thread() is not threading.main_thread():
+        listened_to = []
+    before = {number: signal.signal(number, _raise) for number in listened_to}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            # C code that is being imported loses an exception, or crashes; there is nothing yet to be taken away.
+            with contextlib.suppress(OSError):
+                os.write(2, f"camelid: {ENDED[number]}\n".encode())
+            os._exit(128 + number)
+        frame = frame.f_back
+    raise KeyboardInterrupt if number == signal.SIGINT else _Ended(number)
 
 
 def _end(code: int, message: str) -> int:

@@ -19,7 +19,8 @@ from ..data.checksums import write_whole
 from ..train.fit import Evaluator
 from ..train.lock import only_process_of
 from ..train.settings import Settings
-from .checks import check_phases, check_writable
+from .checks import check_phases
+from .outputs import check_writable
 from .recipes import RECIPES
 
 Progress = dict[str, dict[str, float]]

@@ -25,8 +25,9 @@ from ..rlhf.collect import pairs_of, sample_answers, write
 from ..train.bundle import Llama
 from ..train.lock import only_process_of
 from ..train.settings import Settings, load_config
-from .checks import check_phases, check_writable
+from .checks import check_phases
 from .corpus import texts
+from .outputs import check_writable
 from .recipes import RECIPES
 from .report import write_report
 

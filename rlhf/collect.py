@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from ..data.checksums import write_whole
 from ..data.errors import UserError
 from ..data.files import MAX_RECORD_BYTES
 from ..data.prompts import read_prompts, spread
@@ -199,7 +200,5 @@ def write(
         raise UserError(
             f"{path}: nothing to write: no prompt has answers of different scores, or all are empty; {hint}"
         )
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "\n".join(lines) + "\n")
     return len(lines)

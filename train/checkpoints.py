@@ -128,7 +128,10 @@ class Checkpoints:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"checkpoint {step}")
             said = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
-            response = ocp.save_async(path, state, custom_metadata=said)
+            try:
+                response = ocp.save_async(path, state, custom_metadata=said)
+            except Exception as error:
+                raise self._not_saved(step, error) from error
             self._pending = (step, self._pool.submit(self._complete, step, response, keep_others))
             self._saved_at = time.monotonic()
             return True
@@ -243,10 +246,16 @@ class Checkpoints:
         try:
             future.result()
         except Exception as error:
-            raise NotSaved(
-                f"the checkpoint of step {step} was not written to {self._directory}: {' '.join(str(error).split())} "
-                f"(the last complete one is of step {self.latest()})"
-            ) from error
+            raise self._not_saved(step, error) from error
+
+    def _not_saved(self, step: int, error: Exception) -> NotSaved:
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                proof.remove_leftovers(self._directory)  # the room that they take may be what is missing
+        last = self.latest()
+        before = "there is none before it" if last is None else f"the last complete one is of step {last}"
+        why = " ".join(str(error).split())
+        return NotSaved(f"the checkpoint of step {step} was not written to {self._directory}: {why} ({before})")
 
 
 def describe(
@@ -407,6 +416,8 @@ def _readable(path: epath.Path) -> Iterator[None]:
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        if not path.exists():
+            raise UserError(f"{path} was deleted while it was read, as a run that goes on does: try again") from error
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 

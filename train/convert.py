@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ..data import checksums
 from ..data.errors import UserError
+from ..data.locks import locked
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_export import save_for_transformers, with_bos
@@ -341,14 +344,27 @@ def whole(output: epath.PathLike) -> Iterator[epath.Path]:
     where it did not become that. Raises UserError where there is something already."""
     output = check_new(output)
     unfinished = output.with_name(f"{output.name}.unfinished")
-    _remove(unfinished)  # of a process that was killed
-    try:
-        yield unfinished
-        check_new(output)
-        unfinished.rename(output)
-    except BaseException:
-        _remove(unfinished)
-        raise
+    with _only_writer_of(output):
+        _remove(unfinished)  # of a process that was killed
+        try:
+            with checksums.writing(output):
+                yield unfinished
+            check_new(output)
+            unfinished.rename(output)
+        except BaseException:
+            _remove(unfinished)
+            raise
+
+
+def _only_writer_of(output: epath.Path) -> contextlib.AbstractContextManager:
+    """A lock beside a new output; UserError says who else is writing the same."""
+
+    def refuse(holder: str) -> None:
+        raise UserError(f"{output} is being written by {holder}: wait for it, or give another output")
+
+    if "://" in os.fspath(output):
+        return contextlib.nullcontext()
+    return locked(Path(output.with_name(f".{output.name}.lock")), refuse)
 
 
 def _remove(path: epath.Path) -> None:

@@ -83,8 +83,8 @@ def train(
 ) -> State:
     """Runs steps `start` to `total - 1` and returns the last state.
 
-    batches: as `data.batches.Batches`. finish(state): what the last state becomes before it is saved. A SIGTERM or
-    Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When `check`
+    batches: as `data.batches.Batches`. finish(state): what the last state becomes before it is saved. A SIGTERM, SIGHUP
+    or Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When `check`
     raises TrainingStopped, a file cannot be read or written (OSError), or what the user gave fails, as a reward
     function may (UserError), the state is saved too, unless it holds numbers that are not finite; earlier checkpoints
     then all stay.
@@ -150,22 +150,25 @@ def train(
                 elif seen:
                     report(done)
             words = _save_stopped(error, done, state, checkpoints, manifest) if done > start else "nothing new to save"
+            if received and isinstance(error, OSError) and words.endswith("is saved"):  # the terminal is gone as well
+                raise _interrupted(received, done, total) from error
             kind = next(kind for kind in (TrainingStopped, UserError, OSError) if isinstance(error, kind))
             raise kind(f"{error} ({words})") from error
     if done < total:
-        number = received[0] if received else signal.SIGTERM
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        raise Interrupted(
-            f"{name} ended the run at step {done} of {total}; it is saved, and the same command goes on from there",
-            number,
-        )
+        raise _interrupted(received, done, total)
     return state
+
+
+def _interrupted(received: Sequence[int], done: int, total: int) -> Interrupted:
+    number = received[0] if received else signal.SIGTERM
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    return Interrupted(
+        f"{name} ended the run at step {done} of {total}; it is saved, and the same command goes on from there", number
+    )
 
 
 def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkpoints, manifest: dict) -> str:
     """Saves the state at which an error ended a run, if it is fit to go on from; says what was done."""
-    if isinstance(error, NotSaved):
-        return "nothing else is lost"
     if not isinstance(error, TrainingStopped) and jax.process_count() > 1:  # saving takes all, and only this one knows
         return "its state is not saved; the last checkpoint stays"
     if not _all_finite([state[name] for name in ("params", "ema") if name in state]):
@@ -174,7 +177,8 @@ def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkp
         checkpoints.save(done, state, manifest, force=True, keep_others=True)
         checkpoints.wait()
     except OSError as second:
-        return f"the state of step {done} could not be saved: {second}"
+        either = isinstance(error, NotSaved)  # for the same reason
+        return f"the state of step {done} could not be saved{' either' if either else f': {second}'}"
     return f"the state of step {done} is saved"
 
 
@@ -235,7 +239,8 @@ def _should_stop(received: list[int], step: int) -> bool:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C fill, instead of the process ending; a second Ctrl-C ends it.
+    """A list that SIGTERM, Ctrl-C and SIGHUP (the terminal was closed; not under `nohup`) fill, instead of the process
+    ending; a second Ctrl-C ends it.
 
     Where several processes train together, JAX's own coordination listens to SIGTERM, and Ctrl-C becomes one.
     """
@@ -246,11 +251,14 @@ def _signals() -> Iterator[list[int]]:
         if number == signal.SIGINT and received:
             raise KeyboardInterrupt
         received.append(number)
-        os.write(2, b"camelid: ending after this step, saved (Ctrl-C again: at once, not saved)\n")
+        with contextlib.suppress(OSError):  # `camelid train 2>&1 | tee log`: Ctrl-C ends tee first
+            os.write(2, b"camelid: ending after this step, saved (Ctrl-C again: at once, not saved)\n")
         if together:
             os.kill(os.getpid(), signal.SIGTERM)
 
     listened_to = () if threading.current_thread() is not threading.main_thread() else (signal.SIGINT,)
+    if listened_to and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        listened_to += (signal.SIGHUP,)
     listened_to += () if together or not listened_to else (signal.SIGTERM,)
     before = {number: signal.signal(number, note) for number in listened_to}
     try:

@@ -37,7 +37,10 @@ def damage_of(path: epath.Path) -> str | None:
 
     In a process it is looked at once, and again when a file's size or time has changed.
     """
-    stamp = checksums.stamp(path)
+    try:
+        stamp = checksums.stamp(path)
+    except FileNotFoundError as error:
+        return f"{error.filename} has gone while it was looked at"
     if _proven.get(str(path)) == stamp:
         return None
     if (path / PROOF).exists():
@@ -94,6 +97,8 @@ def newest_whole(directory: epath.Path) -> int | None:
         problem = damage_of(path)
         if problem is None:
             return step
+        if not path.exists():  # the run that it is of goes on, and has deleted it for a newer one
+            return newest_whole(directory)
         if (str(path), problem) not in _told:
             _told.add((str(path), problem))
             tell(f"{path} is not whole ({problem}): it is passed over")

@@ -4,6 +4,7 @@ Metrics are floats under names grouped by slashes ("train/loss", "eval/primer/lo
 rows. Only process 0 of a run writes. A run that resumes drops what was written after the step it resumes from.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -23,7 +24,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from ..data.checksums import write_whole
+from ..data.checksums import write_whole, writing
 from ..data.errors import UserError
 
 HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
@@ -78,14 +79,16 @@ class Reporter:
             outlet.table(step, name, rows)
 
     def close(self) -> None:
-        while self._outlets:
-            self._outlets.pop().close()
+        with contextlib.ExitStack() as closing:  # all of them, whatever one raises
+            while self._outlets:
+                closing.callback(self._outlets.pop(0).close)
 
     def __enter__(self) -> "Reporter":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind, *exception) -> None:
+        with contextlib.suppress(OSError) if kind is not None else contextlib.nullcontext():  # it has been said
+            self.close()
 
 
 class _Output(Console):
@@ -127,14 +130,16 @@ class _Terminal:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row.values()))
-        self._console.print(table)
+        with writing("standard output"):
+            self._console.print(table)
 
     def close(self) -> None:
         if self._progress:
             self._progress.stop()
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with writing("standard output"):
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _time_left(self, step: int) -> str:
         now = time.monotonic()
@@ -168,8 +173,9 @@ class _JsonLines:
             file.close()
 
     def _append(self, name: str, record: dict) -> None:
-        self._files[name].write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._files[name].flush()
+        with writing(self._files[name].name):
+            self._files[name].write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            self._files[name].flush()
 
 
 class _TensorBoard:
@@ -178,7 +184,7 @@ class _TensorBoard:
     def __init__(self, workdir: epath.Path, start_step: int):
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(os.fspath(workdir / "tensorboard" / "events"), f".{start_step}")
-        self._flushed = 0.0
+        self._directory, self._flushed = workdir / "tensorboard", -math.inf
         begin = start_step + 1 if start_step else 0  # TensorBoard hides what earlier runs wrote from there on
         self._write(begin, file_version="brain.Event:2")
         self._write(begin, session_log=SessionLog(status=SessionLog.START))
@@ -186,9 +192,10 @@ class _TensorBoard:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._write(step, summary=summary.scalar(name, value))
-        if time.time() - self._flushed > 10:
-            self._file.flush()
-            self._flushed = time.time()
+        if time.monotonic() - self._flushed > 10:
+            with writing(self._directory):
+                self._file.flush()
+            self._flushed = time.monotonic()
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         lines = [list(rows[0]), ["---"] * len(rows[0])] if rows else []
@@ -197,7 +204,8 @@ class _TensorBoard:
         self._write(step, summary=summary.text(name, text))
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._directory):
+            self._file.close()
 
     def _write(self, step: int, **content: Any) -> None:
         self._file.write_event(Event(wall_time=time.time(), step=step, **content))

@@ -5,7 +5,9 @@ array is given its true shape, and its numbers layer by layer, in the same place
 TensorStore). What comes out is a checkpoint like any other, which Orbax reads; layer by layer it can be read here.
 """
 
+import contextlib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +20,9 @@ from orbax.checkpoint import v1 as ocp
 
 from ..model.sharding import path_name
 from . import proof
+
+NOT_WRITTEN = re.compile(r"(?s)[A-Z_]+: .*(Error writing|Failed|os_error)")
+"""How errors of TensorStore begin that are of the disk; there are others, of what it was asked to do."""
 
 CHUNK_BYTES = 256_000_000
 """About the most that one chunk of an array without layers holds."""
@@ -36,6 +41,26 @@ def save_params(
         raise FileExistsError(str(final))
     unfinished = workdir / "checkpoints" / "0.unfinished"
     unfinished.rmtree(missing_ok=True)
+    with _writable(final):
+        _save(unfinished, abstract, parts, manifest)
+    proof.prove(unfinished)
+    unfinished.rename(final)
+
+
+@contextlib.contextmanager
+def _writable(path: epath.Path) -> Iterator[None]:
+    """Says as an OSError of one line what TensorStore, which has its own errors, could not write."""
+    try:
+        yield
+    except ValueError as error:
+        if not NOT_WRITTEN.match(str(error)):
+            raise
+        raise OSError(f"{path} was not written: {' '.join(str(error).split())}") from error
+
+
+def _save(
+    unfinished: epath.Path, abstract: Any, parts: Iterable[tuple[str, int | None, np.ndarray]], manifest: dict
+) -> None:
     one_number = jax.tree.map(lambda x: jnp.zeros(1, x.dtype), abstract)
     ocp.save(unfinished, {"params": one_number}, custom_metadata={"step": 0, "checksums": "crc32", **manifest})
     arrays = {
@@ -46,8 +71,6 @@ def save_params(
         array = arrays[path]
         value = value.astype(array.dtype.numpy_dtype, copy=False)
         (array if layer is None else array[layer]).write(value).result()
-    proof.prove(unfinished)
-    unfinished.rename(final)
 
 
 def read_layers(checkpoint: epath.Path, keys: list[str]) -> Iterator[np.ndarray]:

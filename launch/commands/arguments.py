@@ -1,12 +1,13 @@
 """What the commands share: a parser that says a mistake in one line, and groups of arguments."""
 
 import argparse
+import io
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
 from ...data.errors import UserError
-from ...data.files import MAX_RECORD_BYTES
+from ...data.values import MAX_RECORD_BYTES
 
 WEIGHTS = "params, or ema: the moving average of a run that kept one (default: ema where there is one)"
 
@@ -184,6 +185,12 @@ def sampling(args: argparse.Namespace, llama) -> dict:
     if said:
         print(f"camelid: as the model recommends: {', '.join(said)}", file=sys.stderr)
     return args.own_sampling | recommended | given | {"stop": args.stop}
+
+
+def say_anything(stream) -> None:
+    """Makes a stream write `?` for characters that its encoding lacks."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 
 
 def tell_skipped(report) -> None:

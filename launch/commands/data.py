@@ -58,7 +58,9 @@ def _merge_tokenizer(args: argparse.Namespace) -> None:
     from ...data.tokenizer_merging import CHINESE, HAN, characters_per_token, merge
     from ...train import origin
     from ..corpus import texts
+    from ..outputs import check_writable
 
+    check_writable(args.output, "--output")
     base = origin.tokenizer_at(args.base)
     report = Report()
     found = list(texts(args.source, max_records=args.max_records, report=report, **reading(args)))
@@ -77,7 +79,9 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     from ...data.sources import Report
     from ...data.tokenizer_training import train_sentencepiece
     from ..corpus import texts
+    from ..outputs import check_writable
 
+    check_writable(args.output, "--output")
     report = Report()
     tokenizer = train_sentencepiece(
         texts(args.source, max_records=args.max_records, report=report, **reading(args)),
@@ -148,21 +152,16 @@ def _add_collect(actions) -> None:
 
 
 def _collect(args: argparse.Namespace) -> None:
-    from etils import epath
-
     from ...data.sources import Report
     from ...rlhf.collect import best_of, pairs_of, sample_answers, write
     from ...train.bundle import load
-    from ..checks import check_writable
+    from ..outputs import check_new_file
 
     check_sampling(args)
     if args.keep == "best":
         refuse_unread(args, ("per_prompt", "others"), "--keep=pairs")
     check_least(args, prompts=1, per_prompt=1, others=0, n=2 if args.keep == "pairs" else 1)
-    output = epath.Path(args.output)
-    check_writable(output.parent, "--output")
-    if output.is_dir():
-        raise UserError(f"--output={output}: this is a folder; give the name of a .jsonl file")
+    check_new_file(args.output)
     llama, report = load(args.path), Report()
     answers = sample_answers(
         llama,
@@ -181,7 +180,7 @@ def _collect(args: argparse.Namespace) -> None:
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
     hint = "raise --temperature, --n or --prompts"
-    print(f"{write(records, output, hint)} records in {output}")
+    print(f"{write(records, args.output, hint)} records in {args.output}")
 
 
 def _phases(args: argparse.Namespace) -> dict:

@@ -116,7 +116,6 @@ def _generate(args: argparse.Namespace) -> int:
     answer = llama.chat_batch if args.chat else llama.generate
     with warnings.catch_warnings(record=True) as told:
         texts = answer(args.prompts, seed=args.seed, n=args.n, **sampling(args, llama))
-    say_anything(sys.stdout)
     for text in texts:
         print(text)
     for warning in told:
@@ -143,15 +142,8 @@ def _chat(args: argparse.Namespace) -> None:
     llama = load_model(args)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a message that is not UTF-8 is told, and the next one read
-    say_anything(sys.stdout)
     chat(llama, system=args.system, console=Console(), seed=args.seed, **sampling(args, llama))
     tell_draft(llama)
-
-
-def say_anything(stream) -> None:
-    """Makes a stream write `?` for characters that its encoding lacks."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")
 
 
 def tell_draft(llama) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import random
 import typing
 from pathlib import Path
@@ -13,8 +14,9 @@ from etils import epath
 from camelid.data.errors import UserError
 from camelid.evals.gold import gold
 from camelid.launch import checks
-from camelid.launch.checks import check_config, check_phases, check_writable
+from camelid.launch.checks import check_config, check_phases
 from camelid.launch.cli import main
+from camelid.launch.outputs import check_new_file, check_writable
 from camelid.launch.recipes import RECIPES
 from camelid.train.leaves import Integral, OneOf, Range, Regex, fields_of, leaves_of
 from camelid.train.leaves import Path as NotEmpty
@@ -262,6 +264,11 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_built(tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):
         check_writable(epath.Path(tmp_path / "file" / "run"))
-    monkeypatch.setattr(checks.os, "access", lambda path, how: False)
-    with pytest.raises(UserError, match="no permission to write in"):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="link is a link to nothing"):
+        check_writable(tmp_path / "link" / "run")
+    with pytest.raises(UserError, match=r"--output=.*: is a folder, and a file is to be written"):
+        check_new_file(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, how: False)
+    with pytest.raises(PermissionError, match="no permission to write in"):
         check_writable(epath.Path(tmp_path / "a" / "b"))

@@ -154,6 +154,32 @@ def test_checkpoints_stay_until_a_new_one_is_proven(saved, tmp_path, monkeypatch
     assert os.listdir(folder) == ["5"]  # what was cut off goes too
 
 
+def test_a_checkpoint_that_its_run_deletes_for_a_newer_one_while_it_is_read_is_not_taken_for_a_damaged_one(
+    saved, tmp_path, monkeypatch, capsys
+):
+    """Readers of a run that goes on: its list of checkpoints is old as soon as it is read."""
+    shutil.copytree(saved, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    for step in "12":
+        shutil.rmtree(folder / step)
+    look, moved = proof.damage_of, []
+
+    def replaced(path):
+        if not moved:
+            shutil.copytree(folder / "3", folder / "4")
+            moved.append(proof.delete(path))
+        return look(path)
+
+    monkeypatch.setattr(proof, "damage_of", replaced)
+    assert checkpoints.find(tmp_path / "run").name == "4"
+    assert capsys.readouterr().err == ""
+    newest = checkpoints.epath.Path(folder / "4")
+    said = "4 was deleted while it was read, as a run that goes on does"
+    with pytest.raises(UserError, match=said), checkpoints._readable(newest):
+        proof.delete(newest)
+        (newest / proof.ORBAX_FILE).read_text()
+
+
 def test_folders_that_hold_no_checkpoint_are_passed_over_and_stay(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
