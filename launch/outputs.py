@@ -24,5 +24,5 @@ def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
 def check_new_file(path: str | os.PathLike, flag: str = "--output") -> None:
     """As `check_writable`, of a file that is to be written or overwritten."""
     if Path(path).is_dir():
-        raise UserError(f"{flag}={path}: is a folder, and a file is to be written")
+        raise UserError(f"{flag}={path}: this is a folder; give the name of a file")
     check_writable(Path(path).parent, flag)

@@ -157,8 +157,8 @@ SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_
 def check_least(args: argparse.Namespace, **least: int) -> None:
     """Refuses a value below the least one that its argument can have, before anything is loaded for it."""
     for name, number in least.items():
-        if getattr(args, name) < number:
-            raise UserError(f"--{name} {getattr(args, name)}: give {number} or more")
+        if (value := getattr(args, name)) is not None and value < number:
+            raise UserError(f"--{name} {value}: give {number} or more")
 
 
 def check_sampling(args: argparse.Namespace) -> None:

@@ -3,8 +3,7 @@
 import argparse
 import contextlib
 
-from ...data.errors import UserError
-from .arguments import add_config, command, refuse_unread
+from .arguments import add_config, check_least, command, refuse_unread
 
 
 def add_train(commands) -> None:
@@ -61,8 +60,7 @@ def _quickstart(args: argparse.Namespace) -> None:
 
     from ..quickstart import PAIR_PROMPTS, Steps, quickstart
 
+    check_least(args, pair_prompts=1)
     prompts = PAIR_PROMPTS if args.pair_prompts is None else args.pair_prompts
-    if prompts < 1:
-        raise UserError(f"--pair_prompts={prompts}: give a whole number from 1 up")
     steps = Steps(args.pretrain_steps, args.sft_steps, args.reward_steps, args.ppo_steps, prompts)
     quickstart(epath.Path(args.workdir), steps, seed=args.seed)

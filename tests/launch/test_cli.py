@@ -73,7 +73,6 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["data", "prepare", "--config=x", "--name=y"], "--name=y does nothing without --source"),
         ([*COLLECT, "--keep=best", "--others=2"], "--others=2 does nothing without --keep=pairs"),
         (["train", "--config=x", "--workdir=y", "--process_id=1"], "--process_id=1 does nothing without --distributed"),
-        (["quickstart", "--pair_prompts=0"], "--pair_prompts=0: give a whole number from 1 up"),
         (["quickstart", "--ppo_steps=-1"], "phase ppo: config.total_steps = -1: give "),
         (["chat", "x", "--config.seed=1"], "no --config=FILE"),
         (["tokenizer", "train", "--source=/nowhere/*.txt", "--output=x"], "/nowhere/*.txt"),

@@ -91,13 +91,12 @@ def test_without_a_terminal_each_report_is_one_plain_line(tmp_path):
 
 
 def test_the_time_left_follows_from_the_speed_since_the_first_report(tmp_path, monkeypatch):
-    clock = iter([100.0, 130.0])
-    monkeypatch.setattr(
-        "camelid.train.report.time", types.SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0)
-    )
+    clock = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now, time=lambda: 0.0)
+    monkeypatch.setattr("camelid.train.report.time", clock)
     console = quiet()
     with Reporter(tmp_path, 1000, start_step=20, console=console) as reporter:
         reporter.write(30, {"train/loss": 1})
+        clock.now = 130.0
         reporter.write(40, {"train/loss": 1})  # 10 steps in 30 s; 960 steps to go
     assert console.file.getvalue().splitlines()[1] == "step 40/1000  loss 1  left 0:48:00"
 
