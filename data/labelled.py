@@ -19,7 +19,6 @@ import numpy as np
 
 from .batches import Shapes
 from .errors import UserError
-from .files import MAX_RECORD_BYTES
 from .pairs import encode_answer
 from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, SourcePass, collect, language_of
 from .templates import ChatTemplate
@@ -42,10 +41,7 @@ class LabelledBatches(SampleBatches):
         length: int,
         seed: int,
         max_answers: int | None = None,
-        split: str | None = "train",
-        heldout: float = 0.01,
-        on_error: str = "raise",
-        max_record_bytes: int = MAX_RECORD_BYTES,
+        **how,
     ):
         """
         Args:
@@ -55,13 +51,12 @@ class LabelledBatches(SampleBatches):
           length: T; a longer conversation is left out and counted, never cut.
           seed: of the order of answers.
           max_answers: read only the first so many answers of each source.
-          split, heldout, on_error, max_record_bytes: as `sources.read` takes them.
+          how: `split`, `heldout`, `on_error` and `max_record_bytes`, as `sources.read` takes them.
 
         Raises:
           UserError: a mixture or a record that will not do, or a source in which no answer is left.
         """
-        how = dict(tokenizer=tokenizer, template=template, length=length, limit=max_answers)
-        how |= dict(split=split, heldout=heldout, on_error=on_error, max_record_bytes=max_record_bytes)
+        how |= dict(tokenizer=tokenizer, template=template, length=length, limit=max_answers)
 
         def read(part: SourcePart) -> Samples:
             return read_labelled(part.source, format=part.format, **how)

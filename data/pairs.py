@@ -24,7 +24,6 @@ import numpy as np
 
 from .batches import Shapes
 from .errors import UserError
-from .files import MAX_RECORD_BYTES
 from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, SourcePass, collect, language_of
 from .templates import ChatTemplate, Encoded
 from .tokenizer import Tokenizer
@@ -46,13 +45,10 @@ class PairBatches(SampleBatches):
         batch_size: int,
         length: int,
         seed: int,
-        split: str | None = "train",
-        heldout: float = 0.01,
-        on_error: str = "raise",
-        max_record_bytes: int = MAX_RECORD_BYTES,
         max_pairs: int | None = None,
         noise: float = 0.0,
         sides: int = 2,
+        **how,
     ):
         """
         Args:
@@ -61,33 +57,21 @@ class PairBatches(SampleBatches):
           batch_size: pairs in a batch, over all hosts.
           length: T; a pair with a longer side is left out and counted, never cut.
           seed: of the order of pairs.
-          split, heldout, on_error, max_record_bytes: as `sources.read` takes them.
           max_pairs: read only the first so many pairs of each source.
           noise: the share of pairs, by a hash of each, that are turned round, as people err: `records` say "flipped".
           sides: S, 2 for pairs, or more for further answers that are worse than the chosen one: the texts `others` in
             the record's "meta".
+          how: `split`, `heldout`, `on_error` and `max_record_bytes`, as `sources.read` takes them.
 
         Raises:
           UserError: a mixture or a record that will not do, or a source in which no pair is left.
         """
         if max_pairs is not None and max_pairs < 1:
             raise UserError(f"max_pairs is {max_pairs}: give 1 or more, or None for all pairs")
+        what = dict(tokenizer=tokenizer, template=template, length=length, noise=noise, sides=sides)
 
         def read(part: SourcePart) -> Samples:
-            return read_pairs(
-                part.source,
-                format=part.format,
-                tokenizer=tokenizer,
-                template=template,
-                length=length,
-                split=split,
-                heldout=heldout,
-                on_error=on_error,
-                max_record_bytes=max_record_bytes,
-                limit=max_pairs,
-                noise=noise,
-                sides=sides,
-            )
+            return read_pairs(part.source, format=part.format, limit=max_pairs, **what, **how)
 
         super().__init__(
             parts, read, row_shapes=_row_shapes(length, sides), batch_size=batch_size, length=length, seed=seed
@@ -120,28 +104,14 @@ def read_pairs(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     length: int,
-    format: str = "auto",
-    split: str | None = "train",
-    heldout: float = 0.01,
-    on_error: str = "raise",
-    max_record_bytes: int = MAX_RECORD_BYTES,
-    limit: int | None = None,
     noise: float = 0.0,
     sides: int = 2,
+    **how,
 ) -> Samples:
-    """The pairs of one split of a source, in its order; see `PairBatches` for arguments and errors."""
-    return collect(
-        source,
-        functools.partial(_make, tokenizer=tokenizer, template=template, length=length, noise=noise, sides=sides),
-        what="preference pair is left",
-        reasons=("too_long", "same_tokens"),
-        format=format,
-        split=split,
-        heldout=heldout,
-        on_error=on_error,
-        max_record_bytes=max_record_bytes,
-        limit=limit,
-    )
+    """The pairs of one split of a source, in its order; see `PairBatches` for arguments and errors. how: `limit` too,
+    as `samples.collect` takes it."""
+    make = functools.partial(_make, tokenizer=tokenizer, template=template, length=length, noise=noise, sides=sides)
+    return collect(source, make, what="preference pair is left", reasons=("too_long", "same_tokens"), **how)
 
 
 def _make(

@@ -18,7 +18,6 @@ import numpy as np
 
 from .batches import Shapes
 from .errors import UserError
-from .files import MAX_RECORD_BYTES
 from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, collect, language_of
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
@@ -40,10 +39,7 @@ class PromptBatches(SampleBatches):
         batch_size: int,
         max_tokens: int,
         seed: int,
-        split: str | None = "train",
-        heldout: float = 0.01,
-        on_error: str = "raise",
-        max_record_bytes: int = MAX_RECORD_BYTES,
+        **how,
     ):
         """
         Args:
@@ -52,24 +48,15 @@ class PromptBatches(SampleBatches):
           batch_size: prompts in a batch, over all hosts.
           max_tokens: P; longer prompts are left out and counted, and so are repeated ones within a source.
           seed: of the order of prompts.
-          split, heldout, on_error, max_record_bytes: as `sources.read` takes them.
+          how: `split`, `heldout`, `on_error` and `max_record_bytes`, as `sources.read` takes them.
 
         Raises:
           UserError: a mixture or a record that will not do, or a source in which no prompt is left.
         """
+        how |= dict(tokenizer=tokenizer, template=template, max_tokens=max_tokens)
 
         def read(part: SourcePart) -> Samples:
-            return read_prompts(
-                part.source,
-                format=part.format,
-                tokenizer=tokenizer,
-                template=template,
-                max_tokens=max_tokens,
-                split=split,
-                heldout=heldout,
-                on_error=on_error,
-                max_record_bytes=max_record_bytes,
-            )
+            return read_prompts(part.source, format=part.format, **how)
 
         super().__init__(
             parts, read, row_shapes=prompt_shapes(max_tokens), batch_size=batch_size, length=max_tokens, seed=seed
@@ -81,33 +68,14 @@ def prompt_shapes(max_tokens: int) -> Shapes:
     return {"tokens": ((max_tokens,), np.int32), "lengths": ((), np.int32), "ids": ((), np.uint32)}
 
 
-def heldout_prompts(
-    parts: Sequence[SourcePart],
-    n: int,
-    *,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    max_tokens: int,
-    heldout: float = 0.01,
-    on_error: str = "raise",
-    max_record_bytes: int = MAX_RECORD_BYTES,
-) -> list[Sample]:
+def heldout_prompts(parts: Sequence[SourcePart], n: int, **how) -> list[Sample]:
     """`n` held-out prompts, sources taking turns, evenly spaced over each; fewer where there are no more.
 
-    `sample.record` is as in `PromptBatches.records`; `sample.arrays["tokens"]` is int32 [length]. Arguments and errors
-    are those of `PromptBatches`.
+    `sample.record` is as in `PromptBatches.records`; `sample.arrays["tokens"]` is int32 [length]. how: as
+    `read_prompts` takes it.
     """
-    options = dict(
-        tokenizer=tokenizer,
-        template=template,
-        max_tokens=max_tokens,
-        heldout=heldout,
-        on_error=on_error,
-        max_record_bytes=max_record_bytes,
-    )
-    columns = [
-        spread(read_prompts(part.source, format=part.format, split="heldout", **options).samples, n) for part in parts
-    ]
+    read = (read_prompts(part.source, format=part.format, split="heldout", **how).samples for part in parts)
+    columns = [spread(samples, n) for samples in read]
     turns = chain.from_iterable(zip_longest(*columns))
     return list(islice((sample for sample in turns if sample is not None), n))
 
@@ -118,32 +86,11 @@ def spread(samples: list[Sample], n: int) -> list[Sample]:
     return [samples[i] for i in places]
 
 
-def read_prompts(
-    source: str,
-    *,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    max_tokens: int,
-    format: str = "auto",
-    split: str | None = "train",
-    heldout: float = 0.01,
-    on_error: str = "raise",
-    max_record_bytes: int = MAX_RECORD_BYTES,
-    limit: int | None = None,
-) -> Samples:
-    """The prompts of one split of a source, in its order; see `PromptBatches` for arguments and errors."""
-    return collect(
-        source,
-        _maker(tokenizer, template, max_tokens),
-        what="prompt is left",
-        reasons=("too_long", "repeated"),
-        format=format,
-        split=split,
-        heldout=heldout,
-        on_error=on_error,
-        max_record_bytes=max_record_bytes,
-        limit=limit,
-    )
+def read_prompts(source: str, *, tokenizer: Tokenizer, template: ChatTemplate, max_tokens: int, **how) -> Samples:
+    """The prompts of one split of a source, in its order; see `PromptBatches` for arguments and errors. how: `limit`
+    too, as `samples.collect` takes it."""
+    make = _maker(tokenizer, template, max_tokens)
+    return collect(source, make, what="prompt is left", reasons=("too_long", "repeated"), **how)
 
 
 def _maker(tokenizer: Tokenizer, template: ChatTemplate, max_tokens: int) -> Callable[[dict], Sample]:

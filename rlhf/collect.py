@@ -11,7 +11,6 @@ from etils import epath
 
 from ..data.checksums import write_whole
 from ..data.errors import UserError
-from ..data.files import MAX_RECORD_BYTES
 from ..data.prompts import read_prompts, spread
 from ..data.samples import Sample
 from ..data.sources import Report
@@ -44,11 +43,6 @@ def sample_answers(
     prompts: int,
     n: int,
     max_tokens: int,
-    format: str = "auto",
-    split: str | None = "train",
-    heldout: float = 0.01,
-    on_error: str = "raise",
-    max_record_bytes: int = MAX_RECORD_BYTES,
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
@@ -56,13 +50,15 @@ def sample_answers(
     evenly: bool = False,
     stop: str | Sequence[str] = (),
     report: Report | None = None,
+    **reading,
 ) -> list[Answers]:
     """`n` answers to each of the first `prompts` prompts of a source; those that say the same are kept once, or each.
 
     evenly: of all its prompts take so many at even distances, which are those that evaluations take.
     reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end within
     `max_tokens` is scored like any other. stop: strings before which an answer's text ends, beside those of the model.
-    report: counts what was read and left out.
+    report: counts what was read and left out. reading: `format`, `split`, `heldout`, `on_error` and `max_record_bytes`,
+    as `sources.read` takes them.
     """
     tokenizer, template = llama.tokenizer, llama.template
     if tokenizer is None or template is None:
@@ -73,15 +69,11 @@ def sample_answers(
         raise UserError(f"max_tokens {max_tokens}: the context of {llama.config.max_len} leaves none for a prompt")
     found = read_prompts(
         source,
-        format=format,
         tokenizer=tokenizer,
         template=template,
         max_tokens=room,
-        split=split,
-        heldout=heldout,
-        on_error=on_error,
-        max_record_bytes=max_record_bytes,
         limit=None if evenly else prompts,
+        **reading,
     )
     if report is not None:
         report.add(found.counts, found.skipped)

@@ -245,7 +245,7 @@ def spoken(rows, form):
 def either(row, one, other, one_first):
     """What stands under one of two names that formats use for the same field."""
     names = (one, other) if one_first else (other, one)
-    return next((row[name] for name in names if row.get(name) is not None), None)
+    return next((row[name] for name in names if row.get(name) is not None and row[name] == row[name]), None)
 
 
 def strings(value):

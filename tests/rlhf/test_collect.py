@@ -80,10 +80,14 @@ def test_the_command_writes_pairs_that_the_reader_reads(tuned, corpus, tmp_path,
     assert main(["data", "collect", *arguments, reward, f"--output={tmp_path / 'none.jsonl'}"]) == 2
     assert "nothing to write" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
     best = tmp_path / "best.jsonl"
+    (tmp_path / "bad.jsonl").write_text("no json\n" + (corpus / "chat.jsonl").read_text("utf-8"), "utf-8")
+    arguments[1:2] = [f"--source={tmp_path}/bad.jsonl", "--on_error=skip"]
     assert main(["data", "collect", *arguments, reward, "--keep=best", f"--output={best}"]) == 0
     records = list(sources.read(str(best)))
     assert records and all(record["kind"] == "chat" for record in records)
-    assert f"{len(records)} records in {best}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{len(records)} records in {best}" in said
+    assert f"1 left out:\n  {tmp_path}/bad.jsonl:1: invalid JSON" in said
     assert len(best.read_text().splitlines()) == len([json.loads(line) for line in best.read_text().splitlines()])
 
 
