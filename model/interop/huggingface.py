@@ -72,7 +72,8 @@ def open_folder(path: epath.PathLike) -> Source:
     missing, surplus or of another shape.
     """
     path = epath.Path(path)
-    config = read_config(read_json(path / CONFIG), str(path / CONFIG))
+    fields = read_json(path / CONFIG)
+    config = read_config(fields, str(path / CONFIG))
     files = weight_files(path)
     found = {}
     for file in files:
@@ -83,6 +84,12 @@ def open_folder(path: epath.PathLike) -> Source:
     plain = plain_names(found, str(path))
     found = {plain[name]: tensor for name, tensor in found.items()}
     shapes, dtypes = ({name: tensor[i] for name, tensor in found.items()} for i in (2, 3))
+
+    if fields.get("quantization_config") and set(dtypes.values()) - DTYPES.keys():
+        method = shown(fields.section("quantization_config").get("quant_method"))
+        raise ValueError(
+            f"{path / CONFIG}: quantised by {method}: take the model that it was made from, or its GGUF file"
+        )
 
     def read(name: str, index: Index) -> np.ndarray:
         file, stored, *_ = found[name]

@@ -64,7 +64,7 @@ HUGGING_FACE = Naming(
         "model.layers.{}.self_attn.X_norm.weight",
     ),
     interleaved=False,
-    ignored=r".*\.rotary_emb\.inv_freq|v_head\..*",  # the value head that TRL saves beside a language model
+    ignored=r".*\.rotary_emb\.\w+|v_head\..*",  # the value head that TRL saves beside a language model
 )
 _FUSED_HEADS = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
 _FUSED_BRANCHES = ("layers/mlp/gate", "layers/mlp/up")

@@ -179,7 +179,15 @@ def test_the_head_of_a_tied_network_may_be_stored_again_and_frequencies_and_valu
     folder = folders.write_folder(tmp_path / "a", config, params)
     head = {"lm_head.weight": params["embed"]["embedding"], "v_head.summary.weight": np.ones((1, 32), np.float32)}
     edit_tensors(
-        folder, lambda t: t | head | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(PAIRS, np.float32)}
+        folder,
+        lambda t: (
+            t
+            | head
+            | {
+                f"model.layers.0.self_attn.rotary_emb.{x}": np.ones(PAIRS, np.float32)
+                for x in ("inv_freq", "cos_cached")
+            }
+        ),
     )
     folders.assert_same_params(folders.load(huggingface.open_folder(folder)), params)
 
@@ -345,6 +353,13 @@ REFUSED = {
     "more layers than said": (says(num_hidden_layers=2), r"9 tensor\(s\) with no place in the network: model.layers.2"),
     "fewer rows than said": (says(vocab_size=60), r"embed_tokens.weight \[58, 32\], the config says \[60, 32\]"),
     "integers": (holds(lambda t: t | {Q: t[Q].astype(np.int8)}), f"tensors that are not F32, F16, BF16: {Q} I8"),
+    "a quantised network": (
+        lambda folder: (
+            says(quantization_config={"quant_method": "gptq", "bits": 4})(folder),
+            edit_tensors(folder, lambda t: t | {Q.replace("weight", "qweight"): np.zeros((4, 64), np.int32)}),
+        ),
+        "config.json: quantised by 'gptq': take the model that it was made from",
+    ),
     "a file cut short": (cut_short, r"model.safetensors: no whole safetensors file \("),
     "a file that Git has not fetched": (unfetched, r"model.safetensors: no whole .* until `git lfs pull` fetches it"),
     "an index of absent files": (
