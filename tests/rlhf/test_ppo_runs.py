@@ -131,8 +131,9 @@ def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_argument
     again = Settings(load_config(rl_arguments("ppo", tmp_path, init_from=ppo_run)[1].removeprefix("--config=")))
     mesh = setup.mesh_of(again)
     with jax.set_mesh(mesh):
-        model = setup.model_of(again, setup.tokenizer_of(again))
-        critics = critic.critics_of(again, with_cost=False)
+        tokenizer = setup.tokenizer_of(again)
+        model = setup.model_of(again, tokenizer)
+        critics = critic.critics_of(again, tokenizer, with_cost=False)
         abstract = jax.eval_shape(critic.initialiser(model, critics), jax.random.key(0))
         where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract)
