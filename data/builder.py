@@ -79,7 +79,9 @@ def build_dataset(
     data_dir = epath.Path(data_dir).expanduser()
     like = next(iter(first.values()))
     folder = data_dir / name / like["kind"] / VERSION
-    with contextlib.nullcontext() if folder.exists() else _only_process_of(folder):
+    beside = data_dir / f".{name}.{like['kind']}"
+    lock, downloads = beside.with_name(f"{beside.name}.lock"), beside.with_name(f"{beside.name}.downloads")
+    with contextlib.nullcontext() if folder.exists() else _only_process_of(folder, lock):
         builder = _Builder(
             name=name,
             splits={split: splits[split] for split in first},  # TFDS cannot write a split without records
@@ -89,14 +91,14 @@ def build_dataset(
             data_dir=data_dir,
         )
         if not builder.is_prepared():
-            _prepare(builder)
+            _prepare(builder, downloads)
         elif any(builder.info.metadata.get(key) != value for key, value in inputs.items()):
             raise UserError(f"{folder} was made from other data or settings: delete it or use another name")
     return builder.data_path
 
 
 @contextlib.contextmanager
-def _only_process_of(folder: epath.Path) -> Iterator[None]:
+def _only_process_of(folder: epath.Path, lock: epath.Path) -> Iterator[None]:
     """Keeps two processes from building a dataset at once, and removes what one that was killed has left of it."""
     if "://" in os.fspath(folder):
         yield
@@ -105,14 +107,14 @@ def _only_process_of(folder: epath.Path) -> Iterator[None]:
     def wait(holder: str) -> None:
         print(f"camelid: {folder} is being built by {holder}: waiting for it", file=sys.stderr)
 
-    with locked(Path(folder.parent / f".{folder.name}.lock"), wait):
+    with locked(Path(lock), wait):
         for unfinished in folder.parent.glob(f"incomplete.*_{folder.name}"):
             unfinished.rmtree()
         yield
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
-    downloads = builder.data_path.parent / f"incomplete.downloads_{VERSION}"  # there are none, and TFDS makes folders
+def _prepare(builder: tfds.core.DatasetBuilder, downloads: epath.Path) -> None:
+    """Writes a dataset. downloads: a folder for what TFDS would download, which is nothing."""
     try:
         builder.download_and_prepare(download_dir=downloads)
     except RuntimeError as error:  # ArrayRecord's writer: a full disk, say

@@ -22,6 +22,8 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import threading
 import zipfile
 import zlib
 from collections import Counter
@@ -29,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from multiprocessing import current_process, get_context
+from multiprocessing import connection, current_process, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -307,7 +309,8 @@ def _run(jobs: Iterator[tuple[Path, Shard]], write: Callable, workers: int) -> N
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     for future in done:
                         future.result()
-                pending.add(pool.submit(_work, *job))
+                with _without_ctrl_c():  # the first submission starts the workers
+                    pending.add(pool.submit(_work, *job))
             for future in pending:
                 future.result()
         except BrokenProcessPool:
@@ -320,9 +323,26 @@ def _run(jobs: Iterator[tuple[Path, Shard]], write: Callable, workers: int) -> N
             raise
 
 
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all: this one ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(write: Callable) -> None:
     global _work_of_this_process  # the tokenizer travels once per process, not once per shard
     _work_of_this_process = write
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the process that it works for was killed: it would wait for work for ever."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
 
 
 def _work(path: Path, shard: Shard) -> None:

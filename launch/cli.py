@@ -40,6 +40,7 @@ OUT_OF_MEMORY = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command of `argv` (default: that of the process) and returns its exit code."""
     warnings.formatwarning = _format_warning
+    sys.unraisablehook = _show_unraisable
     say_anything(sys.stdout)
     try:
         with _signals():
@@ -152,6 +153,15 @@ def _format_warning(message, category, filename, lineno, line=None) -> str:
     if pathlib.Path(__file__).parents[1] in pathlib.Path(filename).parents:
         return f"camelid: {message}\n"
     return _FORMAT(message, category, filename, lineno, line)
+
+
+_UNRAISABLE = sys.unraisablehook
+
+
+def _show_unraisable(unraisable) -> None:
+    """Keeps quiet about what TensorStore's threads still find on a full disk when the first error has been told."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _UNRAISABLE(unraisable)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -141,16 +141,16 @@ def test_one_process_builds_a_dataset_leaves_nothing_else_and_takes_away_what_a_
 ):
     source = write(tmp_path / "records.jsonl", RECORDS["text"])
     kind = tmp_path / "datasets" / "mine" / "text"
-    for left in ("incomplete.AB12CD_1.0.0", "incomplete.downloads_1.0.0"):
-        (kind / left / "extracted").mkdir(parents=True)
+    (kind / "incomplete.AB12CD_1.0.0").mkdir(parents=True)
+    (tmp_path / "datasets" / ".mine.text.downloads" / "extracted").mkdir(parents=True)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     with ThreadPoolExecutor(1) as pool:
-        with locks.locked(kind / ".1.0.0.lock", pytest.fail):
+        with locks.locked(tmp_path / "datasets" / ".mine.text.lock", pytest.fail):
             build = pool.submit(build_dataset, source, name="mine", data_dir=tmp_path / "datasets", heldout=0.3)
             while "is being built by process" not in capsys.readouterr().err:
                 assert not build.done(), build.result()
-            assert len(os.listdir(kind)) == 3
+            assert os.listdir(kind) == ["incomplete.AB12CD_1.0.0"]
         assert build.result() == kind / "1.0.0"
     assert os.listdir(kind) == ["1.0.0"]
     assert os.listdir(tmp_path / "datasets") == ["mine"] and os.listdir(tmp_path / "tmp") == []
