@@ -159,7 +159,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             try:
                 yield number, _example(record, self._like, self._more)
             except ValueError as problem:
-                raise UserError(f"{self._metadata['source']} ({split}), record {number}: {problem}") from problem
+                place = getattr(record, "where", f"{self._metadata['source']} ({split}), record {number}")
+                raise UserError(f"{place}: {problem}") from problem
         self.info.metadata["records"][split] = number
 
 

@@ -358,9 +358,10 @@ def _write_shard(
         try:
             sample = encode(record)
         except UserError as error:
+            problem = f"{getattr(record, 'where', f'{where}, record {number}')}: {error}"
             if on_error == "raise":
-                raise bad_record(f"{where}, record {number}: {error}") from error
-            skipped.append(f"{where}, record {number}: {error}")
+                raise bad_record(problem) from error
+            skipped.append(problem)
             continue
         if sample.mask[1:].any():
             samples.append(sample)

@@ -130,7 +130,7 @@ def _made(
     """The samples of `records`; what becomes of the other records is written into `counts` and `listed`."""
     for number, record in enumerate(records, 1):
         counts["records"] += 1
-        place = f"{where}, record {number}"
+        place = getattr(record, "where", f"{where}, record {number}")  # a generated record has no place of its own
         try:
             yield make(record)
         except LeftOut as left_out:

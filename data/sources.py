@@ -141,16 +141,29 @@ def nothing_found(problem: str, split: str | None, report: Report, records: int)
     return UserError(problem)
 
 
+class Record(dict):
+    """A record, and where it was read: a file with a line or a number, as messages name it."""
+
+    where: str
+
+    def __init__(self, fields: dict, where: str):
+        super().__init__(fields)
+        self.where = where
+
+    def __reduce__(self):
+        return Record, (dict(self), self.where)
+
+
 def _records(rows: Iterable[Row], format: str, on_error: str, report: Report) -> Iterator[dict]:
     for where, raw in rows:
         instances = unfold(raw)
         for number, instance in enumerate(instances, 1):
+            place = f"{where}, instance {number}" if len(instances) > 1 else where
             try:
                 if isinstance(instance, ValueError):
                     raise instance
-                record = parse(instance, format)
+                record = Record(parse(instance, format), place)
             except ValueError as problem:
-                place = f"{where}, instance {number}" if len(instances) > 1 else where
                 if on_error == "raise":
                     if isinstance(problem, TooLarge):
                         raise DataError(f"{place}: {problem}", "max_record_bytes=N", "allows more") from problem

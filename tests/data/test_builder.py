@@ -106,7 +106,7 @@ def test_a_source_too_small_to_hold_anything_out_has_no_heldout_split(tmp_path):
 
 def test_mistakes_are_one_clear_line_and_leave_no_dataset(tmp_path):
     mixed = write(tmp_path / "mixed.jsonl", RECORDS["text"] + RECORDS["prompt"])
-    with pytest.raises(UserError, match=r"record \d+: a prompt record among text records"):
+    with pytest.raises(UserError, match=r"mixed\.jsonl:41: a prompt record among text records"):
         build_dataset(mixed, name="mine", data_dir=tmp_path)
     assert not (tmp_path / "mine" / "text" / "1.0.0").exists()
     unlabelled = {name: value for name, value in RECORDS["preference"][0].items() if name != "safer"}

@@ -254,8 +254,8 @@ def test_long_and_equal_pairs_are_left_out_and_counted(write, make):
     summary = batches.summary()["s0"]
     assert [summary[name] for name in ("records", "samples", "too_long", "same_tokens")] == [5, 3, 1, 1]
     too_long, equal = batches.skipped()["s0"]
-    assert f"{path}, record 3: its answers have " in too_long and too_long.endswith("more than 64")
-    assert f"{path}, record 4: chosen and rejected are the same tokens" in equal
+    assert f"{path}:3: its answers have " in too_long and too_long.endswith("more than 64")
+    assert f"{path}:4: chosen and rejected are the same tokens" in equal
     assert make(path, template="llama2", length=summary["longest"]).summary()["s0"]["samples"] == 3
     with pytest.raises(UserError, match="no preference pair is left: 5 records, 4 too_long, 1 same_tokens"):
         make(path, template="llama2", length=summary["longest"] - 1)
@@ -263,7 +263,7 @@ def test_long_and_equal_pairs_are_left_out_and_counted(write, make):
 
 def test_other_records_stop_the_run_or_are_listed(write, make):
     path = write([*pairs(1), {"prompt": "1"}])
-    with pytest.raises(UserError, match="record 2: a prompt record holds no two answers to compare: give preferences"):
+    with pytest.raises(UserError, match="jsonl:2: a prompt record holds no two answers to compare: give preferences"):
         make(path)
     assert make(path, on_error="skip").summary()["s0"]["skipped"] == 1
 

@@ -186,7 +186,7 @@ def test_long_and_repeated_prompts_are_left_out_and_counted(write, make):
     assert (summary["tokens"], summary["longest"]) == (sum(lengths), max(lengths))
     assert summary["fill"] == sum(lengths) / (5 * P)
     (message,) = batches.skipped()["s0"]
-    assert f"{path}, record 4: the prompt has " in message and message.endswith("tokens, more than 64")
+    assert f"{path}:4: the prompt has " in message and message.endswith("tokens, more than 64")
 
 
 def test_the_same_prompt_may_stand_in_two_sources(write, make):
@@ -197,16 +197,16 @@ def test_the_same_prompt_may_stand_in_two_sources(write, make):
 def test_records_without_a_prompt_stop_the_run_or_are_listed(write, make):
     two = {"messages": [user("a"), assistant("b"), assistant("c")]}
     path = write([*questions(1), {"text": "hello"}, two])
-    with pytest.raises(UserError, match=r"record 2: a text record holds no prompt: give conversations.*on_error=skip"):
+    with pytest.raises(UserError, match=r"jsonl:2: a text record holds no prompt: give conversations.*on_error=skip"):
         make(path)
     batches = make(path, on_error="skip")
     assert batches.summary()["s0"]["skipped"] == 2
-    assert [message.partition(", ")[2][:8] for message in batches.skipped()["s0"]] == ["record 2", "record 3"]
+    assert [message.split(":")[1] for message in batches.skipped()["s0"]] == ["2", "3"]
 
 
 def test_a_source_with_no_prompt_left_says_why(write, make):
     with pytest.raises(
-        UserError, match=r"no prompt is left: 2 records, 2 too_long, 0 repeated, 0 skipped \(.*record 1"
+        UserError, match=r"no prompt is left: 2 records, 2 too_long, 0 repeated, 0 skipped \(.*jsonl:1: "
     ):
         make(write(questions(2)), max_tokens=3)
     with pytest.raises(UserError, match=r"\(heldout\): no prompt is left: 0 records.*holds out a larger share"):
