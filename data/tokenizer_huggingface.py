@@ -9,12 +9,14 @@ Added tokens marked `special` are control tokens and are never found in text; ot
 vocabulary, as their tokenizer means them to be.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import tokenizers
+import tokenizers.decoders
 
 from .errors import UserError
 from .tokenizer_sentencepiece import SPACE_SYMBOL, Place
@@ -340,11 +342,18 @@ def _decode_step(step: dict, token: str) -> str:
     match step["type"]:
         case "Replace" if "String" in step["pattern"]:
             return token.replace(step["pattern"]["String"], step["content"])
+        case "Replace":
+            return _replacing(step["pattern"]["Regex"], step["content"]).decode([token])
         case "Metaspace":
             return token.replace(step["replacement"], " ")
         case "WordPiece":
             return token.removeprefix(step["prefix"]) if token.startswith(step["prefix"]) else " " + token
     return token
+
+
+@functools.lru_cache(maxsize=8)
+def _replacing(regex: str, content: str) -> tokenizers.decoders.Replace:
+    return tokenizers.decoders.Replace(tokenizers.Regex(regex), content)
 
 
 def _byte_level_alphabet() -> dict[str, int]:

@@ -299,6 +299,12 @@ def test_an_added_token_that_is_found_with_the_space_before_it_comes_back_with_i
         assert tokenizer.decode(ids) == theirs.decode(ids) == text
 
 
+def test_a_decoder_may_replace_what_a_regular_expression_finds(spec):
+    file = with_spaces(spec, pre_tokenizer=pre_tokenizers.Metaspace())
+    file["decoder"] = json.loads(decoders.Replace(tokenizers.Regex("▁+"), " ").__getstate__())
+    assert written({"tokenizer.json": file}).decode([SPACE, A, SPACE, 5]) == "a b"
+
+
 def test_a_byte_level_space_in_front_stands_before_every_stretch(spec):
     file = json.loads(json.dumps(spec))
     file["pre_tokenizer"]["add_prefix_space"] = True
