@@ -220,6 +220,16 @@ def test_a_row_of_parquet_larger_than_the_limit_is_one_bad_record(tmp_path):
     )
 
 
+@pytest.mark.parametrize("categories", [False, True])
+def test_a_parquet_file_that_unpacks_to_a_thousand_times_its_size_is_not_read_on(tmp_path, categories):
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 99, pa.int32()), pa.array(["a" * 100_000]))
+    pq.write_table(pa.table({"text": words if categories else words.dictionary_decode()}), tmp_path / "x.parquet")
+    found, problems = skipped(tmp_path / "x.parquet", max_record_bytes=2_000_000)
+    assert len(found) < 33 and len(problems) == 1
+    assert "the file unpacks to more than 2,000,000 bytes, 100 times its size" in problems[0]
+    assert len(texts(tmp_path / "x.parquet", max_record_bytes=10_000_000)) == 99
+
+
 def test_a_damaged_parquet_file_is_one_line(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": [f"word {i}" * 50 for i in range(2000)]}), path, row_group_size=500)
