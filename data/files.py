@@ -292,9 +292,12 @@ def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | Valu
 
     Raises TooLarge for an element of more than `limit` bytes; an object alone in a file may be as large as the file.
     """
-    held, at, depth, count, in_list = b"", 0, 0, 0, None
-    for chunk in _chunks(path, limit):
-        held += chunk
+    held, at, depth, count, in_list, waiting = b"", 0, 0, 0, None, bytearray()
+    for chunk in itertools.chain(_chunks(path, limit), [b""]):
+        waiting += chunk
+        if chunk and len(waiting) < len(held):
+            continue  # a long element is looked at again when as much has come: its length costs once, not squared
+        held, waiting = held + waiting, bytearray()
         if in_list is None:
             held = held.lstrip()
             if not held:
