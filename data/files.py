@@ -8,6 +8,7 @@ import glob
 import gzip
 import itertools
 import json
+import math
 import os
 import re
 import stat
@@ -24,8 +25,9 @@ from .values import MAX_RECORD_BYTES, Unreadable
 Row = tuple[str, object]
 
 DOCUMENT_CHARACTERS = 2_000
-_EXPANSION = 100  # times its stored size that a .gz may grow to; text grows by 3 to 20, a bomb by 1,000
+_EXPANSION = 100  # times its stored size that .gz and .parquet may grow to; text grows by 3 to 20, a bomb by 1,000
 _CHUNK = 2**20  # bytes read at a time
+_ROWS = 32  # of Parquet in memory at a time, each of which may be as long as a record
 _UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a name: what no message or JSON can hold
 _ABOUT_THE_DATA = re.compile(
     r"(readme|licen[cs]e|copying|contributing|code_of_conduct|dataset_?card)([-_][-\w]+|\.[a-z]{2})?(\.(md|txt|rst|html?))?"
@@ -126,7 +128,7 @@ def _chunks(path: epath.Path, limit: int) -> Iterator[bytes]:
     _EXPANSION times its size, UnicodeError for one whose mark says that it is not in UTF-8."""
     with path.open("rb") as file:
         packed = _is_packed(path)
-        room = max(limit, _EXPANSION * path.stat().length) if packed else None
+        room = _room(path, limit) if packed else math.inf
         read = gzip.GzipFile(fileobj=file).read1 if packed else file.read  # read1: all that there is before a fault
         size = 0
         while chunk := read(_CHUNK):
@@ -134,8 +136,17 @@ def _chunks(path: epath.Path, limit: int) -> Iterator[bytes]:
                 raise UnicodeError("it is in UTF-16 or UTF-32: save it as UTF-8")
             yield chunk if size else chunk.removeprefix(b"\xef\xbb\xbf")
             size += len(chunk)
-            if room is not None and size > room:
-                raise TooLarge(f"the file unpacks to more than {room:,} bytes, {_EXPANSION} times its size")
+            _check_size(size, room)
+
+
+def _room(path: epath.Path, limit: int) -> int:
+    """How many bytes a file may unpack to."""
+    return max(limit, _EXPANSION * path.stat().length)
+
+
+def _check_size(size: int, room: float) -> None:
+    if size > room:
+        raise TooLarge(f"the file unpacks to more than {room:,} bytes, {_EXPANSION} times its size")
 
 
 def _first_line(problem: Exception) -> str:
@@ -278,9 +289,12 @@ def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | Valu
 
     Raises TooLarge for an element of more than `limit` bytes; an object alone in a file may be as large as the file.
     """
-    held, at, depth, count, in_list = b"", 0, 0, 0, None
-    for chunk in _chunks(path, limit):
-        held += chunk
+    held, at, depth, count, in_list, waiting = b"", 0, 0, 0, None, bytearray()
+    for chunk in itertools.chain(_chunks(path, limit), [b""]):
+        waiting += chunk
+        if chunk and len(waiting) < len(held):
+            continue  # a long element is looked at again when as much has come: its length costs once, not squared
+        held, waiting = held + waiting, bytearray()
         if in_list is None:
             held = held.lstrip()
             if not held:
@@ -316,24 +330,44 @@ def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | Valu
 
 
 def _parquet_rows(path: epath.Path, limit: int) -> Iterator[Row]:
-    """The rows of a Parquet file, a few hundred in memory at a time."""
+    """The rows of a Parquet file, a few in memory at a time."""
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number, size = 0, 0
     try:
         with path.open("rb") as file:
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
-                columns = [_cells(column) for column in batch.columns]
-                for row in range(batch.num_rows):
+            room = _room(path, limit)
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_ROWS):
+                batch = _decoded(batch)
+                size += batch.nbytes
+                _check_size(size, room)
+                for raw in _raw_rows(batch, limit):
                     number += 1
-                    large = batch.nbytes > limit and batch.slice(row, 1).nbytes > limit
-                    raw = dict(zip(batch.schema.names, (cells[row] for cells in columns), strict=True))
-                    problem = TooLarge(f"a row of more than {limit:,} bytes")
-                    yield f"{path}, record {number}", problem if large else json_value(raw)
+                    yield f"{path}, record {number}", raw
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:
-        fault = ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
-        yield f"{path}, record {number + 1}", fault
+        yield f"{path}, record {number + 1}", _unreadable(problem)
+
+
+def _decoded(batch):
+    """The batch with the values of categories in place of their numbers, so that its size is what its rows take."""
+    import pyarrow
+
+    columns = [c.dictionary_decode() if isinstance(c, pyarrow.DictionaryArray) else c for c in batch.columns]
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _raw_rows(batch, limit: int) -> Iterator[object]:
+    """The rows of a batch of Arrow's: all at once, or, where they take more than `limit` bytes together, one by one."""
+    if batch.nbytes <= limit:
+        columns = [_cells(column) for column in batch.columns]
+        for row in zip(*columns, strict=True):
+            yield json_value(dict(zip(batch.schema.names, row, strict=True)))
+    elif batch.num_rows == 1:
+        yield TooLarge(f"a row of more than {limit:,} bytes")
+    else:
+        for row in range(batch.num_rows):
+            yield from _raw_rows(batch.slice(row, 1), limit)
 
 
 def _cells(column) -> list:

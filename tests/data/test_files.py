@@ -153,6 +153,11 @@ def test_a_list_is_read_record_by_record_and_each_has_the_limit(tmp_path):
         assert problems == [f"{path}, record 2: a record of more than 1,000 bytes"]
     path.write_text("[" + ",".join(f'{{"text": "{"x" * 70_000} {i}"}}' for i in range(60)) + "]")
     assert [text.split()[1] for text in texts(path)] == [str(i) for i in range(60)]  # across the pieces it is read in
+    long = ['"],[{\\' * 300_000, "b", "]" * 2_000_000, "c"]  # over many pieces
+    path.write_text(json.dumps([{"text": text} for text in long]))
+    assert texts(path) == long
+    path.write_text(json.dumps({"type": "text_only", "instances": [{"text": text} for text in long]}, indent=1))
+    assert texts(path) == long
 
 
 @pytest.mark.parametrize(
@@ -218,6 +223,16 @@ def test_a_row_of_parquet_larger_than_the_limit_is_one_bad_record(tmp_path):
         ["a", "c"],
         [f"{tmp_path}/x.parquet, record 2: a row of more than 1,000 bytes"],
     )
+
+
+@pytest.mark.parametrize("categories", [False, True])
+def test_a_parquet_file_that_unpacks_to_a_thousand_times_its_size_is_not_read_on(tmp_path, categories):
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 99, pa.int32()), pa.array(["a" * 100_000]))
+    pq.write_table(pa.table({"text": words if categories else words.dictionary_decode()}), tmp_path / "x.parquet")
+    found, problems = skipped(tmp_path / "x.parquet", max_record_bytes=2_000_000)
+    assert len(found) < 33 and len(problems) == 1
+    assert "the file unpacks to more than 2,000,000 bytes, 100 times its size" in problems[0]
+    assert len(texts(tmp_path / "x.parquet", max_record_bytes=10_000_000)) == 99
 
 
 def test_a_damaged_parquet_file_is_one_line(tmp_path):
