@@ -69,8 +69,10 @@ class RopeScaling:
             factors = f"{self.low_freq_factor:g} and {self.high_freq_factor:g}"
             raise ValueError(f"rope scaling llama3 needs low_freq_factor below high_freq_factor, not {factors}")
         for name in ("short_factors", "long_factors"):  # JSON gives lists, a config must be hashable
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            if (factors := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(factors))
+                if wrong := [x for x in factors if not isinstance(x, int | float) or not 0 < x < math.inf]:
+                    raise ValueError(f"rope scaling {name} {wrong[0]!r}: give numbers greater than 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,6 +126,10 @@ def test_a_preset_takes_changes_and_a_dict_gives_it_back():
             lambda: LlamaConfig.preset("nano-test", head_dim=2, rope_scaling=RopeScaling("dynamic", 2.0, 128)),
             "rope scaling dynamic needs heads of more than one pair",
         ),
+        (
+            lambda: RopeScaling("longrope", 2.0, 128, short_factors=[1.0], long_factors=[1.0, float("nan")]),
+            "rope scaling long_factors nan: give numbers greater than 0",
+        ),
         (lambda: LlamaConfig.preset("nano-test", window=0), "window 0: give a whole number from 1 to"),
         (
             lambda: LlamaConfig.preset("nano-test", attention_scale=0.0),
