@@ -57,11 +57,12 @@ class Kind:
                 return ["train", f"{rl}ppo,{tuned}", f"--workdir={folder}", *steps]
             case "phases":
                 given = f"init_from={self.root / 'base'},documents={self.root / 'text.jsonl'}"
-                given += f",questions={self.root / 'chat.jsonl'},seq_len=64,batch_size=8,rank=0"
+                given += f",questions={self.root / 'chat.jsonl'},seq_len=64,batch_size=8,rank=0,template=chatml"
                 domain = f"--config={CONFIGS / 'adapt' / 'domain.py'}:{given}"
                 steps = [f"--config.phases.{name}.total_epochs=None" for name in ("documents", "questions")]
                 steps += [f"--config.phases.{name}.total_steps=8" for name in ("documents", "questions")]
-                return ["train", domain, f"--workdir={folder}", *steps, *often, "--config.log_steps=1"]
+                steps += ["--config.log_steps=1", f"--config.data.cache_dir={self.root / 'cache'}", *often]
+                return ["train", domain, f"--workdir={folder}", *steps]
             case "tokenizer":
                 source = f"--source={self.root / 'big.jsonl'}"
                 return ["tokenizer", "train", source, "--vocab_size=300", f"--output={folder}"]
