@@ -11,6 +11,7 @@ from .arguments import (
     add_stop,
     check_sampling,
     command,
+    need_output,
     reading,
     tell_skipped,
 )
@@ -203,6 +204,7 @@ def _show_data(args: argparse.Namespace) -> None:
 
     from ...data.show import render_rows
 
+    need_output()
     phases = _phases(args)
     chosen = next(iter(phases)) if args.phase is None else args.phase
     if chosen not in phases:

@@ -6,7 +6,17 @@ import sys
 import warnings
 
 from ...data.errors import UserError
-from .arguments import add_model, add_reading, add_sampling, check_sampling, command, load_model, reading, sampling
+from .arguments import (
+    add_model,
+    add_reading,
+    add_sampling,
+    check_sampling,
+    command,
+    load_model,
+    need_output,
+    reading,
+    sampling,
+)
 
 
 def positions(text: str) -> list[int]:
@@ -44,6 +54,7 @@ def _eval(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    need_output()
     if not args.gold and args.source is None:
         raise UserError("say what to measure: --gold, --source=..., or both")
     if not args.gold and (args.cache or args.draft):
@@ -83,6 +94,7 @@ def add_generate(commands) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    need_output()
     check_sampling(args)
     from ...train.bundle import PromptTooLong
 
@@ -110,6 +122,7 @@ def _chat(args: argparse.Namespace) -> None:
 
     from ...serve.terminal import chat
 
+    need_output()
     check_sampling(args)
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("chat reads messages from standard input, which is closed")

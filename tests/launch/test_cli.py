@@ -171,6 +171,15 @@ def test_a_closed_pipe_is_one_line_and_exit_code_1(tmp_path):
     ), ended.stderr
 
 
+@pytest.mark.parametrize(
+    "command", [["generate", "x", "hi"], ["chat", "x"], ["eval", "x"], ["data", "show", "--config=x"]]
+)
+def test_a_command_whose_answer_nobody_could_read_is_not_begun(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", None)  # as of `>&-`
+    assert main(command) == 1
+    assert capsys.readouterr().err == "camelid: standard output was closed before all of it was written\n"
+
+
 def test_a_tokenizer_is_trained_on_several_sources(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("the quick brown fox " * 50)
     (tmp_path / "b.jsonl").write_text(json.dumps({"instruction": "say 你好", "input": "now", "output": "你好"}))
