@@ -246,10 +246,22 @@ def _dataset_rows(name: str) -> Iterator[Row]:
     builder, split = _dataset(name)
     try:
         examples = builder.as_data_source(split=split)
+        length = len(examples)
     except NotImplementedError as problem:
         raise UserError(f"tfds:{name} is stored as {builder.info.file_format.value}; {_REMEDY}") from problem
-    for number in range(len(examples)):
-        yield f"tfds:{name}, record {number + 1}", json_value(examples[number])
+    except (RuntimeError, OSError, ValueError) as problem:  # as ArrayRecord's reader finds a damaged file
+        raise _damaged(f"tfds:{name}", problem) from problem
+    for number in range(length):
+        try:
+            example = examples[number]
+        except (RuntimeError, OSError, ValueError, LookupError) as problem:
+            raise _damaged(f"tfds:{name}, record {number + 1}", problem) from problem
+        yield f"tfds:{name}, record {number + 1}", json_value(example)
+
+
+def _damaged(where: str, problem: Exception) -> UserError:
+    words = " ".join(str(problem).split()) or type(problem).__name__
+    return UserError(f"{where}: its files are damaged or missing ({words[:200]}): prepare the dataset anew")
 
 
 def _dataset(name: str):

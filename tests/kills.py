@@ -2,9 +2,11 @@
 
 python -m camelid.tests.kills train --count=100 --seed=0
 
-Kinds: train (tuning, from a run that this script makes), ppo, cache (`data prepare --config`), prepare (`data prepare
---source`) and convert. Each time: a fresh folder, one to three kills, then the command to its end. Counted are the ends
-that are the same bit for bit, and those that differ, show a traceback, are an error or a hang.
+Kinds: train (tuning, from a run that this script makes), best (with its best checkpoint kept), lora, reward, dpo, ppo,
+phases (two runs, the second from the first), cache (`data prepare --config`), prepare (`data prepare --source`),
+tokenizer, collect, convert, diff and peft. Each time: a fresh folder, one to three kills, then the command to its end.
+In a run every second kill comes when a checkpoint is just being saved. Counted are the ends that are the same bit for
+bit, and those that differ, show a traceback, are an error or a hang.
 """
 
 import argparse
@@ -20,7 +22,10 @@ import sys
 import time
 from pathlib import Path
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 TIMING = re.compile(r"second|memory|mfu")  # metrics that no two runs share
+RUNS = ("train", "best", "lora", "reward", "dpo", "ppo", "phases")
+OTHERS = ("cache", "prepare", "tokenizer", "collect", "convert", "diff", "peft")
 CAMELID = [sys.executable, "-c", "import sys; from camelid.launch.cli import main; sys.exit(main())"]
 LIMIT = 900  # seconds for a command
 
@@ -35,12 +40,40 @@ class Kind:
         config = f"--config={Path(__file__).with_name('tiny.py')}:root={self.root},recipe="
         rl = f"--config={Path(__file__).with_name('tiny_rl.py')}:root={self.root},recipe="
         tuned = f"init_from={self.root / 'tuned'}"
+        started = f"{config}sft,init_from={self.root / 'base'}"
+        often = ["--config.checkpoint.every_steps=2"]
         match self.name:
             case "train":
-                return ["train", f"{config}sft,init_from={self.root / 'base'}", f"--workdir={folder}"]
+                return ["train", started, f"--workdir={folder}"]
+            case "best":
+                best = "--config.checkpoint.best=('eval/heldout/chat/loss', 'min')"
+                return ["train", started, f"--workdir={folder}", best, "--config.eval_percent=20", *often]
+            case "lora":
+                return ["train", f"{started},lora=dora", f"--workdir={folder}", *often]
+            case "reward" | "dpo":
+                return ["train", f"{rl}{self.name},{tuned}", f"--workdir={folder}", *often]
             case "ppo":
                 steps = ["--config.total_steps=6", "--config.checkpoint.every_steps=1"]
                 return ["train", f"{rl}ppo,{tuned}", f"--workdir={folder}", *steps]
+            case "phases":
+                given = f"init_from={self.root / 'base'},documents={self.root / 'text.jsonl'}"
+                given += f",questions={self.root / 'chat.jsonl'},seq_len=64,batch_size=8,rank=0,template=chatml"
+                domain = f"--config={CONFIGS / 'adapt' / 'domain.py'}:{given}"
+                steps = [f"--config.phases.{name}.total_epochs=None" for name in ("documents", "questions")]
+                steps += [f"--config.phases.{name}.total_steps=8" for name in ("documents", "questions")]
+                steps += ["--config.log_steps=1", f"--config.data.cache_dir={self.root / 'cache'}", *often]
+                return ["train", domain, f"--workdir={folder}", *steps]
+            case "tokenizer":
+                source = f"--source={self.root / 'big.jsonl'}"
+                return ["tokenizer", "train", source, "--vocab_size=300", f"--output={folder}"]
+            case "collect":
+                asked = [f"--source={self.root / 'chat.jsonl'}", "--reward=camelid.tests.tiny_rl:tens", "--prompts=64"]
+                more = ["--max_tokens=16", f"--output={folder / 'pairs.jsonl'}"]
+                return ["data", "collect", str(self.root / "tuned"), *asked, *more]
+            case "diff":
+                return ["diff", "make", str(self.root / "base"), str(self.root / "tuned"), str(folder / "out")]
+            case "peft":
+                return ["convert", str(self.root / "lora"), str(folder / "out"), "--to=peft", "--base_name=x"]
             case "cache":
                 big = f"--config.data.mixture.text.source={self.root / 'big.jsonl'}"
                 return ["data", "prepare", f"{config}pretrain", big, f"--config.data.cache_dir={folder}"]
@@ -51,7 +84,11 @@ class Kind:
 
     def outcome(self, folder: Path) -> object:
         """What two undisturbed runs have in common."""
-        if self.name in ("train", "ppo"):
+        if self.name == "phases":
+            return [(self._state(run), self._metrics(run)) for run in sorted(folder.glob("*/checkpoints/.."))]
+        if self.name == "diff":
+            return self._state(folder / "out")
+        if self.name in RUNS:
             return self._state(folder), self._metrics(folder)
         if self.name == "prepare":
             from camelid.data.sources import read
@@ -98,7 +135,10 @@ def make_root(root: Path) -> None:
     text = [{"text": sentence()} for _ in range(300)]
     chat = [{"instruction": sentence(), "input": "", "output": sentence()} for _ in range(400)]
     big = [{"text": " ".join(sentence() for _ in range(20))} for _ in range(20_000)]
-    for name, records in {"text": text, "chat": chat, "big": big}.items():
+    turn = lambda role: [{"role": role, "content": sentence()}]  # noqa: E731
+    sides = {"messages": "user", "chosen": "assistant", "rejected": "assistant"}
+    pairs = [{"kind": "preference"} | {side: turn(role) for side, role in sides.items()} for _ in range(100)]
+    for name, records in {"text": text, "chat": chat, "big": big, "pairs": pairs}.items():
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         (root / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     texts = [r["text"] for r in text] + [r["instruction"] for r in chat]
@@ -106,7 +146,9 @@ def make_root(root: Path) -> None:
     train_sentencepiece(texts, vocab_size=320, output_dir=root / "tokenizer", special_tokens=control)
     config = f"--config={Path(__file__).with_name('tiny.py')}:root={root},recipe="
     assert main(["train", f"{config}pretrain", f"--workdir={root / 'base'}"]) == 0
-    assert main(["train", f"{config}sft,init_from={root / 'base'}", f"--workdir={root / 'tuned'}"]) == 0
+    started = f"{config}sft,init_from={root / 'base'}"
+    assert main(["train", started, f"--workdir={root / 'tuned'}"]) == 0
+    assert main(["train", f"{started},lora=lora", f"--workdir={root / 'lora'}"]) == 0
 
 
 def start(arguments: list[str], root: Path) -> subprocess.Popen:
@@ -132,6 +174,16 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
     return ("done" if process.returncode == 0 else "error"), said
 
 
+def wait_for_a_save(process: subprocess.Popen, folder: Path, after: float, before: float) -> float:
+    """Waits until something new is in a folder of checkpoints, or the command ends; gives the seconds from there to the
+    kill. before: seconds in which nothing is looked for, so that it is not always the first save."""
+    time.sleep(before / 2)
+    seen = set(folder.rglob("checkpoints/*"))
+    while process.poll() is None and not set(folder.rglob("checkpoints/*")) - seen:
+        time.sleep(0.002)
+    return after
+
+
 def kill_at_random(kind: Kind, count: int, seed: int) -> collections.Counter:
     """The counts of how commands ended that were killed before."""
     rng, counts = random.Random(seed), collections.Counter()
@@ -149,6 +201,8 @@ def kill_at_random(kind: Kind, count: int, seed: int) -> collections.Counter:
         for _ in range(rng.randrange(1, 4)):
             process = start(kind.arguments(folder), kind.root)
             moment = rng.uniform(0.2, 1.0) * seconds
+            if kind.name in RUNS and rng.random() < 0.5:
+                moment = wait_for_a_save(process, folder, rng.uniform(0, 0.05), moment)
             try:
                 process.communicate(timeout=moment)
             except subprocess.TimeoutExpired:
@@ -170,7 +224,7 @@ def kill_at_random(kind: Kind, count: int, seed: int) -> collections.Counter:
 
 def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("train", "ppo", "cache", "prepare", "convert"))
+    parser.add_argument("kind", choices=(*RUNS, *OTHERS))
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--root", type=Path, default=Path("/tmp/camelid-kills"))

@@ -187,6 +187,12 @@ def sampling(args: argparse.Namespace, llama) -> dict:
     return args.own_sampling | recommended | given | {"stop": args.stop}
 
 
+def need_output() -> None:
+    """Ends a command whose answer would go nowhere, before it is computed (`camelid generate ... >&-`)."""
+    if sys.stdout is None:
+        raise BrokenPipeError
+
+
 def say_anything(stream) -> None:
     """Makes a stream write `?` for characters that its encoding lacks."""
     if isinstance(stream, io.TextIOWrapper):

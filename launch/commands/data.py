@@ -13,6 +13,7 @@ from .arguments import (
     check_least,
     check_sampling,
     command,
+    need_output,
     reading,
     refuse_unread,
     tell_skipped,
@@ -213,6 +214,7 @@ def _show_data(args: argparse.Namespace) -> None:
 
     from ...data.show import render_rows
 
+    need_output()
     phases = _phases(args)
     chosen = next(iter(phases)) if args.phase is None else args.phase
     if chosen not in phases:

@@ -15,6 +15,7 @@ from .arguments import (
     check_sampling,
     command,
     load_model,
+    need_output,
     reading,
     refuse_unread,
     sampling,
@@ -60,6 +61,7 @@ def _eval(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    need_output()
     if not args.gold and args.source is None:
         raise UserError("say what to measure: --gold, --source=..., or both")
     if not args.gold and (args.cache or args.draft):
@@ -109,6 +111,7 @@ def add_generate(commands) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    need_output()
     check_sampling(args)
     from ...train.bundle import PromptTooLong
 
@@ -136,6 +139,7 @@ def _chat(args: argparse.Namespace) -> None:
 
     from ...serve.terminal import chat
 
+    need_output()
     check_sampling(args)
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("chat reads messages from standard input, which is closed")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -165,3 +167,35 @@ def test_what_the_writer_of_records_cannot_do_is_an_error_of_the_machine(tmp_pat
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(OSError, match=r"mine/text/1\.0\.0: write\(\) failed: No space left"):
         build_dataset(write(tmp_path / "records.jsonl", RECORDS["text"]), name="mine", data_dir=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A dataset's folder and what its training split reads back as."""
+    root = tmp_path_factory.mktemp("built")
+    folder = build_dataset(write(root / "records.jsonl", RECORDS["chat"]), name="mine", data_dir=root, heldout=0.3)
+    return folder, list(sources.read(f"tfds:{folder}:train"))
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("CAMELID_FUZZ", 20))))  # 200 by hand
+def test_a_damaged_dataset_gives_its_own_records_or_is_one_line(built, tmp_path, seed):
+    folder, records = built
+    copy = shutil.copytree(folder, tmp_path / "mine" / "chat" / "1.0.0")
+    rng = random.Random(seed)
+    path = rng.choice(sorted(copy.iterdir()))
+    content = bytearray(path.read_bytes())
+    place = rng.randrange(len(content))
+    match seed % 4:
+        case 0:
+            del content[place:]
+        case 1:
+            content[place] ^= 1 << rng.randrange(8)
+        case 2:
+            content[place : place + 64] = bytes(len(content[place : place + 64]))
+    path.unlink() if seed % 4 == 3 else path.write_bytes(content)
+    try:
+        found = list(sources.read(f"tfds:{copy}:train"))
+    except UserError as error:
+        assert str(copy) in str(error) and "\n" not in str(error)
+    else:
+        assert found == records

@@ -283,6 +283,59 @@ def test_worker_processes_give_the_same_bytes(text_source, tmp_path, monkeypatch
     assert content(serial.path) == content(parallel.path)
 
 
+def test_a_tokenising_process_that_is_killed_is_an_error_of_the_machine(monkeypatch):
+    killed = "import os; os._exit(9)"
+    with pytest.raises(
+        ChildProcessError, match="a process that tokenises was killed, as happens where memory is short"
+    ):
+        cache._run(iter([(killed, {})] * 5), exec, workers=2)
+
+
+ON_A_FULL_DISK = """
+import errno, shutil, subprocess, sys
+from camelid.data import cache
+
+class Tokenizer:
+    bos_id, adds_bos, eos_id, vocab_size = 1, True, 2, 300
+
+    def cache_key(self, template_source):
+        return ["characters", self.bos_id, self.eos_id]
+
+    def encode(self, text):
+        return [ord(character) for character in text]
+
+source, disk, output = sys.argv[1:]
+cache.SHARD_RECORDS = 50
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], check=True)
+kilobytes, full = 8, 0
+while True:
+    try:
+        built = cache.build_cache(
+            source, tokenizer=Tokenizer(), template=None, cache_dir=disk, split=None, workers=1
+        )
+        break
+    except OSError as error:
+        assert error.errno == errno.ENOSPC and disk in str(error), error
+        full, kilobytes = full + 1, kilobytes + 8
+        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", disk], check=True)
+shutil.copytree(built.path, f"{output}/{built.path.name}")
+print(full)
+"""
+
+
+def test_a_build_on_a_full_disk_is_an_error_at_every_point_and_goes_on_when_there_is_room(text_source, tmp_path):
+    """A memory map that is written to would end the process by SIGBUS."""
+    apart = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*apart, "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    (tmp_path / "disk").mkdir()
+    paths = [text_source, str(tmp_path / "disk"), str(tmp_path / "cache")]
+    ended = subprocess.run([*apart, sys.executable, "-c", ON_A_FULL_DISK, *paths], capture_output=True, text=True)
+    assert ended.returncode == 0 and int(ended.stdout) > 3, ended
+    whole = build(text_source, tmp_path / "whole")
+    assert content(tmp_path / "cache" / whole.path.name) == content(whole.path)
+
+
 DAMAGES = int(os.environ.get("CAMELID_FUZZ", 12))  # 200 by hand
 
 

@@ -14,6 +14,7 @@ import pytest
 from camelid.data.errors import UserError
 from camelid.launch import phases
 from camelid.launch.cli import main
+from camelid.launch.commands import training
 from camelid.tests import tiny_rl
 from camelid.train.loop import Interrupted, TrainingStopped
 
@@ -119,6 +120,52 @@ def test_each_end_is_one_line_and_a_code_of_its_own(error, code, says, monkeypat
     assert said.startswith("camelid: ") and says in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (signal.SIGTERM, "camelid: ended by SIGTERM\n"),
+        (signal.SIGHUP, "camelid: the terminal was closed\n"),
+        (signal.SIGINT, "camelid: interrupted\n"),
+    ],
+)
+def test_a_signal_ends_a_command_in_one_line_and_takes_away_what_is_half_done(number, says, tmp_path, capsys):
+    before = signal.getsignal(number)
+    handled = []
+
+    def run(args):
+        (tmp_path / "half").write_text("")
+        try:
+            signal.raise_signal(number)
+        finally:
+            handled.append(os.remove(tmp_path / "half"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_train", run)
+        assert main(["train", "--config=x", "--workdir=y"]) == 128 + number
+    assert capsys.readouterr().err == says and handled and signal.getsignal(number) == before
+
+
+def test_a_signal_in_the_middle_of_an_import_is_not_lost(tmp_path):
+    """C extensions swallow an exception that a signal raises while they are imported, or crash on it."""
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    code = "import sys; from camelid.launch import cli; cli._run = lambda argv: __import__('swallows') and 0; "
+    code += "sys.exit(cli.main())"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "camelid: interrupted\n")
+
+
+def test_what_standard_output_cannot_encode_does_not_end_a_command(tmp_path):
+    (tmp_path / "a.txt").write_text("狐狸 the fox " * 50)
+    code = "import sys; from camelid.launch.cli import main; sys.exit(main())"
+    command = ["tokenizer", "train", f"--source={tmp_path}/a.txt", "--vocab_size=280", f"--output={tmp_path}/狐狸"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run([sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout[:-1]) == (0, f"280 pieces in {tmp_path}/??"), ended.stderr
+
+
 def test_a_closed_pipe_is_one_line_and_exit_code_1(tmp_path):
     (tmp_path / "x.txt").write_text("\n\n".join(f"text {i}" for i in range(9)))
     code = "import sys; from camelid.launch.cli import main; sys.exit(main())"
@@ -141,6 +188,15 @@ def test_a_closed_pipe_is_one_line_and_exit_code_1(tmp_path):
         1,
         ["camelid: standard output was closed before all of it was written"],
     ), ended.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "x", "hi"], ["chat", "x"], ["eval", "x"], ["data", "show", "--config=x"]]
+)
+def test_a_command_whose_answer_nobody_could_read_is_not_begun(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", None)  # as of `>&-`
+    assert main(command) == 1
+    assert capsys.readouterr().err == "camelid: standard output was closed before all of it was written\n"
 
 
 def test_a_tokenizer_is_trained_on_several_sources(tmp_path, capsys):

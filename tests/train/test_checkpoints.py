@@ -271,6 +271,7 @@ def test_a_save_that_fails_is_loud_and_the_last_good_checkpoint_survives(tmp_pat
                 store.wait() if notice == "wait" else store.save(3, state, MANIFEST)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert os.listdir(tmp_path / "checkpoints") == ["1"]
         assert store.latest() == 1
         assert_bit_equal(store.restore(abstract(state)), state)
         assert store.save(3, state, MANIFEST)  # the disk has room again

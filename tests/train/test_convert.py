@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import shutil
 
 import gguf
@@ -359,6 +360,31 @@ def test_a_conversion_that_is_interrupted_leaves_nothing_behind(to, chain, tmp_p
     with pytest.raises(KeyboardInterrupt):
         to(chain["their"], tmp_path / "output")
     assert next(calls) == 13 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["camelid", "huggingface", "gguf"])
+@pytest.mark.parametrize("most", [1000, 20_000])
+def test_a_conversion_onto_a_full_disk_is_one_line_and_exit_code_1_and_leaves_nothing(
+    to, most, chain, tmp_path, capsys
+):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))  # writing more fails, as on a full disk
+    output = tmp_path / ("a.gguf" if to == "gguf" else "a")
+    try:
+        assert main(["convert", str(chain["their"]), str(output), f"--to={to}"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(output) in said and not list(tmp_path.iterdir())
+
+
+def test_of_two_conversions_to_one_output_the_second_is_told_who_writes_it(chain, tmp_path, capsys):
+    with convert.whole(tmp_path / "run") as unfinished:
+        unfinished.mkdir()
+        assert main(["convert", str(chain["their"]), str(tmp_path / "run")]) == 2
+        assert f"run is being written by process {os.getpid()} on " in capsys.readouterr().err
+        assert unfinished.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_scaling_that_gguf_cannot_say_is_the_users_to_mend_and_leaves_nothing_behind(chain, tmp_path):
