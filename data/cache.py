@@ -43,6 +43,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from . import checksums, sources
 from .errors import UserError, bad_record
 from .files import MAX_RECORD_BYTES
+from .formats import READING
 from .locks import locked
 from .templates import ChatTemplate, Encoded, encode_text
 from .tokenizer import Tokenizer
@@ -140,12 +141,12 @@ def build_cache(
             "a worker process runs the main script again: put what the script does below `if __name__ == '__main__':`"
         )
     final = Path(cache_dir).expanduser() / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
-    if not final.exists() or _damage_of(final):
+    if not final.exists() or _fault_of(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked(final.with_name(f".{final.name}.lock"), _wait_for), checksums.writing(final):
-            if final.exists() and (problem := _damage_of(final)):
-                Console(stderr=True).print(f"{final} is damaged ({problem}): built anew", markup=False, soft_wrap=True)
-                shutil.rmtree(final.rename(final.with_name(f"{final.name}.damaged.{os.getpid()}")))
+            if final.exists() and (problem := _fault_of(final)):
+                Console(stderr=True).print(f"{final} is {problem}: built anew", markup=False, soft_wrap=True)
+                shutil.rmtree(final.rename(final.with_name(f"{final.name}.aside.{os.getpid()}")))
             if not final.exists():  # else another process has built it meanwhile
                 _build(final, source, inputs, tokenizer, template, reading, workers or os.cpu_count())
     cache = open_cache(final)
@@ -173,21 +174,24 @@ def encode_record(record: dict, tokenizer: Tokenizer, template: ChatTemplate | N
             raise UserError(f"a {kind} record holds no answer to train on: give text or conversations")
 
 
-def _damage_of(path: Path) -> str | None:
-    """What is wrong with a finished cache; None where it is whole, or where a version without checksums made it."""
+def _fault_of(path: Path) -> str | None:
+    """Why a finished cache cannot be used; None where it can."""
     stamp = checksums.stamp(path)
     if _proven.get(path) == stamp:
         return None
     try:
         info = json.loads((path / "cache.json").read_text("utf-8"))
         if "checksum" in info and info.pop("checksum") != _checksum_of(info):
-            return "cache.json has other bytes than were written"
-        problem = checksums.damage(path, info.get("files", {}))
+            return "damaged (cache.json has other bytes than were written)"
+        if info.get("reading") != READING:
+            return "of a version that read records otherwise"
+        problem = checksums.damage(path, info["files"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return "cache.json cannot be read"
-    if problem is None:
-        _proven[path] = stamp
-    return problem
+        return "damaged (cache.json cannot be read)"
+    if problem is not None:
+        return f"damaged ({problem})"
+    _proven[path] = stamp
+    return None
 
 
 _proven: dict[Path, tuple] = {}  # stamps of the caches that were whole when this process looked
@@ -212,7 +216,7 @@ def _build(
     workers: int,
 ) -> None:
     """Writes the missing shards, joins all of them, and moves the result into place in one step."""
-    partial = final.with_name(f"{final.name}.partial")
+    partial = final.with_name(f"{final.name}.{READING}.partial")
     partial.mkdir(exist_ok=True)
     where = f"{source} ({inputs['split']})" if inputs["split"] else source
     report = sources.Report()
@@ -231,6 +235,7 @@ def _build(
     counts, skipped = _tally(shards)
     counts["skipped"] += report.skipped
     info = {"inputs": {"name": source, **inputs}, "counts": counts, "skipped": (report.problems + skipped)[:LISTED]}
+    info["reading"] = READING
     if not counts["samples"]:
         found = ", ".join(f"{counts[name]:,} {name}" for name in ("records", "empty", "skipped"))
         first = "".join(f" ({message})" for message in info["skipped"][:1])

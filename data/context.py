@@ -88,7 +88,7 @@ def from_json(value):
 
 def read_tool_calls(row: Mapping, where: str) -> list[dict]:
     """The calls of an assistant's turn as OpenAI writes them, {"id"?, "type", "function": {"name", "arguments"}}, from
-    `tool_calls`, or `function_call` of before 2023-11; [] for none. Arguments stay an object or a string as given."""
+    `tool_calls`, or `function_call` of before 2023-11; [] for none. Arguments that spell a JSON object become it."""
     value = from_json(row.get("tool_calls")) or from_json(row.get("function_call"))
     if not value:
         return []
@@ -103,7 +103,8 @@ def _tool_call(call, where: str) -> dict:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise ValueError(f"{where} has a tool call without the name of a function: {shown(call)}")
     arguments = function.get("arguments", {})
-    arguments = {} if arguments is None else arguments
+    spelled = from_json(arguments)
+    arguments = spelled if isinstance(spelled, dict) else {} if arguments is None else arguments
     if not isinstance(arguments, dict | str):
         raise ValueError(f"{where} calls {shown(function['name'])} with arguments that are {kind_of(arguments)}")
     identity = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}

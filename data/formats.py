@@ -41,6 +41,9 @@ from .messages import (
 )
 from .values import kind_of, plain, present, shown
 
+READING = 2
+"""Raised when a record gives other messages than before: token caches are then built anew."""
+
 
 def parse(raw: dict, format: str = "auto") -> dict:
     """The record in `raw`; `format` is a name in FORMATS, or "auto" to go by the fields. ValueError if malformed."""

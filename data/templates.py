@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -85,6 +86,7 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text, for people to read: `encode` keeps apart what looks the same here."""
         compiled = self._compiled()
+        messages = _with_calls_as_taken(self, tokenizer, messages)
         conversation = Conversation.of(messages, tools, documents, generation_prompt, compiled)
         return compiled.render(conversation.variables(tokenizer), conversation.characters)
 
@@ -115,6 +117,7 @@ class ChatTemplate:
                 of what they hold, or it is not known which of its text is the assistant's.
         """
         turns = _turn_format(self, tokenizer)
+        messages = _with_calls_as_taken(self, tokenizer, messages)
         return turns.encode(Conversation.of(messages, tools, documents, generation_prompt, turns.compiled))
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -176,6 +179,43 @@ _CALLS = [
     ]
     for arguments in ({"b": "b"}, '{"b": "b"}')
 ]
+
+
+def _with_calls_as_taken(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[dict]) -> Sequence[dict]:
+    """The messages, with the arguments of calls spelled as JSON for a template that takes them in no other form."""
+    if not any(message.get("tool_calls") for message in messages) or not _wants_spelled(template, tokenizer):
+        return messages
+    return [
+        message | {"tool_calls": [_spelled(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _spelled(call: dict) -> dict:
+    function = call["function"]
+    if isinstance(function["arguments"], str):
+        return call
+    return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+@functools.lru_cache(maxsize=32)
+def _wants_spelled(template: ChatTemplate, tokenizer: Tokenizer) -> bool:
+    """Whether a template writes the arguments of a call as JSON only where they are given as that: of an object it
+    writes Python's form, or it fails."""
+    compiled = template._compiled()
+    tools = _TOOLS if "tools" in compiled.variables else None
+
+    def writes_json(call: list[dict]) -> bool:
+        try:
+            conversation = Conversation.of(call, tools, None, False, compiled)
+            return '{"b": "b"}' in compiled.render(conversation.variables(tokenizer), conversation.characters)
+        except UserError:
+            return False
+
+    as_object, as_text = map(writes_json, _CALLS)
+    return as_text and not as_object
 
 
 @functools.lru_cache(maxsize=32)

@@ -16,6 +16,7 @@ import pytest
 from camelid.data import cache, sources
 from camelid.data.cache import build_cache, encode_record, open_cache
 from camelid.data.errors import UserError
+from camelid.data.formats import READING
 from camelid.data.templates import Encoded, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
 
@@ -257,7 +258,7 @@ cache.build_cache(
 def test_a_build_killed_by_kill_9_goes_on_where_it_was(text_source, tmp_path):
     whole = build(text_source, tmp_path / "whole")
     slow = subprocess.Popen([sys.executable, "-c", SLOW_BUILD, text_source, str(tmp_path / "cache")])
-    partial = tmp_path / "cache" / f"{whole.path.name}.partial"
+    partial = tmp_path / "cache" / f"{whole.path.name}.{READING}.partial"
     while len(list(partial.glob("*.npz"))) < 3:
         assert slow.poll() is None
         time.sleep(0.01)
@@ -384,10 +385,12 @@ def test_a_damaged_shard_of_a_build_that_was_killed_is_made_again(text_source, t
     assert tokenizer.calls == RECORDS - 50 * (len(shards) - 2)
 
 
-def test_a_cache_of_a_version_without_checksums_opens(text_source, tmp_path, capsys):
+@pytest.mark.parametrize("without", ["reading", "files"])
+def test_a_cache_of_an_older_version_is_built_anew_under_the_same_name(text_source, tmp_path, capsys, without):
     first = build(text_source, tmp_path / "cache")
-    info = {name: value for name, value in first.info.items() if name not in ("files", "checksum")}
+    expected = content(first.path)
+    info = {name: value for name, value in first.info.items() if name not in (without, "checksum")}
     (first.path / "cache.json").write_text(json.dumps(info))
-    tokenizer = CharacterTokenizer()
-    assert build(text_source, tmp_path / "cache", tokenizer).info == info
-    assert tokenizer.calls == 0 and "built anew" not in capsys.readouterr().err
+    assert content(build(text_source, tmp_path / "cache").path) == expected
+    said = {"reading": "of a version that read records otherwise", "files": "damaged (cache.json cannot be read)"}
+    assert f"{first.path} is {said[without]}: built anew" in capsys.readouterr().err

@@ -282,10 +282,26 @@ def test_a_template_that_writes_no_tools_refuses_a_record_that_needs_them(tokeni
         encode_pair(pair, tokenizer, load_template("chatml"))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["c.function.arguments | tojson", "c.function.arguments", "'' + c.function.arguments", "c.function | tojson"],
+)
+@pytest.mark.parametrize("given", [{"zone": "香港"}, '{"zone": "香港"}'])
+def test_arguments_of_calls_are_json_in_every_template_however_a_record_spells_them(tokenizer, arguments, given):
+    source = TOOLED.source.replace("c.function.arguments | tojson", arguments)
+    template = ChatTemplate("calls", source.replace("{{ c.function.name }} ", ""))
+    function = {"name": "clock", "arguments": given}
+    record = parse({"messages": [user("Time?"), assistant("", tool_calls=[{"function": function}])], "tools": [CLOCK]})
+    expected = '{"zone": "香港"}'
+    if arguments.endswith("function | tojson"):
+        expected = f'{{"name": "clock", "arguments": {expected}}}'
+    tokens, mask = encode_record(record, tokenizer, template)
+    assert tokenizer.decode(tokens[mask].tolist()).strip() == expected
+
+
 def test_the_spellings_of_calls_are_read_alike():
     legacy = assistant(None, function_call={"name": "clock", "arguments": '{"zone": "UTC"}'})
-    function = CALL["function"] | {"arguments": '{"zone": "UTC"}'}
-    assert parse({"messages": [user("Time?"), legacy]})["messages"][1]["tool_calls"] == [CALL | {"function": function}]
+    assert parse({"messages": [user("Time?"), legacy]})["messages"][1]["tool_calls"] == [CALL]
     bare = assistant("", tool_calls=[CALL["function"]])
     assert parse({"messages": [user("Time?"), bare]})["messages"][1]["tool_calls"] == [CALL]
     spelled = [
