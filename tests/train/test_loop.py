@@ -1,5 +1,6 @@
 """The loop with an update of a few lines: what is reported when, evaluated when, saved when, and how it ends."""
 
+import errno
 import os
 import signal
 import time
@@ -206,6 +207,30 @@ def test_sigterm_saves_reports_and_stops_at_the_end_of_the_step(tmp_path, log_st
     assert losses(log)[4] == 3.0
     assert log.events[-1] == ("wait",)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_terminal_that_is_closed_saves_and_is_no_failure_of_the_output_that_went_with_it(tmp_path):
+    """Nor is Ctrl-C in `camelid train | tee log`, which ends tee first."""
+
+    class Gone(Log):
+        def write(self, step, metrics):
+            super().write(step, metrics)
+            if step >= 3:
+                raise OSError(errno.EIO, "Input/output error")
+
+    log = Gone()
+    log.signal = signal.SIGHUP
+    with pytest.raises(Interrupted, match="SIGHUP ended the run at step 3 of 10; it is saved") as left:
+        run(tmp_path, stop_at=2, observer=log)
+    assert left.value.number == signal.SIGHUP and log.saved[3] == (3, {"run": 1}, True)
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        log = Log()
+        log.signal = signal.SIGHUP
+        run(tmp_path, total=4, stop_at=2, observer=log)
+        assert log.saved[4][0] == 4
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
 
 
 def test_ctrl_c_saves_and_says_so_and_a_second_one_ends_the_run_at_once(tmp_path, capfd):
