@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from camelid.data.batches import DTYPES
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
+from camelid.train.checkpoints import NotSaved
 from camelid.train.loop import Evaluation, Interrupted, Pace, TrainingStopped, check_streak, train
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
@@ -294,6 +295,23 @@ def test_a_run_whose_reports_cannot_be_written_saves_before_it_ends(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device \(the state of step 4 is saved\)"):
         run(tmp_path, observer=log)
     assert log.saved[4] == (4, {"run": 1}, True)
+
+
+@pytest.mark.parametrize(("failures", "says"), [(1, "is saved"), (2, "could not be saved either")])
+def test_a_run_whose_checkpoint_could_not_be_written_tries_once_more_before_it_ends(tmp_path, failures, says):
+    class Full(Log):
+        failed = 0
+
+        def save(self, step, *args, **kwargs):
+            if step >= 3 and self.failed < failures:
+                self.failed += 1
+                raise NotSaved("the checkpoint of step 2 was not written")
+            super().save(step, *args, **kwargs)
+
+    log = Full()
+    with pytest.raises(OSError, match=rf"step 2 was not written \(the state of step 3 {says}\)"):
+        run(tmp_path, observer=log)
+    assert (3 in log.saved) == (failures == 1)
 
 
 def test_what_an_evaluation_found_goes_with_the_checkpoint_of_its_step(tmp_path):
