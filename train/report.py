@@ -184,7 +184,7 @@ class _TensorBoard:
     def __init__(self, workdir: epath.Path, start_step: int):
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(os.fspath(workdir / "tensorboard" / "events"), f".{start_step}")
-        self._directory, self._flushed = workdir / "tensorboard", -math.inf
+        self._directory, self._flushed = workdir / "tensorboard", 0.0
         begin = start_step + 1 if start_step else 0  # TensorBoard hides what earlier runs wrote from there on
         self._write(begin, file_version="brain.Event:2")
         self._write(begin, session_log=SessionLog(status=SessionLog.START))
@@ -192,10 +192,10 @@ class _TensorBoard:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._write(step, summary=summary.scalar(name, value))
-        if time.monotonic() - self._flushed > 10:
+        if abs(time.time() - self._flushed) > 10:  # also when the clock was set back
             with writing(self._directory):
                 self._file.flush()
-            self._flushed = time.monotonic()
+            self._flushed = time.time()
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         lines = [list(rows[0]), ["---"] * len(rows[0])] if rows else []

@@ -278,6 +278,16 @@ def test_training_reads_long_documents_to_their_end(tmp_path):
     assert any("zyxwv" in tokenizer.piece(i) for i in range(tokenizer.vocab_size))
 
 
+def test_ctrl_c_while_texts_are_read_is_no_mistake_of_theirs(tmp_path):
+    def texts():
+        yield "a text"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sentencepiece(texts(), vocab_size=300, output_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_training_is_quiet(tmp_path, capfd):
     train_sentencepiece(CORPUS, vocab_size=350, output_dir=tmp_path)
     assert capfd.readouterr() == ("", "")

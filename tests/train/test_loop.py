@@ -1,5 +1,6 @@
 """The loop with an update of a few lines: what is reported when, evaluated when, saved when, and how it ends."""
 
+import errno
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from camelid.data.batches import DTYPES
 from camelid.data.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
+from camelid.train.checkpoints import NotSaved
 from camelid.train.loop import Evaluation, Interrupted, Pace, TrainingStopped, check_streak, train
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
@@ -209,6 +211,30 @@ def test_sigterm_saves_reports_and_stops_at_the_end_of_the_step(tmp_path, log_st
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_terminal_that_is_closed_saves_and_is_no_failure_of_the_output_that_went_with_it(tmp_path):
+    """Nor is Ctrl-C in `camelid train | tee log`, which ends tee first."""
+
+    class Gone(Log):
+        def write(self, step, metrics):
+            super().write(step, metrics)
+            if step >= 3:
+                raise OSError(errno.EIO, "Input/output error")
+
+    log = Gone()
+    log.signal = signal.SIGHUP
+    with pytest.raises(Interrupted, match="SIGHUP ended the run at step 3 of 10; it is saved") as left:
+        run(tmp_path, stop_at=2, observer=log)
+    assert left.value.number == signal.SIGHUP and log.saved[3] == (3, {"run": 1}, True)
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        log = Log()
+        log.signal = signal.SIGHUP
+        run(tmp_path, total=4, stop_at=2, observer=log)
+        assert log.saved[4][0] == 4
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+
+
 def test_ctrl_c_saves_and_says_so_and_a_second_one_ends_the_run_at_once(tmp_path, capfd):
     log = Log()
     log.signal = signal.SIGINT
@@ -282,6 +308,23 @@ def test_a_run_whose_reward_function_fails_saves_before_it_ends(tmp_path):
     with pytest.raises(UserError, match=r"reward odd: gave nan \(the state of step 5 is saved\)"):
         run(tmp_path, step=fails, observer=log)
     assert log.saved[5] == (5, {"run": 1}, True) and losses(log)[5] == 4.0
+
+
+@pytest.mark.parametrize(("failures", "says"), [(1, "is saved"), (2, "could not be saved either")])
+def test_a_run_whose_checkpoint_could_not_be_written_tries_once_more_before_it_ends(tmp_path, failures, says):
+    class Full(Log):
+        failed = 0
+
+        def save(self, step, *args, **kwargs):
+            if step >= 3 and self.failed < failures:
+                self.failed += 1
+                raise NotSaved("the checkpoint of step 2 was not written")
+            super().save(step, *args, **kwargs)
+
+    log = Full()
+    with pytest.raises(OSError, match=rf"step 2 was not written \(the state of step 3 {says}\)"):
+        run(tmp_path, observer=log)
+    assert (3 in log.saved) == (failures == 1)
 
 
 def test_what_an_evaluation_found_goes_with_the_checkpoint_of_its_step(tmp_path):
