@@ -27,12 +27,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["COLUMNS"] = "200"  # tables whole, however long the paths in them
 
-# A job in the background of a shell, or under nohup, ignores these signals, and so would every process that a test sends
-# one to.
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, handler)
-
 import jax
 import pytest
 
@@ -42,6 +36,12 @@ from camelid.model.sharding import make_mesh
 from camelid.train import setup
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A job in the background of a shell, or under nohup, ignores these signals, and so would every process that a test sends
+# one to.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 CONFIG = Path(__file__).with_name("tiny.py")
 RL_CONFIG = Path(__file__).with_name("tiny_rl.py")
