@@ -37,8 +37,8 @@ from camelid.train import setup
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A job in the background of a shell, or under nohup, ignores these signals, and so would every process that a test sends
-# one to.
+# A job in the background of a shell, or under nohup, ignores these signals, and so would every process that a test
+# sends one to.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
