@@ -56,6 +56,8 @@ def train_sentencepiece(
         UserError: there is no text, or it has too many characters or too few words for `vocab_size`.
         Whatever `texts` raises.
     """
+    if not 0 < character_coverage <= 1:
+        raise UserError(f"character_coverage {character_coverage}: give a share above 0, of 1 at most")
     model = io.BytesIO()
     raised = []
 

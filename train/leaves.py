@@ -313,7 +313,7 @@ def describe(annotation: Any) -> str:
         return f"a section of {', '.join(fields_of(inner))}"
     if any(isinstance(m, Integral) for m in markers):
         inner = int
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a section"}
     return {Regex: "a regular expression", Path: "a path or name"}.get(inner) or names.get(inner, str(inner)) + span
 
 
@@ -374,4 +374,5 @@ def _check_one(where: str, name: str, values: Mapping[str, Any], duration: Durat
     given = [path for path in names if values.get(path.rpartition(".")[2]) is not None]
     if len(given) > 1 or (duration.required and not given):
         found = " and ".join(given) or "none of them"
-        raise UserError(f"set one of {', '.join(names)}: the config sets {found}")
+        cure = f"; unset the one that is not meant, as in --{given[-1]}=None" if given else ""
+        raise UserError(f"set one of {', '.join(names)}: the config sets {found}{cure}")

@@ -29,6 +29,14 @@ def add_tokenizer(commands) -> None:
     add_sources(parser)
     parser.add_argument("--vocab_size", type=int, default=32_000, metavar="N", help="pieces in all (default: 32000)")
     parser.add_argument("--special", action="append", default=[], metavar="TOKEN", help="a control token; repeatable")
+    parser.add_argument(
+        "--character_coverage",
+        type=float,
+        default=0.99995,
+        metavar="SHARE",
+        help="share of the text's characters that have a piece of their own; others are spelled in bytes "
+        "(default: 0.99995)",
+    )
     parser.add_argument("--max_records", type=int, metavar="N", help="read at most N records of each source")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for tokenizer.model")
 
@@ -89,6 +97,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
         vocab_size=args.vocab_size,
         output_dir=args.output,
         special_tokens=args.special,
+        character_coverage=args.character_coverage,
     )
     tell_skipped(report)
     print(f"{tokenizer.vocab_size} pieces in {args.output}")

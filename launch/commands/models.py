@@ -101,7 +101,8 @@ def add_generate(commands) -> None:
         "generate",
         _generate,
         "Continue texts, or answer questions with --chat.",
-        "camelid generate runs/sft 'Once upon a time' --max_tokens=50",
+        "camelid generate runs/sft 'Once upon a time' --max_tokens=50\n\n"
+        "Of several texts, each is printed under a line that says of which prompt and answer it is.",
     )
     add_model(parser)
     parser.add_argument("prompts", nargs="+", metavar="prompt")
@@ -119,7 +120,10 @@ def _generate(args: argparse.Namespace) -> int:
     answer = llama.chat_batch if args.chat else llama.generate
     with warnings.catch_warnings(record=True) as told:
         texts = answer(args.prompts, seed=args.seed, n=args.n, **sampling(args, llama))
-    for text in texts:
+    for place, text in enumerate(texts):
+        if len(texts) > 1:  # as `head` tells several files apart
+            prompt, sample = divmod(place, args.n)
+            print(f"==> prompt {prompt + 1}{f', answer {sample + 1}' if args.n > 1 else ''} <==")
         print(text)
     for warning in told:
         print(f"camelid: {warning.message}", file=sys.stderr)

@@ -28,7 +28,7 @@ def test_a_draft_changes_no_greedy_answer(pretrained, capsys):
     flags = [f"--draft={pretrained}", "--draft_tokens=2", "--max_tokens=12", "--temperature=0"]
     assert main(["generate", str(pretrained), *PROMPTS, *flags]) == 0
     said = capsys.readouterr()
-    assert said.out == "".join(f"{text}\n" for text in expected)
+    assert said.out == "".join(f"==> prompt {i} <==\n{text}\n" for i, text in enumerate(expected, 1))
     assert "of 2 proposals accepted a pass" in said.err
 
 

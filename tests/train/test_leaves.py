@@ -128,7 +128,11 @@ def test_values_within_their_ranges_are_accepted(values):
         ({"total_steps": 0}, "config.s.total_steps = 0: give a whole number from 1 up, or None"),
         ({"total_steps": 1.5}, "config.s.total_steps = 1.5: give a whole number"),
         ({"total_percent": 101}, "config.s.total_percent = 101: give a number greater than 0, at most 100, or None"),
-        ({"total_steps": 3, "total_percent": 5}, "the config sets config.s.total_steps and config.s.total_percent"),
+        (
+            {"total_steps": 3, "total_percent": 5},
+            "the config sets config.s.total_steps and config.s.total_percent; unset the one that is not meant, as in "
+            "--config.s.total_percent=None",
+        ),
         ({"total_tokens": 3}, "nothing reads config.s.total_tokens; did you mean"),
         ({"inner": {"weight": -1}}, "config.s.inner.weight = -1: give a number from 0 up"),
         ({"inner": {}}, "the config has no config.s.inner.weight"),
