@@ -241,6 +241,7 @@ def _json_lines(path: epath.Path, limit: int) -> Iterator[Row]:
 
 
 def _json(text: str) -> object:
+    text = text.rstrip()  # a fault at the end of a line is of that line
     try:
         try:
             return json.loads(text)

@@ -15,6 +15,7 @@ saved, and the same command goes on.
 
 import argparse
 import contextlib
+import difflib
 import os
 import pathlib
 import signal
@@ -128,7 +129,11 @@ def _run(argv: Sequence[str] | None) -> int:
     args, rest = _parser().parse_known_args(argv)
     overrides = [word for word in rest if word.startswith("--config.")]
     if stray := [word for word in rest if word not in overrides]:
-        raise UserError(f"unknown argument {stray[0]} (see `camelid {args.command} --help`)")
+        flag = stray[0].partition("=")[0]
+        options = [option for action in args.parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(flag, [*options, "--config."], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown argument {stray[0]}{hint} (see `{args.parser.prog} --help`)")
     if overrides and getattr(args, "config", None) is None:
         raise UserError(f"{overrides[0]}: there is no --config=FILE that it could change")
     args.overrides = overrides

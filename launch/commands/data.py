@@ -232,6 +232,7 @@ def _show_data(args: argparse.Namespace) -> None:
     if not 0 < args.rows <= batches.batch_size or args.step < 0:
         raise UserError(f"--rows is 1 to {batches.batch_size}, --step 0 or more")
     Console().print(render_rows(batches.rows(args.step, slice(0, args.rows)), tokenizer))
+    _tell_left_out(batches)
 
 
 def _prepare_data(args: argparse.Namespace) -> None:
@@ -272,5 +273,10 @@ def _prepare_data(args: argparse.Namespace) -> None:
         for row in rows:
             table.add_row(*row.values())
         Console().print(table)
-        for name, problems in batches.skipped().items():
-            print(f"left out of {name}:", *problems, sep="\n  ")
+        _tell_left_out(batches)
+
+
+def _tell_left_out(batches) -> None:
+    """Lists the first records that each source was read without, by place and fault."""
+    for name, problems in batches.skipped().items():
+        print(f"left out of {name}:", *problems, sep="\n  ")

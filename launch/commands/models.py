@@ -148,6 +148,10 @@ def _chat(args: argparse.Namespace) -> None:
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("chat reads messages from standard input, which is closed")
     llama = load_model(args)
+    if llama.template is None:
+        raise UserError(
+            f"{args.path}: a model without a chat template: give --template=NAME, or use `camelid generate`"
+        )
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a message that is not UTF-8 is told, and the next one read
     chat(llama, system=args.system, console=Console(), seed=args.seed, **sampling(args, llama))

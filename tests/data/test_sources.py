@@ -96,7 +96,7 @@ def test_parquet_values_that_json_lacks_become_text(tmp_path):
 
 
 FAULTS = [
-    ("x.jsonl", b'{"text": "a"}\n\n{"text": \n{"text": "d"}\n', "x.jsonl:3: invalid JSON: Expecting value at column 1"),
+    ("x.jsonl", b'{"text": "a"}\n\n{"text": \n{"text": "d"}\n', "x.jsonl:3: invalid JSON: Expecting value at column 9"),
     ("x.jsonl", b'{"text": "a"}\n{"text": ""}\n{"text": "d"}\n', "x.jsonl:2: text is empty"),
     ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n{"text": "d"}\n', "x.jsonl:2: not UTF-8: byte 0xff at position 11"),
     (

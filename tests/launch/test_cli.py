@@ -53,7 +53,11 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         ([], "the following arguments are required: command"),
         (["talk"], "invalid choice: 'talk'"),
         (["chat", "/nowhere"], "/nowhere: no such checkpoint or run directory"),
-        (["chat", "x", "--temprature=1"], "unknown argument --temprature=1"),
+        (
+            ["chat", "x", "--temprature=1"],
+            "unknown argument --temprature=1; did you mean --temperature? (see `camelid chat --help`)",
+        ),
+        (["data", "show", "--config=x", "--stpe=1"], "did you mean --step? (see `camelid data show --help`)"),
         (["eval", "x"], "say what to measure"),
         (["eval", "x", "--source=y", "--borders=9,x"], "argument --borders: invalid positions value: '9,x'"),
         (["chat", "x", "--rope=yarn"], "--rope=yarn: give a kind and a number of tokens, as in --rope=yarn:8192"),
