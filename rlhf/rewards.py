@@ -103,7 +103,8 @@ def load_model(
     """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer; one that
     was trained with adapters shares their base. weights: "params", "ema", or None for what its evaluations measured."""
     manifest = origin.read_manifest(path)
-    check_tokenizer(path, tokenizer)
+    if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+        check_tokenizer(path, tokenizer)
     config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
     model = scalar.build(config, manifest.get("heads", 1))
     abstract = jax.eval_shape(model.init, jax.random.key(0))
