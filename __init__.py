@@ -8,8 +8,8 @@ print(m.chat("Where does the fox live?"))
 import importlib
 
 _PUBLIC = {
-    "load": ".train.bundle",
-    "Llama": ".train.bundle",
+    "load": ".checkpoints.language_model",
+    "Llama": ".checkpoints.language_model",
     "LlamaConfig": ".model.config",
     "Tokenizer": ".data.tokenizer",
 }

@@ -2,7 +2,19 @@
 
 from setuptools import find_packages, setup
 
-FOLDERS = ["model", "data", "train", "rlhf", "evals", "serve", "configs", "launch", "benchmarks"]
+FOLDERS = [
+    "model",
+    "tasks",
+    "data",
+    "checkpoints",
+    "train",
+    "serve",
+    "rlhf",
+    "evals",
+    "configs",
+    "launch",
+    "benchmarks",
+]
 PACKAGES = find_packages(include=[p for folder in FOLDERS for p in (folder, f"{folder}.*")])
 
 setup(

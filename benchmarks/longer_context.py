@@ -15,11 +15,11 @@ from pathlib import Path
 
 from etils import epath
 
+from camelid.checkpoints.language_model import Llama, load
 from camelid.data.sources import read
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.evals.perplexity import perplexity
 from camelid.launch.recipes import RECIPES
-from camelid.train.bundle import Llama, load
 from camelid.train.settings import Settings, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "pretrain"

@@ -17,16 +17,16 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
+from camelid.checkpoints.language_model import load
 from camelid.launch.recipes import RECIPES
 from camelid.rlhf.best_of_n import curve
 from camelid.rlhf.collect import sample_answers, score_again
-from camelid.train.bundle import load
 from camelid.train.settings import Settings, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAIRS = (250, 1000, 4000)
 NS = (1, 2, 4, 8, 16, 32)
-GOLD = "camelid.data.primer:reward"
+GOLD = "camelid.tasks.primer:reward"
 
 
 def train(name: str, arguments: str, workdir: epath.Path, *overrides: str) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from smollm2_prompts import NEW, QUESTIONS
 
 import camelid
+from camelid.checkpoints.convert import to_huggingface
 from camelid.model.sampling import Sampling
-from camelid.train.convert import to_huggingface
 
 PROMPT, LENGTH = 32, 96
 

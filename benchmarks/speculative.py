@@ -17,9 +17,9 @@ import time
 from smollm2_prompts import QUESTIONS
 
 import camelid
+from camelid.checkpoints.language_model import Llama
 from camelid.data import sources
 from camelid.model.sampling import Sampling
-from camelid.train.bundle import Llama
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import UserError
 from .cache import TokenCache
-from .errors import UserError
 from .packing import Packing, pack
 
 VERSION = 1  # of the order of rows: raised when a seed gives other batches than before

@@ -25,8 +25,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from ..errors import UserError
 from . import sources
-from .errors import UserError
 from .files import MAX_RECORD_BYTES
 from .locks import locked
 

@@ -40,8 +40,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..errors import UserError, bad_record
 from . import checksums, sources
-from .errors import UserError, bad_record
 from .files import MAX_RECORD_BYTES
 from .formats import READING
 from .locks import locked

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .errors import UserError
+from ..errors import UserError
 from .template_following import CompiledTemplate
 from .tokenizer import Tokenizer
 from .traced_text import FIRST_TURN, WORDS, from_source

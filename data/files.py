@@ -19,7 +19,7 @@ from decimal import Decimal
 import numpy as np
 from etils import epath
 
-from .errors import UserError
+from ..errors import UserError
 from .values import MAX_RECORD_BYTES, Unreadable
 
 Row = tuple[str, object]

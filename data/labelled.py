@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import UserError
 from .batches import Shapes
-from .errors import UserError
 from .pairs import encode_answer
 from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, SourcePass, collect, language_of
 from .templates import ChatTemplate

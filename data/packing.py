@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import UserError
+from ..errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

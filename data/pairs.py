@@ -22,8 +22,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from ..errors import UserError
 from .batches import Shapes
-from .errors import UserError
 from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, SourcePass, collect, language_of
 from .templates import ChatTemplate, Encoded
 from .tokenizer import Tokenizer

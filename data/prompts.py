@@ -16,8 +16,8 @@ from itertools import chain, islice, zip_longest
 
 import numpy as np
 
+from ..errors import UserError
 from .batches import Shapes
-from .errors import UserError
 from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, collect, language_of
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import UserError, bad_record
 from . import sources
 from .batches import Batch, Shapes, check_parts, draw, drawn, integer_weights
-from .errors import UserError, bad_record
 from .files import MAX_RECORD_BYTES
 from .packing import permutation
 

@@ -20,8 +20,8 @@ from typing import Protocol
 
 from etils import epath
 
-from . import primer, tasks
-from .errors import DataError, UserError, bad_record, check_choice
+from .. import tasks
+from ..errors import DataError, UserError, bad_record, check_choice
 from .files import MAX_RECORD_BYTES, Row, TooLarge, file_rows, find_files, json_value, shorten
 from .formats import FORMATS, parse, unfold
 
@@ -41,7 +41,7 @@ class Generator(Protocol):
         """The files that the records depend on: its source, and data if it has any."""
 
 
-GENERATORS: dict[str, Generator] = {"primer": primer, **tasks.GENERATORS}
+GENERATORS: dict[str, Generator] = tasks.GENERATORS
 
 
 @dataclass

@@ -20,8 +20,8 @@ import jinja2
 import jinja2.compiler
 import jinja2.sandbox
 
+from ..errors import UserError
 from . import traced_text
-from .errors import UserError
 from .template_language import CodeGenerator, GenerationBlock, PlainEnvironment, environment, to_json
 from .template_limits import LimitReached, budget, check_bits, check_output, check_size, check_source, limited
 from .traced_text import Traced, Untraceable, blend, blend_nested, mark_block, origins_of, traced

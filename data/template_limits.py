@@ -9,7 +9,7 @@ import dataclasses
 import datetime
 import time
 
-from .errors import UserError
+from ..errors import UserError
 
 MOST_SOURCE = 1 << 17  # characters of a template's source; the longest in use have a quarter of that
 MOST_STEPS = 1 << 20  # iterations; a call or a filter counts as eight

@@ -29,9 +29,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from ..errors import UserError
 from .added_tokens import Found, find, spellings
 from .conversation import Conversation
-from .errors import UserError
 from .template_following import CompiledTemplate, compile_template
 from .template_limits import LimitReached
 from .template_regions import Region, Rendered, block_regions, blocks, rendered_of, shared_length, word_regions

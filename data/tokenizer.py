@@ -15,8 +15,8 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
+from ..errors import UserError
 from .checksums import write_whole
-from .errors import UserError
 from .tokenizer_huggingface import HuggingFaceVocabulary
 from .tokenizer_sentencepiece import Place, SentencePieceVocabulary
 from .tokenizer_settings import (

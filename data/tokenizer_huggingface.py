@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import tokenizers
 import tokenizers.decoders
 
-from .errors import UserError
+from ..errors import UserError
 from .tokenizer_sentencepiece import SPACE_SYMBOL, Place
 from .tokenizer_settings import CONFIG_FILE, MAX_IDS, NOTHING, AddedToken, Settings, one_line
 from .values import shown

@@ -19,7 +19,7 @@ from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models, pre_tokenizers, trainers
 
-from .errors import UserError
+from ..errors import UserError
 from .tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer, check_whole
 from .tokenizer_sentencepiece import SPACE_SYMBOL
 

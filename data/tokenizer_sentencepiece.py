@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 from tokenizers import models
 
-from .errors import UserError
+from ..errors import UserError
 from .tokenizer_settings import MAX_IDS, NOTHING, AddedToken, Settings, one_line
 
 SPACE_SYMBOL = "▁"  # how SentencePiece writes a space inside a piece

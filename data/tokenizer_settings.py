@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .errors import UserError
+from ..errors import UserError
 from .values import shown
 
 CONFIG_FILE = "tokenizer_config.json"

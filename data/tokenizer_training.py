@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import sentencepiece
 from etils import epath
 
+from ..errors import UserError
 from .checksums import write_whole
-from .errors import UserError
 from .tokenizer import SENTENCEPIECE_FILE, Tokenizer
 
 # SentencePiece skips what is longer than `max_sentence_length` bytes (4192); 1,000 characters are at most 4,000 bytes.

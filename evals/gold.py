@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from ..data import primer
-from ..train.bundle import Llama
+from ..checkpoints.language_model import Llama
+from ..tasks import primer
 from ..train.leaves import Count, NotNegative, Whole
 
 UNFILTERED = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)  # whatever the model recommends

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..checkpoints.language_model import Llama
 from ..data.batches import EvalBatches
 from ..data.cache import build_cache
-from ..data.errors import UserError
 from ..data.sources import Report
+from ..errors import UserError
 from ..model.sharding import BATCH
-from ..train.bundle import Llama
 from ..train.evaluate import heldout_loss
 
 

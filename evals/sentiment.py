@@ -21,8 +21,8 @@ from itertools import chain, pairwise
 import numpy as np
 from scipy import sparse
 
-from ..data.errors import UserError
-from ..data.tasks import reviews
+from ..errors import UserError
+from ..tasks import reviews
 
 BUCKETS = 2**18  # that n-grams are hashed into
 SMOOTHING = 1.0  # added to every count

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import ml_collections
 
-from ..data.errors import UserError
+from ..errors import UserError
 from ..train.fit import Evaluator
 from ..train.leaves import check
 from ..train.settings import Settings, did_you_mean

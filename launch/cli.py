@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from ..data.errors import DataError, UserError
+from ..errors import DataError, UserError
 from .commands import checkpoints, data, models, training
 from .commands.arguments import Parser, say_anything
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from ..data import sources
-from ..data.errors import UserError
 from ..data.files import MAX_RECORD_BYTES
+from ..errors import UserError
 
 
 def texts(

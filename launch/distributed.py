@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from ..data.errors import UserError
+from ..errors import UserError
 
 HEARTBEAT_SECONDS = 15  # a process that has not been heard of for so long counts as dead
 SHUTDOWN_SECONDS = 10  # that one which ends waits for the others

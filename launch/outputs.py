@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..data.errors import UserError
+from ..errors import UserError
 
 
 def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:

@@ -15,14 +15,14 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from ..data import primer
+from ..checkpoints.language_model import Llama
 from ..data.checksums import write_whole
 from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
 from ..evals.gold import gold
 from ..rlhf.collect import pairs_of, sample_answers, write
-from ..train.bundle import Llama
+from ..tasks import primer
 from ..train.lock import only_process_of
 from ..train.settings import Settings, load_config
 from .checks import check_phases
@@ -105,7 +105,7 @@ def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> None:
     """Writes preference pairs of the model's answers to `prompts` training prompts, unless there is such a file."""
     if not path.exists():
         answers = sample_answers(
-            tuned, "primer:chat", "camelid.data.primer:reward", prompts=prompts, n=4, max_tokens=MAX_TOKENS
+            tuned, "primer:chat", "camelid.tasks.primer:reward", prompts=prompts, n=4, max_tokens=MAX_TOKENS
         )
         hint = "the tuned model answers all alike: raise --sft_steps, --pretrain_steps or --pair_prompts"
         write(pairs_of(answers, per_prompt=2), path, hint)

@@ -8,8 +8,8 @@ import jinja2
 from etils import epath
 from matplotlib.figure import Figure
 
-from ..data import primer
 from ..data.checksums import write_whole
+from ..tasks import primer
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
 TEMPLATE = epath.Path(__file__).parent / "report.html.jinja"

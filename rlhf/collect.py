@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from etils import epath
 
+from ..checkpoints.decoding import sampling_of, strings_of, text_of
+from ..checkpoints.language_model import Llama
 from ..data.checksums import write_whole
-from ..data.errors import UserError
 from ..data.prompts import read_prompts, spread
 from ..data.samples import Sample
 from ..data.sources import Report
+from ..errors import UserError
 from ..model.decode import pad_prompts
 from ..train.adapters import Bases
-from ..train.bundle import Llama
-from ..train.generation import sampling_of, strings_of, text_of
 from . import scalar
 from .rewards import find_function, load_model, scores_of
 

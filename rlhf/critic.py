@@ -10,10 +10,10 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
+from ..checkpoints import origin
 from ..data.tokenizer import Tokenizer
 from ..model import llama
 from ..model.config import LlamaConfig
-from ..train import origin
 from ..train import setup as train_setup
 from ..train.adapters import Adapters, Part
 from ..train.by_layer import Optimizer

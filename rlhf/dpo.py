@@ -14,14 +14,14 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from ..checkpoints import origin
+from ..checkpoints.language_model import Llama
 from ..data.prefetch import device_batch
 from ..data.samples import SourcePass
 from ..model import llama
 from ..model.sharding import BATCH
-from ..train import origin
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
-from ..train.bundle import Llama
 from ..train.fit import (
     Evaluator,
     Job,

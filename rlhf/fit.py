@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from ..train import origin
+from ..checkpoints import origin
+from ..checkpoints.language_model import Llama
 from ..train import setup as train_setup
-from ..train.bundle import Llama
 from ..train.fit import Evaluator, Job, data_tables, fit, further_evaluations
 from ..train.leaves import read
 from ..train.settings import Settings

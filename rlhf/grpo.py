@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 
+from ..checkpoints.language_model import Llama
 from ..model import llama
 from ..model.sampling import Ranges
 from ..train import setup as train_setup
-from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
 from ..train.leaves import Count, NotNegative, OneOf, Positive, Unset, Whole, read
 from ..train.losses import head_logprobs

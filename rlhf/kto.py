@@ -13,12 +13,12 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from ..data import sources
-from ..data.errors import UserError
 from ..data.labelled import LabelledBatches, labelled_pass
 from ..data.prefetch import device_batch
 from ..data.samples import SourcePart, SourcePass
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
+from ..errors import UserError
 from ..train.settings import Settings
 
 _MULTIPLIER = 0x9E3779B1  # odd, so that its powers never become 0 in 32 bits

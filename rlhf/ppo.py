@@ -18,16 +18,16 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 
+from ..checkpoints.console import tell
+from ..checkpoints.language_model import Llama
 from ..model import llama
 from ..model.sampling import Ranges, Sampling
 from ..train import setup as train_setup
-from ..train.bundle import Llama
 from ..train.fit import Evaluator, update_settings
 from ..train.leaves import Count, NotNegative, OneOf, Only, Positive, Share, Unset, read
 from ..train.losses import head_kl, head_logprobs, masked_mean, next_token_loss
 from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key
-from ..train.report import tell
 from ..train.settings import Settings
 from ..train.state import State, make_update
 from . import costs, critic, rewards, setup, statistics

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 
+from ..checkpoints.language_model import Llama
 from ..model import llama
 from ..train import setup as train_setup
-from ..train.bundle import Llama
 from ..train.fit import Evaluator
 from ..train.leaves import Count, read
 from ..train.losses import masked_mean

@@ -18,7 +18,6 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ..data.errors import UserError
 from ..data.pairs import PairBatches, pair_pass
 from ..data.prefetch import device_batch
 from ..data.prompts import heldout_prompts, prompt_shapes
@@ -26,6 +25,7 @@ from ..data.samples import SamplePass, SourcePart, SourcePass
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..data.values import shown
+from ..errors import UserError
 from ..model.sharding import BATCH
 from ..train import setup as train_setup
 from ..train.adapters import Adapters

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..data.errors import UserError
+from ..checkpoints import origin
 from ..data.tokenizer import Tokenizer
+from ..errors import UserError
 from ..model.config import LlamaConfig
-from ..train import origin
 from ..train.adapters import Bases
 from ..train.leaves import Finite, Positive, Unset
 from . import scalar

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Float, Int
 
-from ..data.errors import UserError
+from ..checkpoints import origin
+from ..errors import UserError
 from ..model import llama
 from ..model.config import LlamaConfig
 from ..model.linear import linear
-from ..train import origin
 from ..train.adapters import Bases
 
 Params = dict[str, Any]

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from ..data.errors import UserError
 from ..data.values import shown
+from ..errors import UserError
 from ..train.leaves import Count, Finite, NotNegative, OneOf, Only, Path, Positive, Range, Share, Whole
 from ..train.sections import Data, OnError, Packing, RowLength, Rows, Run, Source
 from . import dpo, grpo, ppo, raft, reward, rewards, watch

@@ -8,21 +8,21 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..checkpoints import origin
+from ..checkpoints.decoding import sampling_of as drawn_by
+from ..checkpoints.decoding import strings_of, text_of
 from ..data.batches import Batch, Batches, Part, Shapes
 from ..data.cache import build_cache
-from ..data.errors import UserError
 from ..data.prompts import PromptBatches, heldout_prompts, prompt_shapes
 from ..data.samples import SamplePass, SourcePart
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
+from ..errors import UserError
 from ..model import llama
 from ..model.sampling import Sampling
 from ..model.sharding import BATCH
-from ..train import origin
 from ..train import setup as train_setup
 from ..train.adapters import Adapters
-from ..train.generation import sampling_of as drawn_by
-from ..train.generation import strings_of, text_of
 from ..train.leaves import read
 from ..train.settings import Settings
 from . import rewards, rollout

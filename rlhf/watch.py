@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ..data.errors import UserError
 from ..data.prefetch import device_batch
+from ..errors import UserError
 from ..train.fit import Evaluator
 from ..train.leaves import Count, Only, Path, Positive, Share, Unset, read
 from ..train.loop import Evaluation, TrainingStopped, check_streak

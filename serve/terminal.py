@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ..data.errors import UserError
-from ..train.bundle import Llama
+from ..checkpoints.language_model import Llama
+from ..errors import UserError
 
 HELP = "Type a message; /new forgets the conversation, /quit (or Ctrl-D) leaves."
 

@@ -106,7 +106,7 @@ class Kind:
         import numpy as np
         from orbax.checkpoint import v1 as ocp
 
-        from camelid.train.checkpoints import find
+        from camelid.checkpoints.reading import find
 
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         path = find(folder)

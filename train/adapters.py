@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from ..data.errors import UserError
+from ..checkpoints import origin
+from ..errors import UserError
 from ..model import lora, storage
 from ..model.lora import Lora
 from ..model.sharding import PARTITION_RULES, match, path_name, shardings
 from ..model.weights import is_weight, join, without
-from . import origin
 from .optimizer import Rules, by_rules, split_frozen
 from .randomness import purpose_key
 from .settings import Settings, did_you_mean

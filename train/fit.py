@@ -8,22 +8,24 @@ import jax
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..checkpoints.console import tell
+from ..checkpoints.language_model import Llama
+from ..checkpoints.reading import Best, read_manifest
+from ..checkpoints.saving import Checkpoints, keep_tokenizer
 from ..data.batches import Batches, EvalBatches
-from ..data.errors import UserError
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
+from ..errors import UserError
 from ..model import llama
 from ..model.sharding import BATCH
 from ..model.weights import join
 from . import resume, setup
 from .adapters import Adapters
-from .bundle import Llama
-from .checkpoints import Best, Checkpoints, keep_tokenizer, read_manifest
 from .evaluate import heldout_loss
 from .leaves import check
 from .loop import Check, Evaluation, Pace, Step, check_streak, train
 from .optimizer import split_frozen
-from .report import HEADLINE, Reporter, tell
+from .report import HEADLINE, Reporter
 from .settings import Settings, check_all_read
 from .state import Guard, LossFn, State, make_update
 

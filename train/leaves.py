@@ -30,8 +30,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import ml_collections
 import numpy as np
 
-from ..data.errors import UserError
 from ..data.values import shown
+from ..errors import UserError
 from .settings import Settings, did_you_mean
 
 LARGEST = 2**31 - 1

@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ..data.errors import UserError
+from ..checkpoints.console import tell
 from ..data.locks import locked
-from .report import tell
+from ..errors import UserError
 
 NAME = ".lock"
 

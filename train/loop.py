@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ..data.errors import UserError
+from ..checkpoints.saving import Checkpoints, NotSaved
 from ..data.prefetch import prefetch
-from .checkpoints import Checkpoints, NotSaved
+from ..errors import UserError
 from .report import Reporter
 from .state import State
 from .throughput import Meter, memory

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from ..data.errors import UserError
+from ..errors import UserError
 from ..model.sharding import map_rules, path_name
 from .adam_8bit import scale_by_adam_8bit
 from .by_layer import Optimizer, at_once, by_layer, fold_in, largest_of, split_layers

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,15 +24,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ..data.checksums import write_whole, writing
-from ..data.errors import UserError
+from ..errors import UserError
 
 HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
-
-
-def tell(line: str) -> None:
-    """Says a line on standard error, once for all processes of a run: standard output belongs to results."""
-    if jax.process_index() == 0:
-        print(f"camelid: {line}", file=sys.stderr)
 
 
 class Reporter:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from ..data.errors import UserError
-from . import checkpoints
+from ..checkpoints import manifest
+from ..errors import UserError
 
 MAY_CHANGE = tuple(
     map(
@@ -88,7 +88,7 @@ def compare(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Changes:
         may = any(rule.fullmatch(leaf) for rule in MAY_CHANGE) and COMPARED.get(leaf, "config") in saved
         sentence = f"config.{leaf} was {_shown(old, leaf)} and is {_shown(new, leaf)}"
         (changes.told if may else changes.refused).append(sentence)
-    if checkpoints.same_tokenizer(saved.get("tokenizer"), given.get("tokenizer")):
+    if manifest.same_tokenizer(saved.get("tokenizer"), given.get("tokenizer")):
         saved = dict(saved) | {"tokenizer": given.get("tokenizer")}
     for name, meaning in IDENTITIES.items():
         difference = _difference(saved.get(name), given.get(name)) if name in saved else None

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from ..data.errors import UserError
 from ..data.formats import FORMATS
 from ..data.templates import load_template
 from ..data.values import shown
+from ..errors import UserError
 from ..model.attention import IMPLEMENTATIONS
 from ..model.config import PRESETS, FamilyName, RopeKind
 from ..model.llama import REMAT

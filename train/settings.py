@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from ..data.errors import UserError
+from ..errors import UserError
 
 
 class Settings(Mapping):

@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..checkpoints import manifest, origin, reading
+from ..checkpoints.interop.generation_config import GenerationDefaults
 from ..data.batches import Batches, EvalBatches, Part
 from ..data.cache import build_cache
-from ..data.errors import UserError
 from ..data.templates import ChatTemplate, load_template
 from ..data.tokenizer import Tokenizer
+from ..errors import UserError
 from ..model import llama
 from ..model.attention import IMPLEMENTATIONS
 from ..model.config import LlamaConfig
-from ..model.interop.generation import GenerationDefaults
 from ..model.sharding import PARTITION_RULES, make_mesh, path_name
 from ..model.weights import join, without
-from . import checkpoints, origin
 from .by_layer import Optimizer
 from .optimizer import DECAY, Rules, make_optimizer, make_schedule
 from .settings import Seconds, Settings, duration
@@ -210,7 +210,7 @@ def saving_of(settings: Settings, lengths: Lengths, batches: Any) -> dict[str, A
         "every_steps": None if isinstance(every, Seconds) else every,
         "keep_last": section.keep_last,
         "keep_every": section.keep_every,
-        "best": best and checkpoints.Best(*best),
+        "best": best and reading.Best(*best),
     }
 
 
@@ -354,9 +354,7 @@ def manifest_of(
     config: Any, model: llama.Model, tokenizer: Tokenizer, template: ChatTemplate | None, batches: Batches
 ) -> dict:
     """What a checkpoint says of itself."""
-    described = checkpoints.describe(
-        config, tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint
-    )
+    described = manifest.describe(config, tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint)
     return described | {"model": dataclasses.asdict(model.config)}
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import jax
 from etils import epath
 
+from ..checkpoints.language_model import Llama
 from . import setup
-from .bundle import Llama
 from .fit import Evaluator, check_network, supervise
 from .losses import next_token_loss
 from .settings import Settings

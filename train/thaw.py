@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..data.errors import UserError
+from ..errors import UserError
 from ..model.thaw import Thawed
 from .optimizer import join_frozen
 from .randomness import purpose_key

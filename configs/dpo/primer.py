@@ -1,6 +1,6 @@
 """Direct preference optimisation on pairs of a tuned primer model's own answers.
 
-camelid data collect runs/sft --source=primer:chat --reward=camelid.data.primer:reward \\
+camelid data collect runs/sft --source=primer:chat --reward=camelid.tasks.primer:reward \\
     --output=runs/pairs.jsonl
 camelid train --config=configs/dpo/primer.py:init_from=runs/sft,pairs=runs/pairs.jsonl --workdir=runs/dpo
 """

@@ -38,6 +38,6 @@ def get_config(arg=None):
         c.optim.lr, c.critic.lr = 10 * c.optim.lr, 10 * c.critic.lr
     c.eval_percent = 25.0
     c.evals.gold = {"per_skill": 10, "max_tokens": 24, "shown": 1}
-    c.judges.gold = {"function": "camelid.data.primer:reward"}
+    c.judges.gold = {"function": "camelid.tasks.primer:reward"}
     c.watch.proxy, c.watch.gold = "eval/heldout/scores", "eval/heldout/scores/gold"
     return c

@@ -17,7 +17,7 @@ is highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
 from camelid.configs.rl import ppo_base
 from camelid.train.settings import parse_arguments
 
-HELP, LEAKS = "camelid.data.tasks.safe_sums:reward", "camelid.data.tasks.safe_sums:cost"
+HELP, LEAKS = "camelid.tasks.safe_sums:reward", "camelid.tasks.safe_sums:cost"
 
 
 def get_config(arg=None):

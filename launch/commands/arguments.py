@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-from ...data.errors import UserError
 from ...data.values import MAX_RECORD_BYTES
+from ...errors import UserError
 
 WEIGHTS = "params, or ema: the moving average of a run that kept one (default: ema where there is one)"
 
@@ -100,8 +100,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(args: argparse.Namespace):
+    from ...checkpoints.language_model import load
     from ...data.templates import load_template
-    from ...train.bundle import load
 
     if args.draft is None:
         refuse_unread(args, ["draft_tokens"], "--draft")

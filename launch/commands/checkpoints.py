@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from ...data.errors import UserError
+from ...errors import UserError
 from .arguments import WEIGHTS, Parser, command
 
 FORMATS = ("camelid", "huggingface", "gguf", "peft")
@@ -47,8 +47,8 @@ def add_convert(commands) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    from ...checkpoints import convert, origin
     from ...data.templates import load_template
-    from ...train import convert, origin
 
     to = _format(args.output, args.to)
     _check_options(args, to)
@@ -134,7 +134,7 @@ def add_diff(commands) -> None:
 
 
 def _make_difference(args: argparse.Namespace) -> None:
-    from ...train import differences
+    from ...checkpoints import differences
 
     if args.added is not None and not args.floats:
         raise UserError(f"--added={args.added} is of differences of floats: give --floats too, or leave it out")
@@ -144,7 +144,7 @@ def _make_difference(args: argparse.Namespace) -> None:
 
 
 def _apply_difference(args: argparse.Namespace) -> None:
-    from ...train import differences
+    from ...checkpoints import differences
 
     differences.apply(args.base, args.difference, args.output, total=args.sum, added=args.added)
     print(f"{args.output}: {args.base} with {args.difference}")

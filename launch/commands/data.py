@@ -2,7 +2,7 @@
 
 import argparse
 
-from ...data.errors import UserError
+from ...errors import UserError
 from .arguments import (
     READING,
     Parser,
@@ -63,9 +63,9 @@ HELD_OUT = 20
 
 
 def _merge_tokenizer(args: argparse.Namespace) -> None:
+    from ...checkpoints import origin
     from ...data.sources import Report
     from ...data.tokenizer_merging import CHINESE, HAN, characters_per_token, merge
-    from ...train import origin
     from ..corpus import texts
     from ..outputs import check_writable
 
@@ -141,7 +141,7 @@ def _add_collect(actions) -> None:
         "collect",
         _collect,
         "Answer prompts several times, score the answers, and write preference pairs or the best answers.",
-        "camelid data collect runs/sft --source=primer:chat --reward=camelid.data.primer:reward --output=pairs.jsonl",
+        "camelid data collect runs/sft --source=primer:chat --reward=camelid.tasks.primer:reward --output=pairs.jsonl",
     )
     parser.add_argument("path", help="whose answers: a run directory or one checkpoint")
     parser.add_argument("--source", required=True, metavar="SOURCE", help="of the prompts; its training part is read")
@@ -162,9 +162,9 @@ def _add_collect(actions) -> None:
 
 
 def _collect(args: argparse.Namespace) -> None:
+    from ...checkpoints.language_model import load
     from ...data.sources import Report
     from ...rlhf.collect import best_of, pairs_of, sample_answers, write
-    from ...train.bundle import load
     from ..outputs import check_new_file
 
     check_sampling(args)

@@ -5,7 +5,7 @@ import io
 import sys
 import warnings
 
-from ...data.errors import UserError
+from ...errors import UserError
 from .arguments import (
     READING,
     add_model,
@@ -114,7 +114,7 @@ def add_generate(commands) -> None:
 def _generate(args: argparse.Namespace) -> int:
     need_output()
     check_sampling(args)
-    from ...train.bundle import PromptTooLong
+    from ...checkpoints.language_model import PromptTooLong
 
     llama = load_model(args)
     answer = llama.chat_batch if args.chat else llama.generate

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from camelid.data.batches import Batches, EvalBatches, Part, drawn, integer_weights
 from camelid.data.cache import TokenCache
-from camelid.data.errors import UserError
 from camelid.data.prefetch import prefetch
+from camelid.errors import UserError
 
 LENGTH = 32
 

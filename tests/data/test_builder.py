@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from camelid.data import locks, sources
 from camelid.data.builder import build_dataset
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 
 tfds.disable_progress_bar()
 

@@ -15,10 +15,10 @@ import pytest
 
 from camelid.data import cache, sources
 from camelid.data.cache import build_cache, encode_record, open_cache
-from camelid.data.errors import UserError
 from camelid.data.formats import READING
 from camelid.data.templates import Encoded, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 RECORDS = 500
 

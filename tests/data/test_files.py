@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from camelid.data.cache import build_cache
-from camelid.data.errors import UserError
 from camelid.data.sources import Report, fingerprint, read
 from camelid.data.templates import load_template
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 DIGITS = "9" * 5000
 

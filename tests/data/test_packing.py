@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camelid.data.errors import UserError
 from camelid.data.packing import best_fit_layout, contiguous_plan, heads, pack, permutation
+from camelid.errors import UserError
 
 QUICK = settings(max_examples=60, deadline=None)
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40).map(lambda pairs: np.array(pairs, np.int64))

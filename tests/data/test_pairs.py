@@ -9,12 +9,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from camelid.data import sources
-from camelid.data.errors import UserError
 from camelid.data.pairs import PairBatches, encode_pair, pair_pass, turned_round
 from camelid.data.prefetch import device_batch, prefetch
 from camelid.data.samples import SourcePart
 from camelid.data.templates import BUILT_IN, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 CORPUS = ["USER: ASSISTANT: system user assistant question good answer bad 0 1 2 3 4 5 6 7 8 9 你好吗我很好 " * 5]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from camelid.data import sources
-from camelid.data.errors import UserError
 from camelid.data.prompts import PromptBatches, heldout_prompts, prompt_shapes, read_prompts
 from camelid.data.samples import SamplePass, SourcePart
 from camelid.data.templates import BUILT_IN, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 from camelid.model.decode import prompt_ids
 
 CORPUS = ["system user assistant question number answer 0 1 2 3 4 5 6 7 8 9 hello there 你好吗我很好 " * 5]

@@ -9,12 +9,12 @@ import pytest
 from camelid.data import sources
 from camelid.data.builder import build_dataset
 from camelid.data.cache import encode_record
-from camelid.data.errors import UserError
 from camelid.data.formats import parse
 from camelid.data.pairs import encode_pair
 from camelid.data.prompts import prompt_of
 from camelid.data.templates import ChatTemplate, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 CONTROL = ["<|im_start|>", "<|im_end|>"]
 

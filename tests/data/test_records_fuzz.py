@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from camelid.data.cache import encode_record
-from camelid.data.errors import UserError
 from camelid.data.formats import FORMATS, detect, unfold
 from camelid.data.sources import Report, read
 from camelid.data.templates import ChatTemplate
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 COUNT = int(os.environ.get("CAMELID_FUZZ", "100"))
 SEED = os.environ.get("CAMELID_FUZZ_SEED", "")

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from camelid.data.errors import UserError
 from camelid.data.files import DOCUMENT_CHARACTERS
 from camelid.data.sources import GENERATORS, Report, fingerprint, read, split_of
+from camelid.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -8,9 +8,9 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from camelid.data.errors import UserError
 from camelid.data.templates import load_template
 from camelid.data.tokenizer import Tokenizer
+from camelid.errors import UserError
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "chat_templates.json").read_text())
 TEMPLATES, CONVERSATIONS, RENDERED = GOLDEN["templates"], GOLDEN["conversations"], GOLDEN["rendered"]

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camelid.data import template_limits
-from camelid.data.errors import UserError
 from camelid.data.template_following import compile_template
 from camelid.data.templates import BUILT_IN, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
@@ -24,6 +23,7 @@ from camelid.data.traced_text import (
     percent,
     runs,
 )
+from camelid.errors import UserError
 
 CORPUS = ["USER: ASSISTANT: Below is an instruction [INST] system user assistant hello there, how are you? 你好 " * 5]
 HELLO, HI = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}

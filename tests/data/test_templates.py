@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from camelid.data.errors import UserError
 from camelid.data.templates import BUILT_IN, FOLLOWED, ChatTemplate, encode_text, load_template
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 CORPUS = ["USER: ASSISTANT: Below is an instruction [INST] system user assistant hello there, how are you? 你好 " * 5]

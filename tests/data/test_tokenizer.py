@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from camelid.data.errors import UserError
 from camelid.data.templates import encode_text
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 WORDS = "the llama walks over high hills, 12345 times; 你好，羊驼走过高山。 def f(x):\n\treturn  x\n    pass\n"
 CORPUS = [WORDS * 3, "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 3, "hello world again and again " * 5]

@@ -14,11 +14,11 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from camelid.data.errors import UserError
+from camelid.checkpoints.interop.tokenizer_gguf import gguf_fields, tokenizer_files
 from camelid.data.templates import encode_text
 from camelid.data.tokenizer import Tokenizer
-from camelid.data.tokenizer_gguf import gguf_fields, tokenizer_files
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 COUNT = int(os.environ.get("CAMELID_FUZZ", "40"))
 CORPUS = ["the llama walks over high hills, 12345 times; 你好，羊驼走过高山。\n\tdef f(x)"] * 3

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from camelid.data.errors import UserError
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_merging import CHINESE, HAN, characters_per_token, merge, merge_tokenizer, split_of_new
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 
 CONTROL = ["<|im_start|>", "<|im_end|>"]
 HOSTILE = [

@@ -11,13 +11,13 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from camelid.checkpoints.interop.tokenizer_export import save_for_transformers
+from camelid.checkpoints.interop.tokenizer_gguf import gguf_fields, tokenizer_files
 from camelid.data.cache import build_cache
-from camelid.data.errors import UserError
 from camelid.data.templates import ChatTemplate, encode_text
 from camelid.data.tokenizer import Tokenizer
-from camelid.data.tokenizer_export import save_for_transformers
-from camelid.data.tokenizer_gguf import gguf_fields, tokenizer_files
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 from camelid.tests.data.test_tokenizer import CORPUS
 
 N = 400  # pieces of the model

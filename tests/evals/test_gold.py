@@ -2,8 +2,8 @@
 
 import pytest
 
-from camelid.data import primer
 from camelid.evals.gold import gold
+from camelid.tasks import primer
 
 
 class Parrot:

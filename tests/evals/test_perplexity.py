@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import camelid
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.evals.perplexity import perplexity
 
 

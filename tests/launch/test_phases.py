@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import camelid
+from camelid.checkpoints import origin
 from camelid.configs.base import base
 from camelid.evals.perplexity import perplexity
 from camelid.launch import phases
@@ -16,7 +17,6 @@ from camelid.launch.cli import main
 from camelid.launch.quickstart import CONFIGS
 from camelid.model.sharding import match, path_name
 from camelid.tests.train.test_resume import assert_same_bits, state_of
-from camelid.train import origin
 from camelid.train.loop import Interrupted
 from camelid.train.settings import load_phases
 

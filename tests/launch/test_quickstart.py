@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from camelid.data import primer
 from camelid.launch import quickstart
 from camelid.launch.cli import main
 from camelid.rlhf.collect import write
+from camelid.tasks import primer
 from camelid.train.settings import load_config
 
 SHORT = ["--pretrain_steps=3", "--sft_steps=2", "--reward_steps=2", "--ppo_steps=2"]

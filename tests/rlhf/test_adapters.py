@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 import camelid
+from camelid.checkpoints import origin, reading
 from camelid.launch.cli import main
 from camelid.model.sharding import make_mesh
 from camelid.rlhf import rewards
 from camelid.tests.train.test_resume import state_of
-from camelid.train import checkpoints, origin
 from camelid.train.adapters import Bases
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -66,7 +66,7 @@ def test_the_policy_of_adapters_is_loaded_merged(lora_ppo, tuned):
     assert jax.tree.structure(policy.params) == jax.tree.structure(start.params)
     tokens = np.arange(40).reshape(2, 20) % 352
     assert np.abs(policy.logits(tokens) - start.logits(tokens)).max() > 1e-3
-    assert checkpoints.read_manifest(lora_ppo)["adapter"]["path"] == origin.absolute(tuned)
+    assert reading.read_manifest(lora_ppo)["adapter"]["path"] == origin.absolute(tuned)
 
 
 @pytest.mark.parametrize("recipe, lora, devices", [("dpo", "nf4", 1), ("grpo", "dora", 8)])

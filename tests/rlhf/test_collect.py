@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from camelid.checkpoints import language_model
 from camelid.data import sources
-from camelid.data.errors import UserError
 from camelid.data.samples import Sample
+from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.rlhf import best_of_n
 from camelid.rlhf.collect import Answers, best_of, pairs_of, sample_answers, write
-from camelid.train import bundle
 
 
 def longest(record, answer):
@@ -60,7 +60,7 @@ def test_the_best_answer_becomes_a_conversation():
 
 
 def test_answers_are_drawn_scored_and_kept_once(tuned, corpus, monkeypatch):
-    llama = bundle.load(tuned)
+    llama = language_model.load(tuned)
     options = dict(prompts=6, n=5, max_tokens=6, seed=3)
     name = f"{__name__}:longest"
     monkeypatch.setattr("camelid.rlhf.collect.find_function", lambda given, where: longest if given == name else None)

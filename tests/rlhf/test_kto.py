@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from camelid.data.errors import UserError
 from camelid.data.labelled import LabelledBatches, labelled_pass
 from camelid.data.samples import SourcePart
 from camelid.data.templates import load_template
 from camelid.data.tokenizer_training import train_sentencepiece
+from camelid.errors import UserError
 from camelid.rlhf import dpo, kto
 from camelid.tests.rlhf.test_dpo import HYPER, MODEL, POLICY, REFERENCE, T, sigmoid, slow_logp
 from camelid.train.settings import Settings

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 import camelid
+from camelid.checkpoints import reading
 from camelid.launch.cli import main
 from camelid.rlhf import critic, scalar
 from camelid.rlhf import setup as rl_setup
 from camelid.tests.rlhf.test_recipes import column
 from camelid.tests.train.test_resume import assert_same_bits, finish, send_at, state_of
-from camelid.train import checkpoints, setup
+from camelid.train import setup
 from camelid.train.adapters import Adapters
 from camelid.train.settings import Settings, load_config
 
@@ -63,7 +64,7 @@ def ppo_runs(ppo_command, start, metrics, tmp_path_factory) -> Iterator[Runs]:
             process = start(ppo_command(workdir))
             send_at(process, step, signal.SIGKILL, workdir, metrics)
             finish(process, code=-signal.SIGKILL)
-            resumed_from.append(checkpoints.read_manifest(workdir)["step"])
+            resumed_from.append(reading.read_manifest(workdir)["step"])
         return straight(workdir), resumed_from
 
     with ThreadPoolExecutor(2) as pool:
@@ -151,7 +152,7 @@ def test_a_run_does_not_go_on_against_another_reward_model(ppo_run, reward_run, 
     shutil.copytree(reward_run, tmp_path / "other")
     argv = [*ppo_command(tmp_path / "run"), f"--config.reward.sources.proxy.model={tmp_path / 'other'}"]
     assert main(argv) == 0  # a copy is not another one
-    proof = checkpoints.find(tmp_path / "other") / "checksums.json"
+    proof = reading.find(tmp_path / "other") / "checksums.json"
     proof.write_text(json.dumps(json.loads(proof.read_text())))  # as if it had been trained once more
     capsys.readouterr()
     assert main(argv) == 2

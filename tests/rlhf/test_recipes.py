@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import camelid
-from camelid.data.errors import UserError
+from camelid.checkpoints import reading
 from camelid.data.prompts import heldout_prompts, prompt_shapes
 from camelid.data.samples import SamplePass, SourcePart
+from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh
@@ -19,7 +20,6 @@ from camelid.rlhf import rewards
 from camelid.rlhf.rollout import roll_out
 from camelid.tests.rlhf.numpy_llama import hidden, real_tokens
 from camelid.tests.train.test_resume import assert_same_bits, state_of
-from camelid.train import checkpoints
 from camelid.train.adapters import Bases
 from camelid.train.randomness import purpose_key
 
@@ -38,14 +38,14 @@ def test_a_reward_model_learns_which_answers_are_preferred(reward_run, metrics):
     losses, heldout = (column(metrics, reward_run, name) for name in ("train/loss", "eval/heldout/pairs/accuracy"))
     assert losses[0] == pytest.approx(math.log(2), abs=0.1) and losses[-1] < 0.05
     assert heldout[-1] > 0.95
-    manifest = checkpoints.read_manifest(reward_run)
+    manifest = reading.read_manifest(reward_run)
     assert (manifest["kind"], manifest["heads"], manifest["objective"]) == ("scalar", 1, "reward")
-    assert checkpoints.find(reward_run).name == "12"
+    assert reading.find(reward_run).name == "12"
 
 
 def scores_of_own_answers(run, llama) -> np.ndarray:
     """Scores, by the network in numpy, of the answers that the run draws to its held-out prompts at its end."""
-    source = SourcePart("pairs", checkpoints.read_manifest(run)["config"]["data"]["mixture"]["pairs"]["source"])
+    source = SourcePart("pairs", reading.read_manifest(run)["config"]["data"]["mixture"]["pairs"]["source"])
     prompts = heldout_prompts(
         [source], 32, tokenizer=llama.tokenizer, template=llama.template, max_tokens=48, heldout=0.1
     )

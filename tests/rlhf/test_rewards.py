@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.rlhf import rewards
 from camelid.rlhf.rewards import (
     FIRST_STATS,

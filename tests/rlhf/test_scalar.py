@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.data.errors import UserError
+from camelid.checkpoints.saving import Checkpoints
+from camelid.errors import UserError
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import make_mesh
 from camelid.rlhf import rewards, scalar
 from camelid.tests.rlhf.numpy_llama import hidden
 from camelid.train.adapters import Bases
-from camelid.train.checkpoints import Checkpoints
 
 CONFIG = LlamaConfig.preset("nano-test", vocab_size=61, dim=32, n_heads=2, n_kv_heads=1, ffn_dim=48, unroll=1)
 LENGTHS = np.array([7, 1, 10, 4], np.int32)

@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from camelid.data.errors import UserError
-from camelid.data.primer import LANGUAGES, SKILLS
+from camelid.errors import UserError
 from camelid.evals import gold as gold_score
 from camelid.rlhf.watch import RATIO_TOLERANCE, Limits, Watch, check_names, evaluation_names, heldout_names
+from camelid.tasks.primer import LANGUAGES, SKILLS
 from camelid.train.loop import TrainingStopped
 
 PROXY, GOLD = "eval/heldout/scores", "eval/gold/all"

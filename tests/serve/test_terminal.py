@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.serve.terminal import chat
 
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import camelid
-from camelid.data.errors import UserError
+from camelid.checkpoints import origin, reading
+from camelid.checkpoints.convert import to_peft
+from camelid.checkpoints.language_model import Llama
+from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model import llama, storage
 from camelid.model.sharding import make_mesh, map_rules
@@ -17,10 +20,8 @@ from camelid.model.weights import is_weight, join, without
 from camelid.tests import tiny_lora
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.tests.train.test_state import by_path
-from camelid.train import checkpoints, origin, setup
+from camelid.train import setup
 from camelid.train.adapters import Adapters
-from camelid.train.bundle import Llama
-from camelid.train.convert import to_peft
 from camelid.train.settings import Settings, load_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -237,7 +238,7 @@ def test_adapters_that_name_a_hubs_id_are_put_on_a_base_by_hand(runs, pretrained
         assert main(["convert", str(folder), str(tmp_path / output), f"--base={pretrained}", *more]) == 0
         found = camelid.load(tmp_path / output)
         np.testing.assert_allclose(found.logits(TOKENS), expected.logits(TOKENS), rtol=1e-3, atol=1e-3)
-    described = checkpoints.read_manifest(tmp_path / "run")["origin"]
+    described = reading.read_manifest(tmp_path / "run")["origin"]
     assert described["format"] == "peft" and described["base"]["path"] == str(pretrained)
     capsys.readouterr()
     assert main(["generate", str(folder), "the red fox", f"--base={pretrained}", "--temperature=0"]) == 0
@@ -251,7 +252,7 @@ def test_adapters_that_name_a_hubs_id_are_put_on_a_base_by_hand(runs, pretrained
 @pytest.mark.parametrize("lora", ["dora", "int8", "nf4"])
 def test_a_converted_run_is_merged(lora, runs, tmp_path):
     assert main(["convert", str(runs(lora)), str(tmp_path / "whole")]) == 0
-    stored = checkpoints.read_manifest(tmp_path / "whole")
+    stored = reading.read_manifest(tmp_path / "whole")
     assert "adapter" not in stored
     found, expected = (camelid.load(path).params for path in (tmp_path / "whole", runs(lora)))
     assert jax.tree.structure(found) == jax.tree.structure(expected) and without(found, found) == {}

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model.sharding import make_mesh
 from camelid.tests.train.test_optimizer import optimizer_of, run, tree

@@ -7,12 +7,12 @@ import ml_collections
 import pytest
 
 import camelid
+from camelid.checkpoints.manifest import describe
 from camelid.configs.base import base
 from camelid.configs.preferences import dpo_base, reward_base
 from camelid.configs.rl import grpo_base, ppo_base, raft_base
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.train import leaves, setup
-from camelid.train.checkpoints import describe
 from camelid.train.resume import MAY_CHANGE, check, compare
 from camelid.train.sections import Checkpoint
 from camelid.train.settings import Settings, load_phases

@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 import ml_collections
 import pytest
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.train.leaves import (
     Count,
     Duration,

@@ -12,7 +12,7 @@ import pytest
 from jax.interpreters import partial_eval
 from jax.sharding import NamedSharding, PartitionSpec
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model import llama
 from camelid.model.config import LlamaConfig

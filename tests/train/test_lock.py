@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from camelid.data import locks
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.launch import phases
 from camelid.train.lock import only_process_of
 

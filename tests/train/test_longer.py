@@ -12,15 +12,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import camelid
+from camelid.checkpoints.convert import to_peft
 from camelid.data.batches import DTYPES
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model import llama
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.sharding import make_mesh
 from camelid.train import setup
 from camelid.train.by_layer import at_once
-from camelid.train.convert import to_peft
 from camelid.train.evaluate import heldout_loss
 from camelid.train.losses import next_token_loss
 from camelid.train.settings import Settings, load_config

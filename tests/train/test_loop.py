@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from camelid.checkpoints.saving import NotSaved
 from camelid.data.batches import DTYPES
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
-from camelid.train.checkpoints import NotSaved
 from camelid.train.loop import Evaluation, Interrupted, Pace, TrainingStopped, check_streak, train
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import map_rules, path_name

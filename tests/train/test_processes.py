@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from camelid.train import bundle, checkpoints
+from camelid.checkpoints import language_model, reading
 
 
 def free_port() -> int:
@@ -46,7 +46,7 @@ def test_two_processes_train_as_one(pretrained, arguments, start_two, metrics, t
         for name in ("train/loss", "train/tokens", "eval/heldout/text/loss"):
             if name in line:
                 assert together[step][name] == pytest.approx(line[name], abs=1e-5), (step, name)
-    found, expected = bundle.load(tmp_path), bundle.load(pretrained)  # by a single process
+    found, expected = language_model.load(tmp_path), language_model.load(pretrained)  # by a single process
     assert found.step == 24
     assert found.tokenizer.fingerprint == expected.tokenizer.fingerprint
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
@@ -60,7 +60,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(arguments, 
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGTERM)
     outputs = finish(processes, (143, 143))
-    stopped = checkpoints.read_manifest(tmp_path)["step"]
+    stopped = reading.read_manifest(tmp_path)["step"]
     assert 3 <= stopped < 24
     assert f"SIGTERM ended the run at step {stopped} of 24; it is saved" in outputs[0]
 

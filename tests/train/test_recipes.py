@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from camelid.checkpoints import language_model
 from camelid.launch.cli import main
 from camelid.model.sharding import AXES, BATCH, PARTITION_RULES, make_mesh
-from camelid.train import bundle, setup
+from camelid.train import setup
 from camelid.train.losses import next_token_loss
 from camelid.train.settings import Settings, load_config
 from camelid.train.state import make_update, state_of, state_shardings
@@ -70,14 +71,14 @@ def test_both_recipes_lower_training_and_heldout_loss(pretrained, tuned, metrics
 def test_the_checkpoint_alone_gives_the_reported_heldout_loss(recipe, pretrained, tuned, settings, metrics):
     """Of a run with a moving average, as the second, that is what is read when nothing is asked for."""
     workdir, source = {"pretrain": (pretrained, "text"), "sft": (tuned, "chat")}[recipe]
-    model = bundle.load(workdir)
+    model = language_model.load(workdir)
     assert model.step == 24
     _, (_, heldout) = data_of(settings(recipe, init_from=pretrained if recipe == "sft" else None))
     assert len(heldout[source]) < 16  # the run reads all of it
     reported = metrics(workdir)[24][f"eval/heldout/{source}/loss"]
     assert heldout_loss(model, heldout[source]) == pytest.approx(reported, rel=1e-4)
     if recipe == "sft":
-        assert heldout_loss(bundle.load(workdir, weights="params"), heldout[source]) != pytest.approx(
+        assert heldout_loss(language_model.load(workdir, weights="params"), heldout[source]) != pytest.approx(
             reported, rel=1e-3
         )
 
@@ -92,7 +93,7 @@ def test_tuning_starts_from_the_parameters_of_init_from(settings, pretrained, tm
         optimizer, _ = setup.optimizer_of(chosen, model.abstract_params, lengths, batches)
         start = setup.Start(optimizer, model.init, setup.loader(chosen), ema=True)
         state = setup.first_state(start, setup.abstract_state(start, mesh, None), seed=0)
-    stored = bundle.load(pretrained)
+    stored = language_model.load(pretrained)
     assert model.config == stored.config
     assert tokenizer.fingerprint == stored.tokenizer.fingerprint
     for part in ("params", "ema"):
@@ -101,11 +102,11 @@ def test_tuning_starts_from_the_parameters_of_init_from(settings, pretrained, tm
 
 
 def test_a_checkpoint_brings_tokenizer_and_template_and_answers(tuned, pretrained):
-    model = bundle.load(tuned)
+    model = language_model.load(tuned)
     assert model.template.name == "chatml"
     answer = model.chat("Which colour has the red fox number 7?", max_tokens=24, temperature=0.0)
     assert answer.startswith("It is ")
-    assert bundle.load(pretrained).template is None
+    assert language_model.load(pretrained).template is None
 
 
 def test_where_no_template_is_named_it_is_that_of_the_start(arguments, pretrained, tuned):

@@ -16,7 +16,7 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.train.report import Reporter
 
 

@@ -13,8 +13,8 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import camelid
+from camelid.checkpoints import reading
 from camelid.launch.cli import main
-from camelid.train import checkpoints
 
 STEPS = 24
 
@@ -45,7 +45,7 @@ def send_at(process, step, number, workdir, metrics) -> None:
 
 def state_of(workdir):
     """Everything in a run's last checkpoint, on one device."""
-    path = checkpoints.find(workdir)
+    path = reading.find(workdir)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     stored = ocp.metadata(path).metadata
     return ocp.load(path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored))
@@ -73,7 +73,7 @@ def runs(arguments, start, metrics, pretrained, tmp_path_factory):
             process = start(command["killed"])
             send_at(process, step, signal.SIGKILL, root / "killed", metrics)
             finish(process, code=-signal.SIGKILL)
-            resumed_from.append(checkpoints.read_manifest(root / "killed")["step"])
+            resumed_from.append(reading.read_manifest(root / "killed")["step"])
         finish(start(command["killed"]))
         return root / "straight", root / "killed", resumed_from
 
@@ -107,7 +107,7 @@ def test_sigterm_saves_and_ends_with_a_code_of_its_own_and_the_run_goes_on_with_
     process = start(command)
     send_at(process, 6, signal.SIGTERM, tmp_path, metrics)
     output = finish(process, code=143)
-    stopped = checkpoints.read_manifest(tmp_path)["step"]
+    stopped = reading.read_manifest(tmp_path)["step"]
     assert 6 <= stopped < STEPS
     assert f"camelid: SIGTERM ended the run at step {stopped} of {STEPS}; it is saved" in output
     assert max(metrics(tmp_path)) == stopped
@@ -193,7 +193,7 @@ def test_what_reads_a_run_with_an_average_takes_what_its_evaluations_measured_an
     leaves = [jax.tree.leaves(tree) for tree in (average, last, default)]
     assert all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(leaves[1], leaves[2], strict=True))
-    stored = checkpoints.load_params(
+    stored = reading.load_params(
         tuned, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), last), name="ema"
     )
     assert_same_bits(default, stored)

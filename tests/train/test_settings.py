@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from camelid.configs.base import joined
-from camelid.data.errors import UserError
+from camelid.errors import UserError
 from camelid.train.settings import (
     Seconds,
     Settings,

@@ -1,0 +1,197 @@
+"""What a checkpoint says of how answers are to be drawn from it: the ids and strings that end them, and its sampling.
+
+Hugging Face's folders say it in `generation_config.json` and, older ones, in `config.json`; GGUF files in their
+metadata and by the spelling of tokens. It is a recommendation: what is wrong in it is told and left out, and refuses no
+model.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from ...model.sampling import Sampling
+from ...model.stopping import MOST_BYTES
+from .headers import is_named, read_json
+from .huggingface import CONFIG
+
+FILE = "generation_config.json"
+MOST_IDS = 256
+
+HUGGING_FACE_FIELDS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+GGUF_FIELDS = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+}
+"""Their names of the fields of `Sampling`. GGUF's penalty looks at the last tokens alone, which ours does not."""
+
+GGUF_IDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+END_SPELLINGS = frozenset(
+    (
+        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>"),
+        *("<end_of_turn>", "<turn|>", "<|tool_response>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>"),
+        *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|fim_pad|>", "<fim-pad>", "<fim_pad>"),
+        *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<|file_sep|>"),
+    )
+)
+"""Tokens that end an answer in llama.cpp, whatever a GGUF file says of them (`llama-vocab.cpp`, special_eog_ids)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationDefaults:
+    """What holds where the caller says nothing.
+
+    stop_ids, stop: ids and strings that end an answer. The others are fields of `Sampling`, None where the checkpoint
+    does not say them.
+    """
+
+    stop_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+
+    def sampling(self) -> dict[str, float | int]:
+        """The fields of `Sampling` that it says."""
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in HUGGING_FACE_FIELDS.values() if fields[name] is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it says, for JSON."""
+        said = {name: list(ends) for name, ends in (("stop_ids", self.stop_ids), ("stop", self.stop)) if ends}
+        return said | self.sampling()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "GenerationDefaults":
+        ends = {name: tuple(fields.get(name, ())) for name in ("stop_ids", "stop")}
+        return cls(**(dict(fields) | ends))
+
+
+def read_folder(path: epath.PathLike, vocab_size: int) -> GenerationDefaults:
+    """Of a folder of Hugging Face's. vocab_size: rows of its embedding.
+
+    As in transformers, `do_sample: false` is greedy, and the end of text of `config.json` counts where this file names
+    none. Only what is written there counts: the defaults of transformers (such as top_k 50) do not, as in vLLM.
+    """
+    path = epath.Path(path)
+    where, fields = str(path / FILE), {}
+    if is_named(path / FILE):
+        try:
+            fields = read_json(path / FILE)
+        except ValueError as error:
+            warnings.warn(f"{error}; what it says of sampling is not used", stacklevel=2)
+    ends, of = fields.get("eos_token_id"), where
+    if ends is None and (path / CONFIG).exists():
+        ends, of = read_json(path / CONFIG).get("eos_token_id"), str(path / CONFIG)
+    said = {ours: fields.get(theirs) for theirs, ours in HUGGING_FACE_FIELDS.items()}
+    if fields.get("do_sample") is False:
+        said["temperature"] = 0.0
+    elif fields.get("do_sample") is True and said["temperature"] is None:
+        said["temperature"] = 1.0
+    return GenerationDefaults(
+        stop_ids=_ids(ends, vocab_size, f"{of}: eos_token_id"),
+        stop=_strings(fields.get("stop_strings"), f"{where}: stop_strings"),
+        **_sampling(said, where),
+    )
+
+
+def read_gguf(fields: Mapping[str, Any], where: str, vocab_size: int) -> GenerationDefaults:
+    """Of a GGUF file's metadata: the ids that end an answer in llama.cpp, and its sampling."""
+    named = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in GGUF_IDS]
+    tokens = fields.get("tokenizer.ggml.tokens")
+    spelled = [i for i, token in enumerate(tokens) if token in END_SPELLINGS] if isinstance(tokens, list) else []
+    said = {ours: fields.get(theirs) for theirs, ours in GGUF_FIELDS.items()}
+    return GenerationDefaults(
+        stop_ids=_ids([i for i in (*named, *spelled) if i is not None], vocab_size, f"{where}: the id of an end"),
+        **_sampling(said, where),
+    )
+
+
+def _sampling(said: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Of some fields of `Sampling` those that say something it takes; the others are told. A top_k below 0 is off, as
+    in vLLM and llama.cpp."""
+    kept = {}
+    for name, value in said.items():
+        if value is None:
+            continue
+        if name == "top_k" and value == -1:
+            value = 0
+        try:
+            Sampling(**{name: value})
+        except ValueError as error:
+            warnings.warn(f"{where}: {error}; it is not used", stacklevel=3)
+        else:
+            kept[name] = value
+    return kept
+
+
+def _ids(given: Any, vocab_size: int, where: str) -> tuple[int, ...]:
+    """One id or several as a sorted tuple; what is no id of the network is told and left out."""
+    given = [] if given is None else given if isinstance(given, list) else [given]
+    ids = {i for i in given if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size}
+    wrong = [i for i in given if not isinstance(i, int) or i not in ids]
+    if len(ids) > MOST_IDS:
+        wrong, ids = sorted(ids), set()
+    if wrong:
+        shown = ", ".join(repr(i)[:40] for i in wrong[:3])
+        warnings.warn(
+            f"{where}: {shown}{', ...' if wrong[3:] else ''} of {len(given)} given: an id is a number from 0 to "
+            f"{vocab_size - 1}, and at most {MOST_IDS} end an answer; not used",
+            stacklevel=3,
+        )
+    return tuple(sorted(ids))
+
+
+def _strings(given: Any, where: str) -> tuple[str, ...]:
+    given = [] if given is None else given if isinstance(given, list) else [given]
+    try:
+        if all(given) and len("".join(given).encode()) <= MOST_BYTES:
+            return tuple(given)
+    except (TypeError, UnicodeEncodeError):
+        pass
+    warnings.warn(f"{where}: {str(given)[:60]}: not strings of at most {MOST_BYTES} bytes; not used", stacklevel=3)
+    return ()
+
+
+def write_config(defaults: GenerationDefaults, bos_id: int | None, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """A `generation_config.json`. stop_ids: all that end an answer, with those that tokenizer and template know."""
+    said = defaults.sampling()
+    fields = {theirs: said[ours] for theirs, ours in HUGGING_FACE_FIELDS.items() if ours in said}
+    if said.get("temperature") == 0:  # transformers refuses to save how to draw where nothing is drawn
+        fields = {name: fields[name] for name in ("repetition_penalty", "max_new_tokens") if name in fields}
+        fields["do_sample"] = False
+    elif said.keys() - {"repetition_penalty", "max_tokens"}:
+        fields["do_sample"] = True
+    if defaults.stop:
+        fields["stop_strings"] = list(defaults.stop)
+    return {"bos_token_id": bos_id, "eos_token_id": one_or_many(stop_ids)} | fields
+
+
+def one_or_many(ids: Sequence[int]) -> int | list[int]:
+    """Ids as Hugging Face's files have them."""
+    return list(ids) if ids[1:] else ids[0]
+
+
+def gguf_fields(defaults: GenerationDefaults, eos_id: int, turn_ends: Iterable[int]) -> dict[str, Any]:
+    """Of a GGUF file: sampling, and what ends an answer beside the end of text. turn_ends: those of the chat template,
+    which come first. The format has room for two; llama.cpp knows others by their spelling."""
+    ends = [i for i in dict.fromkeys((*turn_ends, *defaults.stop_ids)) if i != eos_id]
+    names = (f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom"))
+    said = defaults.sampling()
+    return dict(zip(names, ends, strict=False)) | {
+        theirs: said[ours] for theirs, ours in GGUF_FIELDS.items() if ours in said
+    }

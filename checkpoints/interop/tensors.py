@@ -1,0 +1,355 @@
+"""A LLaMA's tensors in other formats: what each is called there, how it lies, and reading it shard by shard.
+
+Everybody else keeps matrices as [out, in] and one tensor a layer; here they are [in, out] with heads on axes of their
+own, and layers are stacked. A format is a `Naming`; an opened checkpoint of it is a `Source`.
+"""
+
+import collections
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from ...model import llama, storage
+from ...model.config import LlamaConfig
+from ...model.rope import from_interleaved, to_interleaved
+from ...model.sharding import part_sharding, path_name
+from ...model.storage import Rules
+from ...model.weights import VECTORS, input_axes, is_stacked
+
+Index = tuple[slice, ...]
+SHOWN = 10  # how many tensors of a kind an error message lists
+
+
+class Naming(NamedTuple):
+    """names: of each of our parameters there, `{}` standing for the layer; parameters of one name are rows of one
+    tensor, in the order in which `names` has them. interleaved: whether queries and keys turn in neighbouring pairs, as
+    in Meta's code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
+
+    names: Mapping[str, str]
+    interleaved: bool
+    ignored: str
+
+
+def _and_additions(names: dict[str, str], head_norm: str) -> dict[str, str]:
+    """The names of a LLaMA's parameters, and those of biases and of norms of heads beside them."""
+    matrices = [path for path in names if re.fullmatch("layers/(attention|mlp)/[a-z]+", path)]
+    biases = {f"{path}_bias": names[path].replace(".weight", ".bias") for path in matrices}
+    return names | biases | {f"layers/attention/{x}_norm/scale": head_norm.replace("X", x) for x in "qk"}
+
+
+HUGGING_FACE = Naming(
+    _and_additions(
+        {
+            "embed/embedding": "model.embed_tokens.weight",
+            "layers/attention_norm/scale": "model.layers.{}.input_layernorm.weight",
+            "layers/attention/q": "model.layers.{}.self_attn.q_proj.weight",
+            "layers/attention/k": "model.layers.{}.self_attn.k_proj.weight",
+            "layers/attention/v": "model.layers.{}.self_attn.v_proj.weight",
+            "layers/attention/o": "model.layers.{}.self_attn.o_proj.weight",
+            "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
+            "layers/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
+            "layers/mlp/up": "model.layers.{}.mlp.up_proj.weight",
+            "layers/mlp/down": "model.layers.{}.mlp.down_proj.weight",
+            "norm/scale": "model.norm.weight",
+            "head/kernel": "lm_head.weight",
+        },
+        "model.layers.{}.self_attn.X_norm.weight",
+    ),
+    interleaved=False,
+    ignored=r".*\.rotary_emb\.\w+|v_head\..*",  # the value head that TRL saves beside a language model
+)
+_FUSED_HEADS = ("layers/attention/q", "layers/attention/k", "layers/attention/v")
+_FUSED_BRANCHES = ("layers/mlp/gate", "layers/mlp/up")
+PHI3 = HUGGING_FACE._replace(
+    names=HUGGING_FACE.names
+    | dict.fromkeys(_FUSED_HEADS, "model.layers.{}.self_attn.qkv_proj.weight")
+    | dict.fromkeys(_FUSED_BRANCHES, "model.layers.{}.mlp.gate_up_proj.weight")
+)
+META = Naming(
+    {
+        "embed/embedding": "tok_embeddings.weight",
+        "layers/attention_norm/scale": "layers.{}.attention_norm.weight",
+        "layers/attention/q": "layers.{}.attention.wq.weight",
+        "layers/attention/k": "layers.{}.attention.wk.weight",
+        "layers/attention/v": "layers.{}.attention.wv.weight",
+        "layers/attention/o": "layers.{}.attention.wo.weight",
+        "layers/mlp_norm/scale": "layers.{}.ffn_norm.weight",
+        "layers/mlp/gate": "layers.{}.feed_forward.w1.weight",
+        "layers/mlp/up": "layers.{}.feed_forward.w3.weight",
+        "layers/mlp/down": "layers.{}.feed_forward.w2.weight",
+        "norm/scale": "norm.weight",
+        "head/kernel": "output.weight",
+    },
+    interleaved=True,
+    ignored=r"rope\.freqs",
+)
+GGUF = Naming(
+    _and_additions(
+        {
+            "embed/embedding": "token_embd.weight",
+            "layers/attention_norm/scale": "blk.{}.attn_norm.weight",
+            "layers/attention/q": "blk.{}.attn_q.weight",
+            "layers/attention/k": "blk.{}.attn_k.weight",
+            "layers/attention/v": "blk.{}.attn_v.weight",
+            "layers/attention/o": "blk.{}.attn_output.weight",
+            "layers/mlp_norm/scale": "blk.{}.ffn_norm.weight",
+            "layers/mlp/gate": "blk.{}.ffn_gate.weight",
+            "layers/mlp/up": "blk.{}.ffn_up.weight",
+            "layers/mlp/down": "blk.{}.ffn_down.weight",
+            "norm/scale": "output_norm.weight",
+            "head/kernel": "output.weight",
+        },
+        "blk.{}.attn_X_norm.weight",
+    ),
+    interleaved=True,
+    ignored=r"rope_(freqs|factors_long|factors_short)\.weight",
+)
+GGUF_IN_HALVES = GGUF._replace(interleaved=False)
+GGUF_PHI3 = GGUF_IN_HALVES._replace(
+    names=GGUF.names
+    | dict.fromkeys(_FUSED_HEADS, "blk.{}.attn_qkv.weight")
+    | dict.fromkeys(_FUSED_BRANCHES, "blk.{}.ffn_up.weight")
+)
+
+
+class Source(NamedTuple):
+    """Somebody else's checkpoint, opened and checked, its tensors still on disk.
+
+    read(name, (rows,) or (rows, columns)) gives a part of a tensor by its name there, of any float dtype. files: all
+    that it was made of, for the manifest. stored(name) gives the codes of a tensor that is quantised as one of
+    `quantization.py` is, by their names there, rows being outputs and blocks along columns; None for any other.
+    extra: what else its reader found, such as a GGUF file's metadata.
+    """
+
+    where: str
+    naming: Naming
+    config: LlamaConfig
+    read: Callable[[str, Index], np.ndarray]
+    files: Sequence[epath.Path]
+    stored: Callable[[str], dict[str, np.ndarray] | None] = lambda name: None
+    extra: Mapping[str, Any] = {}
+
+
+class Place(NamedTuple):
+    """One of our tensors, or one layer of it: path and shape here, name and shape there, and its first row in a tensor
+    that holds the rows of several."""
+
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    name: str
+    shape_there: tuple[int, ...]
+    first_row: int = 0
+
+
+def is_matrix(path: str) -> bool:
+    """Whether a parameter is turned around at the border; vectors and the embedding lie everywhere as they do here."""
+    return not path.endswith((*VECTORS, "embed/embedding"))
+
+
+def _turns(path: str) -> bool:
+    """Whether a parameter's last axis is a head whose pairs are rotated."""
+    return path.endswith(("/q", "/k", "/q_bias", "/k_bias", "/q_norm/scale", "/k_norm/scale"))
+
+
+def places(config: LlamaConfig, naming: Naming) -> Iterator[Place]:
+    """Every tensor of a network in another format, parameter by parameter and layer by layer."""
+    leaves = jax.tree_util.tree_leaves_with_path(llama.build(config).abstract_params)
+    shapes = {path_name(key_path): leaf.shape[is_stacked(path_name(key_path)) :] for key_path, leaf in leaves}
+    there = {path: _shape_there(path, shape) for path, shape in shapes.items()}
+    first_rows, rows = {}, collections.Counter()
+    for path, name in naming.names.items():
+        if path in shapes:
+            first_rows[path], rows[name] = rows[name], rows[name] + there[path][0]
+    for path, shape in shapes.items():
+        for layer in range(config.n_layers) if is_stacked(path) else [None]:
+            yield Place(path, layer, shape, naming.names[path].format(layer), there[path], first_rows[path])
+
+
+def _shape_there(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path.endswith("embed/embedding"):
+        return shape
+    if not is_matrix(path):
+        return (math.prod(shape),)
+    axes = input_axes(path)
+    return math.prod(shape[axes:]), math.prod(shape[:axes])
+
+
+def shapes_there(config: LlamaConfig, naming: Naming) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a network in another format."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place in places(config, naming):
+        rows, *columns = place.shape_there
+        shapes[place.name] = (max(place.first_row + rows, shapes.get(place.name, (0,))[0]), *columns)
+    return shapes
+
+
+def check_tensors(where: str, config: LlamaConfig, naming: Naming, found: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError that lists missing, surplus and misshapen tensors of a checkpoint, by names and shapes."""
+    expected = shapes_there(config, naming)
+    surplus = {name for name in found if name not in expected and not re.fullmatch(naming.ignored, name)}
+    problems = {
+        "missing": [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found],
+        "with no place in the network": [f"{name} {list(found[name])}" for name in sorted(surplus)],
+        "of another shape": [
+            f"{name} {list(found[name])}, the config says {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != shape
+        ],
+    }
+    if listed := [
+        f"{len(these)} tensor(s) {kind}: {'; '.join(these[:SHOWN])}{'; ...' if len(these) > SHOWN else ''}"
+        for kind, these in problems.items()
+        if these
+    ]:
+        raise ValueError(f"{where}: {' | '.join(listed)}")
+
+
+def read_part(source: Source, place: Place, index: Index) -> np.ndarray:
+    """The part `index` (slices of our axes) of one of our tensors, or of one layer of it."""
+    turns = source.naming.interleaved and _turns(place.path)
+    if not is_matrix(place.path):
+        if len(place.shape_there) > 1:
+            return source.read(place.name, index)
+        rows, inner = _span(index, place.shape)
+        part = source.read(place.name, (rows,)).reshape(-1, *place.shape[1:])
+        return (from_interleaved(part) if turns else part)[(slice(None), *inner)]
+    axes = input_axes(place.path)
+    columns, inner_in = _span(index[:axes], place.shape[:axes])
+    rows, inner_out = _span(index[axes:], place.shape[axes:])
+    rows = slice(rows.start + place.first_row, rows.stop + place.first_row)
+    part = source.read(place.name, (rows, columns)).T
+    part = part.reshape(-1, *place.shape[1:axes], part.shape[1])
+    part = part.reshape(*part.shape[:-1], -1, *place.shape[axes + 1 :])
+    part = from_interleaved(part) if turns else part
+    return part[(slice(None), *inner_in, slice(None), *inner_out)]
+
+
+def _span(index: Index, shape: Sequence[int]) -> tuple[slice, Index]:
+    """The slice of flattened axes that holds a part cut from the first of them, and the cuts left to make within."""
+    start, stop, _ = index[0].indices(shape[0])
+    inner = math.prod(shape[1:])
+    return slice(start * inner, stop * inner), index[1:]
+
+
+def write_part(naming: Naming, place: Place, value: np.ndarray) -> np.ndarray:
+    """One of our tensors, or one layer of it, as it lies in another format: the inverse of `read_part`."""
+    if naming.interleaved and _turns(place.path):
+        value = to_interleaved(value)
+    if not is_matrix(place.path):
+        return value.reshape(place.shape_there)
+    rows, columns = place.shape_there
+    return np.ascontiguousarray(value.reshape(columns, rows).T)
+
+
+def load_params(source: Source, abstract: llama.Params, quantize: Rules | None = None) -> llama.Params:
+    """The parameters of `source` in the dtypes and shardings of `abstract`, leaves of `source.config`'s network.
+
+    Layer after layer goes straight to the devices that keep a part of it: the host never holds more than one layer of
+    one parameter, and reads only what its own devices keep. quantize: as `storage.quantize` takes it, done layer by
+    layer too; "stored" in place of a kind keeps the codes that the source has, and is plain where it has none.
+    """
+    by_path: dict[str, list[Place]] = {}
+    for place in places(source.config, source.naming):
+        by_path.setdefault(place.path, []).append(place)
+
+    def leaf(key_path, asked):
+        path = path_name(key_path)
+        layers = by_path[path]
+        sharding = asked.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        whole = sharding if layers[0].layer is None else _without_layers(sharding)
+        kind = storage.kind_at(quantize, path) if quantize is not None else None
+        if kind == storage.STORED and all(_has_codes(source, place) for place in layers):
+            return _stack(layers, sharding, lambda place: jax.tree.map(jnp.asarray, _codes(source, place)))
+        if kind in (None, storage.STORED):
+            return _stack(layers, sharding, lambda place: _array(source, place, asked.dtype, whole))
+        encode = jax.jit(functools.partial(storage.encode_layer, kind, path))
+        return _stack(layers, sharding, lambda place: encode(_array(source, place, jnp.float32, whole)))
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def _stack(layers: Sequence[Place], sharding: Sharding, read: Callable[[Place], Any]) -> Any:
+    """What `read` gives of each layer, an array or a dict of parts, as one, laid out as `sharding` has the matrix."""
+    path = layers[0].path
+
+    def placed(name: str, shape: tuple[int, ...]) -> Sharding:
+        if not name or not isinstance(sharding, NamedSharding):
+            return sharding
+        return part_sharding(sharding, path, (name,), shape)
+
+    def blank(key_path, part):
+        shape = (len(layers), *part.shape)
+        where = placed(path_name(key_path), shape)
+        return jax.jit(functools.partial(jnp.zeros, shape, part.dtype), out_shardings=where)()
+
+    if layers[0].layer is None:
+        only = read(layers[0])
+        return jax.tree_util.tree_map_with_path(
+            lambda key_path, part: jax.device_put(part, placed(path_name(key_path), part.shape)), only
+        )
+    stack = None
+    for place in layers:
+        parts = read(place)
+        if stack is None:
+            stack = jax.tree_util.tree_map_with_path(blank, parts)
+            where = jax.tree.map(lambda x: x.sharding, stack)
+            put = jax.jit(_put_layer, donate_argnums=0, out_shardings=where)
+        stack = put(stack, parts, place.layer)
+    return stack
+
+
+def _put_layer(stack: Any, parts: Any, layer: int) -> Any:
+    return jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(x, part, layer, 0), stack, parts)
+
+
+def _has_codes(source: Source, place: Place) -> bool:
+    """Whether a tensor is quantised there, and by blocks that end where heads do."""
+    parts = source.stored(place.name)
+    if parts is None:
+        return False
+    blocks = parts["scales"].shape[1]
+    inner = place.shape[input_axes(place.path) - 1] if is_matrix(place.path) else place.shape[-1]
+    return inner % (place.shape_there[1] // blocks) == 0
+
+
+def _codes(source: Source, place: Place) -> dict[str, np.ndarray]:
+    """The codes of a tensor, or of one layer of it, as `quantization.py` has them."""
+    parts = source.stored(place.name)
+    if not is_matrix(place.path):
+        return parts
+    axes = input_axes(place.path)
+    outer, outputs = place.shape[: axes - 1], place.shape[axes:]
+    turned, rows = {}, slice(place.first_row, place.first_row + place.shape_there[0])
+    for name, part in parts.items():
+        turned[name] = part[rows].T.reshape(*outer, -1, *outputs)
+        if source.naming.interleaved and _turns(place.path):
+            turned[name] = from_interleaved(turned[name])
+    return {name: np.ascontiguousarray(part) for name, part in turned.items()}
+
+
+def _array(source: Source, place: Place, dtype: Any, sharding: Sharding) -> jax.Array:
+    read = {}  # devices that keep the same part share one reading
+
+    def part(index: Index) -> np.ndarray:
+        key = tuple(cut.indices(size) for cut, size in zip(index, place.shape, strict=True))
+        if key not in read:
+            read[key] = np.ascontiguousarray(read_part(source, place, index)).astype(dtype, copy=False)
+        return read[key]
+
+    return jax.make_array_from_callback(place.shape, sharding, part)
+
+
+def _without_layers(sharding: Sharding) -> Sharding:
+    """The sharding of one layer of a stack."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding
