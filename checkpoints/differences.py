@@ -19,11 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from .. import checkpoints
 from ..errors import UserError
 from ..model.config import LlamaConfig
 from ..model.rope import frequencies
-from . import convert, origin, reading
+from . import convert
+from .checkpoint import Checkpoint
+from .foreign import HuggingFaceCheckpoint
 from .interop import tensors
+from .runs import RunCheckpoint
 
 KIND = "difference"
 FLOATS_FILE = "difference.json"
@@ -40,30 +44,29 @@ def make(
     Vocabularies may differ in length, as where a padding token was added. Raises UserError for other networks.
     """
     with convert.whole(output) as unfinished:
-        found = convert.contents(tuned)
+        old, new = checkpoints.open(base), checkpoints.open(tuned)
+        found = convert.contents(new)
         if floats:
-            return _make_floats(base, tuned, found, unfinished, added)
+            return _make_floats(old, new, found, unfinished, added)
         described = {
             "kind": KIND,
-            "base": {"path": str(base), "sha256": _sha256(_like(base, found.config))},
-            "tuned": {"path": str(tuned), "sha256": _sha256(found.values)},
+            "base": {"path": old.name, "sha256": _sha256(_like(old, found.config))},
+            "tuned": {"path": new.name, "sha256": _sha256(new.tensors())},
         }
-        values = zip(_like(base, found.config), convert.contents(tuned).values, strict=True)
-        bits = (_bits(new) - _bits(old) for old, new in values)
+        pairs = zip(_like(old, found.config), new.tensors(), strict=True)
+        bits = (_bits(after) - _bits(before) for before, after in pairs)
         convert.write_camelid(unfinished, found._replace(values=bits), described, dtype=_integer(found.config))
 
 
-def _make_floats(
-    base: epath.PathLike, tuned: epath.PathLike, found: convert.Contents, output: epath.Path, added: str
-) -> float:
+def _make_floats(base: Checkpoint, tuned: Checkpoint, found: convert.Contents, output: epath.Path, added: str) -> float:
     total = _Sum()
     pairs = zip(_like(base, found.config, added), total.over(found.values), strict=True)
     dtype = jnp.dtype(found.config.param_dtype)
     values = ((new.astype(np.float32) - old.astype(np.float32)).astype(dtype) for old, new in pairs)
     convert.write_huggingface(output, found._replace(values=values))
     if not math.isfinite(total.value):
-        raise UserError(f"{tuned}: holds numbers that are infinite or no number; a difference of bits takes them")
-    said = {"base": str(base), "tuned": str(tuned), "added_rows": added, "sum_of_tuned": total.value}
+        raise UserError(f"{tuned.name}: holds numbers that are infinite or no number; a difference of bits takes them")
+    said = {"base": base.name, "tuned": tuned.name, "added_rows": added, "sum_of_tuned": total.value}
     (output / FLOATS_FILE).write_text(json.dumps(said, indent=2))
     return total.value
 
@@ -83,44 +86,42 @@ def apply(
     one that a difference was made from, or where what comes out is not what went in.
     """
     with convert.whole(output) as unfinished:
-        if origin.is_foreign(difference):
-            _apply_floats(base, difference, unfinished, total, added)
+        old, found = checkpoints.open(base), checkpoints.open(difference)
+        if not isinstance(found, RunCheckpoint):
+            _apply_floats(old, found, unfinished, total, added)
             return
         if total is not None or added is not None:
             raise UserError(f"{difference}: a difference of bits, which knows what comes out: leave sum and added out")
-        manifest = reading.read_manifest(difference)
-        if manifest.get("kind") != KIND:
-            raise UserError(f"{difference}: a whole model, and no difference of two")
-        found = convert.difference_contents(difference)
-        if _sha256(_like(base, found.config)) != manifest["base"]["sha256"]:
-            raise UserError(
-                f"{base}: not the base that {difference} was made from, which was {manifest['base']['path']}"
-            )
+        bits = found.bits()
+        if _sha256(_like(old, found.config)) != found.manifest["base"]["sha256"]:
+            named = found.manifest["base"]["path"]
+            raise UserError(f"{base}: not the base that {difference} was made from, which was {named}")
         dtype = jnp.dtype(found.config.param_dtype)
-        pairs = zip(_like(base, found.config), found.values, strict=True)
-        values = ((_bits(old) + new).view(dtype) for old, new in pairs)
-        convert.write_camelid(unfinished, found._replace(values=values), {"base": str(base)})
-        if _sha256(convert.contents(unfinished).values) != manifest["tuned"]["sha256"]:
+        pairs = zip(_like(old, found.config), bits, strict=True)
+        values = ((_bits(before) + change).view(dtype) for before, change in pairs)
+        own = convert.Contents(found.config, found.tokenizer, found.template, values, found.generation)
+        convert.write_camelid(unfinished, own, {"base": old.name})
+        if _sha256(checkpoints.open(unfinished).tensors()) != found.manifest["tuned"]["sha256"]:
             raise UserError(f"{difference}: what came out is not what went in; nothing is left of it")
 
 
 def _apply_floats(
-    base: epath.PathLike, difference: epath.PathLike, output: epath.Path, total: float | None, added: str | None
+    base: Checkpoint, difference: Checkpoint, output: epath.Path, total: float | None, added: str | None
 ) -> None:
-    said = _read_said(epath.Path(origin.absolute(difference)) / FLOATS_FILE)
+    said = _read_said(difference.path / FLOATS_FILE) if isinstance(difference, HuggingFaceCheckpoint) else {}
     total = said.get("sum_of_tuned") if total is None else total
     found, summed = convert.contents(difference), _Sum()
     pairs = zip(_like(base, found.config, added or said.get("added_rows", "mean")), found.values, strict=True)
     values = (old.astype(np.float32) + new.astype(np.float32) for old, new in pairs)
     dtype = jnp.dtype(found.config.param_dtype)
     rounded = (value.astype(dtype) for value in summed.over(values))
-    convert.write_camelid(output, found._replace(values=rounded), {"base": str(base)})
+    convert.write_camelid(output, found._replace(values=rounded), {"base": base.name})
     if total is not None and not any(
         abs(value - total) <= _tolerance(found.config, total) for value in summed.all(found)
     ):
         raise UserError(
-            f"{difference}: on {base} the parameters add up to {summed.value:.4f}, and not to {total:.4f}: another "
-            "base, another difference, or rows of further tokens that begin otherwise (--added)"
+            f"{difference.name}: on {base.name} the parameters add up to {summed.value:.4f}, and not to {total:.4f}: "
+            "another base, another difference, or rows of further tokens that begin otherwise (--added)"
         )
 
 
@@ -159,14 +160,14 @@ class _Sum:
         return self.value, self.value + found.config.n_layers * float(np.sum(np.asarray(plain), dtype=np.float64))
 
 
-def _like(base: epath.PathLike, config: LlamaConfig, added: str | None = None) -> Iterator[np.ndarray]:
+def _like(base: Checkpoint, config: LlamaConfig, added: str | None = None) -> Iterator[np.ndarray]:
     """The base's tensors in the dtype of a network that was made from it, zeros for further tokens. added: in float32,
     and of further tokens what it says, zeros or the mean of all rows that the base has."""
     if added not in (None, *ADDED):
         raise UserError(f"rows of further tokens {added!r}: give one of {', '.join(ADDED)}")
     dtype = jnp.dtype(config.param_dtype if added is None else "float32")
-    found = convert.contents(base)
-    same = found.config.replace(vocab_size=config.vocab_size, param_dtype=config.param_dtype)
+    own = base.config
+    same = own.replace(vocab_size=config.vocab_size, param_dtype=config.param_dtype)
     # What a run may choose freely, and what was stretched for a longer context, has no part in the tensors.
     rest = dict(
         dtype=config.dtype,
@@ -177,8 +178,8 @@ def _like(base: epath.PathLike, config: LlamaConfig, added: str | None = None) -
         rope_scaling=config.rope_scaling,
         family=config.family,
     )
-    if found.config.vocab_size > config.vocab_size or same.replace(**rest) != config:
-        raise UserError(f"{base}: another network than the tuned one: {found.config} and {config}")
+    if own.vocab_size > config.vocab_size or same.replace(**rest) != config:
+        raise UserError(f"{base.name}: another network than the tuned one: {own} and {config}")
 
     def like(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         further = [(0, wanted - length) for wanted, length in zip(shape, value.shape, strict=True)]
@@ -190,7 +191,7 @@ def _like(base: epath.PathLike, config: LlamaConfig, added: str | None = None) -
         return longer
 
     places = tensors.places(config, tensors.HUGGING_FACE)
-    return (like(value, place.shape) for place, value in zip(places, found.values, strict=True))
+    return (like(value, place.shape) for place, value in zip(places, base.tensors(), strict=True))
 
 
 def _integer(config: LlamaConfig) -> np.dtype:

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
 
+from .. import checkpoints
 from ..data.stop_strings import StopFilter
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
@@ -26,8 +27,10 @@ from ..model.sampling import Sampling
 from ..model.sharding import PARTITION_RULES, make_mesh, shardings
 from ..model.storage import Rules
 from ..model.weights import join, without
-from . import origin
+from .adapters import AdapterCheckpoint
+from .checkpoint import check_rows, user_errors
 from .decoding import sampling_of, strings_of, text_of
+from .foreign import ForeignCheckpoint
 from .interop.generation_config import GenerationDefaults
 
 Messages = Sequence[Mapping[str, str]]
@@ -109,12 +112,15 @@ class Llama:
         The base is what it is here, quantised or not, whatever base they name. Raises UserError where `path` has no
         adapters, or some for a network of other shapes.
         """
+        found = checkpoints.open(path)
+        if not isinstance(found, AdapterCheckpoint):
+            raise UserError(f"{path} holds whole networks and no adapters: camelid.load reads it")
         abstract = _placed(self.model, self.mesh)
-        found, own = origin.put_on(path, abstract, self.config, self._matrix)
-        trained_whole = without(abstract, lora.base_of(found, abstract))
+        put, own = found.load_onto(abstract, self.config, self._matrix)
+        trained_whole = without(abstract, lora.base_of(put, abstract))
         params = join(own, without(self.params, trained_whole))
-        template = origin.own_template(path) or self.template
-        tokenizer = self.tokenizer or origin.own_tokenizer(path)
+        template = found.own_template or self.template
+        tokenizer = self.tokenizer or found.own_tokenizer
         return Llama(self.model, params, tokenizer, template, self.mesh, generation=self.generation)
 
     def _matrix(self, path: str, layer: int | None) -> np.ndarray:
@@ -309,32 +315,28 @@ def load(
             raise UserError(f"weights={weights!r} is of a run, and base of adapters on another model: give one of them")
         found = load(base, mesh=mesh, dtype=dtype, quantize=quantize, cache=cache, rope=rope)
         return found.with_adapters(path)
-    manifest = origin.read_manifest(path)
-    if manifest.get("kind") == "scalar":
+    found = checkpoints.open(path, weights)
+    if found.kind == "scalar":
         raise UserError(f"{path}: a reward or cost model, which gives numbers; config.reward.sources is its place")
-    config = LlamaConfig.from_dict(manifest["model"])
+    config = found.config
     if dtype is not None:
         config = config.replace(dtype=dtype, param_dtype=dtype)
-    if vocab_size is not None and (vocab_size < config.vocab_size or not origin.is_foreign(path)):
+    if vocab_size is not None and (vocab_size < config.vocab_size or not isinstance(found, ForeignCheckpoint)):
         raise UserError(
             f"{path}: vocab_size {vocab_size:,}: rows are added to somebody else's files alone, and none taken away; "
             f"there are {config.vocab_size:,}. `camelid convert --vocab_size` adds rows to a run"
         )
     config = config.replace(vocab_size=vocab_size or config.vocab_size)
-    tokenizer = origin.load_tokenizer(path)
     remedy = "load(..., vocab_size={0}) or `camelid convert --vocab_size={0}`"
-    origin.check_rows(tokenizer, config.vocab_size, path, remedy)
-    try:
+    check_rows(found.tokenizer, config.vocab_size, str(path), remedy)
+    with user_errors():
         rules, config = storage.rules_of(quantize), config.replace(cache=cache)
         if rope is not None:
             config = config.stretched(rope[0], max_len=rope[1])
-    except ValueError as error:
-        raise UserError(str(error)) from None
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
-    params = origin.load_params(path, _placed(model, mesh), name=origin.choose_weights(path, weights), quantize=rules)
-    template, said = origin.load_template(path), origin.load_generation(path)
-    return Llama(model, params, tokenizer, template, mesh, step=manifest["step"], generation=said)
+    params = found.load_params(_placed(model, mesh), quantize=rules)
+    return Llama(model, params, found.tokenizer, found.template, mesh, step=found.step, generation=found.generation)
 
 
 def _key(seed: int) -> jax.Array:

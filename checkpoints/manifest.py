@@ -5,6 +5,7 @@ import json
 
 import ml_collections
 
+from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 
 
@@ -15,7 +16,7 @@ def describe(
     return {
         "config": json.loads(config.to_json()),
         "tokenizer": describe_tokenizer(tokenizer),
-        "template": template and {"name": template.name, "source": template.source},
+        "template": describe_template(template),
         "data_fingerprint": data_fingerprint,
         "versions": {name: importlib.metadata.version(name) for name in ("camelid", "jax", "flax")},
     }
@@ -30,6 +31,11 @@ def describe_tokenizer(tokenizer: Tokenizer | None) -> dict | None:
         "model_file": tokenizer.model_fingerprint,
         "adds_bos": tokenizer.adds_bos,
     }
+
+
+def describe_template(template: ChatTemplate | None) -> dict[str, str] | None:
+    """What a manifest says of a chat template."""
+    return template and {"name": template.name, "source": template.source}
 
 
 def same_tokenizer(saved: dict | None, described: dict | None) -> bool:

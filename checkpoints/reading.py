@@ -15,6 +15,7 @@ from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from . import proof
 from .manifest import describe_tokenizer, same_tokenizer
+from .paths import absolute_path
 from .proof import ORBAX_FILE
 
 BEST = "@best"  # RUN@best is the checkpoint of a run that its `checkpoint.best` keeps
@@ -38,20 +39,20 @@ class Best(NamedTuple):
         return self.of({step: found[self.metric] for step, found in metrics.items() if self.metric in found})
 
 
-def load_tokenizer(path: epath.PathLike) -> Tokenizer | None:
-    """The tokenizer of a run directory or checkpoint, checked against the manifest; None where the run had none.
+def load_tokenizer(folder: epath.Path, manifest: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer of a checkpoint's run, checked against its manifest; None where the run had none.
 
     A run whose manifest does not say whether bos is added keeps the tokens that it was trained with.
     """
-    path = find(path)
-    expected = read_manifest(path)["tokenizer"]
+    expected = manifest["tokenizer"]
     if expected is None:
         return None
-    tokenizer = Tokenizer.load(path.parent.parent / "tokenizer")
+    place = folder.parent.parent / "tokenizer"
+    tokenizer = Tokenizer.load(place)
     if "adds_bos" not in expected:
         tokenizer = tokenizer.as_trained_before()
     if not same_tokenizer(expected, describe_tokenizer(tokenizer)):
-        raise UserError(f"{path.parent.parent / 'tokenizer'}: not the tokenizer that {path} was trained with")
+        raise UserError(f"{place}: not the tokenizer that {folder} was trained with")
     return tokenizer
 
 
@@ -87,40 +88,31 @@ def _find_best(run: epath.Path) -> epath.Path:
     return find(directory / str(step))
 
 
-def read_manifest(path: epath.PathLike) -> dict:
-    """The manifest of a checkpoint or of a run directory's latest: `describe`'s dict and "step"."""
-    path = find(path)
-    manifest = proof.manifest_in(path)
+def read_manifest(path: epath.PathLike) -> dict[str, Any]:
+    """The manifest of a checkpoint, or of a run directory's latest."""
+    return manifest_of(find(path))
+
+
+def manifest_of(folder: epath.Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in a folder that `find` gave: what `manifest.describe` makes, and "step"."""
+    manifest = proof.manifest_in(folder)
     if "config" not in manifest:
-        raise UserError(f"{path}: no checkpoint of camelid's: its {ORBAX_FILE} has no manifest or cannot be read")
+        raise UserError(f"{folder}: no checkpoint of camelid's: its {ORBAX_FILE} has no manifest or cannot be read")
     return manifest
 
 
-def digest(path: epath.PathLike) -> str | None:
-    """What tells the checkpoint at `path` from every other; None for those of versions without checksums."""
-    return proof.digest(find(path))
+def load_part(path: epath.Path, abstract: Any, inside: Sequence[str], *, some: bool = False) -> Any:
+    """A part of a checkpoint's state, cast to the dtypes and laid out in the shardings of `abstract` while it is read.
 
+    Args:
+      path: the folder of the checkpoint, as `find` gives it.
+      abstract: a tree of `jax.ShapeDtypeStruct`.
+      inside: the keys under which the part lies, such as ("params", "policy").
+      some: whether the part may hold more than what is asked for.
 
-def params_inside(path: epath.PathLike, name: str = "params") -> list[str]:
-    """The keys under which a checkpoint's state holds parameters; of several networks, those that it calls `policy`."""
-    return [name, *filter(None, [read_manifest(path).get("policy")])]
-
-
-def load_params(path: epath.PathLike, abstract_params: Any, *, name: str = "params", some: bool = False) -> Any:
-    """Only the parameters of a checkpoint, or another part of its state such as "ema".
-
-    Where a run trains several networks, it is those of the one that its manifest calls `policy`. They are cast to the
-    dtypes and laid out in the shardings of `abstract_params` while they are read; nothing else is read. Raises
-    UserError with the paths that differ when the checkpoint holds other parameters, or with `some` lacks them.
+    Raises:
+      UserError: the part is missing, or has other leaves; the paths and shapes that differ are listed.
     """
-    path = find(path)
-    return load_part(path, abstract_params, params_inside(path, name), some=some)
-
-
-def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, some: bool = False) -> Any:
-    """The part of a checkpoint's state that lies under the keys `inside`, as `load_params`. some: it may hold more
-    than what is asked for."""
-    path = find(path)
     stored, asked = stored_shapes(path), placed(abstract)
     for depth, key in enumerate(inside):
         if not stored.get(key):
@@ -135,11 +127,6 @@ def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, som
     with context, readable(path):
         loaded = ocp.load(path, asked)
     return functools.reduce(lambda tree, key: tree[key], inside, loaded)
-
-
-def absolute_path(path: epath.PathLike) -> epath.Path:
-    path = epath.Path(path).expanduser()
-    return path if path.is_absolute() else path.resolve()  # resolve() would take gs:// for a folder's name
 
 
 def stored_shapes(path: epath.Path) -> dict[str, Any]:

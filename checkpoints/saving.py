@@ -27,7 +27,8 @@ from orbax.checkpoint import v1 as ocp
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from . import proof
-from .reading import Best, absolute_path, check_fits, find, placed, readable, stored_shapes
+from .paths import absolute_path
+from .reading import Best, check_fits, find, placed, readable, stored_shapes
 
 # What goes wrong in Orbax's threads is raised by `save` and `wait` here; its log has it once more, with tracebacks.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))

@@ -7,10 +7,9 @@ import jax
 import ml_collections
 
 from ..errors import UserError
-from ..train.fit import Evaluator
 from ..train.leaves import check
+from ..train.run import Evaluator, mesh_of
 from ..train.settings import Settings, did_you_mean
-from ..train.setup import mesh_of
 from .recipes import RECIPES
 
 KERNELS = {"splash": "tpu", "cudnn": "gpu"}

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.checksums import write_whole
-from ..train.fit import Evaluator
 from ..train.lock import only_process_of
+from ..train.run import Evaluator, Run, mesh_of
 from ..train.settings import Settings
 from .checks import check_phases
 from .outputs import check_writable
@@ -46,7 +46,7 @@ def _run(
         if before is not None:
             config.init_from, config.model.preset = str(before), None
         settings = Settings(config)
-        RECIPES[settings.recipe].run(settings, here, evaluators)
+        RECIPES[settings.recipe].train(Run(settings, here, mesh_of(settings), evaluators))
         before = here
     if jax.process_index() == 0 and "" not in phases:
         progress = read_progress(workdir, phases)

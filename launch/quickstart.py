@@ -24,6 +24,7 @@ from ..evals.gold import gold
 from ..rlhf.collect import pairs_of, sample_answers, write
 from ..tasks import primer
 from ..train.lock import only_process_of
+from ..train.run import Run, mesh_of
 from ..train.settings import Settings, load_config
 from .checks import check_phases
 from .corpus import texts
@@ -161,7 +162,8 @@ def _configs(root: epath.Path, steps: Steps, seed: int) -> dict[str, ml_collecti
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
     settings = Settings(config)
-    return RECIPES[settings.recipe].run(settings, workdir, {"gold": gold})
+    run = Run(settings, workdir, mesh_of(settings), {"gold": gold})
+    return RECIPES[settings.recipe].train(run).model
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:

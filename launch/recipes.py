@@ -5,22 +5,24 @@ from typing import NamedTuple
 
 from ..rlhf import dpo, grpo, ppo, raft, reward, sections
 from ..train import pretrain, sft
+from ..train.run import Result, Run
 from ..train.sections import Supervised
 
 
 class Recipe(NamedTuple):
-    """run(settings, workdir, evaluators) gives what was trained. sections: of the config, as `train.leaves` has it."""
+    """How a config is trained, and what it has to say."""
 
-    run: Callable
+    train: Callable[[Run], Result]
     sections: type
+    """The sections of the config, as `train.leaves` describes them."""
 
 
 RECIPES = {
-    "pretrain": Recipe(pretrain.run, Supervised),
-    "sft": Recipe(sft.run, Supervised),
-    "reward": Recipe(reward.run, sections.Reward),
-    "ppo": Recipe(ppo.run, sections.PPO),
-    "grpo": Recipe(grpo.run, sections.GRPO),
-    "raft": Recipe(raft.run, sections.RAFT),
-    "dpo": Recipe(dpo.run, sections.DPO),
+    "pretrain": Recipe(pretrain.train, Supervised),
+    "sft": Recipe(sft.train, Supervised),
+    "reward": Recipe(reward.train, sections.Reward),
+    "ppo": Recipe(ppo.train, sections.PPO),
+    "grpo": Recipe(grpo.train, sections.GRPO),
+    "raft": Recipe(raft.train, sections.RAFT),
+    "dpo": Recipe(dpo.train, sections.DPO),
 }

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from ..checkpoints import open as open_checkpoint
 from ..checkpoints.decoding import sampling_of, strings_of, text_of
 from ..checkpoints.language_model import Llama
 from ..data.checksums import write_whole
@@ -17,7 +18,7 @@ from ..data.samples import Sample
 from ..data.sources import Report
 from ..errors import UserError
 from ..model.decode import pad_prompts
-from ..train.adapters import Bases
+from ..train.network import FrozenWeights
 from . import scalar
 from .rewards import find_function, load_model, scores_of
 
@@ -118,7 +119,7 @@ def _function_judge(name: str) -> Judge:
 
 
 def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:
-    model, params = load_model(path, llama.tokenizer, Bases(llama.mesh), llama.config.dtype)
+    model, params = load_model(open_checkpoint(path), llama.tokenizer, FrozenWeights(llama.mesh), llama.config.dtype)
     score = jax.jit(lambda params, tokens, lengths: scalar.combine(scalar.last_scores(model, params, tokens, lengths)))
 
     def judge(answers):

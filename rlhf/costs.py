@@ -4,27 +4,28 @@ Safe RLHF (Dai et al., arXiv:2310.12773, section 3.3): maximise E[R] subject to 
 max over the policy, min over lambda >= 0 of E[R] - lambda (E[C] - d).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..data.tokenizer import Tokenizer
-from ..train.adapters import Bases
-from ..train.settings import Settings
-from . import rewards
+from ..train.run import Run
+from .rewards import Rewards, load_rewards
 
 
 class Cost(NamedTuple):
-    """grader: the one source of costs, under the name "cost". threshold: d, the mean cost of an answer that is
-    allowed. first: the multiplier at the start. lr: its step for each unit of cost beyond the threshold. most: its
-    upper end."""
+    """A cost that is held under a threshold."""
 
-    grader: rewards.Rewards
+    rewards: Rewards
+    """The one source of costs, under the name "cost"."""
     threshold: float
+    """d, the mean cost of an answer that is allowed."""
     first: float
+    """The multiplier at the start."""
     lr: float
+    """The multiplier's step for each unit of cost beyond the threshold."""
     most: float
+    """The largest multiplier."""
 
     def update(self, multiplier: Float[Array, ""], mean_cost: Float[Array, ""]) -> Float[Array, ""]:
         """A step of projected gradient ascent on lambda (E[C] - d)."""
@@ -38,12 +39,10 @@ def combine(
     return (reward_advantages_RM - multiplier * cost_advantages_RM) / (1.0 + multiplier)
 
 
-def load(settings: Settings, tokenizer: Tokenizer, bases: Bases, dtype: str) -> tuple[Cost | None, Any]:
-    """What `config.cost` describes and its model's parameters; None where it names no source."""
-    section = settings.cost
-    numbers = [section[name] for name in ("threshold", "first", "lr", "most")]
-    source = section.source
-    if source is None:
-        return None, {}
-    grader, params = rewards.load({"cost": source}, section.dotted("source"), tokenizer, bases, dtype)
-    return Cost(grader, *numbers), params
+def load(run: Run) -> Cost | None:
+    """What `config.cost` describes; None where the recipe has no costs, or the section names no source."""
+    section = run.config.cost if "cost" in run.config else None
+    if section is None or section.source is None:
+        return None
+    found = load_rewards(run, {"cost": section.source}, "config.cost.source")
+    return Cost(found, section.threshold, section.first, section.lr, section.most)

@@ -10,44 +10,30 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ..checkpoints import origin
-from ..checkpoints.language_model import Llama
 from ..data.prefetch import device_batch
 from ..data.samples import SourcePass
 from ..model import llama
 from ..model.sharding import BATCH
-from ..train import setup as train_setup
-from ..train.adapters import Adapters
-from ..train.fit import (
-    Evaluator,
-    Job,
-    check_network,
-    compile_update,
-    data_tables,
-    fit,
-    further_evaluations,
-    update_settings,
-)
 from ..train.leaves import NotNegative, OneOf, Only, Positive, Range, read
+from ..train.lengths import lengths_of
 from ..train.loop import Evaluation, check_streak
 from ..train.losses import token_logprobs
-from ..train.optimizer import split_frozen
-from ..train.settings import Settings
-from ..train.state import make_update
-from . import kto, setup
+from ..train.run import Result, Run
+from ..train.setup import check_rows, data_tables
+from ..train.update import make_update
+from . import kto
 from .losses import dpo_loss, kto_loss, orpo_loss, simpo_loss, weighted_mean
-from .reward import describe_ranking, pairs_of
+from .pairs import describe_ranking, pairs_of
 
 PAIRWISE = ("sigmoid", "robust", "hinge", "ipo")
 KINDS = (*PAIRWISE, "kto", "simpo", "orpo")
 HEADLINE = {"train/loss": "loss", "rewards/accuracy": "accuracy", "train/tokens_per_second": "tokens/s"}
 
 
-class Hyper(NamedTuple):
+class DPOSettings(NamedTuple):
     """The section `config.dpo`. kind: of the loss. beta: how dear distance from the reference is (ORPO: the weight of
     its odds-ratio term). label_smoothing: sigmoid and robust. gamma: SimPO's margin. desirable_weight,
     undesirable_weight: KTO."""
@@ -91,8 +77,8 @@ def score_pairs(model: llama.Model, params: llama.Params, batch: Mapping[str, Ar
     return AnswerScores(jnp.sum(logp_RT, axis=1).reshape(B, sides), jnp.sum(mask_RT, axis=1).reshape(B, sides))
 
 
-def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
-    """The loss of a batch, "reference" [B, sides] and "kl" [B] in it, as `train.state.make_update` takes it: of pairs,
+def make_loss(model: llama.Model, settings: DPOSettings) -> Callable:
+    """The loss of a batch, "reference" [B, sides] and "kl" [B] in it, as `train.update.make_update` takes it: of pairs,
     and with KTO of single answers, "desirable" [B, 1] in it, as well."""
 
     def loss_fn(params, batch):
@@ -103,30 +89,30 @@ def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
         else:
             desirable_BS = jnp.broadcast_to(jnp.array([[1.0, 0.0]]), own.logp.shape)
         chosen_B, rejected_B = own.logp[:, 0], own.logp[:, -1]  # the same of single answers
-        if hyper.kind in PAIRWISE:
+        if settings.kind in PAIRWISE:
             loss, stats = dpo_loss(
                 chosen_B,
                 rejected_B,
                 ref_B2[:, 0],
                 ref_B2[:, 1],
-                beta=hyper.beta,
-                kind=hyper.kind,
-                label_smoothing=hyper.label_smoothing,
+                beta=settings.beta,
+                kind=settings.kind,
+                label_smoothing=settings.label_smoothing,
             )
-        elif hyper.kind == "kto":
+        elif settings.kind == "kto":
             loss, stats = kto_loss(
                 own.logp.reshape(-1),
                 ref_B2.reshape(-1),
                 desirable_BS.reshape(-1),
                 batch["kl"][0],
-                beta=hyper.beta,
-                desirable_weight=hyper.desirable_weight,
-                undesirable_weight=hyper.undesirable_weight,
+                beta=settings.beta,
+                desirable_weight=settings.desirable_weight,
+                undesirable_weight=settings.undesirable_weight,
             )
-        elif hyper.kind == "simpo":
-            loss, stats = simpo_loss(own.mean[:, 0], own.mean[:, 1], beta=hyper.beta, gamma=hyper.gamma)
+        elif settings.kind == "simpo":
+            loss, stats = simpo_loss(own.mean[:, 0], own.mean[:, 1], beta=settings.beta, gamma=settings.gamma)
         else:
-            loss, stats = orpo_loss(own.mean[:, 0], own.mean[:, 1], beta=hyper.beta)
+            loss, stats = orpo_loss(own.mean[:, 0], own.mean[:, 1], beta=settings.beta)
             loss -= jnp.mean(own.mean[:, 0])
         for name, of_BS in (("chosen", desirable_BS), ("rejected", 1.0 - desirable_BS)):
             stats[f"logps/{name}"] = weighted_mean(own.logp.reshape(-1), of_BS.reshape(-1))
@@ -138,15 +124,15 @@ def make_loss(model: llama.Model, hyper: Hyper) -> Callable:
     return loss_fn
 
 
-def make_prepare(model: llama.Model, hyper: Hyper) -> Callable:
+def make_prepare(model: llama.Model, settings: DPOSettings) -> Callable:
     """The function that gives a batch what does not depend on the gradient: the reference's scores, KTO's KL."""
 
     def prepare(params: Any, reference: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         B, sides, _ = batch["tokens"].shape
         rows = dict(batch) | {"reference": jnp.zeros((B, sides)), "kl": jnp.zeros(B)}
-        if hyper.has_reference:
+        if settings.has_reference:
             rows["reference"] = score_pairs(model, reference, batch).logp
-        if hyper.kind == "kto":
+        if settings.kind == "kto":
             apart, weight_B = kto.mismatched(batch)
             gap_B1 = score_pairs(model, params, apart).logp - score_pairs(model, reference, apart).logp
             rows["kl"] = jnp.broadcast_to(jnp.maximum(weighted_mean(gap_B1[:, 0], weight_B), 0.0), (B,))
@@ -155,16 +141,16 @@ def make_prepare(model: llama.Model, hyper: Hyper) -> Callable:
     return prepare
 
 
-def make_rewards(model: llama.Model, hyper: Hyper) -> Callable[[Any, Any, Mapping[str, Array]], Array]:
+def make_rewards(model: llama.Model, settings: DPOSettings) -> Callable[[Any, Any, Mapping[str, Array]], Array]:
     """The compiled function rewards(params, reference, batch) -> [B, sides]: beta log(policy / reference) of each
     answer, for losses without a reference beta times the mean log-probability."""
 
     @jax.jit
     def rewards(params, reference, batch):
         own = score_pairs(model, params, batch)
-        if not hyper.has_reference:
-            return hyper.beta * own.mean
-        return hyper.beta * (own.logp - score_pairs(model, reference, batch).logp)
+        if not settings.has_reference:
+            return settings.beta * own.mean
+        return settings.beta * (own.logp - score_pairs(model, reference, batch).logp)
 
     return rewards
 
@@ -194,71 +180,51 @@ def heldout_pairs(
     return run
 
 
-def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
-    """Tunes `config.init_from` on `config.data.mixture`, pairs or with KTO labelled answers, and returns the policy."""
-    mesh = train_setup.mesh_of(settings)
-    with jax.set_mesh(mesh):
-        tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
-        model = train_setup.model_of(settings, tokenizer)
-        hyper = read(settings, "dpo", Hyper)
-        check_network(settings, mesh, model)
-        adapters = Adapters(settings, mesh, may_drop=True)
-        part = adapters.part(model.init, settings.init_from, train_setup.loader(settings))
-        reference = setup.load_reference(settings, model, adapters) if hyper.has_reference else {}
-        labelled = hyper.kind == "kto" and kto.is_labelled(settings)
+def train(run: Run) -> Result:
+    """Tunes `config.init_from` on `config.data.mixture`: pairs, or with KTO labelled answers. Returns the policy."""
+    config, model = run.config, run.model
+    with jax.set_mesh(run.mesh):
+        # Data: pairs of a better and a worse answer; single answers with labels where KTO is given these.
+        template, settings = run.need_template(), read(config, "dpo", DPOSettings)
+        check_rows(config, run.mesh, model.config.max_len)
+        run.check_rules()
+        labelled = settings.kind == "kto" and kto.is_labelled(config)
         if labelled:
-            batches, heldout = kto.answers_of(settings, tokenizer, template)
+            batches, heldout = kto.answers_of(config, run.tokenizer, template)
         else:
-            _, batches, heldout = pairs_of(settings, tokenizer, template)
-        where = NamedSharding(mesh, PartitionSpec(BATCH))
-        lengths = train_setup.lengths_of(settings, batches)
-        everything = jax.eval_shape(part.init, jax.random.key(0))
-        frozen = adapters.frozen(everything, part.base)
-        trainable, _ = split_frozen(everything, frozen)
-        optimizer, schedule = train_setup.optimizer_of(settings, trainable, lengths, batches)
-        update = make_update(
-            make_loss(model, hyper),
-            optimizer,
-            schedule,
-            frozen=frozen,
-            perturb=adapters.perturb(),
-            **update_settings(settings),
-        )
-        prepare = make_prepare(model, hyper)
+            _, batches, heldout = pairs_of(config, run.tokenizer, template)
+        rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
+
+        # Networks: the policy learns; the reference, which some losses do without, is the model it starts from.
+        lengths = lengths_of(config, batches)
+        network = run.network(run.initial(model.init, run.start), lengths, batches)
+        reference = run.reference() if settings.has_reference else {}
+
+        # Loss and step: what the reference says of a batch is computed in the step, without gradient.
+        prepare, loss_fn = make_prepare(model, settings), make_loss(model, settings)
+        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
+
+        def step(state, reference, batch):
+            return update(state, prepare(state["params"], reference, batch))
+
+        # Evaluations: how the policy's implicit rewards rank held-out answers, and what config.evals names.
         measurement = kto.heldout_answers if labelled else heldout_pairs
-        measure = measurement(make_rewards(model, hyper), reference, heldout, where, settings.eval_batches)
+        measure = measurement(make_rewards(model, settings), reference, heldout, rows, config.eval_batches)
+        evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
+        evaluations += run.further_evaluations(lengths.evaluate, run.language_model)
 
-        def make_step(where):
-            def step(state, batch):
-                reference, pairs = batch
-                return update(state, prepare(state["params"], reference, pairs))
-
-            compiled = compile_update(step, part.base, where)
-            return lambda state, batch: compiled(state, (reference, batch))
-
-        generation = train_setup.generation_of(settings, tokenizer)
-
-        def bundle(params, step=None) -> Llama:
-            return Llama(model, params, tokenizer, template, mesh, step=step, generation=generation)
-
-        job = Job(
-            model=model,
-            tokenizer=tokenizer,
-            template=template,
-            batches=batches,
-            sharding=where,
-            lengths=lengths,
-            start=train_setup.Start(optimizer, *part, frozen, settings.ema_decay is not None),
-            make_step=make_step,
-            evaluations=[
-                *([Evaluation("heldout", lengths.evaluate, measure)] if heldout else []),
-                *further_evaluations(settings, lengths, evaluators, bundle),
-            ],
+        # Loop.
+        state, metrics = run.fit(
+            network,
+            network.compile(step, reference),
+            batches,
+            rows,
+            lengths,
+            evaluations=evaluations,
+            check=check_streak(config.guard.max_streak),
             flops_per_token=model.config.flops_per_token(batches.length),
-            check=check_streak(settings.guard.max_streak),
-            manifest={"frozen": {"reference": origin.identity(settings.init_from)}} | adapters.manifest(),
+            manifest={"frozen": {"reference": run.start.identity}},
             tables=data_tables(batches, heldout),
             headline=HEADLINE,
         )
-        state = fit(settings, workdir, mesh, job)
-        return bundle(state.get("ema", state["params"]), step=int(state["step"]))
+        return Result(run.language_model(state.get("ema", state["params"]), int(state["step"])), metrics)

@@ -9,30 +9,30 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from jaxtyping import Array
 
-from ..checkpoints.language_model import Llama
 from ..model import llama
 from ..model.sampling import Ranges
-from ..train import setup as train_setup
-from ..train.fit import Evaluator, update_settings
 from ..train.leaves import Count, NotNegative, OneOf, Positive, Unset, Whole, read
+from ..train.lengths import lengths_of
 from ..train.losses import head_logprobs
-from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key
-from ..train.settings import Settings
-from ..train.state import State, make_update
-from . import critic, rewards, setup, statistics
+from ..train.run import Result, Run
+from ..train.state import State
+from ..train.update import make_update
+from . import critic
 from .advantages import GROUP_KINDS, group_advantages
-from .fit import Play, train_policy
-from .learner import learn
+from .answer_task import AnswerTask
+from .experience import make_rollout
+from .experience_metrics import experience_metrics
 from .losses import AGGREGATES, KL_KINDS, aggregated, kl_estimate, policy_loss, real_rows
-from .ppo import make_act
+from .minibatches import minibatch_epochs
+from .rewards import FIRST_STATS, update_stats
 from .rollout import Experience, answer_states
+from .setup import check_rows
 
 
-class Hyper(NamedTuple):
+class GRPOSettings(NamedTuple):
     """The section `config.grpo`.
 
     advantage: grpo, dr_grpo or rloo. epochs, minibatches, clip, target_kl: as PPO's. clip_high: the upper end of the
@@ -58,8 +58,8 @@ class Hyper(NamedTuple):
     target_kl: Annotated[Positive | None, Unset("all epochs")]
 
 
-def make_loss(model: llama.Model, hyper: Hyper, temperature: float, unused: Ranges = ()) -> Callable:
-    """The loss of a minibatch as `train.state.make_update` takes it: sums over the answers' tokens. temperature,
+def make_loss(model: llama.Model, settings: GRPOSettings, temperature: float, unused: Ranges = ()) -> Callable:
+    """The loss of a minibatch as `train.update.make_update` takes it: sums over the answers' tokens. temperature,
     unused: as in the `Sampling` that the answers were drawn by."""
 
     def loss_fn(params, batch):
@@ -74,15 +74,15 @@ def make_loss(model: llama.Model, hyper: Hyper, temperature: float, unused: Rang
             rows["logp"],
             advantages_RM,
             mask_RM,
-            clip=hyper.clip,
-            clip_high=hyper.clip_high,
-            aggregate=hyper.aggregate,
+            clip=settings.clip,
+            clip_high=settings.clip_high,
+            aggregate=settings.aggregate,
         )
         stats = {f"policy/{name}": value for name, value in stats.items()} | {"policy/loss": loss}
-        if hyper.kl_in == "loss":
-            kl_RM = kl_estimate(now.logp, rows["ref_logp"], hyper.kl_estimator)
-            loss += hyper.kl_coef * aggregated(kl_RM, mask_RM, hyper.aggregate)
-        weight = jnp.sum(mask_RM) if hyper.aggregate == "token" else real_rows(mask_RM)
+        if settings.kl_in == "loss":
+            kl_RM = kl_estimate(now.logp, rows["ref_logp"], settings.kl_estimator)
+            loss += settings.kl_coef * aggregated(kl_RM, mask_RM, settings.aggregate)
+        weight = jnp.sum(mask_RM) if settings.aggregate == "token" else real_rows(mask_RM)
         return loss * weight, weight, {name: value * weight for name, value in stats.items()}
 
     return loss_fn
@@ -102,23 +102,25 @@ def shape_overlong(score_R: Array, lengths_R: Array, overlong: int, max_tokens: 
 
 
 def make_learn(
-    update: Callable, graders: rewards.Rewards, hyper: Hyper, shaping: rewards.Shaping, n: int, *, seed: int
+    update: Callable, task: AnswerTask, settings: GRPOSettings, *, seed: int
 ) -> Callable[[State, Experience, Mapping[str, Array]], tuple[State, dict[str, Array]]]:
     """The function `learn(state, experience, mix) -> (state, metrics)` of a step's second half."""
 
+    n = task.sampling.n
+
     def learn_from(state: State, seen: Experience, mix: Mapping[str, Array]):
         rows, mask_RM = seen.rows, seen.rows.mask_RM
-        score_R = graders.total(seen.scores)
-        score_stats = rewards.update_stats(state["score_stats"], score_R)
-        shaped_R = shaping(score_R, rows, score_stats)
-        shaped_R = shape_overlong(shaped_R, rows.lengths_R, hyper.overlong, mask_RM.shape[1])
-        if hyper.kl_in == "reward":
-            kl_RM = kl_estimate(seen.logp_RM, seen.ref_logp_RM, hyper.kl_estimator)
-            shaped_R -= hyper.kl_coef * jnp.sum(kl_RM * mask_RM, axis=1)
+        score_R = task.rewards.total(seen.scores)
+        score_stats = update_stats(state["score_stats"], score_R)
+        shaped_R = task.shaping(score_R, rows, score_stats)
+        shaped_R = shape_overlong(shaped_R, rows.lengths_R, settings.overlong, mask_RM.shape[1])
+        if settings.kl_in == "reward":
+            kl_RM = kl_estimate(seen.logp_RM, seen.ref_logp_RM, settings.kl_estimator)
+            shaped_R -= settings.kl_coef * jnp.sum(kl_RM * mask_RM, axis=1)
         groups_Bn = shaped_R.reshape(-1, n)
-        advantage_R = group_advantages(groups_Bn, kind=hyper.advantage).reshape(-1)
+        advantage_R = group_advantages(groups_Bn, kind=settings.advantage).reshape(-1)
         even_R = jnp.repeat(even_groups(score_R.reshape(-1, n)), n)
-        used_RM = mask_RM * (1.0 - even_R[:, None]) if hyper.drop_even else mask_RM
+        used_RM = mask_RM * (1.0 - even_R[:, None]) if settings.drop_even else mask_RM
 
         batch = {
             "rollout": rows,
@@ -129,17 +131,17 @@ def make_learn(
         }
         key = jax.random.fold_in(purpose_key(seed, "minibatches"), state["step"])
         step = state["step"]
-        state, metrics = learn(
+        state, metrics = minibatch_epochs(
             update,
             state,
             batch,
             key,
-            epochs=hyper.epochs,
-            minibatches=hyper.minibatches,
-            target_kl=hyper.target_kl,
+            epochs=settings.epochs,
+            minibatches=settings.minibatches,
+            target_kl=settings.target_kl,
         )
         state |= {"step": step + 1, "score_stats": score_stats}
-        metrics |= statistics.of_experience(seen, score_R)
+        metrics |= experience_metrics(seen, score_R)
         metrics["objective/rewards"] = jnp.mean(shaped_R)
         metrics["objective/even_groups"] = jnp.mean(even_R.astype(jnp.float32))
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
@@ -147,45 +149,34 @@ def make_learn(
     return learn_from
 
 
-def play_without_critic(
-    settings: Settings, scene: setup.Scene, loss_fn: Callable, make_learn: Callable[[Callable], Callable], updates: int
-) -> Play:
-    """The play of a recipe in which the policy alone learns. make_learn: from an update to a step's second half.
-    updates: how many a step makes."""
-    model, parts = scene.model, settings.rollout.score_parts
-    lengths = train_setup.lengths_of(settings, scene.prompts)
-    part = critic.parts_of(settings, model, {}, scene.adapters)
-    everything = jax.eval_shape(part.init, jax.random.key(0))
-    frozen = scene.adapters.frozen(everything, part.base, list(everything))
-    trainable, _ = split_frozen(everything, frozen)
-    optimizer, schedule = critic.optimizer_of(settings, trainable, lengths, scene.prompts, updates=updates)
-    update = make_update(loss_fn, optimizer, schedule, frozen=frozen, **update_settings(settings))
-    return Play(
-        act=make_act(model, {}, scene.graders, None, scene.sampling, seed=settings.seed, score_parts=parts),
-        learn=make_learn(update),
-        frozen={"reference": scene.reference, "rewards": scene.reward_params},
-        graders=[scene.graders],
-        batches=scene.prompts,
-        lengths=lengths,
-        start=train_setup.Start(
-            optimizer, *part, frozen, settings.ema_decay is not None, {"score_stats": rewards.FIRST_STATS}
-        ),
-    )
-
-
-def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
+def train(run: Run) -> Result:
     """Trains `config.init_from` against the rewards of `config.reward`, and returns the policy."""
-    mesh = train_setup.mesh_of(settings)
-    with jax.set_mesh(mesh):
-        hyper = read(settings, "grpo", Hyper)
-        setup.check_rows(settings, mesh, hyper.minibatches)
-        scene = setup.scene_of(settings, mesh)
-        sampling, seed = scene.sampling, settings.seed
-        play = play_without_critic(
-            settings,
-            scene,
-            make_loss(scene.model, hyper, sampling.temperature, sampling.unused),
-            lambda update: make_learn(update, scene.graders, hyper, scene.shaping, sampling.n, seed=seed),
-            updates=hyper.epochs * hyper.minibatches,
+    config, model = run.config, run.model
+    settings = read(config, "grpo", GRPOSettings)
+    check_rows(config, run.mesh, settings.minibatches)
+    with jax.set_mesh(run.mesh):
+        # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and what these are worth.
+        task = AnswerTask(run)
+        lengths = lengths_of(config, task.prompts)
+
+        # Networks: the policy learns; reference and reward models are frozen.
+        network = run.network(
+            critic.initial_params(run, {}),
+            lengths,
+            task.prompts,
+            updates=settings.epochs * settings.minibatches,
+            extra={"score_stats": FIRST_STATS},
         )
-        return train_policy(settings, workdir, mesh, scene, play, evaluators)
+        frozen = task.frozen_params()
+
+        # Step: roll out and score; add the scores of Python functions; learn in minibatches.
+        rollout = make_rollout(
+            model, {}, task.rewards, None, task.sampling, seed=config.seed, score_parts=task.score_parts
+        )
+        loss_fn = make_loss(model, settings, task.sampling.temperature, task.sampling.unused)
+        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
+        learn = make_learn(update, task, settings, seed=config.seed)
+        step = task.compile(network, rollout, learn, frozen)
+
+        # Loop.
+        return task.fit(network, step, rollout, frozen, task.prompts, lengths)

@@ -9,26 +9,27 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from jaxtyping import Array
 
-from ..checkpoints.language_model import Llama
 from ..model import llama
-from ..train import setup as train_setup
-from ..train.fit import Evaluator
 from ..train.leaves import Count, read
+from ..train.lengths import lengths_of
 from ..train.losses import masked_mean
 from ..train.randomness import purpose_key
-from ..train.settings import Settings
+from ..train.run import Result, Run
 from ..train.state import State
-from . import rewards, setup, statistics
-from .fit import train_policy
-from .grpo import play_without_critic
-from .learner import learn
+from ..train.update import make_update
+from . import critic
+from .answer_task import AnswerTask
+from .experience import make_rollout
+from .experience_metrics import experience_metrics
+from .minibatches import minibatch_epochs
+from .rewards import FIRST_STATS, update_stats
 from .rollout import Experience, score_answers
+from .setup import check_rows
 
 
-class Hyper(NamedTuple):
+class RAFTSettings(NamedTuple):
     """The section `config.raft`. epochs, minibatches: over a round's best answers."""
 
     epochs: Count
@@ -36,7 +37,7 @@ class Hyper(NamedTuple):
 
 
 def make_loss(model: llama.Model) -> Callable:
-    """The kept answers' negative log-likelihood, as `train.state.make_update` takes it: sums over their tokens."""
+    """The kept answers' negative log-likelihood, as `train.update.make_update` takes it: sums over their tokens."""
 
     def loss_fn(params, batch):
         kept, mask_RM = batch["rows"]["rollout"], batch["rows"]["rollout"].mask_RM
@@ -48,46 +49,64 @@ def make_loss(model: llama.Model) -> Callable:
 
 
 def make_learn(
-    update: Callable, graders: rewards.Rewards, hyper: Hyper, shaping: rewards.Shaping, n: int, *, seed: int
+    update: Callable, task: AnswerTask, settings: RAFTSettings, *, seed: int
 ) -> Callable[[State, Experience, Mapping[str, Array]], tuple[State, dict[str, Array]]]:
     """The function `learn(state, experience, mix) -> (state, metrics)` of a round's second half."""
 
+    n = task.sampling.n
+
     def learn_from(state: State, seen: Experience, mix: Mapping[str, Array]):
         rows, step = seen.rows, state["step"]
-        score_R = graders.total(seen.scores)
-        score_stats = rewards.update_stats(state["score_stats"], score_R)
-        shaped_Bn = shaping(score_R, rows, score_stats).reshape(-1, n)
+        score_R = task.rewards.total(seen.scores)
+        score_stats = update_stats(state["score_stats"], score_R)
+        shaped_Bn = task.shaping(score_R, rows, score_stats).reshape(-1, n)
         best_B = jnp.argmax(shaped_Bn, axis=1) + jnp.arange(len(shaped_Bn)) * n
         key = jax.random.fold_in(purpose_key(seed, "minibatches"), step)
-        state, metrics = learn(
+        state, metrics = minibatch_epochs(
             update,
             state,
             {"rollout": jax.tree.map(lambda x: x[best_B], rows)},
             key,
-            epochs=hyper.epochs,
-            minibatches=hyper.minibatches,
+            epochs=settings.epochs,
+            minibatches=settings.minibatches,
         )
         state |= {"step": step + 1, "score_stats": score_stats}
-        metrics |= statistics.of_experience(seen, score_R)
+        metrics |= experience_metrics(seen, score_R)
         metrics["objective/scores_of_best"] = jnp.mean(score_R[best_B])
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return learn_from
 
 
-def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
+def train(run: Run) -> Result:
     """Trains `config.init_from` on its own best answers by the rewards of `config.reward`, and returns the policy."""
-    mesh = train_setup.mesh_of(settings)
-    with jax.set_mesh(mesh):
-        hyper = read(settings, "raft", Hyper)
-        setup.check_rows(settings, mesh, hyper.minibatches * settings.rollout.n)
-        scene = setup.scene_of(settings, mesh)
-        sampling, seed = scene.sampling, settings.seed
-        play = play_without_critic(
-            settings,
-            scene,
-            make_loss(scene.model),
-            lambda update: make_learn(update, scene.graders, hyper, scene.shaping, sampling.n, seed=seed),
-            updates=hyper.epochs * hyper.minibatches,
+    config, model = run.config, run.model
+    settings = read(config, "raft", RAFTSettings)
+    check_rows(config, run.mesh, settings.minibatches * config.rollout.n)
+    with jax.set_mesh(run.mesh):
+        # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and what these are worth.
+        task = AnswerTask(run)
+        lengths = lengths_of(config, task.prompts)
+
+        # Networks: the policy learns; reference and reward models are frozen.
+        network = run.network(
+            critic.initial_params(run, {}),
+            lengths,
+            task.prompts,
+            updates=settings.epochs * settings.minibatches,
+            extra={"score_stats": FIRST_STATS},
         )
-        return train_policy(settings, workdir, mesh, scene, play, evaluators)
+        frozen = task.frozen_params()
+
+        # Step: roll out and score; keep the best answer to each prompt; tune on these.
+        rollout = make_rollout(
+            model, {}, task.rewards, None, task.sampling, seed=config.seed, score_parts=task.score_parts
+        )
+        update = make_update(
+            make_loss(model), network.optimizer, network.schedule, network.trainable, **run.update_options()
+        )
+        learn = make_learn(update, task, settings, seed=config.seed)
+        step = task.compile(network, rollout, learn, frozen)
+
+        # Loop.
+        return task.fit(network, step, rollout, frozen, task.prompts, lengths)

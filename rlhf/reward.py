@@ -8,38 +8,35 @@ With `config.objective = "cost"` it learns costs instead, from which answer is s
 arXiv:2310.12773, equation 7). Costs are not shifted: above 0 is unsafe.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ..data.pairs import PairBatches, pair_pass
+from ..data.pairs import PairBatches
 from ..data.prefetch import device_batch
 from ..data.prompts import heldout_prompts, prompt_shapes
 from ..data.samples import SamplePass, SourcePart, SourcePass
-from ..data.templates import ChatTemplate
-from ..data.tokenizer import Tokenizer
 from ..data.values import shown
 from ..errors import UserError
 from ..model.sharding import BATCH
-from ..train import setup as train_setup
-from ..train.adapters import Adapters
-from ..train.fit import Evaluator, Finish, Job, compile_update, data_tables, fit, update_settings
 from ..train.leaves import NotNegative, OneOf, Only, read
+from ..train.lengths import lengths_of
 from ..train.loop import Evaluation, check_streak
-from ..train.optimizer import split_frozen
 from ..train.randomness import purpose_key
-from ..train.settings import Settings
-from ..train.state import make_update
+from ..train.run import Finish, Result, Run
+from ..train.setup import check_rows, data_tables
+from ..train.update import make_update
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
+from .pairs import describe_ranking, pairs_of
 from .rollout import at_last_token, roll_out
-from .setup import load_reference, sampling_of
+from .setup import sampling_of
 
 HEADLINE = {"train/loss": "loss", "train/accuracy": "accuracy"}
 FORMS = ("log_sigmoid", "log_exp", "best_of_k")
@@ -82,7 +79,7 @@ def pair_scores(model: scalar.ScalarModel, params: scalar.Params, batch: Mapping
 
 
 def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
-    """The loss of a batch of pairs as `train.state.make_update` takes it: sums over comparisons, means over heads."""
+    """The loss of a batch of pairs as `train.update.make_update` takes it: sums over comparisons, means over heads."""
 
     def weights_of(batch) -> Float[Array, "H B"]:
         weight_HB = jnp.broadcast_to(batch["weight"][None], (model.heads, *batch["weight"].shape))
@@ -159,112 +156,50 @@ def heldout_ranking(
     return run
 
 
-def describe_ranking(gaps: np.ndarray, records: list[Mapping]) -> dict[str, float]:
-    """Metrics of the gaps, the score of the side that should win minus the other's, of some pairs; see
-    `heldout_ranking`."""
-    right = np.where(gaps == 0, 0.5, gaps > 0)
-    metrics = {
-        "accuracy": right.mean(),
-        "loss": np.logaddexp(0.0, -gaps).mean(),
-        "calibration_error": calibration_error(gaps),
-        "gap": gaps.mean(),
-    }
-    languages = np.array([record["language"] for record in records])
-    metrics |= {f"accuracy/{language}": right[languages == language].mean() for language in np.unique(languages)}
-    margins = np.array([np.nan if r["margin"] is None else r["margin"] for r in records], float)
-    if np.isfinite(margins).all():
-        low, high = np.quantile(margins, [1 / 3, 2 / 3])
-        bins = {"small": margins <= low, "middle": (margins > low) & (margins <= high), "large": margins > high}
-        metrics |= {f"accuracy/{name}_margin": right[chosen].mean() for name, chosen in bins.items() if chosen.any()}
-    return {name: float(value) for name, value in metrics.items()}
+def train(run: Run) -> Result:
+    """Trains on the pairs of `config.data.mixture`, from the model `config.init_from`. Returns a `RewardModel`."""
+    config, policy = run.config, run.model
+    with jax.set_mesh(run.mesh):
+        # Data: answers to a prompt, the preferred one first.
+        template, objective = run.need_template(), read(config, "objective", Objective)
+        check_rows(config, run.mesh, policy.config.max_len)
+        parts, batches, heldout = pairs_of(config, run.tokenizer, template, sides=config.data.sides)
+        check_labels(objective, batches, config.data.sides)
+        rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
+        # Network: the policy's layers under a fresh head of one number, or of several for an ensemble.
+        model = scalar.build(policy.config, config.heads)
+        fresh_head = scalar.head_maker(jax.random.key(config.seed), model.config, model.heads)
+        load = scalar.trunk_loader(run.start, fresh_head)
+        lengths = lengths_of(config, batches)
+        initial = run.initial(model.init, run.start, load=load, fresh_head=fresh_head)
+        network = run.network(initial, lengths, batches)
 
-def calibration_error(gaps: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error of the Bradley-Terry probabilities sigmoid(gap), each pair seen from both sides."""
-    gaps, won = np.concatenate([gaps, -gaps]), np.repeat([1.0, 0.0], len(gaps))
-    probability = np.exp(-np.logaddexp(0.0, -gaps))
-    place = np.minimum((probability * bins).astype(int), bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    distance = np.abs(np.bincount(place, probability - won, minlength=bins))
-    return float(distance[counts > 0].sum() / counts.sum())
+        # Loss and step.
+        loss_fn = make_loss(model, objective, config.seed)
+        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
 
+        # Evaluations: accuracy and calibration on held-out pairs.
+        measure = heldout_ranking(model, heldout, rows, config.eval_batches, config.pessimism, objective.kind)
 
-def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> RewardModel:
-    """Trains on the pairs of `config.data.mixture`, from the tuned model `config.init_from`."""
-    mesh = train_setup.mesh_of(settings)
-    with jax.set_mesh(mesh):
-        tokenizer, template = train_setup.tokenizer_of(settings), train_setup.template_of(settings)
-        policy = train_setup.model_of(settings, tokenizer)
-        objective = read(settings, "objective", Objective)
-        model = scalar.build(policy.config, settings.heads)
-        train_setup.check_rows(settings, mesh, policy.config.max_len)
-        parts, batches, heldout = pairs_of(settings, tokenizer, template, sides=settings.data.sides)
-        check_labels(objective, batches, settings.data.sides)
-        where = NamedSharding(mesh, PartitionSpec(BATCH))
-        lengths = train_setup.lengths_of(settings, batches)
-
-        def fresh_head(abstract):
-            head = scalar.init_head(jax.random.key(settings.seed), model.config, model.heads)
-            return jax.device_put(head, jax.tree.map(lambda x: x.sharding, abstract))
-
-        def load(abstract):
-            trunk = scalar.load_trunk(settings.init_from, abstract, train_setup.weights_of(settings))
-            return trunk | {"score": fresh_head(abstract["score"])}
-
-        adapters = Adapters(settings, mesh, may_drop=True)
-        part = adapters.part(model.init, settings.init_from, load, fresh_head)
-        everything = jax.eval_shape(part.init, jax.random.key(0))
-        frozen = adapters.frozen(everything, part.base)
-        trainable, _ = split_frozen(everything, frozen)
-        optimizer, schedule = train_setup.optimizer_of(settings, trainable, lengths, batches)
-        loss_fn = make_loss(model, objective, settings.seed)
-        update = make_update(
-            loss_fn, optimizer, schedule, frozen=frozen, perturb=adapters.perturb(), **update_settings(settings)
-        )
-        measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism, objective.kind)
-        normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where, adapters)
-
-        job = Job(
-            model=policy._replace(config=model.config),
-            tokenizer=tokenizer,
-            template=template,
-            batches=batches,
-            sharding=where,
-            lengths=lengths,
-            start=train_setup.Start(optimizer, *part, frozen, settings.ema_decay is not None),
-            make_step=lambda where: compile_update(update, part.base, where),
+        # Loop; after the last step the scores of the reference's own answers are shifted and scaled.
+        calibrate = make_calibration(run, parts, model, rows)
+        state, metrics = run.fit(
+            network,
+            network.compile(update),
+            batches,
+            rows,
+            lengths,
             evaluations=[Evaluation("heldout", lengths.evaluate, measure)] if heldout else [],
+            check=check_streak(config.guard.max_streak),
             flops_per_token=model.config.flops_per_token(batches.length),
-            check=check_streak(settings.guard.max_streak),
-            manifest={"kind": "scalar", "heads": model.heads, "objective": objective.kind} | adapters.manifest(),
+            manifest={"kind": "scalar", "heads": model.heads, "objective": objective.kind}
+            | {"model": dataclasses.asdict(model.config)},
             tables=data_tables(batches, heldout),
             headline=HEADLINE,
-            finish=normalise and Finish(("score",), normalise),
+            finish=calibrate and Finish(("score",), calibrate),
         )
-        state = fit(settings, workdir, mesh, job)
-        return RewardModel(model, state["params"], int(state["step"]))
-
-
-def pairs_of(
-    settings: Settings, tokenizer: Tokenizer, template: ChatTemplate, *, sides: int = 2
-) -> tuple[list[SourcePart], PairBatches, dict[str, SourcePass]]:
-    """The sources of `config.data.mixture`, their pairs to train on, and those held out."""
-    data = settings.data
-    parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
-    common = dict(
-        tokenizer=tokenizer,
-        template=template,
-        batch_size=data.batch_size,
-        length=data.seq_len,
-        heldout=data.heldout,
-        on_error=data.on_error,
-        max_record_bytes=data.max_record_bytes,
-    )
-    chosen = dict(max_pairs=data.max_pairs, noise=data.noise, sides=sides)
-    batches = PairBatches(parts, **common, **chosen, seed=settings.seed)
-    if not data.heldout:
-        return parts, batches, {}
-    return parts, batches, {part.name: pair_pass(part.source, format=part.format, **common) for part in parts}
+        return Result(RewardModel(model, state["params"], int(state["step"])), metrics)
 
 
 def check_labels(objective: Objective, batches: PairBatches, sides: int) -> None:
@@ -286,42 +221,35 @@ def check_labels(objective: Objective, batches: PairBatches, sides: int) -> None
         )
 
 
-def _normaliser(
-    settings: Settings,
-    parts,
-    tokenizer,
-    template,
-    policy,
-    model: scalar.ScalarModel,
-    where: NamedSharding,
-    adapters: Adapters,
-):
+def make_calibration(
+    run: Run, parts: Sequence[SourcePart], model: scalar.ScalarModel, rows: NamedSharding
+) -> Callable[[Any], Any] | None:
     """The function from parameters to those whose scores of `config.init_from`'s answers to `config.normalise.prompts`
     held-out prompts have mean 0 and deviation 1, head by head; None for 0 prompts."""
-    section = settings.normalise
-    count, batch_size = section.prompts, settings.data.batch_size
-    sampling = sampling_of(settings, "normalise", policy, tokenizer, template)
-    if not count:
+    config, section, policy = run.config, run.config.normalise, run.model
+    sampling = sampling_of(run, "normalise")
+    if not section.prompts:
         return None
-    room = settings.data.seq_len - sampling.max_tokens
-    reading = {name: settings.data[name] for name in ("heldout", "on_error", "max_record_bytes")}
-    prompts = heldout_prompts(parts, count, tokenizer=tokenizer, template=template, max_tokens=room, **reading)
-    batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=batch_size)
-    reference = load_reference(settings, policy, adapters)
+    room = config.data.seq_len - sampling.max_tokens
+    reading = {name: config.data[name] for name in ("heldout", "on_error", "max_record_bytes")}
+    how = dict(tokenizer=run.tokenizer, template=run.template, max_tokens=room)
+    prompts = heldout_prompts(parts, section.prompts, **how, **reading)
+    batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=config.data.batch_size)
+    reference = run.reference()
 
     @jax.jit
     def score(params, reference, batch):
-        rows = roll_out(policy, reference, batch, purpose_key(settings.seed, "normalise"), sampling)
+        rows = roll_out(policy, reference, batch, purpose_key(config.seed, "normalise"), sampling)
         scores_RTH = model.apply(params, rows.tokens_RT, rows.segment_ids_RT, rows.positions_RT)
         return jax.vmap(at_last_token, (-1, None), -1)(scores_RTH, rows)
 
-    def normalise(params):
+    def calibrate(params):
         found = [
-            np.asarray(score(params, reference, device_batch(batches, number, where)))[: batches.real(number)]
+            np.asarray(score(params, reference, device_batch(batches, number, rows)))[: batches.real(number)]
             for number in range(len(batches))
         ]
         scores_RH = np.concatenate(found)
         gain_H = 1.0 / np.maximum(scores_RH.std(axis=0), 1e-6)
         return jax.jit(scalar.rescale)(params, gain_H, -scores_RH.mean(axis=0) * gain_H)
 
-    return normalise
+    return calibrate

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checkpoints import origin
+from ..checkpoints import Checkpoint
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..model.config import LlamaConfig
-from ..train.adapters import Bases
 from ..train.leaves import Finite, Positive, Unset
+from ..train.network import FrozenWeights
+from ..train.run import Run
 from . import scalar
 from .rollout import Rollout, at_last_token
 
@@ -50,6 +50,12 @@ class Rewards(NamedTuple):
 
     models: dict[str, ModelReward]
     functions: dict[str, FunctionReward]
+    params: dict[str, Any]
+    """The parameters of the models, by the same names."""
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.models, *self.functions]
 
     def of_models(self, params: Mapping[str, Any], rows: Rollout) -> dict[str, Float[Array, " R"]]:
         """Each model's score of each row, unweighted, read at the answer's last token."""
@@ -71,10 +77,8 @@ def score_rows(part: ModelReward, params: Any, rows: Rollout) -> Float[Array, " 
     return at_last_token(scalar.combine(scores_RTH, part.pessimism), rows)
 
 
-def load(
-    sources: Mapping[str, Mapping], where: str, tokenizer: Tokenizer, bases: Bases, dtype: str
-) -> tuple[Rewards, dict[str, Any]]:
-    """The parts that a section of the config names, and the models' parameters. where: the section's name.
+def load_rewards(run: Run, sources: Mapping[str, Mapping], where: str) -> Rewards:
+    """The parts that a section of the config names, with the models' parameters. where: the section's name.
 
     Each entry is {"model": path, "weight", "pessimism"?, "weights"?} or {"function": "package.module:name", "weight"}.
     """
@@ -84,7 +88,8 @@ def load(
             raise UserError(f"{where}.{name}: give it a `model`, a path, or a `function`, package.module:name")
         weight = source.get("weight", 1.0)
         if "model" in source:
-            model, params[name] = load_model(source["model"], tokenizer, bases, dtype, source.get("weights"))
+            found = run.open(source["model"], source.get("weights"))
+            model, params[name] = load_model(found, run.tokenizer, run.frozen, run.model.config.dtype)
             pessimism = source.get("pessimism", 0.0)
             if pessimism and model.heads == 1:
                 raise UserError(
@@ -94,29 +99,30 @@ def load(
             models[name] = ModelReward(model, weight, pessimism)
         else:
             functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
-    return Rewards(models, functions), params
+    return Rewards(models, functions, params)
 
 
 def load_model(
-    path, tokenizer: Tokenizer, bases: Bases, dtype: str, weights: str | None = None
+    found: Checkpoint, tokenizer: Tokenizer, frozen: FrozenWeights, dtype: str
 ) -> tuple[scalar.ScalarModel, Any]:
-    """The reward model in a checkpoint, computing in `dtype`, and its parameters. It must share the tokenizer; one that
-    was trained with adapters shares their base. weights: "params", "ema", or None for what its evaluations measured."""
-    manifest = origin.read_manifest(path)
-    if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-        check_tokenizer(path, tokenizer)
-    config = LlamaConfig.from_dict(manifest["model"]).replace(dtype=dtype)
-    model = scalar.build(config, manifest.get("heads", 1))
-    abstract = jax.eval_shape(model.init, jax.random.key(0))
-    return model, scalar.load(path, abstract, bases, weights)
+    """The reward model in a checkpoint, computing in `dtype`, and its parameters.
+
+    It must share the policy's tokenizer. One that was trained with adapters shares their base with other networks.
+    """
+    check_tokenizer(found, tokenizer)
+    model = scalar.build(found.config.replace(dtype=dtype), found.heads)
+    scalar.check_is_scalar(found)
+    return model, frozen.load_whole(found, jax.eval_shape(model.init, jax.random.key(0)))
 
 
-def check_tokenizer(path, tokenizer: Tokenizer) -> None:
-    """Raises UserError where the model at a path reads other tokens than the policy's."""
-    own = origin.tokenizer_at(path)
+def check_tokenizer(found: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raises UserError where a model reads other tokens than the policy's."""
+    own = found.tokenizer
+    if own is None:
+        raise UserError(f"{found.name}: a model without a tokenizer")
     if own.fingerprint != tokenizer.fingerprint and (difference := own.difference(tokenizer)):
         raise UserError(
-            f"{path}: a model with another tokenizer than the policy's cannot read its tokens: {difference}"
+            f"{found.name}: a model with another tokenizer than the policy's cannot read its tokens: {difference}"
         )
 
 

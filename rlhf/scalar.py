@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from jaxtyping import Array, Float, Int
 
-from ..checkpoints import origin
+from ..checkpoints import Checkpoint
 from ..errors import UserError
 from ..model import llama
 from ..model.config import LlamaConfig
 from ..model.linear import linear
-from ..train.adapters import Bases
 
 Params = dict[str, Any]
 
@@ -89,14 +87,26 @@ def without_head(params: Params) -> Params:
     return {name: part for name, part in params.items() if name not in ("score", "head")}
 
 
-def load_trunk(path: epath.PathLike, abstract: Params, weights: str = "params") -> Params:
-    """The trunk of the language model or scalar model at a path, in the shapes and shardings of `abstract`. weights:
-    "params" or "ema"."""
-    return origin.load_trunk(path, without_head(abstract), weights)
+def head_maker(key: jax.Array, config: LlamaConfig, heads: int = 1) -> Callable[[Params], Params]:
+    """The function that makes a fresh head in the shardings of the shapes that it is given."""
+
+    def make(abstract: Params) -> Params:
+        return jax.device_put(init_head(key, config, heads), jax.tree.map(lambda x: x.sharding, abstract))
+
+    return make
 
 
-def load(path: epath.PathLike, abstract: Params, bases: Bases, weights: str | None = None) -> Params:
-    """All of a scalar model's parameters, in the shapes of `abstract`. weights: as `origin.choose_weights` takes it."""
-    if origin.read_manifest(path).get("kind") != "scalar":
-        raise UserError(f"{path}: a language model; a reward or cost model comes from the recipe `reward`")
-    return bases.load_whole(path, abstract, origin.choose_weights(path, weights))
+def trunk_loader(start: Checkpoint, fresh_head: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    """The function that reads a scalar model's trunk from a checkpoint and puts a fresh head on it."""
+
+    def load(abstract: Params) -> Params:
+        trunk = start.load_params(without_head(abstract), some=True)
+        return trunk | {"score": fresh_head(abstract["score"])}
+
+    return load
+
+
+def check_is_scalar(found: Checkpoint) -> None:
+    """Raises UserError for the checkpoint of a language model."""
+    if found.kind != "scalar":
+        raise UserError(f"{found.name}: a language model; a reward or cost model comes from the recipe `reward`")

@@ -94,7 +94,7 @@ class Reward(Pairs):
 class DPO(Pairs):
     """A config of direct preference optimisation."""
 
-    dpo: dpo.Hyper
+    dpo: dpo.DPOSettings
 
     @staticmethod
     def check(where: str, values: Mapping[str, Any]) -> None:
@@ -154,6 +154,8 @@ class Answers(Run):
     def check(where: str, values: Mapping[str, Any]) -> None:
         _check_start(where, values)
         Run.check(where, values)
+        if values["lora"]["dropout"]:
+            raise UserError(f"{where}.lora.dropout: tokens are scored as they were drawn here; set it to 0")
         if not any(source.get("weight", 1.0) for source in values["reward"]["sources"].values()):
             raise UserError(f"{where}.reward.sources: name at least one model or function that rewards answers")
         if both := set(values["reward"]["sources"]) & set(values["judges"]):
@@ -217,7 +219,7 @@ class PPO(Answers):
     """A config of PPO."""
 
     kl: ppo.Penalty
-    ppo: ppo.Hyper
+    ppo: ppo.PPOSettings
     critic: Critic
     ptx: Text
     cost: Cost
@@ -242,7 +244,7 @@ def _check_groups(where: str, values: Mapping[str, Any]) -> None:
 class GRPO(Answers):
     """A config of GRPO and its relatives."""
 
-    grpo: grpo.Hyper
+    grpo: grpo.GRPOSettings
 
     @staticmethod
     def check(where: str, values: Mapping[str, Any]) -> None:
@@ -255,5 +257,5 @@ class GRPO(Answers):
 class RAFT(Answers):
     """A config of RAFT."""
 
-    raft: raft.Hyper
+    raft: raft.RAFTSettings
     check = _check_groups

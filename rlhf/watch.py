@@ -3,23 +3,16 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
-from ..data.prefetch import device_batch
 from ..errors import UserError
-from ..train.fit import Evaluator
 from ..train.leaves import Count, Only, Path, Positive, Share, Unset, read
-from ..train.loop import Evaluation, TrainingStopped, check_streak
+from ..train.loop import TrainingStopped, check_streak
+from ..train.run import Evaluator
 from ..train.settings import Settings, did_you_mean
-from ..train.setup import Lengths
-from . import setup
-from .rewards import Rewards
 
 HEADLINE = {
     "objective/scores": "score",
@@ -156,73 +149,3 @@ def _read_pairs(path: epath.Path, proxy: str, gold: str, before: int) -> list[tu
         if record["step"] < before:
             steps.setdefault(record["step"], {}).update(record)
     return [(record[proxy], record[gold]) for record in steps.values() if proxy in record and gold in record]
-
-
-def heldout_rollouts(
-    settings: Settings,
-    scene: setup.Scene,
-    act: Callable,
-    frozen: Mapping[str, Any],
-    graders: Sequence[Rewards],
-    lengths: Lengths,
-) -> list[Evaluation]:
-    """The evaluation "heldout": answers to the held-out prompts, drawn as in training, what they score with rewards and
-    judges, over all and by language, and `config.eval_rows` of them to read. None where nothing is held out."""
-    shown = settings.eval_rows
-    prompts = scene.heldout
-    if prompts is None:
-        return []
-    look, judge = jax.jit(act), jax.jit(scene.judges.of_models)
-    host = setup.host_scores(scene, prompts.records, *graders, scene.judges)
-
-    def run(params: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
-        state = {"params": params, "step": jnp.zeros((), jnp.int32)}
-        parts, languages, rows = [], [], []
-        for number in range(len(prompts)):
-            seen = look(state, frozen, device_batch(prompts, number, scene.rows))
-            seen = seen._replace(scores=seen.scores | judge(scene.judge_params, seen.rows))
-            seen = host(seen) if host else seen
-            real = prompts.real(number) * scene.sampling.n
-            parts.append({name: np.asarray(x)[:real] for name, x in _by_answer(scene, seen).items()})
-            languages += [prompts.records[i]["language"] for i in np.asarray(seen.rows.index_R)[:real]]
-            if len(rows) < shown:
-                rows += _table(scene, seen, parts[-1], min(shown - len(rows), real))
-        return _means({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, languages), rows
-
-    return [Evaluation("heldout", lengths.evaluate, run)]
-
-
-def _by_answer(scene: setup.Scene, seen: Any) -> dict[str, Any]:
-    """Numbers about each answer, [R]: reward, its parts, KL to the reference in nats, length, whether it ended."""
-    mask_RM = seen.rows.mask_RM
-    return {
-        "scores": scene.graders.total(seen.scores),
-        **{f"scores/{name}": score_R for name, score_R in seen.scores.items()},
-        "kl": jnp.sum(seen.kl_exact_RM * mask_RM, axis=1),
-        "length": seen.rows.lengths_R,
-        "eos_rate": seen.rows.stopped_R,
-    }
-
-
-def _means(by_answer: Mapping[str, np.ndarray], languages: Sequence[str]) -> dict[str, float]:
-    """The mean of each number; where prompts are in several languages, that of each score in each of them too."""
-    means = {name: float(np.mean(x)) for name, x in by_answer.items()}
-    scores = {name: x for name, x in by_answer.items() if name.startswith("scores/")}
-    found, languages = sorted(set(languages)), np.array(languages)
-    for language in found if len(found) > 1 else ():
-        means |= {f"{name}/{language}": float(np.mean(x[languages == language])) for name, x in scores.items()}
-    return means
-
-
-def _table(scene: setup.Scene, seen: Any, by_answer: Mapping[str, np.ndarray], count: int) -> list[dict[str, str]]:
-    """The first answers of a batch as rows to read."""
-    texts, index = setup.decode_answers(scene, seen.rows)
-    return [
-        {
-            "prompt": scene.heldout.records[index[row]]["messages"][-1]["content"],
-            "answer": texts[row],
-            "score": f"{by_answer['scores'][row]:.2f}",
-            "KL": f"{by_answer['kl'][row]:.2f}",
-        }
-        for row in range(count)
-    ]

@@ -5,8 +5,7 @@ lists (`model.sharding.match`).
 """
 
 import functools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,11 +14,10 @@ import optax
 from optax import contrib
 
 from ..errors import UserError
-from ..model.sharding import map_rules, path_name
+from ..model.sharding import path_name
 from .adam_8bit import scale_by_adam_8bit
 from .by_layer import Optimizer, at_once, by_layer, fold_in, largest_of, split_layers
-
-Rules = Sequence[tuple[str, Any]]
+from .trainable import Rules, by_rules
 
 DEFAULTS: dict[str, dict[str, float]] = {
     "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
@@ -268,26 +266,3 @@ def make_schedule(
         raise UserError(f"config.schedule.name: no schedule {name!r}; give cosine, linear, wsd or constant")
     rise = optax.linear_schedule(lr / max(warmup_steps, 1), lr, max(warmup_steps - 1, 1))
     return optax.join_schedules([rise, after], [warmup_steps])
-
-
-def split_frozen(params: Any, frozen: Rules) -> tuple[Any, Any]:
-    """(trainable, frozen) trees of the same structure with None in the other's places; a pytree skips None."""
-    is_frozen = by_rules("frozen", frozen, params)
-    trainable = jax.tree.map(lambda p, f: None if f else p, params, is_frozen)
-    rest = jax.tree.map(lambda p, f: p if f else None, params, is_frozen)
-    if not jax.tree.leaves(trainable):
-        raise UserError("config.optim.frozen freezes every parameter; leave at least one to train")
-    return trainable, rest
-
-
-def by_rules(setting: str, rules: Rules, params: Any) -> Any:
-    """`model.sharding.map_rules` of a list of `config.optim`, whose faults are a UserError."""
-    try:
-        return map_rules(rules, params)
-    except (ValueError, re.error) as error:
-        raise UserError(f"config.optim.{setting}: {error}") from None
-
-
-def join_frozen(trainable: Any, frozen: Any) -> Any:
-    """The inverse of `split_frozen`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda x: x is None)

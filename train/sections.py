@@ -28,7 +28,7 @@ from .leaves import (
     Whole,
 )
 from .optimizer import DEFAULTS, OFFLOADED, SCHEDULES, SMALLEST_EPS
-from .thaw import check_period
+from .trainable import check_period
 
 DTYPES = OneOf("float32", "bfloat16")
 """Of what trains. In float16 gradients vanish unless losses are scaled, which nothing here does."""

@@ -4,26 +4,55 @@ Alpaca and Vicuna by other data: the loss covers the tokens that the chat templa
 one of them weighs the same, however conversations are packed into rows.
 """
 
-from collections.abc import Mapping
-
 import jax
-from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
-from ..checkpoints.language_model import Llama
-from . import setup
-from .fit import Evaluator, check_network, supervise
+from ..model.sharding import BATCH
+from .evaluate import heldout_loss
+from .lengths import lengths_of
+from .loop import Evaluation, check_streak
 from .losses import next_token_loss
-from .settings import Settings
+from .run import Result, Run
+from .setup import check_rows, data_of, data_tables
+from .update import make_update
 
 
-def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evaluator]) -> Llama:
-    """Tunes as `settings` say, from `config.init_from`'s parameters or from nothing, and returns the model."""
-    mesh = setup.mesh_of(settings)
-    with jax.set_mesh(mesh):
-        tokenizer = setup.tokenizer_of(settings)
-        template = setup.template_of(settings)
-        model = setup.model_of(settings, tokenizer)
-        check_network(settings, mesh, model)
-        batches, heldout = setup.data_of(settings, tokenizer, template)
-        loss_fn = next_token_loss(model, settings.z_loss)
-        return supervise(settings, workdir, mesh, model, tokenizer, template, batches, heldout, loss_fn, evaluators)
+def train(run: Run) -> Result:
+    """Tunes the model of `config.init_from`, or a network from nothing, as the run's config says."""
+    config, model = run.config, run.model
+    with jax.set_mesh(run.mesh):
+        # Data: conversations, several in a row, of which no one sees another.
+        template = run.need_template()
+        check_rows(config, run.mesh, model.config.max_len)
+        run.check_rules()
+        batches, heldout = data_of(config, run.tokenizer, template)
+        rows = NamedSharding(run.mesh, PartitionSpec(BATCH, "context"))
+
+        # Network: which of its parameters learn is what config.optim.frozen, config.lora and config.lisa say.
+        lengths = lengths_of(config, batches)
+        network = run.network(run.initial(model.init, run.start), lengths, batches)
+
+        # Loss and step: cross-entropy of the assistant's tokens, averaged over those of the whole batch.
+        loss_fn = next_token_loss(model, config.z_loss)
+        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
+
+        # Evaluations: the loss on what was held out of each source, and what config.evals names.
+        trained = model.config.trained_len
+        borders = [trained] if trained is not None and trained < batches.length else []  # of a stretched context
+        measure = heldout_loss(model, heldout, run.tokenizer, rows, config.eval_batches, borders)
+        evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
+        evaluations += run.further_evaluations(lengths.evaluate, run.language_model)
+
+        # Loop.
+        state, metrics = run.fit(
+            network,
+            network.compile(update),
+            batches,
+            rows,
+            lengths,
+            evaluations=evaluations,
+            check=check_streak(config.guard.max_streak),
+            flops_per_token=model.config.flops_per_token(batches.length),
+            tables=data_tables(batches, heldout),
+        )
+        return Result(run.language_model(state.get("ema", state["params"]), int(state["step"])), metrics)

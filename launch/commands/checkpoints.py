@@ -47,13 +47,13 @@ def add_convert(commands) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from ...checkpoints import convert, origin
+    from ...checkpoints import convert, open_tokenizer
     from ...data.templates import load_template
 
     to = _format(args.output, args.to)
     _check_options(args, to)
     template = load_template(args.template) if args.template is not None else None
-    tokenizer = origin.tokenizer_at(args.tokenizer) if args.tokenizer is not None else None
+    tokenizer = open_tokenizer(args.tokenizer) if args.tokenizer is not None else None
     common = dict(dtype=args.dtype, weights=args.weights, template=template, tokenizer=tokenizer, base=args.base)
     common["vocab_size"] = args.vocab_size
     match to:

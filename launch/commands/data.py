@@ -63,14 +63,14 @@ HELD_OUT = 20
 
 
 def _merge_tokenizer(args: argparse.Namespace) -> None:
-    from ...checkpoints import origin
+    from ...checkpoints import open_tokenizer
     from ...data.sources import Report
     from ...data.tokenizer_merging import CHINESE, HAN, characters_per_token, merge
     from ..corpus import texts
     from ..outputs import check_writable
 
     check_writable(args.output, "--output")
-    base = origin.tokenizer_at(args.base)
+    base = open_tokenizer(args.base)
     report = Report()
     found = list(texts(args.source, max_records=args.max_records, report=report, **reading(args)))
     learnt = [text for i, text in enumerate(found) if i % HELD_OUT]
@@ -206,16 +206,16 @@ def _phases(args: argparse.Namespace) -> dict:
 
 def _config_data(config):
     """Tokenizer and batches of one phase, for the commands that look at data only."""
-    from ...train import setup
+    from ...train.run import Run
     from ...train.settings import Settings
+    from ...train.setup import data_of
 
     if "cache_dir" not in config.data:
         raise UserError(f"data show and data prepare are for pretraining and sft; config.recipe is {config.recipe}")
-    settings = Settings(config)
-    tokenizer = setup.tokenizer_of(settings)
-    template = setup.template_of(settings, needed=settings.recipe == "sft")
-    batches, heldout = setup.data_of(settings, tokenizer, template)
-    return tokenizer, batches, heldout
+    run = Run(Settings(config), ".", mesh=None)
+    template = run.need_template() if config.recipe == "sft" else run.template
+    batches, heldout = data_of(run.config, run.tokenizer, template)
+    return run.tokenizer, batches, heldout
 
 
 def _show_data(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from .losses import kl_estimate
 from .rollout import Experience, Rollout
 
 
-def of_experience(seen: Experience, score_R: Float[Array, " R"]) -> dict[str, Float[Array, ""]]:
+def experience_metrics(seen: Experience, score_R: Float[Array, " R"]) -> dict[str, Float[Array, ""]]:
     """All that is told of a step's answers; `score_R` is the weighted sum of their scores."""
     found = of_rollouts(seen.rows, seen.logp_RM)
     found |= of_divergence(seen.logp_RM, seen.ref_logp_RM, seen.kl_exact_RM, seen.rows.mask_RM)

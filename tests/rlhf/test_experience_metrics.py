@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from camelid.rlhf.experience_metrics import distinct, explained_variance, of_divergence, of_rollouts, repetition
 from camelid.rlhf.rollout import Rollout
-from camelid.rlhf.statistics import distinct, explained_variance, of_divergence, of_rollouts, repetition
 
 
 def answers(R=12, M=9, vocab=4, seed=0):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.rlhf.learner import learn, minibatch_order
+from camelid.rlhf.minibatches import minibatch_epochs, minibatch_order
 
 KEY = jax.random.key(11)
 
@@ -61,7 +61,7 @@ def learnt(**options):
     chosen = dict(epochs=3, minibatches=2) | options
     size = 12 // chosen["minibatches"]
     state = state_of() | {"rows": jnp.full((6, size), -1)}
-    return jax.device_get(jax.jit(lambda state: learn(update, state, rows, KEY, **chosen))(state))
+    return jax.device_get(jax.jit(lambda state: minibatch_epochs(update, state, rows, KEY, **chosen))(state))
 
 
 def test_all_epochs_see_every_row_and_metrics_are_means_over_updates_but_for_counters():
@@ -80,13 +80,19 @@ def test_all_epochs_see_every_row_and_metrics_are_means_over_updates_but_for_cou
 def test_updates_without_a_token_are_no_part_of_the_means():
     rows = {"index": jnp.arange(12)}
     state, metrics = jax.device_get(
-        learn(lambda *given: update(*given, empty=(0, 2)), state_of() | {"rows": jnp.full((6, 6), -1)}, rows, KEY,
-              epochs=2, minibatches=2)
-    )  # fmt: skip
+        minibatch_epochs(
+            lambda *given: update(*given, empty=(0, 2)),
+            state_of() | {"rows": jnp.full((6, 6), -1)},
+            rows,
+            KEY,
+            epochs=2,
+            minibatches=2,
+        )
+    )
     assert (state["made"], metrics["policy/updates"]) == (4, 2)
     assert metrics["loss"] == pytest.approx(3.0) and metrics["policy/first_ratio_error"] == pytest.approx(0.2)
     assert metrics["lr"] == 4.0
-    _, metrics = learn(
+    _, metrics = minibatch_epochs(
         lambda *given: update(*given, empty=range(4)), state_of() | {"rows": jnp.full((6, 6), -1)}, rows, KEY,
         epochs=2, minibatches=2,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Several epochs of minibatches over the same rollouts, on the device: what PPO does between rollouts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,8 +9,7 @@ from jaxtyping import Array
 
 from ..model.sharding import BATCH, constrain
 from ..train.state import State
-
-Update = Callable[[State, Mapping[str, Any]], tuple[State, dict[str, jax.Array]]]
+from ..train.update import Update
 
 
 def minibatch_order(key: jax.Array, rows: int, epochs: int, minibatches: int) -> jax.Array:
@@ -20,7 +19,7 @@ def minibatch_order(key: jax.Array, rows: int, epochs: int, minibatches: int) ->
     return order_ER.reshape(epochs * minibatches, rows // minibatches)
 
 
-def learn(
+def minibatch_epochs(
     update: Update,
     state: State,
     rows: Any,

@@ -1,0 +1,236 @@
+"""Checkpoints that hold low-rank adapters, and stand on a base: another checkpoint."""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+
+from ..data.templates import ChatTemplate
+from ..data.tokenizer import Tokenizer
+from ..errors import UserError
+from ..model import llama, lora, storage
+from ..model.config import LlamaConfig
+from ..model.lora import Lora
+from ..model.sharding import part_sharding, path_name
+from ..model.storage import Rules
+from ..model.weights import is_adapter, join, matrix_of, without
+from . import reading
+from .checkpoint import Checkpoint, template_of, tokenizer_in, user_errors
+from .interop import peft, tensors
+from .interop.generation_config import GenerationDefaults
+from .runs import RunCheckpoint, leaf_at
+
+Open = Callable[..., Checkpoint]
+"""`checkpoints.open`, which opens the base."""
+
+
+class AdapterCheckpoint(Checkpoint):
+    """Adapters without the model that they are put on."""
+
+    base: Checkpoint
+    """The model that the adapters stand on, opened when it is first asked for."""
+    lora: Lora
+    """Which matrices have adapters, and of which kind."""
+    quantize: Rules | None = None
+    """How the base was stored in memory when the adapters were trained."""
+    own_tokenizer: Tokenizer | None
+    """The tokenizer that the adapters bring along; None where they take their base's."""
+    own_template: ChatTemplate | None
+    """The chat template that the adapters bring along; None where they take their base's."""
+
+    def load_adapters(self, abstract: Any, *, score: Any = None) -> Any:
+        """What was trained, without the base. abstract: shapes and shardings of the network's tree of plain matrices.
+
+        score: the head for numbers to use where `abstract` asks for one and a language model was trained.
+        """
+        raise NotImplementedError
+
+    def load_onto(self, abstract: Any, config: LlamaConfig, matrix: peft.Base) -> tuple[Lora, Any]:
+        """The adapters for a network in memory, whatever base they name: where they are put, and their tree.
+
+        config: of that network. matrix: gives one of its matrices, as `peft.read_folder` takes it. Raises UserError
+        where they do not fit.
+        """
+        raise NotImplementedError
+
+    def load_params(self, abstract: Any, *, some: bool = False, quantize: Rules | None = None) -> Any:
+        """The base with the adapters merged into it; with `quantize` the quantised base with the adapters on it."""
+        del some
+        stays = lora.base_of(self.lora, abstract)
+        base = self.base.load_params(stays, some=True, quantize=quantize or self.quantize)
+        adapted = join(self.load_adapters(abstract), base)
+        if quantize is not None:
+            return adapted
+        where = jax.tree.map(lambda x: x.sharding, abstract)
+        return jax.jit(lambda tree: storage.plain(tree, abstract), out_shardings=where)(adapted)
+
+    def matrix(self, path: str, layer: int | None) -> np.ndarray:
+        found = leaf_at(self.load_params(llama.build(self.config).abstract_params), path.split("/"))
+        return np.asarray(found if layer is None else found[layer])
+
+    def _tensors(self) -> Iterator[np.ndarray]:
+        """The base with its adapters merged into it, a layer at a time, in the numbers that training had."""
+        full = self.quantize is not None and not isinstance(self.base, RunCheckpoint)
+        tree = self.load_adapters(llama.build(self.config).abstract_params)
+        base = self.base.tensors("float32" if full else self.config.param_dtype)
+        own = {path_name(key): part for key, part in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_adapter)}
+        merge = jax.jit(functools.partial(_merge, self.quantize or ((".*", None),)), static_argnums=0)
+        for place, value in zip(tensors.places(self.config, tensors.HUGGING_FACE), base, strict=True):
+            part = own.get(place.path)
+            if place.layer is None:
+                yield np.asarray(merge(place.path, value, part))
+            else:  # a stack of one layer
+                layer = jax.tree.map(lambda x, i=place.layer: x[i][None], part)
+                yield np.asarray(merge(place.path, value[None], layer)[0])
+
+
+class RunAdapters(AdapterCheckpoint, RunCheckpoint):
+    """A checkpoint of a run that trained adapters. base: the path of another base than the one that the run names."""
+
+    def __init__(
+        self,
+        path: epath.PathLike,
+        folder: epath.Path,
+        open: Open,
+        weights: str | None = None,
+        base: epath.PathLike | None = None,
+    ):
+        super().__init__(path, folder, weights)
+        described = self.manifest["adapter"]
+        self.lora = Lora(**described["lora"])
+        self.quantize = described.get("quantize")
+        named = described["path"], described.get("weights", "params")
+        self._open_base = functools.partial(open, *(named if base is None else (base, None)))
+
+    @functools.cached_property
+    def base(self) -> Checkpoint:
+        return self._open_base()
+
+    @property
+    def own_tokenizer(self) -> Tokenizer | None:
+        return self.tokenizer
+
+    @property
+    def own_template(self) -> ChatTemplate | None:
+        return self.template
+
+    def load_adapters(self, abstract: Any, *, score: Any = None) -> Any:
+        asked = trained_shapes(self.lora, abstract)
+        ours = {} if self.kind == "scalar" or "score" not in asked else {"score": score}
+        asked = _placed_like({name: part for name, part in asked.items() if name not in ours}, abstract)
+        return reading.load_part(self.folder, asked, self.inside, some=True) | ours
+
+    def load_onto(self, abstract: Any, config: LlamaConfig, matrix: peft.Base) -> tuple[Lora, Any]:
+        del config, matrix
+        theirs = llama.build(self.config).abstract_params
+        if jax.tree.map(jnp.shape, theirs) != jax.tree.map(jnp.shape, abstract):
+            named = self.manifest["adapter"]["path"]
+            raise UserError(f"{self.name} has adapters for {named}, whose matrices have other shapes than these")
+        return self.lora, self.load_adapters(abstract)
+
+
+class PEFTAdapters(AdapterCheckpoint):
+    """A folder in PEFT's format. base: the path of the model that the adapters are put on; default, what they name."""
+
+    format = "peft"
+
+    def __init__(
+        self, path: epath.PathLike, open: Open, weights: str | None = None, base: epath.PathLike | None = None
+    ):
+        super().__init__(path, weights)
+        self._open, self._base = open, base
+        self.own_tokenizer = tokenizer_in(self.path)
+        self.own_template = template_of(self.own_tokenizer, self.path.name)
+
+    @functools.cached_property
+    def base(self) -> Checkpoint:
+        named = self._base
+        if named is not None and not epath.Path(named).expanduser().exists():
+            raise UserError(f"base {named}: no such path")
+        if named is None:
+            with user_errors():
+                named = peft.base_name(self.path)
+        if not isinstance(named, str | os.PathLike) or not named or not epath.Path(named).expanduser().exists():
+            raise UserError(
+                f"{self.path / peft.CONFIG}: its base is {named!r:.200}, which is no path here: give --base=PATH to "
+                "convert, chat, generate or eval, or put the path into base_model_name_or_path"
+            )
+        return self._open(named)
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.base.config
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.own_tokenizer or self.base.tokenizer
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        return self.own_template or self.base.template
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        return self.base.generation
+
+    def _files(self) -> Iterable[epath.Path]:
+        return self.path / peft.CONFIG, peft.weight_file(self.path)
+
+    @functools.cached_property
+    def _found(self) -> tuple[Lora, dict[str, Any]]:
+        with user_errors():
+            return peft.read_folder(self.path, self.config, self.base.matrix)
+
+    @property
+    def lora(self) -> Lora:
+        return self._found[0]
+
+    def load_adapters(self, abstract: Any, *, score: Any = None) -> Any:
+        del score
+        return _laid_out(self._found[1], trained_shapes(self.lora, abstract), abstract)
+
+    def load_onto(self, abstract: Any, config: LlamaConfig, matrix: peft.Base) -> tuple[Lora, Any]:
+        with user_errors():
+            found, own = peft.read_folder(self.path, config, matrix)
+            return found, _laid_out(own, trained_shapes(found, abstract), abstract)
+
+
+def trained_shapes(found: Lora, abstract: Any) -> Any:
+    """Shapes of what a run with such adapters trains, on a network of plain matrices of the shapes `abstract`."""
+    everything = jax.eval_shape(lambda tree: lora.adapt(found, tree, abstract, jax.random.key(0)), abstract)
+    return without(everything, lora.base_of(found, abstract))
+
+
+def _laid_out(own: Any, asked: Any, abstract: Any) -> Any:
+    """Numpy arrays in the dtypes of `asked`, sharded as the matrices of `abstract` are."""
+    placed = _placed_like(asked, abstract)
+    return jax.tree.map(lambda x, to: jax.device_put(x.astype(to.dtype), to.sharding), own, placed)
+
+
+def _placed_like(parts: Any, abstract: Any) -> Any:
+    """Shapes of parts of matrices, sharded as the matrices of `abstract` are."""
+    plain = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+
+    def one(key_path, leaf):
+        matrix, names = matrix_of(path_name(key_path))
+        where = plain[matrix].sharding
+        if names and isinstance(where, NamedSharding):
+            where = part_sharding(where, matrix, names, leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(one, parts)
+
+
+def _merge(quantize: Rules, path: str, value: jax.Array, own: Any) -> jax.Array:
+    """A parameter of a base, and what was put on it or trained in its place (None: nothing), as one array."""
+    if own is not None and not is_adapter(own):
+        return own
+    kind = storage.kind_at(quantize, path)
+    base = value if kind in (None, storage.STORED) else storage.encode(kind, path, value)
+    return storage.plain_matrix(base if own is None else {"base": base} | own, path)

@@ -1,0 +1,99 @@
+"""Checkpoints of others: Hugging Face's folders, Meta's folders, GGUF files. They are read in place."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from ..data.tokenizer import SENTENCEPIECE_FILE, Tokenizer
+from ..errors import UserError
+from ..model.storage import Rules
+from .checkpoint import Checkpoint, template_of, tokenizer_in, user_errors
+from .interop import generation_config, gguf_files, huggingface, meta, tensors
+from .interop.generation_config import GenerationDefaults
+from .interop.grown import with_rows
+from .interop.headers import absent, is_named
+from .interop.tokenizer_gguf import tokenizer_files
+
+
+class ForeignCheckpoint(Checkpoint):
+    """A checkpoint that is not camelid's: `source` names its tensors, which stay on disk."""
+
+    source: tensors.Source
+
+    def __init__(self, path: epath.PathLike, weights: str | None = None):
+        super().__init__(path, weights)
+        with user_errors():
+            self._open(epath.Path(path).expanduser())
+        self.config = self.source.config
+
+    def _open(self, path: epath.Path) -> None:
+        """Sets source, tokenizer, template and generation."""
+        raise NotImplementedError
+
+    def _files(self) -> Iterable[epath.Path]:
+        return self.source.files
+
+    def load_params(self, abstract: Any, *, some: bool = False, quantize: Rules | None = None) -> Any:
+        """As `Checkpoint.load_params`. Rows of embedding and head beyond those of the file are the mean of its rows."""
+        del some  # tensors that nobody asks for are never read
+        with user_errors():
+            return tensors.load_params(with_rows(self.source, _rows(abstract)), abstract, quantize)
+
+    def matrix(self, path: str, layer: int | None) -> np.ndarray:
+        places = {(place.path, place.layer): place for place in tensors.places(self.config, self.source.naming)}
+        return self._read(places[path, layer])
+
+    def _tensors(self) -> Iterator[np.ndarray]:
+        return map(self._read, tensors.places(self.config, self.source.naming))
+
+    def _read(self, place: tensors.Place) -> np.ndarray:
+        return tensors.read_part(self.source, place, tuple(slice(None) for _ in place.shape))
+
+
+class HuggingFaceCheckpoint(ForeignCheckpoint):
+    """A folder as transformers' `save_pretrained` writes it."""
+
+    format = "huggingface"
+
+    def _open(self, path: epath.Path) -> None:
+        self.source = huggingface.open_folder(path)
+        self.tokenizer = tokenizer_in(path)
+        self.template = template_of(self.tokenizer, path.name)
+        self.generation = generation_config.read_folder(path, self.source.config.vocab_size)
+
+
+class MetaCheckpoint(ForeignCheckpoint):
+    """A folder of Meta's: consolidated.*.pth and params.json. LLaMA 1's tokenizer lies one folder above its sizes."""
+
+    format = "meta"
+
+    def _open(self, path: epath.Path) -> None:
+        self.source = meta.open_folder(path)
+        files = [folder / SENTENCEPIECE_FILE for folder in (path, path.parent)]
+        found = [file for file in files if is_named(file)]
+        self.tokenizer = Tokenizer.load(found[0]) if found else None
+        self.template, self.generation = None, GenerationDefaults()
+
+
+class GGUFCheckpoint(ForeignCheckpoint):
+    """A GGUF file, or the first of several that a model was split into."""
+
+    format = "gguf"
+
+    def _open(self, path: epath.Path) -> None:
+        if not path.is_file():
+            raise UserError(absent(path))
+        self.source = gguf_files.open_file(path)
+        fields = self.source.extra["fields"]
+        has_none = fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")  # llama.cpp's words
+        self.tokenizer = None if has_none else Tokenizer(tokenizer_files(fields, str(path)), str(path))
+        self.template = template_of(self.tokenizer, path.stem)
+        self.generation = generation_config.read_gguf(fields, str(path), self.source.config.vocab_size)
+
+
+def _rows(abstract: Any) -> int:
+    """The most rows that a tree of shapes asks of embedding and head; 0 where it has neither."""
+    table, head = abstract.get("embed", {}).get("embedding"), abstract.get("head", {}).get("kernel")
+    return max(0 if table is None else table.shape[0], 0 if head is None else head.shape[-1])

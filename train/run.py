@@ -1,0 +1,517 @@
+"""One run of a recipe: its config and devices, the checkpoint that it starts from, and how it is saved and resumed."""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from etils import epath
+
+from ..checkpoints import AdapterCheckpoint, Checkpoint, absolute_path, manifest, reading
+from ..checkpoints import open as open_checkpoint
+from ..checkpoints.console import tell
+from ..checkpoints.interop.generation_config import GenerationDefaults
+from ..checkpoints.language_model import Llama
+from ..checkpoints.saving import Checkpoints, keep_tokenizer
+from ..data.templates import ChatTemplate, load_template
+from ..data.tokenizer import Tokenizer
+from ..errors import UserError
+from ..model import llama, lora, storage
+from ..model.lora import Lora
+from ..model.sharding import make_mesh, path_name
+from . import resume
+from .architecture import model_of
+from .leaves import check
+from .lengths import Lengths, saving_of, units_of
+from .loop import Check, Evaluation, Pace, train
+from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
+from .optimizer import DECAY, each_part, make_optimizer, make_schedule
+from .randomness import purpose_key
+from .report import HEADLINE, Reporter
+from .settings import Settings, did_you_mean, duration
+from .state import State
+from .trainable import Rules, Trainable, by_rules, of_adapters, of_layers, split_frozen
+from .update import Guard
+
+Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
+"""evaluator(model, **section of config.evals) -> metrics and rows of samples. Its annotations are the section's
+(`leaves`); an attribute `metrics`, if it has one, names the metrics that it gives."""
+
+UNFINISHED = "unfinished"
+"""Under this name a checkpoint keeps the parameters that `Finish` replaced."""
+
+RULES = ("frozen", "decay", "lr_multipliers")
+"""The lists of `config.optim` whose rules are for parameters by their paths."""
+
+
+def mesh_of(config: Settings) -> jax.sharding.Mesh:
+    """The mesh of `config.mesh`: sizes of data, fsdp, tensor and context."""
+    try:
+        return make_mesh(dict(config.mesh))
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+
+
+class Result(NamedTuple):
+    """What a recipe returns: the model, and the metrics of its last step and evaluations."""
+
+    model: Any
+    metrics: dict[str, float]
+
+
+class Finish(NamedTuple):
+    """What happens to the parameters, and to their moving average, after the last step and before they are saved.
+
+    The checkpoint keeps what was replaced, so that a run which is made longer resumes from there.
+    """
+
+    names: tuple[str, ...]
+    """The entries of the parameters that `run` replaces."""
+    run: Callable[[Any], Any]
+    """run(whole network) -> the network with other entries `names`."""
+
+    def shelve(self, state: State) -> State:
+        """The entries that `run` replaces, of a state or of its shapes."""
+        return {kind: {name: state[kind][name] for name in self.names} for kind in ("params", "ema") if kind in state}
+
+    def apply(self, network: Network, state: State) -> State:
+        """The last state, with what was replaced under `UNFINISHED`."""
+        whole = network.whole(state)
+        new = {kind: {**state[kind], **_only(self.run(whole[kind]), self.names)} for kind in self.shelve(state)}
+        return state | new | {UNFINISHED: self.shelve(state)}
+
+
+def _only(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: tree[name] for name in names}
+
+
+class Run:
+    """What a recipe needs around its data, networks, loss and step.
+
+    Attributes:
+      config: the settings.
+      workdir: where checkpoints and metrics go.
+      mesh: the devices. Recipes work under `jax.set_mesh(run.mesh)`. None where nothing is computed but data.
+      evaluators: the evaluations that `config.evals` may name.
+      frozen: weights that do not learn, which networks of the run share in memory.
+    """
+
+    def __init__(
+        self,
+        config: Settings,
+        workdir: epath.PathLike,
+        mesh: jax.sharding.Mesh | None,
+        evaluators: Mapping[str, Evaluator] | None = None,
+    ):
+        self.config, self.workdir, self.mesh = config, epath.Path(workdir), mesh
+        self.evaluators = evaluators or {}
+        self.frozen = FrozenWeights(mesh, config.partition_rules)
+        self._opened: dict[tuple[str, str | None], Checkpoint] = {}
+
+    # What the run starts from ----------------------------------------------------------------------------------------
+
+    def open(self, path: epath.PathLike, weights: str | None = None) -> Checkpoint:
+        """The checkpoint at a path, which is opened once in a run."""
+        key = str(absolute_path(path)), weights
+        if key not in self._opened:
+            self._opened[key] = open_checkpoint(path, weights)
+        return self._opened[key]
+
+    @functools.cached_property
+    def start(self) -> Checkpoint | None:
+        """The checkpoint of `config.init_from`; None where the run starts from random parameters."""
+        config = self.config
+        return None if config.init_from is None else self.open(config.init_from, config.get("init_weights"))
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """`config.tokenizer`, a path; where it is None, that of `config.init_from`."""
+        if self.config.tokenizer is not None:
+            return Tokenizer.load(self.config.tokenizer)
+        if self.start is None:
+            raise UserError("config.tokenizer: give the path of one, or config.init_from a checkpoint that has one")
+        if self.start.tokenizer is None:
+            raise UserError(f"{self.config.init_from} has no tokenizer; set config.tokenizer")
+        return self.start.tokenizer
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """`config.template`, a name or a jinja file; where it is None, that of `config.init_from`, if it has one."""
+        if self.config.template is not None:
+            return load_template(self.config.template)
+        return None if self.start is None else self.start.template
+
+    def need_template(self) -> ChatTemplate:
+        """The chat template. Raises UserError where there is none."""
+        if self.template is None:
+            raise UserError("config.template: name one (chatml, llama2, ...) or give a jinja file")
+        return self.template
+
+    @functools.cached_property
+    def model(self) -> llama.Model:
+        """The network of `config.model`."""
+        return model_of(self.config, self.start, self.tokenizer)
+
+    @functools.cached_property
+    def generation(self) -> GenerationDefaults:
+        """What `config.init_from` says of how its answers are drawn; of ids that end them, those that the run's
+        tokenizer has for the same token."""
+        if self.start is None:
+            return GenerationDefaults()
+        said, own = self.start.generation, self.start.tokenizer
+        same = own is None or own.fingerprint == self.tokenizer.fingerprint
+        kept = tuple(i for i in said.stop_ids if same or own.piece(i) == self.tokenizer.piece(i))
+        return dataclasses.replace(said, stop_ids=kept)
+
+    def language_model(self, params: Any, step: int | None = None) -> Llama:
+        """The run's network with these parameters, as people use it."""
+        return Llama(
+            self.model, params, self.tokenizer, self.template, self.mesh, step=step, generation=self.generation
+        )
+
+    # Networks --------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def adapters(self) -> Lora | None:
+        """The adapters of `config.lora`; None where it has none."""
+        section = {name: x for name, x in self.config.lora.items() if name not in ("dropout", "quantize")}
+        if section["targets"] is None:
+            return None
+        if self.start is None:
+            raise UserError("config.lora: adapters need config.init_from, the model that they are put on")
+        try:
+            return Lora(**section | {"whole": section["whole"] or ()})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.lora: {error}") from None
+
+    @functools.cached_property
+    def quantize(self) -> storage.Rules | None:
+        """How `config.lora.quantize` stores the base of adapters in memory."""
+        try:
+            return storage.rules_of(self.config.lora.quantize)
+        except ValueError as error:
+            raise UserError(f"config.lora.quantize: {error}") from None
+
+    def initial(
+        self,
+        init: Callable[[jax.Array], Any],
+        start: Checkpoint | None,
+        *,
+        load: Load | None = None,
+        fresh_head: Load | None = None,
+    ) -> InitialParams:
+        """Where a network's parameters come from: the checkpoint `start`, with the adapters of `config.lora`.
+
+        Args:
+          init: makes the network at random, without adapters.
+          start: None for random parameters.
+          load: reads all of the network, where that is more than `start` holds; default: `start.load_params`.
+          fresh_head: makes the head for numbers that a language model at `start` does not have.
+        """
+        if self.adapters is None:
+            return InitialParams(init, load or (start and start.load_params))
+        options = dict(quantize=self.quantize, seed=self.config.seed, fresh_head=fresh_head)
+        return adapted(init, start, self.adapters, self.frozen, **options)
+
+    def reference(self) -> Any:
+        """The parameters of `config.init_from`, frozen, on the base that the run's own networks stand on."""
+        abstract = self.model.abstract_params
+        if self.adapters is None or isinstance(self.start, AdapterCheckpoint):
+            return self.frozen.load_whole(self.start, abstract)
+        return self.frozen.load(self.start, abstract, self.quantize)
+
+    def network(
+        self,
+        initial: InitialParams,
+        lengths: Lengths,
+        batches: Any,
+        *,
+        updates: int = 1,
+        lrs: Mapping[str, float] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Network:
+        """A network that learns as `config.optim`, `schedule`, `lora` and `lisa` say.
+
+        Args:
+          initial: where its parameters come from.
+          lengths: of the run.
+          batches: in whose epochs and tokens lengths of time are given.
+          updates: how often a step of the run moves the parameters.
+          lrs: highest learning rates by the names of networks, in place of `config.optim.lr`.
+          extra: further entries of the state.
+        """
+        config, units = self.config, units_of(lengths, batches)
+        trainable = self._trainable(initial, units)
+        own = trainable.may_learn(jax.eval_shape(initial.init, jax.random.key(0)))
+        optimizer = functools.partial(self._optimizer, lengths, units, updates, trainable.period is not None)
+        if initial.names:
+            made = {name: optimizer(own[name], (lrs or {}).get(name)) for name in initial.names}
+            combined, schedule = each_part({name: one for name, (one, _) in made.items()}), made[initial.names[0]][1]
+        else:
+            combined, schedule = optimizer(own, None)
+        return Network(
+            initial,
+            trainable,
+            combined,
+            schedule,
+            self.mesh,
+            config.partition_rules,
+            ema=config.ema_decay is not None,
+            extra=extra or {},
+        )
+
+    def _optimizer(
+        self, lengths: Lengths, units: dict[str, Any], updates: int, restarts: bool, params: Any, lr: float | None
+    ) -> tuple[Any, optax.Schedule]:
+        section, schedule = dict(self.config.optim), self.config.schedule
+        decay_steps = duration(schedule, "decay", **units, required=False)
+        rate = make_schedule(
+            name=schedule.name,
+            lr=section["lr"] if lr is None else lr,
+            total_steps=lengths.total * updates,
+            warmup_steps=duration(schedule, "warmup", **units) * updates,
+            final=schedule.final,
+            decay_steps=decay_steps and decay_steps * updates,
+        )
+        for name in ("lr", "frozen", "accumulate"):
+            del section[name]
+        section["decay"] = section["decay"] or DECAY
+        section["lr_multipliers"] = section["lr_multipliers"] or ((r".*", 1.0),)
+        return make_optimizer(params, schedule=rate, restarts=restarts, **section), rate
+
+    def _trainable(self, initial: InitialParams, units: dict[str, Any]) -> Trainable:
+        params = jax.eval_shape(initial.init, jax.random.key(0))
+        frozen = self._frozen_rules(params, initial)
+        if "lisa" not in self.config:
+            return Trainable(frozen)
+        lisa = self.config.lisa
+        if lisa.layers is not None and self.adapters is not None:
+            raise UserError("config.lisa and config.lora: adapters stand on layers that stay as they are; choose one")
+        period = duration(lisa, "period", **units, required=False)
+        return of_layers(lisa.layers, period, frozen, params, self.config.seed)
+
+    def _frozen_rules(self, params: Any, initial: InitialParams) -> Rules:
+        """Which parameters do not learn: what `config.optim.frozen` says, and with adapters their base.
+
+        With several networks a rule is for each of them, or begins with a name. Raises UserError for a rule of
+        `config.optim` that is for no parameter.
+        """
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        within = f"(?:(?:{'|'.join(initial.names)})/)?" if initial.names else ""
+        own_names = [re.sub(f"^{within}", "", name) for name in names]
+        for setting in RULES:
+            there = [*own_names, *names] if setting == "frozen" else own_names
+            for pattern, _ in self.config.optim[setting] or ():
+                if not any(re.fullmatch(pattern, name) for name in there):
+                    near = did_you_mean(pattern, there) or f"; there are {', '.join(dict.fromkeys(there))}"
+                    raise UserError(f"config.optim.{setting}: {pattern!r} matches no parameter{near}")
+        rules = [(f"{within}(?:{rule})", x) for rule, x in self.config.optim.frozen or ()] or [(r".*", False)]
+        return rules if self.adapters is None else of_adapters(rules, params, initial.base_shapes)
+
+    def check_rules(self) -> None:
+        """Raises UserError, before data are read, for rules of `config.optim` and `config.lora` that do not fit the
+        network."""
+        params = self.model.abstract_params
+        if self.adapters is not None:
+            base_of(self.adapters, params)
+            return
+        trainable, _ = split_frozen(params, self._frozen_rules(params, InitialParams(self.model.init)))
+        for setting in ("decay", "lr_multipliers"):
+            if rules := self.config.optim[setting]:
+                by_rules(setting, rules, trainable)
+
+    def update_options(self) -> dict[str, Any]:
+        """The further arguments of `update.make_update` from the config."""
+        config = self.config
+        return dict(
+            accumulate=config.optim.accumulate,
+            guard=Guard(config.guard.spike_sigma, config.guard.warmup_steps),
+            ema_decay=config.ema_decay,
+            perturb=self._dropout(),
+            seed=config.seed,
+        )
+
+    def _dropout(self) -> Callable[[Any, jax.Array], Any] | None:
+        """The dropout of adapters' inputs, anew at every pass, as `make_update` takes it."""
+        rate, key = self.config.lora.dropout, purpose_key(self.config.seed, "lora dropout")
+        if not rate:
+            return None
+        return lambda params, number: lora.with_dropout(params, jax.random.fold_in(key, number), rate)
+
+    # The loop --------------------------------------------------------------------------------------------------------
+
+    def further_evaluations(self, every: int, model_of: Callable[[Any], Llama]) -> list[Evaluation]:
+        """The sections of `config.evals` as evaluations. model_of: gives the language model of a state's parameters."""
+
+        def evaluation(name: str, section: Mapping[str, Any]) -> Evaluation:
+            if name not in self.evaluators:
+                raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(self.evaluators)}")
+            check(f"config.evals.{name}", section, self.evaluators[name])
+            evaluator, arguments = self.evaluators[name], dict(section)
+            return Evaluation(name, every, lambda params: evaluator(model_of(params), **arguments))
+
+        return [evaluation(name, section) for name, section in self.config.evals.items()]
+
+    def fit(
+        self,
+        network: Network,
+        step: Callable[[State, Any], tuple[State, dict]],
+        batches: Any,
+        sharding: jax.sharding.Sharding,
+        lengths: Lengths,
+        *,
+        evaluations: Sequence[Evaluation],
+        check: Check,
+        flops_per_token: float,
+        manifest: Mapping[str, Any] | None = None,
+        tables: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
+        headline: Mapping[str, str] = HEADLINE,
+        finish: Finish | None = None,
+    ) -> tuple[State, dict[str, float]]:
+        """Trains to the end of the run, from its latest checkpoint on; gives the last state, whole networks in it, and
+        the last metrics.
+
+        Args:
+          network: what is trained.
+          step: the compiled step, as `network.compile` gives it.
+          batches: what the step is fed, as `data.prefetch` takes them.
+          sharding: where batches lie.
+          lengths: of the run.
+          evaluations: of the parameters of whole networks.
+          check: sees all metrics and may stop the run.
+          flops_per_token: of the step, for the reports.
+          manifest: what checkpoints say beside the config, data and network.
+          tables: shown at the start.
+          headline: the metrics of the progress line, with their labels.
+          finish: changes the parameters after the last step.
+
+        Raises:
+          UserError: settings that do not fit.
+          loop.TrainingStopped: the run cannot go on.
+        """
+        config = self.config
+        pace = Pace(lengths.log, config.profile.at_step, config.profile.n_steps)
+        if pace.profile_at is not None and pace.profile_at >= lengths.total:
+            last = lengths.total - 1
+            raise UserError(f"config.profile.at_step {pace.profile_at}: the run has the steps 0 to {last}")
+        saving = saving_of(config, lengths, batches)
+        best = saving["best"]
+        if best is not None and not evaluations:
+            raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")
+        wandb, seed = config.wandb, config.seed
+        described = self._manifest(batches, lengths) | dict(manifest or {})
+
+        with Checkpoints(self.workdir, **saving) as saved:
+            state = self._resume(saved, network.abstract_state, described, finish)
+            if state is None:
+                state = network.first_state(seed)
+            begin = int(state["step"])
+            if begin >= lengths.total:
+                return network.whole(state), _last_metrics(self.workdir)
+            keep_tokenizer(self.workdir, self.tokenizer)
+            options = dict(start_step=begin, wandb=wandb, headline=headline)
+            with Reporter(self.workdir, lengths.total, **options) as reporter:
+                if not begin:
+                    for name, rows in (tables or {}).items():
+                        reporter.text(0, name, rows)
+                state = train(
+                    step,
+                    state,
+                    batches,
+                    start=begin,
+                    total=lengths.total,
+                    sharding=sharding,
+                    pace=pace,
+                    evaluations=[e._replace(run=_on_base(e.run, network)) for e in evaluations],
+                    check=check if best is None else _also_best(check, best.metric),
+                    reporter=reporter,
+                    checkpoints=saved,
+                    manifest=described,
+                    flops_per_token=flops_per_token,
+                    workdir=self.workdir,
+                    finish=finish and functools.partial(finish.apply, network),
+                )
+            state.pop(UNFINISHED, None)
+            if jax.process_index() == 0:
+                kept = f", the best in checkpoints/{saved.best()}" if saved.best() is not None else ""
+                where = f"checkpoints, metrics and samples are in {self.workdir}{kept}"
+                print(f"step {lengths.total}: {where}", flush=True)
+        return network.whole(state), _last_metrics(self.workdir)
+
+    def _manifest(self, batches: Any, lengths: Lengths) -> dict[str, Any]:
+        """What the run's checkpoints say of it."""
+        tokenizer, template, start = self.tokenizer, self.template, self.start
+        said = dict(tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint)
+        described = manifest.describe(self.config.config(), **said)
+        described |= {"model": dataclasses.asdict(self.model.config), "generation": self.generation.to_dict()}
+        described |= {"total_steps": lengths.total, "start": None}
+        if start is not None:
+            described["start"] = {"identity": start.identity, "weights": start.weights}
+        if self.adapters is not None:
+            base = start.base if isinstance(start, AdapterCheckpoint) else start
+            described["adapter"] = {
+                "path": str(base.path),
+                "identity": base.identity,
+                "weights": base.weights,
+                "lora": dataclasses.asdict(self.adapters),
+                "quantize": self.quantize,
+            }
+        return described
+
+    def _resume(
+        self, saved: Checkpoints, abstract: State, described: Mapping[str, Any], finish: Finish | None
+    ) -> State | None:
+        """The state of the newest whole checkpoint, None where there is none; tells in a line what it is of.
+
+        Of a finished run that is made longer it is the state before `finish`. UserError for what a run must not change.
+        """
+        step = saved.latest()
+        if step is None:
+            return None
+        path = saved.path(step)
+        before = reading.manifest_of(path)
+        changes = resume.check(path, before, described)
+        complete = step >= before["total_steps"] == described["total_steps"]
+        if step > before["total_steps"] and not complete:  # versions before gave what `finish` made a step of its own
+            step = before["total_steps"]
+        with_shelf = finish is not None and saved.holds(step, UNFINISHED)
+        state = saved.restore(abstract | ({UNFINISHED: finish.shelve(abstract)} if with_shelf else {}), step)
+        shelf = state.pop(UNFINISHED, {})
+        if complete and finish is not None and not shelf and step == before["total_steps"]:
+            raise UserError(f"{path}: a version before was cut off just before the end: make the run a step longer")
+        if complete:
+            also = f"; what has changed does nothing any more: {'; '.join(changes)}" if changes else ""
+            tell(f"{path.parent.parent}: already complete, {step} steps; nothing was done{also}")
+            return state
+        tell(f"going on from step {step}" + (f" with what was changed: {'; '.join(changes)}" if changes else ""))
+        return state | {kind: state[kind] | entries for kind, entries in shelf.items()}
+
+
+def _also_best(check: Check, metric: str) -> Check:
+    """`check`, which also refuses evaluations that do not give the metric of `config.checkpoint.best`."""
+
+    def both(step: int, metrics: Mapping[str, float]) -> None:
+        check(step, metrics)
+        evaluated = [name for name in metrics if name.startswith("eval/")]
+        if evaluated and metric not in metrics:
+            there = ", ".join(evaluated)
+            raise UserError(f"config.checkpoint.best: no evaluation gives {metric!r}; there are {there}")
+
+    return both
+
+
+def _on_base(run: Callable, network: Network) -> Callable:
+    """An evaluation of whole networks as one of the parameters in a state."""
+    return lambda params: run(network.whole({"params": params})["params"])
+
+
+def _last_metrics(workdir: epath.Path) -> dict[str, float]:
+    """The last value of every metric that a run has reported."""
+    path, found = workdir / "metrics.jsonl", {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        found |= json.loads(line)
+    return found

@@ -1,0 +1,158 @@
+"""How one step changes the state: gradients, the decision to take the step, the optimiser's move."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .by_layer import Optimizer
+from .randomness import purpose_key
+from .state import State, in_float32
+from .trainable import Trainable, join_frozen, split_frozen
+
+LossFn = Callable[[Any, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+"""loss_fn(params, rows) -> the sum of the loss over tokens, the number of tokens, a dict of further sums."""
+
+Update = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
+"""update(state, batch) -> the next state, and float32 scalars about the step."""
+
+
+class Guard(NamedTuple):
+    """When a step is skipped: its loss, its gradient or the parameters after it are not finite, or its loss is more
+    than `spike_sigma` standard deviations above the running mean of accepted steps (None: never), once `warmup` steps
+    have been accepted."""
+
+    spike_sigma: float | None = 10.0
+    warmup: int = 50
+
+
+DEFAULT_GUARD = Guard()
+
+
+def make_update(
+    loss_fn: LossFn,
+    optimizer: Optimizer,
+    schedule: optax.Schedule,
+    trainable: Trainable = Trainable(),  # noqa: B008
+    *,
+    accumulate: int = 1,
+    guard: Guard = DEFAULT_GUARD,
+    ema_decay: float | None = None,
+    perturb: Callable[[Any, jax.Array], Any] | None = None,
+    seed: int = 0,
+) -> Update:
+    """The pure function of one optimiser step.
+
+    Args:
+      loss_fn: the loss. Sums are divided once, by the tokens of the whole batch.
+      optimizer: of the parameters that learn.
+      schedule: the learning rate by accepted steps, for the metrics.
+      trainable: which parameters learn.
+      accumulate: parts of a batch that are computed one after the other; the result does not depend on it.
+      guard: when a step is skipped.
+      ema_decay: of the moving average in the state; None where there is none.
+      perturb: gives the parameters that the loss sees, from the parameters and the number of the pass, counted over all
+        parts of all batches; for dropout.
+      seed: of the rounding of parameters in bfloat16.
+
+    A batch without a token changes `step` and nothing else. Metrics: loss, the further sums per token, grad_norm
+    (before clipping), update_norm (of the difference in the stored parameters; 0 where the step is skipped), param_norm
+    (of what is not frozen, in all layers), lr, tokens, skipped (so far) and streak (skips in a row).
+    """
+
+    def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+        learns, rest = trainable.split(state["params"], state["step"])
+
+        def sums(learns, rows, part):
+            params = trainable.for_loss(learns, rest)
+            if perturb is not None:
+                params = perturb(params, state["step"] * accumulate + part)
+            loss, tokens, extra = loss_fn(params, rows)
+            return loss, (tokens, extra)
+
+        (loss, (tokens, extra)), grads = _accumulate(jax.value_and_grad(sums, has_aux=True), learns, batch, accumulate)
+        per_token = 1.0 / jnp.maximum(tokens, 1.0)
+        grads = jax.tree.map(lambda g: g * per_token, grads)
+        loss, grad_norm = loss * per_token, optax.tree.norm(grads)
+
+        counts, told, empty = state["guard"], trainable.optimizer_extra(state["step"]), tokens == 0
+        accept = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~_is_spike(counts, loss, guard) & ~empty
+        accept &= optimizer.finite(grads, state["opt_state"], learns, counts["accepted"], **told)
+        key = jax.random.fold_in(purpose_key(seed, "rounding"), counts["accepted"])
+
+        def move(old: State) -> tuple[State, jax.Array]:
+            moved, opt_state, norm = optimizer.move(grads, old["opt_state"], old["params"], key, **told)
+            new = old | {"params": moved, "opt_state": opt_state}
+            if ema_decay is not None:
+                new["ema"] = _average(old["ema"], trainable.merge(moved, rest), trainable, ema_decay)
+            return new, norm
+
+        # A condition and not a choice between results: what is updated can then be written in place.
+        new, update_norm = jax.lax.cond(accept, move, lambda old: (old, 0.0), state | {"params": learns})
+        params = trainable.merge(new["params"], rest)
+        counts = _count(counts, loss, accept, empty)
+        metrics = {
+            "loss": loss,
+            **{name: total * per_token for name, total in extra.items()},
+            "grad_norm": grad_norm,
+            "update_norm": update_norm,
+            "param_norm": optax.tree.norm(in_float32(trainable.may_learn(params))),
+            "lr": schedule(state["guard"]["accepted"]),
+            "tokens": tokens,
+            "skipped": counts["skipped"],
+            "streak": counts["streak"],
+        }
+        new |= {"params": params, "step": state["step"] + 1, "guard": counts}
+        return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    return update
+
+
+def _average(ema: Any, params: Any, trainable: Trainable, decay: float) -> Any:
+    """The moving average after a step; what is frozen stays."""
+    moving, still = split_frozen(ema, trainable.frozen)
+    average = optax.incremental_update(in_float32(trainable.may_learn(params)), moving, 1.0 - decay)
+    return join_frozen(average, still)
+
+
+def _accumulate(grad_fn: Callable, trainable: Any, batch: Mapping[str, jax.Array], parts: int) -> Any:
+    """Sums what grad_fn(trainable, rows, number) gives of `parts` equal parts of the batch, each with rows of every
+    shard."""
+    if parts == 1:
+        return grad_fn(trainable, dict(batch), 0)
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, grad_fn(trainable, *part)), None
+
+    shapes = jax.eval_shape(grad_fn, trainable, jax.tree.map(lambda x: x[0], split), 0)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
+    return jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
+
+
+def _is_spike(counts: Mapping[str, jax.Array], loss: jax.Array, guard: Guard) -> jax.Array:
+    if guard.spike_sigma is None:
+        return jnp.asarray(False)
+    border = counts["mean"] + guard.spike_sigma * (jnp.sqrt(counts["var"]) + 1e-3)
+    return (counts["accepted"] >= guard.warmup) & (loss > border)
+
+
+def _count(
+    counts: Mapping[str, jax.Array], loss: jax.Array, accept: jax.Array, empty: jax.Array
+) -> dict[str, jax.Array]:
+    """Running mean and variance of accepted losses (exponential, about the last 50), and the counters of skips; a step
+    without a token is none."""
+    weight = jnp.maximum(1.0 / (counts["accepted"] + 1.0), 0.02)
+    delta = loss - counts["mean"]
+    mean = counts["mean"] + weight * delta
+    var = (1.0 - weight) * (counts["var"] + weight * delta * delta)
+    skip = jnp.where(accept | empty, 0, 1)
+    return {
+        "mean": jnp.where(accept, mean, counts["mean"]),
+        "var": jnp.where(accept, var, counts["var"]),
+        "accepted": counts["accepted"] + jnp.where(accept, 1, 0),
+        "skipped": counts["skipped"] + skip,
+        "streak": jnp.where(accept, 0, counts["streak"] + skip),
+    }
