@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,16 +17,17 @@ from camelid.model.decode import prompt_ids
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh
 from camelid.rlhf import scalar
-from camelid.rlhf.critic import Critic, initialiser
-from camelid.rlhf.fit import compile_step
-from camelid.rlhf.ppo import Hyper, Penalty, make_act, make_learn, make_loss
+from camelid.rlhf.critic import Critic
+from camelid.rlhf.experience import make_rollout
+from camelid.rlhf.ppo import Penalty, PPOSettings, make_learn, make_loss
 from camelid.rlhf.rewards import FIRST_STATS, ModelReward, Rewards, Shaping
 from camelid.rlhf.rollout import roll_out
+from camelid.train.network import InitialParams, Network, together
 from camelid.train.optimizer import each_part, make_optimizer, make_schedule
-from camelid.train.setup import Start, abstract_state, first_state
-from camelid.train.state import Guard, make_update
+from camelid.train.trainable import Trainable
+from camelid.train.update import Guard, make_update
 
-HYPER = Hyper(
+SETTINGS = PPOSettings(
     epochs=task.EPOCHS,
     minibatches=task.MINIBATCHES,
     clip=task.CLIP,
@@ -42,8 +44,8 @@ PENALTY = Penalty(coef=task.KL_COEF, estimator="k1", controller="fixed", target=
 SAMPLING = Sampling(max_tokens=task.ANSWER, temperature=task.TEMPERATURE)
 CONFIG = LlamaConfig.preset(task.SHAPE)
 MODEL, SCALAR = llama.build(CONFIG), scalar.build(CONFIG)
-CRITICS = {"critic": Critic("value", SCALAR, start="")}
-GRADERS = Rewards({"reward": ModelReward(SCALAR, weight=1.0, pessimism=0.0)}, {})
+CRITICS = {"critic": Critic("value", SCALAR, start=None)}
+REWARDS = Rewards({"reward": ModelReward(SCALAR, weight=1.0, pessimism=0.0)}, {})
 
 
 def prompts() -> Iterator[dict[str, np.ndarray]]:
@@ -62,19 +64,20 @@ def frozen_networks() -> dict[str, Any]:
     return {"reference": jax.jit(MODEL.init)(keys[0]), "rewards": {"reward": jax.jit(SCALAR.init)(keys[1])}}
 
 
-def halves() -> tuple[Callable, Callable, Start]:
-    """The two halves of a step, and what the state is made of."""
-    init = initialiser(MODEL, CRITICS)
+def halves(mesh: jax.sharding.Mesh) -> tuple[Callable, Callable, Network]:
+    """The two halves of a step, and what it trains."""
+    initial = together({"policy": InitialParams(MODEL.init), "critic": InitialParams(SCALAR.init)})
     schedule = make_schedule(name="constant", lr=task.LR, total_steps=1, warmup_steps=0, final=1.0)
     how = dict(name="adamw", schedule=schedule, weight_decay=0.0, clip_norm=None, b2=0.999)
-    networks = jax.eval_shape(init, jax.random.key(0))
+    networks = jax.eval_shape(initial.init, jax.random.key(0))
     optimizer = each_part({name: make_optimizer(params, **how) for name, params in networks.items()})
-    loss = make_loss(MODEL, CRITICS, HYPER, SAMPLING.temperature, ptx_coef=0.0)
+    loss = make_loss(MODEL, CRITICS, SETTINGS, SAMPLING.temperature, ptx_coef=0.0)
     update = make_update(loss, optimizer, schedule, guard=Guard(spike_sigma=None))
-    act = make_act(MODEL, CRITICS, GRADERS, None, SAMPLING, seed=0, score_parts=1)
-    learn = make_learn(update, CRITICS, GRADERS, None, HYPER, PENALTY, Shaping(), seed=0)
+    rollout = make_rollout(MODEL, CRITICS, REWARDS, None, SAMPLING, seed=0, score_parts=1)
+    worth = SimpleNamespace(rewards=REWARDS, cost=None, shaping=Shaping(), sampling=SAMPLING)
+    learn = make_learn(update, CRITICS, worth, SETTINGS, PENALTY, seed=0)
     extra = {"kl_coef": PENALTY.coef, "score_stats": FIRST_STATS, "multiplier": 0.0}
-    return act, learn, Start(optimizer, init, extra=extra)
+    return rollout, learn, Network(initial, Trainable(), optimizer, schedule, mesh, extra=extra)
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
@@ -84,11 +87,10 @@ def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
 
 
 def iterations(mesh: jax.sharding.Mesh) -> Iterator[dict[str, float]]:
-    """Seconds of the whole, then of each piece on prompts of its own. Scoring is what `act` takes beyond a rollout."""
-    act, learn, start = halves()
-    abstract, frozen = abstract_state(start, mesh, None), frozen_networks()
-    state = first_state(start, abstract, seed=0)
-    step = compile_step(act, learn, frozen, {}, jax.tree.map(lambda x: x.sharding, abstract), host=None)
+    """Seconds of a step, then of each piece on prompts of its own: the draws, scoring, the update."""
+    act, learn, network = halves(mesh)
+    frozen, state = frozen_networks(), network.first_state(seed=0)
+    step = network.compile(lambda state, frozen, batch: learn(state, act(state, frozen, batch), {}), frozen)
     roll = jax.jit(lambda params, batch, key: roll_out(MODEL, params, batch, key, SAMPLING))
     act, learn = jax.jit(act), jax.jit(learn, donate_argnums=0)
     batches = prompts()

@@ -13,8 +13,9 @@ from camelid.model.config import LlamaConfig
 from camelid.model.sampling import Sampling
 from camelid.train.losses import next_token_loss
 from camelid.train.optimizer import make_optimizer, make_schedule
-from camelid.train.setup import EVERYTHING
-from camelid.train.state import init_state, make_update
+from camelid.train.state import state_of
+from camelid.train.trainable import Trainable
+from camelid.train.update import make_update
 
 ROWS = {"nano-8m": (8, 256), "nano-1m": (32, 128)}
 PROMPT, NEW, STEPS = 32, 128, 3
@@ -27,7 +28,8 @@ def training(name: str):
     schedule = make_schedule(name="constant", lr=1e-4, total_steps=1000, warmup_steps=0, final=1.0)
     optimizer = make_optimizer(model.abstract_params, name="adamw", schedule=schedule, weight_decay=0.1, clip_norm=1.0)
     update = jax.jit(make_update(next_token_loss(model), optimizer, schedule), donate_argnums=0)
-    state = jax.jit(init_state(model.init, optimizer, EVERYTHING, ema=False))(jax.random.key(0))
+    init = jax.jit(lambda key: state_of(model.init(key), optimizer, Trainable(), ema=False))
+    state = init(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (rows, length + 1), 0, model.config.vocab_size)
     batch = {
         "tokens": tokens[:, :-1],

@@ -9,31 +9,26 @@ Programs that do not fit are given by the sum that the compiler refuses.
 """
 
 import argparse
-import functools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from camelid.configs.base import base
 from camelid.data.batches import DTYPES
-from camelid.model import llama, lora, storage
-from camelid.model.config import LlamaConfig
-from camelid.model.lora import Lora
 from camelid.model.sharding import make_mesh
-from camelid.model.weights import join, without
-from camelid.train import setup
-from camelid.train.fit import compile_update
+from camelid.train.lengths import Lengths
 from camelid.train.losses import next_token_loss
-from camelid.train.optimizer import Rules, make_optimizer, make_schedule, split_frozen
-from camelid.train.state import make_update
-from camelid.train.thaw import make_thaw
+from camelid.train.network import Network
+from camelid.train.run import Run
+from camelid.train.settings import Settings
+from camelid.train.trainable import Rules
+from camelid.train.update import make_update
 
-ADAPTERS: Rules = ((r".*/(a|b)", False), (r".*", True))
-NORMS: Rules = ((r".*norm/scale", False), (r".*", True))
-NOT_EMBEDDING: Rules = ((r"embed/.*", True), (r".*", False))
+NORMS: Rules = [(r".*norm/scale", False), (r".*", True)]
+NOT_EMBEDDING: Rules = [(r"embed/.*", True), (r".*", False)]
 GIB = 2**30
 
 
@@ -44,7 +39,7 @@ class Case(NamedTuple):
     name: str
     optimizer: str = "adamw"
     remat: str = "full"
-    frozen: Rules = setup.EVERYTHING
+    frozen: Rules | None = None
     layers: int | list[int] | None = None
     period: int | None = None
     rank: int = 0
@@ -75,57 +70,35 @@ CASES = (
 )
 
 
-def network(case: Case, preset: str) -> tuple[llama.Model, lora.Params, lora.Params]:
-    """The model, the shapes of all its parameters, adapters included, and of those that stay outside of the state."""
-    config = LlamaConfig.preset(preset, dtype="bfloat16", param_dtype=case.stored, attention="splash", remat=case.remat)
-    model = llama.build(config)
-    plain = model.abstract_params
-    if not case.rank:
-        return model, plain, {}
-    spec = Lora(targets=((r"layers/(attention|mlp)/.*", case.rank),))
-    base = lora.base_of(spec, plain)
-    if case.quantize:
-        base = jax.eval_shape(functools.partial(storage.quantize, rules=storage.rules_of(case.quantize)), base)
-    adapt = functools.partial(lora.adapt, spec, abstract=plain, key=jax.random.key(0))
-    return model, jax.eval_shape(lambda base: adapt(join(without(plain, base), base)), base), base
-
-
-def step_of(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh):
-    """The jitted step and the shapes of what it takes: base, state, batch."""
-    model, everything, base = network(case, preset)
-    frozen = ADAPTERS if case.rank else case.frozen
-    trainable, _ = split_frozen(everything, frozen)
-    schedule = make_schedule(name="cosine", lr=1e-4, total_steps=1000, warmup_steps=20, final=0.1)
-    thaw = setup.ALL_LAYERS if case.layers is None else make_thaw(case.layers, trainable, case.period, seed=0)
-    optimizer = make_optimizer(
-        trainable,
-        name=case.optimizer,
-        schedule=schedule,
-        weight_decay=0.0,
-        clip_norm=1.0,
-        restarts=thaw.period is not None,
-        offload=case.offload,
+def lowered(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh) -> tuple[Network, Any]:
+    """What a case trains, and the step of it that `camelid train` would run, lowered from shapes alone."""
+    config = base()
+    config.model.update(preset=preset, dtype="bfloat16", param_dtype=case.stored, attention="splash", remat=case.remat)
+    config.optim.update(name=case.optimizer, weight_decay=0.0, frozen=case.frozen, offload=case.offload)
+    config.lisa.update(layers=case.layers, period_steps=case.period)
+    if case.rank:
+        config.lora.update(targets=[(r"layers/(attention|mlp)/.*", case.rank)], quantize=case.quantize)
+    run = Run(Settings(config), ".", mesh)
+    network = run.network(run.initial(run.model.init, None), Lengths(1000, 1, 1))
+    update = make_update(
+        next_token_loss(run.model), network.optimizer, network.schedule, network.trainable, **run.update_options()
     )
-    zeros = lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), everything)  # noqa: E731
-    start = setup.Start(optimizer, zeros, None, base, frozen, thaw=thaw)
-    state = setup.abstract_state(start, mesh, None)
-    update = make_update(next_token_loss(model), optimizer, schedule, frozen=frozen, thaw=thaw)
-    batch = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in DTYPES.items()}
-    alone = NamedSharding(mesh, PartitionSpec())
-    base, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone), (base, batch))
-    step = compile_update(update, base, jax.tree.map(lambda x: x.sharding, state)).func
-    return step, (base, state, batch)
+    where = NamedSharding(mesh, PartitionSpec())
+    batch = {name: jax.ShapeDtypeStruct((rows, length), dtype, sharding=where) for name, dtype in DTYPES.items()}
+    return network, network.lower(update, batch)
 
 
 def count(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh) -> list[str]:
     """Columns of the table, in GiB."""
-    step, shapes = step_of(case, preset, rows, length, mesh)
-    here, there = ([x for x in jax.tree.leaves(shapes[:2]) if _on_host(x) == host] for host in (False, True))
+    with jax.set_mesh(mesh):
+        network, step = lowered(case, preset, rows, length, mesh)
+    stored = jax.tree.leaves((network.initial.base_shapes, network.abstract_state))
+    here, there = ([x for x in stored if _on_host(x) == host] for host in (False, True))
     stays, host = (sum(x.size * x.dtype.itemsize for x in leaves) / GIB for leaves in (here, there))
     remark = ""
     try:
         with jax.set_mesh(mesh):
-            memory = step.lower(*shapes).compile().memory_analysis()
+            memory = step.compile().memory_analysis()
         needed = (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / GIB
         host += memory.host_temp_size_in_bytes / GIB
     except jax.errors.JaxRuntimeError as error:
@@ -134,7 +107,7 @@ def count(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Me
 
 
 def _on_host(x: jax.ShapeDtypeStruct) -> bool:
-    return x.sharding.memory_kind == "pinned_host"
+    return getattr(x.sharding, "memory_kind", None) == "pinned_host"
 
 
 def _refused(message: str) -> float:

@@ -10,7 +10,8 @@ import jax
 from jaxtyping import Array, Float
 
 from ..checkpoints import Checkpoint
-from ..train.network import InitialParams, together
+from ..model.config import LlamaConfig
+from ..train.network import Init, InitialParams, together
 from ..train.run import Run
 from . import scalar
 from .rewards import check_tokenizer
@@ -65,10 +66,12 @@ def _initial(run: Run, critic: Critic, key: jax.Array) -> InitialParams:
     config = run.model.config
     fresh_head = scalar.head_maker(key, config)
     if critic.model is None:
-        return InitialParams(
-            lambda key: {"score": scalar.init_head(key, config)},
-            lambda abstract: {"score": fresh_head(abstract["score"])},
-        )
+        return InitialParams(init_of(critic, config), lambda abstract: {"score": fresh_head(abstract["score"])})
     is_scalar = critic.start.kind == "scalar"
     load = critic.start.load_params if is_scalar else scalar.trunk_loader(critic.start, fresh_head)
-    return run.initial(critic.model.init, critic.start, load=load, fresh_head=fresh_head)
+    return run.initial(init_of(critic, config), critic.start, load=load, fresh_head=fresh_head)
+
+
+def init_of(critic: Critic, config: LlamaConfig) -> Init:
+    """The function from a key to a critic's random parameters. config: of the policy."""
+    return critic.model.init if critic.model else lambda key: {"score": scalar.init_head(key, config)}

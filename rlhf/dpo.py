@@ -197,7 +197,7 @@ def train(run: Run) -> Result:
 
         # Networks: the policy learns; the reference, which some losses do without, is the model it starts from.
         lengths = lengths_of(config, batches)
-        network = run.network(run.initial(model.init, run.start), lengths, batches)
+        network = run.network(run.initial(model.init, run.start), lengths)
         reference = run.reference() if settings.has_reference else {}
 
         # Loss and step: what the reference says of a batch is computed in the step, without gradient.

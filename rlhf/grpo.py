@@ -163,7 +163,6 @@ def train(run: Run) -> Result:
         network = run.network(
             critic.initial_params(run, {}),
             lengths,
-            task.prompts,
             updates=settings.epochs * settings.minibatches,
             extra={"score_stats": FIRST_STATS},
         )

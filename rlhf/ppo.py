@@ -233,7 +233,6 @@ def train(run: Run) -> Result:
         network = run.network(
             critic.initial_params(run, critics),
             lengths,
-            batches,
             updates=settings.epochs * settings.minibatches,
             lrs=dict.fromkeys(critics, config.critic.lr),
             extra={"kl_coef": penalty.coef, "score_stats": FIRST_STATS, "multiplier": first},

@@ -173,7 +173,7 @@ def train(run: Run) -> Result:
         load = scalar.trunk_loader(run.start, fresh_head)
         lengths = lengths_of(config, batches)
         initial = run.initial(model.init, run.start, load=load, fresh_head=fresh_head)
-        network = run.network(initial, lengths, batches)
+        network = run.network(initial, lengths)
 
         # Loss and step.
         loss_fn = make_loss(model, objective, config.seed)

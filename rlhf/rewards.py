@@ -50,7 +50,7 @@ class Rewards(NamedTuple):
 
     models: dict[str, ModelReward]
     functions: dict[str, FunctionReward]
-    params: dict[str, Any]
+    params: Mapping[str, Any] = {}
     """The parameters of the models, by the same names."""
 
     @property

@@ -33,7 +33,7 @@ import pytest
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.launch.cli import main
 from camelid.model.sharding import make_mesh
-from camelid.train import setup
+from camelid.train import run
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -63,7 +63,7 @@ def one_device():
         return make_mesh(axes, jax.devices()[: math.prod(size for size in axes.values() if size != -1)])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", small_mesh)
+        patch.setattr(run, "make_mesh", small_mesh)
         yield
 
 

@@ -14,7 +14,7 @@ from ..model.sharding import path_name
 from .settings import Settings
 
 
-def model_of(settings: Settings, start: Checkpoint | None, tokenizer: Tokenizer) -> llama.Model:
+def model_of(settings: Settings, start: Checkpoint | None, tokenizer: Tokenizer | None) -> llama.Model:
     """The network of `config.model`: a preset with the tokenizer's vocabulary, or that of the checkpoint `start`.
 
     Every other leaf of the section that is not None changes the field of its name. Of a `rope_scaling` on the network
@@ -34,7 +34,9 @@ def model_of(settings: Settings, start: Checkpoint | None, tokenizer: Tokenizer)
             _check_grows(start, changes.get("vocab_size"))
             config = LlamaConfig.from_dict(config.to_dict() | changes)
         else:
-            config = LlamaConfig.preset(preset, **({"vocab_size": tokenizer.vocab_size} | changes))
+            config = LlamaConfig.preset(
+                preset, **(({"vocab_size": tokenizer.vocab_size} if tokenizer else {}) | changes)
+            )
         _check_execution(config)
         model = llama.build(config)
         if preset is None:

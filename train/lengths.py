@@ -8,32 +8,40 @@ from .settings import Seconds, Settings, duration
 
 
 class Lengths(NamedTuple):
-    """Durations of a run, in steps."""
+    """Lengths of a run and of its intervals, in steps, and what other units of time are worth."""
 
     total: int
     log: int
+    """Steps between two reports."""
     evaluate: int
+    """Steps between two evaluations."""
+    steps_per_epoch: float | None = None
+    """None where no data are read, and lengths are given in steps."""
+    tokens_per_step: float | None = None
+
+    @property
+    def units(self) -> dict[str, Any]:
+        """The further arguments of `settings.duration`."""
+        return {name: getattr(self, name) for name in ("steps_per_epoch", "tokens_per_step")} | {
+            "total_steps": self.total
+        }
 
 
-def lengths_of(settings: Settings, batches: Any) -> Lengths:
+def lengths_of(config: Settings, batches: Any) -> Lengths:
     """`config.total_*`, `log_*` and `eval_*`, each in steps, epochs, tokens or percent."""
     units = dict(steps_per_epoch=batches.steps_per_epoch, tokens_per_step=batches.batch_size * batches.length)
-    total = duration(settings, "total", **units)
-    lengths = Lengths(
-        total=total,
-        log=duration(settings, "log", **units, total_steps=total),
-        evaluate=duration(settings, "eval", **units, total_steps=total),
-    )
-    if 0 in lengths:
+    total = duration(config, "total", **units)
+    log, evaluate = (duration(config, name, **units, total_steps=total) for name in ("log", "eval"))
+    if 0 in (total, log, evaluate):
         raise UserError("config.total, log and eval are lengths of at least one step")
-    return lengths
+    return Lengths(total, log, evaluate, **units)
 
 
-def saving_of(settings: Settings, lengths: Lengths, batches: Any) -> dict[str, Any]:
+def saving_of(config: Settings, lengths: Lengths) -> dict[str, Any]:
     """`config.checkpoint` as `Checkpoints` takes it. Where no `every_*` is set, a run saves ten times, so that what a
     kill takes is less than a tenth of it."""
-    section = settings.checkpoint
-    every = duration(section, "every", **units_of(lengths, batches), seconds=True, required=False)
+    section = config.checkpoint
+    every = duration(section, "every", **lengths.units, seconds=True, required=False)
     every = max(1, lengths.total // 10) if every is None else every
     best = section.get("best")
     return {
@@ -43,12 +51,3 @@ def saving_of(settings: Settings, lengths: Lengths, batches: Any) -> dict[str, A
         "keep_every": section.keep_every,
         "best": best and Best(*best),
     }
-
-
-def units_of(lengths: Lengths, batches: Any) -> dict[str, Any]:
-    """In what lengths of time may be given, beside steps."""
-    return dict(
-        steps_per_epoch=batches.steps_per_epoch,
-        tokens_per_step=batches.batch_size * batches.length,
-        total_steps=lengths.total,
-    )

@@ -83,7 +83,7 @@ class InitialParams:
 
 def adapted(
     init: Init,
-    start: Checkpoint,
+    start: Checkpoint | None,
     adapters: Lora,
     frozen: FrozenWeights,
     *,
@@ -95,7 +95,8 @@ def adapted(
 
     Args:
       init: makes the network without adapters.
-      start: the checkpoint. One that holds adapters must have the same ones: the run trains these further.
+      start: the checkpoint. One that holds adapters must have the same ones: the run trains these further. None where
+        nothing is read, and the step is only lowered.
       adapters: where they are put, and of which kind.
       frozen: the run's frozen weights, from which the base is taken.
       quantize: how the base is stored in memory.

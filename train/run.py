@@ -26,7 +26,7 @@ from ..model.sharding import make_mesh, path_name
 from . import resume
 from .architecture import model_of
 from .leaves import check
-from .lengths import Lengths, saving_of, units_of
+from .lengths import Lengths, saving_of
 from .loop import Check, Evaluation, Pace, train
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
 from .optimizer import DECAY, each_part, make_optimizer, make_schedule
@@ -154,7 +154,8 @@ class Run:
     @functools.cached_property
     def model(self) -> llama.Model:
         """The network of `config.model`."""
-        return model_of(self.config, self.start, self.tokenizer)
+        named = self.config.tokenizer is not None or self.start is not None  # a preset may be lowered without one
+        return model_of(self.config, self.start, self.tokenizer if named else None)
 
     @functools.cached_property
     def generation(self) -> GenerationDefaults:
@@ -181,8 +182,6 @@ class Run:
         section = {name: x for name, x in self.config.lora.items() if name not in ("dropout", "quantize")}
         if section["targets"] is None:
             return None
-        if self.start is None:
-            raise UserError("config.lora: adapters need config.init_from, the model that they are put on")
         try:
             return Lora(**section | {"whole": section["whole"] or ()})
         except (TypeError, ValueError) as error:
@@ -228,7 +227,6 @@ class Run:
         self,
         initial: InitialParams,
         lengths: Lengths,
-        batches: Any,
         *,
         updates: int = 1,
         lrs: Mapping[str, float] | None = None,
@@ -239,15 +237,14 @@ class Run:
         Args:
           initial: where its parameters come from.
           lengths: of the run.
-          batches: in whose epochs and tokens lengths of time are given.
           updates: how often a step of the run moves the parameters.
           lrs: highest learning rates by the names of networks, in place of `config.optim.lr`.
           extra: further entries of the state.
         """
-        config, units = self.config, units_of(lengths, batches)
-        trainable = self._trainable(initial, units)
+        config = self.config
+        trainable = self._trainable(initial, lengths)
         own = trainable.may_learn(jax.eval_shape(initial.init, jax.random.key(0)))
-        optimizer = functools.partial(self._optimizer, lengths, units, updates, trainable.period is not None)
+        optimizer = functools.partial(self._optimizer, lengths, updates, trainable.period is not None)
         if initial.names:
             made = {name: optimizer(own[name], (lrs or {}).get(name)) for name in initial.names}
             combined, schedule = each_part({name: one for name, (one, _) in made.items()}), made[initial.names[0]][1]
@@ -265,15 +262,15 @@ class Run:
         )
 
     def _optimizer(
-        self, lengths: Lengths, units: dict[str, Any], updates: int, restarts: bool, params: Any, lr: float | None
+        self, lengths: Lengths, updates: int, restarts: bool, params: Any, lr: float | None
     ) -> tuple[Any, optax.Schedule]:
         section, schedule = dict(self.config.optim), self.config.schedule
-        decay_steps = duration(schedule, "decay", **units, required=False)
+        decay_steps = duration(schedule, "decay", **lengths.units, required=False)
         rate = make_schedule(
             name=schedule.name,
             lr=section["lr"] if lr is None else lr,
             total_steps=lengths.total * updates,
-            warmup_steps=duration(schedule, "warmup", **units) * updates,
+            warmup_steps=duration(schedule, "warmup", **lengths.units) * updates,
             final=schedule.final,
             decay_steps=decay_steps and decay_steps * updates,
         )
@@ -283,7 +280,7 @@ class Run:
         section["lr_multipliers"] = section["lr_multipliers"] or ((r".*", 1.0),)
         return make_optimizer(params, schedule=rate, restarts=restarts, **section), rate
 
-    def _trainable(self, initial: InitialParams, units: dict[str, Any]) -> Trainable:
+    def _trainable(self, initial: InitialParams, lengths: Lengths) -> Trainable:
         params = jax.eval_shape(initial.init, jax.random.key(0))
         frozen = self._frozen_rules(params, initial)
         if "lisa" not in self.config:
@@ -291,7 +288,7 @@ class Run:
         lisa = self.config.lisa
         if lisa.layers is not None and self.adapters is not None:
             raise UserError("config.lisa and config.lora: adapters stand on layers that stay as they are; choose one")
-        period = duration(lisa, "period", **units, required=False)
+        period = duration(lisa, "period", **lengths.units, required=False)
         return of_layers(lisa.layers, period, frozen, params, self.config.seed)
 
     def _frozen_rules(self, params: Any, initial: InitialParams) -> Rules:
@@ -398,7 +395,7 @@ class Run:
         if pace.profile_at is not None and pace.profile_at >= lengths.total:
             last = lengths.total - 1
             raise UserError(f"config.profile.at_step {pace.profile_at}: the run has the steps 0 to {last}")
-        saving = saving_of(config, lengths, batches)
+        saving = saving_of(config, lengths)
         best = saving["best"]
         if best is not None and not evaluations:
             raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")

@@ -272,6 +272,8 @@ class Run:
             load_template(values["template"])
         if (values["model"]["preset"] is None) == (values["init_from"] is None):
             raise UserError(f"set one of {where}.model.preset and {where}.init_from: they say what the network is")
+        if values["lora"]["targets"] is not None and values["init_from"] is None:
+            raise UserError(f"{where}.lora: adapters need {where}.init_from, the model that they are put on")
 
 
 class Supervised(Run):

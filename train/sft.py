@@ -30,7 +30,7 @@ def train(run: Run) -> Result:
 
         # Network: which of its parameters learn is what config.optim.frozen, config.lora and config.lisa say.
         lengths = lengths_of(config, batches)
-        network = run.network(run.initial(model.init, run.start), lengths, batches)
+        network = run.network(run.initial(model.init, run.start), lengths)
 
         # Loss and step: cross-entropy of the assistant's tokens, averaged over those of the whole batch.
         loss_fn = next_token_loss(model, config.z_loss)

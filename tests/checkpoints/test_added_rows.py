@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import camelid
-from camelid.checkpoints import origin, reading
+from camelid import checkpoints
 from camelid.configs.base import base
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model.sharding import make_mesh
 from camelid.tests.checkpoints.interop import folders
-from camelid.train import setup
+from camelid.train.architecture import model_of
 from camelid.train.settings import Settings
 
 ROWS = 300
@@ -61,7 +61,13 @@ def test_ids_without_a_row_are_told_with_what_gives_them_one(alpaca, tmp_path, c
     c = base()
     c.init_from = str(alpaca)
     with pytest.raises(UserError, match=r"none for '\[PAD\]': config\.model\.vocab_size=301 adds rows"):
-        setup.model_of(Settings(c), origin.load_tokenizer(alpaca))
+        model_of(Settings(c), *start(alpaca))
+
+
+def start(path):
+    """A checkpoint and its tokenizer."""
+    found = checkpoints.open(path)
+    return found, found.tokenizer
 
 
 def test_load_gives_new_rows_the_mean_of_the_others(alpaca, params):
@@ -78,16 +84,16 @@ def test_a_run_starts_from_the_new_rows(alpaca, params):
     c = base()
     c.init_from, c.model.vocab_size = str(alpaca), 304
     settings = Settings(c)
-    model = setup.model_of(settings, origin.load_tokenizer(alpaca))
+    model = model_of(settings, *start(alpaca))
     mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
     shardings = folders.shardings(model.abstract_params, mesh, folders.PARTITION_RULES)
     asked = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), model.abstract_params, shardings
     )
-    check_rows(origin.load_params(alpaca, asked), params, 304)
+    check_rows(checkpoints.open(alpaca).load_params(asked), params, 304)
     c.model.vocab_size = 299
     with pytest.raises(UserError, match="vocab_size 299 is less than the 300 of"):
-        setup.model_of(Settings(c), origin.load_tokenizer(alpaca))
+        model_of(Settings(c), *start(alpaca))
 
 
 @pytest.mark.parametrize("to", ["camelid", "huggingface", "gguf"])
@@ -105,7 +111,7 @@ def test_a_run_of_camelids_gets_rows_by_convert_alone(alpaca, params, tmp_path, 
     c = base()
     c.init_from, c.model.vocab_size = str(tmp_path / "run"), 320
     with pytest.raises(UserError, match=r"camelid convert .*run OUTPUT --vocab_size=320"):
-        setup.model_of(Settings(c), reading.load_tokenizer(tmp_path / "run"))
+        model_of(Settings(c), *start(tmp_path / "run"))
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "wider"), "--vocab_size=320"]) == 0
     found = camelid.load(tmp_path / "wider").params["embed"]["embedding"]
     np.testing.assert_array_equal(found[:ROWS], params["embed"]["embedding"])

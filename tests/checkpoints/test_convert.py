@@ -15,7 +15,8 @@ import pytest
 import safetensors.numpy
 
 import camelid
-from camelid.checkpoints import convert, origin, reading
+from camelid import checkpoints
+from camelid.checkpoints import convert, reading
 from camelid.checkpoints.interop import tensors
 from camelid.checkpoints.interop.generation_config import GenerationDefaults
 from camelid.data.tokenizer import Tokenizer
@@ -76,13 +77,13 @@ def test_what_a_model_says_of_sampling_and_of_ends_goes_with_it_into_every_forma
     said = written | dict(eos_token_id=[*ends, 9], do_sample=True, temperature=0.5, top_p=0.75, stop_strings=["###"])
     (theirs / "generation_config.json").write_text(json.dumps(said))
     expected = GenerationDefaults((*ends, 9), ("###",), temperature=0.5, top_p=0.75)
-    assert origin.load_generation(theirs) == expected
+    assert checkpoints.open(theirs).generation == expected
     assert reading.read_manifest(chain["tuned"])["generation"] == {}  # its base, a run from nothing, says nothing
     for name, to, source in (("run", "camelid", "theirs"), ("x.gguf", "gguf", "run"), ("again", "huggingface", "run")):
         assert main(["convert", str(tmp_path / source), str(tmp_path / name), f"--to={to}"]) == 0
-    assert origin.load_generation(tmp_path / "run") == origin.load_generation(tmp_path / "again") == expected
+    assert all(checkpoints.open(tmp_path / name).generation == expected for name in ("run", "again"))
     assert json.loads((tmp_path / "again" / "generation_config.json").read_text()) == said
-    in_gguf = origin.load_generation(tmp_path / "x.gguf")
+    in_gguf = checkpoints.open(tmp_path / "x.gguf").generation
     assert in_gguf == dataclasses.replace(expected, stop=())  # which the format cannot say
 
 
@@ -206,12 +207,12 @@ def test_a_template_that_ends_turns_by_another_token_says_so_in_a_gguf_file(chai
 
 def test_a_folder_that_is_written_anew_is_read_anew(chain, expected, tmp_path):
     shutil.copytree(chain["their"], tmp_path / "their")
-    before, found = origin.identity(tmp_path / "their"), camelid.load(tmp_path / "their")
+    before, found = checkpoints.open(tmp_path / "their").identity, camelid.load(tmp_path / "their")
     np.testing.assert_allclose(found.logits(TOKENS), expected[2], atol=1e-6)
     other = jax.tree.map(lambda x: np.asarray(x) * 0.5, found.params)
     folders.write_folder(tmp_path / "their", found.config.replace(norm_eps=1e-3), other)
     again = camelid.load(tmp_path / "their")
-    assert again.config.norm_eps == 1e-3 and origin.identity(tmp_path / "their") != before
+    assert again.config.norm_eps == 1e-3 and checkpoints.open(tmp_path / "their").identity != before
     folders.assert_same_params(again.params, other)
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from camelid.checkpoints import language_model, origin
+from camelid.checkpoints import language_model
 from camelid.checkpoints.interop.generation_config import GenerationDefaults
 from camelid.checkpoints.language_model import Llama, PromptTooLong
 from camelid.data.templates import load_template
@@ -21,7 +21,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.llama import build
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh
-from camelid.train import setup
+from camelid.train.run import Run
 
 ROWS, CONTEXT = 384, 96  # of the embedding: 32 more than there are tokens
 PROMPTS = ["the red fox", "the blue whale sees 3", "the"]
@@ -213,12 +213,16 @@ def test_chat_says_that_its_input_is_closed(command, capsys, monkeypatch):
     assert capsys.readouterr().err == "camelid: chat reads messages from standard input, which is closed\n"
 
 
-def test_a_run_says_what_the_model_it_began_with_said_of_the_tokens_that_both_have(llama, monkeypatch):
+def test_a_run_says_what_the_model_it_began_with_said_of_the_tokens_that_both_have(llama):
     said = GenerationDefaults(stop_ids=(5, 9), temperature=0.6)
     other = types.SimpleNamespace(fingerprint="other", piece=lambda i: "?" if i == 9 else llama.tokenizer.piece(i))
-    monkeypatch.setattr(origin, "load_generation", lambda path: said)
-    monkeypatch.setattr(origin, "load_tokenizer", lambda path: llama.tokenizer)
-    settings = types.SimpleNamespace(init_from="somewhere")
-    assert setup.generation_of(settings, llama.tokenizer) == said
-    assert setup.generation_of(settings, other) == dataclasses.replace(said, stop_ids=(5,))
-    assert setup.generation_of(types.SimpleNamespace(init_from=None), other) == GenerationDefaults()
+    start = types.SimpleNamespace(generation=said, tokenizer=llama.tokenizer)
+
+    def generation(start, tokenizer):
+        run = Run(types.SimpleNamespace(partition_rules=None), "unused", mesh=None)
+        run.start, run.tokenizer = start, tokenizer
+        return run.generation
+
+    assert generation(start, llama.tokenizer) == said
+    assert generation(start, other) == dataclasses.replace(said, stop_ids=(5,))
+    assert generation(None, other) == GenerationDefaults()

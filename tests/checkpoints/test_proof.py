@@ -112,10 +112,10 @@ def test_of_a_damaged_checkpoint_nothing_is_loaded_and_a_run_goes_on_from_the_on
         return
     assert f"{newest} is not whole" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"is damaged: |no such checkpoint|neither a complete checkpoint") as error:
-        reading.load_params(newest, ASKED["params"])
+        reading.load_part(reading.find(newest), ASKED["params"], ["params"])
     assert "\n" not in str(error.value)
     assert reading.read_manifest(tmp_path / "run")["step"] == 2
-    params = reading.load_params(tmp_path / "run", ASKED["params"])
+    params = reading.load_part(reading.find(tmp_path / "run"), ASKED["params"], ["params"])
     assert same(params, state_at(2)["params"])
 
 
@@ -213,12 +213,12 @@ def test_a_checkpoint_of_a_version_without_checksums_opens_and_its_damage_is_a_l
     metadata = json.loads((folder / "3" / proof.ORBAX_FILE).read_text())
     del metadata["custom_metadata"]["checksums"]
     (folder / "3" / proof.ORBAX_FILE).write_text(json.dumps(metadata))
-    assert reading.digest(tmp_path / "run") is None
-    assert same(reading.load_params(tmp_path / "run", ASKED["params"]), state_at(3)["params"])
+    assert proof.digest(reading.find(tmp_path / "run")) is None
+    assert same(reading.load_part(reading.find(tmp_path / "run"), ASKED["params"], ["params"]), state_at(3)["params"])
     for path in files_of(folder / "3" / "state"):
         os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(UserError, match="checkpoints/3: cannot be read: ") as error:
-        reading.load_params(tmp_path / "run", ASKED["params"])
+        reading.load_part(reading.find(tmp_path / "run"), ASKED["params"], ["params"])
     assert "\n" not in str(error.value)
 
 
@@ -226,7 +226,7 @@ def test_two_checkpoints_of_the_same_numbers_are_told_apart_and_a_copy_is_not(sa
     shutil.copytree(saved, tmp_path / "copy")
     with Checkpoints(tmp_path / "again", every_steps=1) as store:
         store.save(3, state_at(3), MANIFEST)
-    digests = [reading.digest(path) for path in (saved, tmp_path / "copy", tmp_path / "again")]
+    digests = [proof.digest(reading.find(path)) for path in (saved, tmp_path / "copy", tmp_path / "again")]
     assert digests[0] == digests[1] != digests[2]
 
 

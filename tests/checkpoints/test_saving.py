@@ -18,6 +18,7 @@ import pytest
 import sentencepiece
 from jax.sharding import NamedSharding, PartitionSpec
 
+from camelid import checkpoints
 from camelid.checkpoints import reading, saving
 from camelid.checkpoints.manifest import describe
 from camelid.checkpoints.saving import Checkpoints
@@ -122,13 +123,13 @@ def test_parameters_load_alone_cast_and_resharded(tmp_path):
         ),
         state["params"],
     )
-    found = reading.load_params(tmp_path, params)
+    found = reading.load_part(reading.find(tmp_path), params, ["params"])
     assert_bit_equal(found, state["params"] | {"embed": state["params"]["embed"].astype(jnp.bfloat16)})
     assert found["layers"]["w"].sharding == params["layers"]["w"].sharding
-    ema = reading.load_params(tmp_path / "checkpoints" / "1", abstract(state["ema"]), name="ema")
+    ema = reading.load_part(reading.find(tmp_path / "checkpoints" / "1"), abstract(state["ema"]), ["ema"])
     assert_bit_equal(ema, state["ema"])
     with pytest.raises(UserError, match="its state has no 'critic', only ema, opt_state, params, step"):
-        reading.load_params(tmp_path, params, name="critic")
+        reading.load_part(reading.find(tmp_path), params, ["critic"])
 
 
 def test_what_does_not_fit_is_listed_before_anything_is_loaded(tmp_path):
@@ -211,12 +212,12 @@ def test_the_path_alone_gives_config_template_and_tokenizer(tmp_path):
     assert found["config"] == {"optim": {"betas": [0.9, 0.95], "warmup": None}} and found["step"] == 3
     assert found["template"] == {"name": "chatml", "source": "{{ messages }}"} and found["data_fingerprint"] == "abc"
     assert found["versions"]["jax"] == jax.__version__ and found["versions"].keys() == {"camelid", "jax", "flax"}
-    loaded = reading.load_tokenizer(run / "checkpoints" / "3")
+    loaded = checkpoints.open(run / "checkpoints" / "3").tokenizer
     assert loaded.encode("a b") == tokenizer.encode("a b") and loaded.fingerprint == tokenizer.fingerprint
 
     saving.keep_tokenizer(run, train_tokenizer(tmp_path / "other", 280))
     with pytest.raises(UserError, match=r"not the tokenizer that .*/checkpoints/3 was trained with"):
-        reading.load_tokenizer(run)
+        _ = checkpoints.open(run).tokenizer
 
 
 def test_a_run_whose_manifest_says_no_more_than_the_model_files_hash_opens_as_it_was_trained(tmp_path):
@@ -230,7 +231,7 @@ def test_a_run_whose_manifest_says_no_more_than_the_model_files_hash_opens_as_it
     saving.keep_tokenizer(tmp_path, tokenizer)
     with Checkpoints(tmp_path, every_steps=1) as store:
         store.save(1, {"params": {"w": jnp.ones(2)}}, older)
-    loaded = reading.load_tokenizer(tmp_path)
+    loaded = checkpoints.open(tmp_path).tokenizer
     assert loaded.adds_bos and loaded.chat_template == "x"
     length = {"total_steps": 1}
     # data_fingerprint would say which tokens changed
@@ -243,7 +244,7 @@ def test_a_run_whose_manifest_says_no_more_than_the_model_files_hash_opens_as_it
 def test_a_run_without_a_tokenizer_loads_none(tmp_path):
     with Checkpoints(tmp_path, every_steps=1) as store:
         store.save(1, {"params": {"w": jnp.ones(2)}}, MANIFEST)
-    assert reading.load_tokenizer(tmp_path) is None
+    assert checkpoints.open(tmp_path).tokenizer is None
 
 
 def train_tokenizer(directory, vocab_size):

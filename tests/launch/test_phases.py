@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import camelid
-from camelid.checkpoints import origin
+from camelid import checkpoints
 from camelid.configs.base import base
 from camelid.evals.perplexity import perplexity
 from camelid.launch import phases
@@ -87,7 +87,7 @@ def test_the_table_is_of_the_model_before_between_and_after(adapted, pretrained,
 
 
 def test_the_second_phase_goes_on_with_the_adapters_of_the_first(adapted, pretrained, metrics):
-    assert origin.stored_adapter(adapted / "questions").path == str(pretrained)
+    assert str(checkpoints.open(adapted / "questions").base.path) == str(pretrained)
     end, begin = metrics(adapted / "documents")[4], metrics(adapted / "questions")[0]
     measured = [name for name in begin if name.startswith("eval/")]
     assert len(measured) == 9

@@ -1,11 +1,13 @@
 """What PPO makes of an experience, in loops over answers and tokens, and the settings that its tests share."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from camelid.rlhf import critic, ppo, rewards
 from camelid.rlhf.rollout import Rollout
 
-HYPER = ppo.Hyper(
+HYPER = ppo.PPOSettings(
     epochs=1,
     minibatches=1,
     clip=0.2,
@@ -22,6 +24,11 @@ PENALTY = ppo.Penalty(coef=0.1, estimator="k1", controller="fixed", target=6.0, 
 SHARED = {"critic": critic.Critic("value", None, "")}
 AS_IS = rewards.Shaping()
 FUNCTION = rewards.Rewards({}, {"score": rewards.FunctionReward(None, 2.0)})
+
+
+def task_of(shaping=AS_IS, cost=None, n=1) -> SimpleNamespace:
+    """What a step's second half reads of an `AnswerTask`."""
+    return SimpleNamespace(rewards=FUNCTION, cost=cost, shaping=shaping, sampling=SimpleNamespace(n=n))
 
 
 def experience(lengths=(6, 1, 4, 6, 2, 3, 5, 6), seed=0, cost=False) -> ppo.Experience:

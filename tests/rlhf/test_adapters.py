@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 import camelid
-from camelid.checkpoints import origin, reading
+from camelid import checkpoints
+from camelid.checkpoints import reading
 from camelid.launch.cli import main
 from camelid.model.sharding import make_mesh
 from camelid.rlhf import rewards
 from camelid.tests.train.test_resume import state_of
-from camelid.train.adapters import Bases
+from camelid.train.network import FrozenWeights
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -46,10 +47,10 @@ def test_policy_critics_and_reward_stand_on_one_base(lora_ppo, lora_reward, tune
     assert set(own["policy"]) == {"layers"} and set(own["critic"]) == {"layers", "score"}
     whole = sizes(camelid.load(tuned).params)
     assert sizes(own) < whole  # three networks' adapters, of a network this small
-    bases = Bases(make_mesh({}, jax.devices()[:1]))
+    frozen = FrozenWeights(make_mesh({}, jax.devices()[:1]))
     tokenizer = camelid.load(tuned).tokenizer
-    _, first = rewards.load_model(lora_reward, tokenizer, bases, "float32")
-    _, second = rewards.load_model(lora_reward, tokenizer, bases, "float32")
+    _, first = rewards.load_model(checkpoints.open(lora_reward), tokenizer, frozen, "float32")
+    _, second = rewards.load_model(checkpoints.open(lora_reward), tokenizer, frozen, "float32")
     assert first["layers"]["mlp"]["up"]["base"] is second["layers"]["mlp"]["up"]["base"]
 
 
@@ -66,7 +67,7 @@ def test_the_policy_of_adapters_is_loaded_merged(lora_ppo, tuned):
     assert jax.tree.structure(policy.params) == jax.tree.structure(start.params)
     tokens = np.arange(40).reshape(2, 20) % 352
     assert np.abs(policy.logits(tokens) - start.logits(tokens)).max() > 1e-3
-    assert reading.read_manifest(lora_ppo)["adapter"]["path"] == origin.absolute(tuned)
+    assert reading.read_manifest(lora_ppo)["adapter"]["path"] == str(tuned)
 
 
 @pytest.mark.parametrize("recipe, lora, devices", [("dpo", "nf4", 1), ("grpo", "dora", 8)])

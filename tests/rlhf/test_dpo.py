@@ -13,7 +13,9 @@ from camelid.rlhf import dpo, kto
 from camelid.tests.rlhf.numpy_llama import softmax
 
 MODEL = SimpleNamespace(hidden=lambda params, tokens, segment_ids, positions: params["embed"]["embedding"][tokens])
-HYPER = dpo.Hyper("sigmoid", beta=0.3, label_smoothing=0.0, gamma=0.5, desirable_weight=1.0, undesirable_weight=0.7)
+HYPER = dpo.DPOSettings(
+    "sigmoid", beta=0.3, label_smoothing=0.0, gamma=0.5, desirable_weight=1.0, undesirable_weight=0.7
+)
 
 
 def table(seed):

@@ -12,9 +12,9 @@ import pytest
 
 from camelid.rlhf import grpo, raft, rewards
 from camelid.tests.rlhf.numpy_llama import softmax
-from camelid.tests.rlhf.numpy_ppo import AS_IS, FUNCTION, experience
+from camelid.tests.rlhf.numpy_ppo import AS_IS, experience, task_of
 
-HYPER = grpo.Hyper(
+HYPER = grpo.GRPOSettings(
     advantage="grpo",
     epochs=1,
     minibatches=1,
@@ -51,7 +51,7 @@ def looked_at(hyper, shaping=AS_IS):
         metrics["tokens"] = jnp.float32(1)
         return state | {"given": found}, metrics
 
-    learn = grpo.make_learn(write_down, FUNCTION, hyper, shaping, 4, seed=0)
+    learn = grpo.make_learn(write_down, task_of(shaping, n=4), hyper, seed=0)
     blank = dict.fromkeys(("mask", "logp", "ref_logp"), seen.logp_RM) | {"advantage": seen.scores["score"]}
     state = {"score_stats": rewards.FIRST_STATS, "step": jnp.int32(3), "given": blank}
     state, metrics = jax.device_get(jax.jit(lambda state, seen: learn(state, seen, {}))(state, seen))
@@ -229,7 +229,9 @@ def test_raft_tunes_on_the_best_answer_to_each_prompt():
         metrics["tokens"] = jnp.float32(1)
         return state | {"given": jnp.sort(rows.index_R)}, metrics
 
-    learn = raft.make_learn(write_down, FUNCTION, raft.Hyper(1, 1), rewards.Shaping(missing_eos=-99.0), 4, seed=0)
+    learn = raft.make_learn(
+        write_down, task_of(rewards.Shaping(missing_eos=-99.0), n=4), raft.RAFTSettings(1, 1), seed=0
+    )
     state = {"score_stats": rewards.FIRST_STATS, "step": jnp.int32(0), "given": jnp.zeros(3, jnp.int32)}
     state, metrics = jax.jit(lambda state, seen: learn(state, seen, {}))(state, seen)
     scores = np.where(seen.rows.stopped_R > 0, 2.0 * seen.scores["score"], -99.0)

@@ -12,11 +12,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from camelid.model.sharding import BATCH as BATCH_AXES
 from camelid.model.sharding import PARTITION_RULES, make_mesh
 from camelid.rlhf import critic, ppo, rewards, scalar
+from camelid.rlhf.experience import make_rollout
 from camelid.rlhf.watch import RATIO_TOLERANCE
 from camelid.tests.rlhf.numpy_llama import VOCAB, distributions, hidden, policy, prompts, real_tokens, sampling
-from camelid.tests.rlhf.numpy_ppo import AS_IS, FUNCTION, HYPER, PENALTY, SHARED, slow_learn
+from camelid.tests.rlhf.numpy_ppo import AS_IS, HYPER, PENALTY, SHARED, slow_learn, task_of
 from camelid.train.by_layer import at_once
-from camelid.train.state import Guard, make_update, state_of, state_shardings
+from camelid.train.network import InitialParams, together
+from camelid.train.state import state_of, state_shardings
+from camelid.train.trainable import Trainable
+from camelid.train.update import Guard, make_update
 
 # What the networks say of rows ----------------------------------------------------------------------------------------
 
@@ -32,7 +36,8 @@ BATCH = prompts((3, 11, 7, 16, 1, 9, 12, 5), 16)
 def params_of(kind: str, dtype: str = "float32"):
     """(parameters of the policy and its critic, those that are frozen)."""
     model, params = policy(dtype)
-    drawn = jax.jit(critic.initialiser(model, CRITICS[kind]))(jax.random.key(1))
+    inits = {"policy": model.init} | {name: critic.init_of(c, model.config) for name, c in CRITICS[kind].items()}
+    drawn = jax.jit(together({name: InitialParams(init) for name, init in inits.items()}).init)(jax.random.key(1))
     frozen = {"reference": jax.tree.map(lambda x: 0.9 * x, params), "cost": {}}
     frozen["rewards"] = {"proxy": jax.jit(PROXY.init)(jax.random.key(2))}
     return jax.tree.map(lambda x: 1.5 * x, drawn) | {"policy": params}, frozen
@@ -41,7 +46,7 @@ def params_of(kind: str, dtype: str = "float32"):
 @functools.cache
 def actor(kind: str, dtype: str = "float32"):
     graders = rewards.Rewards({"proxy": rewards.ModelReward(PROXY, 1.0, 0.5)}, {})
-    act = ppo.make_act(policy(dtype)[0], CRITICS[kind], graders, None, sampling(), seed=0, score_parts=2)
+    act = make_rollout(policy(dtype)[0], CRITICS[kind], graders, None, sampling(), seed=0, score_parts=2)
     return jax.jit(act)
 
 
@@ -126,12 +131,12 @@ def learner(kind="own", dtype="float32", hyper=HYPER, accumulate=1, ptx=0.0, cri
     )
     loss_fn = ppo.make_loss(policy(dtype)[0], CRITICS[kind], hyper, TEMPERATURE, ptx)
     update = make_update(loss_fn, optimizer, lambda _: 1.0, accumulate=accumulate, guard=Guard(None))
-    fixed = (CRITICS[kind], FUNCTION, None, hyper, PENALTY, AS_IS)
+    fixed = (CRITICS[kind], task_of(AS_IS), hyper, PENALTY)
     learn = ppo.make_learn(update, *fixed, seed=0, critic_first=critic_first)
 
     def first(params):
         extra = {"kl_coef": PENALTY.coef, "score_stats": rewards.FIRST_STATS, "multiplier": 0.0}
-        return state_of(params, optimizer, ((".*", False),), ema=False, extra=extra)
+        return state_of(params, optimizer, Trainable(), ema=False, extra=extra)
 
     return jax.jit(learn), first
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from camelid.rlhf import costs, critic, ppo, rewards
-from camelid.tests.rlhf.numpy_ppo import AS_IS, FUNCTION, HYPER, PENALTY, SHARED, experience, slow_learn
+from camelid.tests.rlhf.numpy_ppo import AS_IS, HYPER, PENALTY, SHARED, experience, slow_learn, task_of
 
 COST = costs.Cost(rewards.Rewards({}, {"cost": rewards.FunctionReward(None, 1.0)}), 0.3, 1.0, 0.5, 10.0)
 
@@ -25,7 +25,7 @@ def looked_at(seen: ppo.Experience, hyper=HYPER, penalty=PENALTY, shaping=AS_IS,
         metrics["tokens"] = jnp.float32(1)
         return state | {"given": found}, metrics
 
-    learn = ppo.make_learn(write_down, critics, FUNCTION, cost, hyper, penalty, shaping, seed=0)
+    learn = ppo.make_learn(write_down, critics, task_of(shaping, cost), hyper, penalty, seed=0)
     blank = {"logp": seen.logp_RM, "advantages": seen.logp_RM, "values": seen.values, "returns": seen.values}
     state = {"kl_coef": penalty.coef, "score_stats": rewards.FIRST_STATS, "multiplier": 1.0} | state
     state = jax.tree.map(jnp.float32, state) | {"step": jnp.int32(7), "given": jax.tree.map(jnp.asarray, blank)}

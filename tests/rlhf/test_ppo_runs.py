@@ -18,11 +18,9 @@ import camelid
 from camelid.checkpoints import reading
 from camelid.launch.cli import main
 from camelid.rlhf import critic, scalar
-from camelid.rlhf import setup as rl_setup
 from camelid.tests.rlhf.test_recipes import column
 from camelid.tests.train.test_resume import assert_same_bits, finish, send_at, state_of
-from camelid.train import setup
-from camelid.train.adapters import Adapters
+from camelid.train.run import Run, mesh_of
 from camelid.train.settings import Settings, load_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -130,17 +128,13 @@ def test_ppo_tells_what_it_does(ppo_run, metrics):
 def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_arguments, tmp_path):
     assert main([*arguments("sft", tmp_path / "sft", init_from=ppo_run), "--config.total_steps=1"]) == 0
     again = Settings(load_config(rl_arguments("ppo", tmp_path, init_from=ppo_run)[1].removeprefix("--config=")))
-    mesh = setup.mesh_of(again)
-    with jax.set_mesh(mesh):
-        tokenizer = setup.tokenizer_of(again)
-        model = setup.model_of(again, tokenizer)
-        critics = critic.critics_of(again, tokenizer, with_cost=False)
-        abstract = jax.eval_shape(critic.initialiser(model, critics), jax.random.key(0))
-        where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    run = Run(again, tmp_path, mesh_of(again))
+    with jax.set_mesh(run.mesh):
+        initial = critic.initial_params(run, critic.critics_of(run, with_cost=False))
+        abstract = jax.eval_shape(initial.init, jax.random.key(0))
+        where = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract)
-        adapters = Adapters(again, mesh)
-        params = critic.parts_of(again, model, critics, adapters).load(placed)
-        reference = rl_setup.load_reference(again, model, adapters)
+        params, reference = initial.load(placed), run.reference()
     stored = camelid.load(ppo_run).params
     for found in (params["policy"], reference, scalar.without_head(params["critic"])):
         jax.tree.map(np.testing.assert_array_equal, found, {name: stored[name] for name in found})

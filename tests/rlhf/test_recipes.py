@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import camelid
+from camelid import checkpoints
 from camelid.checkpoints import reading
 from camelid.data.prompts import heldout_prompts, prompt_shapes
 from camelid.data.samples import SamplePass, SourcePart
@@ -20,7 +21,7 @@ from camelid.rlhf import rewards
 from camelid.rlhf.rollout import roll_out
 from camelid.tests.rlhf.numpy_llama import hidden, real_tokens
 from camelid.tests.train.test_resume import assert_same_bits, state_of
-from camelid.train.adapters import Bases
+from camelid.train.network import FrozenWeights
 from camelid.train.randomness import purpose_key
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -52,7 +53,7 @@ def scores_of_own_answers(run, llama) -> np.ndarray:
     batches = SamplePass(prompts, row_shapes=prompt_shapes(48), batch_size=16)
     sampling = Sampling(max_tokens=16, stop_ids=llama.template.stop_ids(llama.tokenizer))
     mesh = make_mesh({}, jax.devices()[:1])
-    model, params = rewards.load_model(run, llama.tokenizer, Bases(mesh), "float32")
+    model, params = rewards.load_model(checkpoints.open(run), llama.tokenizer, FrozenWeights(mesh), "float32")
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["score"])
     roll = jax.jit(lambda batch: roll_out(llama.model, llama.params, batch, purpose_key(0, "normalise"), sampling))
     scores = []
@@ -94,7 +95,8 @@ def test_a_reward_model_is_no_language_model_nor_the_other_way_round(reward_run,
     with pytest.raises(UserError, match="which gives numbers"):
         camelid.load(reward_run)
     with pytest.raises(UserError, match="comes from the recipe `reward`"):
-        rewards.load_model(tuned, camelid.load(tuned).tokenizer, Bases(make_mesh({}, jax.devices()[:1])), "float32")
+        frozen = FrozenWeights(make_mesh({}, jax.devices()[:1]))
+        rewards.load_model(checkpoints.open(tuned), camelid.load(tuned).tokenizer, frozen, "float32")
 
 
 # Without a critic, without rewards

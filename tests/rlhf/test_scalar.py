@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from camelid import checkpoints
 from camelid.checkpoints.saving import Checkpoints
 from camelid.errors import UserError
 from camelid.model import llama
@@ -14,7 +15,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.sharding import make_mesh
 from camelid.rlhf import rewards, scalar
 from camelid.tests.rlhf.numpy_llama import hidden
-from camelid.train.adapters import Bases
+from camelid.train.network import FrozenWeights
 
 CONFIG = LlamaConfig.preset("nano-test", vocab_size=61, dim=32, n_heads=2, n_kv_heads=1, ffn_dim=48, unroll=1)
 LENGTHS = np.array([7, 1, 10, 4], np.int32)
@@ -94,8 +95,8 @@ def test_an_ensemble_s_verdict_is_the_mean_less_some_deviations_over_heads():
 
 def saved(folder, params, **manifest):
     manifest = {"config": {}, "tokenizer": {"fingerprint": "a"}, "model": CONFIG.to_dict()} | manifest
-    with Checkpoints(folder) as checkpoints:
-        checkpoints.save(1, {"params": params, "step": jnp.int32(1)}, manifest, force=True)
+    with Checkpoints(folder) as store:
+        store.save(1, {"params": params, "step": jnp.int32(1)}, manifest, force=True)
     return folder
 
 
@@ -112,7 +113,7 @@ def test_a_trunk_is_loaded_from_any_model_without_its_heads(source, model, param
         "policy": ({"policy": untied, "critic": params}, {"policy": "policy"}),
     }[source]
     abstract = jax.eval_shape(scalar.build(CONFIG).init, jax.random.key(0))
-    found = scalar.load_trunk(saved(tmp_path, stored, **manifest), abstract)
+    found = checkpoints.open(saved(tmp_path, stored, **manifest)).load_params(scalar.without_head(abstract), some=True)
     expected = stored.get("policy", stored)
     assert "head" in expected or source in ("tied", "scalar")
     assert found.keys() == {"embed", "layers", "norm"}
@@ -122,17 +123,23 @@ def test_a_trunk_is_loaded_from_any_model_without_its_heads(source, model, param
 def test_a_trunk_of_another_size_does_not_fit(params, tmp_path):
     abstract = jax.eval_shape(scalar.build(CONFIG.replace(n_layers=3)).init, jax.random.key(0))
     with pytest.raises(UserError, match="does not fit"):
-        scalar.load_trunk(saved(tmp_path, params, kind="scalar"), abstract)
+        checkpoints.open(saved(tmp_path, params, kind="scalar")).load_params(scalar.without_head(abstract), some=True)
 
 
 def test_a_reward_model_is_loaded_whole_and_only_beside_its_own_tokenizer(model, params, last_scores, tmp_path):
-    bases = Bases(make_mesh({}, jax.devices()[:1]))
+    frozen = FrozenWeights(make_mesh({}, jax.devices()[:1]))
+
+    def opened(path):
+        found = checkpoints.open(path)
+        found.tokenizer = SimpleNamespace(fingerprint="a", difference=lambda other: "they differ")
+        return found
+
     path = saved(tmp_path / "scalar", params, kind="scalar", heads=3)
-    found, loaded = rewards.load_model(path, SimpleNamespace(fingerprint="a"), bases, "bfloat16")
+    found, loaded = rewards.load_model(opened(path), SimpleNamespace(fingerprint="a"), frozen, "bfloat16")
     assert (found.heads, found.config.dtype, found.config.n_layers) == (3, "bfloat16", CONFIG.n_layers)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     with pytest.raises(UserError, match="tokenizer"):
-        rewards.load_model(path, SimpleNamespace(fingerprint="b"), bases, "float32")
+        rewards.load_model(opened(path), SimpleNamespace(fingerprint="b"), frozen, "float32")
     words = saved(tmp_path / "words", scalar.without_head(params))
     with pytest.raises(UserError, match="a language model; a reward or cost model comes from"):
-        rewards.load_model(words, SimpleNamespace(fingerprint="a"), bases, "float32")
+        rewards.load_model(opened(words), SimpleNamespace(fingerprint="a"), frozen, "float32")

@@ -10,6 +10,7 @@ from camelid.model.sharding import make_mesh
 from camelid.train.adam_8bit import BLOCK, Blocks, decode, encode, scale_by_adam_8bit
 from camelid.train.optimizer import make_optimizer
 from camelid.train.state import state_of, state_shardings
+from camelid.train.trainable import Trainable
 
 RULES = ((r".*", ("fsdp", None)),)
 
@@ -105,7 +106,7 @@ def test_codes_and_scales_lie_where_their_parameter_lies():
     optimizer = make_optimizer(
         params, name="adamw8bit", schedule=optax.constant_schedule(0.01), weight_decay=0.0, clip_norm=None
     )
-    abstract = jax.eval_shape(lambda: state_of(params, optimizer, ((r".*", False),), ema=False))
+    abstract = jax.eval_shape(lambda: state_of(params, optimizer, Trainable(), ema=False))
     where = state_shardings(abstract, make_mesh({"fsdp": 8}), RULES)
     specs = {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.spec)

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 import camelid
-from camelid.checkpoints import origin, reading
+from camelid import checkpoints
+from camelid.checkpoints import reading
 from camelid.checkpoints.convert import to_peft
 from camelid.checkpoints.language_model import Llama
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model import llama, storage
-from camelid.model.sharding import make_mesh, map_rules
+from camelid.model.sharding import map_rules
 from camelid.model.weights import is_weight, join, without
 from camelid.tests import tiny_lora
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.tests.train.test_state import by_path
-from camelid.train import setup
-from camelid.train.adapters import Adapters
+from camelid.train.network import InitialParams
+from camelid.train.run import Run, mesh_of
 from camelid.train.settings import Settings, load_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -33,8 +34,13 @@ def test_rules_are_for_each_of_several_networks_or_for_the_one_whose_name_they_b
     settings = load_config(arguments("pretrain", tmp_path)[1].removeprefix("--config="))
     settings.optim.frozen = [("embed/.*", True), ("critic/norm/.*", True), (".*", False)]
     one = {"embed": {"embedding": jnp.zeros(3)}, "norm": {"scale": jnp.zeros(3)}}
-    both, mesh = {"policy": one, "critic": one}, make_mesh({"fsdp": 1}, jax.devices()[:1])
-    rules = Adapters(Settings(settings), mesh).frozen(both, {}, list(both))
+    both = {"policy": one, "critic": one}
+
+    def rules_of(settings):
+        initial = InitialParams(lambda key: both, names=tuple(both))
+        return Run(Settings(settings), tmp_path, mesh=None)._frozen_rules(both, initial)
+
+    rules = rules_of(settings)
     frozen = by_path(jax.tree.map(jnp.float32, map_rules(rules, both)))
     assert {path for path, value in frozen.items() if value} == {
         "policy/embed/embedding", "critic/embed/embedding", "critic/norm/scale"
@@ -42,7 +48,7 @@ def test_rules_are_for_each_of_several_networks_or_for_the_one_whose_name_they_b
     for setting, pattern in (("frozen", "polcy/embed/.*"), ("lr_multipliers", "policy/embed/.*"), ("decay", "embed")):
         settings.optim[setting] = [(pattern, True if setting != "lr_multipliers" else 0.5), (".*", False)]
         with pytest.raises(UserError, match=rf"config\.optim\.{setting}: '{pattern[:5]}.*' matches no parameter"):
-            Adapters(Settings(settings), mesh).frozen(both, {}, list(both))
+            rules_of(settings)
         settings.optim[setting] = None
 
 
@@ -152,7 +158,7 @@ def test_a_run_goes_on_only_on_the_base_that_it_began_with(runs, arguments, tune
 def test_the_next_run_goes_on_with_the_same_adapters_or_from_the_merged_model(runs, arguments, pretrained, tmp_path):
     once = ("--config.total_steps=1", "--config.optim.lr=0.0")
     assert main(command(arguments, tmp_path / "on", runs("lora"), "lora", *once)) == 0
-    assert origin.stored_adapter(tmp_path / "on").path == str(pretrained)
+    assert str(checkpoints.open(tmp_path / "on").base.path) == str(pretrained)
     assert main(command(arguments, tmp_path / "whole", runs("lora"), "", *once)) == 0
     whole = state_of(tmp_path / "whole")["params"]
     assert whole["layers"]["attention"]["q"].shape == (2, 64, 4, 16)
@@ -168,16 +174,14 @@ def test_other_adapters_than_those_of_the_start_are_refused(runs, arguments, tmp
 
 def test_networks_of_a_run_share_their_base(runs, arguments, tmp_path):
     settings = Settings(load_config(command(arguments, tmp_path, runs("lora"), "lora")[1].removeprefix("--config=")))
-    mesh = make_mesh()
-    with jax.set_mesh(mesh):
-        model = setup.model_of(settings, setup.tokenizer_of(settings))
-        adapters = Adapters(settings, mesh)
-        first = adapters.part(model.init, settings.init_from, setup.loader(settings))
-        second = adapters.part(model.init, settings.init_from, setup.loader(settings))
-        reference = adapters.reference(model.init)
-    for one, other in zip(jax.tree.leaves(first.base), jax.tree.leaves(second.base), strict=True):
+    run = Run(settings, tmp_path, mesh_of(settings))
+    with jax.set_mesh(run.mesh):
+        model = run.model
+        first, second = (run.initial(model.init, run.start).load_base() for _ in range(2))
+        reference = run.reference()
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         assert one is other
-    assert reference["layers"]["mlp"]["up"]["base"] is first.base["layers"]["mlp"]["up"]
+    assert reference["layers"]["mlp"]["up"]["base"] is first["layers"]["mlp"]["up"]
     merged = camelid.load(runs("lora")).logits(TOKENS)
     np.testing.assert_allclose(jax.jit(model.apply)(reference, jnp.asarray(TOKENS)), merged, rtol=1e-3, atol=1e-3)
 
@@ -216,7 +220,7 @@ def test_peft_folders_are_written_and_read_back(runs, pretrained, tmp_path, caps
     assert found.chat("Which colour has the red fox?") == camelid.load(runs("pissa")).chat(
         "Which colour has the red fox?"
     )
-    assert [file["name"] for file in origin.describe(tmp_path / "peft")["files"]] == [
+    assert [file["name"] for file in checkpoints.open(tmp_path / "peft").description["files"]] == [
         "adapter_config.json",
         "adapter_model.safetensors",
     ]

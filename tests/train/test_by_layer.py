@@ -15,10 +15,11 @@ from camelid.model.sharding import make_mesh
 from camelid.tests.train.test_optimizer import optimizer_of, run, tree
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.train import adam_8bit
-from camelid.train.state import make_update, state_shardings
 from camelid.train.state import state_of as first_state
+from camelid.train.state import state_shardings
+from camelid.train.trainable import Trainable
+from camelid.train.update import make_update
 
-EVERYTHING = ((r".*", False),)
 RULES = (("layers/mlp/up", (None, "fsdp", "tensor")), (r".*", ()))
 
 
@@ -66,7 +67,7 @@ def test_a_step_with_clipping_holds_the_gradients_once(name, copies):
     and moments. Neither clipped gradients nor the step."""
     params = {"layers": {"mlp": {"up": np.ones((16, 128, 256), np.float32)}}}
     optimizer = optimizer_of(params, name, clip_norm=1.0, offload=name != "adamw8bit")
-    state = first_state(params, optimizer, EVERYTHING, ema=False)
+    state = first_state(params, optimizer, Trainable(), ema=False)
     step = jax.jit(make_update(quadratic, optimizer, optax.constant_schedule(0.01)), donate_argnums=0)
     needed = step.lower(state, {"weight": jnp.float32(1.0)}).compile().memory_analysis().temp_size_in_bytes
     assert needed < copies * params["layers"]["mlp"]["up"].nbytes
@@ -91,7 +92,7 @@ def test_a_step_leaves_moments_on_the_host_and_a_skipped_one_leaves_them_as_they
     optimizer = optimizer_of(params, name, offload=True)
 
     def make():
-        return first_state(params, optimizer, EVERYTHING, ema=False)
+        return first_state(params, optimizer, Trainable(), ema=False)
 
     where = state_shardings(jax.eval_shape(make), mesh, RULES)
     up = jax.tree.leaves(where["opt_state"]["on_host"]["layers"][0].mu["layers"]["mlp"]["up"])

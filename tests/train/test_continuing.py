@@ -12,7 +12,8 @@ from camelid.configs.base import base
 from camelid.configs.preferences import dpo_base, reward_base
 from camelid.configs.rl import grpo_base, ppo_base, raft_base
 from camelid.errors import UserError
-from camelid.train import leaves, setup
+from camelid.train import leaves
+from camelid.train.lengths import lengths_of, saving_of
 from camelid.train.resume import MAY_CHANGE, check, compare
 from camelid.train.sections import Checkpoint
 from camelid.train.settings import Settings, load_phases
@@ -185,8 +186,8 @@ def test_no_shipped_recipe_can_lose_more_than_a_tenth_of_a_run(path):
     for config in load_phases(str(path)).values():
         for steps in (3, 10, 11, 19, 250, 9999):  # of an epoch
             settings, batches = Settings(config), Epochs(steps)
-            lengths = setup.lengths_of(settings, batches)
-            saving = setup.saving_of(settings, lengths, batches)
+            lengths = lengths_of(settings, batches)
+            saving = saving_of(settings, lengths)
             assert saving["every_seconds"] is None
             assert saving["every_steps"] <= max(1, lengths.total / 10), (lengths, saving)
 
@@ -206,10 +207,10 @@ def test_the_cadence_is_a_length_of_time_like_others(given, expected):
     config.total_steps = 100
     config.checkpoint.update(given)
     settings, batches = Settings(config), Epochs(20)
-    assert setup.saving_of(settings, setup.lengths_of(settings, batches), batches)["every_steps"] == expected
+    assert saving_of(settings, lengths_of(settings, batches))["every_steps"] == expected
     config.checkpoint.update({"every_steps": None, "every_percent": None, "every_seconds": 60})
     config.checkpoint.update({"every_epochs": None, "every_tokens": None})
-    saving = setup.saving_of(settings, setup.lengths_of(settings, batches), batches)
+    saving = saving_of(settings, lengths_of(settings, batches))
     assert (saving["every_steps"], saving["every_seconds"]) == (None, 60)
 
 

@@ -21,12 +21,16 @@ from camelid.tests.model.test_llama import equations
 from camelid.tests.train.test_optimizer import flat, tree
 from camelid.tests.train.test_resume import OFTEN, assert_same_bits
 from camelid.tests.train.test_resume import state_of as stored_state
-from camelid.train import adam_8bit, setup
+from camelid.train import adam_8bit
+from camelid.train.lengths import Lengths
 from camelid.train.losses import next_token_loss
-from camelid.train.optimizer import DEFAULTS, make_optimizer, split_frozen
+from camelid.train.network import InitialParams
+from camelid.train.optimizer import DEFAULTS, make_optimizer
+from camelid.train.run import Run
 from camelid.train.settings import Settings, load_config
-from camelid.train.state import make_update, state_of, state_shardings
-from camelid.train.thaw import Thaw, make_thaw, take
+from camelid.train.state import state_of, state_shardings
+from camelid.train.trainable import Trainable, of_layers
+from camelid.train.update import make_update
 
 ALL = ((r".*", False),)
 NORMS_ALONE = ((r".*norm/scale", False), (r".*", True))
@@ -46,7 +50,7 @@ MODEL = llama.build(CONFIG)
 LOSS = next_token_loss(MODEL)
 PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 STACKS = {leaf.shape for leaf in jax.tree.leaves(PARAMS["layers"])}
-TURNS = Thaw(2, period=2)
+TURNS = Trainable(layers=2, period=2)
 
 
 def batch_of(seed):
@@ -70,31 +74,29 @@ def whole_gradient(params, batch):
     return jax.grad(mean)(params)
 
 
-def gradient_by(thaw, frozen, step=0, **changes):
+def gradient_by(trainable, step=0, **changes):
     """The function of what learns that gives its gradient on batch 0, and what learns."""
     loss = next_token_loss(llama.build(dataclasses.replace(CONFIG, **changes)))
-    trainable, rest = split_frozen(PARAMS, frozen)
-    rows, batch = thaw.rows(trainable, step), batch_of(0)
+    learns, rest = trainable.split(PARAMS, step)
 
-    def mean(learning):
-        total, tokens, _ = loss(thaw.network(learning, trainable, rest, rows), batch)
+    def mean(learns):
+        total, tokens, _ = loss(trainable.for_loss(learns, rest), batch_of(0))
         return total / tokens
 
-    return jax.grad(mean), take(trainable, rows)
+    return jax.grad(mean), learns
 
 
 @pytest.mark.parametrize(
-    ("thaw", "frozen", "changes"),
+    ("trainable", "changes"),
     [
-        (TURNS, ALL, dict(remat="none", unroll=2)),
-        (Thaw((2, 4)), NORMS_ALONE, dict(remat="dots")),  # nothing learns below layer 2
+        (TURNS, dict(remat="none", unroll=2)),
+        (Trainable(NORMS_ALONE, (2, 4)), dict(remat="dots")),  # nothing learns below layer 2
     ],
 )
-def test_gradients_are_those_of_the_whole_network_at_the_layers_that_learn(thaw, frozen, changes):
-    gradient, learning = gradient_by(thaw, frozen, **changes)
+def test_gradients_are_those_of_the_whole_network_at_the_layers_that_learn(trainable, changes):
+    gradient, learning = gradient_by(trainable, **changes)
     found = jax.jit(gradient)(learning)
-    trainable, _ = split_frozen(whole_gradient(PARAMS, batch_of(0)), frozen)
-    expected = flat(take(trainable, thaw.rows(trainable, 0)))
+    expected = flat(trainable.split(whole_gradient(PARAMS, batch_of(0)), 0)[0])
     assert flat(found).keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(flat(found)[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -139,9 +141,9 @@ def steps_on(**axes):
     """States after each of the steps, and losses, on a mesh: two layers of five, other ones for every two steps."""
     mesh = make_mesh(axes, jax.devices()[: int(np.prod(list(axes.values())))])
     optimizer = optimizer_of()
-    first = jax.device_get(state_of(PARAMS, optimizer, ALL, ema=True, thaw=TURNS))
+    first = jax.device_get(state_of(PARAMS, optimizer, TURNS, ema=True))
     where = state_shardings(first, mesh, PARTITION_RULES)
-    update = make_update(LOSS, optimizer, optax.constant_schedule(LR), thaw=TURNS, accumulate=2, ema_decay=EMA)
+    update = make_update(LOSS, optimizer, optax.constant_schedule(LR), TURNS, accumulate=2, ema_decay=EMA)
     states, losses = [first], []
     with jax.set_mesh(mesh):
         step_fn = jax.jit(update, donate_argnums=0, out_shardings=(where, None))
@@ -226,26 +228,30 @@ def test_every_optimiser_begins_anew_with_the_layers_of_a_period_and_goes_on_wit
 
 
 def test_layers_are_drawn_uniformly_and_stay_for_a_period():
-    thaw = Thaw(2, period=3, seed=5)
-    drawn = np.sort(jax.vmap(lambda step: thaw.rows(PARAMS, step))(jnp.arange(6000)), axis=1)
+    trainable = Trainable(layers=2, period=3, seed=5)
+    rows_of = lambda trainable: jax.vmap(lambda step: trainable.split(PARAMS, step)[1].rows)(jnp.arange(6000))  # noqa: E731
+    drawn = np.sort(rows_of(trainable), axis=1)
     assert (drawn.reshape(2000, 3, 2) == drawn[::3, None]).all()
     pairs, counts = np.unique(drawn[::3], axis=0, return_counts=True)
     assert len(pairs) == 10 and (pairs[:, 0] < pairs[:, 1]).all()
     assert ((counts - 200) ** 2 / 200).sum() < 27.9  # chi-squared with 9 degrees of freedom, one in a thousand
-    other = jax.vmap(lambda step: thaw._replace(seed=6).rows(PARAMS, step))(jnp.arange(6000))
+    other = rows_of(dataclasses.replace(trainable, seed=6))
     assert not np.array_equal(drawn, np.sort(other, axis=1))
 
 
 def test_norms_of_named_layers_learn_alone():
-    trainable, _ = split_frozen(PARAMS, NORMS_ALONE)
-    thaw = make_thaw([-1, 3], trainable, None, 0)
-    assert thaw == Thaw((3, 4))
+    trainable = of_layers([-1, 3], None, NORMS_ALONE, PARAMS, 0)
+    assert trainable == Trainable(NORMS_ALONE, (3, 4))
     optimizer = make_optimizer(
-        trainable, name="adamw", schedule=optax.constant_schedule(LR), weight_decay=DECAY, clip_norm=None
+        trainable.may_learn(PARAMS),
+        name="adamw",
+        schedule=optax.constant_schedule(LR),
+        weight_decay=DECAY,
+        clip_norm=None,
     )
-    state = state_of(PARAMS, optimizer, NORMS_ALONE, ema=False, thaw=thaw)
+    state = state_of(PARAMS, optimizer, trainable, ema=False)
     assert sum(x.size for x in jax.tree.leaves(state["opt_state"])) == 2 * (2 * 2 * 16 + 16) + 2  # and two counts
-    update = jax.jit(make_update(LOSS, optimizer, optax.constant_schedule(LR), frozen=NORMS_ALONE, thaw=thaw))
+    update = jax.jit(make_update(LOSS, optimizer, optax.constant_schedule(LR), trainable))
     for step in range(2):
         state, metrics = update(state, batch_of(step))
     moved = {name: value != flat(PARAMS)[name] for name, value in flat(state["params"]).items()}
@@ -257,7 +263,7 @@ def test_norms_of_named_layers_learn_alone():
     for name in ("attention_norm", "mlp_norm"):
         assert moved[f"layers/{name}/scale"].all(axis=1).tolist() == [False, False, False, True, True]
         assert not moved[f"layers/{name}/scale"][:3].any()
-    np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(split_frozen(state["params"], NORMS_ALONE)[0]))
+    np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(trainable.may_learn(state["params"])))
 
 
 # Runs
@@ -295,12 +301,12 @@ def test_a_run_learns_and_goes_on_in_the_middle_of_a_period_with_the_same_bits(
 )
 def test_layers_that_cannot_be_are_refused(layers, period, message):
     with pytest.raises(UserError, match=message):
-        make_thaw(layers, PARAMS, period, 0)
+        of_layers(layers, period, ALL, PARAMS, 0)
 
 
 def test_layers_that_are_all_frozen_cannot_be_thawed():
     with pytest.raises(UserError, match="freezes all of layers/"):
-        make_thaw(2, split_frozen(PARAMS, ((r"layers/.*", True), (r".*", False)))[0], 2, 0)
+        of_layers(2, 2, ((r"layers/.*", True), (r".*", False)), PARAMS, 0)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +322,7 @@ def test_layers_that_are_all_frozen_cannot_be_thawed():
 def test_settings_that_contradict_each_other_are_refused(overrides, message, arguments):
     _, config, _ = arguments("pretrain", "unused")
     settings = Settings(load_config(config.removeprefix("--config="), [f"--config.{line}" for line in overrides]))
-    batches = types.SimpleNamespace(steps_per_epoch=10, batch_size=8, length=7)
     with pytest.raises(UserError, match=message):
-        setup.thaw_of(settings, PARAMS, setup.Lengths(10, 1, 1), batches)
+        run = Run(settings, "unused", mesh=None)
+        run.start = types.SimpleNamespace(name="start")  # what adapters are put on
+        run._trainable(InitialParams(lambda key: PARAMS), Lengths(10, 1, 1))

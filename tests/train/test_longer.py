@@ -19,12 +19,14 @@ from camelid.launch.cli import main
 from camelid.model import llama
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.sharding import make_mesh
-from camelid.train import setup
 from camelid.train.by_layer import at_once
 from camelid.train.evaluate import heldout_loss
 from camelid.train.losses import next_token_loss
+from camelid.train.run import Run
 from camelid.train.settings import Settings, load_config
-from camelid.train.state import make_update, state_of
+from camelid.train.state import state_of
+from camelid.train.trainable import Trainable
+from camelid.train.update import make_update
 
 CONFIG = Path(camelid.__file__).parent / "configs" / "pretrain" / "longer.py"
 TRAINED, LONG = 64, 256
@@ -72,7 +74,7 @@ def train(config: LlamaConfig, params, steps: int, batch_size: int, lr: float, s
     batches = Register(config.max_len, batch_size, steps, seed)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *(batches.rows(step, slice(None)) for step in range(steps)))
     run = jax.jit(lambda state, batches: jax.lax.scan(lambda s, b: (update(s, b)[0], None), state, batches)[0])
-    return run(state_of(params, optimizer, setup.EVERYTHING, ema=False), stacked)["params"]
+    return run(state_of(params, optimizer, Trainable(), ema=False), stacked)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def test_adapters_to_stretched_positions_do_not_go_where_these_are_not_said(long
 @pytest.mark.parametrize(("kind", "steps"), [("linear", 1000), ("ntk", 1000), ("yarn", 400)])
 def test_one_argument_chooses_the_kind(kind, steps, pretrained):
     settings = Settings(load_config(f"{CONFIG}:init_from={pretrained},kind={kind}"))
-    config = setup.model_of(settings, setup.tokenizer_of(settings)).config
+    config = Run(settings, "unused", mesh=None).model.config
     assert config.rope_scaling == RopeScaling(kind, 32.0, original_max_len=256)
     assert (config.max_len, settings.data.seq_len, settings.total_steps) == (8192, 8192, steps)
 
@@ -153,7 +155,7 @@ def test_one_argument_chooses_the_kind(kind, steps, pretrained):
 def test_a_stretched_network_is_stretched_anew_from_what_it_was_trained_on(longer):
     rope = {"kind": "yarn", "factor": 16.0, "beta_fast": 8.0}
     settings = Settings(load_config(f"{CONFIG}:init_from={longer}/run", [f"--config.model.rope_scaling={rope}"]))
-    config = setup.model_of(settings, setup.tokenizer_of(settings)).config
+    config = Run(settings, "unused", mesh=None).model.config
     assert config.rope_scaling == RopeScaling("yarn", 16.0, original_max_len=256, beta_fast=8.0)
     assert camelid.load(longer / "run", rope=("ntk", 2048)).config.rope_scaling == RopeScaling("ntk", 8.0, 256)
 

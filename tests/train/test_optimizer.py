@@ -11,15 +11,8 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import map_rules, path_name
 from camelid.train import adam_8bit
-from camelid.train.optimizer import (
-    DECAY,
-    DEFAULTS,
-    _matrix_axes,
-    join_frozen,
-    make_optimizer,
-    make_schedule,
-    split_frozen,
-)
+from camelid.train.optimizer import DECAY, DEFAULTS, _matrix_axes, make_optimizer, make_schedule
+from camelid.train.trainable import join_frozen, split_frozen
 
 ALL = ((r".*", False),)
 

@@ -14,9 +14,13 @@ from camelid.checkpoints import language_model
 from camelid.launch.cli import main
 from camelid.model.sharding import AXES, BATCH, PARTITION_RULES, make_mesh
 from camelid.train import setup
+from camelid.train.lengths import lengths_of
 from camelid.train.losses import next_token_loss
+from camelid.train.run import Run, mesh_of
 from camelid.train.settings import Settings, load_config
-from camelid.train.state import make_update, state_of, state_shardings
+from camelid.train.state import state_of, state_shardings
+from camelid.train.trainable import Trainable
+from camelid.train.update import make_update
 
 
 def config_of(arguments, recipe="pretrain", **kwargs) -> str:
@@ -31,9 +35,9 @@ def settings(arguments):
 
 
 def data_of(settings):
-    tokenizer = setup.tokenizer_of(settings)
-    template = setup.template_of(settings) if settings.recipe == "sft" else None
-    return tokenizer, setup.data_of(settings, tokenizer, template)
+    run = Run(settings, "unused", mesh_of(settings))
+    template = run.need_template() if settings.recipe == "sft" else None
+    return run, setup.data_of(settings, run.tokenizer, template)
 
 
 def heldout_loss(model, batches) -> float:
@@ -85,17 +89,13 @@ def test_the_checkpoint_alone_gives_the_reported_heldout_loss(recipe, pretrained
 
 def test_tuning_starts_from_the_parameters_of_init_from(settings, pretrained, tmp_path):
     chosen = settings("sft", init_from=pretrained)
-    mesh = setup.mesh_of(chosen)
-    with jax.set_mesh(mesh):
-        tokenizer, (batches, _) = data_of(chosen)
-        model = setup.model_of(chosen, tokenizer)
-        lengths = setup.lengths_of(chosen, batches)
-        optimizer, _ = setup.optimizer_of(chosen, model.abstract_params, lengths, batches)
-        start = setup.Start(optimizer, model.init, setup.loader(chosen), ema=True)
-        state = setup.first_state(start, setup.abstract_state(start, mesh, None), seed=0)
+    run, (batches, _) = data_of(chosen)
+    with jax.set_mesh(run.mesh):
+        network = run.network(run.initial(run.model.init, run.start), lengths_of(chosen, batches))
+        state = network.first_state(seed=0)
     stored = language_model.load(pretrained)
-    assert model.config == stored.config
-    assert tokenizer.fingerprint == stored.tokenizer.fingerprint
+    assert run.model.config == stored.config
+    assert run.tokenizer.fingerprint == stored.tokenizer.fingerprint
     for part in ("params", "ema"):
         jax.tree.map(np.testing.assert_array_equal, state[part], stored.params)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves((state["opt_state"], state["step"], state["guard"])))
@@ -112,7 +112,7 @@ def test_a_checkpoint_brings_tokenizer_and_template_and_answers(tuned, pretraine
 def test_where_no_template_is_named_it_is_that_of_the_start(arguments, pretrained, tuned):
     for start, name in ((pretrained, None), (tuned, "chatml")):
         chosen = Settings(load_config(config_of(arguments, "sft", init_from=start), ["--config.template=None"]))
-        found = setup.template_of(chosen, needed=False)
+        found = Run(chosen, "unused", mesh=None).template
         assert (found and found.name) == name
 
 
@@ -130,13 +130,12 @@ def test_a_run_whose_steps_keep_failing_stops_with_one_line_and_exit_code_1(argu
 def losses_on(arguments):
     """losses_on(axes): the losses of 20 steps of pretraining on a mesh, from the same parameters and data."""
     settings = Settings(load_config(config_of(arguments), ["--config.data.batch_size=8"]))
-    tokenizer, (batches, _) = data_of(settings)
-    model = setup.model_of(settings, tokenizer)
-    optimizer, schedule = setup.optimizer_of(
-        settings, model.abstract_params, setup.lengths_of(settings, batches), batches
-    )
+    run, (batches, _) = data_of(settings)
+    model = run.model
+    network = run.network(run.initial(model.init, None), lengths_of(settings, batches))
+    optimizer, schedule = network.optimizer, network.schedule
     update = make_update(next_token_loss(model, z_loss=1e-4), optimizer, schedule)
-    first = state_of(jax.jit(model.init)(jax.random.key(0)), optimizer, setup.EVERYTHING, ema=False)
+    first = state_of(jax.jit(model.init)(jax.random.key(0)), optimizer, Trainable(), ema=False)
     first = jax.tree.map(np.asarray, first)
 
     @functools.cache

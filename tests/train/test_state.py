@@ -15,10 +15,12 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import PARTITION_RULES, make_mesh
 from camelid.train.by_layer import round_stochastically
-from camelid.train.optimizer import make_optimizer, make_schedule, split_frozen
-from camelid.train.state import Guard, init_state, make_update, state_of, state_shardings
+from camelid.train.optimizer import make_optimizer, make_schedule
+from camelid.train.state import state_of, state_shardings
+from camelid.train.trainable import Trainable, split_frozen
+from camelid.train.update import Guard, make_update
 
-NONE = ((r".*", False),)
+NONE = Trainable()
 EMA = 0.9
 
 
@@ -207,8 +209,8 @@ def test_frozen_parameters_stay_and_the_others_move_as_alone():
     params = first_state(ADAMW)["params"]
     trainable, _ = split_frozen(params, frozen)
     optimizer = make_optimizer(trainable, name="adamw", schedule=SCHEDULE, weight_decay=0.1, clip_norm=None)
-    state = state_of(params, optimizer, frozen, ema=False)
-    new, metrics = jax.jit(make_update(squares, optimizer, SCHEDULE, frozen=frozen))(state, batch_of(0))
+    state = state_of(params, optimizer, Trainable(frozen), ema=False)
+    new, metrics = jax.jit(make_update(squares, optimizer, SCHEDULE, Trainable(frozen)))(state, batch_of(0))
     gradient, _, _ = numpy_gradient(params, batch_of(0))
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient[:3]), rtol=1e-5)
     np.testing.assert_allclose(metrics["param_norm"], np.linalg.norm(new["params"]["line"]["w"]), rtol=1e-6)
@@ -221,7 +223,7 @@ def nano_state(name, mesh):
     model = llama.build(LlamaConfig.preset("nano-test"))
     schedule = optax.constant_schedule(1e-3)
     optimizer = make_optimizer(model.abstract_params, name=name, schedule=schedule, weight_decay=0.1, clip_norm=1.0)
-    init = init_state(model.init, optimizer, NONE, ema=True)
+    init = lambda key: state_of(model.init(key), optimizer, NONE, ema=True)  # noqa: E731
     abstract = jax.eval_shape(init, jax.random.key(0))
     return model, init, abstract, state_shardings(abstract, mesh, PARTITION_RULES)
 
@@ -268,7 +270,7 @@ def test_a_state_is_made_already_sharded_and_never_whole_on_one_device():
 
 def test_freezing_everything_is_refused_when_the_step_is_built():
     with pytest.raises(UserError, match="freezes every parameter"):
-        compiled(frozen=((r".*", True),))(first_state(ADAMW), batch_of(0))
+        compiled(trainable=Trainable(((r".*", True),)))(first_state(ADAMW), batch_of(0))
 
 
 # Steps that are not taken

@@ -4,7 +4,8 @@ all. Files without a tokenizer."""
 import gguf
 import pytest
 
-from camelid.checkpoints import convert, origin
+from camelid import checkpoints
+from camelid.checkpoints import convert, reading
 from camelid.checkpoints.interop import gguf_files
 from camelid.tests.checkpoints.interop import folders
 from camelid.tests.checkpoints.interop.test_gguf import llama_cpp_tensors, metadata, write_raw
@@ -45,7 +46,7 @@ def test_a_split_model_is_opened_by_any_of_its_parts(opened, parts, expected):
 
 def test_a_split_model_is_converted_and_all_its_parts_are_named(parts, tmp_path):
     convert.to_camelid(parts[0], tmp_path / "run")
-    assert [file["name"] for file in origin.read_manifest(tmp_path / "run")["origin"]["files"]] == [
+    assert [file["name"] for file in reading.read_manifest(tmp_path / "run")["origin"]["files"]] == [
         part.name for part in parts
     ]
 
@@ -98,6 +99,6 @@ def test_parts_that_are_missing_or_out_of_place_are_refused(spoil, message, part
 @pytest.mark.parametrize("model", ["no_vocab", "none"])
 def test_a_file_without_a_tokenizer_is_a_model_without_one(model, tmp_path):
     fields = metadata(CASE) | {"tokenizer.ggml.model": model}
-    found = origin.open_foreign(write_raw(tmp_path / "a.gguf", fields, llama_cpp_tensors(CASE)))
+    found = checkpoints.open(write_raw(tmp_path / "a.gguf", fields, llama_cpp_tensors(CASE)))
     assert found.tokenizer is None and found.template is None
-    assert origin.load_tokenizer(tmp_path / "a.gguf") is None
+    assert checkpoints.open(tmp_path / "a.gguf").tokenizer is None

@@ -19,7 +19,7 @@ import gguf
 import jax
 import pytest
 
-from camelid.checkpoints import origin
+from camelid import checkpoints
 from camelid.checkpoints.interop import gguf_files, huggingface, meta
 from camelid.errors import UserError
 from camelid.model import llama
@@ -195,7 +195,7 @@ def test_a_link_to_a_file_that_is_gone_is_said(name, tmp_path):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "blobs" / "3f2a")
     with pytest.raises(UserError, match=rf"{name} is a link to .*3f2a, which is not there"):
-        origin.open_foreign(folder)
+        checkpoints.open(folder)
 
 
 def test_a_link_to_a_recommendation_that_is_gone_is_told_and_one_that_nobody_reads_is_not(tmp_path):
@@ -203,7 +203,7 @@ def test_a_link_to_a_recommendation_that_is_gone_is_told_and_one_that_nobody_rea
     for name in ("generation_config.json", "pytorch_model.bin", "LICENSE"):
         (folder / name).symlink_to(tmp_path / "blobs" / "3f2a")
     with pytest.warns(UserWarning) as told:
-        assert origin.open_foreign(folder).source.config == TINY
+        assert checkpoints.open(folder).source.config == TINY
     assert [str(each.message) for each in told] == [
         f"{folder}/generation_config.json is a link to {tmp_path}/blobs/3f2a, which is not there; what it says of "
         "sampling is not used"
