@@ -80,7 +80,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
     mesh = train_setup.mesh_of(settings)
     with jax.set_mesh(mesh):
         hyper = read(settings, "raft", Hyper)
-        setup.check_rows(settings, mesh, hyper.minibatches * settings.rollout.n)
+        setup.check_rows(settings, mesh, hyper.minibatches, kept=settings.rollout.n)
         scene = setup.scene_of(settings, mesh)
         sampling, seed = scene.sampling, settings.seed
         play = play_without_critic(

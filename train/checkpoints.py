@@ -165,7 +165,7 @@ class Checkpoints:
         path = find(self.path(step))
         self._replaceable = {other for other in proof.complete_steps(self._directory) if other > step}
         _check_fits(_stored(path), abstract_state, path)
-        with _readable(path):
+        with readable(path):
             return ocp.load(path, _placed(abstract_state))
 
     def wait(self) -> None:
@@ -322,7 +322,9 @@ def find(path: epath.PathLike) -> epath.Path:
     if given.endswith(BEST) and not path.exists():
         return _find_best(_absolute(given.removesuffix(BEST)))
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint or run directory")
+        of_run = path.parent.name == "checkpoints" and path.parent.exists()
+        gone = "; a run that goes on deletes its older ones: try again, or name another" if of_run else ""
+        raise UserError(f"{path}: no such checkpoint or run directory{gone}")
     if proof.is_checkpoint(path):
         if problem := proof.damage_of(path):
             raise UserError(f"{path} is damaged: {problem}; take another checkpoint of the run")
@@ -389,7 +391,7 @@ def load_part(path: epath.PathLike, abstract: Any, inside: Sequence[str], *, som
     _check_fits(stored, asked, path, some=some)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
-    with context, _readable(path):
+    with context, readable(path):
         loaded = ocp.load(path, asked)
     return functools.reduce(lambda tree, key: tree[key], inside, loaded)
 
@@ -401,7 +403,7 @@ def _absolute(path: epath.PathLike) -> epath.Path:
 
 def _stored(path: epath.Path) -> dict[str, Any]:
     """Shapes and dtypes of the state in a checkpoint."""
-    with _readable(path):
+    with readable(path):
         stored = ocp.metadata(path).metadata
         if not isinstance(stored, dict):
             raise ValueError("what its arrays are is damaged")
@@ -409,7 +411,7 @@ def _stored(path: epath.Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _readable(path: epath.Path) -> Iterator[None]:
+def readable(path: epath.Path) -> Iterator[None]:
     """Says in a line what Orbax and TensorStore find in a damaged checkpoint, as one without checksums may be."""
     try:
         yield

@@ -1,6 +1,7 @@
 """From scores to rewards: sums by weight, the order of shaping, running statistics, and functions that misbehave."""
 
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,24 @@ def test_a_function_sees_the_record_and_the_text_in_that_order():
     graders = Rewards({}, {"f": FunctionReward(lambda record, answer: seen.append((record, answer)) or 0.0, 1.0)})
     graders.of_functions([{"reference": "a"}, {"reference": "b"}], ["x", "y"])
     assert seen == [({"reference": "a"}, "x"), ({"reference": "b"}, "y")]
+
+
+def test_what_a_function_writes_into_a_record_is_gone_for_the_next_answer():
+    def grader(record, answer):
+        record["messages"].append(answer)
+        return len(record["messages"])
+
+    record = {"messages": ["question"]}
+    graders = Rewards({}, {"f": FunctionReward(grader, 1.0)})
+    assert graders.of_functions([record] * 3, ["a", "b", "c"])["f"].tolist() == [2.0, 2.0, 2.0]
+    assert record == {"messages": ["question"]}
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_a_function_that_exits_is_a_mistake_and_no_end(code):
+    graders = Rewards({}, {"f": FunctionReward(lambda record, answer: sys.exit(code), 1.0)})
+    with pytest.raises(UserError, match=f"reward f: SystemExit: {code} .*for answer 'no'"):
+        graders.of_functions([{}], ["no"])
 
 
 def test_functions_are_found_by_name_and_weigh_1_unless_told():

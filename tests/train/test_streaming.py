@@ -7,7 +7,9 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 
+from camelid.data.errors import UserError
 from camelid.model import llama, lora
 from camelid.model.interop import gguf_files, huggingface, peft_export, tensors
 from camelid.model.lora import Lora
@@ -15,7 +17,7 @@ from camelid.model.sharding import PARTITION_RULES, make_mesh, shardings
 from camelid.model.weights import without
 from camelid.tests.model.interop import folders
 from camelid.tests.model.interop.folders import TINY
-from camelid.train import checkpoints, convert
+from camelid.train import checkpoints, convert, streaming
 
 MIB = 2**20
 DEEP = TINY.replace(
@@ -127,3 +129,8 @@ def assert_loads_by_orbax(workdir, params):
         found = checkpoints.load_params(workdir, asked)
         folders.assert_same_params(found, params)
         assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {mesh.size}
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_told(tmp_path):
+    with pytest.raises(UserError, match="was deleted while it was read, as a run that goes on does: try again"):
+        list(streaming.read_layers(epath.Path(tmp_path / "gone"), ["params", "layers"]))
