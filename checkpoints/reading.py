@@ -66,7 +66,9 @@ def find(path: epath.PathLike) -> epath.Path:
     if given.endswith(BEST) and not path.exists():
         return _find_best(absolute_path(given.removesuffix(BEST)))
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint or run directory")
+        of_run = path.parent.name == "checkpoints" and path.parent.exists()
+        gone = "; a run that goes on deletes its older ones: try again, or name another" if of_run else ""
+        raise UserError(f"{path}: no such checkpoint or run directory{gone}")
     if proof.is_checkpoint(path):
         if problem := proof.damage_of(path):
             raise UserError(f"{path} is damaged: {problem}; take another checkpoint of the run")

@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ..model.sharding import path_name
 from . import proof
+from .reading import readable
 
 NOT_WRITTEN = re.compile(r"(?s)[A-Z_]+: .*(Error writing|Failed|os_error)")
 """How errors of TensorStore begin that are of the disk; there are others, of what it was asked to do."""
@@ -75,15 +76,19 @@ def _save(
 
 def read_layers(checkpoint: epath.Path, keys: list[str]) -> Iterator[np.ndarray]:
     """The layers of the leaf at `keys` of a checkpoint, one by one; as many as a chunk holds are in memory together."""
-    array = ts.open({"driver": "auto", "kvstore": _place(checkpoint, keys)}, open=True, read=True).result()
+    with readable(checkpoint):
+        array = ts.open({"driver": "auto", "kvstore": _place(checkpoint, keys)}, open=True, read=True).result()
     together = array.chunk_layout.read_chunk.shape[0]
     for start in range(0, array.shape[0], together):
-        yield from array[start : min(start + together, array.shape[0])].read().result()
+        with readable(checkpoint):
+            layers = array[start : min(start + together, array.shape[0])].read().result()
+        yield from layers
 
 
 def _place(checkpoint: epath.Path, keys: list[str]) -> dict[str, Any]:
     """Where Orbax keeps a leaf."""
-    base = next(iter(checkpoint.glob("*/manifest.ocdbt"))).parent
+    [manifest] = checkpoint.glob("*/manifest.ocdbt")
+    base = manifest.parent
     url = str(base) if "://" in str(base) else f"file://{base.resolve()}"
     return {"driver": "ocdbt", "base": f"{url}/", "path": f"{'.'.join(keys)}/"}
 

@@ -164,14 +164,19 @@ def encode_record(record: dict, tokenizer: Tokenizer, template: ChatTemplate | N
             raise UserError(
                 "the record calls its answer bad (label, kto_tag or score): only dpo.kind=kto learns from it"
             )
-        case "chat" if template is not None:
+        case "chat" | "prompt" if template is not None and _is_answered(record):
             return template.encode(
                 record["messages"], tokenizer, tools=record.get("tools"), documents=record.get("documents")
             )
         case "chat":
-            raise UserError("a conversation needs a chat template: set `template`")
+            raise UserError("a conversation needs a chat template, and the model brings none: name one (`template`)")
         case kind:
             raise UserError(f"a {kind} record holds no answer to train on: give text or conversations")
+
+
+def _is_answered(record: dict) -> bool:
+    """Whether the assistant speaks in a conversation, which may end with a user who says goodbye."""
+    return any(message["role"] == "assistant" for message in record["messages"])
 
 
 def _fault_of(path: Path) -> str | None:

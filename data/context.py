@@ -58,6 +58,8 @@ def is_documents(value) -> bool:
 def read_tools(raw: Mapping) -> list[dict]:
     """The schemas of the tools that a record offers to the assistant: a list, or the JSON of one; [] for none."""
     value = from_json(raw.get("tools"))
+    if value and raw.get("functions") and from_json(raw["functions"]) not in (value, _functions_of(value)):
+        raise ValueError("tools and functions say different things: which of them does the assistant have?")
     if value is None and isinstance(raw.get("functions"), list) and all(map(_is_function, raw["functions"])):
         value = [{"type": "function", "function": function} for function in raw["functions"]]  # before 2023-11
     value = [value] if isinstance(value, dict) else value
@@ -70,6 +72,11 @@ def read_tools(raw: Mapping) -> list[dict]:
         if not isinstance(tool, dict):
             raise ValueError(f"tools[{i}] is {shown(tool)}, not the schema of a tool")
     return tools
+
+
+def _functions_of(tools) -> list:
+    """Tools as they were written before 2023-11, under `functions`."""
+    return [tool.get("function") if isinstance(tool, dict) else tool for tool in tools]
 
 
 def _is_function(value) -> bool:

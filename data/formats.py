@@ -41,7 +41,7 @@ from .messages import (
 )
 from .values import kind_of, plain, present, shown
 
-READING = 2
+READING = 3
 """Raised when a record gives other messages than before: token caches are then built anew."""
 
 
@@ -108,7 +108,7 @@ def detect(raw: dict) -> str:
         return "alpaca"
     if has("context") and has("chosen"):
         return "colossalchat"
-    if has("messages") and has("rejected") and isinstance(raw.get("chosen"), dict):
+    if has("messages") and has("rejected") and (isinstance(raw.get("chosen"), dict) or _goes_on(raw)):
         return "openai"
     if has("chosen") and has("rejected"):
         return "hh_rlhf" if _is_transcript(raw) else "trl"
@@ -134,6 +134,14 @@ def detect(raw: dict) -> str:
 def _is_transcript(raw: dict) -> bool:
     parts = (raw.get("prompt", ""), raw.get("chosen", ""))
     return all(isinstance(part, str) for part in parts) and preferences.is_transcript("".join(parts))
+
+
+def _goes_on(raw: dict) -> bool:
+    """Whether `chosen` goes on from `messages`: a list of turns after one of the user's. TRL's own files have there a
+    copy of the chosen conversation, its answer included."""
+    messages, chosen = raw["messages"], raw.get("chosen")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(chosen, list) and isinstance(last, dict) and last.get("role") not in (None, "assistant")
 
 
 def _first_message_has(messages, field: str) -> bool:

@@ -40,22 +40,30 @@ def verdict(raw: Mapping, *, required: bool = False) -> bool | None:
 
 
 def truth(value) -> bool | None:
-    """True or False for a boolean, 0, 1, or a word for one of them; None for anything else."""
+    """True or False for a boolean, 0, 1, or a word for one of them, spelled or not; None for anything else."""
     if isinstance(value, str):
         word = value.strip().lower()
-        return True if word in _YES else False if word in _NO else None
+        if word in (*_YES, *_NO):
+            return word in _YES
+        value = _number(word)
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     return None
 
 
+def _number(text: str) -> float | None:
+    """The number that a text spells; None where it spells none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def calls_bad(value) -> bool:
     """Whether a score or rating is false or 0 or less, as a number or spelled."""
     if isinstance(value, str):
-        try:
-            return float(value) <= 0
-        except ValueError:
-            return truth(value) is False
+        number = _number(value)
+        return truth(value) is False if number is None else number <= 0
     return isinstance(value, bool | int | float | Decimal) and value <= 0
 
 
@@ -63,8 +71,10 @@ def is_used(raw: Mapping) -> bool:
     """Whether a record is to be learnt from, as its own `weight`, `train` or `training` says. ValueError for a weight
     that is a number other than 0 and 1."""
     weight = raw.get("weight")
+    if isinstance(weight, str) and truth(weight) is None:
+        weight = _number(weight)
     if isinstance(weight, int | float | Decimal) and weight not in (0, 1):
-        raise ValueError(f"weight is {shown(weight)}: a record is trained on (1) or not at all (0)")
+        raise ValueError(f"weight is {shown(raw['weight'])}: a record is trained on (1) or not at all (0)")
     return all(truth(raw.get(field)) is not False for field in ("weight", "train", "training"))
 
 

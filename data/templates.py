@@ -164,7 +164,8 @@ def encode_text(text: str, tokenizer: Tokenizer) -> Encoded:
 
 # What a template writes around a turn ---------------------------------------------------------------------------------
 
-_SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+# Points end the words, because a token of single words (`single_word`) is found after these alone.
+_SAID = [{"role": "user", "content": "a."}, {"role": "assistant", "content": "b."}] * 2
 _TOOLS = [{"type": "function", "function": {"name": "f", "description": "a", "parameters": {"type": "object"}}}]
 _CALLS = [
     [

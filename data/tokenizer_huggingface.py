@@ -142,7 +142,9 @@ def _parse(model: bytes, where: str) -> dict[str, Any]:
     try:
         spec = json.loads(model)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
+        pointer = model.startswith(b"version https://git-lfs")
+        why = "Git LFS keeps its place until `git lfs pull` fetches it" if pointer else error
+        raise UserError(f"{where} is not JSON: {why}") from None
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise UserError(f"{where} is not a tokenizer.json of Hugging Face's tokenizers: it has no 'model'")
     # Truncation and padding ride along in files saved by a training script, dropout in their model; text must come out

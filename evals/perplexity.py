@@ -21,7 +21,7 @@ def perplexity(
     *,
     split: str | None = None,
     heldout: float = 0.01,
-    seq_len: int = 512,
+    seq_len: int | None = None,
     batch_size: int | None = None,
     borders: Sequence[int] = (),
     cache_dir: str = "~/.cache/camelid",
@@ -30,15 +30,17 @@ def perplexity(
 ) -> dict[str, float]:
     """`loss` (nats per token), `perplexity` and `bits_per_character` over all of the source, or one split of it.
 
-    Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows. batch_size: rows that are
-    computed at a time; None: 4,096 tokens on each device. borders: positions that divide the row into ranges with a
-    perplexity each, such as (2048, 4096) for `perplexity/0-2048`, `perplexity/2048-4096` and `perplexity/4096-8192`:
-    how well a token is predicted with that much text before it. report: counts what was read and left out. reading:
-    `format`, `on_error` and `max_record_bytes`, as `build_cache` takes them.
+    Samples stand whole in rows of `seq_len` tokens (default: 512, or the model's context where that is shorter); text
+    longer than that is cut into rows. batch_size: rows that are computed at a time (default: 4,096 tokens on each
+    device). borders: positions that divide the row into ranges with a perplexity each, such as (2048, 4096) for
+    `perplexity/0-2048`, `perplexity/2048-4096` and `perplexity/4096-8192`: how well a token is predicted with that much
+    text before it. report: counts what was read and left out. reading: `format`, `on_error` and `max_record_bytes`, as
+    `build_cache` takes them.
     Raises UserError for borders that rows or samples do not reach.
     """
     if llama.tokenizer is None:
         raise UserError("this model came without a tokenizer, so text cannot be scored")
+    seq_len = min(512, llama.config.max_len) if seq_len is None else seq_len
     if any(left >= right for left, right in itertools.pairwise([0, *borders, seq_len])):
         raise UserError(f"borders {list(borders)}: give positions that rise, between 0 and seq_len = {seq_len}")
     cache = build_cache(

@@ -82,7 +82,7 @@ def train(run: Run) -> Result:
     """Trains `config.init_from` on its own best answers by the rewards of `config.reward`, and returns the policy."""
     config, model = run.config, run.model
     settings = read(config, "raft", RAFTSettings)
-    check_rows(config, run.mesh, settings.minibatches * config.rollout.n)
+    check_rows(config, run.mesh, settings.minibatches, kept=config.rollout.n)
     with jax.set_mesh(run.mesh):
         # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and what these are worth.
         task = AnswerTask(run)

@@ -7,6 +7,7 @@ A function is for answers that can be checked. It is named "package.module:name"
 record: {"messages": the prompt's, "reference": the data's own answer or None, "meta": {...}}. answer: text.
 """
 
+import copy
 import importlib
 import inspect
 import math
@@ -131,7 +132,7 @@ def find_function(name: str, where: str) -> RewardFunction:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         problem = str(error) if isinstance(error, ImportError | AttributeError) else _raised(error)
         raise UserError(f"{where}: {name!r} is no function as package.module:name ({problem})") from error
     try:
@@ -153,11 +154,11 @@ def scores_of(
 
 def _score(name: str, function: RewardFunction, record: Mapping, answer: str) -> float:
     try:
-        value = function(record, answer)
+        value = function(copy.deepcopy(record), answer)  # a function may write into it
         score = float(value) if hasattr(value, "__float__") else math.nan
     except UserError:
         raise
-    except Exception as error:  # whatever a user's function may raise
+    except (Exception, SystemExit) as error:  # whatever a user's function may raise
         raise UserError(f"reward {name}: {_raised(error)} for answer {answer!r}") from error
     if not abs(score) <= LARGEST_SCORE:
         raise UserError(f"reward {name}: gave {value!r} for answer {answer!r}; it must be a finite number")

@@ -128,14 +128,15 @@ def split_text(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return prompts, {name: x.reshape(-1, x.shape[-1]) for name, x in mix.items()}
 
 
-def check_rows(settings: Settings, mesh: jax.sharding.Mesh, minibatches: int) -> None:
+def check_rows(settings: Settings, mesh: jax.sharding.Mesh, minibatches: int, kept: int = 1) -> None:
     """Raises UserError if devices, minibatches and their parts do not divide a step's answers evenly."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if mesh.shape["context"] > 1:
         raise UserError("config.mesh.context: answers are decoded whole; give a mesh whose context is 1")
     answers = settings.data.batch_size * settings.rollout.n
+    factors = f"minibatches x {'config.rollout.n x ' if kept > 1 else ''}config.optim.accumulate"
     for what, parts in (
-        ("minibatches x config.optim.accumulate", minibatches * settings.optim.accumulate),
+        (factors, minibatches * kept * settings.optim.accumulate),
         ("config.rollout.score_parts", settings.rollout.score_parts),
     ):
         if parts < 1 or answers % (parts * devices):

@@ -123,11 +123,15 @@ def unreadable(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
     """What to raise of a file that does not hold what its name says, such as what Git left in place of a large one."""
     if isinstance(error, FileNotFoundError):
         return ValueError(absent(epath.Path(path)))
-    why = " ".join(f"{error}".split())[:300] or type(error).__name__
+    return ValueError(f"{path}: no whole {kind} ({_why(path, error)})")
+
+
+def _why(path: epath.PathLike, error: Exception) -> str:
+    """What a library said of a file, or that it is a pointer of Git's."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            why = "Git LFS keeps its place until `git lfs pull` fetches it"
-    return ValueError(f"{path}: no whole {kind} ({why})")
+            return "Git LFS keeps its place until `git lfs pull` fetches it"
+    return " ".join(f"{error}".split())[:300] or type(error).__name__
 
 
 _short = reprlib.Repr()
@@ -159,5 +163,5 @@ def read_json(path: epath.Path) -> Header:
     except RecursionError:
         raise ValueError(f"{path}: its objects and lists are nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {_why(path, error)}") from None
     return Header(value, str(path))

@@ -43,7 +43,9 @@ def add_eval(commands) -> None:
     add_reading(parser)
     parser.add_argument("--split", choices=("train", "heldout"), help="of the source; default: all of it")
     parser.add_argument("--heldout", type=float, default=0.01, metavar="SHARE", help="share that the split holds out")
-    parser.add_argument("--seq_len", type=int, default=512, metavar="N", help="tokens in a row (default: 512)")
+    parser.add_argument(
+        "--seq_len", type=int, metavar="N", help="tokens in a row (default: 512, or the model's context if shorter)"
+    )
     parser.add_argument(
         "--borders",
         default=(),
@@ -86,6 +88,12 @@ def _eval(args: argparse.Namespace) -> None:
         from ...evals.perplexity import perplexity
 
         report = Report()
+        context = llama.config.max_len
+        if args.seq_len is not None and args.seq_len > context:
+            raise UserError(
+                f"--seq_len={args.seq_len}: the model's context has {context:,} tokens: give that or less, or stretch "
+                f"it, as by --rope=yarn:{args.seq_len}"
+            )
         how = {name: getattr(args, name) for name in PERPLEXITY} | reading(args)
         metrics |= perplexity(llama, args.source, report=report, **how)
         tell_skipped(report)

@@ -7,9 +7,11 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 
-from camelid.checkpoints import convert, reading
+from camelid.checkpoints import convert, reading, streaming
 from camelid.checkpoints.interop import gguf_files, huggingface, peft_export, tensors
+from camelid.errors import UserError
 from camelid.model import llama, lora
 from camelid.model.lora import Lora
 from camelid.model.sharding import PARTITION_RULES, make_mesh, shardings
@@ -127,3 +129,8 @@ def assert_loads_by_orbax(workdir, params):
         found = reading.load_part(reading.find(workdir), asked, ["params"])
         folders.assert_same_params(found, params)
         assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {mesh.size}
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_told(tmp_path):
+    with pytest.raises(UserError, match="was deleted while it was read, as a run that goes on does: try again"):
+        list(streaming.read_layers(epath.Path(tmp_path / "gone"), ["params", "layers"]))

@@ -372,6 +372,12 @@ PREFERENCES = [
 ]
 
 
+def test_lists_of_messages_go_on_from_openais_messages():
+    raw = {"messages": [user("Q")]} | {side: [assistant(side)] for side in ("chosen", "rejected")}
+    expected = preference([user("Q")], [assistant("chosen")], [assistant("rejected")])
+    assert parse(raw) == parse(raw, "openai") == expected
+
+
 @pytest.mark.parametrize("name,raw,expected", TEXTS_AND_CHATS + PREFERENCES)
 def test_a_record_is_recognised_by_its_fields_and_read_as_written_by_hand(name, raw, expected):
     before = copy.deepcopy(raw)

@@ -179,7 +179,11 @@ def test_each_turn_of_the_assistant_is_trained_as_its_switch_says(field, on, off
     assert encode_record(record, tokenizer, load_template("chatml")).tokens.tolist() == whole.tokens.tolist()
 
 
-@pytest.mark.parametrize("field", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": "false"}], ids=str)
+@pytest.mark.parametrize(
+    "field",
+    [{"weight": 0}, {"weight": 0.0}, {"weight": "0.0"}, {"weight": "0"}, {"train": False}, {"training": "false"}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_record_that_says_so_is_not_learnt_from(name, field, tokenizer):
     assert trained(parse(ANSWERS[name] | field), tokenizer) == []
@@ -194,7 +198,9 @@ def test_a_record_is_learnt_from_whatever_else_its_fields_say(name, field, token
     assert trained(parse(ANSWERS[name] | field), tokenizer) == ["answer"]
 
 
-@pytest.mark.parametrize("weight", [0.5, 2, -1, Decimal(10**5000)], ids=["half", "two", "minus", "huge"])
+@pytest.mark.parametrize(
+    "weight", [0.5, 2, -1, Decimal(10**5000), "0.5", "nan"], ids=["half", "two", "minus", "huge", "spelled", "none"]
+)
 def test_a_weight_of_a_record_that_cannot_be_followed_is_refused(weight):
     for raw in (ANSWERS["openai"], SYSTEMS["dpo"]):
         with pytest.raises(ValueError, match="a record is trained on"):
@@ -214,6 +220,7 @@ def test_a_history_that_is_masked_is_not_trained_on(tokenizer):
     "turn,fault",
     [
         (assistant("b", weight=0.5), "weight 0.5: a turn is trained on"),
+        (assistant("b", weight="0.5"), "weight '0.5': a turn is trained on"),
         (assistant("b", loss=0.37), "loss 0.37: a turn is trained on"),
         (assistant("b", train="some"), "train 'some': a turn is trained on"),
         (assistant("b", train=True, weight=0), "train and weight disagree"),
@@ -267,6 +274,18 @@ def test_tools_calls_and_thoughts_come_to_the_template(tools, tokenizer):
     assert record["messages"][2] == CALLING[2]
     text = tokenizer.decode(encode_record(record, tokenizer, TOOLED).tokens.tolist())
     assert "[clock]" in text and "(two)" in text and 'clock {"zone": "UTC"}' in text.replace("\u2581", " ")
+
+
+def test_functions_beside_other_tools_are_refused():
+    said = {"messages": [user("a"), assistant("b")], "tools": [CLOCK]}
+    assert parse(said | {"functions": [CLOCK["function"]]})["tools"] == [CLOCK]
+    with pytest.raises(ValueError, match="tools and functions say different things"):
+        parse(said | {"functions": [{"name": "other"}]})
+
+
+def test_answers_before_a_last_word_of_the_user_are_trained(tokenizer):
+    record = parse({"messages": [user("one"), assistant("two"), user("three")]})
+    assert record["kind"] == "prompt" and trained(record, tokenizer) == ["two"]
 
 
 def test_a_template_that_writes_no_tools_refuses_a_record_that_needs_them(tokenizer):

@@ -356,6 +356,16 @@ def test_flags_of_added_tokens_act_as_in_tokenizers(flags, special, tmp_path):
     assert tokens == tokenizer.raw.encode(text, add_special_tokens=False).ids
 
 
+def test_an_end_that_is_a_single_word_is_where_the_turn_ends(tmp_path):
+    end = AddedToken("<|end|>", special=True, normalized=False, single_word=True)
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", ["<s>", "</s>", "<|im_start|>"], [end])
+    template = load_template(CHATML.replace("<|im_end|>", "<|end|>"))
+    assert template.stop_ids(tokenizer) == tuple(sorted({tokenizer.added["<|end|>"].id, tokenizer.eos_id}))
+    encoded = template.encode([USER, HI | {"content": "Welcome!"}, USER, HI | {"content": "Bye."}], tokenizer)
+    trained = [tokenizer.piece(i) for i, on in zip(encoded.tokens, encoded.mask, strict=True) if on]
+    assert trained.count("<|end|>") == 2 and "<|im_start|>" not in trained
+
+
 def test_a_named_end_keeps_its_flags(tmp_path):
     end = AddedToken("<|im_end|>", special=True, normalized=False, rstrip=True)
     tokenizer = make_tokenizer(

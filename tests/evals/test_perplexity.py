@@ -8,6 +8,7 @@ import pytest
 import camelid
 from camelid.errors import UserError
 from camelid.evals.perplexity import perplexity
+from camelid.launch.cli import main
 
 
 def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path):
@@ -47,3 +48,10 @@ def test_a_model_without_a_tokenizer_is_refused(pretrained):
     m.tokenizer = None
     with pytest.raises(UserError, match="without a tokenizer"):
         perplexity(m, "x.txt")
+
+
+def test_rows_longer_than_the_context_are_refused_on_the_command_line(pretrained, tmp_path, capsys):
+    source = tmp_path / "text.jsonl"
+    source.write_text('{"text": "the red fox sees"}\n')
+    assert main(["eval", str(pretrained), f"--source={source}", "--seq_len=300"]) == 2
+    assert "--seq_len=300: the model's context has 256 tokens" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """From scores to rewards: sums by weight, the order of shaping, running statistics, and functions that misbehave."""
 
 import re
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from camelid.rlhf.rewards import (
     Shaping,
     at_end,
     find_function,
-    load,
+    load_rewards,
     score_rows,
     update_stats,
 )
@@ -25,6 +27,13 @@ from camelid.rlhf.rollout import Rollout
 from camelid.rlhf.scalar import ScalarModel
 
 LENGTHS = np.array([3, 5, 1, 4])
+
+RUN = SimpleNamespace(
+    open=lambda path, weights: None,
+    tokenizer=None,
+    frozen=None,
+    model=SimpleNamespace(config=SimpleNamespace(dtype="float32")),
+)
 
 
 def rollout(stopped=(1, 0, 1, 1)) -> Rollout:
@@ -71,10 +80,28 @@ def test_a_function_sees_the_record_and_the_text_in_that_order():
     assert seen == [({"reference": "a"}, "x"), ({"reference": "b"}, "y")]
 
 
+def test_what_a_function_writes_into_a_record_is_gone_for_the_next_answer():
+    def grader(record, answer):
+        record["messages"].append(answer)
+        return len(record["messages"])
+
+    record = {"messages": ["question"]}
+    graders = Rewards({}, {"f": FunctionReward(grader, 1.0)})
+    assert graders.of_functions([record] * 3, ["a", "b", "c"])["f"].tolist() == [2.0, 2.0, 2.0]
+    assert record == {"messages": ["question"]}
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_a_function_that_exits_is_a_mistake_and_no_end(code):
+    graders = Rewards({}, {"f": FunctionReward(lambda record, answer: sys.exit(code), 1.0)})
+    with pytest.raises(UserError, match=f"reward f: SystemExit: {code} .*for answer 'no'"):
+        graders.of_functions([{}], ["no"])
+
+
 def test_functions_are_found_by_name_and_weigh_1_unless_told():
     sources = {"sum": {"function": "math:hypot"}, "half": {"function": "math:hypot", "weight": 0.5}}
-    graders, params = load(sources, "config.reward.sources", None, None, "float32")
-    assert params == {} and {n: f.weight for n, f in graders.functions.items()} == {"sum": 1.0, "half": 0.5}
+    graders = load_rewards(RUN, sources, "config.reward.sources")
+    assert graders.params == {} and {n: f.weight for n, f in graders.functions.items()} == {"sum": 1.0, "half": 0.5}
     np.testing.assert_allclose(graders.total(graders.of_functions([3], [4])), [7.5])
     for name in ("math:hypo", "no_such_module:f", "math", "", ":", "math:", ".math:hypot"):
         with pytest.raises(UserError, match=r"config\.here: .* is no function as package\.module:name"):
@@ -87,7 +114,7 @@ def test_functions_are_found_by_name_and_weigh_1_unless_told():
 def test_pessimism_of_a_single_head_is_refused(monkeypatch):
     monkeypatch.setattr(rewards, "load_model", lambda *_: (ScalarModel(None, 1, None, None), {}))
     with pytest.raises(UserError, match=r"config\.reward\.sources\.a\.pessimism = 0.5 does nothing: /run has one head"):
-        load({"a": {"model": "/run", "pessimism": 0.5}}, "config.reward.sources", None, None, "float32")
+        load_rewards(RUN, {"a": {"model": "/run", "pessimism": 0.5}}, "config.reward.sources")
 
 
 def test_what_a_users_function_or_module_raises_is_told_with_its_line(tmp_path, monkeypatch):
