@@ -25,7 +25,6 @@ from camelid.train.network import Network
 from camelid.train.run import Run
 from camelid.train.settings import Settings
 from camelid.train.trainable import Rules
-from camelid.train.update import make_update
 
 NORMS: Rules = [(r".*norm/scale", False), (r".*", True)]
 NOT_EMBEDDING: Rules = [(r"embed/.*", True), (r".*", False)]
@@ -80,9 +79,7 @@ def lowered(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.
         config.lora.update(targets=[(r"layers/(attention|mlp)/.*", case.rank)], quantize=case.quantize)
     run = Run(Settings(config), ".", mesh)
     network = run.network(run.initial(run.model.init, None), Lengths(1000, 1, 1))
-    update = make_update(
-        next_token_loss(run.model), network.optimizer, network.schedule, network.trainable, **run.update_options()
-    )
+    update = run.update(network, next_token_loss(run.model))
     where = NamedSharding(mesh, PartitionSpec())
     batch = {name: jax.ShapeDtypeStruct((rows, length), dtype, sharding=where) for name, dtype in DTYPES.items()}
     return network, network.lower(update, batch)

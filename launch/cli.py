@@ -45,10 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     say_anything(sys.stdout)
     try:
         with _signals():
-            code = _run(argv)
+            args = _parse(argv)
+            code = args.run(args) or 0
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
+    except DataError as error:
+        return _end(2, _advice(error, args))
     except UserError as error:
         return _end(2, str(error))
     except KeyboardInterrupt:
@@ -125,7 +128,8 @@ def _end(code: int, message: str) -> int:
     return code
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a command, which it runs by `args.run(args)`. Raises UserError for unknown ones."""
     args, rest = _parser().parse_known_args(argv)
     overrides = [word for word in rest if word.startswith("--config.")]
     if stray := [word for word in rest if word not in overrides]:
@@ -137,10 +141,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if overrides and getattr(args, "config", None) is None:
         raise UserError(f"{overrides[0]}: there is no --config=FILE that it could change")
     args.overrides = overrides
-    try:
-        return args.run(args) or 0
-    except DataError as error:
-        raise UserError(_advice(error, args)) from None
+    return args
 
 
 def _advice(error: DataError, args: argparse.Namespace) -> str:

@@ -33,25 +33,17 @@ def run(
     prints and writes the table of all evaluations. A signal ends it by `loop.Interrupted`."""
     check_phases(phases, evaluators)
     check_writable(workdir)
-    with only_process_of(workdir):
-        _run(phases, workdir, evaluators)
-
-
-def _run(
-    phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path, evaluators: Mapping[str, Evaluator]
-) -> None:
     before = None
-    for name, config in phases.items():
-        here = workdir / name
-        if before is not None:
-            config.init_from, config.model.preset = str(before), None
-        settings = Settings(config)
-        RECIPES[settings.recipe].train(Run(settings, here, mesh_of(settings), evaluators))
-        before = here
-    if jax.process_index() == 0 and "" not in phases:
-        progress = read_progress(workdir, phases)
-        write_whole(workdir / "phases.json", json.dumps(progress, indent=2))
-        Console().print(progress_table(progress))
+    with only_process_of(workdir):
+        for name, config in phases.items():
+            if before is not None:
+                config.init_from, config.model.preset = str(before), None
+            settings, before = Settings(config), workdir / name
+            RECIPES[settings.recipe].train(Run(settings, before, mesh_of(settings), evaluators))
+        if jax.process_index() == 0 and "" not in phases:
+            progress = read_progress(workdir, phases)
+            write_whole(workdir / "phases.json", json.dumps(progress, indent=2))
+            Console().print(progress_table(progress))
 
 
 def read_progress(workdir: epath.Path, phases: Iterable[str]) -> Progress:

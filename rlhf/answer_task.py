@@ -4,6 +4,7 @@ PPO, GRPO and RAFT differ in what they learn from an answer. What they share is 
 evaluation of answers to held-out prompts, and what a checkpoint says of the frozen models.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from ..errors import UserError
 from ..model.sharding import BATCH
 from ..train.leaves import read
 from ..train.lengths import Lengths
-from ..train.loop import Evaluation
+from ..train.loop import Evaluation, Loop
 from ..train.network import Network
-from ..train.run import Result, Run
+from ..train.run import Finished, Run
 from ..train.setup import data_tables
 from . import costs, rollout, watch
 from .rewards import Rewards, Shaping, load_rewards
@@ -109,10 +110,10 @@ class AnswerTask:
 
         return halves
 
-    def fit(
-        self, network: Network, step: Step, rollout: Callable, frozen: Mapping[str, Any], batches: Any, lengths: Lengths
-    ) -> Result:
-        """Runs the loop, with an evaluation on held-out prompts, and returns the policy."""
+    def loop(
+        self, network: Network, rollout: Callable, frozen: Mapping[str, Any], batches: Any, lengths: Lengths
+    ) -> contextlib.AbstractContextManager[Loop | Finished]:
+        """The loop of the run, with an evaluation on held-out prompts and the checks of `config.watch`."""
         run, config = self.run, self.run.config
         languages = {record["language"] for record in self.heldout.records} if self.heldout is not None else ()
         scores = [name for rewards in (*self._scored, self.eval_rewards) for name in rewards.names]
@@ -120,9 +121,8 @@ class AnswerTask:
         names += watch.evaluation_names(config.evals, run.evaluators)
         watch.check_names(read(config, "watch", watch.Limits), "config.watch", names)
         policy = lambda params: run.language_model(params["policy"])  # noqa: E731
-        state, metrics = run.fit(
+        return run.loop(
             network,
-            step,
             batches,
             self.rows,
             lengths,
@@ -136,8 +136,6 @@ class AnswerTask:
             tables=data_tables(self.prompts, {}),
             headline=watch.HEADLINE,
         )
-        params = state.get("ema", state["params"])["policy"]
-        return Result(run.language_model(params, int(state["step"])), metrics)
 
     def _lineage(self) -> dict[str, Any]:
         """Path and state of every frozen model, and which of its parameters the run takes: what it must find again when

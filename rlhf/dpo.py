@@ -23,7 +23,6 @@ from ..train.loop import Evaluation, check_streak
 from ..train.losses import token_logprobs
 from ..train.run import Result, Run
 from ..train.setup import check_rows, data_tables
-from ..train.update import make_update
 from . import kto
 from .losses import dpo_loss, kto_loss, orpo_loss, simpo_loss, weighted_mean
 from .pairs import describe_ranking, pairs_of
@@ -202,10 +201,11 @@ def train(run: Run) -> Result:
 
         # Loss and step: what the reference says of a batch is computed in the step, without gradient.
         prepare, loss_fn = make_prepare(model, settings), make_loss(model, settings)
-        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
+        update = run.update(network, loss_fn)
 
-        def step(state, reference, batch):
-            return update(state, prepare(state["params"], reference, batch))
+        step = network.compile(
+            lambda state, reference, batch: update(state, prepare(state["params"], reference, batch)), reference
+        )
 
         # Evaluations: how the policy's implicit rewards rank held-out answers, and what config.evals names.
         measurement = kto.heldout_answers if labelled else heldout_pairs
@@ -214,9 +214,8 @@ def train(run: Run) -> Result:
         evaluations += run.further_evaluations(lengths.evaluate, run.language_model)
 
         # Loop.
-        state, metrics = run.fit(
+        with run.loop(
             network,
-            network.compile(step, reference),
             batches,
             rows,
             lengths,
@@ -226,5 +225,7 @@ def train(run: Run) -> Result:
             manifest={"frozen": {"reference": run.start.identity}},
             tables=data_tables(batches, heldout),
             headline=HEADLINE,
-        )
-        return Result(run.language_model(state.get("ema", state["params"]), int(state["step"])), metrics)
+        ) as loop:
+            for batch in loop:
+                loop.state, loop.metrics = step(loop.state, batch)
+        return run.result(loop.state.get("ema", loop.state["params"]), loop)

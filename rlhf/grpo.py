@@ -19,7 +19,6 @@ from ..train.losses import head_logprobs
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run
 from ..train.state import State
-from ..train.update import make_update
 from . import critic
 from .advantages import GROUP_KINDS, group_advantages
 from .answer_task import AnswerTask
@@ -173,9 +172,12 @@ def train(run: Run) -> Result:
             model, {}, task.rewards, None, task.sampling, seed=config.seed, score_parts=task.score_parts
         )
         loss_fn = make_loss(model, settings, task.sampling.temperature, task.sampling.unused)
-        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
+        update = run.update(network, loss_fn)
         learn = make_learn(update, task, settings, seed=config.seed)
         step = task.compile(network, rollout, learn, frozen)
 
         # Loop.
-        return task.fit(network, step, rollout, frozen, task.prompts, lengths)
+        with task.loop(network, rollout, frozen, task.prompts, lengths) as loop:
+            for batch in loop:
+                loop.state, loop.metrics = step(loop.state, batch)
+        return run.result(loop.state.get("ema", loop.state["params"])["policy"], loop)

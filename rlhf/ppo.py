@@ -26,7 +26,6 @@ from ..train.losses import head_logprobs, masked_mean, next_token_loss
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run
 from ..train.state import State
-from ..train.update import make_update
 from . import costs, critic
 from .advantages import gae, whiten
 from .answer_task import AnswerTask
@@ -244,7 +243,7 @@ def train(run: Run) -> Result:
             model, critics, task.rewards, task.cost, task.sampling, seed=config.seed, score_parts=task.score_parts
         )
         loss_fn = make_loss(model, critics, settings, task.sampling.temperature, config.ptx.coef, task.sampling.unused)
-        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
+        update = run.update(network, loss_fn)
         learn = make_learn(
             update,
             critics,
@@ -257,4 +256,7 @@ def train(run: Run) -> Result:
         step = task.compile(network, rollout, learn, frozen)
 
         # Loop.
-        return task.fit(network, step, rollout, frozen, batches, lengths)
+        with task.loop(network, rollout, frozen, batches, lengths) as loop:
+            for batch in loop:
+                loop.state, loop.metrics = step(loop.state, batch)
+        return run.result(loop.state.get("ema", loop.state["params"])["policy"], loop)

@@ -18,7 +18,6 @@ from ..train.losses import masked_mean
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run
 from ..train.state import State
-from ..train.update import make_update
 from . import critic
 from .answer_task import AnswerTask
 from .experience import make_rollout
@@ -101,11 +100,12 @@ def train(run: Run) -> Result:
         rollout = make_rollout(
             model, {}, task.rewards, None, task.sampling, seed=config.seed, score_parts=task.score_parts
         )
-        update = make_update(
-            make_loss(model), network.optimizer, network.schedule, network.trainable, **run.update_options()
-        )
+        update = run.update(network, make_loss(model))
         learn = make_learn(update, task, settings, seed=config.seed)
         step = task.compile(network, rollout, learn, frozen)
 
         # Loop.
-        return task.fit(network, step, rollout, frozen, task.prompts, lengths)
+        with task.loop(network, rollout, frozen, task.prompts, lengths) as loop:
+            for batch in loop:
+                loop.state, loop.metrics = step(loop.state, batch)
+        return run.result(loop.state.get("ema", loop.state["params"])["policy"], loop)

@@ -31,7 +31,6 @@ from ..train.loop import Evaluation, check_streak
 from ..train.randomness import purpose_key
 from ..train.run import Finish, Result, Run
 from ..train.setup import check_rows, data_tables
-from ..train.update import make_update
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
 from .pairs import describe_ranking, pairs_of
@@ -177,16 +176,15 @@ def train(run: Run) -> Result:
 
         # Loss and step.
         loss_fn = make_loss(model, objective, config.seed)
-        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
+        step = network.compile(run.update(network, loss_fn))
 
         # Evaluations: accuracy and calibration on held-out pairs.
         measure = heldout_ranking(model, heldout, rows, config.eval_batches, config.pessimism, objective.kind)
 
         # Loop; after the last step the scores of the reference's own answers are shifted and scaled.
         calibrate = make_calibration(run, parts, model, rows)
-        state, metrics = run.fit(
+        with run.loop(
             network,
-            network.compile(update),
             batches,
             rows,
             lengths,
@@ -198,8 +196,10 @@ def train(run: Run) -> Result:
             tables=data_tables(batches, heldout),
             headline=HEADLINE,
             finish=calibrate and Finish(("score",), calibrate),
-        )
-        return Result(RewardModel(model, state["params"], int(state["step"])), metrics)
+        ) as loop:
+            for batch in loop:
+                loop.state, loop.metrics = step(loop.state, batch)
+        return Result(RewardModel(model, loop.state["params"], int(loop.state["step"])), run.last_metrics())
 
 
 def check_labels(objective: Objective, batches: PairBatches, sides: int) -> None:

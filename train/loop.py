@@ -1,7 +1,6 @@
 """The loop around an update: batches in, metrics out one step late, evaluations, checkpoints, a clean end.
 
-Nothing here knows what is being trained. The host never waits for the step it has just dispatched: it reads the
-metrics of the one before.
+Nothing here knows what is being trained.
 """
 
 import contextlib
@@ -63,100 +62,146 @@ class Pace(NamedTuple):
     profile_steps: int
 
 
-def train(
-    update: Step,
-    state: State,
-    batches: Any,
-    *,
-    start: int,
-    total: int,
-    sharding: jax.sharding.Sharding,
-    pace: Pace,
-    evaluations: Sequence[Evaluation],
-    check: Check,
-    reporter: Reporter,
-    checkpoints: Checkpoints,
-    manifest: dict,
-    flops_per_token: float,
-    workdir: epath.Path,
-    finish: Callable[[State], State] | None = None,
-) -> State:
-    """Runs steps `start` to `total - 1` and returns the last state.
+class Loop:
+    """The steps of a run, as an iterable of batches around an update that the caller makes:
 
-    batches: as `data.batches.Batches`. finish(state): what the last state becomes before it is saved. A SIGTERM, SIGHUP
-    or Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When `check`
-    raises TrainingStopped, a file cannot be read or written (OSError), or what the user gave fails, as a reward
+        with Loop(...) as loop:
+            for batch in loop:
+                loop.state, loop.metrics = step(loop.state, batch)
+
+    The host never waits for the step that it has just dispatched: it reads the metrics of the step before. A SIGTERM,
+    SIGHUP or Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When
+    `check` raises TrainingStopped, a file cannot be read or written (OSError), or what the user gave fails, as a reward
     function may (UserError), the state is saved too, unless it holds numbers that are not finite; earlier checkpoints
     then all stay.
-    """
-    meter = Meter(flops_per_token)
-    seen: list[dict[str, float]] = []
 
-    def take_in(done: int, metrics: Mapping[str, jax.Array], *, last: bool = False) -> None:
+    Args:
+      state: before step `start`; it is donated to the update.
+      batches: as `data.batches.Batches`.
+      sharding: where batches lie.
+      start, total: the first step, and the number of steps of the whole run.
+      pace: when to report and to profile.
+      evaluations: of the parameters; of their moving average where there is one.
+      check: sees all metrics and may stop the run.
+      reporter: where metrics go.
+      checkpoints: where states go.
+      manifest: what checkpoints say of the run.
+      flops_per_token: for the reports.
+      workdir: of the run.
+      finish: what the last state becomes before it is saved.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        batches: Any,
+        sharding: jax.sharding.Sharding,
+        *,
+        start: int,
+        total: int,
+        pace: Pace,
+        evaluations: Sequence[Evaluation],
+        check: Check,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        manifest: dict,
+        flops_per_token: float,
+        workdir: epath.Path,
+        finish: Callable[[State], State] | None = None,
+    ):
+        self.state, self.metrics = state, {}
+        self._batches, self._sharding, self._pace = batches, sharding, pace
+        self._start, self._total, self._done = start, total, start
+        self._evaluations, self._check, self._reporter = evaluations, check, reporter
+        self._checkpoints, self._manifest, self._workdir, self._finish = checkpoints, manifest, workdir, finish
+        self._meter = Meter(flops_per_token)
+        self._seen: list[dict[str, float]] = []
+        self._pending: Mapping[str, jax.Array] | None = None
+        self._received: Sequence[int] = ()
+        self._stack = contextlib.ExitStack()
+        self._steps = self._run()
+
+    def __enter__(self) -> "Loop":
+        if self._start == 0:
+            _evaluate(self._evaluations, 0, self.state, self._check, self._reporter)
+        ready = prefetch(self._batches, self._start, self._total, self._sharding)
+        self._ready = self._stack.enter_context(contextlib.closing(ready))
+        self._received = self._stack.enter_context(_signals())
+        self._profile = self._stack.enter_context(_profiler(self._workdir / "profile", self._pace))
+        return self
+
+    def __iter__(self) -> Iterator[Mapping[str, jax.Array]]:
+        return self._steps
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+        self._steps.close()  # which is inside of a step where the update failed
+        with self._stack:
+            if isinstance(error, TrainingStopped | UserError | OSError):
+                raise self._stopped(error) from error
+        if error is None and self._done < self._total:
+            raise _interrupted(self._received, self._done, self._total)
+
+    def _run(self) -> Iterator[Mapping[str, jax.Array]]:
+        for step, batch in self._ready:
+            self._profile(step)
+            begin = time.perf_counter()
+            with jax.transfer_guard("disallow"):
+                yield batch
+            if step == self._start:
+                self._meter.pause(time.perf_counter() - begin)  # compilation
+            before, self._pending, self._done = self._pending, self.metrics, step + 1
+            if before is not None:
+                self._take_in(step, before)
+            done, total = self._done, self._total
+            stop = done < total and _should_stop(self._received, step)
+            last = stop or done == total
+            due = [e for e in self._evaluations if done % e.every == 0 or done == total] if not stop else []
+            found = {}
+            if due or last:
+                metrics, self._pending = self._pending, None
+                self._take_in(done, metrics, last=last)
+                begin = time.perf_counter()
+                found = _evaluate(due, done, self.state, self._check, self._reporter)
+                self._meter.pause(time.perf_counter() - begin)
+            if done == total and self._finish is not None:
+                self.state = self._finish(self.state)
+            self._checkpoints.save(done, self.state, self._manifest, force=last, metrics=found)
+            if stop:
+                break
+        self._checkpoints.wait()
+
+    def _take_in(self, done: int, metrics: Mapping[str, jax.Array], *, last: bool = False) -> None:
         """Takes in the metrics of the step that made it `done` updates; reports when that is due."""
         of_step = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        seen.append(of_step)
-        if done % pace.log == 0 or last:
-            report(done)
-        check(done - 1, of_step)
+        self._seen.append(of_step)
+        if done % self._pace.log == 0 or last:
+            self._report(done)
+        self._check(done - 1, of_step)
 
-    def report(done: int) -> None:
-        values = _mean(seen) | meter.read(sum(m["tokens"] for m in seen), len(seen)) | memory()
-        values["seconds_waiting_for_data"] = ready.waited
-        values["seconds_waiting_for_checkpoints"] = checkpoints.seconds_blocked
+    def _report(self, done: int) -> None:
+        seen = self._seen
+        values = _mean(seen) | self._meter.read(sum(m["tokens"] for m in seen), len(seen)) | memory()
+        values["seconds_waiting_for_data"] = self._ready.waited
+        values["seconds_waiting_for_checkpoints"] = self._checkpoints.seconds_blocked
         seen.clear()
         named = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
-        reporter.write(done, named | _epochs(batches, done))
+        self._reporter.write(done, named | _epochs(self._batches, done))
 
-    if start == 0:
-        _evaluate(evaluations, 0, state, check, reporter)
-    done, pending = start, None
-    with (
-        contextlib.closing(prefetch(batches, start, total, sharding)) as ready,
-        _signals() as received,
-        _profiler(workdir / "profile", pace) as profile,
-    ):
-        try:
-            for step, batch in ready:
-                profile(step)
-                begin = time.perf_counter()
-                with jax.transfer_guard("disallow"):
-                    state, metrics = update(state, batch)
-                if step == start:
-                    meter.pause(time.perf_counter() - begin)  # compilation
-                before, pending, done = pending, metrics, step + 1
-                if before is not None:
-                    take_in(step, before)
-                stop = done < total and _should_stop(received, step)
-                last = stop or done == total
-                due = [e for e in evaluations if done % e.every == 0 or done == total] if not stop else []
-                found = {}
-                if due or last:
-                    metrics, pending = pending, None
-                    take_in(done, metrics, last=last)
-                    begin = time.perf_counter()
-                    found = _evaluate(due, done, state, check, reporter)
-                    meter.pause(time.perf_counter() - begin)
-                if done == total and finish is not None:
-                    state = finish(state)
-                checkpoints.save(done, state, manifest, force=last, metrics=found)
-                if stop:
-                    break
-            checkpoints.wait()
-        except (TrainingStopped, UserError, OSError) as error:
-            with contextlib.suppress(TrainingStopped, UserError, OSError):
-                if pending is not None:
-                    take_in(done, pending, last=True)
-                elif seen:
-                    report(done)
-            words = _save_stopped(error, done, state, checkpoints, manifest) if done > start else "nothing new to save"
-            if received and isinstance(error, OSError) and words.endswith("is saved"):  # the terminal is gone as well
-                raise _interrupted(received, done, total) from error
-            kind = next(kind for kind in (TrainingStopped, UserError, OSError) if isinstance(error, kind))
-            raise kind(f"{error} ({words})") from error
-    if done < total:
-        raise _interrupted(received, done, total)
-    return state
+    def _stopped(self, error: Exception) -> Exception:
+        """Saves the state at which an error ended the run; the error that also says what was saved."""
+        done = self._done
+        with contextlib.suppress(TrainingStopped, UserError, OSError):
+            if self._pending is not None:
+                self._take_in(done, self._pending, last=True)
+            elif self._seen:
+                self._report(done)
+        words = "nothing new to save"
+        if done > self._start:
+            words = _save_stopped(error, done, self.state, self._checkpoints, self._manifest)
+        if self._received and isinstance(error, OSError) and words.endswith("is saved"):  # the terminal is gone as well
+            return _interrupted(self._received, done, self._total)
+        kind = next(kind for kind in (TrainingStopped, UserError, OSError) if isinstance(error, kind))
+        return kind(f"{error} ({words})")
 
 
 def _interrupted(received: Sequence[int], done: int, total: int) -> Interrupted:

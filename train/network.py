@@ -224,27 +224,26 @@ class Network:
         update: sees whole networks as the parameters of its state. frozen: further arrays that it is given, such as
         those of a reference model. The state is donated, so that it is changed in place.
         """
-        step = self._jit(update)
-        return lambda state, batch: step(state, self.base, frozen, batch)
+        return functools.partial(self._jit(update), self.base, frozen)
 
     def compile_read(self, read: Callable, *frozen: Any) -> Callable[[State, Any], Any]:
         """The compiled function of `read(state, *frozen, batch)`, which leaves the state as it is."""
-        run = jax.jit(lambda state, base, frozen, batch: read(with_base(state, base), *frozen, batch))
-        return lambda state, batch: run(state, self.base, frozen, batch)
+        run = jax.jit(lambda base, frozen, state, batch: read(with_base(state, base), *frozen, batch))
+        return functools.partial(run, self.base, frozen)
 
     def lower(self, update: Callable, batch: Any, *frozen: Any) -> jax.stages.Lowered:
         """The step of `compile`, lowered from shapes alone: neither data nor weights are read.
 
         batch, frozen: trees of `jax.ShapeDtypeStruct`.
         """
-        return self._jit(update).lower(self.abstract_state, self.initial.base_shapes, frozen, batch)
+        return self._jit(update).lower(self.initial.base_shapes, frozen, self.abstract_state, batch)
 
     def _jit(self, update: Callable) -> Callable:
-        def step(state: State, base: Any, frozen: tuple, batch: Any) -> tuple[State, dict]:
+        def step(base: Any, frozen: tuple, state: State, batch: Any) -> tuple[State, dict]:
             state, metrics = update(with_base(state, base), *frozen, batch)
             return without_base(state, base), metrics
 
-        return jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        return jax.jit(step, donate_argnums=2, out_shardings=(self.shardings, None))
 
 
 def with_base(state: State, base: Mapping[str, Any]) -> State:

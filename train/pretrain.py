@@ -10,7 +10,6 @@ from .loop import Evaluation, check_streak
 from .losses import next_token_loss
 from .run import Result, Run
 from .setup import check_rows, data_of, data_tables
-from .update import make_update
 
 
 def train(run: Run) -> Result:
@@ -34,7 +33,7 @@ def train(run: Run) -> Result:
 
         # Loss and step: cross-entropy of every token, averaged over the whole batch.
         loss_fn = next_token_loss(model, config.z_loss)
-        update = make_update(loss_fn, network.optimizer, network.schedule, network.trainable, **run.update_options())
+        step = network.compile(run.update(network, loss_fn))
 
         # Evaluations: the loss on what was held out of each source, and what config.evals names.
         trained = model.config.trained_len
@@ -44,9 +43,8 @@ def train(run: Run) -> Result:
         evaluations += run.further_evaluations(lengths.evaluate, run.language_model)
 
         # Loop.
-        state, metrics = run.fit(
+        with run.loop(
             network,
-            network.compile(update),
             batches,
             rows,
             lengths,
@@ -54,5 +52,7 @@ def train(run: Run) -> Result:
             check=check_streak(config.guard.max_streak),
             flops_per_token=model.config.flops_per_token(batches.length),
             tables=data_tables(batches, heldout),
-        )
-        return Result(run.language_model(state.get("ema", state["params"]), int(state["step"])), metrics)
+        ) as loop:
+            for batch in loop:
+                loop.state, loop.metrics = step(loop.state, batch)
+        return run.result(loop.state.get("ema", loop.state["params"]), loop)

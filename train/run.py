@@ -1,10 +1,11 @@
 """One run of a recipe: its config and devices, the checkpoint that it starts from, and how it is saved and resumed."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from . import resume
 from .architecture import model_of
 from .leaves import check
 from .lengths import Lengths, saving_of
-from .loop import Check, Evaluation, Pace, train
+from .loop import Check, Evaluation, Loop, Pace
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
 from .optimizer import DECAY, each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
@@ -35,7 +36,7 @@ from .report import HEADLINE, Reporter
 from .settings import Settings, did_you_mean, duration
 from .state import State
 from .trainable import Rules, Trainable, by_rules, of_adapters, of_layers, split_frozen
-from .update import Guard
+from .update import Guard, LossFn, Update, make_update
 
 Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
 """evaluator(model, **section of config.evals) -> metrics and rows of samples. Its annotations are the section's
@@ -61,6 +62,16 @@ class Result(NamedTuple):
 
     model: Any
     metrics: dict[str, float]
+
+
+class Finished:
+    """The loop of a run that is complete: it has the last state, and no step."""
+
+    def __init__(self, state: State):
+        self.state, self.metrics = state, {}
+
+    def __iter__(self) -> Iterator:
+        return iter(())
 
 
 class Finish(NamedTuple):
@@ -321,10 +332,14 @@ class Run:
             if rules := self.config.optim[setting]:
                 by_rules(setting, rules, trainable)
 
-    def update_options(self) -> dict[str, Any]:
-        """The further arguments of `update.make_update` from the config."""
+    def update(self, network: Network, loss_fn: LossFn) -> Update:
+        """The pure function of one optimiser step of a network, as the config says (`update.make_update`)."""
         config = self.config
-        return dict(
+        return make_update(
+            loss_fn,
+            network.optimizer,
+            network.schedule,
+            network.trainable,
             accumulate=config.optim.accumulate,
             guard=Guard(config.guard.spike_sigma, config.guard.warmup_steps),
             ema_decay=config.ema_decay,
@@ -353,10 +368,10 @@ class Run:
 
         return [evaluation(name, section) for name, section in self.config.evals.items()]
 
-    def fit(
+    @contextlib.contextmanager
+    def loop(
         self,
         network: Network,
-        step: Callable[[State, Any], tuple[State, dict]],
         batches: Any,
         sharding: jax.sharding.Sharding,
         lengths: Lengths,
@@ -368,13 +383,13 @@ class Run:
         tables: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
         headline: Mapping[str, str] = HEADLINE,
         finish: Finish | None = None,
-    ) -> tuple[State, dict[str, float]]:
-        """Trains to the end of the run, from its latest checkpoint on; gives the last state, whole networks in it, and
-        the last metrics.
+    ) -> Iterator[Loop]:
+        """The loop to the end of the run, from its latest checkpoint on; without a step where the run is complete.
+
+        After it `loop.state` is the last state, with whole networks as its parameters.
 
         Args:
           network: what is trained.
-          step: the compiled step, as `network.compile` gives it.
           batches: what the step is fed, as `data.prefetch` takes them.
           sharding: where batches lie.
           lengths: of the run.
@@ -390,38 +405,35 @@ class Run:
           UserError: settings that do not fit.
           loop.TrainingStopped: the run cannot go on.
         """
-        config = self.config
+        config, total = self.config, lengths.total
         pace = Pace(lengths.log, config.profile.at_step, config.profile.n_steps)
-        if pace.profile_at is not None and pace.profile_at >= lengths.total:
-            last = lengths.total - 1
-            raise UserError(f"config.profile.at_step {pace.profile_at}: the run has the steps 0 to {last}")
+        if pace.profile_at is not None and pace.profile_at >= total:
+            raise UserError(f"config.profile.at_step {pace.profile_at}: the run has the steps 0 to {total - 1}")
         saving = saving_of(config, lengths)
         best = saving["best"]
         if best is not None and not evaluations:
             raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")
-        wandb, seed = config.wandb, config.seed
         described = self._manifest(batches, lengths) | dict(manifest or {})
 
         with Checkpoints(self.workdir, **saving) as saved:
             state = self._resume(saved, network.abstract_state, described, finish)
             if state is None:
-                state = network.first_state(seed)
+                state = network.first_state(config.seed)
             begin = int(state["step"])
-            if begin >= lengths.total:
-                return network.whole(state), _last_metrics(self.workdir)
+            if begin >= total:
+                yield Finished(network.whole(state))
+                return
             keep_tokenizer(self.workdir, self.tokenizer)
-            options = dict(start_step=begin, wandb=wandb, headline=headline)
-            with Reporter(self.workdir, lengths.total, **options) as reporter:
-                if not begin:
-                    for name, rows in (tables or {}).items():
-                        reporter.text(0, name, rows)
-                state = train(
-                    step,
+            options = dict(start_step=begin, wandb=config.wandb, headline=headline)
+            with Reporter(self.workdir, total, **options) as reporter:
+                for name, rows in (tables or {}).items() if not begin else ():
+                    reporter.text(0, name, rows)
+                with Loop(
                     state,
                     batches,
+                    sharding,
                     start=begin,
-                    total=lengths.total,
-                    sharding=sharding,
+                    total=total,
                     pace=pace,
                     evaluations=[e._replace(run=_on_base(e.run, network)) for e in evaluations],
                     check=check if best is None else _also_best(check, best.metric),
@@ -431,13 +443,25 @@ class Run:
                     flops_per_token=flops_per_token,
                     workdir=self.workdir,
                     finish=finish and functools.partial(finish.apply, network),
-                )
-            state.pop(UNFINISHED, None)
+                ) as loop:
+                    del state  # it is donated
+                    yield loop
+            loop.state.pop(UNFINISHED, None)
+            loop.state = network.whole(loop.state)
             if jax.process_index() == 0:
                 kept = f", the best in checkpoints/{saved.best()}" if saved.best() is not None else ""
-                where = f"checkpoints, metrics and samples are in {self.workdir}{kept}"
-                print(f"step {lengths.total}: {where}", flush=True)
-        return network.whole(state), _last_metrics(self.workdir)
+                print(f"step {total}: checkpoints, metrics and samples are in {self.workdir}{kept}", flush=True)
+
+    def result(self, params: Any, loop: "Loop | Finished") -> Result:
+        """The run's language model with these parameters of the last state, and the last metrics."""
+        return Result(self.language_model(params, int(loop.state["step"])), self.last_metrics())
+
+    def last_metrics(self) -> dict[str, float]:
+        """The last value of every metric that the run has reported."""
+        path, found = self.workdir / "metrics.jsonl", {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            found |= json.loads(line)
+        return found
 
     def _manifest(self, batches: Any, lengths: Lengths) -> dict[str, Any]:
         """What the run's checkpoints say of it."""
@@ -504,11 +528,3 @@ def _also_best(check: Check, metric: str) -> Check:
 def _on_base(run: Callable, network: Network) -> Callable:
     """An evaluation of whole networks as one of the parameters in a state."""
     return lambda params: run(network.whole({"params": params})["params"])
-
-
-def _last_metrics(workdir: epath.Path) -> dict[str, float]:
-    """The last value of every metric that a run has reported."""
-    path, found = workdir / "metrics.jsonl", {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        found |= json.loads(line)
-    return found

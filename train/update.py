@@ -72,7 +72,9 @@ def make_update(
             loss, tokens, extra = loss_fn(params, rows)
             return loss, (tokens, extra)
 
-        (loss, (tokens, extra)), grads = _accumulate(jax.value_and_grad(sums, has_aux=True), learns, batch, accumulate)
+        gradient = jax.value_and_grad(sums, has_aux=True)
+        found = gradient(learns, dict(batch), 0) if accumulate == 1 else _sum(gradient, learns, batch, accumulate)
+        (loss, (tokens, extra)), grads = found
         per_token = 1.0 / jnp.maximum(tokens, 1.0)
         grads = jax.tree.map(lambda g: g * per_token, grads)
         loss, grad_norm = loss * per_token, optax.tree.norm(grads)
@@ -117,11 +119,9 @@ def _average(ema: Any, params: Any, trainable: Trainable, decay: float) -> Any:
     return join_frozen(average, still)
 
 
-def _accumulate(grad_fn: Callable, trainable: Any, batch: Mapping[str, jax.Array], parts: int) -> Any:
-    """Sums what grad_fn(trainable, rows, number) gives of `parts` equal parts of the batch, each with rows of every
-    shard."""
-    if parts == 1:
-        return grad_fn(trainable, dict(batch), 0)
+def _sum(grad_fn: Callable, trainable: Any, batch: Mapping[str, jax.Array], parts: int) -> Any:
+    """The sum of what grad_fn(trainable, rows, number) gives of `parts` equal parts of the batch, each with rows of
+    every shard."""
     split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
 
     def add(total, part):

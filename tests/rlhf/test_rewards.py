@@ -28,12 +28,8 @@ from camelid.rlhf.scalar import ScalarModel
 
 LENGTHS = np.array([3, 5, 1, 4])
 
-RUN = SimpleNamespace(
-    open=lambda path, weights: None,
-    tokenizer=None,
-    frozen=None,
-    model=SimpleNamespace(config=SimpleNamespace(dtype="float32")),
-)
+MODEL = SimpleNamespace(config=SimpleNamespace(dtype="float32"))
+RUN = SimpleNamespace(open=lambda path, weights: None, tokenizer=None, frozen=None, model=MODEL)
 
 
 def rollout(stopped=(1, 0, 1, 1)) -> Rollout:

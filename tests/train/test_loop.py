@@ -17,7 +17,7 @@ from camelid.data.batches import DTYPES
 from camelid.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
-from camelid.train.loop import Evaluation, Interrupted, Pace, TrainingStopped, check_streak, train
+from camelid.train.loop import Evaluation, Interrupted, Loop, Pace, TrainingStopped, check_streak
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
 
@@ -96,13 +96,13 @@ def run(
     observer = observer or Log()
     observer.stop_at = changes.pop("stop_at", None)
     state = {"params": jnp.float32(start), "step": jnp.int32(start), "bad": jnp.int32(bad), "streak": jnp.int32(0)}
-    state = train(
-        step or observer.update,
+    update = step or observer.update
+    with Loop(
         jax.device_put(state | changes, NamedSharding(mesh, PartitionSpec())),
         Steps(),
+        NamedSharding(mesh, PartitionSpec(BATCH, "context")),
         start=start,
         total=total,
-        sharding=NamedSharding(mesh, PartitionSpec(BATCH, "context")),
         pace=Pace(log, *profile),
         check=check or check_streak(3),
         finish=finish,
@@ -112,8 +112,10 @@ def run(
         manifest={"run": 1},
         flops_per_token=1.0,
         workdir=tmp_path,
-    )
-    return state, observer
+    ) as loop:
+        for batch in loop:
+            loop.state, loop.metrics = update(loop.state, batch)
+    return loop.state, observer
 
 
 def losses(observer):
