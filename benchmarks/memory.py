@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from camelid.data.batches import DTYPES
+from camelid.data.packed import DTYPES
 from camelid.model import llama, lora, storage
 from camelid.model.config import LlamaConfig
 from camelid.model.lora import Lora

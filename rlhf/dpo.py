@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from ..checkpoints import origin
 from ..checkpoints.language_model import Llama
+from ..data.mixture import EvalPass
 from ..data.prefetch import device_batch
-from ..data.samples import SourcePass
 from ..model import llama
 from ..model.sharding import BATCH
 from ..train import setup as train_setup
@@ -172,7 +172,7 @@ def make_rewards(model: llama.Model, hyper: Hyper) -> Callable[[Any, Any, Mappin
 def heldout_pairs(
     rewards: Callable[[Any, Any, Mapping[str, Array]], Array],
     reference: Any,
-    sources: Mapping[str, SourcePass],
+    sources: Mapping[str, EvalPass],
     where: NamedSharding,
     max_batches: int,
 ) -> Callable[[Any], tuple[dict[str, float], list]]:
@@ -209,7 +209,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         if labelled:
             batches, heldout = kto.answers_of(settings, tokenizer, template)
         else:
-            _, batches, heldout = pairs_of(settings, tokenizer, template)
+            batches, heldout = pairs_of(settings, tokenizer, template)
         where = NamedSharding(mesh, PartitionSpec(BATCH))
         lengths = train_setup.lengths_of(settings, batches)
         everything = jax.eval_shape(part.init, jax.random.key(0))

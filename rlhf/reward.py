@@ -18,10 +18,10 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ..data.pairs import PairBatches, pair_pass
+from ..data.mixture import EvalPass, Mixture
+from ..data.pairs import PairEncoder
 from ..data.prefetch import device_batch
-from ..data.prompts import heldout_prompts, prompt_shapes
-from ..data.samples import SamplePass, SourcePart, SourcePass
+from ..data.prompts import PromptEncoder, heldout_prompts
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..data.values import shown
@@ -39,7 +39,7 @@ from ..train.state import make_update
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
 from .rollout import at_last_token, roll_out
-from .setup import load_reference, sampling_of
+from .setup import load_reference, samples_of, sampling_of
 
 HEADLINE = {"train/loss": "loss", "train/accuracy": "accuracy"}
 FORMS = ("log_sigmoid", "log_exp", "best_of_k")
@@ -121,7 +121,7 @@ def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
 
 def heldout_ranking(
     model: scalar.ScalarModel,
-    sources: Mapping[str, SourcePass],
+    sources: Mapping[str, EvalPass],
     where: NamedSharding,
     max_batches: int,
     pessimism: float = 0.0,
@@ -138,7 +138,7 @@ def heldout_ranking(
     """
     score = jax.jit(lambda params, batch: scalar.combine(pair_scores(model, params, batch), pessimism))
 
-    def measure(params: Any, pairs: SourcePass) -> dict[str, float]:
+    def measure(params: Any, pairs: EvalPass) -> dict[str, float]:
         gaps, records, signs = [], [], []
         for step in range(min(len(pairs), max_batches)):
             scores_B2, batch = np.asarray(score(params, device_batch(pairs, step, where))), pairs[step]
@@ -198,7 +198,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
         objective = read(settings, "objective", Objective)
         model = scalar.build(policy.config, settings.heads)
         train_setup.check_rows(settings, mesh, policy.config.max_len)
-        parts, batches, heldout = pairs_of(settings, tokenizer, template, sides=settings.data.sides)
+        batches, heldout = pairs_of(settings, tokenizer, template, sides=settings.data.sides)
         check_labels(objective, batches, settings.data.sides)
         where = NamedSharding(mesh, PartitionSpec(BATCH))
         lengths = train_setup.lengths_of(settings, batches)
@@ -222,7 +222,7 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
             loss_fn, optimizer, schedule, frozen=frozen, perturb=adapters.perturb(), **update_settings(settings)
         )
         measure = heldout_ranking(model, heldout, where, settings.eval_batches, settings.pessimism, objective.kind)
-        normalise = _normaliser(settings, parts, tokenizer, template, policy, model, where, adapters)
+        normalise = _normaliser(settings, tokenizer, template, policy, model, where, adapters)
 
         job = Job(
             model=policy._replace(config=model.config),
@@ -247,48 +247,40 @@ def run(settings: Settings, workdir: epath.Path, evaluators: Mapping[str, Evalua
 
 def pairs_of(
     settings: Settings, tokenizer: Tokenizer, template: ChatTemplate, *, sides: int = 2
-) -> tuple[list[SourcePart], PairBatches, dict[str, SourcePass]]:
-    """The sources of `config.data.mixture`, their pairs to train on, and those held out."""
+) -> tuple[Mixture, dict[str, EvalPass]]:
+    """The pairs of `config.data.mixture` to train on, and one pass over those that each source holds out."""
     data = settings.data
-    parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
-    common = dict(
-        tokenizer=tokenizer,
-        template=template,
-        batch_size=data.batch_size,
-        length=data.seq_len,
-        heldout=data.heldout,
-        on_error=data.on_error,
-        max_record_bytes=data.max_record_bytes,
-    )
-    chosen = dict(max_pairs=data.max_pairs, noise=data.noise, sides=sides)
-    batches = PairBatches(parts, **common, **chosen, seed=settings.seed)
-    if not data.heldout:
-        return parts, batches, {}
-    return parts, batches, {part.name: pair_pass(part.source, format=part.format, **common) for part in parts}
+    encoder = PairEncoder(tokenizer, template, data.seq_len, data.noise, sides)
+    return samples_of(settings, encoder, heldout=PairEncoder(tokenizer, template, data.seq_len))
 
 
-def check_labels(objective: Objective, batches: PairBatches, sides: int) -> None:
+def check_labels(objective: Objective, batches: Mixture, sides: int) -> None:
     """Raises UserError where no pair says what the objective learns from."""
-    if objective.kind == "cost" and not (batches.tells("safer") or batches.tells("safe")):
+    if objective.kind == "cost" and not (_any_says(batches, "safer") or _any_says(batches, "safe")):
         raise UserError(
             "config.objective.kind = 'cost': no pair of config.data.mixture says which answer is safer, or whether one "
             "is safe; a reward model learns from what is better alone"
         )
-    if objective.margin and not batches.tells("margin"):
+    if objective.margin and not _any_says(batches, "margin"):
         raise UserError(
             f"config.objective.margin = {shown(objective.margin)} does nothing: no pair of config.data.mixture has a "
             "margin; leave it 0"
         )
-    if sides > 2 and not batches.tells("side_weight", first=2):
+    if sides > 2 and not _any_says(batches, "side_weight", first=2):
         raise UserError(
             f"config.data.sides = {sides}: no pair of config.data.mixture has answers beside its two (meta.others); "
             "leave it 2"
         )
 
 
+def _any_says(batches: Mixture, name: str, first: int = 0) -> bool:
+    """Whether any pair's array of that name has a number other than 0, from the entry `first` on."""
+    arrays = (sample.arrays[name] for part in batches.parts for sample in part.samples)
+    return any(np.any(np.atleast_1d(array)[first:]) for array in arrays)
+
+
 def _normaliser(
     settings: Settings,
-    parts,
     tokenizer,
     template,
     policy,
@@ -304,9 +296,8 @@ def _normaliser(
     if not count:
         return None
     room = settings.data.seq_len - sampling.max_tokens
-    reading = {name: settings.data[name] for name in ("heldout", "on_error", "max_record_bytes")}
-    prompts = heldout_prompts(parts, count, tokenizer=tokenizer, template=template, max_tokens=room, **reading)
-    batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=batch_size)
+    sources = train_setup.sources_of(settings.data.mixture, settings.data)
+    batches = EvalPass(heldout_prompts(sources, count, PromptEncoder(tokenizer, template, room)), batch_size)
     reference = load_reference(settings, policy, adapters)
 
     @jax.jit

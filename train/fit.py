@@ -12,7 +12,7 @@ from ..checkpoints.console import tell
 from ..checkpoints.language_model import Llama
 from ..checkpoints.reading import Best, read_manifest
 from ..checkpoints.saving import Checkpoints, keep_tokenizer
-from ..data.batches import Batches, EvalBatches
+from ..data.mixture import EvalPass, Mixture
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
@@ -214,8 +214,8 @@ def supervise(
     model: llama.Model,
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
-    batches: Batches,
-    heldout: Mapping[str, EvalBatches],
+    batches: Mixture,
+    heldout: Mapping[str, EvalPass],
     loss_fn: LossFn,
     evaluators: Mapping[str, Evaluator],
 ) -> Llama:

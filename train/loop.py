@@ -83,7 +83,7 @@ def train(
 ) -> State:
     """Runs steps `start` to `total - 1` and returns the last state.
 
-    batches: as `data.batches.Batches`. finish(state): what the last state becomes before it is saved. A SIGTERM, SIGHUP
+    batches: as `data.mixture.Mixture`. finish(state): what the last state becomes before it is saved. A SIGTERM, SIGHUP
     or Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When `check`
     raises TrainingStopped, a file cannot be read or written (OSError), or what the user gave fails, as a reward
     function may (UserError), the state is saved too, unless it holds numbers that are not finite; earlier checkpoints

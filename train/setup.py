@@ -11,9 +11,12 @@ import optax
 
 from ..checkpoints import manifest, origin, reading
 from ..checkpoints.interop.generation_config import GenerationDefaults
-from ..data.batches import Batches, EvalBatches, Part
 from ..data.cache import build_cache
+from ..data.mixture import EvalPass, Mixture
+from ..data.packed import PackedRows
+from ..data.sources import Source
 from ..data.templates import ChatTemplate, load_template
+from ..data.text import TextEncoder
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..model import llama
@@ -131,28 +134,38 @@ def _check_execution(config: LlamaConfig) -> None:
         raise ValueError(f"attention {config.attention!r}: give one of {', '.join(IMPLEMENTATIONS)}")
 
 
+def sources_of(mixture: Settings, reading: Settings) -> list[Source]:
+    """The sources of a section `mixture`.
+
+    reading: the section with `heldout`, `on_error` and `max_record_bytes`, which says how all of them are read.
+    """
+    how = {name: reading[name] for name in ("heldout", "on_error", "max_record_bytes")}
+    return [Source(entry.source, name, entry.format, entry.weight, **how) for name, entry in mixture.items()]
+
+
 def data_of(
     settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | None
-) -> tuple[Batches, dict[str, EvalBatches]]:
+) -> tuple[Mixture, dict[str, EvalPass]]:
     """The endless training batches of `config.data.mixture`, and one pass over each source's held-out part.
 
     A source of weight 0 is only measured.
     """
-    section = settings.data
-    reading = dict(on_error=section.on_error, max_record_bytes=section.max_record_bytes)
-    common = dict(tokenizer=tokenizer, template=template, cache_dir=section.cache_dir, **reading)
-    rows = dict(batch_size=section.batch_size, length=section.seq_len)
-    parts, heldout = [], {}
-    for name, source in section.mixture.items():
-        share = source.get("heldout", section.heldout)
-        where = dict(source=source.source, format=source.format, heldout=share, **common)
+    section, encoder = settings.data, TextEncoder(tokenizer, template)
+    sources = []
+    for source in sources_of(section.mixture, section):
+        share = section.mixture[source.name].get("heldout", section.heldout)
         if not share and not source.weight:
-            raise UserError(f"config.data.mixture.{name}: weight 0 and nothing held out: give it a weight or a heldout")
-        if source.weight:
-            parts.append(Part(name, build_cache(split="train", **where), source.weight))
-        if share:
-            heldout[name] = EvalBatches(build_cache(split="heldout", **where), **rows)
-    return Batches(parts, **rows, packing=section.packing, seed=settings.seed), heldout
+            path = section.mixture.dotted(source.name)
+            raise UserError(f"{path}: weight 0 and nothing held out: give it a weight or a heldout")
+        sources.append(dataclasses.replace(source, heldout=share))
+
+    def rows(source: Source, split: str, packing: str) -> PackedRows:
+        return PackedRows(build_cache(source, split, encoder, section.cache_dir), section.seq_len, packing)
+
+    train = functools.partial(rows, split="train", packing=section.packing)
+    batches = Mixture([source for source in sources if source.weight], train, section.batch_size, settings.seed)
+    held_out = {source.name: rows(source, "heldout", "fewest_cuts") for source in sources if source.heldout}
+    return batches, {name: EvalPass(part, section.batch_size) for name, part in held_out.items()}
 
 
 def check_rows(settings: Settings, mesh: jax.sharding.Mesh, max_len: int) -> None:
@@ -184,7 +197,7 @@ class Lengths(NamedTuple):
     evaluate: int
 
 
-def lengths_of(settings: Settings, batches: Batches) -> Lengths:
+def lengths_of(settings: Settings, batches: Mixture) -> Lengths:
     """`config.total_*`, `log_*` and `eval_*`, each in steps, epochs, tokens or percent."""
     units = dict(steps_per_epoch=batches.steps_per_epoch, tokens_per_step=batches.batch_size * batches.length)
     total = duration(settings, "total", **units)
@@ -351,14 +364,14 @@ def generation_of(settings: Settings, tokenizer: Tokenizer) -> GenerationDefault
 
 
 def manifest_of(
-    config: Any, model: llama.Model, tokenizer: Tokenizer, template: ChatTemplate | None, batches: Batches
+    config: Any, model: llama.Model, tokenizer: Tokenizer, template: ChatTemplate | None, batches: Mixture
 ) -> dict:
     """What a checkpoint says of itself."""
     described = manifest.describe(config, tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint)
     return described | {"model": dataclasses.asdict(model.config)}
 
 
-def report_data(batches: Batches, heldout: Mapping[str, EvalBatches]) -> list[dict[str, str]]:
+def report_data(batches: Mixture, heldout: Mapping[str, EvalPass]) -> list[dict[str, str]]:
     """Rows of a table: each count of each source and split."""
     columns = {f"{name} train": counts for name, counts in batches.summary().items()}
     columns |= {f"{name} heldout": source.summary() for name, source in heldout.items()}

@@ -16,9 +16,9 @@ from .arguments import (
     command,
     load_model,
     need_output,
-    reading,
     refuse_unread,
     sampling,
+    source_of,
     tell_skipped,
 )
 
@@ -82,13 +82,11 @@ def _eval(args: argparse.Namespace) -> None:
 
         metrics |= {f"gold/{name}": value for name, value in gold(llama, per_skill=args.per_skill)[0].items()}
     if args.source is not None:
-        from ...data.sources import Report
-        from ...evals.perplexity import perplexity
+        from ...evals.perplexity import perplexity, text_cache
 
-        report = Report()
-        how = {name: getattr(args, name) for name in PERPLEXITY} | reading(args)
-        metrics |= perplexity(llama, args.source, report=report, **how)
-        tell_skipped(report)
+        cache = text_cache(llama, source_of(args, heldout=args.heldout), args.split, args.cache_dir)
+        metrics |= perplexity(llama, {args.source: cache}, seq_len=args.seq_len, borders=args.borders)
+        tell_skipped(cache.tally)
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")

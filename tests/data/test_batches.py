@@ -13,9 +13,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from camelid.data.batches import Batches, EvalBatches, Part, drawn, integer_weights
 from camelid.data.cache import TokenCache
+from camelid.data.mixture import EvalPass, Mixture, drawn, integer_weights
+from camelid.data.packed import PackedRows
 from camelid.data.prefetch import prefetch
+from camelid.data.sources import Source
 from camelid.errors import UserError
 
 LENGTH = 32
@@ -45,11 +47,11 @@ def random_samples(n, seed=0, longest=LENGTH + 1, low=1):
 
 
 def batches_of(*caches, packing="best_fit", batch_size=4, seed=1, weights=None, length=LENGTH):
-    parts = [
-        Part(f"source{i}", cache, weight)
+    sources = {
+        Source("", name=f"source{i}", weight=weight): cache
         for i, (cache, weight) in enumerate(zip(caches, weights or [1] * len(caches), strict=True))
-    ]
-    return Batches(parts, batch_size=batch_size, length=length, packing=packing, seed=seed)
+    }
+    return Mixture(list(sources), lambda source: PackedRows(sources[source], length, packing), batch_size, seed)
 
 
 def segments(batch):
@@ -203,20 +205,19 @@ def test_whatever_changes_the_batches_changes_the_fingerprint():
 
 
 def test_mistakes_in_a_mixture_are_one_clear_line():
-    cache = memory_cache(random_samples(5))
-    for parts, message in (
+    for sources, message in (
         ([], "at least one source"),
-        ([Part("a", cache), Part("a", cache)], "two sources of the mixture are named 'a'"),
-        ([Part("a", cache, 0)], "source 'a' has weight 0"),
-        ([Part("a", cache, float("nan"))], "source 'a' has weight nan"),
+        ([Source("x", name="a"), Source("y", name="a")], "two sources of the mixture are named 'a'"),
+        ([Source("x", name="a", weight=0)], "source 'a' has weight 0"),
+        ([Source("x", name="a", weight=float("nan"))], "source 'a' has weight nan"),
     ):
-        with pytest.raises(UserError, match=message):
-            Batches(parts, batch_size=1, length=LENGTH, packing="best_fit", seed=0)
+        with pytest.raises(UserError, match=message):  # before anything is read
+            Mixture(sources, read=None, batch_size=1, seed=0)
 
 
 def test_evaluation_sees_each_sample_once_and_pads_the_last_batch():
     samples = random_samples(33, longest=3 * LENGTH)
-    batches = EvalBatches(memory_cache(samples), batch_size=4, length=LENGTH)
+    batches = EvalPass(PackedRows(memory_cache(samples), LENGTH, "fewest_cuts"), batch_size=4)
     rows = batches.summary()["rows"]
     assert rows % 4, "the test wants a last batch that is not full"
     assert len(batches) == rows // 4 + 1
