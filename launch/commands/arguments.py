@@ -76,9 +76,9 @@ READING = ("format", "on_error", "max_record_bytes")
 
 
 def source_of(args: argparse.Namespace, location: str | None = None, **more: float):
-    """The source that `--source` names, or one of several of them, read as the arguments of `add_reading` say.
+    """The source of `--source`, read as the arguments of `add_reading` say.
 
-    location: which of several. more: `heldout`, where the command has that.
+    location: which source, where `--source` is repeatable. more: `heldout`, where the command has that argument.
     """
     from ...data.sources import Source
 

@@ -174,9 +174,9 @@ def _collect(args: argparse.Namespace) -> None:
     check_new_file(args.output)
     llama = load(args.path)
     prompts = read_samples(source_of(args), "train", prompt_encoder(llama, args.max_tokens), args.prompts)
-    drawing = Drawing(args.n, args.max_tokens, args.temperature, tuple(args.stop), args.seed)
-    answers = sample_answers(llama, prompts, args.reward, drawing)
     tell_skipped(prompts.tally)
+    drawing = Drawing(args.n, args.max_tokens, args.temperature, args.stop, args.seed)
+    answers = sample_answers(llama, prompts, args.reward, drawing)
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
     hint = "raise --temperature, --n or --prompts"

@@ -190,6 +190,20 @@ def test_the_name_changes_with_whatever_changes_the_content(text_source, tmp_pat
     assert len({opened.fingerprint for opened in caches}) == len(caches)
 
 
+@pytest.mark.parametrize(
+    "split,with_template,name",
+    [
+        (None, False, "b13c2cac3f67bfa02e238016f06cd008"),
+        ("train", True, "ecd4a550e583da8b120aa811350a031f"),
+        ("heldout", False, "73744a6df8b4029a7b51e30f1ba356c1"),
+    ],
+)
+def test_a_caches_name_never_changes(tmp_path, split, with_template, name):
+    source = write(tmp_path / "x.jsonl", [{"text": text} for text in ("one", "two", "three")])
+    template = LastAnswerTemplate() if with_template else None
+    assert build(source, tmp_path / "cache", template=template, split=split).path.name == name
+
+
 def test_a_finished_cache_is_opened_not_built_again(text_source, tmp_path):
     first = build(text_source, tmp_path / "cache")
     tokenizer = CharacterTokenizer(fail_at=1)
