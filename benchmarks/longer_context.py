@@ -16,9 +16,9 @@ from pathlib import Path
 from etils import epath
 
 from camelid.checkpoints.language_model import Llama, load
-from camelid.data.sources import read
+from camelid.data.sources import Source, read
 from camelid.data.tokenizer_training import train_sentencepiece
-from camelid.evals.perplexity import perplexity
+from camelid.evals.perplexity import perplexity, text_cache
 from camelid.launch.recipes import RECIPES
 from camelid.train.settings import Settings, load_config
 
@@ -50,10 +50,10 @@ def train(config: str, workdir: Path, leaves: dict) -> Llama:
 
 def row(llama: Llama, workdir: Path) -> list[str]:
     """Perplexity in each range of positions."""
-    source = f"{workdir}/heldout.jsonl"
-    found = perplexity(llama, source, seq_len=LONG, borders=BORDERS, cache_dir=f"{workdir}/cache")
+    cache = text_cache(llama, Source(f"{workdir}/heldout.jsonl"), cache_dir=f"{workdir}/cache")
+    found = perplexity(llama, {"heldout": cache}, seq_len=LONG, borders=BORDERS)
     ranges = itertools.pairwise((0, *BORDERS, LONG))
-    return [f"{found[f'{source}/perplexity/{start}-{stop}']:.1f}" for start, stop in ranges]
+    return [f"{found[f'heldout/perplexity/{start}-{stop}']:.1f}" for start, stop in ranges]
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     write_documents(args.text, args.workdir)
     source, tokenizer, short = f"{args.workdir}/train.jsonl", args.workdir / "tokenizer", args.workdir / "short"
     if not tokenizer.exists():
-        texts = (record["text"] for record in read(source))
+        texts = (record["text"] for record in read(Source(source)))
         train_sentencepiece(texts, vocab_size=2048, output_dir=tokenizer)
     rows = {"data.seq_len": CONTEXT, "data.batch_size": 32, "model.max_len": CONTEXT}
     length = {"total_steps": args.steps, "total_epochs": None}

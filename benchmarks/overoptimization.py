@@ -18,9 +18,11 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from camelid.checkpoints.language_model import load
+from camelid.data.samples import read_samples
+from camelid.data.sources import Source
 from camelid.launch.recipes import RECIPES
 from camelid.rlhf.best_of_n import curve
-from camelid.rlhf.collect import sample_answers, score_again
+from camelid.rlhf.collect import Drawing, prompt_encoder, sample_answers, score_again
 from camelid.train.settings import Settings, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -50,18 +52,9 @@ def ppo_curve(workdir: epath.Path) -> list[dict[str, float]]:
 def best_of_n_curves(quickstart: epath.Path, models: dict[int, epath.Path], prompts: int) -> dict[int, list[dict]]:
     """Best-of-n of the tuned model's answers to held-out prompts, by each reward model."""
     llama = load(quickstart / "sft")
-    answers = sample_answers(
-        llama,
-        "primer:chat",
-        GOLD,
-        split="heldout",
-        prompts=prompts,
-        n=max(NS),
-        max_tokens=24,
-        seed=1,
-        keep_repeated=True,
-        evenly=True,
-    )
+    drawing = Drawing(n=max(NS), max_tokens=24, seed=1)
+    asked = read_samples(Source("primer:chat"), "heldout", prompt_encoder(llama, drawing.max_tokens)).spread(prompts)
+    answers = sample_answers(llama, asked, GOLD, drawing, keep_repeated=True)
     gold = np.array([a.scores for a in answers])
     return {pairs: curve(np.array(score_again(llama, str(path), answers)), gold, NS) for pairs, path in models.items()}
 

@@ -18,7 +18,7 @@ from smollm2_prompts import QUESTIONS
 
 import camelid
 from camelid.checkpoints.language_model import Llama
-from camelid.data import sources
+from camelid.data.sources import Source, read
 from camelid.model.sampling import Sampling
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     target = camelid.load(args.target, quantize=args.quantize)
     draft = camelid.load(args.draft, quantize=args.draft_quantize)
     if args.text:
-        documents = itertools.islice(sources.read(args.text, split="heldout"), args.questions)
+        documents = itertools.islice(read(Source(args.text), "heldout"), args.questions)
         begin = [target.tokenizer.bos_id] if target.tokenizer.adds_bos else []
         prompts = [begin + target.tokenizer.encode(document["text"])[:16] for document in documents]
         stops = (target.tokenizer.eos_id,)

@@ -1,6 +1,6 @@
 """Sources written as TensorFlow Datasets in ArrayRecord files, without TensorFlow.
 
-    folder = build_dataset("raw/*.json", name="alpaca", data_dir="datasets")     # datasets/alpaca/chat/1.0.0
+    folder = build_dataset(Source("raw/*.json"), "alpaca", "datasets")     # datasets/alpaca/chat/1.0.0
 
 The folder is the source "tfds:datasets/alpaca/chat/1.0.0:train", and any tool opens it by
 `tfds.builder_from_directory(folder).as_data_source("train")`. A dataset has a config for each kind of record (text,
@@ -27,8 +27,9 @@ from etils import epath
 
 from ..errors import UserError
 from . import sources
-from .files import MAX_RECORD_BYTES
 from .locks import locked
+from .sources import Source
+from .tally import Tally
 
 VERSION = "1.0.0"
 SIDES = ("messages", "chosen", "rejected")  # the fields of a record that hold messages
@@ -38,28 +39,14 @@ MORE = ("label", "tools", "documents")
 LABELS = {"margin": np.float32, "safer": tfds.features.Text(), "chosen_safe": np.bool_, "rejected_safe": np.bool_}
 
 
-def build_dataset(
-    source: str,
-    *,
-    name: str,
-    data_dir: str | epath.Path,
-    format: str = "auto",
-    heldout: float = 0.01,
-    on_error: str = "raise",
-    max_record_bytes: int = MAX_RECORD_BYTES,
-    report: sources.Report | None = None,
-) -> epath.Path:
+def build_dataset(source: Source, name: str, data_dir: str | epath.Path, tally: Tally | None = None) -> epath.Path:
     """Writes the records of a source as a TFDS dataset, unless that has been done before.
 
     Args:
-      source: anything that `sources.read` reads, with records of one kind.
+      source: the source, with records of one kind; its held-out share becomes the split heldout.
       name: the dataset's, in snake_case.
       data_dir: the dataset becomes `data_dir/name/kind/version`; local or gs://.
-      format: name of the records' format, "auto" to go by their fields.
-      heldout: the share of the source that becomes the split heldout.
-      on_error: "raise" stops at the first bad record, "skip" leaves such records out.
-      max_record_bytes: as `sources.read` takes it.
-      report: counts what was read and left out.
+      tally: counts records that were read and left out.
 
     Returns:
       The dataset's folder.
@@ -69,13 +56,11 @@ def build_dataset(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"dataset name {name!r}: use small letters, digits and underscores, a letter first")
-    reading = dict(format=format, on_error=on_error, max_record_bytes=max_record_bytes)
-    read = functools.partial(sources.read, source, heldout=heldout, **reading)
-    splits = {split: functools.partial(read, split=split) for split in sources.SPLITS}
+    splits = {split: functools.partial(sources.read, source, split) for split in sources.SPLITS}
     first = {split: record for split in splits if (record := next(splits[split](), None))}
     if not first:
-        raise UserError(f"{source}: no records")
-    inputs = {"fingerprint": sources.fingerprint(source), "format": format, "heldout": heldout}
+        raise UserError(f"{source.location}: no records")
+    inputs = {"fingerprint": sources.fingerprint(source), "format": source.format, "heldout": source.heldout}
     data_dir = epath.Path(data_dir).expanduser()
     like = next(iter(first.values()))
     folder = data_dir / name / like["kind"] / VERSION
@@ -86,8 +71,8 @@ def build_dataset(
             name=name,
             splits={split: splits[split] for split in first},  # TFDS cannot write a split without records
             like=like,
-            more=_more(sources.read(source, report=report, **reading)),
-            metadata={"source": source, **inputs},
+            more=_more(sources.read(source, tally=tally)),
+            metadata={"source": source.location, **inputs},
             data_dir=data_dir,
         )
         if not builder.is_prepared():
@@ -159,8 +144,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             try:
                 yield number, _example(record, self._like, self._more)
             except ValueError as problem:
-                place = getattr(record, "where", f"{self._metadata['source']} ({split}), record {number}")
-                raise UserError(f"{place}: {problem}") from problem
+                raise UserError(f"{record.where}: {problem}") from problem
         self.info.metadata["records"][split] = number
 
 

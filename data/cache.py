@@ -33,7 +33,6 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import connection, current_process, get_context, parent_process
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -42,17 +41,17 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..errors import UserError, bad_record
 from . import checksums, sources
-from .files import MAX_RECORD_BYTES
+from .encoding import encoded, nothing_left
 from .formats import READING
 from .locks import locked
-from .templates import ChatTemplate, Encoded, encode_text
-from .tokenizer import Tokenizer
+from .sources import Record, Source
+from .tally import Tally
+from .text import TextEncoder
 
 VERSION = 1  # of the files' layout and of where shards are cut
 SHARD_RECORDS = 8192
 SHARD_CHARACTERS = 2_000_000
 SERIAL_SHARDS = 4  # a source of fewer shards is done before worker processes have started
-LISTED = 20  # bad records whose messages are kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +68,13 @@ class TokenCache:
 
     def __len__(self) -> int:
         return len(self.first_trained)
+
+    @property
+    def tally(self) -> Tally:
+        """What became of the records that the cache was made from."""
+        counts = self.info["counts"]
+        left_out = Counter(empty=counts["empty"], skipped=counts["skipped"])
+        return Tally(counts["records"], counts["samples"], left_out, self.info["skipped"])
 
     @property
     def pairs(self) -> np.ndarray:
@@ -96,44 +102,28 @@ def open_cache(path: str | Path) -> TokenCache:
 
 
 def build_cache(
-    source: str,
-    *,
-    tokenizer: Tokenizer,
-    template: ChatTemplate | None,
-    cache_dir: str | Path,
-    split: str | None = "train",
-    heldout: float = 0.01,
-    format: str = "auto",
-    on_error: str = "raise",
-    max_record_bytes: int = MAX_RECORD_BYTES,
-    workers: int | None = None,
+    source: Source, split: str | None, encoder: TextEncoder, cache_dir: str | Path, *, workers: int | None = None
 ) -> TokenCache:
     """Opens the token cache of one split of a source, and builds it first where there is none.
 
     Args:
-      source: anything that `sources.read` reads.
-      template: how a conversation becomes tokens; None will do for plain text.
-      cache_dir: a local folder; the cache is the folder in it that the hash names.
+      source: what is tokenised.
       split: "train", "heldout", or None for the whole source.
-      heldout: the share of the source that is held out.
-      format: name of the records' format, "auto" to go by their fields.
-      on_error: "raise" stops at the first bad record, "skip" counts and lists them.
-      max_record_bytes: as `sources.read` takes it.
+      encoder: makes tokens and mask of a record.
+      cache_dir: a local folder; the cache is the folder in it that the hash names.
       workers: processes to tokenise in, by default one per core. A small source starts none.
 
     Raises:
       UserError: a bad record, or no record with a trained token.
     """
-    reading = dict(format=format, on_error=on_error, max_record_bytes=max_record_bytes)
     if split is not None:
-        heldout = sources.held_out_below(source, heldout, **reading)
+        source = dataclasses.replace(source, heldout=sources.held_out_below(source))
     inputs = {
         "source": sources.fingerprint(source),
-        "format": format,
+        "format": source.format,
         "split": split,
-        "heldout": heldout,
-        "tokenizer": tokenizer.cache_key(template.source if template else ""),
-        "template": template.fingerprint if template else None,
+        "heldout": source.heldout,
+        **encoder.cache_key,
         "version": VERSION,
     }
     if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself asks, but before the lock
@@ -148,35 +138,11 @@ def build_cache(
                 Console(stderr=True).print(f"{final} is {problem}: built anew", markup=False, soft_wrap=True)
                 shutil.rmtree(final.rename(final.with_name(f"{final.name}.aside.{os.getpid()}")))
             if not final.exists():  # else another process has built it meanwhile
-                _build(final, source, inputs, tokenizer, template, reading, workers or os.cpu_count())
+                _build(final, source, inputs, encoder, workers or os.cpu_count())
     cache = open_cache(final)
-    if on_error == "raise" and cache.info["skipped"]:
+    if source.on_error == "raise" and cache.info["skipped"]:
         raise bad_record(cache.info["skipped"][0])
     return cache
-
-
-def encode_record(record: dict, tokenizer: Tokenizer, template: ChatTemplate | None) -> Encoded:
-    """Tokens and mask of one text or chat record; UserError for what cannot be trained on."""
-    match record["kind"]:
-        case "text":
-            return encode_text(record["text"], tokenizer)
-        case "chat" if record.get("label") is False:
-            raise UserError(
-                "the record calls its answer bad (label, kto_tag or score): only dpo.kind=kto learns from it"
-            )
-        case "chat" | "prompt" if template is not None and _is_answered(record):
-            return template.encode(
-                record["messages"], tokenizer, tools=record.get("tools"), documents=record.get("documents")
-            )
-        case "chat":
-            raise UserError("a conversation needs a chat template, and the model brings none: name one (`template`)")
-        case kind:
-            raise UserError(f"a {kind} record holds no answer to train on: give text or conversations")
-
-
-def _is_answered(record: dict) -> bool:
-    """Whether the assistant speaks in a conversation, which may end with a user who says goodbye."""
-    return any(message["role"] == "assistant" for message in record["messages"])
 
 
 def _fault_of(path: Path) -> str | None:
@@ -211,42 +177,28 @@ def _wait_for(holder: str) -> None:
     Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
 
 
-def _build(
-    final: Path,
-    source: str,
-    inputs: dict,
-    tokenizer: Tokenizer,
-    template: ChatTemplate | None,
-    reading: dict,
-    workers: int,
-) -> None:
+def _build(final: Path, source: Source, inputs: dict, encoder: TextEncoder, workers: int) -> None:
     """Writes the missing shards, joins all of them, and moves the result into place in one step."""
     partial = final.with_name(f"{final.name}.{READING}.partial")
     partial.mkdir(exist_ok=True)
-    where = f"{source} ({inputs['split']})" if inputs["split"] else source
-    report = sources.Report()
-    records = sources.read(source, report=report, split=inputs["split"], heldout=inputs["heldout"], **reading)
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    write = functools.partial(
-        _write_shard,
-        encode=functools.partial(encode_record, tokenizer=tokenizer, template=template),
-        dtype=dtype,
-        where=where,
-        on_error=reading["on_error"],
-    )
+    split, reading = inputs["split"], Tally()
+    records = sources.read(source, split, reading)
+    write = functools.partial(_write_shard, encoder=encoder, on_error=source.on_error)
     with _progress() as progress:
-        records = progress.track(records, description=escape(f"tokenising {where}"))
+        records = progress.track(records, description=escape(f"tokenising {source.part(split)}"))
         shards = _write_shards(records, partial, write, workers)
-    counts, skipped = _tally(shards)
-    counts["skipped"] += report.skipped
-    info = {"inputs": {"name": source, **inputs}, "counts": counts, "skipped": (report.problems + skipped)[:LISTED]}
-    info["reading"] = READING
-    if not counts["samples"]:
-        found = ", ".join(f"{counts[name]:,} {name}" for name in ("records", "empty", "skipped"))
-        first = "".join(f" ({message})" for message in info["skipped"][:1])
-        problem = f"{where}: nothing to train on: {found}{first}"
-        raise sources.nothing_found(problem, inputs["split"], report, counts["records"])
-    _join(shards, partial / "joined", dtype)
+    tally, tokens = _counted(shards)
+    tally = dataclasses.replace(reading, read=0) + tally
+    if not tally.kept:
+        raise nothing_left(encoder, source, split, tally, reading)
+    counts = {"records": tally.read, "samples": tally.kept, **tokens, "empty": tally.left_out["empty"]}
+    info = {
+        "inputs": {"name": source.location, **inputs},
+        "counts": counts | {"skipped": tally.skipped},
+        "skipped": tally.problems,
+        "reading": READING,
+    }
+    _join(shards, partial / "joined", encoder.dtype)
     info["files"] = checksums.checksums_of(partial / "joined")
     info["checksum"] = _checksum_of(info)
     checksums.write_whole(partial / "joined" / "cache.json", json.dumps(info, indent=2, ensure_ascii=False))
@@ -261,30 +213,24 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-class Shard(NamedTuple):
-    """Consecutive records of a source; `begin` is the place of the first one."""
-
-    begin: int
-    records: list[dict]
-
-
-def _cut(records: Iterable[dict]) -> Iterator[Shard]:
-    begin, shard, characters = 0, [], 0
+def _cut(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Consecutive records, shard by shard."""
+    shard, characters = [], 0
     for record in records:
         shard.append(record)
         characters += len(record.get("text", "")) + sum(len(m["content"]) for m in record.get("messages", ()))
         if len(shard) == SHARD_RECORDS or characters >= SHARD_CHARACTERS:
-            yield Shard(begin, shard)
-            begin, shard, characters = begin + len(shard), [], 0
+            yield shard
+            shard, characters = [], 0
     if shard:
-        yield Shard(begin, shard)
+        yield shard
 
 
-def _write_shards(records: Iterable[dict], folder: Path, write: Callable, workers: int) -> list[Path]:
+def _write_shards(records: Iterable[Record], folder: Path, write: Callable, workers: int) -> list[Path]:
     """Writes the shards that are not there yet; returns the paths of all of them, in order."""
     paths: list[Path] = []
 
-    def missing() -> Iterator[tuple[Path, Shard]]:
+    def missing() -> Iterator[tuple[Path, list[Record]]]:
         for index, shard in enumerate(_cut(records)):
             paths.append(folder / f"{index:06d}.npz")
             if not _is_whole_shard(paths[-1]):
@@ -303,7 +249,7 @@ def _is_whole_shard(path: Path) -> bool:
         return False
 
 
-def _run(jobs: Iterator[tuple[Path, Shard]], write: Callable, workers: int) -> None:
+def _run(jobs: Iterator[tuple[Path, list[Record]]], write: Callable, workers: int) -> None:
     """Writes shards here if they are few, else in worker processes, with two waiting for each."""
     few = list(islice(jobs, SERIAL_SHARDS))
     if len(few) < SERIAL_SHARDS or workers == 1:
@@ -355,41 +301,27 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(path: Path, shard: Shard) -> None:
+def _work(path: Path, shard: list[Record]) -> None:
     _work_of_this_process(path, shard)
 
 
-def _write_shard(
-    path: Path, shard: Shard, *, encode: Callable[[dict], Encoded], dtype, where: str, on_error: str
-) -> None:
+def _write_shard(path: Path, records: list[Record], *, encoder: TextEncoder, on_error: str) -> None:
     """Tokenises a shard into a file that is either there and whole or not there."""
-    samples, skipped, empty = [], [], 0
-    for number, record in enumerate(shard.records, shard.begin + 1):
-        try:
-            sample = encode(record)
-        except UserError as error:
-            problem = f"{getattr(record, 'where', f'{where}, record {number}')}: {error}"
-            if on_error == "raise":
-                raise bad_record(problem) from error
-            skipped.append(problem)
-            continue
-        if sample.mask[1:].any():
-            samples.append(sample)
-        else:
-            empty += 1
+    tally = Tally.by(encoder.reasons, most=len(records))  # all problems: their number is the count of bad records
+    samples = list(encoded(records, encoder.encode, tally, on_error))
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             np.savez(
                 file,
-                tokens=np.concatenate([np.zeros(0, dtype), *(sample.tokens.astype(dtype) for sample in samples)]),
-                mask=np.concatenate([np.zeros(0, bool), *(sample.mask for sample in samples)]),
-                lengths=np.array([len(sample.tokens) for sample in samples], np.int64),
-                first=np.array([sample.mask[1:].argmax() for sample in samples], np.int32),
-                trained=sum(int(sample.mask[1:].sum()) for sample in samples),
-                records=len(shard.records),
-                empty=empty,
-                skipped=np.array(skipped, np.str_),
+                tokens=np.concatenate([np.zeros(0, encoder.dtype), *(s.tokens.astype(encoder.dtype) for s in samples)]),
+                mask=np.concatenate([np.zeros(0, bool), *(s.mask for s in samples)]),
+                lengths=np.array([len(s.tokens) for s in samples], np.int64),
+                first=np.array([s.mask[1:].argmax() for s in samples], np.int32),
+                trained=sum(int(s.mask[1:].sum()) for s in samples),
+                records=tally.read,
+                empty=tally.left_out["empty"],
+                skipped=np.array(tally.problems, np.str_),
             )
         temporary.replace(path)
     except BaseException:
@@ -398,17 +330,16 @@ def _write_shard(
         raise
 
 
-def _tally(shards: list[Path]) -> tuple[Counter, list[str]]:
-    """What the shards hold, added up, and the messages of the records left out as bad."""
-    counts = Counter(records=0, samples=0, tokens=0, trained=0, empty=0, skipped=0)
-    skipped = []
+def _counted(shards: list[Path]) -> tuple[Tally, dict[str, int]]:
+    """What became of the records of all shards, and how many tokens they have and train on."""
+    tally, tokens = Tally.by(("empty",)), Counter(tokens=0, trained=0)
     for path in shards:
         with np.load(path) as shard:
-            counts.update({name: int(shard[name]) for name in ("records", "trained", "empty")})
-            counts.update(samples=len(shard["lengths"]), tokens=int(shard["lengths"].sum()))
-            skipped += shard["skipped"].tolist()
-    counts["skipped"] = len(skipped)
-    return counts, skipped
+            problems = shard["skipped"].tolist()
+            left_out = Counter(empty=int(shard["empty"]), skipped=len(problems))
+            tally += Tally(int(shard["records"]), len(shard["lengths"]), left_out, problems)
+            tokens.update(tokens=int(shard["lengths"].sum()), trained=int(shard["trained"]))
+    return tally, dict(tokens)
 
 
 def _join(shards: list[Path], folder: Path, dtype: type) -> None:

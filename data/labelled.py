@@ -1,4 +1,4 @@
-"""Batches of single answers, each called good or bad: what KTO learns from without pairs.
+"""Single answers, each called good or bad: what KTO learns from without pairs.
 
 A batch is a dict of arrays over B answers and T positions, in the shape of pairs (`pairs`) of one side:
 
@@ -9,104 +9,74 @@ A batch is a dict of arrays over B answers and T positions, in the shape of pair
     weight       float32 [B]         1, or 0 for an answer that only fills up the last batch of a pass
     index        int32 [B]           the answer's place in `records`
 
+`records[i]` is {"language": "zh" or "en", "label": True or False, "meta": the record's other fields}.
+
 The answer is what follows the last user turn of a conversation.
 """
 
 import functools
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import UserError
-from .batches import Shapes
+from .encoding import LeftOut
+from .mixture import Shapes
 from .pairs import encode_answer
-from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, SourcePass, collect, language_of
+from .samples import Sample, language_of
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
 
 
-class LabelledBatches(SampleBatches):
-    """The endless batches of labelled answers of a mixture, a function of (seed, step).
+@dataclass(frozen=True, eq=False)
+class AnswerEncoder:
+    """Encodes conversations with a label as labelled answers."""
 
-    `records[i]` is {"language": "zh" or "en", "label": True or False, "meta": the record's other fields}.
-    """
+    tokenizer: Tokenizer
+    template: ChatTemplate  # how a conversation becomes tokens
+    length: int  # T; a longer conversation is left out and counted, never cut
 
-    def __init__(
-        self,
-        parts: Sequence[SourcePart],
-        *,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        batch_size: int,
-        length: int,
-        seed: int,
-        max_answers: int | None = None,
-        **how,
-    ):
-        """
-        Args:
-          parts: the mixture, all of conversations with a label.
-          tokenizer, template: how a conversation becomes tokens.
-          batch_size: answers in a batch, over all hosts.
-          length: T; a longer conversation is left out and counted, never cut.
-          seed: of the order of answers.
-          max_answers: read only the first so many answers of each source.
-          how: `split`, `heldout`, `on_error` and `max_record_bytes`, as `sources.read` takes them.
+    reasons = ("too_long",)
+    nothing = "no labelled answer is left"
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape and dtype of each array of an answer in a batch."""
+        return {
+            "tokens": ((1, self.length), np.int32),
+            "answer_mask": ((1, self.length), np.float32),
+            "lengths": ((1,), np.int32),
+            "desirable": ((1,), np.float32),
+            "weight": ((), np.float32),
+        }
+
+    def encode(self, record: dict) -> Sample:
+        """The answer of a record.
 
         Raises:
-          UserError: a mixture or a record that will not do, or a source in which no answer is left.
+          LeftOut: an answer that is too long.
+          UserError: no label, a good answer that is not trained on, or as of `pairs.encode_answer`.
         """
-        how |= dict(tokenizer=tokenizer, template=template, length=length, limit=max_answers)
-
-        def read(part: SourcePart) -> Samples:
-            return read_labelled(part.source, format=part.format, **how)
-
-        super().__init__(parts, read, row_shapes=_row_shapes(length), batch_size=batch_size, length=length, seed=seed)
-
-
-def labelled_pass(source: str, *, batch_size: int, length: int, split: str | None = "heldout", **how) -> SourcePass:
-    """One pass over the labelled answers of one split of a source, in batches of [batch_size, 1, length]. how: as
-    `read_labelled` takes it. UserError for records without a label, and where no answer is left."""
-    answers = read_labelled(source, length=length, split=split, **how)
-    return SourcePass(answers, row_shapes=_row_shapes(length), batch_size=batch_size)
-
-
-def _row_shapes(length: int) -> Shapes:
-    return {
-        "tokens": ((1, length), np.int32),
-        "answer_mask": ((1, length), np.float32),
-        "lengths": ((1,), np.int32),
-        "desirable": ((1,), np.float32),
-        "weight": ((), np.float32),
-    }
-
-
-def read_labelled(source: str, *, tokenizer: Tokenizer, template: ChatTemplate, length: int, **how) -> Samples:
-    """The labelled answers of one split of a source, in its order. how: as `samples.collect` takes it."""
-    make = functools.partial(_make, tokenizer=tokenizer, template=template, length=length)
-    return collect(source, make, what="labelled answer is left", reasons=("too_long",), **how)
-
-
-def _make(record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int) -> Sample:
-    if "label" not in record:
-        raise UserError(
-            f"a {record['kind']} record without a label: give each answer a `label` or `kto_tag`, true or false"
-        )
-    prompt, answer = split_answer(record["messages"])
-    if record["label"] and any(message.get("train") is False for message in record["messages"][len(prompt) :]):
-        raise UserError("an answer called good has train false: all that an answer says is learnt")
-    asked = record | {"messages": prompt}
-    encode = functools.partial(encode_answer, asked, tokenizer=tokenizer, template=template)
-    stop = None
-    if not (answer[-1]["content"].strip() or answer[-1].get("tool_calls")):
-        stop = int(encode([{"role": "assistant", "content": "a"}]).tokens[-1])  # what ends any answer
-    tokens, mask = encode(answer, stop=stop)
-    if len(tokens) > length:
-        raise LeftOut("too_long", f"its answer has {len(tokens):,} tokens with the prompt, more than {length:,}")
-    kept = {"language": language_of(record, record["messages"]), "label": record["label"]}
-    arrays = {"tokens": tokens[None], "answer_mask": mask[None], "lengths": np.array([len(tokens)], np.int32)}
-    arrays |= {"desirable": np.array([record["label"]], np.float32), "weight": np.float32(1)}
-    return Sample(kept | {"meta": record.get("meta", {})}, arrays)
+        if "label" not in record:
+            raise UserError(
+                f"a {record['kind']} record without a label: give each answer a `label` or `kto_tag`, true or false"
+            )
+        prompt, answer = split_answer(record["messages"])
+        if record["label"] and any(message.get("train") is False for message in record["messages"][len(prompt) :]):
+            raise UserError("an answer called good has train false: all that an answer says is learnt")
+        asked = record | {"messages": prompt}
+        encode = functools.partial(encode_answer, asked, tokenizer=self.tokenizer, template=self.template)
+        stop = None
+        if not (answer[-1]["content"].strip() or answer[-1].get("tool_calls")):
+            stop = int(encode([{"role": "assistant", "content": "a"}]).tokens[-1])  # what ends any answer
+        tokens, mask = encode(answer, stop=stop)
+        if len(tokens) > self.length:
+            found = f"its answer has {len(tokens):,} tokens with the prompt"
+            raise LeftOut("too_long", f"{found}, more than {self.length:,}")
+        kept = {"language": language_of(record, record["messages"]), "label": record["label"]}
+        arrays = {"tokens": tokens[None], "answer_mask": mask[None], "lengths": np.array([len(tokens)], np.int32)}
+        arrays |= {"desirable": np.array([record["label"]], np.float32), "weight": np.float32(1)}
+        return Sample(kept | {"meta": record.get("meta", {})}, arrays)
 
 
 def split_answer(messages: list[dict]) -> tuple[list[dict], list[dict]]:

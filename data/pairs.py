@@ -1,6 +1,6 @@
-"""Batches of preference pairs: two answers to one prompt, side 0 the chosen and side 1 the rejected one.
+"""Preference pairs: two answers to one prompt, side 0 the chosen and side 1 the rejected one.
 
-A batch is a dict of arrays over B pairs, S = 2 sides (or more, see `PairBatches`) and T positions:
+A batch is a dict of arrays over B pairs, S = 2 sides (or more, see `PairEncoder`) and T positions:
 
     tokens       int32 [B, S, T]     prompt and answer up to its stop token, padded on the right with 0
     answer_mask  float32 [B, S, T]   1 where the token itself is one that the assistant says in the answer
@@ -12,141 +12,89 @@ A batch is a dict of arrays over B pairs, S = 2 sides (or more, see `PairBatches
     safe         float32 [B, 2]      1: safe, -1: unsafe, 0: not known
     index        int32 [B]           the pair's place in `records`
 
+`records[i]` is {"language": "zh" or "en", "margin": a number or None, "meta": the record's other fields, "flipped"}.
+
 Each side is one tokenisation of the whole conversation. What a template writes after the stop token (ChatML's newline)
 is cut off: a policy never says it.
 """
 
 import functools
-from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 
 from ..errors import UserError
-from .batches import Shapes
-from .samples import LeftOut, Sample, SampleBatches, Samples, SourcePart, SourcePass, collect, language_of
+from .encoding import LeftOut
+from .mixture import Shapes
+from .samples import Sample, language_of
 from .templates import ChatTemplate, Encoded
 from .tokenizer import Tokenizer
 
 
-class PairBatches(SampleBatches):
-    """The endless batches of preference pairs of a mixture, a function of (seed, step).
+@dataclass(frozen=True, eq=False)
+class PairEncoder:
+    """Encodes preference records as pairs."""
 
-    `records[i]` is {"language": "zh" or "en", "margin": a number or None, "meta": the record's other fields,
-    "flipped"}.
-    """
+    tokenizer: Tokenizer
+    template: ChatTemplate  # how a conversation becomes tokens
+    length: int  # T; a pair with a longer side is left out and counted, never cut
+    noise: float = 0.0  # share of pairs, by a hash of each, whose sides are exchanged, as people err
+    sides: int = 2  # S; above 2 further answers that are worse than the chosen one: texts `others` in the record's meta
 
-    def __init__(
-        self,
-        parts: Sequence[SourcePart],
-        *,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        batch_size: int,
-        length: int,
-        seed: int,
-        max_pairs: int | None = None,
-        noise: float = 0.0,
-        sides: int = 2,
-        **how,
-    ):
-        """
-        Args:
-          parts: the mixture, all of preference records.
-          tokenizer, template: how a conversation becomes tokens.
-          batch_size: pairs in a batch, over all hosts.
-          length: T; a pair with a longer side is left out and counted, never cut.
-          seed: of the order of pairs.
-          max_pairs: read only the first so many pairs of each source.
-          noise: the share of pairs, by a hash of each, that are turned round, as people err: `records` say "flipped".
-          sides: S, 2 for pairs, or more for further answers that are worse than the chosen one: the texts `others` in
-            the record's "meta".
-          how: `split`, `heldout`, `on_error` and `max_record_bytes`, as `sources.read` takes them.
+    reasons = ("too_long", "same_tokens")
+    nothing = "no preference pair is left"
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape and dtype of each array of a pair in a batch."""
+        return {
+            "tokens": ((self.sides, self.length), np.int32),
+            "answer_mask": ((self.sides, self.length), np.float32),
+            "lengths": ((self.sides,), np.int32),
+            "side_weight": ((self.sides,), np.float32),
+            "margin": ((), np.float32),
+            "weight": ((), np.float32),
+            "safer": ((), np.float32),
+            "safe": ((2,), np.float32),
+        }
+
+    def encode(self, record: dict) -> Sample:
+        """The pair of a record.
 
         Raises:
-          UserError: a mixture or a record that will not do, or a source in which no pair is left.
+          LeftOut: a side that is too long, or two sides of the same tokens.
+          UserError: a record that is no preference, or as of `encode_pair`.
         """
-        if max_pairs is not None and max_pairs < 1:
-            raise UserError(f"max_pairs is {max_pairs}: give 1 or more, or None for all pairs")
-        what = dict(tokenizer=tokenizer, template=template, length=length, noise=noise, sides=sides)
-
-        def read(part: SourcePart) -> Samples:
-            return read_pairs(part.source, format=part.format, limit=max_pairs, **what, **how)
-
-        super().__init__(
-            parts, read, row_shapes=_row_shapes(length, sides), batch_size=batch_size, length=length, seed=seed
-        )
-
-
-def pair_pass(source: str, *, batch_size: int, length: int, split: str | None = "heldout", **how) -> SourcePass:
-    """One pass over the pairs of one split of a source, in batches of [batch_size, 2, length]. how: as `read_pairs`
-    takes it. UserError for records that hold no pairs, and where no pair is left."""
-    pairs = read_pairs(source, length=length, split=split, **how)
-    return SourcePass(pairs, row_shapes=_row_shapes(length), batch_size=batch_size)
-
-
-def _row_shapes(length: int, sides: int = 2) -> Shapes:
-    return {
-        "tokens": ((sides, length), np.int32),
-        "answer_mask": ((sides, length), np.float32),
-        "lengths": ((sides,), np.int32),
-        "side_weight": ((sides,), np.float32),
-        "margin": ((), np.float32),
-        "weight": ((), np.float32),
-        "safer": ((), np.float32),
-        "safe": ((2,), np.float32),
-    }
-
-
-def read_pairs(
-    source: str,
-    *,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    length: int,
-    noise: float = 0.0,
-    sides: int = 2,
-    **how,
-) -> Samples:
-    """The pairs of one split of a source, in its order; see `PairBatches` for arguments and errors. how: `limit` too,
-    as `samples.collect` takes it."""
-    make = functools.partial(_make, tokenizer=tokenizer, template=template, length=length, noise=noise, sides=sides)
-    return collect(source, make, what="preference pair is left", reasons=("too_long", "same_tokens"), **how)
-
-
-def _make(
-    record: dict, *, tokenizer: Tokenizer, template: ChatTemplate, length: int, noise: float, sides: int
-) -> Sample:
-    if record["kind"] != "preference":
-        raise UserError(
-            f"a {record['kind']} record holds no two answers to compare: give preferences (single answers with labels "
-            "are for dpo.kind=kto)"
-        )
-    flipped = _is_flipped(record, noise)
-    if flipped:
-        record = turned_round(record)
-    answers = list(encode_pair(record, tokenizer, template))
-    for other in _others(record)[: sides - 2] if sides > 2 and not flipped else ():
-        worse = record | {"rejected": [{"role": "assistant", "content": other}]}
-        answers.append(encode_pair(worse, tokenizer, template)[1])
-    there = len(answers)
-    answers += [answers[1]] * (sides - there)  # copies, at weight 0
-    lengths = np.array([len(side.tokens) for side in answers], np.int32)
-    if lengths.max() > length:
-        found = " and ".join(f"{n:,}" for n in lengths[:there].tolist())
-        raise LeftOut("too_long", f"its answers have {found} tokens with the prompt, more than {length:,}")
-    if np.array_equal(answers[0].tokens, answers[1].tokens):
-        raise LeftOut("same_tokens", "chosen and rejected are the same tokens")
-    tokens, mask = np.zeros((sides, lengths.max()), np.int32), np.zeros((sides, lengths.max()), bool)
-    for side, encoded in enumerate(answers):
-        tokens[side, : lengths[side]], mask[side, : lengths[side]] = encoded
-    language = language_of(record, record["messages"] + record["chosen"] + record["rejected"])
-    kept = {"language": language, "margin": record.get("margin"), "meta": record.get("meta", {})}
-    kept |= {"flipped": flipped}
-    side_weight = (np.arange(sides) < there).astype(np.float32)
-    arrays = {"tokens": tokens, "answer_mask": mask, "lengths": lengths, "weight": np.float32(1)}
-    arrays["side_weight"] = side_weight
-    return Sample(kept, arrays | {"margin": np.float32(record.get("margin", 0))} | _safety(record))
+        if record["kind"] != "preference":
+            raise UserError(
+                f"a {record['kind']} record holds no two answers to compare: give preferences (single answers with "
+                "labels are for dpo.kind=kto)"
+            )
+        flipped = _is_flipped(record, self.noise)
+        if flipped:
+            record = turned_round(record)
+        answers = list(encode_pair(record, self.tokenizer, self.template))
+        for other in _others(record)[: self.sides - 2] if self.sides > 2 and not flipped else ():
+            worse = record | {"rejected": [{"role": "assistant", "content": other}]}
+            answers.append(encode_pair(worse, self.tokenizer, self.template)[1])
+        there = len(answers)
+        answers += [answers[1]] * (self.sides - there)  # copies, at weight 0
+        lengths = np.array([len(side.tokens) for side in answers], np.int32)
+        if lengths.max() > self.length:
+            found = " and ".join(f"{n:,}" for n in lengths[:there].tolist())
+            raise LeftOut("too_long", f"its answers have {found} tokens with the prompt, more than {self.length:,}")
+        if np.array_equal(answers[0].tokens, answers[1].tokens):
+            raise LeftOut("same_tokens", "chosen and rejected are the same tokens")
+        tokens, mask = np.zeros((self.sides, lengths.max()), np.int32), np.zeros((self.sides, lengths.max()), bool)
+        for side, encoded in enumerate(answers):
+            tokens[side, : lengths[side]], mask[side, : lengths[side]] = encoded
+        language = language_of(record, record["messages"] + record["chosen"] + record["rejected"])
+        kept = {"language": language, "margin": record.get("margin"), "meta": record.get("meta", {})}
+        arrays = {"tokens": tokens, "answer_mask": mask, "lengths": lengths, "weight": np.float32(1)}
+        arrays["side_weight"] = (np.arange(self.sides) < there).astype(np.float32)
+        arrays["margin"] = np.float32(record.get("margin", 0))
+        return Sample(kept | {"flipped": flipped}, arrays | _safety(record))
 
 
 def _others(record: dict) -> list[str]:

@@ -44,7 +44,7 @@ def prefetch(batches: Any, start: int, stop: int, sharding: NamedSharding, size:
     """Steps `start` to `stop - 1` of `batches` as global arrays, at most `size` batches ahead.
 
     Args:
-      batches: anything with `rows(step, rows)` and `shapes`, as `data.batches.Batches`.
+      batches: anything with `rows(step, rows)` and `shapes`, as `data.mixture.Mixture`.
       start, stop: the steps.
       sharding: as of `device_batch`; each host reads only the rows that its devices hold.
       size: batches held on the devices beyond the one in use.

@@ -6,15 +6,16 @@
     tfds:/path/to/name/1.0.0:split    the same, from the folder it was prepared in
     primer:documents, walks:chat      a generator that comes with camelid, and a kind of its records (`GENERATORS`)
 
-`read` yields their records one by one in a fixed order: files by name, records as they stand in them.
+`read` yields the records of a `Source` one by one in a fixed order: files by name, records as they stand in them.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -24,9 +25,9 @@ from .. import tasks
 from ..errors import DataError, UserError, bad_record, check_choice
 from .files import MAX_RECORD_BYTES, Row, TooLarge, file_rows, find_files, json_value, shorten
 from .formats import FORMATS, parse, unfold
+from .tally import SKIPPED, Tally
 
 SPLITS = ("train", "heldout")
-LISTED_PROBLEMS = 20
 
 
 class Generator(Protocol):
@@ -44,101 +45,42 @@ class Generator(Protocol):
 GENERATORS: dict[str, Generator] = tasks.GENERATORS
 
 
-@dataclass
-class Report:
-    """How reading went: records read (of both splits), records left out, and where the first of those stand."""
+@dataclass(frozen=True)
+class Source:
+    """A source of records, and how they are read.
 
-    read: int = 0
-    skipped: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def skip(self, where: str, problem: ValueError) -> None:
-        """Counts a record that is left out, and remembers it if it is among the first."""
-        self.skipped += 1
-        if len(self.problems) < LISTED_PROBLEMS:
-            self.problems.append(f"{where}: {problem}")
-
-    def add(self, counts: Mapping[str, int], problems: Iterable[str]) -> None:
-        """Takes over what a cache or samples have counted as "records" and "skipped", and the first problems."""
-        self.read += counts["records"]
-        self.skipped += counts["skipped"]
-        self.problems += problems
-
-    def summary(self) -> str:
-        """One line: how many records were read and left out, and where the first three of the latter stand."""
-        line = f"{self.read:,} records read, {self.skipped:,} left out"
-        return f"{line} ({'; '.join(self.problems[:3])}{'; ...' if self.skipped > 3 else ''})" if self.skipped else line
-
-
-def read(
-    source: str,
-    *,
-    format: str = "auto",
-    on_error: str = "raise",
-    report: Report | None = None,
-    split: str | None = None,
-    heldout: float = 0.01,
-    max_record_bytes: int = MAX_RECORD_BYTES,
-) -> Iterator[dict]:
-    """The records of `source` (see the module), as `formats` describes them.
-
-    Args:
-      format: a name in `formats.FORMATS`, or "auto" to go by the fields of each record.
-      on_error: "raise" a UserError naming file, line and fault of a malformed record, or "skip" it.
-      report: counts what was read and skipped.
-      split: "train" or "heldout" for that part of the source, None for all of it.
-      heldout: the fraction of records that is held out, see `held_out_below`; generators know their own.
-      max_record_bytes: a longer line, record of a .json list or row of Parquet is a malformed record.
+    Raises UserError for a format or an `on_error` that there is not, and for a number out of its range.
     """
-    check_choice("format", format, ("auto", *FORMATS))
-    check_choice("on_error", on_error, ("raise", "skip"))
-    check_choice("split", split, (None, *SPLITS))
-    if split is not None and not 0 <= heldout <= 1:
-        raise UserError(f"heldout is {heldout}: it is a share, from 0 to 1")
-    if max_record_bytes < 1:
-        raise UserError(f"max_record_bytes is {max_record_bytes}: give 1 or more")
-    report = Report() if report is None else report
-    scheme, _, name = source.partition(":")
-    if scheme in GENERATORS:
-        return _made(_generator(scheme, name), name, SPLITS if split is None else (split,), report)
-    rows = _dataset_rows(name) if scheme == "tfds" else file_rows(find_files(source), max_record_bytes)
-    records = _records(rows, format, on_error, report)
-    if split is None:
-        return records
-    below = held_out_below(source, heldout, format=format, on_error=on_error, max_record_bytes=max_record_bytes)
-    return (record for record in records if split_of(record, below) == split)
 
+    location: str  # where the records are: see the module
+    name: str = ""  # in a mixture, where every source has a name of its own
+    format: str = "auto"  # a name in `formats.FORMATS`; "auto" goes by the fields of each record
+    weight: float = 1.0  # share of the rows of a mixture, relative to the other sources
+    heldout: float = 0.01  # share of the records that is held out, see `held_out_below`; generators have their own
+    on_error: str = "raise"  # "raise" stops at the first bad record; "skip" leaves bad records out and counts them
+    max_record_bytes: int = MAX_RECORD_BYTES  # a longer line, record of a .json list or row of Parquet is bad
 
-def held_out_below(
-    source: str,
-    heldout: float,
-    *,
-    format: str = "auto",
-    on_error: str = "raise",
-    max_record_bytes: int = MAX_RECORD_BYTES,
-) -> float:
-    """The share by which `split_of` divides a source: `heldout`, or, where no record's place is below it, just more
-    than the lowest one, so that a small source has something held out as well. A source whose records all begin with
-    the same prompt, and one where nothing is to be held out, keeps `heldout`."""
-    if not 0 < heldout < 1 or source.partition(":")[0] in GENERATORS:
-        return heldout
-    places = set()
-    for record in read(source, format=format, on_error=on_error, max_record_bytes=max_record_bytes):
-        place = place_of(record)
-        if place < heldout:
-            return heldout  # most sources: found after a few records
-        places = {min(places | {place}), max(places | {place})}
-    return math.nextafter(min(places), 1.0) if len(places) > 1 else heldout
+    def __post_init__(self):
+        check_choice("format", self.format, ("auto", *FORMATS))
+        check_choice("on_error", self.on_error, ("raise", "skip"))
+        if not 0 <= self.heldout <= 1:
+            raise UserError(f"heldout is {self.heldout}: it is a share, from 0 to 1")
+        if self.max_record_bytes < 1:
+            raise UserError(f"max_record_bytes is {self.max_record_bytes}: give 1 or more")
 
+    @property
+    def scheme(self) -> str:
+        """The word before the first colon: "tfds", a generator's name, or none of these for files."""
+        return self.location.partition(":")[0]
 
-def nothing_found(problem: str, split: str | None, report: Report, records: int) -> UserError:
-    """The error of a part of a source of which nothing is left, `problem`; it says where the share held out is why.
-    report: of the whole source; records: of the part."""
-    if report.read and split == "heldout":
-        return DataError(problem, "heldout=SHARE", "holds out a larger share; with 0 nothing is measured")
-    if report.read and split == "train" and not records:
-        return DataError(problem, "heldout=SHARE", "holds out a smaller share, 0 nothing")
-    return UserError(problem)
+    @property
+    def rest(self) -> str:
+        """The location after the first colon: what a dataset or a generator is asked for."""
+        return self.location.partition(":")[2]
+
+    def part(self, split: str | None) -> str:
+        """The name of a split of the source in messages; None for all of the source."""
+        return f"{self.location} ({split})" if split else self.location
 
 
 class Record(dict):
@@ -154,7 +96,45 @@ class Record(dict):
         return Record, (dict(self), self.where)
 
 
-def _records(rows: Iterable[Row], format: str, on_error: str, report: Report) -> Iterator[dict]:
+def read(source: Source, split: str | None = None, tally: Tally | None = None) -> Iterator[Record]:
+    """The records of a source, as `formats` describes them.
+
+    Args:
+      source: what to read.
+      split: "train" or "heldout" for that part of the source, None for all of it.
+      tally: counts sound records, of both splits, and bad records.
+
+    Raises:
+      UserError: nothing can be read; while reading, a malformed record if `source.on_error` is "raise".
+    """
+    check_choice("split", split, (None, *SPLITS))
+    tally = Tally() if tally is None else tally
+    if source.scheme in GENERATORS:
+        return _generated(source, _generator(source), split, tally)
+    rows = _dataset_rows(source) if source.scheme == "tfds" else _file_rows(source)
+    records = _records(rows, source, tally)
+    if split is None:
+        return records
+    below = held_out_below(source)
+    return (record for record in records if split_of(record, below) == split)
+
+
+def held_out_below(source: Source) -> float:
+    """The share by which `split_of` divides a source: `heldout`, or, where no record's place is below it, just more
+    than the lowest one, so that a small source has something held out as well. A source whose records all begin with
+    the same prompt, and one where nothing is to be held out, keeps `heldout`."""
+    if not 0 < source.heldout < 1 or source.scheme in GENERATORS:
+        return source.heldout
+    places = set()
+    for record in read(source):
+        place = place_of(record)
+        if place < source.heldout:
+            return source.heldout  # most sources: found after a few records
+        places = {min(places | {place}), max(places | {place})}
+    return math.nextafter(min(places), 1.0) if len(places) > 1 else source.heldout
+
+
+def _records(rows: Iterable[Row], source: Source, tally: Tally) -> Iterator[Record]:
     for where, raw in rows:
         instances = unfold(raw)
         for number, instance in enumerate(instances, 1):
@@ -162,15 +142,15 @@ def _records(rows: Iterable[Row], format: str, on_error: str, report: Report) ->
             try:
                 if isinstance(instance, ValueError):
                     raise instance
-                record = Record(parse(instance, format), place)
+                record = Record(parse(instance, source.format), place)
             except ValueError as problem:
-                if on_error == "raise":
+                if source.on_error == "raise":
                     if isinstance(problem, TooLarge):
                         raise DataError(f"{place}: {problem}", "max_record_bytes=N", "allows more") from problem
                     raise bad_record(f"{place}: {problem}") from problem
-                report.skip(place, problem)
+                tally.leave_out(SKIPPED, f"{place}: {problem}")
             else:
-                report.read += 1
+                tally.read += 1
                 yield record
 
 
@@ -196,26 +176,25 @@ def _canonical_json(value) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")
 
 
-def fingerprint(source: str) -> str:
-    """A hash of what `source` holds, 32 hex digits: of the names, sizes and contents of its files wherever they lie,
+def fingerprint(source: Source) -> str:
+    """A hash of what a source holds, 32 hex digits: of the names, sizes and contents of its files wherever they lie,
     of a TFDS split and its shards, or of a generator's files. It reads all of the source once."""
-    scheme, _, name = source.partition(":")
     digest = hashlib.blake2b(digest_size=16)
-    if scheme in GENERATORS:
-        digest.update(name.encode())
-        for file in _generator(scheme, name).files():
+    if source.scheme in GENERATORS:
+        digest.update(source.rest.encode())
+        for file in _generator(source).files():
             digest.update(file.read_bytes())
         return digest.hexdigest()
-    if scheme == "tfds":
-        builder, split = _dataset(name)
+    if source.scheme == "tfds":
+        builder, split = _dataset(source.rest)
         files = [builder.data_path / "features.json", *builder.info.splits[split].filepaths]
         digest.update(split.encode())
     else:
-        files = find_files(source)
+        files = find_files(source.location)
     try:
         contents = sorted([file.name, file.stat().length, _content_hash(file)] for file in files)
     except OSError as problem:
-        raise UserError(f"{shorten(source)}: {problem}") from problem
+        raise UserError(f"{shorten(source.location)}: {problem}") from problem
     digest.update(_canonical_json(contents))
     return digest.hexdigest()
 
@@ -225,38 +204,42 @@ def _content_hash(path: epath.Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
-def _generator(scheme: str, kind: str) -> Generator:
-    """The generator of a scheme. UserError where it has no such kind."""
-    generator = GENERATORS[scheme]
-    if kind not in generator.KINDS:
-        kinds = ", ".join(f"{scheme}:{known}" for known in generator.KINDS)
-        raise UserError(f"{scheme}:{kind}: there is no such kind; choose one of {kinds}")
+def _generator(source: Source) -> Generator:
+    """The generator of a source. UserError where it has no such kind of records."""
+    generator = GENERATORS[source.scheme]
+    if source.rest not in generator.KINDS:
+        kinds = ", ".join(f"{source.scheme}:{known}" for known in generator.KINDS)
+        raise UserError(f"{source.location}: there is no such kind; choose one of {kinds}")
     return generator
 
 
-def _made(generator: Generator, kind: str, splits: Iterable[str], report: Report) -> Iterator[dict]:
-    for split in splits:
-        for record in generator.records(kind, split):
-            report.read += 1
-            yield record
+def _generated(source: Source, generator: Generator, split: str | None, tally: Tally) -> Iterator[Record]:
+    parts = (generator.records(source.rest, part) for part in (SPLITS if split is None else (split,)))
+    for number, record in enumerate(chain.from_iterable(parts), 1):
+        tally.read += 1
+        yield Record(record, f"{source.part(split)}, record {number}")
 
 
-def _dataset_rows(name: str) -> Iterator[Row]:
+def _file_rows(source: Source) -> Iterator[Row]:
+    return file_rows(find_files(source.location), source.max_record_bytes)
+
+
+def _dataset_rows(source: Source) -> Iterator[Row]:
     """The rows of a TFDS split, read without TensorFlow."""
-    builder, split = _dataset(name)
+    builder, split = _dataset(source.rest)
     try:
         examples = builder.as_data_source(split=split)
         length = len(examples)
     except NotImplementedError as problem:
-        raise UserError(f"tfds:{name} is stored as {builder.info.file_format.value}; {_REMEDY}") from problem
+        raise UserError(f"{source.location} is stored as {builder.info.file_format.value}; {_REMEDY}") from problem
     except (RuntimeError, OSError, ValueError) as problem:  # as ArrayRecord's reader finds a damaged file
-        raise _damaged(f"tfds:{name}", problem) from problem
+        raise _damaged(source.location, problem) from problem
     for number in range(length):
         try:
             example = examples[number]
         except (RuntimeError, OSError, ValueError, LookupError) as problem:
-            raise _damaged(f"tfds:{name}, record {number + 1}", problem) from problem
-        yield f"tfds:{name}, record {number + 1}", json_value(example)
+            raise _damaged(f"{source.location}, record {number + 1}", problem) from problem
+        yield f"{source.location}, record {number + 1}", json_value(example)
 
 
 def _damaged(where: str, problem: Exception) -> UserError:

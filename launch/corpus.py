@@ -3,29 +3,26 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from ..data import sources
-from ..data.files import MAX_RECORD_BYTES
+from ..data.sources import Source, read
+from ..data.tally import Tally
 from ..errors import UserError
 
 
-def texts(
-    names: Sequence[str],
-    format: str = "auto",
-    on_error: str = "raise",
-    max_records: int | None = None,
-    report: sources.Report | None = None,
-    max_record_bytes: int = MAX_RECORD_BYTES,
-) -> Iterator[str]:
-    """The text of documents, and every message of conversations, of at most `max_records` records of each source.
+def texts(sources: Sequence[Source], max_records: int | None = None, tally: Tally | None = None) -> Iterator[str]:
+    """The text of documents, and every message of conversations, of the training part of each source.
 
-    on_error, report, max_record_bytes: as `data.sources.read` takes them. UserError for a max_records below 1.
+    Args:
+      sources: where the texts come from.
+      max_records: records that are read of each source; None reads all.
+      tally: counts the records of all sources.
+
+    Raises:
+      UserError: a `max_records` below 1, or a bad record.
     """
     if max_records is not None and max_records < 1:
         raise UserError(f"max_records is {max_records}: give 1 or more")
-    how = dict(format=format, on_error=on_error, report=report, max_record_bytes=max_record_bytes)
-    for name in names:
-        records = sources.read(name, split="train", **how)
-        for record in islice(records, max_records):
+    for source in sources:
+        for record in islice(read(source, "train", tally), max_records):
             yield from record_texts(record)
 
 

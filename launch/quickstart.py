@@ -17,11 +17,13 @@ from rich.table import Table
 
 from ..checkpoints.language_model import Llama
 from ..data.checksums import write_whole
+from ..data.samples import read_samples
+from ..data.sources import Source
 from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
 from ..evals.gold import gold
-from ..rlhf.collect import pairs_of, sample_answers, write
+from ..rlhf.collect import Drawing, pairs_of, prompt_encoder, sample_answers, write
 from ..tasks import primer
 from ..train.lock import only_process_of
 from ..train.run import Run, mesh_of
@@ -105,9 +107,8 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
 def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> None:
     """Writes preference pairs of the model's answers to `prompts` training prompts, unless there is such a file."""
     if not path.exists():
-        answers = sample_answers(
-            tuned, "primer:chat", "camelid.tasks.primer:reward", prompts=prompts, n=4, max_tokens=MAX_TOKENS
-        )
+        asked = read_samples(Source("primer:chat"), "train", prompt_encoder(tuned, MAX_TOKENS), limit=prompts)
+        answers = sample_answers(tuned, asked, "camelid.tasks.primer:reward", Drawing(n=4, max_tokens=MAX_TOKENS))
         hint = "the tuned model answers all alike: raise --sft_steps, --pretrain_steps or --pair_prompts"
         write(pairs_of(answers, per_prompt=2), path, hint)
 
@@ -116,8 +117,7 @@ def make_tokenizer(directory: epath.Path) -> Tokenizer:
     """The tokenizer in `directory`, trained on the primer if there is none yet."""
     if (directory / "tokenizer.model").exists():
         return Tokenizer.load(directory)
-    sources = ("primer:documents", "primer:chat")
-    corpus = texts(sources, max_records=TOKENIZER_RECORDS)
+    corpus = texts([Source("primer:documents"), Source("primer:chat")], max_records=TOKENIZER_RECORDS)
     return train_sentencepiece(corpus, vocab_size=VOCAB_SIZE, output_dir=directory, special_tokens=CONTROL)
 
 

@@ -13,9 +13,8 @@ from ..checkpoints import open as open_checkpoint
 from ..checkpoints.decoding import sampling_of, strings_of, text_of
 from ..checkpoints.language_model import Llama
 from ..data.checksums import write_whole
-from ..data.prompts import read_prompts, spread
-from ..data.samples import Sample
-from ..data.sources import Report
+from ..data.prompts import PromptEncoder
+from ..data.samples import Sample, Samples
 from ..errors import UserError
 from ..model.decode import pad_prompts
 from ..train.network import FrozenWeights
@@ -24,105 +23,102 @@ from .rewards import find_function, load_model, scores_of
 
 
 class Answers(NamedTuple):
-    """A prompt's sample (data.prompts), the answers to it as texts and tokens, and their scores."""
+    """Answers to one prompt."""
 
-    prompt: Sample
+    prompt: Sample  # as `data.prompts` encodes it
     texts: list[str]
     tokens: list[list[int]]
     scores: list[float]
 
 
-Judge = Callable[[Sequence[Answers]], list[list[float]]]
-"""judge(answers) -> their scores, prompt by prompt."""
+Scorer = Callable[[Sequence[Answers]], list[list[float]]]
+"""scorer(answers) -> their scores, prompt by prompt."""
 
 
-def sample_answers(
-    llama: Llama,
-    source: str,
-    reward: str,
-    *,
-    prompts: int,
-    n: int,
-    max_tokens: int,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 64,
-    keep_repeated: bool = False,
-    evenly: bool = False,
-    stop: str | Sequence[str] = (),
-    report: Report | None = None,
-    **reading,
-) -> list[Answers]:
-    """`n` answers to each of the first `prompts` prompts of a source; those that say the same are kept once, or each.
+class Drawing(NamedTuple):
+    """How answers are drawn."""
 
-    evenly: of all its prompts take so many at even distances, which are those that evaluations take.
-    reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end within
-    `max_tokens` is scored like any other. stop: strings before which an answer's text ends, beside those of the model.
-    report: counts what was read and left out. reading: `format`, `split`, `heldout`, `on_error` and `max_record_bytes`,
-    as `sources.read` takes them.
+    n: int  # answers to each prompt
+    max_tokens: int  # most tokens of an answer
+    temperature: float = 1.0
+    stop: Sequence[str] = ()  # strings before which the text of an answer ends, beside those of the model
+    seed: int = 0
+    batch_size: int = 64  # answers that are decoded at a time
+
+
+def prompt_encoder(llama: Llama, max_tokens: int) -> PromptEncoder:
+    """The encoder of prompts that leave room for `max_tokens` tokens of an answer in the context of a model.
+
+    Raises UserError for a model without a tokenizer or a chat template, and where there is no room for a prompt.
     """
-    tokenizer, template = llama.tokenizer, llama.template
-    if tokenizer is None or template is None:
+    if llama.tokenizer is None or llama.template is None:
         raise UserError("answers need a model with tokenizer and chat template: tune it with the recipe `sft`")
-    judge = judge_of(llama, reward)  # before answers are drawn, which takes long
     room = llama.config.max_len - max_tokens
     if room < 1:
         raise UserError(f"max_tokens {max_tokens}: the context of {llama.config.max_len} leaves none for a prompt")
-    found = read_prompts(
-        source,
-        tokenizer=tokenizer,
-        template=template,
-        max_tokens=room,
-        limit=None if evenly else prompts,
-        **reading,
-    )
-    if report is not None:
-        report.add(found.counts, found.skipped)
-    samples = spread(found.samples, prompts)
+    return PromptEncoder(llama.tokenizer, llama.template, room)
+
+
+def sample_answers(
+    llama: Llama, prompts: Samples, reward: str, drawing: Drawing, *, keep_repeated: bool = False
+) -> list[Answers]:
+    """Answers of a model to each prompt, and their scores.
+
+    Args:
+      llama: the model.
+      prompts: encoded by `prompt_encoder`.
+      reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end
+        within `drawing.max_tokens` is scored like any other.
+      drawing: how answers are drawn.
+      keep_repeated: whether answers to a prompt that say the same are all kept; else the first of them is.
+    """
+    scorer = scorer_of(llama, reward)  # before answers are drawn, which takes long
+    tokenizer, n = llama.tokenizer, drawing.n
     sampling = sampling_of(
         tokenizer,
         llama.config.vocab_size,
-        stop_ids=(*template.stop_ids(tokenizer), *llama.generation.stop_ids),
-        stop=strings_of(stop, llama.generation),
-        max_tokens=max_tokens,
-        temperature=temperature,
+        stop_ids=(*llama.template.stop_ids(tokenizer), *llama.generation.stop_ids),
+        stop=strings_of(drawing.stop, llama.generation),
+        max_tokens=drawing.max_tokens,
+        temperature=drawing.temperature,
         n=n,
     )
-    tokens = llama.complete([s.arrays["tokens"].tolist() for s in samples], sampling, seed=seed, batch_size=batch_size)
+    asked = [sample.arrays["tokens"].tolist() for sample in prompts.samples]
+    tokens = llama.complete(asked, sampling, seed=drawing.seed, batch_size=drawing.batch_size)
     answers = []
-    for i, sample in enumerate(samples):
+    for i, sample in enumerate(prompts.samples):
         group = [(text_of(tokenizer, ids, sampling).strip(), ids) for ids in tokens[i * n : (i + 1) * n]]
         if not keep_repeated:
             group = [pair for place, pair in enumerate(group) if pair[0] not in dict(group[:place])]
         answers.append(Answers(sample, *map(list, zip(*group, strict=True)), scores=[]))
-    scores = judge(answers)
+    scores = scorer(answers)
     return [found._replace(scores=x) for found, x in zip(answers, scores, strict=True)]
 
 
-def judge_of(llama: Llama, reward: str) -> Judge:
-    """The judge of a reward that is given as in `sample_answers`."""
-    return _function_judge(reward) if ":" in reward else _model_judge(reward, llama)
+def scorer_of(llama: Llama, reward: str) -> Scorer:
+    """The scorer of a reward, which is given as in `sample_answers`."""
+    return _function_scorer(reward) if ":" in reward else _model_scorer(reward, llama)
 
 
 def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[list[float]]:
     """What a reward, given as in `sample_answers`, makes of these answers."""
-    return judge_of(llama, reward)(answers)
+    return scorer_of(llama, reward)(answers)
 
 
-def _function_judge(name: str) -> Judge:
+def _function_scorer(name: str) -> Scorer:
     function = find_function(name, "--reward")
 
-    def judge(answers):
+    def scorer(answers):
         return [scores_of(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
 
-    return judge
+    return scorer
 
 
-def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:
+def _model_scorer(path: str, llama: Llama, batch_size: int = 64) -> Scorer:
     model, params = load_model(open_checkpoint(path), llama.tokenizer, FrozenWeights(llama.mesh), llama.config.dtype)
     score = jax.jit(lambda params, tokens, lengths: scalar.combine(scalar.last_scores(model, params, tokens, lengths)))
 
-    def judge(answers):
+    def scorer(answers):
         rows = [a.prompt.arrays["tokens"].tolist() + ids for a in answers for ids in a.tokens]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = np.zeros(len(rows))
@@ -135,7 +131,7 @@ def _model_judge(path: str, llama: Llama, batch_size: int = 64) -> Judge:
         ends = np.cumsum([len(a.tokens) for a in answers])
         return [part.tolist() for part in np.split(scores, ends[:-1])]
 
-    return judge
+    return scorer
 
 
 def pairs_of(answers: Iterable[Answers], *, seed: int = 0, per_prompt: int = 1, others: int = 0) -> Iterator[dict]:

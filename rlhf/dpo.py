@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from ..data.mixture import EvalPass
 from ..data.prefetch import device_batch
-from ..data.samples import SourcePass
 from ..model import llama
 from ..model.sharding import BATCH
 from ..train.leaves import NotNegative, OneOf, Only, Positive, Range, read
@@ -157,7 +157,7 @@ def make_rewards(model: llama.Model, settings: DPOSettings) -> Callable[[Any, An
 def heldout_pairs(
     rewards: Callable[[Any, Any, Mapping[str, Array]], Array],
     reference: Any,
-    sources: Mapping[str, SourcePass],
+    sources: Mapping[str, EvalPass],
     where: NamedSharding,
     max_batches: int,
 ) -> Callable[[Any], tuple[dict[str, float], list]]:
@@ -191,7 +191,7 @@ def train(run: Run) -> Result:
         if labelled:
             batches, heldout = kto.answers_of(config, run.tokenizer, template)
         else:
-            _, batches, heldout = pairs_of(config, run.tokenizer, template)
+            batches, heldout = pairs_of(config, run.tokenizer, template)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
         # Networks: the policy learns; the reference, which some losses do without, is the model it starts from.

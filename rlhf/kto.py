@@ -12,14 +12,16 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from ..data import sources
-from ..data.labelled import LabelledBatches, labelled_pass
+from ..data.labelled import AnswerEncoder
+from ..data.mixture import EvalPass, Mixture
 from ..data.prefetch import device_batch
-from ..data.samples import SourcePart, SourcePass
+from ..data.sources import read
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
+from ..train import setup as train_setup
 from ..train.settings import Settings
+from .setup import samples_of
 
 _MULTIPLIER = 0x9E3779B1  # odd, so that its powers never become 0 in 32 bits
 
@@ -29,12 +31,10 @@ def is_labelled(settings: Settings) -> bool:
 
     Raises UserError for a mixture of both.
     """
-    data = settings.data
-    reading = dict(on_error=data.on_error, max_record_bytes=data.max_record_bytes)
     kinds = {}
-    for name, source in data.mixture.items():
-        first = next(sources.read(source.source, format=source.format, **reading), {"kind": "nothing"})
-        kinds.setdefault(first["kind"] != "preference", name)
+    for source in train_setup.sources_of(settings.data.mixture, settings.data):
+        first = next(read(source), {"kind": "nothing"})
+        kinds.setdefault(first["kind"] != "preference", source.name)
     if len(kinds) > 1:
         raise UserError(
             f"config.data.mixture: {kinds[True]} holds single answers and {kinds[False]} pairs: a run of KTO learns "
@@ -43,19 +43,13 @@ def is_labelled(settings: Settings) -> bool:
     return True in kinds
 
 
-def answers_of(
-    settings: Settings, tokenizer: Tokenizer, template: ChatTemplate
-) -> tuple[LabelledBatches, dict[str, SourcePass]]:
+def answers_of(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[Mixture, dict[str, EvalPass]]:
     """The labelled answers of `config.data.mixture` to train on, and those held out."""
     data = settings.data
     if data.noise:
         raise UserError("config.data.noise exchanges the sides of pairs: set it to 0 for single answers")
-    parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
-    common = dict(tokenizer=tokenizer, template=template, batch_size=data.batch_size, length=data.seq_len)
-    common |= {name: data[name] for name in ("heldout", "on_error", "max_record_bytes")}
-    batches = LabelledBatches(parts, **common, max_answers=data.max_pairs, seed=settings.seed)
-    heldout = {part.name: labelled_pass(part.source, format=part.format, **common) for part in parts if data.heldout}
-    return batches, heldout
+    encoder = AnswerEncoder(tokenizer, template, data.seq_len)
+    return samples_of(settings, encoder, heldout=encoder)
 
 
 def mismatched(batch: Mapping[str, Array]) -> tuple[dict[str, Array], Float[Array, " B"]]:
@@ -97,7 +91,7 @@ def _answer_to_another(
 def heldout_answers(
     rewards: Callable[[Any, Any, Mapping[str, Array]], Float[Array, "B 1"]],
     reference: Any,
-    sources: Mapping[str, SourcePass],
+    sources: Mapping[str, EvalPass],
     where: NamedSharding,
     max_batches: int,
 ) -> Callable[[Any], tuple[dict[str, float], list]]:

@@ -4,33 +4,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..data.pairs import PairBatches, pair_pass
-from ..data.samples import SourcePart, SourcePass
+from ..data.mixture import EvalPass, Mixture
+from ..data.pairs import PairEncoder
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..train.settings import Settings
+from .setup import samples_of
 
 
 def pairs_of(
     settings: Settings, tokenizer: Tokenizer, template: ChatTemplate, *, sides: int = 2
-) -> tuple[list[SourcePart], PairBatches, dict[str, SourcePass]]:
-    """The sources of `config.data.mixture`, their pairs to train on, and those held out."""
+) -> tuple[Mixture, dict[str, EvalPass]]:
+    """The pairs of `config.data.mixture` to train on, and one pass over those that each source holds out."""
     data = settings.data
-    parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
-    common = dict(
-        tokenizer=tokenizer,
-        template=template,
-        batch_size=data.batch_size,
-        length=data.seq_len,
-        heldout=data.heldout,
-        on_error=data.on_error,
-        max_record_bytes=data.max_record_bytes,
-    )
-    chosen = dict(max_pairs=data.max_pairs, noise=data.noise, sides=sides)
-    batches = PairBatches(parts, **common, **chosen, seed=settings.seed)
-    if not data.heldout:
-        return parts, batches, {}
-    return parts, batches, {part.name: pair_pass(part.source, format=part.format, **common) for part in parts}
+    encoder = PairEncoder(tokenizer, template, data.seq_len, data.noise, sides)
+    return samples_of(settings, encoder, heldout=PairEncoder(tokenizer, template, data.seq_len))
 
 
 def describe_ranking(gaps: np.ndarray, records: list[Mapping]) -> dict[str, float]:

@@ -9,7 +9,7 @@ arXiv:2310.12773, equation 7). Costs are not shifted: above 0 is unsafe.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -18,10 +18,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ..data.pairs import PairBatches
+from ..data.mixture import EvalPass, Mixture
 from ..data.prefetch import device_batch
-from ..data.prompts import heldout_prompts, prompt_shapes
-from ..data.samples import SamplePass, SourcePart, SourcePass
+from ..data.prompts import PromptEncoder, heldout_prompts
 from ..data.values import shown
 from ..errors import UserError
 from ..model.sharding import BATCH
@@ -30,7 +29,7 @@ from ..train.lengths import lengths_of
 from ..train.loop import Evaluation, check_streak
 from ..train.randomness import purpose_key
 from ..train.run import Finish, Result, Run
-from ..train.setup import check_rows, data_tables
+from ..train.setup import check_rows, data_tables, sources_of
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
 from .pairs import describe_ranking, pairs_of
@@ -117,7 +116,7 @@ def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
 
 def heldout_ranking(
     model: scalar.ScalarModel,
-    sources: Mapping[str, SourcePass],
+    sources: Mapping[str, EvalPass],
     where: NamedSharding,
     max_batches: int,
     pessimism: float = 0.0,
@@ -134,7 +133,7 @@ def heldout_ranking(
     """
     score = jax.jit(lambda params, batch: scalar.combine(pair_scores(model, params, batch), pessimism))
 
-    def measure(params: Any, pairs: SourcePass) -> dict[str, float]:
+    def measure(params: Any, pairs: EvalPass) -> dict[str, float]:
         gaps, records, signs = [], [], []
         for step in range(min(len(pairs), max_batches)):
             scores_B2, batch = np.asarray(score(params, device_batch(pairs, step, where))), pairs[step]
@@ -162,7 +161,7 @@ def train(run: Run) -> Result:
         # Data: answers to a prompt, the preferred one first.
         template, objective = run.need_template(), read(config, "objective", Objective)
         check_rows(config, run.mesh, policy.config.max_len)
-        parts, batches, heldout = pairs_of(config, run.tokenizer, template, sides=config.data.sides)
+        batches, heldout = pairs_of(config, run.tokenizer, template, sides=config.data.sides)
         check_labels(objective, batches, config.data.sides)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
@@ -182,7 +181,7 @@ def train(run: Run) -> Result:
         measure = heldout_ranking(model, heldout, rows, config.eval_batches, config.pessimism, objective.kind)
 
         # Loop; after the last step the scores of the reference's own answers are shifted and scaled.
-        calibrate = make_calibration(run, parts, model, rows)
+        calibrate = make_calibration(run, model, rows)
         with run.loop(
             network,
             batches,
@@ -202,28 +201,32 @@ def train(run: Run) -> Result:
         return Result(RewardModel(model, loop.state["params"], int(loop.state["step"])), run.last_metrics())
 
 
-def check_labels(objective: Objective, batches: PairBatches, sides: int) -> None:
+def check_labels(objective: Objective, batches: Mixture, sides: int) -> None:
     """Raises UserError where no pair says what the objective learns from."""
-    if objective.kind == "cost" and not (batches.tells("safer") or batches.tells("safe")):
+    if objective.kind == "cost" and not (_any_says(batches, "safer") or _any_says(batches, "safe")):
         raise UserError(
             "config.objective.kind = 'cost': no pair of config.data.mixture says which answer is safer, or whether one "
             "is safe; a reward model learns from what is better alone"
         )
-    if objective.margin and not batches.tells("margin"):
+    if objective.margin and not _any_says(batches, "margin"):
         raise UserError(
             f"config.objective.margin = {shown(objective.margin)} does nothing: no pair of config.data.mixture has a "
             "margin; leave it 0"
         )
-    if sides > 2 and not batches.tells("side_weight", first=2):
+    if sides > 2 and not _any_says(batches, "side_weight", first=2):
         raise UserError(
             f"config.data.sides = {sides}: no pair of config.data.mixture has answers beside its two (meta.others); "
             "leave it 2"
         )
 
 
-def make_calibration(
-    run: Run, parts: Sequence[SourcePart], model: scalar.ScalarModel, rows: NamedSharding
-) -> Callable[[Any], Any] | None:
+def _any_says(batches: Mixture, name: str, first: int = 0) -> bool:
+    """Whether any pair's array of that name has a number other than 0, from the entry `first` on."""
+    arrays = (sample.arrays[name] for part in batches.parts for sample in part.samples)
+    return any(np.any(np.atleast_1d(array)[first:]) for array in arrays)
+
+
+def make_calibration(run: Run, model: scalar.ScalarModel, rows: NamedSharding) -> Callable[[Any], Any] | None:
     """The function from parameters to those whose scores of `config.init_from`'s answers to `config.normalise.prompts`
     held-out prompts have mean 0 and deviation 1, head by head; None for 0 prompts."""
     config, section, policy = run.config, run.config.normalise, run.model
@@ -231,10 +234,8 @@ def make_calibration(
     if not section.prompts:
         return None
     room = config.data.seq_len - sampling.max_tokens
-    reading = {name: config.data[name] for name in ("heldout", "on_error", "max_record_bytes")}
-    how = dict(tokenizer=run.tokenizer, template=run.template, max_tokens=room)
-    prompts = heldout_prompts(parts, section.prompts, **how, **reading)
-    batches = SamplePass(prompts, row_shapes=prompt_shapes(room), batch_size=config.data.batch_size)
+    sources, encoder = sources_of(config.data.mixture, config.data), PromptEncoder(run.tokenizer, run.template, room)
+    batches = EvalPass(heldout_prompts(sources, section.prompts, encoder), config.data.batch_size)
     reference = run.reference()
 
     @jax.jit

@@ -1,5 +1,6 @@
 """Prompts of a run, how answers to them are drawn, and text beside them."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,16 +8,20 @@ import jax
 
 from ..checkpoints.decoding import sampling_of as drawn_by
 from ..checkpoints.decoding import strings_of
-from ..data.batches import Batch, Batches, Part, Shapes
 from ..data.cache import build_cache
-from ..data.prompts import PromptBatches, heldout_prompts, prompt_shapes
-from ..data.samples import SamplePass, SourcePart
+from ..data.mixture import Batch, EvalPass, Mixture, Shapes
+from ..data.packed import PackedRows
+from ..data.prompts import PromptEncoder, heldout_prompts
+from ..data.samples import SampleEncoder, read_samples
+from ..data.sources import Source
 from ..data.templates import ChatTemplate
+from ..data.text import TextEncoder
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..model.sampling import Sampling
 from ..train.run import Run
 from ..train.settings import Settings
+from ..train.setup import sources_of
 
 
 def sampling_of(run: Run, section: str) -> Sampling:
@@ -37,31 +42,37 @@ def sampling_of(run: Run, section: str) -> Sampling:
         raise UserError(f"config.{section}: {error}") from None
 
 
-def prompts_of(
-    settings: Settings, tokenizer: Tokenizer, template: ChatTemplate
-) -> tuple[PromptBatches, SamplePass | None]:
+def prompts_of(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[Mixture, EvalPass | None]:
     """The prompts of `config.data.mixture` to learn on, and `config.data.heldout_prompts` held-out ones."""
     data = settings.data
-    parts = [SourcePart(name, s.source, s.format, s.weight) for name, s in data.mixture.items()]
-    common = dict(
-        tokenizer=tokenizer,
-        template=template,
-        max_tokens=data.max_prompt_tokens,
-        heldout=data.heldout,
-        on_error=data.on_error,
-        max_record_bytes=data.max_record_bytes,
-    )
-    batches = PromptBatches(parts, **common, batch_size=data.batch_size, seed=settings.seed)
+    sources = sources_of(data.mixture, data)
+    encoder = PromptEncoder(tokenizer, template, data.max_prompt_tokens)
+    train = functools.partial(read_samples, split="train", encoder=encoder)
+    batches = Mixture(sources, train, data.batch_size, settings.seed)
     if not data.heldout:
         return batches, None
-    found = heldout_prompts(parts, data.heldout_prompts, **common)
-    return batches, SamplePass(found, row_shapes=prompt_shapes(data.max_prompt_tokens), batch_size=data.batch_size)
+    return batches, EvalPass(heldout_prompts(sources, data.heldout_prompts, encoder), data.batch_size)
+
+
+def samples_of(
+    settings: Settings, encoder: SampleEncoder, *, heldout: SampleEncoder
+) -> tuple[Mixture, dict[str, EvalPass]]:
+    """The samples of `config.data.mixture` to train on, and one pass over those that each source holds out.
+
+    encoder: of the samples to train on, at most `config.data.max_pairs` of each source. heldout: of those held out.
+    """
+    data = settings.data
+    sources = sources_of(data.mixture, data)
+    train = functools.partial(read_samples, split="train", encoder=encoder, limit=data.max_pairs)
+    batches = Mixture(sources, train, data.batch_size, settings.seed)
+    measured = {source.name: read_samples(source, "heldout", heldout) for source in sources if source.heldout}
+    return batches, {name: EvalPass(samples, data.batch_size) for name, samples in measured.items()}
 
 
 class MixedBatches:
     """Prompts with rows of text beside them, k for each prompt: the arrays "mix/..." of [B, k, T]."""
 
-    def __init__(self, prompts: PromptBatches, text: Batches):
+    def __init__(self, prompts: Mixture, text: Mixture):
         self.prompts, self.text = prompts, text
         self.batch_size, self.length = prompts.batch_size, prompts.length
         self.each = text.batch_size // prompts.batch_size
@@ -89,36 +100,26 @@ class MixedBatches:
 
 
 def with_text(
-    settings: Settings, prompts: PromptBatches, tokenizer: Tokenizer, template: ChatTemplate
-) -> PromptBatches | MixedBatches:
+    settings: Settings, prompts: Mixture, tokenizer: Tokenizer, template: ChatTemplate
+) -> Mixture | MixedBatches:
     """The prompts, and where `config.ptx.coef` is above 0 the text of `config.ptx.mixture` beside them."""
-    section = settings.ptx
-    sources = dict(section.mixture.items())
-    rows = dict(batch_size=section.batch_size, length=section.seq_len, packing=section.packing)
-    cache_dir = section.cache_dir
-    if bool(section.coef) != bool(sources):
+    section, encoder = settings.ptx, TextEncoder(tokenizer, template)
+    cache_dir, length, packing, batch_size = section.cache_dir, section.seq_len, section.packing, section.batch_size
+    if bool(section.coef) != bool(section.mixture):
         raise UserError("config.ptx: give both a coef above 0 and a mixture of text, or neither")
-    if not sources:
+    if not section.mixture:
         return prompts
-    if section.batch_size % prompts.batch_size:
+    if batch_size % prompts.batch_size:
         raise UserError(
-            f"config.ptx.batch_size {section.batch_size} is not a multiple of config.data.batch_size "
+            f"config.ptx.batch_size {batch_size} is not a multiple of config.data.batch_size "
             f"{prompts.batch_size}: each prompt has as many rows of text beside it"
         )
-    parts = []
-    for name, source in sources.items():
-        cache = build_cache(
-            source.source,
-            format=source.format,
-            tokenizer=tokenizer,
-            template=template,
-            cache_dir=cache_dir,
-            heldout=settings.data.heldout,
-            on_error=settings.data.on_error,
-            max_record_bytes=settings.data.max_record_bytes,
-        )
-        parts.append(Part(name, cache, source.weight))
-    return MixedBatches(prompts, Batches(parts, **rows, seed=settings.seed))
+
+    def rows(source: Source) -> PackedRows:
+        return PackedRows(build_cache(source, "train", encoder, cache_dir), length, packing)
+
+    sources = sources_of(section.mixture, settings.data)
+    return MixedBatches(prompts, Mixture(sources, rows, batch_size, settings.seed))
 
 
 def split_text(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -91,10 +91,10 @@ class Kind:
         if self.name in RUNS:
             return self._state(folder), self._metrics(folder)
         if self.name == "prepare":
-            from camelid.data.sources import read
+            from camelid.data.sources import Source, read
 
             [info] = folder.rglob("dataset_info.json")
-            return {name: list(read(f"tfds:{info.parent}:{name}")) for name in ("train", "heldout")}
+            return {name: list(read(Source(f"tfds:{info.parent}:{name}"))) for name in ("train", "heldout")}
         hidden = re.compile(r"(^|/)\.|\.lock$")
         files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
         return {

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..data.batches import EvalBatches
+from ..data.mixture import EvalPass
 from ..data.prefetch import device_batch
 from ..data.tokenizer import Tokenizer
 from ..model import llama
@@ -18,7 +18,7 @@ from .losses import token_logprobs
 
 def heldout_loss(
     model: llama.Model,
-    batches: Mapping[str, EvalBatches],
+    batches: Mapping[str, EvalPass],
     tokenizer: Tokenizer,
     sharding: jax.sharding.Sharding,
     max_batches: int,

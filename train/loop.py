@@ -77,7 +77,7 @@ class Loop:
 
     Args:
       state: before step `start`; it is donated to the update.
-      batches: as `data.batches.Batches`.
+      batches: as `data.mixture.Mixture`.
       sharding: where batches lie.
       start, total: the first step, and the number of steps of the whole run.
       pace: when to report and to profile.

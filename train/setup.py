@@ -1,40 +1,55 @@
 """From `config.data` to batches of packed rows, and whether they fit the mesh and the network."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from ..data.batches import Batches, EvalBatches, Part
 from ..data.cache import build_cache
+from ..data.mixture import EvalPass, Mixture
+from ..data.packed import PackedRows
+from ..data.sources import Source
 from ..data.templates import ChatTemplate
+from ..data.text import TextEncoder
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from .settings import Settings
 
 
+def sources_of(mixture: Settings, reading: Settings) -> list[Source]:
+    """The sources of a section `mixture`.
+
+    reading: the section with `heldout`, `on_error` and `max_record_bytes`, which says how all of them are read.
+    """
+    how = {name: reading[name] for name in ("heldout", "on_error", "max_record_bytes")}
+    return [Source(entry.source, name, entry.format, entry.weight, **how) for name, entry in mixture.items()]
+
+
 def data_of(
     settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | None
-) -> tuple[Batches, dict[str, EvalBatches]]:
+) -> tuple[Mixture, dict[str, EvalPass]]:
     """The endless training batches of `config.data.mixture`, and one pass over each source's held-out part.
 
     A source of weight 0 is only measured.
     """
-    section = settings.data
-    reading = dict(on_error=section.on_error, max_record_bytes=section.max_record_bytes)
-    common = dict(tokenizer=tokenizer, template=template, cache_dir=section.cache_dir, **reading)
-    rows = dict(batch_size=section.batch_size, length=section.seq_len)
-    parts, heldout = [], {}
-    for name, source in section.mixture.items():
-        share = source.get("heldout", section.heldout)
-        where = dict(source=source.source, format=source.format, heldout=share, **common)
+    section, encoder = settings.data, TextEncoder(tokenizer, template)
+    sources = []
+    for source in sources_of(section.mixture, section):
+        share = section.mixture[source.name].get("heldout", section.heldout)
         if not share and not source.weight:
-            raise UserError(f"config.data.mixture.{name}: weight 0 and nothing held out: give it a weight or a heldout")
-        if source.weight:
-            parts.append(Part(name, build_cache(split="train", **where), source.weight))
-        if share:
-            heldout[name] = EvalBatches(build_cache(split="heldout", **where), **rows)
-    return Batches(parts, **rows, packing=section.packing, seed=settings.seed), heldout
+            path = section.mixture.dotted(source.name)
+            raise UserError(f"{path}: weight 0 and nothing held out: give it a weight or a heldout")
+        sources.append(dataclasses.replace(source, heldout=share))
+
+    def rows(source: Source, split: str, packing: str) -> PackedRows:
+        return PackedRows(build_cache(source, split, encoder, section.cache_dir), section.seq_len, packing)
+
+    train = functools.partial(rows, split="train", packing=section.packing)
+    batches = Mixture([source for source in sources if source.weight], train, section.batch_size, settings.seed)
+    held_out = {source.name: rows(source, "heldout", "fewest_cuts") for source in sources if source.heldout}
+    return batches, {name: EvalPass(part, section.batch_size) for name, part in held_out.items()}
 
 
 def check_rows(settings: Settings, mesh: jax.sharding.Mesh, max_len: int) -> None:
@@ -58,7 +73,7 @@ def check_rows(settings: Settings, mesh: jax.sharding.Mesh, max_len: int) -> Non
         )
 
 
-def report_data(batches: Batches, heldout: Mapping[str, EvalBatches]) -> list[dict[str, str]]:
+def report_data(batches: Mixture, heldout: Mapping[str, EvalPass]) -> list[dict[str, str]]:
     """Rows of a table: each count of each source and split."""
     columns = {f"{name} train": counts for name, counts in batches.summary().items()}
     columns |= {f"{name} heldout": source.summary() for name, source in heldout.items()}

@@ -75,9 +75,15 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 READING = ("format", "on_error", "max_record_bytes")
 
 
-def reading(args: argparse.Namespace) -> dict:
-    """The arguments of `add_reading` as `data.sources.read` takes them."""
-    return {name: getattr(args, name) for name in READING}
+def source_of(args: argparse.Namespace, location: str | None = None, **more: float):
+    """The source of `--source`, read as the arguments of `add_reading` say.
+
+    location: which source, where `--source` is repeatable. more: `heldout`, where the command has that argument.
+    """
+    from ...data.sources import Source
+
+    how = {name: getattr(args, name) for name in READING}
+    return Source(args.source if location is None else location, **how, **more)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +205,7 @@ def say_anything(stream) -> None:
         stream.reconfigure(errors="replace")
 
 
-def tell_skipped(report) -> None:
+def tell_skipped(tally) -> None:
     """Lists the records that `--on_error=skip` left out, the first of them by place and fault."""
-    if report.skipped:
-        print(f"{report.read:,} records read, {report.skipped:,} left out:", *report.problems, sep="\n  ")
+    if tally.skipped:
+        print(f"{tally.read:,} records read, {tally.skipped:,} left out:", *tally.problems, sep="\n  ")

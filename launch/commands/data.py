@@ -14,8 +14,8 @@ from .arguments import (
     check_sampling,
     command,
     need_output,
-    reading,
     refuse_unread,
+    source_of,
     tell_skipped,
 )
 
@@ -64,19 +64,19 @@ HELD_OUT = 20
 
 def _merge_tokenizer(args: argparse.Namespace) -> None:
     from ...checkpoints import open_tokenizer
-    from ...data.sources import Report
+    from ...data.tally import Tally
     from ...data.tokenizer_merging import CHINESE, HAN, characters_per_token, merge
     from ..corpus import texts
     from ..outputs import check_writable
 
     check_writable(args.output, "--output")
     base = open_tokenizer(args.base)
-    report = Report()
-    found = list(texts(args.source, max_records=args.max_records, report=report, **reading(args)))
+    tally = Tally()
+    found = list(texts([source_of(args, each) for each in args.source], args.max_records, tally))
     learnt = [text for i, text in enumerate(found) if i % HELD_OUT]
     characters = {"han": HAN, "chinese": CHINESE}.get(args.characters, args.characters)
     merged = merge(base, learnt, n_pieces=args.pieces, output_dir=args.output, characters=characters)
-    tell_skipped(report)
+    tell_skipped(tally)
     before, after = (characters_per_token(tokenizer, found[::HELD_OUT]) for tokenizer in (base, merged))
     print(
         f"{merged.vocab_size - base.vocab_size} pieces added, {merged.vocab_size} in {args.output}\n"
@@ -85,21 +85,21 @@ def _merge_tokenizer(args: argparse.Namespace) -> None:
 
 
 def _train_tokenizer(args: argparse.Namespace) -> int:
-    from ...data.sources import Report
+    from ...data.tally import Tally
     from ...data.tokenizer_training import train_sentencepiece
     from ..corpus import texts
     from ..outputs import check_writable
 
     check_writable(args.output, "--output")
-    report = Report()
+    tally = Tally()
     tokenizer = train_sentencepiece(
-        texts(args.source, max_records=args.max_records, report=report, **reading(args)),
+        texts([source_of(args, each) for each in args.source], args.max_records, tally),
         vocab_size=args.vocab_size,
         output_dir=args.output,
         special_tokens=args.special,
         character_coverage=args.character_coverage,
     )
-    tell_skipped(report)
+    tell_skipped(tally)
     print(f"{tokenizer.vocab_size} pieces in {args.output}")
     return 0
 
@@ -163,8 +163,8 @@ def _add_collect(actions) -> None:
 
 def _collect(args: argparse.Namespace) -> None:
     from ...checkpoints.language_model import load
-    from ...data.sources import Report
-    from ...rlhf.collect import best_of, pairs_of, sample_answers, write
+    from ...data.samples import read_samples
+    from ...rlhf.collect import Drawing, best_of, pairs_of, prompt_encoder, sample_answers, write
     from ..outputs import check_new_file
 
     check_sampling(args)
@@ -172,21 +172,11 @@ def _collect(args: argparse.Namespace) -> None:
         refuse_unread(args, ("per_prompt", "others"), "--keep=pairs")
     check_least(args, prompts=1, per_prompt=1, others=0, n=2 if args.keep == "pairs" else 1)
     check_new_file(args.output)
-    llama, report = load(args.path), Report()
-    answers = sample_answers(
-        llama,
-        args.source,
-        args.reward,
-        prompts=args.prompts,
-        n=args.n,
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-        stop=args.stop,
-        report=report,
-        **reading(args),
-    )
-    tell_skipped(report)
+    llama = load(args.path)
+    prompts = read_samples(source_of(args), "train", prompt_encoder(llama, args.max_tokens), args.prompts)
+    tell_skipped(prompts.tally)
+    drawing = Drawing(args.n, args.max_tokens, args.temperature, args.stop, args.seed)
+    answers = sample_answers(llama, prompts, args.reward, drawing)
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
     hint = "raise --temperature, --n or --prompts"
@@ -247,18 +237,12 @@ def _prepare_data(args: argparse.Namespace) -> None:
         from tensorflow_datasets import builder_from_directory
 
         from ...data.builder import build_dataset
-        from ...data.sources import SPLITS, Report
+        from ...data.sources import SPLITS
+        from ...data.tally import Tally
 
-        report = Report()
-        where = build_dataset(
-            args.source,
-            name=args.name,
-            data_dir=args.output,
-            heldout=args.heldout,
-            report=report,
-            **reading(args),
-        )
-        tell_skipped(report)
+        tally = Tally()
+        where = build_dataset(source_of(args, heldout=args.heldout), args.name, args.output, tally)
+        tell_skipped(tally)
         splits = builder_from_directory(where).info.splits
         names = " and ".join(f"tfds:{where}:{split}" for split in SPLITS if split in splits)
         print(f"{where}: read it as {names}")

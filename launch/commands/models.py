@@ -16,9 +16,9 @@ from .arguments import (
     command,
     load_model,
     need_output,
-    reading,
     refuse_unread,
     sampling,
+    source_of,
     tell_skipped,
 )
 
@@ -84,19 +84,17 @@ def _eval(args: argparse.Namespace) -> None:
 
         metrics |= {f"gold/{name}": value for name, value in gold(llama, per_skill=args.per_skill)[0].items()}
     if args.source is not None:
-        from ...data.sources import Report
-        from ...evals.perplexity import perplexity
+        from ...evals.perplexity import perplexity, text_cache
 
-        report = Report()
         context = llama.config.max_len
         if args.seq_len is not None and args.seq_len > context:
             raise UserError(
                 f"--seq_len={args.seq_len}: the model's context has {context:,} tokens: give that or less, or stretch "
                 f"it, as by --rope=yarn:{args.seq_len}"
             )
-        how = {name: getattr(args, name) for name in PERPLEXITY} | reading(args)
-        metrics |= perplexity(llama, args.source, report=report, **how)
-        tell_skipped(report)
+        cache = text_cache(llama, source_of(args, heldout=args.heldout), args.split, args.cache_dir)
+        metrics |= perplexity(llama, {args.source: cache}, seq_len=args.seq_len, borders=args.borders)
+        tell_skipped(cache.tally)
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")

@@ -1,6 +1,7 @@
 """Batches and their way onto the devices: pure in (seed, step), exact in what they hold."""
 
 import contextlib
+import hashlib
 import itertools
 import threading
 import time
@@ -13,9 +14,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from camelid.data.batches import Batches, EvalBatches, Part, drawn, integer_weights
 from camelid.data.cache import TokenCache
+from camelid.data.mixture import EvalPass, Mixture, drawn, integer_weights
+from camelid.data.packed import PackedRows
 from camelid.data.prefetch import prefetch
+from camelid.data.samples import Sample, Samples
+from camelid.data.sources import Source
+from camelid.data.tally import Tally
 from camelid.errors import UserError
 
 LENGTH = 32
@@ -45,11 +50,11 @@ def random_samples(n, seed=0, longest=LENGTH + 1, low=1):
 
 
 def batches_of(*caches, packing="best_fit", batch_size=4, seed=1, weights=None, length=LENGTH):
-    parts = [
-        Part(f"source{i}", cache, weight)
+    sources = {
+        Source("", name=f"source{i}", weight=weight): cache
         for i, (cache, weight) in enumerate(zip(caches, weights or [1] * len(caches), strict=True))
-    ]
-    return Batches(parts, batch_size=batch_size, length=length, packing=packing, seed=seed)
+    }
+    return Mixture(list(sources), lambda source: PackedRows(sources[source], length, packing), batch_size, seed)
 
 
 def segments(batch):
@@ -202,21 +207,57 @@ def test_whatever_changes_the_batches_changes_the_fingerprint():
     assert batches_of(a, b, weights=[1, 2]).fingerprint == batches_of(a, b, weights=[0.5, 1]).fingerprint
 
 
+def first_batches(batches):
+    """A hash of the first 12 batches."""
+    digest = hashlib.sha256()
+    for step in range(12):
+        for name, array in batches[step].items():
+            digest.update(name.encode() + array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    "packing,digest,fingerprint",  # written down before mixtures of text and of samples became one
+    [
+        ("contiguous", "aec8508931d70e4d", "ce4d6ae06dda9a7a"),
+        ("best_fit", "c323a6d75326b88f", "38a68f21137366dc"),
+        ("fewest_cuts", "8bcce5259ba52ef7", "e55133a2cb9f1a78"),
+    ],
+)
+def test_packed_batches_of_a_seed_never_change(packing, digest, fingerprint):
+    def cache(n):
+        numbers = [np.arange(i, i + 2 + 7 * i % 58) for i in range(n)]
+        return memory_cache([(x % 1000, (x % 3 < 2) | (x == x[-1])) for x in numbers], f"{n:x}")
+
+    batches = batches_of(cache(30), cache(17), weights=[0.7, 0.3], packing=packing)
+    assert (first_batches(batches), batches.fingerprint[:16]) == (digest, fingerprint)
+
+
+def test_batches_of_samples_of_a_seed_never_change():
+    def samples(source):
+        arrays = [{"tokens": np.arange(1, 2 + i, dtype=np.int32), "lengths": np.int32(1 + i)} for i in range(9)]
+        found = [Sample({"id": i, "meta": {"text": "文"}}, row) for i, row in enumerate(arrays)]
+        shapes = {"tokens": ((9,), np.int32), "lengths": ((), np.int32)}
+        return Samples(found[: {"a": 9, "b": 5}[source.name]], shapes, Tally())
+
+    batches = Mixture([Source("", "a", weight=2), Source("", "b")], samples, batch_size=4, seed=1)
+    assert (first_batches(batches), batches.fingerprint[:16]) == ("09718ce2012ccdce", "e05e53a6d1c94ac8")
+
+
 def test_mistakes_in_a_mixture_are_one_clear_line():
-    cache = memory_cache(random_samples(5))
-    for parts, message in (
+    for sources, message in (
         ([], "at least one source"),
-        ([Part("a", cache), Part("a", cache)], "two sources of the mixture are named 'a'"),
-        ([Part("a", cache, 0)], "source 'a' has weight 0"),
-        ([Part("a", cache, float("nan"))], "source 'a' has weight nan"),
+        ([Source("x", name="a"), Source("y", name="a")], "two sources of the mixture are named 'a'"),
+        ([Source("x", name="a", weight=0)], "source 'a' has weight 0"),
+        ([Source("x", name="a", weight=float("nan"))], "source 'a' has weight nan"),
     ):
-        with pytest.raises(UserError, match=message):
-            Batches(parts, batch_size=1, length=LENGTH, packing="best_fit", seed=0)
+        with pytest.raises(UserError, match=message):  # before anything is read
+            Mixture(sources, read=None, batch_size=1, seed=0)
 
 
 def test_evaluation_sees_each_sample_once_and_pads_the_last_batch():
     samples = random_samples(33, longest=3 * LENGTH)
-    batches = EvalBatches(memory_cache(samples), batch_size=4, length=LENGTH)
+    batches = EvalPass(PackedRows(memory_cache(samples), LENGTH, "fewest_cuts"), batch_size=4)
     rows = batches.summary()["rows"]
     assert rows % 4, "the test wants a last batch that is not full"
     assert len(batches) == rows // 4 + 1

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from camelid.data import cache, sources
-from camelid.data.cache import build_cache, encode_record, open_cache
+from camelid.data.cache import build_cache, open_cache
 from camelid.data.formats import READING
+from camelid.data.sources import Source
 from camelid.data.templates import Encoded, load_template
+from camelid.data.text import TextEncoder, encode_record
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 
@@ -72,10 +74,9 @@ def write(path, records):
     return str(path)
 
 
-def build(source, folder, tokenizer=None, template=None, **options):
-    options = {"split": None, "workers": 1} | options
-    tokenizer = tokenizer or CharacterTokenizer()
-    return build_cache(source, tokenizer=tokenizer, template=template, cache_dir=folder, **options)
+def build(source, folder, tokenizer=None, template=None, split=None, workers=1, **options):
+    encoder = TextEncoder(tokenizer or CharacterTokenizer(), template)
+    return build_cache(Source(source, **options), split, encoder, folder, workers=workers)
 
 
 def content(folder):
@@ -92,7 +93,7 @@ def test_the_cache_holds_every_record_in_order(text_source, tmp_path):
     opened = build(text_source, tmp_path / "cache")
     expected = [
         ([1, *map(ord, record["text"]), 2], [False] + [True] * (len(record["text"]) + 1))
-        for record in sources.read(text_source)
+        for record in sources.read(Source(text_source))
     ]
     assert list(samples_of(opened)) == expected
     assert len(opened) == RECORDS
@@ -189,6 +190,20 @@ def test_the_name_changes_with_whatever_changes_the_content(text_source, tmp_pat
     assert len({opened.fingerprint for opened in caches}) == len(caches)
 
 
+@pytest.mark.parametrize(
+    "split,with_template,name",
+    [
+        (None, False, "b13c2cac3f67bfa02e238016f06cd008"),
+        ("train", True, "ecd4a550e583da8b120aa811350a031f"),
+        ("heldout", False, "73744a6df8b4029a7b51e30f1ba356c1"),
+    ],
+)
+def test_a_caches_name_never_changes(tmp_path, split, with_template, name):
+    source = write(tmp_path / "x.jsonl", [{"text": text} for text in ("one", "two", "three")])
+    template = LastAnswerTemplate() if with_template else None
+    assert build(source, tmp_path / "cache", template=template, split=split).path.name == name
+
+
 def test_a_finished_cache_is_opened_not_built_again(text_source, tmp_path):
     first = build(text_source, tmp_path / "cache")
     tokenizer = CharacterTokenizer(fail_at=1)
@@ -237,6 +252,8 @@ def test_of_two_builders_at_once_one_builds_and_the_other_waits(text_source, tmp
 SLOW_BUILD = """
 import sys, time
 from camelid.data import cache
+from camelid.data.sources import Source
+from camelid.data.text import TextEncoder
 
 class Tokenizer:
     bos_id, adds_bos, eos_id, vocab_size = 1, True, 2, 300
@@ -249,9 +266,7 @@ class Tokenizer:
         return [ord(character) for character in text]
 
 cache.SHARD_RECORDS = 50
-cache.build_cache(
-    sys.argv[1], tokenizer=Tokenizer(), template=None, cache_dir=sys.argv[2], split=None, workers=1
-)
+cache.build_cache(Source(sys.argv[1]), None, TextEncoder(Tokenizer()), sys.argv[2], workers=1)
 """
 
 
@@ -271,7 +286,7 @@ def test_a_build_killed_by_kill_9_goes_on_where_it_was(text_source, tmp_path):
 
 
 def test_worker_processes_give_the_same_bytes(text_source, tmp_path, monkeypatch):
-    texts = [record["text"] for record in sources.read(text_source)]
+    texts = [record["text"] for record in sources.read(Source(text_source))]
     tokenizer = train_sentencepiece(texts, vocab_size=300, output_dir=tmp_path / "tokenizer")
     template = load_template("chatml")
     serial = build(text_source, tmp_path / "serial", tokenizer, template)
@@ -295,6 +310,8 @@ def test_a_tokenising_process_that_is_killed_is_an_error_of_the_machine(monkeypa
 ON_A_FULL_DISK = """
 import errno, shutil, subprocess, sys
 from camelid.data import cache
+from camelid.data.sources import Source
+from camelid.data.text import TextEncoder
 
 class Tokenizer:
     bos_id, adds_bos, eos_id, vocab_size = 1, True, 2, 300
@@ -311,9 +328,7 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], check=T
 kilobytes, full = 8, 0
 while True:
     try:
-        built = cache.build_cache(
-            source, tokenizer=Tokenizer(), template=None, cache_dir=disk, split=None, workers=1
-        )
+        built = cache.build_cache(Source(source), None, TextEncoder(Tokenizer()), disk, workers=1)
         break
     except OSError as error:
         assert error.errno == errno.ENOSPC and disk in str(error), error

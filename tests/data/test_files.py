@@ -12,25 +12,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from camelid.data import sources
 from camelid.data.cache import build_cache
-from camelid.data.sources import Report, fingerprint, read
+from camelid.data.sources import Source
+from camelid.data.tally import Tally
 from camelid.data.templates import load_template
+from camelid.data.text import TextEncoder
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 
 DIGITS = "9" * 5000
 
 
+def read(source, split=None, tally=None, **options):
+    return sources.read(Source(str(source), **options), split, tally)
+
+
 def texts(source, **options):
-    return [record["text"] for record in read(str(source), **options)]
+    return [record["text"] for record in read(source, **options)]
 
 
 def skipped(source, **options):
     """The texts read with on_error=skip, and the problems; all of them one line each."""
-    report = Report()
-    found = texts(source, on_error="skip", report=report, **options)
-    assert all("\n" not in problem for problem in report.problems)
-    return found, report.problems
+    tally = Tally()
+    found = texts(source, on_error="skip", tally=tally, **options)
+    assert all("\n" not in problem for problem in tally.problems)
+    return found, tally.problems
 
 
 def refusal(source, **options):
@@ -278,7 +285,7 @@ def test_what_is_no_file_or_cannot_be_opened_is_one_line(tmp_path):
         (tmp_path / name).write_text("")
         assert refusal(tmp_path / name).endswith("control characters, or not in UTF-8: rename the file")
         with pytest.raises(UserError):
-            fingerprint(str(tmp_path / name))
+            sources.fingerprint(Source(str(tmp_path / name)))
         (tmp_path / name).unlink()
     for name in ("\x00", "a" * 5000, "~nobody_at_all/x.txt", "", "/proc/1/root/../x\ny.txt"):
         refusal(name)
@@ -287,19 +294,19 @@ def test_what_is_no_file_or_cannot_be_opened_is_one_line(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}')
     assert "link.jsonl:1: the file cannot be read from here on" in refusal(tmp_path / "*.jsonl".replace("*", "[al]*"))
     with pytest.raises(UserError, match=r"link\.jsonl"):
-        fingerprint(f"{tmp_path}/[al]*.jsonl")
+        sources.fingerprint(Source(f"{tmp_path}/[al]*.jsonl"))
 
 
 def test_a_file_that_vanishes_while_it_is_read_is_one_line(tmp_path):
     for name in ("a.jsonl", "b.jsonl", "c.json", "d.parquet"):
         (tmp_path / name).write_text('{"text": "a"}')
-    report = Report()
-    records = read(str(tmp_path), on_error="skip", report=report)
+    tally = Tally()
+    records = read(str(tmp_path), on_error="skip", tally=tally)
     assert next(records)["text"] == "a"
     for name in ("b.jsonl", "c.json", "d.parquet"):
         (tmp_path / name).unlink()
-    assert list(records) == [] and report.skipped == 3
-    assert all("cannot be read from here on" in problem for problem in report.problems)
+    assert list(records) == [] and tally.skipped == 3
+    assert all("cannot be read from here on" in problem for problem in tally.problems)
 
 
 # Small sources -------------------------------------------------------------------------------------------------------
@@ -333,15 +340,15 @@ def test_a_source_of_one_prompt_says_which_setting_holds_nothing_out(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"instruction": "question", "output": "answer"}\n' * 3)
     assert len(list(read(f"{tmp_path}/one.jsonl", split="train"))) == 3
     tokenizer = train_sentencepiece(["question answer 0 1 2 3 " * 9], vocab_size=290, output_dir=tmp_path / "t")
-    how = dict(tokenizer=tokenizer, template=load_template("vicuna"), cache_dir=tmp_path)
+    encoder = TextEncoder(tokenizer, load_template("vicuna"))
     with pytest.raises(UserError, match=r"\(heldout\): nothing to train on: 0 records.*\(heldout=SHARE holds out"):
-        build_cache(f"{tmp_path}/one.jsonl", split="heldout", **how)
+        build_cache(Source(f"{tmp_path}/one.jsonl"), "heldout", encoder, tmp_path)
     with pytest.raises(
         UserError, match=r"\(train\): nothing to train on: 0 records.*\(heldout=SHARE holds out a small"
     ):
-        build_cache(f"{tmp_path}/one.jsonl", split="train", heldout=1.0, **how)
-    small = {s: build_cache(write(tmp_path / "faq.jsonl", 6), split=s, **how) for s in ("train", "heldout")}
-    assert [len(cache) for cache in small.values()] == [5, 1]
+        build_cache(Source(f"{tmp_path}/one.jsonl", heldout=1.0), "train", encoder, tmp_path)
+    small = Source(write(tmp_path / "faq.jsonl", 6))
+    assert [len(build_cache(small, split, encoder, tmp_path)) for split in ("train", "heldout")] == [5, 1]
 
 
 @pytest.mark.parametrize(

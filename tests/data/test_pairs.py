@@ -9,9 +9,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from camelid.data import sources
-from camelid.data.pairs import PairBatches, encode_pair, pair_pass, turned_round
+from camelid.data.mixture import EvalPass, Mixture
+from camelid.data.pairs import PairEncoder, encode_pair, turned_round
 from camelid.data.prefetch import device_batch, prefetch
-from camelid.data.samples import SourcePart
+from camelid.data.samples import read_samples
+from camelid.data.sources import Source
 from camelid.data.templates import BUILT_IN, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
@@ -77,13 +79,14 @@ def write(tmp_path):
 def make(rich):
     """make(source, ..., weights=None, **options): the batches of these sources, named s0, s1, ..."""
 
-    def pair_batches(*paths, weights=None, template="chatml", **options):
+    def pairs_of(*paths, weights=None, split=None, limit=None, batch_size=4, seed=1, **options):
+        shape = {name: options.pop(name) for name in ("length", "noise", "sides") if name in options}
+        encoder = PairEncoder(rich, load_template(options.pop("template", "chatml")), **({"length": T} | shape))
         weights = weights or [1] * len(paths)
-        parts = [SourcePart(f"s{i}", p, weight=w) for i, (p, w) in enumerate(zip(paths, weights, strict=True))]
-        options = dict(batch_size=4, length=T, seed=1, split=None) | options
-        return PairBatches(parts, tokenizer=rich, template=load_template(template), **options)
+        sources = [Source(p, f"s{i}", weight=weights[i], **options) for i, p in enumerate(paths)]
+        return Mixture(sources, lambda source: read_samples(source, split, encoder, limit), batch_size, seed)
 
-    return pair_batches
+    return pairs_of
 
 
 def assert_same(a, b):
@@ -214,7 +217,7 @@ def test_arrays_have_the_contracts_shapes_and_types(write, make):
 
 def test_a_row_holds_both_sides_and_padding_of_zeros(write, make, rich):
     path = write(pairs(9))
-    records, template = list(sources.read(path)), load_template("chatml")
+    records, template = list(sources.read(Source(path))), load_template("chatml")
     batches = make(path, batch_size=9)
     batch = batches[0]
     for row, index in enumerate(batch["index"]):
@@ -268,15 +271,15 @@ def test_other_records_stop_the_run_or_are_listed(write, make):
     assert make(path, on_error="skip").summary()["s0"]["skipped"] == 1
 
 
-def test_max_pairs_are_the_first_of_the_train_split(write, make):
+def test_a_limit_takes_the_first_of_the_train_split(write, make):
     path = write([record | {"id": i} for i, record in enumerate(pairs(40))])
     every = [record["meta"]["id"] for record in make(path, split="train", heldout=0.3).records]
     assert len(every) < 40
-    few = make(path, split="train", heldout=0.3, max_pairs=7)
+    few = make(path, split="train", heldout=0.3, limit=7)
     assert [record["meta"]["id"] for record in few.records] == every[:7]
     assert sorted(np.concatenate([few[step]["index"] for step in range(7)]).tolist()) == sorted([*range(7)] * 4)
-    with pytest.raises(UserError, match="max_pairs is 0: give 1 or more"):
-        make(path, max_pairs=0)
+    with pytest.raises(UserError, match="limit is 0: give 1 or more"):
+        make(path, limit=0)
 
 
 def test_whatever_changes_the_batches_changes_the_fingerprint(write, make):
@@ -289,7 +292,7 @@ def test_whatever_changes_the_batches_changes_the_fingerprint(write, make):
         make(a, seed=2).fingerprint,
         make(a, batch_size=8).fingerprint,
         make(a, length=65).fingerprint,
-        make(a, max_pairs=7).fingerprint,
+        make(a, limit=7).fingerprint,
         make(a, b).fingerprint,
         make(a, b, weights=[1, 2]).fingerprint,
     ]
@@ -299,9 +302,9 @@ def test_whatever_changes_the_batches_changes_the_fingerprint(write, make):
 
 def test_evaluation_is_one_pass_with_the_filling_at_weight_0(write, rich):
     path = write([record | {"id": i} for i, record in enumerate(pairs(40))])
-    options = dict(tokenizer=rich, template=load_template("chatml"), length=T)
-    batches = pair_pass(path, heldout=0.3, batch_size=4, **options)
-    held = [record["meta"]["id"] for record in sources.read(path, split="heldout", heldout=0.3)]
+    encoder = PairEncoder(rich, load_template("chatml"), T)
+    batches = EvalPass(read_samples(Source(path, heldout=0.3), "heldout", encoder), batch_size=4)
+    held = [record["meta"]["id"] for record in sources.read(Source(path, heldout=0.3), "heldout")]
     n = len(held)
     assert n % 4, "the test wants a last batch that is not full"
     assert [record["meta"]["id"] for record in batches.records] == held
@@ -311,10 +314,10 @@ def test_evaluation_is_one_pass_with_the_filling_at_weight_0(write, rich):
     assert weight.tolist() == [1] * n + [0] * (-n % 4)
     assert all(batch["lengths"].min() > 0 and batch["answer_mask"].sum(-1).min() > 0 for batch in batches)
     assert batches.rows(len(batches) - 1, slice(2, 4))["weight"].tolist() == weight[-2:].tolist()
-    assert batches.summary()["samples"] == n and batches.skipped() == []
+    assert batches.summary()["samples"] == n and batches.part.tally.problems == []
     assert {name: (x.shape, x.dtype) for name, x in batches[-1].items()} == batches.shapes
-    whole = pair_pass(path, split=None, batch_size=4, **options)
-    assert len(whole) == 10 and whole.fingerprint != batches.fingerprint
+    whole = EvalPass(read_samples(Source(path), None, encoder), batch_size=4)
+    assert len(whole) == 10 and whole.part.fingerprint != batches.part.fingerprint
     with pytest.raises(IndexError):
         batches[len(batches)]
 

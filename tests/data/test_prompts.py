@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from camelid.data import sources
-from camelid.data.prompts import PromptBatches, heldout_prompts, prompt_shapes, read_prompts
-from camelid.data.samples import SamplePass, SourcePart
+from camelid.data.mixture import EvalPass, Mixture
+from camelid.data.prompts import PromptEncoder, heldout_prompts
+from camelid.data.samples import read_samples
+from camelid.data.sources import Source
 from camelid.data.templates import BUILT_IN, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
@@ -54,13 +56,13 @@ def write(tmp_path):
 def make(tokenizer):
     """make(source, ..., weights=None, **options): the batches of these sources, named s0, s1, ..."""
 
-    def prompt_batches(*paths, weights=None, template="chatml", **options):
+    def prompts_of(*paths, weights=None, template="chatml", max_tokens=P, batch_size=4, seed=1, split=None, **reading):
         weights = weights or [1] * len(paths)
-        parts = [SourcePart(f"s{i}", p, weight=w) for i, (p, w) in enumerate(zip(paths, weights, strict=True))]
-        options = dict(batch_size=4, max_tokens=P, seed=1, split=None) | options
-        return PromptBatches(parts, tokenizer=tokenizer, template=load_template(template), **options)
+        sources = [Source(p, f"s{i}", weight=weights[i], **reading) for i, p in enumerate(paths)]
+        encoder = PromptEncoder(tokenizer, load_template(template), max_tokens)
+        return Mixture(sources, lambda source: read_samples(source, split, encoder), batch_size, seed)
 
-    return prompt_batches
+    return prompts_of
 
 
 def assert_same(a, b):
@@ -211,15 +213,6 @@ def test_a_source_with_no_prompt_left_says_why(write, make):
         make(write(questions(2)), max_tokens=3)
     with pytest.raises(UserError, match=r"\(heldout\): no prompt is left: 0 records.*holds out a larger share"):
         make(write(questions(2)), split="heldout", heldout=0.0)
-    with pytest.raises(UserError, match="two sources of the mixture are named 'a'"):
-        PromptBatches(
-            [SourcePart("a", ""), SourcePart("a", "")],
-            tokenizer=None,
-            template=None,
-            batch_size=1,
-            max_tokens=1,
-            seed=0,
-        )
 
 
 def test_whatever_changes_the_batches_changes_the_fingerprint(write, make):
@@ -249,36 +242,34 @@ def test_seeds_and_sources_have_orders_of_their_own(write, make):
 
 def test_training_and_heldout_prompts_are_the_sources_splits(write, make, tokenizer):
     path = write(questions(60))
-    wanted = Counter(r["messages"][0]["content"] for r in sources.read(path, split="train", heldout=0.3))
+    wanted = Counter(r["messages"][0]["content"] for r in sources.read(Source(path, heldout=0.3), "train"))
     train = make(path, split="train", heldout=0.3)
     assert Counter(record["messages"][0]["content"] for record in train.records) == wanted
-    held = read_prompts(
-        path, tokenizer=tokenizer, template=load_template("chatml"), max_tokens=P, split="heldout", heldout=0.3
-    )
-    assert len(held.samples) + len(train.records) == 60
+    encoder = PromptEncoder(tokenizer, load_template("chatml"), P)
+    held = read_samples(Source(path, heldout=0.3), "heldout", encoder)
+    assert len(held) + len(train.records) == 60
 
 
 def test_heldout_prompts_take_turns_among_sources(write, tokenizer):
-    parts = [SourcePart(name, write(questions(60, name), name)) for name in ("question", "hello")]
-    short = SourcePart("number", write(questions(3, "number"), "number"))
-    options = dict(tokenizer=tokenizer, template=load_template("chatml"), max_tokens=P)
-    held = heldout_prompts([*parts, short], 8, heldout=0.999, **options)
-    words = [sample.record["messages"][0]["content"].split()[0] for sample in held]
+    two = [Source(write(questions(60, name), name), name, heldout=0.999) for name in ("question", "hello")]
+    short = Source(write(questions(3, "number"), "number"), "number", heldout=0.999)
+    encoder = PromptEncoder(tokenizer, load_template("chatml"), P)
+    held = heldout_prompts([*two, short], 8, encoder)
+    words = [record["messages"][0]["content"].split()[0] for record in held.records]
     assert words == ["question", "hello", "number"] * 2 + ["question", "hello"]
-    everything = read_prompts(parts[0].source, split="heldout", heldout=0.999, **options).samples
-    spread = [sample.record for sample in heldout_prompts(parts[:1], 3, heldout=0.999, **options)]
-    assert spread == [everything[place * len(everything) // 3].record for place in range(3)]
-    assert len(heldout_prompts(parts, 1000, heldout=0.999, **options)) > 100
-    assert heldout_prompts(parts, 5, heldout=0.5, **options)[0].record["reference"].startswith("answer")
+    everything = read_samples(two[0], "heldout", encoder).records
+    assert heldout_prompts(two[:1], 3, encoder).records == [everything[i * len(everything) // 3] for i in range(3)]
+    assert len(heldout_prompts(two, 1000, encoder)) > 100
+    assert held.records[0]["reference"].startswith("answer")
 
 
 def test_one_pass_over_prompts_fills_up_its_last_batch(write, tokenizer):
-    options = dict(tokenizer=tokenizer, template=load_template("chatml"), max_tokens=P)
-    held = heldout_prompts([SourcePart("a", write(questions(60)))], 10, heldout=0.999, **options)
-    batches = SamplePass(held, row_shapes=prompt_shapes(P), batch_size=4)
+    encoder = PromptEncoder(tokenizer, load_template("chatml"), P)
+    held = heldout_prompts([Source(write(questions(60)), heldout=0.999)], 10, encoder)
+    batches = EvalPass(held, batch_size=4)
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
     assert [batches.real(step) for step in range(3)] == [4, 4, 2]
-    assert batches.records == [sample.record for sample in held]
+    assert batches.records == held.records and len(held) == 10
     assert_same(batches.rows(2, slice(1, 3)), {name: array[1:3] for name, array in batches[2].items()})
     assert batches[-1]["tokens"].shape == batches.shapes["tokens"][0]
     with pytest.raises(IndexError):

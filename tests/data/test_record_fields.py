@@ -8,11 +8,11 @@ import pytest
 
 from camelid.data import sources
 from camelid.data.builder import build_dataset
-from camelid.data.cache import encode_record
 from camelid.data.formats import parse
 from camelid.data.pairs import encode_pair
 from camelid.data.prompts import prompt_of
 from camelid.data.templates import ChatTemplate, load_template
+from camelid.data.text import encode_record
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 
@@ -415,8 +415,8 @@ def test_all_of_it_survives_json_lines_and_a_tfds_dataset(tmp_path):
     assert records[0]["documents"] == [{"title": "a", "text": "b"}]
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-    assert list(sources.read(str(path))) == records
-    folder = build_dataset(str(path), name="own", data_dir=tmp_path, heldout=0.0)
-    back = list(sources.read(f"tfds:{folder}:train"))
+    assert list(sources.read(sources.Source(str(path)))) == records
+    folder = build_dataset(sources.Source(str(path), heldout=0.0), "own", tmp_path)
+    back = list(sources.read(sources.Source(f"tfds:{folder}:train")))
     key = lambda record: record["messages"][0]["content"]  # noqa: E731
     assert sorted(back, key=key) == sorted(records, key=key)

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from camelid.data.cache import encode_record
 from camelid.data.formats import FORMATS, detect, unfold
-from camelid.data.sources import Report, read
+from camelid.data.sources import Source, read
+from camelid.data.tally import Tally
 from camelid.data.templates import ChatTemplate
+from camelid.data.text import encode_record
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 
@@ -339,19 +340,19 @@ def test_a_damaged_record_is_read_for_what_it_says_or_refused_in_one_line(name, 
         sound = json.dumps(BASES[name][0]).encode()
         lines = [sound, line, sound]
         path.write_bytes(b"\n".join(lines) if path.suffix == ".jsonl" else b"[" + b",".join(lines) + b"]")
-        report = Report()
-        records = list(read(str(path), format=form, on_error="skip", report=report))
-        assert report.read == len(records)
-        assert all("\n" not in problem and len(problem) < 600 for problem in report.problems), report.problems
+        tally = Tally()
+        records = list(read(Source(str(path), format=form, on_error="skip"), tally=tally))
+        assert tally.read == len(records)
+        assert all("\n" not in problem and len(problem) < 600 for problem in tally.problems), tally.problems
         if path.suffix == ".jsonl" or whole:
             assert len(records) >= 2 and records[0] == records[-1], "the records around it are read"
         try:
-            strict = list(read(str(path), format=form))
+            strict = list(read(Source(str(path), format=form)))
         except UserError as problem:
-            assert report.skipped and "\n" not in str(problem) and str(path) in str(problem)
+            assert tally.skipped and "\n" not in str(problem) and str(path) in str(problem)
             counts["refused"] += 1
             continue
-        assert strict == records and not report.skipped
+        assert strict == records and not tally.skipped
         json.dumps(records, ensure_ascii=False).encode()
         counts["accepted"] += 1
         if whole and len(records) == 3:
@@ -373,9 +374,9 @@ def in_parquet(raw, expected, form, folder):
         pq.write_table(pa.Table.from_pylist([raw]), folder / "x.parquet")
     except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, AttributeError):
         return ["no table"]
-    report = Report()
-    found = list(read(str(folder / "x.parquet"), format=form, on_error="skip", report=report))
-    assert len(found) == report.read and all("\n" not in problem for problem in report.problems)
+    tally = Tally()
+    found = list(read(Source(str(folder / "x.parquet"), format=form, on_error="skip"), tally=tally))
+    assert len(found) == tally.read and all("\n" not in problem for problem in tally.problems)
     without_meta = [[{k: v for k, v in record.items() if k != "meta"} for record in part] for part in (found, expected)]
     text = json.dumps(raw)
     if (

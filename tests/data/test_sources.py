@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
+from camelid.data import sources
 from camelid.data.files import DOCUMENT_CHARACTERS
-from camelid.data.sources import GENERATORS, Report, fingerprint, read, split_of
+from camelid.data.sources import GENERATORS, Source, split_of
+from camelid.data.tally import Tally
 from camelid.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -35,6 +37,14 @@ def lines(*records):
 def write(path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
+
+
+def read(source, split=None, tally=None, **options):
+    return sources.read(Source(str(source), **options), split, tally)
+
+
+def fingerprint(source):
+    return sources.fingerprint(Source(source))
 
 
 def texts(source, **options):
@@ -84,8 +94,8 @@ def test_an_lmflow_file_is_one_object_whose_instances_are_the_records(tmp_path):
         path = write(tmp_path / "lmflow.json", json.dumps(file, indent=indent))
         with pytest.raises(UserError, match=r"lmflow\.json.*, instance 2: output is empty"):
             list(read(path))
-        report = Report()
-        assert len(list(read(path, on_error="skip", report=report))) == report.read == report.skipped == 1
+        tally = Tally()
+        assert len(list(read(path, on_error="skip", tally=tally))) == tally.read == tally.skipped == 1
 
 
 def test_parquet_values_that_json_lacks_become_text(tmp_path):
@@ -123,11 +133,11 @@ def test_a_malformed_record_names_its_place_or_is_left_out_and_listed(tmp_path, 
     assert str(problem.value).endswith("(on_error=skip leaves such records out)")
     assert "\n" not in str(problem.value)
 
-    report = Report()
-    kept = "".join(texts(path, on_error="skip", report=report)).replace("\n", "")
+    tally = Tally()
+    kept = "".join(texts(path, on_error="skip", tally=tally)).replace("\n", "")
     assert kept == "ad"
-    assert report.skipped == 1
-    assert fault in report.problems[0] and fault in report.summary()
+    assert tally.skipped == 1
+    assert fault in tally.problems[0] and fault in str(tally)
 
 
 UNREADABLE = [
@@ -143,26 +153,26 @@ def test_a_file_that_cannot_be_read_names_itself_and_the_others_are_read_on(tmp_
     write(tmp_path / "y.jsonl", lines({"text": "y"}))
     with pytest.raises(UserError, match="on_error=skip"):
         list(read(f"{tmp_path}/*"))
-    report = Report()
-    assert texts(f"{tmp_path}/*", on_error="skip", report=report) == ["y"]
-    assert report.skipped == 1 and fault in report.problems[0]
+    tally = Tally()
+    assert texts(f"{tmp_path}/*", on_error="skip", tally=tally) == ["y"]
+    assert tally.skipped == 1 and fault in tally.problems[0]
 
 
 def test_a_truncated_gzip_gives_what_it_holds_and_says_where_it_ends(tmp_path):
     whole = gzip.compress(lines(*({"text": str(i)} for i in range(20_000))).encode())
     write(tmp_path / "x.jsonl.gz", whole[: len(whole) // 2])
-    report = Report()
-    kept = texts(f"{tmp_path}/x.jsonl.gz", on_error="skip", report=report)
+    tally = Tally()
+    kept = texts(f"{tmp_path}/x.jsonl.gz", on_error="skip", tally=tally)
     assert kept == [str(i) for i in range(len(kept))] and len(kept) > 1000
-    assert report.problems[0].startswith(f"{tmp_path}/x.jsonl.gz:{len(kept) + 1}: ")
+    assert tally.problems[0].startswith(f"{tmp_path}/x.jsonl.gz:{len(kept) + 1}: ")
 
 
-def test_a_report_counts_all_and_lists_the_first_problems(tmp_path):
+def test_a_tally_counts_all_and_lists_the_first_problems(tmp_path):
     path = write(tmp_path / "x.jsonl", lines(*[{"text": ""}] * 50, {"text": "a"}))
-    report = Report()
-    assert texts(path, on_error="skip", report=report) == ["a"]
-    assert (report.read, report.skipped, len(report.problems)) == (1, 50, 20)
-    assert report.summary().startswith(f"1 records read, 50 left out ({path}:1: text is empty; {path}:2: ")
+    tally = Tally()
+    assert texts(path, on_error="skip", tally=tally) == ["a"]
+    assert (tally.read, tally.skipped, len(tally.problems)) == (1, 50, 20)
+    assert str(tally) == f"1 records, 50 skipped ({path}:1: text is empty)"
 
 
 @pytest.mark.parametrize(
@@ -283,8 +293,8 @@ def test_a_fingerprint_follows_names_and_contents_but_not_the_place(tmp_path):
 
 def test_a_generator_is_read_by_its_name_and_kind():
     records = list(GENERATORS["walks"].records("chat", "heldout"))
-    assert list(read("walks:chat", split="heldout", report=(report := Report()))) == records
-    assert report.read == len(records)
+    assert list(read("walks:chat", split="heldout", tally=(tally := Tally()))) == records
+    assert tally.read == len(records)
     assert list(read("walks:chat")) == [*GENERATORS["walks"].records("chat", "train"), *records]
 
 
@@ -337,8 +347,8 @@ def tfds_folder(tmp_path_factory):
 
 
 def test_a_prepared_tfds_folder_reads_back_as_records(tfds_folder):
-    report = Report()
-    records = list(read(f"tfds:{tfds_folder}:train", on_error="skip", report=report))
+    tally = Tally()
+    records = list(read(f"tfds:{tfds_folder}:train", on_error="skip", tally=tally))
     expected = {
         i: {
             "kind": "chat",
@@ -349,16 +359,17 @@ def test_a_prepared_tfds_folder_reads_back_as_records(tfds_folder):
     }
     assert {record["meta"]["id"]: record for record in records} == expected
     json.dumps(records)
-    assert report.skipped == 1 and "turn 2 (assistant) is empty" in report.problems[0]
+    assert tally.skipped == 1 and "turn 2 (assistant) is empty" in tally.problems[0]
     with pytest.raises(UserError, match=r"1\.0\.0:train, record \d: turn 2"):
         list(read(f"tfds:{tfds_folder}:train"))
-    sliced = list(read(f"tfds:{tfds_folder}:train[:40%]", on_error="skip", report=(part := Report())))
+    sliced = list(read(f"tfds:{tfds_folder}:train[:40%]", on_error="skip", tally=(part := Tally())))
     assert part.read + part.skipped == 2 and sliced == records[: part.read]
 
 
 def test_a_tfds_dataset_is_found_by_name_in_tfds_data_dir(tfds_folder):
     program = (
-        "import sys; from camelid.data.sources import read; print(len(list(read(*sys.argv[1:], on_error='skip'))))"
+        "import sys; from camelid.data.sources import Source, read; "
+        "print(len(list(read(Source(sys.argv[1], on_error='skip')))))"
     )
     environment = {**os.environ, "TFDS_DATA_DIR": str(tfds_folder.parents[1])}
     command = [sys.executable, "-c", program, "tfds:tiny_chats:train"]

@@ -14,7 +14,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from camelid.checkpoints.interop.tokenizer_export import save_for_transformers
 from camelid.checkpoints.interop.tokenizer_gguf import gguf_fields, tokenizer_files
 from camelid.data.cache import build_cache
+from camelid.data.sources import Source
 from camelid.data.templates import ChatTemplate, encode_text
+from camelid.data.text import TextEncoder
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
@@ -393,10 +395,9 @@ def test_everything_that_decides_tokens_is_in_the_fingerprint_and_in_a_caches_na
     names = set()
     for pad in ("<pad>", "</s>"):
         tokenizer = written({"tokenizer.json": spec, "tokenizer_config.json": {"pad_token": pad}})
-        common = dict(tokenizer=tokenizer, cache_dir=tmp_path, split=None, workers=1)
-        reads = ChatTemplate("reads", "{{ pad_token }}")
-        names.add(build_cache(str(tmp_path / "a.jsonl"), template=reads, **common).fingerprint)
-        names.add(build_cache(str(tmp_path / "a.jsonl"), template=None, **common).fingerprint)
+        for template in (ChatTemplate("reads", "{{ pad_token }}"), None):
+            encoder = TextEncoder(tokenizer, template)
+            names.add(build_cache(Source(str(tmp_path / "a.jsonl")), None, encoder, tmp_path, workers=1).fingerprint)
     assert len(names) == 3, "plain text does not ask for the padding token"
 
 

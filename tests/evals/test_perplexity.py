@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import camelid
+from camelid.data.sources import Source
 from camelid.errors import UserError
-from camelid.evals.perplexity import perplexity
+from camelid.evals.perplexity import perplexity, text_cache
 from camelid.launch.cli import main
 
 
@@ -27,27 +28,27 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
             logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             losses += [-logp[i, token] for i, token in enumerate(part[0, 1:])]
             positions += range(len(part[0]) - 1)
-    cache = {"cache_dir": str(tmp_path / "cache")}
-    found = perplexity(m, str(source), seq_len=1000, batch_size=8, borders=(10, 25), **cache)
-    assert found[f"{source}/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert found[f"{source}/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    caches = {"own": text_cache(m, Source(str(source)), cache_dir=tmp_path / "cache")}
+    found = perplexity(m, caches, seq_len=1000, batch_size=8, borders=(10, 25))
+    assert found["own/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found["own/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     bits = np.sum(losses) / np.log(2) / characters
-    assert found[f"{source}/bits_per_character"] == pytest.approx(bits, rel=1e-5)
+    assert found["own/bits_per_character"] == pytest.approx(bits, rel=1e-5)
     for start, stop in ((0, 10), (10, 25), (25, 1000)):
         here = [loss for loss, position in zip(losses, positions, strict=True) if start <= position < stop]
-        assert found[f"{source}/perplexity/{start}-{stop}"] == pytest.approx(np.exp(np.mean(here)), rel=1e-5)
+        assert found[f"own/perplexity/{start}-{stop}"] == pytest.approx(np.exp(np.mean(here)), rel=1e-5)
     for borders, says in {(25, 10): "give positions that rise", (10, 1000): "between 0 and seq_len = 1000"}.items():
         with pytest.raises(UserError, match=says):
-            perplexity(m, str(source), seq_len=1000, borders=borders, **cache)
-    with pytest.raises(UserError, match="no sample reaches position 900; the longest has"):
-        perplexity(m, str(source), seq_len=1000, borders=[900], **cache)
+            perplexity(m, caches, seq_len=1000, borders=borders)
+    with pytest.raises(UserError, match="own: no sample reaches position 900; the longest has"):
+        perplexity(m, caches, seq_len=1000, borders=[900])
 
 
 def test_a_model_without_a_tokenizer_is_refused(pretrained):
     m = camelid.load(pretrained)
     m.tokenizer = None
     with pytest.raises(UserError, match="without a tokenizer"):
-        perplexity(m, "x.txt")
+        text_cache(m, Source("x.txt"))
 
 
 def test_rows_longer_than_the_context_are_refused_on_the_command_line(pretrained, tmp_path, capsys):

@@ -221,9 +221,9 @@ def test_a_dataset_is_prepared_and_read_back(corpus, tmp_path, capsys):
     assert main(["data", "prepare", f"--source={source}", "--name=chat", f"--output={tmp_path}", "--heldout=0.2"]) == 0
     folder, said = capsys.readouterr().out.splitlines()[-1].split(": ")
     assert said == f"read it as tfds:{folder}:train and tfds:{folder}:heldout"
-    from camelid.data.sources import read
+    from camelid.data.sources import Source, read
 
-    counts = [len(list(read(f"tfds:{folder}:{split}"))) for split in ("train", "heldout")]
+    counts = [len(list(read(Source(f"tfds:{folder}:{split}")))) for split in ("train", "heldout")]
     assert sum(counts) == len(source.read_text().splitlines())
     assert counts[1] > 0
     (tmp_path / "one.txt").write_text("a document")

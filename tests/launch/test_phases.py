@@ -11,7 +11,8 @@ import pytest
 import camelid
 from camelid import checkpoints
 from camelid.configs.base import base
-from camelid.evals.perplexity import perplexity
+from camelid.data.sources import Source
+from camelid.evals.perplexity import perplexity, text_cache
 from camelid.launch import phases
 from camelid.launch.cli import main
 from camelid.launch.quickstart import CONFIGS
@@ -75,15 +76,16 @@ def test_the_table_is_of_the_model_before_between_and_after(adapted, pretrained,
     questions = progress["heldout/questions/loss"]
     assert list(questions) == ["before", "documents", "questions"]
     assert questions["questions"] < 0.5 * questions["before"]
-    where = dict(split="heldout", heldout=0.1, seq_len=64, batch_size=16, cache_dir=f"{corpus}/cache")
     for model, when, kind, file in (
         (pretrained, "before", "documents", corpus / "text.jsonl"),
         (adapted / "questions", "questions", "questions", corpus / "chat.jsonl"),
     ):
-        found = perplexity(camelid.load(model), str(file), **where)
+        llama = camelid.load(model)
+        cache = text_cache(llama, Source(str(file), heldout=0.1), "heldout", f"{corpus}/cache")
+        found = perplexity(llama, {kind: cache}, seq_len=64, batch_size=16)
         for metric in ("loss", "bits_per_character"):
             said = progress[f"heldout/{kind}/{metric}"][when]
-            assert said == pytest.approx(found[f"{file}/{metric}"], rel=1e-3)
+            assert said == pytest.approx(found[f"{kind}/{metric}"], rel=1e-3)
 
 
 def test_the_second_phase_goes_on_with_the_adapters_of_the_first(adapted, pretrained, metrics):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from camelid.checkpoints import language_model
-from camelid.data import sources
-from camelid.data.samples import Sample
+from camelid.data.samples import Sample, read_samples
+from camelid.data.sources import Source, read
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.rlhf import best_of_n
-from camelid.rlhf.collect import Answers, best_of, pairs_of, sample_answers, write
+from camelid.rlhf.collect import Answers, Drawing, best_of, pairs_of, prompt_encoder, sample_answers, write
 
 
 def longest(record, answer):
@@ -61,11 +61,12 @@ def test_the_best_answer_becomes_a_conversation():
 
 def test_answers_are_drawn_scored_and_kept_once(tuned, corpus, monkeypatch):
     llama = language_model.load(tuned)
-    options = dict(prompts=6, n=5, max_tokens=6, seed=3)
+    drawing = Drawing(n=5, max_tokens=6, seed=3)
+    prompts = read_samples(Source(str(corpus / "chat.jsonl")), "train", prompt_encoder(llama, 6), limit=6)
     name = f"{__name__}:longest"
     monkeypatch.setattr("camelid.rlhf.collect.find_function", lambda given, where: longest if given == name else None)
-    found = sample_answers(llama, str(corpus / "chat.jsonl"), name, **options)
-    every = sample_answers(llama, str(corpus / "chat.jsonl"), name, keep_repeated=True, **options)
+    found = sample_answers(llama, prompts, name, drawing)
+    every = sample_answers(llama, prompts, name, drawing, keep_repeated=True)
     assert len(found) == len(every) == 6
     for distinct, group in zip(found, every, strict=True):
         assert len(group.texts) == 5 and distinct.texts == list(dict.fromkeys(group.texts))
@@ -83,7 +84,7 @@ def test_the_command_writes_pairs_that_the_reader_reads(tuned, corpus, tmp_path,
     (tmp_path / "bad.jsonl").write_text("no json\n" + (corpus / "chat.jsonl").read_text("utf-8"), "utf-8")
     arguments[1:2] = [f"--source={tmp_path}/bad.jsonl", "--on_error=skip"]
     assert main(["data", "collect", *arguments, reward, "--keep=best", f"--output={best}"]) == 0
-    records = list(sources.read(str(best)))
+    records = list(read(Source(str(best))))
     assert records and all(record["kind"] == "chat" for record in records)
     said = capsys.readouterr().out
     assert f"{len(records)} records in {best}" in said
@@ -117,4 +118,13 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
 def test_a_reward_that_is_none_is_said_before_any_answer_is_drawn():
     model = SimpleNamespace(tokenizer="t", template="t")  # which could not answer
     with pytest.raises(UserError, match="--reward: 'typo:f' is no function"):
-        sample_answers(model, "nothing", "typo:f", prompts=1, n=1, max_tokens=4)
+        sample_answers(model, [], "typo:f", Drawing(n=1, max_tokens=4))
+
+
+def test_prompts_need_a_template_and_room(tuned):
+    llama = language_model.load(tuned)
+    with pytest.raises(UserError, match="leaves none for a prompt"):
+        prompt_encoder(llama, llama.config.max_len)
+    llama.template = None
+    with pytest.raises(UserError, match="answers need a model with tokenizer and chat template"):
+        prompt_encoder(llama, 4)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from camelid.data.labelled import LabelledBatches, labelled_pass
-from camelid.data.samples import SourcePart
+from camelid.data.labelled import AnswerEncoder
+from camelid.data.mixture import EvalPass, Mixture
+from camelid.data.samples import read_samples
+from camelid.data.sources import Source
 from camelid.data.templates import load_template
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
@@ -42,9 +44,9 @@ def write(path, records):
     return str(path)
 
 
-def read(source, tokenizer, template="chatml", **more):
-    how = dict(tokenizer=tokenizer, template=load_template(template), batch_size=4, length=64)
-    return labelled_pass(source, **how, split=None, **more)
+def read(source, tokenizer):
+    encoder = AnswerEncoder(tokenizer, load_template("chatml"), length=64)
+    return EvalPass(read_samples(Source(source), None, encoder), batch_size=4)
 
 
 def test_each_answer_is_read_with_its_label_and_its_stop_token(tmp_path, tokenizer):
@@ -81,15 +83,15 @@ def test_records_that_give_no_label_or_no_room_are_refused_or_counted(tmp_path, 
         read(write(tmp_path / "a.jsonl", [unsure | {"label": True}]), tokenizer)
     assert read(write(tmp_path / "a.jsonl", [unsure | {"label": False}]), tokenizer).records[0]["label"] is False
     long = TRL[0] | {"completion": "good " * 99}
-    parts = [SourcePart("a", write(tmp_path / "b.jsonl", [long, *TRL]))]
-    how = dict(tokenizer=tokenizer, template=load_template("chatml"), batch_size=2, length=64, seed=0, split=None)
-    batches = LabelledBatches(parts, **how)
+    source = Source(write(tmp_path / "b.jsonl", [long, *TRL]), "a")
+    encoder = AnswerEncoder(tokenizer, load_template("chatml"), length=64)
+    batches = Mixture([source], lambda source: read_samples(source, None, encoder), batch_size=2, seed=0)
     assert batches.summary()["a"]["too_long"] == 1 and batches.summary()["a"]["samples"] == 4
     assert batches[7].keys() == batches.shapes.keys()
     assert {name: (x.shape, x.dtype) for name, x in batches[7].items()} == {
         name: (shape, np.dtype(dtype)) for name, (shape, dtype) in batches.shapes.items()
     }
-    assert len(LabelledBatches(parts, **how, max_answers=2).records) == 2
+    assert len(read_samples(source, None, encoder, limit=2)) == 2
 
 
 # The point of reference ----------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_held_out_answers_are_measured_by_label():
 
 def settings(batch_size, **paths):
     mixture = {name: {"source": path, "format": "auto", "weight": 1.0} for name, path in paths.items()}
-    data = dict(batch_size=batch_size, mixture=mixture, on_error="raise", max_record_bytes=2**20)
+    data = dict(batch_size=batch_size, mixture=mixture, heldout=0.0, on_error="raise", max_record_bytes=2**20)
     return Settings(ConfigDict({"data": data}))
 
 

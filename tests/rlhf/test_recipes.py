@@ -11,8 +11,9 @@ import pytest
 import camelid
 from camelid import checkpoints
 from camelid.checkpoints import reading
-from camelid.data.prompts import heldout_prompts, prompt_shapes
-from camelid.data.samples import SamplePass, SourcePart
+from camelid.data.mixture import EvalPass
+from camelid.data.prompts import PromptEncoder, heldout_prompts
+from camelid.data.sources import Source
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model.sampling import Sampling
@@ -46,11 +47,9 @@ def test_a_reward_model_learns_which_answers_are_preferred(reward_run, metrics):
 
 def scores_of_own_answers(run, llama) -> np.ndarray:
     """Scores, by the network in numpy, of the answers that the run draws to its held-out prompts at its end."""
-    source = SourcePart("pairs", reading.read_manifest(run)["config"]["data"]["mixture"]["pairs"]["source"])
-    prompts = heldout_prompts(
-        [source], 32, tokenizer=llama.tokenizer, template=llama.template, max_tokens=48, heldout=0.1
-    )
-    batches = SamplePass(prompts, row_shapes=prompt_shapes(48), batch_size=16)
+    source = Source(reading.read_manifest(run)["config"]["data"]["mixture"]["pairs"]["source"], heldout=0.1)
+    prompts = heldout_prompts([source], 32, PromptEncoder(llama.tokenizer, llama.template, max_tokens=48))
+    batches = EvalPass(prompts, batch_size=16)
     sampling = Sampling(max_tokens=16, stop_ids=llama.template.stop_ids(llama.tokenizer))
     mesh = make_mesh({}, jax.devices()[:1])
     model, params = rewards.load_model(checkpoints.open(run), llama.tokenizer, FrozenWeights(mesh), "float32")

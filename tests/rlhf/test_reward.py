@@ -141,7 +141,7 @@ def test_a_cost_model_s_loss_reads_the_labels_of_safety():
 
 
 class OneBatch(list):
-    """A batch of held-out pairs, as `data.pairs.pair_pass` gives them."""
+    """A batch of held-out pairs, as `data.pairs` describes it."""
 
     records = {i: {"language": "en", "margin": None} for i in range(10, 16)}
 

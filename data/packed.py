@@ -1,0 +1,93 @@
+"""Token caches as rows of packed samples.
+
+A row is a dict of arrays over T positions:
+
+    tokens       int32 [T]
+    targets      int32 [T]     the next token of the same segment
+    loss_mask    float32 [T]   1 where the target is trained on
+    segment_ids  int32 [T]     1, 2, ... for each sample in the row, 0 for padding
+    positions    int32 [T]     0, 1, ... within each segment
+"""
+
+import numpy as np
+
+from .cache import TokenCache
+from .mixture import Batch, Shapes
+from .packing import Plan, pack
+from .tally import Tally
+
+DTYPES = {
+    "tokens": np.int32,
+    "targets": np.int32,
+    "loss_mask": np.float32,
+    "segment_ids": np.int32,
+    "positions": np.int32,
+}
+
+
+class PackedRows:
+    """The samples of a token cache, packed into rows: `Rows` of a mixture or an evaluation.
+
+    For an evaluation pack by "fewest_cuts": it leaves nothing out.
+    """
+
+    records = ()
+
+    def __init__(self, cache: TokenCache, length: int, packing: str):
+        """
+        Args:
+          cache: the samples.
+          length: positions in a row.
+          packing: "contiguous" (pretraining), "best_fit" (tuning) or "fewest_cuts".
+
+        Raises:
+          UserError: an unknown packing, or a cache that cannot be packed.
+        """
+        self.cache = cache
+        self.packing = packing
+        self.shapes: Shapes = {name: ((length,), dtype) for name, dtype in DTYPES.items()}
+        self._packed = pack(cache.pairs, cache.first_trained, length, packing)
+
+    def __len__(self) -> int:
+        return self._packed.rows
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash that names the cache."""
+        return self.cache.fingerprint
+
+    @property
+    def tally(self) -> Tally:
+        """Of the records that the cache was made from."""
+        return self.cache.tally
+
+    def order(self, key: tuple[int, ...] | None) -> Plan:
+        """The pieces of samples in each row of an epoch; neighbours and rows are shuffled by `key`."""
+        return self._packed.plan((0, int(self.fingerprint, 16), 0) if key is None else key)
+
+    def write(self, order: Plan, row: int, batch: Batch, place: int) -> None:
+        """Writes row `row` of an epoch into row `place` of a batch, which is all padding there."""
+        begin = 0
+        for segment, (sample, first, count) in enumerate(order.row(row), 1):
+            start = int(self.cache.starts[sample]) + first
+            tokens = self.cache.tokens[start : start + count + 1]
+            here = slice(begin, begin + count)
+            batch["tokens"][place, here] = tokens[:-1]
+            batch["targets"][place, here] = tokens[1:]
+            batch["loss_mask"][place, here] = self.cache.mask(start + 1, start + count + 1)
+            batch["segment_ids"][place, here] = segment
+            batch["positions"][place, here] = np.arange(count)
+            begin += count
+
+    def fill(self, batch: Batch, place: int) -> None:
+        """Leaves the row all padding."""
+
+    def summary(self) -> dict[str, float]:
+        """Counts of records, samples and tokens, and how the samples fill the rows of an epoch."""
+        return self.cache.info["counts"] | {
+            "rows": self._packed.rows,
+            "fill": self._packed.fill,
+            "truncated": self._packed.truncated,
+            "left_out": self._packed.left_out,
+            "longest": int(self.cache.pairs.max()) + 1,
+        }
