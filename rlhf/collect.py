@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from .. import tasks
 from ..checkpoints.decoding import sampling_of, strings_of, text_of
 from ..checkpoints.language_model import Llama
 from ..data.checksums import write_whole
@@ -19,7 +20,7 @@ from ..errors import UserError
 from ..model.decode import pad_prompts
 from ..train.adapters import Bases
 from . import scalar
-from .rewards import find_function, load_model, scores_of
+from .rewards import RewardFunction, function_of, load_model, scores_of
 
 
 class Answers(NamedTuple):
@@ -55,8 +56,9 @@ def sample_answers(
     """`n` answers to each of the first `prompts` prompts of a source; those that say the same are kept once, or each.
 
     evenly: of all its prompts take so many at even distances, which are those that evaluations take.
-    reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end within
-    `max_tokens` is scored like any other. stop: strings before which an answer's text ends, beside those of the model.
+    reward: a task's score or "package.module:function" as in `rewards`, or the path of a reward model. An answer that
+    does not end within `max_tokens` is scored like any other. stop: strings before which an answer's text ends, beside
+    those of the model.
     report: counts what was read and left out. reading: `format`, `split`, `heldout`, `on_error` and `max_record_bytes`,
     as `sources.read` takes them.
     """
@@ -100,7 +102,9 @@ def sample_answers(
 
 def judge_of(llama: Llama, reward: str) -> Judge:
     """The judge of a reward that is given as in `sample_answers`."""
-    return _function_judge(reward) if ":" in reward else _model_judge(reward, llama)
+    if (task := reward.partition(":")[0] in tasks.NAMES) or ":" in reward:
+        return _function_judge(reward, function_of({"task" if task else "function": reward}, "--reward"))
+    return _model_judge(reward, llama)
 
 
 def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[list[float]]:
@@ -108,9 +112,7 @@ def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[l
     return judge_of(llama, reward)(answers)
 
 
-def _function_judge(name: str) -> Judge:
-    function = find_function(name, "--reward")
-
+def _function_judge(name: str, function: RewardFunction) -> Judge:
     def judge(answers):
         return [scores_of(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
 

@@ -1,6 +1,7 @@
-"""What an answer is worth: a weighted sum of reward models and Python functions, and how a score becomes a reward.
+"""What an answer is worth: a weighted sum of reward models, tasks and functions, and how a score becomes a reward.
 
-A function is for answers that can be checked. It is named "package.module:name" and called as
+A task's score ("walks", "safe_sums:cost") or a function ("package.module:name") is for answers that can be checked.
+Both are called as
 
     reward(record, answer) -> float
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .. import tasks
 from ..checkpoints import origin
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
@@ -76,12 +78,12 @@ def load(
 ) -> tuple[Rewards, dict[str, Any]]:
     """The parts that a section of the config names, and the models' parameters. where: the section's name.
 
-    Each entry is {"model": path, "weight", "pessimism"?, "weights"?} or {"function": "package.module:name", "weight"}.
+    Each entry is {"model": path, "weight", "pessimism"?, "weights"?}, {"task": name, "weight"} or {"function":
+    "package.module:name", "weight"}.
     """
     models, functions, params = {}, {}, {}
     for name, source in sources.items():
-        if ("model" in source) == ("function" in source):
-            raise UserError(f"{where}.{name}: give it a `model`, a path, or a `function`, package.module:name")
+        check_kind(source, f"{where}.{name}")
         weight = source.get("weight", 1.0)
         if "model" in source:
             model, params[name] = load_model(source["model"], tokenizer, bases, dtype, source.get("weights"))
@@ -93,7 +95,7 @@ def load(
                 )
             models[name] = ModelReward(model, weight, pessimism)
         else:
-            functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
+            functions[name] = FunctionReward(function_of(source, f"{where}.{name}"), weight)
     return Rewards(models, functions), params
 
 
@@ -118,6 +120,25 @@ def check_tokenizer(path, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"{path}: a model with another tokenizer than the policy's cannot read its tokens: {difference}"
         )
+
+
+def check_kind(source: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for an entry that names more or less than one of a model, a task and a function."""
+    if len({"model", "task", "function"} & set(source)) != 1:
+        raise UserError(
+            f"{where}: give it a `model`, a path, or a `task`, as walks or safe_sums:cost, or a `function`, "
+            "package.module:name"
+        )
+
+
+def function_of(source: Mapping[str, Any], where: str) -> RewardFunction:
+    """The function of an entry that names a task or a function. Raises UserError naming `where` if there is none."""
+    if "function" in source:
+        return find_function(source["function"], where)
+    try:
+        return tasks.find_score(source["task"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def find_function(name: str, where: str) -> RewardFunction:

@@ -63,7 +63,8 @@ def test_answers_are_drawn_scored_and_kept_once(tuned, corpus, monkeypatch):
     llama = language_model.load(tuned)
     options = dict(prompts=6, n=5, max_tokens=6, seed=3)
     name = f"{__name__}:longest"
-    monkeypatch.setattr("camelid.rlhf.collect.find_function", lambda given, where: longest if given == name else None)
+    functions = {name: longest}
+    monkeypatch.setattr("camelid.rlhf.collect.function_of", lambda given, where: functions[given["function"]])
     found = sample_answers(llama, str(corpus / "chat.jsonl"), name, **options)
     every = sample_answers(llama, str(corpus / "chat.jsonl"), name, keep_repeated=True, **options)
     assert len(found) == len(every) == 6

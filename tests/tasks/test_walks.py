@@ -154,5 +154,5 @@ def test_a_small_tokenizer_spells_each_node_as_one_token(chats, tmp_path):
 
 def test_unknown_kinds_and_splits_are_the_users_error():
     for arguments in (("letters", "train"), ("chat", "test")):
-        with pytest.raises(UserError, match=r"walks: unknown (kind|split) .*; choose one of"):
+        with pytest.raises(UserError, match=r"walks: (kind|split) is .*; it must be one of"):
             walks.records(*arguments)
