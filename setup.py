@@ -25,7 +25,12 @@ setup(
     python_requires=">=3.11,<3.14",
     package_dir={"camelid": "."},
     packages=["camelid", *(f"camelid.{name}" for name in PACKAGES)],
-    package_data={"camelid.data": ["templates/*.jinja"], "camelid.launch": ["*.jinja"]},
+    package_data={
+        "camelid.data": ["templates/*.jinja"],
+        "camelid.launch": ["*.jinja"],
+        "camelid.tasks": ["*.toml"],
+        "camelid.tasks.primer": ["*.toml"],
+    },
     install_requires=[
         "jax>=0.9",
         "flax>=0.12.4",

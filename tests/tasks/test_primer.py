@@ -14,7 +14,7 @@ import pytest
 from camelid.errors import UserError
 from camelid.tasks import primer
 from camelid.tasks.primer import difficulty, paragraphs, world
-from camelid.tasks.primer.skills import TASKS
+from camelid.tasks.primer.skills import INSTRUCTIONS
 
 # Changes whenever any record changes: then every number published for the primer has to be measured again.
 DIGEST = "f1e3f34fcaf3db642ecff5643e43ba4522a6b32140522ff1cec8131b67f466c9"
@@ -134,16 +134,17 @@ def test_gold_answers_score_one(train, heldout):
         assert primer.score(*turns(record)) == 1.0, turns(record)
 
 
-def test_each_prompt_is_read_back_by_the_task_that_wrote_it(train):
+def test_each_prompt_is_read_back_by_the_instruction_that_wrote_it(train):
     for record in train[:1_400]:
-        readers = [task for task in TASKS if task.parse(turns(record)[0]) is not None]
-        assert [(task.name, task.language) for task in readers] == [
+        readers = [each for each in INSTRUCTIONS if each.parse(turns(record)[0]) is not None]
+        assert [(each.name, each.language) for each in readers] == [
             (record["meta"]["task"], record["meta"]["language"])
         ]
 
 
-def test_every_task_has_a_share_and_is_drawn(train):
-    assert {task.name for task in TASKS} == set(difficulty.TASKS) == {record["meta"]["task"] for record in train}
+def test_every_instruction_has_a_share_and_is_drawn(train):
+    names = {instruction.name for instruction in INSTRUCTIONS}
+    assert names == set(difficulty.INSTRUCTIONS) == {record["meta"]["task"] for record in train}
     assert set(paragraphs.TOPICS) == set(difficulty.TOPICS)
 
 

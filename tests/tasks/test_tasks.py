@@ -1,7 +1,10 @@
-"""Tasks by their names, and means by group."""
+"""Tasks by their names, means by group, and tables of words that are installed with the code."""
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +56,29 @@ def test_means_are_over_all_over_each_value_and_over_each_group():
     assert metric_names(groups) == ("all", "sum", "word", "en", "zh", "sum/en", "sum/zh", "word/en", "word/zh")
     assert metric_names({}) == ("all",) and metric_names({"language": ("en",)}) == ("all", "en")
     assert group_means({}, [{"meta": {}}] * 2, [0.0, 1.0]) == {"all": 0.5}
+
+
+def test_an_installed_package_finds_its_tables(tmp_path):
+    pytest.importorskip("setuptools")
+    root = Path(tasks.__file__).parents[1]
+    build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(build, cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    tables = {str(path.relative_to(root)) for path in (root / "tasks").rglob("*.toml")}
+    assert tables == {str(path.relative_to(tmp_path / "camelid")) for path in tmp_path.rglob("tasks/**/*.toml")}
+    assert len(tables) == 3
+    program = (
+        "import json; from importlib import resources; from camelid import tasks\n"
+        "found = [str(resources.files(tasks))]\n"
+        "found += [next(tasks.find(name).records('chat', 'heldout')) for name in ('primer', 'safe_sums', 'walks')]\n"
+        "print(json.dumps(found))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=True,
+    )
+    folder, *records = json.loads(said.stdout)
+    assert folder == str(tmp_path / "camelid/tasks")
+    assert records == [next(tasks.find(name).records("chat", "heldout")) for name in ("primer", "safe_sums", "walks")]

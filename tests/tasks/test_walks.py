@@ -111,7 +111,7 @@ def test_a_walk_is_worth_what_its_length_says(start, answer, worth):
 
 @pytest.mark.parametrize("start", ["a", "x", "", "d l"])
 def test_what_is_no_start_has_no_reward(start):
-    with pytest.raises(UserError, match=r"walks: .* is no prompt of theirs; choose one of b, c, d"):
+    with pytest.raises(UserError, match=r"walks: .* is no node to start from; choose one of b, c, d"):
         walks.reward(ask(start), "d l a")
 
 
