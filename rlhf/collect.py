@@ -102,8 +102,9 @@ def sample_answers(
 
 def judge_of(llama: Llama, reward: str) -> Judge:
     """The judge of a reward that is given as in `sample_answers`."""
-    if (task := reward.partition(":")[0] in tasks.NAMES) or ":" in reward:
-        return _function_judge(reward, function_of({"task" if task else "function": reward}, "--reward"))
+    is_task = reward.partition(":")[0] in tasks.NAMES
+    if is_task or ":" in reward:
+        return _function_judge(reward, function_of({"task" if is_task else "function": reward}, "--reward"))
     return _model_judge(reward, llama)
 
 

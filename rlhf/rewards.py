@@ -125,10 +125,7 @@ def check_tokenizer(path, tokenizer: Tokenizer) -> None:
 def check_kind(source: Mapping[str, Any], where: str) -> None:
     """Raises UserError for an entry that names more or less than one of a model, a task and a function."""
     if len({"model", "task", "function"} & set(source)) != 1:
-        raise UserError(
-            f"{where}: give it a `model`, a path, or a `task`, as walks or safe_sums:cost, or a `function`, "
-            "package.module:name"
-        )
+        raise UserError(f"{where}: give one of model=PATH, task=NAME (as safe_sums:cost), function=package.module:name")
 
 
 def function_of(source: Mapping[str, Any], where: str) -> RewardFunction:

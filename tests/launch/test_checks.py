@@ -201,7 +201,7 @@ TOGETHER = {
     "no such function": ("config.judges.gold", {"function": "camelid.tasks.primer:rewrd"}, "is no function as"),
     "no such task": ("config.judges.gold.task", "primr", "there is no task 'primr'; choose one of primer, reviews, "),
     "no such score": ("config.judges.gold.task", "safe_sums:costs", "there is no score 'safe_sums:costs'"),
-    "a task and a function": ("config.judges.gold.function", "math:hypot", "a `model`, a path, or a `task`, as walks"),
+    "a task and a function": ("config.judges.gold.function", "math:hypot", "give one of model=PATH, task=NAME"),
     "no such evaluator": ("config.evals", {"golden": {}}, "there is no such evaluation, only primer, "),
     "too many answers for the controller": ("config.kl", {"coef": 0.1, "estimator": "k1", "controller": "adaptive",
         "target": 6.0, "horizon": 51}, "give more than 51.2"),

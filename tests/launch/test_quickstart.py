@@ -75,6 +75,13 @@ def test_running_it_again_repeats_no_stage(quickstart_run, capsys):
     assert f"camelid chat {quickstart_run / 'ppo'}" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_the_command_scores_its_models_in_any_task(quickstart_run, capsys):
+    tasks = {"primer": "primer/sort/zh", "walks": "walks/all", "safe_sums": "safe_sums/cost/all"}
+    for task, metric in tasks.items():
+        assert main(["eval", str(quickstart_run / "ppo"), f"--task={task}", "--per_group=1"]) == 0
+        assert metric in capsys.readouterr().out
+
+
 def test_the_table_has_a_row_for_each_group_and_a_column_for_each_stage():
     scores = {"all": 0.1, "en": 0.2, "zh": 0.3, "greedy": 0.5, "skills": {"count": 0.4}}
     console = Console(width=80, record=True)
