@@ -1,6 +1,6 @@
 """What a model's answers to a task's held-out prompts are worth: means over all and by group, and samples to read."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -34,21 +34,22 @@ def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str,
         records = _prompts(name, per_group)
         prompts = [record["messages"] for record in records]
         answers = llama.chat_batch(prompts, max_tokens=max_tokens, temperature=temperature, **UNFILTERED)
-        scores = {each: list(map(getattr(task, each), records, answers)) for each in task.SCORES}
-        metrics = {}
-        for each, values in scores.items():
-            means = task.metrics(records, values)
-            metrics |= {_metric(each, metric): mean for metric, mean in means.items()}
-        rows, count = [], Counter()
-        for place, (record, answer) in enumerate(zip(records, answers, strict=True)):
-            count[group := group_of(task.GROUPS, record)] += 1
-            if count[group] <= shown:
-                row = {field: record["meta"][field] for field in task.GROUPS}
-                row |= {"prompt": record["messages"][-1]["content"], "answer": answer}
-                rows.append(row | {each: f"{values[place]:.2f}" for each, values in scores.items()})
+        scores = {score: list(map(getattr(task, score), records, answers)) for score in task.SCORES}
+        metrics = {
+            _metric(score, group): mean
+            for score, values in scores.items()
+            for group, mean in task.metrics(records, values).items()
+        }
+        rows = [
+            {field: record["meta"][field] for field in task.GROUPS}
+            | {"prompt": record["messages"][-1]["content"], "answer": answer}
+            | {score: f"{values[place]:.2f}" for score, values in scores.items()}
+            for place, (record, answer) in enumerate(zip(records, answers, strict=True))
+            if place % per_group < shown  # a group's prompts follow each other
+        ]
         return metrics, rows
 
-    evaluate.metrics = [_metric(each, metric) for each in task.SCORES for metric in metric_names(task.GROUPS)]
+    evaluate.metrics = [_metric(score, group) for score in task.SCORES for group in metric_names(task.GROUPS)]
     return evaluate
 
 
@@ -57,8 +58,8 @@ def evaluators() -> dict[str, Callable]:
     return {name: evaluator(name) for name in tasks.NAMES}
 
 
-def _metric(score: str, name: str) -> str:
-    return name if score == "reward" else f"{score}/{name}"
+def _metric(score: str, group: str) -> str:
+    return group if score == "reward" else f"{score}/{group}"
 
 
 def _prompts(name: str, per_group: int) -> list[Mapping]:

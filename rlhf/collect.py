@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..model.decode import pad_prompts
 from ..train.adapters import Bases
 from . import scalar
-from .rewards import RewardFunction, function_of, load_model, scores_of
+from .rewards import function_of, load_model, scores_of
 
 
 class Answers(NamedTuple):
@@ -113,7 +113,7 @@ def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[l
     return judge_of(llama, reward)(answers)
 
 
-def _function_judge(name: str, function: RewardFunction) -> Judge:
+def _function_judge(name: str, function: tasks.Score) -> Judge:
     def judge(answers):
         return [scores_of(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
 

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -30,7 +30,6 @@ from ..train.leaves import Finite, Positive, Unset
 from . import scalar
 from .rollout import Rollout, at_last_token
 
-RewardFunction = Callable[[Mapping, str], float]
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
@@ -43,7 +42,7 @@ class ModelReward(NamedTuple):
 
 
 class FunctionReward(NamedTuple):
-    function: RewardFunction
+    function: tasks.Score
     weight: float
 
 
@@ -128,7 +127,7 @@ def check_kind(source: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: give one of model=PATH, task=NAME (as safe_sums:cost), function=package.module:name")
 
 
-def function_of(source: Mapping[str, Any], where: str) -> RewardFunction:
+def function_of(source: Mapping[str, Any], where: str) -> tasks.Score:
     """The function of an entry that names a task or a function. Raises UserError naming `where` if there is none."""
     if "function" in source:
         return find_function(source["function"], where)
@@ -138,7 +137,7 @@ def function_of(source: Mapping[str, Any], where: str) -> RewardFunction:
         raise UserError(f"{where}: {error}") from None
 
 
-def find_function(name: str, where: str) -> RewardFunction:
+def find_function(name: str, where: str) -> tasks.Score:
     """The function "package.module:name"; UserError naming `where` it was asked for, if it is not a reward."""
     module, _, attribute = name.partition(":")
     try:
@@ -156,14 +155,14 @@ def find_function(name: str, where: str) -> RewardFunction:
 
 
 def scores_of(
-    name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]
+    name: str, function: tasks.Score, records: Sequence[Mapping], answers: Sequence[str]
 ) -> Float[np.ndarray, " R"]:
     """A function's score of each answer, float32 [R]. Raises UserError where it raises, or gives no finite number."""
     scores = [_score(name, function, record, answer) for record, answer in zip(records, answers, strict=True)]
     return np.array(scores, np.float32)
 
 
-def _score(name: str, function: RewardFunction, record: Mapping, answer: str) -> float:
+def _score(name: str, function: tasks.Score, record: Mapping, answer: str) -> float:
     try:
         value = function(record, answer)
         score = float(value) if hasattr(value, "__float__") else math.nan
