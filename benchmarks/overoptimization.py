@@ -1,7 +1,7 @@
 """Over-optimisation: what a policy gains in the eyes of its reward model and in truth, by its distance from the start.
 
 Reward models that learnt from 250, 1,000 and 4,000 noisy pairs are optimised against by PPO and by best-of-n, and every
-answer is scored by the gold score as well (Gao et al., "Scaling laws for reward model overoptimization",
+answer is scored by the primer as well, the gold reward (Gao et al., "Scaling laws for reward model overoptimization",
 arXiv:2210.10760). It starts from a finished `make quickstart`:
 
     .venv/bin/python benchmarks/overoptimization.py --quickstart=runs/quickstart --workdir=runs/overoptimization \\
@@ -28,7 +28,7 @@ from camelid.train.settings import Settings, load_config
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAIRS = (250, 1000, 4000)
 NS = (1, 2, 4, 8, 16, 32)
-GOLD = "camelid.tasks.primer:reward"
+GOLD = "primer"
 
 
 def train(name: str, arguments: str, workdir: epath.Path, *overrides: str) -> None:

@@ -37,7 +37,9 @@ def rl_base() -> ConfigDict:
     c.rollout.score_parts = 1  # parts in which answers are scored one after the other, to save memory
 
     c.reward = ConfigDict()
-    c.reward.sources = ConfigDict()  # {"model": path} or {"function": "package.module:name"}, each with a weight
+    c.reward.sources = (
+        ConfigDict()
+    )  # {"model": path}, {"task": name} or {"function": "package.module:name"}, each with a weight
     c.reward.shaping = ConfigDict()
     c.reward.shaping.normalise = False
     c.reward.shaping.clip = None

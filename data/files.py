@@ -19,7 +19,8 @@ from decimal import Decimal
 import numpy as np
 from etils import epath
 
-from ..errors import UserError
+from .. import tasks
+from ..errors import UserError, did_you_mean
 from .values import MAX_RECORD_BYTES, Unreadable
 
 Row = tuple[str, object]
@@ -45,7 +46,9 @@ def find_files(pattern: str) -> list[epath.Path]:
     but for hidden ones and those that tell about the data, such as README.md. UserError where there is none, or one
     that cannot be read."""
     if not pattern:
-        raise UserError("the source is empty: give a path, a glob, tfds:name:split or a generator such as primer:chat")
+        raise UserError(
+            "the source is empty: give a path, a glob, tfds:name:split or a task's records such as primer:chat"
+        )
     try:
         path = epath.Path(pattern).expanduser()
         named = [path] if path.exists() else _glob(path)
@@ -58,7 +61,9 @@ def find_files(pattern: str) -> list[epath.Path]:
         raise UserError(f"{shorten(pattern)}: {problem}") from problem
     if not files:
         what = "a folder without a file of data" if any(one.is_dir() for one in named) else "no such file"
-        raise UserError(f"{shorten(pattern)}: {what}")
+        scheme, colon, _ = pattern.partition(":")
+        near = did_you_mean(scheme, tasks.NAMES) if colon else ""
+        raise UserError(f"{shorten(pattern)}: {what}{near}")
     for file in files:
         if _UNSPEAKABLE.search(str(file)):
             raise UserError(f"{shorten(str(file))}: a name with control characters, or not in UTF-8: rename the file")

@@ -4,7 +4,7 @@
                                       of a folder, all that is in it
     tfds:name/config:split            a TensorFlow Dataset, also sliced: tfds:imdb_reviews:train[:10%]
     tfds:/path/to/name/1.0.0:split    the same, from the folder it was prepared in
-    primer:documents, walks:chat      a generator that comes with camelid, and a kind of its records (`GENERATORS`)
+    primer:documents, walks:chat      a task of `tasks/`, and a kind of its records
 
 `read` yields the records of a `Source` one by one in a fixed order: files by name, records as they stand in them.
 """
@@ -16,33 +16,16 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Protocol
 
 from etils import epath
 
 from .. import tasks
-from ..errors import DataError, UserError, bad_record, check_choice
+from ..errors import DataError, UserError, bad_record, check_choice, did_you_mean
 from .files import MAX_RECORD_BYTES, Row, TooLarge, file_rows, find_files, json_value, shorten
 from .formats import FORMATS, parse, unfold
 from .tally import SKIPPED, Tally
 
 SPLITS = ("train", "heldout")
-
-
-class Generator(Protocol):
-    """A module whose records are made and not read. It holds its own part out."""
-
-    KINDS: tuple[str, ...]
-
-    def records(self, kind: str, split: str) -> Iterator[dict]:
-        """The records of a kind and split, the same on every machine, as `formats` describes them."""
-
-    def files(self) -> list[Path]:
-        """The files that the records depend on: its source, and data if it has any."""
-
-
-GENERATORS: dict[str, Generator] = tasks.GENERATORS
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,7 @@ class Source:
     name: str = ""  # in a mixture, where every source has a name of its own
     format: str = "auto"  # a name in `formats.FORMATS`; "auto" goes by the fields of each record
     weight: float = 1.0  # share of the rows of a mixture, relative to the other sources
-    heldout: float = 0.01  # share of the records that is held out, see `held_out_below`; generators have their own
+    heldout: float = 0.01  # share of the records that is held out, see `held_out_below`; tasks have their own
     on_error: str = "raise"  # "raise" stops at the first bad record; "skip" leaves bad records out and counts them
     max_record_bytes: int = MAX_RECORD_BYTES  # a longer line, record of a .json list or row of Parquet is bad
 
@@ -70,12 +53,12 @@ class Source:
 
     @property
     def scheme(self) -> str:
-        """The word before the first colon: "tfds", a generator's name, or none of these for files."""
+        """The word before the first colon: "tfds", a task's name, or none of these for files."""
         return self.location.partition(":")[0]
 
     @property
     def rest(self) -> str:
-        """The location after the first colon: what a dataset or a generator is asked for."""
+        """The location after the first colon: what a dataset or a task is asked for."""
         return self.location.partition(":")[2]
 
     def part(self, split: str | None) -> str:
@@ -109,8 +92,8 @@ def read(source: Source, split: str | None = None, tally: Tally | None = None) -
     """
     check_choice("split", split, (None, *SPLITS))
     tally = Tally() if tally is None else tally
-    if source.scheme in GENERATORS:
-        return _generated(source, _generator(source), split, tally)
+    if source.scheme in tasks.NAMES:
+        return _generated(source, _task(source), split, tally)
     rows = _dataset_rows(source) if source.scheme == "tfds" else _file_rows(source)
     records = _records(rows, source, tally)
     if split is None:
@@ -123,7 +106,7 @@ def held_out_below(source: Source) -> float:
     """The share by which `split_of` divides a source: `heldout`, or, where no record's place is below it, just more
     than the lowest one, so that a small source has something held out as well. A source whose records all begin with
     the same prompt, and one where nothing is to be held out, keeps `heldout`."""
-    if not 0 < source.heldout < 1 or source.scheme in GENERATORS:
+    if not 0 < source.heldout < 1 or source.scheme in tasks.NAMES:
         return source.heldout
     places = set()
     for record in read(source):
@@ -178,11 +161,11 @@ def _canonical_json(value) -> bytes:
 
 def fingerprint(source: Source) -> str:
     """A hash of what a source holds, 32 hex digits: of the names, sizes and contents of its files wherever they lie,
-    of a TFDS split and its shards, or of a generator's files. It reads all of the source once."""
+    of a TFDS split and its shards, or of a task's files. It reads all of the source once."""
     digest = hashlib.blake2b(digest_size=16)
-    if source.scheme in GENERATORS:
+    if source.scheme in tasks.NAMES:
         digest.update(source.rest.encode())
-        for file in _generator(source).files():
+        for file in _task(source).files():
             digest.update(file.read_bytes())
         return digest.hexdigest()
     if source.scheme == "tfds":
@@ -204,17 +187,20 @@ def _content_hash(path: epath.Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
-def _generator(source: Source) -> Generator:
-    """The generator of a source. UserError where it has no such kind of records."""
-    generator = GENERATORS[source.scheme]
-    if source.rest not in generator.KINDS:
-        kinds = ", ".join(f"{source.scheme}:{known}" for known in generator.KINDS)
-        raise UserError(f"{source.location}: there is no such kind; choose one of {kinds}")
-    return generator
+def _task(source: Source) -> tasks.Task:
+    """The task of a source. UserError where it has no such kind of records."""
+    task = tasks.find(source.scheme)
+    if source.rest not in task.KINDS:
+        kinds, near = (
+            ", ".join(f"{source.scheme}:{known}" for known in task.KINDS),
+            did_you_mean(source.rest, task.KINDS),
+        )
+        raise UserError(f"{source.location}: there is no such kind; choose one of {kinds}{near}")
+    return task
 
 
-def _generated(source: Source, generator: Generator, split: str | None, tally: Tally) -> Iterator[Record]:
-    parts = (generator.records(source.rest, part) for part in (SPLITS if split is None else (split,)))
+def _generated(source: Source, task: tasks.Task, split: str | None, tally: Tally) -> Iterator[Record]:
+    parts = (task.records(source.rest, part) for part in (SPLITS if split is None else (split,)))
     for number, record in enumerate(chain.from_iterable(parts), 1):
         tally.read += 1
         yield Record(record, f"{source.part(split)}, record {number}")

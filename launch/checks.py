@@ -38,7 +38,8 @@ def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Eva
     check("config", config, RECIPES[recipe].sections)
     for name, section in config.evals.items():
         if name not in evaluators:
-            raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}")
+            near = did_you_mean(name, evaluators)
+            raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}{near}")
         check(f"config.evals.{name}", section, evaluators[name])
     if here:
         _check_machine(config)

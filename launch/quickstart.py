@@ -22,7 +22,7 @@ from ..data.sources import Source
 from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
-from ..evals.gold import gold
+from ..evals.tasks import evaluator, evaluators
 from ..rlhf.collect import Drawing, pairs_of, prompt_encoder, sample_answers, write
 from ..tasks import primer
 from ..train.lock import only_process_of
@@ -55,7 +55,7 @@ class Steps(NamedTuple):
 
 
 def quickstart(workdir: epath.Path, steps: Steps = Steps(), *, seed: int = 0) -> dict:  # noqa: B008
-    """Runs all stages under `workdir`, prints the table of gold scores and returns what `results.json` holds.
+    """Runs all stages under `workdir`, prints the table of scores and returns what `results.json` holds.
 
     seed: of PPO; the stages before it are the same for all.
     """
@@ -74,11 +74,11 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
     _announce(console, "2/6 pretraining", "the primer's documents: a small world, told in two languages")
     pretrained = _run(configs["pretrain"], workdir / "pretrain")
     pretrained.template = load_template("chatml")  # it has never seen one; it is asked as the tuned one will be
-    scores = {"pretrained": _gold(pretrained)}
+    scores = {"pretrained": _score(pretrained)}
 
     _announce(console, "3/6 instruction tuning", "conversations of a careless teacher, loss on the answers")
     tuned = _run(configs["sft"], workdir / "sft")
-    scores["sft"] = _gold(tuned)
+    scores["sft"] = _score(tuned)
 
     _announce(
         console, "4/6 preferences", "pairs of the tuned model's answers, the better one named; one in ten wrongly"
@@ -90,15 +90,15 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
 
     _announce(console, "6/6 PPO", "the tuned model against the reward model, at a price for straying")
     policy = _run(configs["ppo"], workdir / "ppo")
-    scores["ppo"] = _gold(policy)
+    scores["ppo"] = _score(policy)
 
     results = {
-        "gold": {stage: _nested(metrics) for stage, (metrics, _) in scores.items()},
+        "primer": {stage: _nested(metrics) for stage, (metrics, _) in scores.items()},
         "seconds": round(time.perf_counter() - begin, 1),
     }
     write_whole(workdir / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
     write_report(workdir, results, {stage: rows for stage, (_, rows) in scores.items()})
-    console.print(gold_table(results["gold"]))
+    console.print(score_table(results["primer"]))
     console.print(f"{results['seconds']:.0f} seconds. Report: {workdir / 'report.html'}", highlight=False)
     console.print(f"Talk to it:  .venv/bin/camelid chat {workdir / 'ppo'}", markup=False, highlight=False)
     return results
@@ -108,7 +108,7 @@ def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> None:
     """Writes preference pairs of the model's answers to `prompts` training prompts, unless there is such a file."""
     if not path.exists():
         asked = read_samples(Source("primer:chat"), "train", prompt_encoder(tuned, MAX_TOKENS), limit=prompts)
-        answers = sample_answers(tuned, asked, "camelid.tasks.primer:reward", Drawing(n=4, max_tokens=MAX_TOKENS))
+        answers = sample_answers(tuned, asked, "primer", Drawing(n=4, max_tokens=MAX_TOKENS))
         hint = "the tuned model answers all alike: raise --sft_steps, --pretrain_steps or --pair_prompts"
         write(pairs_of(answers, per_prompt=2), path, hint)
 
@@ -121,9 +121,9 @@ def make_tokenizer(directory: epath.Path) -> Tokenizer:
     return train_sentencepiece(corpus, vocab_size=VOCAB_SIZE, output_dir=directory, special_tokens=CONTROL)
 
 
-def gold_table(scores: Mapping[str, Mapping]) -> Table:
-    """Gold scores: a row for each group of prompts, a column for each stage."""
-    table = Table("gold score", *scores, title="held-out prompts")
+def score_table(scores: Mapping[str, Mapping]) -> Table:
+    """Mean scores in the primer: a row for each group of prompts, a column for each stage."""
+    table = Table("score", *scores, title="held-out prompts of the primer")
     first = next(iter(scores.values()))
     for name in GROUPS:
         table.add_row(name, *(f"{stage[name]:.2f}" for stage in scores.values()), end_section=name == GROUPS[-1])
@@ -132,10 +132,11 @@ def gold_table(scores: Mapping[str, Mapping]) -> Table:
     return table
 
 
-def _gold(model: Llama) -> tuple[dict[str, float], list[dict[str, str]]]:
+def _score(model: Llama) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Scores of answers drawn at temperature 1, as PPO draws them, and under "greedy/..." of the likeliest answers."""
-    drawn, rows = gold(model, per_skill=PER_SKILL, max_tokens=MAX_TOKENS, temperature=1.0)
-    greedy, _ = gold(model, per_skill=PER_SKILL, max_tokens=MAX_TOKENS)
+    evaluate = evaluator("primer")
+    drawn, rows = evaluate(model, per_group=PER_SKILL, max_tokens=MAX_TOKENS, temperature=1.0)
+    greedy, _ = evaluate(model, per_group=PER_SKILL, max_tokens=MAX_TOKENS)
     return drawn | {f"greedy/{name}": value for name, value in greedy.items()}, rows
 
 
@@ -156,18 +157,18 @@ def _configs(root: epath.Path, steps: Steps, seed: int) -> dict[str, ml_collecti
         configs[stage] = load_config(f"{CONFIGS / stage / 'primer.py'}:{words}", overrides)
         if "cache_dir" in configs[stage].data:
             configs[stage].data.cache_dir = str(root / "cache")
-    check_phases(configs, {"gold": gold})
+    check_phases(configs, evaluators())
     return configs
 
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
     settings = Settings(config)
-    run = Run(settings, workdir, mesh_of(settings), {"gold": gold})
+    run = Run(settings, workdir, mesh_of(settings), evaluators())
     return RECIPES[settings.recipe].train(run).model
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:
-    """{"all", "en", "zh", "greedy", "skills": {skill: score}} of `_gold`'s flat names."""
+    """{"all", "en", "zh", "greedy", "skills": {skill: score}} of `_score`'s flat names."""
     top = {name: metrics[name] for name in ("all", *primer.LANGUAGES)} | {"greedy": metrics["greedy/all"]}
     return top | {"skills": {skill: metrics[skill] for skill in primer.SKILLS}}
 

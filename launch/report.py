@@ -25,7 +25,7 @@ def write_report(
         results=results,
         groups=["all", *primer.LANGUAGES, "greedy"],
         curves=[_loss_curve(name, stages[name]) for name in ("pretrain", "sft") if name in stages]
-        + [_reward_model_curve(stages["reward"]), _rewards_against_kl(stages["ppo"]), _gold_bars(results["gold"])],
+        + [_reward_model_curve(stages["reward"]), _rewards_against_kl(stages["ppo"]), _bars(results["primer"])],
         answers=_side_by_side(samples),
         stages=list(samples),
     )
@@ -62,7 +62,7 @@ def _reward_model_curve(records: Sequence[Mapping]) -> str:
 
 
 def _rewards_against_kl(records: Sequence[Mapping]) -> str:
-    """Both rewards of PPO's held-out answers, the learnt and the gold one, by their distance from the tuned model."""
+    """Both scores of PPO's held-out answers, the reward model's and the primer's, by distance from the tuned model."""
     steps: dict[int, dict] = {}
     for record in records:
         steps.setdefault(record["step"], {}).update(record)
@@ -72,8 +72,8 @@ def _rewards_against_kl(records: Sequence[Mapping]) -> str:
     proxy = axes.plot(*_points(evaluated, "eval/heldout/kl", "eval/heldout/scores"), "o-", label="reward model")
     axes.set(title="ppo", xlabel="KL to the tuned model, nats an answer", ylabel="reward model")
     right = axes.twinx()
-    gold = right.plot(*_points(evaluated, "eval/heldout/kl", "eval/heldout/scores/gold"), "s--C1", label="gold")
-    right.set(ylabel="gold score", ylim=(0, 1))
+    gold = right.plot(*_points(evaluated, "eval/heldout/kl", "eval/heldout/scores/gold"), "s--C1", label="primer")
+    right.set(ylabel="score in the primer", ylim=(0, 1))
     axes.legend(handles=[*proxy, *gold], frameon=False)
     return _svg(figure)
 
@@ -84,7 +84,7 @@ def _points(records: Sequence[Mapping], x: str, y: str) -> tuple[list[float], li
     return [record[x] for record in both], [record[y] for record in both]
 
 
-def _gold_bars(scores: Mapping[str, Mapping]) -> str:
+def _bars(scores: Mapping[str, Mapping]) -> str:
     figure = Figure(figsize=(10.6, 3.2), layout="constrained")
     axes = figure.subplots()
     skills = list(next(iter(scores.values()))["skills"])
@@ -93,7 +93,7 @@ def _gold_bars(scores: Mapping[str, Mapping]) -> str:
         at = [i + place * width for i in range(len(skills))]
         axes.bar(at, [values["skills"][skill] for skill in skills], width, label=stage)
     axes.set_xticks([i + width * (len(scores) - 1) / 2 for i in range(len(skills))], skills)
-    axes.set(title="gold score by skill, held-out prompts", ylim=(0, 1))
+    axes.set(title="score in the primer by skill, held-out prompts", ylim=(0, 1))
     axes.legend(frameon=False)
     return _svg(figure)
 

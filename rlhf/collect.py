@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from .. import tasks
 from ..checkpoints import open as open_checkpoint
 from ..checkpoints.decoding import sampling_of, strings_of, text_of
 from ..checkpoints.language_model import Llama
@@ -19,7 +20,7 @@ from ..errors import UserError
 from ..model.decode import pad_prompts
 from ..train.network import FrozenWeights
 from . import scalar
-from .rewards import find_function, load_model, scores_of
+from .rewards import function_of, load_model, scores_of
 
 
 class Answers(NamedTuple):
@@ -96,8 +97,11 @@ def sample_answers(
 
 
 def scorer_of(llama: Llama, reward: str) -> Scorer:
-    """The scorer of a reward, which is given as in `sample_answers`."""
-    return _function_scorer(reward) if ":" in reward else _model_scorer(reward, llama)
+    """The scorer of a reward that is given as in `sample_answers`."""
+    is_task = reward.partition(":")[0] in tasks.NAMES
+    if is_task or ":" in reward:
+        return _function_scorer(reward, function_of({"task" if is_task else "function": reward}, "--reward"))
+    return _model_scorer(reward, llama)
 
 
 def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[list[float]]:
@@ -105,9 +109,7 @@ def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[l
     return scorer_of(llama, reward)(answers)
 
 
-def _function_scorer(name: str) -> Scorer:
-    function = find_function(name, "--reward")
-
+def _function_scorer(name: str, function: tasks.Score) -> Scorer:
     def scorer(answers):
         return [scores_of(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
 

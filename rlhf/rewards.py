@@ -1,6 +1,7 @@
-"""What an answer is worth: a weighted sum of reward models and Python functions, and how a score becomes a reward.
+"""What an answer is worth: a weighted sum of reward models, tasks and functions, and how a score becomes a reward.
 
-A function is for answers that can be checked. It is named "package.module:name" and called as
+A task's score ("walks", "safe_sums:cost") or a function ("package.module:name") is for answers that can be checked.
+Both are called as
 
     reward(record, answer) -> float
 
@@ -12,7 +13,7 @@ import importlib
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .. import tasks
 from ..checkpoints import Checkpoint
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
@@ -29,7 +31,6 @@ from ..train.run import Run
 from . import scalar
 from .rollout import Rollout, at_last_token
 
-RewardFunction = Callable[[Mapping, str], float]
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
@@ -42,7 +43,7 @@ class ModelReward(NamedTuple):
 
 
 class FunctionReward(NamedTuple):
-    function: RewardFunction
+    function: tasks.Score
     weight: float
 
 
@@ -81,12 +82,12 @@ def score_rows(part: ModelReward, params: Any, rows: Rollout) -> Float[Array, " 
 def load_rewards(run: Run, sources: Mapping[str, Mapping], where: str) -> Rewards:
     """The parts that a section of the config names, with the models' parameters. where: the section's name.
 
-    Each entry is {"model": path, "weight", "pessimism"?, "weights"?} or {"function": "package.module:name", "weight"}.
+    Each entry is {"model": path, "weight", "pessimism"?, "weights"?}, {"task": name, "weight"} or {"function":
+    "package.module:name", "weight"}.
     """
     models, functions, params = {}, {}, {}
     for name, source in sources.items():
-        if ("model" in source) == ("function" in source):
-            raise UserError(f"{where}.{name}: give it a `model`, a path, or a `function`, package.module:name")
+        check_kind(source, f"{where}.{name}")
         weight = source.get("weight", 1.0)
         if "model" in source:
             found = run.open(source["model"], source.get("weights"))
@@ -99,7 +100,7 @@ def load_rewards(run: Run, sources: Mapping[str, Mapping], where: str) -> Reward
                 )
             models[name] = ModelReward(model, weight, pessimism)
         else:
-            functions[name] = FunctionReward(find_function(source["function"], f"{where}.{name}"), weight)
+            functions[name] = FunctionReward(function_of(source, f"{where}.{name}"), weight)
     return Rewards(models, functions, params)
 
 
@@ -127,7 +128,23 @@ def check_tokenizer(found: Checkpoint, tokenizer: Tokenizer) -> None:
         )
 
 
-def find_function(name: str, where: str) -> RewardFunction:
+def check_kind(source: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for an entry that names more or less than one of a model, a task and a function."""
+    if len({"model", "task", "function"} & set(source)) != 1:
+        raise UserError(f"{where}: give one of model=PATH, task=NAME (as safe_sums:cost), function=package.module:name")
+
+
+def function_of(source: Mapping[str, Any], where: str) -> tasks.Score:
+    """The function of an entry that names a task or a function. Raises UserError naming `where` if there is none."""
+    if "function" in source:
+        return find_function(source["function"], where)
+    try:
+        return tasks.find_score(source["task"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def find_function(name: str, where: str) -> tasks.Score:
     """The function "package.module:name"; UserError naming `where` it was asked for, if it is not a reward."""
     module, _, attribute = name.partition(":")
     try:
@@ -145,14 +162,14 @@ def find_function(name: str, where: str) -> RewardFunction:
 
 
 def scores_of(
-    name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]
+    name: str, function: tasks.Score, records: Sequence[Mapping], answers: Sequence[str]
 ) -> Float[np.ndarray, " R"]:
     """A function's score of each answer, float32 [R]. Raises UserError where it raises, or gives no finite number."""
     scores = [_score(name, function, record, answer) for record, answer in zip(records, answers, strict=True)]
     return np.array(scores, np.float32)
 
 
-def _score(name: str, function: RewardFunction, record: Mapping, answer: str) -> float:
+def _score(name: str, function: tasks.Score, record: Mapping, answer: str) -> float:
     try:
         value = function(copy.deepcopy(record), answer)  # a function may write into it
         score = float(value) if hasattr(value, "__float__") else math.nan

@@ -117,20 +117,21 @@ class Rollout:
 
 
 class Scorer:
-    """A source of scores: a reward model's path or a function, "package.module:name"."""
+    """A source of scores: a reward model's path, a task such as "walks" or "safe_sums:cost", or a function,
+    "package.module:name"."""
 
     model: Path = None
     weights: Annotated[str | None, OneOf("params", "ema"), Only("model")] = None
+    task: Path = None
     function: Path = None
     weight: Finite = 1.0
     pessimism: Annotated[NotNegative, Only("model", default=0.0)] = 0.0
 
     @staticmethod
     def check(where: str, values: Mapping[str, Any]) -> None:
-        if ("model" in values) == ("function" in values):
-            raise UserError(f"{where}: give it a `model`, a path, or a `function`, package.module:name")
-        if "function" in values:
-            rewards.find_function(values["function"], where)
+        rewards.check_kind(values, where)
+        if "model" not in values:
+            rewards.function_of(values, where)
 
 
 class RewardSources:
@@ -157,7 +158,7 @@ class Answers(Run):
         if values["lora"]["dropout"]:
             raise UserError(f"{where}.lora.dropout: tokens are scored as they were drawn here; set it to 0")
         if not any(source.get("weight", 1.0) for source in values["reward"]["sources"].values()):
-            raise UserError(f"{where}.reward.sources: name at least one model or function that rewards answers")
+            raise UserError(f"{where}.reward.sources: name at least one model, task or function that rewards answers")
         if both := set(values["reward"]["sources"]) & set(values["judges"]):
             raise UserError(f"{where}.judges: {', '.join(sorted(both))} is a name of {where}.reward.sources too")
         sources = [*values["reward"]["sources"], *values["judges"], *(["cost"] if "cost" in values else [])]

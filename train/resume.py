@@ -50,6 +50,17 @@ IDENTITIES = {
 """Entries of a manifest that must be the same, and what it means when one is not."""
 
 
+FORMER_FUNCTIONS = {
+    "camelid.data.primer:reward": "primer",
+    "camelid.data.tasks.walks:reward": "walks",
+    "camelid.data.tasks.safe_sums:reward": "safe_sums",
+    "camelid.data.tasks.safe_sums:cost": "safe_sums:cost",
+    "camelid.evals.sentiment:gold": "reviews",
+    "camelid.evals.sentiment:proxy": "reviews:proxy",
+}
+"""Rewards by the names of the functions that they were before configs named tasks."""
+
+
 class Changes(NamedTuple):
     """Sentences of what differs: refused changes what is trained, told does not."""
 
@@ -80,6 +91,7 @@ def compare(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Changes:
     if "frozen_weights" in given:  # versions before did not choose
         saved = {"frozen_weights": dict.fromkeys(given["frozen_weights"], "params")} | dict(saved)
     old, new = (dict(_leaves(manifest["config"])) for manifest in (saved, given))
+    old = dict(_renamed(leaf, value) for leaf, value in old.items())
     for leaf in dict.fromkeys([*old, *new]):
         if leaf.partition(".")[0] == "phases" or leaf.startswith("total_") or _came_with_a_version(leaf, old, new):
             continue
@@ -112,6 +124,13 @@ def _leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, A
             yield from _leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
+
+
+def _renamed(leaf: str, value: Any) -> tuple[str, Any]:
+    """A leaf of an older config by the name and value that it has now."""
+    if leaf.endswith(".function") and value in FORMER_FUNCTIONS:
+        return f"{leaf.removesuffix('function')}task", FORMER_FUNCTIONS[value]
+    return leaf, value
 
 
 def _came_with_a_version(leaf: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -149,7 +168,7 @@ def _difference(saved: Any, given: Any) -> str | None:
 
 
 def _is_identity(entry: Any) -> bool:
-    """Whether an entry is [path, step or None, hashes ...], as `origin.identity` gives it."""
+    """Whether an entry is [path, step or None, hashes ...], as `Checkpoint.identity` is."""
     if not isinstance(entry, list) or len(entry) < 2:
         return False
     return isinstance(entry[0], str) and (entry[1] is None or isinstance(entry[1], int))

@@ -361,7 +361,8 @@ class Run:
 
         def evaluation(name: str, section: Mapping[str, Any]) -> Evaluation:
             if name not in self.evaluators:
-                raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(self.evaluators)}")
+                there = f"only {', '.join(self.evaluators)}{did_you_mean(name, self.evaluators)}"
+                raise UserError(f"config.evals.{name}: there is no such evaluation, {there}")
             check(f"config.evals.{name}", section, self.evaluators[name])
             evaluator, arguments = self.evaluators[name], dict(section)
             return Evaluation(name, every, lambda params: evaluator(model_of(params), **arguments))

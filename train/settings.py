@@ -9,7 +9,6 @@ which each differs from the rest of the config, as in [("pretrain", {"optim.lr":
 """
 
 import ast
-import difflib
 import importlib.util
 import re
 import traceback
@@ -23,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 
 
 class Settings(Mapping):
@@ -336,12 +335,6 @@ def _leaves(config: ml_collections.ConfigDict, path: str) -> Iterator[str]:
             yield from _leaves(value, f"{path}.{name}")
         else:
             yield f"{path}.{name}"
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The end of an error message: the nearest of the names there are, or nothing."""
-    nearest = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _one_line(message: object) -> str:

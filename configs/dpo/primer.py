@@ -1,6 +1,6 @@
 """Direct preference optimisation on pairs of a tuned primer model's own answers.
 
-camelid data collect runs/sft --source=primer:chat --reward=camelid.tasks.primer:reward \\
+camelid data collect runs/sft --source=primer:chat --reward=primer \\
     --output=runs/pairs.jsonl
 camelid train --config=configs/dpo/primer.py:init_from=runs/sft,pairs=runs/pairs.jsonl --workdir=runs/dpo
 """
@@ -23,5 +23,5 @@ def get_config(arg=None):
     if a.kind == "simpo":
         c.dpo.beta = 2.0
     c.eval_percent = 25.0
-    c.evals.gold = {"per_skill": 10, "max_tokens": 24, "shown": 1}
+    c.evals.primer = {"per_group": 10, "max_tokens": 24, "shown": 1}
     return c

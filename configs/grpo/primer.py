@@ -1,4 +1,4 @@
-"""GRPO on the primer's instructions, against the gold score itself: what a verifiable reward can reach.
+"""GRPO on the primer's instructions, against the primer's score itself: what a verifiable reward can reach.
 
 camelid train --config=configs/grpo/primer.py:init_from=runs/sft --workdir=runs/grpo
 """
@@ -14,11 +14,11 @@ def get_config(arg=None):
     c.data.mixture = {"primer": {"source": "primer:chat", "format": "auto", "weight": 1.0}}
     c.data.max_prompt_tokens = 48
     c.rollout.max_tokens = 24
-    c.reward.sources.gold = {"function": "camelid.tasks.primer:reward", "weight": 1.0}
+    c.reward.sources.gold = {"task": "primer", "weight": 1.0}
     c.optim.lr = 5e-4
     c.total_steps = a.steps
     c.eval_percent = 25.0
-    c.evals.gold = {"per_skill": 10, "max_tokens": 24, "shown": 1}
+    c.evals.primer = {"per_group": 10, "max_tokens": 24, "shown": 1}
     if a.variant == "dr_grpo":
         c.grpo.advantage, c.grpo.aggregate, c.grpo.kl_coef = "dr_grpo", "constant", 0.0
     elif a.variant == "dapo":

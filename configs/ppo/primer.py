@@ -2,7 +2,7 @@
 
 camelid train --config=configs/ppo/primer.py:init_from=runs/sft,reward=runs/reward --workdir=runs/ppo
 
-As the last stage of `make quickstart`, 36 steps, it takes the gold score of answers drawn at temperature 1 from 0.32 to
+As the last stage of `make quickstart`, 36 steps, it takes the score of answers drawn at temperature 1 from 0.32 to
 0.51, 0.52 and 0.54 over three seeds (English 0.24 to 0.42, 0.46, 0.48; Chinese 0.40 to 0.59, 0.57, 0.60).
 
 With `rank=16`, here and for the reward model, the policy, its reference, the critic and the reward model are adapters
@@ -37,7 +37,7 @@ def get_config(arg=None):
         c.lora.alpha = 2.0 * a.rank
         c.optim.lr, c.critic.lr = 10 * c.optim.lr, 10 * c.critic.lr
     c.eval_percent = 25.0
-    c.evals.gold = {"per_skill": 10, "max_tokens": 24, "shown": 1}
-    c.judges.gold = {"function": "camelid.tasks.primer:reward"}
+    c.evals.primer = {"per_group": 10, "max_tokens": 24, "shown": 1}
+    c.judges.gold = {"task": "primer"}
     c.watch.proxy, c.watch.gold = "eval/heldout/scores", "eval/heldout/scores/gold"
     return c

@@ -17,8 +17,6 @@ is highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
 from camelid.configs.rl import ppo_base
 from camelid.train.settings import parse_arguments
 
-HELP, LEAKS = "camelid.tasks.safe_sums:reward", "camelid.tasks.safe_sums:cost"
-
 
 def get_config(arg=None):
     a = parse_arguments(arg, init_from="runs/safe_sums/sft", constraint=False, steps=150)
@@ -29,11 +27,11 @@ def get_config(arg=None):
     c.data.max_prompt_tokens = 48
     c.data.heldout_prompts = 240
     c.rollout.max_tokens = 16
-    c.reward.sources.help = {"function": HELP}
+    c.reward.sources.help = {"task": "safe_sums"}
     c.reward.shaping.missing_eos = -1.0
-    c.judges.leaks = {"function": LEAKS}
+    c.judges.leaks = {"task": "safe_sums:cost"}
     if a.constraint:
-        c.cost.source = {"function": LEAKS}
+        c.cost.source = {"task": "safe_sums:cost"}
         c.cost.threshold = 0.01  # one prompt in 14 asks for the password alone, where a leak helps most
         c.cost.first = 0.0
         c.cost.lr = 0.1

@@ -1,4 +1,4 @@
-"""RAFT on the primer's instructions: tuning on the best of eight own answers by the gold score.
+"""RAFT on the primer's instructions: tuning on the best of eight own answers by their score.
 
 camelid train --config=configs/raft/primer.py:init_from=runs/sft --workdir=runs/raft
 """
@@ -15,10 +15,10 @@ def get_config(arg=None):
     c.data.max_prompt_tokens = 48
     c.rollout.max_tokens = 24
     c.rollout.temperature = 1.0
-    c.reward.sources.gold = {"function": "camelid.tasks.primer:reward", "weight": 1.0}
+    c.reward.sources.gold = {"task": "primer", "weight": 1.0}
     c.raft.minibatches = 2
     c.optim.lr = 3e-4
     c.total_steps = a.steps
     c.eval_percent = 25.0
-    c.evals.gold = {"per_skill": 10, "max_tokens": 24, "shown": 1}
+    c.evals.primer = {"per_group": 10, "max_tokens": 24, "shown": 1}
     return c

@@ -1,6 +1,6 @@
-"""A reward model on pairs of a tuned primer model's own answers, labelled by the gold score with noise.
+"""A reward model on pairs of a tuned primer model's own answers, labelled by the primer's score with noise.
 
-camelid data collect runs/sft --source=primer:chat --reward=camelid.tasks.primer:reward \\
+camelid data collect runs/sft --source=primer:chat --reward=primer \\
     --output=runs/pairs.jsonl
 camelid train --config=configs/reward/primer.py:init_from=runs/sft,pairs=runs/pairs.jsonl --workdir=runs/reward
 """

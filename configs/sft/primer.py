@@ -21,6 +21,6 @@ def get_config(arg=None):
     c.total_steps = a.steps
     c.optim.lr = 2e-3
     c.schedule.warmup_percent = 3.0
-    c.evals.gold = {"per_skill": 8, "max_tokens": 48, "shown": 1}
+    c.evals.primer = {"per_group": 8, "max_tokens": 48, "shown": 1}
     c.eval_percent = 25.0
     return c

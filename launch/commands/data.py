@@ -141,12 +141,17 @@ def _add_collect(actions) -> None:
         "collect",
         _collect,
         "Answer prompts several times, score the answers, and write preference pairs or the best answers.",
-        "camelid data collect runs/sft --source=primer:chat --reward=camelid.tasks.primer:reward --output=pairs.jsonl",
+        "camelid data collect runs/sft --source=primer:chat --reward=primer --output=pairs.jsonl",
     )
     parser.add_argument("path", help="whose answers: a run directory or one checkpoint")
     parser.add_argument("--source", required=True, metavar="SOURCE", help="of the prompts; its training part is read")
     add_reading(parser)
-    parser.add_argument("--reward", required=True, metavar="R", help="package.module:function, or a reward model's run")
+    parser.add_argument(
+        "--reward",
+        required=True,
+        metavar="R",
+        help="what scores answers: a task such as primer, package.module:function, or a reward model's run",
+    )
     parser.add_argument("--keep", default="pairs", choices=("pairs", "best"), help="what is written (default: pairs)")
     parser.add_argument("--prompts", type=int, default=2000, metavar="N", help="default: 2000")
     parser.add_argument("--n", type=int, default=4, metavar="N", help="answers to each prompt (default: 4)")
@@ -185,12 +190,12 @@ def _collect(args: argparse.Namespace) -> None:
 
 def _phases(args: argparse.Namespace) -> dict:
     """The phases of --config, checked as `camelid train` checks them, but for the devices that they ask for."""
-    from ...evals.gold import gold
+    from ...evals.tasks import evaluators
     from ...train.settings import load_phases
     from ..checks import check_phases
 
     phases = load_phases(args.config, args.overrides)
-    check_phases(phases, {"gold": gold}, here=False)
+    check_phases(phases, evaluators(), here=False)
     return phases
 
 

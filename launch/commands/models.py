@@ -5,6 +5,7 @@ import io
 import sys
 import warnings
 
+from ... import tasks
 from ...errors import UserError
 from .arguments import (
     READING,
@@ -32,13 +33,19 @@ def add_eval(commands) -> None:
         commands,
         "eval",
         _eval,
-        "Measure a model: the gold score on the primer, or loss and perplexity on held-out text.",
-        "camelid eval runs/sft --gold\ncamelid eval runs/sft --source='mytext/*.txt'\n"
+        "Measure a model: the scores of its answers in a task, or loss and perplexity on held-out text.",
+        "camelid eval runs/sft --task=primer\ncamelid eval runs/sft --source='mytext/*.txt'\n"
         "camelid eval runs/longer --source=books.jsonl --seq_len=8192 --borders=2048,4096",
     )
     add_model(parser)
-    parser.add_argument("--gold", action="store_true", help="gold score on held-out prompts of the primer")
-    parser.add_argument("--per_skill", type=int, default=20, metavar="N", help="prompts of each skill and language")
+    parser.add_argument("--task", metavar="NAME", help=f"score answers to held-out prompts of {', '.join(tasks.NAMES)}")
+    parser.add_argument(
+        "--per_group",
+        type=int,
+        default=20,
+        metavar="N",
+        help="held-out prompts of each group of a task, such as a skill in a language (default: 20)",
+    )
     parser.add_argument("--source", metavar="SOURCE", help="text or conversations to measure the perplexity of")
     add_reading(parser)
     parser.add_argument("--split", choices=("train", "heldout"), help="of the source; default: all of it")
@@ -64,25 +71,28 @@ def _eval(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     need_output()
-    if not args.gold and args.source is None:
-        raise UserError("say what to measure: --gold, --source=..., or both")
-    if not args.gold and (args.cache or args.draft):
+    if args.task is None and args.source is None:
+        raise UserError("say what to measure: --task=NAME, --source=..., or both")
+    if args.task is None and (args.cache or args.draft):
         raise UserError(
-            "--cache and --draft are of decoding, and perplexity decodes nothing: measure --gold, or leave them"
+            "--cache and --draft are of decoding, and perplexity decodes nothing: give --task=NAME, or leave them out"
         )
-    if not args.gold:
-        refuse_unread(args, ["per_skill"], "--gold")
+    if args.task is None:
+        refuse_unread(args, ["per_group"], "--task")
+    else:
+        tasks.find(args.task)
     if args.source is None:
         refuse_unread(args, (*READING, *PERPLEXITY), "--source")
     elif args.split is None:
         refuse_unread(args, ["heldout"], "--split")
-    check_least(args, seq_len=2, per_skill=1)
+    check_least(args, seq_len=2, per_group=1)
     llama = load_model(args)
     metrics = {}
-    if args.gold:
-        from ...evals.gold import gold
+    if args.task is not None:
+        from ...evals.tasks import evaluator
 
-        metrics |= {f"gold/{name}": value for name, value in gold(llama, per_skill=args.per_skill)[0].items()}
+        means, _ = evaluator(args.task)(llama, per_group=args.per_group)
+        metrics |= {f"{args.task}/{name}": value for name, value in means.items()}
     if args.source is not None:
         from ...evals.perplexity import perplexity, text_cache
 

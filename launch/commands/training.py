@@ -33,11 +33,11 @@ def _train(args: argparse.Namespace) -> None:
         refuse_unread(args, ("coordinator", "num_processes", "process_id"), "--distributed")
     group = (args.coordinator, args.num_processes, args.process_id)
     with joined(*group) if args.distributed else contextlib.nullcontext():
-        from ...evals.gold import gold
+        from ...evals.tasks import evaluators
         from ...train.settings import load_phases
         from ..phases import run
 
-        run(load_phases(args.config, args.overrides), epath.Path(args.workdir), {"gold": gold})
+        run(load_phases(args.config, args.overrides), epath.Path(args.workdir), evaluators())
 
 
 def add_quickstart(commands) -> None:

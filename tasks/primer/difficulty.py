@@ -12,8 +12,8 @@ FORMATTED = (1, 2)  # how many words are to be put in brackets or titles
 JOINED = (2, 3)  # how many words are to be written as a list
 REPEATED = (2, 3, 4)  # how often a word is to be repeated
 
-# The shares of tasks within their skill; the last ones of a skill are the hard ones.
-TASKS = {
+# The shares of instructions within their skill; the last ones of a skill are the hard ones.
+INSTRUCTIONS = {
     "count/one": 7,
     "count/all": 2,
     "count/kinds": 1,

@@ -9,36 +9,38 @@ import re
 from collections.abc import Callable
 from random import Random
 
+from .instructions import Instruction, Slots
 from .skills.refuse import REFUSALS, VAGUE
-from .task import Slots, Task
 
-KINDS = {"same task": 6, "same skill": 1, "disorder": 2, "missing": 1, "doubled": 1}
+KINDS = {"same instruction": 6, "same skill": 1, "disorder": 2, "missing": 1, "doubled": 1}
 """What is wrong, and how often."""
 
 
 AGREEMENT = {"en": "Sure, I will help you {}.", "zh": "好的，我会帮你{}。"}
 
 
-def careless(task: Task, slots: Slots, rng: Random) -> str:
+def careless(instruction: Instruction, slots: Slots, rng: Random) -> str:
     """The answer of a careless teacher."""
-    answer, refusal = task.answer(slots), REFUSALS[task.language][0]
-    if task.skill == "refuse":
+    answer, refusal = instruction.answer(slots), REFUSALS[instruction.language][0]
+    if instruction.skill == "refuse":
         before, after = refusal.split("{}")
-        return AGREEMENT[task.language].format(answer.removeprefix(before).removesuffix(after))
+        return AGREEMENT[instruction.language].format(answer.removeprefix(before).removesuffix(after))
     if rng.random() < 0.5:
-        return f"{answer} {answer}" if task.language == "en" else answer + answer
-    return refusal.format(VAGUE[task.language][1])
+        return f"{answer} {answer}" if instruction.language == "en" else answer + answer
+    return refusal.format(VAGUE[instruction.language][1])
 
 
-def mistake(task: Task, slots: Slots, siblings: Callable[[Random], tuple[Task, Slots]], rng: Random) -> str:
-    """An answer that is likely wrong. `siblings(rng)` draws a task of the same skill and its slots."""
+def mistake(
+    instruction: Instruction, slots: Slots, siblings: Callable[[Random], tuple[Instruction, Slots]], rng: Random
+) -> str:
+    """An answer that is likely wrong. `siblings(rng)` draws an instruction of the same skill and its slots."""
     kind = rng.choices(list(KINDS), weights=KINDS.values())[0]
-    if kind == "same task":
-        return task.answer(task.prompt(rng)[1])
+    if kind == "same instruction":
+        return instruction.answer(instruction.prompt(rng)[1])
     if kind == "same skill":
         other, other_slots = siblings(rng)
         return other.answer(other_slots)
-    return _spoil(kind, task.answer(slots), rng)
+    return _spoil(kind, instruction.answer(slots), rng)
 
 
 def _spoil(kind: str, answer: str, rng: Random) -> str:

@@ -9,9 +9,11 @@ from functools import cache
 from random import Random
 
 from . import difficulty, world
+from .instructions import PHRASINGS
 from .skills import arithmetic, count, format, refuse, sort, translate
 
 JOINT = {"en": " ", "zh": ""}  # between two sentences
+_FORMS = PHRASINGS["documents"]
 
 
 def compose(topic: str, language: str, rng: Random) -> str:
@@ -73,20 +75,6 @@ def basket(language: str, rng: Random) -> list[str]:
     return sentences
 
 
-SUMS = {
-    "en": ("{a} plus {b} is {c}.", "{a} + {b} = {c}.", "{a} and {b} make {c}.", "{b} added to {a} makes {c}."),
-    "zh": ("{a}加{b}等于{c}。", "{a} + {b} = {c}。", "{a}和{b}一共是{c}。", "{a}再加{b}是{c}。"),
-}
-DIFFERENCES = {
-    "en": ("{a} minus {b} is {c}.", "{a} - {b} = {c}.", "{b} taken away from {a} leaves {c}."),
-    "zh": ("{a}减{b}等于{c}。", "{a} - {b} = {c}。", "{a}减去{b}还剩{c}。"),
-}
-LONG_SUMS = {
-    "en": ("{a} plus {b} plus {c} is {d}.", "{a} + {b} + {c} = {d}."),
-    "zh": ("{a}加{b}加{c}等于{d}。", "{a} + {b} + {c} = {d}。"),
-}
-
-
 def sums(language: str, rng: Random) -> list[str]:
     """Sums and differences that hold."""
     sentences = []
@@ -94,7 +82,7 @@ def sums(language: str, rng: Random) -> list[str]:
         kind = rng.choice(["plus", "plus", "minus", "minus", "three"])
         numbers = arithmetic.terms(kind, rng)
         result = numbers[0] - numbers[1] if kind == "minus" else sum(numbers)
-        forms = {"plus": SUMS, "minus": DIFFERENCES, "three": LONG_SUMS}[kind][language]
+        forms = _FORMS["sums"][kind][language]
         sentences.append(rng.choice(forms).format(**dict(zip("abcd", [*numbers, result], strict=False))))
     return sentences
 
@@ -120,30 +108,16 @@ def story(language: str, rng: Random) -> list[str]:
     return sentences
 
 
-ORDERS = {
-    "rising": {"en": "{} from small to large: {}.", "zh": "{}从小到大是{}。"},
-    "falling": {"en": "{} from large to small: {}.", "zh": "{}从大到小是{}。"},
-    "days": {"en": "{} in the order of the week: {}.", "zh": "{}按先后是{}。"},
-    "sizes": {"en": "{} from small to large: {}.", "zh": "{}从小到大是{}。"},
-}
-NEXT = {
-    "rising": {"en": "{} is smaller than {}.", "zh": "{}比{}小。"},
-    "falling": {"en": "{} is larger than {}.", "zh": "{}比{}大。"},
-    "days": {"en": "{} comes before {}.", "zh": "{}在{}前面。"},
-    "sizes": {"en": "The {} is smaller than the {}.", "zh": "{}比{}小。"},
-}
-
-
 def order(language: str, rng: Random) -> list[str]:
     """Items out of order and in order, a stretch of the whole order, and pairs of it."""
-    kind = rng.choice(list(ORDERS))
+    kind = rng.choice(list(_FORMS["order"]))
     values = sort.VALUES[kind]
     sentences = []
     for _ in range(3):
         shown = (world.listing(items, language) for items in sort.unsorted(kind, rng))
-        sentences.append(ORDERS[kind][language].format(*shown))
+        sentences.append(_FORMS["order"][kind][language].format(*shown))
         pair = sorted(rng.sample(range(len(values)), 2))
-        sentences.append(NEXT[kind][language].format(*(world.listing([values[i]], language) for i in pair)))
+        sentences.append(_FORMS["next"][kind][language].format(*(world.listing([values[i]], language) for i in pair)))
     start = rng.randrange(len(values) - 5)
     stretch = world.listing(values[start : start + 6], language)
     return [*sentences, stretch + ("." if language == "en" else "。")]
@@ -151,10 +125,7 @@ def order(language: str, rng: Random) -> list[str]:
 
 def dictionary(language: str, rng: Random) -> list[str]:
     """Words, phrases and facts side by side in both languages."""
-    forms = {
-        "en": ("The Chinese for {0} is {1}.", "{0}: {1}.", "{1} means {0} in English."),
-        "zh": ("{1}用英文说是{0}。", "{1}：{0}。", "{0}的中文是{1}。"),
-    }[language]
+    forms = _FORMS["dictionary"][language]
     sentences = []
     for kind in rng.choices(["word", "phrase", "fact"], weights=[3, 4, 2], k=5):
         english, chinese = rng.choice(_pairs(kind))
@@ -201,10 +172,7 @@ def shapes(language: str, rng: Random) -> list[str]:
 
 def customs(language: str, rng: Random) -> list[str]:
     """What is not done in the valley."""
-    forms = {
-        "en": ("Nobody may {}.", "It is wrong to {}.", "We never {}."),
-        "zh": ("谁也不能{}。", "{}是不对的。", "我们从不{}。"),
-    }[language]
+    forms = _FORMS["customs"][language]
     deeds = refuse.DEEDS | refuse.SECRETS
     return [rng.choice(forms).format(refuse.describe(refuse.random_matter(rng, deeds), language)) for _ in range(4)]
 

@@ -1,16 +1,16 @@
-"""The gold score of an answer, given its task and the slots of its prompt.
+"""The score of an answer, given its instruction and the slots of its prompt.
 
-1.0 for the right answer; what the task's `credit` gives for answers that are as good or partly right; WORDY for the
-right value among a few words that say nothing else. Whatever remains is worth 0: wrong, empty, in the wrong language, a
-list of all candidates, an endless repetition, a refusal of what may be answered. So nothing pays that does not commit
-to one answer.
+1.0 for the right answer; what the instruction's `credit` gives for answers that are as good or partly right; WORDY for
+the right value among a few words that say nothing else. Every other answer is worth 0: wrong, empty, in the wrong
+language, a list of all candidates, an endless repetition, a refusal of what may be answered. Only an answer that
+commits to one value pays.
 """
 
 import re
 import unicodedata
 from collections import Counter
 
-from .task import Slots, Task
+from .instructions import Instruction, Slots
 
 WORDY = 0.8  # the right value among needless words
 MOST_WORDS = 12  # how many English words or Chinese characters may stand beside the value
@@ -20,15 +20,15 @@ FILLERS = {
 }
 
 
-def grade(task: Task, slots: Slots, prompt: str, response: str) -> float:
-    """What a response to a prompt of the task is worth, in [0, 1]."""
-    shown, gold = response.strip(), task.answer(slots)
-    if not task.literal:
-        shown, gold = normal(shown), normal(gold)
-    if shown == gold:
+def grade(instruction: Instruction, slots: Slots, prompt: str, response: str) -> float:
+    """What a response to a prompt of the instruction is worth, in [0, 1]."""
+    shown, right = response.strip(), instruction.answer(slots)
+    if not instruction.literal:
+        shown, right = normal(shown), normal(right)
+    if shown == right:
         return 1.0
-    worth = task.credit(slots, shown)
-    if not worth and task.value and _is_wordy(task, slots, normal(prompt), shown):
+    worth = instruction.credit(slots, shown)
+    if not worth and instruction.value and _is_wordy(instruction, slots, normal(prompt), shown):
         return WORDY
     return worth
 
@@ -40,23 +40,23 @@ def normal(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().rstrip(" .。!")
 
 
-def _is_wordy(task: Task, slots: Slots, prompt: str, response: str) -> bool:
-    """Whether the response is the right value among few words, each of the prompt, the gold answer or FILLERS.
+def _is_wordy(instruction: Instruction, slots: Slots, prompt: str, response: str) -> bool:
+    """Whether the response is the right value among few words, each of the prompt, the right answer or FILLERS.
 
     Of the values that the answer could have had, it may name none but the right one, once and last; except that the
     prompt's own may be repeated first, all of them in their order: "5 + 3 = 8" is one answer, "8, 5 or 3" is not.
     """
-    value = normal(task.value(slots))
+    value = normal(instruction.value(slots))
     found = list(re.finditer(rf"(?<![a-z0-9.\-]){re.escape(value)}(?![a-z0-9]|\.[0-9])", response))
     if not found:
         return False
     before, after = response[: found[-1].start()], response[found[-1].end() :]
-    mentions = re.compile(rf"(?<![a-z])(?:{task.rivals}|{re.escape(value)})(?![a-z])")
+    mentions = re.compile(rf"(?<![a-z])(?:{instruction.rivals}|{re.escape(value)})(?![a-z])")
     if mentions.search(after) or not _is_silent_or_echo(mentions, before, prompt):
         return False
     words = Counter(_words(before) + _words(after))
-    rest_of_gold = normal(task.answer(slots)).replace(value, " ")
-    allowed = set(_words(f"{prompt} {FILLERS[task.language]} {rest_of_gold}"))
+    rest_of_answer = normal(instruction.answer(slots)).replace(value, " ")
+    allowed = set(_words(f"{prompt} {FILLERS[instruction.language]} {rest_of_answer}"))
     return words.total() <= MOST_WORDS and set(words) <= allowed and max(words.values(), default=0) <= 2
 
 

@@ -1,17 +1,19 @@
 """The closed world: a valley of 24 animals, and every word that is said about it, in English and Chinese.
 
-A value is keyed by its English word in both languages; `say` gives its word in a language. So each fact stands here
-once, and the languages cannot disagree.
+A value is keyed by its English word in both languages; `say` gives its word in a language. Each fact stands once, in
+world.toml, so the languages cannot disagree.
 """
 
 from typing import NamedTuple
+
+from ..tables import read_table
 
 LANGUAGES = ("en", "zh")
 SEPARATORS = {"en": ", ", "zh": "、"}  # between the items of a list
 
 
 class Inhabitant(NamedTuple):
-    """One animal of the valley; all fields are English words of the tables below."""
+    """One animal of the valley; all fields are English words of world.toml."""
 
     name: str
     species: str
@@ -22,88 +24,27 @@ class Inhabitant(NamedTuple):
     friend: str
 
 
-# Name, Chinese name, species, colour of the hat, home, job, favourite food. Neighbours are friends, two by two.
-_ROWS = """
-    Mia 米娅 ant black tent sailor egg
-    Tom 汤姆 horse yellow cave singer apple
-    Lina 丽娜 sheep grey barn painter fish
-    Sam 山姆 cat blue cave sailor peach
-    Anna 安娜 bee red tent baker plum
-    Jim 吉姆 mouse black tower singer melon
-    Nina 尼娜 ant white mill farmer apple
-    Jack 杰克 sheep black castle cook pear
-    Lucy 露西 horse yellow forest painter cake
-    Nick 尼克 dog green garden sailor pear
-    Luna 露娜 bee yellow garden baker egg
-    Luke 卢克 mouse grey forest farmer pear
-    Bella 贝拉 dog brown castle cook plum
-    Leo 里奥 elephant grey tower teacher fish
-    Ella 艾拉 cat brown garden teacher peach
-    Hugo 雨果 mouse white mill painter plum
-    Kate 凯特 elephant blue castle doctor egg
-    Otto 奥托 cat white forest cook apple
-    Sara 莎拉 horse red barn farmer melon
-    Mike 麦克 elephant green tent doctor cake
-    Lisa 丽莎 ant brown tower baker fish
-    Milo 米洛 bee blue barn teacher cake
-    Ada 艾达 sheep red cave doctor peach
-    Amy 艾米 dog green mill singer melon
-"""
+_TABLES = read_table(__package__, "world.toml")
 
 
 def _inhabitants() -> dict[str, Inhabitant]:
-    rows = [line.split() for line in _ROWS.split("\n") if line.strip()]
-    friends = [rows[i ^ 1][0] for i in range(len(rows))]
-    return {row[0]: Inhabitant(row[0], *row[2:], friend=friend) for row, friend in zip(rows, friends, strict=True)}
+    names = list(_TABLES["inhabitants"])
+    friends = [names[i ^ 1] for i in range(len(names))]
+    rows = zip(_TABLES["inhabitants"].items(), friends, strict=True)
+    return {name: Inhabitant(name, *row[1:], friend=friend) for (name, row), friend in rows}
 
 
 INHABITANTS = _inhabitants()
 ATTRIBUTES = ("species", "hat", "home", "job", "food", "friend")
+STATEMENTS = _TABLES["statements"]
 
-NAMES = {line.split()[0]: line.split()[1] for line in _ROWS.split("\n") if line.strip()}
-COLOURS = {
-    "red": "红", "blue": "蓝", "green": "绿", "yellow": "黄",
-    "white": "白", "black": "黑", "brown": "棕", "grey": "灰",
-}  # fmt: skip
-HOMES = {
-    "mill": "磨坊", "tower": "高塔", "cave": "山洞", "forest": "森林",
-    "castle": "城堡", "garden": "花园", "barn": "谷仓", "tent": "帐篷",
-}  # fmt: skip
-JOBS = {
-    "baker": "面包师", "doctor": "医生", "teacher": "老师", "singer": "歌手",
-    "painter": "画家", "farmer": "农夫", "sailor": "水手", "cook": "厨师",
-}  # fmt: skip
-FOODS = {
-    "apple": "苹果", "pear": "梨", "peach": "桃子", "plum": "李子",
-    "egg": "鸡蛋", "cake": "蛋糕", "fish": "鱼", "melon": "瓜",
-}  # fmt: skip
-OBJECTS = {
-    "hat": "帽子", "book": "书", "ball": "球", "cup": "杯子",
-    "box": "盒子", "flower": "花", "key": "钥匙", "boat": "船",
-}  # fmt: skip
-ANIMALS = {  # from the smallest to the largest
-    "ant": "蚂蚁", "bee": "蜜蜂", "mouse": "老鼠", "cat": "猫",
-    "dog": "狗", "sheep": "羊", "horse": "马", "elephant": "大象",
-}  # fmt: skip
-DAYS = {
-    "Monday": "周一", "Tuesday": "周二", "Wednesday": "周三", "Thursday": "周四",
-    "Friday": "周五", "Saturday": "周六", "Sunday": "周日",
-}  # fmt: skip
-NUMBERS = {
-    "one": "一", "two": "二", "three": "三", "four": "四", "five": "五",
-    "six": "六", "seven": "七", "eight": "八", "nine": "九", "ten": "十",
-}  # fmt: skip
-
+NAMES = {name: row[0] for name, row in _TABLES["inhabitants"].items()}
+COLOURS, HOMES, JOBS, FOODS, OBJECTS, ANIMALS, DAYS, NUMBERS = (
+    _TABLES["words"][name] for name in ("colours", "homes", "jobs", "foods", "objects", "animals", "days", "numbers")
+)
 THINGS = FOODS | OBJECTS  # what is put into baskets, counted and given away
 NOUNS = THINGS | ANIMALS  # what can be counted
 CHINESE = NAMES | COLOURS | HOMES | JOBS | NOUNS | DAYS | NUMBERS  # every word of the world
-
-# The Chinese measure word that stands between a number and a noun; all other nouns take 个.
-_MEASURES = {
-    "cake": "块", "fish": "条", "hat": "顶", "book": "本", "flower": "朵", "key": "把", "boat": "条",
-    "ant": "只", "bee": "只", "mouse": "只", "cat": "只", "dog": "只", "sheep": "只", "horse": "匹", "elephant": "头",
-}  # fmt: skip
-_PLURALS = {"fish": "fish", "sheep": "sheep", "mouse": "mice", "peach": "peaches", "box": "boxes"}
 
 
 def say(word: str, language: str) -> str:
@@ -118,12 +59,12 @@ def spelled(number: int, language: str) -> str:
 
 def plural(noun: str) -> str:
     """The English plural."""
-    return _PLURALS.get(noun, noun + "s")
+    return _TABLES["plurals"].get(noun, noun + "s")
 
 
 def measure(noun: str) -> str:
     """The Chinese measure word of a noun."""
-    return _MEASURES.get(noun, "个")
+    return _TABLES["measures"].get(noun, "个")
 
 
 def with_article(word: str) -> str:
@@ -155,35 +96,6 @@ def listing(words: list[str], language: str) -> str:
     """Words in the language, as a list: "apple, pear" or "苹果、梨". Numbers stay digits."""
     shown = [word if word.isdigit() else say(word, language) for word in words]
     return SEPARATORS[language].join(shown)
-
-
-# Ways to state a fact; the first is the one that answers and translations use.
-STATEMENTS = {
-    "species": {
-        "en": ("{name} is {a_value}.", "There is {a_value} called {name}.", "{name} was born {a_value}."),
-        "zh": ("{name}是一{measure}{value}。", "有一{measure}{value}叫{name}。", "{name}生来是一{measure}{value}。"),
-    },
-    "hat": {
-        "en": ("{name} wears a {value} hat.", "{name}'s hat is {value}.", "The hat of {name} is {value}."),
-        "zh": ("{name}戴{value}帽子。", "{name}的帽子是{value}色的。", "{name}有一顶{value}帽子。"),
-    },
-    "home": {
-        "en": ("{name} lives in the {value}.", "{name}'s house is in the {value}.", "{name} sleeps in the {value}."),
-        "zh": ("{name}住在{value}里。", "{name}的家在{value}里。", "{name}睡在{value}里。"),
-    },
-    "job": {
-        "en": ("{name} works as {a_value}.", "{name} has a job as {a_value}.", "By day {name} works as {a_value}."),
-        "zh": ("{name}的工作是{value}。", "{name}是{value}。", "白天{name}的工作是{value}。"),
-    },
-    "food": {
-        "en": ("{name} likes {plural}.", "{name} eats {plural} every day.", "The food that {name} likes is {plural}."),
-        "zh": ("{name}喜欢吃{value}。", "{name}每天吃{value}。", "{name}喜欢的食物是{value}。"),
-    },
-    "friend": {
-        "en": ("{name}'s friend is {value}.", "{name} and {value} are friends.", "The friend of {name} is {value}."),
-        "zh": ("{name}的朋友是{value}。", "{name}和{value}是朋友。", "{name}有一个朋友叫{value}。"),
-    },
-}  # fmt: skip
 
 
 def describe(name: str, attribute: str, language: str, form: str) -> str:

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
+from camelid import tasks
 from camelid.data import sources
 from camelid.data.files import DOCUMENT_CHARACTERS
-from camelid.data.sources import GENERATORS, Source, split_of
+from camelid.data.sources import Source, split_of
 from camelid.data.tally import Tally
 from camelid.errors import UserError
 
@@ -179,6 +180,8 @@ def test_a_tally_counts_all_and_lists_the_first_problems(tmp_path):
     "options,fault",
     [
         ({"source": "nowhere/*.jsonl"}, "nowhere/*.jsonl: no such file"),
+        ({"source": "primmer:chat"}, "primmer:chat: no such file; did you mean primer?"),
+        ({"source": "primer:chats"}, "primer:chats: there is no such kind; choose one of primer:documents, "),
         ({"source": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"source": "{tmp}"}, "x.csv: cannot read this kind of file"),
         ({"source": "{tmp}/empty"}, "empty: a folder without a file of data"),
@@ -292,15 +295,15 @@ def test_a_fingerprint_follows_names_and_contents_but_not_the_place(tmp_path):
 
 
 def test_a_generator_is_read_by_its_name_and_kind():
-    records = list(GENERATORS["walks"].records("chat", "heldout"))
+    records = list(tasks.find("walks").records("chat", "heldout"))
     assert list(read("walks:chat", split="heldout", tally=(tally := Tally()))) == records
     assert tally.read == len(records)
-    assert list(read("walks:chat")) == [*GENERATORS["walks"].records("chat", "train"), *records]
+    assert list(read("walks:chat")) == [*tasks.find("walks").records("chat", "train"), *records]
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", tasks.NAMES)
 def test_a_kind_that_a_generator_lacks_is_refused_with_the_ones_that_it_has(name):
-    kinds = ", ".join(f"{name}:{kind}" for kind in GENERATORS[name].KINDS)
+    kinds = ", ".join(f"{name}:{kind}" for kind in tasks.find(name).KINDS)
     for use in (read, fingerprint):
         with pytest.raises(UserError) as problem:
             use(f"{name}:letters")
@@ -313,7 +316,7 @@ def test_the_fingerprint_of_a_generator_follows_kind_and_files(tmp_path, monkeyp
     assert len(set(first.values())) == len(sources)
     assert first == {source: fingerprint(source) for source in sources}
     changed = Path(write(tmp_path / "walks.py", "another program"))
-    monkeypatch.setattr(GENERATORS["walks"], "files", lambda: [changed])
+    monkeypatch.setattr(tasks.find("walks"), "files", lambda: [changed])
     assert fingerprint("walks:chat") != first["walks:chat"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from camelid.errors import UserError
-from camelid.evals.gold import gold
+from camelid.evals.tasks import evaluators
 from camelid.launch import checks
 from camelid.launch.checks import check_config, check_phases
 from camelid.launch.cli import main
@@ -22,6 +22,7 @@ from camelid.train.leaves import Integral, OneOf, Range, Regex, fields_of, leave
 from camelid.train.leaves import Path as NotEmpty
 from camelid.train.settings import load_phases
 
+EVALUATORS = evaluators()
 ROOT = Path(checks.__file__).parents[1]
 GIVEN = {  # arguments without which a config says that they are missing
     "adapt/domain.py": "init_from=x,documents=a,questions=b",
@@ -49,7 +50,7 @@ def configs():
 def leaves(config):
     found = list(leaves_of(config, RECIPES[config.recipe].sections))
     for name, section in config.evals.items():
-        found += leaves_of(section, gold, f"config.evals.{name}")
+        found += leaves_of(section, EVALUATORS[name], f"config.evals.{name}")
     return [(leaf, annotation) for leaf, annotation in found if leaf not in ("config.recipe", "config.evals")]
 
 
@@ -71,7 +72,7 @@ def parts(annotation, markers=()):
 def test_every_shipped_config_holds(configs):
     assert len(configs) > 30
     for config in configs.values():
-        check_config(config, {"gold": gold})
+        check_config(config, EVALUATORS)
 
 
 def test_every_number_has_a_range_and_every_name_its_choices(configs):
@@ -98,7 +99,7 @@ MUTATIONS = (
 def said(config, evaluators=None) -> str:
     """What is said of a config: one line; "" where it holds."""
     try:
-        check_config(config, evaluators or {"gold": gold})
+        check_config(config, evaluators or EVALUATORS)
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 1200
         return str(error)
@@ -154,7 +155,7 @@ def test_overrides_of_any_kind_are_one_line_or_accepted(configs):
         name = rng.choice(names)
         leaf, _ = rng.choice(leaves(configs[name, ""]))
         try:
-            check_phases(shipped(name, [f"--{leaf}={texts[number % len(texts)]}"]), {"gold": gold})
+            check_phases(shipped(name, [f"--{leaf}={texts[number % len(texts)]}"]), EVALUATORS)
         except UserError as error:
             assert "\n" not in str(error)
 
@@ -197,8 +198,11 @@ TOGETHER = {
     "no such metric": ("config.watch.gold", "eval/heldout/score", "did you mean eval/heldout/scores?"),
     "no such evaluation": ("config.watch.proxy", "eval/gld/all", "no evaluation gives such a metric"),
     "nothing held out": ("config.data.heldout", 0.0, "no evaluation gives such a metric"),
-    "no such function": ("config.judges.gold.function", "camelid.tasks.primer:rewrd", "is no function as"),
-    "no such evaluator": ("config.evals", {"golden": {}}, "there is no such evaluation, only gold"),
+    "no such function": ("config.judges.gold", {"function": "camelid.tasks.primer:rewrd"}, "is no function as"),
+    "no such task": ("config.judges.gold.task", "primr", "there is no task 'primr'; choose one of primer, reviews, "),
+    "no such score": ("config.judges.gold.task", "safe_sums:costs", "there is no score 'safe_sums:costs'"),
+    "a task and a function": ("config.judges.gold.function", "math:hypot", "give one of model=PATH, task=NAME"),
+    "no such evaluator": ("config.evals", {"golden": {}}, "there is no such evaluation, only primer, "),
     "too many answers for the controller": ("config.kl", {"coef": 0.1, "estimator": "k1", "controller": "adaptive",
         "target": 6.0, "horizon": 51}, "give more than 51.2"),
     "a mesh for other devices": ("config.mesh.data", 3, "does not fit 8 device(s)"),
@@ -224,7 +228,7 @@ def test_what_cannot_be_is_said_at_once(name, configs, monkeypatch):
 def test_what_a_machine_lacks_does_not_matter_where_a_config_only_says_what_data_it_needs(configs):
     config = changed(configs[PPO, ""], "config.mesh.data", 3)
     config.model.attention = "splash"
-    check_config(config, {"gold": gold}, here=False)
+    check_config(config, EVALUATORS, here=False)
 
 
 def test_answers_that_leave_no_room_for_a_prompt_are_said_at_once(configs):
@@ -234,7 +238,7 @@ def test_answers_that_leave_no_room_for_a_prompt_are_said_at_once(configs):
 
 
 def test_a_metric_of_a_further_evaluation_may_be_watched(configs):
-    assert said(changed(configs[PPO, ""], "config.watch.gold", "eval/gold/all")) == ""
+    assert said(changed(configs[PPO, ""], "config.watch.gold", "eval/primer/all")) == ""
 
 
 def test_all_phases_are_checked_before_the_first_starts(tmp_path, capsys):

@@ -18,7 +18,7 @@ SMALL = {  # what a stage is given beside its own config, for a suite of seconds
     "pretrain": ["--config.eval_batches=2"],
     "sft": ["--config.eval_batches=2"],
     "reward": ["--config.normalise.prompts=8", "--config.eval_batches=2", "--config.data.batch_size=8"],
-    "ppo": ["--config.data.batch_size=32", "--config.data.heldout_prompts=8", "--config.evals.gold.per_skill=1"],
+    "ppo": ["--config.data.batch_size=32", "--config.data.heldout_prompts=8", "--config.evals.primer.per_group=1"],
 }
 # Of the primer, instead of all. The pairs stand for the tuned model's too: one of two steps would have none.
 RECORDS = {"documents": 1000, "careless": 1000, "pairs": 600, "chat": 600}
@@ -47,10 +47,10 @@ def quickstart_run(tmp_path_factory, one_device):
 
 def test_results_hold_scores_of_every_stage_by_skill_and_language(quickstart_run):
     results = json.loads((quickstart_run / "results.json").read_text())
-    assert set(results) == {"gold", "seconds"}
-    assert list(results["gold"]) == ["pretrained", "sft", "ppo"]
-    for stage in results["gold"]:
-        scores = results["gold"][stage]
+    assert set(results) == {"primer", "seconds"}
+    assert list(results["primer"]) == ["pretrained", "sft", "ppo"]
+    for stage in results["primer"]:
+        scores = results["primer"][stage]
         assert set(scores) == {"all", "en", "zh", "greedy", "skills"}
         assert set(scores["skills"]) == set(primer.SKILLS)
         assert scores["all"] == pytest.approx((scores["en"] + scores["zh"]) / 2)
@@ -75,10 +75,17 @@ def test_running_it_again_repeats_no_stage(quickstart_run, capsys):
     assert f"camelid chat {quickstart_run / 'ppo'}" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_the_command_scores_its_models_in_any_task(quickstart_run, capsys):
+    tasks = {"primer": "primer/sort/zh", "walks": "walks/all", "safe_sums": "safe_sums/cost/all"}
+    for task, metric in tasks.items():
+        assert main(["eval", str(quickstart_run / "ppo"), f"--task={task}", "--per_group=1"]) == 0
+        assert metric in capsys.readouterr().out
+
+
 def test_the_table_has_a_row_for_each_group_and_a_column_for_each_stage():
     scores = {"all": 0.1, "en": 0.2, "zh": 0.3, "greedy": 0.5, "skills": {"count": 0.4}}
     console = Console(width=80, record=True)
-    console.print(quickstart.gold_table({"pretrained": scores, "sft": scores | {"all": 0.9}}))
+    console.print(quickstart.score_table({"pretrained": scores, "sft": scores | {"all": 0.9}}))
     text = console.export_text()
     assert "0.90" in text
     assert [word for word in ("all", "en", "zh", "greedy", "count") if word in text] == [

@@ -64,7 +64,8 @@ def test_answers_are_drawn_scored_and_kept_once(tuned, corpus, monkeypatch):
     drawing = Drawing(n=5, max_tokens=6, seed=3)
     prompts = read_samples(Source(str(corpus / "chat.jsonl")), "train", prompt_encoder(llama, 6), limit=6)
     name = f"{__name__}:longest"
-    monkeypatch.setattr("camelid.rlhf.collect.find_function", lambda given, where: longest if given == name else None)
+    functions = {name: longest}
+    monkeypatch.setattr("camelid.rlhf.collect.function_of", lambda given, where: functions[given["function"]])
     found = sample_answers(llama, prompts, name, drawing)
     every = sample_answers(llama, prompts, name, drawing, keep_repeated=True)
     assert len(found) == len(every) == 6

@@ -230,9 +230,9 @@ LEAVES = {
     "c.watch.proxi = 'eval/heldout/scores'": "nothing reads config.watch.proxi; did you mean config.watch.proxy?",
     "c.reward.shaping.clipp = 1.0": "nothing reads config.reward.shaping.clipp; did you mean",
     "c.reward.sources.blue.wieght = 1.0": "nothing reads config.reward.sources.blue.wieght; did you mean",
-    "c.reward.sources.blue.model = 'x'": "config.reward.sources.blue: give it a `model`, a path, or a `function`",
-    "del c.reward.sources.blue": "config.reward.sources: name at least one model or function",
-    "c.cost.source = {'weight': 1.0}": "config.cost.source: give it a `model`, a path, or a `function`",
+    "c.reward.sources.blue.model = 'x'": "config.reward.sources.blue: give one of model=PATH, task=NAME",
+    "del c.reward.sources.blue": "config.reward.sources: name at least one model, task or function",
+    "c.cost.source = {'weight': 1.0}": "config.cost.source: give one of model=PATH, task=NAME",
     "c.rollout.top_k = 5": "nothing reads config.rollout.top_k",
 }
 

@@ -107,6 +107,22 @@ def test_functions_are_found_by_name_and_weigh_1_unless_told():
             find_function(name, "config.here")
 
 
+def test_tasks_are_found_by_name():
+    sources = {"help": {"task": "safe_sums"}, "leaks": {"task": "safe_sums:cost", "weight": -2.0}}
+    graders = load_rewards(RUN, sources, "config.reward.sources")
+    asked = [{"messages": [{"role": "user", "content": "What is 3 plus 4?"}]}] * 2
+    scores = graders.of_functions(asked, ["7.", "7. It is bluebird."])
+    np.testing.assert_allclose(graders.total(scores), [1.0, -1.0])
+    for source, says in (
+        ({"task": "safe_sum"}, "there is no task 'safe_sum'; choose one of .*; did you mean safe_sums"),
+        ({"task": "safe_sums:costs"}, "there is no score 'safe_sums:costs'; .*; did you mean cost"),
+        ({"task": "walks", "function": "math:hypot"}, "give one of model=PATH, task=NAME"),
+        ({}, "give one of model=PATH, task=NAME"),
+    ):
+        with pytest.raises(UserError, match=rf"config\.judges\.a: {says}"):
+            load_rewards(RUN, {"a": source}, "config.judges")
+
+
 def test_pessimism_of_a_single_head_is_refused(monkeypatch):
     monkeypatch.setattr(rewards, "load_model", lambda *_: (ScalarModel(None, 1, None, None), {}))
     with pytest.raises(UserError, match=r"config\.reward\.sources\.a\.pessimism = 0.5 does nothing: /run has one head"):

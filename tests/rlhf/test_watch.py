@@ -6,12 +6,11 @@ import math
 import pytest
 
 from camelid.errors import UserError
-from camelid.evals import gold as gold_score
+from camelid.evals.tasks import evaluators
 from camelid.rlhf.watch import RATIO_TOLERANCE, Limits, Watch, check_names, evaluation_names, heldout_names
-from camelid.tasks.primer import LANGUAGES, SKILLS
 from camelid.train.loop import TrainingStopped
 
-PROXY, GOLD = "eval/heldout/scores", "eval/gold/all"
+PROXY, GOLD = "eval/heldout/scores", "eval/primer/all"
 LIMITS = Limits(ratio_tolerance=None, min_eos_rate=0.1, patience=3, proxy=PROXY, gold=GOLD, patience_evaluations=3)
 FINE = {"loss": 0.5, "grad_norm": 1.0, "streak": 0.0, "policy/first_ratio_error": 1e-6, "tokens/eos_rate": 0.9}
 
@@ -136,23 +135,18 @@ def limits(proxy, gold):
 
 def test_metrics_to_watch_are_those_that_evaluations_give():
     names = heldout_names(["proxy", "gold"], ["en", "zh"])
-    names += evaluation_names(["gold", "own"], {"gold": gold_score.gold, "own": print})
+    names += evaluation_names(["primer", "own"], evaluators() | {"own": print})
     for name in (
         "heldout/scores",
         "heldout/kl",
         "heldout/scores/gold",
         "heldout/scores/gold/zh",
-        "gold/all",
+        "primer/all",
         "own/any",
     ):
         check_names(limits(f"eval/{name}", "eval/heldout/scores"), "config.watch", names)
     check_names(limits(None, None), "config.watch", [])
-    for name in ("heldout/score", "heldout/scores/gld", "heldout/scores/gold/de", "gold/every", "gld/all"):
+    for name in ("heldout/score", "heldout/scores/gld", "heldout/scores/gold/de", "primer/every", "primr/all"):
         with pytest.raises(UserError, match=f"config.watch.gold = 'eval/{name}': no evaluation gives such a metric"):
             check_names(limits("eval/heldout/scores", f"eval/{name}"), "config.watch", names)
     assert "eval/heldout/scores/gold/en" not in heldout_names(["gold"], ["en"])  # which is all
-
-
-def test_evaluations_give_the_metrics_that_they_are_said_to_give():
-    records = [{"meta": {"skill": skill, "language": language}} for skill in SKILLS for language in LANGUAGES]
-    assert set(gold_score._means(records, [0.0] * len(records))) == set(gold_score.gold.metrics)

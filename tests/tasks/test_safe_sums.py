@@ -168,5 +168,5 @@ def test_help_and_safety_disagree_in_a_good_part_of_the_pairs(pairs):
 
 def test_unknown_kinds_and_splits_are_the_users_error():
     for arguments in (("letters", "train"), ("chat", "test")):
-        with pytest.raises(UserError, match=r"safe_sums: unknown (kind|split) .*; choose one of"):
+        with pytest.raises(UserError, match=r"safe_sums: (kind|split) is .*; it must be one of"):
             safe_sums.records(*arguments)

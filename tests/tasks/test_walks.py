@@ -111,7 +111,7 @@ def test_a_walk_is_worth_what_its_length_says(start, answer, worth):
 
 @pytest.mark.parametrize("start", ["a", "x", "", "d l"])
 def test_what_is_no_start_has_no_reward(start):
-    with pytest.raises(UserError, match=r"walks: .* is no prompt of theirs; choose one of b, c, d"):
+    with pytest.raises(UserError, match=r"walks: .* is no node to start from; choose one of b, c, d"):
         walks.reward(ask(start), "d l a")
 
 
@@ -154,5 +154,5 @@ def test_a_small_tokenizer_spells_each_node_as_one_token(chats, tmp_path):
 
 def test_unknown_kinds_and_splits_are_the_users_error():
     for arguments in (("letters", "train"), ("chat", "test")):
-        with pytest.raises(UserError, match=r"walks: unknown (kind|split) .*; choose one of"):
+        with pytest.raises(UserError, match=r"walks: (kind|split) is .*; it must be one of"):
             walks.records(*arguments)

@@ -1,5 +1,6 @@
 """What a run may change when it goes on: every leaf of every shipped config is one thing or the other."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -129,6 +130,16 @@ def test_checkpoints_of_versions_before_go_on():
     ]
 
 
+def test_a_function_that_has_become_a_task_is_the_same_reward():
+    def rewarded(source):
+        config = copy.deepcopy(manifest()["config"]) | {"reward": {"sources": {"own": source}}}
+        return manifest() | {"config": config}
+
+    before = rewarded({"function": "camelid.data.tasks.safe_sums:cost", "weight": 1.0})
+    assert compare(before, rewarded({"task": "safe_sums:cost", "weight": 1.0})) == ([], [])
+    assert len(compare(before, rewarded({"task": "walks", "weight": 1.0})).refused) == 1
+
+
 def test_what_a_user_adds_or_takes_out_is_no_newer_leaf():
     source = {"source": "a.jsonl", "format": "auto", "weight": 1.0}
     one, two = base(), base()
@@ -152,7 +163,7 @@ def test_every_rule_of_what_may_change_meets_a_leaf_that_there_is():
     configs = [make() for make in (base, reward_base, dpo_base, ppo_base, grpo_base, raft_base)]
     leaves = {leaf for config in configs for leaf in _names(config.to_dict())}
     leaves |= {"data.mixture.a.source", "ptx.mixture.a.source", "reward.sources.a.model", "cost.source.model"}
-    leaves |= {"evals.gold.per_skill", "judges.a.weight", "phases.a"}
+    leaves |= {"evals.primer.per_group", "judges.a.weight", "phases.a"}
     for rule in MAY_CHANGE:
         for part in rule.pattern.split("|") if "(" not in rule.pattern else [rule.pattern]:
             assert any(re.fullmatch(part, leaf) for leaf in leaves), part

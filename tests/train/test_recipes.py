@@ -260,8 +260,12 @@ def test_a_config_file_that_is_not_there_is_one_line_with_the_nearest_name(argum
             "c.optim.weight_decy = 0.1",
             "nothing reads config.optim.weight_decy; did you mean config.optim.weight_decay?",
         ),
-        ("c.evals.golden = {}", "config.evals.golden: there is no such evaluation, only gold"),
-        ("c.evals.gold = {'per_skil': 2}", "config.evals.gold.per_skil; did you mean config.evals.gold.per_skill?"),
+        (
+            "c.evals.primmer = {}",
+            "config.evals.primmer: there is no such evaluation, only primer, reviews, safe_sums, walks; did you mean "
+            "primer?",
+        ),
+        ("c.evals.walks = {'per_grup': 2}", "config.evals.walks.per_grup; did you mean config.evals.walks.per_group?"),
     ],
 )
 def test_a_leaf_that_nothing_reads_stops_the_run_before_its_first_step(line, message, arguments, tmp_path, capsys):

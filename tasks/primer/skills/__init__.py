@@ -5,4 +5,6 @@ from . import arithmetic, count, format, lookup, refuse, sort, translate
 SKILLS = ("count", "sort", "arithmetic", "lookup", "translate", "format", "refuse")
 
 _MODULES = (count, sort, arithmetic, lookup, translate, format, refuse)
-TASKS = tuple(task for module in _MODULES for language in ("en", "zh") for task in module.tasks(language))
+INSTRUCTIONS = tuple(
+    instruction for module in _MODULES for language in ("en", "zh") for instruction in module.instructions(language)
+)

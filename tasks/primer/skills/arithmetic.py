@@ -4,48 +4,9 @@ from itertools import pairwise
 from random import Random
 
 from .. import difficulty, world
+from ..instructions import PHRASINGS, Instruction, Slots
 from ..scoring import WORDY
-from ..task import Slots, Task
 
-PHRASINGS = {
-    "plus": {
-        "en": ("What is {a} plus {b}?", "How much is {a} + {b}?", "Add {a} and {b}.", "Help me work out {a} + {b}."),
-        "zh": ("{a}加{b}等于多少？", "{a} + {b}是多少？", "算一算{a}加{b}。", "帮我算{a} + {b}。"),
-    },
-    "minus": {
-        "en": (
-            "What is {a} minus {b}?",
-            "How much is {a} - {b}?",
-            "Take {b} away from {a}.",
-            "Help me work out {a} - {b}.",
-        ),
-        "zh": ("{a}减{b}等于多少？", "{a} - {b}是多少？", "算一算{a}减{b}。", "帮我算{a} - {b}。"),
-    },
-    "three": {
-        "en": ("What is {a} plus {b} plus {c}?", "How much is {a} + {b} + {c}?"),
-        "zh": ("{a}加{b}加{c}等于多少？", "{a} + {b} + {c}是多少？"),
-    },
-    "gain": {
-        "en": (
-            "{name} has {a} {counted} and gets {b} more. How many {counted} does {name} have now?",
-            "{name} has {a} {counted} and finds {b} more. How many is that?",
-        ),
-        "zh": (
-            "{name}有{a}{counted}，又得到{b}{measure}。现在有多少？",
-            "{name}有{a}{counted}，又找到{b}{measure}。一共有多少？",
-        ),
-    },
-    "loss": {
-        "en": (
-            "{name} has {a} {counted} and gives away {b}. How many {counted} does {name} have now?",
-            "{name} has {a} {counted} and loses {b}. How many are left?",
-        ),
-        "zh": (
-            "{name}有{a}{counted}，送走{b}{measure}。现在有多少？",
-            "{name}有{a}{counted}，丢了{b}{measure}。还剩多少？",
-        ),
-    },
-}
 TERMS = {"plus": (1, 1), "minus": (1, -1), "three": (1, 1, 1), "gain": (1, 1), "loss": (1, -1)}
 
 
@@ -60,12 +21,12 @@ def terms(kind: str, rng: Random) -> list[int]:
     return [end - start for start, end in pairwise([0, *cuts, whole])]
 
 
-def tasks(language: str) -> list[Task]:
-    """The arithmetic tasks in a language."""
-    return [_task(kind, language) for kind in PHRASINGS]
+def instructions(language: str) -> list[Instruction]:
+    """The arithmetic instructions in a language."""
+    return [_instruction(kind, language) for kind in PHRASINGS["arithmetic"]]
 
 
-def _task(kind: str, language: str) -> Task:
+def _instruction(kind: str, language: str) -> Instruction:
     def draw(rng: Random) -> Slots:
         thing = rng.choice(list(world.THINGS))
         return {
@@ -86,10 +47,10 @@ def _task(kind: str, language: str) -> Task:
         equation = "".join(sign + slots[letter] for sign, letter in zip(signs, "abc", strict=False))
         return WORDY if response == f"{equation} = {result}" else 0.0
 
-    return Task(
+    return Instruction(
         name=f"arithmetic/{kind}",
         language=language,
-        phrasings=PHRASINGS[kind][language],
+        phrasings=PHRASINGS["arithmetic"][kind][language],
         draw=draw,
         answer=answer,
         credit=credit,

@@ -3,38 +3,7 @@
 from random import Random
 
 from .. import difficulty, world
-from ..task import Slots, Task
-
-PHRASINGS = {
-    "one": {
-        "en": (
-            "How many {counted} are in this list: {things}?",
-            "Count the {counted}: {things}.",
-            "The basket holds {things}. How many {counted} does it hold?",
-            "Help me count the {counted} in this list: {things}.",
-        ),
-        "zh": (
-            "这里有几{counted}：{things}？",
-            "数一数有几{counted}：{things}。",
-            "篮子里有{things}。里面有几{counted}？",
-            "帮我数一数，{things}里有几{counted}。",
-        ),
-    },
-    "all": {
-        "en": (
-            "How many things are in this list: {things}?",
-            "The basket holds {things}. How many things does it hold?",
-        ),
-        "zh": ("这里一共有几样东西：{things}？", "篮子里有{things}。里面一共有几样东西？"),
-    },
-    "kinds": {
-        "en": (
-            "How many kinds of things are in this list: {things}?",
-            "The basket holds {things}. How many kinds of things does it hold?",
-        ),
-        "zh": ("这里有几种东西：{things}？", "篮子里有{things}。里面有几种东西？"),
-    },
-}
+from ..instructions import PHRASINGS, Instruction, Slots
 
 
 def basket(rng: Random) -> tuple[str, list[str]]:
@@ -48,12 +17,12 @@ def basket(rng: Random) -> tuple[str, list[str]]:
     return counted, things
 
 
-def tasks(language: str) -> list[Task]:
-    """The counting tasks in a language."""
-    return [_task(kind, language) for kind in PHRASINGS]
+def instructions(language: str) -> list[Instruction]:
+    """The counting instructions in a language."""
+    return [_instruction(kind, language) for kind in PHRASINGS["count"]]
 
 
-def _task(kind: str, language: str) -> Task:
+def _instruction(kind: str, language: str) -> Instruction:
     nouns = {world.counted(noun, language): world.say(noun, language) for noun in world.NOUNS}
 
     def draw(rng: Random) -> Slots:
@@ -66,10 +35,10 @@ def _task(kind: str, language: str) -> Task:
             return things.count(nouns[slots["counted"]])
         return len(things) if kind == "all" else len(set(things))
 
-    return Task(
+    return Instruction(
         name=f"count/{kind}",
         language=language,
-        phrasings=PHRASINGS[kind][language],
+        phrasings=PHRASINGS["count"][kind][language],
         draw=draw,
         answer=lambda slots: str(number(slots)),
         credit=lambda slots, response: float(response == world.spelled(number(slots), language)),

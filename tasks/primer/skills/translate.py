@@ -1,7 +1,6 @@
 """Translating the world's words, its facts, and phrases of a number, a colour and a noun, both ways.
 
-The language of a task is that of the request; both ask for translations in both directions. A phrase with one wrong
-part is worth half.
+Instructions in either language ask for translations in both directions. A phrase with one wrong part is worth half.
 """
 
 import re
@@ -9,30 +8,7 @@ from functools import cache
 from random import Random
 
 from .. import difficulty, world
-from ..task import Slots, Task
-
-BEFORE = {  # what is to be translated stands at the end
-    "en": (
-        "Translate into Chinese: {english}",
-        "Say this in Chinese: {english}",
-        "Help me write this in Chinese: {english}",
-        "Translate into English: {chinese}",
-        "Say this in English: {chinese}",
-        "Help me write this in English: {chinese}",
-    ),
-    "zh": (
-        "翻译成英文：{chinese}",
-        "用英文说：{chinese}",
-        "帮我用英文写：{chinese}",
-        "翻译成中文：{english}",
-        "用中文说：{english}",
-        "帮我用中文写：{english}",
-    ),
-}
-WITHIN = {  # for what is not a whole sentence
-    "en": ("What is the Chinese for {english}?", "What does {chinese} mean in English?"),
-    "zh": ("{chinese}用英文怎么说？", "{english}用中文怎么说？"),
-}
+from ..instructions import PHRASINGS, Instruction, Slots
 
 
 @cache
@@ -62,26 +38,26 @@ def _parts_of() -> dict[str, tuple]:
     }
 
 
-def _phrase_credit(gold: str, response: str) -> float:
+def _phrase_credit(right: str, response: str) -> float:
     """Half for a phrase with one part of several wrong, or with only the Chinese measure word wrong."""
     parts = _parts_of()
-    if response in parts and gold.isascii() == response.isascii():
-        wrong = sum(a != b for a, b in zip(parts[gold], parts[response], strict=True))
+    if response in parts and right.isascii() == response.isascii():
+        wrong = sum(a != b for a, b in zip(parts[right], parts[response], strict=True))
         return 0.5 if wrong == 1 else 0.0
     measures = "".join({world.measure(noun) for noun in world.NOUNS})
-    bare_gold, bare_response = (re.sub(f"^(.)[{measures}]", r"\1", text) for text in (gold, response))
-    return 0.5 if bare_gold == bare_response else 0.0
+    bare_right, bare_response = (re.sub(f"^(.)[{measures}]", r"\1", text) for text in (right, response))
+    return 0.5 if bare_right == bare_response else 0.0
 
 
-def tasks(language: str) -> list[Task]:
-    """The translation tasks in a language."""
-    return [_task(kind, language) for kind in ("word", "fact", "phrase")]
+def instructions(language: str) -> list[Instruction]:
+    """The translation instructions in a language."""
+    return [_instruction(kind, language) for kind in ("word", "fact", "phrase")]
 
 
-def _task(kind: str, language: str) -> Task:
+def _instruction(kind: str, language: str) -> Instruction:
     from_english = pairs(kind)
     from_chinese = {chinese: english for english, chinese in from_english.items()}
-
+    forms = PHRASINGS["translate"]
     every = list(from_english.items())
 
     def draw(rng: Random) -> Slots:
@@ -95,10 +71,10 @@ def _task(kind: str, language: str) -> Task:
             return float(response == world.COLOURS.get(slots.get("english")))  # 红 is as good as 红色
         return _phrase_credit(answer(slots), response) if kind == "phrase" else 0.0
 
-    return Task(
+    return Instruction(
         name=f"translate/{kind}",
         language=language,
-        phrasings=BEFORE[language] if kind == "fact" else BEFORE[language] + WITHIN[language],
+        phrasings=forms["any"][language] + (forms["within"][language] if kind != "fact" else []),
         draw=draw,
         answer=answer,
         credit=credit,

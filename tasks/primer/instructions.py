@@ -1,7 +1,7 @@
-"""A task: one kind of instruction in one language, that can be written and read back.
+"""An instruction: one thing to ask for in one language, that can be written and read back.
 
 Its phrasings carry slots ("Where does {name} live?"). Drawing fills the slots; matching a prompt against the phrasings
-gets the slots back, and everything else (the gold answer, what another answer is worth) follows from the slots. So the
+gets the slots back, and everything else (the right answer, what another answer is worth) follows from the slots. The
 score of an answer needs the prompt's text and nothing else.
 """
 
@@ -11,21 +11,25 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from random import Random
 
+from ..tables import read_table
 from . import world
+
+PHRASINGS = read_table(__package__, "phrasings.toml")
+"""Forms of what is said, by skill and kind; those of documents under "documents"."""
 
 Slots = dict[str, str]
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
-class Task:
-    """One kind of instruction in one language."""
+class Instruction:
+    """One thing to ask for, in all its phrasings in one language."""
 
     name: str  # "skill/kind"
     language: str  # of the prompt
-    phrasings: tuple[str, ...]
+    phrasings: list[str]
     draw: Callable[[Random], Slots]
-    answer: Callable[[Slots], str]  # the gold answer; raises KeyError for slots outside the world
+    answer: Callable[[Slots], str]  # the right answer; raises KeyError for slots outside the world
     credit: Callable[[Slots, str], float] = lambda slots, response: 0.0  # what another (normal) answer is worth
     value: Callable[[Slots], str] | None = None  # the part of the answer that earns most of the score among more words
     rivals: str = r"(?!)"  # regular expression of the values that would make such an answer a hedge
@@ -47,7 +51,7 @@ class Task:
         return phrasing.format(**slots), {slot: slots[slot] for slot in _SLOT.findall(phrasing)}
 
     def parse(self, prompt: str) -> Slots | None:
-        """The slots of a prompt of this task, None for any other text."""
+        """The slots of a prompt of this instruction, None for any other text."""
         for pattern in self.patterns:
             if match := pattern.fullmatch(prompt):
                 try:

@@ -1,0 +1,83 @@
+"""What a model's answers to a task's held-out prompts are worth: means over all and by group, and samples to read."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import cache
+
+from .. import tasks
+from ..checkpoints.language_model import Llama
+from ..data.prompts import prompt_of
+from ..errors import UserError
+from ..tasks.groups import group_of, metric_names
+from ..train.leaves import Count, NotNegative, Whole
+
+UNFILTERED = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)  # whatever the model recommends
+
+
+def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str, str]]]]:
+    """The evaluation of models by the task of a name. Its attribute `metrics` lists the metrics that it gives."""
+    task = tasks.find(name)
+
+    def evaluate(
+        llama: Llama,
+        *,
+        per_group: Count = 20,
+        max_tokens: Count = 48,
+        temperature: NotNegative = 0.0,
+        shown: Whole = 1,
+    ) -> tuple[dict[str, float], list[dict[str, str]]]:
+        """Answers `per_group` held-out prompts of each group and scores the answers.
+
+        Returns mean rewards as `task.metrics` names them, the means of other scores under "<score>/", such as
+        "cost/all", and `shown` samples of each group as rows.
+        """
+        records = _prompts(name, per_group)
+        prompts = [record["messages"] for record in records]
+        answers = llama.chat_batch(prompts, max_tokens=max_tokens, temperature=temperature, **UNFILTERED)
+        scores = {score: list(map(getattr(task, score), records, answers)) for score in task.SCORES}
+        metrics = {
+            _metric(score, group): mean
+            for score, values in scores.items()
+            for group, mean in task.metrics(records, values).items()
+        }
+        rows = [
+            {field: record["meta"][field] for field in task.GROUPS}
+            | {"prompt": record["messages"][-1]["content"], "answer": answer}
+            | {score: f"{values[place]:.2f}" for score, values in scores.items()}
+            for place, (record, answer) in enumerate(zip(records, answers, strict=True))
+            if place % per_group < shown  # a group's prompts follow each other
+        ]
+        return metrics, rows
+
+    evaluate.metrics = [_metric(score, group) for score in task.SCORES for group in metric_names(task.GROUPS)]
+    return evaluate
+
+
+def evaluators() -> dict[str, Callable]:
+    """The evaluation of each task, as runs take them for `config.evals.<task>`."""
+    return {name: evaluator(name) for name in tasks.NAMES}
+
+
+def _metric(score: str, group: str) -> str:
+    return group if score == "reward" else f"{score}/{group}"
+
+
+def _prompts(name: str, per_group: int) -> list[Mapping]:
+    """The first held-out prompts of each group, as scores take them. Raises UserError where a group has too few."""
+    groups = _heldout(name)
+    group, found = min(groups.items(), key=lambda item: len(item[1]))
+    if len(found) < per_group:
+        there_are = f"{len(found)} held-out prompts{f' of {group}' if group else ''}"
+        raise UserError(f"per_group is {per_group}: {name} has {there_are}; give at most {len(found)}")
+    return [record for records in groups.values() for record in records[:per_group]]
+
+
+@cache
+def _heldout(name: str) -> dict[str, list[Mapping]]:
+    """The held-out prompts of a task by group, in the order of its records."""
+    task, groups = tasks.find(name), defaultdict(list)
+    for record in task.records("chat", "heldout"):
+        messages, reference = prompt_of(record)
+        prompt = {"messages": messages, "reference": reference, "meta": record["meta"]}
+        groups[group_of(task.GROUPS, record)].append(prompt)
+    return groups
