@@ -104,7 +104,7 @@ def _join(x: Shaped[Array, "chunks B t ..."], T: int) -> Shaped[Array, "B T ..."
 
 
 def next_token_loss(model: llama.Model, z_loss: float = 0.0) -> Callable:
-    """The loss of pretraining and of tuning, as `state.make_update` takes it: sums over the tokens of `loss_mask`.
+    """The loss of pretraining and of tuning, as `update.make_update` takes it: sums over the tokens of `loss_mask`.
 
     Per token -log p + z_loss log(Z)^2, where Z is the softmax's denominator: the second term keeps logits from
     drifting (PaLM, arXiv:2204.02311, section 5).
