@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ..errors import UserError
-from ..model.thaw import Thawed
+from ..model.layer_subset import LayerSubset
 from .optimizer import join_frozen
 from .randomness import purpose_key
 
@@ -47,8 +47,8 @@ class Thaw(NamedTuple):
             return join_frozen(learning, frozen)
         places = jnp.full(depth(trainable), -1).at[rows].set(jnp.arange(len(rows)))
         reaches_down = self.period is not None or jax.tree.leaves(learning["embed"])
-        thawed = Thawed(learning["layers"], places, 0 if reaches_down else min(self.layers))
-        return join_frozen(learning | {"layers": trainable["layers"]}, frozen) | {"thawed": thawed}
+        subset = LayerSubset(learning["layers"], places, 0 if reaches_down else min(self.layers))
+        return join_frozen(learning | {"layers": trainable["layers"]}, frozen) | {"layer_subset": subset}
 
 
 ALL_LAYERS = Thaw()
