@@ -206,7 +206,18 @@ class Network(nnx.Module):
         keep: Callable[[jax.Array, jax.Array], Any] | None = None,
         subset: LayerSubset | None = None,
     ):
-        """What the head reads, and what `keep` makes of the keys and values of each layer, stacked."""
+        """Runs all layers.
+
+        Args:
+            tokens_BT: tokens, int32.
+            segment_ids_BT: positions of a row attend to each other where they have one segment id.
+            positions_BT: position of each token in its segment.
+            keep: keep(keys, values) of a layer is collected for all layers; None collects nothing.
+            subset: the trainable layers, where only some are trainable.
+
+        Returns:
+            The states that the output head reads, and the results of `keep`, stacked by layer.
+        """
         x_BTD = embeddings(self.config, self.embed.embedding.get_value(), tokens_BT)
         x_BTD = constrain(x_BTD, BATCH, "context", None)
         rotary = angles(self.config, positions_BT)
@@ -227,16 +238,25 @@ class Network(nnx.Module):
 
 
 class Model(NamedTuple):
-    """What `build` gives: `apply(params, tokens, segment_ids=None, positions=None) -> logits`, the same up to the
-    head as `hidden`, `init(key) -> params`, and the shapes of the parameters. `bind(params)` is the module with its
-    parameters in it, for the files of model/ only."""
+    """A network as pure functions over a plain nested dict of parameters, made by `build`."""
 
     config: LlamaConfig
+    """The network's config."""
+
     apply: Callable[..., Float[Array, "B T V"]]
+    """apply(params, tokens, segment_ids=None, positions=None) returns float32 logits."""
+
     hidden: Callable[..., Float[Array, "B T D"]]
+    """hidden(params, tokens, segment_ids=None, positions=None) returns the states that the output head reads."""
+
     init: Callable[[jax.Array], Params]
+    """init(key) returns random parameters."""
+
     abstract_params: Params
+    """Shapes and dtypes of the parameters."""
+
     bind: Callable[[Params], Network]
+    """bind(params) returns the module with these parameters, for the files of model/ only."""
 
 
 @functools.cache

@@ -21,24 +21,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from . import xla_cpu
 from .cache import Cache
 from .config import LlamaConfig
-from .decode import (
-    Answers,
-    Generation,
-    Request,
-    Rows,
-    compiled,
-    draw_next,
-    extend,
-    make_decoder,
-    make_request,
-    no_answers,
-    prefill,
-    prompt_keys,
-    read_prompts,
-    stream_request,
-)
+from .decode import Answers, Generation, Request, compiled, make_request, no_answers, stream_request
 from .decoder import Decoder
 from .llama import Model, Params
+from .rows import Rows, draw_next, extend, make_decoder, prefill, prompt_keys, read_prompts
 from .sampling import RowSampling, Sampling, TokenTables, draw_from, log_distribution, reshape_distribution
 
 _DECISIONS = 2**32 - 1  # folded into a row's key where a position's number would stand: no answer is as long

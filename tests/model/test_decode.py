@@ -15,20 +15,15 @@ from camelid.model.config import LlamaConfig
 from camelid.model.decode import (
     Generation,
     _generate,
-    empty_rows,
     generate,
     generate_batch,
-    insert,
-    make_decoder,
     make_request,
     pad_prompts,
-    prefill,
     prompt_ids,
-    prompt_keys,
-    step,
     stream,
 )
 from camelid.model.llama import build
+from camelid.model.rows import empty_rows, insert, make_decoder, prefill, prompt_keys, step
 from camelid.model.sampling import Sampling, reshape_distribution, row_sampling
 from camelid.model.sharding import make_mesh, shardings
 from camelid.model.stopping import stops_of
@@ -275,7 +270,7 @@ def test_no_setting_of_a_sampling_compiles_another_program():
         streamed = list(stream(model, params, prompts[0], jax.random.key(7), sampling))
         assert streamed == out.tokens[0, 0, : out.lengths[0, 0]].tolist()
     assert (programs()._cache_size(), steps._cache_size()) == before
-    assert len(answers) > len(ANOTHER) - 3  # the settings were not ignored
+    assert len(answers) >= 8  # the settings were not ignored
 
 
 def test_prompts_with_settings_and_keys_of_their_own_get_the_answers_that_each_gets_alone():
@@ -300,7 +295,7 @@ def test_prompts_with_settings_and_keys_of_their_own_get_the_answers_that_each_g
         np.testing.assert_array_equal(together.tokens[b, 0, :length], alone.tokens[0, 0, :length])
         for name in ("logprobs", "sampling_logprobs"):
             got, want = (getattr(out, name) for out in (together, alone))
-            np.testing.assert_allclose(got[b, 0, :length], want[0, 0, :length], atol=1e-5)
+            np.testing.assert_allclose(got[b, 0, :length], want[0, 0, :length], atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [dict(), dict(cache="int8", window=6)], ids=str)
@@ -312,6 +307,7 @@ def test_requests_that_join_and_leave_between_steps_get_the_tokens_of_generate(c
     rows_of_all, tables = row_sampling(settings, 96)
     read = jax.jit(prefill, static_argnames=("slots",))
     put, advance = jax.jit(insert, donate_argnums=0), jax.jit(step, donate_argnums=2)
+    compiled_before = put._cache_size(), advance._cache_size()
 
     def join(i: int):
         tokens_1P, lengths_1 = pad_prompts([prompts[i]])
@@ -331,7 +327,7 @@ def test_requests_that_join_and_leave_between_steps_get_the_tokens_of_generate(c
             if request is not None:
                 said[request] += drawn.tokens_RT[place, : int(drawn.counts_R[place])].tolist()
                 places[place] = request if rows.running_R[place] else None
-    assert put._cache_size() == advance._cache_size() == 1
+    assert (put._cache_size(), advance._cache_size()) == tuple(size + 1 for size in compiled_before)
     for i, (prompt, sampling) in enumerate(zip(prompts, settings, strict=True)):
         alone = generate(model, params, *pad_prompts([prompt]), KEY, sampling)
         assert said[i] == alone.tokens[0, 0].tolist()
