@@ -106,7 +106,7 @@ def test_gradients_are_those_of_the_whole_network_at_the_layers_that_learn(train
 def test_no_gradient_has_the_size_of_the_stack_and_fixed_layers_have_none_for_their_weights():
     program = jax.make_jaxpr(jax.grad(lambda params: LOSS(params, batch_of(0))[0]))(PARAMS)
     assert {v.aval.shape for e in equations(program.jaxpr) for v in e.outvars} >= STACKS
-    gradient, learning = gradient_by(TURNS, ALL)
+    gradient, learning = gradient_by(TURNS)
     found = list(equations(jax.make_jaxpr(gradient)(learning).jaxpr))
     assert not {v.aval.shape for e in found for v in e.outvars} & STACKS
     [choice] = [e for e in found if e.primitive.name == "cond" and len(e.outvars) > 1]
@@ -174,7 +174,7 @@ def test_steps_equal_adamw_in_numpy_whose_moments_begin_anew_for_the_layers_of_e
             assert not np.isfinite(losses[step])
             assert_same_bits(states[step + 1]["params"], states[step]["params"])
             continue
-        rows = np.array(TURNS.rows(PARAMS, step))
+        rows = np.array(TURNS.split(PARAMS, step)[1].rows)
         if step // 2 != period:
             period, counts["layers"] = step // 2, 0
             for moment in (m, v):
