@@ -9,7 +9,7 @@ import importlib
 
 _PUBLIC = {
     "load": ".checkpoints.language_model",
-    "Llama": ".checkpoints.language_model",
+    "LanguageModel": ".checkpoints.language_model",
     "LlamaConfig": ".model.config",
     "Tokenizer": ".data.tokenizer",
 }

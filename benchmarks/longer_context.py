@@ -15,7 +15,7 @@ from pathlib import Path
 
 from etils import epath
 
-from camelid.checkpoints.language_model import Llama, load
+from camelid.checkpoints.language_model import LanguageModel, load
 from camelid.data.sources import Source, read
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.evals.perplexity import perplexity, text_cache
@@ -37,7 +37,7 @@ def write_documents(text: Path, workdir: Path) -> None:
         (workdir / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)), "utf-8")
 
 
-def train(config: str, workdir: Path, leaves: dict) -> Llama:
+def train(config: str, workdir: Path, leaves: dict) -> LanguageModel:
     """The run of a config in `workdir`, or what is left of it."""
     common = {"data.heldout": 0.0, "data.cache_dir": workdir.parent / "cache"}
     overrides = [f"--config.{name}={value}" for name, value in (common | leaves).items()]
@@ -48,7 +48,7 @@ def train(config: str, workdir: Path, leaves: dict) -> Llama:
     return model
 
 
-def row(llama: Llama, workdir: Path) -> list[str]:
+def row(llama: LanguageModel, workdir: Path) -> list[str]:
     """Perplexity in each range of positions."""
     cache = text_cache(llama, Source(f"{workdir}/heldout.jsonl"), cache_dir=f"{workdir}/cache")
     found = perplexity(llama, {"heldout": cache}, seq_len=LONG, borders=BORDERS)

@@ -17,7 +17,7 @@ import time
 from smollm2_prompts import QUESTIONS
 
 import camelid
-from camelid.checkpoints.language_model import Llama
+from camelid.checkpoints.language_model import LanguageModel
 from camelid.data.sources import Source, read
 from camelid.model.sampling import Sampling
 
@@ -56,7 +56,9 @@ def main() -> None:
             print(f"| {' | '.join(row)} |", flush=True)
 
 
-def measure(target: Llama, draft: Llama, prompts, sampling: Sampling, ks, rounds: int) -> list[list[str]]:
+def measure(
+    target: LanguageModel, draft: LanguageModel, prompts, sampling: Sampling, ks, rounds: int
+) -> list[list[str]]:
     """The table's rows. The first round compiles, counts and compares, and is not timed."""
     rates: dict[int, list[float]] = {k: [] for k in (0, *ks)}  # 0: without a draft
     kept = {}
@@ -81,7 +83,9 @@ def measure(target: Llama, draft: Llama, prompts, sampling: Sampling, ks, rounds
     return rows
 
 
-def answer(target: Llama, draft: Llama, k: int, prompts, sampling: Sampling) -> tuple[list[list[int]], float]:
+def answer(
+    target: LanguageModel, draft: LanguageModel, k: int, prompts, sampling: Sampling
+) -> tuple[list[list[int]], float]:
     """The answers, one stream at a time, and the seconds that they took."""
     target.draft = None
     if k:

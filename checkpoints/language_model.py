@@ -45,7 +45,7 @@ class Draft:
     """A small model that proposes `k` tokens at a time for a large one, and what has come of it: the passes of the
     large one, and how many proposals stand in answers."""
 
-    llama: "Llama"
+    llama: "LanguageModel"
     k: int = 4
     passes: int = 0
     accepted: int = 0
@@ -58,7 +58,7 @@ class Draft:
         return f"{self.accepted / max(self.passes, 1):.2f} of {self.k} proposals accepted a pass"
 
 
-class Llama:
+class LanguageModel:
     """config, params (a plain nested dict), tokenizer and template (None where the source has none), mesh, step.
 
     generation: what ends its answers beside tokenizer and template, and how they are drawn where the caller of
@@ -90,7 +90,7 @@ class Llama:
     def config(self) -> LlamaConfig:
         return self.model.config
 
-    def assist(self, draft: "Llama", k: int = 4) -> "Llama":
+    def assist(self, draft: "LanguageModel", k: int = 4) -> "LanguageModel":
         """This model, which from now on decodes speculatively (`model.speculative`): the same answers, or others of the
         same distribution, and faster where `draft` is much smaller and often right. k: its proposals a pass.
 
@@ -106,7 +106,7 @@ class Llama:
         self.draft = Draft(draft, k)
         return self
 
-    def with_adapters(self, path: epath.PathLike) -> "Llama":
+    def with_adapters(self, path: epath.PathLike) -> "LanguageModel":
         """This model with the adapters of a run or of a PEFT folder, on the same arrays: many can stand on one base.
 
         The base is what it is here, quantised or not, whatever base they name. Raises UserError where `path` has no
@@ -121,7 +121,7 @@ class Llama:
         params = join(own, without(self.params, trained_whole))
         template = found.own_template or self.template
         tokenizer = self.tokenizer or found.own_tokenizer
-        return Llama(self.model, params, tokenizer, template, self.mesh, generation=self.generation)
+        return LanguageModel(self.model, params, tokenizer, template, self.mesh, generation=self.generation)
 
     def _matrix(self, path: str, layer: int | None) -> np.ndarray:
         """One of this model's matrices, or one layer of it, as one array."""
@@ -297,7 +297,7 @@ def load(
     rope: tuple[RopeKind, int] | None = None,
     base: epath.PathLike | None = None,
     vocab_size: int | None = None,
-) -> Llama:
+) -> LanguageModel:
     """The model of a run directory (its latest checkpoint; with RUN@best the best), of one checkpoint, or of somebody
     else's files: a folder of Hugging Face's or Meta's, a GGUF file, or a PEFT folder whose base is at hand.
 
@@ -336,7 +336,9 @@ def load(
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
     params = found.load_params(_placed(model, mesh), quantize=rules)
-    return Llama(model, params, found.tokenizer, found.template, mesh, step=found.step, generation=found.generation)
+    return LanguageModel(
+        model, params, found.tokenizer, found.template, mesh, step=found.step, generation=found.generation
+    )
 
 
 def _key(seed: int) -> jax.Array:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..checkpoints.language_model import Llama
+from ..checkpoints.language_model import LanguageModel
 from ..data.cache import TokenCache, build_cache
 from ..data.mixture import EvalPass
 from ..data.packed import PackedRows
@@ -19,7 +19,7 @@ from ..train.evaluate import heldout_loss
 
 
 def text_cache(
-    llama: Llama, source: Source, split: str | None = None, cache_dir: str | Path = "~/.cache/camelid"
+    llama: LanguageModel, source: Source, split: str | None = None, cache_dir: str | Path = "~/.cache/camelid"
 ) -> TokenCache:
     """All of a source (split None) or one split of it, in the tokens of a model and its chat template.
 
@@ -31,7 +31,7 @@ def text_cache(
 
 
 def perplexity(
-    llama: Llama,
+    llama: LanguageModel,
     caches: Mapping[str, TokenCache],
     *,
     seq_len: int | None = None,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from .. import tasks
-from ..checkpoints.language_model import Llama
+from ..checkpoints.language_model import LanguageModel
 from ..data.prompts import prompt_of
 from ..errors import UserError
 from ..tasks.groups import group_of, metric_names
@@ -19,7 +19,7 @@ def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str,
     task = tasks.find(name)
 
     def evaluate(
-        llama: Llama,
+        llama: LanguageModel,
         *,
         per_group: Count = 20,
         max_tokens: Count = 48,

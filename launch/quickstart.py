@@ -15,7 +15,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from ..checkpoints.language_model import Llama
+from ..checkpoints.language_model import LanguageModel
 from ..data.checksums import write_whole
 from ..data.samples import read_samples
 from ..data.sources import Source
@@ -104,7 +104,7 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
     return results
 
 
-def make_pairs(tuned: Llama, path: epath.Path, prompts: int) -> None:
+def make_pairs(tuned: LanguageModel, path: epath.Path, prompts: int) -> None:
     """Writes preference pairs of the model's answers to `prompts` training prompts, unless there is such a file."""
     if not path.exists():
         asked = read_samples(Source("primer:chat"), "train", prompt_encoder(tuned, MAX_TOKENS), limit=prompts)
@@ -132,7 +132,7 @@ def score_table(scores: Mapping[str, Mapping]) -> Table:
     return table
 
 
-def _score(model: Llama) -> tuple[dict[str, float], list[dict[str, str]]]:
+def _score(model: LanguageModel) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Scores of answers drawn at temperature 1, as PPO draws them, and under "greedy/..." of the likeliest answers."""
     evaluate = evaluator("primer")
     drawn, rows = evaluate(model, per_group=PER_SKILL, max_tokens=MAX_TOKENS, temperature=1.0)

@@ -1,7 +1,7 @@
 """The network for a few new positions of each row, over a key/value cache (`cache.py`).
 
 One position reads every weight for very little arithmetic, so the number of passes over memory decides the speed.
-`Decoder` is made from a `Network` with fewer passes: layers are unrolled from their stack, weights are cast to the
+`Decoder` is made from a `Transformer` with fewer passes: layers are unrolled from their stack, weights are cast to the
 compute dtype, and the matrices of queries, keys and values are one matrix, as are those of gate and up.
 """
 
@@ -17,7 +17,7 @@ from . import quantization, xla_cpu
 from .attention import attend_cache
 from .cache import Cache
 from .linear import dense, linear
-from .llama import MLP, Attention, Block, Network, add_bias, embeddings
+from .llama import MLP, Attention, Block, Transformer, add_bias, embeddings
 from .rope import angles
 from .weights import Weight
 
@@ -138,9 +138,9 @@ class FusedMLP(MLP):
 
 
 class Decoder(nnx.Module):
-    """The blocks of a `Network` around `FusedAttention` and `FusedMLP`, to be called with a few new positions a row."""
+    """The blocks of a `Transformer` around `FusedAttention` and `FusedMLP`, called with a few new positions a row."""
 
-    def __init__(self, network: Network, positions: int, by_blocks: bool = False):
+    def __init__(self, network: Transformer, positions: int, by_blocks: bool = False):
         """Copies the matrices of a network into the decoder's form.
 
         Args:
@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
         matrix = self.blocks[0].mlp.down.get_value()
         return isinstance(matrix, Weight) and matrix.by_blocks and quantization.kind_of(matrix.parts) != "nf4"
 
-    def _head(self, network: Network, form: Form) -> Matrix:
+    def _head(self, network: Transformer, form: Form) -> Matrix:
         """The output head; a tied one that is dense stays [V, D], as it lies, so that no transposed copy is made."""
         if not self.config.tied:
             return _alone(network.head.kernel.get_value(), 1, form)
@@ -212,7 +212,7 @@ class Decoder(nnx.Module):
         return jnp.einsum(axes, hidden_BD, kernel, preferred_element_type=jnp.float32)
 
 
-def _unstack(network: Network, form: Form) -> list[Block]:
+def _unstack(network: Transformer, form: Form) -> list[Block]:
     """The layers one by one, with fused weights."""
     graph, stacked = nnx.split(network.layers)
     blocks = []

@@ -183,7 +183,7 @@ class Head(nnx.Module):
         self.kernel = _weight(config, rngs, (config.dim, config.vocab_size), config.dim**-0.5)
 
 
-class Network(nnx.Module):
+class Transformer(nnx.Module):
     """Parameters: embed/embedding, layers/{attention,mlp}/..., norm/scale, and head/kernel unless tied.
 
     The norm before the head divides by the config's `logit_divisor`, so that heads need not know of it.
@@ -255,7 +255,7 @@ class Model(NamedTuple):
     abstract_params: Params
     """Shapes and dtypes of the parameters."""
 
-    bind: Callable[[Params], Network]
+    bind: Callable[[Params], Transformer]
     """bind(params) returns the module with these parameters, for the files of model/ only."""
 
 
@@ -269,12 +269,12 @@ def build(config: LlamaConfig) -> Model:
     """
     if config.remat not in REMAT:
         raise ValueError(f"remat {config.remat!r}: give one of {', '.join(REMAT)}")
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: Network(config, nnx.Rngs(0))))
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
 
     def init(key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(Network(config, nnx.Rngs(params=key))))
+        return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(params=key))))
 
-    def bind(params: Params) -> Network:
+    def bind(params: Params) -> Transformer:
         return nnx.merge(graph, wrap(params))
 
     def hidden(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T D"]:

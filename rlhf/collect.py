@@ -12,7 +12,7 @@ from etils import epath
 from .. import tasks
 from ..checkpoints import open as open_checkpoint
 from ..checkpoints.decoding import sampling_of, strings_of, text_of
-from ..checkpoints.language_model import Llama
+from ..checkpoints.language_model import LanguageModel
 from ..data.checksums import write_whole
 from ..data.prompts import PromptEncoder
 from ..data.samples import Sample, Samples
@@ -47,7 +47,7 @@ class Drawing(NamedTuple):
     batch_size: int = 64  # answers that are decoded at a time
 
 
-def prompt_encoder(llama: Llama, max_tokens: int) -> PromptEncoder:
+def prompt_encoder(llama: LanguageModel, max_tokens: int) -> PromptEncoder:
     """The encoder of prompts that leave room for `max_tokens` tokens of an answer in the context of a model.
 
     Raises UserError for a model without a tokenizer or a chat template, and where there is no room for a prompt.
@@ -61,7 +61,7 @@ def prompt_encoder(llama: Llama, max_tokens: int) -> PromptEncoder:
 
 
 def sample_answers(
-    llama: Llama, prompts: Samples, reward: str, drawing: Drawing, *, keep_repeated: bool = False
+    llama: LanguageModel, prompts: Samples, reward: str, drawing: Drawing, *, keep_repeated: bool = False
 ) -> list[Answers]:
     """Answers of a model to each prompt, and their scores.
 
@@ -96,7 +96,7 @@ def sample_answers(
     return [found._replace(scores=x) for found, x in zip(answers, scores, strict=True)]
 
 
-def scorer_of(llama: Llama, reward: str) -> Scorer:
+def scorer_of(llama: LanguageModel, reward: str) -> Scorer:
     """The scorer of a reward that is given as in `sample_answers`."""
     is_task = reward.partition(":")[0] in tasks.NAMES
     if is_task or ":" in reward:
@@ -104,7 +104,7 @@ def scorer_of(llama: Llama, reward: str) -> Scorer:
     return _model_scorer(reward, llama)
 
 
-def score_again(llama: Llama, reward: str, answers: Sequence[Answers]) -> list[list[float]]:
+def score_again(llama: LanguageModel, reward: str, answers: Sequence[Answers]) -> list[list[float]]:
     """What a reward, given as in `sample_answers`, makes of these answers."""
     return scorer_of(llama, reward)(answers)
 
@@ -116,7 +116,7 @@ def _function_scorer(name: str, function: tasks.Score) -> Scorer:
     return scorer
 
 
-def _model_scorer(path: str, llama: Llama, batch_size: int = 64) -> Scorer:
+def _model_scorer(path: str, llama: LanguageModel, batch_size: int = 64) -> Scorer:
     model, params = load_model(open_checkpoint(path), llama.tokenizer, FrozenWeights(llama.mesh), llama.config.dtype)
     score = jax.jit(lambda params, tokens, lengths: scalar.combine(scalar.last_scores(model, params, tokens, lengths)))
 

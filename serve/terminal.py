@@ -5,14 +5,14 @@ from typing import Any
 
 from rich.console import Console
 
-from ..checkpoints.language_model import Llama
+from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError
 
 HELP = "Type a message; /new forgets the conversation, /quit (or Ctrl-D) leaves."
 
 
 def chat(
-    llama: Llama,
+    llama: LanguageModel,
     *,
     system: str | None = None,
     seed: int = 0,
@@ -58,7 +58,7 @@ def chat(
                 messages = [*asked, {"role": "assistant", "content": answer}]
 
 
-def _stream(llama: Llama, messages: list[dict[str, str]], console: Console, **sampling: Any) -> str | None:
+def _stream(llama: LanguageModel, messages: list[dict[str, str]], console: Console, **sampling: Any) -> str | None:
     """The answer, or what there was of it when it was interrupted; None where that was nothing."""
     said, interrupted = [], False
     try:

@@ -16,7 +16,7 @@ from ..checkpoints import AdapterCheckpoint, Checkpoint, absolute_path, manifest
 from ..checkpoints import open as open_checkpoint
 from ..checkpoints.console import tell
 from ..checkpoints.interop.generation_config import GenerationDefaults
-from ..checkpoints.language_model import Llama
+from ..checkpoints.language_model import LanguageModel
 from ..checkpoints.saving import Checkpoints, keep_tokenizer
 from ..data.templates import ChatTemplate, load_template
 from ..data.tokenizer import Tokenizer
@@ -179,9 +179,9 @@ class Run:
         kept = tuple(i for i in said.stop_ids if same or own.piece(i) == self.tokenizer.piece(i))
         return dataclasses.replace(said, stop_ids=kept)
 
-    def language_model(self, params: Any, step: int | None = None) -> Llama:
+    def language_model(self, params: Any, step: int | None = None) -> LanguageModel:
         """The run's network with these parameters, as people use it."""
-        return Llama(
+        return LanguageModel(
             self.model, params, self.tokenizer, self.template, self.mesh, step=step, generation=self.generation
         )
 
@@ -356,7 +356,7 @@ class Run:
 
     # The loop --------------------------------------------------------------------------------------------------------
 
-    def further_evaluations(self, every: int, model_of: Callable[[Any], Llama]) -> list[Evaluation]:
+    def further_evaluations(self, every: int, model_of: Callable[[Any], LanguageModel]) -> list[Evaluation]:
         """The sections of `config.evals` as evaluations. model_of: gives the language model of a state's parameters."""
 
         def evaluation(name: str, section: Mapping[str, Any]) -> Evaluation:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import camelid
-from camelid.checkpoints.language_model import Llama
+from camelid.checkpoints.language_model import LanguageModel
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model import llama
@@ -20,7 +20,7 @@ def test_a_draft_changes_no_greedy_answer(pretrained, capsys):
 
     # A draft that is wrong now and then: the model itself, moved a little.
     noise = lambda x: x + 0.6 * np.asarray(x).std() * jax.random.normal(jax.random.key(0), x.shape)  # noqa: E731
-    wrong = Llama(plain.model, jax.tree.map(noise, plain.params), plain.tokenizer, None, plain.mesh)
+    wrong = LanguageModel(plain.model, jax.tree.map(noise, plain.params), plain.tokenizer, None, plain.mesh)
     assisted = camelid.load(pretrained).assist(wrong, 3)
     assert assisted.generate(PROMPTS, **sampling) == expected
     assert 0 < assisted.draft.accepted < 3 * assisted.draft.passes
@@ -52,6 +52,6 @@ def test_a_draft_of_other_tokens_is_refused(pretrained):
         plain.assist(other)
     smaller = llama.build(plain.config.replace(vocab_size=400))
     with pytest.raises(UserError, match="352 rows here, 400 in the draft"):
-        plain.assist(Llama(smaller, smaller.abstract_params, plain.tokenizer, None, plain.mesh))
+        plain.assist(LanguageModel(smaller, smaller.abstract_params, plain.tokenizer, None, plain.mesh))
     with pytest.raises(UserError, match="1 token or more at a time, not 0"):
         plain.assist(plain, 0)

@@ -12,7 +12,7 @@ import pytest
 
 from camelid.checkpoints import language_model
 from camelid.checkpoints.interop.generation_config import GenerationDefaults
-from camelid.checkpoints.language_model import Llama, PromptTooLong
+from camelid.checkpoints.language_model import LanguageModel, PromptTooLong
 from camelid.data.templates import load_template
 from camelid.data.tokenizer import Tokenizer
 from camelid.errors import UserError
@@ -28,7 +28,7 @@ PROMPTS = ["the red fox", "the blue whale sees 3", "the"]
 
 
 @pytest.fixture(scope="module")
-def llama(corpus) -> Llama:
+def llama(corpus) -> LanguageModel:
     """A random network, which likes tokens that one could type, and better still ids that stand for no token."""
     model = build(LlamaConfig.preset("nano-test", vocab_size=ROWS, max_len=CONTEXT, tied=False))
     params = jax.tree.map(lambda x: x * 3, jax.jit(model.init)(jax.random.key(0)))
@@ -36,7 +36,7 @@ def llama(corpus) -> Llama:
     liked = [2.0 if re.fullmatch(rb"[ -~]+", data) else 0.0 for data in tokenizer.token_bytes]
     params["head"]["kernel"] *= np.array([liked + [4.0] * (ROWS - len(liked))], np.float32)
     mesh = make_mesh({}, jax.local_devices()[:1])
-    return Llama(model, params, tokenizer, load_template("chatml"), mesh)
+    return LanguageModel(model, params, tokenizer, load_template("chatml"), mesh)
 
 
 def readable(text: str) -> str:
@@ -51,9 +51,9 @@ def command(llama, monkeypatch):
     return lambda name, *arguments: main([name, "RUN", *arguments])
 
 
-def with_defaults(llama: Llama, **said) -> Llama:
+def with_defaults(llama: LanguageModel, **said) -> LanguageModel:
     own = (llama.model, llama.params, llama.tokenizer, llama.template, llama.mesh)
-    return Llama(*own, generation=GenerationDefaults(**said))
+    return LanguageModel(*own, generation=GenerationDefaults(**said))
 
 
 def test_no_id_without_a_token_is_drawn_by_any_way_of_decoding(llama):

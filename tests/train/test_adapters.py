@@ -12,7 +12,7 @@ import camelid
 from camelid import checkpoints
 from camelid.checkpoints import reading
 from camelid.checkpoints.convert import to_peft
-from camelid.checkpoints.language_model import Llama
+from camelid.checkpoints.language_model import LanguageModel
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model import llama, storage
@@ -136,7 +136,7 @@ def test_adapters_are_put_on_nothing_that_they_do_not_fit(runs, pretrained):
     with pytest.raises(UserError, match="holds whole networks and no adapters"):
         base.with_adapters(pretrained)
     other = llama.build(base.config.replace(ffn_dim=base.config.ffn_dim * 2))
-    wider = Llama(other, other.init(jax.random.key(0)), base.tokenizer, base.template, base.mesh)
+    wider = LanguageModel(other, other.init(jax.random.key(0)), base.tokenizer, base.template, base.mesh)
     with pytest.raises(UserError, match="whose matrices have other shapes"):
         wider.with_adapters(runs("lora"))
 
