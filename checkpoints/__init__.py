@@ -45,6 +45,13 @@ def open(path: epath.PathLike, weights: str | None = None, *, base: epath.PathLi
     Raises:
       UserError: no model at the path, a damaged one, or a `base` for a whole model.
     """
+    found = _open(path, weights, base)
+    if weights is not None:
+        _ = found.weights  # refused here where the checkpoint has no moving average
+    return found
+
+
+def _open(path: epath.PathLike, weights: str | None, base: epath.PathLike | None) -> Checkpoint:
     where = epath.Path(path).expanduser()
     if peft.is_folder(where):
         return PEFTAdapters(path, open, weights, base)

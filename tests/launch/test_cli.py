@@ -155,7 +155,8 @@ def test_a_signal_in_the_middle_of_an_import_is_not_lost(tmp_path):
     (tmp_path / "swallows.py").write_text(
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
     )
-    code = "import sys; from camelid.launch import cli; cli._run = lambda argv: __import__('swallows') and 0; "
+    code = "import sys, types; from camelid.launch import cli; run = lambda args: __import__('swallows') and 0; "
+    code += "cli._parse = lambda argv: types.SimpleNamespace(run=run); "
     code += "sys.exit(cli.main())"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)

@@ -110,12 +110,12 @@ def test_a_command_that_was_cut_off_in_its_second_phase_goes_on_there_to_the_sam
 def test_a_phase_that_is_stopped_ends_the_command(tmp_path, monkeypatch):
     begun = []
 
-    def recipe(settings, workdir, evaluators):
-        begun.append((workdir.name, settings.init_from, settings.model.preset))
-        if workdir.name == "second":
+    def recipe(run):
+        begun.append((run.workdir.name, run.config.init_from, run.config.model.preset))
+        if run.workdir.name == "second":
             raise Interrupted("SIGTERM ended the run", 15)
 
-    monkeypatch.setitem(phases.RECIPES, "pretrain", phases.RECIPES["pretrain"]._replace(run=recipe))
+    monkeypatch.setitem(phases.RECIPES, "pretrain", phases.RECIPES["pretrain"]._replace(train=recipe))
     config = base()
     del config.phases
     config.model.preset, config.total_steps = "nano-test", 8
