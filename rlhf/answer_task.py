@@ -20,9 +20,9 @@ from ..errors import UserError
 from ..model.sharding import BATCH
 from ..train.leaves import read
 from ..train.lengths import Lengths
-from ..train.loop import Evaluation, Loop
+from ..train.loop import Evaluation, Finished, Loop
 from ..train.network import Network
-from ..train.run import Finished, Run
+from ..train.run import Run
 from ..train.setup import data_tables
 from . import costs, rollout, watch
 from .rewards import Rewards, Shaping, load_rewards

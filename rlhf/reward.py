@@ -24,11 +24,12 @@ from ..data.prompts import PromptEncoder, heldout_prompts
 from ..data.values import shown
 from ..errors import UserError
 from ..model.sharding import BATCH
+from ..train.finish import Finish
 from ..train.leaves import NotNegative, OneOf, Only, read
 from ..train.lengths import lengths_of
 from ..train.loop import Evaluation, check_streak
 from ..train.randomness import purpose_key
-from ..train.run import Finish, Result, Run
+from ..train.run import Result, Run
 from ..train.setup import check_rows, data_tables, sources_of
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss

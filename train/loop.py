@@ -204,6 +204,16 @@ class Loop:
         return kind(f"{error} ({words})")
 
 
+class Finished:
+    """The loop of a run that is complete: it has the last state, and no step."""
+
+    def __init__(self, state: State):
+        self.state, self.metrics = state, {}
+
+    def __iter__(self) -> Iterator:
+        return iter(())
+
+
 def _interrupted(received: Sequence[int], done: int, total: int) -> Interrupted:
     number = received[0] if received else signal.SIGTERM
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

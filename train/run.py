@@ -26,9 +26,10 @@ from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
 from . import resume
 from .architecture import model_of
+from .finish import UNFINISHED, Finish
 from .leaves import check
 from .lengths import Lengths, saving_of
-from .loop import Check, Evaluation, Loop, Pace
+from .loop import Check, Evaluation, Finished, Loop, Pace
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
 from .optimizer import DECAY, each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
@@ -41,9 +42,6 @@ from .update import Guard, LossFn, Update, make_update
 Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
 """evaluator(model, **section of config.evals) -> metrics and rows of samples. Its annotations are the section's
 (`leaves`); an attribute `metrics`, if it has one, names the metrics that it gives."""
-
-UNFINISHED = "unfinished"
-"""Under this name a checkpoint keeps the parameters that `Finish` replaced."""
 
 RULES = ("frozen", "decay", "lr_multipliers")
 """The lists of `config.optim` whose rules are for parameters by their paths."""
@@ -62,42 +60,6 @@ class Result(NamedTuple):
 
     model: Any
     metrics: dict[str, float]
-
-
-class Finished:
-    """The loop of a run that is complete: it has the last state, and no step."""
-
-    def __init__(self, state: State):
-        self.state, self.metrics = state, {}
-
-    def __iter__(self) -> Iterator:
-        return iter(())
-
-
-class Finish(NamedTuple):
-    """What happens to the parameters, and to their moving average, after the last step and before they are saved.
-
-    The checkpoint keeps what was replaced, so that a run which is made longer resumes from there.
-    """
-
-    names: tuple[str, ...]
-    """The entries of the parameters that `run` replaces."""
-    run: Callable[[Any], Any]
-    """run(whole network) -> the network with other entries `names`."""
-
-    def shelve(self, state: State) -> State:
-        """The entries that `run` replaces, of a state or of its shapes."""
-        return {kind: {name: state[kind][name] for name in self.names} for kind in ("params", "ema") if kind in state}
-
-    def apply(self, network: Network, state: State) -> State:
-        """The last state, with what was replaced under `UNFINISHED`."""
-        whole = network.whole(state)
-        new = {kind: {**state[kind], **_only(self.run(whole[kind]), self.names)} for kind in self.shelve(state)}
-        return state | new | {UNFINISHED: self.shelve(state)}
-
-
-def _only(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: tree[name] for name in names}
 
 
 class Run:
