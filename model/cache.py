@@ -4,6 +4,7 @@ One position reads every weight for very little arithmetic, so what counts is ho
 `Decoder` is `Transformer` made over for that, once per call: layers unrolled from their stack, weights cast to the
 compute dtype, query, key and value weights side by side, gate and up too, and on a CPU turned around for several
 positions.
+"""
 
 import functools
 from collections.abc import Sequence

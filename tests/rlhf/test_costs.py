@@ -19,7 +19,7 @@ from camelid.rlhf.costs import Cost, combine
     ],
 )
 def test_the_multiplier_climbs_by_the_cost_beyond_the_threshold_within_its_ends(multiplier, mean_cost, expected):
-    cost = Cost(grader=None, threshold=0.5, first=1.0, lr=0.2, most=3.0)
+    cost = Cost(rewards=None, threshold=0.5, first=1.0, lr=0.2, most=3.0)
     found = cost.update(jnp.float32(multiplier), jnp.float32(mean_cost))
     assert float(found) == pytest.approx(expected, rel=1e-6)
 
