@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from camelid.model.sharding import make_mesh
-from camelid.rlhf.reward import Objective, calibration_error, describe_ranking, heldout_ranking, make_loss
+from camelid.rlhf.pairs import calibration_error, describe_ranking
+from camelid.rlhf.reward import Objective, heldout_ranking, make_loss
 from camelid.rlhf.scalar import ScalarModel
 
 PLAIN = Objective(kind="reward", form="log_sigmoid", margin=0.0, centering=0.0, bootstrap=False)
