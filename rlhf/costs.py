@@ -41,8 +41,10 @@ def combine(
 
 def load(run: Run) -> Cost | None:
     """What `config.cost` describes; None where the recipe has no costs, or the section names no source."""
-    section = run.config.cost if "cost" in run.config else None
-    if section is None or section.source is None:
+    if "cost" not in run.config:
         return None
-    found = load_rewards(run, {"cost": section.source}, "config.cost.source")
-    return Cost(found, section.threshold, section.first, section.lr, section.most)
+    section = run.config.cost
+    numbers = [section[name] for name in ("threshold", "first", "lr", "most")]
+    if section.source is None:
+        return None
+    return Cost(load_rewards(run, {"cost": section.source}, "config.cost.source"), *numbers)

@@ -34,7 +34,7 @@ from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_
 from .optimizer import DECAY, each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
 from .report import HEADLINE, Reporter
-from .settings import Settings, did_you_mean, duration
+from .settings import Settings, check_all_read, did_you_mean, duration
 from .state import State
 from .trainable import Rules, Trainable, by_rules, of_adapters, of_layers, split_frozen
 from .update import Guard, LossFn, Update, make_update
@@ -97,8 +97,8 @@ class Run:
     @functools.cached_property
     def start(self) -> Checkpoint | None:
         """The checkpoint of `config.init_from`; None where the run starts from random parameters."""
-        config = self.config
-        return None if config.init_from is None else self.open(config.init_from, config.get("init_weights"))
+        path, weights = self.config.init_from, self.config.get("init_weights")
+        return None if path is None else self.open(path, weights)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -365,7 +365,7 @@ class Run:
           finish: changes the parameters after the last step.
 
         Raises:
-          UserError: settings that do not fit.
+          UserError: settings that do not fit, or that nothing has read.
           loop.TrainingStopped: the run cannot go on.
         """
         config, total = self.config, lengths.total
@@ -377,17 +377,19 @@ class Run:
         if best is not None and not evaluations:
             raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")
         described = self._manifest(batches, lengths) | dict(manifest or {})
+        wandb, seed = config.wandb, config.seed
+        check_all_read(config)
 
         with Checkpoints(self.workdir, **saving) as saved:
             state = self._resume(saved, network.abstract_state, described, finish)
             if state is None:
-                state = network.first_state(config.seed)
+                state = network.first_state(seed)
             begin = int(state["step"])
             if begin >= total:
                 yield Finished(network.whole(state))
                 return
             keep_tokenizer(self.workdir, self.tokenizer)
-            options = dict(start_step=begin, wandb=config.wandb, headline=headline)
+            options = dict(start_step=begin, wandb=wandb, headline=headline)
             with Reporter(self.workdir, total, **options) as reporter:
                 for name, rows in (tables or {}).items() if not begin else ():
                     reporter.text(0, name, rows)
