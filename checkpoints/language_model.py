@@ -282,7 +282,10 @@ class LanguageModel:
 
     def _template(self) -> ChatTemplate:
         if self.template is None:
-            raise UserError("this model came without a chat template: use `generate`, or tune it with `camelid train`")
+            raise UserError(
+                "this model came without a chat template: name one by --template (in Python, set `template`), use "
+                "`generate`, or tune it with `camelid train`"
+            )
         return self.template
 
 

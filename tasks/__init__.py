@@ -60,6 +60,6 @@ def find_score(name: str) -> Score:
     task, colon, score = name.partition(":")
     known = find(task).SCORES
     if colon and score not in known:
-        names, near = ", ".join(f"{task}:{each}" for each in known), did_you_mean(score, known)
-        raise UserError(f"there is no score {name!r}; choose one of {names}{near}")
+        names = [f"{task}:{each}" for each in known]
+        raise UserError(f"there is no score {name!r}; choose one of {', '.join(names)}{did_you_mean(name, names)}")
     return getattr(find(task), score or "reward")

@@ -29,7 +29,7 @@ def test_each_task_offers_the_same(name):
         (tasks.find, "walk", "there is no task 'walk'; choose one of .*; did you mean walks?"),
         (tasks.find, "", "there is no task ''; choose one of primer, reviews, safe_sums, walks"),
         (tasks.find_score, "safe_sum:cost", "there is no task 'safe_sum'; .*; did you mean safe_sums?"),
-        (tasks.find_score, "safe_sums:costs", "choose one of safe_sums:reward, .*; did you mean cost?"),
+        (tasks.find_score, "safe_sums:costs", "choose one of safe_sums:reward, .*; did you mean safe_sums:cost?"),
         (tasks.find_score, "walks:", "there is no score 'walks:'; choose one of walks:reward"),
         (tasks.find_score, "walks:records", "there is no score 'walks:records'"),
     ],
