@@ -115,7 +115,7 @@ def test_tasks_are_found_by_name():
     np.testing.assert_allclose(graders.total(scores), [1.0, -1.0])
     for source, says in (
         ({"task": "safe_sum"}, "there is no task 'safe_sum'; choose one of .*; did you mean safe_sums"),
-        ({"task": "safe_sums:costs"}, "there is no score 'safe_sums:costs'; .*; did you mean cost"),
+        ({"task": "safe_sums:costs"}, "there is no score 'safe_sums:costs'; .*; did you mean safe_sums:cost"),
         ({"task": "walks", "function": "math:hypot"}, "give one of model=PATH, task=NAME"),
         ({}, "give one of model=PATH, task=NAME"),
     ):
