@@ -1,5 +1,6 @@
 """Checkpoints that hold low-rank adapters, and stand on a base: another checkpoint."""
 
+import abc
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -44,20 +45,20 @@ class AdapterCheckpoint(Checkpoint):
     own_template: ChatTemplate | None
     """The chat template that the adapters bring along; None where they take their base's."""
 
+    @abc.abstractmethod
     def load_adapters(self, abstract: Any, *, score: Any = None) -> Any:
         """What was trained, without the base. abstract: shapes and shardings of the network's tree of plain matrices.
 
         score: the head for numbers to use where `abstract` asks for one and a language model was trained.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load_onto(self, abstract: Any, config: LlamaConfig, matrix: peft.Base) -> tuple[Lora, Any]:
         """The adapters for a network in memory, whatever base they name: where they are put, and their tree.
 
         config: of that network. matrix: gives one of its matrices, as `peft.read_folder` takes it. Raises UserError
         where they do not fit.
         """
-        raise NotImplementedError
 
     def load_params(self, abstract: Any, *, some: bool = False, quantize: Rules | None = None) -> Any:
         """The base with the adapters merged into it; with `quantize` the quantised base with the adapters on it."""

@@ -98,8 +98,8 @@ class Checkpoint(abc.ABC):
         return [str(self.path), None, *(file["sha256"] for file in self.description["files"])]
 
     def _files(self) -> Iterable[epath.Path]:
-        """The files whose hashes identify the checkpoint."""
-        raise NotImplementedError
+        """The files whose hashes identify the checkpoint; none for a run, which its step and checksums identify."""
+        return ()
 
     @abc.abstractmethod
     def load_params(self, abstract: Any, *, some: bool = False, quantize: Rules | None = None) -> Any:

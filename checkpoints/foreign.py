@@ -1,5 +1,6 @@
 """Checkpoints of others: Hugging Face's folders, Meta's folders, GGUF files. They are read in place."""
 
+import abc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,9 +29,9 @@ class ForeignCheckpoint(Checkpoint):
             self._open(epath.Path(path).expanduser())
         self.config = self.source.config
 
+    @abc.abstractmethod
     def _open(self, path: epath.Path) -> None:
         """Sets source, tokenizer, template and generation."""
-        raise NotImplementedError
 
     def _files(self) -> Iterable[epath.Path]:
         return self.source.files
