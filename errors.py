@@ -1,7 +1,11 @@
 """What a user can mend: one clear line instead of a traceback."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = 60
 
 
 class UserError(ValueError):
@@ -43,3 +47,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The end of an error message: the nearest spelling among `names`, or "" where none is near."""
     nearest = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: on one line, shortened."""
+    return " ".join(_shorten.repr(value).split())

@@ -23,7 +23,7 @@ from camelid.rlhf.ppo import Penalty, PPOSettings, make_learn, make_loss
 from camelid.rlhf.rewards import FIRST_STATS, ModelReward, Rewards, Shaping
 from camelid.rlhf.rollout import roll_out
 from camelid.train.network import InitialParams, Network, together
-from camelid.train.optimizer import each_part, make_optimizer, make_schedule
+from camelid.train.optimizer import OptimSettings, each_part, make_optimizer, make_schedule
 from camelid.train.trainable import Trainable
 from camelid.train.update import Guard, make_update
 
@@ -68,9 +68,9 @@ def halves(mesh: jax.sharding.Mesh) -> tuple[Callable, Callable, Network]:
     """The two halves of a step, and what it trains."""
     initial = together({"policy": InitialParams(MODEL.init), "critic": InitialParams(SCALAR.init)})
     schedule = make_schedule(name="constant", lr=task.LR, total_steps=1, warmup_steps=0, final=1.0)
-    how = dict(name="adamw", schedule=schedule, weight_decay=0.0, clip_norm=None, b2=0.999)
+    settings = OptimSettings(weight_decay=0.0, clip_norm=None, b2=0.999)
     networks = jax.eval_shape(initial.init, jax.random.key(0))
-    optimizer = each_part({name: make_optimizer(params, **how) for name, params in networks.items()})
+    optimizer = each_part({name: make_optimizer(params, settings, schedule) for name, params in networks.items()})
     loss = make_loss(MODEL, CRITICS, SETTINGS, SAMPLING.temperature, ptx_coef=0.0)
     update = make_update(loss, optimizer, schedule, guard=Guard(spike_sigma=None))
     rollout = make_rollout(MODEL, CRITICS, REWARDS, None, SAMPLING, seed=0, score_parts=1)

@@ -12,7 +12,7 @@ from camelid.model import decode, llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sampling import Sampling
 from camelid.train.losses import next_token_loss
-from camelid.train.optimizer import make_optimizer, make_schedule
+from camelid.train.optimizer import OptimSettings, make_optimizer, make_schedule
 from camelid.train.state import state_of
 from camelid.train.trainable import Trainable
 from camelid.train.update import make_update
@@ -26,7 +26,7 @@ def training(name: str):
     rows, length = ROWS[name]
     model = llama.build(LlamaConfig.preset(name))
     schedule = make_schedule(name="constant", lr=1e-4, total_steps=1000, warmup_steps=0, final=1.0)
-    optimizer = make_optimizer(model.abstract_params, name="adamw", schedule=schedule, weight_decay=0.1, clip_norm=1.0)
+    optimizer = make_optimizer(model.abstract_params, OptimSettings(), schedule)
     update = jax.jit(make_update(next_token_loss(model), optimizer, schedule), donate_argnums=0)
     init = jax.jit(lambda key: state_of(model.init(key), optimizer, Trainable(), ema=False))
     state = init(jax.random.key(0))

@@ -19,8 +19,8 @@ from camelid.checkpoints.language_model import LanguageModel, load
 from camelid.data.sources import Source, read
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.evals.perplexity import perplexity, text_cache
-from camelid.launch.recipes import RECIPES
-from camelid.train.settings import Settings, load_config
+from camelid.launch.recipes import RECIPES, run_of
+from camelid.settings.files import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "pretrain"
 CONTEXT, LONG, BORDERS = 128, 512, (128, 256)
@@ -41,8 +41,8 @@ def train(config: str, workdir: Path, leaves: dict) -> LanguageModel:
     """The run of a config in `workdir`, or what is left of it."""
     common = {"data.heldout": 0.0, "data.cache_dir": workdir.parent / "cache"}
     overrides = [f"--config.{name}={value}" for name, value in (common | leaves).items()]
-    settings = Settings(load_config(f"{CONFIGS}/{config}", overrides))
-    model = RECIPES[settings.recipe].run(settings, epath.Path(workdir), {})
+    settings = load_config(f"{CONFIGS}/{config}", overrides)
+    model = RECIPES[settings.recipe].train(run_of(settings, epath.Path(workdir), {})).model
     if model.step < leaves["total_steps"]:
         raise SystemExit(f"{workdir}: stopped at step {model.step}; the same command goes on from there")
     return model

@@ -16,15 +16,18 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from camelid.configs.base import base
 from camelid.data.packed import DTYPES
 from camelid.model.sharding import make_mesh
+from camelid.settings.length import Length
+from camelid.train.adapters import LoraSettings
+from camelid.train.architecture import ModelSettings
+from camelid.train.config import SupervisedConfig
 from camelid.train.lengths import Lengths
 from camelid.train.losses import next_token_loss
 from camelid.train.network import Network
+from camelid.train.optimizer import OptimSettings
 from camelid.train.run import Run
-from camelid.train.settings import Settings
-from camelid.train.trainable import Rules
+from camelid.train.trainable import LisaSettings, Rules
 
 NORMS: Rules = [(r".*norm/scale", False), (r".*", True)]
 NOT_EMBEDDING: Rules = [(r"embed/.*", True), (r".*", False)]
@@ -71,14 +74,14 @@ CASES = (
 
 def lowered(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh) -> tuple[Network, Any]:
     """What a case trains, and the step of it that `camelid train` would run, lowered from shapes alone."""
-    config = base()
-    config.model.update(preset=preset, dtype="bfloat16", param_dtype=case.stored, attention="splash", remat=case.remat)
-    config.optim.update(name=case.optimizer, weight_decay=0.0, frozen=case.frozen, offload=case.offload)
-    config.lisa.update(layers=case.layers, period_steps=case.period)
-    if case.rank:
-        config.lora.update(targets=[(r"layers/(attention|mlp)/.*", case.rank)], quantize=case.quantize)
-    run = Run(Settings(config), ".", mesh)
-    network = run.network(run.initial(run.model.init, None), Lengths(1000, 1, 1))
+    architecture = dict(preset=preset, dtype="bfloat16", param_dtype=case.stored, attention="splash", remat=case.remat)
+    optim = OptimSettings(name=case.optimizer, weight_decay=0.0, frozen=case.frozen, offload=case.offload)
+    targets = [(r"layers/(attention|mlp)/.*", case.rank)] if case.rank else None
+    lora = LoraSettings(targets=targets, quantize=case.quantize)
+    lisa = LisaSettings(case.layers, case.period and Length(case.period, "steps"))
+    config = SupervisedConfig(model=ModelSettings(**architecture), optim=optim, lora=lora, lisa=lisa)
+    run = Run(config, ".", mesh)
+    network = run.network(run.initial(run.model.init, None), Lengths(1000, 1, 1), lisa=lisa)
     update = run.update(network, next_token_loss(run.model))
     where = NamedSharding(mesh, PartitionSpec())
     batch = {name: jax.ShapeDtypeStruct((rows, length), dtype, sharding=where) for name, dtype in DTYPES.items()}

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from camelid.checkpoints.language_model import load
 from camelid.data.samples import read_samples
 from camelid.data.sources import Source
-from camelid.launch.recipes import RECIPES
+from camelid.launch.recipes import RECIPES, run_of
 from camelid.rlhf.best_of_n import curve
 from camelid.rlhf.collect import Drawing, prompt_encoder, sample_answers, score_again
-from camelid.train.settings import Settings, load_config
+from camelid.settings.files import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAIRS = (250, 1000, 4000)
@@ -34,8 +34,7 @@ GOLD = "primer"
 def train(name: str, arguments: str, workdir: epath.Path, *overrides: str) -> None:
     """The run of a primer config in `workdir`, or what is left of it."""
     config = load_config(f"{CONFIGS / name / 'primer.py'}:{arguments}", overrides)
-    settings = Settings(config)
-    RECIPES[settings.recipe].run(settings, workdir, {})
+    RECIPES[config.recipe].train(run_of(config, workdir, {}))
 
 
 def ppo_curve(workdir: epath.Path) -> list[dict[str, float]]:

@@ -8,8 +8,8 @@ from .. import tasks
 from ..checkpoints.language_model import LanguageModel
 from ..data.prompts import prompt_of
 from ..errors import UserError
+from ..settings.leaves import Count, NotNegative, Whole
 from ..tasks.groups import group_of, metric_names
-from ..train.leaves import Count, NotNegative, Whole
 
 UNFILTERED = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)  # whatever the model recommends
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 import jax
 import ml_collections
 
-from ..errors import UserError
-from ..train.leaves import check
+from ..errors import UserError, did_you_mean
+from ..settings.sections import read_arguments
+from ..train.config import RunConfig
 from ..train.run import Evaluator, mesh_of
-from ..train.settings import Settings, did_you_mean
-from .recipes import RECIPES
+from .recipes import read_config
 
 KERNELS = {"splash": "tpu", "cudnn": "gpu"}
 """Implementations of attention that one kind of device has."""
@@ -30,35 +30,31 @@ def check_phases(
 def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Evaluator], *, here: bool = True) -> None:
     """Raises UserError for a config that its recipe cannot run, as far as that is known without data or weights. here:
     whether it is to run on this machine, which then has to have what it asks for."""
-    recipe = config.get("recipe")
-    if recipe not in RECIPES:
-        raise UserError(
-            f"config.recipe: {recipe!r} is none of {', '.join(RECIPES)}{did_you_mean(str(recipe), RECIPES)}"
-        )
-    check("config", config, RECIPES[recipe].sections)
-    for name, section in config.evals.items():
+    settings = read_config(config)
+    for name, section in settings.evals.items():
         if name not in evaluators:
             near = did_you_mean(name, evaluators)
             raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}{near}")
-        check(f"config.evals.{name}", section, evaluators[name])
+        read_arguments(section, evaluators[name], f"config.evals.{name}")
     if here:
-        _check_machine(config)
+        _check_machine(settings)
 
 
-def _check_machine(config: ml_collections.ConfigDict) -> None:
+def _check_machine(config: RunConfig) -> None:
     """Raises UserError where this machine lacks the devices or the packages that a config asks for."""
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"config.wandb = {config.wandb!r} asks for Weights & Biases, which is missing: pip install wandb"
         )
-    mesh, attention, backend = mesh_of(Settings(config)), config.model.attention, jax.default_backend()
+    mesh, attention, backend = mesh_of(config.mesh), config.model.attention, jax.default_backend()
     if attention in KERNELS and backend != KERNELS[attention]:
         raise UserError(
             f"config.model.attention = {attention!r}: a kernel for {KERNELS[attention].upper()}s, and the devices here "
             f"are of the kind {backend}: give auto or xla"
         )
     multiple = 128 * mesh.shape["context"]
-    if attention == "splash" and "seq_len" in config.data and config.data.seq_len % multiple:
-        raise UserError(f"config.data.seq_len = {config.data.seq_len}: splash attention takes multiples of {multiple}")
+    length = getattr(config.data, "seq_len", 0)  # of prompts there is none
+    if attention == "splash" and length % multiple:
+        raise UserError(f"config.data.seq_len = {length}: splash attention takes multiples of {multiple}")
     if attention == "cudnn" and config.model.dtype == "float32":
         raise UserError("config.model.attention = 'cudnn' takes 16-bit numbers: set config.model.dtype=bfloat16")

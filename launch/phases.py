@@ -17,11 +17,10 @@ from rich.table import Table
 
 from ..data.checksums import write_whole
 from ..train.lock import only_process_of
-from ..train.run import Evaluator, Run, mesh_of
-from ..train.settings import Settings
+from ..train.run import Evaluator
 from .checks import check_phases
 from .outputs import check_writable
-from .recipes import RECIPES
+from .recipes import RECIPES, run_of
 
 Progress = dict[str, dict[str, float]]
 
@@ -29,8 +28,10 @@ Progress = dict[str, dict[str, float]]
 def run(
     phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path, evaluators: Mapping[str, Evaluator]
 ) -> None:
-    """Runs what `settings.load_phases` gives; a config without phases in `workdir` itself. After the last phase it
-    prints and writes the table of all evaluations. A signal ends it by `loop.Interrupted`."""
+    """Runs the phases that `settings.files.load_phases` gives; a config without phases in `workdir` itself.
+
+    After the last phase the table of all evaluations is printed and written. A signal raises `loop.Interrupted`.
+    """
     check_phases(phases, evaluators)
     check_writable(workdir)
     before = None
@@ -38,8 +39,8 @@ def run(
         for name, config in phases.items():
             if before is not None:
                 config.init_from, config.model.preset = str(before), None
-            settings, before = Settings(config), workdir / name
-            RECIPES[settings.recipe].train(Run(settings, before, mesh_of(settings), evaluators))
+            before = workdir / name
+            RECIPES[config.recipe].train(run_of(config, before, evaluators))
         if jax.process_index() == 0 and "" not in phases:
             progress = read_progress(workdir, phases)
             write_whole(workdir / "phases.json", json.dumps(progress, indent=2))

@@ -24,14 +24,13 @@ from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
 from ..evals.tasks import evaluator, evaluators
 from ..rlhf.collect import Drawing, pairs_of, prompt_encoder, sample_answers, write
+from ..settings.files import load_config
 from ..tasks import primer
 from ..train.lock import only_process_of
-from ..train.run import Run, mesh_of
-from ..train.settings import Settings, load_config
 from .checks import check_phases
 from .corpus import texts
 from .outputs import check_writable
-from .recipes import RECIPES
+from .recipes import RECIPES, run_of
 from .report import write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -162,9 +161,7 @@ def _configs(root: epath.Path, steps: Steps, seed: int) -> dict[str, ml_collecti
 
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
-    settings = Settings(config)
-    run = Run(settings, workdir, mesh_of(settings), evaluators())
-    return RECIPES[settings.recipe].train(run).model
+    return RECIPES[config.recipe].train(run_of(config, workdir, evaluators())).model
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:

@@ -6,7 +6,8 @@ evaluation of answers to held-out prompts, and what a checkpoint says of the fro
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,94 @@ from ..checkpoints.decoding import text_of
 from ..data.prefetch import device_batch
 from ..errors import UserError
 from ..model.sharding import BATCH
-from ..train.leaves import read
-from ..train.lengths import Lengths
+from ..settings.leaves import Units, Whole
+from ..settings.length import Length
+from ..train.batches import data_tables
+from ..train.config import RunConfig
+from ..train.lengths import Every, Lengths
 from ..train.loop import Evaluation, Finished, Loop
 from ..train.network import Network
+from ..train.optimizer import OptimSettings, ScheduleSettings
 from ..train.run import Run
-from ..train.setup import data_tables
-from . import costs, rollout, watch
-from .rewards import Rewards, Shaping, load_rewards
-from .rollout import Experience, Rollout
-from .setup import prompts_of, sampling_of, split_text
+from ..train.update import Guard
+from . import rollout, watch
+from .costs import Cost
+from .prompt_batches import PromptDataSettings, prompts_of, sampling_of, split_text
+from .rewards import Rewards, RewardSettings, Scorer, load_rewards
+from .rollout import Experience, Rollout, RolloutSettings
+from .watch import WatchSettings
 
 Step = Callable[[Any, Mapping[str, Any]], tuple[Any, dict]]
+
+
+@dataclass(frozen=True)
+class AnswerConfig(RunConfig):
+    """The settings that runs share whose policy learns from rewards of its own answers.
+
+    "OpenAI" is "Learning to summarize from human feedback", arXiv:2009.01325, and the line of arXiv:1909.08593 before
+    it.
+    """
+
+    data: PromptDataSettings = PromptDataSettings()
+    """Prompts to answer."""
+
+    total: Annotated[Length, Units("steps", "epochs", "tokens", least=1)] = Length(200, "steps")
+    """Length of the run."""
+
+    optim: OptimSettings = OptimSettings(lr=1e-5, weight_decay=0.0, b2=0.999)
+    """The optimiser. b2 is Adam's own, as in OpenAI's code and TRL; 0.95 is for pretraining."""
+
+    schedule: ScheduleSettings = ScheduleSettings(name="linear", final=0.0)
+    """The learning rate over the run."""
+
+    guard: Guard = Guard(spike_sigma=None, max_streak=1)
+    """Which steps are skipped. A policy's loss has no level that it should keep, so none is too high."""
+
+    log: Every = Length(1, "steps")
+    """Interval between two reports."""
+
+    eval_rows: Whole = 4
+    """Answers that each evaluation shows."""
+
+    rollout: RolloutSettings = RolloutSettings()
+    """How answers are drawn."""
+
+    reward: RewardSettings = RewardSettings()
+    """What answers are worth."""
+
+    eval_rewards: dict[str, Scorer] = field(default_factory=dict)
+    """Further sources of scores, by their names, which evaluations report and nothing learns from."""
+
+    watch: WatchSettings = WatchSettings()
+    """What stops the run."""
+
+    def scores(self) -> list[str]:
+        """The names of all scores of an answer."""
+        return [*self.reward.sources, *self.eval_rewards]
+
+    def check(self, where: str) -> None:
+        if self.init_from is None:
+            raise UserError(f"{where}.init_from = None: give the path of a tuned model, which the run starts from")
+        super().check(where)
+        if self.lora.dropout:
+            raise UserError(f"{where}.lora.dropout: tokens are scored as they were drawn here; set it to 0")
+        if not any(source.weight for source in self.reward.sources.values()):
+            raise UserError(f"{where}.reward.sources: name at least one model, task or function that rewards answers")
+        if both := set(self.reward.sources) & set(self.eval_rewards):
+            raise UserError(f"{where}.eval_rewards: {', '.join(sorted(both))} is a name of {where}.reward.sources too")
+        heldout = watch.heldout_names(self.scores(), ["*"] * 2) if self.data.heldout else []
+        further = [f"eval/{name}/*" for name in self.evals]
+        watch.check_names(self.watch, f"{where}.watch", [*heldout, *further])
+
+
+@dataclass(frozen=True)
+class GroupConfig(AnswerConfig):
+    """The settings that runs share which compare several answers to a prompt."""
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if self.rollout.n < 2:
+            raise UserError(f"{where}.rollout.n = 1: answers are compared with others to their prompt; give 2 or more")
 
 
 class AnswerTask:
@@ -46,18 +123,19 @@ class AnswerTask:
       score_parts: parts in which answers are scored one after the other.
       rows: where rows of answers lie.
 
-    Raises UserError for settings of `config.data`, `rollout`, `reward` and `cost` that do not fit.
+    Raises UserError for settings of `config.data`, `rollout` and `reward` that do not fit.
     """
 
-    def __init__(self, run: Run):
-        config = run.config
+    def __init__(self, run: Run[AnswerConfig], cost: Cost | None = None):
+        config, drawn = run.config, run.config.rollout
         self.run = run
-        self.sampling = sampling_of(run, "rollout")
+        how = dict(max_tokens=drawn.max_tokens, temperature=drawn.temperature, n=drawn.n, stop=drawn.stop)
+        self.sampling = sampling_of(run, "config.rollout", **how)
         try:
             rollout.check_sampling(self.sampling)
         except ValueError as error:
             raise UserError(f"config.rollout: {error}") from None
-        self.prompts, self.heldout = prompts_of(config, run.tokenizer, run.template)
+        self.prompts, self.heldout = prompts_of(config.data, run.tokenizer, run.template, config.seed)
         context = run.model.config.max_len
         if self.prompts.length + self.sampling.max_tokens > context:
             raise UserError(
@@ -65,9 +143,9 @@ class AnswerTask:
                 f"{self.sampling.max_tokens} are more than the network's context of {context} tokens; shorten one"
             )
         self.rewards = load_rewards(run, config.reward.sources, "config.reward.sources")
-        self.eval_rewards = load_rewards(run, config.judges, "config.judges")
-        self.cost = costs.load(run)
-        self.shaping = read(config.reward, "shaping", Shaping)
+        self.eval_rewards = load_rewards(run, config.eval_rewards, "config.eval_rewards")
+        self.cost = cost
+        self.shaping = config.reward.shaping
         self.score_parts = config.rollout.score_parts
         self.rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
@@ -111,15 +189,31 @@ class AnswerTask:
         return halves
 
     def loop(
-        self, network: Network, rollout: Callable, frozen: Mapping[str, Any], batches: Any, lengths: Lengths
+        self,
+        network: Network,
+        rollout: Callable,
+        frozen: Mapping[str, Any],
+        batches: Any,
+        lengths: Lengths,
+        *,
+        critic_from: str | None = None,
     ) -> contextlib.AbstractContextManager[Loop | Finished]:
-        """The loop of the run, with an evaluation on held-out prompts and the checks of `config.watch`."""
+        """The loop of the run, with an evaluation on held-out prompts and the checks of `config.watch`.
+
+        Args:
+          network: what learns.
+          rollout: rollout(state, frozen, prompts) -> experience.
+          frozen: as `frozen_params` gives them.
+          batches: prompts, with text beside them where the recipe learns from it too.
+          lengths: of the run.
+          critic_from: path of the checkpoint that the critic starts from, where it has one of its own.
+        """
         run, config = self.run, self.run.config
         languages = {record["language"] for record in self.heldout.records} if self.heldout is not None else ()
         scores = [name for rewards in (*self._scored, self.eval_rewards) for name in rewards.names]
         names = watch.heldout_names(scores, sorted(languages)) if languages else []
         names += watch.evaluation_names(config.evals, run.evaluators)
-        watch.check_names(read(config, "watch", watch.Limits), "config.watch", names)
+        watch.check_names(config.watch, "config.watch", names)
         policy = lambda params: run.language_model(params["policy"])  # noqa: E731
         return run.loop(
             network,
@@ -130,26 +224,21 @@ class AnswerTask:
                 *self._heldout_evaluation(rollout, frozen, lengths.evaluate),
                 *run.further_evaluations(lengths.evaluate, policy),
             ],
-            check=watch.watch_of(config, run.model.config.dtype, run.workdir),
+            check=watch.Watch(config.watch, run.model.config.dtype, config.guard.max_streak, run.workdir),
             flops_per_token=run.model.config.flops_per_token(self.prompts.length + self.sampling.max_tokens),
-            manifest={"policy": "policy"} | self._lineage(),
+            manifest={"policy": "policy"} | self._lineage(critic_from),
             tables=data_tables(self.prompts, {}),
             headline=watch.HEADLINE,
         )
 
-    def _lineage(self) -> dict[str, Any]:
+    def _lineage(self, critic_from: str | None) -> dict[str, Any]:
         """Path and state of every frozen model, and which of its parameters the run takes: what it must find again when
         it resumes."""
-        run, config = self.run, self.run.config
-        sources = dict(config.reward.sources.items()) | ({"cost": config.cost.source} if self.cost else {})
-        models = {
-            name: run.open(source["model"], source.get("weights"))
-            for name, source in sources.items()
-            if "model" in source
-        }
-        critic = config.critic.init_from if "critic" in config else None
+        run = self.run
+        sources = run.config.reward.sources | ({"cost": self.cost.settings.source} if self.cost else {})
+        models = {name: run.open(x.model, x.weights) for name, x in sources.items() if x.model is not None}
         return {
-            "critic": critic and run.open(critic).identity,
+            "critic": critic_from and run.open(critic_from).identity,
             "frozen": {"reference": run.start.identity} | {name: found.identity for name, found in models.items()},
             "frozen_weights": {name: found.weights for name, found in models.items()},
         }

@@ -4,13 +4,43 @@ Safe RLHF (Dai et al., arXiv:2310.12773, section 3.3): maximise E[R] subject to 
 max over the policy, min over lambda >= 0 of E[R] - lambda (E[C] - d).
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..errors import UserError, shown
+from ..settings.leaves import Finite, NotNegative, Only, Positive
 from ..train.run import Run
-from .rewards import Rewards, load_rewards
+from .rewards import Rewards, Scorer, load_rewards
+
+
+@dataclass(frozen=True)
+class CostSettings:
+    """The section `config.cost`: a cost whose mean is held under a threshold."""
+
+    source: Scorer | None = None
+    """Where costs come from, as in `config.reward.sources`; a cost above 0 is unsafe. None: no constraint."""
+
+    threshold: Annotated[Finite, Only("source", default=0.0)] = 0.0
+    """d, the mean cost of an answer that is allowed."""
+
+    multiplier_init: Annotated[NotNegative, Only("source", default=1.0)] = 1.0
+    """The multiplier lambda at the start."""
+
+    lr: Annotated[NotNegative, Only("source", default=0.1)] = 0.1
+    """Step of the multiplier for each unit of cost above the threshold."""
+
+    multiplier_max: Annotated[Positive, Only("source", default=10.0)] = 10.0
+    """The largest multiplier."""
+
+    def check(self, where: str) -> None:
+        if self.source is not None and self.multiplier_init > self.multiplier_max:
+            raise UserError(
+                f"{where}.multiplier_init = {shown(self.multiplier_init)}: give at most {where}.multiplier_max, "
+                f"{shown(self.multiplier_max)}"
+            )
 
 
 class Cost(NamedTuple):
@@ -18,18 +48,14 @@ class Cost(NamedTuple):
 
     rewards: Rewards
     """The one source of costs, under the name "cost"."""
-    threshold: float
-    """d, the mean cost of an answer that is allowed."""
-    first: float
-    """The multiplier at the start."""
-    lr: float
-    """The multiplier's step for each unit of cost beyond the threshold."""
-    most: float
-    """The largest multiplier."""
+
+    settings: CostSettings
+    """Threshold and multiplier."""
 
     def update(self, multiplier: Float[Array, ""], mean_cost: Float[Array, ""]) -> Float[Array, ""]:
         """A step of projected gradient ascent on lambda (E[C] - d)."""
-        return jnp.clip(multiplier + self.lr * (mean_cost - self.threshold), 0.0, self.most)
+        given = self.settings
+        return jnp.clip(multiplier + given.lr * (mean_cost - given.threshold), 0.0, given.multiplier_max)
 
 
 def combine(
@@ -39,12 +65,8 @@ def combine(
     return (reward_advantages_RM - multiplier * cost_advantages_RM) / (1.0 + multiplier)
 
 
-def load(run: Run) -> Cost | None:
-    """What `config.cost` describes; None where the recipe has no costs, or the section names no source."""
-    if "cost" not in run.config:
+def load_cost(run: Run, settings: CostSettings) -> Cost | None:
+    """The cost that `config.cost` describes; None where it names no source."""
+    if settings.source is None:
         return None
-    section = run.config.cost
-    numbers = [section[name] for name in ("threshold", "first", "lr", "most")]
-    if section.source is None:
-        return None
-    return Cost(load_rewards(run, {"cost": section.source}, "config.cost.source"), *numbers)
+    return Cost(load_rewards(run, {"cost": settings.source}, "config.cost.source"), settings)

@@ -4,18 +4,45 @@ A critic is a network of its own, which starts from the reward model or from the
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
 
 from ..checkpoints import Checkpoint
+from ..errors import UserError
 from ..model.config import LlamaConfig
+from ..settings.leaves import Path, Range, Whole
 from ..train.network import Init, InitialParams, together
 from ..train.run import Run
 from . import scalar
 from .rewards import check_tokenizer
 from .rollout import Rollout, states_before
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """The section `config.critic`."""
+
+    shared: bool = False
+    """Whether the critic is a head on the policy, instead of a network of its own."""
+
+    init_from: Path | None = None
+    """Checkpoint that the critic starts from: the reward model in OpenAI's and InstructGPT's runs. None: that of
+    `config.init_from`."""
+
+    lr: Annotated[float, Range(least=0, most=100)] = 1e-5
+    """The highest learning rate of the critic."""
+
+    first_steps: Whole = 0
+    """Steps at the start in which only the critic learns."""
+
+    def check(self, where: str) -> None:
+        if self.shared and self.init_from is not None:
+            raise UserError(
+                f"{where}: one that is a head on the policy (shared) starts from the policy: init_from=None"
+            )
 
 
 class Critic(NamedTuple):
@@ -36,16 +63,16 @@ class Critic(NamedTuple):
         return states_before(values_RT1, rows.mask_RM.shape[1])[..., 0]
 
 
-def critics_of(run: Run, *, with_cost: bool) -> dict[str, Critic]:
+def critics_of(run: Run, settings: CriticSettings, *, with_cost: bool) -> dict[str, Critic]:
     """The critics by their name in the parameters, as `config.critic` says."""
-    section, start = run.config.critic, run.start
-    if section.init_from is not None and section.init_from != run.config.init_from:
-        start = run.open(section.init_from)
+    start = run.start
+    if settings.init_from is not None and settings.init_from != run.config.init_from:
+        start = run.open(settings.init_from)
         check_tokenizer(start, run.tokenizer)
-    execution = {name: run.config.model[name] for name in ("dtype", "param_dtype", "attention", "remat")}
+    execution = {name: getattr(run.config.model, name) for name in ("dtype", "param_dtype", "attention", "remat")}
 
     def make(label: str) -> Critic:
-        return Critic(label, None if section.shared else scalar.build(start.config.replace(**execution)), start)
+        return Critic(label, None if settings.shared else scalar.build(start.config.replace(**execution)), start)
 
     return {"critic": make("value")} | ({"cost_critic": make("cost_value")} if with_cost else {})
 

@@ -5,6 +5,7 @@ orpo (`losses.py` has each with its source). The reference is `config.init_from`
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -15,38 +16,77 @@ from jaxtyping import Array, Float
 
 from ..data.mixture import EvalPass
 from ..data.prefetch import device_batch
+from ..errors import UserError
 from ..model import llama
 from ..model.sharding import BATCH
-from ..train.leaves import NotNegative, OneOf, Only, Positive, Range, read
+from ..settings.leaves import NotNegative, OneOf, Only, Positive, Range
+from ..settings.length import Length
+from ..train.batches import check_rows, data_tables
 from ..train.lengths import lengths_of
 from ..train.loop import Evaluation, check_streak
 from ..train.losses import token_logprobs
+from ..train.optimizer import OptimSettings, ScheduleSettings
 from ..train.run import Result, Run
-from ..train.setup import check_rows, data_tables
 from . import kto
 from .losses import dpo_loss, kto_loss, orpo_loss, simpo_loss, weighted_mean
-from .pairs import describe_ranking, pairs_of
+from .pair_batches import PairsConfig, describe_ranking, pairs_of
 
 PAIRWISE = ("sigmoid", "robust", "hinge", "ipo")
 KINDS = (*PAIRWISE, "kto", "simpo", "orpo")
 HEADLINE = {"train/loss": "loss", "rewards/accuracy": "accuracy", "train/tokens_per_second": "tokens/s"}
 
 
-class DPOSettings(NamedTuple):
-    """The section `config.dpo`. kind: of the loss. beta: how dear distance from the reference is (ORPO: the weight of
-    its odds-ratio term). label_smoothing: sigmoid and robust. gamma: SimPO's margin. desirable_weight,
-    undesirable_weight: KTO."""
+@dataclass(frozen=True)
+class DPOSettings:
+    """The section `config.dpo`."""
 
-    kind: Annotated[str, OneOf(*KINDS)]
-    beta: Positive
-    label_smoothing: Annotated[float, Range(least=0, below=0.5), Only("kind", "sigmoid", "robust", default=0.0)]
-    gamma: Annotated[NotNegative, Only("kind", "simpo", default=0.5)]
-    desirable_weight: Annotated[NotNegative, Only("kind", "kto", default=1.0)]
-    undesirable_weight: Annotated[NotNegative, Only("kind", "kto", default=1.0)]
+    kind: Annotated[str, OneOf(*KINDS)] = "sigmoid"
+    """The loss: sigmoid (DPO), robust, hinge, ipo, kto (from labelled answers too), simpo or orpo."""
+
+    beta: Positive = 0.1
+    """Weight of the distance from the reference (arXiv:2305.18290, appendix B: 0.1; SimPO: 2 to 10); ORPO: weight of
+    the odds-ratio term (0.1)."""
+
+    label_smoothing: Annotated[float, Range(least=0, below=0.5), Only("kind", "sigmoid", "robust", default=0.0)] = 0.0
+    """sigmoid, robust: probability that a pair's label is wrong."""
+
+    gamma: Annotated[NotNegative, Only("kind", "simpo", default=0.5)] = 0.5
+    """simpo: the margin (arXiv:2405.14734: 0.3 to 1.6)."""
+
+    desirable_weight: Annotated[NotNegative, Only("kind", "kto", default=1.0)] = 1.0
+    """kto: weight of the loss of good answers."""
+
+    undesirable_weight: Annotated[NotNegative, Only("kind", "kto", default=1.0)] = 1.0
+    """kto: weight of the loss of bad answers."""
 
     @property
     def has_reference(self) -> bool:
         return self.kind not in ("simpo", "orpo")
+
+
+@dataclass(frozen=True)
+class DPOConfig(PairsConfig):
+    """The config of direct preference optimisation."""
+
+    recipe: str = "dpo"
+    """dpo."""
+
+    optim: OptimSettings = OptimSettings(lr=1e-6, weight_decay=0.0)
+    """The optimiser (learning rate: arXiv:2305.18290, appendix B)."""
+
+    schedule: ScheduleSettings = ScheduleSettings(name="linear", warmup=Length(3.0, "percent"), final=0.0)
+    """The learning rate over the run."""
+
+    dpo: DPOSettings = DPOSettings()
+    """The loss."""
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if self.dpo.kind == "kto" and self.data.batch_size < 2:
+            raise UserError(
+                f"{where}.data.batch_size = 1: KTO measures its point of reference on answers to the other prompts of "
+                "a batch; give 2 or more"
+            )
 
 
 class AnswerScores(NamedTuple):
@@ -179,19 +219,17 @@ def heldout_pairs(
     return run
 
 
-def train(run: Run) -> Result:
+def train(run: Run[DPOConfig]) -> Result:
     """Tunes `config.init_from` on `config.data.mixture`: pairs, or with KTO labelled answers. Returns the policy."""
-    config, model = run.config, run.model
+    config, model, settings = run.config, run.model, run.config.dpo
     with jax.set_mesh(run.mesh):
         # Data: pairs of a better and a worse answer; single answers with labels where KTO is given these.
-        template, settings = run.need_template(), read(config, "dpo", DPOSettings)
-        check_rows(config, run.mesh, model.config.max_len)
+        template = run.need_template()
+        check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)
         run.check_rules()
-        labelled = settings.kind == "kto" and kto.is_labelled(config)
-        if labelled:
-            batches, heldout = kto.answers_of(config, run.tokenizer, template)
-        else:
-            batches, heldout = pairs_of(config, run.tokenizer, template)
+        labelled = settings.kind == "kto" and kto.is_labelled(config.data)
+        data_of = kto.answers_of if labelled else pairs_of
+        batches, heldout = data_of(config.data, run.tokenizer, template, config.seed)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
         # Networks: the policy learns; the reference, which some losses do without, is the model it starts from.

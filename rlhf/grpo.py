@@ -5,56 +5,104 @@ options, and RLOO (arXiv:2402.14740). Rollouts, scoring and epochs of minibatche
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..errors import UserError
 from ..model import llama
 from ..model.sampling import Ranges
-from ..train.leaves import Count, NotNegative, OneOf, Positive, Unset, Whole, read
+from ..settings.leaves import Count, NotNegative, OneOf, Positive, Unset, Whole
 from ..train.lengths import lengths_of
 from ..train.losses import head_logprobs
+from ..train.optimizer import OptimSettings
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run
 from ..train.state import State
 from . import critic
 from .advantages import GROUP_KINDS, group_advantages
-from .answer_task import AnswerTask
+from .answer_task import AnswerTask, GroupConfig
 from .experience import make_rollout
 from .experience_metrics import experience_metrics
 from .losses import AGGREGATES, KL_KINDS, aggregated, kl_estimate, policy_loss, real_rows
 from .minibatches import minibatch_epochs
+from .prompt_batches import PromptDataSettings, check_rows
 from .rewards import FIRST_STATS, update_stats
-from .rollout import Experience, answer_states
-from .setup import check_rows
+from .rollout import Experience, RolloutSettings, answer_states
 
 
-class GRPOSettings(NamedTuple):
-    """The section `config.grpo`.
+@dataclass(frozen=True)
+class GRPOSettings:
+    """The section `config.grpo`."""
 
-    advantage: grpo, dr_grpo or rloo. epochs, minibatches, clip, target_kl: as PPO's. clip_high: the upper end of the
-    clip (DAPO's "clip higher"). aggregate: token, sequence or constant (`losses.policy_loss`). kl_coef,
-    kl_estimator: of the penalty. kl_in: "loss", for each token as GRPO has it, or "reward", off the answer's score as
-    RLOO has it.
-    drop_even: leave out prompts whose answers all score the same, before shaping and penalty, which teach nothing
-    (DAPO's dynamic sampling, without drawing others in their place). overlong: in the last so many tokens of
-    `max_tokens` the score falls linearly by up to 1 (DAPO, equation 13).
-    """
+    advantage: Annotated[str, OneOf(*GROUP_KINDS)] = "grpo"
+    """Advantage of an answer among the others to its prompt: grpo, dr_grpo or rloo."""
 
-    advantage: Annotated[str, OneOf(*GROUP_KINDS)]
-    epochs: Count
-    minibatches: Count
-    clip: Positive
-    clip_high: Annotated[Positive | None, Unset("the same as clip")]
-    aggregate: Annotated[str, OneOf(*AGGREGATES)]
-    kl_coef: NotNegative
-    kl_estimator: Annotated[str, OneOf(*KL_KINDS)]
-    kl_in: Annotated[str, OneOf("loss", "reward")]
-    drop_even: bool
-    overlong: Whole
-    target_kl: Annotated[Positive | None, Unset("all epochs")]
+    epochs: Count = 1
+    """Passes over a step's rollouts (DeepSeekMath, TRL: 1)."""
+
+    minibatches: Count = 1
+    """Updates in a pass."""
+
+    clip: Positive = 0.2
+    """How far the probability ratio may move from 1 before its gradient ends."""
+
+    clip_high: Annotated[Positive | None, Unset("the same as clip")] = None
+    """The upper of the two limits (DAPO's "clip higher": 0.28). None: `clip`."""
+
+    aggregate: Annotated[str, OneOf(*AGGREGATES)] = "sequence"
+    """How losses of tokens are averaged: sequence (GRPO), token (DAPO) or constant (Dr. GRPO)."""
+
+    kl_coef: NotNegative = 0.04
+    """Weight of the KL penalty (DeepSeekMath: 0.04; DAPO and Dr. GRPO: 0)."""
+
+    kl_estimator: Annotated[str, OneOf(*KL_KINDS)] = "k3"
+    """Estimator of the KL divergence: k1, k2 or k3 (DeepSeekMath, equation 4)."""
+
+    kl_in: Annotated[str, OneOf("loss", "reward")] = "loss"
+    """Where the penalty is added: loss, for each token (GRPO), or reward, for the whole answer (RLOO)."""
+
+    drop_equal_groups: bool = False
+    """Whether prompts whose answers all have the same score are left out, before shaping and penalty (DAPO's dynamic
+    sampling, without drawing other prompts in their place)."""
+
+    overlong: Whole = 0
+    """Last tokens of `rollout.max_tokens` in which the score falls linearly by up to 1 (DAPO, equation 13: 4,096 of
+    20,480)."""
+
+    target_kl: Annotated[Positive | None, Unset("all epochs")] = None
+    """KL from the rollouts' policy, in nats per token, above which a step's epochs end. None: all epochs are run."""
+
+
+@dataclass(frozen=True)
+class GRPOConfig(GroupConfig):
+    """The config of GRPO and RLOO."""
+
+    recipe: str = "grpo"
+    """grpo."""
+
+    data: PromptDataSettings = PromptDataSettings(batch_size=16)
+    """Prompts to answer."""
+
+    optim: OptimSettings = OptimSettings(lr=1e-6, weight_decay=0.0, b2=0.999)
+    """The optimiser (learning rate: DeepSeekMath, section 4.2; DAPO, section 4.1)."""
+
+    rollout: RolloutSettings = RolloutSettings(n=8)
+    """How answers are drawn (answers to a prompt: TRL 8, DeepSeekMath 64, DAPO 16)."""
+
+    grpo: GRPOSettings = GRPOSettings()
+    """The algorithm."""
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if self.grpo.overlong > self.rollout.max_tokens:
+            raise UserError(
+                f"{where}.grpo.overlong = {self.grpo.overlong}: give at most {where}.rollout.max_tokens, "
+                f"{self.rollout.max_tokens}"
+            )
 
 
 def make_loss(model: llama.Model, settings: GRPOSettings, temperature: float, unused: Ranges = ()) -> Callable:
@@ -119,7 +167,7 @@ def make_learn(
         groups_Bn = shaped_R.reshape(-1, n)
         advantage_R = group_advantages(groups_Bn, kind=settings.advantage).reshape(-1)
         even_R = jnp.repeat(even_groups(score_R.reshape(-1, n)), n)
-        used_RM = mask_RM * (1.0 - even_R[:, None]) if settings.drop_even else mask_RM
+        used_RM = mask_RM * (1.0 - even_R[:, None]) if settings.drop_equal_groups else mask_RM
 
         batch = {
             "rollout": rows,
@@ -148,10 +196,9 @@ def make_learn(
     return learn_from
 
 
-def train(run: Run) -> Result:
+def train(run: Run[GRPOConfig]) -> Result:
     """Trains `config.init_from` against the rewards of `config.reward`, and returns the policy."""
-    config, model = run.config, run.model
-    settings = read(config, "grpo", GRPOSettings)
+    config, model, settings = run.config, run.model, run.config.grpo
     check_rows(config, run.mesh, settings.minibatches)
     with jax.set_mesh(run.mesh):
         # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and what these are worth.

@@ -19,20 +19,19 @@ from ..data.sources import read
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..train import setup as train_setup
-from ..train.settings import Settings
-from .setup import samples_of
+from ..train.batches import sources_of
+from .pair_batches import PairDataSettings, samples_of
 
 _MULTIPLIER = 0x9E3779B1  # odd, so that its powers never become 0 in 32 bits
 
 
-def is_labelled(settings: Settings) -> bool:
+def is_labelled(settings: PairDataSettings) -> bool:
     """Whether `config.data.mixture` holds single answers with labels rather than pairs, by each source's first record.
 
     Raises UserError for a mixture of both.
     """
     kinds = {}
-    for source in train_setup.sources_of(settings.data.mixture, settings.data):
+    for source in sources_of(settings.mixture, settings):
         first = next(read(source), {"kind": "nothing"})
         kinds.setdefault(first["kind"] != "preference", source.name)
     if len(kinds) > 1:
@@ -43,13 +42,14 @@ def is_labelled(settings: Settings) -> bool:
     return True in kinds
 
 
-def answers_of(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[Mixture, dict[str, EvalPass]]:
-    """The labelled answers of `config.data.mixture` to train on, and those held out."""
-    data = settings.data
-    if data.noise:
+def answers_of(
+    settings: PairDataSettings, tokenizer: Tokenizer, template: ChatTemplate, seed: int
+) -> tuple[Mixture, dict[str, EvalPass]]:
+    """The labelled answers of `config.data.mixture` to train on, and one pass over those that each source holds out."""
+    if settings.noise:
         raise UserError("config.data.noise exchanges the sides of pairs: set it to 0 for single answers")
-    encoder = AnswerEncoder(tokenizer, template, data.seq_len)
-    return samples_of(settings, encoder, heldout=encoder)
+    encoder = AnswerEncoder(tokenizer, template, settings.seq_len)
+    return samples_of(settings, encoder, seed, heldout=encoder)
 
 
 def mismatched(batch: Mapping[str, Array]) -> tuple[dict[str, Array], Float[Array, " B"]]:

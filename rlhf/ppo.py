@@ -11,16 +11,18 @@ multiplier holds the cost under its threshold (Safe RLHF, arXiv:2310.12773).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..checkpoints.console import tell
+from ..errors import UserError, shown
 from ..model import llama
 from ..model.sampling import Ranges
-from ..train.leaves import Count, NotNegative, OneOf, Only, Positive, Share, Unset, read
+from ..settings.leaves import Count, NotNegative, OneOf, Only, Positive, Share, Unset
 from ..train.lengths import lengths_of
 from ..train.losses import head_logprobs, masked_mean, next_token_loss
 from ..train.randomness import purpose_key
@@ -28,51 +30,113 @@ from ..train.run import Result, Run
 from ..train.state import State
 from . import costs, critic
 from .advantages import gae, whiten
-from .answer_task import AnswerTask
+from .answer_task import AnswerConfig, AnswerTask
+from .costs import CostSettings
+from .critic import CriticSettings
 from .experience import make_rollout
 from .experience_metrics import experience_metrics, explained_variance
 from .kl import AdaptiveKL, FixedKL
 from .losses import KL_KINDS, kl_estimate, policy_loss, value_loss
 from .minibatches import minibatch_epochs
+from .prompt_batches import PtxSettings, check_rows, with_text
 from .rewards import FIRST_STATS, at_end, update_stats
 from .rollout import Experience, answer_states
-from .setup import check_rows, with_text
 
 
-class PPOSettings(NamedTuple):
-    """The section `config.ppo`.
+@dataclass(frozen=True)
+class PPOSettings:
+    """The section `config.ppo`. "OpenAI" is arXiv:2009.01325 with the code of arXiv:1909.08593, "TRL" its PPO."""
 
-    epochs: passes over a step's rollouts. minibatches: updates in a pass. clip: of the ratio. value_clip: how far a
-    value may move (None: any). value_coef, entropy_coef: of the critic's loss and the entropy bonus in the loss. gamma,
-    lam: of the advantages. whiten_rewards: to deviation 1, the mean stays. whiten_advantages: over the whole batch, to
-    mean 0 and deviation 1. target_kl: from the rollouts' policy, above which a step's epochs end (None: never).
-    """
+    epochs: Count = 4
+    """Passes over a step's rollouts (OpenAI, TRL: 4)."""
 
-    epochs: Count
-    minibatches: Count
-    clip: Positive
-    value_clip: Annotated[Positive | None, Unset("any move")]
-    value_coef: NotNegative
-    entropy_coef: NotNegative
-    gamma: Share
-    lam: Share
-    whiten_rewards: bool
-    whiten_advantages: bool
-    target_kl: Annotated[Positive | None, Unset("all epochs")]
+    minibatches: Count = 1
+    """Updates in a pass (OpenAI, appendix B.1, and TRL: 1)."""
+
+    clip: Positive = 0.2
+    """How far the probability ratio may move from 1 before its gradient ends (arXiv:1707.06347, table 1)."""
+
+    value_clip: Annotated[Positive | None, Unset("any move")] = 0.2
+    """How far a value may move in an update before its gradient ends (OpenAI, TRL). None: any move."""
+
+    value_coef: NotNegative = 0.1
+    """Weight of the critic's loss (OpenAI, TRL)."""
+
+    entropy_coef: NotNegative = 0.0
+    """Weight of the entropy bonus."""
+
+    gamma: Share = 1.0
+    """Discount of later rewards (OpenAI, TRL)."""
+
+    lam: Share = 0.95
+    """Lambda of generalised advantage estimation (OpenAI, TRL)."""
+
+    whiten_rewards: bool = False
+    """Whether rewards are divided by their deviation; the mean stays."""
+
+    whiten_advantages: bool = True
+    """Whether advantages are shifted to mean 0 and scaled to deviation 1 over the whole batch (OpenAI, TRL)."""
+
+    target_kl: Annotated[Positive | None, Unset("all epochs")] = None
+    """KL from the rollouts' policy, in nats per token, above which a step's epochs end. None: all epochs are run."""
 
 
-class Penalty(NamedTuple):
-    """The section `config.kl`. coef: the first coefficient. estimator: k1, k2, k3, or exact, over the whole vocabulary.
-    controller: fixed or adaptive, which holds the KL of an answer at `target` nats at the pace of `horizon` answers."""
+@dataclass(frozen=True)
+class Penalty:
+    """The section `config.kl`: the penalty on the KL divergence from the reference."""
 
-    coef: NotNegative
-    estimator: Annotated[str, OneOf(*KL_KINDS, "exact")]
-    controller: Annotated[str, OneOf("fixed", "adaptive")]
-    target: Annotated[Positive, Only("controller", "adaptive", default=6.0)]
-    horizon: Annotated[Positive, Only("controller", "adaptive", default=10_000)]
+    coef: NotNegative = 0.05
+    """The coefficient at the start (OpenAI, TRL)."""
+
+    estimator: Annotated[str, OneOf(*KL_KINDS, "exact")] = "k1"
+    """k1, k2 or k3, of the drawn tokens, or exact, over the whole vocabulary."""
+
+    controller: Annotated[str, OneOf("fixed", "adaptive")] = "fixed"
+    """fixed, or adaptive, which moves the coefficient to hold the KL of an answer at `target`."""
+
+    target: Annotated[Positive, Only("controller", "adaptive", default=6.0)] = 6.0
+    """adaptive: KL of an answer, in nats (arXiv:1909.08593, section 2.2)."""
+
+    horizon: Annotated[Positive, Only("controller", "adaptive", default=10_000.0)] = 10_000.0
+    """adaptive: answers over which the coefficient adapts (the same section)."""
 
     def make_controller(self) -> FixedKL | AdaptiveKL:
         return AdaptiveKL(self.target, self.horizon) if self.controller == "adaptive" else FixedKL()
+
+
+@dataclass(frozen=True)
+class PPOConfig(AnswerConfig):
+    """The config of PPO."""
+
+    recipe: str = "ppo"
+    """ppo."""
+
+    kl: Penalty = Penalty()
+    """The penalty on the KL divergence from the reference."""
+
+    ppo: PPOSettings = PPOSettings()
+    """The algorithm."""
+
+    critic: CriticSettings = CriticSettings()
+    """The value function."""
+
+    ptx: PtxSettings = PtxSettings()
+    """Text beside the answers."""
+
+    cost: CostSettings = CostSettings()
+    """A cost that is held under a threshold."""
+
+    def scores(self) -> list[str]:
+        return [*super().scores(), "cost"]
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        answers = self.data.batch_size * self.rollout.n
+        if self.kl.controller == "adaptive" and answers >= 5 * self.kl.horizon:
+            raise UserError(
+                f"{where}.kl.horizon = {shown(self.kl.horizon)}: with {answers} answers a step the coefficient could "
+                f"fall below 0; give more than {answers / 5:g}"
+            )
 
 
 def make_loss(
@@ -212,29 +276,28 @@ def make_learn(
     return learn_from
 
 
-def train(run: Run) -> Result:
+def train(run: Run[PPOConfig]) -> Result:
     """Trains `config.init_from` against the rewards of `config.reward`, and returns the policy."""
-    config, model = run.config, run.model
-    settings, penalty = read(config, "ppo", PPOSettings), read(config, "kl", Penalty)
+    config, model, settings = run.config, run.model, run.config.ppo
     check_rows(config, run.mesh, settings.minibatches)
     with jax.set_mesh(run.mesh):
         # Data and rewards: prompts to answer, what answers are worth, and text beside them (config.ptx).
-        task = AnswerTask(run)
-        batches = with_text(config, task.prompts, run.tokenizer, run.template)
+        task = AnswerTask(run, costs.load_cost(run, config.cost))
+        batches = with_text(config.ptx, config.data, task.prompts, run.tokenizer, run.template, config.seed)
         lengths = lengths_of(config, batches)
         if config.critic.first_steps >= lengths.total:
             first = config.critic.first_steps
             tell(f"config.critic.first_steps {first}: in a run of {lengths.total} steps the critic learns alone")
 
         # Networks: policy and critics learn; reference, reward and cost models are frozen.
-        critics = critic.critics_of(run, with_cost=task.cost is not None)
-        first = task.cost.first if task.cost else 0.0
+        critics = critic.critics_of(run, config.critic, with_cost=task.cost is not None)
+        multiplier = config.cost.multiplier_init if task.cost else 0.0
         network = run.network(
             critic.initial_params(run, critics),
             lengths,
             updates=settings.epochs * settings.minibatches,
             lrs=dict.fromkeys(critics, config.critic.lr),
-            extra={"kl_coef": penalty.coef, "score_stats": FIRST_STATS, "multiplier": first},
+            extra={"kl_coef": config.kl.coef, "score_stats": FIRST_STATS, "multiplier": multiplier},
         )
         frozen = task.frozen_params()
 
@@ -249,14 +312,14 @@ def train(run: Run) -> Result:
             critics,
             task,
             settings,
-            penalty,
+            config.kl,
             seed=config.seed,
             critic_first=config.critic.first_steps,
         )
         step = task.compile(network, rollout, learn, frozen)
 
         # Loop.
-        with task.loop(network, rollout, frozen, batches, lengths) as loop:
+        with task.loop(network, rollout, frozen, batches, lengths, critic_from=config.critic.init_from) as loop:
             for batch in loop:
                 loop.state, loop.metrics = step(loop.state, batch)
         return run.result(loop.state.get("ema", loop.state["params"])["policy"], loop)

@@ -5,34 +5,56 @@ tuned on.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..model import llama
-from ..train.leaves import Count, read
+from ..settings.leaves import Count
 from ..train.lengths import lengths_of
 from ..train.losses import masked_mean
+from ..train.optimizer import OptimSettings
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run
 from ..train.state import State
 from . import critic
-from .answer_task import AnswerTask
+from .answer_task import AnswerTask, GroupConfig
 from .experience import make_rollout
 from .experience_metrics import experience_metrics
 from .minibatches import minibatch_epochs
+from .prompt_batches import check_rows
 from .rewards import FIRST_STATS, update_stats
-from .rollout import Experience, score_answers
-from .setup import check_rows
+from .rollout import Experience, RolloutSettings, score_answers
 
 
-class RAFTSettings(NamedTuple):
-    """The section `config.raft`. epochs, minibatches: over a round's best answers."""
+@dataclass(frozen=True)
+class RAFTSettings:
+    """The section `config.raft`."""
 
-    epochs: Count
-    minibatches: Count
+    epochs: Count = 2
+    """Passes over a round's best answers (arXiv:2304.06767, section 4.1)."""
+
+    minibatches: Count = 1
+    """Updates in a pass."""
+
+
+@dataclass(frozen=True)
+class RAFTConfig(GroupConfig):
+    """The config of RAFT."""
+
+    recipe: str = "raft"
+    """raft."""
+
+    optim: OptimSettings = OptimSettings(lr=2e-5, weight_decay=0.0, b2=0.999)
+    """The optimiser (learning rate: arXiv:2304.06767, section 4.1)."""
+
+    rollout: RolloutSettings = RolloutSettings(n=8, temperature=0.85)
+    """How answers are drawn (temperature: arXiv:2304.06767, section 4.1)."""
+
+    raft: RAFTSettings = RAFTSettings()
+    """The algorithm."""
 
 
 def make_loss(model: llama.Model) -> Callable:
@@ -77,10 +99,9 @@ def make_learn(
     return learn_from
 
 
-def train(run: Run) -> Result:
+def train(run: Run[RAFTConfig]) -> Result:
     """Trains `config.init_from` on its own best answers by the rewards of `config.reward`, and returns the policy."""
-    config, model = run.config, run.model
-    settings = read(config, "raft", RAFTSettings)
+    config, model, settings = run.config, run.model, run.config.raft
     check_rows(config, run.mesh, settings.minibatches, kept=config.rollout.n)
     with jax.set_mesh(run.mesh):
         # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and what these are worth.

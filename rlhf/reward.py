@@ -10,6 +10,7 @@ arXiv:2310.12773, equation 7). Costs are not shifted: above 0 is unsafe.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -21,21 +22,20 @@ from jaxtyping import Array, Float
 from ..data.mixture import EvalPass, Mixture
 from ..data.prefetch import device_batch
 from ..data.prompts import PromptEncoder, heldout_prompts
-from ..data.values import shown
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..model.sharding import BATCH
+from ..settings.leaves import Count, NotNegative, OneOf, Only, Range, Whole
+from ..train.batches import check_rows, data_tables, sources_of
 from ..train.finish import Finish
-from ..train.leaves import NotNegative, OneOf, Only, read
 from ..train.lengths import lengths_of
 from ..train.loop import Evaluation, check_streak
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run
-from ..train.setup import check_rows, data_tables, sources_of
 from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
-from .pairs import describe_ranking, pairs_of
+from .pair_batches import PairDataSettings, PairsConfig, describe_ranking, pairs_of
+from .prompt_batches import sampling_of
 from .rollout import at_last_token, roll_out
-from .setup import sampling_of
 
 HEADLINE = {"train/loss": "loss", "train/accuracy": "accuracy"}
 FORMS = ("log_sigmoid", "log_exp", "best_of_k")
@@ -49,25 +49,94 @@ class RewardModel(NamedTuple):
     step: int
 
 
-class Objective(NamedTuple):
-    """What is learnt. kind: "reward" or "cost". form: "log_sigmoid" or "log_exp" (`losses.ranking_loss`), the chosen
-    answer against each other one, or "best_of_k", against all others at once (`losses.best_of_k_loss`). margin: times
-    the pairs' own margins. centering: of the penalty on scores away from 0. bootstrap: whether each head of an ensemble
-    weighs pairs by weights of its own, exponentially distributed (the Bayesian bootstrap, Rubin 1981)."""
+@dataclass(frozen=True)
+class Objective:
+    """The section `config.objective`: what is learnt from a comparison."""
 
-    kind: Annotated[str, OneOf("reward", "cost")]
-    form: Annotated[str, OneOf(*FORMS), Only("kind", "reward", default="log_sigmoid")]
-    margin: Annotated[NotNegative, Only("kind", "reward", default=0.0)]
-    centering: Annotated[NotNegative, Only("kind", "reward", default=0.0)]
-    bootstrap: bool
+    kind: Annotated[str, OneOf("reward", "cost")] = "reward"
+    """reward: which answer is better. cost: which is safer, and which are unsafe (arXiv:2310.12773, equation 7)."""
 
-    @staticmethod
-    def check(where: str, values: Mapping[str, Any]) -> None:
-        for name in ("margin", "centering") if values["form"] == "best_of_k" else ():
-            if values[name]:
-                raise UserError(
-                    f"{where}.{name} = {shown(values[name])} does nothing where form is 'best_of_k': leave it 0"
-                )
+    form: Annotated[str, OneOf(*FORMS), Only("kind", "reward", default="log_sigmoid")] = "log_sigmoid"
+    """log_sigmoid or log_exp (as ColossalChat writes it): the chosen answer against each other one. best_of_k: against
+    all others at once."""
+
+    margin: Annotated[NotNegative, Only("kind", "reward", default=0.0)] = 0.0
+    """Factor of the pairs' own margins (Llama 2, arXiv:2307.09288, section 3.2.2: 1)."""
+
+    centering: Annotated[NotNegative, Only("kind", "reward", default=0.0)] = 0.0
+    """Weight of the penalty on scores away from 0 (arXiv:2312.09244: 0.01)."""
+
+    bootstrap: bool = False
+    """Whether each head of an ensemble weighs pairs by exponentially distributed weights of its own (the Bayesian
+    bootstrap, Rubin 1981)."""
+
+    def check(self, where: str) -> None:
+        for name in ("margin", "centering") if self.form == "best_of_k" else ():
+            if value := getattr(self, name):
+                raise UserError(f"{where}.{name} = {shown(value)} does nothing where form is 'best_of_k': leave it 0")
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """The section `config.calibrate`: answers of `config.init_from` to held-out prompts, whose scores get mean 0 and
+    deviation 1 after the last step (arXiv:1909.08593, section 2.2)."""
+
+    prompts: Whole = 512
+    """Number of prompts. 0: scores stay as they are."""
+
+    max_tokens: Count = 128
+    """The most tokens of an answer."""
+
+    temperature: NotNegative = 1.0
+    """Divisor of the logits that answers are drawn from."""
+
+
+@dataclass(frozen=True)
+class ComparisonDataSettings(PairDataSettings):
+    """The section `config.data` of comparisons between two or more answers to a prompt."""
+
+    answers_per_prompt: Annotated[int, Range(least=2, most=1000)] = 2
+    """Answers to a prompt; more than two are the pairs' meta.others."""
+
+
+@dataclass(frozen=True)
+class RewardConfig(PairsConfig):
+    """The config of a reward or cost model."""
+
+    recipe: str = "reward"
+    """reward."""
+
+    data: ComparisonDataSettings = ComparisonDataSettings()
+    """Comparisons of answers."""
+
+    heads: Annotated[int, Range(least=1, most=1000)] = 1
+    """Heads of an ensemble."""
+
+    pessimism: NotNegative = 0.0
+    """An ensemble's score in evaluations is mean - pessimism * deviation (arXiv:2310.02743)."""
+
+    objective: Objective = Objective()
+    """What is learnt from a comparison."""
+
+    calibrate: CalibrationSettings = CalibrationSettings()
+    """Answers by which scores are shifted and scaled."""
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        alone = {"pessimism": self.pessimism, "objective.bootstrap": self.objective.bootstrap}
+        for name, value in alone.items() if self.heads == 1 else ():
+            if value:
+                raise UserError(f"{where}.{name} = {shown(value)} does nothing where {where}.heads is 1: raise that")
+        room, most = self.data.seq_len, self.calibrate.max_tokens
+        if self.calibrate.prompts and most >= room:
+            raise UserError(
+                f"{where}.calibrate.max_tokens = {most}: prompt and answer share a row of {where}.data.seq_len {room}; "
+                "give less"
+            )
+        if self.calibrate.prompts and not self.data.heldout:
+            raise UserError(f"{where}.calibrate.prompts: these are held-out prompts; set {where}.data.heldout above 0")
+        if self.evals:
+            raise UserError(f"{where}.evals: these need a model that answers; a reward model is measured on pairs")
 
 
 def pair_scores(model: scalar.ScalarModel, params: scalar.Params, batch: Mapping[str, Array]) -> Float[Array, "B S H"]:
@@ -155,15 +224,15 @@ def heldout_ranking(
     return run
 
 
-def train(run: Run) -> Result:
+def train(run: Run[RewardConfig]) -> Result:
     """Trains on the pairs of `config.data.mixture`, from the model `config.init_from`. Returns a `RewardModel`."""
-    config, policy = run.config, run.model
+    config, data, objective, policy = run.config, run.config.data, run.config.objective, run.model
     with jax.set_mesh(run.mesh):
         # Data: answers to a prompt, the preferred one first.
-        template, objective = run.need_template(), read(config, "objective", Objective)
-        check_rows(config, run.mesh, policy.config.max_len)
-        batches, heldout = pairs_of(config, run.tokenizer, template, sides=config.data.sides)
-        check_labels(objective, batches, config.data.sides)
+        template, each = run.need_template(), data.answers_per_prompt
+        check_rows(data.batch_size, data.seq_len, config.optim.accumulate, run.mesh, policy.config.max_len)
+        batches, heldout = pairs_of(data, run.tokenizer, template, config.seed, answers_per_prompt=each)
+        check_labels(objective, batches, each)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
         # Network: the policy's layers under a fresh head of one number, or of several for an ensemble.
@@ -202,7 +271,7 @@ def train(run: Run) -> Result:
         return Result(RewardModel(model, loop.state["params"], int(loop.state["step"])), run.last_metrics())
 
 
-def check_labels(objective: Objective, batches: Mixture, sides: int) -> None:
+def check_labels(objective: Objective, batches: Mixture, answers_per_prompt: int) -> None:
     """Raises UserError where no pair says what the objective learns from."""
     if objective.kind == "cost" and not (_any_says(batches, "safer") or _any_says(batches, "safe")):
         raise UserError(
@@ -214,10 +283,10 @@ def check_labels(objective: Objective, batches: Mixture, sides: int) -> None:
             f"config.objective.margin = {shown(objective.margin)} does nothing: no pair of config.data.mixture has a "
             "margin; leave it 0"
         )
-    if sides > 2 and not _any_says(batches, "side_weight", first=2):
+    if answers_per_prompt > 2 and not _any_says(batches, "side_weight", first=2):
         raise UserError(
-            f"config.data.sides = {sides}: no pair of config.data.mixture has answers beside its two (meta.others); "
-            "leave it 2"
+            f"config.data.answers_per_prompt = {answers_per_prompt}: no pair of config.data.mixture has answers beside "
+            "its two (meta.others); leave it 2"
         )
 
 
@@ -228,15 +297,16 @@ def _any_says(batches: Mixture, name: str, first: int = 0) -> bool:
 
 
 def make_calibration(run: Run, model: scalar.ScalarModel, rows: NamedSharding) -> Callable[[Any], Any] | None:
-    """The function from parameters to those whose scores of `config.init_from`'s answers to `config.normalise.prompts`
+    """The function from parameters to those whose scores of `config.init_from`'s answers to `config.calibrate.prompts`
     held-out prompts have mean 0 and deviation 1, head by head; None for 0 prompts."""
-    config, section, policy = run.config, run.config.normalise, run.model
-    sampling = sampling_of(run, "normalise")
-    if not section.prompts:
+    config, settings, policy = run.config, run.config.calibrate, run.model
+    if not settings.prompts:
         return None
+    given = dict(max_tokens=settings.max_tokens, temperature=settings.temperature)
+    sampling = sampling_of(run, "config.calibrate", **given)
     room = config.data.seq_len - sampling.max_tokens
     sources, encoder = sources_of(config.data.mixture, config.data), PromptEncoder(run.tokenizer, run.template, room)
-    batches = EvalPass(heldout_prompts(sources, section.prompts, encoder), config.data.batch_size)
+    batches = EvalPass(heldout_prompts(sources, settings.prompts, encoder), config.data.batch_size)
     reference = run.reference()
 
     @jax.jit

@@ -14,6 +14,7 @@ import inspect
 import math
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -25,13 +26,53 @@ from .. import tasks
 from ..checkpoints import Checkpoint
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..train.leaves import Finite, Positive, Unset
+from ..settings.leaves import Finite, NotNegative, OneOf, Only, Path, Positive, Unset
 from ..train.network import FrozenWeights
 from ..train.run import Run
 from . import scalar
 from .rollout import Rollout, at_last_token
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A source of scores of answers: a reward model, a task or a function, of which one is set."""
+
+    model: Path | None = None
+    """Path of a reward or cost model."""
+
+    task: Path | None = None
+    """Score of a task, such as "walks" or "safe_sums:cost"."""
+
+    function: Path | None = None
+    """A function reward(record, answer), as "package.module:name"."""
+
+    weight: Finite = 1.0
+    """Factor of the score in the sum over all sources."""
+
+    weights: Annotated[str | None, OneOf("params", "ema"), Only("model")] = None
+    """Which weights of the model: params, or ema, their moving average. Default: ema where its run kept one."""
+
+    pessimism: Annotated[NotNegative, Only("model", default=0.0)] = 0.0
+    """The score of an ensemble is mean - pessimism * deviation over its heads (arXiv:2310.02743)."""
+
+    def check(self, where: str) -> None:
+        if sum(source is not None for source in (self.model, self.task, self.function)) != 1:
+            raise UserError(
+                f"{where}: give one of model=PATH, task=NAME (as safe_sums:cost), function=package.module:name"
+            )
+        if self.model is None:
+            self.find(where)
+
+    def find(self, where: str) -> tasks.Score:
+        """The function that the task or `function` names. Raises UserError naming `where` if there is none."""
+        if self.function is not None:
+            return find_function(self.function, where)
+        try:
+            return tasks.find_score(self.task)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 class ModelReward(NamedTuple):
@@ -79,28 +120,27 @@ def score_rows(part: ModelReward, params: Any, rows: Rollout) -> Float[Array, " 
     return at_last_token(scalar.combine(scores_RTH, part.pessimism), rows)
 
 
-def load_rewards(run: Run, sources: Mapping[str, Mapping], where: str) -> Rewards:
-    """The parts that a section of the config names, with the models' parameters. where: the section's name.
+def load_rewards(run: Run, sources: Mapping[str, Scorer], where: str) -> Rewards:
+    """The parts of a reward by their names, with the models' parameters.
 
-    Each entry is {"model": path, "weight", "pessimism"?, "weights"?}, {"task": name, "weight"} or {"function":
-    "package.module:name", "weight"}.
+    Args:
+      run: the run that answers are scored in.
+      sources: the sources by name.
+      where: the dotted name of the section that names them, for messages.
     """
     models, functions, params = {}, {}, {}
     for name, source in sources.items():
-        check_kind(source, f"{where}.{name}")
-        weight = source.get("weight", 1.0)
-        if "model" in source:
-            found = run.open(source["model"], source.get("weights"))
-            model, params[name] = load_model(found, run.tokenizer, run.frozen, run.model.config.dtype)
-            pessimism = source.get("pessimism", 0.0)
-            if pessimism and model.heads == 1:
-                raise UserError(
-                    f"{where}.{name}.pessimism = {pessimism} does nothing: {source['model']} has one head, and the "
-                    "deviation is that of several"
-                )
-            models[name] = ModelReward(model, weight, pessimism)
-        else:
-            functions[name] = FunctionReward(function_of(source, f"{where}.{name}"), weight)
+        if source.model is None:
+            functions[name] = FunctionReward(source.find(f"{where}.{name}"), source.weight)
+            continue
+        found = run.open(source.model, source.weights)
+        model, params[name] = load_model(found, run.tokenizer, run.frozen, run.model.config.dtype)
+        if source.pessimism and model.heads == 1:
+            raise UserError(
+                f"{where}.{name}.pessimism = {source.pessimism} does nothing: {source.model} has one head, and the "
+                "deviation is that of several"
+            )
+        models[name] = ModelReward(model, source.weight, source.pessimism)
     return Rewards(models, functions, params)
 
 
@@ -126,22 +166,6 @@ def check_tokenizer(found: Checkpoint, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"{found.name}: a model with another tokenizer than the policy's cannot read its tokens: {difference}"
         )
-
-
-def check_kind(source: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for an entry that names more or less than one of a model, a task and a function."""
-    if len({"model", "task", "function"} & set(source)) != 1:
-        raise UserError(f"{where}: give one of model=PATH, task=NAME (as safe_sums:cost), function=package.module:name")
-
-
-def function_of(source: Mapping[str, Any], where: str) -> tasks.Score:
-    """The function of an entry that names a task or a function. Raises UserError naming `where` if there is none."""
-    if "function" in source:
-        return find_function(source["function"], where)
-    try:
-        return tasks.find_score(source["task"])
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def find_function(name: str, where: str) -> tasks.Score:
@@ -190,18 +214,22 @@ def _raised(error: Exception) -> str:
     return f"{said} ({users[0].filename}, line {users[0].lineno})" if users else said
 
 
-class Shaping(NamedTuple):
-    """From an answer's score to the reward at its last token, in this order.
-
-    normalise: divide by the running deviation of scores, after subtracting their running mean. clip: to [-clip, clip].
-    missing_eos: the score of an answer that did not end by itself, whatever it says (arXiv:1909.08593, section 3.1.2).
-    length_penalty: taken off for each token.
-    """
+@dataclass(frozen=True)
+class Shaping:
+    """The section `config.reward.shaping`: from an answer's score to the reward at its last token, in the order of the
+    fields."""
 
     normalise: bool = False
+    """Whether the running mean of scores is subtracted, and the result divided by their running deviation."""
+
     clip: Annotated[Positive | None, Unset("any score")] = None
+    """Scores are clipped to [-clip, clip]. None: they are not."""
+
     missing_eos: Annotated[Finite | None, Unset("its own score")] = None
+    """Score of an answer that did not end by itself (arXiv:1909.08593, section 3.1.2). None: its own score."""
+
     length_penalty: Finite = 0.0
+    """Subtracted for each token."""
 
     def __call__(self, scores_R: Float[Array, " R"], rows: Rollout, stats: Mapping[str, Array]) -> Float[Array, " R"]:
         """stats: as `update_stats` gives it, of all scores so far, these included."""
@@ -212,6 +240,18 @@ class Shaping(NamedTuple):
         if self.missing_eos is not None:
             scores_R = jnp.where(rows.stopped_R > 0, scores_R, self.missing_eos)
         return scores_R - self.length_penalty * rows.lengths_R
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """The section `config.reward`: what an answer is worth."""
+
+    sources: dict[str, Scorer] = field(default_factory=dict)
+    """The sources by their names: {"model": path}, {"task": name} or {"function": "package.module:name"}, each with a
+    weight (default: 1)."""
+
+    shaping: Shaping = Shaping()
+    """From the weighted sum of their scores to the reward."""
 
 
 FIRST_STATS = {"count": 0.0, "mean": 0.0, "var": 0.0}

@@ -11,7 +11,7 @@ State t-1 is what the network knew before it drew token t: it gives the token's 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,29 @@ from jaxtyping import Array, Float, Int
 
 from ..model import decode, llama
 from ..model.sampling import Sampling
+from ..settings.leaves import Count, Path, Positive, Range
+from ..train.batches import RowLength
 from ..train.losses import TokenScores, head_logprobs
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """The section `config.rollout`: how the policy draws answers."""
+
+    max_tokens: RowLength = 128
+    """The most tokens of an answer."""
+
+    temperature: Positive = 1.0
+    """Divisor of the logits that answers are drawn from; updates score answers at the same temperature."""
+
+    n: Annotated[int, Range(least=1, most=2**16)] = 1
+    """Answers to each prompt."""
+
+    score_parts: Count = 1
+    """Parts in which answers are scored one after the other, to save memory."""
+
+    stop: list[Path] = ()
+    """Strings that end an answer, beside the end of a turn. Rewards see the text before them."""
 
 
 class Rollout(NamedTuple):

@@ -4,15 +4,15 @@ import itertools
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated
 
 from etils import epath
 
-from ..errors import UserError
-from ..train.leaves import Count, Only, Path, Positive, Share, Unset, read
+from ..errors import UserError, did_you_mean
+from ..settings.leaves import Count, Only, Path, Positive, Share, Unset
 from ..train.loop import TrainingStopped, check_streak
 from ..train.run import Evaluator
-from ..train.settings import Settings, did_you_mean
 
 HEADLINE = {
     "objective/scores": "score",
@@ -25,31 +25,38 @@ RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 so only rounding is between them."""
 
 
-class Limits(NamedTuple):
-    """The section `config.watch`: what stops a run.
+@dataclass(frozen=True)
+class WatchSettings:
+    """The section `config.watch`: what stops a run."""
 
-    ratio_tolerance: of the first minibatch's ratio to 1, the mean over tokens (None: RATIO_TOLERANCE of the compute
-    dtype). min_eos_rate: answers that end by themselves; fewer than that in `patience` steps in a row is a collapse.
-    proxy, gold: two metrics of evaluations; when the first rises while the second falls `patience_evaluations` times in
-    a row, the policy has found out the proxy (None: not watched).
-    """
+    ratio_tolerance: Annotated[Positive | None, Unset("that of the compute dtype")] = None
+    """How far the mean probability ratio of a step's first minibatch may be from 1. Default: RATIO_TOLERANCE of the
+    compute dtype."""
 
-    ratio_tolerance: Annotated[Positive | None, Unset("that of the compute dtype")]
-    min_eos_rate: Share
-    patience: Count
-    proxy: Path | None
-    gold: Path | None
-    patience_evaluations: Annotated[Count, Only("proxy", default=3)]
+    min_eos_rate: Share = 0.02
+    """Share of answers that have to end by themselves; a smaller share for `patience` steps in a row is a collapse."""
 
-    @staticmethod
-    def check(where: str, values: Mapping[str, Any]) -> None:
-        if values["proxy"] is not None and values["proxy"] == values["gold"]:
-            raise UserError(f"{where}.gold = {values['gold']!r} is the proxy too: name what it should not rise against")
+    patience: Count = 20
+    """Steps in a row with too small a share before the run is stopped."""
+
+    proxy: Path | None = None
+    """Metric of an evaluation that the policy could exploit, such as "eval/heldout/scores". None: not watched."""
+
+    gold: Path | None = None
+    """Metric that falls when the policy exploits the proxy. None: not watched."""
+
+    patience_evaluations: Annotated[Count, Only("proxy", default=3)] = 3
+    """Evaluations in a row in which the proxy rises and `gold` falls before the run is stopped."""
+
+    def check(self, where: str) -> None:
+        if self.proxy is not None and self.proxy == self.gold:
+            raise UserError(f"{where}.gold = {self.gold!r} is the proxy too: name what it should not rise against")
         for name, other in (("proxy", "gold"), ("gold", "proxy")):
-            if values[name] is not None and values[other] is None:
+            value = getattr(self, name)
+            if value is not None and getattr(self, other) is None:
                 raise UserError(
-                    f"{where}.{name} = {values[name]!r} is watched against {where}.{other}, which is None: name a "
-                    "metric of evaluations in both, or leave both None"
+                    f"{where}.{name} = {value!r} is watched against {where}.{other}, which is None: name a metric of "
+                    "evaluations in both, or leave both None"
                 )
 
 
@@ -57,7 +64,7 @@ ABOUT_ANSWERS = ("scores", "kl", "length", "eos_rate")
 """What the evaluation "heldout" measures of answers, beside each source's own scores."""
 
 
-def check_names(limits: Limits, where: str, names: Iterable[str]) -> None:
+def check_names(limits: WatchSettings, where: str, names: Iterable[str]) -> None:
     """Raises UserError for a metric to watch that is none of `names`, in which a last part of "*" stands for any."""
     names = list(names)
     known = {name.removesuffix("/*") for name in names if name.endswith("/*")}
@@ -71,7 +78,7 @@ def check_names(limits: Limits, where: str, names: Iterable[str]) -> None:
 
 
 def heldout_names(sources: Iterable[str], languages: Collection[str]) -> list[str]:
-    """The metrics of the evaluation "heldout" with rewards and judges of these names."""
+    """The metrics of the evaluation "heldout" with these scores."""
     scores = [f"scores/{source}" for source in sources]
     of_language = [f"{score}/{language}" for score in scores for language in languages] if len(languages) != 1 else []
     return [f"eval/heldout/{name}" for name in (*ABOUT_ANSWERS, *scores, *of_language)]
@@ -82,15 +89,10 @@ def evaluation_names(evals: Iterable[str], evaluators: Mapping[str, Evaluator]) 
     return [f"eval/{name}/{metric}" for name in evals for metric in getattr(evaluators[name], "metrics", ("*",))]
 
 
-def watch_of(settings: Settings, dtype: str, workdir: epath.Path) -> "Watch":
-    """The check that `config.watch` and `config.guard` describe."""
-    return Watch(read(settings, "watch", Limits), dtype, settings.guard.max_streak, workdir)
-
-
 class Watch:
     """A `train.loop.Check`. The evaluations before a resume are read back from metrics.jsonl."""
 
-    def __init__(self, limits: Limits, dtype: str, max_streak: int, workdir: epath.Path):
+    def __init__(self, limits: WatchSettings, dtype: str, max_streak: int, workdir: epath.Path):
         self._limits = limits
         self._check_streak = check_streak(max_streak)
         self._tolerance = limits.ratio_tolerance or RATIO_TOLERANCE[dtype]

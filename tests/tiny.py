@@ -4,8 +4,8 @@
 """
 
 from camelid.configs.base import base
+from camelid.settings.files import parse_arguments
 from camelid.tests.tiny_lora import put_adapters
-from camelid.train.settings import parse_arguments
 
 
 def get_config(arg=None):

@@ -7,8 +7,8 @@ one all do from the latter. `kind` is that of dpo; `evaluate` false leaves evalu
 """
 
 from camelid.configs import preferences, rl
+from camelid.settings.files import parse_arguments
 from camelid.tests.tiny_lora import put_adapters
-from camelid.train.settings import parse_arguments
 
 BASES = {
     "reward": preferences.reward_base,
@@ -60,8 +60,8 @@ def _learn_from_pairs(c, a):
     if a.recipe == "dpo":
         c.dpo.kind = a.kind
     else:
-        c.normalise.prompts = 32
-        c.normalise.max_tokens = 16
+        c.calibrate.prompts = 32
+        c.calibrate.max_tokens = 16
 
 
 def _learn_from_rewards(c, a):
@@ -91,5 +91,5 @@ def _learn_from_rewards(c, a):
         c.ptx.mixture = {"text": {"source": f"{a.root}/text.jsonl", "format": "auto", "weight": 1.0}}
         c.ptx.batch_size, c.ptx.seq_len, c.ptx.cache_dir = 8, 32, f"{a.root}/cache"
         c.cost.source = {"function": "camelid.tests.tiny_rl:tens"}
-        c.cost.threshold, c.cost.first, c.cost.lr = 1.0, 0.2, 0.05
+        c.cost.threshold, c.cost.multiplier_init, c.cost.lr = 1.0, 0.2, 0.05
         c.ema_decay = 0.8

@@ -1,5 +1,8 @@
 """From `config.model` to the network that a run trains."""
 
+from dataclasses import dataclass
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,23 +12,163 @@ from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..model import llama
 from ..model.attention import IMPLEMENTATIONS
-from ..model.config import LlamaConfig
+from ..model.config import PRESETS, FamilyName, LlamaConfig, RopeKind
+from ..model.llama import REMAT
 from ..model.sharding import path_name
-from .settings import Settings
+from ..settings.leaves import Count, OneOf, Positive, Range
+
+Size = Annotated[int, Range(least=1, most=2**24)]
+Dtype = Annotated[str, OneOf("float32", "bfloat16")]
+"""Dtypes to train in. float16 is not among them: its gradients vanish unless the loss is scaled."""
 
 
-def model_of(settings: Settings, start: Checkpoint | None, tokenizer: Tokenizer | None) -> llama.Model:
+@dataclass(frozen=True)
+class RopeScalingSettings:
+    """The section `config.model.rope_scaling`: how positions reach past the trained context.
+
+    The fields are those of `model.config.RopeScaling`, which checks how they fit together.
+    """
+
+    kind: Annotated[str, OneOf(*RopeKind.__args__)]
+    """The scheme: linear, ntk, yarn, llama3 or longrope."""
+
+    factor: Annotated[float, Range(least=1)] | None = None
+    """Target length divided by trained length. Default: follows from model.max_len."""
+
+    original_max_len: Count | None = None
+    """The trained length, in tokens. Default: that of the checkpoint."""
+
+    beta_fast: Positive = 32.0
+    """yarn: rotations per trained length above which a frequency is kept (arXiv:2309.00071, section 3.2)."""
+
+    beta_slow: Positive = 1.0
+    """yarn: rotations per trained length below which a frequency is interpolated (the same section)."""
+
+    attention_factor: Positive | None = None
+    """yarn and longrope: scale of cosines and sines. Default: the scheme's formula."""
+
+    low_freq_factor: Positive = 1.0
+    """llama3: rotations per trained length below which a frequency is interpolated."""
+
+    high_freq_factor: Positive = 4.0
+    """llama3: rotations per trained length above which a frequency is kept."""
+
+    truncate: bool = True
+    """yarn: whether the indices of the border frequencies are rounded to whole ones."""
+
+    short_factors: list[Positive] | None = None
+    """longrope: divisor of each frequency within the trained length (arXiv:2402.13753)."""
+
+    long_factors: list[Positive] | None = None
+    """longrope: divisor of each frequency past the trained length."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The section `config.model`. A field that is None keeps the value of the preset or of `config.init_from`."""
+
+    preset: Annotated[str, OneOf(*PRESETS)] | None = None
+    """Name of an architecture (`model/config.py` PRESETS). None: that of `config.init_from`."""
+
+    dtype: Dtype = "float32"
+    """Dtype of the computation; bfloat16 where the hardware has it."""
+
+    param_dtype: Dtype = "float32"
+    """Dtype in which parameters are stored."""
+
+    attention: Annotated[str, OneOf(*IMPLEMENTATIONS)] = "auto"
+    """Implementation of attention: xla, splash (TPU), cudnn (GPU), or auto, which chooses by device."""
+
+    remat: Annotated[str, OneOf(*REMAT)] = "none"
+    """Activations that a layer recomputes in its backward pass: none, dots, attention, full; offload keeps them on the
+    host."""
+
+    dim: Size | None = None
+    """Width of the residual stream."""
+
+    n_layers: Annotated[int, Range(least=1, most=10_000)] | None = None
+    """Number of layers."""
+
+    n_heads: Size | None = None
+    """Number of query heads."""
+
+    n_kv_heads: Size | None = None
+    """Number of key/value heads."""
+
+    head_dim: Size | None = None
+    """Width of a head."""
+
+    ffn_dim: Size | None = None
+    """Width of the feed-forward layers."""
+
+    tied: bool | None = None
+    """Whether the output head is the embedding."""
+
+    norm_eps: Positive | None = None
+    """Added to the mean square in RMSNorm."""
+
+    unroll: Count | None = None
+    """Layers that one step of the scan over layers computes."""
+
+    vocab_size: Size | None = None
+    """Rows of embedding and head. Rows beyond those of the files at `config.init_from` start as the mean of theirs."""
+
+    qkv_bias: bool | None = None
+    """Whether query, key and value have biases (Qwen2)."""
+
+    o_bias: bool | None = None
+    """Whether the attention's output has a bias."""
+
+    mlp_bias: bool | None = None
+    """Whether the feed-forward matrices have biases."""
+
+    qk_norm: bool | None = None
+    """Whether queries and keys are normalised by RMSNorm (Qwen3)."""
+
+    window: Count | None = None
+    """Positions that a token attends to, itself included (sliding window, Mistral)."""
+
+    attention_scale: Positive | None = None
+    """Factor of attention logits (Granite)."""
+
+    embedding_multiplier: Positive | None = None
+    """Factor of embeddings (Granite)."""
+
+    residual_multiplier: Positive | None = None
+    """Factor of each block's output before it is added to the residual stream (Granite)."""
+
+    logit_divisor: Positive | None = None
+    """Divisor of the output logits (Granite)."""
+
+    family: Annotated[str, OneOf(*FamilyName.__args__)] | None = None
+    """Name of the model family in Hugging Face's format, for exports."""
+
+    max_len: Annotated[int, Range(least=1, most=2**30)] | None = None
+    """The context, in tokens."""
+
+    rope_theta: Annotated[float, Range(least=1)] | None = None
+    """Base of the rotary frequencies."""
+
+    rope_scaling: RopeScalingSettings | None = None
+    """How positions reach past the trained context."""
+
+    def changes(self) -> dict[str, Any]:
+        """Fields of `LlamaConfig` that the section sets; `rope_scaling` as a dict of the fields that are set."""
+        found = {name: value for name, value in vars(self).items() if value is not None and name != "preset"}
+        if self.rope_scaling is not None:
+            found["rope_scaling"] = {name: x for name, x in vars(self.rope_scaling).items() if x is not None}
+        return found
+
+
+def model_of(settings: ModelSettings, start: Checkpoint | None, tokenizer: Tokenizer | None) -> llama.Model:
     """The network of `config.model`: a preset with the tokenizer's vocabulary, or that of the checkpoint `start`.
 
-    Every other leaf of the section that is not None changes the field of its name. Of a `rope_scaling` on the network
-    of `start`, lengths that are not said follow from what it was trained on (`LlamaConfig.stretched`).
+    Where `rope_scaling` is set for the network of `start`, lengths that it leaves out follow from the trained length
+    (`LlamaConfig.stretched`).
     """
-    changes = {name: value for name, value in settings.model.items() if value is not None}
-    preset = changes.pop("preset", None)
+    changes, preset = settings.changes(), settings.preset
     if (preset is None) == (start is None):
         raise UserError("the architecture is that of config.model.preset or of config.init_from: set one of the two")
-    if isinstance(changes.get("rope_scaling"), Settings):
-        changes["rope_scaling"] = dict(changes["rope_scaling"])
     try:
         if preset is None:
             stored = config = start.config

@@ -1,53 +1,77 @@
 """Lengths of a run and of its intervals, from the units in which the config gives them to steps."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 from ..checkpoints.reading import Best
 from ..errors import UserError
-from .settings import Seconds, Settings, duration
+from ..settings.leaves import Count, OneOf, Path, Units
+from ..settings.length import Length
+
+Every = Annotated[Length, Units("steps", "epochs", "tokens", "percent", least=1)]
+"""An interval of at least one step."""
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """The section `config.checkpoint`: when states are saved, and which of them are kept."""
+
+    every: Annotated[Length | None, Units("steps", "epochs", "tokens", "percent", "seconds", least=1)] = None
+    """Interval between two saves. Default: a tenth of the run, so that a kill loses less than a tenth."""
+
+    keep_last: Count = 2
+    """Number of latest checkpoints that are kept."""
+
+    keep_every: Count | None = None
+    """Checkpoints of steps that this number divides are kept for ever."""
+
+    best: tuple[Path, Annotated[str, OneOf("max", "min")]] | None = None
+    """A metric of an evaluation, such as ("eval/heldout/text/loss", "min"): its best checkpoint is kept too."""
 
 
 class Lengths(NamedTuple):
-    """Lengths of a run and of its intervals, in steps, and what other units of time are worth."""
+    """Lengths of a run and of its intervals, in steps."""
 
     total: int
+    """Steps of the run."""
+
     log: int
     """Steps between two reports."""
+
     evaluate: int
     """Steps between two evaluations."""
+
     steps_per_epoch: float | None = None
-    """None where no data are read, and lengths are given in steps."""
+    """Steps of one pass over the mixture; None where no data are read, and all lengths are given in steps."""
+
     tokens_per_step: float | None = None
+    """Tokens of a batch; None where no data are read."""
 
-    @property
-    def units(self) -> dict[str, Any]:
-        """The further arguments of `settings.duration`."""
-        return {name: getattr(self, name) for name in ("steps_per_epoch", "tokens_per_step")} | {
-            "total_steps": self.total
-        }
+    def steps(self, length: Length) -> int:
+        """A length of the config in steps."""
+        return length.steps(
+            steps_per_epoch=self.steps_per_epoch, tokens_per_step=self.tokens_per_step, total_steps=self.total
+        )
 
 
-def lengths_of(config: Settings, batches: Any) -> Lengths:
-    """`config.total_*`, `log_*` and `eval_*`, each in steps, epochs, tokens or percent."""
+def lengths_of(config: Any, batches: Any) -> Lengths:
+    """The lengths `total`, `log` and `eval` of a config (`train.config.RunConfig`) that reads these batches."""
     units = dict(steps_per_epoch=batches.steps_per_epoch, tokens_per_step=batches.batch_size * batches.length)
-    total = duration(config, "total", **units)
-    log, evaluate = (duration(config, name, **units, total_steps=total) for name in ("log", "eval"))
+    total = config.total.steps(**units)
+    log, evaluate = (length.steps(**units, total_steps=total) for length in (config.log, config.eval))
     if 0 in (total, log, evaluate):
         raise UserError("config.total, log and eval are lengths of at least one step")
     return Lengths(total, log, evaluate, **units)
 
 
-def saving_of(config: Settings, lengths: Lengths) -> dict[str, Any]:
-    """`config.checkpoint` as `Checkpoints` takes it. Where no `every_*` is set, a run saves ten times, so that what a
-    kill takes is less than a tenth of it."""
-    section = config.checkpoint
-    every = duration(section, "every", **lengths.units, seconds=True, required=False)
-    every = max(1, lengths.total // 10) if every is None else every
-    best = section.get("best")
+def saving_of(settings: CheckpointSettings, lengths: Lengths) -> dict[str, Any]:
+    """`config.checkpoint` as keyword arguments of `Checkpoints`."""
+    every = settings.every or Length(max(1, lengths.total // 10), "steps")
+    in_seconds = every.unit == "seconds"
     return {
-        "every_seconds": every if isinstance(every, Seconds) else None,
-        "every_steps": None if isinstance(every, Seconds) else every,
-        "keep_last": section.keep_last,
-        "keep_every": section.keep_every,
-        "best": best and Best(*best),
+        "every_seconds": every.value if in_seconds else None,
+        "every_steps": None if in_seconds else lengths.steps(every),
+        "keep_last": settings.keep_last,
+        "keep_every": settings.keep_every,
+        "best": settings.best and Best(*settings.best),
     }

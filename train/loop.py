@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jax.experimental import multihost_utils
 from ..checkpoints.saving import Checkpoints, NotSaved
 from ..data.prefetch import prefetch
 from ..errors import UserError
+from ..settings.leaves import Count, Only, Unset, Whole
 from .report import Reporter
 from .state import State
 from .throughput import Meter, memory
@@ -53,13 +55,15 @@ Check = Callable[[int, Mapping[str, float]], None]
 """check(step, metrics) sees the metrics of each step, and of the evaluations after it; raises TrainingStopped."""
 
 
-class Pace(NamedTuple):
-    """log: steps between reports. profile_at, profile_steps: the steps that are traced into workdir/profile (None:
-    none)."""
+@dataclass(frozen=True)
+class Profile:
+    """The section `config.profile`: steps that are traced into WORKDIR/profile."""
 
-    log: int
-    profile_at: int | None
-    profile_steps: int
+    at_step: Annotated[Whole | None, Unset("no trace")] = None
+    """The first step of the trace. None: nothing is traced."""
+
+    n_steps: Annotated[Count, Only("at_step", default=3)] = 3
+    """Number of steps that are traced."""
 
 
 class Loop:
@@ -80,7 +84,8 @@ class Loop:
       batches: as `data.mixture.Mixture`.
       sharding: where batches lie.
       start, total: the first step, and the number of steps of the whole run.
-      pace: when to report and to profile.
+      log: steps between two reports.
+      profile: the steps to trace.
       evaluations: of the parameters; of their moving average where there is one.
       check: sees all metrics and may stop the run.
       reporter: where metrics go.
@@ -99,7 +104,8 @@ class Loop:
         *,
         start: int,
         total: int,
-        pace: Pace,
+        log: int,
+        profile: Profile,
         evaluations: Sequence[Evaluation],
         check: Check,
         reporter: Reporter,
@@ -110,7 +116,7 @@ class Loop:
         finish: Callable[[State], State] | None = None,
     ):
         self.state, self.metrics = state, {}
-        self._batches, self._sharding, self._pace = batches, sharding, pace
+        self._batches, self._sharding, self._log, self._traced = batches, sharding, log, profile
         self._start, self._total, self._done = start, total, start
         self._evaluations, self._check, self._reporter = evaluations, check, reporter
         self._checkpoints, self._manifest, self._workdir, self._finish = checkpoints, manifest, workdir, finish
@@ -127,7 +133,7 @@ class Loop:
         ready = prefetch(self._batches, self._start, self._total, self._sharding)
         self._ready = self._stack.enter_context(contextlib.closing(ready))
         self._received = self._stack.enter_context(_signals())
-        self._profile = self._stack.enter_context(_profiler(self._workdir / "profile", self._pace))
+        self._profile = self._stack.enter_context(_profiler(self._workdir / "profile", self._traced))
         return self
 
     def __iter__(self) -> Iterator[Mapping[str, jax.Array]]:
@@ -174,7 +180,7 @@ class Loop:
         """Takes in the metrics of the step that made it `done` updates; reports when that is due."""
         of_step = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._seen.append(of_step)
-        if done % self._pace.log == 0 or last:
+        if done % self._log == 0 or last:
             self._report(done)
         self._check(done - 1, of_step)
 
@@ -324,18 +330,18 @@ def _signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _profiler(directory: epath.Path, pace: Pace) -> Iterator[Callable[[int], None]]:
+def _profiler(directory: epath.Path, profile: Profile) -> Iterator[Callable[[int], None]]:
     """A function to call before each step; it starts and stops the trace."""
     running = False
 
     def before(step: int) -> None:
         nonlocal running
-        if pace.profile_at is None:
+        if profile.at_step is None:
             return
-        if step == pace.profile_at:
+        if step == profile.at_step:
             jax.profiler.start_trace(directory)
             running = True
-        elif running and step == pace.profile_at + pace.profile_steps:
+        elif running and step == profile.at_step + profile.n_steps:
             jax.profiler.stop_trace()
             running = False
 

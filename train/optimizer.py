@@ -6,15 +6,18 @@ lists (`model.sharding.match`).
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..model.sharding import path_name
+from ..settings.leaves import Count, OneOf, Only, Positive, Range, Regex, Share, Units, Unset
+from ..settings.length import Length
 from .adam_8bit import scale_by_adam_8bit
 from .by_layer import Optimizer, at_once, by_layer, fold_in, largest_of, split_layers
 from .trainable import Rules, by_rules
@@ -26,51 +29,149 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "adafactor": {"decay_rate": 0.8, "eps": 1e-30, "clipping_threshold": 1.0},
     "muon": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95, "ns_steps": 5},
 }
-"""What each optimiser takes, with LLaMA's betas for AdamW (arXiv:2302.13971, section 2.3) and, for the rest, the
-papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (with consistent RMS, arXiv:2502.16982)."""
+"""Arguments of each optimiser with their defaults: LLaMA's betas for AdamW (arXiv:2302.13971, section 2.3), elsewhere
+the papers' values: Lion (arXiv:2302.06675), Adafactor (arXiv:1804.04235), Muon (with consistent RMS,
+arXiv:2502.16982)."""
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 
 SMALLEST_EPS = 1e-15
-"""Of those but adafactor: the root of the smallest number of float32 is 1e-19."""
+"""The smallest eps of all optimisers but adafactor: the root of float32's smallest number is 1e-19."""
 
 OFFLOADED = ("adamw", "adamw8bit", "lion")
-"""Whose direction of a layer does not depend on other layers."""
+"""Optimisers that can move one layer at a time: the direction of a layer does not depend on other layers."""
 
 DECAY: Rules = ((r".*(norm/scale|_bias)", False), (r".*", True))
+"""Weight decay for all parameters but norms and biases."""
+
+ARGUMENTS = tuple(dict.fromkeys(argument for taken in DEFAULTS.values() for argument in taken))
+"""Names of the arguments that some optimiser takes."""
+
+
+def _argument(name: str) -> Only:
+    """Marks a field that is an argument of some optimisers."""
+    return Only("name", *(optimizer for optimizer, taken in DEFAULTS.items() if name in taken))
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """The section `config.optim`. An argument of the optimiser that is None has the value in DEFAULTS."""
+
+    name: Annotated[str, OneOf(*DEFAULTS)] = "adamw"
+    """The optimiser: adamw, adamw8bit, lion, adafactor or muon."""
+
+    lr: Annotated[float, Range(least=0, most=100)] = 3e-4
+    """The highest learning rate."""
+
+    weight_decay: Annotated[float, Range(least=0, most=1000)] = 0.1
+    """Decoupled weight decay: its product with the learning rate is the share that a step takes off a parameter."""
+
+    clip_norm: Annotated[Positive | None, Unset("no clipping")] = 1.0
+    """Global norm to which gradients are clipped. None: they are not clipped."""
+
+    accumulate: Count = 1
+    """Parts of a batch that are computed one after the other, to save memory. The result does not depend on it."""
+
+    decay: list[tuple[Regex, bool]] | None = None
+    """(regex over parameter paths, whether the parameter decays); the first match counts. Default: all but norms and
+    biases."""
+
+    lr_multipliers: list[tuple[Regex, Annotated[float, Range(least=0, most=1e6)]]] | None = None
+    """(regex over parameter paths, factor of the learning rate); the first match counts. Default: 1 everywhere."""
+
+    frozen: list[tuple[Regex, bool]] | None = None
+    """(regex over parameter paths, whether the parameter is frozen); the first match counts. Default: none is."""
+
+    offload: Annotated[bool, Only("name", *OFFLOADED, default=False)] = False
+    """Whether moments stay in the host's memory and come to the device layer by layer (adamw, adamw8bit, lion)."""
+
+    b1: Annotated[float | None, Range(least=0, below=1), _argument("b1")] = None
+    """Decay of the first moment."""
+
+    b2: Annotated[float | None, Range(least=0, below=1), _argument("b2")] = None
+    """Decay of the second moment; of Lion, of the momentum."""
+
+    eps: Annotated[float | None, Range(above=0, most=1), _argument("eps")] = None
+    """Added to the root of the second moment; for Adafactor, to the squared gradient."""
+
+    momentum: Annotated[float | None, Range(least=0, below=1), _argument("momentum")] = None
+    """Muon: decay of the momentum."""
+
+    ns_steps: Annotated[int | None, Range(least=1, most=100), _argument("ns_steps")] = None
+    """Muon: Newton-Schulz iterations."""
+
+    decay_rate: Annotated[float | None, Range(above=0, most=1), _argument("decay_rate")] = None
+    """Adafactor: exponent of the second moment's decay."""
+
+    clipping_threshold: Annotated[float | None, Range(above=0), _argument("clipping_threshold")] = None
+    """Adafactor: largest root mean square of a parameter's update, relative to the learning rate."""
+
+    def check(self, where: str) -> None:
+        if self.eps is not None and self.eps < SMALLEST_EPS and self.name != "adafactor":
+            raise UserError(
+                f"{where}.eps = {shown(self.eps)}: give {self.name} at least {SMALLEST_EPS:g}: the roots of second "
+                "moments are 0 in float32 soon below that"
+            )
+
+    def arguments(self) -> dict[str, float]:
+        """The arguments of the optimiser, defaults included. Raises UserError for one that it does not take."""
+        given = {name: value for name in ARGUMENTS if (value := getattr(self, name)) is not None}
+        if unknown := set(given) - set(DEFAULTS[self.name]):
+            taken = ", ".join(DEFAULTS[self.name])
+            raise UserError(f"config.optim: {self.name} does not take {', '.join(sorted(unknown))}; it takes {taken}")
+        return DEFAULTS[self.name] | given
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """The section `config.schedule`: the learning rate over the run."""
+
+    name: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
+    """Shape of the descent: cosine, linear, wsd (warmup-stable-decay, arXiv:2404.06395, section 4) or constant."""
+
+    warmup: Annotated[Length, Units("steps", "epochs", "tokens", "percent", least=0)] = Length(2.0, "percent")
+    """Length of the linear rise at the start."""
+
+    final: Annotated[Share, Only("name", *(x for x in SCHEDULES if x != "constant"), default=(0.1, 0.0))] = 0.1
+    """The last learning rate, as a share of the highest."""
+
+    decay: Annotated[Length | None, Units("steps", "epochs", "tokens", "percent", least=1)] = None
+    """wsd: length of the descent at the end."""
+
+    def check(self, where: str) -> None:
+        if self.name == "wsd" and self.decay is None:
+            raise UserError(f"{where}: wsd needs a length of its descent, such as {where}.decay_percent=20")
+        if self.name != "wsd" and self.decay is not None:
+            raise UserError(
+                f"{self.decay.path} = {shown(self.decay.value)} does nothing where name is {self.name!r}: only wsd "
+                "uses it, leave it None"
+            )
 
 
 def make_optimizer(
-    params: Any,
-    *,
-    name: str,
-    schedule: optax.Schedule,
-    weight_decay: float,
-    clip_norm: float | None,
-    decay: Rules = DECAY,
-    lr_multipliers: Rules = ((r".*", 1.0),),
-    restarts: bool = False,
-    offload: bool = False,
-    **arguments: float | None,
+    params: Any, settings: OptimSettings, schedule: optax.Schedule, *, restarts: bool = False
 ) -> Optimizer:
-    """The optimiser of `params` (the trainable tree; shapes suffice).
+    """The optimiser of the parameters that learn.
 
     A step is -schedule(step) * multiplier * (direction + weight_decay * parameter), where gradients are first clipped
-    to a global norm of `clip_norm`. `arguments` are those of `DEFAULTS[name]`; None stands for the default. restarts:
-    `move` takes a `period` too, and what it remembers of layers begins anew with another one. offload: it remembers on
-    the host, and goes layer by layer, as 8-bit Adam always does. Raises UserError for an unknown optimiser, an argument
-    that it does not take, an offload that it cannot do, or rules that leave a parameter out.
+    to a global norm of `settings.clip_norm`.
+
+    Args:
+      params: the tree of the parameters that learn; shapes suffice.
+      settings: `config.optim`. `lr`, `frozen` and `accumulate` are not used here.
+      schedule: the learning rate by step.
+      restarts: whether `Optimizer.move` takes a `period` and starts over with empty moments of layers when it changes.
+
+    Raises:
+      UserError: an argument that the optimiser does not take, an offload that it cannot do, or rules that leave a
+        parameter out.
     """
-    if name not in DEFAULTS:
-        raise UserError(f"config.optim.name: no optimiser {name!r}; give one of {', '.join(DEFAULTS)}")
-    given = {key: value for key, value in arguments.items() if value is not None}
-    if unknown := set(given) - set(DEFAULTS[name]):
-        raise UserError(
-            f"config.optim: {name} does not take {', '.join(sorted(unknown))}; it takes {', '.join(DEFAULTS[name])}"
-        )
+    arguments, weight_decay, clip_norm = settings.arguments(), settings.weight_decay, settings.clip_norm
+    name, offload = settings.name, settings.offload
+    decay, lr_multipliers = settings.decay or DECAY, settings.lr_multipliers or ((r".*", 1.0),)
     if offload:
         _check_offloads(name, restarts)
-    direct = functools.partial(_DIRECTIONS[name], **(DEFAULTS[name] | given))
+    direct = functools.partial(_DIRECTIONS[name], **arguments)
     if restarts:
         direct = functools.partial(_restarting, direct)
 
@@ -85,7 +186,7 @@ def make_optimizer(
 
     trees = params, by_rules("decay", decay, params), by_rules("lr_multipliers", lr_multipliers, params)
     multiplier = max(float(multiplier) for _, multiplier in lr_multipliers)
-    finite = _stays_finite(schedule, multiplier, weight_decay, _longest(clip_norm, (DEFAULTS[name] | given).get("eps")))
+    finite = _stays_finite(schedule, multiplier, weight_decay, _longest(clip_norm, arguments.get("eps")))
     if offload or (name == "adamw8bit" and not restarts):
         layers, rest = (steps(*parts) for parts in zip(*map(split_layers, trees), strict=True))
         return by_layer(layers, rest, clip_norm, finite, host=offload)
@@ -125,7 +226,7 @@ def _check_offloads(name: str, restarts: bool) -> None:
             f"config.optim.offload: {name} looks at more than one layer at a time; {', '.join(OFFLOADED)} do not"
         )
     if restarts:
-        raise UserError("config.optim.offload: with layers of a period the optimiser remembers but these; leave it out")
+        raise UserError("config.optim.offload cannot be combined with lisa.period_steps: set optim.offload=False")
 
 
 def _in_float32(*chain: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -4,15 +4,16 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..model.sharding import BATCH
+from .batches import check_rows, data_of, data_tables
+from .config import SupervisedConfig
 from .evaluate import heldout_loss
 from .lengths import lengths_of
 from .loop import Evaluation, check_streak
 from .losses import next_token_loss
 from .run import Result, Run
-from .setup import check_rows, data_of, data_tables
 
 
-def train(run: Run) -> Result:
+def train(run: Run[SupervisedConfig]) -> Result:
     """Pretrains as the run's config says (`configs/base.py` names every setting).
 
     Conversations may stand in the mixture too, where `config.template` or that of `config.init_from` says how they
@@ -22,14 +23,14 @@ def train(run: Run) -> Result:
     with jax.set_mesh(run.mesh):
         # Data: rows of text, cut from documents that follow one another.
         template = run.template
-        check_rows(config, run.mesh, model.config.max_len)
+        check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)
         run.check_rules()
-        batches, heldout = data_of(config, run.tokenizer, template)
+        batches, heldout = data_of(config.data, run.tokenizer, template, config.seed)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH, "context"))
 
         # Network: which of its parameters learn is what config.optim.frozen, config.lora and config.lisa say.
         lengths = lengths_of(config, batches)
-        network = run.network(run.initial(model.init, run.start), lengths)
+        network = run.network(run.initial(model.init, run.start), lengths, lisa=config.lisa)
 
         # Loss and step: cross-entropy of every token, averaged over the whole batch.
         loss_fn = next_token_loss(model, config.z_loss)

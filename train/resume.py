@@ -10,13 +10,14 @@ from etils import epath
 
 from ..checkpoints import manifest
 from ..errors import UserError
+from ..settings.sections import with_defaults
 
 MAY_CHANGE = tuple(
     map(
         re.compile,
         (
             # What is told and kept, and when.
-            r"log_\w+|eval_\w+|evals\..*|judges\..*|checkpoint\..*|wandb|profile\..*|data\.heldout_prompts",
+            r"log_\w+|eval_\w+|evals\..*|eval_rewards\..*|checkpoint\..*|wandb|profile\..*|data\.heldout_prompts",
             # What stops a run.
             r"watch\..*|guard\.max_streak",
             # Where and in how many parts it is computed: the same numbers but for their rounding.
@@ -34,7 +35,9 @@ MAY_CHANGE = tuple(
 COMPARED = {"init_from": "start", "critic.init_from": "critic"}
 """Paths whose content manifests of older versions do not all say, and the entry that says it."""
 
-OPEN_SECTIONS = re.compile(r"((data|ptx)\.mixture|reward\.sources|cost\.source|model\.rope_scaling|evals|judges)\..*")
+OPEN_SECTIONS = re.compile(
+    r"((data|ptx)\.mixture|reward\.sources|cost\.source|model\.rope_scaling|evals|eval_rewards)\..*"
+)
 """Leaves of sections whose names are the user's: one that is new there was added, elsewhere it came with a version."""
 
 IDENTITIES = {
@@ -49,6 +52,16 @@ IDENTITIES = {
 }
 """Entries of a manifest that must be the same, and what it means when one is not."""
 
+
+FORMER_NAMES = {
+    "judges": "eval_rewards",
+    "normalise": "calibrate",
+    "data.sides": "data.answers_per_prompt",
+    "grpo.drop_even": "grpo.drop_equal_groups",
+    "cost.first": "cost.multiplier_init",
+    "cost.most": "cost.multiplier_max",
+}
+"""Leaves and sections of configs by their former names, with the names that they have now."""
 
 FORMER_FUNCTIONS = {
     "camelid.data.primer:reward": "primer",
@@ -68,14 +81,21 @@ class Changes(NamedTuple):
     told: list[str]
 
 
-def check(path: epath.Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """What differs and may. Raises UserError for what may not, naming each leaf with its old and new value.
+def check(path: epath.Path, saved: Mapping[str, Any], given: Mapping[str, Any], kind: type) -> list[str]:
+    """Sentences of what differs from the run so far and may differ.
 
-    path: of the checkpoint that the run is to go on from; saved: its manifest; given: the manifest of the run.
+    Args:
+      path: the checkpoint that the run is resumed from.
+      saved: the checkpoint's manifest.
+      given: the manifest of the run.
+      kind: the class of the run's config.
+
+    Raises:
+      UserError: something differs that decides what is trained; the message names each leaf with both values.
     """
     if not saved["config"]:
         raise UserError(f"{path}: no run but a converted model; name it with config.init_from, and another --workdir")
-    changes = compare(saved, given)
+    changes = compare(saved, given, kind)
     if changes.refused:
         raise UserError(
             f"{path}: this run cannot go on with what was changed: {'; '.join(changes.refused)}. Give what it was, or "
@@ -84,14 +104,14 @@ def check(path: epath.Path, saved: Mapping[str, Any], given: Mapping[str, Any]) 
     return changes.told
 
 
-def compare(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Changes:
-    """The manifest of a checkpoint against that of the run which is to go on from it."""
+def compare(saved: Mapping[str, Any], given: Mapping[str, Any], kind: type) -> Changes:
+    """The differences between the manifest of a checkpoint and that of a run which is resumed from it. kind: the class
+    of the run's config."""
     given = json.loads(json.dumps(given))  # tuples come back from a checkpoint as lists
     changes = Changes([], [])
     if "frozen_weights" in given:  # versions before did not choose
         saved = {"frozen_weights": dict.fromkeys(given["frozen_weights"], "params")} | dict(saved)
-    old, new = (dict(_leaves(manifest["config"])) for manifest in (saved, given))
-    old = dict(_renamed(leaf, value) for leaf, value in old.items())
+    old, new = (_normal_leaves(manifest["config"], kind) for manifest in (saved, given))
     for leaf in dict.fromkeys([*old, *new]):
         if leaf.partition(".")[0] == "phases" or leaf.startswith("total_") or _came_with_a_version(leaf, old, new):
             continue
@@ -126,8 +146,23 @@ def _leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, A
             yield f"{path}{name}", value
 
 
+def _normal_leaves(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The leaves of a config by the names that they have now, with the defaults of those that it leaves out."""
+    renamed: dict[str, Any] = {}
+    for leaf, value in itertools.starmap(_renamed, _leaves(config)):
+        *sections, last = leaf.split(".")
+        within = renamed
+        for section in sections:
+            within = within.setdefault(section, {})
+        within[last] = value
+    return dict(_leaves(with_defaults(renamed, kind)))
+
+
 def _renamed(leaf: str, value: Any) -> tuple[str, Any]:
     """A leaf of an older config by the name and value that it has now."""
+    for former, name in FORMER_NAMES.items():
+        if leaf == former or leaf.startswith(f"{former}."):
+            leaf = name + leaf.removeprefix(former)
     if leaf.endswith(".function") and value in FORMER_FUNCTIONS:
         return f"{leaf.removesuffix('function')}task", FORMER_FUNCTIONS[value]
     return leaf, value

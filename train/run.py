@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import optax
@@ -20,37 +20,41 @@ from ..checkpoints.language_model import LanguageModel
 from ..checkpoints.saving import Checkpoints, keep_tokenizer
 from ..data.templates import ChatTemplate, load_template
 from ..data.tokenizer import Tokenizer
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..model import llama, lora, storage
 from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
+from ..settings.sections import read_arguments, to_config
 from . import resume
 from .architecture import model_of
+from .config import MeshSettings, RunConfig
 from .finish import UNFINISHED, Finish
-from .leaves import check
 from .lengths import Lengths, saving_of
-from .loop import Check, Evaluation, Finished, Loop, Pace
+from .loop import Check, Evaluation, Finished, Loop
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
-from .optimizer import DECAY, each_part, make_optimizer, make_schedule
+from .optimizer import each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
 from .report import HEADLINE, Reporter
-from .settings import Settings, check_all_read, did_you_mean, duration
 from .state import State
-from .trainable import Rules, Trainable, by_rules, of_adapters, of_layers, split_frozen
-from .update import Guard, LossFn, Update, make_update
+from .trainable import LisaSettings, Rules, Trainable, by_rules, of_adapters, of_layers, split_frozen
+from .update import LossFn, Update, make_update
+
+C = TypeVar("C", bound=RunConfig)
 
 Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
-"""evaluator(model, **section of config.evals) -> metrics and rows of samples. Its annotations are the section's
-(`leaves`); an attribute `metrics`, if it has one, names the metrics that it gives."""
+"""evaluator(model, **arguments) -> metrics and rows of samples. The arguments are a section of `config.evals`, checked
+by the annotations (`settings.leaves`). An attribute `metrics`, if it has one, names the metrics that it gives."""
+
+NO_LISA = LisaSettings()
 
 RULES = ("frozen", "decay", "lr_multipliers")
 """The lists of `config.optim` whose rules are for parameters by their paths."""
 
 
-def mesh_of(config: Settings) -> jax.sharding.Mesh:
-    """The mesh of `config.mesh`: sizes of data, fsdp, tensor and context."""
+def mesh_of(settings: MeshSettings) -> jax.sharding.Mesh:
+    """The mesh of `config.mesh`."""
     try:
-        return make_mesh(dict(config.mesh))
+        return make_mesh(dict(vars(settings)))
     except ValueError as error:
         raise UserError(f"config.mesh: {error}") from None
 
@@ -62,11 +66,11 @@ class Result(NamedTuple):
     metrics: dict[str, float]
 
 
-class Run:
+class Run(Generic[C]):
     """What a recipe needs around its data, networks, loss and step.
 
     Attributes:
-      config: the settings.
+      config: the settings, of the recipe's own class.
       workdir: where checkpoints and metrics go.
       mesh: the devices. Recipes work under `jax.set_mesh(run.mesh)`. None where nothing is computed but data.
       evaluators: the evaluations that `config.evals` may name.
@@ -75,7 +79,7 @@ class Run:
 
     def __init__(
         self,
-        config: Settings,
+        config: C,
         workdir: epath.PathLike,
         mesh: jax.sharding.Mesh | None,
         evaluators: Mapping[str, Evaluator] | None = None,
@@ -97,8 +101,8 @@ class Run:
     @functools.cached_property
     def start(self) -> Checkpoint | None:
         """The checkpoint of `config.init_from`; None where the run starts from random parameters."""
-        path, weights = self.config.init_from, self.config.get("init_weights")
-        return None if path is None else self.open(path, weights)
+        path = self.config.init_from
+        return None if path is None else self.open(path, self.config.init_weights)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -128,7 +132,7 @@ class Run:
     def model(self) -> llama.Model:
         """The network of `config.model`."""
         named = self.config.tokenizer is not None or self.start is not None  # a preset may be lowered without one
-        return model_of(self.config, self.start, self.tokenizer if named else None)
+        return model_of(self.config.model, self.start, self.tokenizer if named else None)
 
     @functools.cached_property
     def generation(self) -> GenerationDefaults:
@@ -152,21 +156,12 @@ class Run:
     @functools.cached_property
     def adapters(self) -> Lora | None:
         """The adapters of `config.lora`; None where it has none."""
-        section = {name: x for name, x in self.config.lora.items() if name not in ("dropout", "quantize")}
-        if section["targets"] is None:
-            return None
-        try:
-            return Lora(**section | {"whole": section["whole"] or ()})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"config.lora: {error}") from None
+        return self.config.lora.adapters()
 
     @functools.cached_property
     def quantize(self) -> storage.Rules | None:
         """How `config.lora.quantize` stores the base of adapters in memory."""
-        try:
-            return storage.rules_of(self.config.lora.quantize)
-        except ValueError as error:
-            raise UserError(f"config.lora.quantize: {error}") from None
+        return self.config.lora.base_storage()
 
     def initial(
         self,
@@ -202,20 +197,22 @@ class Run:
         lengths: Lengths,
         *,
         updates: int = 1,
+        lisa: LisaSettings = NO_LISA,
         lrs: Mapping[str, float] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Network:
-        """A network that learns as `config.optim`, `schedule`, `lora` and `lisa` say.
+        """A network that learns as `config.optim`, `schedule` and `lora` say.
 
         Args:
           initial: where its parameters come from.
           lengths: of the run.
           updates: how often a step of the run moves the parameters.
+          lisa: which layers learn; default: all.
           lrs: highest learning rates by the names of networks, in place of `config.optim.lr`.
           extra: further entries of the state.
         """
         config = self.config
-        trainable = self._trainable(initial, lengths)
+        trainable = self._trainable(initial, lengths, lisa)
         own = trainable.may_learn(jax.eval_shape(initial.init, jax.random.key(0)))
         optimizer = functools.partial(self._optimizer, lengths, updates, trainable.period is not None)
         if initial.names:
@@ -237,31 +234,21 @@ class Run:
     def _optimizer(
         self, lengths: Lengths, updates: int, restarts: bool, params: Any, lr: float | None
     ) -> tuple[Any, optax.Schedule]:
-        section, schedule = dict(self.config.optim), self.config.schedule
-        decay_steps = duration(schedule, "decay", **lengths.units, required=False)
+        optim, schedule = self.config.optim, self.config.schedule
         rate = make_schedule(
             name=schedule.name,
-            lr=section["lr"] if lr is None else lr,
+            lr=optim.lr if lr is None else lr,
             total_steps=lengths.total * updates,
-            warmup_steps=duration(schedule, "warmup", **lengths.units) * updates,
+            warmup_steps=lengths.steps(schedule.warmup) * updates,
             final=schedule.final,
-            decay_steps=decay_steps and decay_steps * updates,
+            decay_steps=schedule.decay and lengths.steps(schedule.decay) * updates,
         )
-        for name in ("lr", "frozen", "accumulate"):
-            del section[name]
-        section["decay"] = section["decay"] or DECAY
-        section["lr_multipliers"] = section["lr_multipliers"] or ((r".*", 1.0),)
-        return make_optimizer(params, schedule=rate, restarts=restarts, **section), rate
+        return make_optimizer(params, optim, rate, restarts=restarts), rate
 
-    def _trainable(self, initial: InitialParams, lengths: Lengths) -> Trainable:
+    def _trainable(self, initial: InitialParams, lengths: Lengths, lisa: LisaSettings) -> Trainable:
         params = jax.eval_shape(initial.init, jax.random.key(0))
         frozen = self._frozen_rules(params, initial)
-        if "lisa" not in self.config:
-            return Trainable(frozen)
-        lisa = self.config.lisa
-        if lisa.layers is not None and self.adapters is not None:
-            raise UserError("config.lisa and config.lora: adapters stand on layers that stay as they are; choose one")
-        period = duration(lisa, "period", **lengths.units, required=False)
+        period = lisa.period and lengths.steps(lisa.period)
         return of_layers(lisa.layers, period, frozen, params, self.config.seed)
 
     def _frozen_rules(self, params: Any, initial: InitialParams) -> Rules:
@@ -275,7 +262,7 @@ class Run:
         own_names = [re.sub(f"^{within}", "", name) for name in names]
         for setting in RULES:
             there = [*own_names, *names] if setting == "frozen" else own_names
-            for pattern, _ in self.config.optim[setting] or ():
+            for pattern, _ in getattr(self.config.optim, setting) or ():
                 if not any(re.fullmatch(pattern, name) for name in there):
                     near = did_you_mean(pattern, there) or f"; there are {', '.join(dict.fromkeys(there))}"
                     raise UserError(f"config.optim.{setting}: {pattern!r} matches no parameter{near}")
@@ -291,7 +278,7 @@ class Run:
             return
         trainable, _ = split_frozen(params, self._frozen_rules(params, InitialParams(self.model.init)))
         for setting in ("decay", "lr_multipliers"):
-            if rules := self.config.optim[setting]:
+            if rules := getattr(self.config.optim, setting):
                 by_rules(setting, rules, trainable)
 
     def update(self, network: Network, loss_fn: LossFn) -> Update:
@@ -303,7 +290,7 @@ class Run:
             network.schedule,
             network.trainable,
             accumulate=config.optim.accumulate,
-            guard=Guard(config.guard.spike_sigma, config.guard.warmup_steps),
+            guard=config.guard,
             ema_decay=config.ema_decay,
             perturb=self._dropout(),
             seed=config.seed,
@@ -325,8 +312,8 @@ class Run:
             if name not in self.evaluators:
                 there = f"only {', '.join(self.evaluators)}{did_you_mean(name, self.evaluators)}"
                 raise UserError(f"config.evals.{name}: there is no such evaluation, {there}")
-            check(f"config.evals.{name}", section, self.evaluators[name])
-            evaluator, arguments = self.evaluators[name], dict(section)
+            evaluator = self.evaluators[name]
+            arguments = read_arguments(section, evaluator, f"config.evals.{name}")
             return Evaluation(name, every, lambda params: evaluator(model_of(params), **arguments))
 
         return [evaluation(name, section) for name, section in self.config.evals.items()]
@@ -365,31 +352,29 @@ class Run:
           finish: changes the parameters after the last step.
 
         Raises:
-          UserError: settings that do not fit, or that nothing has read.
+          UserError: settings that do not fit.
           loop.TrainingStopped: the run cannot go on.
         """
         config, total = self.config, lengths.total
-        pace = Pace(lengths.log, config.profile.at_step, config.profile.n_steps)
-        if pace.profile_at is not None and pace.profile_at >= total:
-            raise UserError(f"config.profile.at_step {pace.profile_at}: the run has the steps 0 to {total - 1}")
-        saving = saving_of(config, lengths)
+        first_traced = config.profile.at_step
+        if first_traced is not None and first_traced >= total:
+            raise UserError(f"config.profile.at_step {first_traced}: the run has the steps 0 to {total - 1}")
+        saving = saving_of(config.checkpoint, lengths)
         best = saving["best"]
         if best is not None and not evaluations:
             raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")
         described = self._manifest(batches, lengths) | dict(manifest or {})
-        wandb, seed = config.wandb, config.seed
-        check_all_read(config)
 
         with Checkpoints(self.workdir, **saving) as saved:
             state = self._resume(saved, network.abstract_state, described, finish)
             if state is None:
-                state = network.first_state(seed)
+                state = network.first_state(config.seed)
             begin = int(state["step"])
             if begin >= total:
                 yield Finished(network.whole(state))
                 return
             keep_tokenizer(self.workdir, self.tokenizer)
-            options = dict(start_step=begin, wandb=wandb, headline=headline)
+            options = dict(start_step=begin, wandb=config.wandb, headline=headline)
             with Reporter(self.workdir, total, **options) as reporter:
                 for name, rows in (tables or {}).items() if not begin else ():
                     reporter.text(0, name, rows)
@@ -399,7 +384,8 @@ class Run:
                     sharding,
                     start=begin,
                     total=total,
-                    pace=pace,
+                    log=lengths.log,
+                    profile=config.profile,
                     evaluations=[e._replace(run=_on_base(e.run, network)) for e in evaluations],
                     check=check if best is None else _also_best(check, best.metric),
                     reporter=reporter,
@@ -432,7 +418,7 @@ class Run:
         """What the run's checkpoints say of it."""
         tokenizer, template, start = self.tokenizer, self.template, self.start
         said = dict(tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint)
-        described = manifest.describe(self.config.config(), **said)
+        described = manifest.describe(to_config(self.config), **said)
         described |= {"model": dataclasses.asdict(self.model.config), "generation": self.generation.to_dict()}
         described |= {"total_steps": lengths.total, "start": None}
         if start is not None:
@@ -460,7 +446,7 @@ class Run:
             return None
         path = saved.path(step)
         before = reading.manifest_of(path)
-        changes = resume.check(path, before, described)
+        changes = resume.check(path, before, described, type(self.config))
         complete = step >= before["total_steps"] == described["total_steps"]
         if step > before["total_steps"] and not complete:  # versions before gave what `finish` made a step of its own
             step = before["total_steps"]

@@ -8,28 +8,29 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..model.sharding import BATCH
+from .batches import check_rows, data_of, data_tables
+from .config import SupervisedConfig
 from .evaluate import heldout_loss
 from .lengths import lengths_of
 from .loop import Evaluation, check_streak
 from .losses import next_token_loss
 from .run import Result, Run
-from .setup import check_rows, data_of, data_tables
 
 
-def train(run: Run) -> Result:
+def train(run: Run[SupervisedConfig]) -> Result:
     """Tunes the model of `config.init_from`, or a network from nothing, as the run's config says."""
     config, model = run.config, run.model
     with jax.set_mesh(run.mesh):
         # Data: conversations, several in a row, of which no one sees another.
         template = run.need_template()
-        check_rows(config, run.mesh, model.config.max_len)
+        check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)
         run.check_rules()
-        batches, heldout = data_of(config, run.tokenizer, template)
+        batches, heldout = data_of(config.data, run.tokenizer, template, config.seed)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH, "context"))
 
         # Network: which of its parameters learn is what config.optim.frozen, config.lora and config.lisa say.
         lengths = lengths_of(config, batches)
-        network = run.network(run.initial(model.init, run.start), lengths)
+        network = run.network(run.initial(model.init, run.start), lengths, lisa=config.lisa)
 
         # Loss and step: cross-entropy of the assistant's tokens, averaged over those of the whole batch.
         loss_fn = next_token_loss(model, config.z_loss)

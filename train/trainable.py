@@ -8,20 +8,41 @@ final norm and head, which learn all the time.
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..model import lora
 from ..model.sharding import map_rules, match, path_name
 from ..model.thaw import Thawed
 from ..model.weights import without
+from ..settings.leaves import Count, Range, Units, Unset
+from ..settings.length import Length
 from .randomness import purpose_key
 
 Rules = Sequence[tuple[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LisaSettings:
+    """The section `config.lisa`: which layers learn, where not all do, beside embedding, final norm and head."""
+
+    layers: Annotated[Count | list[Annotated[int, Range()]] | None, Unset("all layers")] = None
+    """A number: that many layers, drawn anew for each period (LISA). A list: the layers that learn, such as [-2, -1].
+    None: all."""
+
+    period: Annotated[Length | None, Units("steps", "epochs", "tokens", "percent", least=1)] = None
+    """Length of time before LISA draws a new set of layers."""
+
+    def check(self, where: str) -> None:
+        if self.layers is not None and not isinstance(self.layers, int) and len(self.layers) == 0:
+            raise UserError(f"{where}.layers = {shown(self.layers)}: name at least one layer, or give None for all")
+        check_period(self.layers, self.period and self.period.value)
+
+
 EVERYTHING: Rules = ((r".*", False),)
 
 

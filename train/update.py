@@ -1,12 +1,14 @@
 """How one step changes the state: gradients, the decision to take the step, the optimiser's move."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ..settings.leaves import Count, Only, Positive, Unset, Whole
 from .by_layer import Optimizer
 from .randomness import purpose_key
 from .state import State, in_float32
@@ -19,16 +21,19 @@ Update = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.A
 """update(state, batch) -> the next state, and float32 scalars about the step."""
 
 
-class Guard(NamedTuple):
-    """When a step is skipped: its loss, its gradient or the parameters after it are not finite, or its loss is more
-    than `spike_sigma` standard deviations above the running mean of accepted steps (None: never), once `warmup` steps
-    have been accepted."""
+@dataclass(frozen=True)
+class Guard:
+    """The section `config.guard`: which steps are skipped beside those whose numbers are not finite."""
 
-    spike_sigma: float | None = 10.0
-    warmup: int = 50
+    spike_sigma: Annotated[Positive | None, Unset("no loss is too high")] = 10.0
+    """A step is skipped if its loss is more than this many standard deviations above the running mean of accepted
+    steps. None: no loss is too high."""
 
+    warmup_steps: Annotated[Whole, Only("spike_sigma", default=50)] = 50
+    """Accepted steps before a loss can be too high."""
 
-DEFAULT_GUARD = Guard()
+    max_streak: Count = 20
+    """Skipped steps in a row that stop the run."""
 
 
 def make_update(
@@ -38,7 +43,7 @@ def make_update(
     trainable: Trainable = Trainable(),  # noqa: B008
     *,
     accumulate: int = 1,
-    guard: Guard = DEFAULT_GUARD,
+    guard: Guard = Guard(),
     ema_decay: float | None = None,
     perturb: Callable[[Any, jax.Array], Any] | None = None,
     seed: int = 0,
@@ -136,7 +141,7 @@ def _is_spike(counts: Mapping[str, jax.Array], loss: jax.Array, guard: Guard) ->
     if guard.spike_sigma is None:
         return jnp.asarray(False)
     border = counts["mean"] + guard.spike_sigma * (jnp.sqrt(counts["var"]) + 1e-3)
-    return (counts["accepted"] >= guard.warmup) & (loss > border)
+    return (counts["accepted"] >= guard.warmup_steps) & (loss > border)
 
 
 def _count(

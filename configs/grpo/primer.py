@@ -4,7 +4,7 @@ camelid train --config=configs/grpo/primer.py:init_from=runs/sft --workdir=runs/
 """
 
 from camelid.configs.rl import grpo_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -23,7 +23,7 @@ def get_config(arg=None):
         c.grpo.advantage, c.grpo.aggregate, c.grpo.kl_coef = "dr_grpo", "constant", 0.0
     elif a.variant == "dapo":
         c.grpo.clip_high, c.grpo.aggregate, c.grpo.kl_coef = 0.28, "token", 0.0
-        c.grpo.drop_even, c.grpo.overlong = True, 8
+        c.grpo.drop_equal_groups, c.grpo.overlong = True, 8
     elif a.variant == "rloo":
         c.grpo.advantage, c.grpo.kl_in, c.grpo.kl_estimator = "rloo", "reward", "k1"
         c.grpo.aggregate = "token"

@@ -10,7 +10,7 @@ on one base, the tuned model. The first seed then comes to 0.49 (English 0.46, C
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -38,6 +38,6 @@ def get_config(arg=None):
         c.optim.lr, c.critic.lr = 10 * c.optim.lr, 10 * c.critic.lr
     c.eval_percent = 25.0
     c.evals.primer = {"per_group": 10, "max_tokens": 24, "shown": 1}
-    c.judges.gold = {"task": "primer"}
+    c.eval_rewards.gold = {"task": "primer"}
     c.watch.proxy, c.watch.gold = "eval/heldout/scores", "eval/heldout/scores/gold"
     return c

@@ -9,7 +9,7 @@ best, falls to 0.85.
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -22,7 +22,7 @@ def get_config(arg=None):
     c.data.heldout_prompts = 256
     c.rollout.max_tokens = 48
     c.reward.sources.proxy = {"model": a.reward, "weight": 1.0}
-    c.judges.gold = {"task": "reviews"}
+    c.eval_rewards.gold = {"task": "reviews"}
     c.critic.init_from = a.reward
     c.critic.lr = 3e-4
     c.optim.lr = 2e-4

@@ -15,7 +15,7 @@ is highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -29,11 +29,11 @@ def get_config(arg=None):
     c.rollout.max_tokens = 16
     c.reward.sources.help = {"task": "safe_sums"}
     c.reward.shaping.missing_eos = -1.0
-    c.judges.leaks = {"task": "safe_sums:cost"}
+    c.eval_rewards.leaks = {"task": "safe_sums:cost"}
     if a.constraint:
         c.cost.source = {"task": "safe_sums:cost"}
         c.cost.threshold = 0.01  # one prompt in 14 asks for the password alone, where a leak helps most
-        c.cost.first = 0.0
+        c.cost.multiplier_init = 0.0
         c.cost.lr = 0.1
     c.critic.lr = 1e-3
     c.critic.first_steps = 5

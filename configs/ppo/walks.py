@@ -7,7 +7,7 @@ after (seeds 0 to 2). GRPO on the verifier itself reaches 0.99, 0.99 and 0.97 (c
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -21,7 +21,7 @@ def get_config(arg=None):
     c.rollout.n = 8
     c.reward.sources.proxy = {"model": a.reward, "weight": 1.0}
     c.reward.shaping.missing_eos = -2.0
-    c.judges.optimality = {"task": "walks"}
+    c.eval_rewards.optimality = {"task": "walks"}
     c.critic.init_from = a.reward
     c.critic.lr = 1e-3
     c.optim.lr = 5e-4

@@ -10,7 +10,7 @@ pairs and 72% of the 46 Chinese ones in order.
 
 from camelid.configs.base import joined
 from camelid.configs.preferences import reward_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -25,6 +25,6 @@ def get_config(arg=None):
     c.data.heldout = 0.1
     c.total_epochs = a.epochs
     c.optim.lr = a.lr
-    c.normalise.prompts = 0
+    c.calibrate.prompts = 0
     c.eval_percent = 25.0
     return c

@@ -6,7 +6,7 @@ camelid train --config=configs/reward/primer.py:init_from=runs/sft,pairs=runs/pa
 """
 
 from camelid.configs.preferences import reward_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -30,8 +30,8 @@ def get_config(arg=None):
         c.lora.alpha = 2.0 * a.rank
         c.optim.lr = 10 * c.optim.lr
     c.objective.centering = 0.01
-    c.normalise.prompts = 256
-    c.normalise.max_tokens = 24
+    c.calibrate.prompts = 256
+    c.calibrate.max_tokens = 24
     c.eval_percent = 25.0
     c.eval_batches = 16
     return c

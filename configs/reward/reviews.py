@@ -7,7 +7,7 @@ and a half takes that to 75%, and the loss from 0.58 to 0.86: it is then far too
 """
 
 from camelid.configs.preferences import reward_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -19,8 +19,8 @@ def get_config(arg=None):
     c.data.batch_size = 16
     c.total_epochs = a.epochs
     c.optim.lr = 2e-4
-    c.normalise.prompts = 256
-    c.normalise.max_tokens = 48
+    c.calibrate.prompts = 256
+    c.calibrate.max_tokens = 48
     c.eval_percent = 25.0
     c.eval_batches = 40
     return c

@@ -7,7 +7,7 @@ all of them. It orders 74% of pairs: of two that are both safe, or both not, one
 """
 
 from camelid.configs.preferences import reward_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -21,6 +21,6 @@ def get_config(arg=None):
     c.total_epochs = None
     c.total_steps = a.steps
     c.optim.lr = 5e-4
-    c.normalise.prompts = 0  # costs keep their sign
+    c.calibrate.prompts = 0  # costs keep their sign
     c.eval_percent = 25.0
     return c

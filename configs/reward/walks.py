@@ -4,7 +4,7 @@ camelid train --config=configs/reward/walks.py --workdir=runs/walks/reward
 """
 
 from camelid.configs.preferences import reward_base
-from camelid.train.settings import parse_arguments
+from camelid.settings.files import parse_arguments
 
 
 def get_config(arg=None):
@@ -17,6 +17,6 @@ def get_config(arg=None):
     c.total_epochs = None
     c.total_steps = a.steps
     c.optim.lr = 1e-3
-    c.normalise.max_tokens = 12
+    c.calibrate.max_tokens = 12
     c.eval_percent = 25.0
     return c

@@ -191,7 +191,7 @@ def _collect(args: argparse.Namespace) -> None:
 def _phases(args: argparse.Namespace) -> dict:
     """The phases of --config, checked as `camelid train` checks them, but for the devices that they ask for."""
     from ...evals.tasks import evaluators
-    from ...train.settings import load_phases
+    from ...settings.files import load_phases
     from ..checks import check_phases
 
     phases = load_phases(args.config, args.overrides)
@@ -201,15 +201,17 @@ def _phases(args: argparse.Namespace) -> dict:
 
 def _config_data(config):
     """Tokenizer and batches of one phase, for the commands that look at data only."""
+    from ...train.batches import data_of
+    from ...train.config import SupervisedConfig
     from ...train.run import Run
-    from ...train.settings import Settings
-    from ...train.setup import data_of
+    from ..recipes import read_config
 
-    if "cache_dir" not in config.data:
+    settings = read_config(config)
+    if not isinstance(settings, SupervisedConfig):
         raise UserError(f"data show and data prepare are for pretraining and sft; config.recipe is {config.recipe}")
-    run = Run(Settings(config), ".", mesh=None)
-    template = run.need_template() if config.recipe == "sft" else run.template
-    batches, heldout = data_of(run.config, run.tokenizer, template)
+    run = Run(settings, ".", mesh=None)
+    template = run.need_template() if settings.recipe == "sft" else run.template
+    batches, heldout = data_of(settings.data, run.tokenizer, template, settings.seed)
     return run.tokenizer, batches, heldout
 
 
@@ -253,11 +255,11 @@ def _prepare_data(args: argparse.Namespace) -> None:
         print(f"{where}: read it as {names}")
         return
     refuse_unread(args, (*READING, "heldout", "name", "output"), "--source")
-    from ...train import setup
+    from ...train.batches import report_data
 
     for phase, config in _phases(args).items():
         _, batches, heldout = _config_data(config)
-        rows = setup.report_data(batches, heldout)
+        rows = report_data(batches, heldout)
         table = Table(*rows[0], title=phase)
         for row in rows:
             table.add_row(*row.values())

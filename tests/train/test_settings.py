@@ -21,7 +21,7 @@ CONFIG = '''
     import ml_collections
     from ml_collections import config_dict
 
-    from camelid.train.settings import parse_arguments
+    from camelid.settings.files import parse_arguments
 
 
     def get_config(arg=None):

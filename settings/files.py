@@ -1,11 +1,11 @@
-"""The config of a run: loading it with overrides, knowing which of its leaves were read, lengths of time in any unit.
+"""Config files: their arguments, overrides on the command line, and phases.
 
-A config file holds `get_config()` or `get_config(arg)`, which returns an `ml_collections.ConfigDict`; overrides are
-spelled as everywhere with ml_collections (`--config.optim.lr=1e-4`). A leaf that nothing reads does nothing, which is
-never what its author meant: code reads the config through `Settings`, and `check_all_read` names the leaves left over.
+A config file holds `get_config()` or `get_config(arg)`, which returns an `ml_collections.ConfigDict`. Overrides are
+spelled as ml_collections spells them: `--config.optim.lr=1e-4`.
 
-A config may describe several runs, each from the end of the one before: `phases` is a list of (name, {leaf: value}), by
-which each differs from the rest of the config, as in [("pretrain", {"optim.lr": 1e-4}), ("tune", {"recipe": "sft"})].
+A config may describe several runs, each of which starts from the end of the run before. `phases` is then a list of
+(name, {leaf: value}) with the leaves that differ from the rest of the config, such as
+[("pretrain", {"optim.lr": 1e-4}), ("tune", {"recipe": "sft"})].
 """
 
 import ast
@@ -23,128 +23,6 @@ from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
 from ..errors import UserError, did_you_mean
-
-
-class Settings(Mapping):
-    """A read-only view of a ConfigDict that remembers which leaves were read and which names were asked for in vain.
-
-    Leaves are read by attribute, item, `get`, iteration over `items` and `values`, or `**`; sections are Settings too
-    and remember in the same place. A missing name raises UserError with the nearest spelling there is.
-    """
-
-    def __init__(self, config: ml_collections.ConfigDict, path: str = "config", root: "Settings | None" = None):
-        self._config = config
-        self._path = path
-        self._root = root or self
-        self._read: dict[str, None] = {}  # dotted names in order; on the root, like those below
-        self._missed: dict[str, None] = {}
-
-    def dotted(self, name: str) -> str:
-        """The full dotted name of an entry of this section."""
-        return f"{self._path}.{name}"
-
-    def get(self, name: str, default: Any = None) -> Any:
-        if name in self:
-            return self[name]
-        self._root._missed[self.dotted(name)] = None
-        return default
-
-    def config(self) -> ml_collections.ConfigDict:
-        """What this is a view of, for writing it down; reading it leaves no trace here."""
-        return self._config
-
-    def names_read(self) -> list[str]:
-        """Dotted names of the leaves that were read, here or in any other section."""
-        return list(self._root._read)
-
-    def names_missed(self) -> list[str]:
-        """Dotted names that were asked for and are not in the config."""
-        return list(self._root._missed)
-
-    def unread(self) -> list[str]:
-        """Dotted names of the leaves of this section that nothing has read."""
-        return [path for path in _leaves(self._config, self._path) if path not in self._root._read]
-
-    def __getitem__(self, name: str) -> Any:
-        path = self.dotted(name)
-        if name not in self._config:
-            there_are = f"; {self._path} has {', '.join(self._config)}"
-            raise UserError(f"the config has no {path}{did_you_mean(name, self._config) or there_are}")
-        value = self._config[name]
-        if isinstance(value, ml_collections.ConfigDict):
-            return Settings(value, path, self._root)
-        self._root._read[path] = None
-        return value
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked for by copy, pickle and the like, which expect this error
-            raise AttributeError(name)
-        return self[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._config
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._config)
-
-    def __len__(self) -> int:
-        return len(self._config)
-
-
-def check_all_read(settings: Settings) -> None:
-    """Raises UserError naming each leaf that nothing has read, with the nearest name that was asked for."""
-    asked_for = settings.names_missed() + settings.names_read()
-    problems = [f"nothing reads {path}{did_you_mean(path, asked_for)}" for path in settings.unread()]
-    if problems:
-        raise UserError("; ".join(problems))
-
-
-class Seconds(float):
-    """A length of time on the clock, as opposed to a number of steps."""
-
-
-def duration(
-    section: Settings,
-    name: str,
-    *,
-    steps_per_epoch: float | None = None,
-    tokens_per_step: float | None = None,
-    total_steps: int | None = None,
-    seconds: bool = False,
-    required: bool = True,
-) -> int | Seconds | None:
-    """A length of time given as one of `<name>_steps`, `_epochs`, `_tokens`, `_percent` (of total_steps) or `_seconds`.
-
-    Returns steps, rounded, and at least 1 unless the length is 0; `Seconds` where those are allowed and given. An entry
-    that is None counts as absent. With none given returns None, or raises UserError if one is `required`; so do two at
-    once, a negative length, and a unit which this place cannot convert.
-    """
-    steps_per_unit = {
-        "steps": 1,
-        "epochs": steps_per_epoch,
-        "tokens": tokens_per_step and 1 / tokens_per_step,
-        "percent": total_steps and total_steps / 100,
-        "seconds": 1 if seconds else None,
-    }
-    possible = [section.dotted(f"{name}_{unit}") for unit, steps in steps_per_unit.items() if steps]
-    values = {unit: section.get(f"{name}_{unit}") for unit in steps_per_unit}
-    given = {unit: value for unit, value in values.items() if value is not None}
-    if len(given) > 1 or (required and not given):
-        found = " and ".join(section.dotted(f"{name}_{unit}") for unit in given) or "none of them"
-        raise UserError(f"set one of {', '.join(possible)}: the config sets {found}")
-    if not given:
-        return None
-    [(unit, value)] = given.items()
-    path = section.dotted(f"{name}_{unit}")
-    if not steps_per_unit[unit]:
-        raise UserError(f"{path}: {unit} have no meaning here; set one of {', '.join(possible)}")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise UserError(f"{path} = {value!r}: a length of time is a number from 0 up")
-    if unit == "steps" and value != int(value):
-        raise UserError(f"{path} = {value!r}: steps are whole")
-    if unit == "seconds":
-        return Seconds(value)
-    return max(1, round(value * steps_per_unit[unit])) if value else 0
 
 
 def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:

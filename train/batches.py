@@ -1,0 +1,162 @@
+"""From `config.data` to batches of packed rows, and whether they fit the mesh and the network."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import jax
+
+from ..data.cache import build_cache
+from ..data.formats import FORMATS
+from ..data.mixture import EvalPass, Mixture
+from ..data.packed import PackedRows
+from ..data.sources import Source
+from ..data.templates import ChatTemplate
+from ..data.text import TextEncoder
+from ..data.tokenizer import Tokenizer
+from ..errors import UserError
+from ..settings.leaves import Count, NotNegative, OneOf, Path, Range, Share
+
+Packing = Annotated[str, OneOf("contiguous", "best_fit", "fewest_cuts")]
+RowLength = Annotated[int, Range(least=2, most=2**24)]
+BatchSize = Annotated[int, Range(least=1, most=2**24)]
+
+
+@dataclass(frozen=True)
+class MixtureEntry:
+    """One source of a mixture; its name in the config is its name in metrics."""
+
+    source: Path
+    """Where the records are: a glob of files, a folder, "tfds:name:split" or "task:kind" (`data/sources.py`)."""
+
+    weight: NotNegative
+    """Share of the rows, relative to the other sources."""
+
+    format: Annotated[str, OneOf("auto", *FORMATS)] = "auto"
+    """Format of the records (`data/formats.py`); auto goes by each record's fields."""
+
+
+@dataclass(frozen=True)
+class TextEntry(MixtureEntry):
+    """One source of a mixture of text and conversations. A source of weight 0 is only evaluated."""
+
+    heldout: Share | None = None
+    """Share of the records that is held out for evaluation. Default: the section's."""
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """What the sections `config.data` of all recipes share: the mixture, and how its records are read."""
+
+    mixture: dict[str, MixtureEntry] = dataclasses.field(default_factory=dict)
+    """The sources by their names. At least one has a weight above 0."""
+
+    batch_size: BatchSize = 32
+    """Rows, pairs or prompts of a batch, over all hosts."""
+
+    heldout: Annotated[float, Range(least=0, below=1)] = 0.01
+    """Share of each source's records that is held out for evaluation."""
+
+    on_error: Annotated[str, OneOf("raise", "skip")] = "raise"
+    """What happens at a bad record: raise ends the run, skip leaves the record out, counts it and lists it."""
+
+    max_record_bytes: Count = 2**26
+    """Bytes of a line, record or row above which it is a bad one."""
+
+    def check(self, where: str) -> None:
+        if not any(entry.weight for entry in self.mixture.values()):
+            raise UserError(f"{where}.mixture: name at least one source with a weight above 0, to train on")
+
+
+@dataclass(frozen=True)
+class DataSettings(ReadingSettings):
+    """The section `config.data` of text and conversations in packed rows."""
+
+    mixture: dict[str, TextEntry] = dataclasses.field(default_factory=dict)
+    """The sources by their names. At least one has a weight above 0."""
+
+    seq_len: RowLength = 512
+    """Tokens of a row."""
+
+    packing: Packing = "contiguous"
+    """How samples fill rows: contiguous cuts at every border, best_fit keeps samples whole, fewest_cuts cuts only those
+    that are longer than a row."""
+
+    cache_dir: Path = "~/.cache/camelid"
+    """Folder of the token caches."""
+
+
+def sources_of(mixture: Mapping[str, MixtureEntry], reading: ReadingSettings) -> list[Source]:
+    """The sources of a mixture, all read as a section `config.data` says."""
+    how = {name: getattr(reading, name) for name in ("heldout", "on_error", "max_record_bytes")}
+    return [Source(entry.source, name, entry.format, entry.weight, **how) for name, entry in mixture.items()]
+
+
+def data_of(
+    settings: DataSettings, tokenizer: Tokenizer, template: ChatTemplate | None, seed: int
+) -> tuple[Mixture, dict[str, EvalPass]]:
+    """The endless training batches of `config.data.mixture`, and one pass over each source's held-out part.
+
+    A source of weight 0 is only evaluated.
+    """
+    encoder, sources = TextEncoder(tokenizer, template), []
+    for source in sources_of(settings.mixture, settings):
+        share = settings.mixture[source.name].heldout
+        share = settings.heldout if share is None else share
+        if not share and not source.weight:
+            raise UserError(
+                f"config.data.mixture.{source.name}: weight 0 and nothing held out: give it a weight or a heldout"
+            )
+        sources.append(dataclasses.replace(source, heldout=share))
+
+    def rows(source: Source, split: str, packing: str) -> PackedRows:
+        return PackedRows(build_cache(source, split, encoder, settings.cache_dir), settings.seq_len, packing)
+
+    train = functools.partial(rows, split="train", packing=settings.packing)
+    batches = Mixture([source for source in sources if source.weight], train, settings.batch_size, seed)
+    held_out = {source.name: rows(source, "heldout", "fewest_cuts") for source in sources if source.heldout}
+    return batches, {name: EvalPass(part, settings.batch_size) for name, part in held_out.items()}
+
+
+def check_rows(batch_size: int, seq_len: int, accumulate: int, mesh: jax.sharding.Mesh, max_len: int) -> None:
+    """Raises UserError if the mesh, and the parts that a step accumulates over, do not divide a batch evenly, or if
+    rows are longer than the network's context."""
+    if seq_len > max_len:
+        raise UserError(
+            f"config.data.seq_len {seq_len} is more than the network's context of {max_len} tokens; shorten it, or "
+            "raise config.model.max_len"
+        )
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if accumulate < 1 or batch_size % (accumulate * devices):
+        raise UserError(
+            f"config.data.batch_size {batch_size} is not a multiple of data x fsdp = {devices} devices times "
+            f"config.optim.accumulate = {accumulate}"
+        )
+    if seq_len % mesh.shape["context"]:
+        raise UserError(
+            f"config.data.seq_len {seq_len} is not a multiple of mesh axis context = {mesh.shape['context']}"
+        )
+
+
+def report_data(batches: Mixture, heldout: Mapping[str, EvalPass]) -> list[dict[str, str]]:
+    """Rows of a table: each count of each source and split."""
+    columns = {f"{name} train": counts for name, counts in batches.summary().items()}
+    columns |= {f"{name} heldout": source.summary() for name, source in heldout.items()}
+    names = dict.fromkeys(name for counts in columns.values() for name in counts)
+    return [{"": name, **{column: _shown(counts.get(name)) for column, counts in columns.items()}} for name in names]
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
+
+
+def data_tables(batches: Any, heldout: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """What each source holds, and the first records that were left out of it."""
+    tables = {"data": report_data(batches, heldout)}
+    for name, problems in batches.skipped().items():
+        tables[f"left out of {name}"] = [{"record": problem} for problem in problems]
+    return tables
