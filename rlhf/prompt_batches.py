@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 
@@ -20,7 +20,7 @@ from ..data.text import TextEncoder
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..model.sampling import Sampling
-from ..settings.leaves import Count, NotNegative, Only, Path
+from ..settings.leaves import Count, NotNegative, Path
 from ..train.batches import BatchSize, MixtureEntry, Packing, ReadingSettings, RowLength, sources_of
 from ..train.run import Run
 
@@ -35,7 +35,7 @@ class PromptDataSettings(ReadingSettings):
     max_prompt_tokens: RowLength = 128
     """Longer prompts are left out and counted."""
 
-    heldout_prompts: Annotated[Count, Only("heldout", default=64)] = 64
+    heldout_prompts: Count = 64
     """Held-out prompts that an evaluation answers."""
 
 

@@ -7,14 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BELOW = {
+    "settings": set(),
     "model": set(),
     "tasks": set(),
     "data": {"tasks"},
     "checkpoints": {"model", "data"},
-    "train": {"model", "data", "checkpoints"},
+    "train": {"settings", "model", "data", "checkpoints"},
     "serve": {"model", "data", "checkpoints"},
-    "rlhf": {"model", "tasks", "data", "checkpoints", "train"},
-    "evals": {"model", "tasks", "data", "checkpoints", "train"},
+    "rlhf": {"settings", "model", "tasks", "data", "checkpoints", "train"},
+    "evals": {"settings", "model", "tasks", "data", "checkpoints", "train"},
 }
 RECIPES = ("train/pretrain", "train/sft", "rlhf/reward", "rlhf/dpo", "rlhf/ppo", "rlhf/grpo", "rlhf/raft")
 

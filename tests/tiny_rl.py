@@ -46,8 +46,6 @@ def get_config(arg=None):
         _learn_from_rewards(c, a)
     if not a.evaluate:
         c.data.heldout = 0.0
-        if "heldout_prompts" in c.data:
-            del c.data.heldout_prompts
     put_adapters(c, a.lora)
     return c
 

@@ -8,14 +8,12 @@ import pytest
 
 import camelid
 from camelid import checkpoints
-from camelid.configs.base import base
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.model.sharding import make_mesh
 from camelid.tests.checkpoints.interop import folders
-from camelid.train.architecture import model_of
-from camelid.train.settings import Settings
+from camelid.train.architecture import ModelSettings, model_of
 
 ROWS = 300
 CONFIG = folders.TINY.replace(vocab_size=ROWS, tied=False)
@@ -58,10 +56,8 @@ def test_ids_without_a_row_are_told_with_what_gives_them_one(alpaca, tmp_path, c
     assert main(["convert", str(alpaca), str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith(f"camelid: {told}--vocab_size=301 adds rows")
     assert not (tmp_path / "run").exists()
-    c = base()
-    c.init_from = str(alpaca)
     with pytest.raises(UserError, match=r"none for '\[PAD\]': config\.model\.vocab_size=301 adds rows"):
-        model_of(Settings(c), *start(alpaca))
+        model_of(ModelSettings(), *start(alpaca))
 
 
 def start(path):
@@ -81,19 +77,15 @@ def test_load_gives_new_rows_the_mean_of_the_others(alpaca, params):
 
 
 def test_a_run_starts_from_the_new_rows(alpaca, params):
-    c = base()
-    c.init_from, c.model.vocab_size = str(alpaca), 304
-    settings = Settings(c)
-    model = model_of(settings, *start(alpaca))
+    model = model_of(ModelSettings(vocab_size=304), *start(alpaca))
     mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
     shardings = folders.shardings(model.abstract_params, mesh, folders.PARTITION_RULES)
     asked = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), model.abstract_params, shardings
     )
     check_rows(checkpoints.open(alpaca).load_params(asked), params, 304)
-    c.model.vocab_size = 299
     with pytest.raises(UserError, match="vocab_size 299 is less than the 300 of"):
-        model_of(Settings(c), *start(alpaca))
+        model_of(ModelSettings(vocab_size=299), *start(alpaca))
 
 
 @pytest.mark.parametrize("to", ["camelid", "huggingface", "gguf"])
@@ -108,10 +100,8 @@ def test_convert_writes_the_new_rows(to, alpaca, params, tmp_path):
 
 def test_a_run_of_camelids_gets_rows_by_convert_alone(alpaca, params, tmp_path, capsys):
     assert main(["convert", str(alpaca), str(tmp_path / "run"), "--vocab_size=301"]) == 0
-    c = base()
-    c.init_from, c.model.vocab_size = str(tmp_path / "run"), 320
     with pytest.raises(UserError, match=r"camelid convert .*run OUTPUT --vocab_size=320"):
-        model_of(Settings(c), *start(tmp_path / "run"))
+        model_of(ModelSettings(vocab_size=320), *start(tmp_path / "run"))
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "wider"), "--vocab_size=320"]) == 0
     found = camelid.load(tmp_path / "wider").params["embed"]["embedding"]
     np.testing.assert_array_equal(found[:ROWS], params["embed"]["embedding"])

@@ -18,9 +18,10 @@ from camelid.launch.checks import check_config, check_phases
 from camelid.launch.cli import main
 from camelid.launch.outputs import check_new_file, check_writable
 from camelid.launch.recipes import RECIPES
-from camelid.train.leaves import Integral, OneOf, Range, Regex, fields_of, leaves_of
-from camelid.train.leaves import Path as NotEmpty
-from camelid.train.settings import load_phases
+from camelid.settings.files import load_phases
+from camelid.settings.leaves import Integral, OneOf, Range, Regex, fields_of, is_section
+from camelid.settings.leaves import Path as NotEmpty
+from camelid.settings.sections import leaves_of
 
 EVALUATORS = evaluators()
 ROOT = Path(checks.__file__).parents[1]
@@ -48,7 +49,7 @@ def configs():
 
 
 def leaves(config):
-    found = list(leaves_of(config, RECIPES[config.recipe].sections))
+    found = list(leaves_of(config, RECIPES[config.recipe].config))
     for name, section in config.evals.items():
         found += leaves_of(section, EVALUATORS[name], f"config.evals.{name}")
     return [(leaf, annotation) for leaf, annotation in found if leaf not in ("config.recipe", "config.evals")]
@@ -62,7 +63,7 @@ def parts(annotation, markers=()):
     elif typing.get_args(annotation):
         for each in typing.get_args(annotation):
             yield from parts(each, markers)
-    elif annotation not in (NotEmpty, Regex) and getattr(annotation, "__annotations__", None):
+    elif is_section(annotation):
         for each in fields_of(annotation).values():
             yield from parts(each)
     else:
@@ -164,7 +165,7 @@ PPO = "ppo/primer.py"
 UNREAD = {
     "config.optim.momentum": (PPO, 0.9, "config.optim.name is 'adamw': it is for muon"),
     "config.optim.decay_rate": (PPO, 0.9, "config.optim.name is 'adamw': it is for adafactor"),
-    "config.schedule.decay_percent": (PPO, 20, "only wsd reads it"),
+    "config.schedule.decay_percent": (PPO, 20, "only wsd uses it"),
     "config.schedule.final": ("adapt/vocabulary.py", 2.0, "give a number from 0 to 1"),
     "config.kl.target": (PPO, 3.0, "config.kl.controller is 'fixed'"),
     "config.cost.threshold": (PPO, 1.0, "set config.cost.source too"),
@@ -198,10 +199,10 @@ TOGETHER = {
     "no such metric": ("config.watch.gold", "eval/heldout/score", "did you mean eval/heldout/scores?"),
     "no such evaluation": ("config.watch.proxy", "eval/gld/all", "no evaluation gives such a metric"),
     "nothing held out": ("config.data.heldout", 0.0, "no evaluation gives such a metric"),
-    "no such function": ("config.judges.gold", {"function": "camelid.tasks.primer:rewrd"}, "is no function as"),
-    "no such task": ("config.judges.gold.task", "primr", "there is no task 'primr'; choose one of primer, reviews, "),
-    "no such score": ("config.judges.gold.task", "safe_sums:costs", "there is no score 'safe_sums:costs'"),
-    "a task and a function": ("config.judges.gold.function", "math:hypot", "give one of model=PATH, task=NAME"),
+    "no such function": ("config.eval_rewards.gold", {"function": "camelid.tasks.primer:rewrd"}, "is no function as"),
+    "no such task": ("config.eval_rewards.gold.task", "primr", "there is no task 'primr'; choose one of primer,"),
+    "no such score": ("config.eval_rewards.gold.task", "safe_sums:costs", "there is no score 'safe_sums:costs'"),
+    "a task and a function": ("config.eval_rewards.gold.function", "math:hypot", "give one of model=PATH, task=NAME"),
     "no such evaluator": ("config.evals", {"golden": {}}, "there is no such evaluation, only primer, "),
     "too many answers for the controller": ("config.kl", {"coef": 0.1, "estimator": "k1", "controller": "adaptive",
         "target": 6.0, "horizon": 51}, "give more than 51.2"),
@@ -212,7 +213,8 @@ TOGETHER = {
     "rewards that weigh nothing": ("config.reward.sources", {"a": {"function": "math:hypot", "weight": 0}}, "at least"),
     "a watched metric twice": ("config.watch.gold", "eval/heldout/scores", "is the proxy too"),
     "a multiplier above its limit": ("config.cost", {"source": {"function": "math:hypot"}, "threshold": 0.0,
-        "first": 2.0, "lr": 0.1, "most": 1.0}, "config.cost.first = 2.0: give at most config.cost.most, 1.0"),
+        "multiplier_init": 2.0, "lr": 0.1, "multiplier_max": 1.0},
+        "config.cost.multiplier_init = 2.0: give at most config.cost.multiplier_max, 1.0"),
     "float16": ("config.model.dtype", "float16", "config.model.dtype: 'float16' is none of float32, bfloat16"),
 }  # fmt: skip
 
@@ -233,7 +235,7 @@ def test_what_a_machine_lacks_does_not_matter_where_a_config_only_says_what_data
 
 def test_answers_that_leave_no_room_for_a_prompt_are_said_at_once(configs):
     reward = configs["reward/primer.py", ""]
-    said_of = said(changed(reward, "config.normalise.max_tokens", reward.data.seq_len))
+    said_of = said(changed(reward, "config.calibrate.max_tokens", reward.data.seq_len))
     assert "prompt and answer share a row of config.data.seq_len 64; give less" in said_of
 
 

@@ -10,14 +10,14 @@ from rich.console import Console
 from camelid.launch import quickstart
 from camelid.launch.cli import main
 from camelid.rlhf.collect import write
+from camelid.settings.files import load_config
 from camelid.tasks import primer
-from camelid.train.settings import load_config
 
 SHORT = ["--pretrain_steps=3", "--sft_steps=2", "--reward_steps=2", "--ppo_steps=2"]
 SMALL = {  # what a stage is given beside its own config, for a suite of seconds
     "pretrain": ["--config.eval_batches=2"],
     "sft": ["--config.eval_batches=2"],
-    "reward": ["--config.normalise.prompts=8", "--config.eval_batches=2", "--config.data.batch_size=8"],
+    "reward": ["--config.calibrate.prompts=8", "--config.eval_batches=2", "--config.data.batch_size=8"],
     "ppo": ["--config.data.batch_size=32", "--config.data.heldout_prompts=8", "--config.evals.primer.per_group=1"],
 }
 # Of the primer, instead of all. The pairs stand for the tuned model's too: one of two steps would have none.

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.rlhf.costs import Cost, combine
+from camelid.rlhf.costs import Cost, CostSettings, combine
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,13 @@ from camelid.rlhf.costs import Cost, combine
     ],
 )
 def test_the_multiplier_climbs_by_the_cost_beyond_the_threshold_within_its_ends(multiplier, mean_cost, expected):
-    cost = Cost(rewards=None, threshold=0.5, first=1.0, lr=0.2, most=3.0)
+    cost = Cost(None, CostSettings(threshold=0.5, lr=0.2, multiplier_max=3.0))
     found = cost.update(jnp.float32(multiplier), jnp.float32(mean_cost))
     assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_cost_that_the_multiplier_presses_down_ends_at_its_threshold():
-    cost, multiplier, costs = Cost(None, threshold=1.0, first=0.0, lr=0.1, most=10.0), jnp.float32(0.0), []
+    cost, multiplier, costs = Cost(None, CostSettings(threshold=1.0)), jnp.float32(0.0), []
     for _ in range(300):
         costs.append(3.0 - float(multiplier))  # as if the policy answered at once
         multiplier = cost.update(multiplier, jnp.float32(costs[-1]))

@@ -3,6 +3,7 @@
 The network here is a table: the next token's logits are those of the token before it.
 """
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -24,7 +25,7 @@ HYPER = grpo.GRPOSettings(
     kl_coef=0.04,
     kl_estimator="k3",
     kl_in="loss",
-    drop_even=False,
+    drop_equal_groups=False,
     overlong=0,
     target_kl=None,
 )
@@ -92,13 +93,13 @@ def slow_advantages(seen, hyper, shaping):
         (dict(advantage="dr_grpo", overlong=3), AS_IS),
         (dict(advantage="rloo", kl_in="reward", kl_estimator="k1", kl_coef=0.2), AS_IS),
         (dict(kl_in="reward", kl_estimator="k2"), rewards.Shaping(missing_eos=-1.5)),
-        (dict(drop_even=True), AS_IS),
-        (dict(drop_even=True, overlong=5, kl_in="reward"), rewards.Shaping(length_penalty=0.3)),
+        (dict(drop_equal_groups=True), AS_IS),
+        (dict(drop_equal_groups=True, overlong=5, kl_in="reward"), rewards.Shaping(length_penalty=0.3)),
     ],
     ids=str,
 )
 def test_the_advantage_of_an_answer_is_over_the_others_to_its_prompt(changes, shaping):
-    hyper = HYPER._replace(**changes)
+    hyper = dataclasses.replace(HYPER, **changes)
     seen, given, metrics = looked_at(hyper, shaping)
     expected, shaped = slow_advantages(seen, hyper, shaping)
     np.testing.assert_allclose(given["advantage"], expected, rtol=1e-3, atol=1e-4)
@@ -107,8 +108,8 @@ def test_the_advantage_of_an_answer_is_over_the_others_to_its_prompt(changes, sh
     even = [np.ptp(group) == 0 for group in seen.scores["score"].reshape(-1, 4)]  # whatever shaping and penalty do
     assert sum(even) == 1
     assert float(metrics["objective/even_groups"]) == pytest.approx(np.mean(even))
-    dropped_R = np.repeat(even, 4) & hyper.drop_even
-    assert dropped_R.sum() == (4 if hyper.drop_even else 0)
+    dropped_R = np.repeat(even, 4) & hyper.drop_equal_groups
+    assert dropped_R.sum() == (4 if hyper.drop_equal_groups else 0)
     np.testing.assert_array_equal(given["mask"], seen.rows.mask_RM * ~dropped_R[:, None])
     np.testing.assert_array_equal(given["logp"], seen.logp_RM)
     np.testing.assert_array_equal(given["ref_logp"], seen.ref_logp_RM)
@@ -151,7 +152,7 @@ def slow_logp(params, seen, temperature):
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dropped", [(), (4, 5, 6, 7)])
 def test_the_loss_is_the_definition_s_of_the_rows_that_stay_and_its_parts_add_up(changes, parts, dropped):
-    hyper, temperature = HYPER._replace(**changes), 0.7
+    hyper, temperature = dataclasses.replace(HYPER, **changes), 0.7
     model, params = table_model()
     seen, rng = scored(), np.random.default_rng(1)
     logps = slow_logp(params, seen, temperature)
@@ -205,7 +206,7 @@ def test_a_batch_of_even_groups_alone_moves_nothing():
         "advantage": np.ones(12, np.float32),
     }
     for aggregate in ("token", "sequence", "constant"):
-        loss_fn = grpo.make_loss(model, HYPER._replace(aggregate=aggregate), 1.0)
+        loss_fn = grpo.make_loss(model, dataclasses.replace(HYPER, aggregate=aggregate), 1.0)
         grads = jax.jit(jax.grad(lambda params, f=loss_fn: f({"policy": params}, {"rows": batch})[0]))(params)
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 

@@ -3,12 +3,12 @@
 The network here is a table: the next token's logits are those of the token before it.
 """
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from camelid.data.labelled import AnswerEncoder
 from camelid.data.mixture import EvalPass, Mixture
@@ -18,8 +18,9 @@ from camelid.data.templates import load_template
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 from camelid.rlhf import dpo, kto
+from camelid.rlhf.pair_batches import PairDataSettings
 from camelid.tests.rlhf.test_dpo import HYPER, MODEL, POLICY, REFERENCE, T, sigmoid, slow_logp
-from camelid.train.settings import Settings
+from camelid.train.batches import MixtureEntry
 
 TRL = [
     {"prompt": "question 1", "completion": "good", "label": True},
@@ -132,13 +133,13 @@ def test_no_answer_stands_behind_its_own_prompt_though_the_batch_repeats_it():
 def test_a_batch_of_one_prompt_has_no_point_of_reference():
     alike = batch([[1, 2]] * 3, ANSWERS[:3])
     assert kto.mismatched(alike)[1].tolist() == [0.0] * 3
-    prepared = jax.jit(dpo.make_prepare(MODEL, HYPER._replace(kind="kto")))(POLICY, REFERENCE, alike)
+    prepared = jax.jit(dpo.make_prepare(MODEL, dataclasses.replace(HYPER, kind="kto")))(POLICY, REFERENCE, alike)
     assert prepared["kl"].tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("policy,reference", [(POLICY, REFERENCE), (REFERENCE, POLICY)])
 def test_the_loss_of_labelled_answers_is_the_paper_s(policy, reference):
-    hyper = HYPER._replace(kind="kto")
+    hyper = dataclasses.replace(HYPER, kind="kto")
     prepared = jax.jit(dpo.make_prepare(MODEL, hyper))(policy, reference, batch())
     gaps = [
         slow_logp(policy, p, ANSWERS[j][: T - len(p)]) - slow_logp(reference, p, ANSWERS[j][: T - len(p)])
@@ -168,9 +169,8 @@ def test_held_out_answers_are_measured_by_label():
 
 
 def settings(batch_size, **paths):
-    mixture = {name: {"source": path, "format": "auto", "weight": 1.0} for name, path in paths.items()}
-    data = dict(batch_size=batch_size, mixture=mixture, heldout=0.0, on_error="raise", max_record_bytes=2**20)
-    return Settings(ConfigDict({"data": data}))
+    mixture = {name: MixtureEntry(str(path), 1.0) for name, path in paths.items()}
+    return PairDataSettings(mixture, batch_size, heldout=0.0)
 
 
 def test_kto_reads_pairs_or_single_answers_and_needs_other_prompts_in_a_batch(tmp_path):

@@ -1,5 +1,6 @@
 """PPO's step: what networks say of rows, against a network in numpy, and what an update must not depend on."""
 
+import dataclasses
 import functools
 
 import jax
@@ -119,7 +120,7 @@ def test_a_value_knows_what_came_before_its_token_and_not_the_token(kind):
 
 # Updates --------------------------------------------------------------------------------------------------------------
 
-SEVERAL = HYPER._replace(epochs=2, minibatches=2)
+SEVERAL = dataclasses.replace(HYPER, epochs=2, minibatches=2)
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 """What PPO's step makes of an experience, against loops in numpy: no network, an update that writes down what it is
 given."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 from camelid.rlhf import costs, critic, ppo, rewards
 from camelid.tests.rlhf.numpy_ppo import AS_IS, HYPER, PENALTY, SHARED, experience, slow_learn, task_of
 
-COST = costs.Cost(rewards.Rewards({}, {"cost": rewards.FunctionReward(None, 1.0)}), 0.3, 1.0, 0.5, 10.0)
+COST = costs.Cost(
+    rewards.Rewards({}, {"cost": rewards.FunctionReward(None, 1.0)}), costs.CostSettings(threshold=0.3, lr=0.5)
+)
 
 
 def looked_at(seen: ppo.Experience, hyper=HYPER, penalty=PENALTY, shaping=AS_IS, cost=None, **state):
@@ -49,7 +53,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_rewards_advantages_and_returns_of_an_experience_are_those_of_loops_over_its_tokens(case, cost):
     changes, changed_penalty, shaping = CASES[case]
-    hyper, penalty = HYPER._replace(**changes), PENALTY._replace(**changed_penalty)
+    hyper, penalty = dataclasses.replace(HYPER, **changes), dataclasses.replace(PENALTY, **changed_penalty)
     seen = experience(cost=cost)
     past = np.array([4.0, -1.0, 0.5])
     carried = {
@@ -95,9 +99,9 @@ def test_rewards_advantages_and_returns_of_an_experience_are_those_of_loops_over
 
 
 def test_without_a_penalty_the_return_of_every_token_is_the_answer_s_score_however_long_it_is():
-    hyper = HYPER._replace(lam=1.0, whiten_advantages=False)
+    hyper = dataclasses.replace(HYPER, lam=1.0, whiten_advantages=False)
     seen = experience()
-    given, _, metrics = looked_at(seen, hyper, PENALTY._replace(coef=0.0))
+    given, _, metrics = looked_at(seen, hyper, dataclasses.replace(PENALTY, coef=0.0))
     scores = 2.0 * seen.scores["score"]
     expected_RM = scores[:, None] * seen.rows.mask_RM
     np.testing.assert_allclose(given["returns"]["critic"], expected_RM, rtol=1e-5, atol=1e-5)
@@ -106,4 +110,4 @@ def test_without_a_penalty_the_return_of_every_token_is_the_answer_s_score_howev
 
 def test_an_unknown_estimator_is_refused():
     with pytest.raises(ValueError, match="k4"):
-        looked_at(experience(), penalty=PENALTY._replace(estimator="k4"))
+        looked_at(experience(), penalty=dataclasses.replace(PENALTY, estimator="k4"))

@@ -17,11 +17,12 @@ import pytest
 import camelid
 from camelid.checkpoints import reading
 from camelid.launch.cli import main
+from camelid.launch.recipes import read_config
 from camelid.rlhf import critic, scalar
+from camelid.settings.files import load_config
 from camelid.tests.rlhf.test_recipes import column
 from camelid.tests.train.test_resume import assert_same_bits, finish, send_at, state_of
 from camelid.train.run import Run, mesh_of
-from camelid.train.settings import Settings, load_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 STEPS = 9
@@ -127,10 +128,10 @@ def test_ppo_tells_what_it_does(ppo_run, metrics):
 
 def test_a_ppo_run_is_what_other_runs_start_from(ppo_run, arguments, rl_arguments, tmp_path):
     assert main([*arguments("sft", tmp_path / "sft", init_from=ppo_run), "--config.total_steps=1"]) == 0
-    again = Settings(load_config(rl_arguments("ppo", tmp_path, init_from=ppo_run)[1].removeprefix("--config=")))
-    run = Run(again, tmp_path, mesh_of(again))
+    again = read_config(load_config(rl_arguments("ppo", tmp_path, init_from=ppo_run)[1].removeprefix("--config=")))
+    run = Run(again, tmp_path, mesh_of(again.mesh))
     with jax.set_mesh(run.mesh):
-        initial = critic.initial_params(run, critic.critics_of(run, with_cost=False))
+        initial = critic.initial_params(run, critic.critics_of(run, again.critic, with_cost=False))
         abstract = jax.eval_shape(initial.init, jax.random.key(0))
         where = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract)

@@ -105,7 +105,7 @@ GRPO = {
     "dapo": [
         "--config.grpo.aggregate=token",
         "--config.grpo.clip_high=0.28",
-        "--config.grpo.drop_even=True",
+        "--config.grpo.drop_equal_groups=True",
         "--config.grpo.overlong=4",
         "--config.grpo.kl_coef=0.0",
     ],
@@ -197,8 +197,11 @@ MISTAKES = {
     ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is none of reward, cost",
     ("reward", "--config.objective.kind=cost"): "no pair of config.data.mixture says which answer is safer",
     ("reward", "--config.objective.margin=1.0"): "config.objective.margin = 1.0 does nothing: no pair of",
-    ("reward", "--config.data.sides=3"): "config.data.sides = 3: no pair of config.data.mixture has answers beside",
-    ("reward", "--config.data.heldout=0.0"): "config.normalise.prompts: these are held-out prompts",
+    (
+        "reward",
+        "--config.data.answers_per_prompt=3",
+    ): "config.data.answers_per_prompt = 3: no pair of config.data.mixture has answers beside",
+    ("reward", "--config.data.heldout=0.0"): "config.calibrate.prompts: these are held-out prompts",
 }
 
 

@@ -1,5 +1,6 @@
 """The reward model's loss over sides, heads and weights, and how well its scores rank pairs, against loops."""
 
+import dataclasses
 import math
 
 import jax
@@ -64,7 +65,7 @@ def slow_pair_loss(rows, pair, slope, objective):
     "changes", [dict(), dict(form="log_exp", margin=1.5), dict(centering=0.1, margin=0.5)], ids=str
 )
 def test_the_loss_is_the_mean_over_heads_and_real_pairs_however_they_are_walked_through(changes, parts):
-    objective, rows = PLAIN._replace(**changes), batch()
+    objective, rows = dataclasses.replace(PLAIN, **changes), batch()
     loss_fn = jax.jit(make_loss(model(3), objective, seed=0))
     found = [loss_fn({"slope": SLOPES}, {name: x[part::parts] for name, x in rows.items()}) for part in range(parts)]
     loss, weight = (float(sum(part[i] for part in found)) for i in (0, 1))
@@ -85,7 +86,7 @@ def test_a_chosen_answer_is_compared_with_each_other_one_or_with_all_at_once(for
         "lengths": np.ones((6, 4), np.int32),
         "side_weight": (np.arange(4)[None] < there[:, None]).astype(np.float32),
     }
-    loss_fn = make_loss(model(1), PLAIN._replace(form=form, margin=0.5), 0)
+    loss_fn = make_loss(model(1), dataclasses.replace(PLAIN, form=form, margin=0.5), 0)
     found = [loss_fn({"slope": jnp.array([0.7])}, {name: x[part::2] for name, x in rows.items()}) for part in (0, 1)]
     loss, weight = (float(sum(part[i] for part in found)) for i in (0, 1))
     losses = []
@@ -110,7 +111,7 @@ def test_a_pair_that_only_fills_up_a_batch_changes_nothing():
 
 
 def test_heads_of_a_bootstrapped_ensemble_weigh_pairs_differently_and_each_pair_always_the_same():
-    objective, heads = PLAIN._replace(bootstrap=True), 400
+    objective, heads = dataclasses.replace(PLAIN, bootstrap=True), 400
     loss_fn = jax.jit(jax.grad(lambda p, rows: make_loss(model(heads), objective, 7)(p, rows)[0]))
     params = {"slope": jnp.full(heads, 0.3)}
     rows = batch()
@@ -130,7 +131,9 @@ def test_heads_of_a_bootstrapped_ensemble_weigh_pairs_differently_and_each_pair_
 
 def test_a_cost_model_s_loss_reads_the_labels_of_safety():
     rows = batch()
-    loss, weight, stats = make_loss(model(1), PLAIN._replace(kind="cost"), 0)({"slope": jnp.array([0.5])}, rows)
+    loss, weight, stats = make_loss(model(1), dataclasses.replace(PLAIN, kind="cost"), 0)(
+        {"slope": jnp.array([0.5])}, rows
+    )
     costs, losses = 0.5 * last_tokens(rows), []
     for pair in (0, 1, 3, 4, 5):
         gap = (costs[pair, 1] - costs[pair, 0]) * rows["safer"][pair]

@@ -16,6 +16,7 @@ from camelid.rlhf.rewards import (
     FunctionReward,
     ModelReward,
     Rewards,
+    Scorer,
     Shaping,
     at_end,
     find_function,
@@ -25,11 +26,16 @@ from camelid.rlhf.rewards import (
 )
 from camelid.rlhf.rollout import Rollout
 from camelid.rlhf.scalar import ScalarModel
+from camelid.settings.sections import read
 
 LENGTHS = np.array([3, 5, 1, 4])
 
 MODEL = SimpleNamespace(config=SimpleNamespace(dtype="float32"))
 RUN = SimpleNamespace(open=lambda path, weights: None, tokenizer=None, frozen=None, model=MODEL)
+
+
+def read_scorers(sources, where):
+    return {name: read(source, Scorer, f"{where}.{name}") for name, source in sources.items()}
 
 
 def rollout(stopped=(1, 0, 1, 1)) -> Rollout:
@@ -96,7 +102,7 @@ def test_a_function_that_exits_is_a_mistake_and_no_end(code):
 
 def test_functions_are_found_by_name_and_weigh_1_unless_told():
     sources = {"sum": {"function": "math:hypot"}, "half": {"function": "math:hypot", "weight": 0.5}}
-    graders = load_rewards(RUN, sources, "config.reward.sources")
+    graders = load_rewards(RUN, read_scorers(sources, "config.reward.sources"), "config.reward.sources")
     assert graders.params == {} and {n: f.weight for n, f in graders.functions.items()} == {"sum": 1.0, "half": 0.5}
     np.testing.assert_allclose(graders.total(graders.of_functions([3], [4])), [7.5])
     for name in ("math:hypo", "no_such_module:f", "math", "", ":", "math:", ".math:hypot"):
@@ -109,7 +115,7 @@ def test_functions_are_found_by_name_and_weigh_1_unless_told():
 
 def test_tasks_are_found_by_name():
     sources = {"help": {"task": "safe_sums"}, "leaks": {"task": "safe_sums:cost", "weight": -2.0}}
-    graders = load_rewards(RUN, sources, "config.reward.sources")
+    graders = load_rewards(RUN, read_scorers(sources, "config.reward.sources"), "config.reward.sources")
     asked = [{"messages": [{"role": "user", "content": "What is 3 plus 4?"}]}] * 2
     scores = graders.of_functions(asked, ["7.", "7. It is bluebird."])
     np.testing.assert_allclose(graders.total(scores), [1.0, -1.0])
@@ -119,14 +125,14 @@ def test_tasks_are_found_by_name():
         ({"task": "walks", "function": "math:hypot"}, "give one of model=PATH, task=NAME"),
         ({}, "give one of model=PATH, task=NAME"),
     ):
-        with pytest.raises(UserError, match=rf"config\.judges\.a: {says}"):
-            load_rewards(RUN, {"a": source}, "config.judges")
+        with pytest.raises(UserError, match=rf"config\.eval_rewards\.a: {says}"):
+            read_scorers({"a": source}, "config.eval_rewards")
 
 
 def test_pessimism_of_a_single_head_is_refused(monkeypatch):
     monkeypatch.setattr(rewards, "load_model", lambda *_: (ScalarModel(None, 1, None, None), {}))
     with pytest.raises(UserError, match=r"config\.reward\.sources\.a\.pessimism = 0.5 does nothing: /run has one head"):
-        load_rewards(RUN, {"a": {"model": "/run", "pessimism": 0.5}}, "config.reward.sources")
+        load_rewards(RUN, {"a": Scorer(model="/run", pessimism=0.5)}, "config.reward.sources")
 
 
 def test_what_a_users_function_or_module_raises_is_told_with_its_line(tmp_path, monkeypatch):

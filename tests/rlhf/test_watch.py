@@ -1,5 +1,6 @@
 """What stops a run, and what does not."""
 
+import dataclasses
 import json
 import math
 
@@ -7,11 +8,13 @@ import pytest
 
 from camelid.errors import UserError
 from camelid.evals.tasks import evaluators
-from camelid.rlhf.watch import RATIO_TOLERANCE, Limits, Watch, check_names, evaluation_names, heldout_names
+from camelid.rlhf.watch import RATIO_TOLERANCE, Watch, WatchSettings, check_names, evaluation_names, heldout_names
 from camelid.train.loop import TrainingStopped
 
 PROXY, GOLD = "eval/heldout/scores", "eval/primer/all"
-LIMITS = Limits(ratio_tolerance=None, min_eos_rate=0.1, patience=3, proxy=PROXY, gold=GOLD, patience_evaluations=3)
+LIMITS = WatchSettings(
+    ratio_tolerance=None, min_eos_rate=0.1, patience=3, proxy=PROXY, gold=GOLD, patience_evaluations=3
+)
 FINE = {"loss": 0.5, "grad_norm": 1.0, "streak": 0.0, "policy/first_ratio_error": 1e-6, "tokens/eos_rate": 0.9}
 
 
@@ -20,7 +23,7 @@ def watch(tmp_path):
     """watch(dtype, **limits): what watches a run in tmp_path."""
 
     def make(dtype="float32", max_streak=2, **limits) -> Watch:
-        return Watch(LIMITS._replace(**limits), dtype, max_streak, tmp_path)
+        return Watch(dataclasses.replace(LIMITS, **limits), dtype, max_streak, tmp_path)
 
     return make
 
@@ -130,7 +133,7 @@ def test_a_resumed_run_counts_what_came_before_only_where_it_went_wrong(watch, t
 
 
 def limits(proxy, gold):
-    return Limits(None, 0.02, 20, proxy, gold, 3)
+    return WatchSettings(None, 0.02, 20, proxy, gold, 3)
 
 
 def test_metrics_to_watch_are_those_that_evaluations_give():

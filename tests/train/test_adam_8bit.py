@@ -8,7 +8,7 @@ import pytest
 
 from camelid.model.sharding import make_mesh
 from camelid.train.adam_8bit import BLOCK, Blocks, decode, encode, scale_by_adam_8bit
-from camelid.train.optimizer import make_optimizer
+from camelid.train.optimizer import OptimSettings, make_optimizer
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable
 
@@ -87,7 +87,7 @@ def test_it_minimises_as_adamw_does():
     for name in ("adamw", "adamw8bit"):
         params = {"w": jnp.zeros_like(target)}
         optimizer = make_optimizer(
-            params, name=name, schedule=optax.constant_schedule(0.01), weight_decay=0.0, clip_norm=None
+            params, OptimSettings(name=name, weight_decay=0.0, clip_norm=None), optax.constant_schedule(0.01)
         )
         state = optimizer.init(params)
 
@@ -104,7 +104,7 @@ def test_it_minimises_as_adamw_does():
 def test_codes_and_scales_lie_where_their_parameter_lies():
     params = {"w": jnp.zeros((64, 512))}
     optimizer = make_optimizer(
-        params, name="adamw8bit", schedule=optax.constant_schedule(0.01), weight_decay=0.0, clip_norm=None
+        params, OptimSettings(name="adamw8bit", weight_decay=0.0, clip_norm=None), optax.constant_schedule(0.01)
     )
     abstract = jax.eval_shape(lambda: state_of(params, optimizer, Trainable(), ema=False))
     where = state_shardings(abstract, make_mesh({"fsdp": 8}), RULES)

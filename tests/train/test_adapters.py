@@ -15,15 +15,16 @@ from camelid.checkpoints.convert import to_peft
 from camelid.checkpoints.language_model import LanguageModel
 from camelid.errors import UserError
 from camelid.launch.cli import main
+from camelid.launch.recipes import read_config
 from camelid.model import llama, storage
 from camelid.model.sharding import map_rules
 from camelid.model.weights import is_weight, join, without
+from camelid.settings.files import load_config
 from camelid.tests import tiny_lora
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.tests.train.test_state import by_path
 from camelid.train.network import InitialParams
 from camelid.train.run import Run, mesh_of
-from camelid.train.settings import Settings, load_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 SPLIT = {"lora": ["--config.mesh.fsdp=8"], "nf4": ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]}
@@ -38,7 +39,7 @@ def test_rules_are_for_each_of_several_networks_or_for_the_one_whose_name_they_b
 
     def rules_of(settings):
         initial = InitialParams(lambda key: both, names=tuple(both))
-        return Run(Settings(settings), tmp_path, mesh=None)._frozen_rules(both, initial)
+        return Run(read_config(settings), tmp_path, mesh=None)._frozen_rules(both, initial)
 
     rules = rules_of(settings)
     frozen = by_path(jax.tree.map(jnp.float32, map_rules(rules, both)))
@@ -173,8 +174,8 @@ def test_other_adapters_than_those_of_the_start_are_refused(runs, arguments, tmp
 
 
 def test_networks_of_a_run_share_their_base(runs, arguments, tmp_path):
-    settings = Settings(load_config(command(arguments, tmp_path, runs("lora"), "lora")[1].removeprefix("--config=")))
-    run = Run(settings, tmp_path, mesh_of(settings))
+    settings = read_config(load_config(command(arguments, tmp_path, runs("lora"), "lora")[1].removeprefix("--config=")))
+    run = Run(settings, tmp_path, mesh_of(settings.mesh))
     with jax.set_mesh(run.mesh):
         model = run.model
         first, second = (run.initial(model.init, run.start).load_base() for _ in range(2))

@@ -13,11 +13,18 @@ from camelid.configs.base import base
 from camelid.configs.preferences import dpo_base, reward_base
 from camelid.configs.rl import grpo_base, ppo_base, raft_base
 from camelid.errors import UserError
-from camelid.train import leaves
-from camelid.train.lengths import lengths_of, saving_of
-from camelid.train.resume import MAY_CHANGE, check, compare
-from camelid.train.sections import Checkpoint
-from camelid.train.settings import Settings, load_phases
+from camelid.launch.recipes import read_config
+from camelid.rlhf.grpo import GRPOConfig
+from camelid.rlhf.ppo import PPOConfig
+from camelid.rlhf.reward import RewardConfig
+from camelid.settings.files import load_phases
+from camelid.settings.length import Length
+from camelid.settings.sections import read, to_config
+from camelid.tests.launch.test_checks import GIVEN
+from camelid.train import resume
+from camelid.train.config import SupervisedConfig
+from camelid.train.lengths import CheckpointSettings, lengths_of, saving_of
+from camelid.train.resume import FORMER_NAMES, MAY_CHANGE
 
 START = {"identity": ["/runs/base", 24, "aa"], "weights": "params"}
 
@@ -25,6 +32,14 @@ START = {"identity": ["/runs/base", 24, "aa"], "weights": "params"}
 def manifest(config=None, **more):
     found = describe(config if config is not None else base(), data_fingerprint="data")
     return found | {"total_steps": 100, "start": START} | more
+
+
+def compare(saved, given, kind=SupervisedConfig):
+    return resume.compare(saved, given, kind)
+
+
+def check(path, saved, given):
+    return resume.check(path, saved, given, SupervisedConfig)
 
 
 def changed(**leaves):
@@ -140,6 +155,28 @@ def test_a_function_that_has_become_a_task_is_the_same_reward():
     assert len(compare(before, rewarded({"task": "walks", "weight": 1.0})).refused) == 1
 
 
+def test_a_run_whose_config_has_former_names_goes_on():
+    """Configs of versions before name leaves otherwise, and leave out what was a default then as now."""
+    given = ppo_base()
+    given.reward.sources = {"own": {"task": "walks", "weight": 1.0, "pessimism": 0.0}}
+    given.eval_rewards = {"gold": {"task": "primer"}}
+    new = manifest(given)
+    old = copy.deepcopy(new)
+    old["config"]["judges"] = {"gold": {"task": "primer"}}
+    old["config"]["cost"] = {"source": None, "threshold": 0.0, "first": 1.0, "lr": 0.1, "most": 10.0}
+    old["config"]["reward"]["sources"] = {"own": {"task": "walks"}}
+    del old["config"]["eval_rewards"], old["config"]["log_tokens"]
+    assert compare(old, new, PPOConfig) == ([], [])
+    old["config"]["cost"]["first"] = 2.0
+    refused = ["config.cost.multiplier_init was 2.0 and is 1.0"]
+    assert compare(old, new, PPOConfig).refused == refused
+    kinds = {"reward": RewardConfig(), "grpo": GRPOConfig(), "ppo": PPOConfig()}
+    there = {leaf for kind in kinds.values() for leaf in _names(to_config(kind).to_dict())}
+    for former, name in FORMER_NAMES.items():
+        assert not any(leaf.startswith(former) for leaf in there), former
+        assert any(leaf == name or leaf.startswith(f"{name}.") for leaf in there), name
+
+
 def test_what_a_user_adds_or_takes_out_is_no_newer_leaf():
     source = {"source": "a.jsonl", "format": "auto", "weight": 1.0}
     one, two = base(), base()
@@ -163,7 +200,7 @@ def test_every_rule_of_what_may_change_meets_a_leaf_that_there_is():
     configs = [make() for make in (base, reward_base, dpo_base, ppo_base, grpo_base, raft_base)]
     leaves = {leaf for config in configs for leaf in _names(config.to_dict())}
     leaves |= {"data.mixture.a.source", "ptx.mixture.a.source", "reward.sources.a.model", "cost.source.model"}
-    leaves |= {"evals.primer.per_group", "judges.a.weight", "phases.a"}
+    leaves |= {"evals.primer.per_group", "eval_rewards.a.weight", "phases.a"}
     for rule in MAY_CHANGE:
         for part in rule.pattern.split("|") if "(" not in rule.pattern else [rule.pattern]:
             assert any(re.fullmatch(part, leaf) for leaf in leaves), part
@@ -194,11 +231,11 @@ CONFIGS = sorted(
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_no_shipped_recipe_can_lose_more_than_a_tenth_of_a_run(path):
-    for config in load_phases(str(path)).values():
+    name = f"{path.parent.name}/{path.name}"
+    for config in load_phases(f"{path}:{GIVEN[name]}" if name in GIVEN else str(path)).values():
         for steps in (3, 10, 11, 19, 250, 9999):  # of an epoch
-            settings, batches = Settings(config), Epochs(steps)
-            lengths = lengths_of(settings, batches)
-            saving = saving_of(settings, lengths)
+            lengths = lengths_of(read_config(config), Epochs(steps))
+            saving = saving_of(read_config(config).checkpoint, lengths)
             assert saving["every_seconds"] is None
             assert saving["every_steps"] <= max(1, lengths.total / 10), (lengths, saving)
 
@@ -206,22 +243,17 @@ def test_no_shipped_recipe_can_lose_more_than_a_tenth_of_a_run(path):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, 10),
-        ({"every_steps": 7}, 7),
-        ({"every_percent": 25.0}, 25),
-        ({"every_epochs": 0.5}, 10),
-        ({"every_tokens": 512}, 1),
+        (None, 10),
+        (Length(7, "steps"), 7),
+        (Length(25.0, "percent"), 25),
+        (Length(0.5, "epochs"), 10),
+        (Length(512, "tokens"), 1),
     ],
 )
 def test_the_cadence_is_a_length_of_time_like_others(given, expected):
-    config = base()
-    config.total_steps = 100
-    config.checkpoint.update(given)
-    settings, batches = Settings(config), Epochs(20)
-    assert saving_of(settings, lengths_of(settings, batches))["every_steps"] == expected
-    config.checkpoint.update({"every_steps": None, "every_percent": None, "every_seconds": 60})
-    config.checkpoint.update({"every_epochs": None, "every_tokens": None})
-    saving = saving_of(settings, lengths_of(settings, batches))
+    lengths = lengths_of(SupervisedConfig(total=Length(100, "steps")), Epochs(20))
+    assert saving_of(CheckpointSettings(given), lengths)["every_steps"] == expected
+    saving = saving_of(CheckpointSettings(Length(60, "seconds")), lengths)
     assert (saving["every_steps"], saving["every_seconds"]) == (None, 60)
 
 
@@ -231,4 +263,4 @@ def test_the_best_is_a_metric_and_a_direction(best):
     with checkpoint.ignore_type():
         checkpoint.best = best
     with pytest.raises(UserError, match=r"config\.checkpoint\.best"):
-        leaves.check("config.checkpoint", checkpoint, Checkpoint)
+        read(checkpoint, CheckpointSettings, "config.checkpoint")

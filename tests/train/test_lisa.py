@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +13,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.errors import UserError
 from camelid.launch.cli import main
+from camelid.launch.recipes import read_config
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import BATCH, PARTITION_RULES, make_mesh
+from camelid.settings.files import load_config
 from camelid.tests.model.test_llama import equations
 from camelid.tests.train.test_optimizer import flat, tree
 from camelid.tests.train.test_resume import OFTEN, assert_same_bits
 from camelid.tests.train.test_resume import state_of as stored_state
 from camelid.train import adam_8bit
-from camelid.train.lengths import Lengths
 from camelid.train.losses import next_token_loss
-from camelid.train.network import InitialParams
-from camelid.train.optimizer import DEFAULTS, make_optimizer
-from camelid.train.run import Run
-from camelid.train.settings import Settings, load_config
+from camelid.train.optimizer import DEFAULTS, OptimSettings, make_optimizer
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable, of_layers
 from camelid.train.update import make_update
@@ -126,8 +123,9 @@ STEPS = 7
 
 
 def optimizer_of(name="adamw", params=PARAMS, **changes):
-    arguments = dict(weight_decay=DECAY, clip_norm=CLIP, schedule=optax.constant_schedule(LR), restarts=True) | changes
-    return make_optimizer(params, name=name, **arguments)
+    restarts = changes.pop("restarts", True)
+    settings = OptimSettings(name=name, **(dict(weight_decay=DECAY, clip_norm=CLIP) | changes))
+    return make_optimizer(params, settings, optax.constant_schedule(LR), restarts=restarts)
 
 
 def poisoned(step):
@@ -244,10 +242,8 @@ def test_norms_of_named_layers_learn_alone():
     assert trainable == Trainable(NORMS_ALONE, (3, 4))
     optimizer = make_optimizer(
         trainable.may_learn(PARAMS),
-        name="adamw",
-        schedule=optax.constant_schedule(LR),
-        weight_decay=DECAY,
-        clip_norm=None,
+        OptimSettings(name="adamw", weight_decay=DECAY, clip_norm=None),
+        optax.constant_schedule(LR),
     )
     state = state_of(PARAMS, optimizer, trainable, ema=False)
     assert sum(x.size for x in jax.tree.leaves(state["opt_state"])) == 2 * (2 * 2 * 16 + 16) + 2  # and two counts
@@ -320,9 +316,6 @@ def test_layers_that_are_all_frozen_cannot_be_thawed():
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides, message, arguments):
-    _, config, _ = arguments("pretrain", "unused")
-    settings = Settings(load_config(config.removeprefix("--config="), [f"--config.{line}" for line in overrides]))
+    _, config, _ = arguments("sft", "unused", init_from="x")
     with pytest.raises(UserError, match=message):
-        run = Run(settings, "unused", mesh=None)
-        run.start = types.SimpleNamespace(name="start")  # what adapters are put on
-        run._trainable(InitialParams(lambda key: PARAMS), Lengths(10, 1, 1))
+        read_config(load_config(config.removeprefix("--config="), [f"--config.{line}" for line in overrides]))

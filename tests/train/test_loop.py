@@ -17,7 +17,7 @@ from camelid.data.packed import DTYPES
 from camelid.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
-from camelid.train.loop import Evaluation, Interrupted, Loop, Pace, TrainingStopped, check_streak
+from camelid.train.loop import Evaluation, Interrupted, Loop, Profile, TrainingStopped, check_streak
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
 
@@ -103,7 +103,8 @@ def run(
         NamedSharding(mesh, PartitionSpec(BATCH, "context")),
         start=start,
         total=total,
-        pace=Pace(log, *profile),
+        log=log,
+        profile=Profile(*profile),
         check=check or check_streak(3),
         finish=finish,
         evaluations=evaluations,

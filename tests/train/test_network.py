@@ -4,31 +4,32 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from camelid.configs.base import base
 from camelid.data.packed import DTYPES
 from camelid.model.sharding import BATCH, make_mesh
+from camelid.settings.length import Length
+from camelid.train.adapters import LoraSettings
+from camelid.train.architecture import ModelSettings
+from camelid.train.config import SupervisedConfig
 from camelid.train.lengths import Lengths
 from camelid.train.losses import next_token_loss
 from camelid.train.run import Run
-from camelid.train.settings import Settings
+from camelid.train.trainable import LisaSettings
 
 TARGETS = [(r"layers/(attention|mlp)/.*", 4)]
 CASES = {
     "everything": {},
     "average": {"ema_decay": 0.9},
-    "layers": {"lisa.layers": 1, "lisa.period_steps": 4},
-    "adapters": {"lora.targets": TARGETS},
-    "adapters on nf4": {"lora.targets": TARGETS, "lora.quantize": "nf4"},
+    "layers": {"lisa": LisaSettings(1, Length(4, "steps"))},
+    "adapters": {"lora": LoraSettings(TARGETS)},
+    "adapters on nf4": {"lora": LoraSettings(TARGETS, quantize="nf4")},
 }
 
 
 def lowered(changes: dict, mesh: jax.sharding.Mesh):
     """A network of 8 devices, and its step lowered for a batch of 16 rows of 64 tokens."""
-    config = base()
-    config.model.update(preset="nano-test", vocab_size=352)
-    config.update_from_flattened_dict(changes)
-    run = Run(Settings(config), "nowhere", mesh)
-    network = run.network(run.initial(run.model.init, None), Lengths(100, 10, 10))
+    model = ModelSettings(preset="nano-test", vocab_size=352)
+    run = Run(SupervisedConfig(model=model, **changes), "nowhere", mesh)
+    network = run.network(run.initial(run.model.init, None), Lengths(100, 10, 10), lisa=run.config.lisa)
     rows = NamedSharding(mesh, PartitionSpec(BATCH, None))
     batch = {name: jax.ShapeDtypeStruct((16, 64), dtype, sharding=rows) for name, dtype in DTYPES.items()}
     return network, network.lower(run.update(network, next_token_loss(run.model)), batch)

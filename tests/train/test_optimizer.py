@@ -11,7 +11,7 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import map_rules, path_name
 from camelid.train import adam_8bit
-from camelid.train.optimizer import DECAY, DEFAULTS, _matrix_axes, make_optimizer, make_schedule
+from camelid.train.optimizer import DECAY, DEFAULTS, OptimSettings, _matrix_axes, make_optimizer, make_schedule
 from camelid.train.trainable import join_frozen, split_frozen
 
 ALL = ((r".*", False),)
@@ -44,8 +44,9 @@ def flat(nested):
 
 
 def optimizer_of(params, name="adamw", lr=0.01, **changes):
-    arguments = dict(schedule=optax.constant_schedule(lr), weight_decay=0.1, clip_norm=None) | changes
-    return make_optimizer(params, name=name, **arguments)
+    restarts, schedule = changes.pop("restarts", False), changes.pop("schedule", optax.constant_schedule(lr))
+    settings = OptimSettings(name=name, **(dict(weight_decay=0.1, clip_norm=None) | changes))
+    return make_optimizer(params, settings, schedule, restarts=restarts)
 
 
 def run(optimizer, params, gradients):

@@ -12,12 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.checkpoints import language_model
 from camelid.launch.cli import main
+from camelid.launch.recipes import read_config
 from camelid.model.sharding import AXES, BATCH, PARTITION_RULES, make_mesh
-from camelid.train import setup
+from camelid.settings.files import load_config
+from camelid.train import batches as data_batches
 from camelid.train.lengths import lengths_of
 from camelid.train.losses import next_token_loss
 from camelid.train.run import Run, mesh_of
-from camelid.train.settings import Settings, load_config
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable
 from camelid.train.update import make_update
@@ -31,13 +32,13 @@ def config_of(arguments, recipe="pretrain", **kwargs) -> str:
 def settings(arguments):
     """settings(recipe, init_from=None): the config of a tiny run as recipes see it."""
 
-    return lambda recipe, **kwargs: Settings(load_config(config_of(arguments, recipe, **kwargs)))
+    return lambda recipe, **kwargs: read_config(load_config(config_of(arguments, recipe, **kwargs)))
 
 
 def data_of(settings):
-    run = Run(settings, "unused", mesh_of(settings))
+    run = Run(settings, "unused", mesh_of(settings.mesh))
     template = run.need_template() if settings.recipe == "sft" else None
-    return run, setup.data_of(settings, run.tokenizer, template)
+    return run, data_batches.data_of(settings.data, run.tokenizer, template, settings.seed)
 
 
 def heldout_loss(model, batches) -> float:
@@ -111,7 +112,7 @@ def test_a_checkpoint_brings_tokenizer_and_template_and_answers(tuned, pretraine
 
 def test_where_no_template_is_named_it_is_that_of_the_start(arguments, pretrained, tuned):
     for start, name in ((pretrained, None), (tuned, "chatml")):
-        chosen = Settings(load_config(config_of(arguments, "sft", init_from=start), ["--config.template=None"]))
+        chosen = read_config(load_config(config_of(arguments, "sft", init_from=start), ["--config.template=None"]))
         found = Run(chosen, "unused", mesh=None).template
         assert (found and found.name) == name
 
@@ -129,7 +130,7 @@ def test_a_run_whose_steps_keep_failing_stops_with_one_line_and_exit_code_1(argu
 @pytest.fixture(scope="module")
 def losses_on(arguments):
     """losses_on(axes): the losses of 20 steps of pretraining on a mesh, from the same parameters and data."""
-    settings = Settings(load_config(config_of(arguments), ["--config.data.batch_size=8"]))
+    settings = read_config(load_config(config_of(arguments), ["--config.data.batch_size=8"]))
     run, (batches, _) = data_of(settings)
     model = run.model
     network = run.network(run.initial(model.init, None), lengths_of(settings, batches))

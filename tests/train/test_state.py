@@ -15,7 +15,7 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import PARTITION_RULES, make_mesh
 from camelid.train.by_layer import round_stochastically
-from camelid.train.optimizer import make_optimizer, make_schedule
+from camelid.train.optimizer import OptimSettings, make_optimizer, make_schedule
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable, split_frozen
 from camelid.train.update import Guard, make_update
@@ -48,12 +48,12 @@ def first_state(optimizer, ema=True):
 
 SCHEDULE = make_schedule(name="linear", lr=0.1, total_steps=40, warmup_steps=4, final=0.1)
 ADAMW = make_optimizer(
-    first_state(optax.identity())["params"], name="adamw", schedule=SCHEDULE, weight_decay=0.1, clip_norm=0.5
+    first_state(optax.identity())["params"], OptimSettings(name="adamw", weight_decay=0.1, clip_norm=0.5), SCHEDULE
 )
 
 
 def compiled(**options):
-    options = dict(guard=Guard(spike_sigma=10.0, warmup=5), ema_decay=EMA) | options
+    options = dict(guard=Guard(spike_sigma=10.0, warmup_steps=5), ema_decay=EMA) | options
     return jax.jit(make_update(squares, ADAMW, SCHEDULE, **options))
 
 
@@ -208,7 +208,7 @@ def test_frozen_parameters_stay_and_the_others_move_as_alone():
     frozen = ((r"line/b", True), (r".*", False))
     params = first_state(ADAMW)["params"]
     trainable, _ = split_frozen(params, frozen)
-    optimizer = make_optimizer(trainable, name="adamw", schedule=SCHEDULE, weight_decay=0.1, clip_norm=None)
+    optimizer = make_optimizer(trainable, OptimSettings(name="adamw", weight_decay=0.1, clip_norm=None), SCHEDULE)
     state = state_of(params, optimizer, Trainable(frozen), ema=False)
     new, metrics = jax.jit(make_update(squares, optimizer, SCHEDULE, Trainable(frozen)))(state, batch_of(0))
     gradient, _, _ = numpy_gradient(params, batch_of(0))
@@ -222,7 +222,9 @@ def nano_state(name, mesh):
     """Shapes of a network's state with their shardings, and the function that makes it."""
     model = llama.build(LlamaConfig.preset("nano-test"))
     schedule = optax.constant_schedule(1e-3)
-    optimizer = make_optimizer(model.abstract_params, name=name, schedule=schedule, weight_decay=0.1, clip_norm=1.0)
+    optimizer = make_optimizer(
+        model.abstract_params, OptimSettings(name=name, weight_decay=0.1, clip_norm=1.0), schedule
+    )
     init = lambda key: state_of(model.init(key), optimizer, NONE, ema=True)  # noqa: E731
     abstract = jax.eval_shape(init, jax.random.key(0))
     return model, init, abstract, state_shardings(abstract, mesh, PARTITION_RULES)
@@ -324,7 +326,7 @@ def test_a_step_is_not_taken_where_parameters_would_not_be_finite_and_nowhere_el
         params = {"layers": {"mlp": {"up": jnp.full((2, 4, 8), 0.5, dtype)}}, "norm": {"scale": jnp.ones(4, dtype)}}
         params["norm"]["scale"] = params["norm"]["scale"].at[0].set(size)
         options = dict(weight_decay=decay, clip_norm=1.0, decay=((r".*", True),), offload=bool(offload))
-        optimizer = make_optimizer(params, name=name, schedule=lambda _, lr=lr: jnp.float32(lr), **options)
+        optimizer = make_optimizer(params, OptimSettings(name=name, **options), lambda _, lr=lr: jnp.float32(lr))
         state = state_of(params, optimizer, NONE, ema=True)
         update = make_update(by_size, optimizer, lambda _, lr=lr: lr, ema_decay=EMA, accumulate=2)
         new, metrics = jax.jit(update)(state, {"slope": jnp.ones((2, 1))})
@@ -340,7 +342,7 @@ def test_a_step_is_not_taken_where_parameters_would_not_be_finite_and_nowhere_el
 def test_a_step_of_adafactor_whose_factored_moments_underflow_is_not_taken():
     params = {"embed": {"embedding": jnp.ones((128, 128))}}  # of which no row but the first has no gradient
     optimizer = make_optimizer(
-        params, name="adafactor", schedule=lambda _: jnp.float32(1e-3), weight_decay=0.0, clip_norm=None
+        params, OptimSettings(name="adafactor", weight_decay=0.0, clip_norm=None), lambda _: jnp.float32(1e-3)
     )
     update = jax.jit(make_update(by_size, optimizer, lambda _: 1e-3))
     for slope, skipped in ((1.0, 0), (1e12, 1)):
@@ -356,7 +358,9 @@ def test_a_step_of_adafactor_whose_factored_moments_underflow_is_not_taken():
 def halves_after(name, steps, lr, seed=0, dtype=jnp.bfloat16, **options):
     """The parameters of a network of two layers in bfloat16 after steps against a constant gradient."""
     params = {"layers": {"norm": {"scale": jnp.ones((2, 64), dtype)}}, "norm": {"scale": jnp.ones(64, dtype)}}
-    optimizer = make_optimizer(params, name=name, schedule=lambda _: lr, weight_decay=0.0, clip_norm=1.0, **options)
+    optimizer = make_optimizer(
+        params, OptimSettings(name=name, weight_decay=0.0, clip_norm=1.0, **options), lambda _: lr
+    )
 
     def loss_fn(params, rows):
         total = sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(params))

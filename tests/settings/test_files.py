@@ -1,21 +1,12 @@
-"""Configs: what was read, what is unread, lengths of time, files and overrides."""
+"""Config files: arguments, overrides and phases."""
 
 import textwrap
 
-import ml_collections
 import pytest
 
 from camelid.configs.base import joined
 from camelid.errors import UserError
-from camelid.train.settings import (
-    Seconds,
-    Settings,
-    check_all_read,
-    duration,
-    load_config,
-    load_phases,
-    parse_arguments,
-)
+from camelid.settings.files import load_config, load_phases, parse_arguments
 
 CONFIG = '''
     import ml_collections
@@ -44,111 +35,6 @@ def write(directory, source):
     path = directory / "experiment.py"
     path.write_text(textwrap.dedent(source))
     return str(path)
-
-
-def settings():
-    return Settings(
-        ml_collections.ConfigDict({"seed": 1, "model": {"dim": 8, "layers": 2}, "optim": {"lr": 0.1, "path": "x"}})
-    )
-
-
-def test_every_way_of_reading_counts_and_sections_alone_do_not():
-    config = settings()
-    optim = config.optim
-    assert config.unread() == [
-        "config.model.dim", "config.model.layers", "config.optim.lr", "config.optim.path", "config.seed"
-    ]  # fmt: skip
-    assert config.get("seed") == 1 and config["optim"]["path"] == "x" and optim.lr == 0.1
-    assert config.unread() == ["config.model.dim", "config.model.layers"]
-    assert dict(**config.model) == {"dim": 8, "layers": 2}
-    check_all_read(config)
-
-
-def test_items_and_values_read_but_asking_whether_a_name_is_there_does_not():
-    config = settings()
-    assert "lr" in config.optim and len(config.optim) == 2 and list(config.model) == ["dim", "layers"]
-    assert len(config.unread()) == 5
-    assert dict(config.model.items()) == {"dim": 8, "layers": 2}
-    assert sorted(map(str, config.optim.values())) == ["0.1", "x"]
-    assert config.unread() == ["config.seed"]
-
-
-def test_an_unread_leaf_is_named_with_the_nearest_name_that_was_asked_for():
-    config = Settings(ml_collections.ConfigDict({"optim": {"learning_rate": 0.1, "b1": 0.9}, "zzz": 1}))
-    assert config.optim.get("lr", 0.3) == 0.3
-    assert config.optim.b1 == 0.9
-    with pytest.raises(UserError) as error:
-        check_all_read(config)
-    assert str(error.value) == (
-        "nothing reads config.optim.learning_rate; did you mean config.optim.lr?; nothing reads config.zzz"
-    )
-
-
-def test_a_missing_name_is_an_error_with_the_nearest_spelling():
-    with pytest.raises(UserError, match=r"the config has no config\.model\.dims; did you mean dim\?"):
-        _ = settings().model.dims
-    with pytest.raises(UserError, match=r"the config has no config\.modell; did you mean model\?"):
-        settings()["modell"]
-    with pytest.raises(UserError, match=r"the config has no config\.optim\.warmup; config\.optim has lr, path$"):
-        _ = settings().optim.warmup
-
-
-def test_settings_cannot_be_written():
-    with pytest.raises(TypeError):
-        settings()["seed"] = 2
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({"total_steps": 7}, 7),
-        ({"total_epochs": 2.5}, 250),
-        ({"total_tokens": 10_000}, 20),
-        ({"total_percent": 7}, 70),  # 1000 * 7 / 100 in floats is not 70 exactly
-        ({"total_steps": None, "total_percent": 0.01}, 1),  # never rounded to nothing
-        ({"total_percent": 0}, 0),
-        ({"total_seconds": 1.5}, Seconds(1.5)),
-    ],
-)
-def test_a_length_of_time_in_any_unit_becomes_steps(given, expected):
-    section = Settings(ml_collections.ConfigDict(given))
-    found = duration(section, "total", steps_per_epoch=100, tokens_per_step=512, total_steps=1000, seconds=True)
-    assert found == expected and type(found) is type(expected)
-    check_all_read(section)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "set one of config.total_steps, config.total_epochs: the config sets none of them"),
-        ({"total_steps": None}, "sets none of them"),
-        ({"total_steps": 3, "total_epochs": 1}, "sets config.total_steps and config.total_epochs"),
-        ({"total_tokens": 5}, "config.total_tokens: tokens have no meaning here; set one of config.total_steps"),
-        ({"total_seconds": 5}, "config.total_seconds: seconds have no meaning here"),
-        ({"total_steps": -1}, "config.total_steps = -1: a length of time is a number from 0 up"),
-        ({"total_steps": "7"}, "config.total_steps = '7': a length of time is a number"),
-        ({"total_steps": True}, "config.total_steps = True: a length of time is a number"),
-        ({"total_epochs": float("nan")}, "config.total_epochs = nan: a length of time is a number"),
-        ({"total_steps": 1.5}, "config.total_steps = 1.5: steps are whole"),
-    ],
-)
-def test_a_length_of_time_that_makes_no_sense_is_an_error(given, message):
-    with pytest.raises(UserError) as error:
-        duration(Settings(ml_collections.ConfigDict(given)), "total", steps_per_epoch=10)
-    assert message in str(error.value)
-
-
-def test_a_length_of_time_may_be_left_out_where_it_is_not_required():
-    section = Settings(ml_collections.ConfigDict({"keep_steps": None}))
-    assert duration(section, "keep", required=False) is None
-    check_all_read(section)
-
-
-def test_a_misspelt_unit_is_found_by_the_check_for_unread_leaves():
-    section = Settings(ml_collections.ConfigDict({"warmup_step": 10}))
-    duration(section, "warmup", required=False)
-    with pytest.raises(UserError, match=r"nothing reads config\.warmup_step; did you mean config\.warmup_steps\?"):
-        check_all_read(section)
 
 
 def test_arguments_take_the_types_of_their_defaults():

@@ -1,15 +1,15 @@
 """Types, ranges and choices of a config's leaves: what is refused, in which words, and that no leaf goes without."""
 
 import typing
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import ml_collections
 import pytest
 
 from camelid.errors import UserError
-from camelid.train.leaves import (
+from camelid.settings.leaves import (
     Count,
-    Duration,
     NotNegative,
     OneOf,
     Only,
@@ -18,19 +18,21 @@ from camelid.train.leaves import (
     Range,
     Regex,
     Share,
+    Units,
     Unset,
-    check,
-    read,
 )
-from camelid.train.settings import Settings
+from camelid.settings.length import Length
+from camelid.settings.sections import leaves_of, read, read_arguments, to_config, with_defaults
 
 
-class Inner(NamedTuple):
+@dataclass(frozen=True)
+class Inner:
     weight: NotNegative
     name: Path = "x"
 
 
-class Section(NamedTuple):
+@dataclass(frozen=True)
+class Section:
     lr: Annotated[float, Range(least=0, most=100)] = 1.0
     clip: Annotated[Positive | None, Unset("no clipping")] = None
     b2: Annotated[float | None, Range(least=0, below=1)] = None
@@ -43,16 +45,16 @@ class Section(NamedTuple):
     gamma: Annotated[NotNegative, Only("kind", "simpo", default=0.5)] = 0.5
     rules: list[tuple[Regex, bool]] | None = None
     layers: Count | list[int] | None = None
-    total: Annotated[float, Duration(("steps", "percent"), required=False, least=1)] = None
-    span: Annotated[float, Duration(("tokens",), required=False)] = None
-    inner: Inner = None
-    many: dict[str, Inner] = None
+    total: Annotated[Length | None, Units("steps", "percent", least=1)] = None
+    span: Annotated[Length | None, Units("tokens")] = None
+    inner: Inner | None = None
+    many: dict[str, Inner] = field(default_factory=dict)
 
 
 def problem(**values) -> str:
     """What is said of a section; "" where it holds."""
     try:
-        check("config.s", ml_collections.ConfigDict(values), Section)
+        read(ml_collections.ConfigDict(values), Section, "config.s")
     except UserError as error:
         return str(error)
     return ""
@@ -148,18 +150,80 @@ def test_another_value_is_one_line_with_leaf_value_and_range(values, message):
     assert message in said and "\n" not in said and len(said) < 400
 
 
-def test_a_section_is_checked_when_it_is_read():
-    settings = Settings(ml_collections.ConfigDict({"inner": {"weight": 2, "name": "a"}, "wrong": {"weight": None}}))
-    assert read(settings, "inner", Inner) == Inner(2, "a")
-    with pytest.raises(UserError, match=r"config\.wrong\.weight = None"):
-        read(settings, "wrong", Inner)
+def test_a_section_is_read_into_its_dataclass_and_written_as_a_config():
+    given = ml_collections.ConfigDict({"total_percent": 5, "inner": {"weight": 2, "name": "a"}})
+    section = read(given, Section, "config.s")
+    assert section == Section(total=Length(5, "percent", "config.s.total_percent"), inner=Inner(2, "a"))
+    config = to_config(section)
+    assert (config.total_steps, config.total_percent, config.span_tokens, config.lr) == (None, 5, None, 1.0)
+    assert read(config, Section, "config.s") == section
+    assert {name for name, _ in leaves_of(config, Section)} >= {"config.total_steps", "config.inner.weight"}
+
+
+def test_a_required_length_is_given_in_one_unit():
+    @dataclass(frozen=True)
+    class Lasting:
+        total: Annotated[Length, Units("steps", "epochs", least=1)] = None
+
+    assert read({"total_epochs": 2.5}, Lasting).total == (2.5, "epochs", "config.total_epochs")
+    for given in ({}, {"total_steps": None}):
+        with pytest.raises(UserError, match=r"set one of config\.total_steps, config\.total_epochs: .* none of them"):
+            read(given, Lasting)
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [
+        (Length(7, "steps"), 7),
+        (Length(2.5, "epochs"), 250),
+        (Length(10_000, "tokens"), 20),
+        (Length(7, "percent"), 70),  # 1000 * 7 / 100 in floats is not 70 exactly
+        (Length(0.01, "percent"), 1),  # never rounded to nothing
+        (Length(0, "percent"), 0),
+    ],
+)
+def test_a_length_in_any_unit_becomes_steps(length, steps):
+    found = length.steps(steps_per_epoch=100, tokens_per_step=512, total_steps=1000)
+    assert found == steps and isinstance(found, int)
+
+
+@pytest.mark.parametrize("unit", ["epochs", "tokens", "percent", "seconds"])
+def test_a_unit_that_cannot_be_converted_is_one_line(unit):
+    with pytest.raises(UserError, match=rf"^config\.x_{unit}: {unit} cannot be converted to steps here; give steps$"):
+        Length(3, unit, f"config.x_{unit}").steps()
+
+
+def test_a_section_s_own_check_names_where_it_stands():
+    @dataclass(frozen=True)
+    class Ordered:
+        low: NotNegative = 0.0
+        high: NotNegative = 1.0
+
+        def check(self, where):
+            if self.low > self.high:
+                raise UserError(f"{where}.low is above {where}.high")
+
+    @dataclass(frozen=True)
+    class Whole:
+        parts: dict[str, Ordered]
+
+    assert read({"parts": {"a": {}}}, Whole).parts == {"a": Ordered()}
+    with pytest.raises(UserError, match=r"^config\.parts\.a\.low is above config\.parts\.a\.high$"):
+        read({"parts": {"a": {"low": 2.0}}}, Whole)
+
+
+def test_defaults_are_filled_in_everywhere_and_what_is_unknown_stays():
+    given = {"lr": 2.0, "gone": 3, "total_steps": 4, "many": {"a": {"weight": 1.0}}}
+    filled = with_defaults(given, Section)
+    assert {name: filled[name] for name in given} == given | {"many": {"a": {"weight": 1.0, "name": "x"}}}
+    assert filled["share"] == 0.5 and "total_percent" not in filled and "total" not in filled
 
 
 def test_the_arguments_of_a_function_are_a_section_too():
     def evaluate(model, *, count: Count = 3, anything=None):
         return {}, []
 
-    check("config.evals.e", {"count": 2, "anything": "x"}, evaluate)
+    assert read_arguments({"count": 2, "anything": "x"}, evaluate, "config.evals.e") == {"count": 2, "anything": "x"}
     with pytest.raises(UserError, match=r"config\.evals\.e\.count = 0: give a whole number from 1 up"):
-        check("config.evals.e", {"count": 0}, evaluate)
+        read_arguments({"count": 0}, evaluate, "config.evals.e")
     assert typing.get_type_hints(evaluate)["count"] is int
