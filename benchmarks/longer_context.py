@@ -20,7 +20,7 @@ from camelid.data.sources import Source, read
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.evals.perplexity import perplexity, text_cache
 from camelid.launch.recipes import RECIPES, run_of
-from camelid.settings.files import load_config
+from camelid.settings.config_files import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "pretrain"
 CONTEXT, LONG, BORDERS = 128, 512, (128, 256)

@@ -23,7 +23,7 @@ from camelid.data.sources import Source
 from camelid.launch.recipes import RECIPES, run_of
 from camelid.rlhf.best_of_n import curve
 from camelid.rlhf.collect import Drawing, prompt_encoder, sample_answers, score_again
-from camelid.settings.files import load_config
+from camelid.settings.config_files import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAIRS = (250, 1000, 4000)

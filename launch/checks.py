@@ -8,8 +8,8 @@ import ml_collections
 
 from ..errors import UserError, did_you_mean
 from ..settings.sections import read_arguments
-from ..train.config import RunConfig
 from ..train.run import Evaluator, mesh_of
+from ..train.run_config import RunConfig
 from .recipes import read_config
 
 KERNELS = {"splash": "tpu", "cudnn": "gpu"}

@@ -28,7 +28,7 @@ Progress = dict[str, dict[str, float]]
 def run(
     phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path, evaluators: Mapping[str, Evaluator]
 ) -> None:
-    """Runs the phases that `settings.files.load_phases` gives; a config without phases in `workdir` itself.
+    """Runs the phases that `settings.config_files.load_phases` gives; a config without phases in `workdir` itself.
 
     After the last phase the table of all evaluations is printed and written. A signal raises `loop.Interrupted`.
     """

@@ -24,7 +24,7 @@ from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
 from ..evals.tasks import evaluator, evaluators
 from ..rlhf.collect import Drawing, pairs_of, prompt_encoder, sample_answers, write
-from ..settings.files import load_config
+from ..settings.config_files import load_config
 from ..tasks import primer
 from ..train.lock import only_process_of
 from .checks import check_phases

@@ -11,8 +11,8 @@ from ..errors import UserError, did_you_mean
 from ..rlhf import dpo, grpo, ppo, raft, reward
 from ..settings.sections import read
 from ..train import pretrain, sft
-from ..train.config import RunConfig, SupervisedConfig
 from ..train.run import Evaluator, Result, Run, mesh_of
+from ..train.run_config import RunConfig, SupervisedConfig
 
 
 class Recipe(NamedTuple):

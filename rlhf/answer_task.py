@@ -22,12 +22,12 @@ from ..model.sharding import BATCH
 from ..settings.leaves import Units, Whole
 from ..settings.length import Length
 from ..train.batches import data_tables
-from ..train.config import RunConfig
 from ..train.lengths import Every, Lengths
 from ..train.loop import Evaluation, Finished, Loop
 from ..train.network import Network
 from ..train.optimizer import OptimSettings, ScheduleSettings
 from ..train.run import Run
+from ..train.run_config import RunConfig
 from ..train.update import Guard
 from . import rollout, watch
 from .costs import Cost

@@ -23,8 +23,8 @@ from ..settings.leaves import NotNegative, OneOf, Only, Positive, Range
 from ..settings.length import Length
 from ..train.batches import check_rows, data_tables
 from ..train.lengths import lengths_of
+from ..train.logprobs import token_logprobs
 from ..train.loop import Evaluation, check_streak
-from ..train.losses import token_logprobs
 from ..train.optimizer import OptimSettings, ScheduleSettings
 from ..train.run import Result, Run
 from . import kto

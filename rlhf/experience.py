@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from ..model import llama
 from ..model.sampling import Sampling
-from ..train.losses import head_kl, head_logprobs
+from ..train.logprobs import head_kl, head_logprobs
 from ..train.randomness import purpose_key
 from ..train.state import State
 from .costs import Cost

@@ -17,7 +17,7 @@ from ..model import llama
 from ..model.sampling import Ranges
 from ..settings.leaves import Count, NotNegative, OneOf, Positive, Unset, Whole
 from ..train.lengths import lengths_of
-from ..train.losses import head_logprobs
+from ..train.logprobs import head_logprobs
 from ..train.optimizer import OptimSettings
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run

@@ -16,8 +16,8 @@ from ..errors import UserError
 from ..settings.leaves import Count, Range, Share, Units
 from ..settings.length import Length
 from ..train.batches import BatchSize, ReadingSettings, RowLength, sources_of
-from ..train.config import RunConfig
 from ..train.optimizer import OptimSettings, ScheduleSettings
+from ..train.run_config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ..model import llama
 from ..settings.leaves import Count
 from ..train.lengths import lengths_of
-from ..train.losses import masked_mean
+from ..train.logprobs import masked_mean
 from ..train.optimizer import OptimSettings
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run

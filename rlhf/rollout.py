@@ -21,7 +21,7 @@ from ..model import decode, llama
 from ..model.sampling import Sampling
 from ..settings.leaves import Count, Path, Positive, Range
 from ..train.batches import RowLength
-from ..train.losses import TokenScores, head_logprobs
+from ..train.logprobs import TokenScores, head_logprobs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@
 """
 
 from camelid.configs.base import base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 from camelid.tests.tiny_lora import put_adapters
 
 

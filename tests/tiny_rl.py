@@ -7,7 +7,7 @@ one all do from the latter. `kind` is that of dpo; `evaluate` false leaves evalu
 """
 
 from camelid.configs import preferences, rl
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 from camelid.tests.tiny_lora import put_adapters
 
 BASES = {

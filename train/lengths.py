@@ -55,7 +55,7 @@ class Lengths(NamedTuple):
 
 
 def lengths_of(config: Any, batches: Any) -> Lengths:
-    """The lengths `total`, `log` and `eval` of a config (`train.config.RunConfig`) that reads these batches."""
+    """The lengths `total`, `log` and `eval` of a config (`train.run_config.RunConfig`) that reads these batches."""
     units = dict(steps_per_epoch=batches.steps_per_epoch, tokens_per_step=batches.batch_size * batches.length)
     total = config.total.steps(**units)
     log, evaluate = (length.steps(**units, total_steps=total) for length in (config.log, config.eval))

@@ -5,12 +5,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..model.sharding import BATCH
 from .batches import check_rows, data_of, data_tables
-from .config import SupervisedConfig
 from .evaluate import heldout_loss
 from .lengths import lengths_of
+from .logprobs import next_token_loss
 from .loop import Evaluation, check_streak
-from .losses import next_token_loss
 from .run import Result, Run
+from .run_config import SupervisedConfig
 
 
 def train(run: Run[SupervisedConfig]) -> Result:

@@ -27,7 +27,6 @@ from ..model.sharding import make_mesh, path_name
 from ..settings.sections import read_arguments, to_config
 from . import resume
 from .architecture import model_of
-from .config import MeshSettings, RunConfig
 from .finish import UNFINISHED, Finish
 from .lengths import Lengths, saving_of
 from .loop import Check, Evaluation, Finished, Loop
@@ -35,6 +34,7 @@ from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_
 from .optimizer import each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
 from .report import HEADLINE, Reporter
+from .run_config import MeshSettings, RunConfig
 from .state import State
 from .trainable import LisaSettings, Rules, Trainable, by_rules, of_adapters, of_layers, split_frozen
 from .update import LossFn, Update, make_update

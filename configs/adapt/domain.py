@@ -15,7 +15,7 @@ out. A base model without a chat template needs one: `template=chatml`.
 """
 
 from camelid.configs.base import base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

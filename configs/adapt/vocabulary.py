@@ -14,7 +14,7 @@ Tokens of the two vocabularies cannot be compared by their loss: look at bits_pe
 """
 
 from camelid.configs.base import base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

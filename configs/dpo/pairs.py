@@ -9,7 +9,7 @@ paper (arXiv:2305.18290, appendix B), for models of billions of parameters; smal
 
 from camelid.configs.base import joined
 from camelid.configs.preferences import dpo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

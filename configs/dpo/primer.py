@@ -6,7 +6,7 @@ camelid train --config=configs/dpo/primer.py:init_from=runs/sft,pairs=runs/pairs
 """
 
 from camelid.configs.preferences import dpo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -4,7 +4,7 @@ camelid train --config=configs/grpo/primer.py:init_from=runs/sft --workdir=runs/
 """
 
 from camelid.configs.rl import grpo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -7,7 +7,7 @@ after (seeds 0 to 2; the shortest way always is 1).
 """
 
 from camelid.configs.rl import grpo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

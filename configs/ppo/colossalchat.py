@@ -7,7 +7,7 @@ camelid train --config=configs/ppo/colossalchat.py:init_from=SFT,reward=RM,sourc
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -6,7 +6,7 @@ camelid train --config=configs/ppo/openai_summarization.py:init_from=SFT,reward=
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

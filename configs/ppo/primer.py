@@ -10,7 +10,7 @@ on one base, the tuned model. The first seed then comes to 0.49 (English 0.46, C
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

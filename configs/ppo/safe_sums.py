@@ -15,7 +15,7 @@ is highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

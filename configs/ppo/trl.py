@@ -4,7 +4,7 @@ camelid train --config=configs/ppo/trl.py:init_from=SFT,reward=RM,source='prompt
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -7,7 +7,7 @@ after (seeds 0 to 2). GRPO on the verifier itself reaches 0.99, 0.99 and 0.97 (c
 """
 
 from camelid.configs.rl import ppo_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -7,7 +7,7 @@ tokens in all for 7b and 13b, 1.4 T for 33b and 65b. A pod is needed: nobody has
 """
 
 from camelid.configs.base import base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 # name: (share of the batches in percent, glob below root)
 MIXTURE = {

@@ -15,7 +15,7 @@ rows. Nobody has run this config at full size here.
 """
 
 from camelid.configs.base import base, joined
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

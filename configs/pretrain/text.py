@@ -9,7 +9,7 @@ drawn in proportion to nothing but its weight of 1.
 """
 
 from camelid.configs.base import base, joined
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -10,7 +10,7 @@ pairs and 72% of the 46 Chinese ones in order.
 
 from camelid.configs.base import joined
 from camelid.configs.preferences import reward_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

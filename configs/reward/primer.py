@@ -6,7 +6,7 @@ camelid train --config=configs/reward/primer.py:init_from=runs/sft,pairs=runs/pa
 """
 
 from camelid.configs.preferences import reward_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -7,7 +7,7 @@ and a half takes that to 75%, and the loss from 0.58 to 0.86: it is then far too
 """
 
 from camelid.configs.preferences import reward_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

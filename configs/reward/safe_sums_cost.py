@@ -7,7 +7,7 @@ all of them. It orders 74% of pairs: of two that are both safe, or both not, one
 """
 
 from camelid.configs.preferences import reward_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -4,7 +4,7 @@ camelid train --config=configs/reward/walks.py --workdir=runs/walks/reward
 """
 
 from camelid.configs.preferences import reward_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

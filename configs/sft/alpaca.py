@@ -7,7 +7,7 @@ Batch, learning rate and epochs are those of Stanford's release for 7B (128 rows
 """
 
 from camelid.configs.base import base, joined
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -9,7 +9,7 @@ gradients and moments exist for these alone, and activations are computed twice 
 """
 
 from camelid.configs.records import ARGUMENTS, records_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

@@ -9,7 +9,7 @@ With `quantize=nf4` the base is kept in four bits a number (QLoRA).
 """
 
 from camelid.configs.records import ARGUMENTS, records_base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

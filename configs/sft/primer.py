@@ -4,7 +4,7 @@ camelid train --config=configs/sft/primer.py:init_from=runs/pretrain --workdir=r
 """
 
 from camelid.configs.base import base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

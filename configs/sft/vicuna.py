@@ -6,7 +6,7 @@ Learning rate, schedule and epochs are FastChat's for 7B. Memory for the longer 
 """
 
 from camelid.configs.base import base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

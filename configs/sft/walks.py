@@ -6,7 +6,7 @@ camelid train --config=configs/sft/walks.py --workdir=runs/walks/sft
 """
 
 from camelid.configs.base import base
-from camelid.settings.files import parse_arguments
+from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):

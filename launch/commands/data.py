@@ -191,7 +191,7 @@ def _collect(args: argparse.Namespace) -> None:
 def _phases(args: argparse.Namespace) -> dict:
     """The phases of --config, checked as `camelid train` checks them, but for the devices that they ask for."""
     from ...evals.tasks import evaluators
-    from ...settings.files import load_phases
+    from ...settings.config_files import load_phases
     from ..checks import check_phases
 
     phases = load_phases(args.config, args.overrides)
@@ -202,8 +202,8 @@ def _phases(args: argparse.Namespace) -> dict:
 def _config_data(config):
     """Tokenizer and batches of one phase, for the commands that look at data only."""
     from ...train.batches import data_of
-    from ...train.config import SupervisedConfig
     from ...train.run import Run
+    from ...train.run_config import SupervisedConfig
     from ..recipes import read_config
 
     settings = read_config(config)

@@ -34,7 +34,7 @@ def _train(args: argparse.Namespace) -> None:
     group = (args.coordinator, args.num_processes, args.process_id)
     with joined(*group) if args.distributed else contextlib.nullcontext():
         from ...evals.tasks import evaluators
-        from ...settings.files import load_phases
+        from ...settings.config_files import load_phases
         from ..phases import run
 
         run(load_phases(args.config, args.overrides), epath.Path(args.workdir), evaluators())

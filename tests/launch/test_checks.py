@@ -18,7 +18,7 @@ from camelid.launch.checks import check_config, check_phases
 from camelid.launch.cli import main
 from camelid.launch.outputs import check_new_file, check_writable
 from camelid.launch.recipes import RECIPES
-from camelid.settings.files import load_phases
+from camelid.settings.config_files import load_phases
 from camelid.settings.leaves import Integral, OneOf, Range, Regex, fields_of, is_section
 from camelid.settings.leaves import Path as NotEmpty
 from camelid.settings.sections import leaves_of

@@ -17,7 +17,7 @@ from camelid.launch import phases
 from camelid.launch.cli import main
 from camelid.launch.quickstart import CONFIGS
 from camelid.model.sharding import match, path_name
-from camelid.settings.files import load_phases
+from camelid.settings.config_files import load_phases
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.train.loop import Interrupted
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from camelid.launch import quickstart
 from camelid.launch.cli import main
 from camelid.rlhf.collect import write
-from camelid.settings.files import load_config
+from camelid.settings.config_files import load_config
 from camelid.tasks import primer
 
 SHORT = ["--pretrain_steps=3", "--sft_steps=2", "--reward_steps=2", "--ppo_steps=2"]

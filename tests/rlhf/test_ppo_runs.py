@@ -19,7 +19,7 @@ from camelid.checkpoints import reading
 from camelid.launch.cli import main
 from camelid.launch.recipes import read_config
 from camelid.rlhf import critic, scalar
-from camelid.settings.files import load_config
+from camelid.settings.config_files import load_config
 from camelid.tests.rlhf.test_recipes import column
 from camelid.tests.train.test_resume import assert_same_bits, finish, send_at, state_of
 from camelid.train.run import Run, mesh_of

@@ -13,7 +13,7 @@ from camelid.model.sampling import Sampling
 from camelid.model.stopping import stops_of
 from camelid.rlhf import rollout
 from camelid.tests.rlhf.numpy_llama import STOPS, VOCAB, distributions, policy, prompts, real_tokens, sampling
-from camelid.train.losses import head_kl, head_logprobs
+from camelid.train.logprobs import head_kl, head_logprobs
 
 LENGTHS = (3, 11, 7, 16, 1, 9, 12, 5)
 

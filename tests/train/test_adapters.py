@@ -19,7 +19,7 @@ from camelid.launch.recipes import read_config
 from camelid.model import llama, storage
 from camelid.model.sharding import map_rules
 from camelid.model.weights import is_weight, join, without
-from camelid.settings.files import load_config
+from camelid.settings.config_files import load_config
 from camelid.tests import tiny_lora
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.tests.train.test_state import by_path

@@ -17,14 +17,14 @@ from camelid.launch.recipes import read_config
 from camelid.rlhf.grpo import GRPOConfig
 from camelid.rlhf.ppo import PPOConfig
 from camelid.rlhf.reward import RewardConfig
-from camelid.settings.files import load_phases
+from camelid.settings.config_files import load_phases
 from camelid.settings.length import Length
 from camelid.settings.sections import read, to_config
 from camelid.tests.launch.test_checks import GIVEN
 from camelid.train import resume
-from camelid.train.config import SupervisedConfig
 from camelid.train.lengths import CheckpointSettings, lengths_of, saving_of
 from camelid.train.resume import FORMER_NAMES, MAY_CHANGE
+from camelid.train.run_config import SupervisedConfig
 
 START = {"identity": ["/runs/base", 24, "aa"], "weights": "params"}
 

@@ -17,13 +17,13 @@ from camelid.launch.recipes import read_config
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import BATCH, PARTITION_RULES, make_mesh
-from camelid.settings.files import load_config
+from camelid.settings.config_files import load_config
 from camelid.tests.model.test_llama import equations
 from camelid.tests.train.test_optimizer import flat, tree
 from camelid.tests.train.test_resume import OFTEN, assert_same_bits
 from camelid.tests.train.test_resume import state_of as stored_state
 from camelid.train import adam_8bit
-from camelid.train.losses import next_token_loss
+from camelid.train.logprobs import next_token_loss
 from camelid.train.optimizer import DEFAULTS, OptimSettings, make_optimizer
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable, of_layers

@@ -7,12 +7,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from camelid.data.packed import DTYPES
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.settings.length import Length
-from camelid.train.adapters import LoraSettings
 from camelid.train.architecture import ModelSettings
-from camelid.train.config import SupervisedConfig
 from camelid.train.lengths import Lengths
-from camelid.train.losses import next_token_loss
+from camelid.train.logprobs import next_token_loss
+from camelid.train.lora_settings import LoraSettings
 from camelid.train.run import Run
+from camelid.train.run_config import SupervisedConfig
 from camelid.train.trainable import LisaSettings
 
 TARGETS = [(r"layers/(attention|mlp)/.*", 4)]

@@ -6,13 +6,13 @@ import pytest
 
 from camelid.configs.base import joined
 from camelid.errors import UserError
-from camelid.settings.files import load_config, load_phases, parse_arguments
+from camelid.settings.config_files import load_config, load_phases, parse_arguments
 
 CONFIG = '''
     import ml_collections
     from ml_collections import config_dict
 
-    from camelid.settings.files import parse_arguments
+    from camelid.settings.config_files import parse_arguments
 
 
     def get_config(arg=None):

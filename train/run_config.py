@@ -12,11 +12,11 @@ from ..errors import UserError
 from ..model.sharding import AXES
 from ..settings.leaves import Count, NotNegative, OneOf, Only, Path, Range, Regex, Units, Unset, Whole
 from ..settings.length import Length
-from .adapters import LoraSettings
 from .architecture import ModelSettings
 from .batches import DataSettings
 from .lengths import CheckpointSettings, Every
 from .loop import Profile
+from .lora_settings import LoraSettings
 from .optimizer import OptimSettings, ScheduleSettings
 from .trainable import LisaSettings
 from .update import Guard
