@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 
 from ..errors import shown
+from .length import Length
 
 LARGEST = 2**31 - 1
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
@@ -268,7 +269,8 @@ def marker_of(annotation: Any, kind: type[T]) -> T | None:
 
 
 def is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+    """Whether an annotation is the class of a section."""
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and annotation is not Length
 
 
 @functools.cache

@@ -1,11 +1,12 @@
 """Lengths of time in a unit that the user chooses: steps, epochs, tokens, percent of the run, or seconds."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from ..errors import UserError
 
 
-class Length(NamedTuple):
+@dataclass(frozen=True)
+class Length:
     """A length of time, which a config gives in one of several leaves: `<name>_steps`, `<name>_epochs`, ..."""
 
     value: float
@@ -14,7 +15,7 @@ class Length(NamedTuple):
     unit: str
     """steps, epochs (passes over the whole mixture), tokens, percent (of the run's steps) or seconds."""
 
-    path: str = ""
+    path: str = field(default="", compare=False)
     """The dotted name of the leaf, for messages."""
 
     def steps(

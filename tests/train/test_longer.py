@@ -21,6 +21,7 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.sharding import make_mesh
 from camelid.settings.config_files import load_config
+from camelid.settings.length import Length
 from camelid.train.by_layer import at_once
 from camelid.train.evaluate import heldout_loss
 from camelid.train.logprobs import next_token_loss
@@ -150,7 +151,7 @@ def test_one_argument_chooses_the_kind(kind, steps, pretrained):
     settings = read_config(load_config(f"{CONFIG}:init_from={pretrained},kind={kind}"))
     config = Run(settings, "unused", mesh=None).model.config
     assert config.rope_scaling == RopeScaling(kind, 32.0, original_max_len=256)
-    assert (config.max_len, settings.data.seq_len, settings.total[:2]) == (8192, 8192, (steps, "steps"))
+    assert (config.max_len, settings.data.seq_len, settings.total) == (8192, 8192, Length(steps, "steps"))
 
 
 def test_a_stretched_network_is_stretched_anew_from_what_it_was_trained_on(longer):
