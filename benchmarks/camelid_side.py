@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from camelid.model import decode, llama
 from camelid.model.config import LlamaConfig
+from camelid.model.logprobs import next_token_loss
 from camelid.model.sampling import Sampling
-from camelid.train.logprobs import next_token_loss
 from camelid.train.optimizer import OptimSettings, make_optimizer, make_schedule
 from camelid.train.state import state_of
 from camelid.train.trainable import Trainable

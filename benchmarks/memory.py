@@ -17,11 +17,11 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.data.packed import DTYPES
+from camelid.model.logprobs import next_token_loss
 from camelid.model.sharding import make_mesh
 from camelid.settings.length import Length
 from camelid.train.architecture import ModelSettings
 from camelid.train.lengths import Lengths
-from camelid.train.logprobs import next_token_loss
 from camelid.train.lora_settings import LoraSettings
 from camelid.train.network import Network
 from camelid.train.optimizer import OptimSettings

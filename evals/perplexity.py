@@ -15,7 +15,7 @@ from ..data.sources import Source
 from ..data.text import TextEncoder
 from ..errors import UserError
 from ..model.sharding import BATCH
-from ..train.evaluate import heldout_loss
+from .heldout import heldout_loss
 
 
 def text_cache(

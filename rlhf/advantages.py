@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..train.logprobs import masked_mean
+from ..model.logprobs import masked_mean
 
 GROUP_KINDS = ("grpo", "dr_grpo", "rloo")
 

@@ -18,12 +18,12 @@ from ..data.mixture import EvalPass
 from ..data.prefetch import device_batch
 from ..errors import UserError
 from ..model import llama
+from ..model.logprobs import token_logprobs
 from ..model.sharding import BATCH
 from ..settings.leaves import NotNegative, OneOf, Only, Positive, Range
 from ..settings.length import Length
 from ..train.batches import check_rows, data_tables
 from ..train.lengths import lengths_of
-from ..train.logprobs import token_logprobs
 from ..train.loop import Evaluation, check_streak
 from ..train.optimizer import OptimSettings, ScheduleSettings
 from ..train.run import Result, Run

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..model import llama
+from ..model.logprobs import head_kl, head_logprobs
 from ..model.sampling import Sampling
-from ..train.logprobs import head_kl, head_logprobs
 from ..train.randomness import purpose_key
 from ..train.state import State
 from .costs import Cost

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..train.logprobs import masked_mean
+from ..model.logprobs import masked_mean
 from .losses import kl_estimate
 from .rollout import Experience, Rollout
 

@@ -14,10 +14,10 @@ from jaxtyping import Array
 
 from ..errors import UserError
 from ..model import llama
+from ..model.logprobs import head_logprobs
 from ..model.sampling import Ranges
 from ..settings.leaves import Count, NotNegative, OneOf, Positive, Unset, Whole
 from ..train.lengths import lengths_of
-from ..train.logprobs import head_logprobs
 from ..train.optimizer import OptimSettings
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..train.logprobs import masked_mean
+from ..model.logprobs import masked_mean
 
 Stats = dict[str, Float[Array, ""]]
 KL_KINDS = ("k1", "k2", "k3")

@@ -21,10 +21,10 @@ from jaxtyping import Array
 from ..checkpoints.console import tell
 from ..errors import UserError, shown
 from ..model import llama
+from ..model.logprobs import head_logprobs, masked_mean, next_token_loss
 from ..model.sampling import Ranges
 from ..settings.leaves import Count, NotNegative, OneOf, Only, Positive, Share, Unset
 from ..train.lengths import lengths_of
-from ..train.logprobs import head_logprobs, masked_mean, next_token_loss
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run
 from ..train.state import State

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..model import llama
+from ..model.logprobs import masked_mean
 from ..settings.leaves import Count
 from ..train.lengths import lengths_of
-from ..train.logprobs import masked_mean
 from ..train.optimizer import OptimSettings
 from ..train.randomness import purpose_key
 from ..train.run import Result, Run

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..model import decode, llama
+from ..model.logprobs import TokenScores, head_logprobs
 from ..model.sampling import Sampling
 from ..settings.leaves import Count, Path, Positive, Range
 from ..train.batches import RowLength
-from ..train.logprobs import TokenScores, head_logprobs
 
 
 @dataclasses.dataclass(frozen=True)

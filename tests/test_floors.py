@@ -12,10 +12,10 @@ BELOW = {
     "tasks": set(),
     "data": {"tasks"},
     "checkpoints": {"model", "data"},
-    "train": {"settings", "model", "data", "checkpoints"},
+    "evals": {"settings", "model", "tasks", "data", "checkpoints"},
+    "train": {"settings", "model", "data", "checkpoints", "evals"},
     "serve": {"model", "data", "checkpoints"},
     "rlhf": {"settings", "model", "tasks", "data", "checkpoints", "train"},
-    "evals": {"settings", "model", "tasks", "data", "checkpoints", "train"},
 }
 RECIPES = ("train/pretrain", "train/sft", "rlhf/reward", "rlhf/dpo", "rlhf/ppo", "rlhf/grpo", "rlhf/raft")
 

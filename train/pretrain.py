@@ -3,11 +3,11 @@
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..evals.heldout import heldout_loss
+from ..model.logprobs import next_token_loss
 from ..model.sharding import BATCH
 from .batches import check_rows, data_of, data_tables
-from .evaluate import heldout_loss
 from .lengths import lengths_of
-from .logprobs import next_token_loss
 from .loop import Evaluation, check_streak
 from .run import Result, Run
 from .run_config import SupervisedConfig

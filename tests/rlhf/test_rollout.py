@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from camelid.model.llama import output_kernel
+from camelid.model.logprobs import head_kl, head_logprobs
 from camelid.model.sampling import Sampling
 from camelid.model.stopping import stops_of
 from camelid.rlhf import rollout
 from camelid.tests.rlhf.numpy_llama import STOPS, VOCAB, distributions, policy, prompts, real_tokens, sampling
-from camelid.train.logprobs import head_kl, head_logprobs
 
 LENGTHS = (3, 11, 7, 16, 1, 9, 12, 5)
 

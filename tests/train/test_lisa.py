@@ -16,6 +16,7 @@ from camelid.launch.cli import main
 from camelid.launch.recipes import read_config
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
+from camelid.model.logprobs import next_token_loss
 from camelid.model.sharding import BATCH, PARTITION_RULES, make_mesh
 from camelid.settings.config_files import load_config
 from camelid.tests.model.test_llama import equations
@@ -23,7 +24,6 @@ from camelid.tests.train.test_optimizer import flat, tree
 from camelid.tests.train.test_resume import OFTEN, assert_same_bits
 from camelid.tests.train.test_resume import state_of as stored_state
 from camelid.train import adam_8bit
-from camelid.train.logprobs import next_token_loss
 from camelid.train.optimizer import DEFAULTS, OptimSettings, make_optimizer
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable, of_layers

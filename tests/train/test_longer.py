@@ -15,16 +15,16 @@ import camelid
 from camelid.checkpoints.convert import to_peft
 from camelid.data.packed import DTYPES
 from camelid.errors import UserError
+from camelid.evals.heldout import heldout_loss
 from camelid.launch.cli import main
 from camelid.launch.recipes import read_config
 from camelid.model import llama
 from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.logprobs import next_token_loss
 from camelid.model.sharding import make_mesh
 from camelid.settings.config_files import load_config
 from camelid.settings.length import Length
 from camelid.train.by_layer import at_once
-from camelid.train.evaluate import heldout_loss
-from camelid.train.logprobs import next_token_loss
 from camelid.train.run import Run
 from camelid.train.state import state_of
 from camelid.train.trainable import Trainable

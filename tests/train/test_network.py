@@ -5,11 +5,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.data.packed import DTYPES
+from camelid.model.logprobs import next_token_loss
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.settings.length import Length
 from camelid.train.architecture import ModelSettings
 from camelid.train.lengths import Lengths
-from camelid.train.logprobs import next_token_loss
 from camelid.train.lora_settings import LoraSettings
 from camelid.train.run import Run
 from camelid.train.run_config import SupervisedConfig

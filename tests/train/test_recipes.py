@@ -13,11 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from camelid.checkpoints import language_model
 from camelid.launch.cli import main
 from camelid.launch.recipes import read_config
+from camelid.model.logprobs import next_token_loss
 from camelid.model.sharding import AXES, BATCH, PARTITION_RULES, make_mesh
 from camelid.settings.config_files import load_config
 from camelid.train import batches as data_batches
 from camelid.train.lengths import lengths_of
-from camelid.train.logprobs import next_token_loss
 from camelid.train.run import Run, mesh_of
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..model import llama
-from ..model.linear import linear
-from ..model.sampling import Ranges, without_unused
-from ..model.sharding import axis_size
-from ..model.weights import Weight
+from . import llama
+from .linear import linear
+from .sampling import Ranges, without_unused
+from .sharding import axis_size
+from .weights import Weight
 
 CHUNK = 64
 """Positions of a row whose logits exist at one time."""

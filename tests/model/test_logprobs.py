@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
+from camelid.model.logprobs import CHUNK, head_kl, head_logprobs, masked_mean, next_token_loss, token_logprobs
 from camelid.model.sharding import BATCH, make_mesh
-from camelid.train.logprobs import CHUNK, head_kl, head_logprobs, masked_mean, next_token_loss, token_logprobs
 
 SMALL = dict(vocab_size=96, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, max_len=64)
 

@@ -13,7 +13,7 @@ from ..data.mixture import EvalPass
 from ..data.prefetch import device_batch
 from ..data.tokenizer import Tokenizer
 from ..model import llama
-from .logprobs import token_logprobs
+from ..model.logprobs import token_logprobs
 
 
 def heldout_loss(
