@@ -44,7 +44,7 @@ def train(config: str, workdir: Path, leaves: dict) -> LanguageModel:
     settings = load_config(f"{CONFIGS}/{config}", overrides)
     model = RECIPES[settings.recipe].train(run_of(settings, epath.Path(workdir), {})).model
     if model.step < leaves["total_steps"]:
-        raise SystemExit(f"{workdir}: stopped at step {model.step}; the same command goes on from there")
+        raise SystemExit(f"{workdir}: stopped at step {model.step}; the same command resumes it")
     return model
 
 

@@ -3,7 +3,7 @@
     WORKDIR/<phase>/      an ordinary run
     WORKDIR/phases.json   {metric: {"before": value, <phase>: value, ...}}
 
-The same command goes on in the phase that was cut off: those before it are complete and stay as they are.
+The same command resumes the phase that was cut off; the phases before it are complete.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Log-probabilities of tokens without ever holding a batch x time x vocabulary array, and means over masks.
+"""Log-probabilities of tokens without an array of batch x time x vocabulary, and means over masks.
 
-The output head is applied to a few positions at a time. Where scores go on into something else, as in preference losses
-and PPO, it is applied again in the backward pass instead of being stored; a loss that is a sum over tokens has its
-gradient taken on the spot.
+The output head is applied to `CHUNK` positions at a time. Where a loss is some function of log-probabilities, as in
+preference losses and PPO, the backward pass applies the head again instead of storing logits. Where the loss is a sum
+over tokens, its gradient is computed together with its value.
 """
 
 import functools
@@ -20,20 +20,24 @@ from .sharding import axis_size
 from .weights import Weight
 
 CHUNK = 64
-"""Positions of a row whose logits exist at one time."""
+"""Positions of a row whose logits are in memory at one time."""
 
 
 class TokenScores(NamedTuple):
-    """logp: log-probability of each target. log_z: log of the softmax's denominator, for the z-loss. entropy: of the
-    distribution that the target was drawn from, in nats. All float32; what is not used is not computed."""
+    """What the network says of each target, in float32. Under jit, fields that are not used are not computed."""
 
     logp: Float[Array, "B T"]
+    """Log-probability of the target."""
+
     log_z: Float[Array, "B T"]
+    """Log of the softmax's denominator, for the z-loss."""
+
     entropy: Float[Array, "B T"]
+    """Entropy of the predicted distribution, in nats."""
 
 
 def token_logprobs(model: llama.Model, params: llama.Params, batch: Mapping[str, Array]) -> TokenScores:
-    """Scores of `batch["targets"]` [B, T] given the packed rows `tokens`, `segment_ids`, `positions` [B, T]."""
+    """Scores of the targets of a batch of packed rows: `tokens`, `targets`, `segment_ids` and `positions`, [B, T]."""
     hidden_BTD = model.hidden(params, batch["tokens"], batch["segment_ids"], batch["positions"])
     return head_logprobs(llama.output_kernel(params), hidden_BTD, batch["targets"])
 
@@ -45,10 +49,14 @@ def head_logprobs(
     temperature: float = 1.0,
     unused: Ranges = (),
 ) -> TokenScores:
-    """Scores of targets from the states before them, `CHUNK` positions at a time; logits and softmax in float32.
+    """Scores of targets, with logits and softmax in float32.
 
-    Logits are divided by `temperature` first, and ids of `unused` have probability 0 (`model.sampling.Sampling`), so
-    that what was sampled in this way is scored in this way.
+    Args:
+      kernel_DV: the output head.
+      hidden_BTD: the network's last hidden states, from each of which a target is predicted.
+      targets_BT: token ids.
+      temperature: divisor of the logits, that of `model.sampling.Sampling` where tokens were sampled.
+      unused: ids without a token, which have probability 0, as in `model.sampling.Sampling`.
     """
     score = jax.checkpoint(functools.partial(_chunk_scores, kernel_DV, temperature=temperature, unused=unused))
     chunks = _split(hidden_BTD), _split(targets_BT)
@@ -72,7 +80,8 @@ def head_kl(
     temperature: float = 1.0,
     unused: Ranges = (),
 ) -> Float[Array, "B T"]:
-    """KL(p || q) in nats over the whole vocabulary at each position, p of the first head and q of the other."""
+    """KL(p || q) in nats over the whole vocabulary at each position. p is from the first head and states, q from the
+    others; see `head_logprobs` for the arguments."""
 
     def chunk_kl(hidden_BtD, other_BtD):
         p_BtV, q_BtV = (
@@ -87,7 +96,8 @@ def head_kl(
 
 
 def _split(x: Shaped[Array, "B T ..."]) -> Shaped[Array, "chunks B t ..."]:
-    """A row's positions in chunks, padded with zeros. Where `context` splits rows, each device cuts up its own part."""
+    """Rows cut into chunks of positions, padded with zeros. Where the mesh axis `context` splits rows, each device cuts
+    its own part."""
     (B, T), rest = x.shape[:2], x.shape[2:]
     shards = axis_size("context")
     chunks = -(-T // (shards * CHUNK))
@@ -104,10 +114,10 @@ def _join(x: Shaped[Array, "chunks B t ..."], T: int) -> Shaped[Array, "B T ..."
 
 
 def next_token_loss(model: llama.Model, z_loss: float = 0.0) -> Callable:
-    """The loss of pretraining and of tuning, as `update.make_update` takes it: sums over the tokens of `loss_mask`.
+    """The loss of pretraining and tuning, as a `train.update.LossFn`: sums over the tokens of `loss_mask`.
 
-    Per token -log p + z_loss log(Z)^2, where Z is the softmax's denominator: the second term keeps logits from
-    drifting (PaLM, arXiv:2204.02311, section 5).
+    The loss of a token is -log p + z_loss log(Z)^2, where Z is the softmax's denominator. The second term keeps logits
+    from drifting (PaLM, arXiv:2204.02311, section 5).
     """
 
     def chunk_sums(kernel_DV, hidden_BtD, targets_Bt, mask_Bt):
@@ -133,10 +143,17 @@ def sum_over_chunks(
     targets_BT: Int[Array, "B T"],
     mask_BT: Float[Array, "B T"],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Sums of `chunk_sums(kernel, hidden, targets, mask) -> (loss, dict)` over chunks of `CHUNK` positions.
+    """Sums of a loss and of statistics over chunks of `CHUNK` positions.
 
-    Only the loss is differentiated, by kernel and hidden states. A sum's gradient needs nothing from what comes after,
-    so it is taken chunk by chunk along with the value, and no logits are computed twice.
+    Only the loss is differentiated, with respect to the head and the hidden states. The gradient of a sum does not
+    depend on later operations, so each chunk's gradient is computed with its value, and no logits are computed twice.
+
+    Args:
+      chunk_sums: chunk_sums(kernel, hidden, targets, mask) -> (loss, dict of statistics) of one chunk.
+      kernel_DV: the output head.
+      hidden_BTD: the network's last hidden states.
+      targets_BT: token ids.
+      mask_BT: weight of each target.
     """
     chunks = [_split(x) for x in (hidden_BTD, targets_BT, mask_BT)]
     _, sums = jax.lax.scan(lambda _, chunk: (None, chunk_sums(kernel_DV, *chunk)), None, chunks)
@@ -144,7 +161,7 @@ def sum_over_chunks(
 
 
 def _sum_with_gradient(chunk_sums, *arguments):
-    """The sums, and the gradients of what is differentiated: of a head that stays as it is none is formed."""
+    """The sums with their gradients. For a frozen head no gradient is formed."""
     is_argument = lambda x: hasattr(x, "perturbed")  # noqa: E731
     kernel, *_ = arguments
     leaves, tree = jax.tree.flatten(kernel, is_leaf=is_argument)
@@ -179,6 +196,6 @@ sum_over_chunks.defvjp(_sum_with_gradient, _scale_gradient, symbolic_zeros=True)
 
 
 def masked_mean(x: Float[Array, "*shape"], mask: Float[Array, "*shape"]) -> Float[Array, ""]:
-    """Mean of x over all entries where mask is 1, over the whole array and so over every shard; 0 where none is."""
+    """Mean of x, weighted by a mask, over the whole array, all shards included; 0 where the mask is 0 everywhere."""
     x, mask = x.astype(jnp.float32), mask.astype(jnp.float32)
     return jnp.sum(jnp.where(mask > 0, x, 0.0) * mask) / jnp.maximum(jnp.sum(mask), 1.0)

@@ -1,10 +1,11 @@
-"""Adam whose moments take one byte a number (Dettmers et al. 2022, 8-bit optimizers, arXiv:2110.02861).
+"""Adam whose moments take one byte per number (Dettmers et al. 2022, 8-bit optimizers, arXiv:2110.02861).
 
-A moment is cut into blocks along its last axis; each block is divided by its largest magnitude, and each number becomes
-the nearest of 256 values (`model/dynamic_codes.py`). Of the second moment it is the root that is kept, as what the step
-is divided by: its range is half as many decades, so that it is not rounded to 0 where the first moment is not. The step
-itself is computed in float32; of all layers at once, its decoded moments would take the memory that codes save
-(`by_layer`).
+A moment is cut into blocks along its last axis. Each block is divided by its largest magnitude, and each number becomes
+the nearest of 256 values (`model/dynamic_codes.py`). The second moment is stored as its root, which spans half as many
+decades: it is then not rounded to 0 where the first moment is not.
+
+The step itself is computed in float32, one layer at a time (`by_layer`): decoded moments of all layers would take the
+memory that codes save.
 """
 
 from typing import Any, NamedTuple
@@ -18,19 +19,22 @@ from ..model.dynamic_codes import ZERO, magnitudes, nearest, signed_codes, signe
 
 BLOCK = 256
 SMALLEST = 4096
-"""Leaves with fewer numbers stay float32: norms are small, and matter."""
+"""Arrays with fewer numbers, such as norms, keep moments in float32: they save little memory."""
 
 
 class Blocks(NamedTuple):
-    """An array by blocks of its last axis: `codes` of its shape, `scales` with an entry for each block, and without the
-    last axis where there is but one block: a TPU lays [..., 1] out at up to 128 times its size."""
+    """An array in codes, by blocks of its last axis."""
 
     codes: UInt8[Array, "*rows last"]
+    """The code of each number."""
+
     scales: Float[Array, "*rows blocks"] | Float[Array, "*rows"]
+    """The largest magnitude of each block. With one block there is no last axis: on TPUs the layout of [..., 1] takes
+    up to 128 times its size."""
 
 
 def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
-    """The nearest of the 256 values for each number, over its block's largest magnitude."""
+    """An array in codes. signed: whether its numbers may be negative."""
     width = min(BLOCK, x.shape[-1])
     window, ends = (1,) * (x.ndim - 1) + (width,), [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % width)]
     scales = jax.lax.reduce_window(jnp.abs(x), 0.0, jax.lax.max, window, window, ends)
@@ -41,13 +45,17 @@ def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
 
 
 def decode(blocks: Blocks, signed: bool) -> Float[Array, "*rows last"]:
+    """The numbers that `encode` stored, up to their rounding to codes."""
     values = signed_values(blocks.codes) if signed else magnitudes(blocks.codes, signed)
     return values * _of_each(blocks.scales, blocks.codes.shape)
 
 
 def _of_each(scales: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "*rows last"]:
-    """The scale of each number of an array: a product with ones and zeros. To cut the array into blocks, a TPU would
-    lay it out anew, and the stack that it is part of."""
+    """The scale of each number of an array.
+
+    It is a product with a matrix of ones and zeros, since a reshape into blocks would make TPUs copy the whole stack of
+    layers into another layout.
+    """
     if scales.ndim < len(shape):
         return scales[..., None]
     members = jnp.repeat(jnp.eye(scales.shape[-1]), BLOCK, axis=1)[:, : shape[-1]]
@@ -55,13 +63,20 @@ def _of_each(scales: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array
 
 
 class State(NamedTuple):
+    """The state of `scale_by_adam_8bit`."""
+
     count: jax.Array
+    """Steps so far."""
+
     mu: Any
+    """First moments: `Blocks`, or float32 for small arrays."""
+
     nu: Any
+    """Second moments: roots in `Blocks`, or for small arrays float32, not their roots."""
 
 
 def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` with moments in `Blocks`, for float32 gradients."""
+    """Adam's direction for float32 gradients, as `optax.scale_by_adam`, with moments of 8 bits."""
 
     def is_small(p: jax.Array) -> bool:
         return p.size < SMALLEST

@@ -1,10 +1,11 @@
-"""An optimiser that moves one layer after the other, and may remember on the host.
+"""An optimiser that moves one layer after the other, whose state may stay in the host's memory.
 
-What it computes on the way, and the step itself, then exist for a layer at a time: parameters and moments are written
-in place, and of the gradients no second copy is made. Moments that lie in the host's memory (`pinned_host` of JAX's
-memory kinds) come to the device for their layer alone, and go back (ZeRO-Offload, arXiv:2101.06840, computes on the
-host instead): between steps the state of AdamW takes twice the memory of float32 parameters, and is needed only after
-gradients are there.
+Intermediate values and the update then exist for one layer at a time. Parameters and moments are written in place, and
+gradients are never copied.
+
+AdamW's state takes twice the memory of float32 parameters, and a step needs it only once the gradients are computed.
+Moments that lie on the host (`pinned_host` among JAX's memory kinds) are therefore copied to the device for their layer
+alone, and back. ZeRO-Offload (arXiv:2101.06840) computes on the host instead.
 """
 
 from collections.abc import Callable
@@ -16,24 +17,27 @@ import optax
 from jaxtyping import Array, Float, Shaped
 
 ON_HOST = "on_host"
-"""What a path in the optimiser's state has in it where arrays live on the host (`state.state_shardings`)."""
+"""Component of a path in the optimiser's state that marks arrays on the host (`state.state_shardings`)."""
 
 Moved = tuple[Any, Any, jax.Array]
 """Parameters after a step, the optimiser's state after it, and the norm of the step."""
 
 
 class Optimizer(NamedTuple):
-    """init(params) gives the first state. move(gradients, state, params, key, **further) makes a step; key: of the
-    rounding of parameters in bfloat16, None where there are none. finite(gradients, state, params, count, **further)
-    says whether parameters are finite after that step, the `count`-th. further: what `make_optimizer` asks for."""
+    """An optimiser as three pure functions. `extra` is `Trainable.optimizer_extra` of the step."""
 
     init: Callable[[Any], Any]
+    """init(params) -> the state before the first step."""
+
     move: Callable[..., Moved]
+    """move(gradients, state, params, key, **extra) -> `Moved`. The key rounds parameters in bfloat16; None without."""
+
     finite: Callable[..., jax.Array]
+    """finite(gradients, state, params, count, **extra) -> whether all parameters are finite after step `count`."""
 
 
 def at_once(transformation: optax.GradientTransformation) -> Optimizer:
-    """The optimiser that takes the steps which `transformation` gives."""
+    """An optax transformation as an `Optimizer`, which moves all parameters at once."""
 
     def move(grads, state, params, key=None, **further) -> Moved:
         updates, state = transformation.update(grads, state, params, **further)
@@ -57,10 +61,15 @@ def by_layer(
     *,
     host: bool = False,
 ) -> Optimizer:
-    """The optimiser of a network, its `layers` in a stack, whose gradients are clipped to a global norm of `clip_norm`.
+    """An `Optimizer` that moves the layers of a stack one after the other.
 
-    layers: for the stack, such that what it does to one layer does not depend on the others; its scalars count steps.
-    rest: for all else. host: `state_shardings` puts the arrays of the state there.
+    Args:
+      layers: the transformation of the stack. Its update of a layer must not depend on other layers, and its scalars
+        must count steps.
+      rest: the transformation of all other parameters.
+      clip_norm: global norm to which gradients are clipped; None: they are not.
+      finite: as `Optimizer.finite`.
+      host: whether the arrays of the state lie on the host.
     """
     place = ON_HOST if host else "on_device"
 
@@ -80,13 +89,13 @@ def by_layer(
 
 
 def split_layers(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A network's tree as its stack of layers, if it has one, and all else."""
+    """A network's tree as two: the stack of layers, if there is one, and the rest."""
     stack = {name: part for name, part in tree.items() if name == "layers"}
     return stack, {name: part for name, part in tree.items() if name not in stack}
 
 
 def add_updates(params: Any, updates: Any, key: jax.Array) -> tuple[Any, jax.Array]:
-    """Parameters after updates in float32, and the norm of what they moved by. key: of `round_stochastically`."""
+    """Parameters after float32 updates, and the norm of the difference. key: rounds parameters in bfloat16."""
     leaves, tree = jax.tree.flatten(params)
     moved = [
         round_stochastically(p.astype(jnp.float32) + u, p.dtype, fold_in(key, number))
@@ -101,40 +110,41 @@ def fold_in(key: jax.Array | None, number: Any) -> jax.Array | None:
 
 
 def round_stochastically(x: Float[Array, "*shape"], dtype: Any, key: jax.Array | None) -> Shaped[Array, "*shape"]:
-    """float32 numbers in `dtype`: in bfloat16 one of the two neighbours, the nearer the likelier, so that the mean over
-    keys is x and small updates are not lost (Gupta et al., arXiv:1502.02551, section 3; for bfloat16
-    arXiv:2010.06192, section 4). Raises ValueError for another dtype, or for bfloat16 without a key.
+    """Rounds float32 numbers to `dtype`, in bfloat16 at random to one of the two neighbours.
 
-    The bits are a function of the key and the place in the array, on any number of devices.
+    The nearer neighbour is the likelier, such that the mean over keys is x, and small updates are not lost (Gupta et
+    al., arXiv:1502.02551, section 3; for bfloat16 arXiv:2010.06192, section 4). The result depends on the key and the
+    place in the array, not on the number of devices. Raises ValueError for another dtype, and for bfloat16 without a
+    key.
     """
     if dtype == jnp.float32:
         return x
     if dtype != jnp.bfloat16 or key is None:
-        raise ValueError(f"parameters of {dtype} move by float32, or by bfloat16 with a key for rounding")
+        raise ValueError(f"parameters of {dtype}: give float32 ones, or bfloat16 ones and a key for rounding")
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)
 
 
 def largest_of(dtype: Any) -> float:
-    """The largest number that parameters of a dtype hold: in bfloat16 less than in float32."""
+    """The largest finite number of a dtype."""
     return float(jnp.finfo(dtype).max)
 
 
 def depth(stack: Any) -> int:
-    """How many layers a stack has; 0 where it has no parameters."""
+    """Number of layers of a stack; 0 for one without parameters."""
     return max((len(x) for x in jax.tree.leaves(stack)), default=0)
 
 
 def rows(stacks: Any, i: Any) -> Any:
-    """Layer i of every stack; scalars stay."""
+    """Layer i of every array of a tree; scalars stay as they are."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) if x.ndim else x, stacks)
 
 
 def _move(
     optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, scale: Any, key: jax.Array
 ) -> Moved:
-    """A step on the device, with a state that stays where it lies."""
+    """A step on the device. The state is copied there from its memory space, and the new state back."""
     here = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), state)
     grads = jax.tree.map(lambda g: g * scale, grads)
     params, new, norm = at_once(optimizer).move(grads, here, params, key)
@@ -144,7 +154,7 @@ def _move(
 def _each_layer(
     optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, scale: Any, key: jax.Array
 ) -> Moved:
-    """`_move` of one layer after the other, with the square of the step's norm."""
+    """A step of one layer after the other. The third value is the square of the step's norm."""
 
     def write(stacks, news, i):
         def one(x, new):
@@ -154,7 +164,8 @@ def _each_layer(
 
     def layer(i, carry):
         params, held, squares = carry
-        own = jax.tree.map(lambda x, first: x if x.ndim else first, rows(held, i), state)  # counts are those before all
+        # Every layer sees the counts of before the step.
+        own = jax.tree.map(lambda x, first: x if x.ndim else first, rows(held, i), state)
         moved, new, norm = _move(optimizer, rows(grads, i), own, rows(params, i), scale, fold_in(key, i))
         return write(params, moved, i), write(held, new, i), squares + norm**2
 

@@ -1,4 +1,4 @@
-"""One process a work directory: a lock that ends with the process that holds it, however that ends."""
+"""A lock on the work directory, so that one process at a time trains in it. It ends with the process."""
 
 import contextlib
 import os
@@ -19,11 +19,13 @@ NAME = ".lock"
 
 @contextlib.contextmanager
 def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
-    """Holds the lock of a work directory, which is made if need be. UserError says who else holds it.
-    A directory that is made for it and stays empty goes with it.
+    """Holds the lock of a work directory while the context lasts.
 
-    Of a run of several processes, process 0 holds it for all. On object stores (gs://) and on file systems without
-    locks there is none, which is told in a line.
+    The directory is made if it is missing, and removed again if it stays empty. In a run of several processes, process
+    0 holds the lock for all. Object stores (gs://) have no locks; a line on standard error says so.
+
+    Raises:
+      UserError: another process holds the lock; the message names it.
     """
     problem = None
     with contextlib.ExitStack() as held:
@@ -42,7 +44,7 @@ def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(workdir: epath.PathLike) -> Iterator[None]:
     if "://" in os.fspath(workdir):
-        tell(f"{workdir}: no lock there; nothing keeps a second run out of this work directory")
+        tell(f"{workdir}: object stores have no locks; do not start a second run in this work directory")
         yield
         return
 

@@ -39,20 +39,24 @@ class Interrupted(RuntimeError):
 
 
 class Evaluation(NamedTuple):
-    """`run(params)` gives metrics, and rows of samples to show; called before the first step, every `every` steps and
-    after the last."""
+    """An evaluation of the parameters, which runs before the first step, at an interval, and after the last step."""
 
     name: str
+    """Its metrics are reported as "eval/<name>/<metric>"."""
+
     every: int
+    """Steps between two evaluations."""
+
     run: Callable[[Any], tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
+    """run(params) -> metrics, and rows of a table of samples."""
 
 
 Step = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, Any]]]
-"""step(state, batch) -> the next state, and scalars about the step: "loss", "tokens", "lr", "skipped", "streak" and
-any others. Compiled, with its state donated."""
+"""step(state, batch) -> (the next state, metrics), compiled, with the state donated. Metrics are scalars, among them
+"loss", "tokens", "lr", "skipped" and "streak"."""
 
 Check = Callable[[int, Mapping[str, float]], None]
-"""check(step, metrics) sees the metrics of each step, and of the evaluations after it; raises TrainingStopped."""
+"""check(step, metrics) sees the metrics of each step and of evaluations. It raises TrainingStopped to end the run."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +77,29 @@ class Loop:
             for batch in loop:
                 loop.state, loop.metrics = step(loop.state, batch)
 
-    The host never waits for the step that it has just dispatched: it reads the metrics of the step before. A SIGTERM,
-    SIGHUP or Ctrl-C ends the run after the step, saved, by raising Interrupted; a second Ctrl-C ends it at once. When
-    `check` raises TrainingStopped, a file cannot be read or written (OSError), or what the user gave fails, as a reward
-    function may (UserError), the state is saved too, unless it holds numbers that are not finite; earlier checkpoints
-    then all stay.
+    The host does not wait for the step that it has just dispatched: it reads the metrics of the step before.
+
+    SIGTERM, SIGHUP and Ctrl-C end the run after the current step by raising Interrupted, once the state is saved; a
+    second Ctrl-C ends it at once. When `check` raises TrainingStopped, a file cannot be read or written (OSError), or a
+    reward function fails (UserError), the state is saved too, unless it holds numbers that are not finite. All earlier
+    checkpoints then stay.
 
     Args:
-      state: before step `start`; it is donated to the update.
-      batches: as `data.mixture.Mixture`.
-      sharding: where batches lie.
-      start, total: the first step, and the number of steps of the whole run.
+      state: the state before step `start`. It is donated to the update.
+      batches: batches by step, as `data.mixture.Mixture`.
+      sharding: the sharding of batches.
+      start: the first step.
+      total: number of steps of the whole run.
       log: steps between two reports.
       profile: the steps to trace.
       evaluations: of the parameters; of their moving average where there is one.
       check: sees all metrics and may stop the run.
-      reporter: where metrics go.
-      checkpoints: where states go.
-      manifest: what checkpoints say of the run.
-      flops_per_token: for the reports.
-      workdir: of the run.
-      finish: what the last state becomes before it is saved.
+      reporter: writes metrics.
+      checkpoints: saves states.
+      manifest: description of the run in its checkpoints.
+      flops_per_token: model FLOPs of a step per token, for the reports.
+      workdir: the work directory.
+      finish: finish(state) -> the state that is saved after the last step.
     """
 
     def __init__(
@@ -177,7 +183,7 @@ class Loop:
         self._checkpoints.wait()
 
     def _take_in(self, done: int, metrics: Mapping[str, jax.Array], *, last: bool = False) -> None:
-        """Takes in the metrics of the step that made it `done` updates; reports when that is due."""
+        """Takes in the metrics of the step before, after which `done` steps are done, and reports when it is due."""
         of_step = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._seen.append(of_step)
         if done % self._log == 0 or last:
@@ -194,7 +200,7 @@ class Loop:
         self._reporter.write(done, named | _epochs(self._batches, done))
 
     def _stopped(self, error: Exception) -> Exception:
-        """Saves the state at which an error ended the run; the error that also says what was saved."""
+        """Saves the state at which an error ended the run, and returns the error with words about what was saved."""
         done = self._done
         with contextlib.suppress(TrainingStopped, UserError, OSError):
             if self._pending is not None:
@@ -211,7 +217,7 @@ class Loop:
 
 
 class Finished:
-    """The loop of a run that is complete: it has the last state, and no step."""
+    """The loop of a run that is complete: it has the last state, and no steps."""
 
     def __init__(self, state: State):
         self.state, self.metrics = state, {}
@@ -224,12 +230,12 @@ def _interrupted(received: Sequence[int], done: int, total: int) -> Interrupted:
     number = received[0] if received else signal.SIGTERM
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     return Interrupted(
-        f"{name} ended the run at step {done} of {total}; it is saved, and the same command goes on from there", number
+        f"{name} ended the run at step {done} of {total}; it is saved, and the same command resumes it", number
     )
 
 
 def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkpoints, manifest: dict) -> str:
-    """Saves the state at which an error ended a run, if it is fit to go on from; says what was done."""
+    """Saves the state at which an error ended a run, if its numbers are finite. Returns words about what was done."""
     if not isinstance(error, TrainingStopped) and jax.process_count() > 1:  # saving takes all, and only this one knows
         return "its state is not saved; the last checkpoint stays"
     if not _all_finite([state[name] for name in ("params", "ema") if name in state]):
@@ -264,7 +270,7 @@ def check_streak(max_streak: int) -> Check:
 
 
 def _mean(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the steps of a report; of the counters, the last value; of what is measured per token, by tokens."""
+    """The metrics of a report: means over its steps, weighted by tokens, and the last values of counters."""
     last = seen[-1]
     accepted = [m for m in seen if m["streak"] == 0] or [last]
     tokens = sum(m["tokens"] for m in accepted)
@@ -277,7 +283,7 @@ def _epochs(batches: Any, done: int) -> dict[str, float]:
 
 
 def _evaluate(due: Sequence[Evaluation], done: int, state: State, check: Check, reporter: Reporter) -> dict[str, float]:
-    """Runs evaluations on the parameters (their moving average where there is one); returns all that they found."""
+    """Runs evaluations on the moving average of the parameters, or on the parameters. Returns all metrics."""
     found = {}
     for evaluation in due:
         metrics, rows = evaluation.run(state.get("ema", state["params"]))
@@ -292,7 +298,7 @@ def _evaluate(due: Sequence[Evaluation], done: int, state: State, check: Check, 
 
 
 def _should_stop(received: list[int], step: int) -> bool:
-    """Whether to save and leave after this step; the processes of a run agree on the step."""
+    """Whether a signal asks to save and end after this step. The processes of a run agree on the step."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(step)
     return bool(received)
@@ -300,10 +306,10 @@ def _should_stop(received: list[int], step: int) -> bool:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that SIGTERM, Ctrl-C and SIGHUP (the terminal was closed; not under `nohup`) fill, instead of the process
-    ending; a second Ctrl-C ends it.
+    """A list to which SIGTERM, SIGHUP (not under `nohup`) and Ctrl-C are appended, instead of ending the process.
 
-    Where several processes train together, JAX's own coordination listens to SIGTERM, and Ctrl-C becomes one.
+    A second Ctrl-C ends the process. Where several processes train together, JAX's coordination service handles
+    SIGTERM, and Ctrl-C is sent on as SIGTERM.
     """
     received: list[int] = []
     together = jax.process_count() > 1
@@ -331,7 +337,7 @@ def _signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _profiler(directory: epath.Path, profile: Profile) -> Iterator[Callable[[int], None]]:
-    """A function to call before each step; it starts and stops the trace."""
+    """A function before(step), called before each step, that starts and stops the trace."""
     running = False
 
     def before(step: int) -> None:

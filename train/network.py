@@ -1,8 +1,8 @@
-"""The parameters that a run trains: where they start, what they stand on, which of them learn, how their step compiles.
+"""A network that a run trains: its initial parameters, its frozen base, its optimiser, and how its step is compiled.
 
-Without adapters a run's state holds the whole network. With them the state, and so every checkpoint, holds the adapters
-alone: the base is read from `config.init_from` when the run starts or resumes, and networks that start from the same
-checkpoint share it in memory. A step joins both, and takes them apart again (`Network.compile`).
+Without adapters the state of a run holds the whole network. With adapters the state, and so every checkpoint, holds the
+adapters alone: the base is read from `config.init_from` when the run starts or resumes, and networks that start from
+the same checkpoint share it in memory. A step joins adapters and base, and separates them again (`Network.compile`).
 """
 
 import dataclasses
@@ -29,18 +29,18 @@ Params = Any
 Init = Callable[[jax.Array], Params]
 """init(key) -> random parameters."""
 Load = Callable[[Any], Params]
-"""load(abstract) -> parameters in these shapes, dtypes and shardings."""
+"""load(abstract) -> parameters with the shapes, dtypes and shardings of the tree `abstract`."""
 
 
 class FrozenWeights:
-    """Weights that do not learn, and on which several networks of a run stand: one array in memory for each."""
+    """Frozen weights that several networks of a run share, each array of which is in memory once."""
 
     def __init__(self, mesh: jax.sharding.Mesh, partition_rules: Rules | None = None):
         self._mesh, self._rules = mesh, partition_rules or PARTITION_RULES
         self._known: dict[str, dict[str, jax.Array]] = {}
 
     def place(self, abstract: Any) -> Any:
-        """Shapes with the shardings of the run. Raises UserError where a mesh axis does not divide an array's."""
+        """Shapes with the run's shardings. Raises UserError where a mesh axis does not divide an axis of an array."""
         try:
             where = shardings(abstract, self._mesh, self._rules)
         except ValueError as error:
@@ -48,7 +48,7 @@ class FrozenWeights:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
 
     def load(self, start: Checkpoint, abstract: Any, quantize: storage.Rules | None) -> Params:
-        """The parameters of a checkpoint that `abstract` names. quantize: how matrices are stored in memory."""
+        """The parameters of a checkpoint that a tree of shapes names. quantize: how matrices are stored in memory."""
         known = self._known.setdefault(f"{start.path} {start.weights} {json.dumps(quantize)}", {})
         named = {path_name(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
         if named.keys() - known.keys():
@@ -58,7 +58,7 @@ class FrozenWeights:
         return jax.tree_util.tree_map_with_path(lambda key_path, _: known[path_name(key_path)], abstract)
 
     def load_whole(self, start: Checkpoint, abstract: Any) -> Params:
-        """All parameters of a checkpoint; its adapters, if it holds some, on the base that they were trained on."""
+        """All parameters of a checkpoint; of a checkpoint of adapters, with the base that they were trained on."""
         if not isinstance(start, AdapterCheckpoint):
             return start.load_params(self.place(abstract))
         base = self.load(start.base, lora.base_of(start.lora, abstract), start.quantize)
@@ -67,18 +67,22 @@ class FrozenWeights:
 
 @dataclasses.dataclass(frozen=True)
 class InitialParams:
-    """Where the parameters of a network come from, or those of several networks under their names."""
+    """Where the parameters of a network come from, or of several networks in one tree."""
 
     init: Init
-    """Makes all parameters, random, and adapters with them."""
+    """Makes all parameters at random, adapters included."""
+
     load: Load | None = None
-    """Reads those that the state holds; None where a run starts from random ones."""
+    """Reads the parameters of the state from a checkpoint; None where a run starts from random parameters."""
+
     base_shapes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Shapes of the frozen base weights, which stay outside of the state; empty without adapters."""
+    """Shapes of the frozen base weights, which the state does not hold; empty without adapters."""
+
     load_base: Callable[[], Mapping[str, Any]] = dict
     """Reads the frozen base weights."""
+
     names: tuple[str, ...] = ()
-    """The names of the networks, where there are several in one tree."""
+    """Names of the networks where the tree has several; () for one network."""
 
 
 def adapted(
@@ -95,13 +99,13 @@ def adapted(
 
     Args:
       init: makes the network without adapters.
-      start: the checkpoint. One that holds adapters must have the same ones: the run trains these further. None where
-        nothing is read, and the step is only lowered.
-      adapters: where they are put, and of which kind.
-      frozen: the run's frozen weights, from which the base is taken.
+      start: the checkpoint. If it holds adapters, the run trains them further, and `adapters` must equal them. None
+        where nothing is read, and the step is only lowered.
+      adapters: the adapters' targets and kind.
+      frozen: the run's frozen weights, which hold the base.
       quantize: how the base is stored in memory.
-      seed: of the adapters' first values.
-      fresh_head: makes the head for numbers that a language model does not have.
+      seed: seed of the adapters' initial values.
+      fresh_head: makes the scalar head, which a language model does not have.
     """
     earlier = start if isinstance(start, AdapterCheckpoint) else None
     if earlier is not None and earlier.lora != adapters:
@@ -132,7 +136,7 @@ def adapted(
 
 
 def _stored_shapes(stays: Any, quantize: storage.Rules | None, load_base: Callable[[], Any]) -> Any:
-    """Shapes of a base as it is stored in memory; only for the codes of a GGUF file it has to be read."""
+    """Shapes of a base as it is stored in memory. The base is read only if it stays in the codes of a GGUF file."""
     if quantize is None:
         return stays
     if any(kind == storage.STORED for _, kind in quantize):
@@ -141,7 +145,7 @@ def _stored_shapes(stays: Any, quantize: storage.Rules | None, load_base: Callab
 
 
 def base_of(adapters: Lora, params: Params) -> Params:
-    """The shapes of what adapters stand on. Raises UserError for targets that the network does not have."""
+    """The shapes of the frozen base under adapters. Raises UserError for targets that the network does not have."""
     try:
         return lora.base_of(adapters, params)
     except ValueError as error:
@@ -149,7 +153,7 @@ def base_of(adapters: Lora, params: Params) -> Params:
 
 
 def together(starts: Mapping[str, InitialParams]) -> InitialParams:
-    """Several networks in one tree, {name: parameters}, each from where it starts."""
+    """The initial parameters of several networks in one tree, {name: parameters}."""
 
     def init(key: jax.Array) -> Params:
         return {name: start.init(jax.random.fold_in(key, i)) for i, (name, start) in enumerate(starts.items())}
@@ -167,16 +171,28 @@ class Network:
     """What a run trains, one network or several in one tree, and how its step is compiled."""
 
     initial: InitialParams
+    """Where the parameters come from."""
+
     trainable: Trainable
+    """Which parameters learn."""
+
     optimizer: Optimizer
+    """The optimiser of the parameters that learn."""
+
     schedule: optax.Schedule
+    """The learning rate by step, for the metrics."""
+
     mesh: jax.sharding.Mesh
+    """The devices."""
+
     partition_rules: Rules | None = None
-    """Where parameters lie; None: `model.sharding.PARTITION_RULES`."""
+    """(regex over parameter paths, mesh axes of each array axis); None: `model.sharding.PARTITION_RULES`."""
+
     ema: bool = False
     """Whether the state keeps a moving average of the parameters."""
+
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Further entries of the state: scalars, or trees of them."""
+    """Further entries of the state: scalars, or trees of scalars."""
 
     @functools.cached_property
     def abstract_state(self) -> State:
@@ -191,7 +207,7 @@ class Network:
 
     @functools.cached_property
     def shardings(self) -> State:
-        """Where each part of the state lies."""
+        """The sharding of each leaf of the state."""
         return jax.tree.map(lambda x: x.sharding, self.abstract_state)
 
     @functools.cached_property
@@ -215,26 +231,30 @@ class Network:
         return state_of(params, self.optimizer, self.trainable, ema=self.ema, extra=self.extra)
 
     def whole(self, state: State) -> State:
-        """The state with whole networks as its parameters."""
+        """The state with whole networks, frozen base weights included."""
         return with_base(state, self.base)
 
     def compile(self, update: Callable, *frozen: Any) -> Callable[[State, Any], tuple[State, dict]]:
-        """The compiled `step(state, batch)` of `update(state, *frozen, batch) -> (state, metrics)`.
+        """The compiled function step(state, batch) -> (state, metrics). It donates the state, which changes in place.
 
-        update: sees whole networks as the parameters of its state. frozen: further arrays that it is given, such as
-        those of a reference model. The state is donated, so that it is changed in place.
+        Args:
+          update: update(state, *frozen, batch) -> (state, metrics), which sees whole networks in the state.
+          frozen: further arrays for `update`, such as the parameters of a reference model.
         """
         return functools.partial(self._jit(update), self.base, frozen)
 
     def compile_read(self, read: Callable, *frozen: Any) -> Callable[[State, Any], Any]:
-        """The compiled function of `read(state, *frozen, batch)`, which leaves the state as it is."""
+        """The compiled function of read(state, *frozen, batch), which does not change the state."""
         run = jax.jit(lambda base, frozen, state, batch: read(with_base(state, base), *frozen, batch))
         return functools.partial(run, self.base, frozen)
 
     def lower(self, update: Callable, batch: Any, *frozen: Any) -> jax.stages.Lowered:
-        """The step of `compile`, lowered from shapes alone: neither data nor weights are read.
+        """The program of `compile`, lowered from shapes alone: neither data nor weights are read.
 
-        batch, frozen: trees of `jax.ShapeDtypeStruct`.
+        Args:
+          update: as in `compile`.
+          batch: a tree of `jax.ShapeDtypeStruct`.
+          frozen: trees of `jax.ShapeDtypeStruct`.
         """
         return self._jit(update).lower(self.initial.base_shapes, frozen, self.abstract_state, batch)
 
@@ -247,7 +267,7 @@ class Network:
 
 
 def with_base(state: State, base: Mapping[str, Any]) -> State:
-    """The state with whole networks as its parameters."""
+    """The state with whole networks, frozen base weights included."""
     return state | {name: join(state[name], base) for name in ("params", "ema") if name in state}
 
 

@@ -1,4 +1,4 @@
-"""What a run may change when it goes on, and what it must not: the config of its checkpoint against the one given."""
+"""Which settings a run may change when it resumes: the manifest of its checkpoint against that of the command."""
 
 import itertools
 import json
@@ -30,15 +30,17 @@ MAY_CHANGE = tuple(
         ),
     )
 )
-"""Regular expressions of the leaves that may differ; every other leaf decides what is trained."""
+"""Regular expressions of the leaves that may differ. Every other leaf decides what is trained."""
 
 COMPARED = {"init_from": "start", "critic.init_from": "critic"}
-"""Paths whose content manifests of older versions do not all say, and the entry that says it."""
+"""Leaves that are paths, with the manifest entry that identifies their content. Manifests of older versions may lack
+the entry; the path itself must then stay."""
 
 OPEN_SECTIONS = re.compile(
     r"((data|ptx)\.mixture|reward\.sources|cost\.source|model\.rope_scaling|evals|eval_rewards)\..*"
 )
-"""Leaves of sections whose names are the user's: one that is new there was added, elsewhere it came with a version."""
+"""Leaves of sections in which users choose the names. A new leaf there was added by the user; elsewhere it came with a
+version of camelid."""
 
 IDENTITIES = {
     "tokenizer": "another tokenizer",
@@ -50,7 +52,7 @@ IDENTITIES = {
     "frozen_weights": "another kind of parameters of a frozen model",
     "adapter": "another base of its adapters, or other adapters",
 }
-"""Entries of a manifest that must be the same, and what it means when one is not."""
+"""Manifest entries that must be the same, and what is said where they differ."""
 
 
 FORMER_NAMES = {
@@ -71,14 +73,17 @@ FORMER_FUNCTIONS = {
     "camelid.evals.sentiment:gold": "reviews",
     "camelid.evals.sentiment:proxy": "reviews:proxy",
 }
-"""Rewards by the names of the functions that they were before configs named tasks."""
+"""Reward functions of older configs, with the tasks that replace them."""
 
 
 class Changes(NamedTuple):
-    """Sentences of what differs: refused changes what is trained, told does not."""
+    """Sentences about differences between two manifests."""
 
     refused: list[str]
+    """Differences that change what is trained."""
+
     told: list[str]
+    """Differences that do not."""
 
 
 def check(path: epath.Path, saved: Mapping[str, Any], given: Mapping[str, Any], kind: type) -> list[str]:
@@ -98,7 +103,7 @@ def check(path: epath.Path, saved: Mapping[str, Any], given: Mapping[str, Any], 
     changes = compare(saved, given, kind)
     if changes.refused:
         raise UserError(
-            f"{path}: this run cannot go on with what was changed: {'; '.join(changes.refused)}. Give what it was, or "
+            f"{path}: this run cannot resume with these changes: {'; '.join(changes.refused)}. Give the former values, or "
             "start over in another --workdir"
         )
     return changes.told

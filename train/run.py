@@ -48,7 +48,7 @@ by the annotations (`settings.leaves`). An attribute `metrics`, if it has one, n
 NO_LISA = LisaSettings()
 
 RULES = ("frozen", "decay", "lr_multipliers")
-"""The lists of `config.optim` whose rules are for parameters by their paths."""
+"""Fields of `config.optim` that are lists of rules for parameters by their paths."""
 
 
 def mesh_of(settings: MeshSettings) -> jax.sharding.Mesh:
@@ -60,10 +60,13 @@ def mesh_of(settings: MeshSettings) -> jax.sharding.Mesh:
 
 
 class Result(NamedTuple):
-    """What a recipe returns: the model, and the metrics of its last step and evaluations."""
+    """What a recipe returns."""
 
     model: Any
+    """The trained model: a `LanguageModel`, or a reward model."""
+
     metrics: dict[str, float]
+    """The last value of every metric that the run reported."""
 
 
 class Run(Generic[C]):
@@ -71,10 +74,10 @@ class Run(Generic[C]):
 
     Attributes:
       config: the settings, of the recipe's own class.
-      workdir: where checkpoints and metrics go.
-      mesh: the devices. Recipes work under `jax.set_mesh(run.mesh)`. None where nothing is computed but data.
+      workdir: folder of checkpoints and metrics.
+      mesh: the devices. Recipes work under `jax.set_mesh(run.mesh)`. None where only data are read.
       evaluators: the evaluations that `config.evals` may name.
-      frozen: weights that do not learn, which networks of the run share in memory.
+      frozen: frozen weights, which the run's networks share in memory.
     """
 
     def __init__(
@@ -136,8 +139,8 @@ class Run(Generic[C]):
 
     @functools.cached_property
     def generation(self) -> GenerationDefaults:
-        """What `config.init_from` says of how its answers are drawn; of ids that end them, those that the run's
-        tokenizer has for the same token."""
+        """How the model at `config.init_from` recommends to draw answers. Token ids that end answers are left out where
+        the run's tokenizer has another token under the id."""
         if self.start is None:
             return GenerationDefaults()
         said, own = self.start.generation, self.start.tokenizer
@@ -146,7 +149,7 @@ class Run(Generic[C]):
         return dataclasses.replace(said, stop_ids=kept)
 
     def language_model(self, params: Any, step: int | None = None) -> LanguageModel:
-        """The run's network with these parameters, as people use it."""
+        """The run's network with these parameters, tokenizer and template, for generating and saving."""
         return LanguageModel(
             self.model, params, self.tokenizer, self.template, self.mesh, step=step, generation=self.generation
         )
@@ -171,13 +174,13 @@ class Run(Generic[C]):
         load: Load | None = None,
         fresh_head: Load | None = None,
     ) -> InitialParams:
-        """Where a network's parameters come from: the checkpoint `start`, with the adapters of `config.lora`.
+        """Where a network's parameters come from: a checkpoint, with the adapters of `config.lora`.
 
         Args:
           init: makes the network at random, without adapters.
-          start: None for random parameters.
-          load: reads all of the network, where that is more than `start` holds; default: `start.load_params`.
-          fresh_head: makes the head for numbers that a language model at `start` does not have.
+          start: the checkpoint; None for random parameters.
+          load: reads all parameters, where the network has more than `start` holds. Default: `start.load_params`.
+          fresh_head: makes the scalar head, which a language model at `start` does not have.
         """
         if self.adapters is None:
             return InitialParams(init, load or (start and start.load_params))
@@ -185,7 +188,7 @@ class Run(Generic[C]):
         return adapted(init, start, self.adapters, self.frozen, **options)
 
     def reference(self) -> Any:
-        """The parameters of `config.init_from`, frozen, on the base that the run's own networks stand on."""
+        """The frozen parameters of `config.init_from`, on the base that the run's networks share."""
         abstract = self.model.abstract_params
         if self.adapters is None or isinstance(self.start, AdapterCheckpoint):
             return self.frozen.load_whole(self.start, abstract)
@@ -205,11 +208,11 @@ class Run(Generic[C]):
 
         Args:
           initial: where its parameters come from.
-          lengths: of the run.
-          updates: how often a step of the run moves the parameters.
+          lengths: the lengths of the run.
+          updates: optimiser steps in one step of the run.
           lisa: which layers learn; default: all.
-          lrs: highest learning rates by the names of networks, in place of `config.optim.lr`.
-          extra: further entries of the state.
+          lrs: highest learning rates by the names of networks, which replace `config.optim.lr`.
+          extra: further entries of the state: scalars, or trees of scalars.
         """
         config = self.config
         trainable = self._trainable(initial, lengths, lisa)
@@ -252,10 +255,10 @@ class Run(Generic[C]):
         return of_layers(lisa.layers, period, frozen, params, self.config.seed)
 
     def _frozen_rules(self, params: Any, initial: InitialParams) -> Rules:
-        """Which parameters do not learn: what `config.optim.frozen` says, and with adapters their base.
+        """Rules for the parameters that do not learn: those of `config.optim.frozen`, and the base of adapters.
 
-        With several networks a rule is for each of them, or begins with a name. Raises UserError for a rule of
-        `config.optim` that is for no parameter.
+        With several networks a rule applies to each of them, or begins with the name of one. Raises UserError for a
+        rule of `config.optim` that matches no parameter.
         """
         names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         within = f"(?:(?:{'|'.join(initial.names)})/)?" if initial.names else ""
@@ -270,8 +273,8 @@ class Run(Generic[C]):
         return rules if self.adapters is None else of_adapters(rules, params, initial.base_shapes)
 
     def check_rules(self) -> None:
-        """Raises UserError, before data are read, for rules of `config.optim` and `config.lora` that do not fit the
-        network."""
+        """Raises UserError for rules of `config.optim` and `config.lora` that do not fit the network. Recipes call it
+        before they read data, which may take long."""
         params = self.model.abstract_params
         if self.adapters is not None:
             base_of(self.adapters, params)
@@ -282,7 +285,7 @@ class Run(Generic[C]):
                 by_rules(setting, rules, trainable)
 
     def update(self, network: Network, loss_fn: LossFn) -> Update:
-        """The pure function of one optimiser step of a network, as the config says (`update.make_update`)."""
+        """One optimiser step of a network as a pure function (`update.make_update`), with the config's settings."""
         config = self.config
         return make_update(
             loss_fn,
@@ -297,7 +300,7 @@ class Run(Generic[C]):
         )
 
     def _dropout(self) -> Callable[[Any, jax.Array], Any] | None:
-        """The dropout of adapters' inputs, anew at every pass, as `make_update` takes it."""
+        """The dropout of adapters' inputs as the argument `perturb` of `make_update`; None without dropout."""
         rate, key = self.config.lora.dropout, purpose_key(self.config.seed, "lora dropout")
         if not rate:
             return None
@@ -306,7 +309,12 @@ class Run(Generic[C]):
     # The loop --------------------------------------------------------------------------------------------------------
 
     def further_evaluations(self, every: int, model_of: Callable[[Any], LanguageModel]) -> list[Evaluation]:
-        """The sections of `config.evals` as evaluations. model_of: gives the language model of a state's parameters."""
+        """The evaluations of `config.evals`.
+
+        Args:
+          every: steps between two evaluations.
+          model_of: model_of(params) -> the language model with the parameters of a state.
+        """
 
         def evaluation(name: str, section: Mapping[str, Any]) -> Evaluation:
             if name not in self.evaluators:
@@ -334,21 +342,21 @@ class Run(Generic[C]):
         headline: Mapping[str, str] = HEADLINE,
         finish: Finish | None = None,
     ) -> Iterator[Loop]:
-        """The loop to the end of the run, from its latest checkpoint on; without a step where the run is complete.
+        """The loop from the run's latest checkpoint to its end; it has no steps where the run is complete.
 
-        After it `loop.state` is the last state, with whole networks as its parameters.
+        After the loop, `loop.state` is the last state, with whole networks.
 
         Args:
-          network: what is trained.
-          batches: what the step is fed, as `data.prefetch` takes them.
-          sharding: where batches lie.
-          lengths: of the run.
-          evaluations: of the parameters of whole networks.
+          network: the network that is trained.
+          batches: batches by step, as `data.prefetch` takes them.
+          sharding: the sharding of batches.
+          lengths: the lengths of the run.
+          evaluations: evaluations of whole networks.
           check: sees all metrics and may stop the run.
-          flops_per_token: of the step, for the reports.
-          manifest: what checkpoints say beside the config, data and network.
-          tables: shown at the start.
-          headline: the metrics of the progress line, with their labels.
+          flops_per_token: model FLOPs of a step per token, for the reports.
+          manifest: further entries of the manifests of checkpoints.
+          tables: tables to show at the start, by name.
+          headline: metrics of the progress line, with their labels.
           finish: changes the parameters after the last step.
 
         Raises:
@@ -415,7 +423,7 @@ class Run(Generic[C]):
         return found
 
     def _manifest(self, batches: Any, lengths: Lengths) -> dict[str, Any]:
-        """What the run's checkpoints say of it."""
+        """The manifest of the run's checkpoints."""
         tokenizer, template, start = self.tokenizer, self.template, self.start
         said = dict(tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint)
         described = manifest.describe(to_config(self.config), **said)
@@ -437,9 +445,10 @@ class Run(Generic[C]):
     def _resume(
         self, saved: Checkpoints, abstract: State, described: Mapping[str, Any], finish: Finish | None
     ) -> State | None:
-        """The state of the newest whole checkpoint, None where there is none; tells in a line what it is of.
+        """The state of the newest whole checkpoint, of which a line tells; None where there is none.
 
-        Of a finished run that is made longer it is the state before `finish`. UserError for what a run must not change.
+        For a finished run that is made longer, it is the state before `finish`. Raises UserError where settings differ
+        that a run must not change.
         """
         step = saved.latest()
         if step is None:
@@ -456,15 +465,15 @@ class Run(Generic[C]):
         if complete and finish is not None and not shelf and step == before["total_steps"]:
             raise UserError(f"{path}: a version before was cut off just before the end: make the run a step longer")
         if complete:
-            also = f"; what has changed does nothing any more: {'; '.join(changes)}" if changes else ""
+            also = f"; changes have no effect any more: {'; '.join(changes)}" if changes else ""
             tell(f"{path.parent.parent}: already complete, {step} steps; nothing was done{also}")
             return state
-        tell(f"going on from step {step}" + (f" with what was changed: {'; '.join(changes)}" if changes else ""))
+        tell(f"resuming from step {step}" + (f" with changes: {'; '.join(changes)}" if changes else ""))
         return state | {kind: state[kind] | entries for kind, entries in shelf.items()}
 
 
 def _also_best(check: Check, metric: str) -> Check:
-    """`check`, which also refuses evaluations that do not give the metric of `config.checkpoint.best`."""
+    """A check that calls `check`, and refuses evaluations without the metric of `config.checkpoint.best`."""
 
     def both(step: int, metrics: Mapping[str, float]) -> None:
         check(step, metrics)
@@ -477,5 +486,5 @@ def _also_best(check: Check, metric: str) -> Check:
 
 
 def _on_base(run: Callable, network: Network) -> Callable:
-    """An evaluation of whole networks as one of the parameters in a state."""
+    """An evaluation of a state's parameters, made of an evaluation of whole networks."""
     return lambda params: run(network.whole({"params": params})["params"])

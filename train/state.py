@@ -1,7 +1,7 @@
-"""What a run carries from step to step, and where each part of it lives.
+"""The state of a run, which every step carries on, and its shardings.
 
-State is a plain dict: params, opt_state, step, guard (what decides whether a step is skipped) and, where asked for,
-ema, the moving average of the parameters. All of it is made already sharded.
+The state is a plain dict: `params`, `opt_state`, `step`, `guard` (counters that decide whether a step is skipped) and,
+on request, `ema`, the moving average of the parameters.
 """
 
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ def state_of(
 
     Args:
       params: all parameters.
-      optimizer: of those that learn.
-      trainable: which those are.
-      ema: whether a moving average is kept.
-      extra: further entries of the state, scalars or trees of them.
+      optimizer: the optimiser of the trainable parameters.
+      trainable: which parameters are trainable.
+      ema: whether the state has a moving average of the parameters.
+      extra: further entries of the state: scalars, or trees of scalars.
     """
     own, rest = split_frozen(params, trainable.frozen)
     guard = {"mean": 0.0, "var": 0.0, "accepted": 0, "skipped": 0, "streak": 0}
@@ -44,14 +44,21 @@ def state_of(
 
 
 def in_float32(params: Any) -> Any:
-    """A copy in float32, in which a moving average takes steps that parameters of 16 bits would not."""
+    """A copy of parameters in float32, the dtype of moving averages: 16 bits would round their small steps away."""
     return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
 
 
 def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> State:
-    """A sharding for each leaf: optimiser moments, and the scales of their blocks, lie where their parameter lies,
-    those of a few layers as all layers would, everything else on every device. Arrays under `by_layer.ON_HOST`
-    lie in the host's memory."""
+    """The sharding of each leaf of a state.
+
+    Moments, and the scales of their blocks, have the sharding of their parameter; so do moments of some layers of a
+    stack. Everything else is replicated. Arrays under `by_layer.ON_HOST` lie in the host's memory.
+
+    Args:
+      abstract: shapes of the state.
+      mesh: the devices.
+      rules: (regex over parameter paths, mesh axes of each array axis).
+    """
     params = shardings(abstract["params"], mesh, rules)
     by_path = {
         path_name(path): (leaf.shape, sharding)
@@ -82,7 +89,7 @@ def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> S
 
 
 def _divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
-    """Whether an array of `shape` can be laid out so."""
+    """Whether the sharding divides an array of this shape evenly."""
     try:
         sharding.shard_shape(shape)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How fast a run goes, and what share of the hardware's peak that is."""
+"""Speed of a run, and its share of the hardware's peak."""
 
 import resource
 import sys
@@ -17,20 +17,20 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA L4": 121e12,
 }
-"""Dense bfloat16 FLOP/s per device by the makers' data sheets; the longest name that the device's kind starts with."""
+"""Dense bfloat16 FLOP/s of a device by its data sheet. The longest name that a device's kind starts with counts."""
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """The peak of `device` in FLOP/s, None for one without a data sheet here (CPUs)."""
+    """The peak of a device in FLOP/s; None for devices that PEAK_FLOPS does not list, such as CPUs."""
     names = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
 class Meter:
-    """Tokens per second since the last reading, not counting the time that was passed over with `pause`.
+    """Measures tokens per second between two readings, without the time given to `pause`.
 
-    MFU is model FLOPs (`LlamaConfig.flops_per_token`: recomputation and padding left out) per second, divided by the
-    devices' peak; given as a fraction, and only for devices whose peak is known.
+    MFU is model FLOPs per second (`LlamaConfig.flops_per_token`, without recomputation and padding) divided by the
+    devices' peak. It is a fraction, and left out for devices whose peak is not known.
     """
 
     def __init__(self, flops_per_token: float):
@@ -41,11 +41,11 @@ class Meter:
         self._passed_over = 0.0
 
     def pause(self, seconds: float) -> None:
-        """Leaves `seconds`, spent on evaluation or a report, out of the next reading."""
+        """Leaves seconds spent on evaluations, saving or compiling out of the next reading."""
         self._passed_over += seconds
 
     def read(self, tokens: float, steps: int) -> dict[str, float]:
-        """Rates over the `tokens` (padding not counted) of the `steps` since the last reading."""
+        """Rates since the last reading, in which so many steps trained so many tokens (padding not counted)."""
         now = time.perf_counter()
         seconds = max(now - self._start - self._passed_over, 1e-9)
         self._start, self._passed_over = now, 0.0
@@ -60,7 +60,7 @@ class Meter:
 
 
 def memory() -> dict[str, float]:
-    """Peak bytes: of the first device where it tells, and of this process on the host."""
+    """Peak memory in bytes: of this process on the host, and of the first device where its backend reports it."""
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"host_memory_peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
     stats = jax.local_devices()[0].memory_stats() or {}

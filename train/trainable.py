@@ -47,14 +47,16 @@ EVERYTHING: Rules = ((r".*", False),)
 
 
 class Rest(NamedTuple):
-    """What does not learn at a step; trees have None in place of what does."""
+    """The parameters that do not learn at a step. Trees have None in place of the parameters that do."""
 
     frozen: Any
     """Parameters that never learn."""
+
     stack: Any = None
-    """All layers that may learn, where only some do at a step; None where all do."""
+    """All layers that may learn, where only some learn at a step; None where all layers learn."""
+
     rows: Int[Array, " G"] | None = None
-    """The numbers of the layers that learn at the step; None where all do."""
+    """Indices of the layers that learn at the step; None where all layers learn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +65,18 @@ class Trainable:
 
     frozen: Rules = EVERYTHING
     """(regex over parameter paths, whether the parameter is frozen); the first match counts."""
+
     layers: int | tuple[int, ...] | None = None
-    """None: all layers learn. A tuple: the layers of these numbers. A number: as many layers, drawn for each period."""
+    """A tuple: indices of the layers that learn. A number: that many layers, drawn for each period. None: all."""
+
     period: int | None = None
     """Steps before a new set of layers is drawn; None where none is drawn."""
+
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
     def split(self, params: Any, step: Int[Array, ""] | int) -> tuple[Any, Rest]:
-        """The parameters that learn at a step, and the rest. Of a stack of which some layers learn, their rows."""
+        """The parameters that learn at a step, and the rest. Of stacked layers, the rows that learn are taken."""
         own, frozen = split_frozen(params, self.frozen)
         rows = self._rows(own, step)
         if rows is None:
@@ -80,14 +85,14 @@ class Trainable:
         return learns, Rest(frozen, own["layers"], rows)
 
     def merge(self, learns: Any, rest: Rest) -> Any:
-        """The inverse of `split`: all parameters, after those that learn have moved."""
+        """The inverse of `split`: all parameters, with new values of those that learn."""
         if rest.rows is not None:
             write = lambda stack, part: stack.at[rest.rows].set(part, unique_indices=True)  # noqa: E731
             learns = learns | {"layers": jax.tree.map(write, rest.stack, learns["layers"])}
         return join_frozen(learns, rest.frozen)
 
     def for_loss(self, learns: Any, rest: Rest) -> Any:
-        """All parameters, in a form whose gradient by `learns` is that of the parameters that learn."""
+        """All parameters for the loss, which can be differentiated with respect to `learns`."""
         if rest.rows is None:
             return join_frozen(learns, rest.frozen)
         places = jnp.full(depth(rest.stack), -1).at[rest.rows].set(jnp.arange(len(rest.rows)))
@@ -100,11 +105,11 @@ class Trainable:
         return split_frozen(params, self.frozen)[0]
 
     def optimizer_extra(self, step: Int[Array, ""]) -> dict[str, Int[Array, ""]]:
-        """What the optimiser is told at a step, because it starts over when other layers learn (`make_optimizer`)."""
+        """Extra arguments of `Optimizer.move`: the number of the period, since moments start over with other layers."""
         return {} if self.period is None else {"period": step // self.period}
 
     def _rows(self, own: Any, step: Int[Array, ""] | int) -> Int[Array, " G"] | None:
-        """The numbers of the layers that learn at a step, drawn uniformly without replacement; None: all."""
+        """Indices of the layers that learn at a step, drawn uniformly without replacement; None where all learn."""
         if self.layers is None:
             return None
         if self.period is None:
@@ -114,9 +119,12 @@ class Trainable:
 
 
 def of_adapters(frozen: Rules, params: Any, base: Any) -> Rules:
-    """Rules by which nothing of `base` learns, nor the fixed parts of adapters. frozen: rules for all else.
+    """Rules that freeze the base and the fixed parts of adapters.
 
-    params: all parameters, adapters included; shapes suffice.
+    Args:
+      frozen: rules for all other parameters.
+      params: all parameters, adapters included; shapes suffice.
+      base: the frozen base weights; shapes suffice.
     """
     own = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(without(params, base))}
     fixed = tuple(f"/{part}" for part in lora.FIXED)
@@ -127,14 +135,15 @@ def of_adapters(frozen: Rules, params: Any, base: Any) -> Rules:
 def of_layers(
     layers: int | Sequence[int] | None, period: int | None, frozen: Rules, params: Any, seed: int
 ) -> Trainable:
-    """The trainable of which some layers learn.
+    """A `Trainable` in which some layers learn.
 
     Args:
-      layers: how many (LISA), or a list of their numbers, negative ones counted from the last layer; None: all.
-      period: steps before as many others are drawn; None for a list.
+      layers: the number of layers (LISA), or a list of their indices, where negative ones count from the last layer.
+        None: all layers.
+      period: steps before a new set of layers is drawn; None for a list.
       frozen: rules for parameters that never learn.
       params: all parameters; shapes suffice.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Raises:
       UserError: a number of layers without a period, a list with one, or layers that the network does not have.
@@ -171,12 +180,12 @@ def check_period(layers: int | Sequence[int] | None, period: float | None) -> No
 
 
 def depth(stack: Any) -> int:
-    """How many layers a stack has."""
+    """Number of layers of a stack."""
     return len(jax.tree.leaves(stack)[0])
 
 
 def split_frozen(params: Any, frozen: Rules) -> tuple[Any, Any]:
-    """(trainable, frozen) trees of the same structure with None in the other's places; a pytree skips None."""
+    """The trainable and the frozen parameters, as two trees with None in place of the other's parameters."""
     is_frozen = by_rules("frozen", frozen, params)
     trainable = jax.tree.map(lambda p, f: None if f else p, params, is_frozen)
     rest = jax.tree.map(lambda p, f: p if f else None, params, is_frozen)

@@ -1,4 +1,4 @@
-"""How one step changes the state: gradients, the decision to take the step, the optimiser's move."""
+"""One optimiser step as a pure function of the state: gradients, the guard's decision, the move."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from .state import State, in_float32
 from .trainable import Trainable, join_frozen, split_frozen
 
 LossFn = Callable[[Any, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
-"""loss_fn(params, rows) -> the sum of the loss over tokens, the number of tokens, a dict of further sums."""
+"""loss_fn(params, rows) -> (sum of the loss over tokens, number of tokens, further sums by name)."""
 
 Update = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
-"""update(state, batch) -> the next state, and float32 scalars about the step."""
+"""update(state, batch) -> (the next state, float32 metrics of the step)."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,21 @@ def make_update(
     """The pure function of one optimiser step.
 
     Args:
-      loss_fn: the loss. Sums are divided once, by the tokens of the whole batch.
-      optimizer: of the parameters that learn.
+      loss_fn: the loss. Its sums are divided once, by the tokens of the whole batch.
+      optimizer: the optimiser of the parameters that learn.
       schedule: the learning rate by accepted steps, for the metrics.
       trainable: which parameters learn.
       accumulate: parts of a batch that are computed one after the other; the result does not depend on it.
-      guard: when a step is skipped.
-      ema_decay: of the moving average in the state; None where there is none.
-      perturb: gives the parameters that the loss sees, from the parameters and the number of the pass, counted over all
-        parts of all batches; for dropout.
-      seed: of the rounding of parameters in bfloat16.
+      guard: which steps are skipped.
+      ema_decay: decay of the moving average in the state; None where the state has none.
+      perturb: perturb(params, number) -> the parameters that the loss sees, for dropout. The number counts all parts of
+        all batches.
+      seed: seed of the rounding of parameters in bfloat16.
 
-    A batch without a token changes `step` and nothing else. Metrics: loss, the further sums per token, grad_norm
-    (before clipping), update_norm (of the difference in the stored parameters; 0 where the step is skipped), param_norm
-    (of what is not frozen, in all layers), lr, tokens, skipped (so far) and streak (skips in a row).
+    A batch without a token changes `step` and nothing else. The metrics are loss, the further sums per token, grad_norm
+    (before clipping), update_norm (norm of the change of the stored parameters; 0 for a skipped step), param_norm
+    (of the parameters that are not frozen, in all layers), lr, tokens, skipped (steps so far) and streak (skipped steps
+    in a row).
     """
 
     def update(state: State, batch: Mapping[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
@@ -118,15 +119,14 @@ def make_update(
 
 
 def _average(ema: Any, params: Any, trainable: Trainable, decay: float) -> Any:
-    """The moving average after a step; what is frozen stays."""
+    """The moving average after a step; frozen parameters stay as they are."""
     moving, still = split_frozen(ema, trainable.frozen)
     average = optax.incremental_update(in_float32(trainable.may_learn(params)), moving, 1.0 - decay)
     return join_frozen(average, still)
 
 
 def _sum(grad_fn: Callable, trainable: Any, batch: Mapping[str, jax.Array], parts: int) -> Any:
-    """The sum of what grad_fn(trainable, rows, number) gives of `parts` equal parts of the batch, each with rows of
-    every shard."""
+    """The sum of grad_fn(trainable, rows, number) over equal parts of a batch, each with rows of every shard."""
     split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
 
     def add(total, part):
@@ -147,8 +147,8 @@ def _is_spike(counts: Mapping[str, jax.Array], loss: jax.Array, guard: Guard) ->
 def _count(
     counts: Mapping[str, jax.Array], loss: jax.Array, accept: jax.Array, empty: jax.Array
 ) -> dict[str, jax.Array]:
-    """Running mean and variance of accepted losses (exponential, about the last 50), and the counters of skips; a step
-    without a token is none."""
+    """The guard's counters after a step: exponential mean and variance of accepted losses (over about 50), skipped
+    steps, and the streak. An empty step counts neither as accepted nor as skipped."""
     weight = jnp.maximum(1.0 / (counts["accepted"] + 1.0), 0.02)
     delta = loss - counts["mean"]
     mean = counts["mean"] + weight * delta

@@ -81,7 +81,7 @@ def test_a_finished_reward_run_that_is_made_longer_goes_on_from_the_head_before_
         for steps in lengths:
             argv = rl_arguments("reward", tmp_path / run, init_from=tuned)
             assert main([*argv, *constant, f"--config.total_steps={steps}", "--config.checkpoint.keep_last=9"]) == 0
-    assert "going on from step 2 with what was changed: 2 steps become 4" in capsys.readouterr().err
+    assert "resuming from step 2 with changes: 2 steps become 4" in capsys.readouterr().err
     straight, longer = (state_of(tmp_path / run) for run in ("straight", "longer"))
     assert_same_bits(longer, straight)
     finished = state_of(tmp_path / "longer" / "checkpoints" / "2")

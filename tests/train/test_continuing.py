@@ -64,7 +64,7 @@ def changed(**leaves):
 def test_a_leaf_that_changes_what_is_trained_is_refused_with_its_old_and_new_value(leaf, value, said):
     changes = compare(manifest(), changed(**{leaf: value}))
     assert changes.refused == [said] and changes.told == []
-    with pytest.raises(UserError, match=re.escape(f"/run: this run cannot go on with what was changed: {said}. Give")):
+    with pytest.raises(UserError, match=re.escape(f"/run: this run cannot resume with these changes: {said}. Give")):
         check("/run", manifest(), changed(**{leaf: value}))
 
 

@@ -67,4 +67,4 @@ def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys):
     assert "cannot be locked (Operation not supported)" in capsys.readouterr().err
     with only_process_of("gs://bucket/run"):
         pass
-    assert "gs://bucket/run: no lock there" in capsys.readouterr().err
+    assert "gs://bucket/run: object stores have no locks" in capsys.readouterr().err

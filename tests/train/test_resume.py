@@ -140,7 +140,7 @@ def test_a_finished_run_given_again_says_so_and_changes_not_a_byte(pretrained, a
     shutil.copytree(pretrained, run)
     for further, said in (
         ([], "\n"),
-        (["--config.log_steps=5"], "; what has changed does nothing any more: config.log_steps was 1 and is 5\n"),
+        (["--config.log_steps=5"], "; changes have no effect any more: config.log_steps was 1 and is 5\n"),
     ):
         capsys.readouterr()
         assert main([*arguments("pretrain", run), *further]) == 0
@@ -175,7 +175,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_run_ends_with_the_same_bits
     data.write_bytes(content)
     assert main(arguments("pretrain", run)) == 0
     said = capsys.readouterr().err
-    assert "checkpoints/24 is not whole (" in said and "going on from step 12" in said
+    assert "checkpoints/24 is not whole (" in said and "resuming from step 12" in said
     assert_same_bits(state_of(run), state_of(pretrained))
 
 
