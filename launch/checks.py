@@ -1,4 +1,4 @@
-"""What can be known of a run before anything is read or built: every leaf of its config, its devices."""
+"""Checks of a config before any data or weights are read: every leaf, and this machine's devices and packages."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from ..train.run_config import RunConfig
 from .recipes import read_config
 
 KERNELS = {"splash": "tpu", "cudnn": "gpu"}
-"""Implementations of attention that one kind of device has."""
+"""Implementations of attention that need one kind of device, with its backend."""
 
 
 def check_phases(
     phases: Mapping[str, ml_collections.ConfigDict], evaluators: Mapping[str, Evaluator], *, here: bool = True
 ) -> None:
-    """Raises UserError, with the phase where there are several, as `check_config` does."""
+    """Checks all phases by `check_config`. Its UserError names the phase where there are several."""
     for name, config in phases.items():
         try:
             check_config(config, evaluators, here=here)
@@ -28,8 +28,13 @@ def check_phases(
 
 
 def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Evaluator], *, here: bool = True) -> None:
-    """Raises UserError for a config that its recipe cannot run, as far as that is known without data or weights. here:
-    whether it is to run on this machine, which then has to have what it asks for."""
+    """Raises UserError for a config that its recipe cannot run, as far as that is known without data and weights.
+
+    Args:
+      config: the config of one run.
+      evaluators: the evaluations that `config.evals` may name.
+      here: whether the config will run on this machine, whose devices and packages are then checked too.
+    """
     settings = read_config(config)
     for name, section in settings.evals.items():
         if name not in evaluators:

@@ -1,4 +1,4 @@
-"""The phases of a config as runs, each from where the one before ended, and what evaluations found between them.
+"""The phases of a config as runs, each of which starts from the end of the run before, and a table of evaluations.
 
     WORKDIR/<phase>/      an ordinary run
     WORKDIR/phases.json   {metric: {"before": value, <phase>: value, ...}}

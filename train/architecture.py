@@ -192,7 +192,7 @@ def model_of(settings: ModelSettings, start: Checkpoint | None, tokenizer: Token
 
 
 def _check_grows(start: Checkpoint, vocab_size: int | None) -> None:
-    """Raises UserError where `config.model.vocab_size` asks for rows that loading cannot give."""
+    """Raises UserError where `config.model.vocab_size` asks for rows that loading cannot add."""
     own = start.config.vocab_size
     if vocab_size is None or vocab_size == own:
         return
@@ -206,7 +206,7 @@ def _check_grows(start: Checkpoint, vocab_size: int | None) -> None:
 
 
 def _check_shapes(path: str, stored: LlamaConfig, model: llama.Model) -> None:
-    """Raises ValueError where the network, by a leaf of `config.model`, has other parameters than the one at a path."""
+    """Raises ValueError where leaves of `config.model` give the network other shapes than the checkpoint has."""
     there, asked = (
         {path_name(key_path): leaf.shape for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (llama.build(stored).abstract_params, model.abstract_params)
@@ -222,7 +222,7 @@ def _check_shapes(path: str, stored: LlamaConfig, model: llama.Model) -> None:
 
 
 def _check_execution(config: LlamaConfig) -> None:
-    """Raises here what would come up in the first step only; `llama.build` looks at remat."""
+    """Raises errors for dtypes and attention here, which would otherwise come up in the first step."""
     for name in (config.dtype, config.param_dtype):
         jnp.dtype(name)
     if config.attention not in IMPLEMENTATIONS:

@@ -1,7 +1,7 @@
-"""From config values to one optimiser: clip, precondition, decay, multiply, step.
+"""The optimiser and the learning rate of a run: clip, precondition, decay, multiply, step.
 
-The optimiser sees the trainable parameters only. Which are decayed, frozen or moved at another pace is said by regex
-lists (`model.sharding.match`).
+The optimiser sees the trainable parameters only. Lists of (regex over parameter paths, value) say which parameters
+decay, are frozen or have another learning rate (`model.sharding.match`).
 """
 
 import functools
@@ -196,16 +196,21 @@ def make_optimizer(
 
 
 def _longest(clip_norm: float | None, eps: float | None) -> float:
-    """More than any number of a direction, but for adafactor's: a sign, a part of an orthogonal matrix scaled by the
-    root of its size, or a mean of gradients, whose squares are finite, over `eps` at least."""
+    """An upper bound of the numbers of a direction, for all optimisers but adafactor.
+
+    A direction is a sign, a part of an orthogonal matrix scaled by the root of its size, or a mean of gradients, whose
+    squares are finite, divided by at least `eps`.
+    """
     return 1e9 + (0.0 if eps is None else min(clip_norm or 2.0**64, 2.0**64) / eps)
 
 
 def _stays_finite(
     schedule: optax.Schedule, multiplier: float, weight_decay: float, longest: float
 ) -> Callable[..., jax.Array]:
-    """`Optimizer.finite` of directions whose numbers are below `longest`, by the largest number of each parameter: the
-    step itself is then computed but once, and no parameter exists twice."""
+    """`Optimizer.finite` by bounds: the largest number of each parameter, and `longest` for those of a direction.
+
+    The step itself is then computed once, and no parameter is in memory twice.
+    """
 
     def finite(grads, state, params, count, **further) -> jax.Array:
         del grads, state, further
@@ -223,14 +228,14 @@ def _stays_finite(
 def _check_offloads(name: str, restarts: bool) -> None:
     if name not in OFFLOADED:
         raise UserError(
-            f"config.optim.offload: {name} looks at more than one layer at a time; {', '.join(OFFLOADED)} do not"
+            f"config.optim.offload: {name} needs several layers at a time; {', '.join(OFFLOADED)} can be offloaded"
         )
     if restarts:
         raise UserError("config.optim.offload cannot be combined with lisa.period_steps: set optim.offload=False")
 
 
 def _in_float32(*chain: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The chain with state and arithmetic in float32, whatever the parameters are stored in."""
+    """The chain with state and arithmetic in float32, whatever the dtype of the parameters."""
     optimizer = optax.chain(*chain)
 
     def cast(tree):
@@ -268,8 +273,8 @@ def _muon(params, b1, b2, eps, momentum, ns_steps):
     def axes(tree):
         return jax.tree_util.tree_map_with_path(lambda path, _: _matrix_axes(path_name(path)), tree)
 
-    # At learning rate -1 optax's alias gives the direction itself; the chain above sets sign and pace. What it
-    # would do for the rest is Adam with Nesterov momentum, hence the partition.
+    # At learning rate -1 optax's alias gives the direction itself; the chain in `make_optimizer` sets sign and rate.
+    # For all other parameters the alias uses Adam with Nesterov momentum, hence the partition.
     matrices = contrib.muon(
         -1.0, ns_steps=ns_steps, beta=momentum, eps=eps, consistent_rms=0.2, muon_weight_dimension_numbers=axes
     )
@@ -280,7 +285,7 @@ def _muon(params, b1, b2, eps, momentum, ns_steps):
 
 
 def _matrix_axes(name: str) -> contrib.MuonDimensionNumbers | None:
-    """Input and output axes of a stacked layer matrix (axis 0 is the layer); None for what Muon leaves to Adam."""
+    """Input and output axes of a stacked layer matrix (axis 0 is the layer); None for parameters that Adam moves."""
     if name.endswith(("attention/q", "attention/k", "attention/v")):
         return contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
     if name.endswith("attention/o"):
@@ -293,8 +298,10 @@ def _matrix_axes(name: str) -> contrib.MuonDimensionNumbers | None:
 def _restarting(
     make: Callable[[Any], optax.GradientTransformation], params: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """The direction that `make(params)` gives, with separate states for layers and the rest: that of the layers,
-    counts included, is a first one again whenever `update` is told another `period` than before."""
+    """The direction of `make(params)`, with separate states for layers and for all other parameters.
+
+    The layers' state, counts included, is initialised again whenever `update` gets another `period` than before.
+    """
 
     layers, rest = (make(part) for part in split_layers(params))
 
@@ -314,7 +321,7 @@ def _restarting(
 
 
 def each_part(optimizers: Mapping[str, Optimizer]) -> Optimizer:
-    """For a tree of several networks: the optimiser of its name for each, which sees and clips that part alone."""
+    """The optimiser of several networks in one tree: each has its own, which sees and clips its network alone."""
 
     def init(params):
         return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
@@ -343,10 +350,16 @@ _DIRECTIONS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "lion": _lion, "adafact
 def make_schedule(
     *, name: str, lr: float, total_steps: int, warmup_steps: int, final: float, decay_steps: int | None = None
 ) -> optax.Schedule:
-    """Learning rate by step: a linear rise to `lr` over `warmup_steps`, then down to `final * lr` at `total_steps`.
+    """The learning rate by step: a linear rise to `lr`, then a descent to `final * lr`.
 
-    `cosine` (LLaMA: final 0.1, 2,000 warm-up steps), `linear`, `constant` (no descent), or `wsd`, which stays at the
-    top and falls linearly over the last `decay_steps` (warmup-stable-decay, arXiv:2404.06395, section 4).
+    Args:
+      name: shape of the descent: cosine (LLaMA: final 0.1, 2,000 steps of warm-up), linear, constant (no descent) or
+        wsd, which stays at `lr` and falls linearly at the end (warmup-stable-decay, arXiv:2404.06395, section 4).
+      lr: the highest learning rate.
+      total_steps: number of steps.
+      warmup_steps: steps of the rise.
+      final: the last learning rate, as a share of `lr`.
+      decay_steps: steps of wsd's descent.
     """
     if warmup_steps > total_steps:
         raise UserError(f"config.schedule: warm-up of {warmup_steps} steps in a run of {total_steps}; shorten it")

@@ -1,7 +1,7 @@
-"""What a run tells: to the console, to JSON lines, to TensorBoard and, when asked for, to Weights & Biases.
+"""Reports of a run: on the console, as JSON lines, for TensorBoard and, on request, for Weights & Biases.
 
-Metrics are floats under names grouped by slashes ("train/loss", "eval/primer/loss"); tables of samples are lists of
-rows. Only process 0 of a run writes. A run that resumes drops what was written after the step it resumes from.
+Metrics are floats under names grouped by slashes ("train/loss", "eval/primer/all"); tables of samples are lists of
+rows. Only process 0 of a run writes. A run that resumes drops the reports of later steps than the one it resumes from.
 """
 
 import contextlib
@@ -30,11 +30,18 @@ HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
 
 
 class Reporter:
-    """Writes metrics and tables of a run under `workdir`: metrics.jsonl, samples.jsonl, tensorboard/.
+    """Writes the metrics and tables of a run.
 
-    start_step: the step that the run resumes from, 0 if it starts anew. total_steps: None if it ends by the clock.
-    headline: the metrics that the progress line shows, with their labels there. wandb: the run's name on Weights &
-    Biases; None for not using it, UserError if it is not installed.
+    Args:
+      workdir: folder of metrics.jsonl, samples.jsonl and tensorboard/.
+      total_steps: number of steps of the run; None: the progress line shows neither it nor the time left.
+      start_step: the step that the run resumes from; 0 for a new run.
+      headline: metrics of the progress line, with their labels.
+      wandb: the run's name on Weights & Biases; None: nothing is sent.
+      console: where lines and tables are printed. Default: standard output.
+
+    Raises:
+      UserError: `wandb` is given, and the package is not installed.
     """
 
     def __init__(
@@ -61,13 +68,13 @@ class Reporter:
         ]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Reports metrics of the state after `step` updates."""
+        """Reports metrics of the state after a number of steps."""
         values = {name: float(value) for name, value in metrics.items()} if self._outlets else {}
         for outlet in self._outlets:
             outlet.metrics(step, values)
 
     def text(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
-        """Reports a table of samples: rows with the same columns."""
+        """Reports a table of samples, whose rows have the same columns."""
         for outlet in self._outlets:
             outlet.table(step, name, rows)
 
@@ -145,7 +152,7 @@ class _Terminal:
 
 
 class _JsonLines:
-    """metrics.jsonl, an object with "step" a line, and samples.jsonl, an object with "step", "name", "rows" a line."""
+    """metrics.jsonl, a line {"step", metrics...} each, and samples.jsonl, a line {"step", "name", "rows"} each."""
 
     def __init__(self, workdir: epath.Path, start_step: int):
         self._files = {}
@@ -172,7 +179,7 @@ class _JsonLines:
 
 
 class _TensorBoard:
-    """TensorBoard's event file, written here and not by a thread of tensorboardX's, whose errors nobody would see."""
+    """TensorBoard's event file, written in this thread: errors in tensorboardX's own thread would be lost."""
 
     def __init__(self, workdir: epath.Path, start_step: int):
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -229,7 +236,7 @@ class _WandB:
 
 
 def _drop_lines_after(path: epath.Path, step: int) -> None:
-    """Keeps the lines of a run up to the step it resumes from; none for step 0, where it starts anew."""
+    """Keeps the lines of a file up to the step that the run resumes from; none for step 0, a new run."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
@@ -237,7 +244,7 @@ def _drop_lines_after(path: epath.Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The step that a line is of; infinity for one that a kill left torn."""
+    """The step of a line; infinity for a line that a kill cut off."""
     try:
         return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):

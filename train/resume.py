@@ -103,8 +103,8 @@ def check(path: epath.Path, saved: Mapping[str, Any], given: Mapping[str, Any], 
     changes = compare(saved, given, kind)
     if changes.refused:
         raise UserError(
-            f"{path}: this run cannot resume with these changes: {'; '.join(changes.refused)}. Give the former values, or "
-            "start over in another --workdir"
+            f"{path}: this run cannot resume with these changes: {'; '.join(changes.refused)}. Give the former values, "
+            "or start over in another --workdir"
         )
     return changes.told
 

@@ -125,7 +125,7 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(arguments, tmp_pat
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("adafactor", {}, "adafactor looks at more than one layer at a time; adamw, adamw8bit, lion do not"),
+        ("adafactor", {}, "adafactor needs several layers at a time; adamw, adamw8bit, lion can be offloaded"),
         ("adamw", {"restarts": True}, "leave it out"),
     ],
 )
