@@ -1,10 +1,9 @@
 """The config of a supervised run with every default. An experiment's file starts here and changes what it is about.
 
-Every setting is described at its field: `train/run_config.py` has the sections that all recipes share.
+Every setting is described at its field; `train/run_config.py` names the file of each section. A length of time is set
+in one of its units: `_steps`, `_epochs` (passes over the whole mixture), `_tokens` or `_percent` (of the run).
 
-Lengths of time come in units, one of which is set: `_steps`, `_epochs` (of the whole mixture), `_tokens`, `_percent`
-(of the total). `phases`, a list of (name, {"optim.lr": 1e-4, ...}), describes several runs, each of which starts from
-the end of the run before; it names what each changes.
+`c.phases`, a list of (name, {leaf: value}), makes several runs of a config (`settings/config_files.py`).
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +23,4 @@ def joined(sources: str, name: str = "source") -> dict:
 
 
 def base() -> ConfigDict:
-    c = to_config(SupervisedConfig())
-    c.phases = None
-    return c
+    return to_config(SupervisedConfig())

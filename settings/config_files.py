@@ -26,11 +26,14 @@ from ..errors import UserError, did_you_mean
 
 
 def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
-    """The arguments of a config file, `name.py:key=value,key=value`, as attributes.
+    """The arguments of a config file, `name.py:key=value,key=value`, as attributes of a namespace.
 
-    `defaults` names the keys there are; a value takes the type of its default (a default of None takes a string).
-    A key without a value means True; `\\,` is a comma in a value. Raises UserError for unknown keys and for values of
-    another type.
+    Args:
+      arg: the text after the colon; None: no arguments. A key without a value is True; `\\,` is a comma in a value.
+      defaults: the keys that the file knows, with defaults. A value has the type of its default; of a default None, str.
+
+    Raises:
+      UserError: an unknown key, or a value of another type.
     """
     values = dict(defaults)
     for item in filter(None, split_escaped(arg or "", ",")):
@@ -42,17 +45,21 @@ def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
 
 
 def split_escaped(text: str, separator: str) -> list[str]:
-    """The parts of a text between separators, but for those that a backslash stands before: they are its own."""
+    """Splits a text at a separator. A separator after a backslash belongs to the text; the backslash is removed."""
     parts = re.split(rf"(?<!\\){re.escape(separator)}", text)
     return [part.replace(f"\\{separator}", separator) for part in parts]
 
 
 def load_config(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
-    """The config of `file.py` or `file.py:arguments` after overrides such as `--config.optim.lr=1e-4`.
+    """The config of a file after overrides.
 
-    Types are those of the config file: an int is taken for a float, Python literals for lists and for leaves
-    that are None, and `=None` unsets any leaf. Raises UserError for whatever is wrong with the file, its
-    arguments or an override, and for a config of several phases.
+    Args:
+      path: `file.py` or `file.py:arguments`.
+      overrides: flags such as `--config.optim.lr=1e-4`. A leaf keeps its type: an int may stand for a float, lists and
+        leaves that are None take Python literals, and `=None` unsets any leaf.
+
+    Raises:
+      UserError: the file, an argument or an override is wrong, or the config has several phases.
     """
     phases = load_phases(path, overrides)
     if phases.keys() != {""}:
@@ -61,10 +68,10 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> ml_collections.Conf
 
 
 def load_phases(path: str, overrides: Iterable[str] = ()) -> dict[str, ml_collections.ConfigDict]:
-    """The config of each phase by name, in order; of a config without phases, its own under the name "".
+    """The config of each phase by its name, in order. A config without phases has one, named "".
 
-    `--config.<leaf>=<value>` counts in all phases, whatever they say themselves, and `--config.phases.<name>.<leaf>` in
-    the phase of that name, whatever else there is. Otherwise as `load_config`.
+    `--config.<leaf>=<value>` overrides a leaf in all phases, also where a phase sets it;
+    `--config.phases.<name>.<leaf>=<value>` overrides it in one phase. Arguments and errors are those of `load_config`.
     """
     config = _run_config_file(path)
     file = path.partition(":")[0]
@@ -92,7 +99,7 @@ def load_phases(path: str, overrides: Iterable[str] = ()) -> dict[str, ml_collec
 
 
 def _phases_in(config: ml_collections.ConfigDict, file: str) -> dict[str, Mapping[str, Any]]:
-    """Takes the phases out of a config: what each changes, by name."""
+    """Takes the phases out of a config. Returns the leaves that each changes, by name."""
     listed = config.get("phases") or [("", {})]
     if "phases" in config:
         with config.unlocked():
@@ -134,7 +141,7 @@ def _override(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_col
 
 
 class _LiteralParser(flags.ArgumentParser):
-    """Reads what ml_collections has no parser for: lists, and any value for a leaf that is None."""
+    """Parses lists, and any Python literal for a leaf that is None; ml_collections has no parser for them."""
 
     def parse(self, argument: Any) -> Any:
         if not isinstance(argument, str):
@@ -182,7 +189,7 @@ def _check_exists(leaf: str, config: ml_collections.ConfigDict, where: str) -> N
 
 
 def _explain_value(message: str, config: ml_collections.ConfigDict) -> str:
-    """Says which type a leaf has, where absl's message has only what Python's parsers complain of."""
+    """An error of absl's about a flag's value, with the type of the leaf in place of a parser's complaint."""
     match = re.match(r"flag (--?config\.([^=]+)=.*?): ", message)
     if not match:
         return _one_line(message)
