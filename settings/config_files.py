@@ -30,7 +30,7 @@ def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
 
     Args:
       arg: the text after the colon; None: no arguments. A key without a value is True; `\\,` is a comma in a value.
-      defaults: the keys that the file knows, with defaults. A value has the type of its default; of a default None, str.
+      defaults: the keys that the file knows. A value has the type of its default; where that is None, it is a string.
 
     Raises:
       UserError: an unknown key, or a value of another type.
