@@ -19,8 +19,8 @@ from ..data.samples import Sample, Samples
 from ..errors import UserError
 from ..model.decode import pad_prompts
 from ..train.network import FrozenWeights
-from . import scalar
-from .rewards import function_of, load_model, scores_of
+from . import rewards, scalar
+from .rewards import load_model, scores_of
 
 
 class Answers(NamedTuple):
@@ -100,7 +100,8 @@ def scorer_of(llama: LanguageModel, reward: str) -> Scorer:
     """The scorer of a reward that is given as in `sample_answers`."""
     is_task = reward.partition(":")[0] in tasks.NAMES
     if is_task or ":" in reward:
-        return _function_scorer(reward, function_of({"task" if is_task else "function": reward}, "--reward"))
+        source = rewards.Scorer(**{"task" if is_task else "function": reward})
+        return _function_scorer(reward, source.find("--reward"))
     return _model_scorer(reward, llama)
 
 

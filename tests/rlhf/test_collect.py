@@ -65,7 +65,7 @@ def test_answers_are_drawn_scored_and_kept_once(tuned, corpus, monkeypatch):
     prompts = read_samples(Source(str(corpus / "chat.jsonl")), "train", prompt_encoder(llama, 6), limit=6)
     name = f"{__name__}:longest"
     functions = {name: longest}
-    monkeypatch.setattr("camelid.rlhf.collect.function_of", lambda given, where: functions[given["function"]])
+    monkeypatch.setattr("camelid.rlhf.rewards.find_function", lambda found, where: functions[found])
     found = sample_answers(llama, prompts, name, drawing)
     every = sample_answers(llama, prompts, name, drawing, keep_repeated=True)
     assert len(found) == len(every) == 6
