@@ -40,7 +40,7 @@ def read_config(config: ConfigDict) -> RunConfig:
         raise UserError(
             f"config.recipe: {recipe!r} is none of {', '.join(RECIPES)}{did_you_mean(str(recipe), RECIPES)}"
         )
-    return read(config, RECIPES[recipe].config)
+    return read(config, RECIPES[recipe].config, complete=True)
 
 
 def run_of(

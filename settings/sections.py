@@ -42,19 +42,21 @@ from .length import Length
 T = TypeVar("T")
 
 
-def read(values: Mapping[str, Any], kind: type[T], where: str = "config") -> T:
+def read(values: Mapping[str, Any], kind: type[T], where: str = "config", *, complete: bool = False) -> T:
     """A section of a config as the dataclass `kind`.
 
     Args:
       values: the section, a ConfigDict or any mapping.
       kind: the dataclass.
       where: the section's dotted name, for messages.
+      complete: whether fields with a default have to be there too, in this section and in sections that every config
+        has; entries under names that the user chooses may always leave them out.
 
     Raises:
       UserError: names the first leaf that is unknown (with the nearest spelling), missing, of another type, out of its
         range, or at odds with another one.
     """
-    section = kind(**_arguments(values, kind, where))
+    section = kind(**_arguments(values, kind, where, complete))
     if hasattr(section, "check"):
         section.check(where)
     return section
@@ -63,7 +65,7 @@ def read(values: Mapping[str, Any], kind: type[T], where: str = "config") -> T:
 def read_arguments(values: Mapping[str, Any], function: Callable, where: str) -> dict[str, Any]:
     """A section as keyword arguments of a function, whose annotations say what they may be. Its first argument is not
     the section's. Raises UserError as `read` does."""
-    return _arguments(values, function, where)
+    return _arguments(values, function, where, complete=False)
 
 
 def to_config(section: Any) -> ConfigDict:
@@ -129,18 +131,18 @@ def _leaf_annotations(kind: type | Callable) -> dict[str, Any]:
     return found
 
 
-def _arguments(values: Mapping[str, Any], kind: type | Callable, where: str) -> dict[str, Any]:
+def _arguments(values: Mapping[str, Any], kind: type | Callable, where: str, complete: bool) -> dict[str, Any]:
     """The fields of a section that a config gives, checked."""
     fields, leaves, values = fields_of(kind), _leaf_annotations(kind), dict(values.items())
     for name in values:
         if name not in leaves:
             near = did_you_mean(f"{where}.{name}", [f"{where}.{leaf}" for leaf in leaves])
             raise UserError(f"nothing reads {where}.{name}{near}")
-    optional = _fields_with_default(kind)
+    optional = set() if complete else _fields_with_default(kind)
     for name, annotation in fields.items():
         if name not in values and name not in optional and not marker_of(annotation, Units):
             raise UserError(f"the config has no {where}.{name}{did_you_mean(name, values)}")
-    read = {name: _read_leaf(f"{where}.{name}", value, leaves[name]) for name, value in values.items()}
+    read = {name: _read_leaf(f"{where}.{name}", value, leaves[name], complete) for name, value in values.items()}
     found = {}
     for name, annotation in fields.items():
         if units := marker_of(annotation, Units):
@@ -156,11 +158,11 @@ def _arguments(values: Mapping[str, Any], kind: type | Callable, where: str) -> 
     return found
 
 
-def _read_leaf(path: str, value: Any, annotation: Any) -> Any:
+def _read_leaf(path: str, value: Any, annotation: Any, complete: bool = False) -> Any:
     """The value of a leaf, sections as dataclasses. Raises UserError where the annotation does not allow it."""
     for member in members_of(annotation):
         if is_section(member) and isinstance(value, MAPPINGS):
-            return read(value, member, path)
+            return read(value, member, path, complete=complete and len(members_of(annotation)) == 1)
         if typing.get_origin(member) is dict and isinstance(value, MAPPINGS):
             entry = typing.get_args(member)[1]
             return {name: _read_leaf(f"{path}.{name}", each, entry) for name, each in value.items()}

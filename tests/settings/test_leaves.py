@@ -160,6 +160,22 @@ def test_a_section_is_read_into_its_dataclass_and_written_as_a_config():
     assert {name for name, _ in leaves_of(config, Section)} >= {"config.total_steps", "config.inner.weight"}
 
 
+def test_a_leaf_that_was_deleted_is_missed_but_not_in_entries_of_the_user_s():
+    @dataclass(frozen=True)
+    class Whole:
+        inner: Inner = Inner(1.0)
+        maybe: Inner | None = None
+        many: dict[str, Inner] = field(default_factory=dict)
+
+    given = to_config(Whole())
+    given.maybe, given.many = {"weight": 2.0}, {"a": {"weight": 3.0}}
+    assert read(given, Whole, complete=True) == Whole(maybe=Inner(2.0), many={"a": Inner(3.0)})
+    del given.inner.name
+    assert read(given, Whole).inner == Inner(1.0)
+    with pytest.raises(UserError, match=r"^the config has no config\.inner\.name"):
+        read(given, Whole, complete=True)
+
+
 def test_a_required_length_is_given_in_one_unit():
     @dataclass(frozen=True)
     class Lasting:
