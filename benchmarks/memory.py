@@ -17,7 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.configs.base import base
-from camelid.data.packed import DTYPES
+from camelid.data.packed_rows import DTYPES
 from camelid.model.sharding import make_mesh
 from camelid.train.lengths import Lengths
 from camelid.train.losses import next_token_loss

@@ -10,9 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..checkpoints.language_model import LanguageModel
 from ..data.cache import TokenCache, build_cache
 from ..data.mixture import EvalPass
-from ..data.packed import PackedRows
+from ..data.packed_rows import PackedRows
 from ..data.sources import Source
-from ..data.text import TextEncoder
+from ..data.text_encoder import TextEncoder
 from ..errors import UserError
 from ..model.sharding import BATCH
 from ..train.evaluate import heldout_loss

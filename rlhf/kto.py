@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from ..data.labelled import AnswerEncoder
+from ..data.labelled_answers import AnswerEncoder
 from ..data.mixture import EvalPass, Mixture
 from ..data.prefetch import device_batch
 from ..data.sources import read

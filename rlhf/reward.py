@@ -18,10 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from ..data.json_values import shown
 from ..data.mixture import EvalPass, Mixture
 from ..data.prefetch import device_batch
 from ..data.prompts import PromptEncoder, heldout_prompts
-from ..data.values import shown
 from ..errors import UserError
 from ..model.sharding import BATCH
 from ..train.finish import Finish

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from ..data.values import shown
+from ..data.json_values import shown
 from ..errors import UserError
 from ..train.leaves import Count, Finite, NotNegative, OneOf, Only, Path, Positive, Range, Share, Whole
 from ..train.sections import Data, OnError, Packing, RowLength, Rows, Run, Source

@@ -30,7 +30,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import ml_collections
 import numpy as np
 
-from ..data.values import shown
+from ..data.json_values import shown
 from ..errors import UserError
 from .settings import Settings, did_you_mean
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from ..data.formats import FORMATS
+from ..data.json_values import shown
 from ..data.templates import load_template
-from ..data.values import shown
 from ..errors import UserError
 from ..model.attention import IMPLEMENTATIONS
 from ..model.config import PRESETS, FamilyName, RopeKind

@@ -17,10 +17,10 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
+from ...data.json_values import shown
 from ...data.tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from ...data.tokenizer_sentencepiece import SPACE_SYMBOL
 from ...data.tokenizer_settings import CONFIG_FILE, LEGACY_VALUES, AddedToken, one_line
-from ...data.values import shown
 from ...errors import UserError
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # values of tokenizer.ggml.model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from camelid.data.labelled import AnswerEncoder
+from camelid.data.labelled_answers import AnswerEncoder
 from camelid.data.mixture import EvalPass, Mixture
 from camelid.data.samples import read_samples
 from camelid.data.sources import Source
