@@ -72,8 +72,8 @@ class ChatTemplate:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the source, in hexadecimal; for templates that are not built in, of TRACING_VERSION too."""
-        followed = b"" if self.source in _built_in_sources() else TRACING_VERSION  # their output has never changed
-        return hashlib.sha256(self.source.encode() + followed).hexdigest()
+        version = b"" if self.source in _built_in_sources() else TRACING_VERSION  # their output has never changed
+        return hashlib.sha256(self.source.encode() + version).hexdigest()
 
     def render(
         self,
