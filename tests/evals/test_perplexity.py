@@ -47,7 +47,7 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
 def test_a_model_without_a_tokenizer_is_refused(pretrained):
     m = camelid.load(pretrained)
     m.tokenizer = None
-    with pytest.raises(UserError, match="without a tokenizer"):
+    with pytest.raises(UserError, match="the model has no tokenizer"):
         text_cache(m, Source("x.txt"))
 
 
