@@ -15,11 +15,11 @@ _SPACES_AFTER = re.compile(f"[{_SPACES}]*")
 class AddedTokenMatch(NamedTuple):
     """An added token found in a text. Positions are character indices; a stop is one past the last character."""
 
-    id: int
+    id: int  # the token's id
     special: bool  # whether it is a control token
     start: int  # where the match begins: before the spelling if `lstrip` takes in white space there
-    spelling_start: int
-    spelling_stop: int
+    spelling_start: int  # the spelling's first character
+    spelling_stop: int  # one past the spelling's last character
     stop: int  # where the match ends: behind the spelling if `rstrip` takes in white space there
 
 
@@ -57,8 +57,10 @@ def find_added_tokens(
 
 
 def _stands_alone(text: str, start: int, stop: int) -> bool:
+    """Whether no letter, digit, mark or connector touches `text[start:stop]`."""
     return not any(map(_is_of_word, text[max(0, start - 1) : start] + text[stop : stop + 1]))
 
 
 def _is_of_word(character: str) -> bool:
+    """Whether a character is a letter, a digit, a mark or a connector such as "_"."""
     return character.isalnum() or unicodedata.category(character) in ("Mn", "Mc", "Me", "Pc")

@@ -58,7 +58,7 @@ SERIAL_SHARDS = 4  # fewer shards are tokenised in this process, in less time th
 class TokenCache:
     """An open token cache. Sample i is `tokens[starts[i]:starts[i + 1]]`."""
 
-    path: Path
+    path: Path  # the folder
     fingerprint: str  # the hash that names the folder
     info: dict  # cache.json: "inputs", "counts", and "skipped", the error messages of the first bad records
     tokens: np.ndarray  # uint16 or uint32 [tokens]

@@ -67,7 +67,8 @@ def parse(raw: dict, format: str = "auto") -> dict:
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"it has the lone surrogate {error.object[error.start]!r}, which UTF-8 cannot write") from None
+        surrogate = error.object[error.start]
+        raise ValueError(f"it has the lone surrogate {surrogate!r}, which UTF-8 cannot write: remove it") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (TypeError, ValueError):
@@ -143,7 +144,7 @@ def detect(raw: dict) -> str:
         return "lmflow"  # its parser raises the error for an unknown type
     fields = ", ".join(name if name.isprintable() else repr(name) for name in map(str, raw)) or "(none)"
     fields = fields if len(fields) < 300 else f"{fields[:300]}..."
-    raise ValueError(f"no format has the fields {fields}; the formats are {', '.join(FORMATS)}")
+    raise ValueError(f"no format has the fields {fields}; use those of {', '.join(FORMATS)}")
 
 
 def _is_transcript(raw: dict) -> bool:
@@ -237,7 +238,7 @@ def trl(raw: dict) -> dict:
     else:
         completion = read_messages(raw, "completion", OPENAI)
     if label is not None and any(message["role"] == "user" for message in completion):
-        raise ValueError("completion holds a user turn, but a label is for a single answer")
+        raise ValueError("completion holds a user turn, but a label is for one answer: remove the label")
     return _conversation(raw, preferences.follow(prompt, completion), FREE)
 
 
@@ -265,7 +266,8 @@ def camelid(raw: dict) -> dict:
         return preferences.camelid_preference(raw)
     record = _conversation(raw, read_messages(raw, "messages", OPENAI), FREE)
     if record["kind"] != raw.get("kind"):
-        raise ValueError(f"kind is {shown(raw.get('kind'))}, but the messages are those of a {record['kind']} record")
+        problem = f"kind is {shown(raw.get('kind'))}, but the messages are those of a {record['kind']} record"
+        raise ValueError(f"{problem}: set kind to {record['kind']}")
     return record
 
 

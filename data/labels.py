@@ -42,7 +42,7 @@ def answer_label(raw: Mapping, *, required: bool = False) -> bool | None:
             found |= {} if value is None else {field: value}
     found |= {field: False for field in SCORE_FIELDS if field in raw and is_bad_score(raw[field])}
     if len(set(found.values())) > 1:
-        raise ValueError(f"{' and '.join(found)} disagree about the answer")
+        raise ValueError(f"{' and '.join(found)} disagree about the answer: give only one of them")
     return next(iter(found.values()), None)
 
 
@@ -107,10 +107,10 @@ def is_trained_turn(row: Mapping, role: str, where: str) -> bool | None:
             if value is None:
                 raise ValueError(f"{where} has {field} {shown(row[field])}: give 1 to train on the turn, or 0")
             if value and role != "assistant" and field != "weight":
-                raise ValueError(f"{where} has {field} {shown(row[field])}, but only the assistant's turns are trained")
+                raise ValueError(f"{where} has {field} {shown(row[field])}: only the assistant's turns are trained")
             found[field] = value
     if len(set(found.values())) > 1:
-        raise ValueError(f"{where}: {' and '.join(found)} disagree about whether to train on the turn")
+        raise ValueError(f"{where}: {' and '.join(found)} disagree: give only one of them")
     for field in (*LABEL_FIELDS, *SCORE_FIELDS):
         if (
             field in row

@@ -98,7 +98,7 @@ def _rows(value, field: str, dialect: Dialect) -> list:
         return [value]
     columns = {name: column for name, column in value.items() if isinstance(column, list)}
     if len({len(column) for column in columns.values()}) > 1:
-        raise ValueError(f"{field} has columns of different lengths")
+        raise ValueError(f"{field} has columns of different lengths: give each column one value per message")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -108,6 +108,7 @@ def _field(row: Mapping, names: tuple[str, str]) -> str:
 
 
 def _message(row, dialect: Dialect, where: str) -> Message:
+    """One raw message as {"role", "content", ...}. Raises ValueError, which names it by `where`, if it is malformed."""
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {kind_of(row)}, not a message")
     row = present(row)
@@ -131,7 +132,7 @@ def _message(row, dialect: Dialect, where: str) -> Message:
             | ({"train": False} if trained is False else {})
         )
     if calls:
-        raise ValueError(f"{where} calls tools, which only the assistant can")
+        raise ValueError(f"{where} calls tools, which only the assistant can: move tool_calls to its turn")
     if role == "user" and isinstance(row.get("input"), str) and row["input"]:
         message["input"] = row["input"]
     if role == "tool":
@@ -152,13 +153,14 @@ def reasoning_of(row: Mapping, where: str) -> str:
 
 
 def _content(value, where: str) -> str:
+    """The text of a message, a string or a list of text parts. Raises ValueError for other values and parts."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise ValueError(f"{where} is {kind_of(value)}, not a string")
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"{where} has a part that is not text")
+            raise ValueError(f"{where} has a part that is not text: the models read text only")
     return "".join(part["text"] for part in value)
 
 
@@ -177,10 +179,12 @@ def check_turns(messages: list[Message], rule: dict, *, empty_answer: bool = Fal
         role = message["role"]
         if before not in rule[role]:
             place = f"follows {'another' if before == role else 'the'} {before} turn" if before else "comes first"
-            raise ValueError(f"turn {i + 1} ({role}) {place}")
+            allowed = " or ".join(sorted(other or "nothing" for other in rule[role]))
+            raise ValueError(f"turn {i + 1} ({role}) {place}; before it may be {allowed}")
         says_something = message["content"].strip() or message.get("tool_calls") or role == "tool"
         if not says_something and not (empty_answer and i == len(messages) - 1):
             raise ValueError(f"turn {i + 1} ({role}) is empty")
         before = role
     if before not in ("user", "assistant"):
-        raise ValueError(f"the conversation ends with a {before} turn" if before else "the conversation is empty")
+        end = f"the conversation ends with a {before} turn: end it with a user or an assistant turn"
+        raise ValueError(end if before else "the conversation is empty")

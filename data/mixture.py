@@ -211,9 +211,9 @@ def drawn(n: int, weights: Sequence[int]) -> list[int]:
     """How many of the first n rows come from each source.
 
     The first source takes its share of n, rounded up, and the others divide the rest in the same way. So a source
-    deviates from its share by at most one row for each source before it, and by none if n is a multiple of the sum of
-    the weights. A random draw has no such bound. (`grain.MapDataset.mix` spreads rows by the same rule, but rounds the
-    weights and does not say how many rows a source has given.)
+    deviates from its share by at most one row for each source before it. It has exactly its share if n is a multiple of
+    the sum of the weights. Random draws have no such bound. (`grain.MapDataset.mix` spreads rows by the same rule, but
+    rounds the weights and does not say how many rows a source has given.)
 
     Args:
       n: the number of rows drawn from the mixture.

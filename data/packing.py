@@ -1,7 +1,7 @@
 """Packing: which piece of which sample fills which row of an epoch, as index arrays that are computed once per epoch.
 
 A language model trains on pairs (token, next token), so packing counts pairs: a sample of n tokens has n - 1 pairs. A
-row of T positions holds T pairs. Their T + 1 tokens overlap by one where a long document is cut, so no target is lost
+row of T positions holds T pairs. Where a long document is cut, their T + 1 tokens overlap by one. So no target is lost
 at the border of a row, and no position is spent on a token that predicts nothing.
 
 `contiguous` (pretraining) joins the shuffled documents and cuts every T pairs; only the last row is padded. `best_fit`

@@ -73,7 +73,7 @@ def lmflow_preference(raw: dict) -> dict:
     sides = [_lmflow_side(raw, side) for side in ("chosen", "rejected")]
     tools = [read_tools(raw[side]) for side in ("chosen", "rejected")]
     if tools[0] != tools[1]:
-        raise ValueError("chosen and rejected offer different tools")
+        raise ValueError("chosen and rejected offer different tools: give both the same")
     return _preference(raw | ({"tools": tools[0]} if tools[0] else {}), *sides, ALTERNATING)
 
 
@@ -125,10 +125,10 @@ def trl_preference(raw: dict) -> dict:
     prompt = [*trl_history(raw), *trl_turns(raw, "prompt", "user")] if "prompt" in raw else []
     chosen, rejected = (trl_turns(raw, side, "assistant") for side in ("chosen", "rejected"))
     if chosen[0]["role"] == "assistant" and not prompt:
-        raise ValueError("prompt is missing, and chosen begins with the answer")
+        raise ValueError("prompt is missing, and chosen begins with the answer: give the prompt")
     if isinstance(raw.get("prompt"), str) and chosen[0]["role"] != "assistant":
         if prompt[-1] not in chosen:
-            raise ValueError("prompt is not among the turns of chosen")
+            raise ValueError("prompt is not among the turns of chosen: give a turn of chosen, or no prompt")
         prompt = []
     return _preference(raw, follow(prompt, chosen), follow(prompt, rejected), FREE)
 
@@ -220,7 +220,7 @@ def _preference(raw: dict, chosen: list[Message], rejected: list[Message], rule:
     untrained = [[message.get("train") is False for message in side] for side in (chosen, rejected)]
     chosen, rejected = _without_switches(chosen), _without_switches(rejected)
     if chosen == rejected:
-        raise ValueError("chosen and rejected are equal")
+        raise ValueError("chosen and rejected are equal: remove the pair")
     shared = _shared_turns(chosen, rejected)
     if shared == 0 or chosen[shared]["role"] != "assistant" or rejected[shared]["role"] != "assistant":
         raise ValueError(f"chosen and rejected first differ in turn {shared + 1}, which is not an answer in both")

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 class DeviceBatches(Iterator):
     """Iterates over (step, batch of global arrays).
 
-    The thread ends after the last batch, when reading fails (the error is raised by the iterator), and at `close()`,
-    which `contextlib.closing` calls at the end of a block.
+    The thread ends after the last batch, when reading fails, and at `close()`, which `contextlib.closing` calls at the
+    end of a block. The iterator raises the error of a failed reading.
 
     Attributes:
       waited: seconds that the consumer has waited for batches so far.
@@ -66,8 +66,7 @@ def device_batch(batches: Any, step: int, sharding: NamedSharding) -> dict[str, 
       batches: an object with `rows(step, rows)` and `shapes`, such as `data.mixture.Mixture`.
       step: the step.
       sharding: its spec is that of the leading axes: the batch axis, and for packed rows [B, T] the position axis. An
-        array
-        with fewer axes takes the beginning of the spec; further axes are not split.
+        array with fewer axes takes the beginning of the spec; further axes are not split.
     """
 
     @functools.cache

@@ -120,6 +120,7 @@ def heldout_share(source: Source) -> float:
 
 
 def _records(rows: Iterable[Row], source: Source, tally: Tally) -> Iterator[Record]:
+    """The records of raw rows; bad ones are raised or counted, as `source.on_error` says."""
     for where, raw in rows:
         instances = unfold(raw)
         for number, instance in enumerate(instances, 1):
@@ -205,6 +206,7 @@ def _task(source: Source) -> tasks.Task:
 
 
 def _generated(source: Source, task: tasks.Task, split: str | None, tally: Tally) -> Iterator[Record]:
+    """The records of a task, counted in `tally`."""
     parts = (task.records(source.rest, part) for part in (SPLITS if split is None else (split,)))
     for number, record in enumerate(chain.from_iterable(parts), 1):
         tally.read += 1
@@ -216,7 +218,7 @@ def _file_rows(source: Source) -> Iterator[Row]:
 
 
 def _dataset_rows(source: Source) -> Iterator[Row]:
-    """The rows of a TFDS split, read without TensorFlow."""
+    """Pairs (place, row) of a TFDS split, read without TensorFlow."""
     builder, split = _dataset(source.rest)
     try:
         examples = builder.as_data_source(split=split)
@@ -234,6 +236,7 @@ def _dataset_rows(source: Source) -> Iterator[Row]:
 
 
 def _damaged(where: str, problem: Exception) -> UserError:
+    """The error for a dataset whose files cannot be read."""
     words = " ".join(str(problem).split()) or type(problem).__name__
     return UserError(f"{where}: the dataset's files are damaged or missing ({words[:200]}): prepare it again")
 

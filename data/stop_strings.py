@@ -7,8 +7,8 @@ from typing import NamedTuple
 class _StopMatch(NamedTuple):
     """Where a stop string is in a text. Matches are ordered by their end, then by their start."""
 
-    end: int
-    start: int
+    end: int  # one past its last character
+    start: int  # its first character
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> _StopMatch | None:

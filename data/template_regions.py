@@ -38,7 +38,7 @@ class Region(NamedTuple):
 class Rendered(NamedTuple):
     """A rendered conversation."""
 
-    text: str
+    text: str  # plain
     runs: list[Run]  # the text cut where the origin changes
     found: list[AddedTokenMatch]  # the added tokens that the template wrote
     spelling_starts: list[int]  # `spelling_start` of each added token
@@ -125,8 +125,7 @@ def word_regions(rendered: Rendered, turns: Iterable[int], context: TurnContext)
 
     Returns:
         The turns, or None if their borders are unknown: the words of a turn are apart, or are changed and do not follow
-            its
-        prompt.
+        its prompt.
     """
     places: dict[int, list[int]] = {}  # indices of the runs of each message
     for index, run in enumerate(rendered.runs):
@@ -223,11 +222,11 @@ def _from(of: Sequence[Run], index: int, step: int) -> Iterator[Run]:
 
 
 class BlockSpan(NamedTuple):
-    """The characters `start` to `stop` that a generation block has written."""
+    """What a generation block has written."""
 
-    start: int
-    stop: int
-    runs: list[Run]
+    start: int  # the first character
+    stop: int  # one past the last character
+    runs: list[Run]  # its runs, in order
 
 
 def _turns(block: BlockSpan) -> tuple[int, ...]:

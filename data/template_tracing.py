@@ -86,6 +86,15 @@ class CompiledTemplate(NamedTuple):
         said: int,
         plain: Mapping[str, Any] | None = None,
     ) -> str:
+        """The output of one of the two compiled templates, within limits.
+
+        Args:
+            template: `self.plain` or `self.tracing`.
+            variables: the template's variables.
+            said: the number of characters in the variables.
+            plain: the same variables without traces, if `variables` are traced: an error then comes from the plain
+                template.
+        """
         try:
             with limited():
                 text = template.render(variables)
@@ -141,6 +150,8 @@ def compile_template(source: str, name: str, *, is_verified: bool = False) -> Co
 
 
 class _TracedGenerationBlock(GenerationBlock):
+    """A generation block that marks the text inside it."""
+
     def write(self, caller: Callable[[], str]) -> str:
         """The body of the block, with its characters marked as inside a block."""
         current = budget()
@@ -230,7 +241,7 @@ def _method(text: str, name: str, arguments: list) -> Callable:
         case "split" | "rsplit" | "splitlines":
             _count_parts(text, next((value for value in arguments if isinstance(value, str)), None))
         case "translate" | "encode":
-            raise Untraceable(f"it calls {name} on a text, which cannot be traced: do without it")
+            raise Untraceable(f"it calls {name} on a text, which cannot be traced: remove the call")
     return getattr(text, name)
 
 
@@ -240,12 +251,14 @@ def _count_parts(text: str, border: str | None) -> None:
 
 
 def _join(text: str, parts: Iterable[str]) -> str:
+    """`text.join(parts)`, traced and within limits."""
     parts = list(_each(parts))
     budget().charge(len(text) * len(parts) + sum(map(len, parts)))
     return _as_traced(text).join(parts)
 
 
 def _replace(text: str, old: str, new: str, count: int = -1) -> str:
+    """`text.replace(old, new, count)`, traced and within limits."""
     _count_parts(text, old)
     budget().charge(len(text) + text.count(old) * max(0, len(new) - len(old)))
     return _as_traced(text).replace(old, new, count)
@@ -447,6 +460,7 @@ class _TracingEnvironment(PlainEnvironment):
         return tree
 
     def call(__self, __context, __callee, *args, **kwargs):  # any other name may be that of an argument
+        """Calls `__callee` within limits; methods of strings are replaced by traced ones."""
         budget().step(_CALL_STEPS)
         if type(__callee) in (types.BuiltinMethodType, types.MethodType) and isinstance(__callee.__self__, str):
             __callee = _method(__callee.__self__, __callee.__name__, [*args, *kwargs.values()])
@@ -458,6 +472,7 @@ class _TracingEnvironment(PlainEnvironment):
         return _counted(result) if isinstance(result, dict) else result
 
     def call_binop(self, context, operator, left, right):
+        """The result of +, *, ** or %, traced and within limits."""
         if operator == "%" and isinstance(left, str):
             return _percent(left, right)
         if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):

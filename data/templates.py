@@ -114,8 +114,7 @@ class ChatTemplate:
 
         Args:
             messages: `{"role", "content"}`. User turns may have `"input"` (Alpaca's). Assistant turns may have
-                `"tool_calls"`,
-                `"reasoning_content"`, and `"train"`: False for a turn that is not trained on.
+                `"tool_calls"`, `"reasoning_content"`, and `"train"`: False for a turn that is not trained on.
             tokenizer: the tokenizer; control tokens that it lacks are written as plain text.
             generation_prompt: whether to end with the beginning of the assistant's next turn.
             tools: JSON schemas of functions, for templates that write them.
@@ -125,9 +124,8 @@ class ChatTemplate:
             Tokens int32 [n] and mask bool [n]. Without an assistant's turn the mask is all false.
 
         Raises:
-            UserError: there is no message, a message is malformed, the template refuses the messages or does not write
-                all of
-                them, or the assistant's part of the text cannot be told.
+            UserError: there is no message, or a malformed one; the template refuses messages or does not write all of
+                them; or the assistant's part of the text is unknown.
         """
         turns = _turn_format(self, tokenizer)
         messages = _with_supported_arguments(self, tokenizer, messages)

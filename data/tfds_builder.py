@@ -113,6 +113,8 @@ def _prepare(builder: tfds.core.DatasetBuilder, downloads: epath.Path) -> None:
 
 
 class _Info(tfds.core.DatasetInfo):
+    """The metadata of a dataset that was built here, not downloaded."""
+
     def initialize_from_bucket(self) -> None:
         """Does nothing. The method of TFDS asks Google's servers for the dataset and leaves an empty folder in /tmp."""
 

@@ -48,11 +48,9 @@ class Tokenizer:
         unk_id: id for text that no other token can write, or None if there is none.
         special: ids of the control tokens by spelling ("</s>", "<|im_end|>").
         added: id and flags, by spelling, of the tokens that are found as a whole. Special ones are control tokens;
-            others
-            are found in plain text too.
+            others are found in plain text too.
         named: spelling of bos_token, eos_token, unk_token, pad_token, sep_token, cls_token and mask_token; only those
-            that
-            the tokenizer has.
+            that the tokenizer has.
         model_fingerprint: SHA-256 of the model file, in hexadecimal.
         fingerprint: SHA-256 of everything that decides tokens; equal to model_fingerprint if no other file matters.
         chat_template: the jinja source of the chat template among the tokenizer's files, or None.
@@ -158,8 +156,7 @@ class Tokenizer:
         Args:
             text: any text.
             after: id of the control token that `text` follows in a conversation; None at the beginning. It decides
-                whether a
-                tokenizer that puts a space in front of texts (LLaMA's dummy prefix) does so here.
+                whether a tokenizer that puts a space in front of texts (LLaMA's dummy prefix) does so here.
             continues: whether `text` continues earlier text; then no space is put in front.
 
         Raises:
@@ -301,8 +298,8 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes token by token.
 
-    It holds back the bytes of a character until they are complete, and, if the tokenizer ends texts with a space of its
-    own, a last space.
+    It holds back the bytes of a character until they are complete. If the tokenizer ends texts with a space of its own,
+    it also holds back a last space.
     """
 
     def __init__(self, tokenizer: Tokenizer):

@@ -55,6 +55,15 @@ class HuggingFaceVocabulary:
     found_whole: ClassVar = {}
 
     def __init__(self, model: bytes, where: str, settings: TokenizerSettings = NOTHING):
+        """
+        Args:
+            model: the content of the tokenizer.json.
+            where: its path, for messages.
+            settings: the content of the files beside it.
+
+        Raises:
+            UserError: the file is malformed, or the files beside it contradict it.
+        """
         self._spec, self._where = _parse(model, where), where
         self._tokenizer = _load(self._spec, where)
         own = _added(self._tokenizer)
@@ -264,7 +273,7 @@ def _add_and_name(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings, 
         if spelling not in own or (settings.overrides and own[spelling]._replace(id=token.id) != token):
             _add(tokenizer, spelling, token)
         if (i := tokenizer.token_to_id(spelling)) != token.id and spelling not in own:
-            raise UserError(f"the files beside {where} say that {spelling!r} is id {token.id}; with {where} it is {i}")
+            raise UserError(f"the files beside {where} give {spelling!r} id {token.id}; make it {i}, as in {where}")
     for spelling, token in settings.added.items():
         if token.id is None:
             _add(tokenizer, spelling, own[spelling]._replace(special=True) if spelling in own else token)
@@ -273,7 +282,7 @@ def _add_and_name(tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings, 
         if name in settings.names:
             spelling = settings.names[name]
             if spelling is not None and tokenizer.token_to_id(spelling) is None and name != "pad_token":
-                raise UserError(f"{CONFIG_FILE} names {name} {spelling!r}, which {where} does not have")
+                raise UserError(f"{CONFIG_FILE} names {name} {spelling!r}, which {where} lacks: name another")
         else:
             spelling = next((s for s in known if tokenizer.token_to_id(s) is not None), None)
         if spelling is not None:

@@ -41,6 +41,7 @@ class Candidate(NamedTuple):
 
     @property
     def piece(self) -> str:
+        """The spelling of the piece."""
         return "".join(self.parts)
 
 
@@ -75,8 +76,7 @@ def merge(
         n_pieces: number of ids to add, including those that only serve as a part of others.
         output_dir: folder for the files of the result; it is created.
         characters: a regular expression for one character, e.g. `CHINESE`; new pieces hold only such characters. None
-            allows
-            all characters.
+            allows all characters.
 
     Returns:
         The merged tokenizer.

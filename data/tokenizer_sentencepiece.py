@@ -29,8 +29,8 @@ _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 class SentencePieceVocabulary:
     """The vocabulary of a SentencePiece model with added tokens, and encoding at each position of a text.
 
-    Control tokens are the pieces of type CONTROL, which SentencePiece never makes from text, added tokens that are
-    special, and the tokens named as bos, eos or pad.
+    Control tokens are the pieces of type CONTROL, which SentencePiece never makes from text. Special added tokens, and
+    the tokens named as bos, eos or pad, are control tokens too.
 
     Attributes:
         pieces: the spelling of each id; "" for an id without a token.
@@ -54,6 +54,15 @@ class SentencePieceVocabulary:
     space_symbol = SPACE_SYMBOL
 
     def __init__(self, model: bytes, where: str, settings: TokenizerSettings = NOTHING):
+        """
+        Args:
+            model: the content of the tokenizer.model.
+            where: its path, for messages.
+            settings: the content of the files beside it.
+
+        Raises:
+            UserError: the file is not a SentencePiece model, or the files beside it contradict it.
+        """
         proto = _parse(model, where)
         own = [(piece.piece, piece.type) for piece in proto.pieces]
         self.pieces, self.types = [piece for piece, _ in own], [kind for _, kind in own]
@@ -278,7 +287,8 @@ def _changed(own: list[tuple[str, int]], pieces: list[str], types: list[int], wh
         spelling, kind = own[i]
         if kind in (_Piece.BYTE, _Piece.UNKNOWN):
             name = "the byte" if kind == _Piece.BYTE else "the unknown token"
-            raise UserError(f"the files beside {where} give id {i}, which is {name} {spelling!r}, to {pieces[i]!r}")
+            problem = f"give {pieces[i]!r} id {i}, that of {name} {spelling!r}"
+            raise UserError(f"the files beside {where} {problem}: give another id")
     return changed
 
 

@@ -147,7 +147,7 @@ def _special_list(content: dict[str, Any], file: str, where: str) -> dict[str, A
 def _added_decoder(content: Any, where: str) -> dict[str, AddedToken]:
     """The added tokens by spelling, from `added_tokens_decoder`."""
     if not isinstance(content, dict):
-        raise UserError(f"{CONFIG_FILE} beside {where}: added_tokens_decoder is {shown(content)}, not an object by ids")
+        raise UserError(f"{CONFIG_FILE} beside {where}: added_tokens_decoder is {shown(content)}: map ids to tokens")
     added, owners = {}, {}
     for key, value in content.items():
         place = f"{CONFIG_FILE} beside {where}: added_tokens_decoder[{shown(key)}]"

@@ -55,8 +55,7 @@ def perplexity(
       seq_len: tokens in a row; None: 512, or the model's context if that is shorter.
       borders: positions that divide a row into ranges, each with a perplexity of its own. (2048, 4096) gives
         "NAME/perplexity/0-2048", "NAME/perplexity/2048-4096" and "NAME/perplexity/4096-8192": how well a token is
-            predicted
-        with that much text before it.
+        predicted with that much text before it.
       batch_size: rows that are computed at a time; None: 4,096 tokens on each device.
 
     Returns:

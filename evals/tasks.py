@@ -37,8 +37,8 @@ def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str,
 
         Returns:
           (metrics, rows). Metrics are mean rewards under the names of `task.metrics`, and means of other scores with
-            the name of
-          the score in front, such as "cost/all". Each row is a sample: its group, prompt, answer and scores.
+          the name of the score in front, such as "cost/all". Each row is a sample: its group, prompt, answer and
+          scores.
         """
         records = _prompts(name, per_group)
         prompts = [record["messages"] for record in records]
