@@ -58,9 +58,9 @@ def find_added_tokens(
 
 def _stands_alone(text: str, start: int, stop: int) -> bool:
     """Whether no letter, digit, mark or connector touches `text[start:stop]`."""
-    return not any(map(_is_of_word, text[max(0, start - 1) : start] + text[stop : stop + 1]))
+    return not any(map(_is_word_character, text[max(0, start - 1) : start] + text[stop : stop + 1]))
 
 
-def _is_of_word(character: str) -> bool:
+def _is_word_character(character: str) -> bool:
     """Whether a character is a letter, a digit, a mark or a connector such as "_"."""
     return character.isalnum() or unicodedata.category(character) in ("Mn", "Mc", "Me", "Pc")

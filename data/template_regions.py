@@ -93,7 +93,7 @@ class _Words(NamedTuple):
 def block_regions(rendered: Rendered, context: TurnContext) -> list[Region]:
     """The assistant's turns in the output of a template with generation blocks."""
     regions = []
-    found = [(block, _words(rendered.text, _of_messages(block.runs))) for block in blocks(rendered)]
+    found = [(block, _words(rendered.text, _message_runs(block.runs))) for block in blocks(rendered)]
     for number, (block, words) in enumerate(found):
         if words is None:
             regions.append(Region(block.start, block.stop))
@@ -144,8 +144,10 @@ def word_regions(rendered: Rendered, turns: Iterable[int], context: TurnContext)
             continue
         if any(run.source not in (TEMPLATE, turn + FIRST_TURN) for run in rendered.runs[own[0] : own[-1] + 1]):
             return None
-        before = next((run.stop for run in _of_messages(_from(rendered.runs, own[0] - 1, -1))), 0)
-        limit = next((run.start for run in _of_messages(_from(rendered.runs, own[-1] + 1, 1))), len(rendered.text))
+        before = next((run.stop for run in _message_runs(_runs_from(rendered.runs, own[0] - 1, -1))), 0)
+        limit = next(
+            (run.start for run in _message_runs(_runs_from(rendered.runs, own[-1] + 1, 1))), len(rendered.text)
+        )
         start = _beginning(rendered, context, turn, before, words)
         if start is None:
             if not is_plain or rendered.text[words.first : words.last] != context.content(turn).strip():
@@ -209,12 +211,12 @@ def _region(
     return Region(start, otherwise, turns, None, not is_open)
 
 
-def _of_messages(of: Iterable[Run]) -> Iterator[Run]:
+def _message_runs(of: Iterable[Run]) -> Iterator[Run]:
     """The runs whose source is a message."""
     return (run for run in of if run.source != TEMPLATE)
 
 
-def _from(of: Sequence[Run], index: int, step: int) -> Iterator[Run]:
+def _runs_from(of: Sequence[Run], index: int, step: int) -> Iterator[Run]:
     """The runs from `index` on, forwards (`step` 1) or backwards (-1)."""
     while 0 <= index < len(of):
         yield of[index]
