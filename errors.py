@@ -50,5 +50,5 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: on one line, shortened."""
+    """The repr of a value on one line, with long strings and lists shortened, for an error message."""
     return " ".join(_shorten.repr(value).split())

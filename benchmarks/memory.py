@@ -16,7 +16,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from camelid.data.packed import DTYPES
+from camelid.data.packed_rows import DTYPES
 from camelid.model.logprobs import next_token_loss
 from camelid.model.sharding import make_mesh
 from camelid.settings.length import Length

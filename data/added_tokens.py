@@ -1,4 +1,4 @@
-"""Added tokens: spellings that stand for one token each, and how `tokenizers` finds them in a text."""
+"""Finds added tokens, which are fixed spellings with an id of their own, in a text, by the rules of `tokenizers`."""
 
 import re
 import unicodedata
@@ -7,32 +7,39 @@ from typing import NamedTuple
 
 from .tokenizer_settings import AddedToken
 
-# What Rust's `\s` matches: Unicode's White_Space.
+# The characters that Rust's `\s` matches: Unicode's White_Space.
 _SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _SPACES_AFTER = re.compile(f"[{_SPACES}]*")
 
 
-class Found(NamedTuple):
-    """An added token in a text: its spelling stands from `first` to `last`, and it takes in `start` to `stop`."""
+class AddedTokenMatch(NamedTuple):
+    """An added token found in a text. Positions are character indices; a stop is one past the last character."""
 
-    id: int
-    special: bool
-    start: int
-    first: int
-    last: int
-    stop: int
+    id: int  # the token's id
+    special: bool  # whether it is a control token
+    start: int  # where the match begins: before the spelling if `lstrip` takes in white space there
+    spelling_start: int  # the spelling's first character
+    spelling_stop: int  # one past the spelling's last character
+    stop: int  # where the match ends: behind the spelling if `rstrip` takes in white space there
 
 
-def spellings(tokens: Iterable[str]) -> re.Pattern | None:
-    """A pattern for any of these spellings; where several begin at one place, for the longest. None without any."""
+def spelling_pattern(tokens: Iterable[str]) -> re.Pattern | None:
+    """A pattern that matches any of the spellings in `tokens`, the longest first; None if `tokens` is empty."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def find(
+def find_added_tokens(
     text: str, stretches: Iterable[tuple[int, int]], pattern: re.Pattern | None, tokens: Mapping[str, AddedToken]
-) -> list[Found]:
-    """The added tokens whose spelling lies within one of the stretches of `text`, in order."""
+) -> list[AddedTokenMatch]:
+    """The added tokens in a text, in order.
+
+    Args:
+        text: the whole text.
+        stretches: character ranges (start, stop) of `text`; only spellings that lie within one range count.
+        pattern: the spellings to look for, from `spelling_pattern`; None finds nothing.
+        tokens: id and flags of each spelling.
+    """
     found, taken = [], 0
     for low, high in stretches if pattern is not None else ():
         for match in pattern.finditer(text, low, high):
@@ -44,14 +51,16 @@ def find(
                 start = taken + len(text[taken:first].rstrip(_SPACES))
             if token.rstrip:
                 stop = _SPACES_AFTER.match(text, last).end()
-            found.append(Found(token.id, token.special, start, first, last, stop))
+            found.append(AddedTokenMatch(token.id, token.special, start, first, last, stop))
             taken = stop
     return found
 
 
 def _stands_alone(text: str, start: int, stop: int) -> bool:
-    return not any(map(_is_of_word, text[max(0, start - 1) : start] + text[stop : stop + 1]))
+    """Whether no letter, digit, mark or connector touches `text[start:stop]`."""
+    return not any(map(_is_word_character, text[max(0, start - 1) : start] + text[stop : stop + 1]))
 
 
-def _is_of_word(character: str) -> bool:
+def _is_word_character(character: str) -> bool:
+    """Whether a character is a letter, a digit, a mark or a connector such as "_"."""
     return character.isalnum() or unicodedata.category(character) in ("Mn", "Mc", "Me", "Pc")

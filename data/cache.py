@@ -1,18 +1,18 @@
-"""The token cache: one split of one source, tokenised once, as flat arrays that open as memory maps.
+"""The token cache: one split of one source, tokenised once and stored as flat arrays that open as memory maps.
 
-The folder is named by the hash of everything its content depends on, so a stale cache is never opened by mistake:
+The folder is named by the hash of everything that decides its content, so a stale cache is never opened:
 
-    tokens.npy   uint16 or uint32 [tokens]     every sample's tokens, one after the other
+    tokens.npy   uint16 or uint32 [tokens]     the tokens of all samples, concatenated
     mask.npy     uint8 [ceil(tokens / 8)]      bit t: token t is trained on
-    starts.npy   int64 [samples + 1]           where each sample begins
-    first.npy    int32 [samples]               its first pair (token, next token) whose target is trained on
-    cache.json   what it was made from, counts, and the checksums of all files
+    starts.npy   int64 [samples + 1]           index of the first token of each sample, and the number of tokens
+    first.npy    int32 [samples]               index of a sample's first pair (token, next token) with a trained target
+    cache.json   inputs, counts, and the checksums of all files
 
-Opening compares the files with the checksums, once in a process; a damaged cache is told and built anew.
+The first time that a process opens a cache, it compares the files with their checksums. A damaged cache is rebuilt.
 
-Building cuts the stream of records into shards at places that only the records decide, tokenises the shards in as many
-processes as there are cores, and joins them in order. A finished shard is a file that outlives a kill: the next build
-makes only the missing ones. A lock keeps two processes from building the same cache at once.
+A build cuts the records into shards. The cuts depend on the records alone. One process per core tokenises the shards,
+and the results are joined in order. If a build is killed, the next one reuses its finished shards. A lock prevents two
+processes from building the same cache at once.
 """
 
 import contextlib
@@ -46,49 +46,49 @@ from .formats import READING
 from .locks import locked
 from .sources import Record, Source
 from .tally import Tally
-from .text import TextEncoder
+from .text_encoder import TextEncoder
 
-VERSION = 1  # of the files' layout and of where shards are cut
+VERSION = 1  # raised when the layout of the files or the cuts between shards change
 SHARD_RECORDS = 8192
 SHARD_CHARACTERS = 2_000_000
-SERIAL_SHARDS = 4  # a source of fewer shards is done before worker processes have started
+SERIAL_SHARDS = 4  # fewer shards are tokenised in this process, in less time than workers take to start
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenCache:
-    """An open cache. Sample i is the tokens `starts[i]:starts[i + 1]`."""
+    """An open token cache. Sample i is `tokens[starts[i]:starts[i + 1]]`."""
 
-    path: Path
+    path: Path  # the folder
     fingerprint: str  # the hash that names the folder
-    info: dict  # cache.json: "inputs", "counts" and "skipped", the messages of the first bad records
+    info: dict  # cache.json: "inputs", "counts", and "skipped", the error messages of the first bad records
     tokens: np.ndarray  # uint16 or uint32 [tokens]
-    mask_bits: np.ndarray  # uint8 [ceil(tokens / 8)]
-    starts: np.ndarray  # int64 [samples + 1]
-    first_trained: np.ndarray  # int32 [samples]
+    mask_bits: np.ndarray  # uint8 [ceil(tokens / 8)], bit t: token t is trained on
+    starts: np.ndarray  # int64 [samples + 1], index of the first token of each sample
+    first_trained: np.ndarray  # int32 [samples], index of the first pair (token, next token) with a trained target
 
     def __len__(self) -> int:
         return len(self.first_trained)
 
     @property
     def tally(self) -> Tally:
-        """What became of the records that the cache was made from."""
+        """Counts of the records that the cache was built from."""
         counts = self.info["counts"]
         left_out = Counter(empty=counts["empty"], skipped=counts["skipped"])
         return Tally(counts["records"], counts["samples"], left_out, self.info["skipped"])
 
     @property
     def pairs(self) -> np.ndarray:
-        """Pairs (token, next token) in each sample, int64 [samples]."""
+        """Number of pairs (token, next token) in each sample, int64 [samples]."""
         return np.diff(self.starts) - 1
 
     def mask(self, start: int, stop: int) -> np.ndarray:
-        """Which of the tokens `start:stop` of the whole cache are trained on, bool [stop - start]."""
+        """Whether each of `tokens[start:stop]` is trained on, bool [stop - start]."""
         bits = np.unpackbits(self.mask_bits[start // 8 : -(-stop // 8)])
         return bits[start % 8 :][: stop - start].astype(bool)
 
 
 def open_cache(path: str | Path) -> TokenCache:
-    """Opens a finished cache; its large arrays stay on disk until they are read."""
+    """Opens a finished cache as memory maps, without comparing checksums."""
     path = Path(path)
     return TokenCache(
         path=path,
@@ -104,20 +104,20 @@ def open_cache(path: str | Path) -> TokenCache:
 def build_cache(
     source: Source, split: str | None, encoder: TextEncoder, cache_dir: str | Path, *, workers: int | None = None
 ) -> TokenCache:
-    """Opens the token cache of one split of a source, and builds it first where there is none.
+    """Opens the token cache of one split of a source; builds it first if it is missing or damaged.
 
     Args:
-      source: what is tokenised.
+      source: the records to tokenise.
       split: "train", "heldout", or None for the whole source.
       encoder: makes tokens and mask of a record.
-      cache_dir: a local folder; the cache is the folder in it that the hash names.
-      workers: processes to tokenise in, by default one per core. A small source starts none.
+      cache_dir: a local folder for caches; this cache is a folder in it, named by its hash.
+      workers: number of processes that tokenise; None: one per core. A small source is tokenised in this process.
 
     Raises:
-      UserError: a bad record, or no record with a trained token.
+      UserError: a bad record, no record with a trained token, or a call from a worker that re-runs the main script.
     """
     if split is not None:
-        source = dataclasses.replace(source, heldout=sources.held_out_below(source))
+        source = dataclasses.replace(source, heldout=sources.heldout_share(source))
     inputs = {
         "source": sources.fingerprint(source),
         "format": source.format,
@@ -126,18 +126,18 @@ def build_cache(
         **encoder.cache_key,
         "version": VERSION,
     }
-    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself asks, but before the lock
+    if getattr(current_process(), "_inheriting", False):  # multiprocessing checks this too, but after the lock
         raise UserError(
-            "a worker process runs the main script again: put what the script does below `if __name__ == '__main__':`"
+            "a worker process runs the main script again: put the script's code below `if __name__ == '__main__':`"
         )
     final = Path(cache_dir).expanduser() / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
-    if not final.exists() or _fault_of(final):
+    if not final.exists() or _problem_with(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked(final.with_name(f".{final.name}.lock"), _wait_for), checksums.writing(final):
-            if final.exists() and (problem := _fault_of(final)):
-                Console(stderr=True).print(f"{final} is {problem}: built anew", markup=False, soft_wrap=True)
+            if final.exists() and (problem := _problem_with(final)):
+                Console(stderr=True).print(f"{final} is {problem}: rebuilding it", markup=False, soft_wrap=True)
                 shutil.rmtree(final.rename(final.with_name(f"{final.name}.aside.{os.getpid()}")))
-            if not final.exists():  # else another process has built it meanwhile
+            if not final.exists():  # another process may have built it meanwhile
                 _build(final, source, inputs, encoder, workers or os.cpu_count())
     cache = open_cache(final)
     if source.on_error == "raise" and cache.info["skipped"]:
@@ -145,27 +145,27 @@ def build_cache(
     return cache
 
 
-def _fault_of(path: Path) -> str | None:
-    """Why a finished cache cannot be used; None where it can."""
+def _problem_with(path: Path) -> str | None:
+    """Why a finished cache cannot be used, in words; None if it can."""
     stamp = checksums.stamp(path)
-    if _proven.get(path) == stamp:
+    if _intact_caches.get(path) == stamp:
         return None
     try:
         info = json.loads((path / "cache.json").read_text("utf-8"))
         if "checksum" in info and info.pop("checksum") != _checksum_of(info):
-            return "damaged (cache.json has other bytes than were written)"
+            return "damaged (cache.json differs from its checksum)"
         if info.get("reading") != READING:
-            return "of a version that read records otherwise"
+            return "from a version of camelid that read records differently"
         problem = checksums.damage(path, info["files"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return "damaged (cache.json cannot be read)"
     if problem is not None:
         return f"damaged ({problem})"
-    _proven[path] = stamp
+    _intact_caches[path] = stamp
     return None
 
 
-_proven: dict[Path, tuple] = {}  # stamps of the caches that were whole when this process looked
+_intact_caches: dict[Path, tuple] = {}  # stamps of the caches that this process has compared with their checksums
 
 
 def _checksum_of(info: dict) -> str:
@@ -173,21 +173,29 @@ def _checksum_of(info: dict) -> str:
 
 
 def _wait_for(holder: str) -> None:
-    told = f"this token cache is being built by {holder}: waiting for it"
-    Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
+    message = f"waiting for {holder}, which is building this token cache"
+    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _build(final: Path, source: Source, inputs: dict, encoder: TextEncoder, workers: int) -> None:
-    """Writes the missing shards, joins all of them, and moves the result into place in one step."""
+    """Writes the missing shards, joins all shards, and renames the finished folder to `final`.
+
+    Args:
+      final: the folder of the finished cache; shards are kept in a folder beside it.
+      source: the records to tokenise.
+      inputs: everything that decides the content of the cache; written to cache.json.
+      encoder: makes tokens and mask of a record.
+      workers: number of processes that tokenise.
+    """
     partial = final.with_name(f"{final.name}.{READING}.partial")
     partial.mkdir(exist_ok=True)
     split, reading = inputs["split"], Tally()
     records = sources.read(source, split, reading)
     write = functools.partial(_write_shard, encoder=encoder, on_error=source.on_error)
     with _progress() as progress:
-        records = progress.track(records, description=escape(f"tokenising {source.part(split)}"))
+        records = progress.track(records, description=escape(f"tokenising {source.split_name(split)}"))
         shards = _write_shards(records, partial, write, workers)
-    tally, tokens = _counted(shards)
+    tally, tokens = _shard_totals(shards)
     tally = dataclasses.replace(reading, read=0) + tally
     if not tally.kept:
         raise nothing_left(encoder, source, split, tally, reading)
@@ -207,14 +215,14 @@ def _build(final: Path, source: Source, inputs: dict, encoder: TextEncoder, work
 
 
 def _progress() -> Progress:
-    """A count of records and the time they took, on a terminal; nothing elsewhere."""
+    """A progress display with the number of records and the elapsed time, on terminals only."""
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} records"), TimeElapsedColumn()
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _cut(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Consecutive records, shard by shard."""
+def _shards_of(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Cuts the records into shards of at most SHARD_RECORDS records and about SHARD_CHARACTERS characters."""
     shard, characters = [], 0
     for record in records:
         shard.append(record)
@@ -227,11 +235,18 @@ def _cut(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 def _write_shards(records: Iterable[Record], folder: Path, write: Callable, workers: int) -> list[Path]:
-    """Writes the shards that are not there yet; returns the paths of all of them, in order."""
+    """Writes the shards that are missing in `folder`; returns the paths of all shards in order.
+
+    Args:
+      records: the records of the split.
+      folder: where the shards are written.
+      write: writes one shard: write(path, records).
+      workers: number of processes that tokenise.
+    """
     paths: list[Path] = []
 
     def missing() -> Iterator[tuple[Path, list[Record]]]:
-        for index, shard in enumerate(_cut(records)):
+        for index, shard in enumerate(_shards_of(records)):
             paths.append(folder / f"{index:06d}.npz")
             if not _is_whole_shard(paths[-1]):
                 yield paths[-1], shard
@@ -241,7 +256,7 @@ def _write_shards(records: Iterable[Record], folder: Path, write: Callable, work
 
 
 def _is_whole_shard(path: Path) -> bool:
-    """Whether a build before this one has left the shard, and every part of it has the checksum that zip files keep."""
+    """Whether an earlier build has finished the shard at `path`, by the checksums inside the zip file."""
     try:
         with zipfile.ZipFile(path) as shard:
             return shard.testzip() is None
@@ -250,13 +265,16 @@ def _is_whole_shard(path: Path) -> bool:
 
 
 def _run(jobs: Iterator[tuple[Path, list[Record]]], write: Callable, workers: int) -> None:
-    """Writes shards here if they are few, else in worker processes, with two waiting for each."""
+    """Calls `write(path, records)` for every job, in this process if there are fewer than SERIAL_SHARDS jobs.
+
+    Otherwise `workers` processes run the jobs; at most two jobs per process are in memory.
+    """
     few = list(islice(jobs, SERIAL_SHARDS))
     if len(few) < SERIAL_SHARDS or workers == 1:
         for job in chain(few, jobs):
             write(*job)
         return
-    # Spawned, since a fork of a process that runs JAX's threads may hang.
+    # Workers are spawned: a fork of a process with JAX's threads may hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (write,)) as pool:
         pending = set()
         try:
@@ -271,8 +289,8 @@ def _run(jobs: Iterator[tuple[Path, list[Record]]], write: Callable, workers: in
                 future.result()
         except BrokenProcessPool:
             raise ChildProcessError(
-                "a process that tokenises was killed, as happens where memory is short; what the others have finished "
-                "is kept: give the command again"
+                "a tokenising process was killed, perhaps for lack of memory: give the command again to go on from the "
+                "finished shards"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -281,7 +299,7 @@ def _run(jobs: Iterator[tuple[Path, list[Record]]], write: Callable, workers: in
 
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all: this one ends them."""
+    """Starts processes that ignore SIGINT: a terminal sends Ctrl-C to all processes, and this one ends its workers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -290,13 +308,13 @@ def _without_ctrl_c() -> Iterator[None]:
 
 
 def _start_worker(write: Callable) -> None:
-    global _work_of_this_process  # the tokenizer travels once per process, not once per shard
+    global _work_of_this_process  # so the tokenizer is pickled once per process, not once per shard
     _work_of_this_process = write
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the process that it works for was killed: it would wait for work for ever."""
+    """Ends this worker when its parent process is killed; otherwise the worker would wait for jobs for ever."""
     connection.wait([parent_process().sentinel])
     os._exit(1)
 
@@ -306,8 +324,15 @@ def _work(path: Path, shard: list[Record]) -> None:
 
 
 def _write_shard(path: Path, records: list[Record], *, encoder: TextEncoder, on_error: str) -> None:
-    """Tokenises a shard into a file that is either there and whole or not there."""
-    tally = Tally.by(encoder.reasons, most=len(records))  # all problems: their number is the count of bad records
+    """Tokenises the records of a shard and writes them to `path` atomically.
+
+    Args:
+      path: the shard's .npz file.
+      records: the records of the shard.
+      encoder: makes tokens and mask of a record.
+      on_error: "raise" or "skip", for records that the encoder refuses.
+    """
+    tally = Tally.by(encoder.reasons, limit=len(records))  # all problems are kept: they count the bad records
     samples = list(encoded(records, encoder.encode, tally, on_error))
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
@@ -326,12 +351,12 @@ def _write_shard(path: Path, records: list[Record], *, encoder: TextEncoder, on_
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # the disk may be full: nothing stays that is of no use
+            temporary.unlink(missing_ok=True)  # the disk may be full
         raise
 
 
-def _counted(shards: list[Path]) -> tuple[Tally, dict[str, int]]:
-    """What became of the records of all shards, and how many tokens they have and train on."""
+def _shard_totals(shards: list[Path]) -> tuple[Tally, dict[str, int]]:
+    """Counts over all shards: the tally of their records, and {"tokens": all tokens, "trained": trained tokens}."""
     tally, tokens = Tally.by(("empty",)), Counter(tokens=0, trained=0)
     for path in shards:
         with np.load(path) as shard:
@@ -343,19 +368,19 @@ def _counted(shards: list[Path]) -> tuple[Tally, dict[str, int]]:
 
 
 def _join(shards: list[Path], folder: Path, dtype: type) -> None:
-    """Joins the shards' arrays on disk, with the tokens of one shard in memory at a time."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed in here
+    """Concatenates the shards into the files of a cache in `folder`; one shard at a time is in memory."""
+    shutil.rmtree(folder, ignore_errors=True)  # left by a build that was killed while it joined shards
     folder.mkdir()
     lengths = _column(shards, "lengths")
     total = int(lengths.sum())
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]))
     np.save(folder / "first.npy", _column(shards, "first"))
-    # Not through memory maps: a full disk would end the process by SIGBUS.
+    # Not through memory maps: on a full disk the process would die of SIGBUS.
     with (folder / "tokens.npy").open("wb") as tokens, (folder / "mask.npy").open("wb") as mask:
         for file, kind, length in ((tokens, dtype, total), (mask, np.uint8, -(-total // 8))):
             header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (length,)}
             np.lib.format.write_array_header_1_0(file, header)
-        rest = np.zeros(0, bool)  # of the mask, less than a byte
+        rest = np.zeros(0, bool)  # bits of the mask that do not fill a byte yet
         for path in shards:
             with np.load(path) as shard:
                 tokens.write(shard["tokens"].tobytes())

@@ -1,7 +1,7 @@
-"""Files that prove to be whole: checksums of a folder's files, and files that appear under their name complete.
+"""Checksums of the files in a folder, and atomic writing of single files.
 
-A checksum is the CRC-32 of a file's bytes beside their number. It finds accidents (a disk that lost a page, a copy that
-ended early, files that changed places), at about 4 GB a second and core; it is no protection against intent.
+A checksum is the number of bytes in a file and their CRC-32. It finds accidental damage (a lost disk page, a truncated
+copy, swapped files) at about 4 GB a second on each core. It does not protect against deliberate changes.
 """
 
 import contextlib
@@ -19,26 +19,26 @@ Checksums = Mapping[str, list]
 
 
 def write_whole(path: epath.PathLike, content: bytes | str) -> None:
-    """Writes a file beside `path` and renames it: readers find the old file or the new one, never a part."""
+    """Writes `content` to a temporary file, then renames it to `path`: readers see the old file or the new one."""
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path), beside.open("wb") as file:
+        with writing(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             if "://" not in os.fspath(path):
                 os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
 def writing(path: epath.PathLike) -> Iterator[None]:
-    """Gives an OSError that names no file, as that of a full disk, the name of what was being written."""
+    """Adds `path` to an OSError that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -48,15 +48,15 @@ def writing(path: epath.PathLike) -> Iterator[None]:
 
 
 def checksums_of(folder: epath.PathLike, *, leave_out: str | None = None) -> dict[str, list]:
-    """The checksum of every file below `folder`, but for the one called `leave_out` in `folder` itself."""
+    """The checksum of every file below `folder`, by its relative path; the file `leave_out` of `folder` is left out."""
     folder = epath.Path(folder)
     names = sorted(name for name in _files_below(folder) if name != leave_out)
-    with ThreadPoolExecutor(_threads()) as pool:  # zlib lets go of Python's lock
+    with ThreadPoolExecutor(_threads()) as pool:  # zlib releases the GIL
         return dict(zip(names, pool.map(lambda name: checksum(folder / name), names), strict=True))
 
 
 def checksum(path: epath.PathLike) -> list:
-    """[bytes, CRC-32] of a file, which is read in pieces."""
+    """[number of bytes, CRC-32 in hexadecimal] of a file, which is read in chunks of CHUNK_BYTES."""
     size, crc = 0, 0
     with epath.Path(path).open("rb") as file:
         while piece := file.read(CHUNK_BYTES):
@@ -65,7 +65,7 @@ def checksum(path: epath.PathLike) -> list:
 
 
 def damage(folder: epath.PathLike, expected: Checksums) -> str | None:
-    """The first file below `folder` that is not as `expected` says, and how it differs; None where all are."""
+    """Describes the first file below `folder` that differs from its checksum in `expected`; None if none differs."""
     folder = epath.Path(folder)
 
     def look(name: str) -> str | None:
@@ -84,7 +84,7 @@ def damage(folder: epath.PathLike, expected: Checksums) -> str | None:
 
 
 def stamp(folder: epath.PathLike) -> tuple:
-    """Names, sizes and times of all files below a folder: what was found of them holds as long as these stay."""
+    """Paths, sizes and modification times of all files below `folder`. An equal stamp means an unchanged folder."""
     if "://" in os.fspath(folder):
         files = [path for path in epath.Path(folder).glob("**/*") if not path.is_dir()]
         return tuple(sorted((str(path), path.stat().length, path.stat().mtime) for path in files))

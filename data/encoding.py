@@ -1,11 +1,11 @@
-"""Encoders: each turns a record into what one kind of training reads of it.
+"""The interface of encoders, which turn records into training samples. There is one for each kind of training:
 
-    text.TextEncoder            tokens and loss mask, for token caches
-    pairs.PairEncoder           two or more answers to one prompt
-    labelled.AnswerEncoder      one answer, called good or bad
-    prompts.PromptEncoder       a prompt to answer
+    text_encoder.TextEncoder          tokens and loss mask, for token caches
+    pairs.PairEncoder                 two or more answers to one prompt
+    labelled_answers.AnswerEncoder    one answer, labelled good or bad
+    prompts.PromptEncoder             a prompt to answer
 
-`encoded` takes records through an encoder and counts what becomes of them.
+`encoded` applies an encoder to records and counts the records that are kept and left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +19,10 @@ S = TypeVar("S")
 
 
 class LeftOut(Exception):
-    """Raised by an encoder for a sound record that it leaves out.
+    """Raised by an encoder for a well-formed record that gives no sample.
 
-    `reason` is the name under which the record is counted. The record is listed only if there is a message.
+    Attributes:
+      reason: the name under which a tally counts the record. The tally lists the record only if `message` is not "".
     """
 
     def __init__(self, reason: str, message: str = ""):
@@ -32,15 +33,21 @@ class LeftOut(Exception):
 class Encoder(Protocol[S]):
     """Turns records into samples."""
 
-    reasons: tuple[str, ...]  # the names under which sound records are left out
-    nothing: str  # what an error says of a source of which no record is kept
+    reasons: tuple[str, ...]  # every `LeftOut.reason` that `encode` may give
+    empty_message: str  # the error for a source that gives no sample begins with it
 
     def encode(self, record: dict) -> S:
-        """The sample of a record. LeftOut for a sound record without one, UserError for a record that is refused."""
+        """The sample of a record. Raises LeftOut if the record gives no sample, UserError if it is refused."""
 
 
 def encoded(records: Iterable[Record], encode: Callable[[dict], S], tally: Tally, on_error: str) -> Iterator[S]:
-    """The samples of `records`, in their order; `tally` counts what becomes of each record.
+    """The samples of records, in order.
+
+    Args:
+      records: the records.
+      encode: the method of an `Encoder`.
+      tally: counts every record as kept or left out.
+      on_error: "raise", or "skip" to count refused records and go on.
 
     Raises:
       DataError: `encode` refuses a record and `on_error` is "raise".
@@ -62,15 +69,20 @@ def encoded(records: Iterable[Record], encode: Callable[[dict], S], tally: Tally
 
 
 def nothing_left(encoder: Encoder, source: Source, split: str | None, tally: Tally, reading: Tally) -> UserError:
-    """The error of a split without a sample; it says so where the share that is held out is why.
+    """The error for a split that gives no sample. It suggests another `heldout` if that is the cause.
 
     Args:
-      tally: of the records of the split.
-      reading: of the records of the whole source, as `sources.read` counts them.
+      encoder: the encoder of the samples.
+      source: the source.
+      split: "train", "heldout", or None for the whole source.
+      tally: counts of the records of the split.
+      reading: counts of the records of the whole source, from `sources.read`.
     """
-    problem = f"{source.part(split)}: {encoder.nothing}: {tally}"
+    problem = f"{source.split_name(split)}: {encoder.empty_message}: {tally}"
     if reading.read and split == "heldout":
-        return DataError(problem, "heldout=SHARE", "holds out a larger share; with 0 nothing is measured")
+        return DataError(
+            problem, "heldout=SHARE", "holds out a larger share; 0 holds out nothing, and there is no evaluation"
+        )
     if reading.read and split == "train" and not tally.read:
-        return DataError(problem, "heldout=SHARE", "holds out a smaller share, 0 nothing")
+        return DataError(problem, "heldout=SHARE", "holds out a smaller share; 0 holds out nothing")
     return UserError(problem)

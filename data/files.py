@@ -1,7 +1,7 @@
-"""Files of raw records: text, Markdown, JSON, JSON lines, each also gzipped, and Parquet; local or gs://.
+"""Reads raw records from files, local or gs://: text, Markdown, JSON and JSON lines, each also gzipped, and Parquet.
 
-A reader yields rows: where a record stands, for messages, and the raw record, or, in its place, a ValueError that
-says why it cannot be read. So one bad line does not end the reading of a file.
+A reader yields pairs (place, record); the place is for messages, such as "chats.jsonl:7". If a record cannot be read, a
+ValueError stands in for it, so one bad line does not end the reading of a file.
 """
 
 import glob
@@ -21,16 +21,16 @@ from etils import epath
 
 from .. import tasks
 from ..errors import UserError, did_you_mean
-from .values import MAX_RECORD_BYTES, Unreadable
+from .json_values import MAX_RECORD_BYTES, Unreadable
 
 Row = tuple[str, object]
 
-DOCUMENT_CHARACTERS = 2_000
-_EXPANSION = 100  # times its stored size that .gz and .parquet may grow to; text grows by 3 to 20, a bomb by 1,000
-_CHUNK = 2**20  # bytes read at a time
-_ROWS = 32  # of Parquet in memory at a time, each of which may be as long as a record
-_UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a name: what no message or JSON can hold
-_ABOUT_THE_DATA = re.compile(
+DOCUMENT_CHARACTERS = 2_000  # a text file is cut at the first blank line after this many characters
+_MAX_EXPANSION = 100  # limit of unpacked size / stored size of .gz and .parquet; text has 3 to 20, a zip bomb 1,000
+_CHUNK_BYTES = 2**20  # bytes read at a time
+_BATCH_ROWS = 32  # rows of Parquet in memory at a time; each may have `max_record_bytes`
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # characters of a file name that no message or JSON can hold
+_METADATA_FILE = re.compile(
     r"(readme|licen[cs]e|copying|contributing|code_of_conduct|dataset_?card)([-_][-\w]+|\.[a-z]{2})?(\.(md|txt|rst|html?))?"
     r"|citation\.(cff|bib)|(dataset_infos?|dataset_dict|state)\.json",
     re.IGNORECASE,
@@ -38,105 +38,114 @@ _ABOUT_THE_DATA = re.compile(
 
 
 class TooLarge(ValueError):
-    """A record, or a file once it is unpacked, is larger than `max_record_bytes` allows."""
+    """A record, or an unpacked file, exceeds the limit that `max_record_bytes` sets."""
 
 
 def find_files(pattern: str) -> list[epath.Path]:
-    """The files that a path or glob names, local or gs://, sorted; of a folder all that are in it and in its folders,
-    but for hidden ones and those that tell about the data, such as README.md. UserError where there is none, or one
-    that cannot be read."""
+    """The files that a path, a glob or a folder names, local or gs://, sorted.
+
+    A folder stands for all files below it, except hidden files and files about the data, such as README.md.
+
+    Raises:
+      UserError: there is no such file, or a file is of a kind that cannot be read.
+    """
     if not pattern:
         raise UserError(
-            "the source is empty: give a path, a glob, tfds:name:split or a task's records such as primer:chat"
+            "the source is empty: give a path, a glob, tfds:name:split or the records of a task, such as primer:chat"
         )
     try:
         path = epath.Path(pattern).expanduser()
         named = [path] if path.exists() else _glob(path)
-        files = [file for one in named for file in (_below(one, ()) if one.is_dir() else [one])]
+        files = [file for one in named for file in (_files_below(one, ()) if one.is_dir() else [one])]
     except ImportError as problem:
-        raise UserError(f"{shorten(pattern)}: reading gs:// needs the package gcsfs: pip install gcsfs") from problem
+        raise UserError(f"{shorten(pattern)}: gs:// needs the package gcsfs: pip install gcsfs") from problem
     except NotImplementedError as problem:
-        raise UserError(f"{shorten(pattern)}: ** is not supported; write a * for each level of folders") from problem
+        raise UserError(f"{shorten(pattern)}: ** is not supported; write one * for each level of folders") from problem
     except (OSError, ValueError, RuntimeError) as problem:  # no permission; a name that no file can have; no such home
         raise UserError(f"{shorten(pattern)}: {problem}") from problem
     if not files:
-        what = "a folder without a file of data" if any(one.is_dir() for one in named) else "no such file"
+        what = "no data files in this folder" if any(one.is_dir() for one in named) else "no such file"
         scheme, colon, _ = pattern.partition(":")
         near = did_you_mean(scheme, tasks.NAMES) if colon else ""
         raise UserError(f"{shorten(pattern)}: {what}{near}")
     for file in files:
-        if _UNSPEAKABLE.search(str(file)):
-            raise UserError(f"{shorten(str(file))}: a name with control characters, or not in UTF-8: rename the file")
+        if _UNPRINTABLE.search(str(file)):
+            raise UserError(f"{shorten(str(file))}: the name has control characters or is not UTF-8: rename the file")
         if _suffix(file) not in READERS:
             raise UserError(
-                f"{shorten(str(file))}: cannot read this kind of file; known are {', '.join(READERS)}, also with .gz "
-                f"(a glob such as {file.parent}/*.txt names some files of a folder)"
+                f"{shorten(str(file))}: cannot read this kind of file; give {', '.join(READERS)}, also with .gz "
+                f"(a glob such as {file.parent}/*.txt selects files of a folder)"
             )
         _check_regular(file)
     return files
 
 
 def shorten(name: str) -> str:
-    """A name as an error message shows it: one line, and not all of a very long one."""
+    """`name` for an error message: at most 200 characters, with unprintable ones escaped."""
     return name if len(name) < 200 and name.isprintable() else f"{name[:200]!r}"
 
 
 def _check_regular(file: epath.Path) -> None:
-    """Refuses a pipe, a socket and a device, which can be read only once or never end."""
+    """Raises UserError for a pipe, a socket or a device, which can be read only once or never end."""
     try:
         mode = os.stat(file).st_mode
-    except (OSError, TypeError):  # gs://, or gone: reading says what is wrong
+    except (OSError, TypeError):  # gs://, or a missing file, for which reading gives the error
         return
     if not stat.S_ISREG(mode):
-        raise UserError(f"{shorten(str(file))}: is a pipe, a socket or a device, not a file")
+        raise UserError(f"{shorten(str(file))} is a pipe, a socket or a device: save its data to a file and give that")
 
 
-def _below(folder: epath.Path, above: tuple[str, ...]) -> list[epath.Path]:
-    """The files of a folder and of its folders. above: the real paths of the folders it is in, to pass over links that
-    lead back to one of them."""
+def _files_below(folder: epath.Path, above: tuple[str, ...]) -> list[epath.Path]:
+    """The files below `folder`. `above` holds the real paths of its parent folders; links to them are skipped."""
     real = os.path.realpath(folder)
     if real in above:
         return []
     entries = sorted(
         entry
         for entry in folder.iterdir()
-        if not entry.name.startswith(".") and (entry.is_dir() or not _ABOUT_THE_DATA.fullmatch(entry.name))
+        if not entry.name.startswith(".") and (entry.is_dir() or not _METADATA_FILE.fullmatch(entry.name))
     )
-    return [file for entry in entries for file in (_below(entry, (*above, real)) if entry.is_dir() else [entry])]
+    return [file for entry in entries for file in (_files_below(entry, (*above, real)) if entry.is_dir() else [entry])]
 
 
 def _glob(path: epath.Path) -> list[epath.Path]:
+    """The paths that match a glob, sorted."""
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     rest = path.parts[len(fixed) :]
     return sorted(epath.Path(*fixed).glob("/".join(rest))) if rest else []
 
 
-def _is_packed(path: epath.Path) -> bool:
+def _is_gzipped(path: epath.Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
 def _suffix(path: epath.Path) -> str:
-    return (epath.Path(path.stem) if _is_packed(path) else path).suffix.lower()
+    """The suffix of a file in small letters, without .gz."""
+    return (epath.Path(path.stem) if _is_gzipped(path) else path).suffix.lower()
 
 
 def file_rows(files: Iterable[epath.Path], max_record_bytes: int = MAX_RECORD_BYTES) -> Iterator[Row]:
-    """The rows of all `files`, one file after the other; never more than a few in memory."""
+    """Pairs (place, record) of all `files`, one file after the other; only a few records are in memory."""
     for path in files:
         yield from READERS[_suffix(path)](path, max_record_bytes)
 
 
-_BROKEN = (EOFError, OSError, UnicodeError, zlib.error)
+_READ_ERRORS = (EOFError, OSError, UnicodeError, zlib.error)
 
 
 def _chunks(path: epath.Path, limit: int) -> Iterator[bytes]:
-    """The bytes of a file, unpacked, without a byte order mark. TooLarge for one that unpacks to more than `limit` and
-    _EXPANSION times its size, UnicodeError for one whose mark says that it is not in UTF-8."""
+    """The unpacked bytes of a file, without a byte order mark.
+
+    Raises:
+      TooLarge: the file unpacks to more than `limit` bytes and more than _MAX_EXPANSION times its size.
+      UnicodeError: the byte order mark is that of UTF-16 or UTF-32.
+    """
     with path.open("rb") as file:
-        packed = _is_packed(path)
-        room = _room(path, limit) if packed else math.inf
-        read = gzip.GzipFile(fileobj=file).read1 if packed else file.read  # read1: all that there is before a fault
+        packed = _is_gzipped(path)
+        room = _unpacked_limit(path, limit) if packed else math.inf
+        read = gzip.GzipFile(fileobj=file).read1 if packed else file.read  # read1 returns the bytes before an error
         size = 0
-        while chunk := read(_CHUNK):
+        while chunk := read(_CHUNK_BYTES):
             if not size and chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise UnicodeError("it is in UTF-16 or UTF-32: save it as UTF-8")
             yield chunk if size else chunk.removeprefix(b"\xef\xbb\xbf")
@@ -144,14 +153,14 @@ def _chunks(path: epath.Path, limit: int) -> Iterator[bytes]:
             _check_size(size, room)
 
 
-def _room(path: epath.Path, limit: int) -> int:
-    """How many bytes a file may unpack to."""
-    return max(limit, _EXPANSION * path.stat().length)
+def _unpacked_limit(path: epath.Path, limit: int) -> int:
+    """The most bytes that a file may unpack to."""
+    return max(limit, _MAX_EXPANSION * path.stat().length)
 
 
 def _check_size(size: int, room: float) -> None:
     if size > room:
-        raise TooLarge(f"the file unpacks to more than {room:,} bytes, {_EXPANSION} times its size")
+        raise TooLarge(f"the file unpacks to more than {room:,} bytes, {_MAX_EXPANSION} times its stored size")
 
 
 def _first_line(problem: Exception) -> str:
@@ -159,18 +168,18 @@ def _first_line(problem: Exception) -> str:
 
 
 def _unreadable(problem: Exception) -> ValueError:
-    """What stands in place of the rest of a file."""
+    """The error that stands in for the rest of a file."""
     if isinstance(problem, TooLarge):
         return problem
     return ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
 
 
 def _lines(path: epath.Path, limit: int) -> Iterator[tuple[int, str | ValueError]]:
-    """Numbered lines, "\n" at their end, without a byte order mark; ValueError in place of one that cannot be read."""
-    number, held, size = 1, [], 0  # of the line that has begun
+    """The lines of a file, numbered from 1, each with a newline; a line that is not UTF-8 becomes a ValueError."""
+    number, held, size = 1, [], 0  # number, chunks and bytes of the current line
     try:
         for chunk in _chunks(path, limit):
-            if not size and not chunk.strip(b"\n"):  # blank lines alone: all of them as one
+            if not size and not chunk.strip(b"\n"):  # a chunk of blank lines is yielded as one blank line
                 number += len(chunk)
                 yield number - 1, "\n"
                 continue
@@ -188,7 +197,7 @@ def _lines(path: epath.Path, limit: int) -> Iterator[tuple[int, str | ValueError
                     number, held, size = number + 1, [], 0
         if 0 < size <= limit:
             yield number, _decode(b"".join(held))
-    except (*_BROKEN, TooLarge) as problem:
+    except (*_READ_ERRORS, TooLarge) as problem:
         yield number, _unreadable(problem)
 
 
@@ -201,11 +210,11 @@ def _decode(line: bytes) -> str | ValueError:
 
 
 def _text_rows(path: epath.Path, limit: int) -> Iterator[Row]:
-    """A text file as documents that end at blank lines.
+    """A text file as documents of about DOCUMENT_CHARACTERS characters.
 
-    A short file is one document. A long one is cut at the first blank line after DOCUMENT_CHARACTERS, and where there
-    is no blank line for as long again, at the end of a line. So poems, scenes and paragraphs stay whole, and one large
-    file still has parts to hold out. A single line is never cut.
+    A document ends at the first blank line after DOCUMENT_CHARACTERS; if none comes within twice that length, it ends
+    at the end of a line. So poems, scenes and paragraphs stay whole, and one large file still has parts to hold out. A
+    single line is never cut.
     """
     start, size, document = 1, 0, []
     for number, line in _lines(path, limit):
@@ -225,14 +234,14 @@ def _text_rows(path: epath.Path, limit: int) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: epath.Path, limit: int) -> Iterator[Row]:
-    """One JSON value a line; blank lines say nothing. A file that begins with a list is read as .json."""
+    """One JSON value per line; blank lines are skipped. A file that begins with "[" is read as .json."""
     if _first_line_of(path, limit).startswith("["):
         return _json_values(path, limit)
     return _json_lines(path, limit)
 
 
 def _first_line_of(path: epath.Path, limit: int) -> str:
-    """The first line of a file that is not blank, "" where there is none or it cannot be read."""
+    """The first line of a file that is not blank; "" if there is none, or if it cannot be read."""
     line = next((line for _, line in _lines(path, limit) if isinstance(line, ValueError) or line.strip()), "")
     return line.lstrip() if isinstance(line, str) else ""
 
@@ -246,13 +255,14 @@ def _json_lines(path: epath.Path, limit: int) -> Iterator[Row]:
 
 
 def _json(text: str) -> object:
-    text = text.rstrip()  # a fault at the end of a line is of that line
+    """The value of a JSON text, or a ValueError that says why it is invalid."""
+    text = text.rstrip()  # otherwise an error at the end would be reported at column 1 of the next line
     try:
         try:
             return json.loads(text)
         except json.JSONDecodeError:
             raise
-        except ValueError:  # an integer of more digits than Python converts
+        except ValueError:  # an integer with more digits than Python converts
             return json.loads(text, parse_int=_integer)
     except json.JSONDecodeError as problem:
         return ValueError(f"invalid JSON: {problem.msg} at column {problem.colno}")
@@ -268,7 +278,7 @@ def _integer(digits: str) -> int | Decimal:
 
 
 def _json_rows(path: epath.Path, limit: int) -> Iterator[Row]:
-    """A JSON list of records, or one object. Many public .json files hold an object a line: they are read as .jsonl."""
+    """A JSON list of records, or one object. A .json file with one object per line, as many are, is read as .jsonl."""
     first = _first_line_of(path, limit)
     if first.startswith("{") and isinstance(_json(first), dict):
         return _json_lines(path, limit)
@@ -282,7 +292,7 @@ def _json_values(path: epath.Path, limit: int) -> Iterator[Row]:
             number += 1
             text = element if isinstance(element, ValueError) else _decode(element)
             yield f"{path}, record {number}" if in_list else str(path), _json(text) if isinstance(text, str) else text
-    except (*_BROKEN, TooLarge) as problem:
+    except (*_READ_ERRORS, TooLarge) as problem:
         yield f"{path}, record {number + 1}", _unreadable(problem)
 
 
@@ -290,26 +300,28 @@ _JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("|\\?\Z)|[][{},]', re.DOTALL)
 
 
 def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | ValueError]]:
-    """The bytes of each element of the list in a file, or of the one value that it holds, and whether it is a list. So
-    a large file is never in memory as a whole, and one bad element spoils no other.
+    """Pairs (whether the file holds a list, bytes of one element of the list or of the only value in the file).
 
-    Raises TooLarge for an element of more than `limit` bytes; an object alone in a file may be as large as the file.
+    Elements are cut out one by one: a large file is never in memory as a whole, and a bad element affects no other.
+
+    Raises:
+      TooLarge: an element of more than `limit` bytes. A single object may be as large as the file.
     """
     held, at, depth, count, in_list, waiting = b"", 0, 0, 0, None, bytearray()
     for chunk in itertools.chain(_chunks(path, limit), [b""]):
         waiting += chunk
         if chunk and len(waiting) < len(held):
-            continue  # a long element is looked at again when as much has come: its length costs once, not squared
+            continue  # a long element is scanned again when its length has doubled: linear cost, not quadratic
         held, waiting = held + waiting, bytearray()
         if in_list is None:
             held = held.lstrip()
             if not held:
                 continue
             in_list, held = held.startswith(b"["), held.removeprefix(b"[")
-            limit = limit if in_list or _is_packed(path) else max(limit, path.stat().length)
+            limit = limit if in_list or _is_gzipped(path) else max(limit, path.stat().length)
         begin = 0
         for token in _JSON_TOKEN.finditer(held, at) if in_list else ():
-            if token[1] is not None and token[1] != b'"':  # a string that goes on in the next chunk
+            if token[1] is not None and token[1] != b'"':  # a string that continues in the next chunk
                 at = token.start()
                 break
             at, character = token.end(), token[0]
@@ -320,7 +332,7 @@ def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | Valu
                     yield True, element if len(element) <= limit else TooLarge(f"a record of more than {limit:,} bytes")
                 if character == b"]":
                     if held[at:].strip():
-                        yield True, ValueError("invalid JSON: the file goes on after its list")
+                        yield True, ValueError("invalid JSON: there is text after the end of the list")
                     return
             depth += character in (b"[", b"{")
             depth -= character in (b"]", b"}") and depth > 0
@@ -330,21 +342,21 @@ def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | Valu
         if len(held) > limit:
             raise TooLarge(f"a record of more than {limit:,} bytes; the rest of the file is left out")
     if in_list:
-        yield True, ValueError("invalid JSON: the file ends before its list does")
+        yield True, ValueError("invalid JSON: the file ends before the list is closed")
     elif held.strip():
         yield False, held.strip()
 
 
 def _parquet_rows(path: epath.Path, limit: int) -> Iterator[Row]:
-    """The rows of a Parquet file, a few in memory at a time."""
+    """The rows of a Parquet file, with _BATCH_ROWS of them in memory at a time."""
     import pyarrow
     import pyarrow.parquet
 
     number, size = 0, 0
     try:
         with path.open("rb") as file:
-            room = _room(path, limit)
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_ROWS):
+            room = _unpacked_limit(path, limit)
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS):
                 batch = _decoded(batch)
                 size += batch.nbytes
                 _check_size(size, room)
@@ -356,7 +368,7 @@ def _parquet_rows(path: epath.Path, limit: int) -> Iterator[Row]:
 
 
 def _decoded(batch):
-    """The batch with the values of categories in place of their numbers, so that its size is what its rows take."""
+    """The batch with dictionary-encoded columns decoded, so that its size is that of its rows."""
     import pyarrow
 
     columns = [c.dictionary_decode() if isinstance(c, pyarrow.DictionaryArray) else c for c in batch.columns]
@@ -364,7 +376,7 @@ def _decoded(batch):
 
 
 def _raw_rows(batch, limit: int) -> Iterator[object]:
-    """The rows of a batch of Arrow's: all at once, or, where they take more than `limit` bytes together, one by one."""
+    """The rows of an Arrow batch; one by one if the batch has more than `limit` bytes."""
     if batch.nbytes <= limit:
         columns = [_cells(column) for column in batch.columns]
         for row in zip(*columns, strict=True):
@@ -377,10 +389,10 @@ def _raw_rows(batch, limit: int) -> Iterator[object]:
 
 
 def _cells(column) -> list:
-    """The values of a column as Python's, an Unreadable for those that Python does not have."""
+    """The values of an Arrow column as Python objects, with an Unreadable for each value that cannot be converted."""
     try:
         return column.to_pylist()
-    except Exception:  # Arrow raises what comes out of each type's constructor: dates beyond year 9999, bad UTF-8
+    except Exception:  # each type's constructor raises its own errors: dates after year 9999, bad UTF-8
         return [_cell(scalar) for scalar in column]
 
 
@@ -409,8 +421,10 @@ READERS: dict[str, Reader] = {
 
 
 def json_value(value) -> object:
-    """A row of Parquet or TFDS as JSON could have held it: bytes as text, arrays as lists, no fields that are null
-    (tables fill with them what an object lacks), and an Unreadable in place of bytes that are not text."""
+    """A row of Parquet or TFDS as JSON values: bytes become text, arrays become lists, and null fields are dropped.
+
+    Bytes that are not UTF-8 become an `Unreadable`.
+    """
     if isinstance(value, dict):
         return {name: json_value(item) for name, item in value.items() if item is not None}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Locks among processes: files that the system unlocks when their holder dies, however that ends."""
+"""Lock files between processes. The operating system releases a lock when its process ends in any way."""
 
 import contextlib
 import fcntl
@@ -13,23 +13,27 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock file `path`, which is made with its folder, and removed at the end.
+    """Holds an exclusive lock on the file `path` for the length of a `with` block.
 
-    busy(holder): called where another process holds it; raises, or returns to wait for that process. On a file system
-    without locks there is none, which is told in a line.
+    On a file system without locks it holds none, and says so on stderr.
+
+    Args:
+      path: the lock file; it is created with its folder, and removed at the end.
+      busy: called with a description of the process that holds the lock already. It may raise; if it returns, `locked`
+        waits for that process.
     """
     file = _take(path, busy)
     try:
         yield
     finally:
         if file is not None:
-            with contextlib.suppress(OSError):  # a folder that has become read-only, say: the lock ends all the same
-                path.unlink()  # while it is held: `_take` looks whether it is still there
+            with contextlib.suppress(OSError):  # the folder may be read-only by now; closing the file ends the lock
+                path.unlink()  # before the lock ends: `_take` checks that its file still exists
             os.close(file)
 
 
 def _take(path: Path, busy: Callable[[str], None]) -> int | None:
-    """The descriptor of the locked file; None where there are no locks."""
+    """Locks the file `path` and returns its descriptor; None if the file system has no locks."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -37,7 +41,7 @@ def _take(path: Path, busy: Callable[[str], None]) -> int | None:
         except FileNotFoundError:
             if path.parent.exists():
                 raise
-            continue  # its last holder has just removed the folder, which was empty
+            continue  # the previous holder has just removed the empty folder
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,7 +51,7 @@ def _take(path: Path, busy: Callable[[str], None]) -> int | None:
         except OSError as error:
             os.close(file)
             print(
-                f"camelid: {path}: cannot be locked ({error.strerror}); nothing keeps a second process out",
+                f"camelid: {path}: cannot be locked ({error.strerror}): start no second process that writes there",
                 file=sys.stderr,
             )
             return None
@@ -56,17 +60,18 @@ def _take(path: Path, busy: Callable[[str], None]) -> int | None:
             raise
         if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
             break
-        os.close(file)  # its last holder has just removed it
+        os.close(file)  # the previous holder has just removed the file
     me = {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv)}
-    with contextlib.suppress(OSError):  # a full disk: it is a lock all the same
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without a description
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(me).encode(), 0)
     return file
 
 
 def _describe(content: bytes) -> str:
+    """The process that the content of a lock file names, in words."""
     try:
         holder = json.loads(content)
         return f"process {holder['pid']} on {holder['host']} ({holder['command']})"
-    except (ValueError, KeyError, TypeError):  # it has not written it yet
+    except (ValueError, KeyError, TypeError):  # the holder has not written its description yet
         return "another process"

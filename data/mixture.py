@@ -1,8 +1,8 @@
-"""Batches as a function of (seed, step): `batches[step]` is the same in any order, run and number of hosts.
+"""Batches as a function of (seed, step): `batches[step]` is the same in any order, in any run, on any number of hosts.
 
-The rows of a source are packed text (`packed.PackedRows`), or samples (`samples.Samples`), or anything else that is
-`Rows`. Row g of a run (g = step * B + row) comes from a source drawn by weight, and is the next one that this source
-has not given yet: epoch by epoch, each in an order of its own. Which source and which row follow from g alone.
+The rows of a source are packed text (`packed_rows.PackedRows`), samples (`samples.Samples`), or any other `RowSource`.
+Row g of a run (g = step * B + row) comes from a source drawn by weight. It is the next row of this source that the run
+has not used yet. A source is passed over epoch by epoch, each in an order of its own. Source and row depend on g alone.
 """
 
 import functools
@@ -20,59 +20,66 @@ from ..errors import UserError
 from .sources import Source
 from .tally import Tally
 
-VERSION = 1  # of the order of rows: raised when a seed gives other batches than before
+VERSION = 1  # raised when the same seed gives other batches than before
 
 Batch = dict[str, np.ndarray]
 Shapes = dict[str, tuple[tuple[int, ...], type]]
-"""The shape and dtype of each array of a row, or of a batch, by name."""
+"""Shape and dtype of each array of a row, or of a batch, by name."""
 
 
-class Rows(Protocol):
-    """One source as rows of arrays. `len(rows)` is the number of rows in an epoch."""
+class RowSource(Protocol):
+    """The rows of one source. `len(rows)` is the number of rows in an epoch."""
 
-    shapes: Shapes  # of one row; "tokens" ends with the positions of a row
-    fingerprint: str  # a hash in hexadecimal of all that the rows hold
-    packing: str | None  # how samples are packed into rows; None where a row is a sample
-    records: Sequence[dict]  # what is kept of the record of every sample; "index" in a batch points here
-    tally: Tally  # of the records of the source
+    shapes: Shapes  # shape and dtype of each array of one row; the last axis of "tokens" is the positions
+    fingerprint: str  # a hash in hexadecimal of the content of all rows
+    packing: str | None  # how samples are packed into rows; None if each row is one sample
+    records: Sequence[dict]  # kept fields of the record of every sample; "index" in a batch is an index into it
+    tally: Tally  # counts of the records of the source
 
     def __len__(self) -> int: ...
 
     def order(self, key: tuple[int, ...] | None) -> Any:
-        """The order of the rows in an epoch, which `key` shuffles. None: the fixed order of an evaluation."""
+        """The order of the rows in an epoch, shuffled by `key`; the fixed order of an evaluation if `key` is None."""
 
     def write(self, order: Any, row: int, batch: Batch, place: int) -> None:
-        """Writes row `row` of an epoch in this order into row `place` of a batch, which is all zeros there."""
+        """Writes one row into a batch.
+
+        Args:
+          order: from `order`.
+          row: the row of the epoch.
+          batch: the batch to write into.
+          place: the row of the batch; it must be all zeros.
+        """
 
     def fill(self, batch: Batch, place: int) -> None:
-        """Writes what stands in the last batch of an evaluation after the last row."""
+        """Writes a row without weight into row `place` of a batch: it fills the last batch of an evaluation."""
 
     def summary(self) -> dict[str, float]:
-        """What the source gives to an epoch: for the log and the eye."""
+        """Counts of the rows, samples and tokens of an epoch, for logs."""
 
 
 class Mixture:
-    """The endless batches of a mixture: `batches[step]`, or `batches.rows(step, rows)` for some rows of it.
+    """The endless batches of a mixture: `batches[step]`, or `batches.rows(step, rows)` for some rows of a batch.
 
     Attributes:
       sources: the sources.
       parts: the rows of each source.
       batch_size: rows in a batch, over all hosts.
       length: positions in a row.
-      records: what is kept of the record of every sample, source by source; "index" in a batch points here.
-      fingerprint: a hash of all that the batches depend on.
+      records: kept fields of the record of every sample, source by source; "index" in a batch is an index into it.
+      fingerprint: a hash of everything that decides the batches.
     """
 
-    def __init__(self, sources: Sequence[Source], read: Callable[[Source], Rows], batch_size: int, seed: int):
+    def __init__(self, sources: Sequence[Source], read: Callable[[Source], RowSource], batch_size: int, seed: int):
         """
         Args:
-          sources: the sources, each with a name of its own.
-          read: the rows of a source; all of the same shapes.
+          sources: the sources; their names must differ.
+          read: returns the rows of a source; all sources must have the same shapes.
           batch_size: rows in a batch, over all hosts.
-          seed: of the order of rows.
+          seed: seeds the order of rows.
 
         Raises:
-          UserError: no source, two of one name, a weight that is not above 0, or what `read` raises.
+          UserError: no source, two sources of one name, a weight that is not above 0, or an error of `read`.
         """
         _check(sources)
         self.sources = tuple(sources)
@@ -99,9 +106,9 @@ class Mixture:
         return self.rows(step, slice(None))
 
     def rows(self, step: int, rows: slice) -> Batch:
-        """Only these rows of the batch of a step: all that a host reads of it."""
+        """The rows `rows` of the batch of `step`, an array for each name; a host reads only the rows that it needs."""
         if step < 0:
-            raise IndexError(f"step {step} is before the first")
+            raise IndexError(f"step {step} is negative: the first step is 0")
         wanted = range(self.batch_size)[rows]
         batch = _zeros(len(wanted), self.parts[0].shapes)
         for place, row in enumerate(wanted):
@@ -119,18 +126,18 @@ class Mixture:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps that read as many rows as all sources have together."""
+        """The number of steps after which as many rows were drawn as all sources have together."""
         return sum(map(len, self.parts)) / self.batch_size
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How many times each source has been passed over by `step` steps."""
+        """How many times each source has been passed over after `step` steps, by name."""
         given = drawn(step * self.batch_size, self._weights)
         return {
             source.name: rows / len(part) for source, part, rows in zip(self.sources, self.parts, given, strict=True)
         }
 
     def summary(self) -> dict[str, dict]:
-        """What each source gives to an epoch: for the log and the eye."""
+        """The share of each source in the mixture and the counts of its epoch, by name, for logs."""
         total = sum(self._weights)
         return {
             source.name: {"share": weight / total, **part.summary()}
@@ -138,22 +145,22 @@ class Mixture:
         }
 
     def skipped(self) -> dict[str, list[str]]:
-        """Place and fault of the first records that each source was read without."""
+        """ "place: error" of the first records left out, by source name; only sources that left records out."""
         problems = {source.name: part.tally.problems for source, part in zip(self.sources, self.parts, strict=True)}
         return {name: found for name, found in problems.items() if found}
 
 
 class EvalPass(Sequence):
-    """One pass over the rows of a source, in a fixed order. What `Rows.fill` writes stands after the last row.
+    """One pass over the rows of a source in a fixed order. `RowSource.fill` fills the last batch.
 
     Attributes:
       part: the rows.
       batch_size: rows in a batch, over all hosts.
       length: positions in a row.
-      records: what is kept of the record of every sample; "index" in a batch points here.
+      records: kept fields of the record of every sample; "index" in a batch is an index into it.
     """
 
-    def __init__(self, part: Rows, batch_size: int):
+    def __init__(self, part: RowSource, batch_size: int):
         self.part = part
         self.batch_size = batch_size
         self.length = _length(part)
@@ -167,7 +174,7 @@ class EvalPass(Sequence):
         return self.rows(step, slice(None))
 
     def rows(self, step: int, rows: slice) -> Batch:
-        """Only these rows of batch `step`."""
+        """The rows `rows` of batch `step`, an array for each name. A host reads only the rows that it needs."""
         step = range(len(self))[step]
         wanted = range(self.batch_size)[rows]
         batch = _zeros(len(wanted), self.part.shapes)
@@ -179,7 +186,7 @@ class EvalPass(Sequence):
         return batch
 
     def real(self, step: int) -> int:
-        """How many rows of batch `step` are rows of the source."""
+        """The number of rows of batch `step` that are rows of the source, not filled in."""
         return min(self.batch_size, len(self.part) - range(len(self))[step] * self.batch_size)
 
     @property
@@ -188,12 +195,12 @@ class EvalPass(Sequence):
         return _batch_shapes(self.batch_size, self.part.shapes)
 
     def summary(self) -> dict[str, float]:
-        """What the source gives to the pass."""
+        """Counts of the rows, samples and tokens of the pass, for logs."""
         return self.part.summary()
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
-    """The same proportions in whole numbers, without rounding: 0.67 and 0.33 are 67 and 33."""
+    """The smallest integers in the proportions of `weights`, without rounding: 0.67 and 0.33 give 67 and 33."""
     exact = [Fraction(str(weight)) for weight in weights]
     denominator = lcm(*(weight.denominator for weight in exact))
     numerators = [int(weight * denominator) for weight in exact]
@@ -203,10 +210,14 @@ def integer_weights(weights: Sequence[float]) -> list[int]:
 def drawn(n: int, weights: Sequence[int]) -> list[int]:
     """How many of the first n rows come from each source.
 
-    The first source takes its share of n, rounded up, and the others share the rest in the same way. So a source
-    never strays by more than one row for each source before it, and is exact whenever n is a multiple of all weights
-    together, which no random draw is. (`grain.MapDataset.mix` spreads rows by the same rule, but rounds the weights
-    and does not say how many rows a source has given.)
+    The first source takes its share of n, rounded up, and the others divide the rest in the same way. So a source
+    deviates from its share by at most one row for each source before it. It has exactly its share if n is a multiple of
+    the sum of the weights. Random draws have no such bound. (`grain.MapDataset.mix` spreads rows by the same rule, but
+    rounds the weights and does not say how many rows a source has given.)
+
+    Args:
+      n: the number of rows drawn from the mixture.
+      weights: an integer weight for each source.
     """
     counts, rest, total = [], n, sum(weights)
     for weight in weights:
@@ -217,31 +228,31 @@ def drawn(n: int, weights: Sequence[int]) -> list[int]:
 
 
 def draw(row: int, weights: Sequence[int]) -> tuple[int, int]:
-    """Which source a row of the run comes from, and how many rows that source has given before it."""
+    """The source of row `row` of the run, and the number of rows drawn from this source before it."""
     before, after = drawn(row, weights), drawn(row + 1, weights)
     source = next(i for i, count in enumerate(after) if count > before[i])
     return source, before[source]
 
 
 def _check(sources: Sequence[Source]) -> None:
-    """Raises UserError unless there are sources, each with a name of its own and a weight above 0."""
+    """Raises UserError unless there is a source, all names differ and all weights are above 0."""
     if not sources:
-        raise UserError("a mixture needs at least one source")
+        raise UserError("the mixture has no source: give at least one")
     for name, count in Counter(source.name for source in sources).items():
         if count > 1:
             raise UserError(f"two sources of the mixture are named {name!r}: give each a name of its own")
     for source in sources:
         if not 0 < source.weight < inf:
-            raise UserError(f"source {source.name!r} has weight {source.weight}: give it one above 0, or leave it out")
+            raise UserError(f"source {source.name!r} has weight {source.weight}: give one above 0, or remove it")
 
 
-def _orders(part: Rows, seed: int) -> Callable[[int], Any]:
-    """The order of the rows in each epoch. Rows are read in order: two epochs are kept, others are made again."""
+def _orders(part: RowSource, seed: int) -> Callable[[int], Any]:
+    """A function from an epoch to the order of its rows. It caches two epochs, since rows are read epoch by epoch."""
     key = (seed, int(part.fingerprint, 16))
     return functools.lru_cache(maxsize=2)(lambda epoch: part.order((*key, epoch)))
 
 
-def _length(part: Rows) -> int:
+def _length(part: RowSource) -> int:
     return part.shapes["tokens"][0][-1]
 
 

@@ -1,13 +1,13 @@
-"""Packing: which piece of which sample fills which row of an epoch, as index arrays computed once an epoch.
+"""Packing: which piece of which sample fills which row of an epoch, as index arrays that are computed once per epoch.
 
-A language model trains on pairs (token, next token), so packing counts pairs: a sample of n tokens holds n - 1 of
-them. A row of T positions takes T pairs, whose T + 1 tokens overlap by one where a long document is cut: no target is
-lost at the border of a row and no position is spent on a token that predicts nothing.
+A language model trains on pairs (token, next token), so packing counts pairs: a sample of n tokens has n - 1 pairs. A
+row of T positions holds T pairs. Where a long document is cut, their T + 1 tokens overlap by one. So no target is lost
+at the border of a row, and no position is spent on a token that predicts nothing.
 
-`contiguous` (pretraining) joins the shuffled documents and cuts every T pairs: only the last row is padded.
-`best_fit` (tuning) keeps samples whole, or their heads where they are longer than a row; `fewest_cuts` (evaluation)
-cuts such samples into rows and leaves nothing out. A plan depends on nothing but the lengths and its key, so any epoch
-can be had without the epochs before it.
+`contiguous` (pretraining) joins the shuffled documents and cuts every T pairs; only the last row is padded. `best_fit`
+(tuning) keeps samples whole, and cuts those longer than a row to their first T pairs. `fewest_cuts` (evaluation) cuts
+long samples into rows and leaves nothing out. A plan depends only on the lengths and its key, so the rows of any epoch
+can be computed without the epochs before it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ..errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """The rows of one epoch: row r is the pieces `row_starts[r]:row_starts[r + 1]`, rows stand in shuffled order.
+    """The rows of one epoch. Row r holds the pieces `row_starts[row_order[r]]:row_starts[row_order[r] + 1]`.
 
     Piece p is the pairs `first[p]:first[p] + count[p]` of sample `sample[p]`.
     """
@@ -31,14 +31,14 @@ class Plan:
     sample: np.ndarray  # int64 [pieces]
     first: np.ndarray  # int64 [pieces]
     count: np.ndarray  # int64 [pieces], at least 1
-    row_starts: np.ndarray  # int64 [rows + 1]
-    row_order: np.ndarray  # int64 [rows]
+    row_starts: np.ndarray  # int64 [rows + 1], index of the first piece of each row before shuffling
+    row_order: np.ndarray  # int64 [rows], the shuffled order of the rows
 
     def __len__(self) -> int:
         return len(self.row_order)
 
     def row(self, index: int) -> Iterator[tuple[int, int, int]]:
-        """Sample, first pair and number of pairs of each piece in a row."""
+        """(sample, first pair, number of pairs) of each piece in row `index`."""
         row = self.row_order[index]
         pieces = slice(self.row_starts[row], self.row_starts[row + 1])
         columns = (self.sample[pieces], self.first[pieces], self.count[pieces])
@@ -46,7 +46,7 @@ class Plan:
 
 
 class Pieces(NamedTuple):
-    """Parts of samples that stay whole: piece p is the pairs `first[p]:first[p] + count[p]` of sample `sample[p]`."""
+    """Parts of samples that packing keeps whole. Piece p is the pairs `first[p]:first[p] + count[p]` of `sample[p]`."""
 
     sample: np.ndarray  # int64 [pieces]
     first: np.ndarray  # int64 [pieces]
@@ -55,27 +55,27 @@ class Pieces(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """Rows as slots for pieces of given lengths: the same in every epoch, whichever comes to fill a slot."""
+    """Rows as slots of fixed lengths, the same in every epoch. An epoch assigns a piece of its length to each slot."""
 
-    pieces: Pieces  # those that find a place
-    slot_counts: np.ndarray  # int64 [pieces], pairs of each slot, row by row
-    row_starts: np.ndarray  # int64 [rows + 1]
+    pieces: Pieces  # as many as there are slots
+    slot_counts: np.ndarray  # int64 [pieces], number of pairs in each slot, row by row
+    row_starts: np.ndarray  # int64 [rows + 1], index of the first slot of each row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packing:
-    """A packed source: what holds for every epoch, and `plan(key)` for the rows of one."""
+    """A packed source: counts that are the same in every epoch, and a function that computes the rows of an epoch."""
 
     length: int  # pairs in a row
-    rows: int
-    pairs: int  # that find a place
-    truncated: int  # samples cut at the end of a row
-    left_out: int  # samples without a trained pair before the cut
-    plan: Callable[[tuple[int, ...]], Plan]
+    rows: int  # rows in an epoch
+    pairs: int  # pairs in an epoch, without padding
+    truncated: int  # samples that lose pairs because they are longer than a row
+    left_out: int  # samples without a trained pair among their first `length`
+    plan: Callable[[tuple[int, ...]], Plan]  # plan(key): the rows of an epoch, shuffled by `key`
 
     @property
     def fill(self) -> float:
-        """Share of positions that are no padding."""
+        """Share of positions that are not padding."""
         return self.pairs / (self.rows * self.length)
 
 
@@ -83,7 +83,7 @@ def pack(pairs: np.ndarray, first_trained: np.ndarray, length: int, method: str)
     """Packs samples into rows of `length` pairs.
 
     Args:
-      pairs: int64 [samples], pairs (token, next token) in each sample.
+      pairs: int64 [samples], number of pairs (token, next token) in each sample.
       first_trained: int [samples], index of each sample's first pair whose target is trained on.
       length: pairs in a row.
       method: "contiguous", "best_fit" or "fewest_cuts".
@@ -95,11 +95,11 @@ def pack(pairs: np.ndarray, first_trained: np.ndarray, length: int, method: str)
         plan = functools.partial(contiguous_plan, pairs, length)
         return Packing(length, contiguous_rows(pairs, length), int(pairs.sum()), 0, 0, plan)
     if method not in ("best_fit", "fewest_cuts"):
-        raise UserError(f"packing is {method!r}: it must be contiguous, best_fit or fewest_cuts")
+        raise UserError(f"packing is {method!r}: give contiguous, best_fit or fewest_cuts")
     whole = method == "fewest_cuts"
     pieces = cut(pairs, length) if whole else heads(pairs, first_trained, length)
     if not len(pieces.sample):
-        raise UserError(f"no sample has a trained token within the first {length}: use a longer row")
+        raise UserError(f"no sample has a trained token among its first {length}: make rows longer (data.seq_len)")
     layout = best_fit_layout(pieces, length)
     return Packing(
         length=length,
@@ -112,7 +112,7 @@ def pack(pairs: np.ndarray, first_trained: np.ndarray, length: int, method: str)
 
 
 def permutation(n: int, key: tuple[int, ...]) -> np.ndarray:
-    """A random order of n things that is the same in every version of NumPy.
+    """A random permutation of range(n), int64 [n], which is the same in every version of NumPy.
 
     `Generator.permutation` may change between versions; raw Philox streams and stable sorts may not.
     """
@@ -120,23 +120,23 @@ def permutation(n: int, key: tuple[int, ...]) -> np.ndarray:
 
 
 def contiguous_rows(pairs: np.ndarray, length: int) -> int:
-    """Rows of `length` pairs that an epoch of contiguous packing takes."""
+    """The number of rows in an epoch of contiguous packing."""
     return -(-int(pairs.sum()) // length)
 
 
 def contiguous_plan(pairs: np.ndarray, length: int, key: tuple[int, ...]) -> Plan:
-    """Joins shuffled documents and cuts them every `length` pairs.
+    """Joins the shuffled documents, cuts them every `length` pairs, and shuffles the rows.
 
-    Rows are shuffled as well, or one long book would be most of a batch.
+    Without shuffled rows, one long book would fill most of a batch.
 
     Args:
-      pairs: int64 [samples], pairs in each document.
+      pairs: int64 [samples], number of pairs in each document.
       length: pairs in a row.
-      key: seeds the order of documents and rows; one per epoch.
+      key: seeds the order of documents and rows; one key per epoch.
     """
     order = permutation(len(pairs), (*key, 0))
     ends = np.cumsum(pairs[order])
-    edges = np.union1d(np.arange(0, ends[-1], length), ends)  # where a row or a document begins, and the end
+    edges = np.union1d(np.arange(0, ends[-1], length), ends)  # every beginning of a row or a document, and the end
     begin, count = edges[:-1], np.diff(edges)
     place = np.searchsorted(ends, begin, side="right")
     rows = contiguous_rows(pairs, length)
@@ -150,10 +150,10 @@ def contiguous_plan(pairs: np.ndarray, length: int, key: tuple[int, ...]) -> Pla
 
 
 def heads(pairs: np.ndarray, first_trained: np.ndarray, length: int) -> Pieces:
-    """The first `length` pairs of each sample, or all where it has fewer, if some trained pair is among them.
+    """The first `length` pairs of each sample, or all of a shorter one; only samples with a trained pair among them.
 
     Args:
-      pairs: int64 [samples], pairs in each sample.
+      pairs: int64 [samples], number of pairs in each sample.
       first_trained: int [samples], index of each sample's first pair whose target is trained on.
       length: pairs in a row.
     """
@@ -162,7 +162,7 @@ def heads(pairs: np.ndarray, first_trained: np.ndarray, length: int) -> Pieces:
 
 
 def cut(pairs: np.ndarray, length: int) -> Pieces:
-    """Each sample whole, or, where it is longer than a row, in as few parts as fit into one."""
+    """Each sample whole, or in as few pieces of at most `length` pairs as possible. `pairs`: int64 [samples]."""
     parts = -(-pairs // length)
     sample = np.repeat(np.arange(len(pairs)), parts)
     first = (np.arange(len(sample)) - np.repeat(np.cumsum(parts) - parts, parts)) * length
@@ -170,8 +170,7 @@ def cut(pairs: np.ndarray, length: int) -> Pieces:
 
 
 def best_fit_layout(pieces: Pieces, length: int) -> Layout:
-    """Fits pieces of at most `length` pairs into rows: the longest first, each into the fullest row that still takes
-    it.
+    """Fits pieces of at most `length` pairs into rows: the longest first, each into the fullest row that has room.
 
     Best-fit decreasing needs at most 11/9 of the fewest possible rows, plus 4 (Johnson et al. 1974,
     doi:10.1137/0203025). With `cut` it is the packing of arXiv:2404.10830, section 3.
@@ -185,10 +184,10 @@ def best_fit_layout(pieces: Pieces, length: int) -> Layout:
 
 
 def best_fit_plan(layout: Layout, key: tuple[int, ...]) -> Plan:
-    """Deals the pieces out anew among the slots of their length, then shuffles the rows.
+    """Assigns the pieces at random to slots of their length, then shuffles the rows.
 
-    So each epoch has other neighbours in other rows, and yet the same number of rows, which is what makes row r of
-    epoch e random access.
+    So neighbours change from epoch to epoch while the number of rows stays the same. Row r of epoch e can be found
+    without the epochs before it.
     """
     order = permutation(len(layout.slot_counts), (*key, 0))
     by_length = order[np.argsort(layout.pieces.count[order], kind="stable")]
@@ -204,10 +203,10 @@ def best_fit_plan(layout: Layout, key: tuple[int, ...]) -> Plan:
 
 
 def _best_fit_decreasing(counts: np.ndarray, length: int) -> np.ndarray:
-    """The row of each sample. O(n log T): open rows are kept by the room they have left, of which T sizes exist."""
+    """The row of each piece, int64 [pieces]. It takes O(n log T): open rows are grouped by their room, of T sizes."""
     row_of = np.empty(len(counts), np.int64)
-    rows_with: dict[int, list[int]] = {}  # room left -> rows
-    rooms: list[int] = []  # the keys above, ascending
+    rows_with: dict[int, list[int]] = {}  # rows with each amount of room left
+    rooms: list[int] = []  # the keys of rows_with, ascending
     rows = 0
     for index in np.argsort(-counts, kind="stable").tolist():
         count = int(counts[index])

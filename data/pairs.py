@@ -1,21 +1,21 @@
-"""Preference pairs: two answers to one prompt, side 0 the chosen and side 1 the rejected one.
+"""Preference pairs: two answers to one prompt. Side 0 is the chosen answer and side 1 the rejected one.
 
-A batch is a dict of arrays over B pairs, S = 2 sides (or more, see `PairEncoder`) and T positions:
+A batch is a dict of arrays over B pairs, S = 2 sides (or more, see `PairEncoder.sides`) and T positions:
 
     tokens       int32 [B, S, T]     prompt and answer up to its stop token, padded on the right with 0
-    answer_mask  float32 [B, S, T]   1 where the token itself is one that the assistant says in the answer
-    lengths      int32 [B, S]        real tokens
-    side_weight  float32 [B, S]      1, or 0 for a side that only fills up a row of fewer answers
-    margin       float32 [B]         by how much the chosen answer is better, 0 where the record does not say
-    weight       float32 [B]         1, or 0 for a pair that only fills up the last batch of a pass
-    safer        float32 [B]         1: the chosen answer is safer, -1: the rejected one, 0: not known
-    safe         float32 [B, 2]      1: safe, -1: unsafe, 0: not known
-    index        int32 [B]           the pair's place in `records`
+    answer_mask  float32 [B, S, T]   1 where the token itself is one that the assistant writes in the answer
+    lengths      int32 [B, S]        number of tokens without padding
+    side_weight  float32 [B, S]      1, or 0 for a copy that fills the row of a record with fewer answers
+    margin       float32 [B]         how much better the chosen answer is, 0 if the record does not say
+    weight       float32 [B]         1, or 0 for a copy that fills the last batch of a pass
+    safer        float32 [B]         1 if the chosen answer is safer, -1 if the rejected one is, 0 if unknown
+    safe         float32 [B, 2]      1 for a safe answer, -1 for an unsafe one, 0 if unknown
+    index        int32 [B]           index of the pair in `records`
 
 `records[i]` is {"language": "zh" or "en", "margin": a number or None, "meta": the record's other fields, "flipped"}.
 
 Each side is one tokenisation of the whole conversation. What a template writes after the stop token (ChatML's newline)
-is cut off: a policy never says it.
+is cut off, since a policy never generates it.
 """
 
 import functools
@@ -37,13 +37,13 @@ class PairEncoder:
     """Encodes preference records as pairs."""
 
     tokenizer: Tokenizer
-    template: ChatTemplate  # how a conversation becomes tokens
-    length: int  # T; a pair with a longer side is left out and counted, never cut
-    noise: float = 0.0  # share of pairs, by a hash of each, whose sides are exchanged, as people err
-    sides: int = 2  # S; above 2 further answers that are worse than the chosen one: texts `others` in the record's meta
+    template: ChatTemplate  # writes conversations
+    length: int  # T; a pair with a longer side is counted and left out, never cut
+    noise: float = 0.0  # share of pairs, chosen by a hash, whose sides are swapped to imitate wrong labels
+    sides: int = 2  # S; sides above 2 are further rejected answers, the texts in meta.others
 
     reasons = ("too_long", "same_tokens")
-    nothing = "no preference pair is left"
+    empty_message = "no preference pair is left"
 
     @property
     def shapes(self) -> Shapes:
@@ -63,23 +63,23 @@ class PairEncoder:
         """The pair of a record.
 
         Raises:
-          LeftOut: a side that is too long, or two sides of the same tokens.
-          UserError: a record that is no preference, or as of `encode_pair`.
+          LeftOut: a side is too long, or the two sides have the same tokens.
+          UserError: the record is no preference, or an error of `encode_pair`.
         """
         if record["kind"] != "preference":
             raise UserError(
-                f"a {record['kind']} record holds no two answers to compare: give preferences (single answers with "
-                "labels are for dpo.kind=kto)"
+                f"a {record['kind']} record has no two answers to compare: give preferences, or set dpo.kind=kto for "
+                "single answers with labels"
             )
         flipped = _is_flipped(record, self.noise)
         if flipped:
-            record = turned_round(record)
+            record = flip_pair(record)
         answers = list(encode_pair(record, self.tokenizer, self.template))
-        for other in _others(record)[: self.sides - 2] if self.sides > 2 and not flipped else ():
+        for other in _further_rejected(record)[: self.sides - 2] if self.sides > 2 and not flipped else ():
             worse = record | {"rejected": [{"role": "assistant", "content": other}]}
             answers.append(encode_pair(worse, self.tokenizer, self.template)[1])
         there = len(answers)
-        answers += [answers[1]] * (self.sides - there)  # copies, at weight 0
+        answers += [answers[1]] * (self.sides - there)  # copies, with side_weight 0
         lengths = np.array([len(side.tokens) for side in answers], np.int32)
         if lengths.max() > self.length:
             found = " and ".join(f"{n:,}" for n in lengths[:there].tolist())
@@ -97,25 +97,27 @@ class PairEncoder:
         return Sample(kept | {"flipped": flipped}, arrays | _safety(record))
 
 
-def _others(record: dict) -> list[str]:
-    """Further answers to the prompt, each worse than the chosen one. (Of a pair turned round none is known to be.)"""
+def _further_rejected(record: dict) -> list[str]:
+    """The texts in `meta.others`: further answers to the prompt, each worse than the chosen one."""
     others = record.get("meta", {}).get("others", [])
     if not isinstance(others, list) or not all(isinstance(text, str) for text in others):
-        raise UserError("meta.others is not a list of texts")
+        raise UserError("meta.others is not a list of strings")
     return others
 
 
 def _is_flipped(record: dict, noise: float) -> bool:
-    """Whether the pair is among the share `noise`, by its words alone; one that would leave an empty answer chosen
-    never is."""
+    """Whether the pair is in the share `noise` whose sides are swapped, by a hash of its text alone.
+
+    A pair with an empty rejected answer is never swapped: the chosen answer must not be empty.
+    """
     if not record["rejected"][-1]["content"].strip():
         return False
     words = "\n".join(m["content"] for part in ("messages", "chosen", "rejected") for m in record[part])
     return int.from_bytes(blake2b(words.encode(), digest_size=8).digest()) < noise * 2**64
 
 
-def turned_round(record: dict) -> dict:
-    """The preference with chosen and rejected exchanged, in its labels too."""
+def flip_pair(record: dict) -> dict:
+    """The preference record with chosen and rejected swapped, also in its labels."""
     other = {"chosen": "rejected", "rejected": "chosen"}
     turned = record | {"chosen": record["rejected"], "rejected": record["chosen"]}
     if "margin" in record:
@@ -126,19 +128,24 @@ def turned_round(record: dict) -> dict:
 
 
 def _safety(record: dict) -> dict[str, np.ndarray]:
-    """`safer` and `safe` of a pair, from the labels of its record."""
+    """The arrays `safer` and `safe` of a pair, from the labels of its record."""
     sign = {True: 1, False: -1, "chosen": 1, "rejected": -1, None: 0}
     safe = [sign[record.get(f"{side}_safe")] for side in ("chosen", "rejected")]
     return {"safer": np.float32(sign[record.get("safer")]), "safe": np.array(safe, np.float32)}
 
 
 def encode_pair(record: dict, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[Encoded, Encoded]:
-    """Tokens of the chosen and of the rejected conversation, and the mask of the answers in them.
+    """Tokens of the chosen and of the rejected conversation, each with the mask of its answer.
 
-    An answer that says nothing is the token that stops the chosen one, right after the prompt.
+    An empty rejected answer becomes the stop token of the chosen answer, directly after the prompt.
+
+    Args:
+      record: the preference record.
+      tokenizer: the tokenizer.
+      template: writes the conversations.
 
     Raises:
-      UserError: what the template refuses, or it writes the prompt in such a way that the answers cannot be told apart.
+      UserError: the template refuses the conversation, or its output does not show where the answers begin.
     """
     chosen = encode_answer(record, record["chosen"], tokenizer, template)
     return chosen, encode_answer(record, record["rejected"], tokenizer, template, stop=int(chosen.tokens[-1]))
@@ -147,9 +154,17 @@ def encode_pair(record: dict, tokenizer: Tokenizer, template: ChatTemplate) -> t
 def encode_answer(
     record: dict, answer: list[dict], tokenizer: Tokenizer, template: ChatTemplate, *, stop: int | None = None
 ) -> Encoded:
-    """The record's `messages` and an answer to them, up to its last trained token; the mask is of the answer alone.
+    """Tokens of a prompt and an answer up to the last trained token, with the mask of the answer.
 
-    stop: the token that is the whole of an answer whose last turn is blank. UserError as of `encode_pair`.
+    Args:
+      record: its `messages` are the prompt; its `tools` and `documents` are given to the template.
+      answer: the messages of the answer.
+      tokenizer: the tokenizer.
+      template: writes the conversation.
+      stop: the stop token that stands for an answer whose last turn is blank; None refuses such an answer.
+
+    Raises:
+      UserError: as `encode_pair`, or a blank answer without `stop`.
     """
     messages = record["messages"]
     conversation = messages + answer
@@ -162,26 +177,36 @@ def encode_answer(
         end = len(mask) - int(mask[::-1].argmax())
         tokens, mask = tokens[:end], mask[:end]
     elif stop is None:
-        raise UserError("the chosen answer says nothing: only a rejected one may be empty")
+        raise UserError("the chosen answer is empty: only a rejected answer may be")
     else:
         tokens, mask = encode(conversation[:-1], generation_prompt=True)
         tokens, mask = np.append(tokens, np.int32(stop)), np.append(mask, True)
     mask = mask & (np.arange(len(mask)) >= _begin(tokens, mask, prompt, messages, conversation))
     if not mask.any():
-        raise UserError("the chat template leaves the answer out")
+        raise UserError("the chat template does not write the answer: use another template")
     return Encoded(tokens, mask)
 
 
 def _begin(tokens: np.ndarray, mask: np.ndarray, prompt: np.ndarray, messages: list[dict], whole: list[dict]) -> int:
-    """Where the answer begins: after the prompt, or, if the template has written that differently here, at the first
-    turn of the assistant beyond those of the prompt."""
+    """The index of the answer's first token.
+
+    It follows the prompt. If the template writes the prompt differently before an answer, the answer is the first turn
+    of the assistant after those in the prompt.
+
+    Args:
+      tokens: int32 [n], the whole conversation.
+      mask: bool [n], true for tokens of the assistant.
+      prompt: int32 [m], the prompt alone.
+      messages: the messages of the prompt.
+      whole: the messages of the whole conversation.
+    """
     if np.array_equal(tokens[: len(prompt)], prompt):
         return len(prompt)
     begins = np.flatnonzero(mask & ~np.append(False, mask[:-1]))
     before, turns = (sum(message["role"] == "assistant" for message in part) for part in (messages, whole))
     if len(begins) != turns:
         raise UserError(
-            "the chat template writes the prompt differently once there is an answer, and not a stretch of tokens for "
-            "each of the assistant's turns, so that the answer's are not known: use another template"
+            "the chat template changes the prompt when an answer follows, and joins turns of the assistant, so the "
+            "tokens of the answer are unknown: use another template"
         )
     return int(begins[before])

@@ -1,4 +1,4 @@
-"""Batches on the devices before they are asked for: read and sent by a background thread while a step computes."""
+"""Loads batches onto the devices ahead of time: a background thread reads and sends them while a step computes."""
 
 import functools
 import time
@@ -11,10 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 class DeviceBatches(Iterator):
-    """Yields (step, batch of global arrays). `waited` is the seconds that the consumer has waited for them.
+    """Iterates over (step, batch of global arrays).
 
-    The thread ends when the last batch has been handed out, when reading fails (the error is raised here), and at
-    `close()`, which `contextlib.closing` calls at the end of a block.
+    The thread ends after the last batch, when reading fails, and at `close()`, which `contextlib.closing` calls at the
+    end of a block. The iterator raises the error of a failed reading.
+
+    Attributes:
+      waited: seconds that the consumer has waited for batches so far.
     """
 
     def __init__(self, loaded: Iterator[tuple[int, dict[str, jax.Array]]]):
@@ -28,26 +31,27 @@ class DeviceBatches(Iterator):
         begin = time.perf_counter()
         try:
             return next(self._loaded)
-        except BaseException:  # the end, a failure, or an interrupt
+        except BaseException:  # StopIteration, an error of reading, or an interrupt
             self.close()
             raise
         finally:
             self.waited += time.perf_counter() - begin
 
     def close(self) -> None:
-        """Stops reading ahead; nothing more is handed out."""
+        """Ends the thread and the iteration."""
         self._closed = True
         self._loaded.close()
 
 
 def prefetch(batches: Any, start: int, stop: int, sharding: NamedSharding, size: int = 2) -> DeviceBatches:
-    """Steps `start` to `stop - 1` of `batches` as global arrays, at most `size` batches ahead.
+    """The batches of steps `start` to `stop - 1` as global arrays, loaded at most `size` batches ahead.
 
     Args:
-      batches: anything with `rows(step, rows)` and `shapes`, as `data.mixture.Mixture`.
-      start, stop: the steps.
-      sharding: as of `device_batch`; each host reads only the rows that its devices hold.
-      size: batches held on the devices beyond the one in use.
+      batches: an object with `rows(step, rows)` and `shapes`, such as `data.mixture.Mixture`.
+      start: the first step.
+      stop: one past the last step.
+      sharding: the sharding of the leading axes, as in `device_batch`.
+      size: number of batches on the devices besides the one in use.
     """
     load = functools.partial(device_batch, batches, sharding=sharding)
     steps = grain.MapDataset.range(start, stop).map(lambda step: (step, load(step)))
@@ -56,10 +60,13 @@ def prefetch(batches: Any, start: int, stop: int, sharding: NamedSharding, size:
 
 
 def device_batch(batches: Any, step: int, sharding: NamedSharding) -> dict[str, jax.Array]:
-    """One batch as global arrays, of which this host reads the rows its devices hold, each of them once.
+    """One batch as global arrays. Each host reads only the rows that its devices hold, and each of them once.
 
-    The spec of `sharding` is that of the leading axes: the batch's, and for packed rows [B, T] the positions'. An array
-    of fewer axes takes the beginning of it; axes beyond it are not split.
+    Args:
+      batches: an object with `rows(step, rows)` and `shapes`, such as `data.mixture.Mixture`.
+      step: the step.
+      sharding: its spec is that of the leading axes: the batch axis, and for packed rows [B, T] the position axis. An
+        array with fewer axes takes the beginning of the spec; further axes are not split.
     """
 
     @functools.cache

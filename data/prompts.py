@@ -1,15 +1,15 @@
-"""Prompts, for reinforcement learning: conversations up to where the assistant answers.
+"""Prompts for reinforcement learning: conversations up to the point where the assistant answers.
 
-Of a conversation that ends with an answer the prompt is what comes before it, and the answer's words are kept as the
-reference. Of a preference it is what both answers reply to. A batch is a dict of arrays over B prompts of at most P
-tokens:
+If a conversation ends with an answer, the prompt is everything before it, and the text of the answer is kept as the
+reference. The prompt of a preference is what both answers reply to. A batch is a dict of arrays over B prompts of at
+most P tokens:
 
     tokens    int32 [B, P]    ends with the template's generation prompt, padded on the right with 0
-    lengths   int32 [B]       real tokens
-    ids       uint32 [B]      a number for the prompt's content, from which the randomness of its answers derives
-    index     int32 [B]       its place in `records`
+    lengths   int32 [B]       number of tokens without padding
+    ids       uint32 [B]      a hash of the prompt's tokens, which seeds the sampling of its answers
+    index     int32 [B]       index of the prompt in `records`
 
-`records[i]` is {"messages": the prompt, "reference": an answer or None, "language": "zh" or "en" or what meta says,
+`records[i]` is {"messages": the prompt, "reference": an answer or None, "language": "zh", "en" or what meta says,
 "meta": the record's other fields, "tools"?, "documents"?}.
 """
 
@@ -32,14 +32,14 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class PromptEncoder:
-    """Encodes conversations, prompts and preferences as prompts; one that a source repeats is left out."""
+    """Encodes chat, prompt and preference records as prompts. A prompt that a source repeats is left out."""
 
     tokenizer: Tokenizer
-    template: ChatTemplate  # how a prompt becomes tokens
-    max_tokens: int  # P; a longer prompt is left out and counted
+    template: ChatTemplate  # writes prompts
+    max_tokens: int  # P; a longer prompt is counted and left out
 
     reasons = ("too_long", REPEATED)
-    nothing = "no prompt is left"
+    empty_message = "no prompt is left"
 
     @property
     def shapes(self) -> Shapes:
@@ -47,7 +47,7 @@ class PromptEncoder:
         return {"tokens": ((self.max_tokens,), np.int32), "lengths": ((), np.int32), "ids": ((), np.uint32)}
 
     def encode(self, record: dict) -> Sample:
-        """The prompt of a record. LeftOut for a prompt that is too long, UserError for a record without one."""
+        """The prompt of a record. Raises LeftOut if it is too long, UserError if the record has none."""
         messages, reference = prompt_of(record)
         around = {name: record[name] for name in ("tools", "documents") if name in record}
         tokens = self.template.encode(messages, self.tokenizer, generation_prompt=True, **around).tokens
@@ -60,7 +60,13 @@ class PromptEncoder:
 
 
 def heldout_prompts(sources: Sequence[Source], n: int, encoder: PromptEncoder) -> Samples:
-    """`n` held-out prompts, sources taking turns, evenly spaced over each; fewer where there are no more."""
+    """`n` held-out prompts, from all sources in turn, evenly spaced over each; fewer if there are not that many.
+
+    Args:
+      sources: the sources.
+      n: the number of prompts.
+      encoder: the encoder of prompts.
+    """
     parts = [read_samples(source, "heldout", encoder).spread(n) for source in sources]
     turns = chain.from_iterable(zip_longest(*(part.samples for part in parts)))
     found = list(islice((sample for sample in turns if sample is not None), n))
@@ -68,7 +74,10 @@ def heldout_prompts(sources: Sequence[Source], n: int, encoder: PromptEncoder) -
 
 
 def prompt_of(record: dict) -> tuple[list[dict], str | None]:
-    """The messages to answer in a record, and the words that it answers them with, unless it calls its answer bad."""
+    """The messages of a record that are to be answered, and the text of its answer.
+
+    The text is None if the record has no answer, or labels its answer bad. Raises UserError for a text record.
+    """
     match record["kind"]:
         case "chat":
             is_good = record.get("label") is not False
@@ -76,4 +85,4 @@ def prompt_of(record: dict) -> tuple[list[dict], str | None]:
         case "prompt" | "preference":
             return record["messages"], None
         case kind:
-            raise UserError(f"a {kind} record holds no prompt: give conversations, prompts or preferences")
+            raise UserError(f"a {kind} record has no prompt: give conversations, prompts or preferences")

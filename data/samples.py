@@ -1,6 +1,6 @@
-"""Records held in memory as samples, each of them a row: preference pairs, labelled answers and prompts.
+"""Samples in memory: preference pairs, labelled answers and prompts. Each sample is a row of a batch.
 
-A sample is a record and its arrays, named as in the batch, which holds them padded on the right with zeros.
+A sample is a record and its arrays. A batch holds the arrays under the same names, padded on the right with zeros.
 """
 
 import hashlib
@@ -24,29 +24,29 @@ from .tally import Tally
 
 CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 REPEATED = "repeated"
-"""An encoder that has this among its reasons wants no two samples of the same tokens from one source."""
+"""The reason of samples whose tokens equal those of an earlier one. Encoders that do not list it keep such samples."""
 
 
 class Sample(NamedTuple):
-    """One record as a row."""
+    """One record as a row of a batch."""
 
-    record: dict  # what is kept of the record
-    arrays: dict[str, np.ndarray]  # the arrays of the row, without padding
+    record: dict  # fields of the record that are kept for logs and scores
+    arrays: dict[str, np.ndarray]  # arrays of the row by name, without padding
 
 
 class SampleEncoder(Encoder[Sample], Protocol):
-    """Turns each record into a row of its own."""
+    """An encoder that makes one row of a batch from each record."""
 
-    shapes: Shapes  # of a row of a batch
+    shapes: Shapes  # shape and dtype of each array of a row, with padding
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The samples of a source, in its order: `Rows` of a mixture or an evaluation."""
+    """The samples of a source in their order, a `RowSource` of a mixture or an evaluation."""
 
     samples: Sequence[Sample]
-    row_shapes: Shapes  # of the arrays of a sample, padded
-    tally: Tally
+    row_shapes: Shapes  # shape and dtype of each array of a sample, with padding
+    tally: Tally  # counts of the records of the source
 
     packing = None
 
@@ -55,17 +55,17 @@ class Samples:
 
     @property
     def shapes(self) -> Shapes:
-        """Shape and dtype of each array of a row: those of a sample, and `index`, its place among the samples."""
+        """Shape and dtype of each array of a row: those of a sample, and "index", its index among the samples."""
         return self.row_shapes | {"index": ((), np.int32)}
 
     @property
     def records(self) -> list[dict]:
-        """What is kept of the record of every sample."""
+        """The kept fields of the record of every sample."""
         return [sample.record for sample in self.samples]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all samples, in hexadecimal."""
+        """SHA-256 of the records and arrays of all samples, in hexadecimal."""
         digest = hashlib.sha256()
         for record, arrays in self.samples:
             digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
@@ -75,43 +75,50 @@ class Samples:
         return digest.hexdigest()
 
     def order(self, key: tuple[int, ...] | None) -> np.ndarray:
-        """The samples of an epoch by their index, shuffled by `key`; as they stand where it is None."""
+        """The indices of the samples in the order of an epoch, shuffled by `key`; ascending if `key` is None."""
         return np.arange(len(self)) if key is None else permutation(len(self), key)
 
     def write(self, order: np.ndarray, row: int, batch: Batch, place: int) -> None:
-        """Writes sample `order[row]` into row `place` of a batch, which is all zeros there."""
+        """Writes sample `order[row]` into row `place` of a batch; that row must be all zeros.
+
+        Args:
+          order: int [rows], from `order`.
+          row: the row of the epoch.
+          batch: the batch to write into.
+          place: the row of the batch.
+        """
         index = int(order[row])
         for name, array in self.samples[index].arrays.items():
             batch[name][(place, *map(slice, array.shape))] = array
         batch["index"][place] = index
 
     def fill(self, batch: Batch, place: int) -> None:
-        """Repeats the last sample, with `weight` 0 where rows have one."""
+        """Writes the last sample into row `place` of a batch, with weight 0 if the batch has weights."""
         self.write(self.order(None), -1, batch, place)
         if "weight" in batch:
             batch["weight"][place] = 0
 
     def summary(self) -> dict[str, float]:
-        """Counts of records and samples, their tokens, the most in one sequence, and the share of positions filled."""
+        """Counts of records and samples, all tokens, the longest sequence, and the share of positions not padding."""
         lengths = np.stack([sample.arrays["lengths"] for sample in self.samples])
         positions = len(lengths) * int(np.prod(self.row_shapes["tokens"][0]))
         tokens = int(lengths.sum())
         return self.tally.counts() | {"tokens": tokens, "longest": int(lengths.max()), "fill": tokens / positions}
 
     def spread(self, n: int) -> "Samples":
-        """`n` of the samples, evenly spaced; all of them where there are fewer."""
+        """`n` samples, evenly spaced over all of them; all samples if there are fewer than `n`."""
         places = np.linspace(0, len(self), min(n, len(self)), endpoint=False).astype(int)
         return replace(self, samples=[self.samples[i] for i in places])
 
 
 def read_samples(source: Source, split: str | None, encoder: SampleEncoder, limit: int | None = None) -> Samples:
-    """Reads the samples of one split of a source.
+    """Reads the samples of one split of a source into memory.
 
     Args:
       source: the source.
-      split: "train", "heldout", or None for all of the source.
+      split: "train", "heldout", or None for the whole source.
       encoder: makes the sample of a record.
-      limit: samples after which reading stops; None reads all.
+      limit: the number of samples after which reading stops; None reads all.
 
     Raises:
       UserError: a bad record, or no sample at all.
@@ -128,7 +135,7 @@ def read_samples(source: Source, split: str | None, encoder: SampleEncoder, limi
 
 
 def _once(encode: Callable[[dict], Sample]) -> Callable[[dict], Sample]:
-    """`encode`, which leaves out a record whose tokens are those of a record before it."""
+    """A version of `encode` that raises LeftOut for a record whose tokens equal those of an earlier one."""
     seen = set()
 
     def encode_once(record: dict) -> Sample:
@@ -143,7 +150,7 @@ def _once(encode: Callable[[dict], Sample]) -> Callable[[dict], Sample]:
 
 
 def language_of(record: dict, messages: Sequence[dict]) -> str:
-    """What the record's meta.language says; else "zh" where any of the messages has a Chinese character, else "en"."""
+    """`meta.language` of a record; without it, "zh" if a message has a Chinese character, else "en"."""
     told = record.get("meta", {}).get("language")
     if isinstance(told, str) and told:
         return told

@@ -1,4 +1,4 @@
-"""Packed rows as people can read them: which token stands where, in which segment, and which are trained on."""
+"""Renders packed rows for people to read: every token with its segment, its position, and whether it is trained on."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from rich.text import Text
 from .tokenizer import Tokenizer
 
 SEGMENT_COLOURS = ("cyan", "yellow", "green", "magenta", "blue")
-# Trained runs stand in brackets as well as in bold, for terminals and files without colour.
+# Runs of trained tokens are bold and in brackets; the brackets are for output without colour.
 OPEN, CLOSE = "⟦", "⟧"
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 LEGEND = (
@@ -19,14 +19,14 @@ LEGEND = (
 
 
 def render_rows(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, *, positions: bool = False) -> RenderableType:
-    """What to print for a batch of packed rows: a legend, then each row's counts and its segments in colour.
+    """A batch of packed rows for printing: a legend, then the counts of each row and its segments in colour.
 
-    A token is trained on if the token before it has it as a target with a positive weight. A target beyond the last
-    token that the row holds of its segment (the text goes on in another row) is shown after an arrow.
+    A token is trained on if the loss mask is positive where it is the target, which is one position before it. The
+    target of a segment's last token is shown after an arrow if it is trained on; its text continues in another row.
 
     Args:
         batch: `tokens`, `targets`, `loss_mask`, `segment_ids` and `positions`, each [B, T]; segment 0 is padding.
-        tokenizer: the one that made the tokens.
+        tokenizer: the tokenizer that made the tokens.
         positions: whether to write each token's position behind it, as a subscript.
     """
     rows = [{name: np.asarray(values)[b] for name, values in batch.items()} for b in range(len(batch["tokens"]))]
@@ -53,9 +53,17 @@ def _counts(b: int, row: Mapping[str, np.ndarray]) -> Text:
 def _segment(
     row: Mapping[str, np.ndarray], where: np.ndarray, segment: int, tokenizer: Tokenizer, positions: bool
 ) -> Text:
-    """One segment: its number, then its tokens, the trained ones bold and in brackets."""
+    """The text of one segment: its number, then its tokens; trained tokens are bold and in brackets.
+
+    Args:
+        row: the arrays of the row, each [T].
+        where: bool [T], true at the segment's positions.
+        segment: the number of the segment, from 1.
+        tokenizer: the tokenizer that made the tokens.
+        positions: whether to write each token's position behind it.
+    """
     tokens, numbers = row["tokens"][where], row["positions"][where]
-    is_target = row["loss_mask"][where] > 0  # says of each token whether the one after it is trained on
+    is_target = row["loss_mask"][where] > 0  # whether the token after each position is trained on
     trained = np.append(False, is_target[:-1])
     colour = SEGMENT_COLOURS[(segment - 1) % len(SEGMENT_COLOURS)]
     text = Text().append(f"{segment}: ", "dim")
@@ -74,7 +82,7 @@ def _segment(
 
 
 def _readable(token: int, tokenizer: Tokenizer) -> str:
-    """The token's text, with what a terminal would swallow or obey made visible."""
+    """The text of a token, with control characters and line breaks made visible."""
     return "".join(_visible(character) for character in tokenizer.piece(token))
 
 

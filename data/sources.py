@@ -1,12 +1,12 @@
-"""Where records come from. One string names a source:
+"""Reads records from sources. A source is named by one string, its location:
 
-    corpus/*.jsonl, corpus            files: .txt, .md, .json, .jsonl, .ndjson, each also .gz, and .parquet; local or gs://;
-                                      of a folder, all that is in it
-    tfds:name/config:split            a TensorFlow Dataset, also sliced: tfds:imdb_reviews:train[:10%]
-    tfds:/path/to/name/1.0.0:split    the same, from the folder it was prepared in
-    primer:documents, walks:chat      a task of `tasks/`, and a kind of its records
+    corpus/*.jsonl, corpus            a path, glob or folder, local or gs://, of .txt, .md, .json, .jsonl and .ndjson,
+                                      each also with .gz, and .parquet
+    tfds:name/config:split            a TensorFlow Dataset, or a slice of it: tfds:imdb_reviews:train[:10%]
+    tfds:/path/to/name/1.0.0:split    a TensorFlow Dataset in the folder that it was prepared in
+    primer:documents, walks:chat      a task of `tasks/` and a kind of its records
 
-`read` yields the records of a `Source` one by one in a fixed order: files by name, records as they stand in them.
+`read` yields the records of a `Source` in a fixed order: files by name, the records of each file from first to last.
 """
 
 import hashlib
@@ -30,46 +30,46 @@ SPLITS = ("train", "heldout")
 
 @dataclass(frozen=True)
 class Source:
-    """A source of records, and how they are read.
+    """A source of records, and the settings for reading it.
 
-    Raises UserError for a format or an `on_error` that there is not, and for a number out of its range.
+    Raises UserError for an unknown `format` or `on_error`, and for a number out of its range.
     """
 
-    location: str  # where the records are: see the module
-    name: str = ""  # in a mixture, where every source has a name of its own
-    format: str = "auto"  # a name in `formats.FORMATS`; "auto" goes by the fields of each record
-    weight: float = 1.0  # share of the rows of a mixture, relative to the other sources
-    heldout: float = 0.01  # share of the records that is held out, see `held_out_below`; tasks have their own
+    location: str  # path, glob, "tfds:name:split" or "task:kind"; see the module docstring
+    name: str = ""  # a name for logs, unique within a mixture
+    format: str = "auto"  # a name in `formats.FORMATS`; "auto" detects the format from the fields of each record
+    weight: float = 1.0  # weight of the source in a mixture, relative to the other sources
+    heldout: float = 0.01  # share of the records that is held out, from 0 to 1; tasks ignore it
     on_error: str = "raise"  # "raise" stops at the first bad record; "skip" leaves bad records out and counts them
-    max_record_bytes: int = MAX_RECORD_BYTES  # a longer line, record of a .json list or row of Parquet is bad
+    max_record_bytes: int = MAX_RECORD_BYTES  # limit of a line, a record of a .json list or a row of Parquet
 
     def __post_init__(self):
         check_choice("format", self.format, ("auto", *FORMATS))
         check_choice("on_error", self.on_error, ("raise", "skip"))
         if not 0 <= self.heldout <= 1:
-            raise UserError(f"heldout is {self.heldout}: it is a share, from 0 to 1")
+            raise UserError(f"heldout is {self.heldout}: give a share from 0 to 1")
         if self.max_record_bytes < 1:
             raise UserError(f"max_record_bytes is {self.max_record_bytes}: give 1 or more")
 
     @property
     def scheme(self) -> str:
-        """The word before the first colon: "tfds", a task's name, or none of these for files."""
+        """The location up to its first colon. It is "tfds" or the name of a task, and anything else for files."""
         return self.location.partition(":")[0]
 
     @property
     def rest(self) -> str:
-        """The location after the first colon: what a dataset or a task is asked for."""
+        """The location after its first colon: the name and split of a dataset, or the kind of a task's records."""
         return self.location.partition(":")[2]
 
-    def part(self, split: str | None) -> str:
-        """The name of a split of the source in messages; None for all of the source."""
+    def split_name(self, split: str | None) -> str:
+        """The location and the split, for messages, such as "corpus (train)"; None stands for the whole source."""
         return f"{self.location} ({split})" if split else self.location
 
 
 class Record(dict):
-    """A record, and where it was read: a file with a line or a number, as messages name it."""
+    """A record as a dict of its fields, with the place that it was read from."""
 
-    where: str
+    where: str  # for messages, such as "corpus.jsonl:7"
 
     def __init__(self, fields: dict, where: str):
         super().__init__(fields)
@@ -80,15 +80,15 @@ class Record(dict):
 
 
 def read(source: Source, split: str | None = None, tally: Tally | None = None) -> Iterator[Record]:
-    """The records of a source, as `formats` describes them.
+    """The records of a source, in the form that `formats` describes.
 
     Args:
-      source: what to read.
-      split: "train" or "heldout" for that part of the source, None for all of it.
-      tally: counts sound records, of both splits, and bad records.
+      source: the source.
+      split: "train", "heldout", or None for the whole source.
+      tally: counts well-formed records of both splits, and bad records.
 
     Raises:
-      UserError: nothing can be read; while reading, a malformed record if `source.on_error` is "raise".
+      UserError: the source cannot be read; during iteration, a malformed record if `source.on_error` is "raise".
     """
     check_choice("split", split, (None, *SPLITS))
     tally = Tally() if tally is None else tally
@@ -98,26 +98,29 @@ def read(source: Source, split: str | None = None, tally: Tally | None = None) -
     records = _records(rows, source, tally)
     if split is None:
         return records
-    below = held_out_below(source)
+    below = heldout_share(source)
     return (record for record in records if split_of(record, below) == split)
 
 
-def held_out_below(source: Source) -> float:
-    """The share by which `split_of` divides a source: `heldout`, or, where no record's place is below it, just more
-    than the lowest one, so that a small source has something held out as well. A source whose records all begin with
-    the same prompt, and one where nothing is to be held out, keeps `heldout`."""
+def heldout_share(source: Source) -> float:
+    """The threshold for `split_of` on a source: `source.heldout`, or more if that would hold out no record.
+
+    In a small source the hash of no record may lie below `heldout`. The threshold then lies just above the lowest hash,
+    so that one record is held out. `heldout` of 0 or 1 is kept, and that of a source whose records all have one prompt.
+    """
     if not 0 < source.heldout < 1 or source.scheme in tasks.NAMES:
         return source.heldout
     places = set()
     for record in read(source):
-        place = place_of(record)
+        place = hash_fraction(record)
         if place < source.heldout:
-            return source.heldout  # most sources: found after a few records
+            return source.heldout  # most sources return here after a few records
         places = {min(places | {place}), max(places | {place})}
     return math.nextafter(min(places), 1.0) if len(places) > 1 else source.heldout
 
 
 def _records(rows: Iterable[Row], source: Source, tally: Tally) -> Iterator[Record]:
+    """The records of raw rows; bad ones are raised or counted, as `source.on_error` says."""
     for where, raw in rows:
         instances = unfold(raw)
         for number, instance in enumerate(instances, 1):
@@ -129,7 +132,7 @@ def _records(rows: Iterable[Row], source: Source, tally: Tally) -> Iterator[Reco
             except ValueError as problem:
                 if source.on_error == "raise":
                     if isinstance(problem, TooLarge):
-                        raise DataError(f"{place}: {problem}", "max_record_bytes=N", "allows more") from problem
+                        raise DataError(f"{place}: {problem}", "max_record_bytes=N", "raises the limit") from problem
                     raise bad_record(f"{place}: {problem}") from problem
                 tally.leave_out(SKIPPED, f"{place}: {problem}")
             else:
@@ -138,16 +141,16 @@ def _records(rows: Iterable[Row], source: Source, tally: Tally) -> Iterator[Reco
 
 
 def split_of(record: dict, heldout: float) -> str:
-    """The part that a record is in, train or heldout, by a hash of the record alone, not of its place or the run.
+    """The split of a record, "train" or "heldout". It depends on a hash of the record alone.
 
-    All conversations that begin with the same prompt stand in the same part. About a fraction `heldout` of all texts
-    and prompts is held out.
+    Conversations that begin with the same user turn share a split. About a share `heldout` of all texts and first user
+    turns is held out.
     """
-    return "heldout" if place_of(record) < heldout else "train"
+    return "heldout" if hash_fraction(record) < heldout else "train"
 
 
-def place_of(record: dict) -> float:
-    """A number from 0 to 1 that stands for a record: a hash of its text, or of a conversation's first user turn."""
+def hash_fraction(record: dict) -> float:
+    """A hash of the text of a record, or of the first user turn of a conversation, scaled to [0, 1)."""
     if record["kind"] == "text":
         key = {"kind": "text", "text": record["text"]}
     else:
@@ -160,8 +163,11 @@ def _canonical_json(value) -> bytes:
 
 
 def fingerprint(source: Source) -> str:
-    """A hash of what a source holds, 32 hex digits: of the names, sizes and contents of its files wherever they lie,
-    of a TFDS split and its shards, or of a task's files. It reads all of the source once."""
+    """A hash of the content of a source, in 32 hexadecimal digits. It reads all files of the source.
+
+    It covers the names, sizes and contents of the files, but not their folder. For a TFDS dataset the files are the
+    shards of the split; for a task they are its `files()`.
+    """
     digest = hashlib.blake2b(digest_size=16)
     if source.scheme in tasks.NAMES:
         digest.update(source.rest.encode())
@@ -188,22 +194,23 @@ def _content_hash(path: epath.Path) -> str:
 
 
 def _task(source: Source) -> tasks.Task:
-    """The task of a source. UserError where it has no such kind of records."""
+    """The task that a source names. Raises UserError if the task has no such kind of records."""
     task = tasks.find(source.scheme)
     if source.rest not in task.KINDS:
         kinds, near = (
             ", ".join(f"{source.scheme}:{known}" for known in task.KINDS),
             did_you_mean(source.rest, task.KINDS),
         )
-        raise UserError(f"{source.location}: there is no such kind; choose one of {kinds}{near}")
+        raise UserError(f"{source.location}: {source.scheme} has no such kind of records; choose one of {kinds}{near}")
     return task
 
 
 def _generated(source: Source, task: tasks.Task, split: str | None, tally: Tally) -> Iterator[Record]:
+    """The records of a task, counted in `tally`."""
     parts = (task.records(source.rest, part) for part in (SPLITS if split is None else (split,)))
     for number, record in enumerate(chain.from_iterable(parts), 1):
         tally.read += 1
-        yield Record(record, f"{source.part(split)}, record {number}")
+        yield Record(record, f"{source.split_name(split)}, record {number}")
 
 
 def _file_rows(source: Source) -> Iterator[Row]:
@@ -211,14 +218,14 @@ def _file_rows(source: Source) -> Iterator[Row]:
 
 
 def _dataset_rows(source: Source) -> Iterator[Row]:
-    """The rows of a TFDS split, read without TensorFlow."""
+    """Pairs (place, row) of a TFDS split, read without TensorFlow."""
     builder, split = _dataset(source.rest)
     try:
         examples = builder.as_data_source(split=split)
         length = len(examples)
     except NotImplementedError as problem:
         raise UserError(f"{source.location} is stored as {builder.info.file_format.value}; {_REMEDY}") from problem
-    except (RuntimeError, OSError, ValueError) as problem:  # as ArrayRecord's reader finds a damaged file
+    except (RuntimeError, OSError, ValueError) as problem:  # the errors of ArrayRecord's reader on damaged files
         raise _damaged(source.location, problem) from problem
     for number in range(length):
         try:
@@ -229,17 +236,18 @@ def _dataset_rows(source: Source) -> Iterator[Row]:
 
 
 def _damaged(where: str, problem: Exception) -> UserError:
+    """The error for a dataset whose files cannot be read."""
     words = " ".join(str(problem).split()) or type(problem).__name__
-    return UserError(f"{where}: its files are damaged or missing ({words[:200]}): prepare the dataset anew")
+    return UserError(f"{where}: the dataset's files are damaged or missing ({words[:200]}): prepare it again")
 
 
 def _dataset(name: str):
-    """The builder and split that `name:split` stands for; a dataset that is not prepared yet is prepared."""
+    """The TFDS builder and the split that `name`, "dataset:split", stands for; prepares the dataset if necessary."""
     import tensorflow_datasets as tfds
 
     match = re.fullmatch(r"((?:\w+://)?[^:]+):(.+)", name)
     if not match:
-        raise UserError(f"tfds:{name} names no split, as in tfds:{name}:train")
+        raise UserError(f"tfds:{name} names no split: give one, such as tfds:{name}:train")
     dataset, split = match.groups()
     folder = epath.Path(dataset).expanduser()
     try:
@@ -249,7 +257,7 @@ def _dataset(name: str):
             builder = tfds.builder(dataset, file_format="array_record")
             if not builder.is_prepared():
                 builder.download_and_prepare()
-    # Preparing runs the dataset's own code, which can fail in any way: no network, no TensorFlow, a moved file.
+    # Preparing runs the dataset's own code, which may raise anything: no network, no TensorFlow, a moved file.
     except Exception as problem:
         cause = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise UserError(f"tfds:{name}: {cause} ({_REMEDY})") from problem
@@ -261,6 +269,6 @@ def _dataset(name: str):
 
 
 _REMEDY = (
-    "if this machine cannot prepare the dataset, run tfds build --file_format=array_record where there are TensorFlow "
-    "and a network, and set TFDS_DATA_DIR or name the folder, tfds:DIR/NAME/VERSION:SPLIT"
+    "if this machine cannot prepare the dataset, run tfds build --file_format=array_record on one with TensorFlow and "
+    "a network, then set TFDS_DATA_DIR or give the folder as tfds:DIR/NAME/VERSION:SPLIT"
 )

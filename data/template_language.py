@@ -1,4 +1,4 @@
-"""The jinja2 dialect of chat templates, as transformers defines it, with its `{% generation %}` block."""
+"""The jinja2 dialect of chat templates as transformers defines it, with its `{% generation %}` block."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ from .traced_text import blend
 
 
 class GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}`: writes what stands in between. What is set there is not seen outside."""
+    """`{% generation %}…{% endgeneration %}`: writes its body. Variables set inside are not visible outside."""
 
     tags = frozenset({"generation"})
 
@@ -25,12 +25,12 @@ class GenerationBlock(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(self.call_method("write"), [], [], body).set_lineno(line)
 
     def write(self, caller: Callable[[], str]) -> str:
-        """What the block puts in its place."""
+        """The text that replaces the block: its body."""
         return caller()
 
 
 class CodeGenerator(jinja2.compiler.CodeGenerator):
-    """Computes nothing while it compiles: that is for when limits are kept."""
+    """Folds no constants at compile time, when the limits on steps and characters are not checked."""
 
     def _output_child_to_const(self, node: jinja2.nodes.Expr, frame: jinja2.compiler.Frame, finalize: Any) -> str:
         if not isinstance(node, jinja2.nodes.TemplateData | jinja2.nodes.Const):
@@ -39,15 +39,19 @@ class CodeGenerator(jinja2.compiler.CodeGenerator):
 
 
 class PlainEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """jinja2's own sandbox."""
+    """jinja2's sandbox without constant folding, which runs templates on plain strings."""
 
     code_generator_class = CodeGenerator
 
 
 def environment(kind: type[PlainEnvironment], generation_block: type[GenerationBlock]) -> PlainEnvironment:
-    """An environment as transformers makes it: sandboxed, with its whitespace rules, loop controls and functions.
+    """An environment like that of transformers: sandboxed, with its whitespace rules, loop controls and functions.
 
-    Left out is what goes by chance, which has no place in data: the filter `random` and the function `lipsum`.
+    The filter `random` and the function `lipsum` are missing: the text of a record must not depend on chance.
+
+    Args:
+        kind: the class of the environment.
+        generation_block: the class for generation blocks.
     """
     extensions = [generation_block, jinja2.ext.loopcontrols]
     made = kind(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
@@ -64,7 +68,7 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The filter `tojson`, which unlike jinja2's own escapes nothing for HTML."""
+    """The filter `tojson`, which, unlike jinja2's own, escapes nothing for HTML. Options are those of `json.dumps`."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -75,14 +79,14 @@ def _raise_exception(message: str) -> None:
 def _strftime_now(format: str) -> str:
     current = budget()
     current.now = current.now or datetime.datetime.now()
-    current.charge(64 * len(format))  # a conversion may write that much, and takes its time
+    current.charge(64 * len(format))  # the most that conversions such as %c write
     return blend(current.now.strftime(format), format)
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """A namespace that takes no private attributes."""
+    """jinja2's namespace, which here refuses private attributes."""
 
-    def __init__(*args, **kwargs):  # an attribute may be called `self`
+    def __init__(*args, **kwargs):  # without named parameters, since a template may set an attribute `self`
         self, values = args[0], dict(*args[1:], **kwargs)
         for name in values:
             _check_name(name)
@@ -95,4 +99,4 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _check_name(name: str) -> None:
     if name.startswith("_"):
-        raise jinja2.sandbox.SecurityError(f"a namespace holds no private attribute, like {name!r}")
+        raise jinja2.sandbox.SecurityError(f"a namespace may not have the private attribute {name!r}")

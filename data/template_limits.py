@@ -1,7 +1,7 @@
-"""What rendering a chat template may take: it is foreign code, and may neither run without end nor fill the memory.
+"""Limits on rendering a chat template, which is foreign code: it may neither run without end nor fill the memory.
 
-Steps and characters do not depend on the machine, so that a record is refused everywhere or nowhere. Seconds are the
-last resort, for what takes long in one step.
+Steps and characters do not depend on the machine, so a record is refused on every machine or on none. The limit in
+seconds is the last resort, for a single step that takes long.
 """
 
 import contextvars
@@ -11,29 +11,29 @@ import time
 
 from ..errors import UserError
 
-MOST_SOURCE = 1 << 17  # characters of a template's source; the longest in use have a quarter of that
-MOST_STEPS = 1 << 20  # iterations; a call or a filter counts as eight
-MOST_CHARACTERS = 1 << 27  # made on the way, those thrown away included
-MOST_OUTPUT = 1 << 22  # characters beyond eight times what the messages, tools and documents say
+MOST_SOURCE = 1 << 17  # characters in a template's source; the longest in use have a quarter of that
+MOST_STEPS = 1 << 20  # iterations of loops; a call or a filter counts as eight
+MOST_CHARACTERS = 1 << 27  # characters in all texts that are made, including intermediate ones
+MOST_OUTPUT = 1 << 22  # characters of output beyond eight times those in messages, tools and documents
 MOST_SECONDS = 10.0
-LONGEST = 1 << 24  # of one text or list that is asked for by a number
-MOST_BITS = 1 << 16  # of a whole number
+LONGEST = 1 << 24  # length of one text or list whose length is given by a number
+MOST_BITS = 1 << 16  # bits in an integer
 
 
 class LimitReached(UserError):
-    """A template takes more than it may."""
+    """A template exceeds one of the limits."""
 
 
 @dataclasses.dataclass(slots=True)
 class Budget:
-    """What a rendering has taken so far.
+    """What compiling or rendering a template has used so far.
 
     Attributes:
-        steps: iterations, and calls and filters, which take longer.
-        characters: of the texts it has made.
-        blocks: generation blocks it has been through.
-        began: when, by the monotonic clock.
-        now: the date and time at which it first asked for them.
+        steps: iterations of loops, with calls and filters as several.
+        characters: characters in all texts that were made.
+        blocks: generation blocks that were written.
+        began: start time in seconds of the monotonic clock.
+        now: the date and time given to the template when it first asked; later calls get the same.
     """
 
     steps: int = 0
@@ -43,26 +43,28 @@ class Budget:
     now: datetime.datetime | None = None
 
     def step(self, weight: int = 1) -> None:
-        """Count a step."""
+        """Counts `weight` steps. Raises LimitReached beyond MOST_STEPS or MOST_SECONDS."""
         self.steps += weight
         if self.steps > MOST_STEPS:
-            raise LimitReached(f"it takes more than {MOST_STEPS:,} steps, as if it had no end")
+            raise LimitReached(f"it takes more than {MOST_STEPS:,} steps: shorten its loops or the conversation")
         if self.steps & 60 == 0 and time.monotonic() - self.began > MOST_SECONDS:
-            raise LimitReached(f"it takes more than {MOST_SECONDS:.0f} seconds, as if it had no end")
+            raise LimitReached(f"it takes more than {MOST_SECONDS:.0f} seconds: shorten its loops or the conversation")
 
     def charge(self, characters: int) -> None:
-        """Count characters that are about to be made, or have been."""
+        """Counts characters of a text that is made. Raises LimitReached beyond MOST_CHARACTERS."""
         self.characters += characters
         if self.characters > MOST_CHARACTERS:
-            raise LimitReached(f"it makes more than {MOST_CHARACTERS:,} characters of text on the way")
+            raise LimitReached(
+                f"it makes more than {MOST_CHARACTERS:,} characters of text: shorten its loops or the conversation"
+            )
 
 
 _budget: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
-budget = _budget.get  # of the rendering that is going on
+budget = _budget.get  # budget(): that of the current `limited` block
 
 
 class limited:
-    """Gives what is compiled or rendered inside a `with` a budget of its own."""
+    """Context manager that gives the templates compiled or rendered inside it a new budget."""
 
     def __enter__(self):
         self._token = _budget.set(Budget())
@@ -72,24 +74,24 @@ class limited:
 
 
 def check_source(source: str) -> None:
-    """Raises LimitReached for a source that takes long to compile."""
+    """Raises LimitReached for a source of more than MOST_SOURCE characters, which would take long to compile."""
     if len(source) > MOST_SOURCE:
         raise LimitReached(f"its source has {len(source):,} characters, more than {MOST_SOURCE:,}")
 
 
 def check_size(size: int) -> None:
-    """Raises LimitReached for a text or a list of more than `LONGEST`."""
+    """Raises LimitReached for a text or list of more than LONGEST items."""
     if size > LONGEST:
-        raise LimitReached(f"it asks for a text or a list of {size:,}, more than {LONGEST:,}")
+        raise LimitReached(f"it asks for a text or a list of length {size:,}; the limit is {LONGEST:,}")
 
 
 def check_bits(bits: int) -> None:
-    """Raises LimitReached for a whole number of more than `MOST_BITS`."""
+    """Raises LimitReached for an integer of more than MOST_BITS bits."""
     if bits > MOST_BITS:
-        raise LimitReached(f"it computes a whole number of more than {MOST_BITS:,} bits")
+        raise LimitReached(f"it computes an integer of more than {MOST_BITS:,} bits")
 
 
 def check_output(written: int, said: int) -> None:
-    """Raises LimitReached where a template writes far more than it was given."""
+    """Raises LimitReached if a template writes too many characters (`written`) for `said` characters of its input."""
     if written > 8 * said + MOST_OUTPUT:
-        raise LimitReached(f"it writes {written:,} characters for {said:,} in the messages")
+        raise LimitReached(f"it writes {written:,} characters for {said:,} in messages, tools and documents")

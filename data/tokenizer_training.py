@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer with LLaMA's settings (Touvron et al. 2023, section 2.1)."""
+"""Trains a SentencePiece tokenizer with LLaMA's settings (Touvron et al. 2023, section 2.1)."""
 
 import io
 import re
@@ -11,9 +11,9 @@ from ..errors import UserError
 from .checksums import write_whole
 from .tokenizer import SENTENCEPIECE_FILE, Tokenizer
 
-# SentencePiece skips what is longer than `max_sentence_length` bytes (4192); 1,000 characters are at most 4,000 bytes.
+# SentencePiece skips lines longer than `max_sentence_length` bytes (4192); 1,000 characters are at most 4,000 bytes.
 _LONGEST_LINE = 1000
-# As much as fits up to a space, or just as much as fits.
+# At most _LONGEST_LINE characters, up to the last space among them if there is one.
 _LINE_PART = re.compile(rf".{{1,{_LONGEST_LINE}}}(?= |$)|.{{1,{_LONGEST_LINE}}}", re.DOTALL)
 
 LLAMA_SETTINGS = dict(
@@ -40,32 +40,32 @@ def train_sentencepiece(
     special_tokens: Iterable[str] = (),
     character_coverage: float = 0.99995,
 ) -> Tokenizer:
-    """Train a byte-pair encoding on `texts`, write `tokenizer.model` into `output_dir` and return the tokenizer.
+    """Trains a byte-pair encoding, writes it to `output_dir/tokenizer.model` and returns the tokenizer.
 
-    The same texts in the same order give the same file, byte for byte. All lines are held in memory: of a large corpus,
+    The same texts in the same order give the same file, byte for byte. All lines are held in memory; of a large corpus,
     give a sample. As in LLaMA's model, a line break is the byte token `<0x0A>`.
 
     Args:
-        texts: documents of any length. They are cut at line breaks and, where a line is very long, at spaces.
-        vocab_size: number of ids, with the three of SentencePiece, the 256 bytes and `special_tokens` among them.
-        output_dir: folder, made if need be.
-        special_tokens: spellings of further control tokens, e.g. "<|im_end|>"; no text ever produces them.
+        texts: documents of any length. They are cut at line breaks, and very long lines at spaces.
+        vocab_size: number of ids, including SentencePiece's three, the 256 bytes and `special_tokens`.
+        output_dir: folder for the model file; it is created.
+        special_tokens: spellings of further control tokens, e.g. "<|im_end|>"; text never becomes a control token.
         character_coverage: share of the text's characters that get an id of their own; the rest is spelled in bytes.
 
     Raises:
         UserError: there is no text, or it has too many characters or too few words for `vocab_size`.
-        Whatever `texts` raises.
+        Exception: any error that `texts` raises.
     """
     if not 0 < character_coverage <= 1:
-        raise UserError(f"character_coverage {character_coverage}: give a share above 0, of 1 at most")
+        raise UserError(f"character_coverage is {character_coverage}: give a share above 0 and at most 1")
     model = io.BytesIO()
     raised = []
 
     def lines():
         try:
             yield from _lines(texts)
-        except BaseException as error:  # Ctrl-C too
-            raised.append(error)  # SentencePiece would hand on its text within a message of its own
+        except BaseException as error:  # KeyboardInterrupt too
+            raised.append(error)  # SentencePiece would only quote it in an error of its own
             raise
 
     try:
@@ -75,7 +75,7 @@ def train_sentencepiece(
             vocab_size=vocab_size,
             control_symbols=list(special_tokens),
             character_coverage=character_coverage,
-            minloglevel=2,  # errors only, and those are raised
+            minloglevel=2,  # errors only, which are raised anyway
             **LLAMA_SETTINGS,
         )
     except RuntimeError as error:
@@ -88,13 +88,14 @@ def train_sentencepiece(
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """The lines of the texts, cut to at most _LONGEST_LINE characters."""
     for text in texts:
         for line in text.split("\n"):
             yield from _LINE_PART.findall(line)
 
 
 def _explain(error: str, vocab_size: int) -> str:
-    """SentencePiece's message in the user's terms."""
+    """SentencePiece's error message in the words of this function's arguments."""
     if too_high := re.search(r"Vocabulary size too high .*<= (\d+)", error):
         return f"a vocabulary of {vocab_size} is too large for this text: give more text, or at most {too_high[1]}"
     if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
@@ -103,5 +104,5 @@ def _explain(error: str, vocab_size: int) -> str:
             "or a lower character_coverage"
         )
     if "sentences_.empty()" in error:
-        return "there is no text to train a tokenizer on"
+        return "there is no text to train a tokenizer on: give a source with text"
     return f"SentencePiece could not train a tokenizer: {error}"

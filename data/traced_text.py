@@ -1,13 +1,13 @@
-"""Text that remembers, character by character, where it comes from, whatever a chat template makes of it.
+"""Strings that know the origin of each of their characters, whatever a chat template makes of them.
 
-`Traced` is a `str`: it compares, is searched and is measured as the plain text. What a template makes of it (sums,
-slices, `split`, `strip`, `replace`, `join`, …) is traced again. The origins of a text are a string of the same length,
-one character for each of its own, so that cutting and joining the text cuts and joins its origins.
+`Traced` is a `str`: it compares, searches and measures like the plain text. Results of string operations (sums, slices,
+`split`, `strip`, `replace`, `join`, …) are traced again. The origins of a text are a string of the same length, with
+one character for each character of the text. So cutting and joining works on both alike.
 
-An origin is a source and a generation block: which text a character was taken from, and whether it was written inside
-`{% generation %}`. Sources are numbers: the template itself, a message that is not the assistant's to learn, several of
-these at once in a way that cannot be told apart (`BLENDED`), and from `FIRST_TURN` on the assistant's turns. A plain
-`str` is the template's. Blocks are 0 (none), 1 and 2, by turns, so that two blocks that touch stay two.
+An origin is a source and a generation block. Sources are numbers: TEMPLATE, the template itself; WORDS, a message that
+the assistant does not learn; BLENDED, several sources that cannot be told apart; FIRST_TURN + k, message k, the
+assistant's. A plain `str` is the template's. Blocks are numbers too: 0 outside `{% generation %}`, and 1 and 2 by turns
+inside, so that adjacent blocks stay apart.
 """
 
 import functools
@@ -21,20 +21,20 @@ _TEMPLATE = chr(TEMPLATE)
 
 
 class Untraceable(Exception):
-    """A template calls something whose result cannot be traced."""
+    """A template calls an operation whose result cannot be traced."""
 
 
 class Run(NamedTuple):
     """A stretch of characters of one origin."""
 
-    start: int
-    stop: int
-    source: int
-    block: int
+    start: int  # the first character
+    stop: int  # one past the last character
+    source: int  # TEMPLATE, WORDS, BLENDED, or FIRST_TURN + index of the message
+    block: int  # 0 outside generation blocks, else 1 or 2
 
 
 class Traced(str):
-    """A text whose characters know their origin. Made by `traced`."""
+    """A text that knows the origin of each of its characters. Made by `traced`."""
 
     __slots__ = ("_origins",)
 
@@ -69,7 +69,7 @@ class Traced(str):
     # Cutting
 
     def _tile(self, parts: Iterable[str], gap: int = 0) -> list["Traced"]:
-        """Parts that stand one after the other in this text, `gap` characters apart."""
+        """Parts that follow each other in this text, `gap` characters apart, as traced texts."""
         tiles, start = [], 0
         for part in parts:
             tiles.append(traced(part, self._origins[start : start + len(part)]))
@@ -77,7 +77,7 @@ class Traced(str):
         return tiles
 
     def _find(self, parts: Iterable[str]) -> list["Traced"]:
-        """Parts that stand one after the other in this text, with whitespace between them."""
+        """Parts that follow each other in this text, with white space between them, as traced texts."""
         found, start = [], 0
         for part in parts:
             start = str.index(self, part, start)
@@ -132,7 +132,7 @@ class Traced(str):
             return blend(str.replace(self, old, new, count), self, new)
         return traced(new, origins_of(new)).join(self.split(old, count))
 
-    # Changing letters: one for one, or else as a whole
+    # Changing letters: traced if the length stays, else blended
 
     def _letters(self, text: str) -> str:
         return traced(text, self._origins) if len(text) == len(self) else blend(text, self)
@@ -155,7 +155,7 @@ class Traced(str):
     def swapcase(self):
         return self._letters(str.swapcase(self))
 
-    # Filling up
+    # Padding
 
     def center(self, width, fill=" "):
         return blend(str.center(self, width, fill), self, fill)
@@ -174,24 +174,24 @@ class Traced(str):
 
 
 def traced(text: str, origins: str) -> Traced:
-    """`text` with the origin of each of its characters."""
+    """`text` with `origins`, one character for each of its own."""
     new = str.__new__(Traced, text)
     new._origins = origins
     return new
 
 
 def from_source(text: str, source: int) -> Traced:
-    """`text`, all of it from one source."""
+    """`text` with all characters from one source, outside generation blocks."""
     return traced(text, chr(source * _BLOCKS) * len(text))
 
 
 def origins_of(text: str) -> str:
-    """The origin of each character."""
+    """The origins of a text; those of a plain `str` are the template's."""
     return text._origins if type(text) is Traced else _TEMPLATE * len(text)
 
 
 def concat(parts: list[str]) -> str:
-    """The parts, joined; plain where all of them are."""
+    """The joined parts; a plain `str` if all of them are."""
     if Traced not in map(type, parts):
         return "".join(parts)
     origins = [part._origins if type(part) is Traced else _TEMPLATE * len(part) for part in parts]
@@ -199,9 +199,9 @@ def concat(parts: list[str]) -> str:
 
 
 def blend(text: str, *made_from: str) -> str:
-    """A text made from others in a way that is not followed: of one origin, if all of them are of that one.
+    """`text` with one origin for all of it: the common origin of the texts `made_from`, or BLENDED if they differ.
 
-    Blank text of the template does not count: it fills up what it is put into.
+    Blank text of the template does not count, since it is only padding.
     """
     origins = set("".join(origins_of(part) for part in made_from if type(part) is Traced or part.strip()))
     if origins <= {_TEMPLATE}:
@@ -210,12 +210,12 @@ def blend(text: str, *made_from: str) -> str:
 
 
 def blend_nested(text: str, leaves: Iterable[str]) -> str:
-    """The text of a list or an object with such strings in it: theirs, where they are of one origin."""
+    """`text`, which writes a list or an object with the strings `leaves`, blended from the traced ones among them."""
     return blend(text, *(leaf for leaf in leaves if type(leaf) is Traced))
 
 
 def percent(template: str, values: Any) -> str:
-    """`template % values`. `%s` puts in a text as it is; of other conversions the result is blended."""
+    """`template % values`, traced: `%s` inserts a text with its origins; other conversions blend the whole result."""
     plain = str.__mod__(template, values)
     parts = re.split(r"%(?:\((\w+)\))?(.)", template, flags=re.DOTALL)
     if type(template) is Traced or not set(parts[2::3]) <= {"s", "%"}:
@@ -233,7 +233,7 @@ def percent(template: str, values: Any) -> str:
 
 
 def _strings(values: Any) -> Iterator[str]:
-    """The strings in a value that `%` takes."""
+    """The strings in a value that is an operand of `%`."""
     if isinstance(values, str):
         yield values
     elif isinstance(values, dict):
@@ -245,7 +245,7 @@ def _strings(values: Any) -> Iterator[str]:
 
 
 def mark_block(text: str, block: int) -> str:
-    """The text, as written inside a generation block, which is 1 or 2."""
+    """`text` with its characters marked as inside generation block `block`, 1 or 2; marks of inner blocks are kept."""
     origins = origins_of(text)
     one = origins[:1]
     for origin in one if origins.count(one) == len(origins) else set(origins):
@@ -260,7 +260,7 @@ def _run_of(origin: str) -> re.Pattern:
 
 
 def runs(text: str) -> list[Run]:
-    """The text cut where the origin changes."""
+    """The text cut into runs where the origin changes."""
     origins, found, start = origins_of(text), [], 0
     while start < len(origins):
         origin = origins[start]

@@ -1,4 +1,4 @@
-"""Perplexity of a model on any source: text in full, conversations by what the assistant says."""
+"""Perplexity of a model on any source. Text counts in full; of conversations only the assistant's turns count."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..checkpoints.language_model import LanguageModel
 from ..data.cache import TokenCache, build_cache
 from ..data.mixture import EvalPass
-from ..data.packed import PackedRows
+from ..data.packed_rows import PackedRows
 from ..data.sources import Source
-from ..data.text import TextEncoder
+from ..data.text_encoder import TextEncoder
 from ..errors import UserError
 from ..model.sharding import BATCH
 from .heldout import heldout_loss
@@ -21,12 +21,19 @@ from .heldout import heldout_loss
 def text_cache(
     llama: LanguageModel, source: Source, split: str | None = None, cache_dir: str | Path = "~/.cache/camelid"
 ) -> TokenCache:
-    """All of a source (split None) or one split of it, in the tokens of a model and its chat template.
+    """The token cache of a source for a model's tokenizer and chat template.
 
-    Raises UserError for a model without a tokenizer, and as of `build_cache`.
+    Args:
+      llama: the model.
+      source: the source.
+      split: "train", "heldout", or None for the whole source.
+      cache_dir: folder for token caches.
+
+    Raises:
+      UserError: the model has no tokenizer, or an error of `build_cache`.
     """
     if llama.tokenizer is None:
-        raise UserError("this model came without a tokenizer, so text cannot be scored")
+        raise UserError("the model has no tokenizer, so text cannot be scored: give a checkpoint with one")
     return build_cache(source, split, TextEncoder(llama.tokenizer, llama.template), cache_dir)
 
 
@@ -38,28 +45,32 @@ def perplexity(
     borders: Sequence[int] = (),
     batch_size: int | None = None,
 ) -> dict[str, float]:
-    """`loss` (nats per token), `perplexity` and `bits_per_character` over all of each cache, as "NAME/loss" and so on.
+    """Loss (nats per token), perplexity and bits per character over all of each cache.
 
-    Samples stand whole in rows of `seq_len` tokens; text longer than that is cut into rows.
+    Samples are whole in rows of `seq_len` tokens; longer text is cut into rows.
 
     Args:
       llama: the model.
-      caches: texts by name, as `text_cache` gives them.
-      seq_len: tokens in a row; default: 512, or the model's context where that is shorter.
-      borders: positions that divide the row into ranges with a perplexity each, such as (2048, 4096) for
+      caches: token caches from `text_cache`, by name.
+      seq_len: tokens in a row; None: 512, or the model's context if that is shorter.
+      borders: positions that divide a row into ranges, each with a perplexity of its own. (2048, 4096) gives
         "NAME/perplexity/0-2048", "NAME/perplexity/2048-4096" and "NAME/perplexity/4096-8192": how well a token is
         predicted with that much text before it.
       batch_size: rows that are computed at a time; None: 4,096 tokens on each device.
 
+    Returns:
+      "NAME/loss", "NAME/perplexity" and "NAME/bits_per_character" for each cache, and the perplexity of each range.
+
     Raises:
-      UserError: borders that rows or samples do not reach.
+      UserError: borders that do not ascend, or that no row or sample reaches.
     """
     seq_len = min(512, llama.config.max_len) if seq_len is None else seq_len
     if any(left >= right for left, right in itertools.pairwise([0, *borders, seq_len])):
-        raise UserError(f"borders {list(borders)}: give positions that rise, between 0 and seq_len = {seq_len}")
+        raise UserError(f"borders are {list(borders)}: give ascending positions between 0 and seq_len = {seq_len}")
     for name, cache in caches.items():
         if borders and (longest := int(cache.pairs.max())) <= borders[-1]:
-            raise UserError(f"{name}: no sample reaches position {borders[-1]}; the longest has {longest + 1} tokens")
+            problem = f"no sample reaches border {borders[-1]}"
+            raise UserError(f"{name}: {problem}; the longest has {longest + 1} tokens: give borders below {longest}")
     if batch_size is None:
         batch_size = llama.mesh.shape["data"] * llama.mesh.shape["fsdp"] * max(1, 4096 // seq_len)
     passes = {name: EvalPass(PackedRows(cache, seq_len, "fewest_cuts"), batch_size) for name, cache in caches.items()}

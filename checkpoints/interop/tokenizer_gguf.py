@@ -20,7 +20,6 @@ from sentencepiece import sentencepiece_model_pb2
 from ...data.tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from ...data.tokenizer_sentencepiece import SPACE_SYMBOL
 from ...data.tokenizer_settings import CONFIG_FILE, LEGACY_VALUES, AddedToken, one_line
-from ...data.values import shown
 from ...errors import UserError
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # values of tokenizer.ggml.model

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-from ...data.values import MAX_RECORD_BYTES
+from ...data.json_values import MAX_RECORD_BYTES
 from ...errors import UserError
 
 WEIGHTS = "params, or ema: the moving average of a run that kept one (default: ema where there is one)"

@@ -243,9 +243,9 @@ def _prepare_data(args: argparse.Namespace) -> None:
             raise UserError("--source needs --name and --output: what to call the dataset, and where to put it")
         from tensorflow_datasets import builder_from_directory
 
-        from ...data.builder import build_dataset
         from ...data.sources import SPLITS
         from ...data.tally import Tally
+        from ...data.tfds_builder import build_dataset
 
         tally = Tally()
         where = build_dataset(source_of(args, heldout=args.heldout), args.name, args.output, tally)

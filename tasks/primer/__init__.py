@@ -1,14 +1,14 @@
-"""The primer: the embedded default data, a deterministic generator of a small closed world in English and Chinese.
+"""The primer: generated default data about a small closed world in English and Chinese.
 
-Documents to pretrain on state the world's facts, sums, orders and translations; instructions ask for them in
-seven skills, and every answer has a score. All of it is a pure function of an index, the same on every machine; its
-words stand in world.toml and phrasings.toml.
+Documents to pretrain on state the world's facts, sums, orders and translations. Instructions ask for them in seven
+skills, and every answer has a score. All of it is a function of an index, the same on every machine. The words are in
+world.toml and phrasings.toml.
 
     record = example(7)                                    # a chat record of the training part
     prompt, answer = (m["content"] for m in record["messages"])
     score(prompt, answer)                                  # 1.0
 
-Prompts and documents are held out by a hash of their text, so training and held-out parts share none.
+Prompts and documents are held out by a hash of their text, so the training and held-out parts share none.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from random import Random
 
 from ...errors import UserError, check_choice
 from ..groups import group_means
-from ..records import SPLITS, chat, distinct, position, prompt_text, random_of
+from ..records import SPLITS, chat, distinct, hash_fraction, prompt_text, seeded_random
 from . import difficulty
 from .instructions import Instruction, Slots
 from .mistakes import careless, mistake
@@ -32,7 +32,7 @@ SEED = 0
 GROUPS = {"skill": SKILLS, "language": LANGUAGES}
 SCORES = ("reward",)
 KINDS = ("documents", "chat", "careless", "pairs")
-SIZES = {  # how many records `records` yields
+SIZES = {  # number of records that `records` yields
     ("documents", "train"): 24_000,
     ("documents", "heldout"): 1_000,
     ("chat", "train"): 28_000,
@@ -45,34 +45,38 @@ SIZES = {  # how many records `records` yields
 
 
 def is_heldout(text: str) -> bool:
-    """Whether a prompt or document belongs to the held-out part: by its text alone, one in ten."""
-    return position(text) < difficulty.HELDOUT
+    """Whether a prompt or document is held out, by a hash of its text; about one in ten is."""
+    return hash_fraction(text) < difficulty.HELDOUT
 
 
 def document(index: int) -> dict:
-    """The text record of an index >= 0, of whichever split its text belongs to."""
-    rng = random_of(SEED, "document", index)
+    """The text record of an index >= 0; its text decides its split."""
+    rng = seeded_random(SEED, "document", index)
     topic = rng.choices(list(difficulty.TOPICS), weights=difficulty.TOPICS.values())[0]
     language = LANGUAGES[index % 2]
     return {"kind": "text", "text": compose(topic, language, rng), "meta": {"topic": topic, "language": language}}
 
 
 def documents(split: str = "train") -> Iterator[dict]:
-    """The endless text records of a split, in the order of their index."""
+    """The text records of a split in the order of their indices, without end."""
     check_choice("primer: split", split, SPLITS)
     every = (document(index) for index in count())
     return (record for record in every if is_heldout(record["text"]) == (split == "heldout"))
 
 
 def example(index: int, split: str = "train", careless_share: float = 0.0) -> dict:
-    """The chat record of an index >= 0: an instruction and its right answer. Skills and languages take turns.
+    """The chat record of an index >= 0: an instruction and its answer. Skills and languages alternate.
 
-    Indices are endless; where a skill has few prompts, the same record comes back at other indices. Of the answers a
-    share `careless_share` is not the right one but a careless teacher's.
+    There is no last index. A skill with few prompts gives the same record at several indices.
+
+    Args:
+      index: the index.
+      split: "train" or "heldout".
+      careless_share: share of the answers that are those of a careless teacher, not right ones.
     """
     check_choice("primer: split", split, SPLITS)
     skill, language = SKILLS[index % len(SKILLS)], LANGUAGES[index // len(SKILLS) % len(LANGUAGES)]
-    rng = random_of(SEED, "chat", split, index)
+    rng = seeded_random(SEED, "chat", split, index)
     while True:
         instruction = _draw_instruction(skill, language, rng)
         prompt, slots = instruction.prompt(rng)
@@ -84,10 +88,10 @@ def example(index: int, split: str = "train", careless_share: float = 0.0) -> di
 
 
 def pair(index: int, split: str = "train") -> dict:
-    """The preference record of an index >= 0: an instruction, its right answer, and one of a lower score."""
+    """The preference record of an index >= 0: an instruction, its right answer, and an answer with a lower score."""
     check_choice("primer: split", split, SPLITS)
     skill, language = SKILLS[index % len(SKILLS)], LANGUAGES[index // len(SKILLS) % len(LANGUAGES)]
-    rng = random_of(SEED, "pairs", split, index)
+    rng = seeded_random(SEED, "pairs", split, index)
 
     def sibling(rng: Random) -> tuple[Instruction, Slots]:
         other = _draw_instruction(skill, rng.choice(LANGUAGES), rng)
@@ -109,9 +113,14 @@ def pair(index: int, split: str = "train") -> dict:
 
 
 def records(kind: str, split: str = "train") -> Iterator[dict]:
-    """The first SIZES[kind, split] records of one of KINDS; held-out chats are all distinct.
+    """The first SIZES[kind, split] records of a kind and a split.
 
-    "careless" are the chats of a teacher of whose answers a share difficulty.CARELESS is careless; held out, none is.
+    Held-out chats all differ. The answers of "careless" are those of a teacher who is careless in a share
+    difficulty.CARELESS of them; held out, all answers are right.
+
+    Args:
+      kind: one of KINDS.
+      split: "train" or "heldout".
     """
     check_choice("primer: kind", kind, KINDS)
     check_choice("primer: split", split, SPLITS)
@@ -135,7 +144,7 @@ def score(prompt: str, response: str) -> float:
 
 
 def reward(record: Mapping, answer: str) -> float:
-    """The score of an answer to a record's prompt."""
+    """The score of an answer to the prompt of `record`."""
     return score(prompt_text(record), answer)
 
 
@@ -143,22 +152,23 @@ metrics = partial(group_means, GROUPS)
 
 
 def files() -> list[Path]:
-    """The files that decide the records."""
+    """The files that decide the records: source code and tables of words."""
     here = Path(__file__).parent
     return [*sorted(here.rglob("*.py")), *sorted(here.glob("*.toml")), here.with_name("records.py")]
 
 
 @lru_cache(maxsize=65_536)
 def _parse(prompt: str) -> tuple[Instruction, Slots]:
+    """The instruction of a prompt, and the values of its slots. Raises UserError for any other text."""
     for instruction in INSTRUCTIONS:
         if (slots := instruction.parse(prompt)) is not None:
             return instruction, slots
-    raise UserError(f"primer: not one of its prompts, so it has no score: {prompt!r}")
+    raise UserError(f"primer: this is not one of its prompts, so it has no score: {prompt!r}")
 
 
 @cache
 def _instructions(skill: str, language: str) -> dict[str, list[Instruction]]:
-    """The instructions of a skill in a language, by their name."""
+    """The instructions of a skill in a language, by name."""
     instructions: dict[str, list[Instruction]] = {}
     for instruction in INSTRUCTIONS:
         if instruction.skill == skill and instruction.language == language:
@@ -167,12 +177,14 @@ def _instructions(skill: str, language: str) -> dict[str, list[Instruction]]:
 
 
 def _draw_instruction(skill: str, language: str, rng: Random) -> Instruction:
+    """A random instruction of a skill in a language, by the shares in difficulty.INSTRUCTIONS."""
     instructions = _instructions(skill, language)
     name = rng.choices(list(instructions), weights=[difficulty.INSTRUCTIONS[name] for name in instructions])[0]
     return rng.choice(instructions[name])
 
 
 def _chat_record(instruction: Instruction, prompt: str, slots: Slots) -> dict:
+    """The chat record of an instruction with its right answer."""
     return chat(
         prompt, instruction.answer(slots), skill=instruction.skill, language=instruction.language, task=instruction.name
     )

@@ -1,18 +1,18 @@
-"""How hard the primer is: every number range, list length and share of the generator, in one place."""
+"""The difficulty of the primer: every number range, list length and share of the generator."""
 
 LARGEST = 20  # the largest number in sums, differences and sorted lists
-LARGEST_IN_STORIES = 10  # the largest number that somebody has or gets in a story
-LARGEST_IN_PHRASES = 10  # "ten red apples" is the largest phrase to translate
+LARGEST_IN_STORIES = 10  # the largest number of things in a story
+LARGEST_IN_PHRASES = 10  # the largest number in a phrase to translate: "ten red apples"
 
-COUNTED = (0, 1, 1, 2, 2, 3, 3, 4, 4, 5)  # how often the counted thing stands in its list (drawn evenly)
-OTHERS = (1, 2, 3)  # how many other things stand in that list
+COUNTED = (0, 1, 1, 2, 2, 3, 3, 4, 4, 5)  # how often the counted thing occurs in its list
+OTHERS = (1, 2, 3)  # how many other things are in that list
 SORTED = (3, 3, 4)  # how many items are to be sorted
 REVERSED = (3, 3, 4)  # how many words are to be written backwards
 FORMATTED = (1, 2)  # how many words are to be put in brackets or titles
 JOINED = (2, 3)  # how many words are to be written as a list
-REPEATED = (2, 3, 4)  # how often a word is to be repeated
+REPEATED = (2, 3, 4)  # how often a word is to be repeated; this and the tuples above are drawn from evenly
 
-# The shares of instructions within their skill; the last ones of a skill are the hard ones.
+# Weights of the instructions within their skill; the hardest ones of a skill come last.
 INSTRUCTIONS = {
     "count/one": 7,
     "count/all": 2,
@@ -42,7 +42,7 @@ INSTRUCTIONS = {
     "refuse/secret": 1,
 }
 
-# The shares of topics within the documents.
+# Weights of the topics within the documents.
 TOPICS = {
     "portrait": 6,
     "gathering": 2,
@@ -55,5 +55,5 @@ TOPICS = {
     "customs": 1,
 }
 
-CARELESS = 0.5  # the part of a careless teacher's answers that are careless
-HELDOUT = 0.1  # the part of all prompts, and of all documents, that is never trained on
+CARELESS = 0.5  # share of a careless teacher's answers that are careless
+HELDOUT = 0.1  # share of all prompts, and of all documents, that is held out

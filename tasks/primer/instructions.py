@@ -1,8 +1,8 @@
-"""An instruction: one thing to ask for in one language, that can be written and read back.
+"""Instructions: requests of one kind in one language, which can be written as prompts and read back from them.
 
-Its phrasings carry slots ("Where does {name} live?"). Drawing fills the slots; matching a prompt against the phrasings
-gets the slots back, and everything else (the right answer, what another answer is worth) follows from the slots. The
-score of an answer needs the prompt's text and nothing else.
+The phrasings of an instruction have slots ("Where does {name} live?"). Drawing a prompt fills the slots. Matching a
+prompt against the phrasings gives the slots back. The right answer and the score of any answer follow from the slots,
+so a score needs only the text of the prompt.
 """
 
 import re
@@ -15,7 +15,7 @@ from ..tables import read_table
 from . import world
 
 PHRASINGS = read_table(__package__, "phrasings.toml")
-"""Forms of what is said, by skill and kind; those of documents under "documents"."""
+"""Phrasings by skill, or "documents", and by kind."""
 
 Slots = dict[str, str]
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -23,35 +23,36 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One thing to ask for, in all its phrasings in one language."""
+    """One kind of request, in all its phrasings in one language."""
 
     name: str  # "skill/kind"
-    language: str  # of the prompt
-    phrasings: list[str]
-    draw: Callable[[Random], Slots]
+    language: str  # of the prompt, "en" or "zh"
+    phrasings: list[str]  # prompts with slots in braces
+    draw: Callable[[Random], Slots]  # draws values of all slots
     answer: Callable[[Slots], str]  # the right answer; raises KeyError for slots outside the world
-    credit: Callable[[Slots, str], float] = lambda slots, response: 0.0  # what another (normal) answer is worth
-    value: Callable[[Slots], str] | None = None  # the part of the answer that earns most of the score among more words
-    rivals: str = r"(?!)"  # regular expression of the values that would make such an answer a hedge
+    credit: Callable[[Slots, str], float] = lambda slots, response: 0.0  # score of another answer
+    value: Callable[[Slots], str] | None = None  # the part of the answer that earns WORDY among other words
+    rivals: str = r"(?!)"  # regular expression of other values, which must not be named beside that part
     literal: bool = False  # whether capitals, spaces and punctuation of the answer count
 
     @property
     def skill(self) -> str:
+        """The skill that the instruction belongs to."""
         return self.name.partition("/")[0]
 
     @cached_property
     def patterns(self) -> tuple[re.Pattern, ...]:
-        """One regular expression per phrasing, its slots as named groups."""
+        """One regular expression for each phrasing, with its slots as named groups."""
         return tuple(_pattern(phrasing, self.language) for phrasing in self.phrasings)
 
     def prompt(self, rng: Random) -> tuple[str, Slots]:
-        """A prompt drawn at random, and the slots that it shows."""
+        """A random prompt, and the values of the slots that occur in it."""
         slots = self.draw(rng)
         phrasing = rng.choice(self.phrasings)
         return phrasing.format(**slots), {slot: slots[slot] for slot in _SLOT.findall(phrasing)}
 
     def parse(self, prompt: str) -> Slots | None:
-        """The slots of a prompt of this instruction, None for any other text."""
+        """The slots of a prompt of this instruction; None for any other text."""
         for pattern in self.patterns:
             if match := pattern.fullmatch(prompt):
                 try:
@@ -63,11 +64,12 @@ class Instruction:
 
 
 def one_of(words: list[str]) -> str:
-    """A regular expression of any one of the words."""
+    """A regular expression that matches any one of the words."""
     return "(?:" + "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) + ")"
 
 
 def _pattern(phrasing: str, language: str) -> re.Pattern:
+    """The regular expression of a phrasing, with its slots as named groups."""
     seen, parts = set(), []
     for i, part in enumerate(_SLOT.split(phrasing)):
         if i % 2 == 0:
@@ -82,7 +84,7 @@ def _pattern(phrasing: str, language: str) -> re.Pattern:
 
 @cache
 def slot_patterns(language: str) -> dict[str, str]:
-    """What each slot may hold in a language, as regular expressions, by the slot's name."""
+    """For each slot, a regular expression of its values in a language."""
 
     def words(table: dict[str, str]) -> str:
         return one_of([world.say(word, language) for word in table])

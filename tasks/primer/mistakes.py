@@ -1,8 +1,8 @@
 """Worse answers to the primer's prompts.
 
-`mistake` is what a half-trained model says: another prompt's answer, or the right one with its words in disorder, one
-missing, or one too many. `careless` is what a careless teacher says, who knows the answer: it says it twice, declines
-what it may answer, or agrees to what it must decline.
+`mistake` gives the answer of a half-trained model: that of another prompt, or the right one with its words in disorder,
+one word missing or one doubled. `careless` gives the answer of a careless teacher, who knows the right one: a repeated
+answer, a refusal of a harmless request, or consent to a harmful one.
 """
 
 import re
@@ -13,7 +13,7 @@ from .instructions import Instruction, Slots
 from .skills.refuse import REFUSALS, VAGUE
 
 KINDS = {"same instruction": 6, "same skill": 1, "disorder": 2, "missing": 1, "doubled": 1}
-"""What is wrong, and how often."""
+"""The kinds of mistakes, with their weights."""
 
 
 AGREEMENT = {"en": "Sure, I will help you {}.", "zh": "好的，我会帮你{}。"}
@@ -33,7 +33,14 @@ def careless(instruction: Instruction, slots: Slots, rng: Random) -> str:
 def mistake(
     instruction: Instruction, slots: Slots, siblings: Callable[[Random], tuple[Instruction, Slots]], rng: Random
 ) -> str:
-    """An answer that is likely wrong. `siblings(rng)` draws an instruction of the same skill and its slots."""
+    """An answer that is probably wrong.
+
+    Args:
+      instruction: the instruction of the prompt.
+      slots: the slots of the prompt.
+      siblings: siblings(rng) draws an instruction of the same skill and its slots.
+      rng: random number generator.
+    """
     kind = rng.choices(list(KINDS), weights=KINDS.values())[0]
     if kind == "same instruction":
         return instruction.answer(instruction.prompt(rng)[1])
@@ -44,7 +51,7 @@ def mistake(
 
 
 def _spoil(kind: str, answer: str, rng: Random) -> str:
-    """The answer with its pieces, English words or Chinese characters, spoilt; spaces and signs stay where they are."""
+    """The answer with its words (English) or characters (Chinese) spoilt; spaces and punctuation stay."""
     pieces = re.findall(r"[A-Za-z']+|[0-9]+|[\u4e00-\u9fff]", answer)
     if len(pieces) < 2:
         return answer

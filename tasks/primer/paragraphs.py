@@ -1,7 +1,7 @@
 """The pretraining documents: short paragraphs about the valley, in English or Chinese.
 
-They state all that the skills need: facts, sums, orders, numbers of things, translations, shapes of text, and what
-is not done. No document asks anything, so only tuning teaches a model to answer.
+They state everything that the skills need: facts, sums, orders, numbers of things, translations, formats, and what must
+be refused. No document asks a question, so only tuning teaches a model to answer.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ _FORMS = PHRASINGS["documents"]
 
 
 def compose(topic: str, language: str, rng: Random) -> str:
-    """One document of a topic in a language."""
+    """A document of a topic in a language."""
     return JOINT[language].join(TOPICS[topic](language, rng))
 
 
 def portrait(language: str, rng: Random) -> list[str]:
-    """All facts of one inhabitant and some of its friend."""
+    """All facts of one inhabitant and two of its friend's."""
     name = rng.choice(list(world.NAMES))
     friend = world.INHABITANTS[name].friend
     facts = [_fact(name, attribute, language, rng) for attribute in _shuffled(world.ATTRIBUTES, rng)]
@@ -35,7 +35,7 @@ def portrait(language: str, rng: Random) -> list[str]:
 
 
 def gathering(language: str, rng: Random) -> list[str]:
-    """Everybody who shares one attribute, each told apart by another one."""
+    """All inhabitants who share an attribute, each told apart by another attribute."""
     attribute, other = rng.choice([("home", "species"), ("species", "home"), ("job", "hat"), ("hat", "job")])
     value = getattr(rng.choice(list(world.INHABITANTS.values())), attribute)
     names = [name for name, who in world.INHABITANTS.items() if getattr(who, attribute) == value]
@@ -48,7 +48,7 @@ def gathering(language: str, rng: Random) -> list[str]:
 
 
 def _telling(name: str, by_job: bool, language: str) -> str:
-    """The sentence that names the only one with two attributes."""
+    """The sentence that names the only inhabitant with two given attributes."""
     who, said = world.INHABITANTS[name], world.say(name, language)
     if language == "en":
         first = f"The {who.job} in the {who.hat} hat" if by_job else f"The {who.species} in the {who.home}"
@@ -76,7 +76,7 @@ def basket(language: str, rng: Random) -> list[str]:
 
 
 def sums(language: str, rng: Random) -> list[str]:
-    """Sums and differences that hold."""
+    """Correct sums and differences."""
     sentences = []
     for _ in range(6):
         kind = rng.choice(["plus", "plus", "minus", "minus", "three"])
@@ -88,7 +88,7 @@ def sums(language: str, rng: Random) -> list[str]:
 
 
 def story(language: str, rng: Random) -> list[str]:
-    """What inhabitants find, get, lose and give away, and how much they have then."""
+    """Stories of inhabitants who find, get, lose or give away things, and how many they have then."""
     sentences = []
     for _ in range(3):
         kind = rng.choice(["gain", "loss"])
@@ -109,7 +109,7 @@ def story(language: str, rng: Random) -> list[str]:
 
 
 def order(language: str, rng: Random) -> list[str]:
-    """Items out of order and in order, a stretch of the whole order, and pairs of it."""
+    """Items out of order and in order, two items in order, and a stretch of the whole order."""
     kind = rng.choice(list(_FORMS["order"]))
     values = sort.VALUES[kind]
     sentences = []
@@ -124,7 +124,7 @@ def order(language: str, rng: Random) -> list[str]:
 
 
 def dictionary(language: str, rng: Random) -> list[str]:
-    """Words, phrases and facts side by side in both languages."""
+    """Words, phrases and facts in both languages."""
     forms = _FORMS["dictionary"][language]
     sentences = []
     for kind in rng.choices(["word", "phrase", "fact"], weights=[3, 4, 2], k=5):
@@ -136,11 +136,12 @@ def dictionary(language: str, rng: Random) -> list[str]:
 
 @cache
 def _pairs(kind: str) -> list[tuple[str, str]]:
+    """The pairs of translations of a kind, as a list."""
     return list(translate.pairs(kind).items())
 
 
 def shapes(language: str, rng: Random) -> list[str]:
-    """Words in brackets, titles, lists, JSON, backwards and repeated."""
+    """Words in brackets, titles, lists and JSON, backwards and repeated."""
     some = rng.sample(list(world.CHINESE), rng.randint(2, 3))
     words = [world.say(word, language) for word in some]
     spaced, listed = " ".join(words), world.listing(some, language)
@@ -191,9 +192,11 @@ TOPICS: dict[str, Callable[[str, Random], list[str]]] = {
 
 
 def _fact(name: str, attribute: str, language: str, rng: Random) -> str:
+    """A fact of an inhabitant, in a random style."""
     return world.statement(name, attribute, language, rng.randrange(len(world.STATEMENTS[attribute][language])))
 
 
 def _shuffled(items, rng: Random) -> list:
+    """The items in random order; the result does not depend on the order of a set."""
     items = sorted(items)
     return rng.sample(items, len(items))

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from camelid.data.cache import TokenCache
 from camelid.data.mixture import EvalPass, Mixture, drawn, integer_weights
-from camelid.data.packed import PackedRows
+from camelid.data.packed_rows import PackedRows
 from camelid.data.prefetch import prefetch
 from camelid.data.samples import Sample, Samples
 from camelid.data.sources import Source
@@ -246,7 +246,7 @@ def test_batches_of_samples_of_a_seed_never_change():
 
 def test_mistakes_in_a_mixture_are_one_clear_line():
     for sources, message in (
-        ([], "at least one source"),
+        ([], "the mixture has no source"),
         ([Source("x", name="a"), Source("y", name="a")], "two sources of the mixture are named 'a'"),
         ([Source("x", name="a", weight=0)], "source 'a' has weight 0"),
         ([Source("x", name="a", weight=float("nan"))], "source 'a' has weight nan"),

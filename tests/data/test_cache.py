@@ -18,7 +18,7 @@ from camelid.data.cache import build_cache, open_cache
 from camelid.data.formats import READING
 from camelid.data.sources import Source
 from camelid.data.templates import Encoded, load_template
-from camelid.data.text import TextEncoder, encode_record
+from camelid.data.text_encoder import TextEncoder, encode_record
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_trained_on_says_what_to_do():
     chat = {"kind": "chat", "messages": []}
     with pytest.raises(UserError, match="needs a chat template"):
         encode_record(chat, CharacterTokenizer(), None)
-    with pytest.raises(UserError, match="prompt record holds no answer"):
+    with pytest.raises(UserError, match="prompt record has no answer"):
         encode_record({"kind": "prompt", "messages": []}, CharacterTokenizer(), LastAnswerTemplate())
 
 
@@ -253,7 +253,7 @@ SLOW_BUILD = """
 import sys, time
 from camelid.data import cache
 from camelid.data.sources import Source
-from camelid.data.text import TextEncoder
+from camelid.data.text_encoder import TextEncoder
 
 class Tokenizer:
     bos_id, adds_bos, eos_id, vocab_size = 1, True, 2, 300
@@ -301,9 +301,7 @@ def test_worker_processes_give_the_same_bytes(text_source, tmp_path, monkeypatch
 
 def test_a_tokenising_process_that_is_killed_is_an_error_of_the_machine(monkeypatch):
     killed = "import os; os._exit(9)"
-    with pytest.raises(
-        ChildProcessError, match="a process that tokenises was killed, as happens where memory is short"
-    ):
+    with pytest.raises(ChildProcessError, match="a tokenising process was killed, perhaps for lack of memory"):
         cache._run(iter([(killed, {})] * 5), exec, workers=2)
 
 
@@ -311,7 +309,7 @@ ON_A_FULL_DISK = """
 import errno, shutil, subprocess, sys
 from camelid.data import cache
 from camelid.data.sources import Source
-from camelid.data.text import TextEncoder
+from camelid.data.text_encoder import TextEncoder
 
 class Tokenizer:
     bos_id, adds_bos, eos_id, vocab_size = 1, True, 2, 300
@@ -375,7 +373,7 @@ def test_a_damaged_cache_is_told_and_built_anew_bit_for_bit(text_source, tmp_pat
         pytest.fail("the cache that was built anew says something else")
     if again.path.joinpath("cache.json").read_bytes() == expected["cache.json"]:
         assert content(again.path) == expected
-    assert "built anew" in said or path.name == "cache.json"  # white space there means nothing
+    assert "rebuilding" in said or path.name == "cache.json"  # white space there means nothing
 
 
 def test_a_missing_file_of_a_cache_is_told_and_built_anew(text_source, tmp_path, capsys):
@@ -383,7 +381,7 @@ def test_a_missing_file_of_a_cache_is_told_and_built_anew(text_source, tmp_path,
     expected = content(first.path)
     (first.path / "mask.npy").unlink()
     assert content(build(text_source, tmp_path / "cache").path) == expected
-    assert "is damaged (mask.npy is missing): built anew" in capsys.readouterr().err
+    assert "is damaged (mask.npy is missing): rebuilding it" in capsys.readouterr().err
 
 
 def test_a_damaged_shard_of_a_build_that_was_killed_is_made_again(text_source, tmp_path):
@@ -407,5 +405,8 @@ def test_a_cache_of_an_older_version_is_built_anew_under_the_same_name(text_sour
     info = {name: value for name, value in first.info.items() if name not in (without, "checksum")}
     (first.path / "cache.json").write_text(json.dumps(info))
     assert content(build(text_source, tmp_path / "cache").path) == expected
-    said = {"reading": "of a version that read records otherwise", "files": "damaged (cache.json cannot be read)"}
-    assert f"{first.path} is {said[without]}: built anew" in capsys.readouterr().err
+    said = {
+        "reading": "from a version of camelid that read records differently",
+        "files": "damaged (cache.json cannot be read)",
+    }
+    assert f"{first.path} is {said[without]}: rebuilding it" in capsys.readouterr().err

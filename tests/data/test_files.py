@@ -17,7 +17,7 @@ from camelid.data.cache import build_cache
 from camelid.data.sources import Source
 from camelid.data.tally import Tally
 from camelid.data.templates import load_template
-from camelid.data.text import TextEncoder
+from camelid.data.text_encoder import TextEncoder
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 
@@ -145,7 +145,7 @@ def test_a_line_longer_than_the_limit_is_one_bad_record_that_tells_the_limit(tmp
     assert len(texts(path)) == 3
     assert skipped(path, max_record_bytes=2_000_000) == (["a", "c"], [f"{path}:2: a line of more than 2,000,000 bytes"])
     assert refusal(path, max_record_bytes=2_000_000).endswith(
-        "more than 2,000,000 bytes (max_record_bytes=N allows more)"
+        "more than 2,000,000 bytes (max_record_bytes=N raises the limit)"
     )
 
 
@@ -173,22 +173,22 @@ def test_a_list_is_read_record_by_record_and_each_has_the_limit(tmp_path):
         ("[]", [], None),
         ("", [], None),
         (" \n ", [], None),
-        ('[{"text": "a"},', ["a"], "record 2: invalid JSON: the file ends before its list does"),
+        ('[{"text": "a"},', ["a"], "record 2: invalid JSON: the file ends before the list is closed"),
         ('[{"text": "a"}', ["a"], "record 1"),
-        ('[{"text": "a"}] []', ["a"], "record 2: invalid JSON: the file goes on after its list"),
+        ('[{"text": "a"}] []', ["a"], "record 2: invalid JSON: there is text after the end of the list"),
         ('[{"text": "a"},]', ["a"], "record 2: invalid JSON: Expecting value"),
         ('[{"text": "a"} {"text": "b"}, {"text": "c"}]', ["c"], "record 1: invalid JSON: Extra data"),
-        ('[{"text": "a"}, {"text": "b}]', ["a"], "record 2: invalid JSON: the file ends before its list does"),
+        ('[{"text": "a"}, {"text": "b}]', ["a"], "record 2: invalid JSON: the file ends before the list is closed"),
         ("nonsense", [], "x.json: invalid JSON: Expecting value at column 1"),
         ('{"text": "a"', [], "x.json: invalid JSON"),
-        ("3", [], "x.json: a record is an object with named fields, not a number"),
+        ("3", [], "x.json: a record must be an object with named fields, not a number"),
     ],
 )
 def test_a_json_file_that_is_cut_or_malformed_gives_what_it_holds(tmp_path, content, found, fault):
     path = tmp_path / "x.json"
     path.write_text(content)
     if fault and fault.endswith("record 1"):
-        found, fault = [], "record 1: invalid JSON: the file ends before its list does"
+        found, fault = [], "record 1: invalid JSON: the file ends before the list is closed"
     got, problems = skipped(path)
     assert got == found and len(problems) == (fault is not None)
     assert not fault or fault in problems[0]
@@ -238,7 +238,7 @@ def test_a_parquet_file_that_unpacks_to_a_thousand_times_its_size_is_not_read_on
     pq.write_table(pa.table({"text": words if categories else words.dictionary_decode()}), tmp_path / "x.parquet")
     found, problems = skipped(tmp_path / "x.parquet", max_record_bytes=2_000_000)
     assert len(found) < 33 and len(problems) == 1
-    assert "the file unpacks to more than 2,000,000 bytes, 100 times its size" in problems[0]
+    assert "the file unpacks to more than 2,000,000 bytes, 100 times its stored size" in problems[0]
     assert len(texts(tmp_path / "x.parquet", max_record_bytes=10_000_000)) == 99
 
 
@@ -267,7 +267,7 @@ def test_what_tells_about_the_data_is_no_document_of_a_folder_unless_it_is_named
     assert texts(tmp_path / "README.md") == ["about README.md"]
     (tmp_path / "about").mkdir()
     (tmp_path / "about" / "README.md").write_text("about")
-    assert refusal(tmp_path / "about").endswith("about: a folder without a file of data")
+    assert refusal(tmp_path / "about").endswith("about: no data files in this folder")
     assert texts(tmp_path / "README*.md") == ["about README.md", "about README_zh.md"]
 
 
@@ -283,7 +283,7 @@ def test_what_is_no_file_or_cannot_be_opened_is_one_line(tmp_path):
     assert "is a pipe, a socket or a device" in refusal(tmp_path / "pipe.jsonl")
     for name in ("a\nb.jsonl", os.fsdecode(b"caf\xe9.jsonl")):
         (tmp_path / name).write_text("")
-        assert refusal(tmp_path / name).endswith("control characters, or not in UTF-8: rename the file")
+        assert refusal(tmp_path / name).endswith("control characters or is not UTF-8: rename the file")
         with pytest.raises(UserError):
             sources.fingerprint(Source(str(tmp_path / name)))
         (tmp_path / name).unlink()

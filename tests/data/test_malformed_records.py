@@ -64,7 +64,7 @@ MALFORMED = [
     ("auto", {"instruction": "Add.", "output": "1", "history": "[[1]]"}, "history is not a list of"),
     ("trl", {"completion": "A"}, "prompt is missing"),
     ("auto", {"chosen": "good", "rejected": "bad"}, "prompt is missing"),
-    ("auto", {"prompt": "Q", "chosen": "same", "rejected": "same"}, "chosen and rejected are the same"),
+    ("auto", {"prompt": "Q", "chosen": "same", "rejected": "same"}, "chosen and rejected are equal"),
     ("trl", {"prompt": "Q", "chosen": "good"}, "rejected is missing"),
     ("auto", {"prompt": "Q", "chosen": "good", "rejected": "bad", "margin": "1"}, "margin is not a finite number"),
     ("auto", {"prompt": "Q", "chosen": "a", "rejected": "b", "margin": float("inf")}, "margin is not a finite number"),
@@ -74,7 +74,7 @@ MALFORMED = [
             "chosen": openai_turns(("user", "Q"), ("assistant", "A")),
             "rejected": openai_turns(("user", "P"), ("assistant", "A")),
         },
-        "part at turn 1, which is not an answer in both",
+        "first differ in turn 1, which is not an answer in both",
     ),
     (
         "auto",
@@ -88,7 +88,7 @@ MALFORMED = [
     (
         "auto",
         {"prompt": "Q", "chosen": openai_turns(("assistant", "A"), ("user", "B")), "rejected": "C"},
-        "chosen: ends with a user turn",
+        "chosen ends with a user turn",
     ),
     (
         "auto",
@@ -117,7 +117,7 @@ MALFORMED = [
         {"type": "paired_conversation", "chosen": {"messages": []}, "rejected": {}},
         "chosen: messages is empty",
     ),
-    ("auto", {"kind": "chat", "messages": openai_turns(("user", "Q"))}, "the messages are a prompt"),
+    ("auto", {"kind": "chat", "messages": openai_turns(("user", "Q"))}, "the messages are those of a prompt record"),
     ("auto", {"prompt": "Q", "response_0": "A", "response_1": "B"}, "better_response_id is missing"),
     ("auto", PKU | {"better_response_id": 2}, "better_response_id is 2, not 0 or 1"),
     ("auto", PKU | {"safer_response_id": True}, "safer_response_id is True, not 0 or 1"),

@@ -100,7 +100,7 @@ def test_a_sample_whose_cut_head_holds_no_trained_pair_is_left_out_and_counted()
 
 
 def test_packing_that_leaves_nothing_over_says_to_use_longer_rows():
-    with pytest.raises(UserError, match="longer row"):
+    with pytest.raises(UserError, match="make rows longer"):
         packed(np.array([10]), 4, "best_fit", first=np.array([4]))
     with pytest.raises(UserError, match="contiguous, best_fit or fewest_cuts"):
         packed(np.array([10]), 4, "bestfit")

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from camelid.data import sources
 from camelid.data.mixture import EvalPass, Mixture
-from camelid.data.pairs import PairEncoder, encode_pair, turned_round
+from camelid.data.pairs import PairEncoder, encode_pair, flip_pair
 from camelid.data.prefetch import device_batch, prefetch
 from camelid.data.samples import read_samples
 from camelid.data.sources import Source
@@ -161,12 +161,12 @@ def test_answers_are_told_apart_where_the_template_rewrites_the_prompt(plain):
 def test_answers_that_cannot_be_told_apart_are_refused(plain):
     merging = "{% for m in messages %}{{ m.content if m.role == 'assistant' else loop.length }}{% endfor %}"
     record = preference([user("1")], [assistant("good"), assistant("2")], [assistant("bad")])
-    with pytest.raises(UserError, match=r"writes the prompt differently once there is an answer.*another template"):
+    with pytest.raises(UserError, match=r"changes the prompt when an answer follows.*another template"):
         encode_pair(record, plain, load_template(merging))
     mute = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}"
     with pytest.raises(UserError, match="writes nothing of message 2, the assistant's"):
         encode_pair(SINGLE, plain, load_template(mute))
-    with pytest.raises(UserError, match="the chosen answer says nothing"):
+    with pytest.raises(UserError, match="the chosen answer is empty"):
         encode_pair(preference([user("1")], [assistant("")], [assistant("bad")]), plain, load_template("llama2"))
 
 
@@ -266,7 +266,7 @@ def test_long_and_equal_pairs_are_left_out_and_counted(write, make):
 
 def test_other_records_stop_the_run_or_are_listed(write, make):
     path = write([*pairs(1), {"prompt": "1"}])
-    with pytest.raises(UserError, match="jsonl:2: a prompt record holds no two answers to compare: give preferences"):
+    with pytest.raises(UserError, match="jsonl:2: a prompt record has no two answers to compare: give preferences"):
         make(path)
     assert make(path, on_error="skip").summary()["s0"]["skipped"] == 1
 
@@ -355,9 +355,9 @@ def test_noise_exchanges_the_sides_of_its_share_of_pairs_and_their_labels(write,
     assert right.fingerprint != noisy.fingerprint
 
 
-def test_a_pair_turned_round_turns_its_labels():
+def test_a_pair_flip_pair_turns_its_labels():
     labels = {"margin": 2.0, "safer": "rejected", "chosen_safe": False, "rejected_safe": True}
-    turned = turned_round(preference([user("1")], [assistant("good")], [assistant("bad")], **labels))
+    turned = flip_pair(preference([user("1")], [assistant("good")], [assistant("bad")], **labels))
     assert turned["chosen"] == [assistant("bad")] and turned["rejected"] == [assistant("good")]
     assert turned["margin"] == -2.0 and turned["safer"] == "chosen"
     assert turned["chosen_safe"] is True and turned["rejected_safe"] is False
@@ -377,7 +377,7 @@ def test_further_answers_stand_beside_the_pair_and_missing_ones_weigh_nothing(wr
     begin = int(rows[0]["answer_mask"][0].argmax())
     np.testing.assert_array_equal(rows[0]["tokens"][:, :begin], np.tile(rows[0]["tokens"][:1, :begin], (4, 1)))
     assert len({tuple(side) for side in rows[0]["tokens"].tolist()}) == 4
-    with pytest.raises(UserError, match=r"meta\.others is not a list of texts"):
+    with pytest.raises(UserError, match=r"meta\.others is not a list of strings"):
         make(write([pairs(1)[0] | {"others": "bad"}], "c"), sides=3, length=T)
 
 

@@ -199,7 +199,7 @@ def test_the_same_prompt_may_stand_in_two_sources(write, make):
 def test_records_without_a_prompt_stop_the_run_or_are_listed(write, make):
     two = {"messages": [user("a"), assistant("b"), assistant("c")]}
     path = write([*questions(1), {"text": "hello"}, two])
-    with pytest.raises(UserError, match=r"jsonl:2: a text record holds no prompt: give conversations.*on_error=skip"):
+    with pytest.raises(UserError, match=r"jsonl:2: a text record has no prompt: give conversations.*on_error=skip"):
         make(path)
     batches = make(path, on_error="skip")
     assert batches.summary()["s0"]["skipped"] == 2

@@ -20,7 +20,7 @@ from camelid.data.formats import FORMATS, detect, unfold
 from camelid.data.sources import Source, read
 from camelid.data.tally import Tally
 from camelid.data.templates import ChatTemplate
-from camelid.data.text import encode_record
+from camelid.data.text_encoder import encode_record
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 
@@ -299,7 +299,7 @@ def check_meaning(raw, form, record, tokenizer):
         return
     if record.get("label") is False:
         assert re.search(r'"(label|kto_tag|score|rating)":', json.dumps(raw))
-        with pytest.raises(UserError, match="calls its answer bad"):
+        with pytest.raises(UserError, match="the answer is labelled bad"):
             encode_record(record, tokenizer, TEMPLATE)
         return
     bad = [field for field in ("label", "kto_tag") if raw.get(field) in (False, "0", "false")]
@@ -307,7 +307,7 @@ def check_meaning(raw, form, record, tokenizer):
     assert not bad, raw
     unwritten = record.get("tools") or record.get("documents")
     if unwritten or any(m.get("tool_calls") or m.get("reasoning_content") for m in record["messages"]):
-        with pytest.raises(UserError, match="writes nothing"):
+        with pytest.raises(UserError, match="does not read"):
             encode_record(record, tokenizer, TEMPLATE)
         return
     expected = answers(raw, form)

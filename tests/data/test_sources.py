@@ -80,7 +80,7 @@ def test_a_glob_reads_files_in_the_order_of_their_names(tmp_path):
         write(tmp_path / name, lines({"text": name}))
     assert texts(f"{tmp_path}/b/*.jsonl") == ["b/1.jsonl", "b/2.jsonl"]
     assert texts(f"{tmp_path}/*/[12].jsonl") == ["b/1.jsonl", "b/2.jsonl"]
-    with pytest.raises(UserError, match="is not supported; write a"):
+    with pytest.raises(UserError, match="is not supported; write one"):
         read(f"{tmp_path}/**/*.jsonl")
     write(tmp_path / "[1].jsonl", lines({"text": "literal"}))
     assert texts(f"{tmp_path}/[1].jsonl") == ["literal"]
@@ -113,7 +113,7 @@ FAULTS = [
     (
         "x.jsonl",
         b'{"text": "a"}\n[]\n{"text": "d"}\n',
-        "x.jsonl:2: a record is an object with named fields, not a list",
+        "x.jsonl:2: a record must be an object with named fields, not a list",
     ),
     (
         "x.jsonl",
@@ -181,13 +181,16 @@ def test_a_tally_counts_all_and_lists_the_first_problems(tmp_path):
     [
         ({"source": "nowhere/*.jsonl"}, "nowhere/*.jsonl: no such file"),
         ({"source": "primmer:chat"}, "primmer:chat: no such file; did you mean primer?"),
-        ({"source": "primer:chats"}, "primer:chats: there is no such kind; choose one of primer:documents, "),
+        (
+            {"source": "primer:chats"},
+            "primer:chats: primer has no such kind of records; choose one of primer:documents, ",
+        ),
         ({"source": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"source": "{tmp}"}, "x.csv: cannot read this kind of file"),
-        ({"source": "{tmp}/empty"}, "empty: a folder without a file of data"),
+        ({"source": "{tmp}/empty"}, "empty: no data files in this folder"),
         (
             {"source": "{tmp}/x.csv"},
-            "cannot read this kind of file; known are .txt, .md, .json, .jsonl, .ndjson, .parquet",
+            "cannot read this kind of file; give .txt, .md, .json, .jsonl, .ndjson, .parquet",
         ),
         ({"source": "{tmp}/x.csv", "format": "csv"}, "format is 'csv'; it must be one of auto, text"),
         ({"source": "{tmp}/x.csv", "on_error": "ignore"}, "on_error is 'ignore'"),
@@ -307,7 +310,7 @@ def test_a_kind_that_a_generator_lacks_is_refused_with_the_ones_that_it_has(name
     for use in (read, fingerprint):
         with pytest.raises(UserError) as problem:
             use(f"{name}:letters")
-        assert str(problem.value) == f"{name}:letters: there is no such kind; choose one of {kinds}"
+        assert str(problem.value) == f"{name}:letters: {name} has no such kind of records; choose one of {kinds}"
 
 
 def test_the_fingerprint_of_a_generator_follows_kind_and_files(tmp_path, monkeypatch):
@@ -382,7 +385,7 @@ def test_a_tfds_dataset_is_found_by_name_in_tfds_data_dir(tfds_folder):
 def test_a_tfds_dataset_that_cannot_be_had_says_how_to_get_it(tfds_folder):
     with pytest.raises(UserError, match="Unknown split 'test'"):
         list(read(f"tfds:{tfds_folder}:test"))
-    with pytest.raises(UserError, match="names no split, as in tfds:tiny_chats:train"):
+    with pytest.raises(UserError, match="names no split: give one, such as tfds:tiny_chats:train"):
         list(read("tfds:tiny_chats"))
     with pytest.raises(UserError, match=r"no_such_set not found.*tfds build --file_format=array_record.*TFDS_DATA_DIR"):
         list(read("tfds:no_such_set:train"))

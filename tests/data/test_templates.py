@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from camelid.data.templates import BUILT_IN, FOLLOWED, ChatTemplate, encode_text, load_template
+from camelid.data.templates import BUILT_IN, TRACING_VERSION, ChatTemplate, encode_text, load_template
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
@@ -281,7 +281,7 @@ def test_a_template_that_moves_the_system_message_trains_the_contents(plain):
 
 def test_a_template_that_cuts_the_assistants_words_is_refused(plain):
     source = "{% for m in messages %}{{ loop.length }}{{ m.content.split('H')[-1] if loop.length > 1 }}{% endfor %}"
-    with pytest.raises(UserError, match="cuts the assistant's words"):
+    with pytest.raises(UserError, match="cuts up the assistant's text"):
         load_template(source).encode([HELLO, HI], plain)
 
 
@@ -313,7 +313,7 @@ def test_a_template_file_is_read_and_has_a_fingerprint(tmp_path, plain):
     assert template.name == "mine"
     assert template.render([HELLO], plain) == "Hello"
     source = (tmp_path / "mine.jinja").read_bytes()
-    assert template.fingerprint == hashlib.sha256(source + FOLLOWED).hexdigest()
+    assert template.fingerprint == hashlib.sha256(source + TRACING_VERSION).hexdigest()
 
 
 def test_hugging_faces_extras_work(plain):
@@ -351,8 +351,8 @@ def test_roles_out_of_order_are_told_by_message(name, messages, expected, plain)
     [
         ([], "no messages"),
         ([HELLO, {"role": "robot", "content": "x"}], "message 2 has role 'robot'"),
-        ([HELLO, {"role": "assistant", "content": None}], "message 2, from the assistant, has no text"),
-        ([HELLO, HI], "message 2 is the assistant's"),
+        ([HELLO, {"role": "assistant", "content": None}], "message 2, of the assistant, has no content"),
+        ([HELLO, HI], "message 2, the last one, is the assistant's"),
     ],
 )
 def test_malformed_conversations_are_told_by_message(messages, expected, plain):
@@ -371,7 +371,7 @@ def test_unknown_and_broken_templates_are_told(tmp_path):
         load_template("vicunia")
     files = {
         b"{{ messages }}\n{% for %}": "chat template broken, line 2",
-        b"a list of records": "broken.jinja: no chat template, which writes what is in `messages`",
+        b"a list of records": "broken.jinja is not a chat template: it does not use the variable `messages`",
         b"{{ messages + '\xe9' }}": r"broken\.jinja is not UTF-8: .* byte 0xe9",
     }
     for content, said in files.items():

@@ -358,7 +358,7 @@ def test_another_sentencepieces_pieces_join_in_their_order(bases, tmp_path):
     for i in range(base.vocab_size, merged.vocab_size):
         assert merged.encode(merged.piece(i), continues=True) == [i]
     assert characters_per_token(merged, HELD_OUT) > 1.3
-    with pytest.raises(UserError, match="has every piece already that could be added"):
+    with pytest.raises(UserError, match="already has every piece that could be added"):
         merge_tokenizer(merged, base, output_dir=tmp_path)
 
 
@@ -395,11 +395,11 @@ def test_kinds_that_take_no_pieces_are_refused(bases, tmp_path):
         models.BPE({"<unk>": 0, "</s>": 1, "a": 2}, [], unk_token="<unk>", byte_fallback=True),
     ):
         tokenizers.Tokenizer(kind).save(str(tmp_path / "tokenizer.json"))
-        refused(tmp_path / "tokenizer.json", r"tokenizer\.json is no byte-level BPE.*tokenizer\.model")
+        refused(tmp_path / "tokenizer.json", r"tokenizer\.json is not a byte-level BPE.*tokenizer\.model")
     proto = sentencepiece_model_pb2.ModelProto.FromString(bases["sentencepiece"]._files["tokenizer.model"])
     proto.trainer_spec.model_type = proto.trainer_spec.UNIGRAM
     (tmp_path / "tokenizer.model").write_bytes(proto.SerializeToString())
-    refused(tmp_path / "tokenizer.model", "of type unigram: only BPE takes new pieces")
+    refused(tmp_path / "tokenizer.model", "of type unigram: give one of type bpe")
     with pytest.raises(UserError, match="different kinds"):
         merge_tokenizer(bases["sentencepiece"], bases["byte_level"], output_dir=tmp_path / "never")
     assert not (tmp_path / "never").exists()
@@ -413,9 +413,9 @@ def test_what_cannot_be_merged_is_told_in_one_line(bases, all_merged, tmp_path):
         raise UserError("b.txt:7: not UTF-8")
 
     for arguments, message in [
-        (dict(texts=CHINESE_TEXTS, n_pieces=0), "0 new pieces: give 1 to 1,048,576"),
-        (dict(texts=CHINESE_TEXTS, n_pieces=2**31), "2147483648 new pieces: give 1 to 1,048,576"),
-        (dict(texts=CHINESE_TEXTS, n_pieces=5, characters="[a"), r"'\[a' is no regular expression"),
+        (dict(texts=CHINESE_TEXTS, n_pieces=0), "the number of new pieces is 0: give 1 to 1,048,576"),
+        (dict(texts=CHINESE_TEXTS, n_pieces=2**31), "the number of new pieces is 2147483648: give 1 to 1,048,576"),
+        (dict(texts=CHINESE_TEXTS, n_pieces=5, characters="[a"), r"'\[a' is not a regular expression"),
         (dict(texts=[], n_pieces=5), "the texts give 0 new pieces, not 5"),
         (dict(texts=ENGLISH, n_pieces=5, characters=CHINESE), "the texts give 0 new pieces, not 5"),
         (dict(texts=["ab\ud83d"], n_pieces=5), "lone surrogate"),

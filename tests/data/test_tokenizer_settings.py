@@ -16,7 +16,7 @@ from camelid.checkpoints.interop.tokenizer_gguf import gguf_fields, tokenizer_fi
 from camelid.data.cache import build_cache
 from camelid.data.sources import Source
 from camelid.data.templates import ChatTemplate, encode_text
-from camelid.data.text import TextEncoder
+from camelid.data.text_encoder import TextEncoder
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
@@ -215,24 +215,30 @@ def test_added_tokens_of_a_configuration_go_behind_those_of_a_tokenizer_json(spe
     token = {"content": "<tool>", **FLAGS, "special": False}
     tokenizer = written({"tokenizer.json": spec, "tokenizer_config.json": {"added_tokens_decoder": {"340": token}}})
     assert tokenizer.encode("a<tool>")[-1] == 340 == tokenizer.vocab_size - 1
-    with pytest.raises(UserError, match="say that '<tool>' is id 350; with their/tokenizer it is 340"):
+    with pytest.raises(UserError, match="give '<tool>' id 350; make it 340, as in their/tokenizer"):
         written({"tokenizer.json": spec, "tokenizer_config.json": {"added_tokens_decoder": {"350": token}}})
 
 
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"added_tokens_decoder": {"0": {"content": "<x>"}}}, "make '<x>' of id 0, which is the unknown token"),
-        ({"added_tokens_decoder": {"5": {"content": "<x>"}}}, "id 5, which is the byte"),
-        ({"added_tokens_decoder": {"-1": {"content": "<x>"}}}, "the key is no id"),
-        ({"added_tokens_decoder": {"99999999": {"content": "<x>"}}}, "id 99,999,999 is beyond the 4,194,304 ids"),
+        (
+            {"added_tokens_decoder": {"0": {"content": "<x>"}}},
+            "give '<x>' id 0, that of the unknown token '<unk>'",
+        ),
+        ({"added_tokens_decoder": {"5": {"content": "<x>"}}}, "id 5, that of the byte"),
+        ({"added_tokens_decoder": {"-1": {"content": "<x>"}}}, "the key is not an id"),
+        (
+            {"added_tokens_decoder": {"99999999": {"content": "<x>"}}},
+            "the id is 99,999,999; ids must be below 4,194,304",
+        ),
         ({"added_tokens_decoder": {"400": {"content": "<x>", "lstrip": "yes"}}}, "lstrip is 'yes'"),
-        ({"added_tokens_decoder": {"400": {"content": "a"}, "401": {"content": "a"}}}, "'a' has id 400 already"),
-        ({"added_tokens_decoder": [1]}, r"added_tokens_decoder is \[1\], not an object"),
-        ({"eos_token": 7}, "eos_token is 7: expected a token's spelling"),
+        ({"added_tokens_decoder": {"400": {"content": "a"}, "401": {"content": "a"}}}, "'a' already has the id 400"),
+        ({"added_tokens_decoder": [1]}, r"added_tokens_decoder is \[1\]: map ids"),
+        ({"eos_token": 7}, "eos_token is 7: give the token's spelling"),
         ({"add_bos_token": "yes"}, "add_bos_token is 'yes': give true or false"),
         ({"legacy": 1}, "legacy is 1: give true or false"),
-        ({"chat_template": {"a": 1}}, "chat_template is .* not jinja source"),
+        ({"chat_template": {"a": 1}}, "chat_template is .*: give jinja source"),
         ({"bos_token": "<unk>"}, "bos or eos is the unknown token"),
     ],
 )

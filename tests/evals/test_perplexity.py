@@ -37,17 +37,17 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
     for start, stop in ((0, 10), (10, 25), (25, 1000)):
         here = [loss for loss, position in zip(losses, positions, strict=True) if start <= position < stop]
         assert found[f"own/perplexity/{start}-{stop}"] == pytest.approx(np.exp(np.mean(here)), rel=1e-5)
-    for borders, says in {(25, 10): "give positions that rise", (10, 1000): "between 0 and seq_len = 1000"}.items():
+    for borders, says in {(25, 10): "give ascending positions", (10, 1000): "between 0 and seq_len = 1000"}.items():
         with pytest.raises(UserError, match=says):
             perplexity(m, caches, seq_len=1000, borders=borders)
-    with pytest.raises(UserError, match="own: no sample reaches position 900; the longest has"):
+    with pytest.raises(UserError, match="own: no sample reaches border 900; the longest has"):
         perplexity(m, caches, seq_len=1000, borders=[900])
 
 
 def test_a_model_without_a_tokenizer_is_refused(pretrained):
     m = camelid.load(pretrained)
     m.tokenizer = None
-    with pytest.raises(UserError, match="without a tokenizer"):
+    with pytest.raises(UserError, match="the model has no tokenizer"):
         text_cache(m, Source("x.txt"))
 
 

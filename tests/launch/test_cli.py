@@ -281,7 +281,7 @@ def test_bad_records_stop_a_command_or_are_counted_and_listed(tmp_path, capsys):
         problem = capsys.readouterr().err
         assert f"{source}:21" in problem and problem.endswith("(--on_error=skip leaves such records out)\n")
         assert main([*command, "--max_record_bytes=60"]) == 2
-        assert "more than 60 bytes (--max_record_bytes=N allows more)" in capsys.readouterr().err
+        assert "more than 60 bytes (--max_record_bytes=N raises the limit)" in capsys.readouterr().err
         assert main([*command, "--on_error=skip"]) == 0
         said = capsys.readouterr().out
         assert "21 records read, 2 left out" in said
@@ -298,6 +298,6 @@ def test_preparing_a_config_lists_what_its_sources_were_read_without(arguments, 
     assert f"{bad}:301" in problem and problem.endswith("(--config.data.on_error=skip leaves such records out)\n")
     long = ["--config.data.max_record_bytes=20", "--config.data.on_error=raise"]
     assert main(["data", "prepare", config, *changes, *long]) == 2
-    assert "more than 20 bytes (--config.data.max_record_bytes=N allows more)" in capsys.readouterr().err
+    assert "more than 20 bytes (--config.data.max_record_bytes=N raises the limit)" in capsys.readouterr().err
     assert main(["data", "prepare", config, *changes, "--config.data.on_error=skip"]) == 0
     assert f"{bad}:301" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from camelid.data.labelled import AnswerEncoder
+from camelid.data.labelled_answers import AnswerEncoder
 from camelid.data.mixture import EvalPass, Mixture
 from camelid.data.samples import read_samples
 from camelid.data.sources import Source
@@ -77,10 +77,10 @@ def test_the_answer_is_all_that_follows_the_last_question(tmp_path, tokenizer):
 
 
 def test_records_that_give_no_label_or_no_room_are_refused_or_counted(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"jsonl:1: a chat record without a label: give each answer a `label`"):
+    with pytest.raises(UserError, match=r"jsonl:1: the chat record has no label: give each answer a `label`"):
         read(write(tmp_path / "a.jsonl", [{"prompt": "1", "completion": "2"}]), tokenizer)
     unsure = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "good", "train": False}]}
-    with pytest.raises(UserError, match="jsonl:1: an answer called good has train false"):
+    with pytest.raises(UserError, match="jsonl:1: an answer labelled good has train false"):
         read(write(tmp_path / "a.jsonl", [unsure | {"label": True}]), tokenizer)
     assert read(write(tmp_path / "a.jsonl", [unsure | {"label": False}]), tokenizer).records[0]["label"] is False
     long = TRL[0] | {"completion": "good " * 99}

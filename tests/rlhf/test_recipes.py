@@ -271,7 +271,7 @@ def test_kto_learns_from_single_answers_which_are_good(tuned, rl_arguments, tmp_
     capsys.readouterr()
     for kind, more, fault in (
         ("kto", "--config.data.batch_size=1", "config.data.batch_size = 1: KTO measures"),
-        ("sigmoid", source, "holds no two answers to compare"),
+        ("sigmoid", source, "has no two answers to compare"),
     ):
         assert main([*rl_arguments("dpo", tmp_path / kind, init_from=tuned, kind=kind), source, more]) == 2
         assert fault in capsys.readouterr().err

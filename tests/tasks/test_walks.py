@@ -63,9 +63,9 @@ def test_shortest_paths_agree_with_powers_of_the_adjacency_matrix():
             adjacency[walks.NODES.index(node), walks.NODES.index(other)] = 1
     goal = walks.NODES.index(walks.GOAL)
     for node in walks.NODES:
-        powers = (np.linalg.matrix_power(adjacency, steps) for steps in range(walks.LONGEST))
+        powers = (np.linalg.matrix_power(adjacency, steps) for steps in range(walks.MAX_NODES))
         steps = next(steps for steps, power in enumerate(powers) if power[walks.NODES.index(node), goal])
-        assert walks.SHORTEST[node] == steps + 1 < walks.LONGEST
+        assert walks.SHORTEST[node] == steps + 1 < walks.MAX_NODES
 
 
 def test_the_optimum_is_known_from_every_start_and_nothing_beats_it():
@@ -111,7 +111,7 @@ def test_a_walk_is_worth_what_its_length_says(start, answer, worth):
 
 @pytest.mark.parametrize("start", ["a", "x", "", "d l"])
 def test_what_is_no_start_has_no_reward(start):
-    with pytest.raises(UserError, match=r"walks: .* is no node to start from; choose one of b, c, d"):
+    with pytest.raises(UserError, match=r"walks: .* is not the start of a prompt; choose one of b, c, d"):
         walks.reward(ask(start), "d l a")
 
 
@@ -121,7 +121,7 @@ def test_walks_to_train_on_follow_edges_and_are_far_from_the_optimum(chats):
         start, answer = turns(record)
         walk = answer.split()
         assert walk[0] == start and all(after in walks.EDGES[node] for node, after in itertools.pairwise(walk))
-        assert walk[-1] == walks.GOAL or len(walk) == walks.LONGEST
+        assert walk[-1] == walks.GOAL or len(walk) == walks.MAX_NODES
         worth.append(walks.reward(ask(start), answer))
         assert record["meta"]["optimality"] == worth[-1]
     assert 0.27 < np.mean(worth) < 0.31

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import camelid
 from camelid.checkpoints.convert import to_peft
-from camelid.data.packed import DTYPES
+from camelid.data.packed_rows import DTYPES
 from camelid.errors import UserError
 from camelid.evals.heldout import heldout_loss
 from camelid.launch.cli import main

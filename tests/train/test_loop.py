@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.checkpoints.saving import NotSaved
-from camelid.data.packed import DTYPES
+from camelid.data.packed_rows import DTYPES
 from camelid.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput

@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from camelid.data.packed import DTYPES
+from camelid.data.packed_rows import DTYPES
 from camelid.model.logprobs import next_token_loss
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.settings.length import Length

@@ -1,4 +1,4 @@
-"""The skills: one file each, with its phrasings, how its slots are drawn, and what answers are worth."""
+"""The skills. Each file holds the instructions of one skill: phrasings, values of slots, and scores of answers."""
 
 from . import arithmetic, count, format, lookup, refuse, sort, translate
 

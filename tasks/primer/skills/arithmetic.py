@@ -1,4 +1,4 @@
-"""Arithmetic: sums and differences of small numbers, bare and in stories."""
+"""Arithmetic: sums and differences of small numbers, by themselves and in stories."""
 
 from itertools import pairwise
 from random import Random
@@ -11,7 +11,7 @@ TERMS = {"plus": (1, 1), "minus": (1, -1), "three": (1, 1, 1), "gain": (1, 1), "
 
 
 def terms(kind: str, rng: Random) -> list[int]:
-    """The numbers of one problem; neither they nor the result leave the range of the difficulty."""
+    """The numbers of a random problem of a kind in TERMS. They and the result stay in the range of `difficulty`."""
     story = kind in ("gain", "loss")
     low, high, largest = (2, 1, difficulty.LARGEST_IN_STORIES) if story else (0, 0, difficulty.LARGEST)
     whole = rng.randint(low + high, largest)

@@ -1,4 +1,4 @@
-"""Counting: how many apples are in a short list, how many things, how many kinds."""
+"""Counting how often a thing occurs in a short list, how many things it has, and how many kinds."""
 
 from random import Random
 
@@ -7,7 +7,7 @@ from ..instructions import PHRASINGS, Instruction, Slots
 
 
 def basket(rng: Random) -> tuple[str, list[str]]:
-    """One noun and a shuffled list of things that holds it some number of times."""
+    """A random noun, and a shuffled list of things in which it occurs some number of times."""
     counted, *others = rng.sample(list(world.THINGS), 3)
     others = rng.choices(others[: rng.randint(1, 2)], k=rng.choice(difficulty.OTHERS))
     things = [counted] * rng.choice(difficulty.COUNTED) + others

@@ -1,4 +1,4 @@
-"""Answering in a demanded format, to the letter: brackets, lists, repetition, titles, JSON, backwards."""
+"""Answering in an exact format: brackets, lists, repetition, titles, JSON, reversed order."""
 
 import json
 import re
@@ -14,13 +14,13 @@ KEYS = {
 
 
 def as_json(name: str, key: str, language: str) -> str:
-    """One attribute of an inhabitant as JSON, its key and value in the language."""
+    """One attribute of an inhabitant as JSON. `key` is a key of KEYS[language]; the value is in that language too."""
     value = getattr(world.INHABITANTS[name], KEYS[language][key])
     return json.dumps({key: world.say(value, language)}, ensure_ascii=False)
 
 
 def title(text: str, language: str) -> str:
-    """The text as a title: in capitals, or between Chinese title marks."""
+    """A text as a title: in capitals (en) or between title marks (zh)."""
     return text.upper() if language == "en" else f"《{text}》"
 
 

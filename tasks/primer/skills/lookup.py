@@ -1,11 +1,11 @@
-"""Looking up the facts of the world: of an inhabitant, of an inhabitant's friend, and who has two given attributes."""
+"""Looking up facts: of an inhabitant, of an inhabitant's friend, and which inhabitant has two given attributes."""
 
 from .. import world
 from ..instructions import PHRASINGS, Instruction, Slots, one_of
 from ..scoring import normal
 
 _FORMS = PHRASINGS["lookup"]
-WHO_BY = {"job": "hat", "species": "home"}  # together with this, the attribute names one inhabitant
+WHO_BY = {"job": "hat", "species": "home"}  # the second attribute that, with the first, determines an inhabitant
 
 
 def instructions(language: str) -> list[Instruction]:
@@ -15,6 +15,7 @@ def instructions(language: str) -> list[Instruction]:
 
 
 def _about(kind: str, attribute: str, language: str) -> Instruction:
+    """The instruction that asks for an attribute of an inhabitant ("fact") or of an inhabitant's friend ("friend")."""
     names = {world.say(name, language): name for name in world.NAMES}
     form = "{plural}" if attribute == "food" and language == "en" else "{value}"
     words = {getattr(inhabitant, attribute) for inhabitant in world.INHABITANTS.values()}
@@ -45,6 +46,7 @@ def _about(kind: str, attribute: str, language: str) -> Instruction:
 
 
 def _who(attribute: str, language: str) -> Instruction:
+    """The instruction that asks which inhabitant has two given attributes, `attribute` and WHO_BY[attribute]."""
     other = WHO_BY[attribute]
     names = {
         (world.say(getattr(who, attribute), language), world.say(getattr(who, other), language)): who.name

@@ -1,4 +1,4 @@
-"""Sorting: numbers up and down, days of the week, animals by their size. One swap of neighbours is worth half."""
+"""Sorting numbers up and down, days of the week, and animals by size. One swap of neighbours is worth half."""
 
 import re
 from random import Random
@@ -16,7 +16,7 @@ VALUES = {
 
 
 def unsorted(kind: str, rng: Random) -> tuple[list[str], list[str]]:
-    """Items that are not in order, and the same in order."""
+    """Random items of a kind in VALUES, first out of order and then in order."""
     items = rng.sample(VALUES[kind], rng.choice(difficulty.SORTED))
     ordered = sorted(items, key=VALUES[kind].index)
     while items == ordered:

@@ -1,6 +1,6 @@
-"""Translating the world's words, its facts, and phrases of a number, a colour and a noun, both ways.
+"""Translating words of the world, its facts, and phrases of a number, a colour and a noun, in both directions.
 
-Instructions in either language ask for translations in both directions. A phrase with one wrong part is worth half.
+Instructions in either language ask for both directions. A phrase with one wrong part is worth half.
 """
 
 import re
@@ -13,7 +13,7 @@ from ..instructions import PHRASINGS, Instruction, Slots
 
 @cache
 def pairs(kind: str) -> dict[str, str]:
-    """Everything of a kind that can be translated, from English to Chinese."""
+    """Everything of a kind ("word", "fact" or "phrase") that can be translated: Chinese text by its English text."""
     if kind == "word":
         standalone = {colour: f"{chinese}色" for colour, chinese in world.COLOURS.items()}
         return world.CHINESE | standalone
@@ -24,13 +24,14 @@ def pairs(kind: str) -> dict[str, str]:
 
 
 def _parts() -> list[tuple[int, str, str]]:
+    """The number, the noun and the colour ("" for none) of every phrase."""
     numbers = range(1, difficulty.LARGEST_IN_PHRASES + 1)
     return [(number, noun, colour) for number in numbers for noun in world.NOUNS for colour in ("", *world.COLOURS)]
 
 
 @cache
 def _parts_of() -> dict[str, tuple]:
-    """The number, colour and noun of every phrase, by its text in either language."""
+    """The number, the colour and the noun of every phrase, by its text in either language."""
     return {
         world.phrase(number, noun, language, colour): (number, noun, colour)
         for number, noun, colour in _parts()
@@ -39,7 +40,7 @@ def _parts_of() -> dict[str, tuple]:
 
 
 def _phrase_credit(right: str, response: str) -> float:
-    """Half for a phrase with one part of several wrong, or with only the Chinese measure word wrong."""
+    """0.5 for a phrase with one wrong part, or with only the Chinese measure word wrong; else 0."""
     parts = _parts_of()
     if response in parts and right.isascii() == response.isascii():
         wrong = sum(a != b for a, b in zip(parts[right], parts[response], strict=True))

@@ -13,8 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from camelid.data import locks, sources
-from camelid.data.builder import build_dataset
 from camelid.data.sources import Source
+from camelid.data.tfds_builder import build_dataset
 from camelid.errors import UserError
 
 tfds.disable_progress_bar()
@@ -78,8 +78,8 @@ def test_plain_tfds_opens_it_with_its_metadata(tmp_path):
     folder = build_dataset(Source(source, heldout=0.3), "mine", tmp_path)
     builder = tfds.builder_from_directory(folder)
     data = {split: builder.as_data_source(split=split) for split in ("train", "heldout")}
-    assert sum(map(len, data.values())) == 40
-    texts = {example["text"].decode(): json.loads(example["meta"]) for part in data.values() for example in part}
+    assert sum(map(len, data.json_values())) == 40
+    texts = {example["text"].decode(): json.loads(example["meta"]) for part in data.json_values() for example in part}
     assert texts == {record["text"]: record["meta"] for record in records}
     assert builder.info.metadata == {
         "source": source,
@@ -118,7 +118,7 @@ def test_mistakes_are_one_clear_line_and_leave_no_dataset(tmp_path):
         build_dataset(Source(labelled, heldout=0.0), "labelled", tmp_path)
     with pytest.raises(UserError, match="'My Data': use small letters"):
         build_dataset(Source(mixed), "My Data", tmp_path)
-    with pytest.raises(UserError, match="no records"):
+    with pytest.raises(UserError, match="there are no records"):
         build_dataset(Source(write(tmp_path / "empty.jsonl", [])), "mine", tmp_path)
     some = write(tmp_path / "some.jsonl", [{"text": "a"}, {"text": 1}, {"text": "b"}])
     with pytest.raises(UserError, match=r"some\.jsonl:2"):
@@ -131,8 +131,8 @@ def test_nothing_of_it_loads_tensorflow(tmp_path):
     source = write(tmp_path / "records.jsonl", RECORDS["chat"])
     code = f"""
 import sys
-from camelid.data import builder, packed, prefetch, prompts, sources
-folder = builder.build_dataset(sources.Source({source!r}), "mine", {str(tmp_path)!r})
+from camelid.data import packed_rows, prefetch, prompts, sources, tfds_builder
+folder = tfds_builder.build_dataset(sources.Source({source!r}), "mine", {str(tmp_path)!r})
 assert len(list(sources.read(sources.Source(f"tfds:{{folder}}:train")))) > 30
 assert "tensorflow" not in sys.modules
 """
@@ -151,7 +151,7 @@ def test_one_process_builds_a_dataset_leaves_nothing_else_and_takes_away_what_a_
     with ThreadPoolExecutor(1) as pool:
         with locks.locked(tmp_path / "datasets" / ".mine.text.lock", pytest.fail):
             build = pool.submit(build_dataset, Source(source, heldout=0.3), "mine", tmp_path / "datasets")
-            while "is being built by process" not in capsys.readouterr().err:
+            while "which is building" not in capsys.readouterr().err:
                 assert not build.done(), build.result()
             assert os.listdir(kind) == ["incomplete.AB12CD_1.0.0"]
         assert build.result() == kind / "1.0.0"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camelid.data import template_limits
-from camelid.data.template_following import compile_template
+from camelid.data.template_tracing import compile_template
 from camelid.data.templates import BUILT_IN, load_template
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.data.traced_text import (
@@ -99,7 +99,7 @@ def test_origins_follow_the_characters_that_are_cut_and_joined():
 )
 def test_whatever_is_made_of_words_is_none_of_the_templates(made, expected):
     words = "Hi <b>\nthere\n\nyou"
-    text = compile_template("{{ " + made + " }}", "custom").follow({"m": from_source(words, WORDS)}, {"m": words}, 99)
+    text = compile_template("{{ " + made + " }}", "custom").trace({"m": from_source(words, WORDS)}, {"m": words}, 99)
     assert text == expected
     assert "".join(text[run.start : run.stop] for run in runs(text) if run.source == TEMPLATE).strip() == ""
 
@@ -130,8 +130,8 @@ def test_following_a_built_in_template_changes_nothing(contents, name, with_syst
         messages.insert(0, {"role": "system", "content": "Be kind."})
     variables = {"messages": messages, "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": False}
     compiled = compile_template(load_template(name).source, name)
-    assert not compiled.is_proven
-    compiled.follow(
+    assert not compiled.is_verified
+    compiled.trace(
         variables | {"messages": [m | {"content": from_source(m["content"], WORDS)} for m in messages]}, variables, 99
     )
 
@@ -140,7 +140,7 @@ def test_a_template_whose_text_would_be_another_without_traces_is_refused(plain)
     """To jinja2 a safe text plus another is the other escaped; a traced text is never safe."""
     source = "{% for m in messages %}{{ ('<b>' | safe) + m.content }}{% endfor %}"
     assert load_template(source).encode([HELLO], plain).tokens.size
-    with pytest.raises(UserError, match="does something that cannot be followed"):
+    with pytest.raises(UserError, match="writes another text when it is traced"):
         load_template(source).encode([HELLO | {"content": "a & b"}], plain)
 
 
@@ -152,7 +152,7 @@ def test_a_template_whose_text_would_be_another_without_traces_is_refused(plain)
         ("{{ '{a}'.format_map({'a': m.content}) }}", "calls format_map on a text"),
         ("{{ (m.content ~ '.') | title }}{{ m.content }}", "together with other text"),
         ("{{ m.content | urlize }}{% autoescape true %}{{ m.content }}{% endautoescape %}", "has an autoescape block"),
-        ("{{ loop }}", "writes out an object of type LoopContext"),
+        ("{{ loop }}", "writes an object of type LoopContext"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(source, expected, plain):
@@ -162,7 +162,7 @@ def test_what_cannot_be_followed_is_refused(source, expected, plain):
 
 def test_changed_words_are_refused_where_no_prompt_leads_to_them(plain):
     source = "{% for m in messages %}{{ loop.length }}{{ m.content | upper }}{% endfor %}"
-    with pytest.raises(UserError, match="cuts the assistant's words"):
+    with pytest.raises(UserError, match="cuts up the assistant's text"):
         load_template(source).encode([HELLO, HI], plain)
 
 
@@ -202,7 +202,7 @@ GROWS = (
     "{% set ns = namespace(x=messages[0].content) %}{% for i in range(99) %}{% set ns.x = GROW %}{% endfor %}{{ ns.x }}"
 )
 ENDLESS = {
-    LOOPS: "more than .* steps, as if it had no end",
+    LOOPS: "more than .* steps: shorten its loops",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}": "steps",
     "{% for i in [1, 2] recursive %}{{ loop([1, 2]) if loop.depth < 60 }}{% endfor %}": "steps",
     "{% for i in range(99999) | map('string') %}{{ range(99999) | map('abs') | list | length }}{% endfor %}": "steps",
@@ -219,16 +219,16 @@ ENDLESS = {
         ],
         "steps",
     ),
-    "{{ strftime_now('%Y' * 500000) }}": "characters of text on the way",
-    GROWS.replace("GROW", "ns.x + ns.x"): "characters of text on the way",
-    GROWS.replace("GROW", "ns.x ~ ns.x"): "characters of text on the way",
-    GROWS.replace("GROW", "ns.x | replace('l', ns.x)"): "characters of text on the way|steps",
+    "{{ strftime_now('%Y' * 500000) }}": "characters of text: shorten",
+    GROWS.replace("GROW", "ns.x + ns.x"): "characters of text: shorten",
+    GROWS.replace("GROW", "ns.x ~ ns.x"): "characters of text: shorten",
+    GROWS.replace("GROW", "ns.x | replace('l', ns.x)"): "characters of text: shorten|steps",
     GROWS.replace("GROW", "[ns.x, ns.x]"): "steps",
     GROWS.replace("GROW", "[ns.x, ns.x]").replace("{{ ns.x }}", "{{ ns.x | tojson }}"): "steps",
     "{% set ns = namespace(x=3) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}": "bits",
     "{{ 9 ** 999999999 }}": "bits",
-    "{{ range(9999) | join('c' * 1000000) }}": "characters of text on the way",
-    "{% for i in range(70) %}{{ 'a' * 100000 }}{% endfor %}": "it writes 7,000,0.. characters for .* in the messages",
+    "{{ range(9999) | join('c' * 1000000) }}": "characters of text: shorten",
+    "{% for i in range(70) %}{{ 'a' * 100000 }}{% endfor %}": "it writes 7,000,0.. characters for .* in messages",
     **dict.fromkeys(
         [
             "{{ 'a' * 10000000000 }}",

@@ -1,4 +1,4 @@
-"""Text and conversations as tokens, with a mask of the tokens that are trained on."""
+"""Encodes text and conversations as tokens, with a mask of the tokens that are trained on."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +13,17 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """Encodes records of text and of conversations for a token cache. A sample without a trained token is left out."""
+    """Encodes text and chat records for a token cache. A sample without a trained token is left out."""
 
     tokenizer: Tokenizer
-    template: ChatTemplate | None = None  # how a conversation becomes tokens; plain text needs none
+    template: ChatTemplate | None = None  # writes conversations; not needed for plain text
 
     reasons = ("empty",)
-    nothing = "nothing to train on"
+    empty_message = "nothing to train on"
 
     @property
     def cache_key(self) -> dict[str, Any]:
-        """All that the tokens and the mask of a record depend on, as JSON."""
+        """Everything that decides the tokens and the mask of a record, as values that JSON can hold."""
         template = self.template
         return {
             "tokenizer": self.tokenizer.cache_key(template.source if template else ""),
@@ -32,11 +32,11 @@ class TextEncoder:
 
     @property
     def dtype(self) -> type:
-        """The smallest type that holds every id of the vocabulary."""
+        """The smaller of uint16 and uint32 that holds every id of the vocabulary."""
         return np.uint16 if self.tokenizer.vocab_size <= 2**16 else np.uint32
 
     def encode(self, record: dict) -> Encoded:
-        """Tokens and mask of a record. LeftOut where nothing is trained on, UserError as of `encode_record`."""
+        """Tokens and mask of a record. Raises LeftOut if no token is trained on, UserError as `encode_record` does."""
         sample = encode_record(record, self.tokenizer, self.template)
         if not sample.mask[1:].any():
             raise LeftOut("empty")
@@ -44,24 +44,34 @@ class TextEncoder:
 
 
 def encode_record(record: dict, tokenizer: Tokenizer, template: ChatTemplate | None) -> Encoded:
-    """Tokens and mask of one text or chat record; UserError for what cannot be trained on."""
+    """Tokens and mask of a record.
+
+    Args:
+      record: a text or chat record, or a prompt record in which the assistant has answered before.
+      tokenizer: the tokenizer.
+      template: writes conversations; None allows text records only.
+
+    Raises:
+      UserError: the record holds no answer to learn, or a conversation comes without a template.
+    """
     match record["kind"]:
         case "text":
             return encode_text(record["text"], tokenizer)
         case "chat" if record.get("label") is False:
             raise UserError(
-                "the record calls its answer bad (label, kto_tag or score): only dpo.kind=kto learns from it"
+                "the answer is labelled bad (label, kto_tag or score), and only dpo.kind=kto learns from bad answers: "
+                "remove the record"
             )
         case "chat" | "prompt" if template is not None and _is_answered(record):
             return template.encode(
                 record["messages"], tokenizer, tools=record.get("tools"), documents=record.get("documents")
             )
         case "chat":
-            raise UserError("a conversation needs a chat template, and the model brings none: name one (`template`)")
+            raise UserError("a conversation needs a chat template, and the model has none: set `template`")
         case kind:
-            raise UserError(f"a {kind} record holds no answer to train on: give text or conversations")
+            raise UserError(f"a {kind} record has no answer to train on: give text, or conversations with an answer")
 
 
 def _is_answered(record: dict) -> bool:
-    """Whether the assistant speaks in a conversation, which may end with a user who says goodbye."""
+    """Whether a conversation holds a turn of the assistant. The last turn may be the user's."""
     return any(message["role"] == "assistant" for message in record["messages"])

@@ -1,4 +1,4 @@
-"""Token caches as rows of packed samples.
+"""The samples of a token cache, packed into rows.
 
 A row is a dict of arrays over T positions:
 
@@ -26,9 +26,9 @@ DTYPES = {
 
 
 class PackedRows:
-    """The samples of a token cache, packed into rows: `Rows` of a mixture or an evaluation.
+    """The packed samples of a token cache, a `RowSource` of a mixture or an evaluation.
 
-    For an evaluation pack by "fewest_cuts": it leaves nothing out.
+    For an evaluation use "fewest_cuts", which leaves no token out.
     """
 
     records = ()
@@ -38,10 +38,10 @@ class PackedRows:
         Args:
           cache: the samples.
           length: positions in a row.
-          packing: "contiguous" (pretraining), "best_fit" (tuning) or "fewest_cuts".
+          packing: "contiguous" (pretraining), "best_fit" (tuning) or "fewest_cuts" (evaluation).
 
         Raises:
-          UserError: an unknown packing, or a cache that cannot be packed.
+          UserError: an unknown packing, or no sample has a trained token that fits into a row.
         """
         self.cache = cache
         self.packing = packing
@@ -58,15 +58,22 @@ class PackedRows:
 
     @property
     def tally(self) -> Tally:
-        """Of the records that the cache was made from."""
+        """Counts of the records that the cache was built from."""
         return self.cache.tally
 
     def order(self, key: tuple[int, ...] | None) -> Plan:
-        """The pieces of samples in each row of an epoch; neighbours and rows are shuffled by `key`."""
+        """The rows of an epoch as pieces of samples; `key` shuffles which samples share a row, and the rows."""
         return self._packed.plan((0, int(self.fingerprint, 16), 0) if key is None else key)
 
     def write(self, order: Plan, row: int, batch: Batch, place: int) -> None:
-        """Writes row `row` of an epoch into row `place` of a batch, which is all padding there."""
+        """Writes one row of an epoch into a batch.
+
+        Args:
+          order: from `order`.
+          row: the row of the epoch.
+          batch: the batch to write into.
+          place: the row of the batch; it must be all zeros.
+        """
         begin = 0
         for segment, (sample, first, count) in enumerate(order.row(row), 1):
             start = int(self.cache.starts[sample]) + first
@@ -80,10 +87,10 @@ class PackedRows:
             begin += count
 
     def fill(self, batch: Batch, place: int) -> None:
-        """Leaves the row all padding."""
+        """Leaves row `place` of the batch all zeros: padding."""
 
     def summary(self) -> dict[str, float]:
-        """Counts of records, samples and tokens, and how the samples fill the rows of an epoch."""
+        """Counts of records, samples and tokens, of rows and their fill, and of samples cut or left out by packing."""
         return self.cache.info["counts"] | {
             "rows": self._packed.rows,
             "fill": self._packed.fill,

@@ -1,11 +1,11 @@
-"""Rendering a chat template so that every character of the text knows where it comes from, within limits.
+"""Renders a chat template so that the origin of every character of the text is known, within limits.
 
-A template is compiled twice: as transformers does it, which says what text comes out, and in an environment in which
-whatever is made of a `Traced` text is traced. Both must give the same text, or the conversation is refused.
+A template is compiled twice: once as in transformers, and once in an environment in which every text made from a
+`Traced` text is traced. Both must give the same text, or the conversation is refused.
 
-Strings come into being in few ways: constants of the template; methods of texts; operators; filters; `{{ … }}`, `~` and
-whatever else joins. Each of them passes through here. What is not followed further is blended, so no text is taken for
-the template's that is not.
+Texts are made in few ways: by constants of the template, methods of strings, operators, filters, and joining (`{{ … }}`
+and `~`). This module replaces all of them by traced versions. The result of any other operation is blended, so no text
+of a message is ever taken for the template's.
 """
 
 import functools
@@ -26,52 +26,56 @@ from .template_language import CodeGenerator, GenerationBlock, PlainEnvironment,
 from .template_limits import LimitReached, budget, check_bits, check_output, check_size, check_source, limited
 from .traced_text import Traced, Untraceable, blend, blend_nested, mark_block, origins_of, traced
 
-_CALL = 8  # steps that a call or a filter counts for
-_EACH = "each iteration"  # a filter that no template can spell
-_SIZED = ("center", "indent", "batch", "slice", "truncate", "wordwrap", "round")  # filters that take a length
-_GO_THROUGH = {"batch", "groupby", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr"}
-_GO_THROUGH |= {"slice", "sort", "sum", "unique"}  # filters that look at each item of a list or a text
+_CALL_STEPS = 8  # steps for a call or a filter
+_COUNT_ITERATIONS = "each iteration"  # name of a filter around the iterable of every loop; no template can spell it
+_SIZE_FILTERS = ("center", "indent", "batch", "slice", "truncate", "wordwrap", "round")  # filters that take a length
+_ITERATING_FILTERS = {"batch", "groupby", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr"}
+_ITERATING_FILTERS |= {"slice", "sort", "sum", "unique"}  # filters that iterate over a list or a text
 
 
-_OF_DICT = frozenset(dir(dict))
-_OF_STR = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))  # what the sandbox allows
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+_STR_METHODS = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))  # allowed by the sandbox
 
 
 class CompiledTemplate(NamedTuple):
-    """A chat template ready to render, and what its source says about itself."""
+    """A compiled chat template, and facts about its source."""
 
-    name: str
-    plain: jinja2.Template  # as transformers has it
-    followed: jinja2.Template  # on traced texts
-    marks_generation: bool  # it has a generation block
-    variables: frozenset[str]  # names of variables in it
-    keys: frozenset[str]  # names of attributes and keys in it
-    is_proven: bool  # following it is known to change nothing
+    name: str  # for messages
+    plain: jinja2.Template  # compiled as in transformers
+    tracing: jinja2.Template  # compiled with tracing
+    marks_generation: bool  # whether it has a generation block
+    variables: frozenset[str]  # names of the variables in it
+    keys: frozenset[str]  # names of attributes and all string constants in it
+    is_verified: bool  # tests show that tracing does not change its output: `plain` need not be compared
 
     def render(self, variables: Mapping[str, Any], said: int) -> str:
-        """The text for variables that are not traced, which hold `said` characters.
-
-        Raises:
-            UserError: the template refuses the conversation, fails, or goes beyond the limits.
-        """
-        return str.__str__(self._render(self.followed, variables, said))
-
-    def follow(self, variables: Mapping[str, Any], plain: Mapping[str, Any], said: int) -> str:
-        """The text, traced.
+        """The text for plain variables.
 
         Args:
-            variables: what the template sees, texts traced.
-            plain: the same, not traced.
-            said: how many characters they hold.
+            variables: the template's variables, not traced.
+            said: the number of characters in the variables, for the limit of the output.
 
         Raises:
-            UserError: as `render`, or the text would be another one without traces.
+            UserError: the template refuses the conversation, fails, or exceeds a limit.
         """
-        text = self._render(self.followed, variables, said, plain)
-        if not self.is_proven and self._render(self.plain, plain, said) != text:
+        return str.__str__(self._render(self.tracing, variables, said))
+
+    def trace(self, variables: Mapping[str, Any], plain: Mapping[str, Any], said: int) -> str:
+        """The text with the origin of every character.
+
+        Args:
+            variables: the template's variables, with traced texts.
+            plain: the same variables with plain texts.
+            said: the number of characters in the variables, for the limit of the output.
+
+        Raises:
+            UserError: as `render`, or the text differs from the one without tracing.
+        """
+        text = self._render(self.tracing, variables, said, plain)
+        if not self.is_verified and self._render(self.plain, plain, said) != text:
             raise UserError(
-                f"chat template {self.name} does something that cannot be followed, so that it is not known which of "
-                "its text is whose: write it without escape, safe, or what depends on chance"
+                f"chat template {self.name} writes another text when it is traced, so it is not known which text is "
+                "whose: write it without the filters escape and safe, and without random choices"
             )
         return text
 
@@ -82,14 +86,23 @@ class CompiledTemplate(NamedTuple):
         said: int,
         plain: Mapping[str, Any] | None = None,
     ) -> str:
+        """The output of one of the two compiled templates, within limits.
+
+        Args:
+            template: `self.plain` or `self.tracing`.
+            variables: the template's variables.
+            said: the number of characters in the variables.
+            plain: the same variables without traces, if `variables` are traced: an error then comes from the plain
+                template.
+        """
         try:
             with limited():
                 text = template.render(variables)
             check_output(len(text), said)
             return text
-        except Exception as error:  # a template is foreign code, and can raise whatever it likes
+        except Exception as error:  # a template is foreign code and may raise anything
             if plain is not None and not isinstance(error, LimitReached | Untraceable):
-                self._render(self.plain, plain, said)  # fails in the same place, and speaks of plain texts
+                self._render(self.plain, plain, said)  # raises the same error, but with plain texts in its message
             line = " ".join(str(error).split())
             if not line or isinstance(error, LookupError | RecursionError | MemoryError):
                 line = f"{type(error).__name__} {line}".strip()
@@ -98,26 +111,31 @@ class CompiledTemplate(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def compile_template(source: str, name: str, *, is_proven: bool = False) -> CompiledTemplate:
-    """Compile a chat template. One of which tests say that following changes nothing `is_proven`.
+def compile_template(source: str, name: str, *, is_verified: bool = False) -> CompiledTemplate:
+    """Compiles a chat template.
+
+    Args:
+        source: its jinja source.
+        name: its name, for messages.
+        is_verified: whether tests show that tracing does not change its output.
 
     Raises:
-        UserError: `source` is not valid jinja; `name` tells which template it is.
+        UserError: `source` is not valid jinja.
     """
-    following = environment(_FollowingEnvironment, _FollowedGenerationBlock)
-    following.follow_filters()
+    tracing = environment(_TracingEnvironment, _TracedGenerationBlock)
+    tracing.trace_filters()
     plain = environment(PlainEnvironment, GenerationBlock)
     try:
         check_source(source)
         with limited():
             tree = plain.parse(source)
-            templates = plain.from_string(source), following.from_string(source)
+            templates = plain.from_string(source), tracing.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"chat template {name}, line {error.lineno}: {error.message}") from None
-    except Exception as error:  # too deep for the parser, or for Python's
+    except Exception as error:  # nested too deeply for jinja's parser or for Python's
         raise UserError(f"chat template {name} cannot be compiled: {' '.join(str(error).split())}") from None
     if next(tree.find_all(jinja2.nodes.EvalContextModifier), None):
-        raise UserError(f"chat template {name} has an autoescape block, which a conversation has no use for: remove it")
+        raise UserError(f"chat template {name} has an autoescape block, which is not supported: remove it")
     nodes = jinja2.nodes
     keys = {node.attr for node in tree.find_all(nodes.Getattr)}
     keys |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
@@ -127,13 +145,15 @@ def compile_template(source: str, name: str, *, is_proven: bool = False) -> Comp
         marks_generation=next(tree.find_all(nodes.ExtensionAttribute), None) is not None,
         variables=frozenset(node.name for node in tree.find_all(nodes.Name)),
         keys=frozenset(keys),
-        is_proven=is_proven,
+        is_verified=is_verified,
     )
 
 
-class _FollowedGenerationBlock(GenerationBlock):
+class _TracedGenerationBlock(GenerationBlock):
+    """A generation block that marks the text inside it."""
+
     def write(self, caller: Callable[[], str]) -> str:
-        """What stands in the block, marked."""
+        """The body of the block, with its characters marked as inside a block."""
         current = budget()
         current.blocks += 1
         return mark_block(caller(), 1 + current.blocks % 2)
@@ -143,7 +163,7 @@ class _FollowedGenerationBlock(GenerationBlock):
 
 
 def _text(value: Any) -> str:
-    """What `{{ value }}` writes."""
+    """The text that `{{ value }}` writes."""
     if isinstance(value, str):
         return value
     if value is None or isinstance(value, int | float | jinja2.Undefined):
@@ -153,7 +173,7 @@ def _text(value: Any) -> str:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The strings inside a value, a step each: a short template can make a list that has no end when written out."""
+    """The strings inside a value. Each item counts as a step, since a short template can build a list without end."""
     left = [value]
     while left:
         budget().step()
@@ -166,11 +186,11 @@ def _leaves(value: Any) -> Iterator[str]:
         elif isinstance(item, list | tuple | set | frozenset):
             left += item
         elif not (item is None or isinstance(item, int | float | range | jinja2.Undefined)):
-            raise Untraceable(f"it writes out an object of type {type(item).__name__}")
+            raise Untraceable(f"it writes an object of type {type(item).__name__}, which is not traced: write strings")
 
 
 def _counted(value: Any) -> Any:
-    """A list or an object, a step for each value inside: to compare two that hold themselves many times has no end."""
+    """The value itself, with a step for each item inside it: comparing nested lists can take exponential time."""
     left = [value]
     while left:
         budget().step()
@@ -180,13 +200,14 @@ def _counted(value: Any) -> Any:
 
 
 def _concat(parts: Iterable[str]) -> str:
+    """The joined parts, traced."""
     parts = list(parts)
     budget().charge(sum(map(len, parts)))
     return traced_text.concat(parts)
 
 
 def _each(values: Iterable) -> Iterator:
-    """What a loop goes through, a step each."""
+    """The items of an iterable, each counted as a step."""
     step = budget().step
     for value in values:
         step()
@@ -201,7 +222,13 @@ def _as_traced(text: str) -> Traced:
 
 
 def _method(text: str, name: str, arguments: list) -> Callable:
-    """The method `name` of a text, within limits, and traced where it takes in other texts."""
+    """The method `name` of a text, within limits, and traced if it takes other texts.
+
+    Args:
+        text: the text.
+        name: the name of the method.
+        arguments: the arguments that the template passes.
+    """
     match name:
         case "join":
             return functools.partial(_join, text)
@@ -214,28 +241,31 @@ def _method(text: str, name: str, arguments: list) -> Callable:
         case "split" | "rsplit" | "splitlines":
             _count_parts(text, next((value for value in arguments if isinstance(value, str)), None))
         case "translate" | "encode":
-            raise Untraceable(f"it calls {name} on a text, which is not followed")
+            raise Untraceable(f"it calls {name} on a text, which cannot be traced: remove the call")
     return getattr(text, name)
 
 
 def _count_parts(text: str, border: str | None) -> None:
-    """Count the parts of a text between `border`, or None for blanks, a step each."""
+    """Counts a step for each part into which `border` splits the text; None splits at white space."""
     budget().step(text.count(border) if border else sum(map(str.isspace, str.__str__(text))))
 
 
 def _join(text: str, parts: Iterable[str]) -> str:
+    """`text.join(parts)`, traced and within limits."""
     parts = list(_each(parts))
     budget().charge(len(text) * len(parts) + sum(map(len, parts)))
     return _as_traced(text).join(parts)
 
 
 def _replace(text: str, old: str, new: str, count: int = -1) -> str:
+    """`text.replace(old, new, count)`, traced and within limits."""
     _count_parts(text, old)
     budget().charge(len(text) + text.count(old) * max(0, len(new) - len(old)))
     return _as_traced(text).replace(old, new, count)
 
 
 def _percent(template: str, values: Any) -> str:
+    """`template % values`, traced and within limits."""
     leaves = list(_leaves(values))
     asked = re.findall(r"\d+", template)
     if "*" in template and isinstance(values, tuple):
@@ -246,7 +276,7 @@ def _percent(template: str, values: Any) -> str:
 
 
 def _format(text: str, formatter: jinja2.sandbox.SandboxedFormatter, *args: Any, **kwargs: Any) -> str:
-    """`text.format(…)`: what is put in keeps its origin, unless its field says more than which it is."""
+    """`text.format(*args, **kwargs)`, traced. Values with a format or a conversion in their field are blended."""
     parts, unnumbered = [], 0
     for literal, field, spec, conversion in formatter.parse(text):
         parts.append(literal)
@@ -270,17 +300,17 @@ def _format(text: str, formatter: jinja2.sandbox.SandboxedFormatter, *args: Any,
 # Filters --------------------------------------------------------------------------------------------------------------
 
 
-def _followed(name: str, filter: Callable) -> Callable:
-    """A filter within limits. What it makes of traced texts is traced, as a whole where it is not followed further."""
+def _traced_filter(name: str, filter: Callable) -> Callable:
+    """The filter `filter` within limits. A result that is not traced is blended from all texts among the arguments."""
     first = 1 if getattr(filter, "jinja_pass_arg", None) else 0
 
     @functools.wraps(filter)
-    def followed(*args, **kwargs):
+    def tracing_filter(*args, **kwargs):
         current = budget()
-        current.step(_CALL)
-        if name in _SIZED:
+        current.step(_CALL_STEPS)
+        if name in _SIZE_FILTERS:
             _check_sizes([*args[first:], *kwargs.values()])
-        if name in _GO_THROUGH and args[first:] and args[first]:
+        if name in _ITERATING_FILTERS and args[first:] and args[first]:
             args = (*args[:first], _each(args[first]), *args[first + 1 :])
         result = filter(*args, **kwargs)
         if isinstance(result, str):
@@ -291,13 +321,14 @@ def _followed(name: str, filter: Callable) -> Callable:
                     return blend(result, *(value for value in given if isinstance(value, str)))
         return result
 
-    return followed
+    return tracing_filter
 
 
 def _check_sizes(given: list) -> None:
+    """Raises LimitReached if the arguments of a filter ask for too long a text."""
     check_size(max([0, *(value for value in given[1:] if isinstance(value, int))]))
     texts = [len(value) for value in given if isinstance(value, str)]
-    check_size(math.prod(texts) // 8 if texts[1:] else 0)  # one may be put in between all characters of another
+    check_size(math.prod(texts) // 8 if texts[1:] else 0)  # one text may be inserted between all characters of another
 
 
 @jinja2.pass_environment
@@ -329,8 +360,8 @@ def _to_json_filter(value, **options):
     return blend_nested(to_json(value, **options), leaves)
 
 
-def _as_a_whole(filter):
-    """A filter that may take a list or an object, and writes out what is in it."""
+def _blended_filter(filter):
+    """A filter that takes any value and writes all strings inside it as one blended text."""
 
     def written(value):
         leaves = list(_leaves(value))
@@ -345,7 +376,7 @@ def _sum_filter(env, iterable, attribute=None, start=0):
         lists = iterable if attribute is None else map(jinja2.filters.make_attrgetter(env, attribute), iterable)
         return [*start, *_each(itertools.chain.from_iterable(lists))]
     if not isinstance(start, int | float):
-        raise Untraceable("it sums up what are no numbers")
+        raise Untraceable("it calls the filter sum on values that are neither numbers nor lists")
     return jinja2.filters.sync_do_sum(env, iterable, attribute, start)
 
 
@@ -353,12 +384,12 @@ _FILTERS = {
     "format": _format_filter,
     "indent": _indent_filter,
     "join": _join_filter,
-    "pprint": _as_a_whole(jinja2.filters.do_pprint),
+    "pprint": _blended_filter(jinja2.filters.do_pprint),
     "replace": _replace_filter,
     "string": _text,
     "sum": _sum_filter,
     "tojson": _to_json_filter,
-    "urlencode": _as_a_whole(jinja2.filters.do_urlencode),
+    "urlencode": _blended_filter(jinja2.filters.do_urlencode),
 }
 
 
@@ -366,7 +397,10 @@ _FILTERS = {
 
 
 class _CodeGenerator(CodeGenerator):
-    """Has `{{ … }}` and `~` call what the environment puts in the place of `str` and `str.join`."""
+    """Compiles `{{ … }}` and `~` to calls of `environment.text` and `environment.concat`, not `str` and `str.join`.
+
+    Lists, tuples and dicts of the template are counted by `environment.counted`.
+    """
 
     def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:
         self.write("environment.concat((")
@@ -395,8 +429,8 @@ class _CodeGenerator(CodeGenerator):
         self.write(")")
 
 
-class _FollowingEnvironment(PlainEnvironment):
-    """Keeps texts traced, and counts what a template takes."""
+class _TracingEnvironment(PlainEnvironment):
+    """An environment that keeps texts traced, and counts the steps and characters that a template takes."""
 
     code_generator_class = _CodeGenerator
     intercepted_binops = frozenset({"+", "*", "**", "%"})
@@ -404,27 +438,30 @@ class _FollowingEnvironment(PlainEnvironment):
     text = staticmethod(_text)
     counted = staticmethod(_counted)
 
-    def follow_filters(self) -> None:
-        """Put this module's filters, within limits, in the place of jinja2's."""
-        self.filters = {name: _followed(name, filter) for name, filter in (self.filters | _FILTERS).items()}
-        self.filters[_EACH] = _each
-        del self.filters["xmlattr"]  # makes texts of an object's in a way of its own
+    def trace_filters(self) -> None:
+        """Replaces jinja2's filters by those of this module, and puts all filters within limits."""
+        self.filters = {name: _traced_filter(name, filter) for name, filter in (self.filters | _FILTERS).items()}
+        self.filters[_COUNT_ITERATIONS] = _each
+        del self.filters["xmlattr"]  # builds text from an object in a way that is not traced
 
     def getattr(self, obj, attribute):
-        if type(obj) is dict and attribute in obj and attribute not in _OF_DICT:
-            return obj[attribute]  # jinja2 comes to this by way of an exception
-        if type(obj) in (str, Traced) and attribute in _OF_STR:
+        if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
+            return obj[attribute]  # a shortcut: jinja2 gets there through an exception
+        if type(obj) in (str, Traced) and attribute in _STR_METHODS:
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
     def _parse(self, source, name, filename):
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(jinja2.nodes.For):
-            loop.iter = jinja2.nodes.Filter(loop.iter, _EACH, [], [], None, None, lineno=loop.lineno, environment=self)
+            loop.iter = jinja2.nodes.Filter(
+                loop.iter, _COUNT_ITERATIONS, [], [], None, None, lineno=loop.lineno, environment=self
+            )
         return tree
 
-    def call(__self, __context, __callee, *args, **kwargs):  # every other name may be an argument's
-        budget().step(_CALL)
+    def call(__self, __context, __callee, *args, **kwargs):  # any other name may be that of an argument
+        """Calls `__callee` within limits; methods of strings are replaced by traced ones."""
+        budget().step(_CALL_STEPS)
         if type(__callee) in (types.BuiltinMethodType, types.MethodType) and isinstance(__callee.__self__, str):
             __callee = _method(__callee.__self__, __callee.__name__, [*args, *kwargs.values()])
         elif type(__callee) is types.MethodType and isinstance(__callee.__self__, GenerationBlock):
@@ -435,6 +472,7 @@ class _FollowingEnvironment(PlainEnvironment):
         return _counted(result) if isinstance(result, dict) else result
 
     def call_binop(self, context, operator, left, right):
+        """The result of +, *, ** or %, traced and within limits."""
         if operator == "%" and isinstance(left, str):
             return _percent(left, right)
         if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
@@ -453,5 +491,5 @@ class _FollowingEnvironment(PlainEnvironment):
         if super().wrap_str_format(value) is None:
             return None
         if value.__name__ == "format_map":
-            raise Untraceable("it calls format_map on a text, which is not followed")
+            raise Untraceable("it calls format_map on a text, which cannot be traced: call format")
         return functools.partial(_format, value.__self__, jinja2.sandbox.SandboxedFormatter(self))

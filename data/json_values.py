@@ -1,19 +1,16 @@
-"""Values of raw records: what kind they are, how a message shows them, and a form that every JSON writer takes."""
+"""Describes values of raw records in error messages, and turns them into values that JSON can hold."""
 
 import json
-import reprlib
 from collections.abc import Mapping
 
 MAX_RECORD_BYTES = 2**26
-"""How long a line, a record of a .json list or a row of Parquet may be."""
+"""Default limit in bytes of a line, a record of a .json list or a row of Parquet."""
 
-_DEPTH = 50  # levels of nesting kept in what nobody needs
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = 60
+_DEPTH = 50  # levels of nesting that `plain` keeps
 
 
 class Unreadable:
-    """Stands for a value of a table that cannot be read. A record is refused only if it needs the value."""
+    """Placeholder for a table cell that cannot be read. A record is refused only if its format needs the value."""
 
     def __init__(self, problem: str):
         self.problem = problem
@@ -23,25 +20,20 @@ class Unreadable:
 
 
 def kind_of(value) -> str:
-    """What a JSON value is, in words for an error message."""
+    """The type of a JSON value in words, such as "a list", for an error message."""
     if isinstance(value, Unreadable):
         return f"a value that cannot be read ({value.problem})"
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
-def shown(value) -> str:
-    """A value as an error message shows it: on one line, shortened."""
-    return " ".join(_shorten.repr(value).split())
-
-
 def present(raw: dict) -> dict:
-    """The fields of an object that hold something. Tables of mixed records fill the others with null or NaN."""
+    """The fields of a record that are not null or NaN. Tables fill the fields that a record lacks with null or NaN."""
     return {field: value for field, value in raw.items() if not (value is None or value != value)}
 
 
 def plain(meta: dict) -> dict:
-    """The fields of a record that no format knows, in a form that JSON and UTF-8 can hold, whatever they are."""
+    """`meta` if JSON in UTF-8 can hold it; else a copy in which text replaces every value that JSON cannot hold."""
     try:
         json.dumps(meta, ensure_ascii=False).encode()
     except (RecursionError, TypeError, ValueError, OverflowError):
@@ -60,5 +52,5 @@ def _plain(value, depth: int):
 
 
 def _text(text: str) -> str:
-    """The text with U+FFFD for halves of surrogate pairs that stand alone."""
+    """`text` with U+FFFD in place of each lone surrogate."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,19 +1,23 @@
-"""What stands around a conversation in a record: system prompt, tools, documents, earlier turns, pictures."""
+"""Reads what surrounds the messages of a record: system prompt, tools, documents, earlier turns. Media are refused."""
 
 import json
 from collections.abc import Mapping
 
-from .values import kind_of, shown
+from ..errors import shown
+from .json_values import kind_of
 
-SYSTEMS = ("system", "system_prompt", "system_message")
-FIELDS = frozenset({*SYSTEMS, "tools"})
-_PICTURES = ("image", "images", "video", "videos", "audio", "audios")
+SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
+FIELDS = frozenset({*SYSTEM_FIELDS, "tools"})
+_MEDIA_FIELDS = ("image", "images", "video", "videos", "audio", "audios")
 
 
 def system_of(raw: Mapping) -> str:
-    """The system prompt that a record carries in a field of its own, "" where it has none."""
+    """The system prompt in a field of the record (SYSTEM_FIELDS); "" if there is none.
+
+    Raises ValueError if it is not a string, or if two fields differ.
+    """
     found = {}
-    for field in SYSTEMS:
+    for field in SYSTEM_FIELDS:
         value = raw.get(field)
         if not value or (isinstance(value, str) and not value.strip()):
             continue
@@ -21,45 +25,54 @@ def system_of(raw: Mapping) -> str:
             raise ValueError(f"{field} is {kind_of(value)}, not a string")
         found[value] = field
     if len(found) > 1:
-        raise ValueError(f"{' and '.join(found.values())} say different things: only one of them can stand")
+        raise ValueError(f"{' and '.join(found.values())} differ: give only one of them")
     return next(iter(found), "")
 
 
 def add_system(system: str, messages: list[dict]) -> list[dict]:
-    """`messages` under a system prompt ("": none). ValueError where they begin with another one."""
+    """`messages` with the system prompt `system` in front; unchanged if it is "".
+
+    Raises ValueError if the messages begin with another system prompt.
+    """
     if not system:
         return messages
     if messages[0]["role"] == "system" and messages[0]["content"] != system:
-        raise ValueError("a system field and a system turn: only one of them can stand")
+        raise ValueError("the system field differs from the system turn: give only one of them")
     return messages if messages[0]["role"] == "system" else [{"role": "system", "content": system}, *messages]
 
 
-def around(raw: Mapping) -> dict[str, list]:
-    """{"tools"?, "documents"?} of a record, for the chat template. ValueError for what no template can be given."""
-    for field in _PICTURES:
+def tools_and_documents(raw: Mapping) -> dict[str, list]:
+    """The fields "tools" and "documents" of a record, as far as it has them, for the chat template.
+
+    Raises ValueError for media, and for `chat_template_kwargs`.
+    """
+    for field in _MEDIA_FIELDS:
         value = raw.get(field)
         if any(value) if isinstance(value, list) else value:
-            raise ValueError(f"{field} is not empty: a model of words cannot see or hear")
+            raise ValueError(f"{field} is not empty: the models read text only")
     if isinstance(raw.get("chat_template_kwargs"), dict) and any(raw["chat_template_kwargs"].values()):
-        raise ValueError("chat_template_kwargs cannot be given to a template record by record")
+        raise ValueError("chat_template_kwargs is not supported: a chat template cannot take settings from a record")
     found = {}
     if tools := read_tools(raw):
         found["tools"] = tools
-    if is_documents(documents := from_json(raw.get("documents"))):
+    if is_document_list(documents := from_json(raw.get("documents"))):
         found["documents"] = documents
     return found
 
 
-def is_documents(value) -> bool:
-    """Whether these are documents as templates take them: a list of objects, not empty."""
+def is_document_list(value) -> bool:
+    """Whether `value` is a non-empty list of non-empty objects, the form in which templates take documents."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and item for item in value)
 
 
 def read_tools(raw: Mapping) -> list[dict]:
-    """The schemas of the tools that a record offers to the assistant: a list, or the JSON of one; [] for none."""
+    """The schemas of the tools that a record offers to the assistant, a list of objects; [] if there are none.
+
+    They are read from `tools`, a list or its JSON, or from `functions`, OpenAI's field before November 2023.
+    """
     value = from_json(raw.get("tools"))
     if value and raw.get("functions") and from_json(raw["functions"]) not in (value, _functions_of(value)):
-        raise ValueError("tools and functions say different things: which of them does the assistant have?")
+        raise ValueError("tools and functions differ: give only one of them")
     if value is None and isinstance(raw.get("functions"), list) and all(map(_is_function, raw["functions"])):
         value = [{"type": "function", "function": function} for function in raw["functions"]]  # before 2023-11
     value = [value] if isinstance(value, dict) else value
@@ -70,12 +83,12 @@ def read_tools(raw: Mapping) -> list[dict]:
     tools = [tool for tool in map(from_json, value) if tool not in (None, "", {})]
     for i, tool in enumerate(tools):
         if not isinstance(tool, dict):
-            raise ValueError(f"tools[{i}] is {shown(tool)}, not the schema of a tool")
+            raise ValueError(f"tools[{i}] is {shown(tool)}, not an object with the schema of a tool")
     return tools
 
 
 def _functions_of(tools) -> list:
-    """Tools as they were written before 2023-11, under `functions`."""
+    """The tools in the form of the field `functions`."""
     return [tool.get("function") if isinstance(tool, dict) else tool for tool in tools]
 
 
@@ -84,7 +97,7 @@ def _is_function(value) -> bool:
 
 
 def from_json(value):
-    """The value, or what it spells if it is a string of JSON; "" for a blank string."""
+    """The value that a string of JSON holds; "" for a blank string. Other values, and other text, are unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -94,8 +107,12 @@ def from_json(value):
 
 
 def read_tool_calls(row: Mapping, where: str) -> list[dict]:
-    """The calls of an assistant's turn as OpenAI writes them, {"id"?, "type", "function": {"name", "arguments"}}, from
-    `tool_calls`, or `function_call` of before 2023-11; [] for none. Arguments that spell a JSON object become it."""
+    """The tool calls of an assistant's turn: [{"id"?, "type", "function": {"name", "arguments"}}]; [] if it has none.
+
+    They are read from `tool_calls`, or from `function_call`, OpenAI's field before November 2023. Arguments that are
+    the JSON of an object become that object. Raises ValueError for a malformed call; `where` names the turn in the
+    error.
+    """
     value = from_json(row.get("tool_calls")) or from_json(row.get("function_call"))
     if not value:
         return []
@@ -108,27 +125,30 @@ def read_tool_calls(row: Mapping, where: str) -> list[dict]:
 def _tool_call(call, where: str) -> dict:
     function = from_json(call.get("function", call)) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise ValueError(f"{where} has a tool call without the name of a function: {shown(call)}")
+        raise ValueError(f"{where} has a tool call without a function name: {shown(call)}")
     arguments = function.get("arguments", {})
     spelled = from_json(arguments)
     arguments = spelled if isinstance(spelled, dict) else {} if arguments is None else arguments
     if not isinstance(arguments, dict | str):
-        raise ValueError(f"{where} calls {shown(function['name'])} with arguments that are {kind_of(arguments)}")
+        problem = f"with arguments that are {kind_of(arguments)}, not an object"
+        raise ValueError(f"{where} calls {shown(function['name'])} {problem}")
     identity = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
     return identity | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 def with_calls(raw: Mapping, messages: list[dict]) -> list[dict]:
-    """The messages of a record, and if it has tools, with calls as such where a turn's words are the JSON of them: so
-    ShareGPT and LMFlow write them."""
+    """The messages of a record; if it has tools, turns whose content is the JSON of tool calls become such calls.
+
+    ShareGPT and LMFlow write calls as JSON text. Messages of a record without tools are unchanged.
+    """
     if not read_tools(raw):
         return messages
-    spelled = ((message, _spelled_calls(message)) for message in messages)
+    spelled = ((message, _calls_in_json(message)) for message in messages)
     return [message | {"content": "", "tool_calls": calls} if calls else message for message, calls in spelled]
 
 
-def _spelled_calls(message: Mapping) -> list[dict]:
-    """The calls that the words of an assistant's turn are the JSON of, [] where they are not."""
+def _calls_in_json(message: Mapping) -> list[dict]:
+    """The tool calls that the content of an assistant's turn spells in JSON; [] if it does not."""
     value = from_json(message["content"]) if message["role"] == "assistant" else None
     calls = [value] if isinstance(value, dict) else value
     if not isinstance(calls, list) or not all(isinstance(c, dict) and {"name", "arguments"} <= c.keys() for c in calls):
@@ -140,7 +160,7 @@ def _spelled_calls(message: Mapping) -> list[dict]:
 
 
 def history_turns(pairs) -> list[dict]:
-    """The turns of earlier [question, answer] pairs, or of the JSON of them. ValueError where they are not that."""
+    """The turns of earlier [question, answer] pairs, a list or its JSON. Raises ValueError for any other value."""
     pairs, messages = from_json(pairs), []
     for pair in pairs if isinstance(pairs, list) else [pairs] if pairs else []:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(words, str) for words in pair):
