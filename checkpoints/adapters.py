@@ -183,7 +183,7 @@ class PEFTAdapters(AdapterCheckpoint):
     def base(self) -> Checkpoint:
         named = self._base
         if named is not None and not epath.Path(named).expanduser().exists():
-            raise UserError(f"base {named}: there is no such path")
+            raise UserError(f"base {named}: no such path")
         if named is None:
             with user_errors():
                 named = peft.base_name(self.path)

@@ -12,8 +12,8 @@ from ..errors import UserError
 from ..model.storage import Rules
 from .checkpoint import Checkpoint, template_of, tokenizer_in, user_errors
 from .interop import generation_config, gguf_files, huggingface, meta, tensors
+from .interop.added_rows import with_rows
 from .interop.generation_config import GenerationDefaults
-from .interop.grown import with_rows
 from .interop.headers import absent, is_named
 from .interop.tokenizer_gguf import tokenizer_files
 

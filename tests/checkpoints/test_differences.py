@@ -227,7 +227,7 @@ def longer_vocabulary(path):
     "wrong, message",
     [
         (another_seed, "wrong is not the base that .*difference was made from: give .*base$"),
-        (one_bit, "wrong: not the base that"),
+        (one_bit, "wrong is not the base that"),
         (another_network, r"wrong is another network than the tuned model: .*norm_eps=1e-05.* and .*norm_eps=1e-06"),
         (longer_vocabulary, "wrong is another network than the tuned model: .*vocab_size=59"),
     ],

@@ -71,7 +71,7 @@ def test_tensors_may_be_parts_of_one_storage_and_have_axes_of_one(tmp_path):
         ({"w": Tensor(FLOATS, 0, (10**4000,), (0,))}, {}, "reaches past the end"),
         ({"w": Tensor(FLOATS, 0, (200, 300), (0, 0))}, {}, "reaches past the end"),
         ({"w": Tensor(FLOATS, 0, (3, 4), (4, 10**9))}, {}, "reaches past the end"),
-        ({3: Tensor(FLOATS, 0, (12,), (1,))}, {}, "a tensor's name is 3, which is no text"),
+        ({3: Tensor(FLOATS, 0, (12,), (1,))}, {}, "a tensor's name is 3, which is no string"),
         ({"w": Tensor(FLOATS, 0, (12,), (1,))}, dict(compressed=["data/0"]), "storage 0 is compressed"),
         ({"w": Tensor(FLOATS, 0, (12,), (1,))}, dict(compressed=["data.pkl"]), "data.pkl is compressed"),
         ({"w": Tensor(FLOATS, 0, (12,), (1,))}, dict(kind="module"), "refers to a 'module', which is no storage"),
@@ -111,7 +111,7 @@ def nested(depth: int) -> bytes:
 @pytest.mark.parametrize(
     "pickled, message",
     [
-        (b"\x80\x02}" + nested(60)[2:] + b"K\x01s.", "a tensor's name is tuple of no use, which is no text"),
+        (b"\x80\x02}" + nested(60)[2:] + b"K\x01s.", "a tensor's name is tuple of no use, which is no string"),
         (nested(60) + b"Q.", "no whole file|which is no storage"),
         (
             b"\x80\x02}r\xff\xff\xff\x7f.",
@@ -270,7 +270,7 @@ def test_a_link_that_leads_nowhere_is_said(tmp_path):
     folder = write_bin_folder(tmp_path / "bin", make_interop.META)
     (folder / "pytorch_model.bin").unlink()
     (folder / "pytorch_model.bin").symlink_to("../../blobs/1234")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin is a link to ../../blobs/1234, which is not there"):
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is a link to ../../blobs/1234, which does not exist"):
         huggingface.open_folder(folder)
 
 
