@@ -297,7 +297,7 @@ class _Machine:
     def _tensor(self, storage, start, shape, strides, _=None, hooks=None, marks=None) -> LazyTensor:
         begin, dtype, count = storage
         if marks:
-            raise _Refused(f"{self._where} has a lazily negated or conjugated tensor: save it after resolve_neg/_conj")
+            raise _Refused(f"{self._where} has a lazily negated or conjugated tensor: save its resolved values")
         numbers = (start, *shape, *strides)
         if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
             raise _Refused(

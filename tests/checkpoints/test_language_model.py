@@ -204,7 +204,7 @@ def test_a_reader_who_has_gone_is_one_line(command, capsys, monkeypatch, tmp_pat
 
 def test_chat_needs_a_template_before_it_asks_for_anything(pretrained, capsys):
     assert main(["chat", str(pretrained)]) == 2
-    assert f"{pretrained}: a model without a chat template: give --template=NAME" in capsys.readouterr().err
+    assert f"{pretrained} is a model without a chat template: give --template=NAME" in capsys.readouterr().err
 
 
 def test_chat_says_that_its_input_is_closed(command, capsys, monkeypatch):

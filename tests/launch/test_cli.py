@@ -62,7 +62,7 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["eval", "x", "--source=y", "--borders=9,x"], "argument --borders: invalid positions value: '9,x'"),
         (["chat", "x", "--rope=yarn"], "--rope=yarn: give a kind and a number of tokens, as in --rope=yarn:8192"),
         (["eval", "x", "--source=y", "--seq_len=1"], "--seq_len 1: give 2 or more"),
-        (["convert", "x", "model.tar.gz"], "model.tar.gz: no format is written as a .gz file"),
+        (["convert", "x", "model.tar.gz"], "model.tar.gz: camelid writes no .gz file"),
         ([*COLLECT, "--n=1"], "--n 1: give 2 or more"),
         ([*COLLECT, "--per_prompt=0"], "--per_prompt 0: give 1 or more"),
         ([*COLLECT, "--output=."], "--output=.: this is a folder"),
@@ -251,7 +251,7 @@ def test_rows_of_a_batch_are_shown_with_what_is_trained_on(arguments, pretrained
         assert "config.optim.lr = -1.0: give a number from 0" in capsys.readouterr().err
     dpo = f"--config={Path(tiny_rl.__file__)}:root={tmp_path},recipe=dpo,init_from={pretrained}"
     assert main(["data", "show", dpo]) == 2
-    assert "data show and data prepare are for pretraining and sft; config.recipe is dpo" in capsys.readouterr().err
+    assert "config.recipe is dpo: `data show` and `data prepare` need pretrain or sft" in capsys.readouterr().err
 
 
 def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, capsys):

@@ -325,8 +325,12 @@ BIAS, UP = {"blk.0.attn_q.bias": np.zeros(64, np.float32)}, "blk.1.ffn_up.weight
             "rope.scaling.attn_factor is 1.5; camelid supports it with",
         ),
         (YARN | {"rope.scaling.yarn_attn_factor": 1.5}, {}, "scaling yarn has yarn_attn_factor 1.5, which"),
-        ({}, {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}, "rope_freqs.weight is not what Llama 3's"),
-        ({}, {"rope_freqs.weight": np.ones(4, np.float32)}, "rope_freqs.weight is not what Llama 3's"),
+        (
+            {},
+            {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)},
+            "rope_freqs.weight is not a table of Llama 3's",
+        ),
+        ({}, {"rope_freqs.weight": np.ones(4, np.float32)}, "rope_freqs.weight is not a table of Llama 3's"),
         ({}, BIAS, r"5 tensor\(s\) missing: blk.0.attn_k.bias"),
         (
             {},

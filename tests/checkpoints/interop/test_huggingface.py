@@ -319,7 +319,7 @@ REFUSED = {
     "a network that sees what follows": (says(is_causal=False), "is_causal is False; the network has only True"),
     "a part of all heads": (says(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; the network has only 1.0"),
     "a part of heads": (rope(rope_type="default", partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
-    "unknown scaling": (rope(rope_type="mrope"), "rotary scaling 'mrope'; known are default, linear, dynamic"),
+    "unknown scaling": (rope(rope_type="mrope"), "rotary scaling is 'mrope'; known are default, linear, dynamic"),
     "settings for each kind of layer": (rope(full_attention=ROPE), "rope_parameters has different rotary settings"),
     "a ramp of no width": (
         rope(**RAMP | {"low_freq_factor": 4.0}),

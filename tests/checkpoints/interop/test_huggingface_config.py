@@ -165,7 +165,7 @@ def test_a_network_is_written_as_its_own_family_or_the_first_that_can_say_it():
     assert written(logit_divisor=2.0) == "granite" and written(family="phi3") == "llama", "heads wider than D / H"
     for fields, words in (
         (dict(qkv_bias=True, mlp_bias=True), "mlp_bias, qkv_bias: export another format"),
-        (dict(window=9, logit_divisor=2.0), "multipliers, window: it cannot"),
+        (dict(window=9, logit_divisor=2.0), "multipliers, window: export another"),
     ):
         with pytest.raises(ValueError, match=rf"transformers has no architecture that joins head_dim, {words}"):
             written(**fields)

@@ -414,7 +414,7 @@ def test_malformed_fields_of_byte_level_bpe_are_told_in_one_line(byte_level, spo
         (lambda f: changed(f, "scores", lambda s: s[1:]), r"scores has \d+ entries"),
         (
             lambda f: changed(f, "tokens", lambda t: ["<0x00>!" if x == "<0x00>" else x for x in t]),
-            "SentencePiece does",
+            "SentencePiece refuses",
         ),
     ],
 )
