@@ -54,6 +54,7 @@ def open(path: epath.PathLike, weights: str | None = None, *, base: epath.PathLi
 
 
 def _open(path: epath.PathLike, weights: str | None, base: epath.PathLike | None) -> Checkpoint:
+    """Opens a path with the class of its format; the arguments are those of `open`."""
     where = epath.Path(path).expanduser()
     if peft.is_folder(where):
         return PEFTAdapters(path, open, weights, base)

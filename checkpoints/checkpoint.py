@@ -146,6 +146,7 @@ class Checkpoint(abc.ABC):
 
 
 def _cast(value: np.ndarray, dtype: Any, where: str) -> np.ndarray:
+    """Casts a tensor. Raises UserError, with its name `where`, if a number is too large for the dtype."""
     with np.errstate(over="ignore"):
         cast = value.astype(dtype)
     if not np.isfinite(cast.astype(np.float32)).all():

@@ -71,6 +71,7 @@ def make(
 
 
 def _make_floats(base: Checkpoint, tuned: Checkpoint, found: convert.Contents, output: epath.Path, added: str) -> float:
+    """Writes a difference of floats of `tuned`, whose contents are `found`, and returns the sum of its parameters."""
     total = _Sum()
     pairs = zip(_like(base, found.config, added), total.over(found.values), strict=True)
     dtype = jnp.dtype(found.config.param_dtype)
@@ -127,6 +128,7 @@ def apply(
 def _apply_floats(
     base: Checkpoint, difference: Checkpoint, output: epath.Path, total: float | None, added: str | None
 ) -> None:
+    """Restores a model from a difference of floats, and checks its sum; the arguments are those of `apply`."""
     said = _read_said(difference.path / FLOATS_FILE) if isinstance(difference, HuggingFaceCheckpoint) else {}
     total = said.get("sum_of_tuned") if total is None else total
     found, summed = convert.contents(difference), _Sum()
@@ -145,6 +147,7 @@ def _apply_floats(
 
 
 def _read_said(file: epath.Path) -> dict[str, Any]:
+    """The content of a `difference.json`; {} if there is none. Raises UserError if it is malformed."""
     if not file.exists():
         return {}
     try:
@@ -168,6 +171,7 @@ class _Sum:
         self.value = 0.0
 
     def over(self, values: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields the arrays and adds up their numbers."""
         for value in values:
             self.value += float(np.sum(value, dtype=np.float64))
             yield value
@@ -222,14 +226,17 @@ def _like(base: Checkpoint, config: LlamaConfig, added: str | None = None) -> It
 
 
 def _integer(config: LlamaConfig) -> np.dtype:
+    """The unsigned integer dtype with the width of the parameters."""
     return np.dtype(f"uint{8 * jnp.dtype(config.param_dtype).itemsize}")
 
 
 def _bits(value: np.ndarray) -> np.ndarray:
+    """The bits of an array's numbers as unsigned integers."""
     return np.ascontiguousarray(value).view(np.dtype(f"uint{8 * value.dtype.itemsize}"))
 
 
 def _sha256(values: Iterator[np.ndarray]) -> str:
+    """The SHA-256 of the bytes of all arrays."""
     digest = hashlib.sha256()
     for value in values:
         digest.update(np.ascontiguousarray(value).view(np.uint8))

@@ -311,9 +311,11 @@ class LanguageModel:
         return sampling_of(self._tokenizer(), self.config.vocab_size, stop=strings, **(fields | own))
 
     def _texts(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **how: int) -> list[str]:
+        """The texts of `complete`, without what ended them."""
         return [text_of(self._tokenizer(), ids, sampling) for ids in self.complete(prompts, sampling, **how)]
 
     def _answer(self, tokens_BP, lengths_B, key, sampling: Sampling, limits_B) -> decode.Generation:
+        """Generates one batch of answers, with the draft if there is one; arguments as of `decode.generate`."""
         if self.draft is None:
             return decode.generate(self.model, self.params, tokens_BP, lengths_B, key, sampling, limits_B=limits_B)
         draft = self.draft
@@ -323,6 +325,7 @@ class LanguageModel:
         return result.answer
 
     def _stream(self, prompt: Sequence[int], key: jax.Array, sampling: Sampling, limit: int) -> Iterator[int]:
+        """Yields the tokens of an answer, with the draft if there is one; arguments as of `decode.stream`."""
         if self.draft is None:
             yield from decode.stream(self.model, self.params, prompt, key, sampling, limit)
             return
@@ -356,11 +359,13 @@ class LanguageModel:
         return dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, 1 << (most - 1).bit_length())), limits
 
     def _tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises UserError if there is none."""
         if self.tokenizer is None:
             raise UserError("this model has no tokenizer: give token ids to `logits` or `complete`")
         return self.tokenizer
 
     def _template(self) -> ChatTemplate:
+        """The chat template. Raises UserError if there is none."""
         if self.template is None:
             raise UserError(
                 "this model has no chat template: give one by --template (in Python, set `template`), use `generate`, "
@@ -435,6 +440,7 @@ def load(
 
 
 def _key(seed: int) -> jax.Array:
+    """The random key of a seed. Raises UserError if the seed is out of range."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: give 0 to {2**32 - 1}")
     return jax.random.key(seed)

@@ -102,6 +102,7 @@ def find(path: epath.PathLike) -> epath.Path:
 
 
 def _find_best(run: epath.Path) -> epath.Path:
+    """The folder of a run's best checkpoint, after its files were compared with their checksums."""
     newest = find(run)
     asked = manifest_of(newest)["config"].get("checkpoint", {}).get("best")
     if not asked:
@@ -223,6 +224,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _form(leaf: Any) -> str:
+    """The dtype and shape of a leaf, for a message: float32[64,64]."""
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 

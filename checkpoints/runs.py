@@ -109,6 +109,7 @@ class RunCheckpoint(Checkpoint):
         return self._each(["params"], dtype=f"uint{8 * np.dtype(self.config.param_dtype).itemsize}")
 
     def _each(self, inside: Sequence[str], dtype: Any = None) -> Iterator[np.ndarray]:
+        """Yields the parameters under the keys `inside` of the state, a layer at a time, read as `dtype`."""
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(llama.build(self.config).abstract_params):
             keys = [*inside, *path_name(key_path).split("/")]
             if keys[len(inside)] == "layers":

@@ -200,6 +200,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _blocking(self) -> Iterator[None]:
+        """Adds the time inside to `seconds_blocked`."""
         start = time.perf_counter()
         try:
             yield
@@ -207,6 +208,7 @@ class Checkpoints:
             self.seconds_blocked += time.perf_counter() - start
 
     def _due(self, step: int) -> bool:
+        """Whether a save is due at a step; process 0 decides for all by its clock."""
         if any(step % steps == 0 for steps in self._multiples):
             return True
         if not self._every_seconds:
@@ -224,6 +226,7 @@ class Checkpoints:
         return self._best.of(values | {step: metrics[self._best.metric]}) == step
 
     def _standing(self) -> list[int]:
+        """The steps of complete checkpoints that will not be replaced."""
         return [step for step in proof.complete_steps(self._directory) if step not in self._replaceable]
 
     def _complete(self, step: int, response: Any, keep_others: bool) -> None:
@@ -241,6 +244,7 @@ class Checkpoints:
             time.sleep(0.1)
 
     def _prune(self, newest: int) -> None:
+        """Deletes older checkpoints that need not be kept, and cut-off ones, after the save of step `newest`."""
         steps = [step for step in self._standing() if step <= newest]
         kept = {*steps[-self._keep_last :]}
         kept |= {step for step in steps if self._keep_every and step % self._keep_every == 0}
@@ -251,6 +255,7 @@ class Checkpoints:
                 proof.delete(self.path(step))
 
     def _finish_pending(self) -> None:
+        """Waits for the save in progress. Raises NotSaved if it failed."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -261,6 +266,7 @@ class Checkpoints:
             raise self._not_saved(step, error) from error
 
     def _not_saved(self, step: int, error: Exception) -> NotSaved:
+        """The error for a save that failed; removes what the save left half written."""
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 proof.remove_leftovers(self._directory)  # the disk may be full because of them

@@ -71,6 +71,7 @@ def _writable(path: epath.Path) -> Iterator[None]:
 def _save(
     unfinished: epath.Path, abstract: Any, parts: Iterable[tuple[str, int | None, np.ndarray]], manifest: dict
 ) -> None:
+    """Writes the checkpoint at a temporary path; the other arguments are those of `save_params`."""
     one_number = jax.tree.map(lambda x: jnp.zeros(1, x.dtype), abstract)
     ocp.save(unfinished, {"params": one_number}, custom_metadata={"step": 0, "checksums": "crc32", **manifest})
     arrays = {

@@ -81,7 +81,7 @@ class Header(Mapping):
         return value
 
     def section(self, name: str) -> "Header":
-        """The fields of an object; empty if it is not given."""
+        """The object in a field, as a Header; an empty one if the field is missing."""
         value = self._given(name, {})
         if not isinstance(value, Mapping):
             self._refuse(name, value, "an object with named fields")

@@ -240,7 +240,8 @@ def _read_window(fields: Header, family: str) -> int | None:
     if (kinds := fields.texts("layer_types")) and (is_qwen or family == "mistral"):
         sliding = [kind == "sliding_attention" for kind in kinds]
         if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
-            raise ValueError(f"layer_types has {len(kinds)} of {shown(sorted(set(kinds)))} for {layers} layers")
+            said = f"layer_types has {len(kinds)} of {shown(sorted(set(kinds)))} for {layers} layers"
+            raise ValueError(f"{said}: list sliding_attention or full_attention for each layer")
     if not any(sliding):
         return None
     if not all(sliding):

@@ -26,6 +26,7 @@ EMBEDDING = META.names["embed/embedding"]
 
 
 def is_folder(path: epath.Path) -> bool:
+    """Whether a path is a folder in Meta's format."""
     return is_named(path / PARAMS)
 
 
@@ -76,6 +77,7 @@ def _split_axis(name: str, tensors: Sequence[LazyTensor], fields: Header) -> int
 
 
 def _whole_shape(parts: Sequence[Mapping[str, LazyTensor]], name: str, axis: int | None) -> tuple[int, ...]:
+    """The shape of the whole tensor `name`, whose parts follow one another along `axis` (None: each part is whole)."""
     shapes = [part[name].shape for part in parts]
     if axis is None:
         return shapes[0]

@@ -203,6 +203,7 @@ def _compiled(pattern: str) -> re.Pattern | None:
 
 
 def _is_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0 (and below 1e9)."""
     return type(value) in (int, float) and 0 < value < 1e9 and math.isfinite(value)
 
 

@@ -123,6 +123,7 @@ def _check(path: epath.Path, name: str, joined: Joined) -> None:
 
 
 def _way(trained: Any) -> str:
+    """How a matrix was trained, in words for a message."""
     if trained is None:
         return "none"
     if not isinstance(trained, Mapping):

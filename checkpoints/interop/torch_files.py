@@ -186,7 +186,7 @@ class _Machine:
     """
 
     def __init__(self, where: str, archive: zipfile.ZipFile, prefix: str):
-        """Prepares a run.
+        """Prepares the interpreter for one file.
 
         Args:
           where: path of the file.
@@ -213,6 +213,7 @@ class _Machine:
         raise _Refused(f"{self._where}: its pickle does not end")
 
     def _step(self, name: str, argument: Any) -> None:
+        """Executes the instruction `name`."""
         stack, memo = self._stack, self._memo
         match name:
             case "MARK":
@@ -245,11 +246,12 @@ class _Machine:
                 raise _Refused(f"{self._where}: its pickle has {name}, which tensors do not need; not executed")
 
     def _set(self, target: Any, items: list[Any]) -> None:
+        """Adds items, alternating keys and values, to a dict."""
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
                 raise _Refused(f"{self._where}: a tensor's name is {_said(key)}, which is no string")
             if not isinstance(target, dict):
-                raise TypeError("an item of what is no dict")
+                raise TypeError("an item is set in something that is no dict")
             target[key] = value
 
     def _pop(self, count: int) -> list[Any]:
@@ -264,6 +266,7 @@ class _Machine:
         self._stack.append(tuple(self._pop_to_mark() if count is None else self._pop(count)))
 
     def _named(self, module: str, name: str) -> Any:
+        """The storage type or function that a pickle names. Raises ValueError for any name that tensors do not need."""
         if module == "torch" and name in STORAGES:
             return name
         known = {
@@ -295,6 +298,16 @@ class _Machine:
         return begin, dtype, count
 
     def _tensor(self, storage, start, shape, strides, _=None, hooks=None, marks=None) -> LazyTensor:
+        """The tensor of a call of `torch._utils._rebuild_tensor_v2`, checked against its storage.
+
+        Args:
+          storage: what `_storage` returned.
+          start: the index of the first number in the storage.
+          shape: of the tensor.
+          strides: of the tensor, in numbers.
+          hooks: ignored.
+          marks: set for a lazily negated or conjugated tensor, which is refused.
+        """
         begin, dtype, count = storage
         if marks:
             raise _Refused(f"{self._where} has a lazily negated or conjugated tensor: save its resolved values")

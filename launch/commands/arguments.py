@@ -53,6 +53,7 @@ def refuse_unread(args: argparse.Namespace, names: Iterable[str], reader: str) -
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds the option for a config file."""
     parser.add_argument(
         "--config",
         required=required,
@@ -62,6 +63,7 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Adds a repeatable option for sources, and the options for how they are read."""
     parser.add_argument(
         "--source",
         action="append",

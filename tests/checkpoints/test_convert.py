@@ -392,7 +392,7 @@ def test_a_scaling_that_gguf_cannot_say_is_the_users_to_mend_and_leaves_nothing_
     folder = shutil.copytree(chain["their"], tmp_path / "their")
     says = json.loads((folder / "config.json").read_text()) | {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}
     (folder / "config.json").write_text(json.dumps(says))
-    with pytest.raises(UserError, match=r"llama\.cpp has no architecture that joins .*rope_scaling dynamic: it cannot"):
+    with pytest.raises(UserError, match=r"llama\.cpp has no architecture that joins .*rope_scaling dynamic: export another"):
         convert.to_gguf(folder, tmp_path / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["their"]
 
