@@ -18,7 +18,7 @@ from ..model.storage import Rules
 from .console import tell
 from .interop import tensors
 from .interop.generation_config import GenerationDefaults
-from .interop.headers import is_named
+from .interop.headers import exists_or_broken_link
 from .paths import absolute_path, file_record
 
 WEIGHTS = ("params", "ema")
@@ -185,7 +185,7 @@ def check_rows(tokenizer: Tokenizer | None, rows: int, name: str, remedy: str) -
 def tokenizer_in(folder: epath.Path) -> Tokenizer | None:
     """Loads the tokenizer in a folder; None if the folder has no tokenizer file."""
     files = (folder / HUGGINGFACE_FILE, folder / SENTENCEPIECE_FILE)
-    return Tokenizer.load(folder) if any(map(is_named, files)) else None
+    return Tokenizer.load(folder) if any(map(exists_or_broken_link, files)) else None
 
 
 def template_of(tokenizer: Tokenizer | None, name: str) -> ChatTemplate | None:

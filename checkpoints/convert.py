@@ -134,7 +134,7 @@ def to_peft(
     if found.config.rope_scaling != found.base.config.rope_scaling:
         raise UserError(f"{source}: PEFT cannot express its rotary scaling: merge the adapters with --to=huggingface")
     own = jax.tree.map(np.asarray, found.load_adapters(llama.build(found.config).abstract_params))
-    with whole(output) as unfinished:
+    with new_output(output) as unfinished:
         base = str(found.base.path) if base_name is None else base_name
         with user_errors():
             peft_export.write_folder(unfinished, found.lora, own, found.config, base=base)
@@ -143,13 +143,13 @@ def to_peft(
 
 
 def to_camelid(source: epath.PathLike, output: epath.PathLike, **options: Any) -> None:
-    """Writes the model at `source` as a run directory with one checkpoint. `options` are those of `opened`."""
-    with whole(output) as unfinished:
-        found, described = opened(source, **options)
+    """Writes the model at `source` as a run directory with one checkpoint. `options` are those of `open_contents`."""
+    with new_output(output) as unfinished:
+        found, described = open_contents(source, **options)
         write_camelid(unfinished, found, {"origin": described})
 
 
-def opened(
+def open_contents(
     source: epath.PathLike, *, weights: str | None = None, base: epath.PathLike | None = None, **options: Any
 ) -> tuple[Contents, dict[str, Any]]:
     """Opens the model at a path in order to write it in another format.
@@ -208,10 +208,10 @@ def to_huggingface(
       source: path of the model.
       output: a new folder.
       max_file_bytes: upper bound of one safetensors file, in bytes.
-      **options: those of `opened`.
+      **options: those of `open_contents`.
     """
-    with whole(output) as unfinished:
-        write_huggingface(unfinished, opened(source, **options)[0], max_file_bytes)
+    with new_output(output) as unfinished:
+        write_huggingface(unfinished, open_contents(source, **options)[0], max_file_bytes)
 
 
 def write_huggingface(output: epath.Path, found: Contents, max_file_bytes: int = 5_000_000_000) -> None:
@@ -248,10 +248,10 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
       source: path of the model.
       output: a new file.
       encoding: encoding of matrices, one of `gguf_files.ENCODINGS`; None takes that of the parameters' dtype.
-      **options: those of `opened`.
+      **options: those of `open_contents`.
     """
     check_new(output)
-    found, _ = opened(source, **options)
+    found, _ = open_contents(source, **options)
     encoding = encoding or {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[found.config.param_dtype]
     fields = gguf_fields(found.tokenizer, found.config.vocab_size) if found.tokenizer is not None else {}
     if found.tokenizer is not None and found.template is not None:
@@ -259,7 +259,7 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
     if found.tokenizer is not None:
         fields |= generation_config.gguf_fields(found.generation, found.tokenizer.eos_id, _turn_ends(found))
     name = epath.Path(source).name
-    with whole(output) as unfinished:
+    with new_output(output) as unfinished:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         with user_errors():
             naming = gguf_files.naming_of(found.config)
@@ -300,7 +300,7 @@ def check_new(path: epath.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def whole(output: epath.PathLike) -> Iterator[epath.Path]:
+def new_output(output: epath.PathLike) -> Iterator[epath.Path]:
     """Gives a temporary path at which to write a new output.
 
     At the end it is renamed to `output`; after an error it is removed, so a part of an output never has its name.

@@ -55,32 +55,32 @@ def make(
     Raises:
       UserError: the two models are different networks.
     """
-    with convert.whole(output) as unfinished:
+    with convert.new_output(output) as unfinished:
         old, new = checkpoints.open(base), checkpoints.open(tuned)
         found = convert.contents(new)
         if floats:
             return _make_floats(old, new, found, unfinished, added)
         described = {
             "kind": KIND,
-            "base": {"path": old.name, "sha256": _sha256(_like(old, found.config))},
+            "base": {"path": old.name, "sha256": _sha256(_base_tensors(old, found.config))},
             "tuned": {"path": new.name, "sha256": _sha256(new.tensors())},
         }
-        pairs = zip(_like(old, found.config), new.tensors(), strict=True)
+        pairs = zip(_base_tensors(old, found.config), new.tensors(), strict=True)
         bits = (_bits(after) - _bits(before) for before, after in pairs)
         convert.write_camelid(unfinished, found._replace(values=bits), described, dtype=_integer(found.config))
 
 
 def _make_floats(base: Checkpoint, tuned: Checkpoint, found: convert.Contents, output: epath.Path, added: str) -> float:
     """Writes a difference of floats of `tuned`, whose contents are `found`, and returns the sum of its parameters."""
-    total = _Sum()
-    pairs = zip(_like(base, found.config, added), total.over(found.values), strict=True)
+    total = _RunningSum()
+    pairs = zip(_base_tensors(base, found.config, added), total.over(found.values), strict=True)
     dtype = jnp.dtype(found.config.param_dtype)
     values = ((new.astype(np.float32) - old.astype(np.float32)).astype(dtype) for old, new in pairs)
     convert.write_huggingface(output, found._replace(values=values))
     if not math.isfinite(total.value):
         raise UserError(f"{tuned.name} holds infinite numbers or NaN, for which only a difference of bits works")
-    said = {"base": base.name, "tuned": tuned.name, "added_rows": added, "sum_of_tuned": total.value}
-    (output / FLOATS_FILE).write_text(json.dumps(said, indent=2))
+    record = {"base": base.name, "tuned": tuned.name, "added_rows": added, "sum_of_tuned": total.value}
+    (output / FLOATS_FILE).write_text(json.dumps(record, indent=2))
     return total.value
 
 
@@ -105,7 +105,7 @@ def apply(
     Raises:
       UserError: `base` is not the base of the difference, or the restored weights are not the tuned ones.
     """
-    with convert.whole(output) as unfinished:
+    with convert.new_output(output) as unfinished:
         old, found = checkpoints.open(base), checkpoints.open(difference)
         if not isinstance(found, RunCheckpoint):
             _apply_floats(old, found, unfinished, total, added)
@@ -113,11 +113,11 @@ def apply(
         if total is not None or added is not None:
             raise UserError(f"{difference} is a difference of bits, checked by SHA-256: leave --sum and --added out")
         bits = found.bits()
-        if _sha256(_like(old, found.config)) != found.manifest["base"]["sha256"]:
+        if _sha256(_base_tensors(old, found.config)) != found.manifest["base"]["sha256"]:
             named = found.manifest["base"]["path"]
             raise UserError(f"{base} is not the base that {difference} was made from: give {named}")
         dtype = jnp.dtype(found.config.param_dtype)
-        pairs = zip(_like(old, found.config), bits, strict=True)
+        pairs = zip(_base_tensors(old, found.config), bits, strict=True)
         values = ((_bits(before) + change).view(dtype) for before, change in pairs)
         own = convert.Contents(found.config, found.tokenizer, found.template, values, found.generation)
         convert.write_camelid(unfinished, own, {"base": old.name})
@@ -129,10 +129,10 @@ def _apply_floats(
     base: Checkpoint, difference: Checkpoint, output: epath.Path, total: float | None, added: str | None
 ) -> None:
     """Restores a model from a difference of floats, and checks its sum; the arguments are those of `apply`."""
-    said = _read_said(difference.path / FLOATS_FILE) if isinstance(difference, HuggingFaceCheckpoint) else {}
-    total = said.get("sum_of_tuned") if total is None else total
-    found, summed = convert.contents(difference), _Sum()
-    pairs = zip(_like(base, found.config, added or said.get("added_rows", "mean")), found.values, strict=True)
+    record = _read_record(difference.path / FLOATS_FILE) if isinstance(difference, HuggingFaceCheckpoint) else {}
+    total = record.get("sum_of_tuned") if total is None else total
+    found, summed = convert.contents(difference), _RunningSum()
+    pairs = zip(_base_tensors(base, found.config, added or record.get("added_rows", "mean")), found.values, strict=True)
     values = (old.astype(np.float32) + new.astype(np.float32) for old, new in pairs)
     dtype = jnp.dtype(found.config.param_dtype)
     rounded = (value.astype(dtype) for value in summed.over(values))
@@ -146,14 +146,14 @@ def _apply_floats(
         )
 
 
-def _read_said(file: epath.Path) -> dict[str, Any]:
+def _read_record(file: epath.Path) -> dict[str, Any]:
     """The content of a `difference.json`; {} if there is none. Raises UserError if it is malformed."""
     if not file.exists():
         return {}
     try:
-        said = json.loads(file.read_text())
-        if said["added_rows"] in ADDED and math.isfinite(said["sum_of_tuned"]):
-            return said
+        record = json.loads(file.read_text())
+        if record["added_rows"] in ADDED and math.isfinite(record["sum_of_tuned"]):
+            return record
     except (ValueError, KeyError, TypeError):
         pass
     raise UserError(f"{file} is not in the form that camelid diff make writes: move it away, and give --sum")
@@ -164,7 +164,7 @@ def _tolerance(config: LlamaConfig, total: float) -> float:
     return max(0.05, (1e-6 if config.param_dtype == "float32" else 1e-3) * abs(total))
 
 
-class _Sum:
+class _RunningSum:
     """The sum of all numbers of the arrays that pass through `over`."""
 
     def __init__(self):
@@ -182,7 +182,7 @@ class _Sum:
         return self.value, self.value + found.config.n_layers * float(np.sum(np.asarray(plain), dtype=np.float64))
 
 
-def _like(base: Checkpoint, config: LlamaConfig, added: str | None = None) -> Iterator[np.ndarray]:
+def _base_tensors(base: Checkpoint, config: LlamaConfig, added: str | None = None) -> Iterator[np.ndarray]:
     """Yields the base's tensors in the shapes of a network that was tuned from it.
 
     Args:

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, template_of, tokenizer_in, user_errors
 from .interop import generation_config, gguf_files, huggingface, meta, tensors
 from .interop.added_rows import with_rows
 from .interop.generation_config import GenerationDefaults
-from .interop.headers import absent, is_named
+from .interop.headers import exists_or_broken_link, missing_message
 from .interop.tokenizer_gguf import tokenizer_files
 
 
@@ -80,7 +80,7 @@ class MetaCheckpoint(ForeignCheckpoint):
     def _open(self, path: epath.Path) -> None:
         self.source = meta.open_folder(path)
         files = [folder / SENTENCEPIECE_FILE for folder in (path, path.parent)]
-        found = [file for file in files if is_named(file)]
+        found = [file for file in files if exists_or_broken_link(file)]
         self.tokenizer = Tokenizer.load(found[0]) if found else None
         self.template, self.generation = None, GenerationDefaults()
 
@@ -92,7 +92,7 @@ class GGUFCheckpoint(ForeignCheckpoint):
 
     def _open(self, path: epath.Path) -> None:
         if not path.is_file():
-            raise UserError(absent(path))
+            raise UserError(missing_message(path))
         self.source = gguf_files.open_file(path)
         fields = self.source.extra["fields"]
         has_none = fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")  # llama.cpp's words

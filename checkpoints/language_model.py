@@ -141,7 +141,7 @@ class LanguageModel:
         found = checkpoints.open(path)
         if not isinstance(found, AdapterCheckpoint):
             raise UserError(f"{path} holds a whole network, not adapters: load it with camelid.load")
-        abstract = _placed(self.model, self.mesh)
+        abstract = _abstract_params(self.model, self.mesh)
         put, own = found.load_onto(abstract, self.config, self._matrix)
         trained_whole = without(abstract, lora.base_of(put, abstract))
         params = join(own, without(self.params, trained_whole))
@@ -247,7 +247,7 @@ class LanguageModel:
         prompt = self.prompt(messages)
         chosen = self._sampling(self._template().stop_ids(tokenizer), stop, sampling)
         chosen, (room,) = self._within_context([prompt], chosen)
-        decoder, told = tokenizer.stream(), StopFilter(strings_of(stop, self.generation))
+        decoder, text_filter = tokenizer.stream(), StopFilter(strings_of(stop, self.generation))
         tokens = self._stream(prompt, _key(seed), chosen, room)
         while True:
             with jax.set_mesh(self.mesh):  # not around the yield, where the caller's code runs
@@ -255,8 +255,8 @@ class LanguageModel:
             if token is None:
                 break
             if token not in chosen.stop_ids:  # a stop id may have a text, which is not part of the answer
-                yield told.push(decoder.push(token))
-        yield told.push(decoder.flush()) + told.flush()
+                yield text_filter.push(decoder.push(token))
+        yield text_filter.push(decoder.flush()) + text_filter.flush()
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int = 0, batch_size: int = 64
@@ -433,7 +433,7 @@ def load(
             config = config.stretched(rope[0], max_len=rope[1])
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
-    params = found.load_params(_placed(model, mesh), quantize=rules)
+    params = found.load_params(_abstract_params(model, mesh), quantize=rules)
     return LanguageModel(
         model, params, found.tokenizer, found.template, mesh, step=found.step, generation=found.generation
     )
@@ -446,7 +446,7 @@ def _key(seed: int) -> jax.Array:
     return jax.random.key(seed)
 
 
-def _placed(model: llama.Model, mesh: jax.sharding.Mesh) -> llama.Params:
+def _abstract_params(model: llama.Model, mesh: jax.sharding.Mesh) -> llama.Params:
     """The shapes, dtypes and shardings of a network's parameters on a mesh."""
     where = shardings(model.abstract_params, mesh, PARTITION_RULES)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where)

@@ -143,7 +143,7 @@ def load_part(path: epath.Path, abstract: Any, inside: Sequence[str], *, some: b
     Raises:
       UserError: the part is missing or has other leaves; the message lists the paths and shapes that differ.
     """
-    stored, asked = stored_shapes(path), placed(abstract)
+    stored, asked = stored_shapes(path), with_shardings(abstract)
     for depth, key in enumerate(inside):
         if not stored.get(key):
             there = "/".join(["its state", *inside[:depth]])
@@ -154,14 +154,14 @@ def load_part(path: epath.Path, abstract: Any, inside: Sequence[str], *, some: b
     check_fits(stored, asked, path, some=some)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
-    with context, readable(path):
+    with context, read_errors(path):
         loaded = ocp.load(path, asked)
     return functools.reduce(lambda tree, key: tree[key], inside, loaded)
 
 
 def stored_shapes(path: epath.Path) -> dict[str, Any]:
     """The tree of shapes and dtypes of the state in a checkpoint's folder."""
-    with readable(path):
+    with read_errors(path):
         stored = ocp.metadata(path).metadata
         if not isinstance(stored, dict):
             raise ValueError("the description of its arrays is damaged")
@@ -169,7 +169,7 @@ def stored_shapes(path: epath.Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def readable(path: epath.Path) -> Iterator[None]:
+def read_errors(path: epath.Path) -> Iterator[None]:
     """Turns errors of Orbax and TensorStore while they read the checkpoint at `path` into a UserError of one line."""
     try:
         yield
@@ -181,7 +181,7 @@ def readable(path: epath.Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
-def placed(abstract: Any) -> Any:
+def with_shardings(abstract: Any) -> Any:
     """Puts leaves without a sharding on the first local device; Orbax would look for the devices of the saving run."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
@@ -201,12 +201,12 @@ def check_fits(stored: Any, asked: Any, path: epath.Path, *, some: bool = False)
     stored, asked = _leaves(stored), _leaves(asked)
     both = [name for name in asked if name in stored]
     problems = {
-        "missing from the checkpoint": [f"{n} {_form(asked[n])}" for n in asked if n not in stored],
-        "only in the checkpoint": [f"{n} {_form(stored[n])}" for n in stored if n not in asked and not some],
+        "missing from the checkpoint": [f"{n} {_dtype_and_shape(asked[n])}" for n in asked if n not in stored],
+        "only in the checkpoint": [f"{n} {_dtype_and_shape(stored[n])}" for n in stored if n not in asked and not some],
         "different": [
-            f"{n} {_form(stored[n])}, asked for {_form(asked[n])}"
+            f"{n} {_dtype_and_shape(stored[n])}, asked for {_dtype_and_shape(asked[n])}"
             for n in both
-            if stored[n].shape != asked[n].shape or _kind(stored[n]) != _kind(asked[n])
+            if stored[n].shape != asked[n].shape or _dtype_kind(stored[n]) != _dtype_kind(asked[n])
         ],
     }
     if any(problems.values()):
@@ -223,11 +223,11 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
-def _form(leaf: Any) -> str:
+def _dtype_and_shape(leaf: Any) -> str:
     """The dtype and shape of a leaf, for a message: float32[64,64]."""
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
-def _kind(leaf: Any) -> type:
+def _dtype_kind(leaf: Any) -> type:
     """The kind of a leaf's dtype. All floats are one kind, because loading casts them; an integer is its own kind."""
     return jnp.floating if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.dtype(leaf.dtype).type

@@ -28,7 +28,7 @@ from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from . import proof
 from .paths import absolute_path
-from .reading import Best, check_fits, find, placed, readable, stored_shapes
+from .reading import Best, check_fits, find, read_errors, stored_shapes, with_shardings
 
 # `save` and `wait` raise the errors of Orbax's threads; Orbax would log them a second time, with tracebacks.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
@@ -125,9 +125,9 @@ class Checkpoints:
             self._newest = None
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"checkpoint {step}")
-            said = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
+            metadata = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
             try:
-                response = ocp.save_async(path, state, custom_metadata=said)
+                response = ocp.save_async(path, state, custom_metadata=metadata)
             except Exception as error:
                 raise self._not_saved(step, error) from error
             self._pending = (step, self._pool.submit(self._complete, step, response, keep_others))
@@ -149,7 +149,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step of the checkpoint that is kept as the best; None if none is."""
-        return None if self._best is None else self._best.among(self._directory, self._standing())
+        return None if self._best is None else self._best.among(self._directory, self._valid_steps())
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """Loads a saved state. Checkpoints of later steps on disk will be replaced as the run saves those steps again.
@@ -170,8 +170,8 @@ class Checkpoints:
         path = self._undamaged(step)
         self._replaceable = {other for other in proof.complete_steps(self._directory) if other > step}
         check_fits(stored_shapes(path), abstract_state, path)
-        with readable(path):
-            return ocp.load(path, placed(abstract_state))
+        with read_errors(path):
+            return ocp.load(path, with_shardings(abstract_state))
 
     def wait(self) -> None:
         """Blocks until the save in progress is complete."""
@@ -225,7 +225,7 @@ class Checkpoints:
         values = {} if before is None else {before: proof.manifest_in(self.path(before))["metrics"][self._best.metric]}
         return self._best.of(values | {step: metrics[self._best.metric]}) == step
 
-    def _standing(self) -> list[int]:
+    def _valid_steps(self) -> list[int]:
         """The steps of complete checkpoints that will not be replaced."""
         return [step for step in proof.complete_steps(self._directory) if step not in self._replaceable]
 
@@ -245,7 +245,7 @@ class Checkpoints:
 
     def _prune(self, newest: int) -> None:
         """Deletes older checkpoints that need not be kept, and cut-off ones, after the save of step `newest`."""
-        steps = [step for step in self._standing() if step <= newest]
+        steps = [step for step in self._valid_steps() if step <= newest]
         kept = {*steps[-self._keep_last :]}
         kept |= {step for step in steps if self._keep_every and step % self._keep_every == 0}
         kept |= {self._best.among(self._directory, steps)} if self._best is not None else set()

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ..model.sharding import path_name
 from . import proof
-from .reading import readable
+from .reading import read_errors
 
 NOT_WRITTEN = re.compile(r"(?s)[A-Z_]+: .*(Error writing|Failed|os_error)")
 """Matches TensorStore's messages about the disk; its other messages are about wrong calls."""
@@ -91,11 +91,11 @@ def read_layers(checkpoint: epath.Path, keys: list[str]) -> Iterator[np.ndarray]
       checkpoint: the folder of the checkpoint.
       keys: the keys of the state that lead to the leaf.
     """
-    with readable(checkpoint):
+    with read_errors(checkpoint):
         array = ts.open({"driver": "auto", "kvstore": _place(checkpoint, keys)}, open=True, read=True).result()
     together = array.chunk_layout.read_chunk.shape[0]
     for start in range(0, array.shape[0], together):
-        with readable(checkpoint):
+        with read_errors(checkpoint):
             layers = array[start : min(start + together, array.shape[0])].read().result()
         yield from layers
 

@@ -28,7 +28,7 @@ from typing import NoReturn
 
 from ..errors import DataError, UserError
 from .commands import checkpoints, data, models, training
-from .commands.arguments import Parser, say_anything
+from .commands.arguments import Parser, replace_unencodable
 
 CLOSED = "standard output was closed before all of it was written"
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "the terminal was closed"}
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (default: the arguments of this process) and returns its exit code."""
     warnings.formatwarning = _format_warning
     sys.unraisablehook = _show_unraisable
-    say_anything(sys.stdout)
+    replace_unencodable(sys.stdout)
     try:
         with _signals():
             args = _parse(argv)

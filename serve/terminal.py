@@ -12,7 +12,7 @@ HELP = "Type a message. /new starts a new conversation, /quit or Ctrl-D ends the
 
 
 def chat(
-    llama: LanguageModel,
+    model: LanguageModel,
     *,
     system: str | None = None,
     seed: int = 0,
@@ -26,7 +26,7 @@ def chat(
     cannot answer, such as one that is too long, is reported in one line and left out of the conversation.
 
     Args:
-      llama: the model.
+      model: the model.
       system: system message before the conversation; None for none.
       seed: seed of the first answer; each further answer has the next number.
       ask: shows a prompt and returns the user's message.
@@ -56,7 +56,7 @@ def chat(
         elif text:
             asked = [*messages, {"role": "user", "content": text}]
             try:
-                answer = _stream(llama, asked, console, seed=(seed + turn) % 2**32, **sampling)
+                answer = _stream(model, asked, console, seed=(seed + turn) % 2**32, **sampling)
             except UserError as error:  # for example too long for the context; the conversation stays unchanged
                 console.print(f"{error} (/new starts a new conversation)", style="red", markup=False, highlight=False)
                 continue
@@ -65,18 +65,18 @@ def chat(
                 messages = [*asked, {"role": "assistant", "content": answer}]
 
 
-def _stream(llama: LanguageModel, messages: list[dict[str, str]], console: Console, **sampling: Any) -> str | None:
+def _stream(model: LanguageModel, messages: list[dict[str, str]], console: Console, **sampling: Any) -> str | None:
     """Prints an answer while it is generated, and returns it; after Ctrl-C its beginning, or None if it is empty.
 
     Args:
-      llama: the model.
+      model: the model.
       messages: the conversation.
       console: prints the answer.
       **sampling: arguments of `LanguageModel.stream_chat`.
     """
     said, interrupted = [], False
     try:
-        for piece in llama.stream_chat(messages, **sampling):
+        for piece in model.stream_chat(messages, **sampling):
             said.append(piece)
             console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:

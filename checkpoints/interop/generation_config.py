@@ -13,7 +13,7 @@ from etils import epath
 
 from ...model.sampling import Sampling
 from ...model.stopping import MOST_BYTES
-from .headers import is_named, read_json
+from .headers import exists_or_broken_link, read_json
 from .huggingface import CONFIG
 
 FILE = "generation_config.json"
@@ -95,7 +95,7 @@ def read_folder(path: epath.PathLike, vocab_size: int) -> GenerationDefaults:
     """
     path = epath.Path(path)
     where, fields = str(path / FILE), {}
-    if is_named(path / FILE):
+    if exists_or_broken_link(path / FILE):
         try:
             fields = read_json(path / FILE)
         except ValueError as error:

@@ -17,7 +17,7 @@ from etils import epath
 from ...model.config import LlamaConfig, RopeScaling
 from ...model.rope import frequencies, ntk_theta
 from .families import IN_GGUF, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, absent, located, shown, unreadable
+from .headers import MOST_LAYERS, Header, located, missing_message, shown, unreadable_error
 from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -118,7 +118,9 @@ def _parts(path: epath.Path) -> list[tuple[epath.Path, gguf.GGUFReader]]:
         raise ValueError(f"{path} is one of {count} parts: rename them to end in -00001-of-{count:05d}.gguf and so on")
     files = [path.with_name(f"{named['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
     if missing := [file for file in files if not file.exists()]:
-        raise ValueError(f"{path}: {len(missing)} of its {count} parts are missing beside it: {absent(missing[0])}")
+        raise ValueError(
+            f"{path}: {len(missing)} of its {count} parts are missing beside it: {missing_message(missing[0])}"
+        )
     parts = [(file, reader if file == path else _reader(file)) for file in files]
     for number, (file, part) in enumerate(parts):
         if (_number(part, "split.no", -1), _number(part, "split.count", 1)) != (number, count):
@@ -134,14 +136,14 @@ def _reader(path: epath.Path) -> _Reader:
     try:
         return _Reader(path)
     except (ValueError, OSError, LookupError, OverflowError) as error:
-        raise unreadable(path, "GGUF file", error) from None
+        raise unreadable_error(path, "GGUF file", error) from None
 
 
 def _contents(path: epath.Path, reader: gguf.GGUFReader) -> dict[str, Any]:
     try:
         return {name: field.contents() for name, field in reader.fields.items()}
     except UnicodeDecodeError as error:
-        raise unreadable(path, "GGUF file", error) from None
+        raise unreadable_error(path, "GGUF file", error) from None
 
 
 def _number(reader: gguf.GGUFReader, key: str, default: int) -> int:

@@ -108,19 +108,19 @@ class Header(Mapping):
         return len(self._fields)
 
 
-def is_named(path: epath.Path) -> bool:
+def exists_or_broken_link(path: epath.Path) -> bool:
     """Whether a path exists or is a broken link; reading a broken link then fails with a message of its own."""
     return path.exists() or os.path.islink(path)
 
 
-def absent(path: epath.Path) -> str:
+def missing_message(path: epath.Path) -> str:
     """The message for a file that does not exist, or whose link is broken, as in a cache that was cleaned up."""
     if os.path.islink(path):
         return f"{path} is a link to {os.readlink(path)}, which is not there"
     return f"{path}: no such file"
 
 
-def unreadable(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
+def unreadable_error(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
     """The error to raise for a file that a library cannot read.
 
     Args:
@@ -129,7 +129,7 @@ def unreadable(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
       error: what the library raised.
     """
     if isinstance(error, FileNotFoundError):
-        return ValueError(absent(epath.Path(path)))
+        return ValueError(missing_message(epath.Path(path)))
     return ValueError(f"{path}: no whole {kind} ({_why(path, error)})")
 
 
@@ -164,7 +164,7 @@ def read_json(path: epath.Path) -> Header:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(absent(path)) from None
+        raise ValueError(missing_message(path)) from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except RecursionError:

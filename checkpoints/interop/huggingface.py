@@ -19,7 +19,7 @@ from etils import epath
 from ...model.config import LlamaConfig, RopeScaling
 from ...model.rope import frequencies, ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, is_named, located, read_json, shown
+from .headers import MOST_LAYERS, Header, exists_or_broken_link, located, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 from .weight_files import INDEX, WEIGHTS, open_tensors, weight_files
 
@@ -63,7 +63,7 @@ ROPE_FIELDS: dict[str, dict[str, str]] = {
 
 def is_folder(path: epath.Path) -> bool:
     """Whether a path is a folder in Hugging Face's format."""
-    return is_named(path / CONFIG)
+    return exists_or_broken_link(path / CONFIG)
 
 
 def open_folder(path: epath.PathLike) -> Source:

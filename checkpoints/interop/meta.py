@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from ...model.config import LlamaConfig, RopeScaling
-from .headers import MOST_LAYERS, Header, is_named, located, read_json
+from .headers import MOST_LAYERS, Header, exists_or_broken_link, located, read_json
 from .tensors import META, SHOWN, Index, Source, check_tensors
 from .torch_files import LazyTensor, read_tensors
 
@@ -27,7 +27,7 @@ EMBEDDING = META.names["embed/embedding"]
 
 def is_folder(path: epath.Path) -> bool:
     """Whether a path is a folder in Meta's format."""
-    return is_named(path / PARAMS)
+    return exists_or_broken_link(path / PARAMS)
 
 
 def open_folder(path: epath.PathLike) -> Source:

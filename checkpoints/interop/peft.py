@@ -13,7 +13,7 @@ from ...model.lora import Lora
 from ...model.weights import input_axes, is_stacked, split_axes
 from . import peft_config
 from .families import IN_HUGGING_FACE, family_in
-from .headers import absent, is_named
+from .headers import exists_or_broken_link, missing_message
 from .huggingface import HEAD, TABLE, unwrapped
 from .peft_config import CONFIG, AdapterConfig
 from .tensors import SHOWN, Naming, Place, is_matrix, places, shapes_there
@@ -52,7 +52,7 @@ def naming_of(config: LlamaConfig) -> Naming:
 
 def is_folder(path: epath.Path) -> bool:
     """Whether a path is a folder in PEFT's format."""
-    return is_named(path / CONFIG)
+    return exists_or_broken_link(path / CONFIG)
 
 
 def weight_file(path: epath.Path) -> epath.Path:
@@ -61,7 +61,7 @@ def weight_file(path: epath.Path) -> epath.Path:
         if (path / name).exists():
             return path / name
         if os.path.islink(path / name):
-            raise ValueError(absent(path / name))
+            raise ValueError(missing_message(path / name))
     raise ValueError(f"{path} has neither {WEIGHTS} nor {TORCH_WEIGHTS}")
 
 
@@ -115,13 +115,13 @@ def read_folder(path: epath.PathLike, config: LlamaConfig, base: Base | None = N
             if not all("whole" in found for _, found in parts):
                 raise ValueError(f"{file}: {ours} is trained whole in some layers only")
             whole.append(ours)
-            _put(own, ours, _stack(ours, [found["whole"] for _, found in parts]))
+            _set_leaf(own, ours, _stack(ours, [found["whole"] for _, found in parts]))
             continue
         rank = max(found["a"].shape[-1] for _, found in parts if found)
         targets.append((re.escape(ours), rank))
         stacked = _stack_adapters(ours, rank, parts, said, base)
         gains = np.array([said.scale(module_of(place)) for place, _ in parts], np.float32)
-        _put(own, ours, stacked | {"gain": gains.reshape(split_axes(ours, stacked["a"].shape)[0])})
+        _set_leaf(own, ours, stacked | {"gain": gains.reshape(split_axes(ours, stacked["a"].shape)[0])})
     lora = Lora(
         targets=tuple(targets),
         alpha=said.alpha,
@@ -180,7 +180,7 @@ class _Tensors:
         self._left -= {*names.values()}
         rows = slice(place.first_row, place.first_row + place.shape_there[0])
         cuts = dict.fromkeys(OF_OUTPUTS, (rows,))
-        return _turned(place, {part: self._read(name, cuts.get(part, ())) for part, name in names.items()})
+        return _in_camelid_layout(place, {part: self._read(name, cuts.get(part, ())) for part, name in names.items()})
 
     def _shape(self, name: str) -> tuple[int, ...]:
         with open_tensors(self.file) as opened:
@@ -224,7 +224,7 @@ def _shapes(path: str, base: tuple[int, ...], found: Mapping[str, tuple[int, ...
     return there
 
 
-def _turned(place: Place, found: Found) -> Found:
+def _in_camelid_layout(place: Place, found: Found) -> Found:
     """Brings the tensors of a module from PEFT's layout into camelid's: [in, out], with heads on their own axes."""
     axes = input_axes(place.path)
     inputs, outputs = place.shape[:axes], place.shape[axes:]
@@ -281,7 +281,7 @@ def _read_tied(
                 f"{tensors.file}: embedding and output head of the base are one, but were trained to different values: "
                 "untie the base (tie_word_embeddings false, and its own lm_head.weight)"
             )
-    _put(own, place.path, table)
+    _set_leaf(own, place.path, table)
 
 
 def _product(found: Found, scale: float) -> np.ndarray:
@@ -410,7 +410,7 @@ def _stack_adapters(
     return {name: _stack(path, [layer[name] for layer in layers]) for name in layers[0]}
 
 
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+def _set_leaf(tree: dict[str, Any], path: str, value: Any) -> None:
     """Sets the leaf of a nested dict at a path."""
     *parents, last = path.split("/")
     for name in parents:

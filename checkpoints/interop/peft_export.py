@@ -116,13 +116,13 @@ def _by_tensor(own: dict[str, Any], config: LlamaConfig, naming: Naming) -> dict
 
 def _check(path: epath.Path, name: str, joined: Joined) -> None:
     """Raises ValueError if the matrices that make up the tensor `name` were trained in different ways."""
-    ways = {_way(trained) for _, trained in joined}
+    ways = {_training_kind(trained) for _, trained in joined}
     if len(ways) > 1 and ways != {"none", "adapters"}:
-        said = ", ".join(f"{place.path} has {_way(trained)}" for place, trained in joined)
+        said = ", ".join(f"{place.path} has {_training_kind(trained)}" for place, trained in joined)
         raise ValueError(f"{path}: {name} is one module in PEFT, but {said}: merge the adapters instead")
 
 
-def _way(trained: Any) -> str:
+def _training_kind(trained: Any) -> str:
     """How a matrix was trained, in words for a message."""
     if trained is None:
         return "none"
@@ -141,7 +141,7 @@ def _join(joined: Joined) -> Adapter:
     The `a` stand side by side, the `b` on the diagonal of a block matrix. If all matrices have the same `a` in every
     layer, as adapters read from PEFT have, one `a` suffices.
     """
-    found = [(place, _ordinary(place, trained)) for place, trained in joined if trained is not None]
+    found = [(place, _plain_adapter(place, trained)) for place, trained in joined if trained is not None]
     gain = found[0][1].gain
     first = joined[0][1]
     shared = len(found) == len(joined) and all(
@@ -159,7 +159,7 @@ def _join(joined: Joined) -> Adapter:
     return Adapter(a, b, gain, np.concatenate(magnitudes) if magnitudes else None)
 
 
-def _ordinary(place: Place, trained: Mapping[str, np.ndarray]) -> Adapter:
+def _plain_adapter(place: Place, trained: Mapping[str, np.ndarray]) -> Adapter:
     """The adapter of one matrix, or of one layer of it; one that began as principal components gets twice the rank."""
     one = {name: _layer(place, value) for name, value in trained.items()}
     rank = one["a"].shape[-1]

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from .headers import unreadable
+from .headers import unreadable_error
 
 STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -92,7 +92,7 @@ def read_tensors(path: epath.PathLike) -> dict[str, LazyTensor]:
     except _Refused:
         raise
     except Exception as error:  # zipfile, pickletools and numpy raise many kinds for damaged or invented files
-        raise unreadable(path, "file of torch.save's zip format, PyTorch 1.6 and later", error) from None
+        raise unreadable_error(path, "file of torch.save's zip format, PyTorch 1.6 and later", error) from None
     return dict(found)
 
 
@@ -105,7 +105,7 @@ class Opened:
 
     def __init__(self, path: epath.PathLike):
         found = epath.Path(path).stat()
-        self._tensors = _known(str(path), found.length, found.mtime)
+        self._tensors = _tensors_of(str(path), found.length, found.mtime)
 
     def __enter__(self) -> "Opened":
         return self
@@ -140,7 +140,7 @@ class TensorSlice:
 
 
 @functools.lru_cache(maxsize=256)  # the files of one model are opened in turn, once for each tensor
-def _known(path: str, length: int, time: int) -> dict[str, LazyTensor]:
+def _tensors_of(path: str, length: int, time: int) -> dict[str, LazyTensor]:
     del length, time
     return read_tensors(path)
 
@@ -161,7 +161,7 @@ _PUSHED: dict[str, Callable[[], Any] | None] = {
 _TUPLES = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def _said(value: Any) -> str:
+def _described(value: Any) -> str:
     """A value for a message: in full if it is short and plain, else its type."""
     parts = value if isinstance(value, tuple | list) else [value]
     plain = all(type(part) in (int, float, str, bool, type(None)) for part in parts)
@@ -249,7 +249,7 @@ class _Machine:
         """Adds items, alternating keys and values, to a dict."""
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                raise _Refused(f"{self._where}: a tensor's name is {_said(key)}, which is no string")
+                raise _Refused(f"{self._where}: a tensor's name is {_described(key)}, which is no string")
             if not isinstance(target, dict):
                 raise TypeError("an item is set in something that is no dict")
             target[key] = value
@@ -281,12 +281,12 @@ class _Machine:
     def _storage(self, kind: str, storage: str, key: str, _: str, count: int) -> tuple[int, np.dtype, int]:
         """The first byte in the file, the dtype and the length in numbers of a storage."""
         if type(kind) is not str or kind != "storage":
-            raise _Refused(f"{self._where}: its pickle refers to a {_said(kind)}, which is no storage of numbers")
+            raise _Refused(f"{self._where}: its pickle refers to a {_described(kind)}, which is no storage of numbers")
         if type(key) is not str or type(storage) is not str:
             raise _Refused(f"{self._where}: a storage without a name or a kind")
         dtype, entry = STORAGES[storage], self._archive.getinfo(f"{self._prefix}data/{key}")
         if type(count) is not int or count < 0:
-            raise _Refused(f"{self._where}: storage {key} has {_said(count)} numbers")
+            raise _Refused(f"{self._where}: storage {key} has {_described(count)} numbers")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < count * dtype.itemsize:
             raise _Refused(f"{self._where}: storage {key} is compressed or shorter than {count} numbers")
         with open(self._where, "rb") as file:  # the local header of the entry, for the lengths of name and extra field
@@ -314,11 +314,12 @@ class _Machine:
         numbers = (start, *shape, *strides)
         if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
             raise _Refused(
-                f"{self._where}: a tensor of shape {_said(shape)}, strides {_said(strides)}, start {_said(start)}"
+                f"{self._where}: a tensor of shape {_described(shape)}, strides {_described(strides)}, "
+                f"start {_described(start)}"
             )
         if max(numbers, default=0) > self._length:  # before they are multiplied
-            raise _Refused(f"{self._where}: a tensor {_said(list(shape))} reaches past the end of its storage")
+            raise _Refused(f"{self._where}: a tensor {_described(list(shape))} reaches past the end of its storage")
         strides = tuple(0 if n == 1 else s for n, s in zip(shape, strides, strict=True))  # an axis of 1 is not stepped
         if start + _reach(shape, strides) > count or math.prod(shape) > count:
-            raise _Refused(f"{self._where}: a tensor {_said(list(shape))} reaches past the end of its storage")
+            raise _Refused(f"{self._where}: a tensor {_described(list(shape))} reaches past the end of its storage")
         return LazyTensor(self._where, begin + start * dtype.itemsize, tuple(shape), dtype, strides)

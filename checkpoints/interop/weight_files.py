@@ -7,7 +7,7 @@ import safetensors
 from etils import epath
 
 from . import torch_files
-from .headers import absent, read_json, unreadable
+from .headers import missing_message, read_json, unreadable_error
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,7 +30,7 @@ def weight_files(path: epath.Path) -> list[epath.Path]:
         if (path / single).exists():
             return [path / single]
         if dangling := [name for name in (single, index) if os.path.islink(path / name)]:
-            raise ValueError(absent(path / dangling[0]))
+            raise ValueError(missing_message(path / dangling[0]))
     raise ValueError(f"{path} has no {WEIGHTS}, {INDEX}, {TORCH_WEIGHTS} or {TORCH_INDEX}")
 
 
@@ -51,7 +51,7 @@ def _files_of(index: epath.Path, single: epath.Path) -> list[epath.Path]:
     if not files:
         raise ValueError(f"{index} has no weight_map")
     if missing := [file for file in files if not file.exists()]:
-        raise ValueError(f"{index} names {len(missing)} missing file(s): {absent(missing[0])}")
+        raise ValueError(f"{index} names {len(missing)} missing file(s): {missing_message(missing[0])}")
     if not single.exists() or single in files:
         return files
     with open_tensors(single) as opened:
@@ -72,4 +72,4 @@ def open_tensors(file: epath.Path):
     try:
         return safetensors.safe_open(file, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
-        raise unreadable(file, "safetensors file", error) from None
+        raise unreadable_error(file, "safetensors file", error) from None

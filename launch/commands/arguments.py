@@ -166,12 +166,12 @@ def load_model(args: argparse.Namespace):
             raise UserError(f"--rope={args.rope}: give a kind and a number of tokens, as in --rope=yarn:8192")
         rope = kind, int(tokens)
     how = dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope)
-    llama = load(args.path, weights=args.weights, base=args.base, **how)
+    model = load(args.path, weights=args.weights, base=args.base, **how)
     if args.template is not None:
-        llama.template = load_template(args.template)
+        model.template = load_template(args.template)
     if args.draft is not None:
-        llama.assist(load(args.draft, **how), 4 if args.draft_tokens is None else args.draft_tokens)
-    return llama
+        model.assist(load(args.draft, **how), 4 if args.draft_tokens is None else args.draft_tokens)
+    return model
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
@@ -247,33 +247,33 @@ def check_sampling(args: argparse.Namespace) -> None:
         raise UserError(str(error).replace("sampling ", "--", 1)) from None
 
 
-def sampling(args: argparse.Namespace, llama) -> dict:
+def sampling(args: argparse.Namespace, model) -> dict:
     """The sampling settings of a command: its options, else the model's recommendations, else the command's defaults.
 
     A line on standard error lists the recommendations that are used.
     """
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    recommended = {name: value for name, value in llama.generation.sampling().items() if name not in given}
+    recommended = {name: value for name, value in model.generation.sampling().items() if name not in given}
     said = [f"{name} {value}" for name, value in recommended.items()]
-    said += [f"stop {stop!r}" for stop in llama.generation.stop]
+    said += [f"stop {stop!r}" for stop in model.generation.stop]
     if said:
         print(f"camelid: as the model recommends: {', '.join(said)}", file=sys.stderr)
     return args.own_sampling | recommended | given | {"stop": args.stop}
 
 
-def need_output() -> None:
+def require_output() -> None:
     """Raises BrokenPipeError if standard output is closed (`camelid generate ... >&-`), before anything is computed."""
     if sys.stdout is None:
         raise BrokenPipeError
 
 
-def say_anything(stream) -> None:
+def replace_unencodable(stream) -> None:
     """Makes a stream write `?` in place of characters that its encoding lacks."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
 
 
-def tell_skipped(tally) -> None:
+def print_skipped(tally) -> None:
     """Prints the number of records that `--on_error=skip` left out, and the place and the fault of the first ones."""
     if tally.skipped:
         print(f"{tally.read:,} records read, {tally.skipped:,} left out:", *tally.problems, sep="\n  ")

@@ -15,10 +15,10 @@ from .arguments import (
     check_least,
     check_sampling,
     command,
-    need_output,
+    print_skipped,
     refuse_unread,
+    require_output,
     source_of,
-    tell_skipped,
 )
 
 
@@ -92,7 +92,7 @@ def _merge_tokenizer(args: argparse.Namespace) -> None:
     learnt = [text for i, text in enumerate(found) if i % HELD_OUT]
     characters = {"han": HAN, "chinese": CHINESE}.get(args.characters, args.characters)
     merged = merge(base, learnt, n_pieces=args.pieces, output_dir=args.output, characters=characters)
-    tell_skipped(tally)
+    print_skipped(tally)
     before, after = (characters_per_token(tokenizer, found[::HELD_OUT]) for tokenizer in (base, merged))
     print(
         f"{merged.vocab_size - base.vocab_size} pieces added, {merged.vocab_size} in {args.output}\n"
@@ -115,7 +115,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
         special_tokens=args.special,
         character_coverage=args.character_coverage,
     )
-    tell_skipped(tally)
+    print_skipped(tally)
     print(f"{tokenizer.vocab_size} pieces in {args.output}")
     return 0
 
@@ -226,11 +226,11 @@ def _collect(args: argparse.Namespace) -> None:
         refuse_unread(args, ("per_prompt", "others"), "--keep=pairs")
     check_least(args, prompts=1, per_prompt=1, others=0, n=2 if args.keep == "pairs" else 1)
     check_new_file(args.output)
-    llama = load(args.path)
-    prompts = read_samples(source_of(args), "train", prompt_encoder(llama, args.max_tokens), args.prompts)
-    tell_skipped(prompts.tally)
+    model = load(args.path)
+    prompts = read_samples(source_of(args), "train", prompt_encoder(model, args.max_tokens), args.prompts)
+    print_skipped(prompts.tally)
     drawing = Drawing(args.n, args.max_tokens, args.temperature, args.stop, args.seed)
-    answers = sample_answers(llama, prompts, args.reward, drawing)
+    answers = sample_answers(model, prompts, args.reward, drawing)
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
     hint = "raise --temperature, --n or --prompts"
@@ -267,7 +267,7 @@ def _show_data(args: argparse.Namespace) -> None:
 
     from ...data.show import render_rows
 
-    need_output()
+    require_output()
     phases = _phases(args)
     chosen = next(iter(phases)) if args.phase is None else args.phase
     if chosen not in phases:
@@ -298,7 +298,7 @@ def _prepare_data(args: argparse.Namespace) -> None:
 
         tally = Tally()
         where = build_dataset(source_of(args, heldout=args.heldout), args.name, args.output, tally)
-        tell_skipped(tally)
+        print_skipped(tally)
         splits = builder_from_directory(where).info.splits
         names = " and ".join(f"tfds:{where}:{split}" for split in SPLITS if split in splits)
         print(f"{where}: read it as {names}")

@@ -17,11 +17,11 @@ from .arguments import (
     check_sampling,
     command,
     load_model,
-    need_output,
+    print_skipped,
     refuse_unread,
+    require_output,
     sampling,
     source_of,
-    tell_skipped,
 )
 
 
@@ -94,7 +94,7 @@ def _eval(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    need_output()
+    require_output()
     if args.task is None and args.source is None:
         raise UserError("nothing to measure: give --task=NAME, --source=SOURCE or both")
     if args.task is None and (args.cache or args.draft):
@@ -110,25 +110,25 @@ def _eval(args: argparse.Namespace) -> None:
     elif args.split is None:
         refuse_unread(args, ["heldout"], "--split")
     check_least(args, seq_len=2, per_group=1)
-    llama = load_model(args)
+    model = load_model(args)
     metrics = {}
     if args.task is not None:
         from ...evals.tasks import evaluator
 
-        means, _ = evaluator(args.task)(llama, per_group=args.per_group)
+        means, _ = evaluator(args.task)(model, per_group=args.per_group)
         metrics |= {f"{args.task}/{name}": value for name, value in means.items()}
     if args.source is not None:
         from ...evals.perplexity import perplexity, text_cache
 
-        context = llama.config.max_len
+        context = model.config.max_len
         if args.seq_len is not None and args.seq_len > context:
             raise UserError(
                 f"--seq_len={args.seq_len} exceeds the model's context of {context:,} tokens: give that or less, or "
                 f"stretch the context, as by --rope=yarn:{args.seq_len}"
             )
-        cache = text_cache(llama, source_of(args, heldout=args.heldout), args.split, args.cache_dir)
-        metrics |= perplexity(llama, {args.source: cache}, seq_len=args.seq_len, borders=args.borders)
-        tell_skipped(cache.tally)
+        cache = text_cache(model, source_of(args, heldout=args.heldout), args.split, args.cache_dir)
+        metrics |= perplexity(model, {args.source: cache}, seq_len=args.seq_len, borders=args.borders)
+        print_skipped(cache.tally)
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")
@@ -153,14 +153,14 @@ def add_generate(commands) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    need_output()
+    require_output()
     check_sampling(args)
     from ...checkpoints.language_model import PromptTooLong
 
-    llama = load_model(args)
-    answer = llama.chat_batch if args.chat else llama.generate
+    model = load_model(args)
+    answer = model.chat_batch if args.chat else model.generate
     with warnings.catch_warnings(record=True) as told:
-        texts = answer(args.prompts, seed=args.seed, n=args.n, **sampling(args, llama))
+        texts = answer(args.prompts, seed=args.seed, n=args.n, **sampling(args, model))
     for place, text in enumerate(texts):
         if len(texts) > 1:  # a header in the form of the command `head`
             prompt, sample = divmod(place, args.n)
@@ -168,7 +168,7 @@ def _generate(args: argparse.Namespace) -> int:
         print(text)
     for warning in told:
         print(f"camelid: {warning.message}", file=sys.stderr)
-    tell_draft(llama)
+    print_draft_counts(model)
     return int(any(issubclass(warning.category, PromptTooLong) for warning in told))
 
 
@@ -185,22 +185,22 @@ def _chat(args: argparse.Namespace) -> None:
 
     from ...serve.terminal import chat
 
-    need_output()
+    require_output()
     check_sampling(args)
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("chat reads messages from standard input, which is closed")
-    llama = load_model(args)
-    if llama.template is None:
+    model = load_model(args)
+    if model.template is None:
         raise UserError(
             f"{args.path} is a model without a chat template: give --template=NAME, or use `camelid generate`"
         )
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # so that `chat` can report a message that is not UTF-8
-    chat(llama, system=args.system, console=Console(), seed=args.seed, **sampling(args, llama))
-    tell_draft(llama)
+    chat(model, system=args.system, console=Console(), seed=args.seed, **sampling(args, model))
+    print_draft_counts(model)
 
 
-def tell_draft(llama) -> None:
+def print_draft_counts(model) -> None:
     """Prints the accepted tokens of a draft model on standard error; standard output is left to the answers."""
-    if llama.draft is not None:
-        print(llama.draft, file=sys.stderr)
+    if model.draft is not None:
+        print(model.draft, file=sys.stderr)

@@ -380,7 +380,7 @@ def test_a_conversion_onto_a_full_disk_is_one_line_and_exit_code_1_and_leaves_no
 
 
 def test_of_two_conversions_to_one_output_the_second_is_told_who_writes_it(chain, tmp_path, capsys):
-    with convert.whole(tmp_path / "run") as unfinished:
+    with convert.new_output(tmp_path / "run") as unfinished:
         unfinished.mkdir()
         assert main(["convert", str(chain["their"]), str(tmp_path / "run")]) == 2
         assert f"run is being written by process {os.getpid()} on " in capsys.readouterr().err
@@ -392,7 +392,9 @@ def test_a_scaling_that_gguf_cannot_say_is_the_users_to_mend_and_leaves_nothing_
     folder = shutil.copytree(chain["their"], tmp_path / "their")
     says = json.loads((folder / "config.json").read_text()) | {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}
     (folder / "config.json").write_text(json.dumps(says))
-    with pytest.raises(UserError, match=r"llama\.cpp has no architecture that joins .*rope_scaling dynamic: export another"):
+    with pytest.raises(
+        UserError, match=r"llama\.cpp has no architecture that joins .*rope_scaling dynamic: export another"
+    ):
         convert.to_gguf(folder, tmp_path / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["their"]
 

@@ -175,7 +175,7 @@ def test_a_checkpoint_that_its_run_deletes_for_a_newer_one_while_it_is_read_is_n
     assert capsys.readouterr().err == ""
     newest = reading.epath.Path(folder / "4")
     said = "4 was deleted while it was read, as a running training does"
-    with pytest.raises(UserError, match=said), reading.readable(newest):
+    with pytest.raises(UserError, match=said), reading.read_errors(newest):
         proof.delete(newest)
         (newest / proof.ORBAX_FILE).read_text()
 
