@@ -78,7 +78,7 @@ def _make_floats(base: Checkpoint, tuned: Checkpoint, found: convert.Contents, o
     values = ((new.astype(np.float32) - old.astype(np.float32)).astype(dtype) for old, new in pairs)
     convert.write_huggingface(output, found._replace(values=values))
     if not math.isfinite(total.value):
-        raise UserError(f"{tuned.name} holds infinite numbers or NaN, for which only a difference of bits works")
+        raise UserError(f"{tuned.name} holds infinite numbers or NaN: leave --floats out, for a difference of bits")
     record = {"base": base.name, "tuned": tuned.name, "added_rows": added, "sum_of_tuned": total.value}
     (output / FLOATS_FILE).write_text(json.dumps(record, indent=2))
     return total.value

@@ -33,7 +33,7 @@ def describe(
 
 
 def describe_tokenizer(tokenizer: Tokenizer | None) -> dict | None:
-    """A manifest's record of a tokenizer: its hash, the hash of its model file, and whether it adds bos."""
+    """A manifest's record of a tokenizer: its hash, the hash of its model file, whether it adds bos; None for none."""
     if tokenizer is None:
         return None
     return {
