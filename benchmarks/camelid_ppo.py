@@ -1,4 +1,4 @@
-"""camelid's side of `ppo_compare.py`: an iteration of PPO as a run compiles it, one program; then its pieces alone."""
+"""camelid's side of `ppo_compare.py`: times an iteration of PPO as one compiled program, and its pieces alone."""
 
 import json
 import sys
@@ -49,7 +49,7 @@ REWARDS = Rewards({"reward": ModelReward(SCALAR, weight=1.0, pessimism=0.0)}, {}
 
 
 def prompts() -> Iterator[dict[str, np.ndarray]]:
-    """Batches of random prompts, as `data.prompts` gives them."""
+    """Yields batches of random prompts in the form of `data.prompts`."""
     rng = np.random.default_rng(0)
     lengths = np.full(task.PROMPTS, task.PROMPT, np.int32)
     while True:
@@ -59,13 +59,13 @@ def prompts() -> Iterator[dict[str, np.ndarray]]:
 
 
 def frozen_networks() -> dict[str, Any]:
-    """Reference and reward model, with random weights."""
+    """The parameters of the reference and the reward model, with random weights."""
     keys = jax.random.split(jax.random.key(1))
     return {"reference": jax.jit(MODEL.init)(keys[0]), "rewards": {"reward": jax.jit(SCALAR.init)(keys[1])}}
 
 
 def halves(mesh: jax.sharding.Mesh) -> tuple[Callable, Callable, Network]:
-    """The two halves of a step, and what it trains."""
+    """The functions for the rollout and the update of a PPO step, and the network that it trains."""
     initial = together({"policy": InitialParams(MODEL.init), "critic": InitialParams(SCALAR.init)})
     schedule = make_schedule(name="constant", lr=task.LR, total_steps=1, warmup_steps=0, final=1.0)
     settings = OptimSettings(weight_decay=0.0, clip_norm=None, b2=0.999)
@@ -81,13 +81,14 @@ def halves(mesh: jax.sharding.Mesh) -> tuple[Callable, Callable, Network]:
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
+    """The result of a call, and the seconds until it is complete."""
     begin = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return result, time.perf_counter() - begin
 
 
 def iterations(mesh: jax.sharding.Mesh) -> Iterator[dict[str, float]]:
-    """Seconds of a step, then of each piece on prompts of its own: the draws, scoring, the update."""
+    """Yields the seconds of a whole step, and of its pieces (rollout, scoring, update), each on its own prompts."""
     act, learn, network = halves(mesh)
     frozen, state = frozen_networks(), network.first_state(seed=0)
     step = network.compile(lambda state, frozen, batch: learn(state, act(state, frozen, batch), {}), frozen)

@@ -1,4 +1,4 @@
-"""camelid's side of `compare.py`."""
+"""camelid's side of `compare.py`: measures training and decoding in tokens per second."""
 
 import functools
 import json
@@ -23,6 +23,7 @@ PROMPT, NEW, STEPS = 32, 128, 3
 
 @functools.cache
 def training(name: str):
+    """A function that runs training steps of a preset, and returns the number of tokens."""
     rows, length = ROWS[name]
     model = llama.build(LlamaConfig.preset(name))
     schedule = make_schedule(name="constant", lr=1e-4, total_steps=1000, warmup_steps=0, final=1.0)
@@ -51,6 +52,7 @@ def training(name: str):
 
 @functools.cache
 def decoding(name: str, rows: int):
+    """A function that decodes `rows` streams of a preset, and returns the number of new tokens."""
     model = llama.build(LlamaConfig.preset(name))
     params = jax.jit(model.init)(jax.random.key(0))
     prompt = jax.random.randint(jax.random.key(1), (rows, PROMPT), 3, model.config.vocab_size)
@@ -65,6 +67,7 @@ def decoding(name: str, rows: int):
 
 
 def matmul() -> dict[str, float]:
+    """The speed of float32 products of 2048 x 2048 matrices, in FLOP/s."""
     size, repeats = 2048, 8
     product = jax.jit(lambda a: a @ a)
     a = jax.random.normal(jax.random.key(0), (size, size))

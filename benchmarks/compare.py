@@ -1,11 +1,12 @@
-"""Training and decoding speed against Hugging Face on PyTorch: same shapes, same machine, taking turns.
+"""Compares the speed of training and decoding with Hugging Face on PyTorch, on the same shapes and machine.
 
     make bench
 
-Both sides are processes that stay warm and wait; rounds alternate between them, so that a busy spell of the machine
-hits both. What is reported is the median over rounds of ours / theirs. Two shapes in float32 with random weights:
-`nano-8m` (8.3 M parameters, width 288, 6 layers, vocabulary 4,096) and the quickstart's `nano-1m` (0.9 M, width 128,
-4 layers, vocabulary 1,024). Training is with AdamW and clipping; decoding is 128 tokens, greedy, after a prompt of 32.
+Both sides are processes that stay warm. Rounds alternate between them, so that other load on the machine hits both. The
+table has the median over rounds of camelid's tokens per second divided by Hugging Face's. There are two shapes in
+float32 with random weights: `nano-8m` (8.3 M parameters, width 288, 6 layers, vocabulary 4,096) and the quickstart's
+`nano-1m` (0.9 M, width 128, 4 layers, vocabulary 1,024). Training uses AdamW and clipping; decoding is greedy, 128
+tokens after a prompt of 32.
 """
 
 import argparse
@@ -33,18 +34,20 @@ TASKS = {
 
 
 class Side(NamedTuple):
-    """One process that answers each line with the tokens per second of a round of that task."""
+    """A process that reads the name of a task from each line of input and prints its measurements as JSON."""
 
     process: subprocess.Popen
 
     @classmethod
     def start(cls, python: str, script: str, *arguments: str) -> "Side":
+        """Starts a script of this folder with an interpreter and arguments."""
         # Old OpenBLAS builds need these two variables and new ones are slowed by them; neither side uses OpenBLAS.
         environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         return cls(subprocess.Popen([python, str(HERE / script), *arguments], **pipes))
 
     def measure(self, task: str) -> dict[str, float]:
+        """The measurements of one round of a task."""
         self.process.stdin.write(task + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -53,20 +56,21 @@ class Side(NamedTuple):
         return json.loads(line)
 
     def stop(self) -> None:
+        """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
 
 
 def spread(above: Sequence[float], below: Sequence[float]) -> tuple[str, str]:
-    """The median and the range of each round's ratio."""
+    """The median and the range, as text, of the rounds' ratios `above` / `below`."""
     ratios = sorted(a / b for a, b in zip(above, below, strict=True))
     return f"{statistics.median(ratios):.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer_python", required=True, help="an interpreter that has torch and transformers")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peer_python", required=True, help="a Python interpreter with torch and transformers")
+    parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds (default: 7)")
     args = parser.parse_args()
 
     ours, theirs = Side.start(sys.executable, "camelid_side.py"), Side.start(args.peer_python, "huggingface_side.py")
@@ -74,7 +78,7 @@ def main() -> None:
     peaks = []
     for task, results in rounds.items():
         peaks += [ours.measure("matmul")["flops_per_second"] for _ in range(2)]
-        for _ in range(args.rounds + 1):  # the first compiles and warms up
+        for _ in range(args.rounds + 1):  # the first round compiles and is not reported
             results.append((ours.measure(task), theirs.measure(task)))
     for side in (ours, theirs):
         side.stop()

@@ -1,4 +1,4 @@
-"""The peer of `compare.py`: `LlamaForCausalLM` on PyTorch. Needs torch and transformers and nothing of camelid's."""
+"""Hugging Face's side of `compare.py`: `LlamaForCausalLM` on PyTorch. Needs torch and transformers, not camelid."""
 
 import functools
 import json
@@ -28,6 +28,7 @@ PROMPT, NEW, STEPS = 32, 128, 3
 
 @functools.cache
 def training(name: str):
+    """A function that runs training steps of a shape, and returns the number of tokens."""
     config, (rows, length) = CONFIGS[name], ROWS[name]
     model = transformers.LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -48,6 +49,7 @@ def training(name: str):
 
 @functools.cache
 def decoding(name: str, rows: int):
+    """A function that decodes `rows` streams of a shape, and returns the number of new tokens."""
     config = CONFIGS[name]
     model = transformers.LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = None

@@ -1,11 +1,11 @@
-"""Perplexity past the trained context, by ways of stretching positions: as they are, and after a little tuning.
+"""Measures perplexity past the trained context, for each rotary scaling, before and after a little tuning.
 
-A small model learns a text in rows of 128 tokens. Then it is measured, and tuned, in rows of 512:
+A small model is trained on a text in rows of 128 tokens. It is then measured, and tuned, in rows of 512 tokens:
 
     .venv/bin/python benchmarks/longer_context.py --text=texts/tinyshakespeare.txt --workdir=runs/longer
 
-Prints a table in Markdown: perplexity on documents left out, by the number of tokens that stand before the one that is
-predicted. A run that is there already is not made again.
+Prints a table in Markdown: perplexity on held-out documents, by the number of tokens before the predicted one. A run
+that is complete is not repeated.
 """
 
 import argparse
@@ -29,7 +29,7 @@ DOCUMENT = 20_000  # characters
 
 
 def write_documents(text: Path, workdir: Path) -> None:
-    """train.jsonl and heldout.jsonl: the text in long documents, every tenth of them left out."""
+    """Writes the text in documents of 20,000 characters, every tenth into heldout.jsonl, the rest into train.jsonl."""
     whole = text.read_text("utf-8")
     pieces = [{"text": whole[start : start + DOCUMENT]} for start in range(0, len(whole), DOCUMENT)]
     parts = {"train": [p for i, p in enumerate(pieces) if i % 10], "heldout": pieces[::10]}
@@ -38,18 +38,24 @@ def write_documents(text: Path, workdir: Path) -> None:
 
 
 def train(config: str, workdir: Path, leaves: dict) -> LanguageModel:
-    """The run of a config in `workdir`, or what is left of it."""
+    """Trains a config in a run directory, or resumes it, and returns the model.
+
+    Args:
+      config: name and arguments of a file in configs/pretrain.
+      workdir: the run directory.
+      leaves: settings to change, by name.
+    """
     common = {"data.heldout": 0.0, "data.cache_dir": workdir.parent / "cache"}
     overrides = [f"--config.{name}={value}" for name, value in (common | leaves).items()]
     settings = load_config(f"{CONFIGS}/{config}", overrides)
     model = RECIPES[settings.recipe].train(run_of(settings, epath.Path(workdir), {})).model
     if model.step < leaves["total_steps"]:
-        raise SystemExit(f"{workdir}: stopped at step {model.step}; the same command resumes it")
+        raise SystemExit(f"{workdir}: stopped at step {model.step}: give the same command again to resume")
     return model
 
 
 def row(llama: LanguageModel, workdir: Path) -> list[str]:
-    """Perplexity in each range of positions."""
+    """The perplexity of a model in each range of positions, as text."""
     cache = text_cache(llama, Source(f"{workdir}/heldout.jsonl"), cache_dir=f"{workdir}/cache")
     found = perplexity(llama, {"heldout": cache}, seq_len=LONG, borders=BORDERS)
     ranges = itertools.pairwise((0, *BORDERS, LONG))
@@ -58,11 +64,11 @@ def row(llama: LanguageModel, workdir: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", required=True, type=Path)
-    parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--steps", default=1000, type=int)
-    parser.add_argument("--longer_steps", default=100, type=int)
-    parser.add_argument("--longer_lr", default=3e-4, type=float)
+    parser.add_argument("--text", required=True, type=Path, help="a text file in UTF-8")
+    parser.add_argument("--workdir", required=True, type=Path, help="directory for all runs")
+    parser.add_argument("--steps", default=1000, type=int, help="steps in rows of 128 tokens (default: 1000)")
+    parser.add_argument("--longer_steps", default=100, type=int, help="steps in rows of 512 tokens (default: 100)")
+    parser.add_argument("--longer_lr", default=3e-4, type=float, help="learning rate of the latter (default: 3e-4)")
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
     write_documents(args.text, args.workdir)

@@ -1,11 +1,11 @@
-"""Memory of a device that a training step takes, by what learns and how: XLA counts it, for a chip that is not there.
+"""Counts the device memory of a training step, by what is trained and how, without the device.
 
     pip install libtpu
     TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/memory.py --preset=llama-7b --rows=1 --length=2048
 
-Compiles the update that `camelid train` runs, bfloat16 computation and splash attention, for one TPU v5p (95 GiB), and
-prints a table in Markdown: what stays between steps (parameters and optimiser), what a step needs besides, and both.
-Programs that do not fit are given by the sum that the compiler refuses.
+Compiles the update of `camelid train`, with bfloat16 computation and splash attention, for one TPU v5p (95 GiB). Prints
+a table in Markdown with the memory that XLA counts: what stays between steps (parameters and optimiser state), what a
+step needs besides, and their sum. For a program that does not fit, the sum is the one in the compiler's error.
 """
 
 import argparse
@@ -35,19 +35,25 @@ GIB = 2**30
 
 
 class Case(NamedTuple):
-    """A row of the table. layers, period: as `config.lisa` has them. rank: of adapters on every matrix; quantize: the
-    base's numbers. stored: dtype of parameters. offload: whether the optimiser's state stays on the host."""
+    """A row of the table: settings of a config."""
 
     name: str
+    """What is trained, in words."""
     optimizer: str = "adamw"
     remat: str = "full"
     frozen: Rules | None = None
     layers: int | list[int] | None = None
+    """`config.lisa.layers`."""
     period: int | None = None
+    """`config.lisa.period_steps`."""
     rank: int = 0
+    """The rank of adapters on every matrix; 0 for none."""
     quantize: str | None = None
+    """How the base of adapters is quantised."""
     stored: str = "float32"
+    """The dtype of the parameters."""
     offload: bool = False
+    """Whether the optimiser state stays in the host's memory."""
 
 
 CASES = (
@@ -73,7 +79,18 @@ CASES = (
 
 
 def lowered(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh) -> tuple[Network, Any]:
-    """What a case trains, and the step of it that `camelid train` would run, lowered from shapes alone."""
+    """Lowers the training step of a case from shapes alone.
+
+    Args:
+      case: the settings.
+      preset: name of the network's preset.
+      rows: rows of a batch.
+      length: tokens of a row.
+      mesh: the device.
+
+    Returns:
+      The network, and its lowered step.
+    """
     architecture = dict(preset=preset, dtype="bfloat16", param_dtype=case.stored, attention="splash", remat=case.remat)
     optim = OptimSettings(name=case.optimizer, weight_decay=0.0, frozen=case.frozen, offload=case.offload)
     targets = [(r"layers/(attention|mlp)/.*", case.rank)] if case.rank else None
@@ -89,7 +106,7 @@ def lowered(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.
 
 
 def count(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh) -> list[str]:
-    """Columns of the table, in GiB."""
+    """The memory columns of a case's row, in GiB; the arguments are those of `lowered`."""
     with jax.set_mesh(mesh):
         network, step = lowered(case, preset, rows, length, mesh)
     stored = jax.tree.leaves((network.initial.base_shapes, network.abstract_state))
@@ -111,7 +128,7 @@ def _on_host(x: jax.ShapeDtypeStruct) -> bool:
 
 
 def _refused(message: str) -> float:
-    """All that a step needs, as the compiler says where it gives up."""
+    """The memory in GiB that a step needs, from the compiler's error for a program that does not fit."""
     found = re.search(r"(?:temporaries \(|Used )([\d.]+)G", message)
     if not found:
         raise RuntimeError(message)
@@ -120,10 +137,12 @@ def _refused(message: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="llama-7b")
-    parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--only", default="", help="rows whose first columns, with commas between them, contain this")
+    parser.add_argument("--preset", default="llama-7b", help="preset of the network (default: llama-7b)")
+    parser.add_argument("--rows", type=int, default=1, help="rows of a batch (default: 1)")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a row (default: 2048)")
+    parser.add_argument(
+        "--only", default="", help="compute only rows of the table that contain this text (default: all)"
+    )
     args = parser.parse_args()
     device = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices[0]
     mesh = make_mesh({}, [device])

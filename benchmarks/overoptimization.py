@@ -1,8 +1,8 @@
-"""Over-optimisation: what a policy gains in the eyes of its reward model and in truth, by its distance from the start.
+"""Measures reward over-optimisation: reward model score and true score of a policy by its KL to the initial policy.
 
-Reward models that learnt from 250, 1,000 and 4,000 noisy pairs are optimised against by PPO and by best-of-n, and every
-answer is scored by the primer as well, the gold reward (Gao et al., "Scaling laws for reward model overoptimization",
-arXiv:2210.10760). It starts from a finished `make quickstart`:
+PPO and best-of-n optimise against reward models that were trained on 250, 1,000 and 4,000 noisy pairs. Every answer is
+also scored by the primer, the gold reward (Gao et al., "Scaling laws for reward model overoptimization",
+arXiv:2210.10760). The benchmark starts from a finished `make quickstart`:
 
     .venv/bin/python benchmarks/overoptimization.py --quickstart=runs/quickstart --workdir=runs/overoptimization \\
         --figure=docs/overoptimization.svg
@@ -32,13 +32,20 @@ GOLD = "primer"
 
 
 def train(name: str, arguments: str, workdir: epath.Path, *overrides: str) -> None:
-    """The run of a primer config in `workdir`, or what is left of it."""
+    """Trains a config, or resumes it.
+
+    Args:
+      name: the folder of the config, configs/<name>/primer.py.
+      arguments: of the config.
+      workdir: the run directory.
+      *overrides: settings to change.
+    """
     config = load_config(f"{CONFIGS / name / 'primer.py'}:{arguments}", overrides)
     RECIPES[config.recipe].train(run_of(config, workdir, {}))
 
 
 def ppo_curve(workdir: epath.Path) -> list[dict[str, float]]:
-    """KL, proxy and gold of the held-out answers at each evaluation of a PPO run."""
+    """{"kl", "proxy", "gold"} of the answers to held-out prompts at each evaluation of a PPO run."""
     steps: dict[int, dict] = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -49,7 +56,16 @@ def ppo_curve(workdir: epath.Path) -> list[dict[str, float]]:
 
 
 def best_of_n_curves(quickstart: epath.Path, models: dict[int, epath.Path], prompts: int) -> dict[int, list[dict]]:
-    """Best-of-n of the tuned model's answers to held-out prompts, by each reward model."""
+    """KL, proxy and gold of best-of-n answers of the tuned model to held-out prompts.
+
+    Args:
+      quickstart: directory of the finished quickstart.
+      models: {number of pairs: run of the reward model trained on them}.
+      prompts: number of held-out prompts.
+
+    Returns:
+      {number of pairs: one point for each n}.
+    """
     llama = load(quickstart / "sft")
     drawing = Drawing(n=max(NS), max_tokens=24, seed=1)
     asked = read_samples(Source("primer:chat"), "heldout", prompt_encoder(llama, drawing.max_tokens)).spread(prompts)
@@ -59,7 +75,12 @@ def best_of_n_curves(quickstart: epath.Path, models: dict[int, epath.Path], prom
 
 
 def draw(curves: dict[str, dict[int, list[dict]]], path: Path) -> None:
-    """Both rewards against the square root of KL: a panel for each method, a colour for each number of pairs."""
+    """Draws gold score and reward model's score by the square root of KL, as an SVG file.
+
+    Args:
+      curves: {method: {number of pairs: points}}; a panel for each method, a colour for each number of pairs.
+      path: the file.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, len(curves))
     for axes, (method, by_pairs) in zip(panels, curves.items(), strict=True):
@@ -76,11 +97,11 @@ def draw(curves: dict[str, dict[int, list[dict]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quickstart", type=epath.Path, required=True)
-    parser.add_argument("--workdir", type=epath.Path, required=True)
-    parser.add_argument("--figure", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=80, help="of PPO")
-    parser.add_argument("--prompts", type=int, default=256, help="held-out prompts of best-of-n")
+    parser.add_argument("--quickstart", type=epath.Path, required=True, help="directory of a finished quickstart")
+    parser.add_argument("--workdir", type=epath.Path, required=True, help="directory for all runs")
+    parser.add_argument("--figure", type=Path, required=True, help="the .svg file to write")
+    parser.add_argument("--steps", type=int, default=80, help="steps of PPO (default: 80)")
+    parser.add_argument("--prompts", type=int, default=256, help="held-out prompts for best-of-n (default: 256)")
     args = parser.parse_args()
     tuned, models, ppo = args.quickstart / "sft", {}, {}
     for pairs in PAIRS:

@@ -1,13 +1,13 @@
-"""The speed of an iteration of PPO against TRL's on PyTorch: same numbers (`ppo_task.py`), same machine, taking turns.
+"""Compares the speed of an iteration of PPO with TRL on PyTorch, on the same task (`ppo_task.py`) and machine.
 
     make bench-ppo
 
-An iteration is a rollout, what policy, reference, reward model and critic say of it, and epochs of minibatches. The
-networks have random weights and the shape `nano-1m` in float32. Both sides are processes that stay warm and wait, on
-the same two cores. camelid's whole is one program, its pieces are programs of their own; TRL's pieces are what passes
-between calls in its own loop, where the policy is scored by the logits that it drew from. The ratio is TRL's seconds /
-camelid's: the median over rounds, and the range. Run it on an idle machine: whatever else runs slows PyTorch by far
-more than it does XLA, and the ratio flatters camelid.
+An iteration is a rollout, its scoring by policy, reference, reward model and critic, and epochs of minibatches. The
+networks have random weights and the shape `nano-1m` in float32. Both sides are processes that stay warm and take turns
+on the same two cores. camelid's iteration is one program, and its pieces are programs of their own. TRL's pieces are
+the times between calls in its own loop, which scores the policy by the logits that it sampled from. The ratio is TRL's
+seconds divided by camelid's, with its median and range over rounds. Run it on an idle machine: other load slows PyTorch
+far more than XLA, so that the ratio flatters camelid.
 """
 
 import argparse
@@ -26,7 +26,15 @@ PIECES = {"seconds": "iteration", "rollout": "rollout", "scoring": "scoring", "u
 
 
 def take_turns(peer_python: str, rounds: int) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """Both sides' seconds in each round, after a first that compiles and warms up."""
+    """Measures iterations of both sides in turn; the first round compiles.
+
+    Args:
+      peer_python: interpreter for TRL.
+      rounds: number of rounds after the first.
+
+    Returns:
+      The seconds of camelid's and of TRL's iteration and pieces in each round.
+    """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     sides = Side.start(sys.executable, "camelid_ppo.py"), Side.start(peer_python, "trl_ppo.py")
@@ -38,8 +46,8 @@ def take_turns(peer_python: str, rounds: int) -> list[tuple[dict[str, float], di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer_python", required=True, help="an interpreter that has what requirements.txt lists")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--peer_python", required=True, help="a Python interpreter with benchmarks/requirements.txt")
+    parser.add_argument("--rounds", type=int, default=15, help="number of timed rounds (default: 15)")
     args = parser.parse_args()
 
     first, *results = take_turns(args.peer_python, args.rounds)

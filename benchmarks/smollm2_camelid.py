@@ -1,4 +1,4 @@
-"""camelid's side of `smollm2.py`: GGUF, "float32" or "stored", folder for what is exchanged."""
+"""camelid's side of `smollm2.py`. Arguments: the GGUF file, "float32" or "stored", and a path for shared files."""
 
 import json
 import resource
@@ -21,7 +21,7 @@ def main() -> None:
     prompts = [m.prompt(question) for question in QUESTIONS]
 
     def answer() -> dict[str, float]:
-        """Greedy continuations, one stream each, and the logits of the longest prompt with its answer."""
+        """Writes greedy continuations, decoded one by one, and the logits of the longest prompt with its answer."""
         sampling = Sampling(max_tokens=NEW, temperature=0.0)
         answers = [m.complete([prompt], sampling)[0] for prompt in prompts]
         longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -32,6 +32,7 @@ def main() -> None:
         return {}
 
     def decode(rows: int) -> dict[str, float]:
+        """The speed of decoding `rows` streams."""
         given = np.random.default_rng(0).integers(100, 40_000, (rows, PROMPT)).tolist()
         begin = time.perf_counter()
         answers = m.complete(given, Sampling(max_tokens=LENGTH, temperature=0.0), batch_size=rows)

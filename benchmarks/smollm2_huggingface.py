@@ -1,4 +1,4 @@
-"""The peer of `smollm2.py` on PyTorch, from the folder that camelid wrote. Needs torch and transformers alone."""
+"""Hugging Face's side of `smollm2.py`, on the folder that camelid exported. Needs torch and transformers only."""
 
 import json
 import resource
@@ -15,6 +15,17 @@ PROMPT, LENGTH = 32, 96
 
 @torch.inference_mode()
 def greedy(model, tokens: torch.Tensor, new: int, *, stops: bool) -> torch.Tensor:
+    """Greedy continuations.
+
+    Args:
+      model: the model.
+      tokens: [B, T], the prompts.
+      new: largest number of new tokens.
+      stops: whether the end-of-text token ends a continuation.
+
+    Returns:
+      [B, new], the new tokens.
+    """
     further = {} if stops else {"min_new_tokens": new, "eos_token_id": None}
     mask = torch.ones_like(tokens)
     return model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, **further)[
@@ -23,7 +34,7 @@ def greedy(model, tokens: torch.Tensor, new: int, *, stops: bool) -> torch.Tenso
 
 
 def agree(model, shared: str) -> dict[str, float]:
-    """How many continuations are the same, camelid's not having been stopped, and the largest difference of a logit."""
+    """Compares with camelid's files: the number of equal continuations, and the largest difference of a logit."""
     with open(f"{shared}.json") as file:
         found = json.load(file)
     same = [

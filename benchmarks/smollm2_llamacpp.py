@@ -1,4 +1,4 @@
-"""The peer of `smollm2.py` on llama.cpp, from the GGUF file itself. Needs llama-cpp-python alone."""
+"""llama.cpp's side of `smollm2.py`, on the GGUF file itself. Needs llama-cpp-python, not camelid."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Twenty questions, and what their tokens and answers are exchanged in. Imports nothing, for both sides."""
+"""The twenty questions of `smollm2.py` and the length of their answers. Imports nothing, because all sides use it."""
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -22,4 +22,4 @@ QUESTIONS = [
     "What is the largest planet?",
     "How do bees make honey?",
 ]
-NEW = 64
+NEW = 64  # tokens of an answer

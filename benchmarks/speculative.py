@@ -1,11 +1,10 @@
-"""What a draft is worth: tokens a second of one stream with it and without, taking turns, for 1 to 6 proposals a pass.
+"""Measures speculative decoding: tokens per second of one stream without and with a draft, for 1 to 6 proposals a pass.
 
     python benchmarks/speculative.py TARGET DRAFT --rounds=5
 
-Questions are answered as `camelid chat` would, prompt included, at each temperature; with `--text=SOURCE` held-out
-texts of a source are continued after their first 16 tokens instead. Prints a table in Markdown: medians over rounds,
-the ratio's range, and how many of the k proposals of a pass stand in the answers. At temperature 0 the answers are
-compared with the model's own.
+The model answers questions in its chat template, at each temperature. With `--text=SOURCE` it continues held-out texts
+after their first 16 tokens instead. Prints a table in Markdown: medians over rounds, the range of the ratio, and how
+many of a pass's k proposals are accepted. At temperature 0 the answers are compared with those without a draft.
 """
 
 import argparse
@@ -24,16 +23,16 @@ from camelid.model.sampling import Sampling
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target")
-    parser.add_argument("draft")
-    parser.add_argument("--quantize", help="the target's matrices, as `camelid chat` takes it")
-    parser.add_argument("--draft_quantize", help="the draft's")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
-    parser.add_argument("--max_tokens", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="how many, of twenty at most")
-    parser.add_argument("--text", metavar="SOURCE", help="of documents, such as primer:documents")
-    parser.add_argument("--most", type=int, default=6, metavar="K", help="proposals a pass, from 1 on")
+    parser.add_argument("target", help="path of the model")
+    parser.add_argument("draft", help="path of the draft model")
+    parser.add_argument("--quantize", help="int8, int4, nf4 or stored for the model (default: not quantised)")
+    parser.add_argument("--draft_quantize", help="int8, int4, nf4 or stored for the draft (default: not quantised)")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7], help="default: 0 and 0.7")
+    parser.add_argument("--max_tokens", type=int, default=96, help="largest number of tokens (default: 96)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of timed rounds (default: 5)")
+    parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="number of prompts (default: 20)")
+    parser.add_argument("--text", metavar="SOURCE", help="source of texts to continue, such as primer:documents")
+    parser.add_argument("--most", type=int, default=6, metavar="K", help="largest number of proposals (default: 6)")
     args = parser.parse_args()
 
     target = camelid.load(args.target, quantize=args.quantize)
@@ -59,7 +58,16 @@ def main() -> None:
 def measure(
     target: LanguageModel, draft: LanguageModel, prompts, sampling: Sampling, ks, rounds: int
 ) -> list[list[str]]:
-    """The table's rows. The first round compiles, counts and compares, and is not timed."""
+    """The rows of the table. The first round compiles, counts accepted tokens and compares answers; it is not timed.
+
+    Args:
+      target: the model.
+      draft: the draft model.
+      prompts: token ids of each prompt.
+      sampling: the sampling settings.
+      ks: the numbers of proposals a pass.
+      rounds: number of timed rounds.
+    """
     rates: dict[int, list[float]] = {k: [] for k in (0, *ks)}  # 0: without a draft
     kept = {}
     for turn in range(rounds + 1):
@@ -73,7 +81,7 @@ def measure(
                 kept[k] = target.draft.accepted / target.draft.passes
                 if sampling.temperature == 0 and answers != own:
                     apart = sum(one != two for one, two in zip(answers, own, strict=True))
-                    print(f"with {k} proposals {apart} answers part from the model's own (two logits as good as equal)")
+                    print(f"with {k} proposals {apart} answers differ from the model's own (nearly equal logits)")
     rows = []
     for k, rate in rates.items():
         ratios = [one / plain for one, plain in zip(rate, rates[0], strict=True)]
@@ -86,7 +94,7 @@ def measure(
 def answer(
     target: LanguageModel, draft: LanguageModel, k: int, prompts, sampling: Sampling
 ) -> tuple[list[list[int]], float]:
-    """The answers, one stream at a time, and the seconds that they took."""
+    """The answers with `k` proposals a pass (0: without the draft), decoded one by one, and the seconds they took."""
     target.draft = None
     if k:
         target.assist(draft, k)

@@ -1,6 +1,6 @@
-"""The peer of `ppo_compare.py`: TRL's `PPOTrainer`, which 1.12 is the last release to have. Needs nothing of camelid's.
+"""TRL's side of `ppo_compare.py`: its `PPOTrainer`, last released in TRL 1.12. Does not need camelid.
 
-Its training loop is its own. A callback holds it before each iteration until the next line of input.
+The trainer runs its own loop. A callback stops it before each iteration until the next line of input.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 CONFIG = transformers.LlamaConfig(
     **(COMMON | SHAPES[task.SHAPE]), num_labels=1, bos_token_id=None, eos_token_id=None, pad_token_id=None
 )
-OUTSIDE = CONFIG.vocab_size  # a token that is never drawn
+OUTSIDE = CONFIG.vocab_size  # an id that is never sampled
 
 
 class Clock(transformers.TrainerCallback):
-    """Answers each line of input with the seconds of an iteration, and of what lies between the calls it listens to."""
+    """Prints, for each line of input, the seconds of an iteration and of its pieces between the watched calls."""
 
     def __init__(self, answers: TextIO):
         self.answers = answers
         self.marks: dict[str, float] = {}
 
     def listen(self, name: str) -> None:
-        """Notes when the function `name` of the trainer's module has last returned."""
+        """Records the time at which the function `name` of the trainer's module last returned."""
         function: Callable = getattr(ppo_trainer, name)
 
         def called(*arguments):
@@ -44,6 +44,7 @@ class Clock(transformers.TrainerCallback):
         setattr(ppo_trainer, name, called)
 
     def wait(self) -> None:
+        """Waits for the next line of input; exits at its end."""
         if not sys.stdin.readline():
             raise SystemExit
         self.marks["begin"] = time.perf_counter()
@@ -60,7 +61,7 @@ class Clock(transformers.TrainerCallback):
 
 
 def settings(folder: str) -> PPOConfig:
-    """The task's numbers, and nothing else switched on."""
+    """The settings of the task, with everything else switched off."""
     return PPOConfig(
         output_dir=folder,
         use_cpu=True,
@@ -90,6 +91,7 @@ def settings(folder: str) -> PPOConfig:
 
 
 def make_trainer(folder: str, clock: Clock) -> PPOTrainer:
+    """The trainer, with random networks and random prompts."""
     policy, reference = (transformers.LlamaForCausalLM(CONFIG) for _ in range(2))
     reward, critic = (transformers.LlamaForSequenceClassification(CONFIG) for _ in range(2))
     trainer = PPOTrainer(

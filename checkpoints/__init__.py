@@ -1,9 +1,9 @@
-"""A model on disk is an object: `checkpoints.open(path)`, whatever its format.
+"""Opens a model on disk, whatever its format: `checkpoints.open(path)` returns a `Checkpoint`.
 
-checkpoint = checkpoints.open("runs/sft")     # a run, one of its checkpoints, or RUN@best
-checkpoint = checkpoints.open("model.gguf")   # or a folder of Hugging Face's, Meta's or PEFT's
+checkpoint = checkpoints.open("runs/sft")     # a run directory, one checkpoint of a run, or RUN@best
+checkpoint = checkpoints.open("model.gguf")   # or a folder in the format of Hugging Face, Meta or PEFT
 checkpoint.config, checkpoint.tokenizer, checkpoint.template
-params = checkpoint.load_params(abstract)     # in the shapes and shardings that are asked for
+params = checkpoint.load_params(abstract)     # in the shapes, dtypes and shardings of `abstract`
 """
 
 from etils import epath
@@ -34,24 +34,27 @@ FOREIGN += ((meta.is_folder, MetaCheckpoint),)
 
 
 def open(path: epath.PathLike, weights: str | None = None, *, base: epath.PathLike | None = None) -> Checkpoint:
-    """The model at a path.
+    """Opens the model at a path; arrays stay on disk until they are read.
 
     Args:
-      path: a run directory (its latest checkpoint), RUN@best, one checkpoint, a folder of Hugging Face's, Meta's or
-        PEFT's, or a GGUF file.
-      weights: "params", or "ema" for the moving average of a run that kept one. Default: "ema" where there is one.
-      base: the model that adapters at `path` are put on, in place of the one that they name.
+      path: a run directory (its latest checkpoint is opened), RUN@best, one checkpoint, a GGUF file, or a folder in the
+        format of Hugging Face, Meta or PEFT.
+      weights: "params" for the parameters of the last step, "ema" for their moving average. None takes the moving
+        average if the run kept one.
+      base: path of the base model for adapters at `path`; None takes the base that the adapters name.
 
     Raises:
-      UserError: no model at the path, a damaged one, or a `base` for a whole model.
+      UserError: the path holds no model or a damaged one, there is no moving average to read, or `base` was given for
+        a checkpoint that holds no adapters.
     """
     found = _open(path, weights, base)
     if weights is not None:
-        _ = found.weights  # refused here where the checkpoint has no moving average
+        _ = found.weights  # raises here, at opening, where the run kept no moving average
     return found
 
 
 def _open(path: epath.PathLike, weights: str | None, base: epath.PathLike | None) -> Checkpoint:
+    """Opens a path with the class of its format; the arguments are those of `open`."""
     where = epath.Path(path).expanduser()
     if peft.is_folder(where):
         return PEFTAdapters(path, open, weights, base)
@@ -60,23 +63,27 @@ def _open(path: epath.PathLike, weights: str | None, base: epath.PathLike | None
     if folder is not None and "adapter" in reading.manifest_of(folder):
         return RunAdapters(path, folder, open, weights, base)
     if base is not None:
-        raise UserError(f"{path}: a whole model and no adapters, which alone are put on a base: leave --base out")
+        raise UserError(f"{path} is a whole model, and --base is for adapters only: leave --base out")
     return RunCheckpoint(path, folder, weights) if foreign is None else foreign(path, weights)
 
 
 def is_foreign(path: epath.PathLike) -> bool:
-    """Whether there is a checkpoint of a format that is not camelid's at a path, without opening it."""
+    """Whether a path holds a checkpoint in another format than camelid's; nothing is opened."""
     where = epath.Path(path).expanduser()
     return peft.is_folder(where) or any(is_one(where) for is_one, _ in FOREIGN)
 
 
 def open_tokenizer(path: epath.PathLike) -> Tokenizer:
-    """The tokenizer of a tokenizer's own file or folder, or of a model. UserError where there is neither."""
+    """Loads the tokenizer at a path: a tokenizer's file or folder, or a model that has one.
+
+    Raises:
+      UserError: the path holds neither a tokenizer nor a model with one.
+    """
     where = epath.Path(path).expanduser()
     is_run = (where / "checkpoints").exists() or (where / proof.ORBAX_FILE).exists()
     if not (is_run or is_foreign(path)):
         return Tokenizer.load(where)
     tokenizer = open(path).tokenizer
     if tokenizer is None:
-        raise UserError(f"{path}: a model without a tokenizer")
+        raise UserError(f"{path} is a model without a tokenizer: give the path of a tokenizer")
     return tokenizer

@@ -1,4 +1,4 @@
-"""Checkpoints that hold low-rank adapters, and stand on a base: another checkpoint."""
+"""Checkpoints of low-rank adapters, which need a base model: another checkpoint."""
 
 import abc
 import functools
@@ -28,40 +28,53 @@ from .interop.generation_config import GenerationDefaults
 from .runs import RunCheckpoint, leaf_at
 
 Open = Callable[..., Checkpoint]
-"""`checkpoints.open`, which opens the base."""
+"""`checkpoints.open`. It opens the base and is passed in, because its module imports this one."""
 
 
 class AdapterCheckpoint(Checkpoint):
-    """Adapters without the model that they are put on."""
+    """A checkpoint of adapters. Its parameters are those of its base with the adapters merged into them."""
 
     base: Checkpoint
-    """The model that the adapters stand on, opened when it is first asked for."""
+    """The base model, opened on first use."""
     lora: Lora
-    """Which matrices have adapters, and of which kind."""
+    """Which matrices have adapters, with their ranks, scale and kind."""
     quantize: Rules | None = None
-    """How the base was stored in memory when the adapters were trained."""
+    """How the base was quantised in memory during training; None if it was not."""
     own_tokenizer: Tokenizer | None
-    """The tokenizer that the adapters bring along; None where they take their base's."""
+    """The tokenizer stored with the adapters; None if there is none and the base's tokenizer is used."""
     own_template: ChatTemplate | None
-    """The chat template that the adapters bring along; None where they take their base's."""
+    """The chat template stored with the adapters; None if there is none and the base's template is used."""
 
     @abc.abstractmethod
     def load_adapters(self, abstract: Any, *, score: Any = None) -> Any:
-        """What was trained, without the base. abstract: shapes and shardings of the network's tree of plain matrices.
+        """Loads the trained parameters: the adapters, and the parameters that were trained whole.
 
-        score: the head for numbers to use where `abstract` asks for one and a language model was trained.
+        Args:
+          abstract: tree of `jax.ShapeDtypeStruct` of the whole network without adapters, with shardings.
+          score: the scalar head to use if `abstract` has one but the adapters were trained on a language model.
+
+        Returns:
+          The tree of trained arrays, without the base weights.
         """
 
     @abc.abstractmethod
     def load_onto(self, abstract: Any, config: LlamaConfig, matrix: peft.Base) -> tuple[Lora, Any]:
-        """The adapters for a network in memory, whatever base they name: where they are put, and their tree.
+        """Loads the adapters for a network that is in memory; the base that they name is not opened.
 
-        config: of that network. matrix: gives one of its matrices, as `peft.read_folder` takes it. Raises UserError
-        where they do not fit.
+        Args:
+          abstract: tree of `jax.ShapeDtypeStruct` of that network without adapters, with shardings.
+          config: its configuration.
+          matrix: returns one of its matrices, as `peft.read_folder` needs it.
+
+        Returns:
+          Which matrices have adapters, and the tree of trained arrays.
+
+        Raises:
+          UserError: the adapters do not fit the network.
         """
 
     def load_params(self, abstract: Any, *, some: bool = False, quantize: Rules | None = None) -> Any:
-        """The base with the adapters merged into it; with `quantize` the quantised base with the adapters on it."""
+        """Loads the merged parameters; with `quantize`, the quantised base with the adapters beside its matrices."""
         del some
         stays = lora.base_of(self.lora, abstract)
         base = self.base.load_params(stays, some=True, quantize=quantize or self.quantize)
@@ -76,7 +89,7 @@ class AdapterCheckpoint(Checkpoint):
         return np.asarray(found if layer is None else found[layer])
 
     def _tensors(self) -> Iterator[np.ndarray]:
-        """The base with its adapters merged into it, a layer at a time, in the numbers that training had."""
+        """Yields the merged parameters a layer at a time, with the base's values rounded as they were in training."""
         full = self.quantize is not None and not isinstance(self.base, RunCheckpoint)
         tree = self.load_adapters(llama.build(self.config).abstract_params)
         base = self.base.tensors("float32" if full else self.config.param_dtype)
@@ -92,7 +105,7 @@ class AdapterCheckpoint(Checkpoint):
 
 
 class RunAdapters(AdapterCheckpoint, RunCheckpoint):
-    """A checkpoint of a run that trained adapters. base: the path of another base than the one that the run names."""
+    """A checkpoint of a run of camelid's that trained adapters."""
 
     def __init__(
         self,
@@ -102,6 +115,15 @@ class RunAdapters(AdapterCheckpoint, RunCheckpoint):
         weights: str | None = None,
         base: epath.PathLike | None = None,
     ):
+        """Opens the adapters, not their base.
+
+        Args:
+          path: the path that the user gave.
+          folder: the folder of the checkpoint that `reading.find(path)` returned.
+          open: opens the base.
+          weights: "params" or "ema"; None takes the moving average if the run kept one.
+          base: path of the base model; None takes the base that the run was trained on.
+        """
         super().__init__(path, folder, weights)
         described = self.manifest["adapter"]
         self.lora = Lora(**described["lora"])
@@ -132,18 +154,26 @@ class RunAdapters(AdapterCheckpoint, RunCheckpoint):
         theirs = llama.build(self.config).abstract_params
         if jax.tree.map(jnp.shape, theirs) != jax.tree.map(jnp.shape, abstract):
             named = self.manifest["adapter"]["path"]
-            raise UserError(f"{self.name} has adapters for {named}, whose matrices have other shapes than these")
+            raise UserError(f"{self.name} has adapters for {named}, whose matrices have other shapes than this model's")
         return self.lora, self.load_adapters(abstract)
 
 
 class PEFTAdapters(AdapterCheckpoint):
-    """A folder in PEFT's format. base: the path of the model that the adapters are put on; default, what they name."""
+    """A folder of adapters in PEFT's format."""
 
     format = "peft"
 
     def __init__(
         self, path: epath.PathLike, open: Open, weights: str | None = None, base: epath.PathLike | None = None
     ):
+        """Opens the adapters, not their base.
+
+        Args:
+          path: the folder.
+          open: opens the base.
+          weights: "params" or None; PEFT keeps no moving average.
+          base: path of the base model; None takes the one that the folder's config names.
+        """
         super().__init__(path, weights)
         self._open, self._base = open, base
         self.own_tokenizer = tokenizer_in(self.path)
@@ -159,8 +189,8 @@ class PEFTAdapters(AdapterCheckpoint):
                 named = peft.base_name(self.path)
         if not isinstance(named, str | os.PathLike) or not named or not epath.Path(named).expanduser().exists():
             raise UserError(
-                f"{self.path / peft.CONFIG}: its base is {named!r:.200}, which is no path here: give --base=PATH to "
-                "convert, chat, generate or eval, or put the path into base_model_name_or_path"
+                f"{self.path / peft.CONFIG} names the base {named!r:.200}, which is no path on this machine: give "
+                "--base=PATH to convert, chat, generate or eval, or put the path into base_model_name_or_path"
             )
         return self._open(named)
 
@@ -203,19 +233,30 @@ class PEFTAdapters(AdapterCheckpoint):
 
 
 def trained_shapes(found: Lora, abstract: Any) -> Any:
-    """Shapes of what a run with such adapters trains, on a network of plain matrices of the shapes `abstract`."""
+    """The shapes of the parameters that a run with adapters trains: the adapters and what is trained whole.
+
+    Args:
+      found: which matrices have adapters.
+      abstract: tree of shapes of the whole network without adapters.
+    """
     everything = jax.eval_shape(lambda tree: lora.adapt(found, tree, abstract, jax.random.key(0)), abstract)
     return without(everything, lora.base_of(found, abstract))
 
 
 def _laid_out(own: Any, asked: Any, abstract: Any) -> Any:
-    """Numpy arrays in the dtypes of `asked`, sharded as the matrices of `abstract` are."""
+    """Puts trained numpy arrays onto the devices.
+
+    Args:
+      own: the tree of arrays.
+      asked: the tree of their shapes and dtypes.
+      abstract: the tree of the network's matrices, whose shardings they get.
+    """
     placed = _placed_like(asked, abstract)
     return jax.tree.map(lambda x, to: jax.device_put(x.astype(to.dtype), to.sharding), own, placed)
 
 
 def _placed_like(parts: Any, abstract: Any) -> Any:
-    """Shapes of parts of matrices, sharded as the matrices of `abstract` are."""
+    """The shapes of `parts`, adapters or whole matrices, with the shardings of their matrices in `abstract`."""
     plain = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
 
     def one(key_path, leaf):
@@ -229,7 +270,14 @@ def _placed_like(parts: Any, abstract: Any) -> Any:
 
 
 def _merge(quantize: Rules, path: str, value: jax.Array, own: Any) -> jax.Array:
-    """A parameter of a base, and what was put on it or trained in its place (None: nothing), as one array."""
+    """Merges one parameter of the base with what was trained of it.
+
+    Args:
+      quantize: rules by which the base was quantised in training; the same rounding is applied first.
+      path: of the parameter.
+      value: the base's array.
+      own: a dict of the parts of an adapter, an array that replaces `value`, or None if nothing was trained.
+    """
     if own is not None and not is_adapter(own):
         return own
     kind = storage.kind_at(quantize, path)

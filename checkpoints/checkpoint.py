@@ -1,4 +1,4 @@
-"""What every model on disk has in common, whatever its format."""
+"""The interface of a model on disk, which every checkpoint format implements."""
 
 import abc
 import contextlib
@@ -18,46 +18,46 @@ from ..model.storage import Rules
 from .console import tell
 from .interop import tensors
 from .interop.generation_config import GenerationDefaults
-from .interop.headers import is_named
+from .interop.headers import exists_or_broken_link
 from .paths import absolute_path, file_record
 
 WEIGHTS = ("params", "ema")
-"""The kinds of parameters that a run keeps: those of its last step, and their moving average."""
+"""The parameters that a run keeps: "params" are those of its last step, "ema" their moving average."""
 
 OTHER_DTYPES = {
     "float16": "give --dtype=bfloat16 or float32",
     "bfloat16": "give --dtype=float32",
     "float32": "leave --dtype out",
 }
+"""What to type instead of a dtype that cannot hold the numbers of a checkpoint."""
 
 
 class Checkpoint(abc.ABC):
     """A model on disk, opened by `checkpoints.open`.
 
-    Its files are read when something of them is asked for, and once. Arrays stay on disk until `load_params` or
-    `tensors` reads them.
+    Each file is read once, on first use. Arrays stay on disk until `load_params` or `tensors` reads them.
     """
 
     format: ClassVar[str]
-    """camelid, huggingface, meta, gguf or peft."""
+    """The name of the format: camelid, huggingface, meta, gguf or peft."""
     name: str
-    """The path as it was given, for messages."""
+    """The path as the user gave it, for messages."""
     path: epath.Path
-    """The absolute path, which means the same wherever a later run is started from."""
+    """The absolute path, so that a run started from another directory finds the same files."""
     config: LlamaConfig
-    """The network."""
+    """The configuration of the network."""
     tokenizer: Tokenizer | None
-    """The tokenizer that belongs to the model; None where it has none."""
+    """The tokenizer stored with the model; None if there is none."""
     template: ChatTemplate | None
-    """The chat template that belongs to the model; None where it has none."""
+    """The chat template stored with the model; None if there is none."""
     generation: GenerationDefaults
-    """What the model says of how its answers are drawn, and of what ends them."""
+    """The model's recommended sampling settings, and the tokens and strings that end its answers."""
     kind: str | None = None
     """None for a language model, "scalar" for a reward or cost model, "difference" for a difference of two models."""
     heads: int = 1
-    """How many numbers a scalar model gives."""
+    """The number of outputs of a scalar model."""
     step: int | None = None
-    """The step of the run that wrote the checkpoint; None for other formats."""
+    """The training step at which a run saved the checkpoint; None for other formats."""
 
     def __init__(self, path: epath.PathLike, weights: str | None = None):
         self.name = str(path)
@@ -68,16 +68,18 @@ class Checkpoint(abc.ABC):
 
     @property
     def keeps_average(self) -> bool:
-        """Whether the checkpoint holds a moving average of its parameters beside them."""
+        """Whether the checkpoint also holds a moving average of its parameters."""
         return False
 
     @functools.cached_property
     def weights(self) -> str:
-        """Which parameters are read: "params" or "ema", as asked for at opening; by default the moving average where
-        there is one, which is what the run's evaluations measured. The choice is told."""
+        """The parameters that are read, "params" or "ema": the choice at opening, else the moving average if kept.
+
+        The moving average is the default because the run's evaluations measured it. A line reports the choice.
+        """
         if not self.keeps_average:
             if self._asked == "ema":
-                raise UserError(f"{self.name} has no 'ema', only params: its run kept no moving average")
+                raise UserError(f"{self.name} has no 'ema': its run kept no moving average; give weights params")
             return "params"
         chosen = self._asked or "ema"
         words = {"ema": "the moving average of its parameters (ema)"}
@@ -88,40 +90,54 @@ class Checkpoint(abc.ABC):
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
-        """What a model that is made from this one says of it: path, format, and the name, size and SHA-256 of each
-        file, all of which is read for that."""
+        """The record of this checkpoint in the manifest of a model that is made from it.
+
+        It has "path", "format" and "files": name, size and SHA-256 of each file. Computing it reads every file.
+        """
         return {"path": str(self.path), "format": self.format, "files": [file_record(file) for file in self._files()]}
 
     @functools.cached_property
     def identity(self) -> list:
-        """[path, step, hash, ...]: equal for two checkpoints only if they hold the same parameters."""
+        """[path, step, hash, ...]. Two checkpoints with equal step and hashes hold the same parameters."""
         return [str(self.path), None, *(file["sha256"] for file in self.description["files"])]
 
     def _files(self) -> Iterable[epath.Path]:
-        """The files whose hashes identify the checkpoint; none for a run, which its step and checksums identify."""
+        """The files whose hashes identify the checkpoint; empty for a run, whose step and checksums identify it."""
         return ()
 
     @abc.abstractmethod
     def load_params(self, abstract: Any, *, some: bool = False, quantize: Rules | None = None) -> Any:
-        """The parameters in the shapes, dtypes and shardings of `abstract`, a tree of `jax.ShapeDtypeStruct`.
+        """Loads the parameters onto the devices.
 
-        some: the checkpoint may hold more than what is asked for. quantize: how matrices are stored in memory, as
-        `model.storage.quantize` takes it. Raises UserError with the paths that differ where the checkpoint holds other
-        parameters.
+        Args:
+          abstract: tree of `jax.ShapeDtypeStruct` with the shapes, dtypes and shardings to load.
+          some: whether the checkpoint may hold parameters that `abstract` does not have.
+          quantize: rules for how matrices are stored in memory, as `model.storage.quantize` takes them; None keeps
+            arrays.
+
+        Returns:
+          The tree of arrays; a quantised matrix is a dict of its parts.
+
+        Raises:
+          UserError: the checkpoint holds other parameters; the message lists the paths that differ.
         """
 
     @abc.abstractmethod
     def matrix(self, path: str, layer: int | None) -> np.ndarray:
-        """One parameter by its path, or one layer of a stack of them."""
+        """One parameter by its path ("layers/attention/q"); `layer` selects one layer of a stacked parameter."""
 
     @abc.abstractmethod
     def _tensors(self) -> Iterator[np.ndarray]:
-        """Every parameter, a layer at a time, in the order of `tensors.places` and the dtype of the file."""
+        """Yields every parameter, a layer at a time, in the order of `tensors.places` and in the dtype of the file."""
 
     def tensors(self, dtype: str | None = None) -> Iterator[np.ndarray]:
-        """Every parameter, a layer at a time, in the order of `interop.tensors.places(config, HUGGING_FACE)`.
+        """Yields every parameter, a layer at a time, in the order of `interop.tensors.places(config, HUGGING_FACE)`.
 
-        dtype: default, that of `config.param_dtype`. Raises UserError for a number that the dtype cannot hold.
+        Args:
+          dtype: of the yielded arrays; default: `config.param_dtype`.
+
+        Raises:
+          UserError: a number is too large for the dtype.
         """
         dtype = jnp.dtype(dtype or self.config.param_dtype)
         places = tensors.places(self.config, tensors.HUGGING_FACE)
@@ -130,6 +146,7 @@ class Checkpoint(abc.ABC):
 
 
 def _cast(value: np.ndarray, dtype: Any, where: str) -> np.ndarray:
+    """Casts a tensor. Raises UserError, with its name `where`, if a number is too large for the dtype."""
     with np.errstate(over="ignore"):
         cast = value.astype(dtype)
     if not np.isfinite(cast.astype(np.float32)).all():
@@ -138,17 +155,21 @@ def _cast(value: np.ndarray, dtype: Any, where: str) -> np.ndarray:
 
 
 def excess(value: np.ndarray) -> str:
-    """What a tensor has that a narrower type cannot hold, in words."""
+    """Describes the numbers of a tensor that a narrower dtype cannot hold, for a message."""
     value = value.astype(np.float32)
     if count := int((~np.isfinite(value)).sum()):
-        return f"already has {count:,} number(s) that are infinite or no number"
+        return f"already has {count:,} number(s) that are infinite or NaN"
     return f"reaches {np.abs(value).max():.6g}"
 
 
 def check_rows(tokenizer: Tokenizer | None, rows: int, name: str, remedy: str) -> None:
-    """Raises UserError where a tokenizer has ids for which an embedding of `rows` rows has none.
+    """Raises UserError if a tokenizer has ids beyond the rows of the embedding.
 
-    name: of the model, for the message. remedy: what adds rows, with `{}` in place of their number.
+    Args:
+      tokenizer: the tokenizer; None passes.
+      rows: rows of the embedding.
+      name: name of the model, for the message.
+      remedy: the option or command that adds rows, with `{}` in place of their number.
     """
     ids = tokenizer.vocab_size if tokenizer is not None else 0
     if ids <= rows:
@@ -156,19 +177,19 @@ def check_rows(tokenizer: Tokenizer | None, rows: int, name: str, remedy: str) -
     pieces = [tokenizer.piece(i) for i in range(rows, ids) if tokenizer.piece(i)]
     named = ", ".join(map(repr, pieces[:3])) + (", ..." if pieces[3:] else "")
     raise UserError(
-        f"{name}: the tokenizer has {ids:,} ids, the embedding {rows:,} rows, none for {named}: {remedy.format(ids)} "
-        "adds rows, each the mean of the others"
+        f"{name}: the tokenizer has {ids:,} ids, but the embedding has {rows:,} rows, none for {named}: "
+        f"{remedy.format(ids)} adds rows, each the mean of the others"
     )
 
 
 def tokenizer_in(folder: epath.Path) -> Tokenizer | None:
-    """The tokenizer of a folder; None where it has no file of one."""
+    """Loads the tokenizer in a folder; None if the folder has no tokenizer file."""
     files = (folder / HUGGINGFACE_FILE, folder / SENTENCEPIECE_FILE)
-    return Tokenizer.load(folder) if any(map(is_named, files)) else None
+    return Tokenizer.load(folder) if any(map(exists_or_broken_link, files)) else None
 
 
 def template_of(tokenizer: Tokenizer | None, name: str) -> ChatTemplate | None:
-    """The chat template that a tokenizer's files bring along; None where they bring none."""
+    """The chat template in a tokenizer's files, called `name`; None if they have none."""
     if tokenizer is None or tokenizer.chat_template is None:
         return None
     return ChatTemplate(name, tokenizer.chat_template)

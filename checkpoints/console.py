@@ -1,4 +1,4 @@
-"""Lines on standard error about what a command does."""
+"""Progress lines of a command on standard error."""
 
 import sys
 
@@ -6,6 +6,6 @@ import jax
 
 
 def tell(line: str) -> None:
-    """Says a line on standard error, once for all processes of a run: standard output belongs to results."""
+    """Prints a line on standard error, from process 0 only; standard output is left to results."""
     if jax.process_index() == 0:
         print(f"camelid: {line}", file=sys.stderr)

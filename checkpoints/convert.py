@@ -1,4 +1,4 @@
-"""Checkpoints from one format into another, tensor after tensor: into camelid's, Hugging Face's or GGUF."""
+"""Converts checkpoints to camelid's, Hugging Face's, GGUF or PEFT's format, one tensor at a time."""
 
 import contextlib
 import importlib.metadata
@@ -33,14 +33,18 @@ from .paths import absolute_path
 
 
 class Contents(NamedTuple):
-    """A model on its way into another format."""
+    """The contents of a model that is about to be written in another format."""
 
     config: LlamaConfig
+    """The configuration of the network."""
     tokenizer: Tokenizer | None
+    """The tokenizer to write; None writes none."""
     template: ChatTemplate | None
+    """The chat template to write; None writes none."""
     values: Iterator[np.ndarray]
     """Every parameter, a layer at a time, in the order of `tensors.places` and the dtype of `config.param_dtype`."""
     generation: GenerationDefaults = GenerationDefaults()
+    """The recommended sampling settings to write."""
 
 
 def contents(
@@ -51,22 +55,25 @@ def contents(
     tokenizer: Tokenizer | None = None,
     vocab_size: int | None = None,
 ) -> Contents:
-    """A checkpoint as something to write.
+    """The contents of a checkpoint, with the changes that were asked for.
 
     Args:
       found: the checkpoint.
-      dtype: of its parameters. Default: as stored.
-      template: a chat template in place of its own.
-      tokenizer: its own with further ids, for which embedding and head get rows (`vocabulary.grow_rows`).
-      vocab_size: rows that embedding and head get in all; those that no token was made from others for are the mean.
+      dtype: dtype of the parameters; None keeps the stored one.
+      template: chat template that replaces the checkpoint's.
+      tokenizer: the checkpoint's tokenizer with further ids; `vocabulary.grow_rows` makes rows for them.
+      vocab_size: number of rows that embedding and head get; added rows are the mean of the others.
+
+    Raises:
+      UserError: the checkpoint is no language model, or the vocabularies do not fit each other.
     """
     if found.kind is not None:
-        raise UserError(f"{found.name}: holds a {found.kind}, and no language model")
+        raise UserError(f"{found.name} holds a {found.kind}, not a language model: only language models are converted")
     config = found.config if dtype is None else found.config.replace(param_dtype=dtype)
     values, own = found.tensors(dtype), found.tokenizer
     if tokenizer is not None:
         if own is None:
-            raise UserError(f"{found.name} has no tokenizer that {tokenizer.fingerprint[:8]} could be compared with")
+            raise UserError(f"{found.name} has no tokenizer, so --tokenizer cannot extend it: leave it out")
         check_rows(own, config.vocab_size, found.name, "a first `camelid convert --vocab_size={}`")
         splits, start = split_of_new(own, tokenizer), own.vocab_size
         values = _new_rows(values, config, lambda table: vocabulary.grow_rows(table, splits, start))
@@ -75,7 +82,7 @@ def contents(
     if vocab_size is not None:
         if vocab_size < config.vocab_size:
             rows = f"{found.name} has {config.vocab_size:,} rows"
-            raise UserError(f"--vocab_size={vocab_size}: {rows}; none are taken away")
+            raise UserError(f"--vocab_size={vocab_size}: {rows}, and rows are only added: give that number or more")
         values = _new_rows(values, config, lambda table: vocabulary.pad_rows(table, vocab_size))
         config = config.replace(vocab_size=vocab_size)
     check_rows(own, config.vocab_size, found.name, "--vocab_size={}")
@@ -85,7 +92,13 @@ def contents(
 def _new_rows(
     values: Iterator[np.ndarray], config: LlamaConfig, grow: Callable[[np.ndarray], jax.Array]
 ) -> Iterator[np.ndarray]:
-    """`values` with embedding and head [V, D] as `grow` makes them."""
+    """Yields `values`, with `grow` applied to the embedding [V, D] and to the transposed head [V, D].
+
+    Args:
+      values: every parameter, a layer at a time, in the order of `tensors.places`.
+      config: the network of `values`.
+      grow: adds rows to a table [V, D].
+    """
     for place, value in zip(tensors.places(config, tensors.HUGGING_FACE), values, strict=True):
         if place.path == "embed/embedding":
             value = grow(jnp.asarray(value))
@@ -97,24 +110,31 @@ def _new_rows(
 def to_peft(
     source: epath.PathLike, output: epath.PathLike, *, weights: str | None = None, base_name: str | None = None
 ) -> None:
-    """Writes the adapters of a run as a PEFT folder, with tokenizer and chat template.
+    """Writes the adapters of a run as a folder in PEFT's format, with tokenizer and chat template.
 
-    base_name: what the folder's config calls the base, a hub's id or a path. Default: the folder of Hugging Face's that
-    the run was started from.
+    Args:
+      source: path of the run.
+      output: a new folder.
+      weights: "params" or "ema"; None takes the moving average if the run kept one.
+      base_name: name of the base in the folder's config, a hub's id or a path; None takes the Hugging Face folder that
+        the run was started from.
+
+    Raises:
+      UserError: the run has no adapters, or PEFT cannot express them or their base.
     """
     check_new(output)
     found = checkpoints.open(source, weights)
     if not isinstance(found, AdapterCheckpoint):
-        raise UserError(f"{source}: its checkpoints hold no adapters; --to=huggingface writes whole models")
+        raise UserError(f"{source} holds no adapters: give --to=huggingface, which writes whole models")
     if base_name is None and found.base.format != "huggingface":
         raise UserError(
-            f"{source}: its base {found.base.path} is no folder that PEFT can load: give --base_name, a hub's id or a "
-            "folder that --to=huggingface has written of it"
+            f"{source}: PEFT cannot load its base {found.base.path}: give --base_name, a hub's id or a folder of the "
+            "base that --to=huggingface wrote"
         )
     if found.config.rope_scaling != found.base.config.rope_scaling:
-        raise UserError(f"{source}: its positions are stretched, which PEFT cannot say; merge it, --to=huggingface")
+        raise UserError(f"{source}: PEFT cannot express its rotary scaling: merge the adapters with --to=huggingface")
     own = jax.tree.map(np.asarray, found.load_adapters(llama.build(found.config).abstract_params))
-    with whole(output) as unfinished:
+    with new_output(output) as unfinished:
         base = str(found.base.path) if base_name is None else base_name
         with user_errors():
             peft_export.write_folder(unfinished, found.lora, own, found.config, base=base)
@@ -123,16 +143,26 @@ def to_peft(
 
 
 def to_camelid(source: epath.PathLike, output: epath.PathLike, **options: Any) -> None:
-    """Writes a run directory with one checkpoint. options: those of `opened`."""
-    with whole(output) as unfinished:
-        found, described = opened(source, **options)
+    """Writes the model at `source` as a run directory with one checkpoint. `options` are those of `open_contents`."""
+    with new_output(output) as unfinished:
+        found, described = open_contents(source, **options)
         write_camelid(unfinished, found, {"origin": described})
 
 
-def opened(
+def open_contents(
     source: epath.PathLike, *, weights: str | None = None, base: epath.PathLike | None = None, **options: Any
 ) -> tuple[Contents, dict[str, Any]]:
-    """The contents of the model at a path, and its description. options: those of `contents`."""
+    """Opens the model at a path in order to write it in another format.
+
+    Args:
+      source: the path.
+      weights: "params" or "ema"; None takes the moving average if the run kept one.
+      base: path of the base model for adapters; None takes the base that they name.
+      **options: those of `contents`.
+
+    Returns:
+      The contents, and the checkpoint's description for the manifest.
+    """
     found = checkpoints.open(source, weights, base=base)
     described = found.description
     if base is not None:
@@ -143,8 +173,14 @@ def opened(
 def write_camelid(
     output: epath.Path, found: Contents, more: dict[str, Any], *, dtype: str | np.dtype | None = None
 ) -> None:
-    """Writes contents as a run directory. more: further entries of its manifest. dtype: of the arrays, where it is not
-    that of the network's parameters."""
+    """Writes contents as a run directory with one checkpoint.
+
+    Args:
+      output: the directory.
+      found: what is written.
+      more: further entries of the manifest.
+      dtype: dtype of the arrays; None takes the dtype of the network's parameters.
+    """
     described = {
         "config": {},
         "tokenizer": manifest.describe_tokenizer(found.tokenizer),
@@ -166,15 +202,22 @@ def write_camelid(
 def to_huggingface(
     source: epath.PathLike, output: epath.PathLike, *, max_file_bytes: int = 5_000_000_000, **options: Any
 ) -> None:
-    """A folder as transformers' `save_pretrained` writes it, tokenizer and chat template with it."""
-    with whole(output) as unfinished:
-        write_huggingface(unfinished, opened(source, **options)[0], max_file_bytes)
+    """Writes a model as a folder in the format of transformers' `save_pretrained`, with tokenizer and chat template.
+
+    Args:
+      source: path of the model.
+      output: a new folder.
+      max_file_bytes: upper bound of one safetensors file, in bytes.
+      **options: those of `open_contents`.
+    """
+    with new_output(output) as unfinished:
+        write_huggingface(unfinished, open_contents(source, **options)[0], max_file_bytes)
 
 
 def write_huggingface(output: epath.Path, found: Contents, max_file_bytes: int = 5_000_000_000) -> None:
-    """Writes contents as a folder of Hugging Face's."""
+    """Writes contents into a folder in Hugging Face's format, in files of at most about `max_file_bytes` bytes."""
     more = {}
-    if found.tokenizer is not None:  # transformers takes ids that are not said for LLaMA's own
+    if found.tokenizer is not None:  # transformers assumes LLaMA's ids where the config leaves them out
         more = {"bos_token_id": found.tokenizer.bos_id, "eos_token_id": generation_config.one_or_many(_stops(found))}
     places = tensors.places(found.config, tensors.HUGGING_FACE)
     values = (
@@ -190,7 +233,7 @@ def write_huggingface(output: epath.Path, found: Contents, max_file_bytes: int =
 
 
 def _stops(found: Contents) -> list[int]:
-    """The tokens that end an answer: the end of text, what the chat template ends turns with, what the model says."""
+    """The ids that end an answer: end of text, the chat template's end of a turn, and the model's own stop ids."""
     return sorted({found.tokenizer.eos_id, *_turn_ends(found), *found.generation.stop_ids})
 
 
@@ -199,9 +242,16 @@ def _turn_ends(found: Contents) -> tuple[int, ...]:
 
 
 def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | None = None, **options: Any) -> None:
-    """A GGUF file with tokenizer and chat template. encoding: of matrices (None: as the parameters are stored)."""
+    """Writes a model as a GGUF file with tokenizer and chat template.
+
+    Args:
+      source: path of the model.
+      output: a new file.
+      encoding: encoding of matrices, one of `gguf_files.ENCODINGS`; None takes that of the parameters' dtype.
+      **options: those of `open_contents`.
+    """
     check_new(output)
-    found, _ = opened(source, **options)
+    found, _ = open_contents(source, **options)
     encoding = encoding or {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[found.config.param_dtype]
     fields = gguf_fields(found.tokenizer, found.config.vocab_size) if found.tokenizer is not None else {}
     if found.tokenizer is not None and found.template is not None:
@@ -209,7 +259,7 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
     if found.tokenizer is not None:
         fields |= generation_config.gguf_fields(found.generation, found.tokenizer.eos_id, _turn_ends(found))
     name = epath.Path(source).name
-    with whole(output) as unfinished:
+    with new_output(output) as unfinished:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         with user_errors():
             naming = gguf_files.naming_of(found.config)
@@ -222,7 +272,17 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
 
 
 def _fitting(encoding: str, place: tensors.Place, value: np.ndarray, where: str) -> np.ndarray:
-    """A tensor that GGUF's encodings of matrices can hold: all but two have scales, or numbers, in float16."""
+    """Returns `value` if the encoding can hold its numbers; all encodings but F32 and BF16 have float16 in them.
+
+    Args:
+      encoding: of matrices in the GGUF file.
+      place: the tensor's place in the network, for its name.
+      value: the tensor.
+      where: name of the model, for the message.
+
+    Raises:
+      UserError: a number is too large for float16.
+    """
     if encoding not in ("F32", "BF16") and value.ndim > 1:
         largest = np.abs(value.astype(np.float32)).max(initial=0)
         if not largest <= np.finfo(np.float16).max:
@@ -232,21 +292,26 @@ def _fitting(encoding: str, place: tensors.Place, value: np.ndarray, where: str)
 
 
 def check_new(path: epath.PathLike) -> epath.Path:
-    """The whole path of an output. Raises UserError where there is something already."""
+    """The absolute path of a new output. Raises UserError if it exists."""
     path = absolute_path(path)
     if path.exists() or os.path.islink(path):
-        raise UserError(f"{path} is there already: give another output, or move it away")
+        raise UserError(f"{path} exists already: give another output, or move it away")
     return path
 
 
 @contextlib.contextmanager
-def whole(output: epath.PathLike) -> Iterator[epath.Path]:
-    """A path beside a new output to write it at: it gets the output's name when it is whole, and is taken away again
-    where it did not become that. Raises UserError where there is something already."""
+def new_output(output: epath.PathLike) -> Iterator[epath.Path]:
+    """Gives a temporary path at which to write a new output.
+
+    At the end it is renamed to `output`; after an error it is removed, so a part of an output never has its name.
+
+    Raises:
+      UserError: `output` exists, or another process is writing it.
+    """
     output = check_new(output)
     unfinished = output.with_name(f"{output.name}.unfinished")
     with _only_writer_of(output):
-        _remove(unfinished)  # of a process that was killed
+        _remove(unfinished)  # left by a process that was killed
         try:
             with checksums.writing(output):
                 yield unfinished
@@ -258,7 +323,7 @@ def whole(output: epath.PathLike) -> Iterator[epath.Path]:
 
 
 def _only_writer_of(output: epath.Path) -> contextlib.AbstractContextManager:
-    """A lock beside a new output; UserError says who else is writing the same."""
+    """A lock file beside a new output. Raises UserError, with the process that holds it, if another one is writing."""
 
     def refuse(holder: str) -> None:
         raise UserError(f"{output} is being written by {holder}: wait for it, or give another output")

@@ -1,4 +1,4 @@
-"""From what a caller asks for, and what a checkpoint says, to how an answer is drawn (`model.sampling.Sampling`)."""
+"""Makes the sampling settings of an answer (`model.sampling.Sampling`), and the text of its tokens."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -20,10 +20,17 @@ def sampling_of(
     stop: str | Sequence[str] = (),
     **fields: Any,
 ) -> Sampling:
-    """How answers are drawn from a network of `rows` embeddings, of which those without a token are never drawn.
+    """The sampling settings for a tokenizer and a network.
 
-    stop_ids, stop: ids and strings that end an answer. fields: further ones of `Sampling`. Raises UserError for a value
-    out of range, an empty stop string and too long ones.
+    Args:
+      tokenizer: the network's tokenizer.
+      rows: rows of the network's embedding; ids without a token are never drawn.
+      stop_ids: ids that end an answer.
+      stop: strings that end an answer.
+      **fields: further fields of `Sampling`, such as temperature.
+
+    Raises:
+      UserError: a field is out of range, or a stop string is empty, too long or not text.
     """
     try:
         return Sampling(
@@ -37,16 +44,15 @@ def sampling_of(
 
 
 def strings_of(stop: str | Sequence[str], defaults: GenerationDefaults | None = None) -> tuple[str, ...]:
-    """All strings that end an answer, each once."""
+    """The strings that end an answer, each once: the caller's `stop`, then those that a model recommends."""
     given = tuple(stop) if isinstance(stop, (tuple, list)) else (stop,)
     if wrong := [each for each in given if not isinstance(each, str)]:
-        raise UserError(f"stop {wrong[0]!r}: give strings")
+        raise UserError(f"stop has {wrong[0]!r}, which is not a string: give strings")
     return tuple(dict.fromkeys((*given, *(defaults.stop if defaults is not None else ()))))
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int], sampling: Sampling) -> str:
-    """What an answer says, without what ended it: up to a stop string, and without its last token where that is a stop
-    id, which may be a token that writes something."""
+    """The text of an answer's tokens without the stop id or stop string that ended it."""
     said = ids[:-1] if len(ids) and ids[-1] in sampling.stop_ids else ids
     strings = [] if sampling.stops is None else [string.decode() for string in sampling.stops.strings]
     return cut(tokenizer.decode(said), strings)
@@ -59,9 +65,9 @@ def _stops(tokenizer: Tokenizer, rows: int, strings: tuple[str, ...]) -> Stops |
     try:
         as_bytes = [string.encode() for string in strings]
     except UnicodeEncodeError as error:
-        raise ValueError(f"stop {error.object!r} is no UTF-8 text") from None
+        raise ValueError(f"stop {error.object!r} cannot be written in UTF-8: give text") from None
     if any("\N{REPLACEMENT CHARACTER}" in string for string in strings):
-        raise ValueError("a stop string with U+FFFD, which stands for bytes that are no character: give text")
+        raise ValueError("a stop string has U+FFFD, which stands for bytes that are no character: give text")
     return stops_of(as_bytes, tokenizer.token_bytes[:rows], rows, drops_first_space=tokenizer.drops_first_space)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of others: Hugging Face's folders, Meta's folders, GGUF files. They are read in place."""
+"""Checkpoints in other formats than camelid's (Hugging Face, Meta, GGUF), which are read in place."""
 
 import abc
 from collections.abc import Iterable, Iterator
@@ -12,16 +12,17 @@ from ..errors import UserError
 from ..model.storage import Rules
 from .checkpoint import Checkpoint, template_of, tokenizer_in, user_errors
 from .interop import generation_config, gguf_files, huggingface, meta, tensors
+from .interop.added_rows import with_rows
 from .interop.generation_config import GenerationDefaults
-from .interop.grown import with_rows
-from .interop.headers import absent, is_named
+from .interop.headers import exists_or_broken_link, missing_message
 from .interop.tokenizer_gguf import tokenizer_files
 
 
 class ForeignCheckpoint(Checkpoint):
-    """A checkpoint that is not camelid's: `source` names its tensors, which stay on disk."""
+    """A checkpoint in another format than camelid's."""
 
     source: tensors.Source
+    """The opened files: their config and tensors, which stay on disk."""
 
     def __init__(self, path: epath.PathLike, weights: str | None = None):
         super().__init__(path, weights)
@@ -31,14 +32,17 @@ class ForeignCheckpoint(Checkpoint):
 
     @abc.abstractmethod
     def _open(self, path: epath.Path) -> None:
-        """Sets source, tokenizer, template and generation."""
+        """Sets `source`, `tokenizer`, `template` and `generation` from the files at a path."""
 
     def _files(self) -> Iterable[epath.Path]:
         return self.source.files
 
     def load_params(self, abstract: Any, *, some: bool = False, quantize: Rules | None = None) -> Any:
-        """As `Checkpoint.load_params`. Rows of embedding and head beyond those of the file are the mean of its rows."""
-        del some  # tensors that nobody asks for are never read
+        """Loads the parameters (see `Checkpoint.load_params`).
+
+        `abstract` may have more rows of embedding and head than the file; each further row is the mean of the file's.
+        """
+        del some  # tensors that `abstract` does not have are never read
         with user_errors():
             return tensors.load_params(with_rows(self.source, _rows(abstract)), abstract, quantize)
 
@@ -54,7 +58,7 @@ class ForeignCheckpoint(Checkpoint):
 
 
 class HuggingFaceCheckpoint(ForeignCheckpoint):
-    """A folder as transformers' `save_pretrained` writes it."""
+    """A folder in the format of transformers' `save_pretrained`."""
 
     format = "huggingface"
 
@@ -66,26 +70,29 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
 
 
 class MetaCheckpoint(ForeignCheckpoint):
-    """A folder of Meta's: consolidated.*.pth and params.json. LLaMA 1's tokenizer lies one folder above its sizes."""
+    """A folder in Meta's format: consolidated.*.pth and params.json.
+
+    The tokenizer is in the folder itself or, as Meta published LLaMA 1, in the folder above.
+    """
 
     format = "meta"
 
     def _open(self, path: epath.Path) -> None:
         self.source = meta.open_folder(path)
         files = [folder / SENTENCEPIECE_FILE for folder in (path, path.parent)]
-        found = [file for file in files if is_named(file)]
+        found = [file for file in files if exists_or_broken_link(file)]
         self.tokenizer = Tokenizer.load(found[0]) if found else None
         self.template, self.generation = None, GenerationDefaults()
 
 
 class GGUFCheckpoint(ForeignCheckpoint):
-    """A GGUF file, or the first of several that a model was split into."""
+    """A GGUF file, or one part of a model that is split into several."""
 
     format = "gguf"
 
     def _open(self, path: epath.Path) -> None:
         if not path.is_file():
-            raise UserError(absent(path))
+            raise UserError(missing_message(path))
         self.source = gguf_files.open_file(path)
         fields = self.source.extra["fields"]
         has_none = fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")  # llama.cpp's words
@@ -95,6 +102,6 @@ class GGUFCheckpoint(ForeignCheckpoint):
 
 
 def _rows(abstract: Any) -> int:
-    """The most rows that a tree of shapes asks of embedding and head; 0 where it has neither."""
+    """The vocabulary size that a tree of shapes asks for: rows of its embedding and head; 0 if it has neither."""
     table, head = abstract.get("embed", {}).get("embedding"), abstract.get("head", {}).get("kernel")
     return max(0 if table is None else table.shape[0], 0 if head is None else head.shape[-1])

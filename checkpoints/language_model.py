@@ -1,4 +1,4 @@
-"""A trained model with what it takes to use it: the two-line form of people's evaluation scripts.
+"""A loaded language model with its tokenizer and chat template, ready to generate text.
 
 m = camelid.load("runs/quickstart/sft")
 print(m.chat([{"role": "user", "content": "Who lives in the lighthouse?"}]))
@@ -37,20 +37,24 @@ Messages = Sequence[Mapping[str, str]]
 
 
 class PromptTooLong(UserWarning):
-    """Of some prompts that fill the model's context: they have an empty answer, the others theirs."""
+    """Warns that some prompts fill the model's context; their answers are empty, the others are complete."""
 
 
 @dataclasses.dataclass
 class Draft:
-    """A small model that proposes `k` tokens at a time for a large one, and what has come of it: the passes of the
-    large one, and how many proposals stand in answers."""
+    """A draft model for speculative decoding, and the counts of its accepted tokens."""
 
     llama: "LanguageModel"
+    """The draft model."""
     k: int = 4
+    """The number of tokens that it proposes per pass of the large model."""
     passes: int = 0
+    """The number of passes of the large model so far."""
     accepted: int = 0
+    """The number of proposed tokens that became part of answers."""
 
     def count(self, result: speculative.SpeculativeGeneration) -> None:
+        """Adds the passes and accepted tokens of one call."""
         self.passes += int(result.passes.sum())
         self.accepted += int(result.accepted.sum())
 
@@ -59,11 +63,18 @@ class Draft:
 
 
 class LanguageModel:
-    """config, params (a plain nested dict), tokenizer and template (None where the source has none), mesh, step.
+    """A language model in memory.
 
-    generation: what ends its answers beside tokenizer and template, and how they are drawn where the caller of
-    `generate`, `chat`, `chat_batch` and `stream_chat` does not say: field by field, as in transformers and vLLM.
-    draft: where `assist` has given one, the model that speeds up decoding.
+    Attributes:
+      model: the network's pure functions.
+      params: its parameters, a plain nested dict of arrays.
+      tokenizer: its tokenizer, or None.
+      template: its chat template, or None.
+      mesh: the devices that hold the parameters.
+      step: the training step of the parameters; None if unknown.
+      generation: the model's stop ids and strings, and its sampling settings; each holds where a caller of `generate`,
+        `chat`, `chat_batch` or `stream_chat` does not give that field, as in transformers and vLLM.
+      draft: the draft model for speculative decoding, or None (see `assist`).
     """
 
     def __init__(
@@ -91,31 +102,46 @@ class LanguageModel:
         return self.model.config
 
     def assist(self, draft: "LanguageModel", k: int = 4) -> "LanguageModel":
-        """This model, which from now on decodes speculatively (`model.speculative`): the same answers, or others of the
-        same distribution, and faster where `draft` is much smaller and often right. k: its proposals a pass.
+        """Makes this model decode speculatively with a draft model (`model.speculative`).
 
-        Raises UserError where an id stands for different tokens in the two models.
+        Greedy answers stay the same, sampled ones keep their distribution. Decoding is faster only if the draft is much
+        smaller and often right.
+
+        Args:
+          draft: the draft model.
+          k: number of tokens that it proposes per pass of this model.
+
+        Returns:
+          This model.
+
+        Raises:
+          UserError: the vocabularies differ, or `k` is below 1.
         """
         if difference := self._tokenizer().difference(draft._tokenizer()):
             raise UserError(f"a draft needs the model's own vocabulary: {difference}")
         if self.config.vocab_size != draft.config.vocab_size:
-            rows = f"{self.config.vocab_size:,} rows here, {draft.config.vocab_size:,} in the draft"
-            raise UserError(f"a draft needs an embedding of as many rows as the model's: {rows}")
+            rows = f"the model has {self.config.vocab_size:,}, the draft {draft.config.vocab_size:,}"
+            raise UserError(f"a draft needs an embedding with the model's number of rows: {rows}")
         if k < 1:
-            raise UserError(f"a draft proposes 1 token or more at a time, not {k}")
+            raise UserError(f"a draft proposes {k} tokens at a time: give 1 or more")
         self.draft = Draft(draft, k)
         return self
 
     def with_adapters(self, path: epath.PathLike) -> "LanguageModel":
-        """This model with the adapters of a run or of a PEFT folder, on the same arrays: many can stand on one base.
+        """A new model: this one's arrays, shared, with the adapters of a run or a PEFT folder beside them.
 
-        The base is what it is here, quantised or not, whatever base they name. Raises UserError where `path` has no
-        adapters, or some for a network of other shapes.
+        The base that the adapters name is not read, and this model may be quantised.
+
+        Args:
+          path: a run of camelid's that trained adapters, or a folder in PEFT's format.
+
+        Raises:
+          UserError: there are no adapters at the path, or their matrices have other shapes.
         """
         found = checkpoints.open(path)
         if not isinstance(found, AdapterCheckpoint):
-            raise UserError(f"{path} holds whole networks and no adapters: camelid.load reads it")
-        abstract = _placed(self.model, self.mesh)
+            raise UserError(f"{path} holds a whole network, not adapters: load it with camelid.load")
+        abstract = _abstract_params(self.model, self.mesh)
         put, own = found.load_onto(abstract, self.config, self._matrix)
         trained_whole = without(abstract, lora.base_of(put, abstract))
         params = join(own, without(self.params, trained_whole))
@@ -124,7 +150,7 @@ class LanguageModel:
         return LanguageModel(self.model, params, tokenizer, template, self.mesh, generation=self.generation)
 
     def _matrix(self, path: str, layer: int | None) -> np.ndarray:
-        """One of this model's matrices, or one layer of it, as one array."""
+        """One of this model's matrices by its path, or one layer of it, merged and decoded into one array."""
         found = functools.reduce(lambda tree, name: tree[name], path.split("/"), self.params)
         if layer is not None:
             found = jax.tree.map(lambda x: x[layer : layer + 1], found)
@@ -132,7 +158,7 @@ class LanguageModel:
         return whole if layer is None else whole[0]
 
     def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
-        """Float32 logits of the token after each position."""
+        """Float32 logits of the next token at each position."""
         with jax.set_mesh(self.mesh):
             return self._apply(self.params, jnp.asarray(tokens, jnp.int32))
 
@@ -145,24 +171,40 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> list[str]:
-        """Continuations of raw text, without a chat template.
+        """Continues texts, without a chat template, up to the end-of-text token.
 
-        stop: strings before which an answer ends. sampling: fields of `model.sampling.Sampling` (max_tokens,
-        temperature, top_k, top_p, ..., n). The end-of-text token stops. With n > 1 the n continuations of a prompt
-        stand together. A prompt that fills the context has empty ones, and a warning (PromptTooLong); where all do,
-        UserError is raised.
+        Args:
+          prompts: one text or several.
+          seed: seed of the sampling.
+          batch_size: number of prompts that are decoded together.
+          stop: strings before which a continuation ends.
+          **sampling: fields of `model.sampling.Sampling` (max_tokens, temperature, top_k, top_p, ..., n).
+
+        Returns:
+          The continuations in the order of the prompts; with n > 1, the n continuations of a prompt in a row. A prompt
+          that fills the context gets empty ones and a warning (PromptTooLong).
+
+        Raises:
+          UserError: a prompt is empty, all prompts fill the context, or a setting is out of range.
         """
         tokenizer = self._tokenizer()
         prompts = [prompts] if isinstance(prompts, str) else prompts
         begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
         tokens = [begin + tokenizer.encode(prompt) for prompt in prompts]
         if [] in tokens:
-            raise UserError(f"prompt {tokens.index([]) + 1} is empty, and this tokenizer has no token to begin with")
+            raise UserError(f"prompt {tokens.index([]) + 1} is empty, and the tokenizer adds no bos token: give a text")
         chosen = self._sampling((tokenizer.eos_id,), stop, sampling)
         return self._texts(tokens, chosen, seed=seed, batch_size=batch_size)
 
     def chat(self, messages: str | Messages, *, seed: int = 0, stop: str | Sequence[str] = (), **sampling: Any) -> str:
-        """The assistant's next turn; a string is a conversation of one user turn. Sampling as in `generate`."""
+        """The assistant's next turn in a conversation.
+
+        Args:
+          messages: {"role", "content"} dicts, or a string for one user turn.
+          seed: seed of the sampling.
+          stop: strings before which the answer ends.
+          **sampling: fields of `model.sampling.Sampling`.
+        """
         return self.chat_batch([messages], seed=seed, stop=stop, **sampling)[0]
 
     def chat_batch(
@@ -174,7 +216,18 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> list[str]:
-        """`chat` for many conversations at once; with n > 1 the n answers to one stand together."""
+        """The assistant's next turn in each of many conversations.
+
+        Args:
+          conversations: lists of {"role", "content"} dicts, or strings for one user turn.
+          seed: seed of the sampling.
+          batch_size: number of conversations that are decoded together.
+          stop: strings before which an answer ends.
+          **sampling: fields of `model.sampling.Sampling`.
+
+        Returns:
+          The answers in the order of the conversations; with n > 1, the n answers to one in a row.
+        """
         tokens = [self.prompt(messages) for messages in conversations]
         chosen = self._sampling(self._template().stop_ids(self._tokenizer()), stop, sampling)
         return [text.strip() for text in self._texts(tokens, chosen, seed=seed, batch_size=batch_size)]
@@ -182,29 +235,46 @@ class LanguageModel:
     def stream_chat(
         self, messages: str | Messages, *, seed: int = 0, stop: str | Sequence[str] = (), **sampling: Any
     ) -> Iterator[str]:
-        """`chat` piece by piece, as soon as whole characters are there that begin no stop string."""
+        """Yields the assistant's next turn in pieces of whole characters, as soon as they cannot begin a stop string.
+
+        Args:
+          messages: {"role", "content"} dicts, or a string for one user turn.
+          seed: seed of the sampling.
+          stop: strings before which the answer ends.
+          **sampling: fields of `model.sampling.Sampling`.
+        """
         tokenizer = self._tokenizer()
         prompt = self.prompt(messages)
         chosen = self._sampling(self._template().stop_ids(tokenizer), stop, sampling)
         chosen, (room,) = self._within_context([prompt], chosen)
-        decoder, told = tokenizer.stream(), StopFilter(strings_of(stop, self.generation))
+        decoder, text_filter = tokenizer.stream(), StopFilter(strings_of(stop, self.generation))
         tokens = self._stream(prompt, _key(seed), chosen, room)
         while True:
             with jax.set_mesh(self.mesh):  # not around the yield, where the caller's code runs
                 token = next(tokens, None)
             if token is None:
                 break
-            if token not in chosen.stop_ids:  # which may write something
-                yield told.push(decoder.push(token))
-        yield told.push(decoder.flush()) + told.flush()
+            if token not in chosen.stop_ids:  # a stop id may have a text, which is not part of the answer
+                yield text_filter.push(decoder.push(token))
+        yield text_filter.push(decoder.flush()) + text_filter.flush()
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int = 0, batch_size: int = 64
     ) -> list[list[int]]:
-        """Token continuations of token prompts, in order, `sampling.n` for each, ending at the model's context.
+        """Continues prompts of token ids.
 
-        The tokens that a stop string was written with are among them. A prompt that fills the context has empty ones;
-        see `generate`.
+        Args:
+          prompts: the token ids of each prompt.
+          sampling: the sampling settings.
+          seed: seed of the sampling.
+          batch_size: number of prompts that are decoded together.
+
+        Returns:
+          The token ids of `sampling.n` continuations for each prompt, in order, including those of a stop string. A
+          prompt that fills the context gets empty ones and a warning (PromptTooLong).
+
+        Raises:
+          UserError: all prompts fill the context, or the seed or the batch size is out of range.
         """
         _key(seed)
         if batch_size < 1:
@@ -228,16 +298,24 @@ class LanguageModel:
         return [answer for samples in answers for answer in samples]
 
     def _sampling(self, stop_ids: Sequence[int], stop: str | Sequence[str], given: Mapping[str, Any]) -> Sampling:
-        """How a text is answered. Stop ids among `given` are all that there are."""
+        """The sampling settings of a call.
+
+        Args:
+          stop_ids: ids that end an answer, unless `given` has its own "stop_ids".
+          stop: strings that end an answer.
+          given: the caller's fields of `Sampling`; None leaves a field to the model's recommendation.
+        """
         own = dict(stop_ids=given.get("stop_ids", (*stop_ids, *self.generation.stop_ids)))
         fields = self.generation.sampling() | {name: value for name, value in given.items() if value is not None}
         strings = strings_of(stop, self.generation)
         return sampling_of(self._tokenizer(), self.config.vocab_size, stop=strings, **(fields | own))
 
     def _texts(self, prompts: Sequence[Sequence[int]], sampling: Sampling, **how: int) -> list[str]:
+        """The texts of `complete`, without what ended them."""
         return [text_of(self._tokenizer(), ids, sampling) for ids in self.complete(prompts, sampling, **how)]
 
     def _answer(self, tokens_BP, lengths_B, key, sampling: Sampling, limits_B) -> decode.Generation:
+        """Generates one batch of answers, with the draft if there is one; arguments as of `decode.generate`."""
         if self.draft is None:
             return decode.generate(self.model, self.params, tokens_BP, lengths_B, key, sampling, limits_B=limits_B)
         draft = self.draft
@@ -247,6 +325,7 @@ class LanguageModel:
         return result.answer
 
     def _stream(self, prompt: Sequence[int], key: jax.Array, sampling: Sampling, limit: int) -> Iterator[int]:
+        """Yields the tokens of an answer, with the draft if there is one; arguments as of `decode.stream`."""
         if self.draft is None:
             yield from decode.stream(self.model, self.params, prompt, key, sampling, limit)
             return
@@ -255,20 +334,24 @@ class LanguageModel:
         self.draft.count((yield from speculative.stream(*networks, prompt, key, sampling, self.draft.k, limit)))
 
     def prompt(self, messages: str | Messages) -> list[int]:
-        """The tokens that a conversation makes, up to where the assistant is to speak."""
+        """The token ids of a conversation, up to the beginning of the assistant's next turn."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         return self._template().encode(messages, self._tokenizer(), generation_prompt=True).tokens.tolist()
 
     def _within_context(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> tuple[Sampling, list[int]]:
-        """The most tokens of an answer to each prompt, and `sampling` with those of the compiled loop: no more than
-        a power of two that suffices, so that few loops are compiled while a conversation fills the context."""
+        """Limits the length of answers to the model's context.
+
+        Returns:
+          `sampling` with the length of the compiled loop: the longest answer rounded up to a power of two, so that a
+          growing conversation compiles few loops. And the largest number of tokens in the answer to each prompt.
+        """
         context = self.config.max_len
         limits = [min(sampling.max_tokens, max(context - len(prompt), 0)) for prompt in prompts]
         names = ["the prompt"] if len(prompts) == 1 else [f"prompt {i}" for i in range(1, len(prompts) + 1)]
         sizes = [f"{name} ({len(prompt):,} tokens)" for name, prompt in zip(names, prompts, strict=True)]
         if full := [size for size, limit in zip(sizes, limits, strict=True) if not limit]:
-            said = f"the context of {context:,} tokens leaves no room for an answer to {', '.join(full)}: shorten it"
+            said = f"the context of {context:,} tokens has no room for an answer to {', '.join(full)}: shorten it"
             if not any(limits):
                 raise UserError(said)
             warnings.warn(f"{said}; the others are answered", PromptTooLong, stacklevel=4)
@@ -276,15 +359,17 @@ class LanguageModel:
         return dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, 1 << (most - 1).bit_length())), limits
 
     def _tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises UserError if there is none."""
         if self.tokenizer is None:
-            raise UserError("this model came without a tokenizer: give tokens to `logits` or `complete`")
+            raise UserError("this model has no tokenizer: give token ids to `logits` or `complete`")
         return self.tokenizer
 
     def _template(self) -> ChatTemplate:
+        """The chat template. Raises UserError if there is none."""
         if self.template is None:
             raise UserError(
-                "this model came without a chat template: name one by --template (in Python, set `template`), use "
-                "`generate`, or tune it with `camelid train`"
+                "this model has no chat template: give one by --template (in Python, set `template`), use `generate`, "
+                "or tune the model with `camelid train`"
             )
         return self.template
 
@@ -301,33 +386,43 @@ def load(
     base: epath.PathLike | None = None,
     vocab_size: int | None = None,
 ) -> LanguageModel:
-    """The model of a run directory (its latest checkpoint; with RUN@best the best), of one checkpoint, or of somebody
-    else's files: a folder of Hugging Face's or Meta's, a GGUF file, or a PEFT folder whose base is at hand.
+    """Loads a language model from disk.
 
-    mesh: default, one device. dtype: of parameters and computation; default, as trained or stored. weights: "params",
-    or "ema" for the moving average of a run that kept one; default, what its evaluations measured: "ema" where there is
-    one. quantize: "int8", "int4" or "nf4" for matrices of that kind,
-    "stored" for those that a GGUF file has, or rules as `model.storage.quantize` takes them. cache: "int8" for keys
-    and values of 8 bits while decoding. rope: a rotary scaling and the tokens that it stretches the trained context
-    to, such as ("yarn", 8192). base: the model that the adapters at `path` are put on, in place of the one that they
-    name. vocab_size: rows of embedding and head, more than somebody else's files have, as where a tokenizer has ids
-    that were never given one: the new ones are the mean of the others. Raises UserError for a path that holds no model.
+    Args:
+      path: a run directory (its latest checkpoint), RUN@best, one checkpoint, a GGUF file, or a folder in the format of
+        Hugging Face, Meta or PEFT.
+      mesh: devices for the parameters; default: one device.
+      dtype: dtype of parameters and computation; default: as trained or stored.
+      weights: "params" for the parameters of the last step, "ema" for their moving average. Default: the moving average
+        if the run kept one, because its evaluations measured it.
+      quantize: "int8", "int4" or "nf4" quantises all matrices, "stored" keeps a GGUF file's own codes; or rules as
+        `model.storage.quantize` takes them.
+      cache: "int8" stores keys and values in 8 bits while decoding.
+      rope: a rotary scaling and the context in tokens that it stretches to, such as ("yarn", 8192).
+      base: path of the base model for adapters at `path`; default: the base that they name.
+      vocab_size: number of rows of embedding and head, for files in other formats whose tokenizer has more ids than
+        rows; each added row is the mean of the others.
+
+    Raises:
+      UserError: the path holds no language model, or an option does not fit it.
     """
     if base is not None:
         if weights is not None:
-            raise UserError(f"weights={weights!r} is of a run, and base of adapters on another model: give one of them")
+            raise UserError(
+                f"weights={weights!r} is for a run, and base for adapters on another model: give only one of the two"
+            )
         found = load(base, mesh=mesh, dtype=dtype, quantize=quantize, cache=cache, rope=rope)
         return found.with_adapters(path)
     found = checkpoints.open(path, weights)
     if found.kind == "scalar":
-        raise UserError(f"{path}: a reward or cost model, which gives numbers; config.reward.sources is its place")
+        raise UserError(f"{path} is a reward or cost model, not a language model: name it in config.reward.sources")
     config = found.config
     if dtype is not None:
         config = config.replace(dtype=dtype, param_dtype=dtype)
     if vocab_size is not None and (vocab_size < config.vocab_size or not isinstance(found, ForeignCheckpoint)):
         raise UserError(
-            f"{path}: vocab_size {vocab_size:,}: rows are added to somebody else's files alone, and none taken away; "
-            f"there are {config.vocab_size:,}. `camelid convert --vocab_size` adds rows to a run"
+            f"{path}: vocab_size {vocab_size:,} can only add to the {config.vocab_size:,} rows of a file in another "
+            "format; `camelid convert --vocab_size` adds rows to a run"
         )
     config = config.replace(vocab_size=vocab_size or config.vocab_size)
     remedy = "load(..., vocab_size={0}) or `camelid convert --vocab_size={0}`"
@@ -338,19 +433,20 @@ def load(
             config = config.stretched(rope[0], max_len=rope[1])
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
-    params = found.load_params(_placed(model, mesh), quantize=rules)
+    params = found.load_params(_abstract_params(model, mesh), quantize=rules)
     return LanguageModel(
         model, params, found.tokenizer, found.template, mesh, step=found.step, generation=found.generation
     )
 
 
 def _key(seed: int) -> jax.Array:
+    """The random key of a seed. Raises UserError if the seed is out of range."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: give 0 to {2**32 - 1}")
     return jax.random.key(seed)
 
 
-def _placed(model: llama.Model, mesh: jax.sharding.Mesh) -> llama.Params:
-    """Shapes of the parameters, and where they lie."""
+def _abstract_params(model: llama.Model, mesh: jax.sharding.Mesh) -> llama.Params:
+    """The shapes, dtypes and shardings of a network's parameters on a mesh."""
     where = shardings(model.abstract_params, mesh, PARTITION_RULES)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where)

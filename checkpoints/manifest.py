@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself beside its arrays: the config, the tokenizer, the chat template, versions."""
+"""The manifest of a checkpoint: the metadata beside its arrays (config, tokenizer, chat template, versions)."""
 
 import importlib.metadata
 import json
@@ -12,7 +12,17 @@ from ..data.tokenizer import Tokenizer
 def describe(
     config: ml_collections.ConfigDict, *, tokenizer=None, template=None, data_fingerprint: str | None = None
 ) -> dict:
-    """The manifest of a run: JSON-able, without the step, which `Checkpoints.save` adds."""
+    """The manifest of a run's checkpoints, without the step, which `Checkpoints.save` adds.
+
+    Args:
+      config: the run's whole config.
+      tokenizer: the run's tokenizer, or None.
+      template: the run's chat template, or None.
+      data_fingerprint: the hash of the training data; None where a run has no data.
+
+    Returns:
+      A dict that JSON can hold.
+    """
     return {
         "config": json.loads(config.to_json()),
         "tokenizer": describe_tokenizer(tokenizer),
@@ -23,7 +33,7 @@ def describe(
 
 
 def describe_tokenizer(tokenizer: Tokenizer | None) -> dict | None:
-    """What a manifest says of a tokenizer."""
+    """A manifest's record of a tokenizer: its hash, the hash of its model file, whether it adds bos; None for none."""
     if tokenizer is None:
         return None
     return {
@@ -34,12 +44,15 @@ def describe_tokenizer(tokenizer: Tokenizer | None) -> dict | None:
 
 
 def describe_template(template: ChatTemplate | None) -> dict[str, str] | None:
-    """What a manifest says of a chat template."""
+    """A manifest's record of a chat template: its name and its jinja source."""
     return template and {"name": template.name, "source": template.source}
 
 
 def same_tokenizer(saved: dict | None, described: dict | None) -> bool:
-    """Whether a manifest means this tokenizer. Older ones say the hash of the model file and nothing else."""
+    """Whether the tokenizer record `saved` in a manifest matches the record `described`.
+
+    Manifests of older versions hold only the hash of the model file, so only that hash is compared.
+    """
     if saved is None or described is None or "adds_bos" in saved:
         return saved == described
     return saved["fingerprint"] == described["model_file"]

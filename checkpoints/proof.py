@@ -1,8 +1,9 @@
-"""Checkpoints on disk: which of them are complete, the proof that they are whole, and how they come and go.
+"""Tells which checkpoints on disk are complete and undamaged, and creates and deletes them safely.
 
-What completes a checkpoint is `checksums.json`, written when everything else is on disk. A folder whose manifest
-promises that file and that lacks it was cut off: nobody reads it, and a run replaces it. Readers compare all files with
-the checksums, once in a process. Checkpoints of versions without checksums are read without that proof.
+The file `checksums.json` completes a checkpoint; it is written when everything else is on disk. A folder whose manifest
+promises `checksums.json` but that lacks it was cut off: no reader opens it, and the run replaces it. Every reader
+compares all files with the checksums when it opens a checkpoint. Versions before wrote no checksums; their checkpoints
+are read without this check.
 """
 
 import hashlib
@@ -16,16 +17,19 @@ from ..data import checksums
 from ..errors import UserError
 from .console import tell
 
-ORBAX_FILE = "_CHECKPOINT_METADATA"  # Orbax writes it into every checkpoint
+ORBAX_FILE = "_CHECKPOINT_METADATA"  # Orbax writes this file into every checkpoint
 PROOF = "checksums.json"
-LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted|unfinished.*)")  # of a process that was killed
+LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted|unfinished.*)")  # folders that a killed process left
 
-_proven: dict[str, tuple] = {}  # stamps of the checkpoints that were whole when this process looked
 _told: set[tuple[str, str]] = set()
 
 
 def prove(path: epath.Path) -> None:
-    """Completes a checkpoint: writes the checksums of its files and reads both back. Raises OSError if they differ."""
+    """Completes a checkpoint: writes the checksums of its files, then reads all files back and compares.
+
+    Raises:
+      OSError: a file read back differs from its checksum.
+    """
     sums = checksums.checksums_of(path, leave_out=PROOF)
     checksums.write_whole(path / PROOF, json.dumps(sums, indent=1))
     if problem := damage_of(path):
@@ -33,42 +37,31 @@ def prove(path: epath.Path) -> None:
 
 
 def damage_of(path: epath.Path) -> str | None:
-    """What is wrong with a checkpoint; None where every file is as it was written, or where nothing says how that was.
+    """Describes the first damage in a checkpoint's folder; None if all files match their checksums.
 
-    In a process it is looked at once, and again when a file's size or time has changed.
+    Reads every file. A checkpoint of a version without checksums counts as undamaged.
     """
-    try:
-        stamp = checksums.stamp(path)
-    except FileNotFoundError as error:
-        return f"{error.filename} has gone while it was looked at"
-    if _proven.get(str(path)) == stamp:
-        return None
     if (path / PROOF).exists():
         try:
-            problem = checksums.damage(path, json.loads((path / PROOF).read_text()))
+            return checksums.damage(path, json.loads((path / PROOF).read_text()))
         except (OSError, ValueError, TypeError, KeyError, IndexError):
-            problem = f"{PROOF} itself cannot be read"
-        if problem is not None:
-            return problem
-    elif _promises_proof(path) is not False:
-        return f"{PROOF} is missing"
-    _proven[str(path)] = stamp
-    return None
+            return f"{PROOF} itself cannot be read"
+    return None if _promises_proof(path) is False else f"{PROOF} is missing"
 
 
 def digest(path: epath.Path) -> str | None:
-    """What tells a checkpoint from every other; None for those of versions without checksums."""
+    """The SHA-256 of a checkpoint's checksums, which identifies its content; None if it has no checksums."""
     proof = path / PROOF
     return hashlib.sha256(proof.read_bytes()).hexdigest() if proof.exists() else None
 
 
 def is_checkpoint(path: epath.Path) -> bool:
-    """Whether a folder is, or was before some of its files were lost, a checkpoint."""
+    """Whether a folder is a checkpoint, complete or not, damaged or not."""
     return (path / ORBAX_FILE).exists() or (path / PROOF).exists()
 
 
 def is_complete(path: epath.Path) -> bool:
-    """Whether a folder holds a checkpoint that was written to its end, whatever has become of it since."""
+    """Whether a folder holds a checkpoint that was written to its end; it may have been damaged since."""
     return (path / PROOF).exists() or _promises_proof(path) is False
 
 
@@ -78,73 +71,78 @@ def is_cut_off(path: epath.Path) -> bool:
 
 
 def complete_steps(directory: epath.Path) -> list[int]:
-    """The steps of a run's complete checkpoints, in order. Folders that hold no checkpoint are passed over."""
+    """The steps of the complete checkpoints in a run's folder "checkpoints", in ascending order."""
     return [step for step in numbered(directory) if is_complete(directory / str(step))]
 
 
 def numbered(directory: epath.Path) -> list[int]:
-    """The numbers that are names of folders, in order."""
+    """The numbers among the names in a directory, in ascending order; a missing directory has none."""
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def newest_whole(directory: epath.Path) -> int | None:
-    """The step of a run's newest whole checkpoint, None where it has none yet. One that is not whole is told and passed
-    over; UserError where all are damaged."""
+    """The step of the newest undamaged checkpoint in a run's folder "checkpoints"; None if there is no checkpoint.
+
+    Reads every file of it. A damaged newer checkpoint is reported on standard error and skipped.
+
+    Raises:
+      UserError: all checkpoints are damaged.
+    """
     steps = [step for step in numbered(directory) if is_checkpoint(directory / str(step))]
     for step in reversed(steps):
         path = directory / str(step)
         problem = damage_of(path)
         if problem is None:
             return step
-        if not path.exists():  # the run that it is of goes on, and has deleted it for a newer one
+        if not path.exists():  # the run is still training and has deleted it for a newer one
             return newest_whole(directory)
         if (str(path), problem) not in _told:
             _told.add((str(path), problem))
-            tell(f"{path} is not whole ({problem}): it is passed over")
+            tell(f"{path} is damaged ({problem}): it is skipped")
     if complete_steps(directory):
-        raise UserError(f"{directory}: every checkpoint in it is damaged; move them away to start over")
+        raise UserError(f"{directory}: every checkpoint in it is damaged: move them away to start the run over")
     return None
 
 
 def metadata_in(path: epath.Path) -> dict[str, Any] | None:
-    """What Orbax's own file says of a checkpoint; None where it is missing or cannot be read."""
+    """The content of Orbax's metadata file in a checkpoint; None if it is missing or cannot be read."""
     try:
-        found = json.loads((path / ORBAX_FILE).read_text())  # `ocp.metadata` would read that of all arrays
+        found = json.loads((path / ORBAX_FILE).read_text())  # `ocp.metadata` would read every array's metadata too
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def manifest_in(path: epath.Path) -> dict[str, Any]:
-    """The manifest as it lies there; {} where there is none that can be read."""
+    """The manifest in a checkpoint's folder, unchecked; {} if it is missing or cannot be read."""
     found = (metadata_in(path) or {}).get("custom_metadata")
     return found if isinstance(found, dict) else {}
 
 
 def _promises_proof(path: epath.Path) -> bool | None:
-    """Whether a checkpoint's manifest says that checksums belong to it; None where it cannot be read."""
+    """Whether a checkpoint's manifest says that `checksums.json` belongs to it; None if it cannot be read."""
     return None if metadata_in(path) is None else bool(manifest_in(path).get("checksums"))
 
 
 def remove_leftovers(directory: epath.Path) -> None:
-    """Removes what killed processes left half written or half deleted."""
+    """Removes the half-written and half-deleted checkpoints that killed processes left in a directory."""
     for path in list(directory.iterdir()):
         if LEFTOVER.fullmatch(path.name):
             path.rmtree()
 
 
 def delete(path: epath.Path) -> None:
-    """Deletes a checkpoint so that at no time a part of it looks like one."""
+    """Deletes a checkpoint. It is renamed first, so that a half-deleted one is never taken for a checkpoint."""
     if "://" not in str(path):  # object stores cannot rename a folder
         path = path.rename(path.with_name(f"{path.name}.deleted"))
     path.rmtree()
 
 
 def set_aside(path: epath.Path) -> None:
-    """Makes room under a step's name for a new checkpoint, and deletes nothing: it may be anything."""
+    """Renames what stands at a new checkpoint's path to `<name>.aside<number>`; the user may want to keep it."""
     number = 1
     while (aside := path.with_name(f"{path.name}.aside{number}")).exists():
         number += 1
     path.rename(aside)
-    tell(f"{path} was in the way of a new checkpoint and is now {aside}")
+    tell(f"{path} stood in the way of a new checkpoint: it was renamed to {aside}")

@@ -1,4 +1,4 @@
-"""Checkpoints of camelid's own: found by path, and loaded onto any mesh."""
+"""Reads camelid's own checkpoints: finds them by path and loads their arrays onto any mesh."""
 
 import contextlib
 import functools
@@ -18,31 +18,48 @@ from .manifest import describe_tokenizer, same_tokenizer
 from .paths import absolute_path
 from .proof import ORBAX_FILE
 
-BEST = "@best"  # RUN@best is the checkpoint of a run that its `checkpoint.best` keeps
-SHOWN = 10  # how many leaves of a kind an error message lists
+BEST = "@best"  # RUN@best names the checkpoint that a run keeps by its `config.checkpoint.best`
+SHOWN = 10  # at most so many leaves of each kind are listed in an error message
 
 
 class Best(NamedTuple):
-    """`config.checkpoint.best`: the metric of evaluations by which the best checkpoint is kept, and "max" or "min"."""
+    """The rule of `config.checkpoint.best`, by which a run keeps its best checkpoint."""
 
     metric: str
+    """The evaluation metric that is compared."""
     mode: str
+    """"max" if larger values are better, "min" if smaller ones are."""
 
     def of(self, values: Mapping[int, float]) -> int | None:
-        """The step with the best value, the later one of two equals."""
+        """The step with the best value in {step: value}; the later step of two equal values; None if empty."""
         sign = 1.0 if self.mode == "max" else -1.0
         return max(values, key=lambda step: (sign * values[step], step), default=None)
 
     def among(self, directory: epath.Path, steps: Sequence[int]) -> int | None:
-        """The best of the checkpoints at `steps`, by what their manifests say; None where none says the metric."""
+        """The step of the best checkpoint, by the metrics in the manifests.
+
+        Args:
+          directory: the folder "checkpoints" of a run.
+          steps: the steps to compare.
+
+        Returns:
+          The best step; None if no manifest has the metric.
+        """
         metrics = {step: proof.manifest_in(directory / str(step)).get("metrics", {}) for step in steps}
         return self.of({step: found[self.metric] for step, found in metrics.items() if self.metric in found})
 
 
 def load_tokenizer(folder: epath.Path, manifest: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer of a checkpoint's run, checked against its manifest; None where the run had none.
+    """Loads the tokenizer of a run and checks it against the manifest; None if the run had no tokenizer.
 
-    A run whose manifest does not say whether bos is added keeps the tokens that it was trained with.
+    Manifests of older versions do not say whether bos is added; such a tokenizer encodes as those versions did.
+
+    Args:
+      folder: the folder of one checkpoint of the run.
+      manifest: the manifest of that checkpoint.
+
+    Raises:
+      UserError: the tokenizer's files are missing, or are not those of the manifest.
     """
     expected = manifest["tokenizer"]
     if expected is None:
@@ -52,14 +69,19 @@ def load_tokenizer(folder: epath.Path, manifest: Mapping[str, Any]) -> Tokenizer
     if "adds_bos" not in expected:
         tokenizer = tokenizer.as_trained_before()
     if not same_tokenizer(expected, describe_tokenizer(tokenizer)):
-        raise UserError(f"{place}: not the tokenizer that {folder} was trained with")
+        raise UserError(f"{place} is not the tokenizer that {folder} was trained with: put the original files back")
     return tokenizer
 
 
 def find(path: epath.PathLike) -> epath.Path:
-    """The checkpoint that `path` means: itself, the latest of a run directory, or the best of one (RUN@best).
+    """The folder of the checkpoint that a path names, after its files were compared with their checksums.
 
-    It is whole. UserError where it is damaged; of a run directory a damaged latest one is told and passed over.
+    Args:
+      path: a checkpoint, a run directory (its newest whole checkpoint is found; damaged newer ones are reported on
+        standard error and skipped), or RUN@best.
+
+    Raises:
+      UserError: there is no checkpoint, or the one named is damaged.
     """
     given = os.fspath(path)
     path = absolute_path(path)
@@ -67,55 +89,61 @@ def find(path: epath.PathLike) -> epath.Path:
         return _find_best(absolute_path(given.removesuffix(BEST)))
     if not path.exists():
         of_run = path.parent.name == "checkpoints" and path.parent.exists()
-        gone = "; a run that goes on deletes its older ones: try again, or name another" if of_run else ""
+        gone = "; a run deletes its older checkpoints as it trains: try again, or name another" if of_run else ""
         raise UserError(f"{path}: no such checkpoint or run directory{gone}")
     if proof.is_checkpoint(path):
         if problem := proof.damage_of(path):
-            raise UserError(f"{path} is damaged: {problem}; take another checkpoint of the run")
+            raise UserError(f"{path} is damaged: {problem}; give another checkpoint of the run")
         return path
     newest = proof.newest_whole(path / "checkpoints")
     if newest is None:
-        raise UserError(f"{path}: neither a complete checkpoint nor a run directory that holds one")
+        raise UserError(f"{path} is neither a complete checkpoint nor a run directory that holds one")
     return path / "checkpoints" / str(newest)
 
 
 def _find_best(run: epath.Path) -> epath.Path:
-    asked = read_manifest(run)["config"].get("checkpoint", {}).get("best")
+    """The folder of a run's best checkpoint, after its files were compared with their checksums."""
+    newest = find(run)
+    asked = manifest_of(newest)["config"].get("checkpoint", {}).get("best")
     if not asked:
-        raise UserError(f"{run}{BEST}: its run had no config.checkpoint.best, by which one would have been kept")
+        raise UserError(f"{run}{BEST}: the run had no config.checkpoint.best, so it kept no best checkpoint")
     directory = run / "checkpoints"
     step = Best(*asked).among(directory, proof.complete_steps(directory))
     if step is None:
-        raise UserError(f"{run}{BEST}: none of its checkpoints was made at an evaluation with {asked[0]}")
-    return find(directory / str(step))
+        raise UserError(f"{run}{BEST}: no checkpoint of the run was saved at an evaluation that gave {asked[0]}")
+    best = directory / str(step)
+    return newest if best == newest else find(best)  # `find` reads every file of a checkpoint
 
 
 def read_manifest(path: epath.PathLike) -> dict[str, Any]:
-    """The manifest of a checkpoint, or of a run directory's latest."""
+    """The manifest of a checkpoint, or of the latest checkpoint of a run directory."""
     return manifest_of(find(path))
 
 
 def manifest_of(folder: epath.Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in a folder that `find` gave: what `manifest.describe` makes, and "step"."""
+    """The manifest in the folder of a checkpoint: the entries of `manifest.describe`, and "step"."""
     manifest = proof.manifest_in(folder)
     if "config" not in manifest:
-        raise UserError(f"{folder}: no checkpoint of camelid's: its {ORBAX_FILE} has no manifest or cannot be read")
+        raise UserError(f"{folder} is no checkpoint of camelid: its {ORBAX_FILE} cannot be read or has no manifest")
     return manifest
 
 
 def load_part(path: epath.Path, abstract: Any, inside: Sequence[str], *, some: bool = False) -> Any:
-    """A part of a checkpoint's state, cast to the dtypes and laid out in the shardings of `abstract` while it is read.
+    """Loads a part of a checkpoint's state, cast and sharded while it is read.
 
     Args:
-      path: the folder of the checkpoint, as `find` gives it.
-      abstract: a tree of `jax.ShapeDtypeStruct`.
-      inside: the keys under which the part lies, such as ("params", "policy").
-      some: whether the part may hold more than what is asked for.
+      path: the folder of the checkpoint.
+      abstract: tree of `jax.ShapeDtypeStruct` with the shapes, dtypes and shardings to load.
+      inside: the keys of the state that lead to the part, such as ("params", "policy").
+      some: whether the stored part may have leaves that `abstract` does not have.
+
+    Returns:
+      A tree of arrays like `abstract`.
 
     Raises:
-      UserError: the part is missing, or has other leaves; the paths and shapes that differ are listed.
+      UserError: the part is missing or has other leaves; the message lists the paths and shapes that differ.
     """
-    stored, asked = stored_shapes(path), placed(abstract)
+    stored, asked = stored_shapes(path), with_shardings(abstract)
     for depth, key in enumerate(inside):
         if not stored.get(key):
             there = "/".join(["its state", *inside[:depth]])
@@ -126,35 +154,35 @@ def load_part(path: epath.Path, abstract: Any, inside: Sequence[str], *, some: b
     check_fits(stored, asked, path, some=some)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
-    with context, readable(path):
+    with context, read_errors(path):
         loaded = ocp.load(path, asked)
     return functools.reduce(lambda tree, key: tree[key], inside, loaded)
 
 
 def stored_shapes(path: epath.Path) -> dict[str, Any]:
-    """Shapes and dtypes of the state in a checkpoint."""
-    with readable(path):
+    """The tree of shapes and dtypes of the state in a checkpoint's folder."""
+    with read_errors(path):
         stored = ocp.metadata(path).metadata
         if not isinstance(stored, dict):
-            raise ValueError("what its arrays are is damaged")
+            raise ValueError("the description of its arrays is damaged")
         return stored
 
 
 @contextlib.contextmanager
-def readable(path: epath.Path) -> Iterator[None]:
-    """Says in a line what Orbax and TensorStore find in a damaged checkpoint, as one without checksums may be."""
+def read_errors(path: epath.Path) -> Iterator[None]:
+    """Turns errors of Orbax and TensorStore while they read the checkpoint at `path` into a UserError of one line."""
     try:
         yield
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
         if not path.exists():
-            raise UserError(f"{path} was deleted while it was read, as a run that goes on does: try again") from error
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(f"{path} was deleted while it was read, as a running training does: try again") from error
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
-def placed(abstract: Any) -> Any:
-    """Gives leaves without a sharding the first local device: Orbax would look for the devices of the saving run."""
+def with_shardings(abstract: Any) -> Any:
+    """Puts leaves without a sharding on the first local device; Orbax would look for the devices of the saving run."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here), abstract
@@ -162,16 +190,23 @@ def placed(abstract: Any) -> Any:
 
 
 def check_fits(stored: Any, asked: Any, path: epath.Path, *, some: bool = False) -> None:
-    """Raises UserError that lists the leaves in which the stored tree, or some of it, and the one asked for differ."""
+    """Raises UserError if a checkpoint does not hold the leaves that are asked for.
+
+    Args:
+      stored: tree of the shapes and dtypes in the checkpoint.
+      asked: tree of the shapes and dtypes to load.
+      path: of the checkpoint, for the message.
+      some: whether `stored` may have more leaves than `asked`.
+    """
     stored, asked = _leaves(stored), _leaves(asked)
     both = [name for name in asked if name in stored]
     problems = {
-        "missing from the checkpoint": [f"{n} {_form(asked[n])}" for n in asked if n not in stored],
-        "only in the checkpoint": [f"{n} {_form(stored[n])}" for n in stored if n not in asked and not some],
+        "missing from the checkpoint": [f"{n} {_dtype_and_shape(asked[n])}" for n in asked if n not in stored],
+        "only in the checkpoint": [f"{n} {_dtype_and_shape(stored[n])}" for n in stored if n not in asked and not some],
         "different": [
-            f"{n} {_form(stored[n])}, asked for {_form(asked[n])}"
+            f"{n} {_dtype_and_shape(stored[n])}, asked for {_dtype_and_shape(asked[n])}"
             for n in both
-            if stored[n].shape != asked[n].shape or _kind(stored[n]) != _kind(asked[n])
+            if stored[n].shape != asked[n].shape or _dtype_kind(stored[n]) != _dtype_kind(asked[n])
         ],
     }
     if any(problems.values()):
@@ -188,10 +223,11 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
-def _form(leaf: Any) -> str:
+def _dtype_and_shape(leaf: Any) -> str:
+    """The dtype and shape of a leaf, for a message: float32[64,64]."""
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
-def _kind(leaf: Any) -> type:
-    """Floats are cast to one another on loading; a float is never taken for an integer."""
+def _dtype_kind(leaf: Any) -> type:
+    """The kind of a leaf's dtype. All floats are one kind, because loading casts them; an integer is its own kind."""
     return jnp.floating if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.dtype(leaf.dtype).type

@@ -21,14 +21,23 @@ from .interop.generation_config import GenerationDefaults
 
 
 class RunCheckpoint(Checkpoint):
-    """The latest checkpoint of a run directory, the best one (RUN@best), or the one that a path names.
+    """A checkpoint of one of camelid's runs.
 
-    folder: where it lies, as `reading.find` gives it, which compares all its files with their checksums.
+    Attributes:
+      folder: the folder of the checkpoint.
+      manifest: its metadata, as `manifest.describe` makes it.
     """
 
     format = "camelid"
 
     def __init__(self, path: epath.PathLike, folder: epath.Path, weights: str | None = None):
+        """Opens a checkpoint.
+
+        Args:
+          path: the path that the user gave: a run directory, RUN@best or a checkpoint.
+          folder: the folder that `reading.find(path)` returned, whose checksums were compared there.
+          weights: "params" or "ema"; None takes the moving average if the run kept one.
+        """
         super().__init__(path, weights)
         self.folder, self.manifest = folder, reading.manifest_of(folder)
         self.kind, self.heads = self.manifest.get("kind"), self.manifest.get("heads", 1)
@@ -66,14 +75,14 @@ class RunCheckpoint(Checkpoint):
 
     @property
     def inside(self) -> list[str]:
-        """The keys under which the state holds parameters; where a run trains several networks, those of its policy."""
+        """The keys of the state that lead to the parameters; of a run of several networks, to those of its policy."""
         return [self.weights, *filter(None, [self.manifest.get("policy")])]
 
     def load_params(self, abstract: Any, *, some: bool = False, quantize: Rules | None = None) -> Any:
         if quantize is None:
             return reading.load_part(self.folder, abstract, self.inside, some=some)
 
-        def leaf(key_path, asked):  # one parameter at a time is in memory unquantised
+        def leaf(key_path, asked):  # only one parameter at a time is in memory unquantised
             place = path_name(key_path)
             plain = reading.load_part(self.folder, asked, [*self.inside, *place.split("/")])
             kind = storage.kind_at(quantize, place)
@@ -94,12 +103,13 @@ class RunCheckpoint(Checkpoint):
         return self._each(self.inside)
 
     def bits(self) -> Iterator[np.ndarray]:
-        """The integers of a difference of two models, in the order of `tensors`."""
+        """Yields the integers of a difference of two models, in the order of `tensors`."""
         if self.kind != "difference":
-            raise UserError(f"{self.name}: a whole model, and no difference of two")
+            raise UserError(f"{self.name} is a whole model, not a difference that `camelid diff make` wrote")
         return self._each(["params"], dtype=f"uint{8 * np.dtype(self.config.param_dtype).itemsize}")
 
     def _each(self, inside: Sequence[str], dtype: Any = None) -> Iterator[np.ndarray]:
+        """Yields the parameters under the keys `inside` of the state, a layer at a time, read as `dtype`."""
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(llama.build(self.config).abstract_params):
             keys = [*inside, *path_name(key_path).split("/")]
             if keys[len(inside)] == "layers":

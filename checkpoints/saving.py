@@ -1,13 +1,13 @@
-"""The checkpoints that a run writes: saved in the background, proven whole, kept or deleted.
+"""Saves a run's checkpoints in the background, verifies them on disk, and deletes old ones.
 
 A run directory holds
 
-    checkpoints/<step>/   the state after `step` updates, and with it the manifest
-    tokenizer/            the tokenizer's model file
+    checkpoints/<step>/   the state after `step` updates, and the manifest
+    tokenizer/            the tokenizer's files
 
-The manifest is what a reader needs besides the arrays: the resolved config, the chat template, fingerprints, versions.
-It is Orbax's custom metadata, so that arrays and manifest appear together, by one rename. Checksums of all files, whose
-own file completes a checkpoint, follow at once (`checkpoints/proof.py`).
+The manifest holds what a reader needs besides the arrays: the resolved config, the chat template, hashes, versions. It
+is stored as Orbax's custom metadata, so that one rename makes arrays and manifest appear together. The checksums of all
+files are written next and complete the checkpoint (`checkpoints/proof.py`).
 """
 
 import contextlib
@@ -28,26 +28,24 @@ from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from . import proof
 from .paths import absolute_path
-from .reading import Best, check_fits, find, placed, readable, stored_shapes
+from .reading import Best, check_fits, find, read_errors, stored_shapes, with_shardings
 
-# What goes wrong in Orbax's threads is raised by `save` and `wait` here; its log has it once more, with tracebacks.
+# `save` and `wait` raise the errors of Orbax's threads; Orbax would log them a second time, with tracebacks.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
 
 
 class NotSaved(OSError):
-    """A checkpoint could not be written: which, why, and which is the last complete one."""
+    """A checkpoint could not be written; the message names its step, the reason and the last complete checkpoint."""
 
 
 class Checkpoints:
     """The checkpoints that a run writes and resumes from.
 
-    Saves at every multiple of `every_steps` and of `keep_every`, when `every_seconds` have gone by since the last save
-    (then also at the first chance, so that a path which cannot be written to shows at the start), and when an
-    evaluation is the best so far. Keeps the last `keep_last`, each multiple of `keep_every`, and the best; others are
-    deleted when a new checkpoint has been written, read back and found whole.
+    Every process of a run calls every method. A save that failed in the background raises NotSaved at the next `save`,
+    `wait`, `restore` or `close`. Old checkpoints are deleted only after a new one was written and read back.
 
-    `seconds_blocked` counts the time in which training stood still for a checkpoint. Every process of a run calls every
-    method. A save that failed in the background raises NotSaved at the next `save`, `wait`, `restore` or `close`.
+    Attributes:
+      seconds_blocked: seconds in which training waited for a checkpoint.
     """
 
     def __init__(
@@ -60,13 +58,25 @@ class Checkpoints:
         keep_every: int | None = None,
         best: Best | None = None,
     ):
+        """Opens the checkpoints of a run directory, and removes what a killed process left half written.
+
+        Args:
+          workdir: the run directory, which is created if needed.
+          every_steps: saves at every multiple of this number of steps.
+          every_seconds: saves when so many seconds have passed since the last save, and at the first call, so that a
+            directory that cannot be written is noticed at the start.
+          keep_last: number of newest checkpoints that are kept.
+          keep_every: saves at every multiple of this number of steps, and keeps these checkpoints for ever.
+          best: saves and keeps the checkpoint whose evaluation is the best by this rule.
+        """
         self.seconds_blocked = 0.0
         self._directory = absolute_path(workdir) / "checkpoints"
         self._multiples = [steps for steps in (every_steps, keep_every) if steps]
         self._every_seconds, self._saved_at = every_seconds, -math.inf
         self._keep_last, self._keep_every, self._best = keep_last, keep_every, best
         self._pending: tuple[int, Future] | None = None  # the save in progress
-        self._replaceable: set[int] = set()  # steps on disk that a resumed run makes anew
+        self._replaceable: set[int] = set()  # steps on disk that a resumed run computes and saves again
+        self._newest: int | None = None  # the step that `latest` found undamaged, until the next save
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         if jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -82,11 +92,24 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         keep_others: bool = False,
     ) -> bool:
-        """Starts to save the state after `step` updates if it is due (or `force`); says whether it did.
+        """Starts to save the state after `step` updates if a save is due.
 
-        Returns as soon as the arrays are copied off the devices: they may then be donated to the next update. Waits for
-        the previous save first. A step that already stands on disk is not written again. metrics: of an evaluation of
-        this state. keep_others: nothing is deleted for this checkpoint.
+        Waits for the previous save first. Returns as soon as the arrays are copied off the devices, so that they may be
+        donated to the next update. A step whose checkpoint is already on disk is not written again.
+
+        Args:
+          step: the number of updates so far.
+          state: tree of arrays.
+          manifest: metadata to save with the state; "step" and the checksum kind are added.
+          force: saves even if no save is due.
+          metrics: evaluation metrics of this state, by which the best checkpoint is chosen.
+          keep_others: deletes no older checkpoint after this save.
+
+        Returns:
+          Whether a save was started.
+
+        Raises:
+          NotSaved: this save cannot be started, or the previous one failed.
         """
         metrics = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
         with self._blocking():
@@ -99,11 +122,12 @@ class Checkpoints:
             if jax.process_index() == 0 and path.exists():
                 (proof.delete if proof.is_cut_off(path) else proof.set_aside)(path)
             self._replaceable.discard(step)
+            self._newest = None
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"checkpoint {step}")
-            said = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
+            metadata = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
             try:
-                response = ocp.save_async(path, state, custom_metadata=said)
+                response = ocp.save_async(path, state, custom_metadata=metadata)
             except Exception as error:
                 raise self._not_saved(step, error) from error
             self._pending = (step, self._pool.submit(self._complete, step, response, keep_others))
@@ -111,36 +135,43 @@ class Checkpoints:
             return True
 
     def path(self, step: int) -> epath.Path:
-        """Where the checkpoint of a step lies."""
+        """The folder of a step's checkpoint, which need not exist."""
         return self._directory / str(step)
 
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint; a damaged one is told and passed over."""
-        return proof.newest_whole(self._directory)
+        """The step of the newest undamaged checkpoint; None if there is none (see `proof.newest_whole`)."""
+        self._newest = proof.newest_whole(self._directory)
+        return self._newest
 
     def holds(self, step: int, name: str) -> bool:
-        """Whether the state saved at `step` has an entry of this name."""
-        return name in stored_shapes(find(self.path(step)))
+        """Whether the state saved at `step` has an entry called `name`."""
+        return name in stored_shapes(self._undamaged(step))
 
     def best(self) -> int | None:
-        """The step of the checkpoint that is kept as the best."""
-        return None if self._best is None else self._best.among(self._directory, self._standing())
+        """The step of the checkpoint that is kept as the best; None if none is."""
+        return None if self._best is None else self._best.among(self._directory, self._valid_steps())
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
-        """The state saved at `step` (the latest by default), in the shapes, dtypes and shardings of `abstract_state`.
+        """Loads a saved state. Checkpoints of later steps on disk will be replaced as the run saves those steps again.
 
-        Leaves are `jax.ShapeDtypeStruct`s; one without a sharding goes to the first local device. Raises UserError with
-        the paths that differ when the checkpoint holds another tree. Later steps on disk will be replaced.
+        Args:
+          abstract_state: tree of `jax.ShapeDtypeStruct` with the shapes, dtypes and shardings to load; a leaf without a
+            sharding goes to the first local device.
+          step: the step to load; None for the newest undamaged one.
+
+        Raises:
+          UserError: there is no checkpoint, it is damaged, or it holds another tree; the message lists the paths that
+            differ.
         """
         self.wait()
         step = self.latest() if step is None else step
         if step is None:
             raise UserError(f"{self._directory}: no complete checkpoint to restore")
-        path = find(self.path(step))
+        path = self._undamaged(step)
         self._replaceable = {other for other in proof.complete_steps(self._directory) if other > step}
         check_fits(stored_shapes(path), abstract_state, path)
-        with readable(path):
-            return ocp.load(path, placed(abstract_state))
+        with read_errors(path):
+            return ocp.load(path, with_shardings(abstract_state))
 
     def wait(self) -> None:
         """Blocks until the save in progress is complete."""
@@ -148,7 +179,7 @@ class Checkpoints:
             self._finish_pending()
 
     def close(self) -> None:
-        """Waits, then ends the thread that saves."""
+        """Waits for the save in progress, then ends the thread that saves."""
         try:
             self.wait()
         finally:
@@ -160,8 +191,16 @@ class Checkpoints:
     def __exit__(self, *exception) -> None:
         self.close()
 
+    def _undamaged(self, step: int) -> epath.Path:
+        """The folder of a step's checkpoint. Raises UserError if a file is damaged.
+
+        A large checkpoint takes long to read, so the one that `latest` has just read is not read again.
+        """
+        return self.path(step) if step == self._newest else find(self.path(step))
+
     @contextlib.contextmanager
     def _blocking(self) -> Iterator[None]:
+        """Adds the time inside to `seconds_blocked`."""
         start = time.perf_counter()
         try:
             yield
@@ -169,6 +208,7 @@ class Checkpoints:
             self.seconds_blocked += time.perf_counter() - start
 
     def _due(self, step: int) -> bool:
+        """Whether a save is due at a step; process 0 decides for all by its clock."""
         if any(step % steps == 0 for steps in self._multiples):
             return True
         if not self._every_seconds:
@@ -177,7 +217,7 @@ class Checkpoints:
         return bool(multihost_utils.broadcast_one_to_all(np.int32(due))) if jax.process_count() > 1 else due
 
     def _improves(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Whether this evaluation is better than those of all checkpoints, the one that is being written among them."""
+        """Whether these evaluation metrics are better than those of every checkpoint, including one being written."""
         if self._best is None or self._best.metric not in metrics:
             return False
         self._finish_pending()
@@ -185,13 +225,14 @@ class Checkpoints:
         values = {} if before is None else {before: proof.manifest_in(self.path(before))["metrics"][self._best.metric]}
         return self._best.of(values | {step: metrics[self._best.metric]}) == step
 
-    def _standing(self) -> list[int]:
+    def _valid_steps(self) -> list[int]:
+        """The steps of complete checkpoints that will not be replaced."""
         return [step for step in proof.complete_steps(self._directory) if step not in self._replaceable]
 
     def _complete(self, step: int, response: Any, keep_others: bool) -> None:
-        """What remains of a save when the arrays are copied: waits for the writing, proves it, deletes what may go.
+        """Finishes a save in the background: waits for Orbax, writes the checksums, deletes old checkpoints.
 
-        Process 0 does that; the others wait until they see the proof, so that all find the same on disk from then on.
+        Process 0 does this; the others wait for its checksums, so that all processes then see the same files.
         """
         response.result()
         if jax.process_index() == 0:
@@ -199,11 +240,12 @@ class Checkpoints:
             if not keep_others:
                 self._prune(step)
             return
-        while not proof.is_complete(self.path(step)):  # if process 0 has died, so does this one
+        while not proof.is_complete(self.path(step)):  # ends if process 0 dies: JAX then ends this process too
             time.sleep(0.1)
 
     def _prune(self, newest: int) -> None:
-        steps = [step for step in self._standing() if step <= newest]
+        """Deletes older checkpoints that need not be kept, and cut-off ones, after the save of step `newest`."""
+        steps = [step for step in self._valid_steps() if step <= newest]
         kept = {*steps[-self._keep_last :]}
         kept |= {step for step in steps if self._keep_every and step % self._keep_every == 0}
         kept |= {self._best.among(self._directory, steps)} if self._best is not None else set()
@@ -213,6 +255,7 @@ class Checkpoints:
                 proof.delete(self.path(step))
 
     def _finish_pending(self) -> None:
+        """Waits for the save in progress. Raises NotSaved if it failed."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -223,9 +266,10 @@ class Checkpoints:
             raise self._not_saved(step, error) from error
 
     def _not_saved(self, step: int, error: Exception) -> NotSaved:
+        """The error for a save that failed; removes what the save left half written."""
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
-                proof.remove_leftovers(self._directory)  # the room that they take may be what is missing
+                proof.remove_leftovers(self._directory)  # the disk may be full because of them
         last = self.latest()
         before = "there is none before it" if last is None else f"the last complete one is of step {last}"
         why = " ".join(str(error).split())
@@ -233,6 +277,6 @@ class Checkpoints:
 
 
 def keep_tokenizer(workdir: epath.PathLike, tokenizer: Tokenizer) -> None:
-    """Copies the tokenizer's file into the run directory, where `load_tokenizer` finds it."""
+    """Copies the tokenizer's files into the folder "tokenizer" of a run directory."""
     if jax.process_index() == 0:
         tokenizer.save(absolute_path(workdir) / "tokenizer")

@@ -1,8 +1,8 @@
-"""Checkpoints of parameters that are written and read tensor by tensor, so that they are never in memory together.
+"""Writes and reads a checkpoint of parameters layer by layer, so that they are never in memory together.
 
-Orbax writes arrays that exist. Here it writes a checkpoint of the same tree with arrays of one number, and then each
-array is given its true shape, and its numbers layer by layer, in the same place and format (Zarr in OCDBT, by
-TensorStore). What comes out is a checkpoint like any other, which Orbax reads; layer by layer it can be read here.
+Orbax can only write arrays that are in memory. So it first writes a checkpoint of the tree with one number in each
+array. TensorStore then replaces each array by one of the true shape, in the same place and format (Zarr in OCDBT), and
+writes its numbers layer by layer. Orbax reads the result like any other checkpoint; `read_layers` reads it by layers.
 """
 
 import contextlib
@@ -20,22 +20,31 @@ from orbax.checkpoint import v1 as ocp
 
 from ..model.sharding import path_name
 from . import proof
-from .reading import readable
+from .reading import read_errors
 
 NOT_WRITTEN = re.compile(r"(?s)[A-Z_]+: .*(Error writing|Failed|os_error)")
-"""How errors of TensorStore begin that are of the disk; there are others, of what it was asked to do."""
+"""Matches TensorStore's messages about the disk; its other messages are about wrong calls."""
 
 CHUNK_BYTES = 256_000_000
-"""About the most that one chunk of an array without layers holds."""
+"""Upper bound, in bytes, of one chunk of an array without layers."""
 
 
 def save_params(
     workdir: epath.Path, abstract: Any, parts: Iterable[tuple[str, int | None, np.ndarray]], manifest: dict
 ) -> None:
-    """Writes `checkpoints/0` of a run directory: {"params": tree of `abstract`'s shapes and dtypes}.
+    """Writes the checkpoint `checkpoints/0` of a run directory, with the state {"params": parameters}.
 
-    parts: (path, layer, value), every layer of every leaf under layers/ and, with None for the layer, every other leaf.
-    The checkpoint appears under its name when it is whole. Raises FileExistsError where there is one.
+    The checkpoint gets its name only when it is whole.
+
+    Args:
+      workdir: the run directory.
+      abstract: tree of the shapes and dtypes of the parameters.
+      parts: (path, layer, value) for every layer of every leaf under layers/; layer is None for every other leaf.
+      manifest: the metadata of the checkpoint.
+
+    Raises:
+      FileExistsError: the checkpoint exists.
+      OSError: the disk is full or cannot be written.
     """
     final = workdir / "checkpoints" / "0"
     if final.exists():
@@ -50,7 +59,7 @@ def save_params(
 
 @contextlib.contextmanager
 def _writable(path: epath.Path) -> Iterator[None]:
-    """Says as an OSError of one line what TensorStore, which has its own errors, could not write."""
+    """Turns TensorStore's errors about the disk, which are ValueErrors, into an OSError of one line."""
     try:
         yield
     except ValueError as error:
@@ -62,6 +71,7 @@ def _writable(path: epath.Path) -> Iterator[None]:
 def _save(
     unfinished: epath.Path, abstract: Any, parts: Iterable[tuple[str, int | None, np.ndarray]], manifest: dict
 ) -> None:
+    """Writes the checkpoint at a temporary path; the other arguments are those of `save_params`."""
     one_number = jax.tree.map(lambda x: jnp.zeros(1, x.dtype), abstract)
     ocp.save(unfinished, {"params": one_number}, custom_metadata={"step": 0, "checksums": "crc32", **manifest})
     arrays = {
@@ -75,18 +85,23 @@ def _save(
 
 
 def read_layers(checkpoint: epath.Path, keys: list[str]) -> Iterator[np.ndarray]:
-    """The layers of the leaf at `keys` of a checkpoint, one by one; as many as a chunk holds are in memory together."""
-    with readable(checkpoint):
+    """Yields the layers of a stacked leaf one by one; the layers of one chunk are in memory together.
+
+    Args:
+      checkpoint: the folder of the checkpoint.
+      keys: the keys of the state that lead to the leaf.
+    """
+    with read_errors(checkpoint):
         array = ts.open({"driver": "auto", "kvstore": _place(checkpoint, keys)}, open=True, read=True).result()
     together = array.chunk_layout.read_chunk.shape[0]
     for start in range(0, array.shape[0], together):
-        with readable(checkpoint):
+        with read_errors(checkpoint):
             layers = array[start : min(start + together, array.shape[0])].read().result()
         yield from layers
 
 
 def _place(checkpoint: epath.Path, keys: list[str]) -> dict[str, Any]:
-    """Where Orbax keeps a leaf."""
+    """TensorStore's spec of the place where Orbax stores the leaf at `keys` of a checkpoint."""
     [manifest] = checkpoint.glob("*/manifest.ocdbt")
     base = manifest.parent
     url = str(base) if "://" in str(base) else f"file://{base.resolve()}"
@@ -94,11 +109,11 @@ def _place(checkpoint: epath.Path, keys: list[str]) -> dict[str, Any]:
 
 
 def _create(checkpoint: epath.Path, keys: list[str], leaf: Any) -> ts.TensorStore:
-    """The array of a leaf in its true shape, in place of the one that Orbax wrote; a layer is a chunk."""
+    """Creates the array of a leaf in its true shape, in place of Orbax's array of one number; a layer is a chunk."""
     spec = {
         "driver": "zarr3",
         "kvstore": _place(checkpoint, keys),
-        "store_data_equal_to_fill_value": True,  # Orbax takes a layer of zeros that was left out for a lost one
+        "store_data_equal_to_fill_value": True,  # else a layer of zeros is left out, and Orbax reports it as lost
     }
     layers = keys[1] == "layers"
     chunk = [1, *leaf.shape[1:]]

@@ -12,6 +12,8 @@ training
 from collections.abc import Mapping
 from decimal import Decimal
 
+from ..errors import shown
+
 LABEL_FIELDS = ("kto_tag", "label")
 SCORE_FIELDS = ("score", "rating")
 TRAIN_FIELDS = ("train", "training", "trainable", "loss", "loss_mask", "weight")

@@ -1,16 +1,16 @@
-"""The command line: `camelid <command>`, one function a command, in `commands/`.
+"""The command line `camelid <command>`; the commands are in `commands/`.
 
-How a command ended, in its exit code:
+The exit code says how a command ended:
 
     0    it is done
-    1    it cannot go on: a check stopped the run, the disk is full, memory is not enough, another process died
-    2    a mistake in what the user gave
+    1    it cannot go on: a check stopped the run, disk or memory is full, or another process died
+    2    the user gave something wrong
     129  SIGHUP: the terminal was closed
     130  Ctrl-C
-    143  SIGTERM, as schedulers send it before they take a machine away
+    143  SIGTERM, which schedulers send before they take a machine away
 
-All but the first come with one line on standard error. After 129, 130 and 143 the state of a run that had begun is
-saved, and the same command goes on.
+Every code but 0 comes with one line on standard error. After 129, 130 and 143 the state of a running training is saved,
+and the same command resumes it.
 """
 
 import argparse
@@ -28,21 +28,21 @@ from typing import NoReturn
 
 from ..errors import DataError, UserError
 from .commands import checkpoints, data, models, training
-from .commands.arguments import Parser, say_anything
+from .commands.arguments import Parser, replace_unencodable
 
 CLOSED = "standard output was closed before all of it was written"
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "the terminal was closed"}
 OUT_OF_MEMORY = (
     "out of memory: in training lower config.data.batch_size or seq_len, raise config.optim.accumulate, or set "
-    "config.model.remat=full; elsewhere give --quantize or a shorter context"
+    "config.model.remat=full; in other commands give --quantize or a shorter context"
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command of `argv` (default: that of the process) and returns its exit code."""
+    """Runs the command in `argv` (default: the arguments of this process) and returns its exit code."""
     warnings.formatwarning = _format_warning
     sys.unraisablehook = _show_unraisable
-    say_anything(sys.stdout)
+    replace_unencodable(sys.stdout)
     try:
         with _signals():
             args = _parse(argv)
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _Ended as error:
         return _end(128 + error.number, ENDED[error.number])
     except SystemExit as error:
-        if error.code != 1:  # as rich ends when nobody reads standard output; argparse ends by 0
+        if error.code != 1:  # rich exits with 1 when nobody reads standard output; argparse exits with 0 after --help
             raise
         return _end(1, CLOSED)
-    except BrokenPipeError:  # as of `camelid generate ... | head -1`
+    except BrokenPipeError:  # for example `camelid generate ... | head -1`
         return _end(1, CLOSED)
     except MemoryError:
         return _end(1, OUT_OF_MEMORY)
@@ -78,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" in str(error):
             return _end(1, f"{OUT_OF_MEMORY} ({' '.join(str(error).split())[:200]})")
         if "can't start new thread" in str(error):
-            return _end(1, "no further thread can be started: too little memory, or a limit of processes (ulimit -u)")
+            return _end(1, "no thread can be started: free memory, or raise the limit of processes (ulimit -u)")
         raise
 
 
 class _Ended(BaseException):
-    """A signal ends the command; no `except Exception` on the way takes it for an error."""
+    """A signal ends the command. It is no Exception, so that no `except Exception` catches it."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -92,8 +92,10 @@ class _Ended(BaseException):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Signals that end the command do it as exceptions, so that what is half done is taken away. Those that are ignored
-    (`nohup`) stay so; while a run trains, `train.loop` listens to them instead."""
+    """Turns signals that end the command into exceptions, so that half-written outputs are removed.
+
+    Signals that are ignored (`nohup`) stay ignored. While a run trains, `train.loop` handles the signals instead.
+    """
     listened_to = [number for number in ENDED if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     if threading.current_thread() is not threading.main_thread():
         listened_to = []
@@ -106,9 +108,10 @@ def _signals() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    """The signal handler: raises KeyboardInterrupt or `_Ended`, or exits at once during an import."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            # C code that is being imported loses an exception, or crashes; there is nothing yet to be taken away.
+            # C code loses an exception during its import, or crashes; no output has been begun yet.
             with contextlib.suppress(OSError):
                 os.write(2, f"camelid: {ENDED[number]}\n".encode())
             os._exit(128 + number)
@@ -117,19 +120,19 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end(code: int, message: str) -> int:
-    """Says how a command ended, on standard error, and gives its exit code."""
+    """Prints on standard error how a command ended, and returns its exit code."""
     with contextlib.suppress(OSError):
         print(f"camelid: {' '.join(message.split())}", file=sys.stderr, flush=True)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError:  # whoever read it is gone: nothing must be flushed to it when Python ends
+    except OSError:  # the reader is gone: Python must not flush to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of a command, which it runs by `args.run(args)`. Raises UserError for unknown ones."""
+    """Parses the arguments of a command, which `args.run(args)` then runs. Raises UserError for unknown arguments."""
     args, rest = _parser().parse_known_args(argv)
     overrides = [word for word in rest if word.startswith("--config.")]
     if stray := [word for word in rest if word not in overrides]:
@@ -139,13 +142,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown argument {stray[0]}{hint} (see `{args.parser.prog} --help`)")
     if overrides and getattr(args, "config", None) is None:
-        raise UserError(f"{overrides[0]}: there is no --config=FILE that it could change")
+        raise UserError(f"{overrides[0]} changes a config file, but none was given: give --config=FILE")
     args.overrides = overrides
     return args
 
 
 def _advice(error: DataError, args: argparse.Namespace) -> str:
-    """The error with the flag of this command that mends it, if it has one."""
+    """The message of an error in data, with the option of this command that mends it, if there is one."""
     if getattr(args, "config", None) is not None:
         return error.advice("--config.data.")
     return error.advice("--") if hasattr(args, error.setting.partition("=")[0]) else error.problem
@@ -155,7 +158,7 @@ _FORMAT = warnings.formatwarning
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
-    """What the package warns of as one line, like a mistake; other warnings as they are."""
+    """Formats a warning of this package as one line, like an error; others keep Python's format."""
     if pathlib.Path(__file__).parents[1] in pathlib.Path(filename).parents:
         return f"camelid: {message}\n"
     return _FORMAT(message, category, filename, lineno, line)
@@ -165,13 +168,15 @@ _UNRAISABLE = sys.unraisablehook
 
 
 def _show_unraisable(unraisable) -> None:
-    """Keeps quiet about what TensorStore's threads still find on a full disk when the first error has been told."""
+    """Hides the errors that TensorStore's threads raise on a full disk after the first error was reported."""
     if str(unraisable.exc_value) != "Event loop is closed":
         _UNRAISABLE(unraisable)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="camelid", description="From raw text to a model that answers.", allow_abbrev=False)
+    """The parser of all commands."""
+    description = "Train, tune, evaluate, convert and use LLaMA models. `camelid COMMAND --help` describes a command."
+    parser = Parser(prog="camelid", description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     training.add_train(commands)
     data.add_tokenizer(commands)

@@ -1,7 +1,7 @@
-"""One of the processes that train together: joining them, and ending well when another one dies.
+"""Joins the processes that train together, and ends this process with one line when another one dies.
 
-JAX's coordination watches over the processes. What it does when it has lost one is abort(), after pages of its own log;
-here that becomes a line and exit code 1. A collective operation may notice first, which is the same line.
+JAX's coordination service watches the processes. When one is lost, it calls abort() after pages of log; here that
+becomes one line and exit code 1. A collective operation may fail first, which gives the same line.
 """
 
 import contextlib
@@ -15,22 +15,29 @@ from collections.abc import Iterator
 
 from ..errors import UserError
 
-HEARTBEAT_SECONDS = 15  # a process that has not been heard of for so long counts as dead
-SHUTDOWN_SECONDS = 10  # that one which ends waits for the others
+HEARTBEAT_SECONDS = 15  # a process that is silent for so long counts as dead
+SHUTDOWN_SECONDS = 10  # a process that ends waits so long for the others
 LOST = re.compile(
     r"gloo|nccl|peer|connection (closed|reset)|unavailable|deadline|heartbeat|barrier|coordination", re.IGNORECASE
 )
-RECORD = re.compile(rb"[IWEF]\d{4} ")  # how a record of XLA's log begins
+RECORD = re.compile(rb"[IWEF]\d{4} ")  # the beginning of a record in XLA's log
 OF_COORDINATION = re.compile(rb"[IWEF]\d{4} .*(coordination|preemption_sync|distributed)")
-DIED = "another process of this run died or cannot be reached; start all again, they go on from the last checkpoint"
+DIED = "another process of this run died or cannot be reached: start all again to resume from the last checkpoint"
 
 
 @contextlib.contextmanager
 def joined(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Iterator[None]:
-    """Joins the processes of a run (None: as JAX finds them), and leaves them at the end.
+    """Joins the processes of a run, and leaves them at the end.
 
-    Within it the death of another process ends this one, in less than 30 seconds, with a line and exit code 1; so does
-    an error that this process alone has, since the others wait for it.
+    Meanwhile the death of another process ends this one within 30 seconds, with one line and exit code 1. So does an
+    OSError in this process, because the others wait for it.
+
+    Args:
+      coordinator: address HOST:PORT of process 0.
+      num_processes: number of processes in the run.
+      process_id: number of this process, from 0.
+
+    JAX finds an argument that is None by itself, on TPU VMs, Slurm and Kubernetes.
     """
     import jax
 
@@ -43,7 +50,7 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
     jax.distributed.initialize(coordinator, num_processes, process_id, **seconds)
     try:
         yield
-    except (UserError, Interrupted, TrainingStopped):  # all processes have it, at the same step
+    except (UserError, Interrupted, TrainingStopped):  # all processes raise this at the same step
         raise
     except Exception as error:
         if isinstance(error, OSError):
@@ -54,7 +61,7 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
 
 
 def _end(words: str) -> None:
-    """Ends the process at once: JAX would wait for the others, who wait for this one."""
+    """Prints a line and exits at once; JAX's own exit would wait for the other processes, which wait for this one."""
     print(f"camelid: {' '.join(words.split())}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -62,17 +69,17 @@ def _end(words: str) -> None:
 
 
 def _one_line_instead_of_abort() -> None:
-    """From now on abort() for a lost process is `DIED` and exit code 1, and the coordination's log is not shown."""
+    """Makes abort() after a lost process print `DIED` and exit with 1, and hides the coordination service's log."""
     real, lost = os.dup(2), threading.Event()
 
     def end(_: int) -> None:
-        if not lost.wait(2.0):  # something else aborts
+        if not lost.wait(2.0):  # abort() has another reason
             libc.signal(signal.SIGABRT, None)
             return
         os.write(real, f"camelid: {DIED}\n".encode())
         os._exit(1)
 
-    global _handler  # C keeps its address
+    global _handler  # must outlive this call: C keeps its address
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
     libc = ctypes.CDLL(None)
     libc.signal(signal.SIGABRT, _handler)  # abort() does not wait for Python's own handlers
@@ -84,7 +91,13 @@ def _one_line_instead_of_abort() -> None:
 
 
 def _copy_log(read: int, real: int, lost: threading.Event) -> None:
-    """Copies what C++ code says, but for the records of the coordination, each of which may have several lines."""
+    """Copies the log of C++ code without the records of the coordination service.
+
+    Args:
+      read: file descriptor of the log.
+      real: file descriptor of the real standard error.
+      lost: is set at a fatal record of the coordination service.
+    """
     left_out = False
     with os.fdopen(read, "rb") as lines:
         for line in lines:

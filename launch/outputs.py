@@ -1,4 +1,4 @@
-"""Where a command is to write: what can be known of it before anything is read or computed."""
+"""Checks that a command can write its output, before anything is read or computed."""
 
 import os
 from pathlib import Path
@@ -7,22 +7,39 @@ from ..errors import UserError
 
 
 def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
-    """Raises an error where a folder on a file system of this machine can be neither made nor written, before anything
-    is done for nothing: UserError where a file is in its place, PermissionError where it must not be written."""
+    """Raises an error if a folder cannot be created or written; URLs are not checked.
+
+    Args:
+      folder: the folder, which need not exist.
+      flag: the option that named it, for the message.
+
+    Raises:
+      UserError: a file or a broken link stands in its place.
+      PermissionError: the user may not write there.
+    """
     if "://" in os.fspath(folder):
         return
     there = Path(folder).expanduser().absolute()
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        what = "a link to nothing" if there.is_symlink() and not there.exists() else "a file, not a folder"
-        raise UserError(f"{flag}={folder}: {there} is {what}")
+        what = "a broken link" if there.is_symlink() and not there.exists() else "a file, not a folder"
+        raise UserError(f"{flag}={folder}: {there} is {what}: give another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"{flag}={folder}: no permission to write in {there}")
 
 
 def check_new_file(path: str | os.PathLike, flag: str = "--output") -> None:
-    """As `check_writable`, of a file that is to be written or overwritten."""
+    """Raises an error if a file cannot be written; an existing file would be overwritten.
+
+    Args:
+      path: the file.
+      flag: the option that named it, for the message.
+
+    Raises:
+      UserError: the path is a folder, or its folder is a file.
+      PermissionError: the user may not write there.
+    """
     if Path(path).is_dir():
-        raise UserError(f"{flag}={path}: this is a folder; give the name of a file")
+        raise UserError(f"{flag}={path} is a folder: give the name of a file")
     check_writable(Path(path).parent, flag)

@@ -1,7 +1,7 @@
-"""The quickstart: from nothing to a small assistant in English and Chinese, on the embedded data and a CPU.
+"""The quickstart: trains a small assistant in English and Chinese from scratch, on built-in data and a CPU.
 
-Each stage is an ordinary run of an ordinary config; what is special here is only that they follow each other, and the
-table and report at the end. A stage that is complete is not run again.
+Each stage is an ordinary run of an ordinary config. This module runs them one after the other, and writes a table and a
+report at the end. A stage that is complete is not run again.
 """
 
 import json
@@ -34,29 +34,37 @@ from .recipes import RECIPES, run_of
 from .report import write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-GROUPS = ("all", *primer.LANGUAGES, "greedy")  # of the table; but for the last, of answers drawn at temperature 1
+GROUPS = ("all", *primer.LANGUAGES, "greedy")
+"""Rows of the score table: answers sampled at temperature 1, of all prompts and by language; and greedy answers."""
 VOCAB_SIZE = 1024
-TOKENIZER_RECORDS = 8000  # of each kind
-CONTROL = ("<|im_start|>", "<|im_end|>")  # chatml's
+TOKENIZER_RECORDS = 8000  # of each kind, documents and conversations
+CONTROL = ("<|im_start|>", "<|im_end|>")  # the control tokens of the chat template chatml
 PER_SKILL = 20  # held-out prompts of each skill in each language
-MAX_TOKENS = 24  # of an answer
-PAIR_PROMPTS = 6000  # prompts that are answered four times for pairs
+MAX_TOKENS = 24  # largest number of tokens in an answer
+PAIR_PROMPTS = 6000  # prompts that are answered four times for preference pairs
 
 
 class Steps(NamedTuple):
-    """Other lengths of the stages than those in the configs (None), and how many prompts are answered for pairs."""
+    """The lengths of the stages in steps; None takes the length in the stage's config."""
 
     pretrain: int | None = None
     sft: int | None = None
     reward: int | None = None
     ppo: int | None = None
     prompts: int = PAIR_PROMPTS
+    """The number of prompts that are answered for preference pairs."""
 
 
 def quickstart(workdir: epath.Path, steps: Steps = Steps(), *, seed: int = 0) -> dict:  # noqa: B008
-    """Runs all stages under `workdir`, prints the table of scores and returns what `results.json` holds.
+    """Runs all stages, and prints the table of scores.
 
-    seed: of PPO; the stages before it are the same for all.
+    Args:
+      workdir: the directory for all runs and the report.
+      steps: the lengths of the stages.
+      seed: seed of PPO; the stages before it do not depend on it.
+
+    Returns:
+      The content of `results.json`.
     """
     configs = _configs(workdir, steps, seed)
     check_writable(workdir)
@@ -72,7 +80,7 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
 
     _announce(console, "2/6 pretraining", "the primer's documents: a small world, told in two languages")
     pretrained = _run(configs["pretrain"], workdir / "pretrain")
-    pretrained.template = load_template("chatml")  # it has never seen one; it is asked as the tuned one will be
+    pretrained.template = load_template("chatml")  # not trained on, but so it is asked like the tuned model
     scores = {"pretrained": _score(pretrained)}
 
     _announce(console, "3/6 instruction tuning", "conversations of a careless teacher, loss on the answers")
@@ -104,16 +112,22 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
 
 
 def make_pairs(tuned: LanguageModel, path: epath.Path, prompts: int) -> None:
-    """Writes preference pairs of the model's answers to `prompts` training prompts, unless there is such a file."""
+    """Writes preference pairs of a model's answers, unless the file exists.
+
+    Args:
+      tuned: the model that answers.
+      path: the file.
+      prompts: number of training prompts to answer.
+    """
     if not path.exists():
         asked = read_samples(Source("primer:chat"), "train", prompt_encoder(tuned, MAX_TOKENS), limit=prompts)
         answers = sample_answers(tuned, asked, "primer", Drawing(n=4, max_tokens=MAX_TOKENS))
-        hint = "the tuned model answers all alike: raise --sft_steps, --pretrain_steps or --pair_prompts"
+        hint = "the tuned model's answers have equal scores: raise --sft_steps, --pretrain_steps or --pair_prompts"
         write(pairs_of(answers, per_prompt=2), path, hint)
 
 
 def make_tokenizer(directory: epath.Path) -> Tokenizer:
-    """The tokenizer in `directory`, trained on the primer if there is none yet."""
+    """Loads the tokenizer in `directory`; trains it on the primer if there is none."""
     if (directory / "tokenizer.model").exists():
         return Tokenizer.load(directory)
     corpus = texts([Source("primer:documents"), Source("primer:chat")], max_records=TOKENIZER_RECORDS)
@@ -121,7 +135,7 @@ def make_tokenizer(directory: epath.Path) -> Tokenizer:
 
 
 def score_table(scores: Mapping[str, Mapping]) -> Table:
-    """Mean scores in the primer: a row for each group of prompts, a column for each stage."""
+    """A table of mean scores in the primer, with a row for each group of prompts and a column for each stage."""
     table = Table("score", *scores, title="held-out prompts of the primer")
     first = next(iter(scores.values()))
     for name in GROUPS:
@@ -132,7 +146,12 @@ def score_table(scores: Mapping[str, Mapping]) -> Table:
 
 
 def _score(model: LanguageModel) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Scores of answers drawn at temperature 1, as PPO draws them, and under "greedy/..." of the likeliest answers."""
+    """Scores a model's answers to held-out prompts of the primer.
+
+    Returns:
+      Mean scores by group, of answers sampled at temperature 1 as in PPO, and under "greedy/..." of greedy answers. And
+      the sampled answers with their prompts.
+    """
     evaluate = evaluator("primer")
     drawn, rows = evaluate(model, per_group=PER_SKILL, max_tokens=MAX_TOKENS, temperature=1.0)
     greedy, _ = evaluate(model, per_group=PER_SKILL, max_tokens=MAX_TOKENS)
@@ -140,7 +159,13 @@ def _score(model: LanguageModel) -> tuple[dict[str, float], list[dict[str, str]]
 
 
 def _configs(root: epath.Path, steps: Steps, seed: int) -> dict[str, ml_collections.ConfigDict]:
-    """The config of each stage, `configs/<stage>/primer.py`, all of them checked before the first one runs."""
+    """The config of each stage, from `configs/<stage>/primer.py`; all are checked before the first stage runs.
+
+    Args:
+      root: the directory of the quickstart.
+      steps: the lengths of the stages.
+      seed: seed of PPO.
+    """
     arguments = {
         "pretrain": {"tokenizer": root / "tokenizer"},
         "sft": {"init_from": root / "pretrain", "source": "primer:careless"},
@@ -161,14 +186,16 @@ def _configs(root: epath.Path, steps: Steps, seed: int) -> dict[str, ml_collecti
 
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
+    """Trains a config in its run directory, and returns the model."""
     return RECIPES[config.recipe].train(run_of(config, workdir, evaluators())).model
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:
-    """{"all", "en", "zh", "greedy", "skills": {skill: score}} of `_score`'s flat names."""
+    """The scores of `_score` in the form {"all", "en", "zh", "greedy", "skills": {skill: score}}."""
     top = {name: metrics[name] for name in ("all", *primer.LANGUAGES)} | {"greedy": metrics["greedy/all"]}
     return top | {"skills": {skill: metrics[skill] for skill in primer.SKILLS}}
 
 
 def _announce(console: Console, stage: str, what: str) -> None:
+    """Prints a heading with the name and the description of a stage."""
     console.rule(f"[bold]{stage}[/bold]  {what}", align="left")

@@ -1,4 +1,4 @@
-"""The quickstart's report: one HTML file with curves, scores and sample answers, readable without a network."""
+"""Writes the quickstart's report: one self-contained HTML file with curves, scores and sample answers."""
 
 import io
 import json
@@ -18,7 +18,16 @@ TEMPLATE = epath.Path(__file__).parent / "report.html.jinja"
 def write_report(
     workdir: epath.Path, results: Mapping, samples: Mapping[str, Sequence[Mapping[str, str]]]
 ) -> epath.Path:
-    """Writes `workdir/report.html` from the results, the samples of each stage and each stage's metrics.jsonl."""
+    """Writes `workdir/report.html`.
+
+    Args:
+      workdir: the directory of the quickstart, whose stages' metrics.jsonl files are read.
+      results: the content of `results.json`.
+      samples: {stage: prompts with their answers and scores}.
+
+    Returns:
+      The path of the report.
+    """
     stages = {name: _read(path) for name in STAGES if (path := workdir / name / "metrics.jsonl").exists()}
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     html = page.render(
@@ -35,10 +44,12 @@ def write_report(
 
 
 def _read(path: epath.Path) -> list[dict]:
+    """The records of a metrics.jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _loss_curve(stage: str, records: Sequence[Mapping]) -> str:
+    """SVG of the training loss and the held-out loss of a stage by step."""
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.subplots()
     curves = {"train/loss": "training", "eval/heldout/primer/loss": "held out"}
@@ -52,6 +63,7 @@ def _loss_curve(stage: str, records: Sequence[Mapping]) -> str:
 
 
 def _reward_model_curve(records: Sequence[Mapping]) -> str:
+    """SVG of the reward model's accuracy on training pairs and held-out pairs by step."""
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(*_points(records, "step", "train/accuracy"), label="training")
@@ -62,7 +74,7 @@ def _reward_model_curve(records: Sequence[Mapping]) -> str:
 
 
 def _rewards_against_kl(records: Sequence[Mapping]) -> str:
-    """Both scores of PPO's held-out answers, the reward model's and the primer's, by distance from the tuned model."""
+    """SVG of the reward model's score and the primer's score of PPO's held-out answers by KL to the tuned model."""
     steps: dict[int, dict] = {}
     for record in records:
         steps.setdefault(record["step"], {}).update(record)
@@ -79,12 +91,13 @@ def _rewards_against_kl(records: Sequence[Mapping]) -> str:
 
 
 def _points(records: Sequence[Mapping], x: str, y: str) -> tuple[list[float], list[float]]:
-    """The two metrics of the records that have both."""
+    """The values of the metrics `x` and `y` in the records that have both."""
     both = [record for record in records if x in record and y in record]
     return [record[x] for record in both], [record[y] for record in both]
 
 
 def _bars(scores: Mapping[str, Mapping]) -> str:
+    """SVG of each stage's score in the primer by skill."""
     figure = Figure(figsize=(10.6, 3.2), layout="constrained")
     axes = figure.subplots()
     skills = list(next(iter(scores.values()))["skills"])
@@ -99,13 +112,14 @@ def _bars(scores: Mapping[str, Mapping]) -> str:
 
 
 def _svg(figure: Figure) -> str:
+    """A figure as an SVG element for HTML."""
     text = io.StringIO()
     figure.savefig(text, format="svg")
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
 
 
 def _side_by_side(samples: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict]:
-    """Each sampled prompt once, with every stage's answer and score."""
+    """One row per sampled prompt, with every stage's answer and score."""
     rows: dict[str, dict] = {}
     for stage, answers in samples.items():
         for answer in answers:

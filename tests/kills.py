@@ -210,7 +210,7 @@ def kill_at_random(kind: Kind, count: int, seed: int) -> collections.Counter:
                 process.communicate()
                 killed.append(round(moment, 1))
         how, said = finish(start(kind.arguments(folder), kind.root))
-        if how == "done" or "is there already" in said:  # a conversion that was killed after its last step
+        if how == "done" or "exists already" in said:  # a conversion that was killed after its last step
             how = "same" if kind.outcome(folder) == expected else "different"
         counts[how] += 1
         counts["kills"] += len(killed)

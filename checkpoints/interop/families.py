@@ -1,7 +1,7 @@
-"""Families of networks in other formats: what each adds to a LLaMA, and which of them can say a given network.
+"""Families of networks in other formats: what each adds to a LLaMA, and which family can express a given network.
 
-A family is a class of transformers' and an architecture of llama.cpp's. A network is written as its own family
-(`LlamaConfig.family`) where that has all that the network adds to a LLaMA, else as the first one below that has.
+A family is a model class of transformers and an architecture of llama.cpp. A network is exported as its own family
+(`LlamaConfig.family`) if that supports all that the network adds to a LLaMA, else as the first one below that does.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,14 @@ from .tensors import GGUF, GGUF_IN_HALVES, GGUF_PHI3, HUGGING_FACE, PHI3, Naming
 
 
 class Family(NamedTuple):
-    """One format's form of a family. needs: additions (`additions`) that a network of it always has; may: those that it
-    can have too. naming: of its tensors."""
+    """A family in one format. Additions are named as in `additions`."""
 
     naming: Naming
+    """The names and the layout of its tensors."""
     may: frozenset[str]
+    """The additions that its networks can have."""
     needs: frozenset[str] = frozenset()
+    """The additions that its networks always have."""
 
 
 _SCALINGS = {kind: f"rope_scaling {kind}" for kind in ("linear", "dynamic", "yarn", "llama3", "longrope")}
@@ -32,7 +34,7 @@ IN_HUGGING_FACE: dict[str, Family] = {
     "phi3": Family(PHI3, frozenset({"window", _LONGROPE})),
     "granite": Family(HUGGING_FACE, frozenset({"attention_bias", "mlp_bias", "multipliers"} | _ANY)),
 }
-"""As transformers' classes compute them."""
+"""The families of transformers, with the additions that their classes compute."""
 
 _BIASES = {"attention_bias", "qkv_bias", "o_bias", "mlp_bias"}
 
@@ -43,10 +45,11 @@ IN_GGUF: dict[str, Family] = {
     "phi3": Family(GGUF_PHI3, frozenset({"window", _LONGROPE})),
     "granite": Family(GGUF, frozenset({"attention_bias", "mlp_bias", "multipliers", _LINEAR, _YARN})),
 }
-"""As llama.cpp's loaders take them, windows aside: those it leaves out of all of these (docs/checkpoints.md)."""
+"""The families of llama.cpp, with the additions that it computes. Windows are an exception: llama.cpp ignores them in
+these architectures (docs/checkpoints.md)."""
 
 ARCHITECTURES = {name: f"{name.capitalize()}ForCausalLM" for name in IN_HUGGING_FACE}
-"""transformers' classes; the names of families are its `model_type`s."""
+"""{family: class of transformers}; a family's name is the `model_type` of transformers."""
 
 _QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32_768}
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -55,7 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": _QWEN | {"head_dim": 128},
     "phi3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
 }
-"""What transformers takes for fields that a `config.json` leaves out, where it is not what it takes for a LLaMA."""
+"""transformers' defaults for fields that a `config.json` leaves out, by family, where they differ from a LLaMA's."""
 
 MULTIPLIERS = {
     "attention_scale": ("attention_multiplier", "attention.scale"),
@@ -63,16 +66,16 @@ MULTIPLIERS = {
     "residual_multiplier": ("residual_multiplier", "residual_scale"),
     "logit_divisor": ("logits_scaling", "logit_scale"),
 }
-"""Granite's multipliers: our name, that in a `config.json`, the key in a GGUF file."""
+"""Granite's multipliers: {field of `LlamaConfig`: (field of `config.json`, key in a GGUF file)}."""
 
 
 def multipliers(config: LlamaConfig) -> list[float]:
-    """The values of `MULTIPLIERS`, in their order; that of attention said in any case."""
+    """The values of `MULTIPLIERS` in a network, in their order; the attention scale's default is written out."""
     return [getattr(config, name) or config.head_dim**-0.5 for name in MULTIPLIERS]
 
 
 def additions(config: LlamaConfig) -> frozenset[str]:
-    """What a network has that a LLaMA with heads of D / H and no rotary scaling has not."""
+    """The names of what a network adds to a LLaMA with heads of width D / H and no rotary scaling."""
     others = (config.embedding_multiplier, config.residual_multiplier, config.logit_divisor)
     scaling = None if config.rope_scaling is None else _SCALINGS.get(config.rope_scaling.kind)
     has = {
@@ -84,15 +87,24 @@ def additions(config: LlamaConfig) -> frozenset[str]:
         "window": config.window is not None,
         "multipliers": config.attention_scale is not None or others != (1, 1, 1),
         "head_dim": config.head_dim * config.n_heads != config.dim,
-        scaling: scaling is not None,  # ntk is nothing but another base
+        scaling: scaling is not None,  # ntk scaling is not listed: it is the same as another rotary base
     }
     return frozenset(name for name, present in has.items() if present)
 
 
 def family_in(families: Mapping[str, Family], config: LlamaConfig, software: str) -> str:
-    """The family as which a network is written. Raises ValueError where none has all that it adds to a LLaMA."""
+    """The family as which a network is exported.
+
+    Args:
+      families: the families of a format.
+      config: the network.
+      software: name of the software that reads the format, for the message.
+
+    Raises:
+      ValueError: no family supports all that the network adds to a LLaMA.
+    """
     found = additions(config)
     for name in (config.family, *families):
         if name in families and families[name].needs <= found <= families[name].needs | families[name].may:
             return name
-    raise ValueError(f"{software} has no architecture that joins {', '.join(sorted(found))}: it cannot be written")
+    raise ValueError(f"{software} has no architecture that joins {', '.join(sorted(found))}: export another format")

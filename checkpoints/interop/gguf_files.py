@@ -1,6 +1,6 @@
-"""GGUF, llama.cpp's one-file format: read through the `gguf` package in every encoding it can decode, and written.
+"""Reads and writes GGUF, llama.cpp's one-file format, with the `gguf` package, which decodes its encodings.
 
-Numbers are decoded row by row as they are read, so a file that fills memory when decoded never has to.
+Only the rows that are read are decoded, so a file whose decoded numbers exceed the memory can be read.
 """
 
 import dataclasses
@@ -17,38 +17,47 @@ from etils import epath
 from ...model.config import LlamaConfig, RopeScaling
 from ...model.rope import frequencies, ntk_theta
 from .families import IN_GGUF, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, absent, located, shown, unreadable
+from .headers import MOST_LAYERS, Header, located, missing_message, shown, unreadable_error
 from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ENCODINGS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
-"""What `write_file` can encode matrices in; vectors are always F32."""
+"""The encodings of matrices that `write_file` knows; vectors are always F32."""
 
 ROPE_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 def is_file(path: epath.Path) -> bool:
+    """Whether a path is a GGUF file by its name."""
     return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 class _Reader(gguf.GGUFReader):
-    """The package's reader, but for the counts and lengths in a file, which it takes on trust: values past the file's
-    end would be read as nothing, over and over."""
+    """The package's reader with a check of the counts and lengths in a file.
+
+    The package trusts them, and would loop over empty values past the end of a damaged file.
+    """
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
         if end > len(self.data):
-            raise ValueError(f"it has {len(self.data)} bytes, and says that there are {end} or more")
+            raise ValueError(f"it has {len(self.data)} bytes, but its fields need {end} or more")
         return super()._get(int(offset), dtype, count, override_order)
 
 
 def open_file(path: epath.PathLike) -> Source:
-    """The checkpoint in a GGUF file, or in the parts of a split one, its tensors checked by name, shape and encoding,
-    none of them decoded.
+    """Opens a GGUF file, or all parts of a split one, and checks its tensors without decoding them.
 
-    `extra["fields"]` is the file's metadata, of which its tokenizer is a part. Raises ValueError for another
-    architecture, tensors that do not fit, an encoding that the gguf package cannot decode, and a file cut short.
+    Args:
+      path: the file, or any part of a split one.
+
+    Returns:
+      The source; its `extra["fields"]` is the file's metadata, which includes the tokenizer.
+
+    Raises:
+      ValueError: the network does not support the architecture, tensors do not fit, the gguf package cannot decode an
+        encoding, or the file is cut short.
     """
     path = epath.Path(path)
     parts = _parts(path)
@@ -64,22 +73,20 @@ def open_file(path: epath.PathLike) -> Source:
     tables = [name for name in (SHORT_FACTORS, LONG_FACTORS) if name in tensors]
     if tables or fields.get(f"{fields['general.architecture']}.rope.scaling.type") == "longrope":
         if len(tables) < 2:
-            raise ValueError(f"{path}: rotary scaling longrope without {SHORT_FACTORS} and {LONG_FACTORS}")
+            raise ValueError(f"{path} has rotary scaling longrope, but lacks {SHORT_FACTORS} or {LONG_FACTORS}")
         factors = [_read_tensor(file_of[name], tensors[name]) for name in tables]
         config = config.replace(rope_scaling=_longrope_scaling(config, *factors, header))
     elif header.number(amplitude := f"{fields['general.architecture']}.rope.scaling.attn_factor", 1.0) != 1:
-        raise ValueError(f"{path}: {amplitude} is {fields[amplitude]:g}: only longrope stretches cos and sin here")
+        raise ValueError(f"{path}: {amplitude} is {fields[amplitude]:g}; camelid supports it with longrope only")
     naming = IN_GGUF[fields["general.architecture"]].naming
     check_tensors(str(path), config, naming, shapes)
     known = gguf.quants._type_traits.keys()
     kinds = {tensor.tensor_type.name for tensor in tensors.values()}
     if strange := sorted(kinds - PLAIN.keys() - {kind.name for kind in known}):
-        raise ValueError(f"{path}: tensors encoded as {', '.join(strange)}, which the gguf package cannot decode")
+        raise ValueError(f"{path} has tensors encoded as {', '.join(strange)}, which the gguf package cannot decode")
     if any(reader.byte_order == "S" for _, reader in parts) and kinds - {"F32", "F16"}:
-        said = (
-            f"{', '.join(sorted(kinds - {'F32', 'F16'}))} in big-endian order, which the gguf package decodes as little"
-        )
-        raise ValueError(f"{path}: {said}: turn it with `gguf-convert-endian {path} little`")
+        said = f"{', '.join(sorted(kinds - {'F32', 'F16'}))} in big-endian order, which the gguf package cannot decode"
+        raise ValueError(f"{path} has {said}: convert it with `gguf-convert-endian {path} little`")
 
     def read(name: str, index: Index) -> np.ndarray:
         rows, *columns = index if index else (slice(None),)
@@ -94,28 +101,34 @@ def open_file(path: epath.PathLike) -> Source:
 
 
 PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-"""What llama.cpp's `gguf-split` calls the parts of a model, counted from 1."""
+"""Matches the names that llama.cpp's `gguf-split` gives the parts of a model, counted from 1."""
 
 
 def _parts(path: epath.Path) -> list[tuple[epath.Path, gguf.GGUFReader]]:
-    """The file at `path`; where that is a part of a split model, whichever, all its parts in order, each checked."""
+    """The file at `path` with its reader; if it is a part of a split model, all parts in order.
+
+    Raises:
+      ValueError: a part is missing, or the parts do not belong together.
+    """
     reader = _reader(path)
     count, named = _number(reader, "split.count", 1), PART_NAME.fullmatch(path.name)
     if count <= 1:
         return [(path, reader)]
     if named is None or int(named["count"]) != count:
-        raise ValueError(f"{path}: one of {count} parts, whose names end in -00001-of-{count:05d}.gguf and so on")
+        raise ValueError(f"{path} is one of {count} parts: rename them to end in -00001-of-{count:05d}.gguf and so on")
     files = [path.with_name(f"{named['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
     if missing := [file for file in files if not file.exists()]:
-        raise ValueError(f"{path}: {len(missing)} of its {count} parts are not beside it: {absent(missing[0])}")
+        raise ValueError(
+            f"{path}: {len(missing)} of its {count} parts are missing beside it: {missing_message(missing[0])}"
+        )
     parts = [(file, reader if file == path else _reader(file)) for file in files]
     for number, (file, part) in enumerate(parts):
         if (_number(part, "split.no", -1), _number(part, "split.count", 1)) != (number, count):
-            raise ValueError(f"{file}: says that it is another part than {number + 1} of {count}")
+            raise ValueError(f"{file}: its metadata does not say that it is part {number + 1} of {count}")
     names = [tensor.name for _, part in parts for tensor in part.tensors]
     expected = _number(parts[0][1], "split.tensors.count", len(names))
     if len(names) != expected or len(set(names)) != len(names):
-        raise ValueError(f"{path}: its parts hold {len(set(names))} tensors; the first says {expected}")
+        raise ValueError(f"{path}: its parts hold {len(set(names))} tensors, but the first part says {expected}")
     return parts
 
 
@@ -123,14 +136,14 @@ def _reader(path: epath.Path) -> _Reader:
     try:
         return _Reader(path)
     except (ValueError, OSError, LookupError, OverflowError) as error:
-        raise unreadable(path, "GGUF file", error) from None
+        raise unreadable_error(path, "GGUF file", error) from None
 
 
 def _contents(path: epath.Path, reader: gguf.GGUFReader) -> dict[str, Any]:
     try:
         return {name: field.contents() for name, field in reader.fields.items()}
     except UnicodeDecodeError as error:
-        raise unreadable(path, "GGUF file", error) from None
+        raise unreadable_error(path, "GGUF file", error) from None
 
 
 def _number(reader: gguf.GGUFReader, key: str, default: int) -> int:
@@ -139,7 +152,7 @@ def _number(reader: gguf.GGUFReader, key: str, default: int) -> int:
 
 
 def _read_tensor(path: epath.Path, tensor: gguf.ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
-    """Rows of a tensor, decoded. The file is mapped anew: pages of the reader's own map would stay in memory."""
+    """Reads and decodes rows of a tensor. Maps the file again, as pages of the reader's own map stay in memory."""
     data = np.memmap(path, tensor.data.dtype, "r", tensor.data_offset, tensor.data.shape)[rows]
     kind = tensor.tensor_type
     if kind.name in ("F32", "F16"):
@@ -148,7 +161,10 @@ def _read_tensor(path: epath.Path, tensor: gguf.ReaderTensor, rows: slice = slic
 
 
 def _codes(path: epath.Path, tensor: gguf.ReaderTensor) -> dict[str, np.ndarray] | None:
-    """The codes of a tensor that is encoded as `quantization.py` encodes: Q8_0, Q4_1 and Q4_0, whose zero is code 8."""
+    """The codes of a tensor in the form of `quantization.py`; None unless it is encoded as Q8_0, Q4_1 or Q4_0.
+
+    Q4_0 has no minimum; its zero is the code 8.
+    """
     kind = tensor.tensor_type.name
     if kind not in ("Q8_0", "Q4_1", "Q4_0"):
         return None
@@ -166,11 +182,20 @@ def _codes(path: epath.Path, tensor: gguf.ReaderTensor) -> dict[str, np.ndarray]
 
 
 def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> LlamaConfig:
-    """The network of a file's metadata."""
+    """The network that a file's metadata describes.
+
+    Args:
+      fields: metadata by key.
+      shapes: the shapes of the tensors by name.
+      where: path of the file, for messages.
+
+    Raises:
+      ValueError: camelid's network does not support a field, or a value is wrong.
+    """
     fields = Header(fields, where)
     kind = fields.text("general.architecture")
     if kind not in IN_GGUF:
-        raise ValueError(f"{where}: architecture {shown(kind)}; known are {', '.join(IN_GGUF)}")
+        raise ValueError(f"{where}: architecture is {shown(kind)}; known are {', '.join(IN_GGUF)}")
 
     def size(name: str, default: int | None = None, **limits: int) -> int:
         return fields.integer(f"{kind}.{name}", default, **limits)
@@ -178,18 +203,18 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     dim, heads = size("embedding_length"), size("attention.head_count")
     head_dim = size("attention.key_length", dim // heads)
     if size("rope.dimension_count", head_dim) != head_dim or size("attention.value_length", head_dim) != head_dim:
-        raise ValueError(f"{where}: rotary pairs or values that are not as wide as a head of {head_dim}")
+        raise ValueError(f"{where}: rotary pairs or values are not as wide as a head of {head_dim}")
     if experts := size("expert_count", 0, low=0):
-        raise ValueError(f"{where}: a mixture of {experts} experts, which the network has not")
+        raise ValueError(f"{where} is a mixture of {experts} experts, which camelid does not support")
     table = GGUF.names["embed/embedding"]
     if len(shapes.get(table, ())) != 2:
         raise ValueError(f"{where}: 1 tensor(s) missing: {table}, a matrix")
     vocab_size = shapes[table][0]
     tokens = len(fields.texts("tokenizer.ggml.tokens"))
     if tokens and tokens != vocab_size:
-        raise ValueError(f"{where}: its tokenizer has {tokens:,} tokens, its embedding {vocab_size:,} rows")
+        raise ValueError(f"{where}: its tokenizer has {tokens:,} tokens, but its embedding {vocab_size:,} rows")
     if not fields.flag(f"{kind}.attention.causal", True):
-        raise ValueError(f"{where}: attention that sees what follows, which the network has not")
+        raise ValueError(f"{where}: its attention is not causal, which camelid does not support")
     window = size("attention.sliding_window", 0, low=0) or None
     multiplied = MULTIPLIERS if "multipliers" in IN_GGUF[kind].may else {}  # llama.cpp ignores them in the others
     said = {ours: f"{kind}.{key}" for ours, (_, key) in multiplied.items() if fields.get(f"{kind}.{key}")}
@@ -213,24 +238,26 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         qk_norm=_holds(shapes, "layers/attention/q_norm/scale"),
         window=window,
         family="mistral" if kind == "llama" and window else kind,
-        # llama.cpp takes an attention scale of 0 for the usual one.
+        # An attention scale of 0 means the default, as in llama.cpp.
         **{name: _shortest(scale) for name, scale in scales.items()},
     )
 
 
 def _holds(shapes: Mapping[str, tuple[int, ...]], path: str) -> bool:
+    """Whether a file has the parameter at camelid's `path`."""
     return GGUF.names[path].format(0) in shapes
 
 
 def _shortest(number: float) -> float:
-    """The shortest decimal of a float32: 1e-05 and not 9.999999747378752e-06."""
+    """Rounds a float32 to its shortest decimal: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(number)))
 
 
 def _read_scaling(fields: Header, architecture: str) -> RopeScaling | None:
+    """The rotary scaling in a file's metadata; None without one, or if tensors hold it (llama3, longrope)."""
     prefix = f"{architecture}.rope.scaling."
     said = Header({name: value for name, value in fields.items() if name.startswith(prefix)}, fields.where)
-    # Old files say only a factor, and that it is linear goes without saying.
+    # Old files have only this factor, of a linear scaling.
     old = fields.number(f"{architecture}.rope.scale_linear", 0.0, low=-1.0)
     factor = _shortest(said.number(f"{prefix}factor", old, low=-1.0)) or 1.0
     kind = said.text(f"{prefix}type", "none" if factor == 1.0 else "linear")
@@ -240,7 +267,7 @@ def _read_scaling(fields: Header, architecture: str) -> RopeScaling | None:
         return RopeScaling(kind, factor)
     if kind != "yarn":
         known = "none, linear, yarn, longrope and rope_freqs"
-        raise ValueError(f"{fields.where}: rotary scaling {shown(kind)}; known are {known}")
+        raise ValueError(f"{fields.where}: rotary scaling is {shown(kind)}; known are {known}")
     betas = {name: f"{prefix}yarn_{name}" for name in ("beta_fast", "beta_slow") if f"{prefix}yarn_{name}" in said}
     read = {f"{prefix}{name}" for name in ("type", "factor", "original_context_length", "finetuned")} | set(
         betas.values()
@@ -248,17 +275,26 @@ def _read_scaling(fields: Header, architecture: str) -> RopeScaling | None:
     further = {name.removeprefix(prefix): value for name, value in said.items() if name not in read and value != 1}
     if further:
         listed = ", ".join(f"{name} {shown(value)}" for name, value in further.items())
-        raise ValueError(f"{fields.where}: rotary scaling yarn with {listed}, which the network has not")
+        raise ValueError(f"{fields.where}: rotary scaling yarn has {listed}, which camelid does not support")
     original = said.integer(f"{prefix}original_context_length", fields.integer(f"{architecture}.context_length"))
     betas = {ours: _shortest(said.number(name)) for ours, name in betas.items()}
     return RopeScaling(kind, factor, original_max_len=original, **betas)
 
 
 def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, fields: Header) -> RopeScaling:
-    """The scaling that a table of divisors of the frequencies stands for: Llama 3's formula is written out in it."""
+    """The llama3 scaling whose formula gives a table of divisors of the rotary frequencies.
+
+    Args:
+      config: the network.
+      factors: [head_dim / 2], the table.
+      fields: the file's metadata.
+
+    Raises:
+      ValueError: the formula gives another table.
+    """
     original = fields.integer(f"{fields['general.architecture']}.rope.scaling.original_context_length", 8192)
     plain, _ = frequencies(config.replace(rope_scaling=None))
-    other = ValueError(f"{fields.where}: {ROPE_FACTORS} is not what Llama 3's rotary scaling gives")
+    other = ValueError(f"{fields.where}: {ROPE_FACTORS} is not a table of Llama 3's rotary scaling")
     if factors.shape != plain.shape or not np.all(np.isfinite(factors)):
         raise other
     scaling = RopeScaling("llama3", max(float(f"{factors.max():.6g}"), 1.0), original_max_len=original)
@@ -269,7 +305,14 @@ def _llama3_scaling(config: LlamaConfig, factors: np.ndarray, fields: Header) ->
 
 
 def _longrope_scaling(config: LlamaConfig, short: np.ndarray, long: np.ndarray, fields: Header) -> RopeScaling:
-    """The scaling of two tables of divisors, one for rows within the trained length, one for longer ones."""
+    """The longrope scaling of two tables of divisors of the rotary frequencies.
+
+    Args:
+      config: the network.
+      short: [head_dim / 2], for rows within the trained length.
+      long: [head_dim / 2], for longer rows.
+      fields: the file's metadata.
+    """
     prefix = f"{fields['general.architecture']}.rope.scaling."
     original = fields.integer(f"{prefix}original_context_length", config.max_len)
     short_factors, long_factors = ([_shortest(factor) for factor in table.tolist()] for table in (short, long))
@@ -279,7 +322,7 @@ def _longrope_scaling(config: LlamaConfig, short: np.ndarray, long: np.ndarray, 
         formula = frequencies(config.replace(rope_scaling=scaling), np.ones(1))[1]
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{fields.where}: {error}") from None
-    said = fields.number(f"{prefix}attn_factor", 1.0)  # what llama.cpp takes without
+    said = fields.number(f"{prefix}attn_factor", 1.0)  # llama.cpp's default
     return scaling if math.isclose(said, formula, rel_tol=1e-6) else dataclasses.replace(scaling, attention_factor=said)
 
 
@@ -287,9 +330,10 @@ def _longrope_scaling(config: LlamaConfig, short: np.ndarray, long: np.ndarray, 
 
 
 def naming_of(config: LlamaConfig) -> Naming:
-    """The names and layout of a network's tensors in the file that `write_file` makes.
+    """The names and the layout of a network's tensors in a GGUF file.
 
-    Raises ValueError where llama.cpp knows no architecture that computes the network.
+    Raises:
+      ValueError: llama.cpp has no architecture that computes the network.
     """
     return IN_GGUF[family_in(IN_GGUF, config, "llama.cpp")].naming
 
@@ -303,11 +347,18 @@ def write_file(
     fields: Mapping[str, Any],
     name: str,
 ) -> None:
-    """Writes a GGUF file, tensor after tensor.
+    """Writes a GGUF file, tensor by tensor.
 
-    tensors: in the order of `places(config, naming_of(config))`, as `write_part` gives them. encoding: of matrices, one
-    of `ENCODINGS`; rows that its blocks do not divide are F16. fields: further metadata, the tokenizer's. Raises
-    ValueError for an unknown encoding, and for a network or a rotary scaling that the format cannot say.
+    Args:
+      path: the file.
+      config: the network.
+      tensors: in the order of `places(config, naming_of(config))`, as `write_part` returns them.
+      encoding: encoding of matrices, one of `ENCODINGS`; a matrix whose rows its blocks do not divide is F16.
+      fields: further metadata, such as the tokenizer's.
+      name: name of the model in the metadata.
+
+    Raises:
+      ValueError: the encoding is unknown, or the format cannot express the network or its rotary scaling.
     """
     if encoding not in ENCODINGS:
         raise ValueError(f"GGUF encoding {encoding!r}: give one of {', '.join(ENCODINGS)}")
@@ -342,6 +393,7 @@ def write_file(
 
 
 def _kind_of(shape: tuple[int, ...], encoding: str) -> gguf.GGMLQuantizationType:
+    """The encoding of a tensor: F32 for a vector, F16 if the encoding's blocks do not divide a row."""
     if len(shape) == 1:
         return gguf.GGMLQuantizationType.F32
     kind = gguf.GGMLQuantizationType[encoding]
@@ -387,7 +439,7 @@ def _write_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
 
 
 def _rope_factors(config: LlamaConfig) -> dict[str, np.ndarray]:
-    """The tables of divisors that say Llama 3's scaling or longrope, by name. ValueError for what GGUF cannot say."""
+    """{name: table of divisors} of a llama3 or longrope scaling. ValueError if GGUF cannot express the scaling."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind in ("linear", "ntk"):
         return {}
@@ -397,6 +449,6 @@ def _rope_factors(config: LlamaConfig) -> dict[str, np.ndarray]:
         tables = {LONG_FACTORS: scaling.long_factors, SHORT_FACTORS: scaling.short_factors}
         return {name: np.array(table, np.float32) for name, table in tables.items()}
     if scaling.kind != "llama3":
-        raise ValueError(f"GGUF cannot say the rotary scaling {scaling}")
+        raise ValueError(f"GGUF cannot express the rotary scaling {scaling}: export another format")
     plain, _ = frequencies(config.replace(rope_scaling=None))
     return {ROPE_FACTORS: plain / frequencies(config)[0]}

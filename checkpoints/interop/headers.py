@@ -1,4 +1,4 @@
-"""The numbers and names in the headers of others' files, checked for type and range before anything is made of them."""
+"""Reads fields of files in other formats, checked for type and range, and words what is wrong with such files."""
 
 import contextlib
 import json
@@ -10,17 +10,18 @@ from typing import Any, NoReturn
 from etils import epath
 
 LARGEST = 2**31 - 1
-"""No width, length or count of a network is larger."""
+"""The largest width, length or count that is accepted."""
 MOST_LAYERS = 10_000
 LARGEST_NUMBER = 1e30
 LFS_POINTER = b"version https://git-lfs.github.com"
+"""How a file begins that Git LFS left in place of the real one."""
 
 
 class Header(Mapping):
-    """The fields of a header, read by type. A field that is missing, or null, counts as not given.
+    """The fields of a file's header, read by type.
 
-    Each reader returns the field, or `default` where it is not given; without a default a missing field is an error.
-    Raises ValueError that names the file, the field and what it should be.
+    Each method returns a field, or `default` if the field is missing or null. It raises ValueError, with the file and
+    the field, if the value is wrong or if it is missing and there is no default.
     """
 
     def __init__(self, fields: Any, where: str):
@@ -73,14 +74,14 @@ class Header(Mapping):
         return tuple(Header({f"{name}[{i}]": each}, self.where).number(f"{name}[{i}]") for i, each in enumerate(value))
 
     def file_name(self, name: str) -> str:
-        """The name of a file in the same folder: no path, which could lead out of it."""
+        """The name of a file in the same folder; a path, which could lead out of the folder, is refused."""
         value = self.text(name)
         if value in ("", ".", "..") or len(value) > 255 or set(value) & set("/\\") or not value.isprintable():
             self._refuse(name, value, "the name of a file in this folder")
         return value
 
     def section(self, name: str) -> "Header":
-        """The fields of an object; none where it is not given."""
+        """The object in a field, as a Header; an empty one if the field is missing."""
         value = self._given(name, {})
         if not isinstance(value, Mapping):
             self._refuse(name, value, "an object with named fields")
@@ -91,7 +92,7 @@ class Header(Mapping):
         if value is None:
             value = default
         if value is None:
-            raise ValueError(f"{self.where} does not say {name}")
+            raise ValueError(f"{self.where} has no {name}")
         return value
 
     def _refuse(self, name: str, value: Any, wanted: str) -> NoReturn:
@@ -107,40 +108,46 @@ class Header(Mapping):
         return len(self._fields)
 
 
-def is_named(path: epath.Path) -> bool:
-    """Whether there is a file of this name, or a link to one that is gone, which reading it then says."""
+def exists_or_broken_link(path: epath.Path) -> bool:
+    """Whether a path exists or is a broken link; reading a broken link then fails with a message of its own."""
     return path.exists() or os.path.islink(path)
 
 
-def absent(path: epath.Path) -> str:
-    """What to say of a file that is not there, or whose link leads nowhere, as in a cache that was cleaned up."""
+def missing_message(path: epath.Path) -> str:
+    """The message for a file that does not exist, or whose link is broken, as in a cache that was cleaned up."""
     if os.path.islink(path):
         return f"{path} is a link to {os.readlink(path)}, which is not there"
     return f"{path}: no such file"
 
 
-def unreadable(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
-    """What to raise of a file that does not hold what its name says, such as what Git left in place of a large one."""
+def unreadable_error(path: epath.PathLike, kind: str, error: Exception) -> ValueError:
+    """The error to raise for a file that a library cannot read.
+
+    Args:
+      path: the file.
+      kind: what the file should be, for the message.
+      error: what the library raised.
+    """
     if isinstance(error, FileNotFoundError):
-        return ValueError(absent(epath.Path(path)))
+        return ValueError(missing_message(epath.Path(path)))
     return ValueError(f"{path}: no whole {kind} ({_why(path, error)})")
 
 
 def _why(path: epath.PathLike, error: Exception) -> str:
-    """What a library said of a file, or that it is a pointer of Git's."""
+    """Why a file cannot be read: the library's message, or that the file is only a pointer of Git LFS."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            return "Git LFS keeps its place until `git lfs pull` fetches it"
+            return "it is a pointer of Git LFS: fetch the file with `git lfs pull`"
     return " ".join(f"{error}".split())[:300] or type(error).__name__
 
 
 _short = reprlib.Repr()
-_short.maxstring = 200  # the names of classes and what libraries say
+_short.maxstring = 200  # enough for names of classes and messages of libraries
 
 
 @contextlib.contextmanager
 def located(where: str) -> Iterator[None]:
-    """Puts the name of a file before what a ValueError says, unless it is said there."""
+    """Puts the name of a file before the message of a ValueError, unless the message has it."""
     try:
         yield
     except ValueError as error:
@@ -148,16 +155,16 @@ def located(where: str) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
-    """A value of a file for an error message: never longer than a line."""
+    """A value from a file, shortened for an error message of one line."""
     return " ".join(_short.repr(value).split())[:500]
 
 
 def read_json(path: epath.Path) -> Header:
-    """The object in a JSON file. Raises ValueError for a file that is missing, unreadable or holds anything else."""
+    """Reads the object in a JSON file. Raises ValueError if the file is missing or unreadable or holds no object."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(absent(path)) from None
+        raise ValueError(missing_message(path)) from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except RecursionError:

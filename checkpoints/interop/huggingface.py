@@ -1,7 +1,8 @@
-"""Hugging Face's folders: `config.json` and safetensors files, one or many with an index.
+"""Reads and writes folders in Hugging Face's format: `config.json` and one or more files of tensors.
 
-Config fields mean what transformers' class of the same family makes of them (`families.py`; its version 5.24 was read),
-in its old spelling (`rope_theta`, `rope_scaling`), which is written, and in the one of version 5 (`rope_parameters`).
+A config field means what transformers' class of the same family makes of it (version 5.24; see `families.py`). Rotary
+settings are read in the old spelling (`rope_theta`, `rope_scaling`) and in version 5's (`rope_parameters`); the old one
+is written.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from etils import epath
 from ...model.config import LlamaConfig, RopeScaling
 from ...model.rope import frequencies, ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
-from .headers import MOST_LAYERS, Header, is_named, located, read_json, shown
+from .headers import MOST_LAYERS, Header, exists_or_broken_link, located, read_json, shown
 from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
 from .weight_files import INDEX, WEIGHTS, open_tensors, weight_files
 
@@ -31,7 +32,7 @@ FIXED: dict[str, tuple] = {
     "partial_rotary_factor": (1.0, None),
     "is_causal": (True, None),
 }
-"""What the network cannot do otherwise: the values that a config may give, its own first."""
+"""Fields with a fixed meaning in camelid's network, and the values that are accepted."""
 
 ROPE_FIELDS: dict[str, dict[str, str]] = {
     "linear": {"factor": "factor"},
@@ -57,19 +58,21 @@ ROPE_FIELDS: dict[str, dict[str, str]] = {
         "high_freq_factor": "high_freq_factor",
     },
 }
-"""The arguments of each rotary scaling, by their names there and in `RopeScaling` ("": goes into another)."""
+"""{rotary scaling: {field in `config.json`: field of `RopeScaling`}}; "" marks a field that changes another one."""
 
 
 def is_folder(path: epath.Path) -> bool:
-    return is_named(path / CONFIG)
+    """Whether a path is a folder in Hugging Face's format."""
+    return exists_or_broken_link(path / CONFIG)
 
 
 def open_folder(path: epath.PathLike) -> Source:
-    """The checkpoint in a folder of Hugging Face's, its tensors checked by name, shape and dtype, none of them read.
+    """Opens a folder in Hugging Face's format and checks its tensors by name, shape and dtype, without reading them.
 
-    Tensors are known by their names without what wrappers put before or into them (`plain_names`). Raises ValueError
-    for an architecture, an activation, a bias or a rotary scaling that the network has not, and for tensors that are
-    missing, surplus or of another shape.
+    Prefixes that wrappers such as DDP add to names of tensors are ignored (`plain_names`).
+
+    Raises:
+      ValueError: the network does not support the config, or tensors are missing, surplus or misshapen.
     """
     path = epath.Path(path)
     fields = read_json(path / CONFIG)
@@ -88,30 +91,30 @@ def open_folder(path: epath.PathLike) -> Source:
     if fields.get("quantization_config") and set(dtypes.values()) - DTYPES.keys():
         method = shown(fields.section("quantization_config").get("quant_method"))
         raise ValueError(
-            f"{path / CONFIG}: quantised by {method}: take the model that it was made from, or its GGUF file"
+            f"{path / CONFIG}: the model is quantised by {method}: give the original model, or its GGUF file"
         )
 
     def read(name: str, index: Index) -> np.ndarray:
         file, stored, *_ = found[name]
-        with open_tensors(file) as opened:  # anew for each: pages of a mapped file count as memory while it is open
+        with open_tensors(file) as opened:  # opened for each read: pages of a mapped file count as memory until closed
             return opened.get_slice(stored)[index]
 
     if config.tied and HEAD in shapes:
         if shapes[HEAD] != shapes[TABLE] or not np.array_equal(read(HEAD, ()), read(TABLE, ())):
             raise ValueError(
-                f"{path / CONFIG} says tie_word_embeddings, but {HEAD} and {TABLE} differ: say false there"
+                f"{path / CONFIG} has tie_word_embeddings true, but {HEAD} and {TABLE} differ: set it to false"
             )
         del shapes[HEAD]
     bare = TABLE in found and not found[TABLE][1].endswith(TABLE)
     if bare and not config.tied and HEAD not in shapes:
         raise ValueError(
-            f"{path}: a network without its output head ({HEAD}), saved from a bare model class: save the whole one, "
-            "or say tie_word_embeddings in config.json if the embedding is its head"
+            f"{path} has no output head ({HEAD}), as a bare model class saves it: save the whole model, or set "
+            "tie_word_embeddings to true in config.json if the embedding is the head"
         )
     naming = IN_HUGGING_FACE[config.family].naming
     check_tensors(str(path), config, naming, shapes)
     if strange := sorted(f"{name} {dtypes[name]}" for name in shapes if dtypes[name] not in DTYPES):
-        raise ValueError(f"{path}: tensors that are not {', '.join(DTYPES)}: {'; '.join(strange[:SHOWN])}")
+        raise ValueError(f"{path} has tensors that are not {', '.join(DTYPES)}: {'; '.join(strange[:SHOWN])}")
     dtype = DTYPES[dtypes[TABLE]]
     return Source(str(path), naming, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
 
@@ -120,13 +123,23 @@ _WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrap
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without what torch.compile, DDP and FSDP put before or into it."""
+    """A tensor's name without the prefixes of torch.compile, DDP and FSDP."""
     return re.sub(_WRAPPERS, "", name)
 
 
 def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
-    """Each tensor's name without what torch.compile, DDP, FSDP and PEFT put into it, and with the `model.` that a bare
-    `LlamaModel` leaves out. Raises ValueError where two tensors come to the same name."""
+    """Maps the names of stored tensors to those of a plain `LlamaForCausalLM`.
+
+    The prefixes of torch.compile, DDP, FSDP and PEFT are removed, and the `model.` that a bare `LlamaModel` lacks is
+    added.
+
+    Args:
+      names: the stored names.
+      where: name of the folder, for the message.
+
+    Raises:
+      ValueError: two tensors get the same name.
+    """
     plain = {name: unwrapped(name).removeprefix("base_model.model.") for name in names}
     plain = {name: short.replace(".base_layer.", ".") for name, short in plain.items()}
     if TABLE.removeprefix("model.") in plain.values():
@@ -142,7 +155,15 @@ def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
 
 
 def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
-    """The network of a `config.json`. Raises ValueError for what it asks for and the network has not."""
+    """The network of a `config.json`.
+
+    Args:
+      fields: the content of the file.
+      where: its path, for messages.
+
+    Raises:
+      ValueError: camelid's network does not support a field, or a value is wrong.
+    """
     family = _read_family(Header(fields, where))
     fields = Header(DEFAULTS.get(family, {}) | dict(fields), where)
     for name, allowed in FIXED.items():
@@ -163,7 +184,7 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
             norm_eps=fields.number("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
-            # Dynamic scaling is for what goes past the trained length, which is all that a config says of it.
+            # With dynamic scaling max_position_embeddings is the trained length, which the factor extends.
             max_len=int(max_len * scaling.factor) if scaling is not None and scaling.kind == "dynamic" else max_len,
             tied=fields.flag("tie_word_embeddings", False),
             family=family,
@@ -172,7 +193,7 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
 
 
 def _read_family(fields: Header) -> str:
-    """The family of `architectures` (a class with the head, or the bare model) and `model_type`."""
+    """The family named by `architectures` (the class with the head, or the bare model) and `model_type`."""
     known = {name: family for family, name in ARCHITECTURES.items()}
     known |= {name.replace("ForCausalLM", "Model"): family for name, family in known.items()}
     classes, kind = fields.texts("architectures"), fields.text("model_type", "") or None
@@ -187,11 +208,11 @@ def _read_family(fields: Header) -> str:
 
 
 def _read_additions(fields: Header, family: str) -> dict[str, Any]:
-    """What a family's network has that a LLaMA has not, as fields of the config."""
+    """The fields of `LlamaConfig` for what a family adds to a LLaMA."""
     may = IN_HUGGING_FACE[family].may
     for name, theirs in (("attention_bias", "attention_bias"), ("mlp_bias", "mlp_bias"), ("window", "sliding_window")):
         if fields.get(theirs) and name not in may and (name, family) != ("attention_bias", "qwen2"):
-            said = f"{theirs} is {shown(fields[theirs])}, of which {ARCHITECTURES[family]} takes no notice"
+            said = f"{theirs} is {shown(fields[theirs])}, which {ARCHITECTURES[family]} ignores"
             raise ValueError(f"{said}: remove it")
     biased = family != "qwen2" and fields.flag("attention_bias", False)
     granite = MULTIPLIERS if family == "granite" else {}
@@ -206,8 +227,10 @@ def _read_additions(fields: Header, family: str) -> dict[str, Any]:
 
 
 def _read_window(fields: Header, family: str) -> int | None:
-    """The window of all layers. Qwen says by a switch, a first layer and a list which of them have one, Mistral by a
-    list alone."""
+    """The sliding window of all layers, in tokens; None if no layer has one.
+
+    Qwen has a switch, a first layer and a list of layers with a window; Mistral has only the list.
+    """
     layers, is_qwen = fields.integer("num_hidden_layers", high=MOST_LAYERS), family in ("qwen2", "qwen3")
     has_one = "window" in IN_HUGGING_FACE[family].may and fields.get("sliding_window") is not None
     has_one = has_one and (not is_qwen or fields.flag("use_sliding_window", False))
@@ -217,25 +240,32 @@ def _read_window(fields: Header, family: str) -> int | None:
     if (kinds := fields.texts("layer_types")) and (is_qwen or family == "mistral"):
         sliding = [kind == "sliding_attention" for kind in kinds]
         if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
-            raise ValueError(f"layer_types has {len(kinds)} of {shown(sorted(set(kinds)))} for {layers} layers")
+            said = f"layer_types has {len(kinds)} of {shown(sorted(set(kinds)))} for {layers} layers"
+            raise ValueError(f"{said}: list sliding_attention or full_attention for each layer")
     if not any(sliding):
         return None
     if not all(sliding):
-        raise ValueError(f"{sum(sliding)} of {layers} layers with a sliding window: the network has one kind of layer")
+        raise ValueError(f"{sum(sliding)} of {layers} layers have a sliding window; camelid needs all layers alike")
     if window is None:
-        raise ValueError("layer_types asks for sliding windows, use_sliding_window or sliding_window for none")
+        raise ValueError("layer_types has sliding windows, but use_sliding_window or sliding_window switches them off")
     return window
 
 
 def _read_rope(fields: Header, family: str, max_len: int) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling: `rope_theta` and `rope_scaling` before transformers 5, since then `rope_parameters`.
+    """The rotary base and scaling, from `rope_theta` and `rope_scaling` or transformers 5's `rope_parameters`.
 
-    Raises ValueError where two of the spellings disagree, among which the versions of transformers choose differently.
+    Args:
+      fields: the content of `config.json`.
+      family: the network's family.
+      max_len: its `max_position_embeddings`.
+
+    Raises:
+      ValueError: two spellings disagree; versions of transformers differ in which they choose.
     """
     spelled = {name: fields.section(name) for name in ("rope_scaling", "rope_parameters") if fields.get(name)}
     for name, rope in spelled.items():
         if any(isinstance(value, Mapping) for value in rope.values()):
-            raise ValueError(f"{name} is no table of rotary settings for all layers: {shown(dict(rope))}")
+            raise ValueError(f"{name} has different rotary settings for some layers: {shown(dict(rope))}")
     bases = {
         f"{name}.rope_theta": rope.number("rope_theta") for name, rope in spelled.items() if rope.get("rope_theta")
     }
@@ -245,32 +275,39 @@ def _read_rope(fields: Header, family: str, max_len: int) -> tuple[float, RopeSc
     for said, shown_as in ((bases, bases), (scalings, words)):
         if len(set(said.values())) > 1:
             listed = "; ".join(f"{name} says {shown_as[name]}" for name in said)
-            raise ValueError(f"two spellings of one fact disagree: {listed}. Keep the one that is meant")
+            raise ValueError(f"two spellings of one setting disagree: {listed}: keep the right one")
     return float(next(iter(bases.values()), 10_000.0)), next(iter(scalings.values()), None)
 
 
 def _read_scaling(rope: Header, fields: Header, family: str, max_len: int) -> RopeScaling | None:
-    """One table of rotary settings; what its kind does not know there is passed over, as in transformers."""
+    """The rotary scaling of one table of settings; None for none. Unknown settings are ignored, as in transformers.
+
+    Args:
+      rope: the table.
+      fields: the content of `config.json`.
+      family: the network's family.
+      max_len: its `max_position_embeddings`.
+    """
     kinds = [rope.text(name) for name in ("rope_type", "type") if rope.get(name)] or ["default"]
-    # What the first files of Phi-3 call su or yarn is longrope, and transformers reads it as that.
+    # The first files of Phi-3 call longrope "su" or "yarn"; transformers reads both as longrope.
     kinds = ["longrope" if kind == "su" or (family, kind) == ("phi3", "yarn") else kind for kind in kinds]
     if len(set(kinds)) > 1:
         said = f"rope_type is {shown(rope['rope_type'])} but type {shown(rope['type'])}"
-        raise ValueError(f"{said}: keep the one that is meant")
+        raise ValueError(f"{said}: keep the right one")
     kind = kinds[0]
     if (part := rope.number("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError(f"partial_rotary_factor is {part}; the network turns whole heads")
+        raise ValueError(f"partial_rotary_factor is {part}; camelid rotates whole heads only")
     if kind == "default":
         return None
     if kind not in ROPE_FIELDS:
-        raise ValueError(f"rotary scaling {shown(kind)}; known are default, {', '.join(ROPE_FIELDS)}")
-    trained = "original_max_position_embeddings"  # Phi 3 says it beside the rotary settings, longrope's counts there
+        raise ValueError(f"rotary scaling is {shown(kind)}; known are default, {', '.join(ROPE_FIELDS)}")
+    trained = "original_max_position_embeddings"  # Phi-3 has it in the config itself, where longrope's is read first
     original = {"linear": None, "dynamic": max_len}.get(kind, fields.integer(trained, rope.integer(trained, max_len)))
     if kind in ("yarn", "llama3") and rope.integer(trained, original) != original:
         raise ValueError(
-            f"{trained} is {original}, and {rope.integer(trained)} among the rotary settings: one of them is wrong"
+            f"{trained} is {original}, but {rope.integer(trained)} in the rotary settings: correct one of them"
         )
-    # A yarn or longrope config without a factor means the stretch from the original context to this one.
+    # In yarn and longrope configs without a factor, it is the ratio of the context to the original one.
     factor = rope.number("factor", max_len / original if kind in ("yarn", "longrope") else None)
     reading = {"truncate": rope.flag, "short_factor": rope.numbers, "long_factor": rope.numbers}
     said = {theirs: ours for theirs, ours in ROPE_FIELDS[kind].items() if ours and rope.get(theirs) is not None}
@@ -282,14 +319,15 @@ def _read_scaling(rope: Header, fields: Header, family: str, max_len: int) -> Ro
 
 
 def _mscale(factor: float, weight: float) -> float:
-    """How much DeepSeek's variant of YaRN stretches attention."""
+    """The attention scale of DeepSeek's variant of YaRN."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
-    """The `config.json` of a network. more: further fields, such as token ids.
+    """The content of a network's `config.json`, with the further fields `more`, such as token ids.
 
-    Raises ValueError where transformers has no class that computes the network.
+    Raises:
+      ValueError: transformers has no class that computes the network.
     """
     family = family_in(IN_HUGGING_FACE, config, "transformers")
     theta, scaling = _write_rope(config)
@@ -308,14 +346,14 @@ def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
         "max_position_embeddings": config.max_len,
         "tie_word_embeddings": config.tied,
         "torch_dtype": config.param_dtype,
-        # This spelling alone: every version of transformers reads it, and two could come to disagree.
+        # Only the old spelling is written: every version of transformers reads it, and two spellings could disagree.
         "rope_theta": theta,
         "rope_scaling": scaling,
     }
     if scaling is not None and scaling["rope_type"] == "dynamic":
         fields["max_position_embeddings"] = config.rope_scaling.original_max_len
     if scaling is not None and scaling["rope_type"] == "longrope":
-        # transformers 4 looks for the trained length here alone, and computes the factor from the two lengths.
+        # transformers 4 reads the trained length only from here, and computes the factor from the two lengths.
         trained = fields["original_max_position_embeddings"] = config.rope_scaling.original_max_len
         if config.rope_scaling.factor != config.max_len / trained:
             scaling["attention_factor"] = frequencies(config, np.ones(1))[1]
@@ -323,7 +361,7 @@ def write_config(config: LlamaConfig, **more: Any) -> dict[str, Any]:
 
 
 def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
-    """What `_read_additions` reads. Fields that a family's class does not know are left out."""
+    """The fields of `config.json` for what a network adds to a LLaMA; the inverse of `_read_additions`."""
     may, fields = IN_HUGGING_FACE[family].may, {}
     if "attention_bias" in may:
         fields["attention_bias"] = config.qkv_bias
@@ -335,11 +373,11 @@ def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
         first = config.n_layers if config.window is None else 0
         fields |= {"use_sliding_window": config.window is not None, "max_window_layers": first}
     if family == "phi3":
-        fields["pad_token_id"] = None  # else 32,000, which Phi-3's class refuses in a smaller vocabulary
+        fields["pad_token_id"] = None  # the default is 32,000, which Phi-3's class refuses in a smaller vocabulary
     if family == "phi3" and config.rope_scaling is not None:
         scaling = config.rope_scaling
         if scaling.attention_factor is None and scaling.factor == config.max_len / scaling.original_max_len:
-            # transformers 4 takes these three and no others, and the rest follows from the two lengths.
+            # transformers 4 accepts only these three fields; the factor follows from the two lengths.
             tables = {"short_factor": scaling.short_factors, "long_factor": scaling.long_factors}
             fields["rope_scaling"] = {"type": "longrope"} | tables
     if family == "granite":
@@ -348,10 +386,11 @@ def _write_additions(config: LlamaConfig, family: str) -> dict[str, Any]:
 
 
 def _write_rope(config: LlamaConfig) -> tuple[float, dict[str, Any] | None]:
+    """The rotary base and the field `rope_scaling` of a network."""
     scaling = config.rope_scaling
     if scaling is None:
         return config.rope_theta, None
-    if scaling.kind == "ntk":  # nothing but another base, which is how transformers can be told of it
+    if scaling.kind == "ntk":  # the same as another base, which is the only form that transformers knows
         return ntk_theta(config), None
     given = {theirs: getattr(scaling, ours) for theirs, ours in ROPE_FIELDS[scaling.kind].items() if ours}
     rope = {name: value for name, value in given.items() if value is not None}
@@ -371,10 +410,14 @@ def write_folder(
     max_file_bytes: int = 5_000_000_000,
     **more: Any,
 ) -> None:
-    """Writes `config.json` and tensors, one after the other, into files of at most about `max_file_bytes`.
+    """Writes a folder in Hugging Face's format, tensor by tensor; `config.json` is written last.
 
-    tensors: in the order of `tensors.places`, as `write_part` gives them, of `config.param_dtype`. An index is written
-    where there is more than one file; the config, with the fields `more`, comes last.
+    Args:
+      path: the folder.
+      config: the network.
+      tensors: in the order of `tensors.places`, as `write_part` returns them, of `config.param_dtype`.
+      max_file_bytes: upper bound of one file, in bytes; more than one file get an index.
+      **more: further fields of `config.json`.
     """
     path = epath.Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -404,7 +447,7 @@ def write_folder(
 
 
 def _split_files(shapes: Mapping[str, Sequence[int]], most: int) -> list[list[str]]:
-    """Names in their order, cut where a file would hold more than `most` numbers."""
+    """Divides tensors over files of at most `most` numbers each; returns the names in each file, in order."""
     files, held = [], 0
     for name, shape in shapes.items():
         size = math.prod(shape)
@@ -417,8 +460,18 @@ def _split_files(shapes: Mapping[str, Sequence[int]], most: int) -> list[list[st
 
 
 def _write_header(file: epath.Path, shapes: Mapping[str, Sequence[int]], dtype: np.dtype) -> dict[str, int]:
-    """Begins a safetensors file, whose library takes all of a file's numbers at once: the length of a header in eight
-    bytes and the header in JSON (the format as its README has it). Returns the byte at which each tensor begins."""
+    """Begins a safetensors file with its header: eight bytes for its length, then JSON, as the format's README says.
+
+    safetensors' own writer needs all tensors of a file in memory.
+
+    Args:
+      file: the file.
+      shapes: {name: shape} of its tensors, in order.
+      dtype: of all tensors.
+
+    Returns:
+      {name: byte at which the tensor begins}.
+    """
     code = next(code for code, known in DTYPES.items() if known == dtype.name)
     ends = list(itertools.accumulate(math.prod(shape) * dtype.itemsize for shape in shapes.values()))
     offsets = dict(zip(shapes, itertools.pairwise([0, *ends]), strict=True))
@@ -426,6 +479,6 @@ def _write_header(file: epath.Path, shapes: Mapping[str, Sequence[int]], dtype: 
     for name, shape in shapes.items():
         header[name] = {"dtype": code, "shape": shape, "data_offsets": offsets[name]}
     described = json.dumps(header).encode()
-    described += b" " * (-len(described) % 8)  # numbers begin where they may be mapped
+    described += b" " * (-len(described) % 8)  # aligns the numbers so that they can be mapped into memory
     file.write_bytes(len(described).to_bytes(8, "little") + described)
     return {name: 8 + len(described) + begin for name, (begin, _) in offsets.items()}

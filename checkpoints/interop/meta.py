@@ -1,8 +1,8 @@
-"""Meta's own folders: `params.json` and `consolidated.*.pth`, one file for each model-parallel part. Mistral published
-its first models in the same form.
+"""Reads folders in Meta's format: `params.json` and `consolidated.*.pth`, one file per model-parallel part.
 
-Matrices of which each part holds some outputs are split by rows, those of which each holds some inputs by columns,
-norms are the same in every part. LLaMA 1 and 2 split the embedding by columns, Llama 3 by rows (its vocabulary).
+Mistral published its first models in this format too. Matrices that are split by outputs are split by rows, those that
+are split by inputs by columns; norms are the same in every part. LLaMA 1 and 2 split the embedding by columns, Llama 3
+by rows, its vocabulary.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from ...model.config import LlamaConfig, RopeScaling
-from .headers import MOST_LAYERS, Header, is_named, located, read_json
+from .headers import MOST_LAYERS, Header, exists_or_broken_link, located, read_json
 from .tensors import META, SHOWN, Index, Source, check_tensors
 from .torch_files import LazyTensor, read_tensors
 
@@ -26,26 +26,28 @@ EMBEDDING = META.names["embed/embedding"]
 
 
 def is_folder(path: epath.Path) -> bool:
-    return is_named(path / PARAMS)
+    """Whether a path is a folder in Meta's format."""
+    return exists_or_broken_link(path / PARAMS)
 
 
 def open_folder(path: epath.PathLike) -> Source:
-    """The checkpoint in a folder of Meta's, its tensors checked by name and shape, none of them read.
+    """Opens a folder in Meta's format and checks its tensors by name and shape, without reading them.
 
-    Raises ValueError for tensors that do not fit, and for parts that are missing or do not fit each other.
+    Raises:
+      ValueError: a tensor does not fit the network, or parts are missing or do not fit each other.
     """
     path = epath.Path(path)
     fields = read_json(path / PARAMS)
     files = sorted(path.glob("consolidated.*.pth"))
     if not files or [file.name for file in files] != [f"consolidated.{i:02d}.pth" for i in range(len(files))]:
         found = ", ".join(file.name for file in files[:SHOWN]) or "none of them"
-        raise ValueError(f"{path}: there should be consolidated.00.pth and so on to the last part; found {found}")
+        raise ValueError(f"{path} needs consolidated.00.pth and so on up to the last part; found {found}")
     parts = [read_tensors(file) for file in files]
     if different := [file.name for file, part in zip(files, parts, strict=True) if part.keys() != parts[0].keys()]:
         raise ValueError(f"{path}: {', '.join(different)} holds other tensors than {files[0].name}")
     kinds = {(name, tensor.dtype.name) for part in parts for name, tensor in part.items()}
     if strange := sorted(f"{name} {kind}" for name, kind in kinds if kind not in DTYPES):
-        raise ValueError(f"{path}: tensors that are not {', '.join(DTYPES)}: {'; '.join(strange[:SHOWN])}")
+        raise ValueError(f"{path} has tensors that are not {', '.join(DTYPES)}: {'; '.join(strange[:SHOWN])}")
     split = {name: _split_axis(name, [part[name] for part in parts], fields) for name in parts[0]}
     shapes = {name: _whole_shape(parts, name, split[name]) for name in parts[0]}
     with located(str(path)):
@@ -60,7 +62,13 @@ def open_folder(path: epath.PathLike) -> Source:
 
 
 def _split_axis(name: str, tensors: Sequence[LazyTensor], fields: Header) -> int | None:
-    """The axis along which the parts of a tensor follow one another; None where each part holds it whole."""
+    """The axis along which a tensor is split into its parts; None if each part holds the whole tensor.
+
+    Args:
+      name: of the tensor.
+      tensors: its parts.
+      fields: the content of `params.json`.
+    """
     if len(tensors) == 1 or re.fullmatch(WHOLE, name):
         return None
     if name == EMBEDDING:
@@ -69,6 +77,7 @@ def _split_axis(name: str, tensors: Sequence[LazyTensor], fields: Header) -> int
 
 
 def _whole_shape(parts: Sequence[Mapping[str, LazyTensor]], name: str, axis: int | None) -> tuple[int, ...]:
+    """The shape of the whole tensor `name`, whose parts follow one another along `axis` (None: each part is whole)."""
     shapes = [part[name].shape for part in parts]
     if axis is None:
         return shapes[0]
@@ -81,7 +90,14 @@ def _whole_shape(parts: Sequence[Mapping[str, LazyTensor]], name: str, axis: int
 
 
 def _read(tensors: Sequence[LazyTensor], axis: int | None, shape: tuple[int, ...], index: Index) -> np.ndarray:
-    """The part `index` of a tensor, from those of its parts that hold some of it."""
+    """Reads the slices `index` of a whole tensor from its model-parallel parts.
+
+    Args:
+      tensors: the parts.
+      axis: the axis along which they are split; None if each part holds the whole tensor.
+      shape: the shape of the whole tensor.
+      index: the slices.
+    """
     if axis is None:
         return np.array(tensors[0].read()[index])
     index = (*index, *[slice(None)] * (len(shape) - len(index)))
@@ -97,13 +113,22 @@ def _read(tensors: Sequence[LazyTensor], axis: int | None, shape: tuple[int, ...
 
 
 def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> LlamaConfig:
-    """The network of a `params.json`, which leaves widths and the vocabulary to the tensors and the context unsaid."""
+    """The network of a `params.json`.
+
+    The file lacks the width of the feed-forward layers and, mostly, the vocabulary, which follow from the tensors, and
+    the context, which `_context` deduces.
+
+    Args:
+      fields: the content of the file.
+      shapes: the shapes of the tensors by name.
+      where: name of the folder, for messages.
+    """
     fields = Header(fields, where)
     dim, heads = fields.integer("dim"), fields.integer("n_heads")
     gate, window = META.names["layers/mlp/gate"].format(0), fields.integer("sliding_window", 0, low=0) or None
     for name in (EMBEDDING, gate):
         if len(shapes.get(name, ())) != 2:
-            raise ValueError(f"{where} holds no matrix {name}")
+            raise ValueError(f"{where} has no matrix {name}")
     return LlamaConfig(
         vocab_size=shapes[EMBEDDING][0],
         dim=dim,
@@ -123,7 +148,7 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 
 
 def _rope_scaling(fields: Header) -> RopeScaling | None:
-    """Llama 3.1 stretches 8 times, the two text models of Llama 3.2 32 times (their model cards)."""
+    """The rotary scaling: Llama 3.1 stretches 8 times, Llama 3.2's two text models 32 times (their model cards)."""
     if not fields.flag("use_scaled_rope", False):
         return None
     factor = fields.number("rope_scaling_factor", 32.0 if fields.integer("dim") < 4096 else 8.0)
@@ -131,8 +156,10 @@ def _rope_scaling(fields: Header) -> RopeScaling | None:
 
 
 def _context(fields: Header) -> int:
-    """The trained context. Mistral 7B is known by its window, LLaMA 1 by its epsilon of 1e-6 and, at 65B, by heads
-    without groups."""
+    """The trained context in tokens, deduced from other fields.
+
+    Mistral 7B is recognised by its window, LLaMA 1 by its epsilon of 1e-6 and, at 65B, by its ungrouped heads.
+    """
     if fields.flag("use_scaled_rope", False):
         return 131_072
     if fields.get("sliding_window"):

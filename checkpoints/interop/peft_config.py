@@ -1,7 +1,7 @@
-"""`adapter_config.json` of PEFT's folders: checked, and asked which modules it adapts, at which rank and scale.
+"""Reads PEFT's `adapter_config.json`: checks it, and finds which modules it adapts, at which rank and scale.
 
-Names of modules are Hugging Face's without what PEFT puts before them: `model.layers.0.self_attn.q_proj`. Patterns
-match them as PEFT 0.21 matches them.
+Names of modules are transformers', without PEFT's prefix: `model.layers.0.self_attn.q_proj`. Patterns match them as in
+PEFT 0.21.
 """
 
 import functools
@@ -17,7 +17,7 @@ from .headers import read_json, shown
 CONFIG = "adapter_config.json"
 
 UNSUPPORTED: dict[str, tuple] = {
-    "bias": ("none", "all", "lora_only"),  # those that were trained are tensors of the file
+    "bias": ("none", "all", "lora_only"),  # all three can be read: trained biases are tensors of the file
     "lora_bias": (False, None),
     "layer_replication": (None, []),
     "target_parameters": (None, []),
@@ -29,7 +29,7 @@ UNSUPPORTED: dict[str, tuple] = {
     "velora_config": (None,),
     "monteclora_config": (None,),
 }
-"""What a config may say that this network cannot do, and the values that ask for nothing."""
+"""Fields that ask for methods that camelid does not have, with their values that are accepted, the default first."""
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that change the base weights; such adapters cannot be loaded onto the original base."""
@@ -47,7 +47,7 @@ MEANINGLESS = (
     ),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "init_lora_weights"),
 )
-"""What says nothing about the function that trained adapters compute."""
+"""Fields that do not change what trained adapters compute."""
 
 LISTS = (list, str, type(None))
 TYPES: dict[str, tuple[type, ...]] = {
@@ -65,23 +65,23 @@ TYPES: dict[str, tuple[type, ...]] = {
     "alpha_pattern": (dict, type(None)),
     "trainable_token_indices": (list, dict, type(None)),
 }
-"""What is read, and what it may be."""
+"""Fields that are read, and their types."""
 
 REPEATS = 6
-"""How many repeats a pattern may have: each multiplies the time that a name takes which does not match."""
+"""The largest number of repeats in a pattern; each multiplies the time to find that a name does not match."""
 
 MOST_NAMES = 2_000
-"""How many names or patterns a field may list, more than a network has modules: each is compared with each module."""
+"""The largest number of names or patterns in a field; each is compared with each module of the network."""
 
 LINEAR = r"model\.layers\.\d+\..*_proj"
-"""The modules that "all-linear" means in a LLaMA: all but the output head."""
+"""Matches the modules that "all-linear" means in a LLaMA: all but the output head."""
 
 
 class AdapterConfig:
-    """What an `adapter_config.json` says of each module. Raises ValueError, in one line, for what cannot be done here
-    and for fields that mean nothing."""
+    """The adapters that an `adapter_config.json` asks for, by module."""
 
     def __init__(self, file: epath.Path, fields: Mapping[str, Any]):
+        """Checks the content `fields` of `file`. Raises ValueError for a field with a wrong value."""
         self.file, self.fields = file, fields
         self.rank_stabilized = bool(fields.get("use_rslora"))
         self.dora = bool(fields.get("use_dora"))
@@ -91,6 +91,7 @@ class AdapterConfig:
         self._alphas = self._patterns("alpha_pattern")
 
     def refuse(self, message: str) -> ValueError:
+        """The error for this file, to be raised by the caller."""
         return ValueError(f"{self.file}: {message}")
 
     def _check(self) -> None:
@@ -100,10 +101,10 @@ class AdapterConfig:
             if name in fields and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
                 raise self.refuse(f"{name} is {shown(value)}")
             if isinstance(value, list | dict) and len(value) > MOST_NAMES and name != "trainable_token_indices":
-                raise self.refuse(f"{name} lists {len(value):,} names: at most {MOST_NAMES:,} are read")
+                raise self.refuse(f"{name} lists {len(value):,} names: give at most {MOST_NAMES:,}")
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             if isinstance(fields.get(name), list) and not all(isinstance(x, str) for x in fields[name]):
-                raise self.refuse(f"{name} is {shown(fields[name])}: names of modules are texts")
+                raise self.refuse(f"{name} is {shown(fields[name])}: names of modules are strings")
         layers = fields.get("layers_to_transform")
         if isinstance(layers, list) and not all(type(x) is int for x in layers):
             raise self.refuse(f"layers_to_transform is {shown(layers)}: layers are integers")
@@ -120,17 +121,23 @@ class AdapterConfig:
         return found
 
     def _pattern(self, pattern: str, name: str) -> re.Pattern:
-        """A compiled pattern. Refused where it could take time without end on a name that it does not match."""
+        """Compiles a pattern of the field `name`.
+
+        Raises:
+          ValueError: it is no regular expression, or could take endless time on a name that it does not match.
+        """
         try:
             found = _compiled(pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise self.refuse(f"{name} has {shown(pattern)}, which is no regular expression ({error})") from None
         if found is None:
-            raise self.refuse(f"{name} has {shown(pattern)}, more repeats than names of modules need")
+            raise self.refuse(
+                f"{name} has {shown(pattern)}, which has more repeats than names of modules need: simplify it"
+            )
         return found
 
     def targets(self, module: str) -> bool:
-        """Whether a module is adapted."""
+        """Whether a module has adapters."""
         fields = self.fields
         if self._is_listed("exclude_modules", module):
             return False
@@ -165,20 +172,21 @@ class AdapterConfig:
         return any(module.endswith(end) for end in self.fields.get("modules_to_save") or [])
 
     def rank(self, module: str) -> int:
+        """The rank of a module's adapter."""
         return int(next((r for pattern, r in self._ranks if pattern.fullmatch(module)), self.fields.get("r", 8)))
 
     def scale(self, module: str) -> float:
-        """What the product of a module's two matrices is multiplied by."""
+        """The factor of the product of a module's two adapter matrices."""
         alpha = next((a for pattern, a in self._alphas if pattern.fullmatch(module)), self.alpha)
         rank = self.rank(module)
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
 
     def new_tokens(self) -> list[int]:
-        """The rows of the embedding that were trained in place of the whole."""
+        """The ids whose rows of the embedding were trained, where not the whole embedding was."""
         said = self.fields.get("trainable_token_indices") or []
         if isinstance(said, dict):
             if set(said) - {"embed_tokens"}:
-                raise self.refuse(f"trainable_token_indices is {shown(said)}; only embed_tokens' can be read")
+                raise self.refuse(f"trainable_token_indices is {shown(said)}; camelid reads only embed_tokens")
             said = said["embed_tokens"]
         if not isinstance(said, list) or not all(type(i) is int and i >= 0 for i in said) or len({*said}) < len(said):
             raise self.refuse(f"trainable_token_indices is {shown(said)}: give a list of ids")
@@ -187,7 +195,7 @@ class AdapterConfig:
 
 @functools.lru_cache(maxsize=4 * MOST_NAMES)
 def _compiled(pattern: str) -> re.Pattern | None:
-    """None for what could take time without end: groups that repeat, references back, many repeats in a row."""
+    """Compiles a pattern; None if matching could take endless time: repeated groups, back references, many repeats."""
     bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)
     if re.search(r"\)[*+{]", bare) or re.search(r"\\[1-9]|\(\?P=", pattern):
         return None
@@ -195,25 +203,26 @@ def _compiled(pattern: str) -> re.Pattern | None:
 
 
 def _is_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0 (and below 1e9)."""
     return type(value) in (int, float) and 0 < value < 1e9 and math.isfinite(value)
 
 
 def read(path: epath.Path) -> AdapterConfig:
-    """The config in a folder. Raises ValueError for another method than LoRA, or what it cannot do here."""
+    """Reads the adapter config in a folder. Raises ValueError for another method than LoRA or an unsupported field."""
     file = path / CONFIG
     fields = dict(read_json(file))
     if fields.get("peft_type") != "LORA":
-        raise ValueError(f"{file}: peft_type {shown(fields.get('peft_type'))}; only LORA can be read")
+        raise ValueError(f"{file}: peft_type is {shown(fields.get('peft_type'))}; camelid reads only LORA")
     for name, allowed in UNSUPPORTED.items():
         if fields.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{file}: {name} is {shown(fields[name])}; only {allowed[0]!r} can be read")
+            raise ValueError(f"{file}: {name} is {shown(fields[name])}; camelid reads only {allowed[0]!r}")
     begin = fields.get("init_lora_weights")
     if str(begin).lower().startswith(CHANGES_BASE):
         raise ValueError(
-            f"{file}: init_lora_weights is {shown(begin)}, so these adapters fit only what it left of the base; "
-            "save them again with path_initial_model_for_weight_conversion"
+            f"{file}: init_lora_weights is {shown(begin)}, which changed the base weights, so the adapters do not fit "
+            "the original base: save them again with path_initial_model_for_weight_conversion"
         )
     known = {*UNSUPPORTED, *MEANINGLESS, *TYPES}
     if unknown := [name for name, value in fields.items() if name not in known and value not in (None, False, [], {})]:
-        raise ValueError(f"{file}: {unknown[0]:.200} is {shown(fields[unknown[0]])}, of which nothing is known here")
+        raise ValueError(f"{file}: {unknown[0]:.200} is {shown(fields[unknown[0]])}, and camelid knows no such field")
     return AdapterConfig(file, fields)

@@ -1,8 +1,7 @@
-"""Writing low-rank adapters as PEFT's folder of `adapter_config.json` and `adapter_model.safetensors`.
+"""Writes low-rank adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-PEFT adapts the tensors of transformers' network. Where one of these joins several of our matrices (Phi-3's `qkv_proj`
-has the rows of q, k and v) their adapters are joined: the products of a and b that our matrices have stand in one
-product, without a change of what is computed.
+PEFT adapts the tensors of transformers' network. A tensor may join several of camelid's matrices: Phi-3's `qkv_proj`
+has the rows of q, k and v. Then the adapters of these matrices are joined into one adapter that computes the same.
 """
 
 import functools
@@ -22,28 +21,41 @@ from .peft_config import CONFIG
 from .tensors import Naming, Place, places, write_part
 
 SAVED_NAMES = {"norm": "model.norm"}
-"""PEFT takes every module whose name ends so for one to save: `norm` would be every layer's norms too."""
+"""Names for `modules_to_save` that PEFT matches by their ending; `norm` alone would match every layer's norms too."""
 
 Joined = list[tuple[Place, Any]]
-"""Our matrices, or a layer of them, that are one tensor there, each with what was trained of all its layers: an array,
-the parts of adapters, or None."""
+"""Camelid's matrices, or one layer of each, that are one tensor in transformers. Each has what was trained of all its
+layers: an array, a dict of the parts of an adapter, or None."""
 
 
 class Adapter(NamedTuple):
-    """Adapters of one module: a [in, r], b [r, out], the factor of their product, and DoRA's magnitudes [out]."""
+    """The adapter of one module."""
 
     a: np.ndarray
+    """[in, r]."""
     b: np.ndarray
+    """[r, out]."""
     gain: float
+    """The factor of the product of a and b."""
     magnitude: np.ndarray | None
+    """[out], DoRA's magnitudes; None without DoRA."""
 
 
 def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: LlamaConfig, *, base: str) -> None:
-    """Writes adapters of a network of `config`, numpy arrays as `weights.without` leaves them.
+    """Writes adapters as a folder in PEFT's format.
 
-    base: name or path of the model that they are put on. Adapters that began as principal components become ordinary
-    ones of twice the rank, which say by how much they have changed (PiSSA, arXiv:2404.02948, appendix C). Where the
-    embedding is the output head and was trained, PEFT is given both. Raises ValueError for what PEFT has no place for.
+    Adapters that began as principal components become ordinary ones of twice the rank, which hold their change since
+    then (PiSSA, arXiv:2404.02948, appendix C). A trained embedding that is also the output head is written as both.
+
+    Args:
+      path: the folder.
+      lora: which matrices have adapters.
+      own: tree of the trained numpy arrays, without the base weights.
+      config: the network.
+      base: name or path of the base model.
+
+    Raises:
+      ValueError: PEFT cannot express the adapters.
     """
     path = epath.Path(path)
     naming = naming_of(config)
@@ -72,7 +84,7 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
         tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(adapter.b.T)
         if adapter.magnitude is not None:
             tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = adapter.magnitude
-    for module, value in biases.items():  # PEFT keeps the bias of a module that it adapts inside of it
+    for module, value in biases.items():  # PEFT stores the bias of an adapted module inside its `base_layer`
         inside = f"{PREFIX}{module}.base_layer"
         tensors[f"{inside if f'{PREFIX}{module}.lora_A.weight' in tensors else PREFIX + module}.bias"] = value
     fields = _config(lora, ranks, gains) | {
@@ -81,13 +93,19 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
         "modules_to_save": sorted(whole) or None,
     }
     path.mkdir(parents=True, exist_ok=True)
-    # Not by `save_file`, which leaves a file that its owner alone may read.
+    # `save_file` is not used because it writes a file that only its owner may read.
     (path / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     (path / CONFIG).write_text(json.dumps(fields, indent=2))
 
 
 def _by_tensor(own: dict[str, Any], config: LlamaConfig, naming: Naming) -> dict[str, Joined]:
-    """The tensors there of which something was trained."""
+    """{tensor of transformers: camelid's matrices in it}, for the tensors of which something was trained.
+
+    Args:
+      own: tree of the trained arrays.
+      config: the network.
+      naming: transformers' names of its tensors.
+    """
     found: dict[str, Joined] = {}
     for place in places(config, naming):
         trained = functools.reduce(lambda tree, name: (tree or {}).get(name), place.path.split("/"), own)
@@ -97,13 +115,15 @@ def _by_tensor(own: dict[str, Any], config: LlamaConfig, naming: Naming) -> dict
 
 
 def _check(path: epath.Path, name: str, joined: Joined) -> None:
-    ways = {_way(trained) for _, trained in joined}
+    """Raises ValueError if the matrices that make up the tensor `name` were trained in different ways."""
+    ways = {_training_kind(trained) for _, trained in joined}
     if len(ways) > 1 and ways != {"none", "adapters"}:
-        said = ", ".join(f"{place.path} has {_way(trained)}" for place, trained in joined)
-        raise ValueError(f"{path}: {name} is one module of PEFT's, but {said}; merge the adapters instead")
+        said = ", ".join(f"{place.path} has {_training_kind(trained)}" for place, trained in joined)
+        raise ValueError(f"{path}: {name} is one module in PEFT, but {said}: merge the adapters instead")
 
 
-def _way(trained: Any) -> str:
+def _training_kind(trained: Any) -> str:
+    """How a matrix was trained, in words for a message."""
     if trained is None:
         return "none"
     if not isinstance(trained, Mapping):
@@ -116,9 +136,12 @@ def _layer(place: Place, value: np.ndarray) -> np.ndarray:
 
 
 def _join(joined: Joined) -> Adapter:
-    """One adapter of a layer's matrices whose outputs follow one another: their `a` side by side and their `b` on the
-    diagonal of a matrix of blocks, or one `a` where all have the same in every layer, as PEFT's own had."""
-    found = [(place, _ordinary(place, trained)) for place, trained in joined if trained is not None]
+    """Joins the adapters of one layer's matrices, whose outputs follow one another, into one adapter.
+
+    The `a` stand side by side, the `b` on the diagonal of a block matrix. If all matrices have the same `a` in every
+    layer, as adapters read from PEFT have, one `a` suffices.
+    """
+    found = [(place, _plain_adapter(place, trained)) for place, trained in joined if trained is not None]
     gain = found[0][1].gain
     first = joined[0][1]
     shared = len(found) == len(joined) and all(
@@ -136,8 +159,8 @@ def _join(joined: Joined) -> Adapter:
     return Adapter(a, b, gain, np.concatenate(magnitudes) if magnitudes else None)
 
 
-def _ordinary(place: Place, trained: Mapping[str, np.ndarray]) -> Adapter:
-    """The adapter of one matrix, or of one layer of it."""
+def _plain_adapter(place: Place, trained: Mapping[str, np.ndarray]) -> Adapter:
+    """The adapter of one matrix, or of one layer of it; one that began as principal components gets twice the rank."""
     one = {name: _layer(place, value) for name, value in trained.items()}
     rank = one["a"].shape[-1]
     a, b = one["a"].reshape(-1, rank), one["b"].reshape(rank, -1)
@@ -149,7 +172,13 @@ def _ordinary(place: Place, trained: Mapping[str, np.ndarray]) -> Adapter:
 
 
 def _config(lora: Lora, ranks: Mapping[str, int], gains: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """The fields of `adapter_config.json` that say how adapters are scaled. gains: by kinds of modules and modules."""
+    """The fields of `adapter_config.json`, without the base and what is trained whole.
+
+    Args:
+      lora: which matrices have adapters.
+      ranks: {kind of module, such as "q_proj": rank}.
+      gains: {kind of module: {module: factor of the adapter's product}}.
+    """
     rank = max(ranks.values())
     power = 0.5 if lora.rank_stabilized else 1.0
     alphas = {}

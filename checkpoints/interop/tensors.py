@@ -1,7 +1,7 @@
-"""A LLaMA's tensors in other formats: what each is called there, how it lies, and reading it shard by shard.
+"""Maps a network's parameters to the tensors of other formats, and reads them shard by shard.
 
-Everybody else keeps matrices as [out, in] and one tensor a layer; here they are [in, out] with heads on axes of their
-own, and layers are stacked. A format is a `Naming`; an opened checkpoint of it is a `Source`.
+Other formats store a matrix as [out, in] and each layer as its own tensor. In camelid matrices are [in, out] with heads
+on axes of their own, and layers are stacked. A `Naming` describes a format, a `Source` an opened checkpoint.
 """
 
 import collections
@@ -25,21 +25,28 @@ from ...model.storage import Rules
 from ...model.weights import VECTORS, input_axes, is_stacked
 
 Index = tuple[slice, ...]
-SHOWN = 10  # how many tensors of a kind an error message lists
+SHOWN = 10  # at most so many tensors of each kind are listed in an error message
 
 
 class Naming(NamedTuple):
-    """names: of each of our parameters there, `{}` standing for the layer; parameters of one name are rows of one
-    tensor, in the order in which `names` has them. interleaved: whether queries and keys turn in neighbouring pairs, as
-    in Meta's code, and not in halves (`rope.py`). ignored: tensors that say nothing new."""
+    """The names and the layout of tensors in a format."""
 
     names: Mapping[str, str]
+    """{camelid's path: name in the format}, with `{}` for the number of the layer. Parameters of the same name are rows
+    of one tensor, in the order of this mapping."""
     interleaved: bool
+    """Whether rotary embeddings turn neighbouring pairs, as in Meta's code, and not halves of a head (`rope.py`)."""
     ignored: str
+    """Regular expression of tensors that are not read, because they follow from others."""
 
 
 def _and_additions(names: dict[str, str], head_norm: str) -> dict[str, str]:
-    """The names of a LLaMA's parameters, and those of biases and of norms of heads beside them."""
+    """Adds the names of biases and of norms of heads to the names of a LLaMA's parameters.
+
+    Args:
+      names: {path: name} of a LLaMA's parameters.
+      head_norm: name of the norm of a head, with X for q or k.
+    """
     matrices = [path for path in names if re.fullmatch("layers/(attention|mlp)/[a-z]+", path)]
     biases = {f"{path}_bias": names[path].replace(".weight", ".bias") for path in matrices}
     return names | biases | {f"layers/attention/{x}_norm/scale": head_norm.replace("X", x) for x in "qk"}
@@ -121,47 +128,54 @@ GGUF_PHI3 = GGUF_IN_HALVES._replace(
 
 
 class Source(NamedTuple):
-    """Somebody else's checkpoint, opened and checked, its tensors still on disk.
-
-    read(name, (rows,) or (rows, columns)) gives a part of a tensor by its name there, of any float dtype. files: all
-    that it was made of, for the manifest. stored(name) gives the codes of a tensor that is quantised as one of
-    `quantization.py` is, by their names there, rows being outputs and blocks along columns; None for any other.
-    extra: what else its reader found, such as a GGUF file's metadata.
-    """
+    """An opened and checked checkpoint in another format, with its tensors still on disk."""
 
     where: str
+    """Its path, for messages."""
     naming: Naming
+    """The names and the layout of its tensors."""
     config: LlamaConfig
+    """The network."""
     read: Callable[[str, Index], np.ndarray]
+    """read(name, (rows,) or (rows, columns)) returns a part of a tensor by its name in the file, in any float dtype."""
     files: Sequence[epath.Path]
+    """The files, for the manifest."""
     stored: Callable[[str], dict[str, np.ndarray] | None] = lambda name: None
+    """stored(name) returns the codes of a quantised tensor in the form of `quantization.py`, with rows of outputs and
+    blocks along columns; None for any other tensor."""
     extra: Mapping[str, Any] = {}
+    """Whatever else the reader found, such as a GGUF file's metadata."""
 
 
 class Place(NamedTuple):
-    """One of our tensors, or one layer of it: path and shape here, name and shape there, and its first row in a tensor
-    that holds the rows of several."""
+    """Where a parameter of camelid, or one layer of it, is stored in another format."""
 
     path: str
+    """Camelid's path of the parameter."""
     layer: int | None
+    """The layer; None for a parameter outside of the layers."""
     shape: tuple[int, ...]
+    """Its shape in camelid, without the layer axis."""
     name: str
+    """The name of its tensor in the format."""
     shape_there: tuple[int, ...]
+    """The shape of its rows in that tensor."""
     first_row: int = 0
+    """The first of these rows, if the tensor holds several parameters."""
 
 
 def is_matrix(path: str) -> bool:
-    """Whether a parameter is turned around at the border; vectors and the embedding lie everywhere as they do here."""
+    """Whether a parameter is transposed in other formats; vectors and the embedding are not."""
     return not path.endswith((*VECTORS, "embed/embedding"))
 
 
 def _turns(path: str) -> bool:
-    """Whether a parameter's last axis is a head whose pairs are rotated."""
+    """Whether rotary embeddings turn a parameter's last axis."""
     return path.endswith(("/q", "/k", "/q_bias", "/k_bias", "/q_norm/scale", "/k_norm/scale"))
 
 
 def places(config: LlamaConfig, naming: Naming) -> Iterator[Place]:
-    """Every tensor of a network in another format, parameter by parameter and layer by layer."""
+    """Yields the place of every parameter of a network in another format, layer by layer."""
     leaves = jax.tree_util.tree_leaves_with_path(llama.build(config).abstract_params)
     shapes = {path_name(key_path): leaf.shape[is_stacked(path_name(key_path)) :] for key_path, leaf in leaves}
     there = {path: _shape_there(path, shape) for path, shape in shapes.items()}
@@ -175,6 +189,7 @@ def places(config: LlamaConfig, naming: Naming) -> Iterator[Place]:
 
 
 def _shape_there(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in other formats of a parameter that has `shape` in camelid."""
     if path.endswith("embed/embedding"):
         return shape
     if not is_matrix(path):
@@ -184,7 +199,7 @@ def _shape_there(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def shapes_there(config: LlamaConfig, naming: Naming) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a network in another format."""
+    """{name: shape} of every tensor of a network in another format."""
     shapes: dict[str, tuple[int, ...]] = {}
     for place in places(config, naming):
         rows, *columns = place.shape_there
@@ -193,7 +208,14 @@ def shapes_there(config: LlamaConfig, naming: Naming) -> dict[str, tuple[int, ..
 
 
 def check_tensors(where: str, config: LlamaConfig, naming: Naming, found: Mapping[str, Sequence[int]]) -> None:
-    """Raises ValueError that lists missing, surplus and misshapen tensors of a checkpoint, by names and shapes."""
+    """Raises ValueError if a checkpoint has missing, surplus or misshapen tensors; the message lists them.
+
+    Args:
+      where: path of the checkpoint, for the message.
+      config: the network.
+      naming: the names of its tensors.
+      found: {name: shape} of the tensors in the checkpoint.
+    """
     expected = shapes_there(config, naming)
     surplus = {name for name in found if name not in expected and not re.fullmatch(naming.ignored, name)}
     problems = {
@@ -214,7 +236,13 @@ def check_tensors(where: str, config: LlamaConfig, naming: Naming, found: Mappin
 
 
 def read_part(source: Source, place: Place, index: Index) -> np.ndarray:
-    """The part `index` (slices of our axes) of one of our tensors, or of one layer of it."""
+    """Reads a part of a parameter, or of one layer of it, in camelid's layout.
+
+    Args:
+      source: the checkpoint.
+      place: the parameter.
+      index: slices of its axes in camelid.
+    """
     turns = source.naming.interleaved and _turns(place.path)
     if not is_matrix(place.path):
         if len(place.shape_there) > 1:
@@ -234,14 +262,31 @@ def read_part(source: Source, place: Place, index: Index) -> np.ndarray:
 
 
 def _span(index: Index, shape: Sequence[int]) -> tuple[slice, Index]:
-    """The slice of flattened axes that holds a part cut from the first of them, and the cuts left to make within."""
+    """Splits slices of several axes for reading from their flattened axis.
+
+    Args:
+      index: slices of the axes.
+      shape: the sizes of the axes.
+
+    Returns:
+      The slice of the flattened axis that contains the part, and the slices that remain for the inner axes.
+    """
     start, stop, _ = index[0].indices(shape[0])
     inner = math.prod(shape[1:])
     return slice(start * inner, stop * inner), index[1:]
 
 
 def write_part(naming: Naming, place: Place, value: np.ndarray) -> np.ndarray:
-    """One of our tensors, or one layer of it, as it lies in another format: the inverse of `read_part`."""
+    """Brings a parameter, or one layer of it, into the layout of another format.
+
+    Args:
+      naming: the format.
+      place: the parameter.
+      value: its array in camelid's layout.
+
+    Returns:
+      Its rows in the tensor of the format, as `read_part` reads them back.
+    """
     if naming.interleaved and _turns(place.path):
         value = to_interleaved(value)
     if not is_matrix(place.path):
@@ -251,11 +296,15 @@ def write_part(naming: Naming, place: Place, value: np.ndarray) -> np.ndarray:
 
 
 def load_params(source: Source, abstract: llama.Params, quantize: Rules | None = None) -> llama.Params:
-    """The parameters of `source` in the dtypes and shardings of `abstract`, leaves of `source.config`'s network.
+    """Loads the parameters of a checkpoint onto the devices, layer by layer.
 
-    Layer after layer goes straight to the devices that keep a part of it: the host never holds more than one layer of
-    one parameter, and reads only what its own devices keep. quantize: as `storage.quantize` takes it, done layer by
-    layer too; "stored" in place of a kind keeps the codes that the source has, and is plain where it has none.
+    The host holds one layer of one parameter at a time, and reads only the parts that its own devices keep.
+
+    Args:
+      source: the checkpoint.
+      abstract: tree of `jax.ShapeDtypeStruct` with the dtypes and shardings to load.
+      quantize: rules as `storage.quantize` takes them, applied layer by layer. The kind "stored" keeps the codes of the
+        checkpoint; a tensor without codes is loaded unquantised.
     """
     by_path: dict[str, list[Place]] = {}
     for place in places(source.config, source.naming):
@@ -278,7 +327,13 @@ def load_params(source: Source, abstract: llama.Params, quantize: Rules | None =
 
 
 def _stack(layers: Sequence[Place], sharding: Sharding, read: Callable[[Place], Any]) -> Any:
-    """What `read` gives of each layer, an array or a dict of parts, as one, laid out as `sharding` has the matrix."""
+    """Stacks the layers of a parameter on the devices.
+
+    Args:
+      layers: the places of the layers, or one place outside of the layers.
+      sharding: of the whole parameter.
+      read: returns one layer, an array or a dict of the parts of a quantised matrix.
+    """
     path = layers[0].path
 
     def placed(name: str, shape: tuple[int, ...]) -> Sharding:
@@ -312,7 +367,7 @@ def _put_layer(stack: Any, parts: Any, layer: int) -> Any:
 
 
 def _has_codes(source: Source, place: Place) -> bool:
-    """Whether a tensor is quantised there, and by blocks that end where heads do."""
+    """Whether a tensor has stored codes that camelid can keep: their blocks must not cross the end of a head."""
     parts = source.stored(place.name)
     if parts is None:
         return False
@@ -322,7 +377,7 @@ def _has_codes(source: Source, place: Place) -> bool:
 
 
 def _codes(source: Source, place: Place) -> dict[str, np.ndarray]:
-    """The codes of a tensor, or of one layer of it, as `quantization.py` has them."""
+    """The stored codes of a parameter, or of one layer of it, in the layout of `quantization.py`."""
     parts = source.stored(place.name)
     if not is_matrix(place.path):
         return parts
@@ -337,7 +392,8 @@ def _codes(source: Source, place: Place) -> dict[str, np.ndarray]:
 
 
 def _array(source: Source, place: Place, dtype: Any, sharding: Sharding) -> jax.Array:
-    read = {}  # devices that keep the same part share one reading
+    """Reads a parameter, or one layer of it, onto the devices in a dtype and a sharding."""
+    read = {}  # a part that several devices keep is read once
 
     def part(index: Index) -> np.ndarray:
         key = tuple(cut.indices(size) for cut, size in zip(index, place.shape, strict=True))

@@ -1,4 +1,4 @@
-"""A tokenizer's files as transformers reads them: with a `tokenizer_config.json` and the chat template beside it."""
+"""Writes a tokenizer as transformers reads it, with a `tokenizer_config.json` and the chat template."""
 
 import json
 import re
@@ -12,10 +12,15 @@ from ...data.tokenizer_settings import CONFIG_FILE, LEGACY, TEMPLATE_FILE
 
 
 def save_for_transformers(tokenizer: Tokenizer, template: ChatTemplate | None, directory: epath.PathLike) -> None:
-    """Writes the tokenizer into a folder from which transformers' AutoTokenizer gives the same tokens.
+    """Writes a tokenizer into a folder from which transformers' AutoTokenizer encodes the same tokens.
 
-    A configuration that came with the tokenizer stays as it is, but for what decides tokens, which is said in full:
-    readers differ in what they do where it is not. The template replaces the tokenizer's own.
+    The tokenizer's own `tokenizer_config.json` is kept, except for the fields that decide tokens. Those are written out
+    in full, because readers have different defaults for them.
+
+    Args:
+      tokenizer: the tokenizer.
+      template: the chat template to write in place of the tokenizer's own; None writes none.
+      directory: the folder.
     """
     directory = epath.Path(directory)
     tokenizer.save(directory)
@@ -39,8 +44,10 @@ def save_for_transformers(tokenizer: Tokenizer, template: ChatTemplate | None, d
 
 
 def with_bos(template: ChatTemplate, tokenizer: Tokenizer) -> str:
-    """The source of a template that writes the bos itself which the tokenizer adds: outside camelid nobody puts it in
-    front of a conversation."""
+    """The source of a chat template, with a leading bos if the tokenizer adds one and the template does not write it.
+
+    camelid puts the bos before a conversation; other software leaves it to the template.
+    """
     if not tokenizer.adds_bos:
         return template.source
     text = template.render([{"role": "user", "content": "a"}], tokenizer)
@@ -50,13 +57,13 @@ def with_bos(template: ChatTemplate, tokenizer: Tokenizer) -> str:
 
 
 def _say_bos(tokenizer: Tokenizer, file: epath.Path) -> None:
-    """Makes the post-processor add bos where the tokenizer does: transformers 5 asks nothing else."""
+    """Makes the post-processor in a `tokenizer.json` add bos if the tokenizer does; transformers 5 reads only this."""
     if tokenizer._vocabulary.adds_bos == tokenizer.adds_bos:
         return
     spec = json.loads(file.read_text())
     old = spec.get("post_processor") or {"type": "Sequence", "processors": []}
     steps = old["processors"] if old["type"] == "Sequence" else [old]
-    steps = [step for step in steps if step["type"] == "ByteLevel"]  # others put tokens round a text
+    steps = [step for step in steps if step["type"] == "ByteLevel"]  # the other kinds add tokens around a text
     if tokenizer.adds_bos:
         bos = tokenizer.piece(tokenizer.bos_id)
         first, text, second = ({"SpecialToken": {"id": bos, "type_id": 0}}, _sequence("A", 0), _sequence("B", 1))
@@ -72,9 +79,9 @@ def _sequence(name: str, type_id: int) -> dict[str, Any]:
 
 
 def _legacy(tokenizer: Tokenizer, template: ChatTemplate | None) -> bool:
-    """Whether transformers is to put a space in front of text behind every control token, or behind none.
+    """The field `legacy`: True if transformers puts a space before text after every control token, False if after none.
 
-    Of a model that does so behind bos and eos alone, which it cannot say, it is what the chat template needs.
+    A tokenizer that does so only after bos and eos cannot be expressed; then the chat template decides.
     """
     if tokenizer._vocabulary.legacy is not None or template is None:
         return tokenizer._vocabulary.legacy is True
@@ -86,7 +93,7 @@ def _legacy(tokenizer: Tokenizer, template: ChatTemplate | None) -> bool:
 
 
 def _added_tokens(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    """All tokens that are found as a whole, by id: the slow tokenizer does not ask the model for them."""
+    """The field `added_tokens_decoder`: all tokens matched as a whole, by id; the slow tokenizer finds them by it."""
     vocabulary = tokenizer._vocabulary
     flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
     found = {i: {"content": spelling, **flags, "special": True} for spelling, i in tokenizer.special.items()}

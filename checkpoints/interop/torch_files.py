@@ -1,10 +1,9 @@
-"""PyTorch's `.pth` and `.bin` files without PyTorch, and without running what a pickle asks for: tensors are all that
-comes out.
+"""Reads PyTorch's `.pth` and `.bin` files without PyTorch and without unpickling: only tensors come out.
 
-Such a file is an uncompressed zip: `data.pkl`, a pickle of tensors' shapes, and one entry of raw numbers for each
-storage. Of the pickle's machine only what tensors need is here (`_Machine`): Python's own calls what it is told to, and
-can be made to fill memory or to hash without end. Nothing that the file says of itself is believed: each tensor is
-checked against its storage, each storage against the file's length.
+A file is an uncompressed zip of `data.pkl`, a pickle of the tensors' shapes, and one entry of raw numbers for each
+storage. Python's unpickler would call any function that a file names, and a file can make it fill memory or hash
+without end. `_Machine` knows only the pickle instructions that tensors need. Each tensor is checked against its
+storage, each storage against the length of the file.
 """
 
 import functools
@@ -18,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from .headers import unreadable
+from .headers import unreadable_error
 
 STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -35,16 +34,18 @@ STORAGES = {
 
 
 class LazyTensor(NamedTuple):
-    """A tensor on disk: every `strides`-th number of `file` from byte `offset` on, strides in numbers."""
+    """A tensor on disk."""
 
     file: str
     offset: int
+    """The byte of the file at which its first number begins."""
     shape: tuple[int, ...]
     dtype: np.dtype
     strides: tuple[int, ...]
+    """The distance between neighbours along each axis, in numbers."""
 
     def read(self) -> np.ndarray:
-        """A view of the file; a part of it is read when it is used."""
+        """A memory-mapped view of the tensor; only the parts that are used are read."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         numbers = np.memmap(self.file, self.dtype, "r", self.offset, _reach(self.shape, self.strides))
@@ -54,21 +55,25 @@ class LazyTensor(NamedTuple):
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """How many numbers of its storage a tensor reaches over, from its first one."""
+    """The distance from a tensor's first number to behind its last one, in numbers; 0 if it is empty."""
     return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if 0 not in shape else 0
 
 
 class _Refused(ValueError):
-    """What a file holds that is not read, in words for the user."""
+    """A file holds something that is not read; the message is for the user."""
 
 
 def read_tensors(path: epath.PathLike) -> dict[str, LazyTensor]:
-    """The tensors of a file of tensors by name. Raises ValueError for anything else, before it is run."""
+    """The tensors in a file that `torch.save` wrote, by name.
+
+    Raises:
+      ValueError: the file holds anything else than a dict of tensors; nothing in it is executed.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if pickled is None:
-                raise _Refused(f"{path}: no data.pkl in it, so it was not written by torch.save")
+                raise _Refused(f"{path} has no data.pkl, so torch.save did not write it: save it with torch.save")
             prefix = pickled.removesuffix("data.pkl")
             if archive.getinfo(pickled).compress_type != zipfile.ZIP_STORED:
                 raise _Refused(f"{path}: {pickled} is compressed, which torch.save never does")
@@ -76,31 +81,31 @@ def read_tensors(path: epath.PathLike) -> dict[str, LazyTensor]:
             if order in archive.namelist():
                 with archive.open(order) as opened:
                     if opened.read(16) != b"little":
-                        raise _Refused(f"{path}: numbers in another byte order than little")
+                        raise _Refused(f"{path}: its byte order is not little-endian: save it on another machine")
             found = _Machine(str(path), archive, prefix).run(archive.read(pickled))
         if not isinstance(found, dict):
-            raise _Refused(f"{path}: holds something else than a dict of tensors")
+            raise _Refused(f"{path} holds something else than a dict of tensors: save the state_dict")
         for name, value in found.items():
             if not isinstance(value, LazyTensor):
                 kind = type(value).__name__
                 raise _Refused(f"{path}: {name!r:.60} in it is of type {kind}: save a dict of tensors and nothing else")
     except _Refused:
         raise
-    except Exception as error:  # whatever zipfile, pickle and numpy raise at files that were cut short or made up
-        raise unreadable(path, "file of torch.save's zip format, PyTorch 1.6 and later", error) from None
+    except Exception as error:  # zipfile, pickletools and numpy raise many kinds for damaged or invented files
+        raise unreadable_error(path, "file of torch.save's zip format, PyTorch 1.6 and later", error) from None
     return dict(found)
 
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
-"""Types of numbers by their names in safetensors."""
+"""{safetensors' name of a dtype: numpy's name}."""
 
 
 class Opened:
-    """A file of tensors as `safetensors.safe_open` gives one: a context with `keys` and `get_slice`."""
+    """An opened file of tensors with the interface of `safetensors.safe_open`: a context, `keys` and `get_slice`."""
 
     def __init__(self, path: epath.PathLike):
         found = epath.Path(path).stat()
-        self._tensors = _known(str(path), found.length, found.mtime)
+        self._tensors = _tensors_of(str(path), found.length, found.mtime)
 
     def __enter__(self) -> "Opened":
         return self
@@ -118,7 +123,7 @@ class Opened:
 
 
 class TensorSlice:
-    """A tensor of which parts are read by their index."""
+    """A tensor with the interface of safetensors' slices: indexing reads a part of it."""
 
     def __init__(self, tensor: LazyTensor):
         self._tensor = tensor
@@ -134,8 +139,8 @@ class TensorSlice:
         return np.array(self._tensor.read()[index])
 
 
-@functools.lru_cache(maxsize=256)  # the files of a model, which are asked for in turn
-def _known(path: str, length: int, time: int) -> dict[str, LazyTensor]:
+@functools.lru_cache(maxsize=256)  # the files of one model are opened in turn, once for each tensor
+def _tensors_of(path: str, length: int, time: int) -> dict[str, LazyTensor]:
     del length, time
     return read_tensors(path)
 
@@ -151,13 +156,13 @@ _PUSHED: dict[str, Callable[[], Any] | None] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
 }
-"""Instructions that put a value on the stack: their argument, or what the function gives."""
+"""Pickle instructions that push a value: their argument (None here), or the result of the function."""
 
 _TUPLES = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def _said(value: Any) -> str:
-    """A value for a message: in full where it is short, else by its type."""
+def _described(value: Any) -> str:
+    """A value for a message: in full if it is short and plain, else its type."""
     parts = value if isinstance(value, tuple | list) else [value]
     plain = all(type(part) in (int, float, str, bool, type(None)) for part in parts)
     short = plain and len(parts) < 10 and all(not isinstance(part, int) or abs(part) < 10**20 for part in parts)
@@ -169,15 +174,25 @@ def _empty_dict() -> dict:
 
 
 class _Call(NamedTuple):
-    """A name that may be called: all that a pickle of tensors calls."""
+    """A function that the pickle may call."""
 
     function: Callable[..., Any]
 
 
 class _Machine:
-    """Runs a pickle of tensors: a stack of texts, numbers, tuples, lists, dicts by texts, storages and tensors."""
+    """Interprets the pickle of tensors in a file.
+
+    Its stack holds only strings, numbers, tuples, lists, dicts with string keys, storages and tensors.
+    """
 
     def __init__(self, where: str, archive: zipfile.ZipFile, prefix: str):
+        """Prepares the interpreter for one file.
+
+        Args:
+          where: path of the file.
+          archive: the opened file.
+          prefix: the folder in the archive that holds "data.pkl".
+        """
         self._where, self._archive, self._prefix = where, archive, prefix
         self._length = epath.Path(where).stat().length
         self._stack: list[Any] = []
@@ -185,6 +200,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, pickled: bytes) -> Any:
+        """The object that a pickle describes. Raises ValueError for an instruction that tensors do not need."""
         for opcode, argument, _ in pickletools.genops(pickled):
             if opcode.name in _PUSHED:
                 self._stack.append(argument if _PUSHED[opcode.name] is None else _PUSHED[opcode.name]())
@@ -197,6 +213,7 @@ class _Machine:
         raise _Refused(f"{self._where}: its pickle does not end")
 
     def _step(self, name: str, argument: Any) -> None:
+        """Executes the instruction `name`."""
         stack, memo = self._stack, self._memo
         match name:
             case "MARK":
@@ -216,7 +233,7 @@ class _Machine:
             case "REDUCE":
                 called, arguments = self._pop(2)
                 stack.append(called.function(*arguments))
-            case "BUILD":  # the attributes of a dict of tensors, PyTorch's `_metadata`
+            case "BUILD":  # sets attributes of a dict of tensors, PyTorch's `_metadata`, which are not needed
                 target, _ = self._pop(2)
                 stack.append(target)
             case "SETITEM" | "SETITEMS":
@@ -229,11 +246,12 @@ class _Machine:
                 raise _Refused(f"{self._where}: its pickle has {name}, which tensors do not need; not executed")
 
     def _set(self, target: Any, items: list[Any]) -> None:
+        """Adds items, alternating keys and values, to a dict."""
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                raise _Refused(f"{self._where}: a tensor's name is {_said(key)}, which is no text")
+                raise _Refused(f"{self._where}: a tensor's name is {_described(key)}, which is no string")
             if not isinstance(target, dict):
-                raise TypeError("an item of what is no dict")
+                raise TypeError("an item is set in something that is no dict")
             target[key] = value
 
     def _pop(self, count: int) -> list[Any]:
@@ -248,6 +266,7 @@ class _Machine:
         self._stack.append(tuple(self._pop_to_mark() if count is None else self._pop(count)))
 
     def _named(self, module: str, name: str) -> Any:
+        """The storage type or function that a pickle names. Raises ValueError for any name that tensors do not need."""
         if module == "torch" and name in STORAGES:
             return name
         known = {
@@ -260,17 +279,17 @@ class _Machine:
         return _Call(known[module, name])
 
     def _storage(self, kind: str, storage: str, key: str, _: str, count: int) -> tuple[int, np.dtype, int]:
-        """A storage: where its numbers begin, their type and how many they are."""
+        """The first byte in the file, the dtype and the length in numbers of a storage."""
         if type(kind) is not str or kind != "storage":
-            raise _Refused(f"{self._where}: its pickle refers to a {_said(kind)}, which is no storage of numbers")
+            raise _Refused(f"{self._where}: its pickle refers to a {_described(kind)}, which is no storage of numbers")
         if type(key) is not str or type(storage) is not str:
             raise _Refused(f"{self._where}: a storage without a name or a kind")
         dtype, entry = STORAGES[storage], self._archive.getinfo(f"{self._prefix}data/{key}")
         if type(count) is not int or count < 0:
-            raise _Refused(f"{self._where}: storage {key} has {_said(count)} numbers")
+            raise _Refused(f"{self._where}: storage {key} has {_described(count)} numbers")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < count * dtype.itemsize:
             raise _Refused(f"{self._where}: storage {key} is compressed or shorter than {count} numbers")
-        with open(self._where, "rb") as file:  # the entry's own header, of which only the lengths are needed
+        with open(self._where, "rb") as file:  # the local header of the entry, for the lengths of name and extra field
             file.seek(entry.header_offset + 26)
             name_length, extra_length = np.frombuffer(file.read(4), "<u2")
         begin = entry.header_offset + 30 + int(name_length) + int(extra_length)
@@ -279,17 +298,28 @@ class _Machine:
         return begin, dtype, count
 
     def _tensor(self, storage, start, shape, strides, _=None, hooks=None, marks=None) -> LazyTensor:
+        """The tensor of a call of `torch._utils._rebuild_tensor_v2`, checked against its storage.
+
+        Args:
+          storage: what `_storage` returned.
+          start: the index of the first number in the storage.
+          shape: of the tensor.
+          strides: of the tensor, in numbers.
+          hooks: ignored.
+          marks: set for a lazily negated or conjugated tensor, which is refused.
+        """
         begin, dtype, count = storage
         if marks:
-            raise _Refused(f"{self._where}: a tensor that is negated or conjugated as it is read: save it resolved")
+            raise _Refused(f"{self._where} has a lazily negated or conjugated tensor: save its resolved values")
         numbers = (start, *shape, *strides)
         if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
             raise _Refused(
-                f"{self._where}: a tensor of shape {_said(shape)}, strides {_said(strides)}, start {_said(start)}"
+                f"{self._where}: a tensor of shape {_described(shape)}, strides {_described(strides)}, "
+                f"start {_described(start)}"
             )
         if max(numbers, default=0) > self._length:  # before they are multiplied
-            raise _Refused(f"{self._where}: a tensor {_said(list(shape))} reaches past the end of its storage")
-        strides = tuple(0 if n == 1 else s for n, s in zip(shape, strides, strict=True))  # says nothing there
+            raise _Refused(f"{self._where}: a tensor {_described(list(shape))} reaches past the end of its storage")
+        strides = tuple(0 if n == 1 else s for n, s in zip(shape, strides, strict=True))  # an axis of 1 is not stepped
         if start + _reach(shape, strides) > count or math.prod(shape) > count:
-            raise _Refused(f"{self._where}: a tensor {_said(list(shape))} reaches past the end of its storage")
+            raise _Refused(f"{self._where}: a tensor {_described(list(shape))} reaches past the end of its storage")
         return LazyTensor(self._where, begin + start * dtype.itemsize, tuple(shape), dtype, strides)

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder that hold its tensors: safetensors or what `torch.save` wrote, one or many."""
+"""Finds and opens the files of a Hugging Face folder that hold its tensors: safetensors or `torch.save`'s files."""
 
 import os
 import warnings
@@ -7,7 +7,7 @@ import safetensors
 from etils import epath
 
 from . import torch_files
-from .headers import absent, read_json, unreadable
+from .headers import missing_message, read_json, unreadable_error
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -16,10 +16,13 @@ TORCH_INDEX = "pytorch_model.bin.index.json"
 
 
 def weight_files(path: epath.Path) -> list[epath.Path]:
-    """The files in a folder that hold the tensors: one, or those of an index; safetensors before `torch.save`'s.
+    """The files in a folder that hold the tensors: a single file, or those that an index names.
 
-    Raises ValueError where there are none, for an index that names files outside of the folder or that are not there,
-    and for links that lead nowhere.
+    Safetensors are preferred to `torch.save`'s files.
+
+    Raises:
+      ValueError: there are no such files, the index names missing files or files outside of the folder, or a link is
+        broken.
     """
     for single, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
         if (path / index).exists():
@@ -27,21 +30,28 @@ def weight_files(path: epath.Path) -> list[epath.Path]:
         if (path / single).exists():
             return [path / single]
         if dangling := [name for name in (single, index) if os.path.islink(path / name)]:
-            raise ValueError(absent(path / dangling[0]))
-    raise ValueError(f"{path}: no {WEIGHTS}, {INDEX}, {TORCH_WEIGHTS} or {TORCH_INDEX}")
+            raise ValueError(missing_message(path / dangling[0]))
+    raise ValueError(f"{path} has no {WEIGHTS}, {INDEX}, {TORCH_WEIGHTS} or {TORCH_INDEX}")
 
 
 def _files_of(index: epath.Path, single: epath.Path) -> list[epath.Path]:
-    """The files that an index names, or the single file beside it, which is what transformers reads.
+    """The files that an index names, or, as in transformers, the single file if it stands beside the index.
 
-    One of the two was left by an earlier save, which is told. Raises ValueError where they hold different tensors.
+    In the second case one of the two is stale, which a warning says.
+
+    Args:
+      index: the index file.
+      single: the path of the single file, which need not exist.
+
+    Raises:
+      ValueError: files are missing, or index and single file hold different tensors.
     """
     named = read_json(index).section("weight_map")
     files = [index.parent / file for file in sorted({named.file_name(tensor) for tensor in named})]
     if not files:
         raise ValueError(f"{index} has no weight_map")
     if missing := [file for file in files if not file.exists()]:
-        raise ValueError(f"{index} names {len(missing)} file(s) that are not there: {absent(missing[0])}")
+        raise ValueError(f"{index} names {len(missing)} missing file(s): {missing_message(missing[0])}")
     if not single.exists() or single in files:
         return files
     with open_tensors(single) as opened:
@@ -56,10 +66,10 @@ def _files_of(index: epath.Path, single: epath.Path) -> list[epath.Path]:
 
 
 def open_tensors(file: epath.Path):
-    """A file of tensors, as a context whose `keys()` are their names and whose `get_slice(name)` reads parts."""
+    """Opens a file of tensors as a context manager: `keys()` lists the names, `get_slice(name)[index]` reads a part."""
     if file.suffix == ".bin":
         return torch_files.Opened(file)
     try:
         return safetensors.safe_open(file, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
-        raise unreadable(file, "safetensors file", error) from None
+        raise unreadable_error(file, "safetensors file", error) from None

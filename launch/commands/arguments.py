@@ -1,4 +1,4 @@
-"""What the commands share: a parser that says a mistake in one line, and groups of arguments."""
+"""Arguments that several commands share, and the checks and objects made from them."""
 
 import argparse
 import io
@@ -9,17 +9,30 @@ from typing import NoReturn
 from ...data.json_values import MAX_RECORD_BYTES
 from ...errors import UserError
 
-WEIGHTS = "params, or ema: the moving average of a run that kept one (default: ema where there is one)"
+WEIGHTS = "parameters to read of a run: params of the last step, or ema, their moving average (default: ema if kept)"
+TEMPLATE = "chat template: alpaca, vicuna, chatml, llama2, llama3 or a path of a jinja file (default: the model's own)"
+SOURCE = "path or glob of files, a dataset tfds:name/config:split, or a built-in task such as primer:chat"
+MODEL = "run directory, RUN@best, checkpoint, .gguf file, or folder in the format of Hugging Face, Meta or PEFT"
+BASE = "path of the base model for adapters (default: the base that the adapters name)"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a mistake in one line."""
+    """A parser that reports a mistake as a UserError of one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
 def command(commands, name: str, run, help: str, epilog: str = "") -> argparse.ArgumentParser:
+    """Adds a command.
+
+    Args:
+      commands: argparse's subparsers.
+      name: the word that is typed.
+      run: the function that is called with the parsed arguments; None for a group of actions.
+      help: what the command does.
+      epilog: examples, shown below the options.
+    """
     parser = commands.add_parser(
         name,
         help=help,
@@ -33,52 +46,68 @@ def command(commands, name: str, run, help: str, epilog: str = "") -> argparse.A
 
 
 def refuse_unread(args: argparse.Namespace, names: Iterable[str], reader: str) -> None:
-    """Raises UserError where one of these options was given though `reader`, the only option that reads it, was not."""
+    """Raises UserError if one of the options `names` was given, because the option `reader` that uses it was not."""
     for name in names:
         if (value := getattr(args, name)) != args.parser.get_default(name):
-            raise UserError(f"--{name}={value} does nothing without {reader}: give that too, or leave --{name} out")
+            raise UserError(f"--{name}={value} does nothing without {reader}: give {reader}, or leave --{name} out")
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds the option for a config file."""
     parser.add_argument(
         "--config",
         required=required,
         metavar="FILE[:key=value,...]",
-        help="a file with get_config(); any leaf is changed by --config.<name>=<value>",
+        help="Python file with get_config(), and arguments for it; --config.NAME=VALUE changes any setting in it",
     )
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Adds a repeatable option for sources, and the options for how they are read."""
     parser.add_argument(
         "--source",
         action="append",
         required=True,
         metavar="SOURCE",
-        help="a glob of files, tfds:name/config:split, or generated records, as primer:chat; repeatable",
+        help=f"{SOURCE}; give the option again for further sources",
     )
     add_reading(parser)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """How records are read."""
-    parser.add_argument("--format", default="auto", metavar="NAME", help="of the records; auto goes by their fields")
-    parser.add_argument("--on_error", default="raise", choices=("raise", "skip"), help="what to do with bad records")
+    """Adds the options for how records are read."""
+    parser.add_argument(
+        "--format",
+        default="auto",
+        metavar="NAME",
+        help="format of the records, such as alpaca, sharegpt or openai (default: auto, found by their fields)",
+    )
+    parser.add_argument(
+        "--on_error",
+        default="raise",
+        choices=("raise", "skip"),
+        help="stop at a bad record, or leave it out and list it at the end (default: raise)",
+    )
     parser.add_argument(
         "--max_record_bytes",
         type=int,
         default=MAX_RECORD_BYTES,
         metavar="N",
-        help=f"how long a line or record may be (default: {MAX_RECORD_BYTES})",
+        help=f"largest size of one line or record in bytes (default: {MAX_RECORD_BYTES})",
     )
 
 
 READING = ("format", "on_error", "max_record_bytes")
+"""The options of `add_reading`."""
 
 
 def source_of(args: argparse.Namespace, location: str | None = None, **more: float):
-    """The source of `--source`, read as the arguments of `add_reading` say.
+    """The source that the options describe.
 
-    location: which source, where `--source` is repeatable. more: `heldout`, where the command has that argument.
+    Args:
+      args: the parsed options, with those of `add_reading`.
+      location: one of the values of a repeatable `--source`; None takes the only one.
+      **more: further fields of `Source`, such as `heldout`.
     """
     from ...data.sources import Source
 
@@ -87,25 +116,44 @@ def source_of(args: argparse.Namespace, location: str | None = None, **more: flo
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the path of a model and the options for how it is loaded."""
+    parser.add_argument("path", help=f"the model: {MODEL}")
     parser.add_argument(
-        "path", help="a run directory, a checkpoint, a folder of Hugging Face's, Meta's or PEFT's, or a .gguf file"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as trained")
-    parser.add_argument("--cache", choices=("int8",), help="keys and values while decoding (default: as computed)")
-    parser.add_argument(
-        "--quantize", choices=("int8", "int4", "nf4", "stored"), help="matrices; stored: as a GGUF file has them"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="dtype of parameters and computation (default: as trained or stored)",
     )
     parser.add_argument(
-        "--rope", metavar="KIND:TOKENS", help="stretch the context to so many tokens by linear, ntk, dynamic or yarn"
+        "--cache",
+        choices=("int8",),
+        help="dtype in which attention keys and values are kept while decoding (default: that of the computation)",
     )
-    parser.add_argument("--draft", metavar="PATH", help="a smaller model of the same vocabulary, to decode faster with")
-    parser.add_argument("--draft_tokens", type=int, metavar="K", help="that it proposes at a time (default: 4)")
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4", "nf4", "stored"),
+        help="keep the weight matrices quantised; stored keeps a GGUF file's own codes (default: no quantisation)",
+    )
+    parser.add_argument(
+        "--rope",
+        metavar="KIND:TOKENS",
+        help="stretch the context to TOKENS by a rotary scaling, linear, ntk, dynamic or yarn, as in yarn:8192",
+    )
+    parser.add_argument(
+        "--draft", metavar="PATH", help="smaller model with the same vocabulary, for faster speculative decoding"
+    )
+    parser.add_argument(
+        "--draft_tokens",
+        type=int,
+        metavar="K",
+        help="number of tokens that the draft model proposes at a time (default: 4)",
+    )
     parser.add_argument("--weights", choices=("params", "ema"), help=WEIGHTS)
-    parser.add_argument("--template", metavar="NAME", help="chat template or jinja file; default: as trained")
-    parser.add_argument("--base", metavar="PATH", help="the model that adapters are put on; default: the one they name")
+    parser.add_argument("--template", metavar="NAME", help=TEMPLATE)
+    parser.add_argument("--base", metavar="PATH", help=BASE)
 
 
 def load_model(args: argparse.Namespace):
+    """The `LanguageModel` that the options of `add_model` describe. Raises UserError for options that do not fit."""
     from ...checkpoints.language_model import load
     from ...data.templates import load_template
 
@@ -118,62 +166,79 @@ def load_model(args: argparse.Namespace):
             raise UserError(f"--rope={args.rope}: give a kind and a number of tokens, as in --rope=yarn:8192")
         rope = kind, int(tokens)
     how = dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope)
-    llama = load(args.path, weights=args.weights, base=args.base, **how)
+    model = load(args.path, weights=args.weights, base=args.base, **how)
     if args.template is not None:
-        llama.template = load_template(args.template)
+        model.template = load_template(args.template)
     if args.draft is not None:
-        llama.assist(load(args.draft, **how), 4 if args.draft_tokens is None else args.draft_tokens)
-    return llama
+        model.assist(load(args.draft, **how), 4 if args.draft_tokens is None else args.draft_tokens)
+    return model
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Adds the sampling options; an answer has `max_tokens` tokens at most by default."""
     own = dict(max_tokens=max_tokens, temperature=0.7)
     parser.set_defaults(own_sampling=own)
-    parser.add_argument("--max_tokens", type=int, metavar="N", help=f"most tokens of an answer (default: {max_tokens})")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 0.7)")
-    parser.add_argument("--top_p", type=float, metavar="P", help="default: 1, all of the distribution")
-    parser.add_argument("--top_k", type=int, metavar="K", help="default: 0, the whole vocabulary")
     parser.add_argument(
-        "--min_p", type=float, metavar="P", help="leave out tokens less likely than P times the likeliest (default: 0)"
+        "--max_tokens", type=int, metavar="N", help=f"largest number of tokens in an answer (default: {max_tokens})"
+    )
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="temperature of sampling; 0 is greedy decoding (default: 0.7)"
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        metavar="P",
+        help="sample from the likeliest tokens whose probabilities add up to P (default: 1, from all)",
+    )
+    parser.add_argument(
+        "--top_k", type=int, metavar="K", help="sample from the K likeliest tokens (default: 0, from all)"
+    )
+    parser.add_argument(
+        "--min_p",
+        type=float,
+        metavar="P",
+        help="leave out tokens less likely than P times the likeliest one (default: 0)",
     )
     parser.add_argument(
         "--repetition_penalty",
         type=float,
         metavar="X",
-        help="above 1: tokens already there are less likely (default: 1)",
+        help="factor that makes tokens of the prompt and the answer less likely; 1 is no penalty (default: 1)",
     )
     add_stop(parser)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.epilog += "\nWhere the model recommends a way to sample, its values are the defaults; a line says so."
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
+    parser.epilog += "\nA model's recommended sampling settings replace these defaults; a line on stderr lists them."
 
 
 def add_stop(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for stop strings."""
     parser.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="end an answer before this text; repeatable; a newline is $'\\n' in bash",
+        help="end an answer before this text; give the option again for further texts (a newline is $'\\n' in bash)",
     )
 
 
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""The options of `add_sampling` that a model may recommend values for."""
 
 
 def check_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuses a value below the least one that its argument can have, before anything is loaded for it."""
+    """Raises UserError for an option below its smallest value; called before anything is loaded."""
     for name, number in least.items():
         if (value := getattr(args, name)) is not None and value < number:
             raise UserError(f"--{name} {value}: give {number} or more")
 
 
 def check_sampling(args: argparse.Namespace) -> None:
-    """Refuses values out of range, before a model is loaded for nothing."""
+    """Raises UserError for sampling options out of range; called before a model is loaded."""
     from ...model.sampling import Sampling
 
     given = {name: getattr(args, name) for name in (*SAMPLING, "n") if getattr(args, name, None) is not None}
     if "" in args.stop:
-        raise UserError("--stop= is empty: give the text before which an answer is to end")
+        raise UserError("--stop= is empty: give the text before which an answer ends")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed {args.seed}: give 0 to {2**32 - 1}")
     try:
@@ -182,30 +247,33 @@ def check_sampling(args: argparse.Namespace) -> None:
         raise UserError(str(error).replace("sampling ", "--", 1)) from None
 
 
-def sampling(args: argparse.Namespace, llama) -> dict:
-    """What is given on the command line, else what the model recommends, told in one line, else the command's own."""
+def sampling(args: argparse.Namespace, model) -> dict:
+    """The sampling settings of a command: its options, else the model's recommendations, else the command's defaults.
+
+    A line on standard error lists the recommendations that are used.
+    """
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    recommended = {name: value for name, value in llama.generation.sampling().items() if name not in given}
+    recommended = {name: value for name, value in model.generation.sampling().items() if name not in given}
     said = [f"{name} {value}" for name, value in recommended.items()]
-    said += [f"stop {stop!r}" for stop in llama.generation.stop]
+    said += [f"stop {stop!r}" for stop in model.generation.stop]
     if said:
         print(f"camelid: as the model recommends: {', '.join(said)}", file=sys.stderr)
     return args.own_sampling | recommended | given | {"stop": args.stop}
 
 
-def need_output() -> None:
-    """Ends a command whose answer would go nowhere, before it is computed (`camelid generate ... >&-`)."""
+def require_output() -> None:
+    """Raises BrokenPipeError if standard output is closed (`camelid generate ... >&-`), before anything is computed."""
     if sys.stdout is None:
         raise BrokenPipeError
 
 
-def say_anything(stream) -> None:
-    """Makes a stream write `?` for characters that its encoding lacks."""
+def replace_unencodable(stream) -> None:
+    """Makes a stream write `?` in place of characters that its encoding lacks."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
 
 
-def tell_skipped(tally) -> None:
-    """Lists the records that `--on_error=skip` left out, the first of them by place and fault."""
+def print_skipped(tally) -> None:
+    """Prints the number of records that `--on_error=skip` left out, and the place and the fault of the first ones."""
     if tally.skipped:
         print(f"{tally.read:,} records read, {tally.skipped:,} left out:", *tally.problems, sep="\n  ")

@@ -1,4 +1,4 @@
-"""`camelid train` and `camelid quickstart`."""
+"""The commands `camelid train` and `camelid quickstart`."""
 
 import argparse
 import contextlib
@@ -7,21 +7,32 @@ from .arguments import add_config, check_least, command, refuse_unread
 
 
 def add_train(commands) -> None:
+    """Adds `camelid train`."""
     parser = command(
         commands,
         "train",
         _train,
-        "Pretrain or tune as a config file says; the same command goes on where a run was cut off.",
+        "Train a model as a config file says. The same command resumes a run that was cut off.",
         "camelid train --config=configs/sft/primer.py:steps=300 --config.optim.lr=1e-3 --workdir=runs/sft",
     )
     add_config(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and metrics go")
     parser.add_argument(
-        "--distributed", action="store_true", help="join the other processes of a cluster (found by JAX)"
+        "--workdir", required=True, metavar="DIR", help="run directory, for checkpoints, metrics and samples"
     )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="with --distributed, where JAX cannot find it")
-    parser.add_argument("--num_processes", type=int, metavar="N", help="with --coordinator")
-    parser.add_argument("--process_id", type=int, metavar="I", help="with --coordinator")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="train together with the other processes of a cluster; start the same command on each host",
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="with --distributed: address of process 0 (default: found by JAX on TPU VMs, Slurm and Kubernetes)",
+    )
+    parser.add_argument("--num_processes", type=int, metavar="N", help="with --coordinator: total number of processes")
+    parser.add_argument(
+        "--process_id", type=int, metavar="I", help="with --coordinator: number of this process, from 0"
+    )
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -41,18 +52,33 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def add_quickstart(commands) -> None:
+    """Adds `camelid quickstart`."""
     parser = command(
         commands,
         "quickstart",
         _quickstart,
-        "Raise a small bilingual assistant from nothing on the embedded data: tokenizer, pretraining, tuning, reward "
-        "model, PPO, scores.",
+        "Train a small English and Chinese assistant from scratch on built-in data, from the tokenizer to PPO.",
     )
-    parser.add_argument("--workdir", default="runs/quickstart", metavar="DIR", help="default: runs/quickstart")
+    parser.add_argument(
+        "--workdir",
+        default="runs/quickstart",
+        metavar="DIR",
+        help="directory for the runs of all stages and the report (default: runs/quickstart)",
+    )
     for stage in ("pretrain", "sft", "reward", "ppo"):
-        parser.add_argument(f"--{stage}_steps", type=int, metavar="N", help="default: what its config says")
-    parser.add_argument("--pair_prompts", type=int, metavar="N", help="prompts answered for preference pairs")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of PPO (default: 0)")
+        parser.add_argument(
+            f"--{stage}_steps",
+            type=int,
+            metavar="N",
+            help=f"number of steps of the stage {stage} (default: as in configs/{stage}/primer.py)",
+        )
+    parser.add_argument(
+        "--pair_prompts",
+        type=int,
+        metavar="N",
+        help="number of prompts that are answered for preference pairs (default: 6000)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of PPO (default: 0)")
 
 
 def _quickstart(args: argparse.Namespace) -> None:

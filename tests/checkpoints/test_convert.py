@@ -221,7 +221,7 @@ def test_an_output_that_is_there_is_left_alone(to, tuned, tmp_path, capsys):
     output = tmp_path / ("mine.gguf" if to == "gguf" else "mine")
     output.write_text("precious")
     assert main(["convert", str(tuned), str(output), f"--to={to}"]) == 2
-    assert f"{output} is there already: give another output, or move it away" in capsys.readouterr().err
+    assert f"{output} exists already: give another output, or move it away" in capsys.readouterr().err
     assert output.read_text() == "precious"
 
 
@@ -229,7 +229,7 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(chain,
     folder = shutil.copytree(chain["their"], tmp_path / "shorter")
     resize(folder, lambda rows: rows[:350])
     assert main(["convert", str(folder), str(tmp_path / "run")]) == 2
-    message = f"camelid: {folder}: the tokenizer has 352 ids, the embedding 350 rows, none for "
+    message = f"camelid: {folder}: the tokenizer has 352 ids, but the embedding has 350 rows, none for "
     assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "run").exists()
 
@@ -251,30 +251,30 @@ def test_what_a_foreign_folder_has_wrong_is_one_line_of_every_command(chain, tmp
 
 def test_foreign_files_have_no_moving_average(chain, tmp_path, capsys):
     assert main(["convert", str(chain["their"]), str(tmp_path / "run"), "--weights=ema"]) == 2
-    assert "their has no 'ema', only params" in capsys.readouterr().err
+    assert "their has no 'ema': its run kept no moving average" in capsys.readouterr().err
 
 
 def test_a_reward_model_is_not_converted(reward_run, tmp_path, capsys):
     assert main(["convert", str(reward_run), str(tmp_path / "their"), "--to=huggingface"]) == 2
-    assert "holds a scalar, and no language model" in capsys.readouterr().err
+    assert "holds a scalar, not a language model" in capsys.readouterr().err
     assert not (tmp_path / "their").exists()
 
 
 @pytest.mark.parametrize(
     "line, message",
     [
-        (["a.safetensors"], "a.safetensors: no format is written as a .safetensors file; --to=huggingface writes"),
-        (["a.bin", "--to=gguf"], "no format is written as a .bin file"),
+        (["a.safetensors"], "a.safetensors: camelid writes no .safetensors file; --to=huggingface writes"),
+        (["a.bin", "--to=gguf"], "camelid writes no .bin file"),
         (["a.gguf", "--to=camelid"], "a.gguf: --to=camelid writes a folder, and the name ends in .gguf"),
         (["a.GGUF", "--to=huggingface"], "a.GGUF: --to=huggingface writes a folder, and the name ends in .gguf"),
         (["a.gguf", "--to=peft"], "--to=peft writes a folder"),
         (["a", "--to=gguf"], "a: --to=gguf writes a file: give a name that ends in .gguf"),
-        (["a", "--encoding=Q8_0"], "--encoding means nothing with --to=camelid"),
-        (["a.gguf", "--max_file_gb=2"], "--max_file_gb means nothing with --to=gguf"),
-        (["a", "--to=huggingface", "--max_file_gb=0"], "--max_file_gb=0: give a size over 0"),
-        (["a", "--to=peft", "--dtype=float16"], "--dtype means nothing with --to=peft"),
-        (["a", "--base_name=meta/llama"], "--base_name means nothing with --to=camelid"),
-        (["a", "--base=there"], "a whole model and no adapters, which alone are put on a base"),
+        (["a", "--encoding=Q8_0"], "--encoding does nothing with --to=camelid"),
+        (["a.gguf", "--max_file_gb=2"], "--max_file_gb does nothing with --to=gguf"),
+        (["a", "--to=huggingface", "--max_file_gb=0"], "--max_file_gb=0: give a size above 0"),
+        (["a", "--to=peft", "--dtype=float16"], "--dtype does nothing with --to=peft"),
+        (["a", "--base_name=meta/llama"], "--base_name does nothing with --to=camelid"),
+        (["a", "--base=there"], "is a whole model, and --base is for adapters only"),
     ],
 )
 def test_an_output_that_contradicts_its_format_is_refused_and_nothing_written(line, message, tuned, tmp_path, capsys):
@@ -301,8 +301,8 @@ def with_number(chain, folder, number):
     "number, said",
     [
         (-70_000.0, "reaches 70000, which"),
-        (np.nan, "already has 1 number(s) that are infinite or no number, which"),
-        (np.inf, "already has 1 number(s) that are infinite or no number, which"),
+        (np.nan, "already has 1 number(s) that are infinite or NaN, which"),
+        (np.inf, "already has 1 number(s) that are infinite or NaN, which"),
     ],
 )
 @pytest.mark.parametrize("line", [["--dtype=float16"], ["--to=huggingface", "--dtype=float16"], ["--encoding=Q4_0"]])
@@ -380,7 +380,7 @@ def test_a_conversion_onto_a_full_disk_is_one_line_and_exit_code_1_and_leaves_no
 
 
 def test_of_two_conversions_to_one_output_the_second_is_told_who_writes_it(chain, tmp_path, capsys):
-    with convert.whole(tmp_path / "run") as unfinished:
+    with convert.new_output(tmp_path / "run") as unfinished:
         unfinished.mkdir()
         assert main(["convert", str(chain["their"]), str(tmp_path / "run")]) == 2
         assert f"run is being written by process {os.getpid()} on " in capsys.readouterr().err
@@ -392,7 +392,9 @@ def test_a_scaling_that_gguf_cannot_say_is_the_users_to_mend_and_leaves_nothing_
     folder = shutil.copytree(chain["their"], tmp_path / "their")
     says = json.loads((folder / "config.json").read_text()) | {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}
     (folder / "config.json").write_text(json.dumps(says))
-    with pytest.raises(UserError, match=r"llama\.cpp has no architecture that joins .*rope_scaling dynamic: it cannot"):
+    with pytest.raises(
+        UserError, match=r"llama\.cpp has no architecture that joins .*rope_scaling dynamic: export another"
+    ):
         convert.to_gguf(folder, tmp_path / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["their"]
 

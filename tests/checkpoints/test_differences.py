@@ -196,10 +196,10 @@ def test_a_difference_of_floats_is_what_alpaca_publishes_and_checks_itself(base,
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), stored(output, config), tuned)
     folders.write_folder(tmp_path / "other", TINY, folders.random_params(TINY, seed=3))
     assert main(["diff", "apply", str(tmp_path / "other"), str(made), str(tmp_path / "wrong")]) == 2
-    assert "another base, another difference" in capsys.readouterr().err and not (tmp_path / "wrong").exists()
+    assert "give the right base, difference or --added" in capsys.readouterr().err and not (tmp_path / "wrong").exists()
     (made / "difference.json").write_text('{"sum_of_tuned": "NaN"}')
     assert main(["diff", "apply", str(base), str(made), str(tmp_path / "wrong")]) == 2
-    assert "difference.json: not what camelid diff make writes" in capsys.readouterr().err
+    assert "difference.json is not in the form that camelid diff make writes" in capsys.readouterr().err
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -226,10 +226,10 @@ def longer_vocabulary(path):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (another_seed, "wrong: not the base that .*difference was made from, which was .*base$"),
-        (one_bit, "wrong: not the base that"),
-        (another_network, r"wrong: another network than the tuned one: .*norm_eps=1e-05.* and .*norm_eps=1e-06"),
-        (longer_vocabulary, "wrong: another network than the tuned one: .*vocab_size=59"),
+        (another_seed, "wrong is not the base that .*difference was made from: give .*base$"),
+        (one_bit, "wrong is not the base that"),
+        (another_network, r"wrong is another network than the tuned model: .*norm_eps=1e-05.* and .*norm_eps=1e-06"),
+        (longer_vocabulary, "wrong is another network than the tuned model: .*vocab_size=59"),
     ],
 )
 def test_a_wrong_base_is_refused_before_anything_is_written(wrong, message, made, tmp_path, monkeypatch):
@@ -242,9 +242,9 @@ def test_a_wrong_base_is_refused_before_anything_is_written(wrong, message, made
 @pytest.mark.parametrize("wrong", [another_network, longer_vocabulary])
 def test_another_network_is_no_base_of_a_tuned_one_or_of_a_difference_of_floats(wrong, base, tmp_path):
     wrong(tmp_path / "wrong")
-    with pytest.raises(UserError, match="another network than the tuned one"):
+    with pytest.raises(UserError, match="is another network than the tuned model"):
         differences.make(tmp_path / "wrong", base, tmp_path / "output")
-    with pytest.raises(UserError, match="another network than the tuned one"):
+    with pytest.raises(UserError, match="is another network than the tuned model"):
         differences.apply(tmp_path / "wrong", base, tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["wrong"]
 
@@ -265,7 +265,7 @@ def test_a_corrupted_difference_leaves_no_output(base, tmp_path):
     with pytest.raises(UserError, match="every checkpoint in it is damaged"):
         differences.apply(base, tmp_path / "difference", tmp_path / "output")
     prove(epath.Path(tmp_path / "difference" / "checkpoints" / "0"))  # as if it had been written so
-    with pytest.raises(UserError, match="what came out is not what went in; nothing is left"):
+    with pytest.raises(UserError, match="the restored weights are not the tuned ones; nothing was written"):
         differences.apply(base, tmp_path / "difference", tmp_path / "output")
     assert not (tmp_path / "output").exists()
     for file in numbers:
@@ -277,12 +277,12 @@ def test_a_corrupted_difference_leaves_no_output(base, tmp_path):
 
 def test_a_difference_is_no_model_and_a_model_no_difference(base, made, tmp_path, capsys):
     assert main(["convert", str(made[1]), str(tmp_path / "output")]) == 2
-    assert "difference: holds a difference, and no language model" in capsys.readouterr().err
+    assert "difference holds a difference, not a language model" in capsys.readouterr().err
     with pytest.raises(UserError, match="difference"):
         camelid.load(made[1])
     applied(base, made[1], tmp_path / "whole")
     assert main(["diff", "apply", str(base), str(tmp_path / "whole"), str(tmp_path / "output")]) == 2
-    assert "whole: a whole model, and no difference of two" in capsys.readouterr().err
+    assert "whole is a whole model, not a difference" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
@@ -291,5 +291,5 @@ def test_an_output_that_is_there_is_left_alone(action, base, made, tmp_path, cap
     (tmp_path / "output").write_text("precious")
     other = base if action == "make" else made[1]
     assert main(["diff", action, str(base), str(other), str(tmp_path / "output")]) == 2
-    assert "output is there already" in capsys.readouterr().err
+    assert "output exists already" in capsys.readouterr().err
     assert (tmp_path / "output").read_text() == "precious"

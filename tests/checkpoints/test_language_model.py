@@ -85,15 +85,15 @@ def test_each_prompt_has_the_room_that_it_leaves(llama):
     how = dict(max_tokens=80, temperature=1.0, seed=1)
     long, full = "fox " * 20, "fox " * 120
     alone = llama.generate(PROMPTS[0], **how)
-    with pytest.warns(PromptTooLong, match=r"the context of 96 tokens leaves no room .* prompt 3 \(\d+ tokens\)"):
+    with pytest.warns(PromptTooLong, match=r"the context of 96 tokens has no room .* prompt 3 \(\d+ tokens\)"):
         answers = llama.generate([PROMPTS[0], long, full], **how)
     assert answers[0] == alone[0] and answers[1] and answers[2] == ""
     tokens = [[1, *llama.tokenizer.encode(text)] for text in (PROMPTS[0], long)]
     lengths = [len(answer) for answer in llama.complete(tokens, Sampling(max_tokens=80, stop_ids=(2,)))]
     assert lengths == [80, CONTEXT - len(tokens[1])]
-    with pytest.raises(UserError, match=r"leaves no room for an answer to the prompt \(\d+ tokens\): shorten it"):
+    with pytest.raises(UserError, match=r"has no room for an answer to the prompt \(\d+ tokens\): shorten it"):
         llama.generate(full, **how)
-    with pytest.raises(UserError, match="leaves no room for an answer to the prompt"):
+    with pytest.raises(UserError, match="has no room for an answer to the prompt"):
         next(llama.stream_chat(full, **how))
     assert llama.generate([]) == []
 
@@ -122,10 +122,10 @@ def test_what_the_model_recommends_holds_where_the_caller_says_nothing(llama):
         (dict(temperature=float("inf")), "temperature inf: give a number"),
         (dict(n=0), "n 0: give 1 or more"),
         (dict(stop=""), "a stop string is empty"),
-        (dict(stop=["a", 3]), "stop 3: give strings"),
-        (dict(stop=7), "stop 7: give strings"),
+        (dict(stop=["a", 3]), "stop has 3, which is not a string: give strings"),
+        (dict(stop=7), "stop has 7, which is not a string: give strings"),
         (dict(stop="x" * 600), "stop strings of 600 bytes: give at most 512"),
-        (dict(stop="\udcff"), "is no UTF-8 text"),
+        (dict(stop="\udcff"), "cannot be written in UTF-8"),
         (dict(seed=-1), "seed -1: give 0 to 4294967295"),
         (dict(seed=2**64), "seed 18446744073709551616"),
         (dict(batch_size=0), "batch_size 0: give 1 or more"),
@@ -182,7 +182,7 @@ def test_a_prompt_without_room_is_told_and_the_others_are_answered(command, caps
     assert command("generate", "the", "fox " * 120, "--max_tokens=4", "--temperature=0") == 1
     said = capsys.readouterr()
     assert said.out.splitlines()[::2] == ["==> prompt 1 <==", "==> prompt 2 <=="] and said.out.endswith("<==\n\n")
-    assert said.err.startswith("camelid: the context of 96 tokens leaves no room for an answer to prompt 2 (")
+    assert said.err.startswith("camelid: the context of 96 tokens has no room for an answer to prompt 2 (")
     assert len(said.err.splitlines()) == 1
 
 
@@ -204,7 +204,7 @@ def test_a_reader_who_has_gone_is_one_line(command, capsys, monkeypatch, tmp_pat
 
 def test_chat_needs_a_template_before_it_asks_for_anything(pretrained, capsys):
     assert main(["chat", str(pretrained)]) == 2
-    assert f"{pretrained}: a model without a chat template: give --template=NAME" in capsys.readouterr().err
+    assert f"{pretrained} is a model without a chat template: give --template=NAME" in capsys.readouterr().err
 
 
 def test_chat_says_that_its_input_is_closed(command, capsys, monkeypatch):

@@ -110,7 +110,7 @@ def test_of_a_damaged_checkpoint_nothing_is_loaded_and_a_run_goes_on_from_the_on
     if harmless:
         assert spoiled.name == proof.PROOF
         return
-    assert f"{newest} is not whole" in capsys.readouterr().err
+    assert f"{newest} is damaged" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"is damaged: |no such checkpoint|neither a complete checkpoint") as error:
         reading.load_part(reading.find(newest), ASKED["params"], ["params"])
     assert "\n" not in str(error.value)
@@ -174,10 +174,47 @@ def test_a_checkpoint_that_its_run_deletes_for_a_newer_one_while_it_is_read_is_n
     assert reading.find(tmp_path / "run").name == "4"
     assert capsys.readouterr().err == ""
     newest = reading.epath.Path(folder / "4")
-    said = "4 was deleted while it was read, as a run that goes on does"
-    with pytest.raises(UserError, match=said), reading.readable(newest):
+    said = "4 was deleted while it was read, as a running training does"
+    with pytest.raises(UserError, match=said), reading.read_errors(newest):
         proof.delete(newest)
         (newest / proof.ORBAX_FILE).read_text()
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """The names of the folders whose files were compared with their checksums, in order."""
+    names, damage = [], proof.checksums.damage
+    monkeypatch.setattr(
+        proof.checksums, "damage", lambda folder, expected: names.append(folder.name) or damage(folder, expected)
+    )
+    return names
+
+
+def test_a_resuming_run_reads_every_file_of_a_checkpoint_once(saved, tmp_path, compared):
+    shutil.copytree(saved, tmp_path / "run")
+    with Checkpoints(tmp_path / "run", every_steps=1, keep_last=3) as store:
+        step = store.latest()
+        assert store.holds(step, "params")
+        assert same(store.restore(ASKED, step), state_at(3))
+        assert compared == ["3"]
+        store.restore(ASKED, 2)  # another one is compared, and so is what a save has written
+        store.save(4, state_at(4), MANIFEST)
+        store.wait()
+        assert compared == ["3", "2", "4"]
+        assert same(store.restore(ASKED), state_at(4))
+    assert compared == ["3", "2", "4", "4"]
+
+
+def test_damage_is_found_though_size_and_time_of_the_file_stay(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints" / "3"
+    path = max(files_of(folder), key=lambda path: path.stat().st_size)
+    status = path.stat()
+    assert proof.damage_of(reading.epath.Path(folder)) is None
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "has other bytes than were written" in proof.damage_of(reading.epath.Path(folder))
 
 
 def test_folders_that_hold_no_checkpoint_are_passed_over_and_stay(saved, tmp_path):
@@ -217,7 +254,7 @@ def test_a_checkpoint_of_a_version_without_checksums_opens_and_its_damage_is_a_l
     assert same(reading.load_part(reading.find(tmp_path / "run"), ASKED["params"], ["params"]), state_at(3)["params"])
     for path in files_of(folder / "3" / "state"):
         os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(UserError, match="checkpoints/3: cannot be read: ") as error:
+    with pytest.raises(UserError, match="checkpoints/3 cannot be read: ") as error:
         reading.load_part(reading.find(tmp_path / "run"), ASKED["params"], ["params"])
     assert "\n" not in str(error.value)
 
@@ -243,6 +280,15 @@ def test_the_best_checkpoint_by_a_metric_is_saved_when_it_comes_kept_and_found(t
     assert sorted(os.listdir(tmp_path / "checkpoints")) == sorted({kept, "6"})
     assert reading.find(f"{tmp_path}@best").name == kept
     assert reading.read_manifest(f"{tmp_path}@best")["metrics"] == {"eval/loss": found[int(kept)]}
+
+
+def test_the_best_checkpoint_is_read_once_where_it_is_the_newest_too(tmp_path, compared):
+    manifest = MANIFEST | {"config": {"checkpoint": {"best": ["eval/loss", "max"]}}}
+    with Checkpoints(tmp_path, every_steps=1) as store:
+        store.save(1, state_at(1), manifest, metrics={"eval/loss": 1.0})
+    compared.clear()
+    assert reading.find(f"{tmp_path}@best").name == "1"
+    assert compared == ["1"]
 
 
 def test_a_run_that_kept_no_best_says_so(saved):

@@ -216,7 +216,7 @@ def test_the_path_alone_gives_config_template_and_tokenizer(tmp_path):
     assert loaded.encode("a b") == tokenizer.encode("a b") and loaded.fingerprint == tokenizer.fingerprint
 
     saving.keep_tokenizer(run, train_tokenizer(tmp_path / "other", 280))
-    with pytest.raises(UserError, match=r"not the tokenizer that .*/checkpoints/3 was trained with"):
+    with pytest.raises(UserError, match=r"is not the tokenizer that .*/checkpoints/3 was trained with"):
         _ = checkpoints.open(run).tokenizer
 
 

@@ -132,5 +132,5 @@ def assert_loads_by_orbax(workdir, params):
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_told(tmp_path):
-    with pytest.raises(UserError, match="was deleted while it was read, as a run that goes on does: try again"):
+    with pytest.raises(UserError, match="was deleted while it was read, as a running training does: try again"):
         list(streaming.read_layers(epath.Path(tmp_path / "gone"), ["params", "layers"]))

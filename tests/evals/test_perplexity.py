@@ -55,4 +55,4 @@ def test_rows_longer_than_the_context_are_refused_on_the_command_line(pretrained
     source = tmp_path / "text.jsonl"
     source.write_text('{"text": "the red fox sees"}\n')
     assert main(["eval", str(pretrained), f"--source={source}", "--seq_len=300"]) == 2
-    assert "--seq_len=300: the model's context has 256 tokens" in capsys.readouterr().err
+    assert "--seq_len=300 exceeds the model's context of 256 tokens" in capsys.readouterr().err

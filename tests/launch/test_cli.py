@@ -58,20 +58,20 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
             "unknown argument --temprature=1; did you mean --temperature? (see `camelid chat --help`)",
         ),
         (["data", "show", "--config=x", "--stpe=1"], "did you mean --step? (see `camelid data show --help`)"),
-        (["eval", "x"], "say what to measure"),
+        (["eval", "x"], "nothing to measure: give --task"),
         (["eval", "x", "--source=y", "--borders=9,x"], "argument --borders: invalid positions value: '9,x'"),
         (["chat", "x", "--rope=yarn"], "--rope=yarn: give a kind and a number of tokens, as in --rope=yarn:8192"),
         (["eval", "x", "--source=y", "--seq_len=1"], "--seq_len 1: give 2 or more"),
-        (["convert", "x", "model.tar.gz"], "model.tar.gz: no format is written as a .gz file"),
+        (["convert", "x", "model.tar.gz"], "model.tar.gz: camelid writes no .gz file"),
         ([*COLLECT, "--n=1"], "--n 1: give 2 or more"),
         ([*COLLECT, "--per_prompt=0"], "--per_prompt 0: give 1 or more"),
-        ([*COLLECT, "--output=."], "--output=.: this is a folder"),
+        ([*COLLECT, "--output=."], "--output=. is a folder"),
         (["quickstart", "--seed=-1"], "ppo: config.seed = -1: give a whole number from 0 up"),
         (["quickstart", "--pair_prompts=0"], "--pair_prompts 0: give 1 or more"),
-        (["data", "prepare"], "takes --config"),
+        (["data", "prepare"], "give either --config"),
         (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
-        (["eval", "x", "--source=y", "--cache=int8"], "perplexity decodes nothing"),
-        (["chat", "x", "--draft_tokens=3"], "--draft_tokens=3 does nothing without --draft: give that too"),
+        (["eval", "x", "--source=y", "--cache=int8"], "do nothing for perplexity"),
+        (["chat", "x", "--draft_tokens=3"], "--draft_tokens=3 does nothing without --draft: give --draft"),
         (["eval", "x", "--source=y", "--per_group=3"], "--per_group=3 does nothing without --task"),
         (["eval", "x", "--task=primmer"], "safe_sums, walks; did you mean primer?"),
         (["eval", "x", "--task=primer", "--seq_len=64"], "--seq_len=64 does nothing without --source"),
@@ -80,7 +80,7 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         ([*COLLECT, "--keep=best", "--others=2"], "--others=2 does nothing without --keep=pairs"),
         (["train", "--config=x", "--workdir=y", "--process_id=1"], "--process_id=1 does nothing without --distributed"),
         (["quickstart", "--ppo_steps=-1"], "phase ppo: config.total_steps = -1: give "),
-        (["chat", "x", "--config.seed=1"], "no --config=FILE"),
+        (["chat", "x", "--config.seed=1"], "give --config=FILE"),
         (["tokenizer", "train", "--source=/nowhere/*.txt", "--output=x"], "/nowhere/*.txt"),
         (["tokenizer", "train", "--source=x", "--output=x", "--max_records=-1"], "max_records is -1: give 1 or more"),
     ],
@@ -251,7 +251,7 @@ def test_rows_of_a_batch_are_shown_with_what_is_trained_on(arguments, pretrained
         assert "config.optim.lr = -1.0: give a number from 0" in capsys.readouterr().err
     dpo = f"--config={Path(tiny_rl.__file__)}:root={tmp_path},recipe=dpo,init_from={pretrained}"
     assert main(["data", "show", dpo]) == 2
-    assert "data show and data prepare are for pretraining and sft; config.recipe is dpo" in capsys.readouterr().err
+    assert "config.recipe is dpo: `data show` and `data prepare` need pretrain or sft" in capsys.readouterr().err
 
 
 def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, capsys):

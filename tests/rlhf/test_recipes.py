@@ -91,7 +91,7 @@ def test_a_finished_reward_run_that_is_made_longer_goes_on_from_the_head_before_
 
 
 def test_a_reward_model_is_no_language_model_nor_the_other_way_round(reward_run, tuned):
-    with pytest.raises(UserError, match="which gives numbers"):
+    with pytest.raises(UserError, match="is a reward or cost model"):
         camelid.load(reward_run)
     with pytest.raises(UserError, match="comes from the recipe `reward`"):
         frozen = FrozenWeights(make_mesh({}, jax.devices()[:1]))

@@ -120,7 +120,7 @@ def test_a_message_that_is_not_utf_8_is_told_and_the_next_one_is_answered():
 
     model, console = Echo(), Console(file=io.StringIO(), width=100)
     chat(model, ask=ask, console=console)
-    assert console.file.getvalue().count("that message is not in UTF-8 and was not read\n") == 2
+    assert console.file.getvalue().count("the message is not in UTF-8: type it again\n") == 2
     assert [m["content"] for m in model.asked[0][0]] == ["b"]
 
 
@@ -138,5 +138,5 @@ def test_a_message_that_the_model_refuses_is_told_and_forgotten():
 
     model, typed, console = Full(), iter(["a", "long", "b", "/quit"]), Console(file=io.StringIO(), width=100)
     chat(model, ask=lambda _: next(typed), console=console)
-    assert "fills the context of 512; shorten it (/new begins another conversation)\n" in console.file.getvalue()
+    assert "fills the context of 512; shorten it (/new starts a new conversation)\n" in console.file.getvalue()
     assert [m["content"] for m in model.asked[1][0]] == ["a", "1:a", "b"]

@@ -134,7 +134,7 @@ def test_many_adapters_stand_on_one_base(runs, pretrained, tmp_path):
 
 def test_adapters_are_put_on_nothing_that_they_do_not_fit(runs, pretrained):
     base = camelid.load(pretrained)
-    with pytest.raises(UserError, match="holds whole networks and no adapters"):
+    with pytest.raises(UserError, match="holds a whole network, not adapters"):
         base.with_adapters(pretrained)
     other = llama.build(base.config.replace(ffn_dim=base.config.ffn_dim * 2))
     wider = LanguageModel(other, other.init(jax.random.key(0)), base.tokenizer, base.template, base.mesh)
@@ -212,7 +212,7 @@ def test_adapters_need_a_model_to_be_put_on(arguments, tmp_path, capsys):
 def test_peft_folders_are_written_and_read_back(runs, pretrained, tmp_path, capsys):
     line = ["convert", str(runs("pissa")), str(tmp_path / "peft"), "--to=peft"]
     assert main(line) == 2, "PEFT cannot load a run"
-    message = f"its base {pretrained} is no folder that PEFT can load: give --base_name, a hub's id or a folder"
+    message = f"PEFT cannot load its base {pretrained}: give --base_name, a hub's id or a folder"
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
     assert main([*line, f"--base_name={pretrained}"]) == 0
     expected = camelid.load(runs("pissa")).logits(TOKENS)
@@ -235,7 +235,7 @@ def test_adapters_that_name_a_hubs_id_are_put_on_a_base_by_hand(runs, pretrained
     )
     for line in (["convert", str(folder), str(tmp_path / "run")], ["generate", str(folder), "a"]):
         assert main(line) == 2
-        message = "its base is 'meta-llama/Llama-2-7b', which is no path here: give --base=PATH"
+        message = "names the base 'meta-llama/Llama-2-7b', which is no path on this machine: give --base=PATH"
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
     expected = camelid.load(runs("lora"))
     for output in ("run", "a.gguf", "their"):
@@ -251,7 +251,7 @@ def test_adapters_that_name_a_hubs_id_are_put_on_a_base_by_hand(runs, pretrained
     assert main(["convert", str(folder), str(tmp_path / "no"), "--base=nowhere"]) == 2
     assert "base nowhere: no such path" in capsys.readouterr().err
     assert main(["convert", str(pretrained), str(tmp_path / "no"), f"--base={pretrained}"]) == 2
-    assert "a whole model and no adapters" in capsys.readouterr().err
+    assert "is a whole model, and --base is for adapters only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lora", ["dora", "int8", "nf4"])

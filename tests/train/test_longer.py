@@ -142,7 +142,7 @@ def test_adapters_norms_and_embedding_learn(longer, pretrained):
 
 
 def test_adapters_to_stretched_positions_do_not_go_where_these_are_not_said(longer, tmp_path):
-    with pytest.raises(UserError, match="positions are stretched, which PEFT cannot say"):
+    with pytest.raises(UserError, match="PEFT cannot express its rotary scaling"):
         to_peft(longer / "run", tmp_path / "peft", base_name="some/hub-id")
 
 

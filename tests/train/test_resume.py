@@ -175,7 +175,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_run_ends_with_the_same_bits
     data.write_bytes(content)
     assert main(arguments("pretrain", run)) == 0
     said = capsys.readouterr().err
-    assert "checkpoints/24 is not whole (" in said and "resuming from step 12" in said
+    assert "checkpoints/24 is damaged (" in said and "resuming from step 12" in said
     assert_same_bits(state_of(run), state_of(pretrained))
 
 

@@ -84,11 +84,11 @@ def without(number):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (without(0), "1 of its 3 parts are not beside it: .*model-00001-of-00003.gguf: no such file$"),
-        (without(2), "1 of its 3 parts are not beside it: .*model-00003-of-00003.gguf: no such file$"),
-        (other_place, "model-00002-of-00003.gguf: says that it is another part than 2 of 3"),
-        (other_name, "renamed.gguf: one of 3 parts, whose names end in -00001-of-00003.gguf"),
-        (twice, "its parts hold 16 tensors; the first says 21"),
+        (without(0), "1 of its 3 parts are missing beside it: .*model-00001-of-00003.gguf: no such file$"),
+        (without(2), "1 of its 3 parts are missing beside it: .*model-00003-of-00003.gguf: no such file$"),
+        (other_place, "model-00002-of-00003.gguf: its metadata does not say that it is part 2 of 3"),
+        (other_name, "renamed.gguf is one of 3 parts: rename them to end in -00001-of-00003.gguf"),
+        (twice, "its parts hold 16 tensors, but the first part says 21"),
     ],
 )
 def test_parts_that_are_missing_or_out_of_place_are_refused(spoil, message, parts):

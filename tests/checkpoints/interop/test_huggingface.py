@@ -222,9 +222,7 @@ def test_a_bare_model_loads_where_the_embedding_is_its_head_and_is_refused_elsew
     edit_tensors(folder, lambda t: {name.removeprefix("model."): value for name, value in t.items()})
     folders.assert_same_params(folders.load(huggingface.open_folder(folder)), params)
     says(tie_word_embeddings=False)(folder)
-    with pytest.raises(
-        ValueError, match=r"a network without its output head \(lm_head.weight\), saved from a bare model"
-    ):
+    with pytest.raises(ValueError, match=r"has no output head \(lm_head.weight\), as a bare model class"):
         huggingface.open_folder(folder)
 
 
@@ -316,13 +314,13 @@ REFUSED = {
     ),
     "a window that LLaMA's class ignores": (
         says(sliding_window=4096),
-        "sliding_window is 4096, of which LlamaForCausalLM",
+        "sliding_window is 4096, which LlamaForCausalLM ignores",
     ),
     "a network that sees what follows": (says(is_causal=False), "is_causal is False; the network has only True"),
     "a part of all heads": (says(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; the network has only 1.0"),
     "a part of heads": (rope(rope_type="default", partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
-    "unknown scaling": (rope(rope_type="mrope"), "rotary scaling 'mrope'; known are default, linear, dynamic"),
-    "settings for each kind of layer": (rope(full_attention=ROPE), "rope_parameters is no table of rotary settings"),
+    "unknown scaling": (rope(rope_type="mrope"), "rotary scaling is 'mrope'; known are default, linear, dynamic"),
+    "settings for each kind of layer": (rope(full_attention=ROPE), "rope_parameters has different rotary settings"),
     "a ramp of no width": (
         rope(**RAMP | {"low_freq_factor": 4.0}),
         "rope scaling llama3 needs low_freq_factor below high_freq_factor, not 4 and 4",
@@ -331,7 +329,7 @@ REFUSED = {
         rope(rope_type="longrope", original_max_position_embeddings=1, short_factor=[1.0] * 8, long_factor=[1.0] * 8),
         "rope scaling longrope needs attention_factor where original_max_len is 1",
     ),
-    "no factor": (rope(rope_type="linear"), "does not say factor"),
+    "no factor": (rope(rope_type="linear"), "has no factor"),
     "a factor below one": (rope(rope_type="linear", factor=0.5), "rope scaling factor 0.5"),
     "too few factors": (
         rope(rope_type="longrope", factor=2.0, short_factor=[1.0], long_factor=[1.0]),
@@ -358,13 +356,16 @@ REFUSED = {
             says(quantization_config={"quant_method": "gptq", "bits": 4})(folder),
             edit_tensors(folder, lambda t: t | {Q.replace("weight", "qweight"): np.zeros((4, 64), np.int32)}),
         ),
-        "config.json: quantised by 'gptq': take the model that it was made from",
+        "config.json: the model is quantised by 'gptq': give the original model",
     ),
     "a file cut short": (cut_short, r"model.safetensors: no whole safetensors file \("),
-    "a file that Git has not fetched": (unfetched, r"model.safetensors: no whole .* until `git lfs pull` fetches it"),
+    "a file that Git has not fetched": (
+        unfetched,
+        r"model.safetensors: no whole .*: fetch the file with `git lfs pull`",
+    ),
     "an index of absent files": (
         indexed({"weight_map": {NORM: "model-00001-of-00002.safetensors", Q: "model.safetensors"}}),
-        r"index.json names 1 file\(s\) that are not there: .*model-00001-of-00002.safetensors: no such file$",
+        r"index.json names 1 missing file\(s\): .*model-00001-of-00002.safetensors: no such file$",
     ),
     "an index of nothing": (indexed({"metadata": {}}), "index.json has no weight_map"),
     "an index that is no JSON": (
@@ -374,7 +375,7 @@ REFUSED = {
     "no weights": (without_weights, "no model.safetensors, model.safetensors.index.json, pytorch_model.bin or"),
     "a head that is not the embedding": (
         says(tie_word_embeddings=True),
-        "config.json says tie_word_embeddings, but lm_head.weight and model.embed_tokens.weight differ",
+        "config.json has tie_word_embeddings true, but lm_head.weight and model.embed_tokens.weight differ",
     ),
 }
 

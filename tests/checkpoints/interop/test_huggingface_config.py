@@ -37,7 +37,7 @@ YARN = RopeScaling("yarn", 4.0, original_max_len=128)
                 original_max_position_embeddings=64,
                 rope_scaling={"rope_type": "yarn", "original_max_position_embeddings": 128},
             ),
-            "original_max_position_embeddings is 64, and 128 among the rotary settings",
+            "original_max_position_embeddings is 64, but 128 in the rotary settings",
         ),
         (dict(rope_scaling=LINEAR | {"type": "yarn"}), "rope_type is 'linear' but type 'yarn'"),
         (
@@ -117,13 +117,13 @@ def test_a_window_is_read_as_transformers_classes_do(kind, fields, window):
     "fields, message",
     [
         (dict(model_type="mistral", sliding_window=0), "sliding_window is 0, not a whole number from 1"),
-        (dict(model_type="mistral", layer_types=[SLIDING, FULL]), "1 of 2 layers with a sliding window"),
-        (dict(use_sliding_window=True, sliding_window=7, max_window_layers=1), "1 of 2 layers with a sliding window"),
+        (dict(model_type="mistral", layer_types=[SLIDING, FULL]), "1 of 2 layers have a sliding window"),
+        (dict(use_sliding_window=True, sliding_window=7, max_window_layers=1), "1 of 2 layers have a sliding window"),
         (
             dict(use_sliding_window=True, sliding_window=7, layer_types=[SLIDING, FULL]),
-            "1 of 2 layers with a sliding window",
+            "1 of 2 layers have a sliding window",
         ),
-        (dict(layer_types=[SLIDING] * 2), "layer_types asks for sliding windows"),
+        (dict(layer_types=[SLIDING] * 2), "layer_types has sliding windows, but"),
         (dict(layer_types=[FULL] * 3), r"layer_types has 3 of \['full_attention'\] for 2 layers"),
         (
             dict(layer_types=["linear_attention", FULL]),
@@ -164,8 +164,8 @@ def test_a_network_is_written_as_its_own_family_or_the_first_that_can_say_it():
     assert written(qk_norm=True, window=9) == "qwen3" and written(family="qwen3") == "llama"
     assert written(logit_divisor=2.0) == "granite" and written(family="phi3") == "llama", "heads wider than D / H"
     for fields, words in (
-        (dict(qkv_bias=True, mlp_bias=True), "mlp_bias, qkv_bias: it cannot be written"),
-        (dict(window=9, logit_divisor=2.0), "multipliers, window: it cannot"),
+        (dict(qkv_bias=True, mlp_bias=True), "mlp_bias, qkv_bias: export another format"),
+        (dict(window=9, logit_divisor=2.0), "multipliers, window: export another"),
     ):
         with pytest.raises(ValueError, match=rf"transformers has no architecture that joins head_dim, {words}"):
             written(**fields)

@@ -205,6 +205,6 @@ def test_a_link_to_a_recommendation_that_is_gone_is_told_and_one_that_nobody_rea
     with pytest.warns(UserWarning) as told:
         assert checkpoints.open(folder).source.config == TINY
     assert [str(each.message) for each in told] == [
-        f"{folder}/generation_config.json is a link to {tmp_path}/blobs/3f2a, which is not there; what it says of "
-        "sampling is not used"
+        f"{folder}/generation_config.json is a link to {tmp_path}/blobs/3f2a, which is not there; its "
+        "sampling settings are not used"
     ]

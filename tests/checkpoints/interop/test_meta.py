@@ -113,7 +113,7 @@ def says(**fields):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (first_part_gone, r"consolidated.00.pth and so on to the last part; found consolidated.01.pth"),
+        (first_part_gone, r"consolidated.00.pth and so on up to the last part; found consolidated.01.pth"),
         (last_part_gone, r"of another shape: .*attention.wq.weight \[16, 32\], the config says \[32, 32\]"),
         (cut_short, "consolidated.01.pth: no whole file of torch.save's zip format"),
         (other_tensors, "consolidated.01.pth holds other tensors than consolidated.00.pth"),
@@ -121,7 +121,7 @@ def says(**fields):
         (holds(np.float32(1)), r"consolidated.00.pth: parts of tok_embeddings.weight do not fit each other: \[\(\), "),
         (holds(np.ones((3, 4), np.int64)), "tensors that are not float32, .*: tok_embeddings.weight int64"),
         (says(n_layers=2), r"9 tensor\(s\) missing: layers.1.attention.wk.weight \[16, 32\]; "),
-        (says(n_layers=None), "does not say n_layers"),
+        (says(n_layers=None), "has no n_layers"),
         (says(n_kv_heads=4), r"of another shape: layers.0.attention.wk.weight \[16, 32\], the config says \[32, 32\]"),
         (lambda folder: (folder / "params.json").write_text("{"), "params.json is not JSON"),
     ],

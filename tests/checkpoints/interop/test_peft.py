@@ -187,8 +187,8 @@ def test_adapters_of_matrices_that_are_one_there_are_joined(bases, tmp_path):
     [
         (
             Lora((("layers/attention/q", 2),), whole=("layers/attention/v",)),
-            "model.layers.0.self_attn.qkv_proj.weight is one module of PEFT's, but layers/attention/q has adapters, "
-            "layers/attention/k has none, layers/attention/v has other weights; merge the adapters instead",
+            "model.layers.0.self_attn.qkv_proj.weight is one module in PEFT, but layers/attention/q has adapters, "
+            "layers/attention/k has none, layers/attention/v has other weights: merge the adapters instead",
         ),
         (Lora((("layers/mlp/up", 2),), dora=True), "layers/mlp/gate has none, layers/mlp/up has adapters with magnitu"),
     ],
@@ -233,7 +233,7 @@ def test_one_of_a_tied_embedding_and_head_alone_is_refused(name, gone, bases, tm
     says(modules_to_save=saved if name == "whole" else None, target_modules=["q_proj", "embed_tokens"])(folder)
     if name == "whole":
         says(target_modules=["q_proj"])(folder)
-    message = f"embedding and output head of the base are one, and .*{gone}.weight was not trained with the other"
+    message = f"embedding and output head of the base are one, but .*{gone}.weight was not trained with the other"
     with pytest.raises(ValueError, match=message):
         peft.read_folder(folder, config, part(params))
 
@@ -242,7 +242,7 @@ def test_a_tied_embedding_and_head_that_came_apart_are_refused(bases, tmp_path):
     config, params, _ = bases["tied"]
     folder = shutil.copytree(make_peft.FOLDER / "peft_tied_whole", tmp_path / "their")
     holds(lambda t: t | {f"{peft.PREFIX}lm_head.weight": t[f"{peft.PREFIX}lm_head.weight"] + 0.1})(folder)
-    with pytest.raises(ValueError, match="were trained apart from one another: untie the base"):
+    with pytest.raises(ValueError, match="were trained to different values: untie the base"):
         peft.read_folder(folder, config, part(params))
 
 
@@ -251,14 +251,14 @@ def test_a_copy_of_another_base_is_refused_and_one_in_sixteen_bits_is_not(base):
     other = jax.tree.map(lambda x: np.asarray(x)[::-1], params)
     folder = make_peft.FOLDER / "peft_table"
     with pytest.raises(
-        ValueError, match=r"its copy of lm_head.weight is not that of the base: adapters of another model"
+        ValueError, match=r"its copy of lm_head.weight is not that of the base: give the base of these adapters"
     ):
         peft.read_folder(folder, config, part(other))
     halves = jax.tree.map(lambda x: np.asarray(x).astype(np.float16), params)
     assert peft.read_folder(folder, config, part(halves))[0].trains_whole("embed/embedding")
     with pytest.raises(ValueError, match="adapters of the embedding need the base that they were trained on"):
         peft.read_folder(make_peft.FOLDER / "peft_tokens", config)
-    with pytest.raises(ValueError, match="DoRA of some layers of layers/attention/o only needs the base's others"):
+    with pytest.raises(ValueError, match="DoRA of only some layers of layers/attention/o needs the base"):
         peft.read_folder(make_peft.FOLDER / "peft_layers", config)
 
 
@@ -295,10 +295,10 @@ def cut_short(folder):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (says(peft_type="IA3"), "peft_type 'IA3'; only LORA can be read"),
-        (says(bias="some"), "bias is 'some'; only 'none' can be read"),
+        (says(peft_type="IA3"), "peft_type is 'IA3'; camelid reads only LORA"),
+        (says(bias="some"), "bias is 'some'; camelid reads only 'none'"),
         (says(alora_invocation_tokens=[1, 2]), r"alora_invocation_tokens is \[1, 2\]"),
-        (says(init_lora_weights="pissa_niter_4"), "init_lora_weights is 'pissa_niter_4', so these adapters fit only"),
+        (says(init_lora_weights="pissa_niter_4"), "init_lora_weights is 'pissa_niter_4', which changed the base"),
         (says(init_lora_weights="olora"), "init_lora_weights is 'olora'"),
         (lambda folder: (folder / peft.CONFIG).write_text("{"), "adapter_config.json is not JSON"),
         (cut_short, r"adapter_model.safetensors: no whole safetensors file \("),
@@ -323,28 +323,28 @@ def cut_short(folder):
         ),
         (says(target_modules="all-linear"), "no adapters of model.layers.0.self_attn.q_proj, which|no adapters of"),
         (says(target_modules="(up"), r"target_modules has '\(up', which is no regular expression"),
-        (says(target_modules="(.*x)*up_proj"), "target_modules has .*, more repeats than names of modules need"),
-        (says(target_modules=".*.*.*.*.*.*.*y"), "target_modules has .*, more repeats"),
-        (says(rank_pattern={"up_proj": 3}), "adapters of model.layers.0.mlp.up_proj are of rank 2, .* says 3"),
-        (says(r=4), "adapters of model.layers.0.mlp.up_proj are of rank 2, adapter_config.json says 4"),
+        (says(target_modules="(.*x)*up_proj"), "target_modules has .*, which has more repeats than names"),
+        (says(target_modules=".*.*.*.*.*.*.*y"), "target_modules has .*, which has more repeats"),
+        (says(rank_pattern={"up_proj": 3}), "adapters of model.layers.0.mlp.up_proj have rank 2, .* says 3"),
+        (says(r=4), "adapters of model.layers.0.mlp.up_proj have rank 2, but adapter_config.json says 4"),
         (says(rank_pattern={"up_proj": 2.5}), "rank_pattern says 2.5 for 'up_proj': give a number over 0"),
         (says(alpha_pattern={"up_proj": "x"}), "alpha_pattern says 'x' for 'up_proj': give a number over 0"),
         (says(lora_alpha=0), "lora_alpha is 0: give a number over 0"),
         (says(r=True), "r is True"),
-        (says(use_dora=True), "use_dora is True in adapter_config.json, unlike the tensors of model.layers.0.mlp.up"),
+        (says(use_dora=True), "the tensors of model.layers.0.mlp.up_proj do not fit use_dora True in adapter_config"),
         (
             says(modules_to_save=["lm_head", "norm"]),
-            "model.layers.0.input_layernorm.weight is not there, and modules_to",
+            "has no model.layers.0.input_layernorm.weight, which modules_to",
         ),
         (says(modules_to_save=["up_proj"]), "adapters of model.layers.0.mlp.up_proj, which"),
-        (says(modules_to_save=[f"a{i}" for i in range(2001)]), "modules_to_save lists 2,001 names: at most 2,000"),
+        (says(modules_to_save=[f"a{i}" for i in range(2001)]), "modules_to_save lists 2,001 names: give at most 2,000"),
         (
             holds(lambda t: t | {"base_model.model.lm_head.weight": np.zeros((99, 32), np.float32)}),
             r"lm_head.weight \[99, 32\] has no place on \[57, 32\]: `camelid convert --vocab_size=99` of the base adds",
         ),
-        (says(lora_bias=True), "lora_bias is True; only False can be read"),
+        (says(lora_bias=True), "lora_bias is True; camelid reads only False"),
         (says(target_parameters=["mlp"]), r"target_parameters is \['mlp'\]"),
-        (says(use_new_kind={"a": 1}), r"use_new_kind is \{'a': 1\}, of which nothing is known here"),
+        (says(use_new_kind={"a": 1}), r"use_new_kind is \{'a': 1\}, and camelid knows no such field"),
         (
             holds(lambda t: t | {f"{UP}.lora_A.weight": np.zeros((3, 32), np.float32)}),
             rf"{UP}.lora_B.weight \[40, 2\] has no place on \[40, 32\]",

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from camelid.checkpoints.interop.tokenizer_gguf import CUTS, SAME_CUTS, gguf_fields, tokenizer_files
+from camelid.checkpoints.interop.tokenizer_gguf import (
+    PRE_TOKENIZER_ALIASES,
+    PRE_TOKENIZERS,
+    gguf_fields,
+    tokenizer_files,
+)
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
@@ -73,7 +78,7 @@ def mergeable(text, pre):
 
 def byte_level_spec(name="smollm"):
     """A small tokenizer.json, trained by tokenizers, that cuts text as `name` does."""
-    cut = CUTS[name]
+    cut = PRE_TOKENIZERS[name]
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=cut.ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -121,14 +126,14 @@ def copy(tokenizer):
     return from_fields(gguf_fields(tokenizer))
 
 
-@pytest.mark.parametrize("pre", [*CUTS, *SAME_CUTS])
+@pytest.mark.parametrize("pre", [*PRE_TOKENIZERS, *PRE_TOKENIZER_ALIASES])
 def test_each_pre_tokenizer_cuts_where_llama_cpp_does(pre):
     tokenizer = from_fields(mergeable(PROBE, pre))
     cuts = "|".join(map(tokenizer.piece, tokenizer.encode(PROBE)))
-    assert cuts == CUT_PROBE[SAME_CUTS.get(pre, pre)]
+    assert cuts == CUT_PROBE[PRE_TOKENIZER_ALIASES.get(pre, pre)]
 
 
-@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_every_known_byte_level_tokenizer_comes_back_under_its_name(name):
     original = from_spec(byte_level_spec(name))
     fields = gguf_fields(original)
@@ -409,7 +414,7 @@ def test_malformed_fields_of_byte_level_bpe_are_told_in_one_line(byte_level, spo
         (lambda f: changed(f, "scores", lambda s: s[1:]), r"scores has \d+ entries"),
         (
             lambda f: changed(f, "tokens", lambda t: ["<0x00>!" if x == "<0x00>" else x for x in t]),
-            "SentencePiece does",
+            "SentencePiece refuses",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Somebody else's checkpoint with more rows of embedding and head than its files have: each new one is the mean."""
+"""Adds rows to the embedding and the head of a checkpoint in another format while it is read."""
 
 import functools
 
@@ -8,9 +8,9 @@ from .tensors import Index, Source
 
 
 def with_rows(source: Source, rows: int) -> Source:
-    """`source` as if its vocabulary had `rows` ids. A row beyond its own is the mean of all of its own, in float32.
+    """A source whose embedding and head have at least `rows` rows; added rows are the float32 mean of the stored ones.
 
-    Such a token starts as likely as an average one and as an average input, as in Alpaca's and transformers' resizing.
+    A new token thus starts with average probability and as an average input, as in Alpaca's and transformers' code.
     """
     if rows <= source.config.vocab_size:
         return source
