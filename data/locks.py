@@ -58,7 +58,7 @@ def _take(path: Path, busy: Callable[[str], None]) -> int | None:
         except BaseException:
             os.close(file)
             raise
-        if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
+        if _lies_at(file, path):
             break
         os.close(file)  # the previous holder has just removed the file
     me = {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv)}
@@ -66,6 +66,14 @@ def _take(path: Path, busy: Callable[[str], None]) -> int | None:
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(me).encode(), 0)
     return file
+
+
+def _lies_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one at `path`, which another process may remove at any time."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _describe(content: bytes) -> str:

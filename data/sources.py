@@ -166,14 +166,17 @@ def fingerprint(source: Source) -> str:
     """A hash of the content of a source, in 32 hexadecimal digits. It reads all files of the source.
 
     It covers the names, sizes and contents of the files, but not their folder. For a TFDS dataset the files are the
-    shards of the split; for a task they are its `files()`.
+    shards of the split; for a task it is the version of the kind, with the contents of the task's `files()` if it has
+    any.
     """
     digest = hashlib.blake2b(digest_size=16)
     if source.scheme in tasks.NAMES:
-        digest.update(source.rest.encode())
-        for file in _task(source).files():
+        task = _task(source)
+        version, files = task.KINDS[source.rest], task.files()
+        digest.update(version.encode())
+        for file in files:
             digest.update(file.read_bytes())
-        return digest.hexdigest()
+        return digest.hexdigest() if files else version
     if source.scheme == "tfds":
         builder, split = _dataset(source.rest)
         files = [builder.data_path / "features.json", *builder.info.splits[split].filepaths]

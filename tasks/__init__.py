@@ -25,8 +25,9 @@ Score = Callable[[Mapping, str], float]
 class Task(Protocol):
     """A module that makes records, and scores answers to them. Both are the same on every machine."""
 
-    KINDS: tuple[str, ...]
-    """The kinds of its records; "chat" is always among them."""
+    KINDS: Mapping[str, str]
+    """The kinds of its records, "chat" among them, with the version of each: 32 hexadecimal digits, which are replaced
+    whenever the records change. The names of caches, and so the order of batches, depend on them."""
     GROUPS: Mapping[str, tuple[str, ...]]
     """The fields of meta that divide chat records into groups for `metrics`, with the values of each field."""
     SCORES: tuple[str, ...]
@@ -42,7 +43,7 @@ class Task(Protocol):
         """The mean of `scores`, one score for each record, over all records and over each group."""
 
     def files(self) -> list[Path]:
-        """The files that decide the records: source code, tables and data. Their content is part of cache names."""
+        """The files outside of the package that decide the records. Their content is part of cache names."""
 
 
 def find(name: str) -> Task:

@@ -28,7 +28,7 @@ STARTS = tuple(NODES.replace(GOAL, ""))
 MAX_NODES = 10  # the most nodes in a walk, with start and goal
 EDGE_PROBABILITY = 0.1  # probability of an edge from one node to another
 SEED = 9  # seeds the graph
-KINDS = ("chat", "pairs")
+KINDS = {"chat": "53c11170955ed845b1938eb0bb21e23f", "pairs": "a8f5213c7dd4a63b336d0352a95a28af"}
 GROUPS = {}  # 20 prompts are too few to divide
 SCORES = ("reward",)
 SIZES = {("chat", "train"): 10_000, ("pairs", "train"): 10_000, ("pairs", "heldout"): 500}
@@ -144,5 +144,5 @@ def _pair(index: int, split: str) -> dict:
 
 
 def files() -> list[Path]:
-    """The files that decide the records: source code."""
-    return [Path(__file__), Path(__file__).with_name("records.py")]
+    """No files: all records are generated."""
+    return []

@@ -6,8 +6,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -238,13 +238,9 @@ def test_a_failure_while_joining_is_made_good(text_source, tmp_path, monkeypatch
 def test_of_two_builders_at_once_one_builds_and_the_other_waits(text_source, tmp_path):
     whole = build(text_source, tmp_path / "whole")
     tokenizers = [CharacterTokenizer() for _ in range(4)]
-    threads = [
-        threading.Thread(target=build, args=(text_source, tmp_path / "cache", tokenizer)) for tokenizer in tokenizers
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as pool:
+        built = [pool.submit(build, text_source, tmp_path / "cache", tokenizer) for tokenizer in tokenizers]
+        assert {future.result().path.name for future in built} == {whole.path.name}
     assert sum(tokenizer.calls for tokenizer in tokenizers) == RECORDS
     assert content(tmp_path / "cache" / whole.path.name) == content(whole.path)
 
