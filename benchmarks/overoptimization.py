@@ -22,7 +22,7 @@ from camelid.data.samples import read_samples
 from camelid.data.sources import Source
 from camelid.launch.recipes import RECIPES, run_of
 from camelid.rlhf.best_of_n import curve
-from camelid.rlhf.collect import Drawing, prompt_encoder, sample_answers, score_again
+from camelid.rlhf.collect import DrawSettings, prompt_encoder, sample_answers, score_again
 from camelid.settings.config_files import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -51,7 +51,7 @@ def ppo_curve(workdir: epath.Path) -> list[dict[str, float]]:
 def best_of_n_curves(quickstart: epath.Path, models: dict[int, epath.Path], prompts: int) -> dict[int, list[dict]]:
     """Best-of-n of the tuned model's answers to held-out prompts, by each reward model."""
     llama = load(quickstart / "sft")
-    drawing = Drawing(n=max(NS), max_tokens=24, seed=1)
+    drawing = DrawSettings(n=max(NS), max_tokens=24, seed=1)
     asked = read_samples(Source("primer:chat"), "heldout", prompt_encoder(llama, drawing.max_tokens)).spread(prompts)
     answers = sample_answers(llama, asked, GOLD, drawing, keep_repeated=True)
     gold = np.array([a.scores for a in answers])

@@ -138,7 +138,7 @@ class MixedBatches:
         return self.prompts.epochs(step) | {f"mix/{name}": n for name, n in self.text.epochs(step).items()}
 
 
-def with_text(
+def add_text(
     settings: PtxSettings,
     reading: PromptDataSettings,
     prompts: Mixture,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from camelid.model.sharding import make_mesh
-from camelid.rlhf.pairs import calibration_error, describe_ranking
+from camelid.rlhf.pair_batches import calibration_error, describe_ranking
 from camelid.rlhf.reward import Objective, heldout_ranking, make_loss
 from camelid.rlhf.scalar import ScalarModel
 
