@@ -146,7 +146,7 @@ class AnswerTask:
         if self.prompts.length + self.sampling.max_tokens > context:
             raise UserError(
                 f"config.data.max_prompt_tokens = {self.prompts.length} and config.rollout.max_tokens = "
-                f"{self.sampling.max_tokens} are together more than the network's context of {context}; lower one"
+                f"{self.sampling.max_tokens} together exceed the network's context of {context} tokens; lower one"
             )
         self.rewards = load_rewards(run, config.reward.sources, "config.reward.sources")
         self.eval_rewards = load_rewards(run, config.eval_rewards, "config.eval_rewards")

@@ -109,7 +109,7 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
             for b in range(3)
         ]
         assert best_of_n.best_of_n(proxy, gold, n) == pytest.approx(np.mean(chosen))
-    with pytest.raises(ValueError, match="n is 1 to 6"):
+    with pytest.raises(ValueError, match="give an n from 1 to 6"):
         best_of_n.best_of_n(proxy, gold, 7)
     assert best_of_n.kl_of_best_of_n(1) == 0 and best_of_n.kl_of_best_of_n(4) == pytest.approx(np.log(4) - 0.75)
     points = best_of_n.curve(proxy, gold, (1, 6))

@@ -177,5 +177,5 @@ def test_kto_reads_pairs_or_single_answers_and_needs_other_prompts_in_a_batch(tm
     single = write(tmp_path / "single.jsonl", TRL)
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "1", "chosen": "2", "rejected": "3"}])
     assert kto.is_labelled(settings(2, a=single)) and not kto.is_labelled(settings(2, a=pairs))
-    with pytest.raises(UserError, match=r"config\.data\.mixture: a holds single answers and b pairs"):
+    with pytest.raises(UserError, match=r"config\.data\.mixture: a holds labelled answers and b pairs"):
         kto.is_labelled(settings(2, a=single, b=pairs))
