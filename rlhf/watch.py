@@ -166,7 +166,7 @@ class Watch:
         if len(moves) == n and all(new[0] > old[0] and new[1] < old[1] for old, new in moves):
             raise TrainingStopped(
                 f"step {step}: in {n} evaluations in a row {self._limits.proxy} rose while {self._limits.gold} fell: "
-                "the policy exploits the reward; raise the KL penalty (config.kl.coef, config.grpo.kl_coef), or end the "
+                "the policy exploits the reward; raise config.kl.coef or config.grpo.kl_coef, or end the "
                 f"run where {self._limits.gold} is best"
             )
 
