@@ -160,7 +160,7 @@ class LlamaConfig:
         if self.family not in get_args(FamilyName):
             raise ValueError(f"family {self.family!r}: give one of {', '.join(get_args(FamilyName))}")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; give an even one, as rotary embedding turns pairs")
+            raise ValueError(f"head_dim {self.head_dim} is odd: give an even number")
         kind = None if self.rope_scaling is None else self.rope_scaling.kind
         if kind == "yarn" and self.rope_theta <= 1:
             raise ValueError(f"rope_theta {self.rope_theta}: rope scaling yarn needs a base above 1")
@@ -170,8 +170,8 @@ class LlamaConfig:
             factors = (self.rope_scaling.short_factors, self.rope_scaling.long_factors)
             if {len(each) for each in factors} != {self.head_dim // 2}:
                 raise ValueError(
-                    f"rope scaling longrope has {len(factors[0])} short_factors and {len(factors[1])} long_factors; give "
-                    f"{self.head_dim // 2} of each, head_dim / 2"
+                    f"rope scaling longrope has {len(factors[0])} short_factors and {len(factors[1])} long_factors; "
+                    f"give {self.head_dim // 2} of each, head_dim / 2"
                 )
 
     @classmethod
@@ -189,7 +189,7 @@ class LlamaConfig:
         n_heads. Raises ValueError for an unknown field."""
         unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
-            raise ValueError(f"unknown model field(s) {', '.join(sorted(unknown))}; give fields of LlamaConfig")
+            raise ValueError(f"unknown model field(s) {', '.join(sorted(unknown))}: give fields of LlamaConfig")
         fields = {"n_kv_heads": fields["n_heads"], "head_dim": fields["dim"] // fields["n_heads"], **fields}
         if isinstance(fields.get("rope_scaling"), dict):
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
@@ -223,7 +223,7 @@ class LlamaConfig:
         """
         trained = fields.pop("original_max_len", None) or self.trained_len
         if trained is None:
-            raise ValueError(f"rope scaling {kind}: give original_max_len; the present scaling does not have it")
+            raise ValueError(f"rope scaling {kind}: give original_max_len, which the scaling lacks")
         if max_len is None and factor is None:
             raise ValueError(f"rope scaling {kind}: give max_len, more than the trained context of {trained} tokens")
         scaling = RopeScaling(kind, factor or max_len / trained, original_max_len=trained, **fields)
@@ -239,12 +239,11 @@ class LlamaConfig:
         return self.n_layers * layer + self.dim + self.vocab_size * self.dim * (1 if self.tied else 2)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Model FLOPs of one training step per token, for rows of T = `seq_len` tokens (PaLM, arXiv:2204.02311, appendix
-        B).
+        """Model FLOPs of one training step per token (PaLM, arXiv:2204.02311, appendix B).
 
-        They are 6 for each weight in a matrix product, and 12 N H E for each position that a token attends to. That is
-        T / 2 positions on average, or W - W^2 / 2T with a window W below T. Recomputation is not counted, so that model
-        FLOPs utilisation (MFU) can be compared across remat policies.
+        They are 6 for each weight in a matrix product, and 12 N H E for each position that a token attends to: on
+        average T / 2 positions in rows of T = `seq_len` tokens, or W - W^2 / 2T with a window W below T. Recomputation
+        is not counted, so that model FLOPs utilisation (MFU) can be compared across remat policies.
         """
         attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim) + self.vocab_size * self.dim
