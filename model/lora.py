@@ -67,8 +67,8 @@ def ranks(lora: Lora, abstract: Params) -> dict[str, int]:
       lora: the adapters.
       abstract: the network's tree of plain matrices, or of their shapes.
 
-    Raises ValueError for a pattern that matches only norms and biases, for one that matches the embedding, for a rank
-    above the smaller side of a matrix, and if no matrix is matched.
+    Raises ValueError for a pattern that matches the embedding or nothing but norms and biases. A rank above the smaller
+    side of a matrix, a matrix that is also trained whole, and a list without a match raise it too.
     """
     found, passed_over, matched = {}, {}, set()
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
@@ -195,7 +195,7 @@ def _norms(matrix: jax.Array, stack: int, inputs: int) -> jax.Array:
 
 
 def with_dropout(params: Params, key: Key[Array, ""], rate: float) -> Params:
-    """Parameters whose adapters drop each of their inputs with probability `rate`; the key decides which."""
+    """The parameters with dropout in their adapters: each input is dropped with probability `rate`, drawn by `key`."""
     if not isinstance(params, dict):
         return params
     dropping = {

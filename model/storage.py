@@ -17,7 +17,7 @@ Rules = Sequence[tuple[str, str | None]]
 
 
 def encode_layer(kind: str, path: str, matrix: jax.Array) -> Params:
-    """Quantises one layer of the parameter at `path` to `kind`. The embedding is quantised by rows, for looking up."""
+    """Quantises one layer of the parameter at `path` to `kind`. The embedding is quantised by rows, to be looked up."""
     if path.endswith("embed/embedding"):
         return quantization.encode_table(kind, matrix)
     return quantization.encode(kind, matrix, input_axes(path))

@@ -77,7 +77,7 @@ def pad_rows(table_VD: Float[Array, "V D"], rows: int) -> Float[Array, "W D"]:
 
 
 def grow_rows(table_VD: Float[Array, "V D"], splits: Sequence[Sequence[int]], start: int) -> Float[Array, "W D"]:
-    """Writes the rows of new tokens into one table, from row `start` on; arguments and errors are those of `grow`."""
+    """Writes a row for each of `splits` into a table, from row `start` on. Arguments and errors are those of `grow`."""
     _check(splits, start, table_VD.shape)
     if not splits:
         return table_VD

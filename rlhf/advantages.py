@@ -48,7 +48,7 @@ def gae(
 
 
 def whiten(x: Float[Array, "B T"], mask: Float[Array, "B T"], *, shift_mean: bool = True) -> Float[Array, "B T"]:
-    """Shifts and scales x to mean 0 and standard deviation 1 over all real entries of the array.
+    """Shifts and scales x to mean 0 and standard deviation 1 over all entries of the array whose mask is 1.
 
     The variance is the population variance. `shift_mean=False` keeps the mean. Masked entries become 0.
     """

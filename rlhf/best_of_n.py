@@ -33,7 +33,10 @@ def kl_of_best_of_n(n: int) -> float:
 
 
 def curve(proxy: Float[np.ndarray, "B N"], gold: Float[np.ndarray, "B N"], ns: Sequence[int]) -> list[dict[str, float]]:
-    """A row for each n: "n", "kl" in nats, and the mean "proxy" and "gold" score of the best of n answers by proxy."""
+    """For each n of `ns` a row {"n", "kl" in nats, "proxy", "gold"}: the mean scores of the best of n answers by proxy.
+
+    proxy, gold: both scores of N answers to each prompt.
+    """
     return [
         {"n": n, "kl": kl_of_best_of_n(n), "proxy": best_of_n(proxy, proxy, n), "gold": best_of_n(proxy, gold, n)}
         for n in ns

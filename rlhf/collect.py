@@ -118,7 +118,7 @@ def score_function(llama: LanguageModel, reward: str) -> ScoreFunction:
 
 
 def score_again(llama: LanguageModel, reward: str, answers: Sequence[ScoredAnswers]) -> list[list[float]]:
-    """The scores that another reward, named as in `score_function`, gives to the answers to each prompt."""
+    """Scores the answers to each prompt again, by a reward named as in `score_function`. llama: the answers' model."""
     return score_function(llama, reward)(answers)
 
 

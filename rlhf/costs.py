@@ -61,9 +61,9 @@ class Cost(NamedTuple):
 def combine(
     reward_advantages_RM: Float[Array, "R M"], cost_advantages_RM: Float[Array, "R M"], multiplier: Float[Array, ""]
 ) -> Float[Array, "R M"]:
-    """The advantages (A_R - lambda A_C) / (1 + lambda) of the constrained objective.
+    """Combines the advantages in reward, A_R, and in cost, A_C: (A_R - lambda A_C) / (1 + lambda).
 
-    The division keeps their scale from growing with lambda.
+    That is the direction of the constrained objective, at a scale that does not grow with lambda, the multiplier.
     """
     return (reward_advantages_RM - multiplier * cost_advantages_RM) / (1.0 + multiplier)
 

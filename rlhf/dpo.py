@@ -106,7 +106,10 @@ class AnswerScores(NamedTuple):
 
 
 def score_pairs(model: llama.Model, params: llama.Params, batch: Mapping[str, Array]) -> AnswerScores:
-    """Log-probabilities of all answers of a batch of pairs (`data.pairs`) or labelled answers (`data.labelled`)."""
+    """Scores the answers of a batch with a network and its parameters.
+
+    batch: pairs (`data.pairs`, S = 2) or labelled answers (`data.labelled`, S = 1).
+    """
     B, sides, T = batch["tokens"].shape
     tokens_RT, mask_RT = batch["tokens"].reshape(-1, T), batch["answer_mask"].reshape(-1, T)
     lengths_R = batch["lengths"].reshape(-1)
@@ -173,10 +176,11 @@ def make_loss(model: llama.Model, settings: DPOSettings) -> Callable:
 
 
 def make_prepare(model: llama.Model, settings: DPOSettings) -> Callable:
-    """Makes the function that adds to a batch what no gradient flows through.
+    """Makes the function that adds arrays to a batch that no gradient flows through.
 
-    It returns prepare(params, reference, batch) -> batch with "reference" [B, S], the reference's log-probabilities of
-    the answers (0 for losses without a reference), and "kl" [B], KTO's reference point (0 for other losses).
+    It returns prepare(params, reference, batch) -> batch with two further arrays. "reference" [B, S] holds the
+    reference's log-probabilities of the answers, 0 for a loss without a reference. "kl" [B] is KTO's reference point, 0
+    for other losses.
     """
 
     def prepare(params: Any, reference: Any, batch: Mapping[str, Array]) -> dict[str, Array]:

@@ -24,8 +24,8 @@ def experience_metrics(experience: Experience, score_R: Float[Array, " R"]) -> d
 def rollout_metrics(rows: Rollout, logp_RM: Float[Array, "R M"]) -> dict[str, Float[Array, ""]]:
     """Metrics of the drawn tokens: length, share of ended answers, variety, and sampling/logprob_difference.
 
-    The last is the distance of `logp_RM`, the policy's log-probabilities as it scores the tokens, from those it drew
-    them with, in nats.
+    logp_RM: the policy's log-probabilities of the tokens in the scoring pass. Their distance, in nats, from the
+    log-probabilities at which the decoder drew the tokens is sampling/logprob_difference.
     """
     answers_RM, mask_RM = rows.answers_RM, rows.mask_RM
     difference_RM = jnp.abs(logp_RM - rows.sampling_logprobs_RM) * mask_RM
@@ -62,7 +62,7 @@ def kl_metrics(
 
 
 def distinct(tokens_RM: Int[Array, "R M"], mask_RM: Float[Array, "R M"], n: int) -> Float[Array, ""]:
-    """The number of different n-grams of the batch divided by the number of all (distinct-n, arXiv:1510.03055)."""
+    """The share of different n-grams among all n-grams of the batch's answers (distinct-n, arXiv:1510.03055)."""
     grams, real = _grams(tokens_RM, mask_RM, n)
     different = _count_different([g.reshape(1, -1) for g in grams], real.reshape(1, -1))
     return jnp.sum(different) / jnp.maximum(jnp.sum(real), 1)
@@ -77,7 +77,7 @@ def repetition(tokens_RM: Int[Array, "R M"], mask_RM: Float[Array, "R M"], n: in
 def explained_variance(
     values_RM: Float[Array, "R M"], returns_RM: Float[Array, "R M"], mask_RM: Float[Array, "R M"]
 ) -> Float[Array, ""]:
-    """1 - var(returns - values) / var(returns) over real tokens; 0 if the returns do not vary."""
+    """1 - var(returns - values) / var(returns) over tokens whose mask is 1; 0 if the returns do not vary."""
 
     def variance(x_RM):
         return masked_mean((x_RM - masked_mean(x_RM, mask_RM)) ** 2, mask_RM)

@@ -163,7 +163,8 @@ def equal_groups(score_Bn: Array) -> Array:
 def shape_overlong(score_R: Array, lengths_R: Array, overlong: int, max_tokens: int) -> Array:
     """Adds DAPO's penalty of long answers (arXiv:2503.14476, equation 13) to their scores.
 
-    The penalty is 0 up to max_tokens - overlong tokens, and falls from there linearly to -1 at `max_tokens`.
+    The penalty of an answer of `lengths_R` tokens is 0 up to max_tokens - overlong tokens, and falls from there
+    linearly to -1 at `max_tokens`. With `overlong` 0 there is none.
     """
     if not overlong:
         return score_R

@@ -80,7 +80,7 @@ def policy_loss(
 
 
 def aggregated(loss: Float[Array, "B T"], mask: Float[Array, "B T"], aggregate: str) -> Float[Array, ""]:
-    """Averages the losses of tokens. Rows without a real token are left out, also of the count of rows B.
+    """Averages the losses of the tokens whose mask is 1. Rows without such a token are not counted.
 
     aggregate: "token", the mean over all real tokens (DAPO, arXiv:2503.14476, section 3.3); "sequence", the mean over
     rows of each row's mean (GRPO); "constant", the sum divided by B T (Dr. GRPO, arXiv:2503.20783, section 3.1).

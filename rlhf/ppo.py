@@ -130,6 +130,7 @@ class PPOConfig(AnswerConfig):
     """A cost of answers that is held under a threshold."""
 
     def scores(self) -> list[str]:
+        """The names of all scores of an answer."""
         return [*super().scores(), "cost"]
 
     def check(self, where: str) -> None:
@@ -243,7 +244,7 @@ def make_learn(
     controller, cost = penalty.make_controller(), task.cost
 
     def advantages_and_returns(name: str, reward_RM, experience: Experience):
-        """Those of the critic `name`, from the reward or cost of each token."""
+        """Advantages and returns of the critic `name`, from the reward or cost of each token."""
         values_RM, mask_RM = experience.values[name], experience.rows.mask_RM
         return gae(reward_RM, values_RM, mask_RM, gamma=settings.gamma, lam=settings.lam)
 
@@ -262,7 +263,7 @@ def make_learn(
         if settings.whiten_rewards:
             reward_RM = whiten(reward_RM, mask_RM, shift_mean=False)
 
-        # Advantages: of the reward, and with a cost those of the cost, which the multiplier weighs against them.
+        # Advantages of the reward; with a cost, the multiplier weighs advantages of the cost against them.
         advantages_RM, returns_RM = advantages_and_returns("critic", reward_RM, experience)
         returns = {"critic": returns_RM}
         state, metrics = dict(state), {}

@@ -153,7 +153,7 @@ class RewardConfig(PairsConfig):
 
 
 def pair_scores(model: scalar.ScalarModel, params: scalar.Params, batch: Mapping[str, Array]) -> Float[Array, "B S H"]:
-    """The scores, by H heads, of the S answers to each prompt, read at an answer's last real token."""
+    """Scores the S answers to each prompt of a batch (`data.pairs`) by all H heads, at an answer's last real token."""
     B, sides, T = batch["tokens"].shape
     scores_RH = scalar.last_scores(model, params, batch["tokens"].reshape(-1, T), batch["lengths"].reshape(-1))
     return scores_RH.reshape(B, sides, -1)
@@ -301,7 +301,13 @@ def train(run: Run[RewardConfig]) -> Result:
 
 
 def check_labels(objective: Objective, batches: Mixture, answers_per_prompt: int) -> None:
-    """Raises UserError if no pair has the labels, margins or further answers that the settings ask for."""
+    """Raises UserError if no training pair has the labels, margins or further answers that the settings ask for.
+
+    Args:
+      objective: `config.objective`.
+      batches: the training pairs.
+      answers_per_prompt: `config.data.answers_per_prompt`.
+    """
     if objective.kind == "cost" and not (_any_nonzero(batches, "safer") or _any_nonzero(batches, "safe")):
         raise UserError(
             "config.objective.kind = 'cost': no pair of config.data.mixture says which answer is safer, or whether one "

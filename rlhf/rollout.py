@@ -148,13 +148,16 @@ def states_before(hidden_RTD: Float[Array, "R T D"], M: int) -> Float[Array, "R 
 
 
 def answer_states(model: llama.Model, params: llama.Params, rows: Rollout) -> Float[Array, "R M D"]:
-    """Runs the network over whole rows, and gives its last hidden state before each token of the answers."""
+    """Runs a network with its parameters over whole rows; returns its last hidden state before each answer token."""
     hidden_RTD = model.hidden(params, rows.tokens_RT, rows.segment_ids_RT, rows.positions_RT)
     return states_before(hidden_RTD, rows.mask_RM.shape[1])
 
 
 def score_answers(model: llama.Model, params: llama.Params, rows: Rollout, temperature: float) -> TokenScores:
-    """Log-probability and entropy, [R, M], of each token of the answers when logits are divided by `temperature`."""
+    """Scores the answers' tokens with a network and its parameters: log-probability and entropy of each, [R, M].
+
+    temperature: divisor of the logits.
+    """
     states_RMD = answer_states(model, params, rows)
     return head_logprobs(llama.output_kernel(params), states_RMD, rows.answers_RM, temperature)
 

@@ -49,7 +49,7 @@ def build(config: LlamaConfig, heads: int = 1) -> ScalarModel:
 
 
 def init_head(key: jax.Array, config: LlamaConfig, heads: int = 1) -> Params:
-    """Random heads: weights from N(0, 1 / (D + 1)), bias 0 (Stiennon et al., arXiv:2009.01325, appendix B.1)."""
+    """Random heads on a trunk of `config`: weights from N(0, 1 / (D + 1)), bias 0 (arXiv:2009.01325, appendix B.1)."""
     std = (config.dim + 1) ** -0.5
     kernel_DH = std * jax.random.normal(key, (config.dim, heads), config.param_dtype)
     return {"kernel": kernel_DH, "bias": jnp.zeros(heads, config.param_dtype)}
@@ -83,7 +83,7 @@ def combine(scores_RH: Float[Array, "R H"], pessimism: float = 0.0) -> Float[Arr
 
 
 def rescale(params: Params, gain_H: Float[Array, " H"], offset_H: Float[Array, " H"]) -> Params:
-    """Parameters with which each head gives gain * x + offset where it gave x."""
+    """The parameters of a scalar model whose heads give gain * x + offset where those of `params` give x."""
     head = params["score"]
     kernel_DH = (head["kernel"] * gain_H[None]).astype(head["kernel"].dtype)
     bias_H = (head["bias"] * gain_H + offset_H).astype(head["bias"].dtype)
