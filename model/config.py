@@ -156,7 +156,7 @@ class LlamaConfig:
         if self.cache not in (None, "int8"):
             raise ValueError(f"cache {self.cache!r}: give int8, or None for keys and values in dtype")
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}: change one")
         if self.family not in get_args(FamilyName):
             raise ValueError(f"family {self.family!r}: give one of {', '.join(get_args(FamilyName))}")
         if self.head_dim % 2:

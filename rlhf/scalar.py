@@ -131,4 +131,6 @@ def trunk_loader(start: Checkpoint, fresh_head: Callable[[Params], Params]) -> C
 def check_is_scalar(found: Checkpoint) -> None:
     """Raises UserError unless a checkpoint holds a scalar model."""
     if found.kind != "scalar":
-        raise UserError(f"{found.name}: a language model; a reward or cost model comes from the recipe `reward`")
+        raise UserError(
+            f"{found.name}: a language model; a reward or cost model comes from the recipe `reward`; give its run"
+        )
