@@ -270,7 +270,7 @@ def test_kto_learns_from_single_answers_which_are_good(tuned, rl_arguments, tmp_
     assert auc[-1] == 1.0 and good[-1] > 0 > bad[-1]
     capsys.readouterr()
     for kind, more, fault in (
-        ("kto", "--config.data.batch_size=1", "config.data.batch_size = 1: KTO measures"),
+        ("kto", "--config.data.batch_size=1", "config.data.batch_size = 1: KTO estimates"),
         ("sigmoid", source, "holds no two answers to compare"),
     ):
         assert main([*rl_arguments("dpo", tmp_path / kind, init_from=tuned, kind=kind), source, more]) == 2
