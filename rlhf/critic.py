@@ -1,4 +1,4 @@
-"""The critics of a PPO run: value functions of the reward and, with a cost, of the cost.
+"""The critics of a PPO run: value functions of the reward and, with `config.cost`, of the cost.
 
 A critic is a separate network, which starts from a reward model or from the policy, or one more head on the policy.
 """

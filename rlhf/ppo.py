@@ -301,7 +301,7 @@ def make_learn(
             target_kl=settings.target_kl,
         )
 
-        # State of the next step, and metrics. One step counts once, however many updates it makes.
+        # State of the next step, and metrics. `step` counts rollouts, not updates.
         state |= {"step": step + 1, "score_stats": score_stats}
         metrics |= update_metrics | experience_metrics(experience, score_R)
         state["kl_coef"] = controller.update(state["kl_coef"], metrics["objective/kl"], len(score_R))

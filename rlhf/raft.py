@@ -111,7 +111,7 @@ def make_learn(
             minibatches=settings.minibatches,
         )
 
-        # State of the next step, and metrics. One step counts once, however many updates it makes.
+        # State of the next step, and metrics. `step` counts rollouts, not updates.
         state |= {"step": step + 1, "score_stats": score_stats}
         metrics |= experience_metrics(experience, score_R)
         metrics["objective/scores_of_best"] = jnp.mean(score_R[best_B])
