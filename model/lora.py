@@ -139,16 +139,7 @@ def base_of(lora: Lora, params: Params) -> Params:
 
 
 def _fresh(lora: Lora, rank: int, matrix: Any, path: str, shape: tuple[int, ...], key: jax.Array) -> Params:
-    """The parts of a new adapter.
-
-    Args:
-      lora: the adapters.
-      rank: rank of this adapter.
-      matrix: the base, of any storage.
-      path: path of the matrix.
-      shape: shape of the plain matrix.
-      key: key of the initial values.
-    """
+    """The parts of a new adapter for the base `matrix`, of any storage; `shape` is that of the plain matrix."""
     stack, inputs, outputs = split_axes(path, shape)
     scale = lora.scale(rank)
     parts = {"gain": jnp.full(stack, scale, jnp.float32)}
@@ -169,14 +160,9 @@ INITS = ("zero", "pissa")
 
 
 def _principal(matrix: jax.Array, stack, inputs, outputs, rank: int) -> tuple[jax.Array, jax.Array]:
-    """The product a b that is the part of a matrix in its `rank` largest singular directions.
+    """Factors a and b of the part of a plain matrix in its `rank` largest singular directions.
 
-    Args:
-      matrix: the plain matrix.
-      stack: sizes of its axis over layers, if it has one.
-      inputs: sizes of its input axes.
-      outputs: sizes of its output axes.
-      rank: number of directions.
+    stack, inputs, outputs: sizes of its axes over layers, of its input axes, of its output axes.
     """
     flat = matrix.reshape(-1, math.prod(inputs), math.prod(outputs))
 

@@ -330,12 +330,7 @@ def _by_answer(rewards: Rewards, experience: Experience) -> dict[str, Any]:
 
 
 def _means(by_answer: Mapping[str, np.ndarray], languages: Sequence[str]) -> dict[str, float]:
-    """The mean of each array over answers, and if there are several languages, the mean of each score in each language.
-
-    Args:
-      by_answer: arrays [R] by their names.
-      languages: the language of each answer's prompt.
-    """
+    """The mean of each array [R] over answers, and of each score by the language of the prompt if there are several."""
     means = {name: float(np.mean(x)) for name, x in by_answer.items()}
     scores = {name: x for name, x in by_answer.items() if name.startswith("scores/")}
     found, languages = sorted(set(languages)), np.array(languages)
@@ -351,14 +346,9 @@ def _table(
     by_answer: Mapping[str, np.ndarray],
     count: int,
 ) -> list[dict[str, str]]:
-    """The first `count` answers of a batch as rows {"prompt", "answer", "score", "KL"}, all text.
+    """The first `count` answers as rows {"prompt", "answer", "score", "KL"}, all text.
 
-    Args:
-      records: the records of the prompts.
-      texts: the answers.
-      index: for each answer, the index of its prompt's record.
-      by_answer: arrays [R] as of `_by_answer`.
-      count: number of rows.
+    `texts` are the answers, `index` their prompts' places in `records`, `by_answer` the arrays of `_by_answer`.
     """
     return [
         {

@@ -172,14 +172,7 @@ class Watch:
 
 
 def _read_pairs(path: epath.Path, proxy: str, gold: str, before: int) -> list[tuple[float, float]]:
-    """The values of both metrics at every evaluation before the step `before`, read from metrics.jsonl.
-
-    Args:
-      path: the file metrics.jsonl.
-      proxy: name of the first metric.
-      gold: name of the second metric.
-      before: the step.
-    """
+    """The values of the metrics `proxy` and `gold` at every evaluation before a step, from metrics.jsonl at `path`."""
     steps: dict[int, dict] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         record = json.loads(line)
