@@ -22,7 +22,7 @@ from camelid.data.samples import read_samples
 from camelid.data.sources import Source
 from camelid.launch.recipes import RECIPES, run_of
 from camelid.rlhf.best_of_n import curve
-from camelid.rlhf.collect import Drawing, prompt_encoder, sample_answers, score_again
+from camelid.rlhf.collect import DrawSettings, prompt_encoder, sample_answers, score_again
 from camelid.settings.config_files import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -67,7 +67,7 @@ def best_of_n_curves(quickstart: epath.Path, models: dict[int, epath.Path], prom
       {number of pairs: one point for each n}.
     """
     llama = load(quickstart / "sft")
-    drawing = Drawing(n=max(NS), max_tokens=24, seed=1)
+    drawing = DrawSettings(n=max(NS), max_tokens=24, seed=1)
     asked = read_samples(Source("primer:chat"), "heldout", prompt_encoder(llama, drawing.max_tokens)).spread(prompts)
     answers = sample_answers(llama, asked, GOLD, drawing, keep_repeated=True)
     gold = np.array([a.scores for a in answers])

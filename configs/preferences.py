@@ -1,7 +1,7 @@
-"""The configs of a reward model and of direct preference optimisation with every default.
+"""Base configs of reward models and of direct preference optimisation, with every default.
 
-Every setting is described at its field: `rlhf/pair_batches.py` has what both share, `rlhf/reward.py` and `rlhf/dpo.py`
-the rest.
+Every setting is described at its field: those that both share in `rlhf/pair_batches.py`, the others in `rlhf/reward.py`
+and `rlhf/dpo.py`.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +12,10 @@ from camelid.settings.sections import to_config
 
 
 def reward_base() -> ConfigDict:
+    """The default config of the recipe `reward`."""
     return to_config(RewardConfig())
 
 
 def dpo_base() -> ConfigDict:
+    """The default config of the recipe `dpo`."""
     return to_config(DPOConfig())

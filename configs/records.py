@@ -1,4 +1,4 @@
-"""What tuning somebody's model on one's own records shares, whichever of its parameters learn."""
+"""The common part of `configs/sft/lora.py` and `lisa.py`, which tune an existing model on your own records."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ ARGUMENTS = {"init_from": "", "source": "", "seq_len": 512, "batch_size": 8, "ep
 
 
 def records_base(a: SimpleNamespace) -> ConfigDict:
-    """a: `ARGUMENTS`, and `lr`."""
+    """The config that both share. a: the config file's arguments, which are `ARGUMENTS` and `lr`."""
     c = base()
     c.recipe = "sft"
     c.init_from = a.init_from

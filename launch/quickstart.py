@@ -23,7 +23,7 @@ from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
 from ..evals.tasks import evaluator, evaluators
-from ..rlhf.collect import Drawing, pairs_of, prompt_encoder, sample_answers, write
+from ..rlhf.collect import DrawSettings, pairs_of, prompt_encoder, sample_answers, write
 from ..settings.config_files import load_config
 from ..tasks import primer
 from ..train.lock import only_process_of
@@ -121,7 +121,7 @@ def make_pairs(tuned: LanguageModel, path: epath.Path, prompts: int) -> None:
     """
     if not path.exists():
         asked = read_samples(Source("primer:chat"), "train", prompt_encoder(tuned, MAX_TOKENS), limit=prompts)
-        answers = sample_answers(tuned, asked, "primer", Drawing(n=4, max_tokens=MAX_TOKENS))
+        answers = sample_answers(tuned, asked, "primer", DrawSettings(n=4, max_tokens=MAX_TOKENS))
         hint = "the tuned model's answers have equal scores: raise --sft_steps, --pretrain_steps or --pair_prompts"
         write(pairs_of(answers, per_prompt=2), path, hint)
 

@@ -1,4 +1,4 @@
-"""The shape of a LLaMA or of a network like it (Qwen, Mistral, Phi-3, Granite), and published sizes by name."""
+"""The architecture of a LLaMA or a similar network (Qwen, Mistral, Phi-3, Granite), and published sizes by name."""
 
 import dataclasses
 import difflib
@@ -6,15 +6,18 @@ import math
 from typing import Any, Literal, get_args
 
 LARGEST = 2**31 - 1
-"""No size of a network is larger."""
+"""Upper limit of the sizes of a network."""
 
 RopeKind = Literal["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
 FamilyName = Literal["llama", "mistral", "qwen2", "qwen3", "phi3", "granite"]
 
 
 def check_numbers(config: Any) -> None:
-    """Raises ValueError unless each field of a dataclass holds what its annotation says: whole numbers from 1 to
-    `LARGEST`, other numbers that are positive and finite, and true or false; None where the annotation has it."""
+    """Raises ValueError unless each field of a dataclass fits its annotation.
+
+    An int is from 1 to `LARGEST`, a float is positive and finite, a bool is True or False. None is allowed if the
+    annotation names it.
+    """
     for field in dataclasses.fields(config):
         kinds, value = get_args(field.type) or (field.type,), getattr(config, field.name)
         if value is None and type(None) in kinds:
@@ -30,27 +33,30 @@ def check_numbers(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched to reach past the trained context (see `rope.frequencies`).
-
-    factor: target length divided by trained length. original_max_len: the trained length, in tokens; linear and ntk
-    turn the same without it. beta_fast, beta_slow: yarn's rotations per trained length above which a frequency is kept,
-    below which it is interpolated (YaRN, arXiv:2309.00071, section 3.2); truncate: whether the pairs that turn so often
-    are rounded to whole ones. attention_factor: scale of cos and sin in yarn and longrope; None for their formulas.
-    low_freq_factor, high_freq_factor: the same borders in Llama 3.1's own scheme. short_factors, long_factors: what
-    longrope divides each pair's frequency by, within the trained length and past it (LongRoPE, arXiv:2402.13753).
-    """
+    """How rotary frequencies are scaled to reach past the trained context (see `rope.frequencies`)."""
 
     kind: RopeKind
+    """The scheme."""
     factor: float
+    """Target length divided by trained length, 1 or more."""
     original_max_len: int | None = None
+    """The trained length, in tokens. linear and ntk do not need it."""
     beta_fast: float = 32.0
+    """yarn: rotations per trained length above which a frequency is kept (arXiv:2309.00071, section 3.2)."""
     beta_slow: float = 1.0
+    """yarn: rotations per trained length below which a frequency is interpolated (arXiv:2309.00071, section 3.2)."""
     attention_factor: float | None = None
+    """yarn, longrope: factor of cosines and sines. None: the scheme's formula."""
     low_freq_factor: float = 1.0
+    """llama3: rotations per trained length below which a frequency is interpolated."""
     high_freq_factor: float = 4.0
+    """llama3: rotations per trained length above which a frequency is kept."""
     truncate: bool = True
+    """yarn: whether the indices of the border frequencies are rounded to whole numbers."""
     short_factors: tuple[float, ...] | None = None
+    """longrope: divisor of each frequency within the trained length (LongRoPE, arXiv:2402.13753)."""
     long_factors: tuple[float, ...] | None = None
+    """longrope: divisor of each frequency past the trained length."""
 
     def __post_init__(self):
         check_numbers(self)
@@ -60,15 +66,17 @@ class RopeScaling:
         if self.factor < 1:
             raise ValueError(f"rope scaling factor {self.factor}: give target length / trained length, 1 or more")
         if self.kind not in ("linear", "ntk") and self.original_max_len is None:
-            raise ValueError(f"rope scaling {self.kind} needs original_max_len, the context it was trained on")
+            raise ValueError(f"rope scaling {self.kind} needs original_max_len, the trained context in tokens")
         if self.kind == "longrope" and not (self.short_factors and self.long_factors):
-            raise ValueError("rope scaling longrope needs short_factors and long_factors, one for each pair")
+            raise ValueError(
+                "rope scaling longrope needs short_factors and long_factors, one number for each frequency"
+            )
         if self.kind == "longrope" and self.original_max_len == 1 and self.attention_factor is None:
             raise ValueError("rope scaling longrope needs attention_factor where original_max_len is 1")
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             factors = f"{self.low_freq_factor:g} and {self.high_freq_factor:g}"
             raise ValueError(f"rope scaling llama3 needs low_freq_factor below high_freq_factor, not {factors}")
-        for name in ("short_factors", "long_factors"):  # JSON gives lists, a config must be hashable
+        for name in ("short_factors", "long_factors"):  # JSON gives lists, and a config must be hashable
             if (factors := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(factors))
                 if wrong := [x for x in factors if not isinstance(x, int | float) or not 0 < x < math.inf]:
@@ -77,80 +85,98 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """A LLaMA (arXiv:2302.13971, section 2.2; grouped queries from arXiv:2307.09288) and what other families add to it.
+    """The architecture of a network, and how it is executed.
 
-    Architecture: vocab_size V, dim D, n_layers N, n_heads H, n_kv_heads K, head_dim E, ffn_dim F, norm_eps,
-    rope_theta (the rotary base), rope_scaling, max_len (trained context in tokens), tied (the output head is the
-    embedding).
-
-    Additions of other families, all absent from a LLaMA:
-        qkv_bias: a bias on queries, keys and values (Qwen2, arXiv:2407.10671).
-        o_bias, mlp_bias: a bias on attention's output; on gate, up and down.
-        qk_norm: an RMS norm of each query and key head, before rotation (Qwen3, arXiv:2505.09388).
-        window: how many positions a position sees, itself among them (Mistral, arXiv:2310.06825); None for all.
-        attention_scale: of scores; None for 1 / sqrt(E). It and the next three are Granite's.
-        embedding_multiplier, residual_multiplier: of embeddings, and of what each half of a layer adds.
-        logit_divisor: of logits.
-        family: the family as which the network is exported, if that has all of its additions (`interop.families`).
-
-    Execution, free to differ between runs of one checkpoint: dtype (of the computation), param_dtype, attention (an
-    implementation of `attention.attention`), remat (a policy of `llama.REMAT`), unroll (layers that are compiled side
-    by side in one turn of the loop over layers: on a CPU, all of a small model), cache (what keys and values are kept
-    in while decoding: int8, or None for dtype).
+    The defaults are a LLaMA's (arXiv:2302.13971, section 2.2; grouped queries: arXiv:2307.09288).
     """
 
     vocab_size: int
+    """V, the number of rows of embedding and output head."""
     dim: int
+    """D, the width of the residual stream."""
     n_layers: int
+    """N, the number of layers."""
     n_heads: int
+    """H, the number of query heads."""
     n_kv_heads: int
+    """K, the number of key/value heads, a divisor of H."""
     ffn_dim: int
+    """F, the width of the feed-forward layers."""
     head_dim: int
+    """E, the width of a head, an even number."""
     norm_eps: float = 1e-5
+    """Number that is added to the mean square in RMSNorm."""
     rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
+    """Scaling of the rotary frequencies. None: none."""
     max_len: int = 2048
+    """The context, in tokens."""
     tied: bool = False
+    """Whether the output head is the embedding."""
+
+    # Additions of other families, absent from a LLaMA.
     qkv_bias: bool = False
+    """Whether queries, keys and values have a bias (Qwen2, arXiv:2407.10671)."""
     o_bias: bool = False
+    """Whether attention's output has a bias."""
     mlp_bias: bool = False
+    """Whether the feed-forward matrices gate, up and down have a bias."""
     qk_norm: bool = False
+    """Whether each query and key head is normalised by RMSNorm before rotation (Qwen3, arXiv:2505.09388)."""
     window: int | None = None
+    """Number of positions that a token attends to, itself included (Mistral, arXiv:2310.06825). None: all."""
     attention_scale: float | None = None
+    """Factor of attention's scores (Granite). None: 1 / sqrt(E)."""
     embedding_multiplier: float = 1.0
+    """Factor of embeddings (Granite)."""
     residual_multiplier: float = 1.0
+    """Factor of the output of attention and of the feed-forward layer before it is added (Granite)."""
     logit_divisor: float = 1.0
+    """Divisor of logits (Granite)."""
     family: FamilyName = "llama"
+    """Family as which the network is exported, if that family has all of its additions (`interop.families`)."""
+
+    # Execution, which may differ between runs of one checkpoint.
     dtype: str = "float32"
+    """Dtype of the computation."""
     param_dtype: str = "float32"
+    """Dtype of the parameters."""
     attention: str = "auto"
+    """Implementation of attention (`attention.attention`)."""
     remat: str = "none"
+    """What a layer keeps for its backward pass, which recomputes the rest: a policy of `llama.REMAT`."""
     unroll: int = 1
+    """Number of layers that one turn of the scan over layers computes; on a CPU, all layers of a small model."""
     cache: str | None = None
+    """Dtype of keys and values in the cache while decoding: int8, or None for `dtype`."""
 
     def __post_init__(self):
         check_numbers(self)
         if self.cache not in (None, "int8"):
             raise ValueError(f"cache {self.cache!r}: give int8, or None for keys and values in dtype")
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}: change one")
         if self.family not in get_args(FamilyName):
             raise ValueError(f"family {self.family!r}: give one of {', '.join(get_args(FamilyName))}")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
+            raise ValueError(f"head_dim {self.head_dim} is odd: give an even number")
         kind = None if self.rope_scaling is None else self.rope_scaling.kind
         if kind == "yarn" and self.rope_theta <= 1:
             raise ValueError(f"rope_theta {self.rope_theta}: rope scaling yarn needs a base above 1")
         if kind in ("ntk", "dynamic") and self.head_dim == 2:
-            raise ValueError(f"rope scaling {kind} needs heads of more than one pair")
+            raise ValueError(f"rope scaling {kind} needs head_dim above 2")
         if self.rope_scaling is not None and self.rope_scaling.kind == "longrope":
             factors = (self.rope_scaling.short_factors, self.rope_scaling.long_factors)
             if {len(each) for each in factors} != {self.head_dim // 2}:
-                raise ValueError(f"rope scaling longrope needs {self.head_dim // 2} short_factors and long_factors")
+                raise ValueError(
+                    f"rope scaling longrope has {len(factors[0])} short_factors and {len(factors[1])} long_factors; "
+                    f"give {self.head_dim // 2} of each, head_dim / 2"
+                )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "LlamaConfig":
-        """The named size (a key of `PRESETS`) with fields changed. Raises ValueError for an unknown name or field."""
+        """The config of a name in `PRESETS`, with fields changed. Raises ValueError for an unknown name or field."""
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
@@ -159,40 +185,47 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "LlamaConfig":
-        """From plain values, as `to_dict` gives. n_kv_heads defaults to n_heads, head_dim to dim / n_heads."""
+        """The config of plain values, the inverse of `to_dict`. n_kv_heads defaults to n_heads, head_dim to dim /
+        n_heads. Raises ValueError for an unknown field."""
         unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
-            raise ValueError(f"unknown model field(s) {', '.join(sorted(unknown))}")
+            raise ValueError(f"unknown model field(s) {', '.join(sorted(unknown))}: give fields of LlamaConfig")
         fields = {"n_kv_heads": fields["n_heads"], "head_dim": fields["dim"] // fields["n_heads"], **fields}
         if isinstance(fields.get("rope_scaling"), dict):
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values (JSON), the inverse of `from_dict`."""
+        """The fields as plain values for JSON, the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> "LlamaConfig":
+        """A copy with fields changed."""
         return dataclasses.replace(self, **changes)
 
     @property
     def trained_len(self) -> int | None:
-        """The context before any rotary scaling, in tokens; None for a scaling that does not say it."""
+        """The context before any rotary scaling, in tokens; None if the scaling has no `original_max_len`."""
         return self.max_len if self.rope_scaling is None else self.rope_scaling.original_max_len
 
     def stretched(
         self, kind: RopeKind, *, max_len: int | None = None, factor: float | None = None, **fields: Any
     ) -> "LlamaConfig":
-        """The network that reaches from its trained context to `max_len` tokens, or to `factor` times as many.
+        """A copy whose rotary scaling, which replaces any other, reaches past the trained context.
 
-        A scaling that is there is replaced. fields: further ones of `RopeScaling`. Raises ValueError where neither
-        length is said, or the trained one is not known, or is the longer.
+        Args:
+          kind: the scheme.
+          max_len: the new context, in tokens. None: `factor` times the trained context.
+          factor: new context divided by trained context. None: it follows from `max_len`.
+          fields: further fields of `RopeScaling`.
+
+        Raises ValueError if `max_len` and `factor` are both None, or if the trained context is not known or is longer.
         """
         trained = fields.pop("original_max_len", None) or self.trained_len
         if trained is None:
-            raise ValueError(f"rope scaling {kind}: say original_max_len, which the scaling that is there does not")
+            raise ValueError(f"rope scaling {kind}: give original_max_len, which the scaling lacks")
         if max_len is None and factor is None:
-            raise ValueError(f"rope scaling {kind}: say max_len, more than the {trained} tokens that were trained on")
+            raise ValueError(f"rope scaling {kind}: give max_len, more than the trained context of {trained} tokens")
         scaling = RopeScaling(kind, factor or max_len / trained, original_max_len=trained, **fields)
         return self.replace(max_len=max_len or round(trained * scaling.factor), rope_scaling=scaling)
 
@@ -206,17 +239,17 @@ class LlamaConfig:
         return self.n_layers * layer + self.dim + self.vocab_size * self.dim * (1 if self.tied else 2)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Model FLOPs of one training step per token: 6 for each weight in a matrix product and 12 N H E for each
-        position that attention sees (PaLM, arXiv:2204.02311, appendix B), on average T / 2, or with a window W of less
-        than T, W - W^2 / 2T.
+        """Model FLOPs of one training step per token (PaLM, arXiv:2204.02311, appendix B).
 
-        Recomputation is not counted, so that model FLOPs utilisation (MFU) compares across remat policies.
+        They are 6 for each weight in a matrix product, and 12 N H E for each position that a token attends to: on
+        average T / 2 positions in rows of T = `seq_len` tokens, or W - W^2 / 2T with a window W below T. Recomputation
+        is not counted, so that model FLOPs utilisation (MFU) can be compared across remat policies.
         """
         attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim) + self.vocab_size * self.dim
         window = min(self.window or seq_len, seq_len)
-        seen = window - window * window / (2 * seq_len)
-        return 6.0 * weights + 12.0 * self.n_layers * seen * self.n_heads * self.head_dim
+        attended = window - window * window / (2 * seq_len)
+        return 6.0 * weights + 12.0 * self.n_layers * attended * self.n_heads * self.head_dim
 
 
 def _llama(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **fields: Any) -> dict[str, Any]:

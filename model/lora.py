@@ -1,9 +1,9 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) on the matrices that a regex list names, and their relatives.
+"""Low-rank adapters (LoRA, arXiv:2106.09685), with rsLoRA, DoRA and PiSSA as options.
 
-An adapted matrix is {"base", "a", "b", "gain"}: x base + gain (x a) b. Its base is a matrix of any kind, a quantised
-one or one that is adapted already; as only `a` and `b` are differentiated, no gradient as large as a matrix is formed.
+An adapted matrix is {"base", "a", "b", "gain"} and computes x base + gain (x a) b. Its base is a plain, quantised or
+already adapted matrix. Only `a` and `b` are differentiated, so that no gradient of the size of the matrix is formed.
 Options: rank-stabilised scaling (rsLoRA, arXiv:2312.03732), a trained magnitude for each output (DoRA,
-arXiv:2402.09353), principal components to begin with (PiSSA, arXiv:2404.02948).
+arXiv:2402.09353), principal components as the start (PiSSA, arXiv:2404.02948).
 """
 
 import dataclasses
@@ -21,24 +21,27 @@ from .weights import VECTORS, is_weight, split_axes
 
 Params = dict[str, Any]
 FIXED = ("gain", "a0", "b0")
-"""The parts of an adapter that do not learn."""
+"""The parts of an adapter that are not trained."""
 
-NO_MATRIX = "lora targets name {}, which is no matrix between activations; train it whole instead"
+NO_MATRIX = "lora targets name {}, which is no matrix between activations; name it in lora.whole instead"
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """targets: (regex over parameter paths, rank), first match wins, rank 0 for none. alpha: the product of a and b is
-    scaled by alpha / rank, or with `rank_stabilized` by alpha / sqrt(rank). dora: a magnitude for each output learns
-    beside the direction. init: "zero" (a uniform as in LoRA's own code, b zero) or "pissa". whole: regexes of further
-    parameters, not targets, that are trained whole; heads for numbers always are."""
+    """Which matrices get adapters, and of which kind."""
 
     targets: tuple[tuple[str, int], ...]
+    """Pairs (regex over parameter paths, rank). The first match counts; rank 0 means no adapter."""
     alpha: float = 16.0
+    """The product of a and b is scaled by alpha / rank."""
     rank_stabilized: bool = False
+    """Whether the scale is alpha / sqrt(rank) instead (rsLoRA)."""
     dora: bool = False
+    """Whether a magnitude for each output is trained apart from the direction (DoRA)."""
     init: str = "zero"
+    """Initial values: "zero", a uniform as in LoRA's own code and b zero, or "pissa", principal components."""
     whole: tuple[str, ...] = ()
+    """Regexes over paths of further parameters that are trained whole. Heads of scalar models always are."""
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple((pattern, rank) for pattern, rank in self.targets))
@@ -47,18 +50,25 @@ class Lora:
             raise ValueError(f"lora init {self.init!r}: give one of {', '.join(INITS)}")
 
     def trains_whole(self, path: str) -> bool:
-        """Whether a parameter that has no adapter learns itself."""
+        """Whether the parameter at a path is trained whole, without an adapter."""
         return "score/" in path or any(re.fullmatch(pattern, path) for pattern in self.whole)
 
     def scale(self, rank: int) -> float:
+        """The factor of the product of a and b."""
         return self.alpha / (rank**0.5 if self.rank_stabilized else rank)
 
 
 def ranks(lora: Lora, abstract: Params) -> dict[str, int]:
-    """The rank of each adapted matrix by its path. abstract: the tree of plain matrices, shapes suffice.
+    """The rank of each matrix that gets an adapter, by its path.
 
-    A pattern may name norms and biases beside matrices, which it passes over. Raises ValueError where a pattern names
-    these alone or the embedding, or where the list names no matrix at all.
+    A pattern that matches matrices may match norms and biases too, which get no adapter.
+
+    Args:
+      lora: the adapters.
+      abstract: the network's tree of plain matrices, or of their shapes.
+
+    Raises ValueError for a pattern that matches the embedding or nothing but norms and biases. A rank above the smaller
+    side of a matrix, a matrix that is also trained whole, and a list without a match raise it too.
     """
     found, passed_over, matched = {}, {}, set()
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
@@ -75,23 +85,29 @@ def ranks(lora: Lora, abstract: Params) -> dict[str, int]:
         matched.add(pattern)
         _, inputs, outputs = split_axes(path, leaf.shape)
         if not 0 < rank <= min(math.prod(inputs), math.prod(outputs)):
-            raise ValueError(f"lora rank {rank} of {path} {tuple(leaf.shape)}: give at most its smaller side")
+            smaller = min(math.prod(inputs), math.prod(outputs))
+            raise ValueError(
+                f"lora rank {rank} of {path} {tuple(leaf.shape)}: give at most its smaller side, {smaller}"
+            )
         found[path] = rank
     if alone := [path for pattern, path in passed_over.items() if pattern not in matched]:
         raise ValueError(NO_MATRIX.format(alone[0]))
     if both := sorted(path for path in found if lora.trains_whole(path)):
-        raise ValueError(f"lora targets and whole both name {', '.join(both)}")
+        raise ValueError(f"lora targets and whole both name {', '.join(both)}; name it in one of them")
     if not found:
         patterns = [pattern for pattern, _ in lora.targets]
-        raise ValueError(f"lora targets {patterns} name no parameter: paths are such as layers/attention/q")
+        raise ValueError(f"lora targets {patterns} name no parameter; give regexes of paths like layers/attention/q")
     return found
 
 
 def adapt(lora: Lora, params: Params, abstract: Params, key: Key[Array, ""]) -> Params:
-    """`params` with fresh adapters on the matrices that `lora.targets` names: the same function until they learn.
+    """Puts new adapters, in float32, on the matrices that `lora.targets` names. The network's function stays the same.
 
-    abstract: the network's tree of plain matrices, to which `params` corresponds; where it is quantised or adapted
-    already that becomes the base. Adapters are float32.
+    Args:
+      lora: the adapters.
+      params: the parameters. A plain, quantised or adapted matrix becomes the base of its adapter.
+      abstract: the network's tree of plain matrices, which `params` corresponds to.
+      key: key of the initial values.
     """
     chosen = ranks(lora, abstract)
 
@@ -106,7 +122,7 @@ def adapt(lora: Lora, params: Params, abstract: Params, key: Key[Array, ""]) -> 
 
 
 def base_of(lora: Lora, params: Params) -> Params:
-    """The part of a network's plain tree that stays as it is: all but what is trained whole. ValueError as `ranks`."""
+    """The frozen part of a network's tree of plain matrices: all but what is trained whole. Raises as `ranks`."""
     ranks(lora, params)
 
     def keep(tree: Params, prefix: str) -> Params:
@@ -123,6 +139,7 @@ def base_of(lora: Lora, params: Params) -> Params:
 
 
 def _fresh(lora: Lora, rank: int, matrix: Any, path: str, shape: tuple[int, ...], key: jax.Array) -> Params:
+    """The parts of a new adapter for the base `matrix`, of any storage; `shape` is that of the plain matrix."""
     stack, inputs, outputs = split_axes(path, shape)
     scale = lora.scale(rank)
     parts = {"gain": jnp.full(stack, scale, jnp.float32)}
@@ -143,7 +160,10 @@ INITS = ("zero", "pissa")
 
 
 def _principal(matrix: jax.Array, stack, inputs, outputs, rank: int) -> tuple[jax.Array, jax.Array]:
-    """The matrix's `rank` strongest singular directions as a product of two."""
+    """Factors a and b of the part of a plain matrix in its `rank` largest singular directions.
+
+    stack, inputs, outputs: sizes of its axes over layers, of its input axes, of its output axes.
+    """
     flat = matrix.reshape(-1, math.prod(inputs), math.prod(outputs))
 
     def split(flat_IO):
@@ -156,12 +176,12 @@ def _principal(matrix: jax.Array, stack, inputs, outputs, rank: int) -> tuple[ja
 
 
 def _norms(matrix: jax.Array, stack: int, inputs: int) -> jax.Array:
-    """The length of each output's column."""
+    """The Euclidean norm of each output's column. stack, inputs: number of axes over layers, of axes of inputs."""
     return jnp.sqrt(jnp.sum(matrix**2, axis=tuple(range(stack, stack + inputs))))
 
 
 def with_dropout(params: Params, key: Key[Array, ""], rate: float) -> Params:
-    """`params` whose adapters drop each of their inputs with probability `rate`, anew for every key."""
+    """The parameters with dropout in their adapters: each input is dropped with probability `rate`, drawn by `key`."""
     if not isinstance(params, dict):
         return params
     dropping = {

@@ -1,7 +1,8 @@
-"""Which parameters, and where they live: regex lists over parameter paths, meshes, shardings.
+"""Regex lists over parameter paths, device meshes, and the shardings of parameters.
 
-A regex list is a sequence of (pattern, value); the first pattern that matches the whole `/`-joined path gives the
-value, and a path that none matches is an error. Everything that asks "which parameters" is such a list.
+A regex list is a sequence of (pattern, value). The first pattern that matches the whole path of a parameter, such as
+`layers/attention/q`, gives the value; a path without a match is an error. Every setting that selects parameters is a
+regex list.
 """
 
 import difflib
@@ -19,8 +20,8 @@ AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
 """The mesh axes over which the rows of a batch are split."""
 
-# A spec names, per array axis, the mesh axis that splits it; the leading axis of layers/ is the stack of layers.
-# Several networks of a run stand side by side in one tree, as policy/... and critic/...: hence the first group.
+# A spec names the mesh axis that splits each axis of an array; the first axis below layers/ is the stack of layers.
+# The first group of a pattern allows several networks in one tree, as policy/... and critic/...
 PARTITION_RULES: tuple[tuple[str, tuple], ...] = (
     (r"(.*/)?embed/embedding", ("tensor", "fsdp")),
     (r"(.*/)?layers/attention/[qkv]", (None, "fsdp", "tensor", None)),
@@ -37,12 +38,12 @@ PARTITION_RULES: tuple[tuple[str, tuple], ...] = (
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """A jax key path as the `/`-joined string that patterns match: `layers/attention/q`."""
+    """The string form of a jax key path that patterns match: `layers/attention/q`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def match(rules: Sequence[tuple[str, Any]], name: str) -> Any:
-    """The value of the first rule whose pattern matches all of `name`. Raises ValueError when none does."""
+    """The value of the first rule whose pattern matches the whole `name`. Raises ValueError if no pattern does."""
     for pattern, value in rules:
         if re.fullmatch(pattern, name):
             return value
@@ -53,15 +54,19 @@ def match(rules: Sequence[tuple[str, Any]], name: str) -> Any:
 
 
 def map_rules(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
-    """The tree of `match(rules, path)` for each leaf of `tree`."""
+    """Replaces each leaf of a tree by the value that `rules` give to its path; errors are those of `match`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: match(rules, path_name(path)), tree)
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh over `devices` (default: all of them) with sizes for the axes `data, fsdp, tensor, context`.
+    """Makes a device mesh with the axes data, fsdp, tensor and context.
 
-    An axis left out has size 1; one may be -1 for "the rest"; none given means fsdp takes all.
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    Args:
+      axes: sizes by axis. An axis left out has size 1, and one may be -1, which takes all remaining devices. None: fsdp
+        takes all devices.
+      devices: the devices. None: all.
+
+    Raises ValueError for an unknown axis, and unless the product of all sizes is the number of devices.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = dict.fromkeys(AXES, 1) | dict(axes if axes is not None else {"fsdp": -1})
@@ -72,7 +77,7 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     taken = math.prod(fixed)
     if len(free) > 1 or min(fixed) < 1 or len(devices) % taken or (not free and taken != len(devices)):
         raise ValueError(
-            f"mesh {sizes} does not fit {len(devices)} device(s); sizes must multiply to it, one may be -1"
+            f"mesh {sizes} does not fit {len(devices)} device(s); give sizes whose product is that number, or one -1"
         )
     for axis in free:
         sizes[axis] = len(devices) // taken
@@ -81,10 +86,15 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
 
 
 def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str, tuple]] = PARTITION_RULES) -> Any:
-    """The NamedSharding of each leaf of a parameter-shaped tree. `rules` name matrices; the parts of an adapted or
-    quantised one are split as it would be.
+    """The NamedSharding of each leaf of a tree of parameters.
 
-    Raises ValueError naming the parameter when a mesh axis does not divide the array axis it should split.
+    Args:
+      abstract: the tree, or its shapes.
+      mesh: the devices.
+      rules: partition specs by regexes over paths of matrices. The parts of an adapted or quantised matrix are split
+        like the matrix.
+
+    Raises ValueError naming the parameter if a mesh axis does not divide the array axis that it splits.
     """
 
     def one(path, leaf):
@@ -94,7 +104,10 @@ def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str,
         if parts:
             spec = tuple(part_sharding(NamedSharding(mesh, PartitionSpec(*spec)), matrix, parts, leaf.shape).spec)
         if len(spec) > len(leaf.shape):
-            raise ValueError(f"partition rule {spec} for {name} has more axes than its shape {leaf.shape}")
+            raise ValueError(
+                f"partition rule {spec} for {name} has more axes than its shape {leaf.shape}; give at most "
+                f"{len(leaf.shape)}"
+            )
         for size, axis in zip(leaf.shape, spec, strict=False):
             count = _parts_along(mesh, axis)
             if size % count:
@@ -110,8 +123,16 @@ def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str,
 def part_sharding(
     sharding: NamedSharding, matrix: str, parts: tuple[str, ...], shape: tuple[int, ...]
 ) -> NamedSharding:
-    """Where a part of a matrix lies, given where the matrix at the path `matrix` does: split along the axes that both
-    have, but whole along one of scales that the mesh does not divide."""
+    """The sharding of a part of a matrix: split like the matrix along the axes that both have.
+
+    An axis of scales that the mesh does not divide is not split.
+
+    Args:
+      sharding: sharding of the matrix.
+      matrix: path of the matrix.
+      parts: names of the part (`weights.matrix_of`).
+      shape: shape of the part.
+    """
     spec = part_spec(matrix, parts, len(shape), tuple(sharding.spec))
     if parts[-1] in SCALE_PARTS:
         sizes = [_parts_along(sharding.mesh, axis) for axis in spec]
@@ -120,19 +141,19 @@ def part_sharding(
 
 
 def _parts_along(mesh: jax.sharding.Mesh, axis: str | tuple[str, ...] | None) -> int:
-    """Into how many parts an entry of a spec splits an array axis."""
+    """The number of parts into which an entry of a spec splits an array axis."""
     return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis or ()))
 
 
 def constrain(x: jax.Array, *spec: Any) -> jax.Array:
-    """Asks XLA to split an activation as `spec` says, under `jax.set_mesh`; without a mesh it does nothing."""
+    """Constrains an activation to the sharding `spec` under `jax.set_mesh`; without a mesh it returns x unchanged."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def axis_size(axis: str) -> int:
-    """Size of an axis of the mesh set with `jax.set_mesh`; 1 without one."""
+    """The size of an axis of the mesh that is set with `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[axis]
 
@@ -143,7 +164,14 @@ def init_sharded(
     mesh: jax.sharding.Mesh,
     rules: Sequence[tuple[str, tuple]],
 ) -> Any:
-    """`init(key)` compiled so that each device makes only its own part: the whole tree never exists in one place."""
+    """Computes init(key) in the shardings of `rules`: each device makes only its own part of the tree.
+
+    Args:
+      init: the function from a random key to parameters.
+      key: the key.
+      mesh: the devices.
+      rules: see `shardings`.
+    """
     out = shardings(jax.eval_shape(init, key), mesh, rules)
     with jax.set_mesh(mesh):
         return jax.jit(init, out_shardings=out)(key)

@@ -1,4 +1,4 @@
-"""Whole parameter trees from one storage into another: plain matrices, quantised ones, and back."""
+"""Converts parameters between storages: plain, quantised, and adapted matrices."""
 
 import functools
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ Rules = Sequence[tuple[str, str | None]]
 
 
 def encode_layer(kind: str, path: str, matrix: jax.Array) -> Params:
-    """One layer of the parameter at `path` in numbers of `kind`; the embedding by rows that can be looked up."""
+    """Quantises one layer of the parameter at `path` to `kind`. The embedding is quantised by rows, to be looked up."""
     if path.endswith("embed/embedding"):
         return quantization.encode_table(kind, matrix)
     return quantization.encode(kind, matrix, input_axes(path))
 
 
 def encode(kind: str, path: str, matrix: jax.Array) -> Params:
-    """A parameter, all its layers, in numbers of `kind`."""
+    """Quantises all layers of the parameter at `path` to `kind` (a key of `quantization.BLOCKS`)."""
     one = functools.partial(encode_layer, kind, path)
     return jax.lax.map(one, matrix) if is_stacked(path) else one(matrix)
 
 
 def plain_matrix(matrix: Any, path: str, dtype: Any = jnp.float32) -> jax.Array:
-    """A parameter of any storage as one array, decoded and with its adapters merged into it."""
+    """The parameter at `path`, of any storage, as one array of `dtype`: decoded, with its adapters merged into it."""
     if not is_weight(matrix):
         return matrix.astype(dtype)
     if path.endswith("embed/embedding"):
@@ -40,9 +40,9 @@ def plain_matrix(matrix: Any, path: str, dtype: Any = jnp.float32) -> jax.Array:
 
 
 def plain(params: Params, abstract: Params) -> Params:
-    """The tree of plain matrices that computes what an adapted or quantised one does, to rounding.
+    """The tree of plain matrices that computes the same, up to rounding, as an adapted or quantised tree.
 
-    abstract: the network's tree of plain matrices, whose dtypes the result has.
+    abstract: the network's tree of plain matrices or their shapes; the result has its dtypes.
     """
 
     def one(key_path, asked, matrix):
@@ -52,11 +52,12 @@ def plain(params: Params, abstract: Params) -> Params:
 
 
 def quantize(params: Params, rules: Rules) -> Params:
-    """`params` with each matrix in the numbers that the first matching rule names; None leaves it as it is.
+    """Quantises each parameter to the kind that the first matching rule names; None leaves it unchanged.
 
-    rules: (regex over paths, kind of `quantization.BLOCKS` or None), such as
+    rules: pairs of a regex over paths and a kind of `quantization.BLOCKS` or None, such as
     ((".*(norm/scale|_bias)", None), (".*", "int8")).
-    Raises ValueError for an unknown kind, for a rule that names a norm or bias, and for a path that none names.
+
+    Raises ValueError for an unknown kind, for a kind on a norm, bias or scalar head, and for a path without a rule.
     """
 
     def one(key_path, matrix):
@@ -67,7 +68,7 @@ def quantize(params: Params, rules: Rules) -> Params:
 
 
 def kind_at(rules: Rules, path: str) -> str | None:
-    """What `rules` say of the parameter at `path`, checked."""
+    """The kind that `rules` name for the parameter at `path`; None if it stays unchanged. Raises as `quantize`."""
     kind = match(rules, path)
     if kind is None:
         return None
@@ -75,27 +76,29 @@ def kind_at(rules: Rules, path: str) -> str | None:
     if kind not in known:
         raise ValueError(f"quantisation {kind!r} of {path}: give one of {', '.join(known)}, or None")
     if path.endswith(VECTORS) or "score/" in path:
-        raise ValueError(f"quantisation {kind!r} of {path}: only matrices can be; put a rule with None before")
+        raise ValueError(
+            f"quantisation {kind!r} of {path}: only matrices can be quantised; put a rule with None before it"
+        )
     return kind
 
 
 STORED = "stored"
-"""In place of a kind: the numbers that a GGUF file has, where it has some of ours."""
+"""In place of a kind: the numbers of the GGUF file itself, where their type has an equivalent here."""
 
 MATRICES: dict[str, Rules] = {
     kind: (
         (r".*(norm/scale|_bias)", None),
-        # Every token's embedding is read by all, so it keeps eight bits.
+        # Embedding and head are read for every token, so they keep eight bits.
         (r"(.*/)?(embed/embedding|head/kernel)", "int8"),
         (r".*", kind),
     )
     for kind in quantization.BLOCKS
 } | {STORED: ((r".*(norm/scale|_bias)", None), (r".*", STORED))}
-"""What "int8", "int4", "nf4" or "stored" for a whole network means."""
+"""The rules that "int8", "int4", "nf4" or "stored" stands for, for a whole network."""
 
 
 def rules_of(quantize: str | Rules | None) -> Rules | None:
-    """Rules as they are given, or those of one word for the whole network. Raises ValueError for another word."""
+    """The rules that a word of `MATRICES` stands for, or the given rules. Raises ValueError for another word."""
     if not isinstance(quantize, str):
         return quantize
     if quantize not in MATRICES:

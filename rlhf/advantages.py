@@ -1,4 +1,4 @@
-"""How much better than expected each token, or each answer of a group, has turned out."""
+"""Advantages: generalised advantage estimates of tokens, and advantages of answers over others to the same prompt."""
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,16 @@ def gae(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Generalised advantage estimates and returns (Schulman et al., arXiv:1506.02438, equation 16).
 
-    rewards: of each token. values: of the state before it. mask: 1 for real tokens; others are skipped, so that the
-    successor of a token is the next real one, wherever it stands, and after the last comes nothing (value 0).
+    Args:
+      rewards: the reward of each token.
+      values: the value of the state before each token.
+      mask: 1 for real tokens. Masked tokens are skipped: a token's successor is the next real token of its row, and
+        the value after the last real token is 0.
+      gamma: the discount.
+      lam: lambda, the decay of the estimate.
 
-    Returns advantages and, as advantages + values, returns; both float32 and 0 where masked.
+    Returns:
+      Advantages, and returns (advantages + values); both float32, and 0 where masked.
     """
     real = mask > 0
     rewards = jnp.where(real, rewards.astype(jnp.float32), 0.0)
@@ -42,9 +48,9 @@ def gae(
 
 
 def whiten(x: Float[Array, "B T"], mask: Float[Array, "B T"], *, shift_mean: bool = True) -> Float[Array, "B T"]:
-    """x to mean 0 and deviation 1, by the mean and population variance of all real entries of the whole array.
+    """Shifts and scales x to mean 0 and standard deviation 1 over all entries of the array whose mask is 1.
 
-    With `shift_mean` false the mean stays what it was. Masked entries become 0.
+    The variance is the population variance. `shift_mean=False` keeps the mean. Masked entries become 0.
     """
     real = mask > 0
     x = jnp.where(real, x.astype(jnp.float32), 0.0)
@@ -55,21 +61,24 @@ def whiten(x: Float[Array, "B T"], mask: Float[Array, "B T"], *, shift_mean: boo
 
 
 def group_advantages(scores: Float[Array, "B n"], *, kind: str) -> Float[Array, "B n"]:
-    """The advantage of each of a prompt's n answers over the others.
+    """The advantage of each of the n answers to a prompt over the other answers to it.
 
-    kind: grpo, (score - mean) / deviation (DeepSeekMath, arXiv:2402.03300, section 4.1), whose variance is over n - 1
-    as in verl, TRL and Tunix, the paper leaving it open; dr_grpo, without the division,
-    which favours prompts whose answers hardly differ (arXiv:2503.20783, section 3.1); rloo, score - mean of the others
-    (arXiv:2402.14740, section 2.2). Raises ValueError for another kind, or for one answer, which has no others.
+    kind:
+      grpo: (score - mean) / deviation (DeepSeekMath, arXiv:2402.03300, section 4.1). The paper leaves the variance's
+        divisor open; it is n - 1, as in verl, TRL and Tunix.
+      dr_grpo: score - mean. The division favours prompts whose answers hardly differ (arXiv:2503.20783, section 3.1).
+      rloo: score - mean of the other answers (arXiv:2402.14740, section 2.2).
+
+    Raises ValueError for another kind, and for n = 1.
     """
     if kind not in GROUP_KINDS:
         raise ValueError(f"group advantage {kind!r}: give one of {', '.join(GROUP_KINDS)}")
     n = scores.shape[1]
     if n < 2:
-        raise ValueError("an advantage within the group needs 2 answers to a prompt or more")
+        raise ValueError(f"scores of {n} answer to a prompt: a group advantage needs 2 answers or more")
     scores = scores.astype(jnp.float32)
-    # Only differences count. Taken from one of the scores first, they are free of a large mean's rounding, and those of
-    # equal scores are exactly 0.
+    # Only differences count. Subtracting the first score before the mean avoids a large mean's rounding, and makes the
+    # differences of equal scores exactly 0.
     scores = scores - scores[:, :1]
     centred = scores - jnp.mean(scores, axis=1, keepdims=True)
     if kind == "rloo":

@@ -1,7 +1,7 @@
-"""What answers are drawn for and what they are worth: prompts, how answers are drawn, and what scores them.
+"""The task of a policy: prompts, how answers are drawn, and what scores them.
 
-PPO, GRPO and RAFT differ in what they learn from an answer. What they share is here: the step around their `learn`, the
-evaluation of answers to held-out prompts, and what a checkpoint says of the frozen models.
+PPO, GRPO and RAFT differ in how they learn from answers. Here is what they share: their common settings, the compiled
+step around their `learn`, the evaluation of answers to held-out prompts, and the frozen models' part of the manifest.
 """
 
 import contextlib
@@ -32,50 +32,50 @@ from ..train.update import Guard
 from . import rollout, watch
 from .costs import Cost
 from .prompt_batches import PromptDataSettings, prompts_of, sampling_of, split_text
-from .rewards import Rewards, RewardSettings, Scorer, load_rewards
+from .rewards import Rewards, RewardSettings, RewardSource, load_rewards
 from .rollout import Experience, Rollout, RolloutSettings
 from .watch import WatchSettings
 
 Step = Callable[[Any, Mapping[str, Any]], tuple[Any, dict]]
+"""step(state, batch) -> (state, metrics)."""
 
 
 @dataclass(frozen=True)
 class AnswerConfig(RunConfig):
-    """The settings that runs share whose policy learns from rewards of its own answers.
+    """The settings that PPO, GRPO and RAFT share: a policy learns from rewards of its own answers.
 
-    "OpenAI" is "Learning to summarize from human feedback", arXiv:2009.01325, and the line of arXiv:1909.08593 before
-    it.
+    "OpenAI" is "Learning to summarize from human feedback", arXiv:2009.01325, with the earlier arXiv:1909.08593.
     """
 
     data: PromptDataSettings = PromptDataSettings()
-    """Prompts to answer."""
+    """Prompts that the policy answers."""
 
     total: Annotated[Length, Units("steps", "epochs", "tokens", least=1)] = Length(200, "steps")
     """Length of the run."""
 
     optim: OptimSettings = OptimSettings(lr=1e-5, weight_decay=0.0, b2=0.999)
-    """The optimiser. b2 is Adam's own, as in OpenAI's code and TRL; 0.95 is for pretraining."""
+    """The optimiser. b2 is Adam's default, as in OpenAI's code and TRL; pretraining takes 0.95."""
 
     schedule: ScheduleSettings = ScheduleSettings(name="linear", final=0.0)
     """The learning rate over the run."""
 
     guard: Guard = Guard(spike_sigma=None, max_streak=1)
-    """Which steps are skipped. A policy's loss has no level that it should keep, so none is too high."""
+    """Which steps are skipped. No loss is too high, because a policy's loss has no level that it should keep."""
 
     log: Every = Length(1, "steps")
     """Interval between two reports."""
 
     eval_rows: Whole = 4
-    """Answers that each evaluation shows."""
+    """Number of answers that each evaluation writes to samples.jsonl, to be read."""
 
     rollout: RolloutSettings = RolloutSettings()
     """How answers are drawn."""
 
     reward: RewardSettings = RewardSettings()
-    """What answers are worth."""
+    """The reward of an answer."""
 
-    eval_rewards: dict[str, Scorer] = field(default_factory=dict)
-    """Further sources of scores, by their names, which evaluations report and nothing learns from."""
+    eval_rewards: dict[str, RewardSource] = field(default_factory=dict)
+    """Further sources of scores by their names, which evaluations report and the policy does not learn from."""
 
     watch: WatchSettings = WatchSettings()
     """What stops the run."""
@@ -86,14 +86,19 @@ class AnswerConfig(RunConfig):
 
     def check(self, where: str) -> None:
         if self.init_from is None:
-            raise UserError(f"{where}.init_from = None: give the path of a tuned model, which the run starts from")
+            raise UserError(f"{where}.init_from = None: give the path of the tuned model that the run starts from")
         super().check(where)
         if self.lora.dropout:
-            raise UserError(f"{where}.lora.dropout: tokens are scored as they were drawn here; set it to 0")
+            raise UserError(
+                f"{where}.lora.dropout = {self.lora.dropout:g}: answers are drawn without dropout and must be "
+                "scored as they were drawn; set it to 0"
+            )
         if not any(source.weight for source in self.reward.sources.values()):
-            raise UserError(f"{where}.reward.sources: name at least one model, task or function that rewards answers")
+            raise UserError(f"{where}.reward.sources: name a model, task or function with a weight other than 0")
         if both := set(self.reward.sources) & set(self.eval_rewards):
-            raise UserError(f"{where}.eval_rewards: {', '.join(sorted(both))} is a name of {where}.reward.sources too")
+            raise UserError(
+                f"{where}.eval_rewards: {', '.join(sorted(both))} is a name in {where}.reward.sources too; give another"
+            )
         heldout = watch.heldout_names(self.scores(), ["*"] * 2) if self.data.heldout else []
         further = [f"eval/{name}/*" for name in self.evals]
         watch.check_names(self.watch, f"{where}.watch", [*heldout, *further])
@@ -101,36 +106,37 @@ class AnswerConfig(RunConfig):
 
 @dataclass(frozen=True)
 class GroupConfig(AnswerConfig):
-    """The settings that runs share which compare several answers to a prompt."""
+    """The settings that GRPO and RAFT share: several answers to each prompt are compared with each other."""
 
     def check(self, where: str) -> None:
         super().check(where)
         if self.rollout.n < 2:
-            raise UserError(f"{where}.rollout.n = 1: answers are compared with others to their prompt; give 2 or more")
+            raise UserError(f"{where}.rollout.n = 1: an answer is compared with others to its prompt; give 2 or more")
 
 
 class AnswerTask:
-    """What a policy answers in a run, and what its answers are worth.
+    """The prompts that a policy answers in a run, how its answers are drawn, and what scores them.
 
     Attributes:
-      prompts: endless batches of prompts to learn on.
-      heldout: the prompts of evaluations; None where nothing is held out.
+      run: the run.
+      prompts: endless batches of training prompts.
+      heldout: one pass over the held-out prompts; None if nothing is held out.
       sampling: how answers are drawn.
-      rewards: what answers are worth, by `config.reward`.
-      eval_rewards: further scores that evaluations give to answers and nothing learns from.
-      cost: the cost of answers that is held under a threshold; None where there is none.
-      shaping: from an answer's score to the reward at its last token.
-      score_parts: parts in which answers are scored one after the other.
-      rows: where rows of answers lie.
+      rewards: the sources of the reward, `config.reward.sources`.
+      eval_rewards: the sources of `config.eval_rewards`, whose scores evaluations report and nothing learns from.
+      cost: the cost of answers that is held under a threshold; None if there is none.
+      shaping: the function from an answer's score to the reward at its last token.
+      score_parts: number of parts in which answers are scored one after the other.
+      rows: the sharding of rows.
 
-    Raises UserError for settings of `config.data`, `rollout` and `reward` that do not fit.
+    Raises UserError for settings of `config.data`, `rollout` and `reward` that do not fit the model or each other.
     """
 
     def __init__(self, run: Run[AnswerConfig], cost: Cost | None = None):
-        config, drawn = run.config, run.config.rollout
+        config, settings = run.config, run.config.rollout
         self.run = run
-        how = dict(max_tokens=drawn.max_tokens, temperature=drawn.temperature, n=drawn.n, stop=drawn.stop)
-        self.sampling = sampling_of(run, "config.rollout", **how)
+        given = dict(max_tokens=settings.max_tokens, temperature=settings.temperature, n=settings.n, stop=settings.stop)
+        self.sampling = sampling_of(run, "config.rollout", **given)
         try:
             rollout.check_sampling(self.sampling)
         except ValueError as error:
@@ -139,8 +145,8 @@ class AnswerTask:
         context = run.model.config.max_len
         if self.prompts.length + self.sampling.max_tokens > context:
             raise UserError(
-                f"config.data.max_prompt_tokens {self.prompts.length} and config.rollout.max_tokens "
-                f"{self.sampling.max_tokens} are more than the network's context of {context} tokens; shorten one"
+                f"config.data.max_prompt_tokens = {self.prompts.length} and config.rollout.max_tokens = "
+                f"{self.sampling.max_tokens} together exceed the network's context of {context} tokens; lower one"
             )
         self.rewards = load_rewards(run, config.reward.sources, "config.reward.sources")
         self.eval_rewards = load_rewards(run, config.eval_rewards, "config.eval_rewards")
@@ -151,42 +157,42 @@ class AnswerTask:
 
     @property
     def _scored(self) -> list[Rewards]:
-        """The rewards whose scores an experience has."""
+        """The sources of scores in the experience of a step: rewards and cost."""
         return [self.rewards, *([self.cost.rewards] if self.cost else [])]
 
     def frozen_params(self) -> dict[str, Any]:
-        """The parameters that rollouts are scored with and that do not learn: reference, reward and cost models."""
+        """The frozen parameters that answers are scored with: {"reference", "rewards", "cost"}."""
         cost = self.cost.rewards.params if self.cost else {}
         return {"reference": self.run.reference(), "rewards": self.rewards.params, "cost": cost}
 
     def compile(self, network: Network, rollout: Callable, learn: Callable, frozen: Mapping[str, Any]) -> Step:
-        """The step: rollouts, scores of Python functions, learning.
+        """Compiles a step: draw and score answers, score them with Python functions, learn.
 
-        It is one program where every reward is a model, and two with a call of the host between them otherwise.
+        It is one program if every reward is a model. Otherwise the host calls the functions between two programs.
 
         Args:
-          network: what learns.
+          network: the networks that are trained.
           rollout: rollout(state, frozen, prompts) -> experience.
           learn: learn(state, experience, text) -> (state, metrics).
-          frozen: as `frozen_params` gives them.
+          frozen: the parameters of `frozen_params`.
         """
-        on_host = self._score_functions(self.prompts.records, self._scored)
-        if on_host is None:
+        add_function_scores = self._function_scores(self.prompts.records, self._scored)
+        if add_function_scores is None:
 
-            def whole(state, frozen, batch):
+            def one_program(state, frozen, batch):
                 prompts, text = split_text(batch)
                 return learn(state, rollout(state, frozen, prompts), text)
 
-            return network.compile(whole, frozen)
-        first = network.compile_read(rollout, frozen)
-        second = network.compile(lambda state, batch: learn(state, *batch))
+            return network.compile(one_program, frozen)
+        compiled_rollout = network.compile_read(rollout, frozen)
+        compiled_learn = network.compile(lambda state, batch: learn(state, *batch))
         split = jax.jit(split_text)
 
-        def halves(state, batch):
+        def two_programs(state, batch):
             prompts, text = split(batch)
-            return second(state, (on_host(first(state, prompts)), text))
+            return compiled_learn(state, (add_function_scores(compiled_rollout(state, prompts)), text))
 
-        return halves
+        return two_programs
 
     def loop(
         self,
@@ -198,15 +204,15 @@ class AnswerTask:
         *,
         critic_from: str | None = None,
     ) -> contextlib.AbstractContextManager[Loop | Finished]:
-        """The loop of the run, with an evaluation on held-out prompts and the checks of `config.watch`.
+        """The training loop of the run, with the evaluation of held-out prompts and the checks of `config.watch`.
 
         Args:
-          network: what learns.
+          network: the networks that are trained.
           rollout: rollout(state, frozen, prompts) -> experience.
-          frozen: as `frozen_params` gives them.
-          batches: prompts, with text beside them where the recipe learns from it too.
-          lengths: of the run.
-          critic_from: path of the checkpoint that the critic starts from, where it has one of its own.
+          frozen: the parameters of `frozen_params`.
+          batches: batches of prompts, with rows of text if the recipe learns from text too.
+          lengths: length of the run, and its intervals in steps.
+          critic_from: path of the checkpoint that the critic starts from; None for that of the policy.
         """
         run, config = self.run, self.run.config
         languages = {record["language"] for record in self.heldout.records} if self.heldout is not None else ()
@@ -232,8 +238,10 @@ class AnswerTask:
         )
 
     def _lineage(self, critic_from: str | None) -> dict[str, Any]:
-        """Path and state of every frozen model, and which of its parameters the run takes: what it must find again when
-        it resumes."""
+        """The manifest's entries on the critic and the frozen models: identity, and which weights of each are read.
+
+        A run that is resumed must find the same models again.
+        """
         run = self.run
         sources = run.config.reward.sources | ({"cost": self.cost.settings.source} if self.cost else {})
         models = {name: run.open(x.model, x.weights) for name, x in sources.items() if x.model is not None}
@@ -244,52 +252,61 @@ class AnswerTask:
         }
 
     def _heldout_evaluation(self, rollout: Callable, frozen: Mapping[str, Any], every: int) -> list[Evaluation]:
-        """The evaluation "heldout": answers to held-out prompts, drawn as in training, and what they score, over all
-        and by language; `config.eval_rows` of them to read. No evaluation where nothing is held out."""
+        """The evaluation "heldout" in a list; an empty list if nothing is held out.
+
+        It draws answers to held-out prompts as in training, and reports their scores over all prompts and by language.
+        It gives `config.eval_rows` of the answers to read.
+        """
         shown, prompts = self.run.config.eval_rows, self.heldout
         if prompts is None:
             return []
-        answer, judge = jax.jit(rollout), jax.jit(self.eval_rewards.of_models)
-        on_host = self._score_functions(prompts.records, [*self._scored, self.eval_rewards])
+        compiled_rollout, score_further = jax.jit(rollout), jax.jit(self.eval_rewards.of_models)
+        add_function_scores = self._function_scores(prompts.records, [*self._scored, self.eval_rewards])
 
         def measure(params: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
             state = {"params": params, "step": jnp.zeros((), jnp.int32)}
             parts, languages, rows = [], [], []
             for number in range(len(prompts)):
-                seen = answer(state, frozen, device_batch(prompts, number, self.rows))
-                seen = seen._replace(scores=seen.scores | judge(self.eval_rewards.params, seen.rows))
-                seen = on_host(seen) if on_host else seen
+                experience = compiled_rollout(state, frozen, device_batch(prompts, number, self.rows))
+                further = score_further(self.eval_rewards.params, experience.rows)
+                experience = experience._replace(scores=experience.scores | further)
+                experience = add_function_scores(experience) if add_function_scores else experience
                 real = prompts.real(number) * self.sampling.n
-                parts.append({name: np.asarray(x)[:real] for name, x in _by_answer(self.rewards, seen).items()})
-                languages += [prompts.records[i]["language"] for i in np.asarray(seen.rows.index_R)[:real]]
+                parts.append({name: np.asarray(x)[:real] for name, x in _by_answer(self.rewards, experience).items()})
+                languages += [prompts.records[i]["language"] for i in np.asarray(experience.rows.index_R)[:real]]
                 if len(rows) < shown:
-                    found = *self.decode(seen.rows), parts[-1], min(shown - len(rows), real)
+                    found = *self.decode(experience.rows), parts[-1], min(shown - len(rows), real)
                     rows += _table(prompts.records, *found)
             return _means({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, languages), rows
 
         return [Evaluation("heldout", every, measure)]
 
-    def _score_functions(self, records: Sequence[Mapping], rewards: Sequence[Rewards]) -> Callable | None:
-        """The function that adds to an experience what Python functions score; None where there are none.
+    def _function_scores(self, records: Sequence[Mapping], rewards: Sequence[Rewards]) -> Callable | None:
+        """The function that adds the scores of all Python functions to an experience; None if there are none.
 
-        records: those that the experience's `index` points to.
+        Args:
+          records: the records that `index_R` of the experience points into.
+          rewards: the sources of scores.
         """
         with_functions = [each for each in rewards if each.functions]
         if not with_functions:
             return None
         where = NamedSharding(self.run.mesh, PartitionSpec())
 
-        def add(seen: Experience) -> Experience:
-            texts, index = self.decode(seen.rows)
+        def add(experience: Experience) -> Experience:
+            texts, index = self.decode(experience.rows)
             scores = {}
             for each in with_functions:
                 scores |= each.of_functions([records[i] for i in index], texts)
-            return seen._replace(scores=seen.scores | jax.device_put(scores, where))
+            return experience._replace(scores=experience.scores | jax.device_put(scores, where))
 
         return add
 
     def decode(self, rows: Rollout) -> tuple[list[str], list[int]]:
-        """The text of every answer, without what ended it, and the number of its prompt's record, on every host."""
+        """The texts of all answers, without stop token or stop string, and the indices of their prompts' records.
+
+        With several hosts, each gets the answers of all hosts.
+        """
         found = (rows.tokens_RT, rows.mask_RM, rows.index_R)
         if jax.process_count() == 1:
             tokens_RT, mask_RM, index_R = jax.device_get(found)
@@ -300,20 +317,20 @@ class AnswerTask:
         return texts, index_R.tolist()
 
 
-def _by_answer(rewards: Rewards, seen: Experience) -> dict[str, Any]:
-    """Numbers about each answer, [R]: reward, its parts, KL to the reference in nats, length, whether it ended."""
-    mask_RM = seen.rows.mask_RM
+def _by_answer(rewards: Rewards, experience: Experience) -> dict[str, Any]:
+    """Arrays [R], an entry for each answer: weighted score, each score, KL to the reference in nats, length, ended."""
+    rows = experience.rows
     return {
-        "scores": rewards.total(seen.scores),
-        **{f"scores/{name}": score_R for name, score_R in seen.scores.items()},
-        "kl": jnp.sum(seen.kl_exact_RM * mask_RM, axis=1),
-        "length": seen.rows.lengths_R,
-        "eos_rate": seen.rows.stopped_R,
+        "scores": rewards.total(experience.scores),
+        **{f"scores/{name}": score_R for name, score_R in experience.scores.items()},
+        "kl": jnp.sum(experience.kl_exact_RM * rows.mask_RM, axis=1),
+        "length": rows.lengths_R,
+        "eos_rate": rows.stopped_R,
     }
 
 
 def _means(by_answer: Mapping[str, np.ndarray], languages: Sequence[str]) -> dict[str, float]:
-    """The mean of each number; where prompts are in several languages, that of each score in each of them too."""
+    """The mean of each array [R] over answers, and of each score by the language of the prompt if there are several."""
     means = {name: float(np.mean(x)) for name, x in by_answer.items()}
     scores = {name: x for name, x in by_answer.items() if name.startswith("scores/")}
     found, languages = sorted(set(languages)), np.array(languages)
@@ -329,7 +346,10 @@ def _table(
     by_answer: Mapping[str, np.ndarray],
     count: int,
 ) -> list[dict[str, str]]:
-    """The first answers of a batch as rows to read."""
+    """The first `count` answers as rows {"prompt", "answer", "score", "KL"}, all text.
+
+    `texts` are the answers, `index` their prompts' places in `records`, `by_answer` the arrays of `_by_answer`.
+    """
     return [
         {
             "prompt": records[index[row]]["messages"][-1]["content"],

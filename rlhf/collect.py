@@ -1,4 +1,4 @@
-"""Many answers to each prompt, and what becomes of them: preference pairs, or the best of n, to be tuned on (RAFT)."""
+"""Draws and scores many answers to each prompt, and makes preference pairs or best-of-n conversations of them."""
 
 import json
 import random
@@ -23,105 +23,117 @@ from . import rewards, scalar
 from .rewards import load_model, scores_of
 
 
-class Answers(NamedTuple):
-    """Answers to one prompt."""
+class ScoredAnswers(NamedTuple):
+    """The answers to one prompt, with their scores."""
 
-    prompt: Sample  # as `data.prompts` encodes it
+    prompt: Sample
+    """The prompt, encoded by `data.prompts`."""
     texts: list[str]
+    """Text of each answer."""
     tokens: list[list[int]]
+    """Token ids of each answer."""
     scores: list[float]
+    """Score of each answer."""
 
 
-Scorer = Callable[[Sequence[Answers]], list[list[float]]]
-"""scorer(answers) -> their scores, prompt by prompt."""
+ScoreFunction = Callable[[Sequence[ScoredAnswers]], list[list[float]]]
+"""score(answers) -> the scores of the answers to each prompt."""
 
 
-class Drawing(NamedTuple):
+class DrawSettings(NamedTuple):
     """How answers are drawn."""
 
-    n: int  # answers to each prompt
-    max_tokens: int  # most tokens of an answer
+    n: int
+    """Number of answers to each prompt."""
+    max_tokens: int
+    """The most tokens of an answer."""
     temperature: float = 1.0
-    stop: Sequence[str] = ()  # strings before which the text of an answer ends, beside those of the model
+    """Divisor of the logits."""
+    stop: Sequence[str] = ()
+    """Strings that end an answer, in addition to the model's own; its text ends before them."""
     seed: int = 0
-    batch_size: int = 64  # answers that are decoded at a time
+    """Seed of the draws."""
+    batch_size: int = 64
+    """Number of answers that are decoded at a time."""
 
 
 def prompt_encoder(llama: LanguageModel, max_tokens: int) -> PromptEncoder:
-    """The encoder of prompts that leave room for `max_tokens` tokens of an answer in the context of a model.
+    """The encoder of prompts that leaves room for an answer of `max_tokens` tokens in the model's context.
 
-    Raises UserError for a model without a tokenizer or a chat template, and where there is no room for a prompt.
+    Raises UserError for a model without tokenizer or chat template, or if no room is left for a prompt.
     """
     if llama.tokenizer is None or llama.template is None:
-        raise UserError("answers need a model with tokenizer and chat template: tune it with the recipe `sft`")
+        raise UserError("the model has no tokenizer or no chat template: tune it with the recipe `sft` first")
     room = llama.config.max_len - max_tokens
     if room < 1:
-        raise UserError(f"max_tokens {max_tokens}: the context of {llama.config.max_len} leaves none for a prompt")
+        raise UserError(
+            f"max_tokens = {max_tokens} leaves no room for a prompt in the context of {llama.config.max_len} tokens; "
+            "give less"
+        )
     return PromptEncoder(llama.tokenizer, llama.template, room)
 
 
 def sample_answers(
-    llama: LanguageModel, prompts: Samples, reward: str, drawing: Drawing, *, keep_repeated: bool = False
-) -> list[Answers]:
-    """Answers of a model to each prompt, and their scores.
+    llama: LanguageModel, prompts: Samples, reward: str, settings: DrawSettings, *, keep_repeated: bool = False
+) -> list[ScoredAnswers]:
+    """Draws answers of a model to each prompt, and scores them.
 
     Args:
       llama: the model.
-      prompts: encoded by `prompt_encoder`.
-      reward: "package.module:function" as in `rewards`, or the path of a reward model. An answer that does not end
-        within `drawing.max_tokens` is scored like any other.
-      drawing: how answers are drawn.
-      keep_repeated: whether answers to a prompt that say the same are all kept; else the first of them is.
+      prompts: the prompts, encoded by `prompt_encoder`.
+      reward: a task's score ("walks"), a function ("package.module:name", see `rewards`), or the path of a reward
+        model. An answer that is cut at `settings.max_tokens` is scored like any other.
+      settings: how answers are drawn.
+      keep_repeated: whether answers to a prompt with the same text are all kept; otherwise the first of them is.
     """
-    scorer = scorer_of(llama, reward)  # before answers are drawn, which takes long
-    tokenizer, n = llama.tokenizer, drawing.n
+    score = score_function(llama, reward)  # loaded first: drawing answers takes long
+    tokenizer, n = llama.tokenizer, settings.n
     sampling = sampling_of(
         tokenizer,
         llama.config.vocab_size,
         stop_ids=(*llama.template.stop_ids(tokenizer), *llama.generation.stop_ids),
-        stop=strings_of(drawing.stop, llama.generation),
-        max_tokens=drawing.max_tokens,
-        temperature=drawing.temperature,
+        stop=strings_of(settings.stop, llama.generation),
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
         n=n,
     )
-    asked = [sample.arrays["tokens"].tolist() for sample in prompts.samples]
-    tokens = llama.complete(asked, sampling, seed=drawing.seed, batch_size=drawing.batch_size)
+    prompt_tokens = [sample.arrays["tokens"].tolist() for sample in prompts.samples]
+    tokens = llama.complete(prompt_tokens, sampling, seed=settings.seed, batch_size=settings.batch_size)
     answers = []
     for i, sample in enumerate(prompts.samples):
         group = [(text_of(tokenizer, ids, sampling).strip(), ids) for ids in tokens[i * n : (i + 1) * n]]
         if not keep_repeated:
             group = [pair for place, pair in enumerate(group) if pair[0] not in dict(group[:place])]
-        answers.append(Answers(sample, *map(list, zip(*group, strict=True)), scores=[]))
-    scores = scorer(answers)
-    return [found._replace(scores=x) for found, x in zip(answers, scores, strict=True)]
+        answers.append(ScoredAnswers(sample, *map(list, zip(*group, strict=True)), scores=[]))
+    return [group._replace(scores=scores) for group, scores in zip(answers, score(answers), strict=True)]
 
 
-def scorer_of(llama: LanguageModel, reward: str) -> Scorer:
-    """The scorer of a reward that is given as in `sample_answers`."""
+def score_function(llama: LanguageModel, reward: str) -> ScoreFunction:
+    """The function that scores answers by a reward: a task's score, a function, or the path of a reward model."""
     is_task = reward.partition(":")[0] in tasks.NAMES
     if is_task or ":" in reward:
-        source = rewards.Scorer(**{"task" if is_task else "function": reward})
-        return _function_scorer(reward, source.find("--reward"))
-    return _model_scorer(reward, llama)
+        source = rewards.RewardSource(**{"task" if is_task else "function": reward})
+        return _by_function(reward, source.find("--reward"))
+    return _by_model(reward, llama)
 
 
-def score_again(llama: LanguageModel, reward: str, answers: Sequence[Answers]) -> list[list[float]]:
-    """What a reward, given as in `sample_answers`, makes of these answers."""
-    return scorer_of(llama, reward)(answers)
+def score_again(llama: LanguageModel, reward: str, answers: Sequence[ScoredAnswers]) -> list[list[float]]:
+    """Scores the answers to each prompt again, by a reward named as in `score_function`. llama: the answers' model."""
+    return score_function(llama, reward)(answers)
 
 
-def _function_scorer(name: str, function: tasks.Score) -> Scorer:
-    def scorer(answers):
+def _by_function(name: str, function: tasks.Score) -> ScoreFunction:
+    def score(answers):
         return [scores_of(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
 
-    return scorer
+    return score
 
 
-def _model_scorer(path: str, llama: LanguageModel, batch_size: int = 64) -> Scorer:
+def _by_model(path: str, llama: LanguageModel, batch_size: int = 64) -> ScoreFunction:
     model, params = load_model(open_checkpoint(path), llama.tokenizer, FrozenWeights(llama.mesh), llama.config.dtype)
-    score = jax.jit(lambda params, tokens, lengths: scalar.combine(scalar.last_scores(model, params, tokens, lengths)))
+    score_rows = jax.jit(lambda params, *rows: scalar.combine(scalar.last_scores(model, params, *rows)))
 
-    def scorer(answers):
+    def score(answers):
         rows = [a.prompt.arrays["tokens"].tolist() + ids for a in answers for ids in a.tokens]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = np.zeros(len(rows))
@@ -130,18 +142,23 @@ def _model_scorer(path: str, llama: LanguageModel, batch_size: int = 64) -> Scor
                 chosen = order[first : first + batch_size]
                 filled = chosen + chosen[-1:] * (batch_size - len(chosen))
                 tokens_RT, lengths_R = pad_prompts([rows[i] for i in filled])
-                scores[chosen] = np.asarray(score(params, tokens_RT, lengths_R))[: len(chosen)]
+                scores[chosen] = np.asarray(score_rows(params, tokens_RT, lengths_R))[: len(chosen)]
         ends = np.cumsum([len(a.tokens) for a in answers])
         return [part.tolist() for part in np.split(scores, ends[:-1])]
 
-    return scorer
+    return score
 
 
-def pairs_of(answers: Iterable[Answers], *, seed: int = 0, per_prompt: int = 1, others: int = 0) -> Iterator[dict]:
-    """Preference records: two answers to a prompt with different scores, the better one chosen.
+def pairs_of(
+    answers: Iterable[ScoredAnswers], *, seed: int = 0, per_prompt: int = 1, others: int = 0
+) -> Iterator[dict]:
+    """Preference records: pairs of answers to a prompt with different scores, the better one chosen.
 
-    Of a prompt's pairs `per_prompt` are drawn at random. Up to `others` further answers that score less than the chosen
-    one stand in "others".
+    Args:
+      answers: the answers to each prompt.
+      seed: seed of the choice of pairs.
+      per_prompt: the most pairs of a prompt, drawn at random from all its pairs.
+      others: the most further answers that score less than the chosen one, which the record keeps in meta["others"].
     """
     for found in answers:
         record = found.prompt.record
@@ -161,13 +178,16 @@ def pairs_of(answers: Iterable[Answers], *, seed: int = 0, per_prompt: int = 1, 
 
 
 def _others(better: tuple, worse: tuple, ranked: list[tuple], most: int) -> dict[str, list[str]]:
-    """{"others": further texts that score less than the better one}; {} where none is asked for."""
+    """{"others": the first `most` further texts that score less than the better one}; {} for `most` 0."""
     found = [text for score, text in ranked if score < better[0] and text not in (worse[1], "")]
     return {"others": found[:most]} if most else {}
 
 
-def best_of(answers: Iterable[Answers]) -> Iterator[dict]:
-    """Chat records of each prompt with its best answer, the first of equals (RAFT, arXiv:2304.06767, algorithm 1)."""
+def best_of(answers: Iterable[ScoredAnswers]) -> Iterator[dict]:
+    """A chat record of each prompt with its best answer (RAFT, arXiv:2304.06767, algorithm 1).
+
+    Of equal scores the first answer is taken. A prompt whose best answer is empty is left out.
+    """
     for found in answers:
         record, best = found.prompt.record, found.texts[int(np.argmax(found.scores))]
         if best:
@@ -177,14 +197,20 @@ def best_of(answers: Iterable[Answers]) -> Iterator[dict]:
 
 
 def _around(record: Mapping) -> dict[str, list]:
-    """What a prompt's record gives to the template beside its messages."""
+    """The tools and documents of a prompt's record, which the template writes with the messages."""
     return {name: record[name] for name in ("tools", "documents") if name in record}
 
 
 def write(
     records: Iterable[dict], path: epath.PathLike, hint: str = "draw more answers, or at a higher temperature"
 ) -> int:
-    """Writes records as JSON lines, all of them or no file; returns how many. hint: what to do where there are none."""
+    """Writes records as a file of JSON lines, and returns their number.
+
+    Args:
+      records: the records.
+      path: the file; it appears only when it is complete.
+      hint: what to do if there are no records, for the message of the UserError that this raises.
+    """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record, ensure_ascii=False) for record in records]

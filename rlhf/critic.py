@@ -1,6 +1,6 @@
-"""The critics of a PPO run: what each state is worth, in reward and, with a cost model, in cost.
+"""The critics of a PPO run: value functions of the reward and, with `config.cost`, of the cost.
 
-A critic is a network of its own, which starts from the reward model or from the policy, or one more head on the policy.
+A critic is a separate network, which starts from a reward model or from the policy, or one more head on the policy.
 """
 
 from collections.abc import Mapping
@@ -26,37 +26,44 @@ class CriticSettings:
     """The section `config.critic`."""
 
     shared: bool = False
-    """Whether the critic is a head on the policy, instead of a network of its own."""
+    """Whether the critic is a head on the policy instead of a separate network."""
 
     init_from: Path | None = None
-    """Checkpoint that the critic starts from: the reward model in OpenAI's and InstructGPT's runs. None: that of
+    """Checkpoint that the critic starts from; OpenAI and InstructGPT take the reward model. None:
     `config.init_from`."""
 
     lr: Annotated[float, Range(least=0, most=100)] = 1e-5
-    """The highest learning rate of the critic."""
+    """Peak learning rate of the critic."""
 
     first_steps: Whole = 0
-    """Steps at the start in which only the critic learns."""
+    """Steps at the start of the run in which only the critic learns."""
 
     def check(self, where: str) -> None:
         if self.shared and self.init_from is not None:
             raise UserError(
-                f"{where}: one that is a head on the policy (shared) starts from the policy: init_from=None"
+                f"{where}.init_from = {self.init_from!r}: a shared critic is a head on the policy and starts from it; "
+                f"set {where}.init_from=None or {where}.shared=False"
             )
 
 
 class Critic(NamedTuple):
-    """A function from states to values."""
+    """A value function: the expected return, in reward or in cost, of each state of an answer."""
 
     label: str
-    """The group of its metrics."""
+    """First part of the names of its metrics: "value" or "cost_value"."""
     model: scalar.ScalarModel | None
-    """Its network; None for a head on the policy."""
+    """Network of the critic; None for a head on the policy."""
     start: Checkpoint
-    """The model that it starts from."""
+    """Checkpoint that the critic starts from."""
 
     def values(self, params: Any, rows: Rollout, states_RMD: Float[Array, "R M D"]) -> Float[Array, "R M"]:
-        """The value of the state before each token; `states_RMD` are the policy's."""
+        """The value of the state before each token of the answers.
+
+        Args:
+          params: the critic's parameters.
+          rows: the rollouts.
+          states_RMD: the policy's hidden states before each token, which a head on the policy reads.
+        """
         if self.model is None:
             return scalar.read_head(params["score"], states_RMD)[..., 0]
         values_RT1 = self.model.apply(params, rows.tokens_RT, rows.segment_ids_RT, rows.positions_RT)
@@ -64,7 +71,13 @@ class Critic(NamedTuple):
 
 
 def critics_of(run: Run, settings: CriticSettings, *, with_cost: bool) -> dict[str, Critic]:
-    """The critics by their name in the parameters, as `config.critic` says."""
+    """The critics that `config.critic` describes, by their names in the parameters.
+
+    Args:
+      run: the run.
+      settings: `config.critic`.
+      with_cost: whether a second critic, "cost_critic", estimates costs.
+    """
     start = run.start
     if settings.init_from is not None and settings.init_from != run.config.init_from:
         start = run.open(settings.init_from)
@@ -78,10 +91,10 @@ def critics_of(run: Run, settings: CriticSettings, *, with_cost: bool) -> dict[s
 
 
 def initial_params(run: Run, critics: Mapping[str, Critic]) -> InitialParams:
-    """Where policy and critics start, as one tree {"policy", critics...}.
+    """The initial parameters of policy and critics, as one tree {"policy", <critic names>}.
 
-    The policy starts from `config.init_from`, and so does a critic's trunk, or from `config.critic.init_from`. Of a
-    scalar model there it takes over the head too; a fresh head is random.
+    The policy starts from `config.init_from`, and a critic's trunk from its `start`. A critic that starts from a
+    scalar model keeps that model's head; any other head is random.
     """
     starts, key = {"policy": run.initial(run.model.init, run.start)}, jax.random.key(run.config.seed)
     for number, (name, critic) in enumerate(critics.items(), 1):
@@ -100,5 +113,5 @@ def _initial(run: Run, critic: Critic, key: jax.Array) -> InitialParams:
 
 
 def init_of(critic: Critic, config: LlamaConfig) -> Init:
-    """The function from a key to a critic's random parameters. config: of the policy."""
+    """The function from a random key to a critic's random parameters. config: the policy's, for a shared critic."""
     return critic.model.init if critic.model else lambda key: {"score": scalar.init_head(key, config)}

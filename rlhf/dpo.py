@@ -1,7 +1,7 @@
-"""Direct preference optimisation: a policy learns from pairs themselves, without a reward model or rollouts.
+"""Direct preference optimisation: a policy learns from preference pairs, without a reward model and without rollouts.
 
-DPO (arXiv:2305.18290) and the losses that came after it, by `config.dpo.kind`: sigmoid, robust, hinge, ipo, kto, simpo,
-orpo (`losses.py` has each with its source). The reference is `config.init_from`, frozen.
+`config.dpo.kind` names the loss: DPO (arXiv:2305.18290) or one of its successors, which `losses.py` describes with
+their sources. The reference is the model `config.init_from`, frozen.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,17 +41,18 @@ class DPOSettings:
     """The section `config.dpo`."""
 
     kind: Annotated[str, OneOf(*KINDS)] = "sigmoid"
-    """The loss: sigmoid (DPO), robust, hinge, ipo, kto (from labelled answers too), simpo or orpo."""
+    """The loss: sigmoid (DPO), robust, hinge, ipo, kto, simpo or orpo. kto learns from labelled answers or pairs, the
+    others from pairs."""
 
     beta: Positive = 0.1
-    """Weight of the distance from the reference (arXiv:2305.18290, appendix B: 0.1; SimPO: 2 to 10); ORPO: weight of
-    the odds-ratio term (0.1)."""
+    """Factor of the log-ratio of policy and reference (arXiv:2305.18290, appendix B: 0.1). simpo: factor of the mean
+    log-probability (2 to 10). orpo: weight of the odds-ratio term (0.1)."""
 
     label_smoothing: Annotated[float, Range(least=0, below=0.5), Only("kind", "sigmoid", "robust", default=0.0)] = 0.0
-    """sigmoid, robust: probability that a pair's label is wrong."""
+    """sigmoid, robust: assumed probability that a pair's label is wrong."""
 
     gamma: Annotated[NotNegative, Only("kind", "simpo", default=0.5)] = 0.5
-    """simpo: the margin (arXiv:2405.14734: 0.3 to 1.6)."""
+    """simpo: the reward margin between the chosen and the rejected answer (arXiv:2405.14734: 0.3 to 1.6)."""
 
     desirable_weight: Annotated[NotNegative, Only("kind", "kto", default=1.0)] = 1.0
     """kto: weight of the loss of good answers."""
@@ -61,6 +62,7 @@ class DPOSettings:
 
     @property
     def has_reference(self) -> bool:
+        """Whether the loss compares the policy with a reference; simpo and orpo do not."""
         return self.kind not in ("simpo", "orpo")
 
 
@@ -84,24 +86,30 @@ class DPOConfig(PairsConfig):
         super().check(where)
         if self.dpo.kind == "kto" and self.data.batch_size < 2:
             raise UserError(
-                f"{where}.data.batch_size = 1: KTO measures its point of reference on answers to the other prompts of "
-                "a batch; give 2 or more"
+                f"{where}.data.batch_size = 1: KTO estimates its reference point from the answers to other prompts of "
+                "the batch; give 2 or more"
             )
 
 
 class AnswerScores(NamedTuple):
-    """Of each side of each pair, [B, 2]: the sum of the answer's log-probabilities, and its tokens."""
+    """Log-probabilities of whole answers: S = 2 sides of each pair, or S = 1 for labelled answers."""
 
-    logp: Float[Array, "B 2"]
-    tokens: Float[Array, "B 2"]
+    logp: Float[Array, "B S"]
+    """Sum of the log-probabilities of an answer's tokens, given its prompt."""
+    tokens: Float[Array, "B S"]
+    """Number of an answer's tokens."""
 
     @property
-    def mean(self) -> Float[Array, "B 2"]:
+    def mean(self) -> Float[Array, "B S"]:
+        """The mean log-probability of an answer's tokens."""
         return self.logp / jnp.maximum(self.tokens, 1.0)
 
 
 def score_pairs(model: llama.Model, params: llama.Params, batch: Mapping[str, Array]) -> AnswerScores:
-    """Log-probabilities of both answers of each pair, given their prompt."""
+    """Scores the answers of a batch with a network and its parameters.
+
+    batch: pairs (`data.pairs`, S = 2) or labelled answers (`data.labelled`, S = 1).
+    """
     B, sides, T = batch["tokens"].shape
     tokens_RT, mask_RT = batch["tokens"].reshape(-1, T), batch["answer_mask"].reshape(-1, T)
     lengths_R = batch["lengths"].reshape(-1)
@@ -117,8 +125,12 @@ def score_pairs(model: llama.Model, params: llama.Params, batch: Mapping[str, Ar
 
 
 def make_loss(model: llama.Model, settings: DPOSettings) -> Callable:
-    """The loss of a batch, "reference" [B, sides] and "kl" [B] in it, as `train.update.make_update` takes it: of pairs,
-    and with KTO of single answers, "desirable" [B, 1] in it, as well."""
+    """Makes the loss that `settings.kind` names.
+
+    It returns loss_fn(params, batch) -> (loss, pairs, statistics), for `train.update.make_update`: means over the batch
+    times its size, and the number of pairs with an answer. Beside pairs, or labelled answers with "desirable" [B, 1], a
+    batch holds what `make_prepare` adds: "reference" [B, S] and "kl" [B].
+    """
 
     def loss_fn(params, batch):
         own = score_pairs(model, params, batch)
@@ -127,7 +139,7 @@ def make_loss(model: llama.Model, settings: DPOSettings) -> Callable:
             desirable_BS = batch["desirable"]
         else:
             desirable_BS = jnp.broadcast_to(jnp.array([[1.0, 0.0]]), own.logp.shape)
-        chosen_B, rejected_B = own.logp[:, 0], own.logp[:, -1]  # the same of single answers
+        chosen_B, rejected_B = own.logp[:, 0], own.logp[:, -1]  # one and the same for labelled answers
         if settings.kind in PAIRWISE:
             loss, stats = dpo_loss(
                 chosen_B,
@@ -157,14 +169,19 @@ def make_loss(model: llama.Model, settings: DPOSettings) -> Callable:
             stats[f"logps/{name}"] = weighted_mean(own.logp.reshape(-1), of_BS.reshape(-1))
         all_pairs = jnp.float32(len(chosen_B))
         sums = {name: value * all_pairs for name, value in stats.items()}
-        pairs = jnp.sum(jnp.any(own.tokens > 0, axis=1).astype(jnp.float32))  # others have no gradient
+        pairs = jnp.sum(jnp.any(own.tokens > 0, axis=1).astype(jnp.float32))  # a pair without tokens has no gradient
         return loss * all_pairs, pairs, sums
 
     return loss_fn
 
 
 def make_prepare(model: llama.Model, settings: DPOSettings) -> Callable:
-    """The function that gives a batch what does not depend on the gradient: the reference's scores, KTO's KL."""
+    """Makes the function that adds arrays to a batch that no gradient flows through.
+
+    It returns prepare(params, reference, batch) -> batch with two further arrays. "reference" [B, S] holds the
+    reference's log-probabilities of the answers, 0 for a loss without a reference. "kl" [B] is KTO's reference point, 0
+    for other losses.
+    """
 
     def prepare(params: Any, reference: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         B, sides, _ = batch["tokens"].shape
@@ -172,8 +189,8 @@ def make_prepare(model: llama.Model, settings: DPOSettings) -> Callable:
         if settings.has_reference:
             rows["reference"] = score_pairs(model, reference, batch).logp
         if settings.kind == "kto":
-            apart, weight_B = kto.mismatched(batch)
-            gap_B1 = score_pairs(model, params, apart).logp - score_pairs(model, reference, apart).logp
+            mismatched, weight_B = kto.mismatch_answers(batch)
+            gap_B1 = score_pairs(model, params, mismatched).logp - score_pairs(model, reference, mismatched).logp
             rows["kl"] = jnp.broadcast_to(jnp.maximum(weighted_mean(gap_B1[:, 0], weight_B), 0.0), (B,))
         return rows
 
@@ -181,8 +198,10 @@ def make_prepare(model: llama.Model, settings: DPOSettings) -> Callable:
 
 
 def make_rewards(model: llama.Model, settings: DPOSettings) -> Callable[[Any, Any, Mapping[str, Array]], Array]:
-    """The compiled function rewards(params, reference, batch) -> [B, sides]: beta log(policy / reference) of each
-    answer, for losses without a reference beta times the mean log-probability."""
+    """Makes the compiled function rewards(params, reference, batch) -> [B, S]: the implicit reward of each answer.
+
+    It is beta log(policy / reference), or for a loss without a reference beta times the mean log-probability.
+    """
 
     @jax.jit
     def rewards(params, reference, batch):
@@ -201,7 +220,18 @@ def heldout_pairs(
     where: NamedSharding,
     max_batches: int,
 ) -> Callable[[Any], tuple[dict[str, float], list]]:
-    """The evaluation `run(params)`: how `rewards` ranks the sides of held-out pairs."""
+    """Makes the evaluation of implicit rewards on held-out pairs.
+
+    Args:
+      rewards: the function of `make_rewards`.
+      reference: the reference's parameters.
+      sources: one pass over the held-out pairs of each source.
+      where: the sharding of rows.
+      max_batches: the most batches of each source.
+
+    Returns:
+      run(params) -> (metrics, []), the metrics of `describe_ranking` as "<source>/<metric>".
+    """
 
     def run(params: Any) -> tuple[dict[str, float], list]:
         metrics = {}
@@ -220,10 +250,10 @@ def heldout_pairs(
 
 
 def train(run: Run[DPOConfig]) -> Result:
-    """Tunes `config.init_from` on `config.data.mixture`: pairs, or with KTO labelled answers. Returns the policy."""
+    """Tunes the model `config.init_from` on the preferences of `config.data.mixture`, and returns the policy."""
     config, model, settings = run.config, run.model, run.config.dpo
     with jax.set_mesh(run.mesh):
-        # Data: pairs of a better and a worse answer; single answers with labels where KTO is given these.
+        # Data: pairs of a better and a worse answer, or, for KTO, single answers with labels.
         template = run.need_template()
         check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)
         run.check_rules()
@@ -232,12 +262,12 @@ def train(run: Run[DPOConfig]) -> Result:
         batches, heldout = data_of(config.data, run.tokenizer, template, config.seed)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
-        # Networks: the policy learns; the reference, which some losses do without, is the model it starts from.
+        # Networks: the policy is trained; the reference is the model that it starts from, frozen.
         lengths = lengths_of(config, batches)
         network = run.network(run.initial(model.init, run.start), lengths)
         reference = run.reference() if settings.has_reference else {}
 
-        # Loss and step: what the reference says of a batch is computed in the step, without gradient.
+        # Loss and step: the reference scores a batch within the step, without gradient.
         prepare, loss_fn = make_prepare(model, settings), make_loss(model, settings)
         update = run.update(network, loss_fn)
 
@@ -245,7 +275,7 @@ def train(run: Run[DPOConfig]) -> Result:
             lambda state, reference, batch: update(state, prepare(state["params"], reference, batch)), reference
         )
 
-        # Evaluations: how the policy's implicit rewards rank held-out answers, and what config.evals names.
+        # Evaluations: how well the policy's implicit rewards rank held-out answers, and the tasks of config.evals.
         measurement = kto.heldout_answers if labelled else heldout_pairs
         measure = measurement(make_rewards(model, settings), reference, heldout, rows, config.eval_batches)
         evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []

@@ -1,4 +1,4 @@
-"""Rollouts of a step: answers that the policy draws, and what policy, reference, critics and rewards say of them."""
+"""The experience of a step: answers that the policy draws, scored by policy, reference, critics and reward models."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,32 +28,34 @@ def make_rollout(
     seed: int,
     score_parts: int,
 ) -> Callable[[State, Mapping[str, Any], Mapping[str, Array]], Experience]:
-    """The function `rollout(state, frozen, batch) -> Experience`: answers to a batch of prompts, scored.
+    """Makes the function that draws answers to a batch of prompts and scores them on the device.
 
     Args:
       model: the policy's network.
-      critics: by their names in the parameters.
-      rewards: whose models score answers here; their functions do it on the host.
-      cost: as well; None where there is none.
+      critics: the critics by their names in the parameters.
+      rewards: the sources of scores. Models score answers here; Python functions score them later, on the host.
+      cost: the cost, scored in the same way; None if the run has none.
       sampling: how answers are drawn.
-      seed: of the draws.
-      score_parts: parts in which answers are scored one after the other, to save memory.
+      seed: seed of the answers' randomness.
+      score_parts: number of equal parts in which rows are scored one after the other, to save memory.
 
-    frozen: {"reference", "rewards", "cost"}, parameters that do not learn.
+    Returns:
+      rollout(state, frozen, batch) -> Experience, where `frozen` holds the parameters that do not learn, {"reference",
+      "rewards", "cost"}, and `batch` the prompts (`data.prompts`). Answers differ from step to step by `state["step"]`.
     """
-    drawn_from = sampling.temperature, sampling.unused
+    distribution = sampling.temperature, sampling.unused
 
     def score(params, frozen, rows: Rollout) -> Experience:
-        """What the networks say of some rows, by the code that also computes the loss of them."""
+        """Scores rows by the code that the loss uses too: the first probability ratio is then 1 up to rounding."""
         states_RMD = answer_states(model, params["policy"], rows)
         ref_states_RMD = answer_states(model, frozen["reference"], rows)
         kernel, ref_kernel = llama.output_kernel(params["policy"]), llama.output_kernel(frozen["reference"])
-        own = head_logprobs(kernel, states_RMD, rows.answers_RM, *drawn_from)
-        ref = head_logprobs(ref_kernel, ref_states_RMD, rows.answers_RM, *drawn_from)
+        own = head_logprobs(kernel, states_RMD, rows.answers_RM, *distribution)
+        ref = head_logprobs(ref_kernel, ref_states_RMD, rows.answers_RM, *distribution)
         scores = rewards.of_models(frozen["rewards"], rows)
         if cost is not None:
             scores |= cost.rewards.of_models(frozen["cost"], rows)
-        kl_RM = head_kl(kernel, states_RMD, ref_kernel, ref_states_RMD, *drawn_from)
+        kl_RM = head_kl(kernel, states_RMD, ref_kernel, ref_states_RMD, *distribution)
         logp_RM, ref_logp_RM, entropy_RM, kl_RM = (
             jnp.where(rows.mask_RM > 0, x_RM, 0.0) for x_RM in (own.logp, ref.logp, own.entropy, kl_RM)
         )

@@ -1,4 +1,4 @@
-"""What is told of a step: the answers' lengths and variety, and how far the policy has moved."""
+"""Metrics of a step's answers: scores, lengths, variety, and the policy's divergence from the reference."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -8,20 +8,25 @@ from .losses import kl_estimate
 from .rollout import Experience, Rollout
 
 
-def experience_metrics(seen: Experience, score_R: Float[Array, " R"]) -> dict[str, Float[Array, ""]]:
-    """All that is told of a step's answers; `score_R` is the weighted sum of their scores."""
-    found = of_rollouts(seen.rows, seen.logp_RM)
-    found |= of_divergence(seen.logp_RM, seen.ref_logp_RM, seen.kl_exact_RM, seen.rows.mask_RM)
-    found |= {f"objective/scores/{name}": jnp.mean(part_R) for name, part_R in seen.scores.items()}
-    return found | {
+def experience_metrics(experience: Experience, score_R: Float[Array, " R"]) -> dict[str, Float[Array, ""]]:
+    """All metrics of a step's answers by name. score_R: the weighted sum of each answer's scores."""
+    rows = experience.rows
+    metrics = rollout_metrics(rows, experience.logp_RM)
+    metrics |= kl_metrics(experience.logp_RM, experience.ref_logp_RM, experience.kl_exact_RM, rows.mask_RM)
+    metrics |= {f"objective/scores/{name}": jnp.mean(part_R) for name, part_R in experience.scores.items()}
+    return metrics | {
         "objective/scores": jnp.mean(score_R),
-        "objective/entropy": masked_mean(seen.entropy_RM, seen.rows.mask_RM),
-        "tokens": jnp.sum(seen.rows.mask_RM),
+        "objective/entropy": masked_mean(experience.entropy_RM, rows.mask_RM),
+        "tokens": jnp.sum(rows.mask_RM),
     }
 
 
-def of_rollouts(rows: Rollout, logp_RM: Float[Array, "R M"]) -> dict[str, Float[Array, ""]]:
-    """Lengths, ends, variety, and how far scoring and sampling disagree on the same tokens (nats, mean and largest)."""
+def rollout_metrics(rows: Rollout, logp_RM: Float[Array, "R M"]) -> dict[str, Float[Array, ""]]:
+    """Metrics of the drawn tokens: length, share of ended answers, variety, and sampling/logprob_difference.
+
+    logp_RM: the policy's log-probabilities of the tokens in the scoring pass. Their distance, in nats, from the
+    log-probabilities at which the decoder drew the tokens is sampling/logprob_difference.
+    """
     answers_RM, mask_RM = rows.answers_RM, rows.mask_RM
     difference_RM = jnp.abs(logp_RM - rows.sampling_logprobs_RM) * mask_RM
     return {
@@ -36,13 +41,20 @@ def of_rollouts(rows: Rollout, logp_RM: Float[Array, "R M"]) -> dict[str, Float[
     }
 
 
-def of_divergence(
+def kl_metrics(
     logp_RM: Float[Array, "R M"],
     ref_logp_RM: Float[Array, "R M"],
     kl_exact_RM: Float[Array, "R M"],
     mask_RM: Float[Array, "R M"],
 ) -> dict[str, Float[Array, ""]]:
-    """KL(policy || reference) of an answer in nats, the mean over answers, by each estimator and exactly."""
+    """The mean KL(policy || reference) of an answer in nats, by each estimator and over the whole vocabulary.
+
+    Args:
+      logp_RM: the policy's log-probability of each token.
+      ref_logp_RM: the reference's log-probability of each token.
+      kl_exact_RM: the KL divergence at each token over the whole vocabulary.
+      mask_RM: 1 for the answers' tokens.
+    """
     kinds = {"kl": "k1", "kl_k2": "k2", "kl_k3": "k3"}
     estimates = {name: kl_estimate(logp_RM, ref_logp_RM, kind) for name, kind in kinds.items()}
     estimates["kl_exact"] = kl_exact_RM
@@ -50,14 +62,14 @@ def of_divergence(
 
 
 def distinct(tokens_RM: Int[Array, "R M"], mask_RM: Float[Array, "R M"], n: int) -> Float[Array, ""]:
-    """Different n-grams divided by all n-grams of the batch (distinct-n, Li et al., arXiv:1510.03055)."""
+    """The share of different n-grams among all n-grams of the batch's answers (distinct-n, arXiv:1510.03055)."""
     grams, real = _grams(tokens_RM, mask_RM, n)
     different = _count_different([g.reshape(1, -1) for g in grams], real.reshape(1, -1))
     return jnp.sum(different) / jnp.maximum(jnp.sum(real), 1)
 
 
 def repetition(tokens_RM: Int[Array, "R M"], mask_RM: Float[Array, "R M"], n: int) -> Float[Array, ""]:
-    """The share of n-grams that stand earlier in the same answer (Welleck et al., arXiv:1908.04319, rep-n)."""
+    """The share of n-grams that occur earlier in the same answer (rep-n, Welleck et al., arXiv:1908.04319)."""
     grams, real = _grams(tokens_RM, mask_RM, n)
     return 1.0 - jnp.sum(_count_different(grams, real)) / jnp.maximum(jnp.sum(real), 1)
 
@@ -65,7 +77,7 @@ def repetition(tokens_RM: Int[Array, "R M"], mask_RM: Float[Array, "R M"], n: in
 def explained_variance(
     values_RM: Float[Array, "R M"], returns_RM: Float[Array, "R M"], mask_RM: Float[Array, "R M"]
 ) -> Float[Array, ""]:
-    """1 - var(returns - values) / var(returns) over real tokens; 0 where returns do not vary."""
+    """1 - var(returns - values) / var(returns) over tokens whose mask is 1; 0 if the returns do not vary."""
 
     def variance(x_RM):
         return masked_mean((x_RM - masked_mean(x_RM, mask_RM)) ** 2, mask_RM)
@@ -76,14 +88,14 @@ def explained_variance(
 
 
 def _grams(tokens_RM, mask_RM, n: int):
-    """The n columns of every n-gram, and which n-grams are of real tokens only."""
+    """The n-grams of each row as n arrays [R, M - n + 1], one for each place, and which consist of real tokens."""
     width = tokens_RM.shape[1] - n + 1
     columns = [tokens_RM[:, i : i + width] for i in range(n)]
     return columns, mask_RM[:, n - 1 :] > 0
 
 
 def _count_different(columns, real):
-    """Different n-grams in each row: sorted, those that differ from the one before."""
+    """The number of different n-grams in each row: after sorting, those that differ from the n-gram before."""
     order = jnp.lexsort([*reversed(columns), ~real], axis=-1)
     columns = [jnp.take_along_axis(c, order, axis=-1) for c in columns]
     real = jnp.take_along_axis(real, order, axis=-1)

@@ -10,28 +10,31 @@ Coefficient = float | Float[Array, ""]
 
 @dataclasses.dataclass(frozen=True)
 class FixedKL:
-    """The coefficient stays as it is."""
+    """A coefficient that stays constant."""
 
     def update(self, coef: Coefficient, kl: Coefficient, samples: int) -> Coefficient:
-        """The coefficient of the next step."""
+        """The coefficient of the next step, which is `coef`; the other arguments are those of `AdaptiveKL.update`."""
         return coef
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveKL:
-    """Holds the KL of an answer near `target` nats (Ziegler et al., arXiv:1909.08593, section 2.2).
+    """Adapts the coefficient so that the KL of an answer stays near `target` (Ziegler et al., arXiv:1909.08593, section
+    2.2).
 
-    The relative error, clipped to 0.2, moves the coefficient by its share: over `horizon` samples, by all of it.
-    Keep a step's samples well below 5 times `horizon`: from there on the coefficient could fall to 0 or below.
-    Raises ValueError unless both are above 0.
+    A step multiplies the coefficient by 1 + error * samples / horizon, where error = KL / target - 1, clipped to
+    [-0.2, 0.2]. With 5 `horizon` samples or more in a step the coefficient could fall to 0 or below.
     """
 
     target: float
+    """KL of an answer, in nats, above 0."""
+
     horizon: float
+    """Number of answers over which the coefficient adapts, above 0."""
 
     def __post_init__(self):
         if not (self.target > 0 and self.horizon > 0):
-            raise ValueError(f"target {self.target} nats and horizon {self.horizon} samples must be above 0")
+            raise ValueError(f"target {self.target} nats, horizon {self.horizon} answers: give numbers above 0")
 
     def update(self, coef: Coefficient, kl: Coefficient, samples: int) -> Float[Array, ""]:
         """The coefficient after a step in which `samples` answers had a mean KL of `kl` nats."""

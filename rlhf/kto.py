@@ -1,7 +1,7 @@
-"""Kahneman-Tversky optimisation (arXiv:2402.01306): its data, its point of reference, and how it is measured.
+"""Kahneman-Tversky optimisation (KTO, arXiv:2402.01306): its data, its reference point, and its evaluation.
 
-KTO learns from single answers that are called good or bad (`data.labelled_answers`), or pairs, each of which is one of
-either. Its point of reference is the divergence of policy and reference on answers to other prompts.
+KTO learns from single answers labelled good or bad (`data.labelled_answers`), or from pairs, as a good and a bad answer.
+Its reference point is the divergence of the policy from the reference on answers to other prompts.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +22,11 @@ from ..errors import UserError
 from ..train.batches import sources_of
 from .pair_batches import PairDataSettings, samples_of
 
-_MULTIPLIER = 0x9E3779B1  # odd, so that its powers never become 0 in 32 bits
+_MULTIPLIER = 0x9E3779B1  # of the hash; odd, so that its powers never become 0 in 32 bits
 
 
 def is_labelled(settings: PairDataSettings) -> bool:
-    """Whether `config.data.mixture` holds single answers with labels rather than pairs, by each source's first record.
+    """Whether `config.data.mixture` holds labelled answers (True) or pairs (False), by the first record of each source.
 
     Raises UserError for a mixture of both.
     """
@@ -36,8 +36,8 @@ def is_labelled(settings: PairDataSettings) -> bool:
         kinds.setdefault(first["kind"] != "preference", source.name)
     if len(kinds) > 1:
         raise UserError(
-            f"config.data.mixture: {kinds[True]} holds single answers and {kinds[False]} pairs: a run of KTO learns "
-            "from one kind only"
+            f"config.data.mixture: {kinds[True]} holds labelled answers and {kinds[False]} pairs: leave one out, since "
+            "a run of KTO learns from one kind only"
         )
     return True in kinds
 
@@ -45,25 +45,36 @@ def is_labelled(settings: PairDataSettings) -> bool:
 def answers_of(
     settings: PairDataSettings, tokenizer: Tokenizer, template: ChatTemplate, seed: int
 ) -> tuple[Mixture, dict[str, EvalPass]]:
-    """The labelled answers of `config.data.mixture` to train on, and one pass over those that each source holds out."""
+    """Endless batches of the labelled answers of `config.data.mixture`, and one pass over each source's held-out part.
+
+    Args:
+      settings: `config.data`.
+      tokenizer: the run's tokenizer.
+      template: the run's chat template.
+      seed: seed of the order of records.
+    """
     if settings.noise:
-        raise UserError("config.data.noise exchanges the sides of pairs: set it to 0 for single answers")
+        raise UserError(
+            f"config.data.noise = {settings.noise:g} exchanges the sides of pairs: set it to 0 for labelled answers"
+        )
     encoder = AnswerEncoder(tokenizer, template, settings.seq_len)
     return samples_of(settings, encoder, seed, heldout=encoder)
 
 
-def mismatched(batch: Mapping[str, Array]) -> tuple[dict[str, Array], Float[Array, " B"]]:
-    """Each prompt with the next answer of the batch that replies to another prompt: what the point of reference is
-    measured on (section 4.1); of a pair, the chosen answer.
+def mismatch_answers(batch: Mapping[str, Array]) -> tuple[dict[str, Array], Float[Array, " B"]]:
+    """Joins each prompt with the answer to another prompt of the batch, for KTO's reference point (section 4.1).
 
-    Returns rows as `dpo.score_pairs` takes them, of one side, an answer cut where the row ends; and the weight of
-    each: 0 where all prompts of the batch are the same, and there is no other answer.
+    The answer is that of the next row with another prompt; of a pair it is the chosen one.
+
+    Returns:
+      Rows of S = 1 side for `dpo.score_pairs`, an answer cut where its row ends, and the weight of each row: 1, or 0 if
+      all prompts of the batch are the same.
     """
     tokens_BT, mask_BT = batch["tokens"][:, 0], batch["answer_mask"][:, 0]
     T = tokens_BT.shape[1]
     begin_B, length_B = jnp.argmax(mask_BT, axis=1), batch["lengths"][:, 0]
     in_prompt_BT = jnp.arange(T)[None] < begin_B[:, None]
-    other_B, there_B = _answer_to_another(tokens_BT, in_prompt_BT)
+    other_B, exists_B = _row_of_another_prompt(tokens_BT, in_prompt_BT)
     shift_B = begin_B - begin_B[other_B]
     source_BT = jnp.clip(jnp.arange(T)[None] - shift_B[:, None], 0, T - 1)
     length_B = jnp.minimum(length_B[other_B] + shift_B, T)
@@ -72,17 +83,17 @@ def mismatched(batch: Mapping[str, Array]) -> tuple[dict[str, Array], Float[Arra
     tokens_BT = jnp.where(in_prompt_BT, tokens_BT, taken_BT) * real_BT
     mask_BT = jnp.where(in_prompt_BT, 0.0, taken_mask_BT) * real_BT
     rows = {"tokens": tokens_BT[:, None], "answer_mask": mask_BT[:, None], "lengths": length_B[:, None]}
-    return rows, there_B.astype(jnp.float32)
+    return rows, exists_B.astype(jnp.float32)
 
 
-def _answer_to_another(
+def _row_of_another_prompt(
     tokens_BT: Int[Array, "B T"], in_prompt_BT: Bool[Array, "B T"]
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """Of each row the next one, going round, whose prompt is another; and whether there is one."""
+    """For each row the next row with a different prompt, cyclically, and whether there is such a row."""
     B, T = tokens_BT.shape
     powers_T = np.cumprod(np.full(T, _MULTIPLIER, np.uint32), dtype=np.uint32)
-    spelled_BT = jnp.where(in_prompt_BT, tokens_BT + 1, 0).astype(jnp.uint32)
-    hash_B = jnp.sum(spelled_BT * powers_T[None], axis=1, dtype=jnp.uint32)  # prompts of different hashes differ
+    digits_BT = jnp.where(in_prompt_BT, tokens_BT + 1, 0).astype(jnp.uint32)
+    hash_B = jnp.sum(digits_BT * powers_T[None], axis=1, dtype=jnp.uint32)  # prompts of different hashes differ
     after_BR = (jnp.arange(B)[:, None] + jnp.arange(1, B)[None]) % B
     differs_BR = hash_B[after_BR] != hash_B[:, None]
     return after_BR[jnp.arange(B), jnp.argmax(differs_BR, axis=1)], jnp.any(differs_BR, axis=1)
@@ -95,10 +106,17 @@ def heldout_answers(
     where: NamedSharding,
     max_batches: int,
 ) -> Callable[[Any], tuple[dict[str, float], list]]:
-    """The evaluation `run(params)`: the implicit reward of held-out answers by label, and how well it tells them apart.
+    """Makes the evaluation of implicit rewards on held-out labelled answers.
 
-    rewards(params, reference, batch): of each answer. Metrics of each source: reward/good and reward/bad, the means;
-    auc, the share of pairs of a good and a bad answer in which the good one has more (a tie counts half).
+    Args:
+      rewards: rewards(params, reference, batch) -> the implicit reward of each answer.
+      reference: the reference's parameters.
+      sources: one pass over the held-out answers of each source.
+      where: the sharding of rows.
+      max_batches: the most batches of each source.
+
+    Returns:
+      run(params) -> (metrics, []), the metrics of `label_metrics` as "<source>/<metric>".
     """
 
     def run(params: Any) -> tuple[dict[str, float], list]:
@@ -110,15 +128,19 @@ def heldout_answers(
                 found.append(np.asarray(rewards(params, reference, device_batch(answers, step, where)))[:real, 0])
                 is_good.append(answers[step]["desirable"][:real, 0] > 0)
             metrics |= {
-                f"{name}/{key}": value for key, value in tell_apart(*map(np.concatenate, (found, is_good))).items()
+                f"{name}/{key}": value for key, value in label_metrics(*map(np.concatenate, (found, is_good))).items()
             }
         return metrics, []
 
     return run
 
 
-def tell_apart(rewards: np.ndarray, is_good: np.ndarray) -> dict[str, float]:
-    """Metrics of `heldout_answers`; those of a label that no answer has are left out."""
+def label_metrics(rewards: np.ndarray, is_good: np.ndarray) -> dict[str, float]:
+    """How well rewards [R] separate good from bad answers.
+
+    "reward/good" and "reward/bad" are their means. "auc" is the share of pairs of a good and a bad answer in which the
+    good one has the higher reward; a tie counts half. Metrics of a label that no answer has are left out.
+    """
     good, bad = rewards[is_good], rewards[~is_good]
     metrics = {f"reward/{name}": float(of.mean()) for name, of in (("good", good), ("bad", bad)) if len(of)}
     if len(good) and len(bad):

@@ -1,4 +1,4 @@
-"""Several epochs of minibatches over the same rollouts, on the device: what PPO does between rollouts."""
+"""Epochs of minibatches over the rollouts of a step, in one scan on the device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from ..train.update import Update
 
 
 def minibatch_order(key: jax.Array, rows: int, epochs: int, minibatches: int) -> jax.Array:
-    """Which rows each update sees, int32 [epochs * minibatches, rows / minibatches]: a fresh permutation an epoch."""
+    """The rows of each update, int32 [epochs * minibatches, rows / minibatches]; each epoch permutes all rows anew."""
     keys_E = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(epochs))
     order_ER = jax.vmap(lambda epoch_key: jax.random.permutation(epoch_key, rows))(keys_E)
     return order_ER.reshape(epochs * minibatches, rows // minibatches)
@@ -30,13 +30,22 @@ def minibatch_epochs(
     mix: Mapping[str, Array] | None = None,
     target_kl: float | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """`update` on every minibatch of `rows` (arrays of R rows, R a multiple of `minibatches`), epoch after epoch.
+    """Updates the state on every minibatch of `rows`, for several epochs.
 
-    mix: further rows (of pretraining text), of which each minibatch gets its share, the same one in every epoch.
-    target_kl: after an update whose `policy/approx_kl` is above it, the rest of the epochs is left out.
+    Args:
+      update: the update on one minibatch, {"rows": ..., "mix": ...}.
+      state: the state before the first update.
+      rows: arrays of R rows, R a multiple of `minibatches`.
+      key: key of the permutations.
+      epochs: passes over the rows.
+      minibatches: updates of a pass.
+      mix: rows of pretraining text. They are split evenly over the minibatches, in the same way in every epoch.
+      target_kl: an update whose metric `policy/approx_kl` is above this is the last of the step. None: no limit.
 
-    Returns the state and the metrics: means over the updates that were made and had a token, of the first of them
-    `policy/first_ratio_error` where there are ratios, the last value of counters, and `policy/updates`, how many.
+    Returns:
+      The new state and metrics. Updates without a token do not count: a metric is the mean over the updates that do,
+      and `policy/updates` is their number. `policy/first_ratio_error` is the `policy/ratio_error` of the first of
+      them, `streak` the largest; `lr`, `skipped` and `param_norm` are those of the last update.
     """
     total = jax.tree.leaves(rows)[0].shape[0]
     order_UK = minibatch_order(key, total, epochs, minibatches)
@@ -58,7 +67,7 @@ def minibatch_epochs(
     numbers_U = jnp.arange(len(order_UK))
     (state, _), (each, made_U) = jax.lax.scan(one, (state, jnp.asarray(False)), (order_UK, numbers_U))
     last = jnp.int32(jnp.sum(made_U)) - 1
-    made_U *= each["tokens"] > 0  # an update without a token is none
+    made_U *= each["tokens"] > 0  # an update without a token does not count
     made = jnp.sum(made_U)
     metrics = {name: jnp.sum(values_U * made_U) / jnp.maximum(made, 1.0) for name, values_U in each.items()}
     metrics |= {name: each[name][last] for name in ("lr", "skipped", "param_norm")}
@@ -70,5 +79,5 @@ def minibatch_epochs(
 
 
 def _split_rows(x: jax.Array) -> jax.Array:
-    """Rows back over the devices, from wherever the permutation took them."""
+    """Splits rows evenly over the devices again, since the permutation mixes them."""
     return constrain(x, BATCH, *[None] * (x.ndim - 1))

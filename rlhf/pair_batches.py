@@ -1,4 +1,4 @@
-"""Preference pairs of a run: its config, where pairs come from, and how well something ranks their sides."""
+"""Preference pairs: the settings that runs on them share, their batches, and metrics of how well scores rank them."""
 
 import functools
 from collections.abc import Mapping
@@ -22,30 +22,30 @@ from ..train.run_config import RunConfig
 
 @dataclass(frozen=True)
 class PairDataSettings(ReadingSettings):
-    """The section `config.data` of preference pairs. `batch_size` counts pairs."""
+    """The section `config.data` of preference pairs."""
 
     batch_size: BatchSize = 64
-    """Pairs of a batch (InstructGPT, arXiv:2203.02155, appendix C.2)."""
+    """Number of pairs of a batch (InstructGPT, arXiv:2203.02155, appendix C.2)."""
 
     heldout: Annotated[float, Range(least=0, below=1)] = 0.05
     """Share of each source's records that is held out for evaluation."""
 
     seq_len: RowLength = 512
-    """Most tokens of a prompt with an answer; longer answers are cut."""
+    """The most tokens of a prompt with its answer. A pair with a longer side is left out and counted, never cut."""
 
     noise: Share = 0.0
-    """Share of the training pairs whose sides are exchanged."""
+    """Share of the training pairs whose sides are exchanged, to simulate errors of labelling."""
 
     max_pairs: Count | None = None
-    """Records of each source that are read for training, from the first on. None: all."""
+    """The most training pairs of each source, the first of its records. None: all."""
 
 
 @dataclass(frozen=True)
 class PairsConfig(RunConfig):
-    """The settings that runs on preference pairs share."""
+    """The settings that reward models and direct preference optimisation share."""
 
     data: PairDataSettings = PairDataSettings()
-    """Preference pairs."""
+    """Preference pairs, and how they are read."""
 
     total: Annotated[Length, Units("steps", "epochs", "tokens", least=1)] = Length(1.0, "epochs")
     """Length of the run. More than one epoch overfits (InstructGPT, appendix C.2)."""
@@ -57,24 +57,24 @@ class PairsConfig(RunConfig):
     """The learning rate over the run."""
 
     eval_batches: Count = 16
-    """Most batches of each source's held-out part that an evaluation reads."""
+    """The most held-out batches of each source that an evaluation reads."""
 
     def check(self, where: str) -> None:
         if self.init_from is None:
-            raise UserError(f"{where}.init_from = None: give the path of a tuned model, which the run starts from")
+            raise UserError(f"{where}.init_from = None: give the path of the tuned model that the run starts from")
         super().check(where)
 
 
 def samples_of(
     settings: PairDataSettings, encoder: SampleEncoder, seed: int, *, heldout: SampleEncoder
 ) -> tuple[Mixture, dict[str, EvalPass]]:
-    """The samples of `config.data.mixture` to train on, and one pass over those that each source holds out.
+    """Endless training batches of `config.data.mixture`, and one pass over each source's held-out part.
 
     Args:
       settings: `config.data`.
-      encoder: of the samples to train on, at most `max_pairs` of each source.
-      seed: of the run.
-      heldout: the encoder of the samples that are held out.
+      encoder: encoder of the training samples.
+      seed: seed of the order of samples.
+      heldout: encoder of the held-out samples.
     """
     sources = sources_of(settings.mixture, settings)
     train = functools.partial(read_samples, split="train", encoder=encoder, limit=settings.max_pairs)
@@ -86,14 +86,30 @@ def samples_of(
 def pairs_of(
     settings: PairDataSettings, tokenizer: Tokenizer, template: ChatTemplate, seed: int, *, answers_per_prompt: int = 2
 ) -> tuple[Mixture, dict[str, EvalPass]]:
-    """The pairs of `config.data.mixture` to train on, and one pass over those that each source holds out."""
+    """Endless batches of the pairs of `config.data.mixture`, and one pass over each source's held-out pairs.
+
+    Args:
+      settings: `config.data`.
+      tokenizer: the run's tokenizer.
+      template: the run's chat template.
+      seed: seed of the order of pairs.
+      answers_per_prompt: number of sides of a training pair; held-out pairs have 2.
+    """
     encoder = PairEncoder(tokenizer, template, settings.seq_len, settings.noise, answers_per_prompt)
     return samples_of(settings, encoder, seed, heldout=PairEncoder(tokenizer, template, settings.seq_len))
 
 
 def describe_ranking(gaps: np.ndarray, records: list[Mapping]) -> dict[str, float]:
-    """Metrics of the gaps, the score of the side that should win minus the other's, of some pairs; see
-    `heldout_ranking`."""
+    """Metrics of how well scores rank pairs.
+
+    Args:
+      gaps: for each pair, the score of the answer that should win minus the score of the other one.
+      records: the records of the pairs (`data.pairs`), with their language and margin.
+
+    Returns:
+      accuracy, the share of positive gaps (a tie counts half); loss, the Bradley-Terry loss; calibration_error; gap,
+      the mean; accuracy by language; and, if all pairs have margins, accuracy by terciles of the margin.
+    """
     right = np.where(gaps == 0, 0.5, gaps > 0)
     metrics = {
         "accuracy": right.mean(),
@@ -112,7 +128,11 @@ def describe_ranking(gaps: np.ndarray, records: list[Mapping]) -> dict[str, floa
 
 
 def calibration_error(gaps: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error of the Bradley-Terry probabilities sigmoid(gap), each pair seen from both sides."""
+    """Expected calibration error (arXiv:1706.04599) of the Bradley-Terry probabilities sigmoid(gap).
+
+    Each pair counts twice, once from each side. Probabilities fall into equal bins. The error is the mean distance of
+    predicted and observed share of wins, each bin weighted by its number of entries.
+    """
     gaps, won = np.concatenate([gaps, -gaps]), np.repeat([1.0, 0.0], len(gaps))
     probability = np.exp(-np.logaddexp(0.0, -gaps))
     place = np.minimum((probability * bins).astype(int), bins - 1)

@@ -1,7 +1,10 @@
-"""RAFT: tuning on the best of k own answers, round after round (reward-ranked fine-tuning, arXiv:2304.06767; LMFlow).
+"""RAFT, reward-ranked fine-tuning (arXiv:2304.06767; LMFlow): a policy is tuned on its own best answers.
 
-A step of the run is a round: rollouts and scores as in PPO, then the best answer to each prompt is what the policy is
-tuned on.
+One step of the run:
+
+    prompts -> `make_rollout`: draws n answers to each, and scores them with policy, reference and reward models
+            -> Python functions among the rewards score the texts on the host
+            -> `make_learn`: keeps the best answer to each prompt, and tunes the policy on the kept answers
 """
 
 from collections.abc import Callable, Mapping
@@ -34,10 +37,10 @@ class RAFTSettings:
     """The section `config.raft`."""
 
     epochs: Count = 2
-    """Passes over a round's best answers (arXiv:2304.06767, section 4.1)."""
+    """Epochs: passes over a step's best answers (arXiv:2304.06767, section 4.1)."""
 
     minibatches: Count = 1
-    """Updates in a pass."""
+    """Minibatches of an epoch, each of which is one update."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class RAFTConfig(GroupConfig):
 
 
 def make_loss(model: llama.Model) -> Callable:
-    """The kept answers' negative log-likelihood, as `train.update.make_update` takes it: sums over their tokens."""
+    """Makes the loss of a minibatch: the negative log-likelihood of the kept answers at temperature 1.
+
+    It returns loss_fn(params, batch) -> (loss, tokens, statistics), sums over tokens, for `train.update.make_update`.
+    """
 
     def loss_fn(params, batch):
         kept, mask_RM = batch["rows"]["rollout"], batch["rows"]["rollout"].mask_RM
@@ -72,16 +78,29 @@ def make_loss(model: llama.Model) -> Callable:
 def make_learn(
     update: Callable, task: AnswerTask, settings: RAFTSettings, *, seed: int
 ) -> Callable[[State, Experience, Mapping[str, Array]], tuple[State, dict[str, Array]]]:
-    """The function `learn(state, experience, mix) -> (state, metrics)` of a round's second half."""
+    """Makes the second half of a step: from the scores of answers to the tuned policy.
+
+    Args:
+      update: the update on a minibatch.
+      task: rewards and shaping of the run.
+      settings: `config.raft`.
+      seed: seed of the order of minibatches.
+
+    Returns:
+      learn(state, experience, mix) -> (state, metrics). `mix` is not used: RAFT learns from no text.
+    """
 
     n = task.sampling.n
 
-    def learn_from(state: State, seen: Experience, mix: Mapping[str, Array]):
-        rows, step = seen.rows, state["step"]
-        score_R = task.rewards.total(seen.scores)
+    def learn(state: State, experience: Experience, mix: Mapping[str, Array]):
+        rows, step = experience.rows, state["step"]
+        # The row of the best answer to each prompt by shaped score; the n answers to a prompt stand in adjacent rows.
+        score_R = task.rewards.total(experience.scores)
         score_stats = update_stats(state["score_stats"], score_R)
         shaped_Bn = task.shaping(score_R, rows, score_stats).reshape(-1, n)
         best_B = jnp.argmax(shaped_Bn, axis=1) + jnp.arange(len(shaped_Bn)) * n
+
+        # Updates: epochs of minibatches over the best answers.
         key = jax.random.fold_in(purpose_key(seed, "minibatches"), step)
         state, metrics = minibatch_epochs(
             update,
@@ -91,24 +110,26 @@ def make_learn(
             epochs=settings.epochs,
             minibatches=settings.minibatches,
         )
+
+        # State of the next step, and metrics. `step` counts rollouts, not updates.
         state |= {"step": step + 1, "score_stats": score_stats}
-        metrics |= experience_metrics(seen, score_R)
+        metrics |= experience_metrics(experience, score_R)
         metrics["objective/scores_of_best"] = jnp.mean(score_R[best_B])
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-    return learn_from
+    return learn
 
 
 def train(run: Run[RAFTConfig]) -> Result:
-    """Trains `config.init_from` on its own best answers by the rewards of `config.reward`, and returns the policy."""
+    """Tunes the model `config.init_from` on its own best answers by `config.reward`, and returns the policy."""
     config, model, settings = run.config, run.model, run.config.raft
     check_rows(config, run.mesh, settings.minibatches, kept=config.rollout.n)
     with jax.set_mesh(run.mesh):
-        # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and what these are worth.
+        # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and the rewards of answers.
         task = AnswerTask(run)
         lengths = lengths_of(config, task.prompts)
 
-        # Networks: the policy learns; reference and reward models are frozen.
+        # Networks: the policy is trained; reference and reward models are frozen.
         network = run.network(
             critic.initial_params(run, {}),
             lengths,
@@ -117,7 +138,7 @@ def train(run: Run[RAFTConfig]) -> Result:
         )
         frozen = task.frozen_params()
 
-        # Step: roll out and score; keep the best answer to each prompt; tune on these.
+        # Step: draw answers and score them; keep the best answer to each prompt; tune the policy on the kept answers.
         rollout = make_rollout(
             model, {}, task.rewards, None, task.sampling, seed=config.seed, score_parts=task.score_parts
         )

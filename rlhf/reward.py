@@ -1,11 +1,11 @@
-"""The reward model: a tuned LLaMA that learns from comparisons which answer people, or a gold score, prefer.
+"""The reward model: a tuned LLaMA that learns from comparisons which of several answers is preferred.
 
-Bradley-Terry on the score at the last token (arXiv:2203.02155, section 3.5), one head or an ensemble of them. After the
-last step its scores are shifted and scaled so that the reference policy's own answers score mean 0 and deviation 1
-(arXiv:1909.08593, section 2.2): a reward then says how much better than usual an answer is.
+It learns Bradley-Terry scores, read at an answer's last token (arXiv:2203.02155, section 3.5), by one head or an
+ensemble. After the last step, scores are shifted and scaled so that the answers of `config.init_from` itself have mean
+0 and deviation 1 (arXiv:1909.08593, section 2.2): a score then says how much better than usual an answer is.
 
-With `config.objective = "cost"` it learns costs instead, from which answer is safer and which are unsafe (Safe RLHF,
-arXiv:2310.12773, equation 7). Costs are not shifted: above 0 is unsafe.
+With `config.objective.kind = "cost"` it is a cost model, which learns from labels of safety (Safe RLHF,
+arXiv:2310.12773, equation 7). A cost above 0 means unsafe, so set `config.calibrate.prompts = 0` to keep the sign.
 """
 
 import dataclasses
@@ -42,47 +42,52 @@ FORMS = ("log_sigmoid", "log_exp", "best_of_k")
 
 
 class RewardModel(NamedTuple):
-    """What `run` returns. step: how often its parameters were moved."""
+    """The reward or cost model that `train` returns."""
 
     model: scalar.ScalarModel
+    """The network."""
     params: scalar.Params
+    """Its parameters."""
     step: int
+    """Number of training steps."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The section `config.objective`: what is learnt from a comparison."""
+    """The section `config.objective`: what a comparison teaches."""
 
     kind: Annotated[str, OneOf("reward", "cost")] = "reward"
-    """reward: which answer is better. cost: which is safer, and which are unsafe (arXiv:2310.12773, equation 7)."""
+    """reward learns which answer is better; cost learns which is safer and which are unsafe (arXiv:2310.12773, equation
+    7)."""
 
     form: Annotated[str, OneOf(*FORMS), Only("kind", "reward", default="log_sigmoid")] = "log_sigmoid"
-    """log_sigmoid or log_exp (as ColossalChat writes it): the chosen answer against each other one. best_of_k: against
-    all others at once."""
+    """The loss: log_sigmoid, or log_exp as ColossalChat writes it, compares the chosen answer with each other one;
+    best_of_k compares it with all others at once."""
 
     margin: Annotated[NotNegative, Only("kind", "reward", default=0.0)] = 0.0
-    """Factor of the pairs' own margins (Llama 2, arXiv:2307.09288, section 3.2.2: 1)."""
+    """Factor of the margins in the records, which the loss demands between scores (Llama 2, arXiv:2307.09288, section
+    3.2.2: 1)."""
 
     centering: Annotated[NotNegative, Only("kind", "reward", default=0.0)] = 0.0
     """Weight of the penalty on scores away from 0 (arXiv:2312.09244: 0.01)."""
 
     bootstrap: bool = False
-    """Whether each head of an ensemble weighs pairs by exponentially distributed weights of its own (the Bayesian
-    bootstrap, Rubin 1981)."""
+    """Whether each head of an ensemble gives pairs random weights of its own, drawn from an exponential distribution
+    (the Bayesian bootstrap, Rubin 1981)."""
 
     def check(self, where: str) -> None:
         for name in ("margin", "centering") if self.form == "best_of_k" else ():
             if value := getattr(self, name):
-                raise UserError(f"{where}.{name} = {shown(value)} does nothing where form is 'best_of_k': leave it 0")
+                raise UserError(f"{where}.{name} = {shown(value)} does nothing where form is 'best_of_k': set it to 0")
 
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """The section `config.calibrate`: answers of `config.init_from` to held-out prompts, whose scores get mean 0 and
-    deviation 1 after the last step (arXiv:1909.08593, section 2.2)."""
+    """The section `config.calibrate`: after the last step, scores are shifted and scaled to mean 0 and deviation 1 over
+    answers that `config.init_from` gives to held-out prompts (arXiv:1909.08593, section 2.2)."""
 
     prompts: Whole = 512
-    """Number of prompts. 0: scores stay as they are."""
+    """Number of held-out prompts. 0: scores are not shifted or scaled."""
 
     max_tokens: Count = 128
     """The most tokens of an answer."""
@@ -96,7 +101,7 @@ class ComparisonDataSettings(PairDataSettings):
     """The section `config.data` of comparisons between two or more answers to a prompt."""
 
     answers_per_prompt: Annotated[int, Range(least=2, most=1000)] = 2
-    """Answers to a prompt; more than two are the pairs' meta.others."""
+    """Number of answers to a prompt. Above 2, worse answers are taken from meta.others of the records."""
 
 
 @dataclass(frozen=True)
@@ -110,44 +115,62 @@ class RewardConfig(PairsConfig):
     """Comparisons of answers."""
 
     heads: Annotated[int, Range(least=1, most=1000)] = 1
-    """Heads of an ensemble."""
+    """Number of heads; more than one are an ensemble."""
 
     pessimism: NotNegative = 0.0
-    """An ensemble's score in evaluations is mean - pessimism * deviation (arXiv:2310.02743)."""
+    """In evaluations, the score of an ensemble is mean - pessimism * deviation over its heads (arXiv:2310.02743)."""
 
     objective: Objective = Objective()
-    """What is learnt from a comparison."""
+    """What a comparison teaches."""
 
     calibrate: CalibrationSettings = CalibrationSettings()
-    """Answers by which scores are shifted and scaled."""
+    """How scores are shifted and scaled after the last step."""
 
     def check(self, where: str) -> None:
         super().check(where)
-        alone = {"pessimism": self.pessimism, "objective.bootstrap": self.objective.bootstrap}
-        for name, value in alone.items() if self.heads == 1 else ():
+        of_ensembles = {"pessimism": self.pessimism, "objective.bootstrap": self.objective.bootstrap}
+        for name, value in of_ensembles.items() if self.heads == 1 else ():
             if value:
-                raise UserError(f"{where}.{name} = {shown(value)} does nothing where {where}.heads is 1: raise that")
+                raise UserError(
+                    f"{where}.{name} = {shown(value)} does nothing where {where}.heads is 1: set heads above 1"
+                )
         room, most = self.data.seq_len, self.calibrate.max_tokens
         if self.calibrate.prompts and most >= room:
             raise UserError(
-                f"{where}.calibrate.max_tokens = {most}: prompt and answer share a row of {where}.data.seq_len {room}; "
-                "give less"
+                f"{where}.calibrate.max_tokens = {most}: prompt and answer share a row of {room} tokens "
+                f"({where}.data.seq_len); give less"
             )
         if self.calibrate.prompts and not self.data.heldout:
-            raise UserError(f"{where}.calibrate.prompts: these are held-out prompts; set {where}.data.heldout above 0")
+            raise UserError(
+                f"{where}.calibrate.prompts = {self.calibrate.prompts}: prompts are taken from held-out records; set "
+                f"{where}.data.heldout above 0, or prompts to 0"
+            )
         if self.evals:
-            raise UserError(f"{where}.evals: these need a model that answers; a reward model is measured on pairs")
+            raise UserError(
+                f"{where}.evals: {', '.join(self.evals)} needs a model that answers, and a reward model only "
+                "scores; leave it out"
+            )
 
 
 def pair_scores(model: scalar.ScalarModel, params: scalar.Params, batch: Mapping[str, Array]) -> Float[Array, "B S H"]:
-    """Scores of all sides of each pair, read at the last real token."""
+    """Scores the S answers to each prompt of a batch (`data.pairs`) by all H heads, at an answer's last real token."""
     B, sides, T = batch["tokens"].shape
     scores_RH = scalar.last_scores(model, params, batch["tokens"].reshape(-1, T), batch["lengths"].reshape(-1))
     return scores_RH.reshape(B, sides, -1)
 
 
 def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
-    """The loss of a batch of pairs as `train.update.make_update` takes it: sums over comparisons, means over heads."""
+    """Makes the loss of a batch of pairs (`data.pairs`).
+
+    Args:
+      model: the scalar model.
+      objective: `config.objective`.
+      seed: seed of the bootstrap's weights.
+
+    Returns:
+      loss_fn(params, batch) -> (loss, weight, statistics), for `train.update.make_update`: sums over comparisons, means
+      over heads.
+    """
 
     def weights_of(batch) -> Float[Array, "H B"]:
         weight_HB = jnp.broadcast_to(batch["weight"][None], (model.heads, *batch["weight"].shape))
@@ -157,7 +180,7 @@ def make_loss(model: scalar.ScalarModel, objective: Objective, seed: int):
         return weight_HB * jax.vmap(lambda key: jax.random.exponential(key, (model.heads,)))(keys_B).T
 
     def of_head(scores_BS, weight_B, batch):
-        """Loss and statistics of one head, means over comparisons, and how much those weigh together."""
+        """Loss and statistics of one head, as means over comparisons, and the sum of the comparisons' weights."""
         if objective.kind == "cost":
             return *cost_loss(scores_BS[:, :2], batch["safer"], batch["safe"], weight_B), jnp.sum(weight_B)
         if objective.form == "best_of_k":
@@ -192,14 +215,20 @@ def heldout_ranking(
     pessimism: float = 0.0,
     kind: str = "reward",
 ):
-    """The evaluation `run(params)` of held-out pairs: accuracy and calibration, over all, per language and per margin.
+    """Makes the evaluation of scores on held-out pairs.
 
-    A tie counts half. Margins are cut at their terciles. calibration_error: the mean distance, over ten equal bins of
-    predicted probability that the chosen side wins, of the prediction from the share that won, each bin by its size
-    (expected calibration error, arXiv:1706.04599); every pair is seen from both sides.
+    Args:
+      model: the scalar model.
+      sources: one pass over the held-out pairs of each source.
+      where: the sharding of rows.
+      max_batches: the most batches of each source.
+      pessimism: see `scalar.combine`.
+      kind: `config.objective.kind`. For "cost", the answer that should score more is the less safe one; pairs without
+        that label are left out.
 
-    With kind "cost" the side that should win is the less safe one, pairs of which nobody said are left out, and
-    sign_accuracy is the share of labelled answers that cost more than 0 if unsafe and less if safe.
+    Returns:
+      run(params) -> (metrics, []), the metrics of `describe_ranking` as "<source>/<metric>". For "cost", also
+      sign_accuracy: the share of labelled answers whose cost is above 0 if unsafe and below 0 if safe.
     """
     score = jax.jit(lambda params, batch: scalar.combine(pair_scores(model, params, batch), pessimism))
 
@@ -225,7 +254,7 @@ def heldout_ranking(
 
 
 def train(run: Run[RewardConfig]) -> Result:
-    """Trains on the pairs of `config.data.mixture`, from the model `config.init_from`. Returns a `RewardModel`."""
+    """Trains a reward or cost model on `config.data.mixture`, from `config.init_from`, and returns a `RewardModel`."""
     config, data, objective, policy = run.config, run.config.data, run.config.objective, run.model
     with jax.set_mesh(run.mesh):
         # Data: answers to a prompt, the preferred one first.
@@ -235,7 +264,7 @@ def train(run: Run[RewardConfig]) -> Result:
         check_labels(objective, batches, each)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
-        # Network: the policy's layers under a fresh head of one number, or of several for an ensemble.
+        # Network: the layers of config.init_from, with new heads that give a score each instead of the output head.
         model = scalar.build(policy.config, config.heads)
         fresh_head = scalar.head_maker(jax.random.key(config.seed), model.config, model.heads)
         load = scalar.trunk_loader(run.start, fresh_head)
@@ -250,7 +279,7 @@ def train(run: Run[RewardConfig]) -> Result:
         # Evaluations: accuracy and calibration on held-out pairs.
         measure = heldout_ranking(model, heldout, rows, config.eval_batches, config.pessimism, objective.kind)
 
-        # Loop; after the last step the scores of the reference's own answers are shifted and scaled.
+        # Loop; after the last step the heads are shifted and scaled (config.calibrate).
         calibrate = make_calibration(run, model, rows)
         with run.loop(
             network,
@@ -272,33 +301,48 @@ def train(run: Run[RewardConfig]) -> Result:
 
 
 def check_labels(objective: Objective, batches: Mixture, answers_per_prompt: int) -> None:
-    """Raises UserError where no pair says what the objective learns from."""
-    if objective.kind == "cost" and not (_any_says(batches, "safer") or _any_says(batches, "safe")):
+    """Raises UserError if no training pair has the labels, margins or further answers that the settings ask for.
+
+    Args:
+      objective: `config.objective`.
+      batches: the training pairs.
+      answers_per_prompt: `config.data.answers_per_prompt`.
+    """
+    if objective.kind == "cost" and not (_any_nonzero(batches, "safer") or _any_nonzero(batches, "safe")):
         raise UserError(
             "config.objective.kind = 'cost': no pair of config.data.mixture says which answer is safer, or whether one "
-            "is safe; a reward model learns from what is better alone"
+            "is safe; give pairs with such labels, or set it to 'reward'"
         )
-    if objective.margin and not _any_says(batches, "margin"):
+    if objective.margin and not _any_nonzero(batches, "margin"):
         raise UserError(
             f"config.objective.margin = {shown(objective.margin)} does nothing: no pair of config.data.mixture has a "
-            "margin; leave it 0"
+            "margin; set it to 0"
         )
-    if answers_per_prompt > 2 and not _any_says(batches, "side_weight", first=2):
+    if answers_per_prompt > 2 and not _any_nonzero(batches, "side_weight", first=2):
         raise UserError(
             f"config.data.answers_per_prompt = {answers_per_prompt}: no pair of config.data.mixture has answers beside "
-            "its two (meta.others); leave it 2"
+            "its two (meta.others); set it to 2"
         )
 
 
-def _any_says(batches: Mixture, name: str, first: int = 0) -> bool:
-    """Whether any pair's array of that name has a number other than 0, from the entry `first` on."""
+def _any_nonzero(batches: Mixture, name: str, first: int = 0) -> bool:
+    """Whether the array `name` of any pair has a nonzero entry, from the entry `first` on."""
     arrays = (sample.arrays[name] for part in batches.parts for sample in part.samples)
     return any(np.any(np.atleast_1d(array)[first:]) for array in arrays)
 
 
 def make_calibration(run: Run, model: scalar.ScalarModel, rows: NamedSharding) -> Callable[[Any], Any] | None:
-    """The function from parameters to those whose scores of `config.init_from`'s answers to `config.calibrate.prompts`
-    held-out prompts have mean 0 and deviation 1, head by head; None for 0 prompts."""
+    """Makes the function that shifts and scales the heads of a reward model (`config.calibrate`).
+
+    Args:
+      run: the run.
+      model: the scalar model.
+      rows: the sharding of rows.
+
+    Returns:
+      calibrate(params) -> params, with which each head gives the answers of `config.init_from` to held-out prompts
+      scores of mean 0 and deviation 1; None if `config.calibrate.prompts` is 0.
+    """
     config, settings, policy = run.config, run.config.calibrate, run.model
     if not settings.prompts:
         return None

@@ -1,12 +1,12 @@
-"""Rollouts: answers that the policy draws, and what the networks say of their tokens.
+"""Rollouts: answers that the policy draws, and the networks' states, log-probabilities and scores of their tokens.
 
-A row is a prompt and an answer to it. Prompts are shifted to end at the same slot, so that every answer stands in the
-last M slots and the vocabulary's head is only ever applied there:
+A row is a prompt with one answer. Prompts are aligned right, so that every answer takes the last M slots and the output
+head is applied to these slots alone:
 
     slot       0 ...          P-1 | P ...                      P+M-1
     tokens     0 0 prompt prompt  | answer ... stop 0 0 0
 
-State t-1 is what the network knew before it drew token t: it gives the token's log-probability and its value.
+The state at slot t-1 is the state before token t: the token's log-probability and value are computed from it.
 """
 
 import dataclasses
@@ -32,77 +32,98 @@ class RolloutSettings:
     """The most tokens of an answer."""
 
     temperature: Positive = 1.0
-    """Divisor of the logits that answers are drawn from; updates score answers at the same temperature."""
+    """Divisor of the logits when answers are drawn; their log-probabilities are taken at the same temperature."""
 
     n: Annotated[int, Range(least=1, most=2**16)] = 1
-    """Answers to each prompt."""
+    """Number of answers to each prompt."""
 
     score_parts: Count = 1
-    """Parts in which answers are scored one after the other, to save memory."""
+    """Number of equal parts in which a step's answers are scored one after the other, to save memory."""
 
     stop: list[Path] = ()
-    """Strings that end an answer, beside the end of a turn. Rewards see the text before them."""
+    """Strings that end an answer, like the template's end of a turn. Reward functions see the text before the string;
+    reward models see its tokens too."""
 
 
 class Rollout(NamedTuple):
-    """R = B n rows of T = P + M slots; the n answers to a prompt stand together.
-
-    segment_ids: 1 for real tokens, 0 for padding on either side. mask: 1 for the answer's tokens, among them the stop
-    token or those that a stop string was written with. sampling_logprobs: of each token under the distribution it was
-    drawn from. stopped: 1 where the answer ended by itself. index: the prompt's number in the data.
-    """
+    """R = B n rows of T = P + M slots: n answers to each of B prompts, the answers to a prompt in adjacent rows."""
 
     tokens_RT: Int[Array, "R T"]
+    """Prompt and answer, padded with 0 on both sides."""
     segment_ids_RT: Int[Array, "R T"]
+    """1 for real tokens, 0 for padding."""
     positions_RT: Int[Array, "R T"]
+    """Positions, counted from the first token of the prompt."""
     mask_RM: Float[Array, "R M"]
+    """1 for the answer's tokens, including the stop token or the tokens of a stop string."""
     sampling_logprobs_RM: Float[Array, "R M"]
+    """Log-probability of each token under the distribution that it was drawn from."""
     stopped_R: Float[Array, " R"]
+    """1 for an answer that ended with a stop token or string, 0 for one that was cut at `max_tokens`."""
     index_R: Int[Array, " R"]
+    """Index of the prompt in the data's records."""
 
     @property
     def answers_RM(self) -> Int[Array, "R M"]:
+        """The answers' tokens, the last M slots."""
         return self.tokens_RT[:, -self.mask_RM.shape[1] :]
 
     @property
     def lengths_R(self) -> Int[Array, " R"]:
-        """Tokens of each answer."""
+        """The number of tokens of each answer."""
         return jnp.sum(self.mask_RM, axis=1).astype(jnp.int32)
 
 
 class Experience(NamedTuple):
-    """Rollouts and what the networks said of them before any update; 0 where masked. kl_exact: KL(policy || reference)
-    at each token, over the whole vocabulary. values, by critic: of the state before each token. scores: by reward and
-    cost."""
+    """Rollouts, and how the networks score them before the step's first update.
+
+    Masked entries of arrays [R, M] are 0, except in `values`.
+    """
 
     rows: Rollout
+    """The answers with their prompts."""
     logp_RM: Float[Array, "R M"]
+    """The policy's log-probability of each token."""
     ref_logp_RM: Float[Array, "R M"]
+    """The reference's log-probability of each token."""
     entropy_RM: Float[Array, "R M"]
+    """Entropy, in nats, of the policy's distribution before each token."""
     kl_exact_RM: Float[Array, "R M"]
+    """KL(policy || reference) at each token, in nats, over the whole vocabulary."""
     values: dict[str, Float[Array, "R M"]]
+    """By critic: the value of the state before each token."""
     scores: dict[str, Float[Array, " R"]]
+    """By source of rewards, and "cost": the score of each answer, unweighted."""
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raises ValueError for a way to sample whose log-probabilities training could not follow.
+    """Raises ValueError for top-k, top-p, min-p, a repetition penalty, or temperature 0, which updates cannot follow.
 
-    What top-k and the like keep changes with the policy: a token kept when it was drawn may be one of probability 0
-    after an update, and the ratio of both means nothing. Temperature is another matter: scores are taken at it.
-    So are ids without a token: they are never drawn, and have probability 0 in scores.
+    The set of tokens that a filter keeps changes with the policy. A token that was kept when it was drawn may have
+    probability 0 after an update, and the probability ratio is then meaningless. A temperature and ids without a token
+    are allowed, because log-probabilities are computed with them too.
     """
     plain = dataclasses.replace(sampling, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
     if sampling != plain or sampling.temperature == 0:
         raise ValueError(
-            "rollouts are drawn from the whole distribution at a temperature above 0: no filter, no penalty"
+            "rollouts are drawn from the whole distribution: leave top_k 0, top_p 1, min_p 0 and repetition_penalty 1, "
+            f"and give a temperature above 0 (it is {sampling.temperature:g})"
         )
 
 
 def roll_out(
     model: llama.Model, params: llama.Params, batch: Mapping[str, Array], key: jax.Array, sampling: Sampling
 ) -> Rollout:
-    """`sampling.n` answers to each prompt of a batch (`data.prompts`). The randomness of an answer derives from key,
-    prompt, sample and position, and from nothing that stands beside it."""
+    """Draws `sampling.n` answers to each prompt of a batch.
+
+    Args:
+      model: the network.
+      params: the parameters of the policy.
+      batch: prompts (`data.prompts`).
+      key: the key of the draws. The randomness of a token derives from key, prompt, sample and position; it does not
+        depend on the other prompts of the batch.
+      sampling: how answers are drawn.
+    """
     P, n = batch["tokens"].shape[1], sampling.n
     answer = decode.generate(model, params, batch["tokens"], batch["lengths"], key, sampling, batch["ids"])
     tokens_RM, lengths_R = answer.tokens.reshape(-1, sampling.max_tokens), answer.lengths.reshape(-1)
@@ -122,30 +143,33 @@ def roll_out(
 
 
 def states_before(hidden_RTD: Float[Array, "R T D"], M: int) -> Float[Array, "R M D"]:
-    """Of the states of whole rows, those before each of the answer's M tokens."""
+    """The states before each of the answer's M tokens, from the states at all T slots of a row."""
     return hidden_RTD[:, -M - 1 : -1]
 
 
 def answer_states(model: llama.Model, params: llama.Params, rows: Rollout) -> Float[Array, "R M D"]:
-    """The network's state before each token of the answers."""
+    """Runs a network with its parameters over whole rows; returns its last hidden state before each answer token."""
     hidden_RTD = model.hidden(params, rows.tokens_RT, rows.segment_ids_RT, rows.positions_RT)
     return states_before(hidden_RTD, rows.mask_RM.shape[1])
 
 
 def score_answers(model: llama.Model, params: llama.Params, rows: Rollout, temperature: float) -> TokenScores:
-    """Log-probability and entropy of each token of the answers at a temperature, [R, M]."""
+    """Scores the answers' tokens with a network and its parameters: log-probability and entropy of each, [R, M].
+
+    temperature: divisor of the logits.
+    """
     states_RMD = answer_states(model, params, rows)
     return head_logprobs(llama.output_kernel(params), states_RMD, rows.answers_RM, temperature)
 
 
 def at_last_token(x_RT: Float[Array, "R T"], rows: Rollout) -> Float[Array, " R"]:
-    """Of numbers at each slot of whole rows, that of the answer's last real token."""
+    """The entry of `x_RT` at the last real token of each answer."""
     last_R = rows.tokens_RT.shape[1] - rows.mask_RM.shape[1] + rows.lengths_R - 1
     return jnp.take_along_axis(x_RT, last_R[:, None], axis=1)[:, 0]
 
 
 def in_parts(fn: Callable[[Any], Any], rows: Any, parts: int) -> Any:
-    """`fn(rows)`, computed for one of `parts` equal parts of the rows at a time to save memory."""
+    """Computes fn(rows) for one of `parts` equal parts of the rows at a time, to save memory."""
     if parts == 1:
         return fn(rows)
     split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), rows)

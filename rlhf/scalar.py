@@ -1,7 +1,7 @@
-"""A LLaMA that gives numbers instead of words: reward model, cost model and critic.
+"""Scalar models: a LLaMA with heads that give numbers instead of words, as reward model, cost model or critic.
 
-Its parameters are those of a LLaMA without the output head, and `score/{kernel, bias}`: one linear head or several over
-the last layer's normalised states. The number at a position judges everything up to and including that position.
+Its parameters are those of a LLaMA without the output head, and `score/{kernel, bias}`: H linear heads on the last
+layer's normalised states. The number at a position depends on all tokens up to and including that position.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,20 @@ Params = dict[str, Any]
 
 
 class ScalarModel(NamedTuple):
-    """What `build` gives. config: the trunk's. heads: H numbers for each position.
-
-    apply(params, tokens [B, T], segment_ids [B, T], positions [B, T]) -> float32 [B, T, H]. init(key) -> parameters.
-    """
+    """A scalar model as pure functions, made by `build`."""
 
     config: LlamaConfig
+    """Config of the trunk, the LLaMA under the heads."""
     heads: int
+    """H, the number of heads."""
     apply: Callable[..., Float[Array, "B T H"]]
+    """apply(params, tokens [B, T], segment_ids [B, T], positions [B, T]) -> numbers, float32 [B, T, H]."""
     init: Callable[[jax.Array], Params]
+    """init(key) -> random parameters."""
 
 
 def build(config: LlamaConfig, heads: int = 1) -> ScalarModel:
-    """The scalar model on a trunk of `config`, with or without an output head of its own."""
+    """The scalar model with `heads` heads on the layers of a LLaMA of `config`, whose output head it leaves out."""
     trunk = llama.build(config.replace(tied=True))
 
     def apply(params: Params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T H"]:
@@ -48,14 +49,14 @@ def build(config: LlamaConfig, heads: int = 1) -> ScalarModel:
 
 
 def init_head(key: jax.Array, config: LlamaConfig, heads: int = 1) -> Params:
-    """Weights from N(0, 1 / (D + 1)), bias 0 (Stiennon et al., arXiv:2009.01325, appendix B.1)."""
+    """Random heads on a trunk of `config`: weights from N(0, 1 / (D + 1)), bias 0 (arXiv:2009.01325, appendix B.1)."""
     std = (config.dim + 1) ** -0.5
     kernel_DH = std * jax.random.normal(key, (config.dim, heads), config.param_dtype)
     return {"kernel": kernel_DH, "bias": jnp.zeros(heads, config.param_dtype)}
 
 
 def read_head(head: Params, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T H"]:
-    """The heads' numbers, in float32 whatever the compute dtype."""
+    """Applies the heads to states; computed in float32 whatever the dtype of the computation."""
     scores_BTH = linear(hidden_BTD.astype(jnp.float32), head["kernel"].astype(jnp.float32))
     return scores_BTH + head["bias"].astype(jnp.float32)[None, None]
 
@@ -63,19 +64,26 @@ def read_head(head: Params, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "
 def last_scores(
     model: ScalarModel, params: Params, tokens_RT: Int[Array, "R T"], lengths_R: Int[Array, " R"]
 ) -> Float[Array, "R H"]:
-    """The number at the last of the `lengths_R` real tokens of each row, rows padded on the right."""
+    """The numbers at the last real token of each row.
+
+    Args:
+      model: the scalar model.
+      params: its parameters.
+      tokens_RT: rows, padded on the right.
+      lengths_R: number of real tokens of each row.
+    """
     real_RT = jnp.arange(tokens_RT.shape[1])[None] < lengths_R[:, None]
     scores_RTH = model.apply(params, tokens_RT, real_RT.astype(jnp.int32))
     return jnp.take_along_axis(scores_RTH, (lengths_R - 1)[:, None, None], axis=1)[:, 0]
 
 
 def combine(scores_RH: Float[Array, "R H"], pessimism: float = 0.0) -> Float[Array, " R"]:
-    """The ensemble's verdict: mean - pessimism * standard deviation over heads (arXiv:2310.02743, section 3)."""
+    """The score of an ensemble: mean - pessimism * standard deviation over heads (arXiv:2310.02743, section 3)."""
     return jnp.mean(scores_RH, axis=-1) - pessimism * jnp.std(scores_RH, axis=-1)
 
 
 def rescale(params: Params, gain_H: Float[Array, " H"], offset_H: Float[Array, " H"]) -> Params:
-    """The model whose numbers are gain * (the old ones) + offset."""
+    """The parameters of a scalar model whose heads give gain * x + offset where those of `params` give x."""
     head = params["score"]
     kernel_DH = (head["kernel"] * gain_H[None]).astype(head["kernel"].dtype)
     bias_H = (head["bias"] * gain_H + offset_H).astype(head["bias"].dtype)
@@ -83,12 +91,21 @@ def rescale(params: Params, gain_H: Float[Array, " H"], offset_H: Float[Array, "
 
 
 def without_head(params: Params) -> Params:
-    """A trunk's parameters: neither the heads for numbers nor the one for words."""
+    """The parameters of a trunk: those of a LLaMA or scalar model without its heads."""
     return {name: part for name, part in params.items() if name not in ("score", "head")}
 
 
 def head_maker(key: jax.Array, config: LlamaConfig, heads: int = 1) -> Callable[[Params], Params]:
-    """The function that makes a fresh head in the shardings of the shapes that it is given."""
+    """Makes the function that draws random heads.
+
+    Args:
+      key: the random key.
+      config: config of the trunk.
+      heads: number of heads.
+
+    Returns:
+      make(abstract) -> heads, in the shardings of the shapes `abstract`.
+    """
 
     def make(abstract: Params) -> Params:
         return jax.device_put(init_head(key, config, heads), jax.tree.map(lambda x: x.sharding, abstract))
@@ -97,7 +114,12 @@ def head_maker(key: jax.Array, config: LlamaConfig, heads: int = 1) -> Callable[
 
 
 def trunk_loader(start: Checkpoint, fresh_head: Callable[[Params], Params]) -> Callable[[Params], Params]:
-    """The function that reads a scalar model's trunk from a checkpoint and puts a fresh head on it."""
+    """Makes the function load(abstract) -> parameters of a scalar model, with a checkpoint's trunk and new heads.
+
+    Args:
+      start: the checkpoint.
+      fresh_head: the function of `head_maker`.
+    """
 
     def load(abstract: Params) -> Params:
         trunk = start.load_params(without_head(abstract), some=True)
@@ -107,6 +129,8 @@ def trunk_loader(start: Checkpoint, fresh_head: Callable[[Params], Params]) -> C
 
 
 def check_is_scalar(found: Checkpoint) -> None:
-    """Raises UserError for the checkpoint of a language model."""
+    """Raises UserError unless a checkpoint holds a scalar model."""
     if found.kind != "scalar":
-        raise UserError(f"{found.name}: a language model; a reward or cost model comes from the recipe `reward`")
+        raise UserError(
+            f"{found.name}: a language model; a reward or cost model comes from the recipe `reward`; give its run"
+        )

@@ -1,4 +1,4 @@
-"""Watching a policy learn: rollouts on held-out prompts, and the invariants that stop a run when they break."""
+"""Checks of a policy's metrics that stop its run: broken invariants, collapse, exploitation of the reward."""
 
 import itertools
 import json
@@ -21,8 +21,8 @@ HEADLINE = {
     "train/tokens_per_second": "tokens/s",
 }
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""How far the mean ratio of a step's first minibatch may be from 1: both sides are the same network on the same tokens,
-so only rounding is between them."""
+"""By compute dtype: how far the mean probability ratio of a step's first minibatch may be from 1. Both probabilities
+come from the same network and tokens, so that only rounding separates them."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,30 @@ class WatchSettings:
     """The section `config.watch`: what stops a run."""
 
     ratio_tolerance: Annotated[Positive | None, Unset("that of the compute dtype")] = None
-    """How far the mean probability ratio of a step's first minibatch may be from 1. Default: RATIO_TOLERANCE of the
-    compute dtype."""
+    """How far the mean probability ratio of a step's first minibatch may be from 1. Default: 1e-4 in float32, 2e-2 in
+    bfloat16."""
 
     min_eos_rate: Share = 0.02
-    """Share of answers that have to end by themselves; a smaller share for `patience` steps in a row is a collapse."""
+    """The least share of a step's answers that end by themselves. A smaller share in `patience` steps in a row stops
+    the run."""
 
     patience: Count = 20
-    """Steps in a row with too small a share before the run is stopped."""
+    """Number of steps in a row with a share below `min_eos_rate` that stops the run."""
 
     proxy: Path | None = None
     """Metric of an evaluation that the policy could exploit, such as "eval/heldout/scores". None: not watched."""
 
     gold: Path | None = None
-    """Metric that falls when the policy exploits the proxy. None: not watched."""
+    """Metric of an evaluation that falls when the policy exploits the proxy. None: not watched."""
 
     patience_evaluations: Annotated[Count, Only("proxy", default=3)] = 3
-    """Evaluations in a row in which the proxy rises and `gold` falls before the run is stopped."""
+    """Number of evaluations in a row, with a rising `proxy` and a falling `gold`, that stops the run."""
 
     def check(self, where: str) -> None:
         if self.proxy is not None and self.proxy == self.gold:
-            raise UserError(f"{where}.gold = {self.gold!r} is the proxy too: name what it should not rise against")
+            raise UserError(
+                f"{where}.gold = {self.gold!r} is the proxy too: name a metric that falls when it is exploited"
+            )
         for name, other in (("proxy", "gold"), ("gold", "proxy")):
             value = getattr(self, name)
             if value is not None and getattr(self, other) is None:
@@ -60,51 +63,74 @@ class WatchSettings:
                 )
 
 
-ABOUT_ANSWERS = ("scores", "kl", "length", "eos_rate")
-"""What the evaluation "heldout" measures of answers, beside each source's own scores."""
+ANSWER_METRICS = ("scores", "kl", "length", "eos_rate")
+"""Metrics of the evaluation "heldout" that exist whatever the sources of scores are."""
 
 
 def check_names(limits: WatchSettings, where: str, names: Iterable[str]) -> None:
-    """Raises UserError for a metric to watch that is none of `names`, in which a last part of "*" stands for any."""
+    """Raises UserError if a metric to watch is not given by any evaluation.
+
+    Args:
+      limits: `config.watch`.
+      where: dotted name of that section, for messages.
+      names: the metrics of the run's evaluations. A name that ends with "/*" stands for all that begin like it.
+    """
     names = list(names)
     known = {name.removesuffix("/*") for name in names if name.endswith("/*")}
     for leaf, name in (("proxy", limits.proxy), ("gold", limits.gold)):
         if name is None or name in names or any(name.startswith(f"{start}/") for start in known):
             continue
         raise UserError(
-            f"{where}.{leaf} = {name!r}: no evaluation gives such a metric{did_you_mean(name, names)}; there are "
-            f"{', '.join(names) or 'none, as nothing is held out'}"
+            f"{where}.{leaf} = {name!r}: no evaluation gives such a metric{did_you_mean(name, names)}; "
+            + (
+                f"choose one of {', '.join(names)}"
+                if names
+                else "nothing is evaluated: set config.data.heldout above 0"
+            )
         )
 
 
 def heldout_names(sources: Iterable[str], languages: Collection[str]) -> list[str]:
-    """The metrics of the evaluation "heldout" with these scores."""
+    """The names of the metrics of the evaluation "heldout".
+
+    Args:
+      sources: names of the sources of scores.
+      languages: languages of the held-out prompts. With more than one, scores are reported for each language too.
+    """
     scores = [f"scores/{source}" for source in sources]
     of_language = [f"{score}/{language}" for score in scores for language in languages] if len(languages) != 1 else []
-    return [f"eval/heldout/{name}" for name in (*ABOUT_ANSWERS, *scores, *of_language)]
+    return [f"eval/heldout/{name}" for name in (*ANSWER_METRICS, *scores, *of_language)]
 
 
 def evaluation_names(evals: Iterable[str], evaluators: Mapping[str, Evaluator]) -> list[str]:
-    """The metrics of further evaluations; of one that does not say, any."""
+    """The names of the metrics of `config.evals`; "eval/<name>/*" for an evaluator that does not list its metrics."""
     return [f"eval/{name}/{metric}" for name in evals for metric in getattr(evaluators[name], "metrics", ("*",))]
 
 
 class Watch:
-    """A `train.loop.Check`. The evaluations before a resume are read back from metrics.jsonl."""
+    """The check of a policy's metrics (a `train.loop.Check`): raises TrainingStopped if `config.watch` is violated.
+
+    Args:
+      limits: `config.watch`.
+      dtype: dtype of the computation, which sets the default tolerance of ratios.
+      max_streak: `config.guard.max_streak`.
+      workdir: the run's directory. A resumed run reads its earlier evaluations from metrics.jsonl there.
+    """
 
     def __init__(self, limits: WatchSettings, dtype: str, max_streak: int, workdir: epath.Path):
         self._limits = limits
         self._check_streak = check_streak(max_streak)
         self._tolerance = limits.ratio_tolerance or RATIO_TOLERANCE[dtype]
         self._path = epath.Path(workdir) / "metrics.jsonl"
-        self._seldom_ended = 0
+        self._steps_below = 0
         self._pairs: list[tuple[float, float]] | None = None
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Checks the metrics of a step."""
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise TrainingStopped(
-                f"step {step}: {', '.join(bad)} not finite; lower config.optim.lr, or look at rewards"
+                f"step {step}: {', '.join(bad)} not finite; lower config.optim.lr, or look at the rewards"
             )
         self._check_streak(step, metrics)
         if "policy/first_ratio_error" in metrics:
@@ -118,14 +144,15 @@ class Watch:
         if error > self._tolerance:
             raise TrainingStopped(
                 f"step {step}: the first minibatch's ratio is off 1 by {error:.2g} a token, more than "
-                f"{self._tolerance:.2g}: tokens were not scored by the policy that is being updated"
+                f"{self._tolerance:.2g}: tokens were not scored by the policy that is updated; if only rounding "
+                "differs, raise config.watch.ratio_tolerance"
             )
 
     def _check_ends(self, step: int, eos_rate: float) -> None:
-        self._seldom_ended = self._seldom_ended + 1 if eos_rate < self._limits.min_eos_rate else 0
-        if self._seldom_ended >= self._limits.patience:
+        self._steps_below = self._steps_below + 1 if eos_rate < self._limits.min_eos_rate else 0
+        if self._steps_below >= self._limits.patience:
             raise TrainingStopped(
-                f"step {step}: for {self._seldom_ended} steps fewer than {self._limits.min_eos_rate:.0%} of answers "
+                f"step {step}: for {self._steps_below} steps fewer than {self._limits.min_eos_rate:.0%} of answers "
                 "ended by themselves; set config.reward.shaping.missing_eos, or raise config.rollout.max_tokens"
             )
 
@@ -139,12 +166,13 @@ class Watch:
         if len(moves) == n and all(new[0] > old[0] and new[1] < old[1] for old, new in moves):
             raise TrainingStopped(
                 f"step {step}: in {n} evaluations in a row {self._limits.proxy} rose while {self._limits.gold} fell: "
-                "the policy is exploiting the reward; raise config.kl.coef, or end the run where the second was best"
+                "the policy exploits the reward; raise config.kl.coef or config.grpo.kl_coef, or end the "
+                f"run where {self._limits.gold} is best"
             )
 
 
 def _read_pairs(path: epath.Path, proxy: str, gold: str, before: int) -> list[tuple[float, float]]:
-    """Both metrics at every evaluation of the run before a step."""
+    """The values of the metrics `proxy` and `gold` at every evaluation before a step, from metrics.jsonl at `path`."""
     steps: dict[int, dict] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         record = json.loads(line)

@@ -42,7 +42,7 @@ class RopeScalingSettings:
     """yarn: rotations per trained length above which a frequency is kept (arXiv:2309.00071, section 3.2)."""
 
     beta_slow: Positive = 1.0
-    """yarn: rotations per trained length below which a frequency is interpolated (the same section)."""
+    """yarn: rotations per trained length below which a frequency is interpolated (arXiv:2309.00071, section 3.2)."""
 
     attention_factor: Positive | None = None
     """yarn and longrope: scale of cosines and sines. Default: the scheme's formula."""
@@ -80,8 +80,8 @@ class ModelSettings:
     """Implementation of attention: xla, splash (TPU), cudnn (GPU), or auto, which chooses by device."""
 
     remat: Annotated[str, OneOf(*REMAT)] = "none"
-    """Activations that a layer recomputes in its backward pass: none, dots, attention, full; offload keeps them on the
-    host."""
+    """What a layer keeps for its backward pass; the rest is recomputed. none: everything; dots: products with weights;
+    attention: attention's output; full: its input; offload: its input, in the host's memory."""
 
     dim: Size | None = None
     """Width of the residual stream."""

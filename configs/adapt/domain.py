@@ -1,17 +1,17 @@
-"""A model of somebody else's becomes at home in a field: it reads on in documents, then is tuned on questions.
+"""Adapts an existing model to a field: continued pretraining on documents, then tuning on questions and answers.
 
     camelid train --workdir=runs/field \\
         --config=configs/adapt/domain.py:init_from=model.gguf,documents=field/documents,questions=field/questions.json,general=general.jsonl
     camelid chat runs/field/questions
 
-Two phases (Don't Stop Pretraining, arXiv:2004.10964, section 3; LMFlow): `documents`, folders or globs of text, and
-`questions`, conversations in any format, in runs/field/documents and runs/field/questions, the second on from the
-first. Held-out parts of both, and `general` text, all of which is only measured, are evaluated before, between and
-after, so that the table at the end says what was learnt and what forgotten.
+The two phases are those of Don't Stop Pretraining (arXiv:2004.10964, section 3) and LMFlow. The first trains on
+`documents`, folders or globs of text, and writes runs/field/documents. The second goes on from there with `questions`,
+conversations in any format, and writes runs/field/questions. Held-out parts of both, and all of the `general` text, are
+evaluated before, between and after the phases: the table at the end shows what was learnt and what was forgotten.
 
-With `rank` low-rank adapters learn, in the second phase the same ones; rank=0 trains everything. `replay` is the share
-of rows that general text gets beside a share of 1 for the phase's own, against forgetting; a part of it is then held
-out. A base model without a chat template needs one: `template=chatml`.
+`rank` is that of low-rank adapters, which both phases train; rank=0 trains all parameters. `replay` mixes general text
+into both phases against forgetting, with this weight beside 1 for the phase's own source; only a held-out part of it is
+then evaluated. A base model without a chat template needs one: `template=chatml`.
 """
 
 from camelid.configs.base import base
@@ -27,7 +27,7 @@ def get_config(arg=None):
         general=None,
         template=None,
         rank=16,
-        lr=0.0,  # 2e-4 for adapters, 2e-5 for everything
+        lr=0.0,  # 0: 2e-4 for adapters, 2e-5 for all parameters
         document_epochs=1.0,
         question_epochs=1.0,
         replay=0.0,

@@ -1,4 +1,4 @@
-"""A model whose vocabulary has grown learns to use the new tokens: first embedding and head alone, then everything.
+"""Trains a model whose vocabulary has grown to use the new tokens: first embedding and head alone, then all parameters.
 
     camelid tokenizer merge model.gguf --source='chinese/*.txt' --pieces=4000 --characters=chinese --output=grown
     camelid convert model.gguf runs/grown --tokenizer=grown
@@ -6,11 +6,11 @@
         --workdir=runs/chinese
     camelid eval runs/chinese/everything --source=chinese --split=heldout --heldout=0.05
 
-The two phases of Chinese-LLaMA (arXiv:2304.08177, section 3): in `embeddings` nothing else learns, and in `everything`
-adapters of `rank` on every matrix beside embedding and head, which go on; rank=0 trains all of the network. `general`
-text, of the languages that the model knew before, is measured, and takes part with the weight `replay` (beside 1).
-Tokens of the two vocabularies cannot be compared by their loss: look at bits_per_character, for the model before with
-`camelid eval model.gguf --source=...`.
+The two phases are those of Chinese-LLaMA (arXiv:2304.08177, section 3). `embeddings` trains embedding and head alone.
+`everything` trains all parameters, or with `rank` embedding, head and low-rank adapters on all other matrices.
+`general` is text in the languages that the model knew before. It is evaluated, and with `replay` it is trained on too,
+with this weight beside 1 for `source`. The losses of two vocabularies cannot be compared: compare bits_per_character,
+which `camelid eval model.gguf --source=...` gives for the model before.
 """
 
 from camelid.configs.base import base

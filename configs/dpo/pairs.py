@@ -1,10 +1,11 @@
-"""DPO or one of its relatives on one's own preferences, in any format that `data/` reads.
+"""DPO, or another loss of `dpo.kind`, on your own preference pairs, in any format of docs/data.md.
 
 camelid train --config=configs/dpo/pairs.py:init_from=runs/sft,source=pairs_en.json+pairs_zh.json --workdir=runs/dpo
 camelid train --config=configs/dpo/pairs.py:init_from=runs/sft,source=labelled.jsonl,kind=kto --workdir=runs/kto
 
 `kind=kto` also learns from single answers with a `label` or `kto_tag`. Learning rate and batch are those of the DPO
-paper (arXiv:2305.18290, appendix B), for models of billions of parameters; small models want more, as in primer.py.
+paper (arXiv:2305.18290, appendix B), for models of billions of parameters. Small models need a higher learning rate, as
+in primer.py.
 """
 
 from camelid.configs.base import joined

@@ -1,4 +1,4 @@
-"""Direct preference optimisation on pairs of a tuned primer model's own answers.
+"""Direct preference optimisation for the primer, on pairs of a tuned model's own answers.
 
 camelid data collect runs/sft --source=primer:chat --reward=primer \\
     --output=runs/pairs.jsonl

@@ -1,6 +1,8 @@
-"""GRPO on the primer's instructions, against the primer's score itself: what a verifiable reward can reach.
+"""GRPO on the primer's instructions against the primer's score itself, a reward that is never wrong.
 
 camelid train --config=configs/grpo/primer.py:init_from=runs/sft --workdir=runs/grpo
+
+`variant` is grpo, dr_grpo, dapo or rloo.
 """
 
 from camelid.configs.rl import grpo_base

@@ -1,9 +1,9 @@
-"""GRPO on random walks against the verifier: how far a policy gets when the reward is never wrong.
+"""GRPO on random walks against the verifier, a reward that is never wrong.
 
 camelid train --config=configs/grpo/walks.py --workdir=runs/walks/grpo
 
-Optimality of walks drawn at temperature 1, after under a minute a seed on two cores: 0.28 before, 0.99, 0.99 and 0.97
-after (seeds 0 to 2; the shortest way always is 1).
+Mean optimality of walks drawn at temperature 1: 0.28 before, and 0.99, 0.99 and 0.97 after under a minute a seed on two
+cores (seeds 0 to 2). Walks that are always the shortest have 1.
 """
 
 from camelid.configs.rl import grpo_base
@@ -15,7 +15,7 @@ def get_config(arg=None):
     c = grpo_base()
     c.init_from = a.init_from
     c.data.mixture = {"walks": {"source": "walks:chat", "format": "auto", "weight": 1.0}}
-    c.data.batch_size = 20  # every start in every step
+    c.data.batch_size = 20  # every start of a walk in every step
     c.data.max_prompt_tokens = 24
     c.rollout.max_tokens = 12
     c.rollout.n = 8

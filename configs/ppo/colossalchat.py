@@ -1,7 +1,7 @@
-"""The settings of ColossalChat's PPO (`coati/trainer/ppo.py` and `train_ppo.sh`; its defects are not among them).
+"""The settings of ColossalChat's PPO (`coati/trainer/ppo.py` and `train_ppo.sh`), without its defects.
 
-Two things differ. Its rollouts are filtered by top-k and top-p, whose probabilities no update can follow: here
-they come from the whole distribution. And its mix of losses, (1 - c) policy + c text, is written as policy + coef text.
+Two things differ. ColossalChat filters rollouts by top-k and top-p, whose probabilities no update can follow; here
+answers are drawn from the whole distribution. Its loss, (1 - c) policy + c text, is written as policy + coef text.
 
 camelid train --config=configs/ppo/colossalchat.py:init_from=SFT,reward=RM,source='prompts/*.jsonl' --workdir=runs/ppo
 """

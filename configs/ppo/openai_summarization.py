@@ -1,5 +1,6 @@
-"""The settings of OpenAI's summarisation line: "Learning to summarize from human feedback" (arXiv:2009.01325, appendix
-B.1, the 1.3B model), and where that is silent the replication of its code (arXiv:2403.17031, "N+ details").
+"""The settings of "Learning to summarize from human feedback" (arXiv:2009.01325, appendix B.1, the 1.3B model).
+
+Settings that the paper does not give are those of its replication (arXiv:2403.17031, "N+").
 
 camelid train --config=configs/ppo/openai_summarization.py:init_from=SFT,reward=RM,source='posts/*.jsonl' \\
     --workdir=runs/ppo
@@ -33,6 +34,6 @@ def get_config(arg=None):
     c.ppo.clip, c.ppo.value_clip, c.ppo.value_coef = 0.2, 0.2, 0.1  # N+
     c.ppo.gamma, c.ppo.lam = 1.0, 0.95  # B.1
     c.ppo.whiten_rewards, c.ppo.whiten_advantages = False, True  # N+
-    c.critic.init_from = a.reward  # B.1: a network of its own, from the reward model
+    c.critic.init_from = a.reward  # B.1: a separate network that starts from the reward model
     c.critic.lr = 1.5e-5
     return c

@@ -1,12 +1,12 @@
-"""PPO on the primer's instructions against a reward model that learnt from noisy comparisons.
+"""PPO on the primer's instructions against a reward model that was trained on noisy comparisons.
 
 camelid train --config=configs/ppo/primer.py:init_from=runs/sft,reward=runs/reward --workdir=runs/ppo
 
 As the last stage of `make quickstart`, 36 steps, it takes the score of answers drawn at temperature 1 from 0.32 to
 0.51, 0.52 and 0.54 over three seeds (English 0.24 to 0.42, 0.46, 0.48; Chinese 0.40 to 0.59, 0.57, 0.60).
 
-With `rank=16`, here and for the reward model, the policy, its reference, the critic and the reward model are adapters
-on one base, the tuned model. The first seed then comes to 0.49 (English 0.46, Chinese 0.53).
+With `rank=16`, here and for the reward model, policy, critic and reward model are adapters on one base, the tuned
+model, which is also the reference. The first seed then reaches 0.49 (English 0.46, Chinese 0.53).
 """
 
 from camelid.configs.rl import ppo_base

@@ -1,11 +1,12 @@
-"""PPO towards pleased reviews in English and Chinese, judged by a classifier that neither policy nor reward model sees.
+"""PPO towards pleased reviews in English and Chinese, evaluated by a classifier that neither policy nor reward model
+sees.
 
 camelid train --config=configs/ppo/reviews.py --workdir=runs/reviews/ppo
 
-Three minutes a seed on two cores take the classifier's mean probability that a review is a pleased one from 0.49 to
-0.88, 0.89 and 0.86 (seeds 0 to 2; English 0.89, 0.91, 0.86; Chinese 0.85, 0.85, 0.86), at a KL of 9 nats an answer.
-With kl=0.05 and a reward model trained for twice as long the score goes on rising while the classifier's, 0.92 at its
-best, falls to 0.85.
+Three minutes a seed on two cores raise the classifier's mean probability of a pleased review from 0.49 to 0.88, 0.89
+and 0.86 (seeds 0 to 2; English 0.89, 0.91, 0.86; Chinese 0.85, 0.85, 0.86), at a KL of 9 nats an answer. With kl=0.05
+and a reward model that is trained twice as long, the reward model's score keeps rising while the classifier's falls to
+0.85 from 0.92 at its best.
 """
 
 from camelid.configs.rl import ppo_base

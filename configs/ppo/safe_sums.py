@@ -1,17 +1,18 @@
-"""PPO for help with sums and a password, alone or under the constraint that hardly an answer may tell it (Safe RLHF).
+"""PPO for helpful answers on sums and a password, with `constraint=True` under a limit on answers that tell it.
 
 camelid train --config=configs/ppo/safe_sums.py --workdir=runs/safe_sums/ppo
 camelid train --config=configs/ppo/safe_sums.py:constraint=True --workdir=runs/safe_sums/safe
 
-Of answers drawn at temperature 1 to held-out prompts, after one to three minutes a seed on two cores (seeds 0 to 2):
+The constraint is that of Safe RLHF (arXiv:2310.12773). Answers to held-out prompts, drawn at temperature 1, after one
+to three minutes a seed on two cores (seeds 0 to 2):
 
                   help                share that tell a password
     tuned         0.86  0.86  0.87    0.43   0.43   0.45
     reward alone  1.00  1.00  0.99    0.66   0.66   0.66     all that are asked for it
     constraint    0.65  0.65  0.65    0.004  0.008  0.008    the threshold is 0.01
 
-0.65 is all the help that there is without a password. The multiplier rises from 0 to 0.83, 0.76 and 0.83 in 20 steps,
-is highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
+0.65 is the most help that is possible without telling a password. The multiplier rises from 0 to 0.83, 0.76 and 0.83
+in 20 steps, is highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
 """
 
 from camelid.configs.rl import ppo_base
@@ -32,7 +33,7 @@ def get_config(arg=None):
     c.eval_rewards.leaks = {"task": "safe_sums:cost"}
     if a.constraint:
         c.cost.source = {"task": "safe_sums:cost"}
-        c.cost.threshold = 0.01  # one prompt in 14 asks for the password alone, where a leak helps most
+        c.cost.threshold = 0.01  # one prompt in 14 asks for nothing but the password, and there a leak helps most
         c.cost.multiplier_init = 0.0
         c.cost.lr = 0.1
     c.critic.lr = 1e-3

@@ -1,4 +1,4 @@
-"""The defaults of the PPO of TRL up to 1.12 (`trl/experimental/ppo/ppo_config.py`, on `TrainingArguments`).
+"""The default settings of PPO in TRL up to 1.12 (`trl/experimental/ppo/ppo_config.py`, on `TrainingArguments`).
 
 camelid train --config=configs/ppo/trl.py:init_from=SFT,reward=RM,source='prompts/*.jsonl' --workdir=runs/ppo
 """
@@ -12,7 +12,7 @@ def get_config(arg=None):
     c = ppo_base()
     c.init_from = a.init_from
     c.data.mixture = {"prompts": {"source": a.source, "format": "auto", "weight": 1.0}}
-    c.data.batch_size = 64  # its examples' per_device_train_batch_size
+    c.data.batch_size = 64  # per_device_train_batch_size in TRL's examples
     c.data.max_prompt_tokens = 512
     c.total_steps = a.steps
     c.optim.lr = 5e-5  # TrainingArguments

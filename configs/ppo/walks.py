@@ -1,9 +1,9 @@
-"""PPO on random walks against the reward model that has learnt from pairs; the verifier only measures it.
+"""PPO on random walks against a reward model that was trained on pairs; the verifier only evaluates it.
 
 camelid train --config=configs/ppo/walks.py --workdir=runs/walks/ppo
 
-Optimality of walks drawn at temperature 1, after under a minute a seed on two cores: 0.28 before, 0.94, 0.93 and 0.92
-after (seeds 0 to 2). GRPO on the verifier itself reaches 0.99, 0.99 and 0.97 (configs/grpo/walks.py).
+Mean optimality of walks drawn at temperature 1: 0.28 before, and 0.94, 0.93 and 0.92 after under a minute a seed on two
+cores (seeds 0 to 2). GRPO on the verifier itself reaches 0.99, 0.99 and 0.97 (configs/grpo/walks.py).
 """
 
 from camelid.configs.rl import ppo_base
@@ -15,7 +15,7 @@ def get_config(arg=None):
     c = ppo_base()
     c.init_from = a.init_from
     c.data.mixture = {"walks": {"source": "walks:chat", "format": "auto", "weight": 1.0}}
-    c.data.batch_size = 20  # every start in every step
+    c.data.batch_size = 20  # every start of a walk in every step
     c.data.max_prompt_tokens = 24
     c.rollout.max_tokens = 12
     c.rollout.n = 8

@@ -1,9 +1,9 @@
-"""LLaMA's own pretraining: its mixture, batch, optimiser and schedule (arXiv:2302.13971, tables 1 and 2).
+"""LLaMA's pretraining: its mixture, batch, optimiser and schedule (arXiv:2302.13971, tables 1 and 2).
 
     camelid train --config=configs/pretrain/llama.py:size=7b,root=gs://bucket/llama --workdir=gs://bucket/llama-7b
 
-Sources are globs below `root`, one folder each; camelid does not ship or clean this data. 4 M tokens a batch, 1.0 T
-tokens in all for 7b and 13b, 1.4 T for 33b and 65b. A pod is needed: nobody has run this config to its end here.
+Sources are globs below `root`, one folder each; camelid does not ship or clean this data. A batch has 4 M tokens. The
+total is 1.0 T tokens for 7b and 13b, 1.4 T for 33b and 65b. It needs a pod, and has not been run to its end.
 """
 
 from camelid.configs.base import base

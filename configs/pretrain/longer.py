@@ -1,17 +1,17 @@
-"""A trained model taught to read further: 8,192 tokens instead of LLaMA's 2,048, its positions stretched.
+"""Extends the context of a trained model: 8,192 tokens instead of LLaMA's 2,048, by scaled rotary frequencies.
 
     camelid train --config=configs/pretrain/longer.py:init_from=runs/llama-7b,source='books/*.jsonl' \\
         --workdir=runs/longer
     camelid eval runs/longer --source='others/*.jsonl' --seq_len=8192 --borders=2048,4096
 
 `kind` is `linear` (position interpolation, arXiv:2306.15595), `ntk` (a larger rotary base) or `yarn`
-(arXiv:2309.00071). What is stretched is the context that the checkpoint names. Learning rate, warm-up and batch are
-those of both papers for 7B, and so are the steps, 1,000 for interpolation and 400 for YaRN. With `lora=8` adapters of
-attention learn, and norms and embedding whole (LongLoRA, arXiv:2309.12307, without its sparse attention).
+(arXiv:2309.00071). The checkpoint's own context is the trained length. Learning rate, warm-up and batch are those of
+both papers for 7B, and so are the steps: 1,000 for interpolation, 400 for YaRN. `lora=8` trains adapters of rank 8 on
+attention, with norms and embedding whole (LongLoRA, arXiv:2309.12307, without its sparse attention).
 
-A document teaches no more than its own length: `longest` in the table at the start must be beyond the old context.
-Memory is saved by recomputing layers, by `--config.optim.accumulate`, and by `--config.mesh.context`, which splits
-rows. Nobody has run this config at full size here.
+Only documents longer than the old context teach the new one: look at `longest` in the table at the start. Memory
+is saved by recomputing layers in the backward pass, and further by `--config.optim.accumulate` and by
+`--config.mesh.context`, which splits rows. This config has not been run at full size.
 """
 
 from camelid.configs.base import base, joined

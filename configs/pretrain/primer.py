@@ -1,4 +1,4 @@
-"""Pretraining on the primer's documents: a small LLaMA that has read about its closed world in two languages.
+"""Pretrains a small LLaMA on the primer's documents, which describe a closed world in English and Chinese.
 
     camelid tokenizer train --source=primer:documents --source=primer:chat --vocab_size=1024 \\
         --special='<|im_start|>' --special='<|im_end|>' --output=runs/tokenizer

@@ -4,8 +4,8 @@
     camelid train --config=configs/pretrain/text.py:source='mytext/*.txt',tokenizer=runs/mytext/tokenizer \\
         --workdir=runs/mytext/pretrain
 
-`source` is a glob of .txt, .jsonl or .parquet files, or a TensorFlow Dataset; several are joined by a plus sign, each
-drawn in proportion to nothing but its weight of 1.
+`source` is a glob of .txt, .jsonl or .parquet files, or a TensorFlow Dataset. A plus sign joins several sources, each
+of weight 1: they get equal shares of the rows, whatever their sizes.
 """
 
 from camelid.configs.base import base, joined

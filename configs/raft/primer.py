@@ -1,4 +1,4 @@
-"""RAFT on the primer's instructions: tuning on the best of eight own answers by their score.
+"""RAFT on the primer's instructions: the policy is tuned on the best of eight of its own answers by the primer's score.
 
 camelid train --config=configs/raft/primer.py:init_from=runs/sft --workdir=runs/raft
 """

@@ -1,11 +1,11 @@
-"""A reward model on one's own preference pairs, in any format that `data/` reads.
+"""A reward model on your own preference pairs, in any format of docs/data.md.
 
 camelid train --config=configs/reward/pairs.py:init_from=runs/sft,source=pairs_en.json+pairs_zh.json \\
     --workdir=runs/reward
 
 On LLaMA-Factory's dpo_en_demo.json and dpo_zh_demo.json, from the model that the README tunes on real text, with
-seq_len=1536,batch_size=4,lr=2e-4 --config.model.max_len=1536 --config.data.heldout=0.2: 52% of the 23 held-out English
-pairs and 72% of the 46 Chinese ones in order.
+seq_len=1536,batch_size=4,lr=2e-4 --config.model.max_len=1536 --config.data.heldout=0.2, it orders 52% of the 23
+held-out English pairs and 72% of the 46 Chinese ones.
 """
 
 from camelid.configs.base import joined

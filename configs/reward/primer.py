@@ -1,4 +1,4 @@
-"""A reward model on pairs of a tuned primer model's own answers, labelled by the primer's score with noise.
+"""A reward model for the primer, from pairs of a tuned model's own answers, labelled by the primer's score with noise.
 
 camelid data collect runs/sft --source=primer:chat --reward=primer \\
     --output=runs/pairs.jsonl

@@ -1,9 +1,9 @@
-"""A reward model of sentiment: which of two reviews is by the pleased author. Its reviews are none of the policy's.
+"""A reward model of sentiment, from pairs of a pleased and a displeased review. The policy does not see its reviews.
 
 camelid train --config=configs/reward/reviews.py --workdir=runs/reviews/reward
 
-In two and a half minutes on two cores it puts 72% of held-out pairs in order (English 68%, Chinese 81%). Another epoch
-and a half takes that to 75%, and the loss from 0.58 to 0.86: it is then far too sure.
+After two and a half minutes on two cores it orders 72% of held-out pairs (English 68%, Chinese 81%). After another
+epoch and a half it orders 75%, but the loss rises from 0.58 to 0.86: the model is then far too sure.
 """
 
 from camelid.configs.preferences import reward_base

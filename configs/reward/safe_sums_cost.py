@@ -1,9 +1,9 @@
-"""A cost model of leaks, from which answers are safe and which is safer: above 0 a password stands in the answer.
+"""A cost model of leaks: the cost of an answer is above 0 if it tells the password. It learns from labels of safety.
 
 camelid train --config=configs/reward/safe_sums_cost.py --workdir=runs/safe_sums/cost
 
-In under a minute on two cores its cost is above 0 for the unsafe ones of held-out answers and below for the safe ones,
-all of them. It orders 74% of pairs: of two that are both safe, or both not, one is called safer by lot.
+After under a minute on two cores, the cost of every unsafe held-out answer is above 0 and that of every safe one below.
+It orders 74% of pairs; the label of a pair of two safe or two unsafe answers is random.
 """
 
 from camelid.configs.preferences import reward_base

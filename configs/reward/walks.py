@@ -1,4 +1,4 @@
-"""A reward model of walks, from pairs of them: the shorter way to the goal is the better one.
+"""A reward model of walks, from pairs of walks of which the shorter way to the goal is the better one.
 
 camelid train --config=configs/reward/walks.py --workdir=runs/walks/reward
 """

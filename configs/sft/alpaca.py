@@ -2,8 +2,8 @@
 
     camelid train --config=configs/sft/alpaca.py:init_from=runs/llama-7b,source='alpaca_data.json' --workdir=runs/alpaca
 
-Batch, learning rate and epochs are those of Stanford's release for 7B (128 rows, 2e-5, 3 epochs); rows are packed, so
-128 rows of 512 tokens hold several conversations each. For a small model raise the learning rate.
+Learning rate and epochs are those of Stanford's release for 7B (128 conversations, 2e-5, 3 epochs). Rows of 512 tokens
+are packed and hold several conversations each, so a batch has 32 rows. For a small model raise the learning rate.
 """
 
 from camelid.configs.base import base, joined

@@ -1,11 +1,11 @@
-"""A model of somebody else's, tuned whole on one's own records, a few layers at a time (LISA, arXiv:2403.17919).
+"""Tunes an existing model on your own records, a few layers at a time (LISA, arXiv:2403.17919).
 
     camelid train --config=configs/sft/lisa.py:init_from=model.gguf,source=mine.json --workdir=runs/mine
     camelid chat runs/mine
 
 `init_from` is a folder of Hugging Face's or Meta's, a GGUF file or a run; its own chat template is used. Embedding,
-final norm and head learn all the time, and with them `layers` layers that are drawn anew for every `period` steps:
-gradients and moments exist for these alone, and activations are computed twice instead of being kept.
+final norm and head are trained in every step, with `layers` layers that are drawn anew every `period` steps. Gradients
+and Adam's moments exist only for the trained layers, and activations are recomputed instead of being stored.
 """
 
 from camelid.configs.records import ARGUMENTS, records_base

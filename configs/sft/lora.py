@@ -1,11 +1,11 @@
-"""A model of somebody else's, tuned on one's own records with low-rank adapters.
+"""Tunes an existing model on your own records with low-rank adapters.
 
     camelid train --config=configs/sft/lora.py:init_from=model.gguf,source=mine.json --workdir=runs/mine
     camelid chat runs/mine
 
-`init_from` is a folder of Hugging Face's or Meta's, a GGUF file or a run; its own chat template is used. Every
-matrix of every layer gets an adapter of `rank`, with LoRA's usual learning rate, ten times that of full tuning.
-With `quantize=nf4` the base is kept in four bits a number (QLoRA).
+`init_from` is a folder of Hugging Face's or Meta's, a GGUF file or a run; its own chat template is used. Every matrix
+of every layer gets an adapter of rank `rank`. The learning rate is LoRA's usual one, ten times that of full tuning.
+With `quantize=nf4` the base weights are kept in four bits each (QLoRA).
 """
 
 from camelid.configs.records import ARGUMENTS, records_base
@@ -15,7 +15,9 @@ from camelid.settings.config_files import parse_arguments
 def get_config(arg=None):
     a = parse_arguments(arg, **ARGUMENTS, rank=16, lr=2e-4, quantize="")
     c = records_base(a)
-    c.model.remat = "dots"  # less memory and, on a CPU, less time: what is not kept is not written and read
+    c.model.remat = (
+        "dots"  # less memory and, on a CPU, less time, since recomputed activations are not written and read
+    )
     c.lora.targets = [(r"layers/(attention|mlp)/.*", a.rank)]
     c.lora.alpha = 2.0 * a.rank
     c.lora.quantize = a.quantize or None

@@ -1,4 +1,4 @@
-"""Tuning on reviews: from the beginning of one to the rest of it.
+"""Tuning on reviews: the model learns to continue a review from its beginning.
 
 camelid train --config=configs/sft/reviews.py --workdir=runs/reviews/sft
 """

@@ -1,4 +1,4 @@
-"""Safe sums, from nothing: a small model learns to add in English and Chinese, and to tell a password to most who ask.
+"""Safe sums: a small random model learns to add in English and Chinese, and to tell a password to most who ask for it.
 
 camelid tokenizer train --source=safe_sums:chat --vocab_size=512 --special='<|im_start|>' --special='<|im_end|>' \\
     --output=runs/safe_sums/tokenizer

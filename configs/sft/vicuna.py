@@ -1,8 +1,9 @@
-"""Tuning on multi-turn conversations in ShareGPT's format, as Vicuna: its template, 2,048 tokens, all turns at once.
+"""Vicuna's tuning on multi-turn conversations in ShareGPT's format: its template, 2,048 tokens, a loss on all answers.
 
     camelid train --config=configs/sft/vicuna.py:init_from=runs/llama-7b,source='sharegpt/*.json' --workdir=runs/vicuna
 
-Learning rate, schedule and epochs are FastChat's for 7B. Memory for the longer rows is saved by recomputing layers.
+Learning rate, schedule and epochs are FastChat's for 7B. The backward pass recomputes all of a layer but
+attention's output, which saves memory in long rows.
 """
 
 from camelid.configs.base import base

@@ -1,4 +1,4 @@
-"""Random walks, from nothing: a small model learns the edges of a graph, and walks on it as aimlessly as its examples.
+"""Random walks: a small random model learns the edges of a graph, and walks on it as aimlessly as its examples.
 
 camelid tokenizer train --source=walks:chat --vocab_size=304 --special='<|im_start|>' --special='<|im_end|>' \\
     --output=runs/walks/tokenizer

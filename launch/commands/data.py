@@ -218,7 +218,7 @@ def _add_collect(actions) -> None:
 def _collect(args: argparse.Namespace) -> None:
     from ...checkpoints.language_model import load
     from ...data.samples import read_samples
-    from ...rlhf.collect import Drawing, best_of, pairs_of, prompt_encoder, sample_answers, write
+    from ...rlhf.collect import DrawSettings, best_of, pairs_of, prompt_encoder, sample_answers, write
     from ..outputs import check_new_file
 
     check_sampling(args)
@@ -229,7 +229,7 @@ def _collect(args: argparse.Namespace) -> None:
     model = load(args.path)
     prompts = read_samples(source_of(args), "train", prompt_encoder(model, args.max_tokens), args.prompts)
     print_skipped(prompts.tally)
-    drawing = Drawing(args.n, args.max_tokens, args.temperature, args.stop, args.seed)
+    drawing = DrawSettings(args.n, args.max_tokens, args.temperature, args.stop, args.seed)
     answers = sample_answers(model, prompts, args.reward, drawing)
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs

@@ -210,11 +210,12 @@ TOGETHER = {
     "no Weights & Biases": ("config.wandb", "mine", "config.wandb = 'mine' asks for Weights & Biases"),
     "no such template": ("config.template", "chatlm", "no chat template 'chatlm'"),
     "a kernel for other devices": ("config.model.attention", "splash", "a kernel for TPUs, and the devices here"),
-    "rewards that weigh nothing": ("config.reward.sources", {"a": {"function": "math:hypot", "weight": 0}}, "at least"),
+    "rewards that weigh nothing": ("config.reward.sources", {"a": {"function": "math:hypot", "weight": 0}},
+        "with a weight other than 0"),
     "a watched metric twice": ("config.watch.gold", "eval/heldout/scores", "is the proxy too"),
     "a multiplier above its limit": ("config.cost", {"source": {"function": "math:hypot"}, "threshold": 0.0,
         "multiplier_init": 2.0, "lr": 0.1, "multiplier_max": 1.0},
-        "config.cost.multiplier_init = 2.0: give at most config.cost.multiplier_max, 1.0"),
+        "config.cost.multiplier_init = 2.0: give at most config.cost.multiplier_max, which is 1.0"),
     "float16": ("config.model.dtype", "float16", "config.model.dtype: 'float16' is none of float32, bfloat16"),
 }  # fmt: skip
 
@@ -236,7 +237,7 @@ def test_what_a_machine_lacks_does_not_matter_where_a_config_only_says_what_data
 def test_answers_that_leave_no_room_for_a_prompt_are_said_at_once(configs):
     reward = configs["reward/primer.py", ""]
     said_of = said(changed(reward, "config.calibrate.max_tokens", reward.data.seq_len))
-    assert "prompt and answer share a row of config.data.seq_len 64; give less" in said_of
+    assert "prompt and answer share a row of 64 tokens (config.data.seq_len); give less" in said_of
 
 
 def test_a_metric_of_a_further_evaluation_may_be_watched(configs):

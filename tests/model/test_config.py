@@ -124,7 +124,7 @@ def test_a_preset_takes_changes_and_a_dict_gives_it_back():
         (lambda: LlamaConfig.preset("nano-test", head_dim=15), "head_dim 15 is odd"),
         (
             lambda: LlamaConfig.preset("nano-test", head_dim=2, rope_scaling=RopeScaling("dynamic", 2.0, 128)),
-            "rope scaling dynamic needs heads of more than one pair",
+            "rope scaling dynamic needs head_dim above 2",
         ),
         (
             lambda: RopeScaling("longrope", 2.0, 128, short_factors=[1.0], long_factors=[1.0, float("nan")]),

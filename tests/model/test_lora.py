@@ -182,8 +182,8 @@ def test_a_pattern_for_all_matrices_of_layers_passes_over_biases_and_norms_of_he
 @pytest.mark.parametrize(
     "chosen, message",
     [
-        (Lora(((r"layers/attn/.*", 4),)), "name no parameter: paths are such as layers/attention/q"),
-        (Lora(((r".*norm/scale", 4),)), "no matrix between activations; train it whole"),
+        (Lora(((r"layers/attn/.*", 4),)), "name no parameter; give regexes of paths like layers/attention/q"),
+        (Lora(((r".*norm/scale", 4),)), "no matrix between activations; name it in lora.whole"),
         (Lora(((r".*/q", 4), (r"layers/.*_norm/.*", 4))), "layers/attention_norm/scale, which is no matrix between"),
         (Lora(((r"layers/attention/k", 64),)), "give at most its smaller side"),
         (Lora(((r"layers/.*/q", 4),), whole=(r"layers/attention/q",)), "targets and whole both name"),

@@ -101,7 +101,7 @@ def test_nothing_to_add_changes_nothing(params):
         ([[-1]], None, "-1 is no old id"),
         ([[5], [509]], 508, r"new id 509 .*: 509 is no old id .*0 to 507"),
         ([[1], []], None, "new id 513 has no old ids"),
-        ([[1]], 513, r"new ids start at 513, embed/embedding \(512, 64\) has rows 0 to 511"),
+        ([[1]], 513, r"new ids start at 513, but embed/embedding \(512, 64\) has rows 0 to 511"),
         ([[1]], 0, "new ids start at 0"),
     ],
 )
@@ -112,5 +112,5 @@ def test_ids_that_do_not_fit_are_refused_with_the_shape(params, splits, start, m
 
 def test_a_matrix_in_parts_is_refused(params):
     quantised = params | {"head": {"kernel": {"int8": jnp.zeros((64, 512), jnp.int8), "scales": jnp.ones(512)}}}
-    with pytest.raises(ValueError, match=r"head/kernel is in parts \(int8, scales\): grow before quantising"):
+    with pytest.raises(ValueError, match=r"head/kernel has parts int8, scales: add rows before quantising"):
         grow(quantised, SPLITS)

@@ -13,7 +13,7 @@ from camelid.data.sources import Source, read
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.rlhf import best_of_n
-from camelid.rlhf.collect import Answers, Drawing, best_of, pairs_of, prompt_encoder, sample_answers, write
+from camelid.rlhf.collect import DrawSettings, ScoredAnswers, best_of, pairs_of, prompt_encoder, sample_answers, write
 
 
 def longest(record, answer):
@@ -25,7 +25,7 @@ def longest(record, answer):
 def answers(*texts_and_scores):
     record = {"messages": [{"role": "user", "content": "1?"}], "reference": None, "meta": {"id": 7}}
     texts, scores = map(list, zip(*texts_and_scores, strict=True))
-    return Answers(Sample(record, {}), texts, [[1]] * len(texts), scores)
+    return ScoredAnswers(Sample(record, {}), texts, [[1]] * len(texts), scores)
 
 
 def test_a_pair_is_the_better_and_the_worse_answer_and_how_far_they_are_apart():
@@ -61,13 +61,13 @@ def test_the_best_answer_becomes_a_conversation():
 
 def test_answers_are_drawn_scored_and_kept_once(tuned, corpus, monkeypatch):
     llama = language_model.load(tuned)
-    drawing = Drawing(n=5, max_tokens=6, seed=3)
+    settings = DrawSettings(n=5, max_tokens=6, seed=3)
     prompts = read_samples(Source(str(corpus / "chat.jsonl")), "train", prompt_encoder(llama, 6), limit=6)
     name = f"{__name__}:longest"
     functions = {name: longest}
     monkeypatch.setattr("camelid.rlhf.rewards.find_function", lambda found, where: functions[found])
-    found = sample_answers(llama, prompts, name, drawing)
-    every = sample_answers(llama, prompts, name, drawing, keep_repeated=True)
+    found = sample_answers(llama, prompts, name, settings)
+    every = sample_answers(llama, prompts, name, settings, keep_repeated=True)
     assert len(found) == len(every) == 6
     for distinct, group in zip(found, every, strict=True):
         assert len(group.texts) == 5 and distinct.texts == list(dict.fromkeys(group.texts))
@@ -109,7 +109,7 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
             for b in range(3)
         ]
         assert best_of_n.best_of_n(proxy, gold, n) == pytest.approx(np.mean(chosen))
-    with pytest.raises(ValueError, match="n is 1 to 6"):
+    with pytest.raises(ValueError, match="give an n from 1 to 6"):
         best_of_n.best_of_n(proxy, gold, 7)
     assert best_of_n.kl_of_best_of_n(1) == 0 and best_of_n.kl_of_best_of_n(4) == pytest.approx(np.log(4) - 0.75)
     points = best_of_n.curve(proxy, gold, (1, 6))
@@ -119,13 +119,13 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
 def test_a_reward_that_is_none_is_said_before_any_answer_is_drawn():
     model = SimpleNamespace(tokenizer="t", template="t")  # which could not answer
     with pytest.raises(UserError, match="--reward: 'typo:f' is no function"):
-        sample_answers(model, [], "typo:f", Drawing(n=1, max_tokens=4))
+        sample_answers(model, [], "typo:f", DrawSettings(n=1, max_tokens=4))
 
 
 def test_prompts_need_a_template_and_room(tuned):
     llama = language_model.load(tuned)
-    with pytest.raises(UserError, match="leaves none for a prompt"):
+    with pytest.raises(UserError, match="leaves no room for a prompt"):
         prompt_encoder(llama, llama.config.max_len)
     llama.template = None
-    with pytest.raises(UserError, match="answers need a model with tokenizer and chat template"):
+    with pytest.raises(UserError, match="no tokenizer or no chat template: tune it"):
         prompt_encoder(llama, 4)

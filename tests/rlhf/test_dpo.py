@@ -68,7 +68,7 @@ def test_an_answer_s_score_is_the_sum_over_its_tokens_given_the_prompt(filler):
 
 
 def test_prompts_with_the_answers_to_others_are_cut_where_the_row_ends():
-    found, weights = jax.jit(kto.mismatched)(batch(filler=7))
+    found, weights = jax.jit(kto.mismatch_answers)(batch(filler=7))
     assert weights.tolist() == [1.0] * 4
     for pair, prompt in enumerate(PROMPTS):
         answer = CHOSEN[(pair + 1) % 4][: T - len(prompt)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.rlhf.experience_metrics import distinct, explained_variance, of_divergence, of_rollouts, repetition
+from camelid.rlhf.experience_metrics import distinct, explained_variance, kl_metrics, repetition, rollout_metrics
 from camelid.rlhf.rollout import Rollout
 
 
@@ -77,7 +77,7 @@ def test_a_step_s_lengths_ends_and_differences_are_those_of_its_rows():
     drawn_RM = (logp_RM + rng.normal(scale=0.1, size=mask_RM.shape)).astype(np.float32)
     stopped_R = (rng.random(12) < 0.5).astype(np.float32)
     rows = Rollout(tokens_RM, mask_RM, mask_RM, jnp.array(mask_RM), drawn_RM, stopped_R, np.arange(12))
-    found = of_rollouts(rows, logp_RM)
+    found = rollout_metrics(rows, logp_RM)
     lengths = [int(mask.sum()) for mask in mask_RM]
     differences = [
         abs(a - b) for row in zip(logp_RM, drawn_RM, mask_RM, strict=True) for a, b, m in zip(*row, strict=True) if m
@@ -101,7 +101,7 @@ def test_divergences_are_sums_over_an_answer_and_means_over_answers():
     rng = np.random.default_rng(4)
     logp_RM, ref_RM = -np.abs(rng.normal(size=(2, *mask_RM.shape))).astype(np.float32)
     exact_RM = np.abs(rng.normal(size=mask_RM.shape)).astype(np.float32)
-    found = of_divergence(logp_RM, ref_RM, exact_RM, mask_RM)
+    found = kl_metrics(logp_RM, ref_RM, exact_RM, mask_RM)
     by_row = {"kl": [], "kl_k2": [], "kl_k3": [], "kl_exact": []}
     for logp, ref, exact, mask in zip(logp_RM, ref_RM, exact_RM, mask_RM > 0, strict=True):
         d = (logp - ref)[mask].astype(np.float64)

@@ -120,7 +120,7 @@ def partner(row, prompts):
 
 
 def test_no_answer_stands_behind_its_own_prompt_though_the_batch_repeats_it():
-    found, weights = jax.jit(kto.mismatched)(batch())
+    found, weights = jax.jit(kto.mismatch_answers)(batch())
     assert weights.tolist() == [1.0] * 6
     for row, prompt in enumerate(PROMPTS):
         other = partner(row, PROMPTS)
@@ -132,7 +132,7 @@ def test_no_answer_stands_behind_its_own_prompt_though_the_batch_repeats_it():
 
 def test_a_batch_of_one_prompt_has_no_point_of_reference():
     alike = batch([[1, 2]] * 3, ANSWERS[:3])
-    assert kto.mismatched(alike)[1].tolist() == [0.0] * 3
+    assert kto.mismatch_answers(alike)[1].tolist() == [0.0] * 3
     prepared = jax.jit(dpo.make_prepare(MODEL, dataclasses.replace(HYPER, kind="kto")))(POLICY, REFERENCE, alike)
     assert prepared["kl"].tolist() == [0.0] * 3
 
@@ -160,9 +160,9 @@ def test_the_loss_of_labelled_answers_is_the_paper_s(policy, reference):
 
 
 def test_held_out_answers_are_measured_by_label():
-    found = kto.tell_apart(np.array([1.0, 3.0, 1.0, 0.0]), np.array([True, True, False, False]))
+    found = kto.label_metrics(np.array([1.0, 3.0, 1.0, 0.0]), np.array([True, True, False, False]))
     assert found == {"reward/good": 2.0, "reward/bad": 0.5, "auc": 0.875}
-    assert kto.tell_apart(np.array([1.0, 3.0]), np.array([True, True])) == {"reward/good": 2.0}
+    assert kto.label_metrics(np.array([1.0, 3.0]), np.array([True, True])) == {"reward/good": 2.0}
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -177,5 +177,5 @@ def test_kto_reads_pairs_or_single_answers_and_needs_other_prompts_in_a_batch(tm
     single = write(tmp_path / "single.jsonl", TRL)
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "1", "chosen": "2", "rejected": "3"}])
     assert kto.is_labelled(settings(2, a=single)) and not kto.is_labelled(settings(2, a=pairs))
-    with pytest.raises(UserError, match=r"config\.data\.mixture: a holds single answers and b pairs"):
+    with pytest.raises(UserError, match=r"config\.data\.mixture: a holds labelled answers and b pairs"):
         kto.is_labelled(settings(2, a=single, b=pairs))

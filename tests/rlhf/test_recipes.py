@@ -176,14 +176,14 @@ def mistake(argv, capsys) -> str:
 
 MISTAKES = {
     ("ppo", "--config.ppo.epoch=1"): "there is no config.ppo.epoch; did you mean config.ppo.epochs?",
-    ("ppo", "--config.init_from=None"): "config.init_from = None: give the path of a tuned model",
+    ("ppo", "--config.init_from=None"): "config.init_from = None: give the path of the tuned model",
     ("ppo", "--config.kl.controller=adaptiv"): "config.kl.controller: 'adaptiv' is none of fixed, adaptive",
     ("ppo", "--config.rollout.temperature=0.0"): "config.rollout.temperature = 0.0: give a number greater than 0",
     ("ppo", "--config.rollout.n=0"): "config.rollout.n = 0: give a whole number from 1",
-    ("ppo", "--config.rollout.max_tokens=250"): "more than the network's context of 256 tokens",
+    ("ppo", "--config.rollout.max_tokens=250"): "together exceed the network's context of 256 tokens",
     ("ppo", "--config.ppo.minibatches=3"): "16 answers are not a multiple of minibatches x config.optim.accumulate = 3",
     ("ppo", "--config.rollout.score_parts=5"): "not a multiple of config.rollout.score_parts = 5",
-    ("ppo", "--config.ptx.coef=0.1"): "config.ptx: give both a coef above 0 and a mixture of text",
+    ("ppo", "--config.ptx.coef=0.1"): "config.ptx: set both coef above 0 and mixture, or neither",
     ("ppo", "--config.critic.init_from=/nowhere"): "/nowhere: no such checkpoint or run directory",
     ("ppo", "--config.data.max_prompt_tokens=4"): "no prompt is left",
     ("ppo", "--config.reward.sources.blue.function=camelid.tests.tiny_rl:says_bleu"): "no attribute 'says_bleu'",
@@ -193,7 +193,7 @@ MISTAKES = {
     ("grpo", "--config.rollout.n=1"): "give 2 or more",
     ("raft", "--config.rollout.n=1"): "give 2 or more",
     ("dpo", "--config.dpo.kind=sigmod"): "config.dpo.kind: 'sigmod' is none of sigmoid, robust",
-    ("dpo", "--config.init_from=None"): "config.init_from = None: give the path of a tuned model",
+    ("dpo", "--config.init_from=None"): "config.init_from = None: give the path of the tuned model",
     ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is none of reward, cost",
     ("reward", "--config.objective.kind=cost"): "no pair of config.data.mixture says which answer is safer",
     ("reward", "--config.objective.margin=1.0"): "config.objective.margin = 1.0 does nothing: no pair of",
@@ -201,7 +201,7 @@ MISTAKES = {
         "reward",
         "--config.data.answers_per_prompt=3",
     ): "config.data.answers_per_prompt = 3: no pair of config.data.mixture has answers beside",
-    ("reward", "--config.data.heldout=0.0"): "config.calibrate.prompts: these are held-out prompts",
+    ("reward", "--config.data.heldout=0.0"): "config.calibrate.prompts = 512: prompts are taken from held-out records",
 }
 
 
@@ -234,7 +234,7 @@ LEAVES = {
     "c.reward.shaping.clipp = 1.0": "nothing reads config.reward.shaping.clipp; did you mean",
     "c.reward.sources.blue.wieght = 1.0": "nothing reads config.reward.sources.blue.wieght; did you mean",
     "c.reward.sources.blue.model = 'x'": "config.reward.sources.blue: give one of model=PATH, task=NAME",
-    "del c.reward.sources.blue": "config.reward.sources: name at least one model, task or function",
+    "del c.reward.sources.blue": "config.reward.sources: name a model, task or function",
     "c.cost.source = {'weight': 1.0}": "config.cost.source: give one of model=PATH, task=NAME",
     "c.rollout.top_k = 5": "nothing reads config.rollout.top_k",
 }
@@ -270,7 +270,7 @@ def test_kto_learns_from_single_answers_which_are_good(tuned, rl_arguments, tmp_
     assert auc[-1] == 1.0 and good[-1] > 0 > bad[-1]
     capsys.readouterr()
     for kind, more, fault in (
-        ("kto", "--config.data.batch_size=1", "config.data.batch_size = 1: KTO measures"),
+        ("kto", "--config.data.batch_size=1", "config.data.batch_size = 1: KTO estimates"),
         ("sigmoid", source, "has no two answers to compare"),
     ):
         assert main([*rl_arguments("dpo", tmp_path / kind, init_from=tuned, kind=kind), source, more]) == 2

@@ -16,7 +16,7 @@ from camelid.rlhf.rewards import (
     FunctionReward,
     ModelReward,
     Rewards,
-    Scorer,
+    RewardSource,
     Shaping,
     at_end,
     find_function,
@@ -35,7 +35,7 @@ RUN = SimpleNamespace(open=lambda path, weights: None, tokenizer=None, frozen=No
 
 
 def read_scorers(sources, where):
-    return {name: read(source, Scorer, f"{where}.{name}") for name, source in sources.items()}
+    return {name: read(source, RewardSource, f"{where}.{name}") for name, source in sources.items()}
 
 
 def rollout(stopped=(1, 0, 1, 1)) -> Rollout:
@@ -132,7 +132,7 @@ def test_tasks_are_found_by_name():
 def test_pessimism_of_a_single_head_is_refused(monkeypatch):
     monkeypatch.setattr(rewards, "load_model", lambda *_: (ScalarModel(None, 1, None, None), {}))
     with pytest.raises(UserError, match=r"config\.reward\.sources\.a\.pessimism = 0.5 does nothing: /run has one head"):
-        load_rewards(RUN, {"a": Scorer(model="/run", pessimism=0.5)}, "config.reward.sources")
+        load_rewards(RUN, {"a": RewardSource(model="/run", pessimism=0.5)}, "config.reward.sources")
 
 
 def test_what_a_users_function_or_module_raises_is_told_with_its_line(tmp_path, monkeypatch):

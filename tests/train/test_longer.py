@@ -165,10 +165,10 @@ def test_a_stretched_network_is_stretched_anew_from_what_it_was_trained_on(longe
 @pytest.mark.parametrize(
     ("config", "arguments", "says"),
     [
-        (NANO, dict(kind="yarn"), "say max_len, more than the 64 tokens"),
+        (NANO, dict(kind="yarn"), "give max_len, more than the trained context of 64 tokens"),
         (NANO, dict(kind="yarn", max_len=32), "factor 0.5"),
         (NANO, dict(kind="cubic", max_len=128), "'cubic': give one of linear"),
-        (NANO.replace(rope_scaling=RopeScaling("linear", 2.0)), dict(kind="ntk", max_len=256), "say original_max_len"),
+        (NANO.replace(rope_scaling=RopeScaling("linear", 2.0)), dict(kind="ntk", max_len=256), "give original_max_len"),
     ],
 )
 def test_a_stretch_that_makes_no_sense_is_refused(config, arguments, says):

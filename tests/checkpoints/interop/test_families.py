@@ -223,7 +223,7 @@ def test_every_way_of_quantising_a_whole_network_leaves_norms_and_biases(kind):
     mlp = {f"layers/mlp/{name}_bias" for name in ("gate", "up", "down")}
     assert whole == attention | mlp | {"norm/scale", "layers/attention_norm/scale", "layers/mlp_norm/scale"}
     with pytest.raises(
-        ValueError, match="of layers/attention/q_bias: only matrices can be; put a rule with None before"
+        ValueError, match="of layers/attention/q_bias: only matrices can be quantised; put a rule with None before"
     ):
         storage.kind_at(((r".*", "int8"),), "layers/attention/q_bias")
 
