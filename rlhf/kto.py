@@ -1,6 +1,6 @@
 """Kahneman-Tversky optimisation (KTO, arXiv:2402.01306): its data, its reference point, and its evaluation.
 
-KTO learns from single answers labelled good or bad (`data.labelled_answers`), or from pairs, as a good and a bad answer.
+KTO learns from single answers labelled good or bad (`data.labelled_answers`), or from pairs, as a good and a bad one.
 Its reference point is the divergence of the policy from the reference on answers to other prompts.
 """
 
