@@ -21,7 +21,7 @@ from .interop.tokenizer_gguf import tokenizer_files
 class ForeignCheckpoint(Checkpoint):
     """A checkpoint in another format than camelid's."""
 
-    source: tensors.Source
+    source: tensors.TensorSource
     """The opened files: their config and tensors, which stay on disk."""
 
     def __init__(self, path: epath.PathLike, weights: str | None = None):

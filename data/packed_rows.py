@@ -11,10 +11,10 @@ A row is a dict of arrays over T positions:
 
 import numpy as np
 
-from .cache import TokenCache
 from .mixture import Batch, Shapes
 from .packing import Plan, pack
 from .tally import Tally
+from .token_cache import TokenCache
 
 DTYPES = {
     "tokens": np.int32,

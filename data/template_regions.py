@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from .added_tokens import AddedTokenMatch
-from .traced_text import FIRST_TURN, TEMPLATE, Run, runs
+from .traced_text import FIRST_TURN, TEMPLATE, TextRun, runs
 
 
 class Region(NamedTuple):
@@ -39,7 +39,7 @@ class Rendered(NamedTuple):
     """A rendered conversation."""
 
     text: str  # plain
-    runs: list[Run]  # the text cut where the origin changes
+    runs: list[TextRun]  # the text cut where the origin changes
     found: list[AddedTokenMatch]  # the added tokens that the template wrote
     spelling_starts: list[int]  # `spelling_start` of each added token
 
@@ -211,12 +211,12 @@ def _region(
     return Region(start, otherwise, turns, None, not is_open)
 
 
-def _message_runs(of: Iterable[Run]) -> Iterator[Run]:
+def _message_runs(of: Iterable[TextRun]) -> Iterator[TextRun]:
     """The runs whose source is a message."""
     return (run for run in of if run.source != TEMPLATE)
 
 
-def _runs_from(of: Sequence[Run], index: int, step: int) -> Iterator[Run]:
+def _runs_from(of: Sequence[TextRun], index: int, step: int) -> Iterator[TextRun]:
     """The runs from `index` on, forwards (`step` 1) or backwards (-1)."""
     while 0 <= index < len(of):
         yield of[index]
@@ -228,7 +228,7 @@ class BlockSpan(NamedTuple):
 
     start: int  # the first character
     stop: int  # one past the last character
-    runs: list[Run]  # its runs, in order
+    runs: list[TextRun]  # its runs, in order
 
 
 def _turns(block: BlockSpan) -> tuple[int, ...]:
@@ -249,7 +249,7 @@ def blocks(rendered: Rendered) -> list[BlockSpan]:
     return found
 
 
-def _words(text: str, of: Iterable[Run]) -> _Words | None:
+def _words(text: str, of: Iterable[TextRun]) -> _Words | None:
     """Where the words in the given runs are; None if the runs are blank."""
     first = last = stop = None
     for run in of:

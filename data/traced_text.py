@@ -24,7 +24,7 @@ class Untraceable(Exception):
     """A template calls an operation whose result cannot be traced."""
 
 
-class Run(NamedTuple):
+class TextRun(NamedTuple):
     """A stretch of characters of one origin."""
 
     start: int  # the first character
@@ -259,12 +259,12 @@ def _run_of(origin: str) -> re.Pattern:
     return re.compile(re.escape(origin) + "+")
 
 
-def runs(text: str) -> list[Run]:
+def runs(text: str) -> list[TextRun]:
     """The text cut into runs where the origin changes."""
     origins, found, start = origins_of(text), [], 0
     while start < len(origins):
         origin = origins[start]
         stop = _run_of(origin).match(origins, start).end()
-        found.append(Run(start, stop, *divmod(ord(origin), _BLOCKS)))
+        found.append(TextRun(start, stop, *divmod(ord(origin), _BLOCKS)))
         start = stop
     return found

@@ -8,11 +8,11 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checkpoints.language_model import LanguageModel
-from ..data.cache import TokenCache, build_cache
 from ..data.mixture import EvalPass
 from ..data.packed_rows import PackedRows
 from ..data.sources import Source
 from ..data.text_encoder import TextEncoder
+from ..data.token_cache import TokenCache, build_cache
 from ..errors import UserError
 from ..model.sharding import BATCH
 from .heldout import heldout_loss

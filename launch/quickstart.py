@@ -30,8 +30,8 @@ from ..train.lock import only_process_of
 from .checks import check_phases
 from .corpus import texts
 from .outputs import check_writable
+from .quickstart_report import write_report
 from .recipes import RECIPES, run_of
-from .report import write_report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("all", *primer.LANGUAGES, "greedy")

@@ -9,7 +9,6 @@ import jax
 
 from ..checkpoints.decoding import sampling_of as drawn_by
 from ..checkpoints.decoding import strings_of
-from ..data.cache import build_cache
 from ..data.mixture import Batch, EvalPass, Mixture, Shapes
 from ..data.packed_rows import PackedRows
 from ..data.prompts import PromptEncoder, heldout_prompts
@@ -17,6 +16,7 @@ from ..data.samples import read_samples
 from ..data.sources import Source
 from ..data.templates import ChatTemplate
 from ..data.text_encoder import TextEncoder
+from ..data.token_cache import build_cache
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..model.sampling import Sampling

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import jax
 
-from ..data.cache import build_cache
 from ..data.formats import FORMATS
 from ..data.mixture import EvalPass, Mixture
 from ..data.packed_rows import PackedRows
 from ..data.sources import Source
 from ..data.templates import ChatTemplate
 from ..data.text_encoder import TextEncoder
+from ..data.token_cache import build_cache
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..settings.leaves import Count, NotNegative, OneOf, Path, Range, Share

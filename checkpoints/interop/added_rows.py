@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 
-from .tensors import Index, Source
+from .tensors import Index, TensorSource
 
 
-def with_rows(source: Source, rows: int) -> Source:
+def with_rows(source: TensorSource, rows: int) -> TensorSource:
     """A source whose embedding and head have at least `rows` rows; added rows are the float32 mean of the stored ones.
 
     A new token thus starts with average probability and as an average input, as in Alpaca's and transformers' code.

@@ -18,7 +18,7 @@ from ...model.config import LlamaConfig, RopeScaling
 from ...model.rope import frequencies, ntk_theta
 from .families import IN_GGUF, MULTIPLIERS, family_in, multipliers
 from .headers import MOST_LAYERS, Header, located, missing_message, shown, unreadable_error
-from .tensors import GGUF, Index, Naming, Source, check_tensors, places, shapes_there
+from .tensors import GGUF, Index, Naming, TensorSource, check_tensors, places, shapes_there
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ENCODINGS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -46,7 +46,7 @@ class _Reader(gguf.GGUFReader):
         return super()._get(int(offset), dtype, count, override_order)
 
 
-def open_file(path: epath.PathLike) -> Source:
+def open_file(path: epath.PathLike) -> TensorSource:
     """Opens a GGUF file, or all parts of a split one, and checks its tensors without decoding them.
 
     Args:
@@ -97,7 +97,7 @@ def open_file(path: epath.PathLike) -> Source:
 
     dtype = PLAIN.get(tensors[naming.names["layers/attention/q"].format(0)].tensor_type.name, "float32")
     config = config.replace(param_dtype=dtype)
-    return Source(str(path), naming, config, read, [file for file, _ in parts], stored, {"fields": fields})
+    return TensorSource(str(path), naming, config, read, [file for file, _ in parts], stored, {"fields": fields})
 
 
 PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)

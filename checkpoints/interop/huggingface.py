@@ -20,7 +20,7 @@ from ...model.config import LlamaConfig, RopeScaling
 from ...model.rope import frequencies, ntk_theta
 from .families import ARCHITECTURES, DEFAULTS, IN_HUGGING_FACE, MULTIPLIERS, family_in, multipliers
 from .headers import MOST_LAYERS, Header, exists_or_broken_link, located, read_json, shown
-from .tensors import HUGGING_FACE, SHOWN, Index, Source, check_tensors, places, shapes_there
+from .tensors import HUGGING_FACE, SHOWN, Index, TensorSource, check_tensors, places, shapes_there
 from .weight_files import INDEX, WEIGHTS, open_tensors, weight_files
 
 CONFIG = "config.json"
@@ -66,7 +66,7 @@ def is_folder(path: epath.Path) -> bool:
     return exists_or_broken_link(path / CONFIG)
 
 
-def open_folder(path: epath.PathLike) -> Source:
+def open_folder(path: epath.PathLike) -> TensorSource:
     """Opens a folder in Hugging Face's format and checks its tensors by name, shape and dtype, without reading them.
 
     Prefixes that wrappers such as DDP add to names of tensors are ignored (`plain_names`).
@@ -116,7 +116,7 @@ def open_folder(path: epath.PathLike) -> Source:
     if strange := sorted(f"{name} {dtypes[name]}" for name in shapes if dtypes[name] not in DTYPES):
         raise ValueError(f"{path} has tensors that are not {', '.join(DTYPES)}: {'; '.join(strange[:SHOWN])}")
     dtype = DTYPES[dtypes[TABLE]]
-    return Source(str(path), naming, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
+    return TensorSource(str(path), naming, config.replace(param_dtype=dtype), read, [path / CONFIG, *files])
 
 
 _WRAPPERS = r"(^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."

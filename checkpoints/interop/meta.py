@@ -15,7 +15,7 @@ from etils import epath
 
 from ...model.config import LlamaConfig, RopeScaling
 from .headers import MOST_LAYERS, Header, exists_or_broken_link, located, read_json
-from .tensors import META, SHOWN, Index, Source, check_tensors
+from .tensors import META, SHOWN, Index, TensorSource, check_tensors
 from .torch_files import LazyTensor, read_tensors
 
 PARAMS = "params.json"
@@ -30,7 +30,7 @@ def is_folder(path: epath.Path) -> bool:
     return exists_or_broken_link(path / PARAMS)
 
 
-def open_folder(path: epath.PathLike) -> Source:
+def open_folder(path: epath.PathLike) -> TensorSource:
     """Opens a folder in Meta's format and checks its tensors by name and shape, without reading them.
 
     Raises:
@@ -58,7 +58,7 @@ def open_folder(path: epath.PathLike) -> Source:
         return _read([part[name] for part in parts], split[name], shapes[name], index)
 
     dtype = jnp.dtype(parts[0][EMBEDDING].dtype).name
-    return Source(str(path), META, config.replace(param_dtype=dtype), read, [path / PARAMS, *files])
+    return TensorSource(str(path), META, config.replace(param_dtype=dtype), read, [path / PARAMS, *files])
 
 
 def _split_axis(name: str, tensors: Sequence[LazyTensor], fields: Header) -> int | None:

@@ -1,7 +1,7 @@
 """Maps a network's parameters to the tensors of other formats, and reads them shard by shard.
 
 Other formats store a matrix as [out, in] and each layer as its own tensor. In camelid matrices are [in, out] with heads
-on axes of their own, and layers are stacked. A `Naming` describes a format, a `Source` an opened checkpoint.
+on axes of their own, and layers are stacked. A `Naming` describes a format, a `TensorSource` an opened checkpoint.
 """
 
 import collections
@@ -127,7 +127,7 @@ GGUF_PHI3 = GGUF_IN_HALVES._replace(
 )
 
 
-class Source(NamedTuple):
+class TensorSource(NamedTuple):
     """An opened and checked checkpoint in another format, with its tensors still on disk."""
 
     where: str
@@ -235,7 +235,7 @@ def check_tensors(where: str, config: LlamaConfig, naming: Naming, found: Mappin
         raise ValueError(f"{where}: {' | '.join(listed)}")
 
 
-def read_part(source: Source, place: Place, index: Index) -> np.ndarray:
+def read_part(source: TensorSource, place: Place, index: Index) -> np.ndarray:
     """Reads a part of a parameter, or of one layer of it, in camelid's layout.
 
     Args:
@@ -295,7 +295,7 @@ def write_part(naming: Naming, place: Place, value: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(value.reshape(columns, rows).T)
 
 
-def load_params(source: Source, abstract: llama.Params, quantize: Rules | None = None) -> llama.Params:
+def load_params(source: TensorSource, abstract: llama.Params, quantize: Rules | None = None) -> llama.Params:
     """Loads the parameters of a checkpoint onto the devices, layer by layer.
 
     The host holds one layer of one parameter at a time, and reads only the parts that its own devices keep.
@@ -366,7 +366,7 @@ def _put_layer(stack: Any, parts: Any, layer: int) -> Any:
     return jax.tree.map(lambda x, part: jax.lax.dynamic_update_index_in_dim(x, part, layer, 0), stack, parts)
 
 
-def _has_codes(source: Source, place: Place) -> bool:
+def _has_codes(source: TensorSource, place: Place) -> bool:
     """Whether a tensor has stored codes that camelid can keep: their blocks must not cross the end of a head."""
     parts = source.stored(place.name)
     if parts is None:
@@ -376,7 +376,7 @@ def _has_codes(source: Source, place: Place) -> bool:
     return inner % (place.shape_there[1] // blocks) == 0
 
 
-def _codes(source: Source, place: Place) -> dict[str, np.ndarray]:
+def _codes(source: TensorSource, place: Place) -> dict[str, np.ndarray]:
     """The stored codes of a parameter, or of one layer of it, in the layout of `quantization.py`."""
     parts = source.stored(place.name)
     if not is_matrix(place.path):
@@ -391,7 +391,7 @@ def _codes(source: Source, place: Place) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(part) for name, part in turned.items()}
 
 
-def _array(source: Source, place: Place, dtype: Any, sharding: Sharding) -> jax.Array:
+def _array(source: TensorSource, place: Place, dtype: Any, sharding: Sharding) -> jax.Array:
     """Reads a parameter, or one layer of it, onto the devices in a dtype and a sharding."""
     read = {}  # a part that several devices keep is read once
 

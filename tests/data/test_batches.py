@@ -14,13 +14,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from camelid.data.cache import TokenCache
 from camelid.data.mixture import EvalPass, Mixture, drawn, integer_weights
 from camelid.data.packed_rows import PackedRows
 from camelid.data.prefetch import prefetch
 from camelid.data.samples import Sample, Samples
 from camelid.data.sources import Source
 from camelid.data.tally import Tally
+from camelid.data.token_cache import TokenCache
 from camelid.errors import UserError
 
 LENGTH = 32

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from camelid.data import sources
-from camelid.data.cache import build_cache
 from camelid.data.sources import Source
 from camelid.data.tally import Tally
 from camelid.data.templates import load_template
 from camelid.data.text_encoder import TextEncoder
+from camelid.data.token_cache import build_cache
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 

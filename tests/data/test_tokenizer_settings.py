@@ -13,10 +13,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from camelid.checkpoints.interop.tokenizer_export import save_for_transformers
 from camelid.checkpoints.interop.tokenizer_gguf import gguf_fields, tokenizer_files
-from camelid.data.cache import build_cache
 from camelid.data.sources import Source
 from camelid.data.templates import ChatTemplate, encode_text
 from camelid.data.text_encoder import TextEncoder
+from camelid.data.token_cache import build_cache
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError

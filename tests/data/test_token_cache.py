@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from camelid.data import cache, sources
-from camelid.data.cache import build_cache, open_cache
+from camelid.data import sources, token_cache
 from camelid.data.formats import READING
 from camelid.data.sources import Source
 from camelid.data.templates import Encoded, load_template
 from camelid.data.text_encoder import TextEncoder, encode_record
+from camelid.data.token_cache import build_cache, open_cache
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 
@@ -59,7 +59,7 @@ class LastAnswerTemplate:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(cache, "SHARD_RECORDS", 50)
+    monkeypatch.setattr(token_cache, "SHARD_RECORDS", 50)
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_of_two_builders_at_once_one_builds_and_the_other_waits(text_source, tmp
 
 SLOW_BUILD = """
 import sys, time
-from camelid.data import cache
+from camelid.data import token_cache
 from camelid.data.sources import Source
 from camelid.data.text_encoder import TextEncoder
 
@@ -261,8 +261,8 @@ class Tokenizer:
         time.sleep(0.002)
         return [ord(character) for character in text]
 
-cache.SHARD_RECORDS = 50
-cache.build_cache(Source(sys.argv[1]), None, TextEncoder(Tokenizer()), sys.argv[2], workers=1)
+token_cache.SHARD_RECORDS = 50
+token_cache.build_cache(Source(sys.argv[1]), None, TextEncoder(Tokenizer()), sys.argv[2], workers=1)
 """
 
 
@@ -287,9 +287,9 @@ def test_worker_processes_give_the_same_bytes(text_source, tmp_path, monkeypatch
     template = load_template("chatml")
     serial = build(text_source, tmp_path / "serial", tokenizer, template)
     pools = []
-    pool = cache.ProcessPoolExecutor
-    monkeypatch.setattr(cache, "ProcessPoolExecutor", lambda *args: pools.append(pool(*args)) or pools[-1])
-    monkeypatch.setattr(cache, "SERIAL_SHARDS", 2)
+    pool = token_cache.ProcessPoolExecutor
+    monkeypatch.setattr(token_cache, "ProcessPoolExecutor", lambda *args: pools.append(pool(*args)) or pools[-1])
+    monkeypatch.setattr(token_cache, "SERIAL_SHARDS", 2)
     parallel = build(text_source, tmp_path / "parallel", tokenizer, template, workers=2)
     assert len(pools) == 1
     assert content(serial.path) == content(parallel.path)
@@ -298,12 +298,12 @@ def test_worker_processes_give_the_same_bytes(text_source, tmp_path, monkeypatch
 def test_a_tokenising_process_that_is_killed_is_an_error_of_the_machine(monkeypatch):
     killed = "import os; os._exit(9)"
     with pytest.raises(ChildProcessError, match="a tokenising process was killed, perhaps for lack of memory"):
-        cache._run(iter([(killed, {})] * 5), exec, workers=2)
+        token_cache._run(iter([(killed, {})] * 5), exec, workers=2)
 
 
 ON_A_FULL_DISK = """
 import errno, shutil, subprocess, sys
-from camelid.data import cache
+from camelid.data import token_cache
 from camelid.data.sources import Source
 from camelid.data.text_encoder import TextEncoder
 
@@ -317,12 +317,12 @@ class Tokenizer:
         return [ord(character) for character in text]
 
 source, disk, output = sys.argv[1:]
-cache.SHARD_RECORDS = 50
+token_cache.SHARD_RECORDS = 50
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], check=True)
 kilobytes, full = 8, 0
 while True:
     try:
-        built = cache.build_cache(Source(source), None, TextEncoder(Tokenizer()), disk, workers=1)
+        built = token_cache.build_cache(Source(source), None, TextEncoder(Tokenizer()), disk, workers=1)
         break
     except OSError as error:
         assert error.errno == errno.ENOSPC and disk in str(error), error
