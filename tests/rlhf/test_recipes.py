@@ -201,7 +201,7 @@ MISTAKES = {
         "reward",
         "--config.data.answers_per_prompt=3",
     ): "config.data.answers_per_prompt = 3: no pair of config.data.mixture has answers beside",
-    ("reward", "--config.data.heldout=0.0"): "config.calibrate.prompts = 512: prompts are taken from held-out records",
+    ("reward", "--config.data.heldout=0.0"): "config.calibrate.prompts = 32: prompts are taken from held-out records",
 }
 
 
