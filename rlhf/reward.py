@@ -140,6 +140,11 @@ class RewardConfig(PairsConfig):
                 f"{where}.calibrate.max_tokens = {most}: prompt and answer share a row of {room} tokens "
                 f"({where}.data.seq_len); give less"
             )
+        if self.calibrate.prompts and self.objective.kind == "cost":
+            raise UserError(
+                f"{where}.calibrate.prompts = {self.calibrate.prompts}: calibration would shift costs, of which those "
+                "above 0 are unsafe; set it to 0"
+            )
         if self.calibrate.prompts and not self.data.heldout:
             raise UserError(
                 f"{where}.calibrate.prompts = {self.calibrate.prompts}: prompts are taken from held-out records; set "

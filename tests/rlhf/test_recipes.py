@@ -195,7 +195,8 @@ MISTAKES = {
     ("dpo", "--config.dpo.kind=sigmod"): "config.dpo.kind: 'sigmod' is none of sigmoid, robust",
     ("dpo", "--config.init_from=None"): "config.init_from = None: give the path of the tuned model",
     ("reward", "--config.objective.kind=costs"): "config.objective.kind: 'costs' is none of reward, cost",
-    ("reward", "--config.objective.kind=cost"): "no pair of config.data.mixture says which answer is safer",
+    ("reward", "--config.objective.kind=cost"): "config.calibrate.prompts = 32: calibration would shift costs",
+    ("reward", "--config.objective.kind=cost --config.calibrate.prompts=0"): "no pair of config.data.mixture says",
     ("reward", "--config.objective.margin=1.0"): "config.objective.margin = 1.0 does nothing: no pair of",
     (
         "reward",
@@ -207,7 +208,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("recipe", "override"), MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(recipe, override, rl_arguments, tuned, tmp_path, capsys):
-    said = mistake([*rl_arguments(recipe, tmp_path / "run", init_from=tuned), override], capsys)
+    said = mistake([*rl_arguments(recipe, tmp_path / "run", init_from=tuned), *override.split()], capsys)
     assert MISTAKES[recipe, override] in said
     assert not (tmp_path / "run").exists()
 
