@@ -186,10 +186,14 @@ class LlamaConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "LlamaConfig":
         """The config of plain values, the inverse of `to_dict`. n_kv_heads defaults to n_heads, head_dim to dim /
-        n_heads. Raises ValueError for an unknown field."""
+        n_heads. Raises ValueError for an unknown or missing field."""
         unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"unknown model field(s) {', '.join(sorted(unknown))}: give fields of LlamaConfig")
+        needed = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+        optional = ("n_kv_heads", "head_dim")
+        if missing := [name for name in needed if name not in (*fields, *optional)]:
+            raise ValueError(f"model field(s) {', '.join(missing)} missing: give them all")
         fields = {"n_kv_heads": fields["n_heads"], "head_dim": fields["dim"] // fields["n_heads"], **fields}
         if isinstance(fields.get("rope_scaling"), dict):
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])

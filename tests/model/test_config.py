@@ -119,6 +119,10 @@ def test_a_preset_takes_changes_and_a_dict_gives_it_back():
     [
         (lambda: LlamaConfig.preset("llama-7B"), "did you mean 'llama-7b'"),
         (lambda: LlamaConfig.preset("gpt"), "no model preset 'gpt'"),
+        (
+            lambda: LlamaConfig.from_dict({"vocab_size": 8, "dim": 4}),
+            "n_layers, n_heads, ffn_dim missing: give them all",
+        ),
         (lambda: LlamaConfig.preset("nano-test", n_layer=3), "unknown model field.* n_layer"),
         (lambda: LlamaConfig.preset("nano-test", n_kv_heads=3), "not a multiple of n_kv_heads 3"),
         (lambda: LlamaConfig.preset("nano-test", head_dim=15), "head_dim 15 is odd"),
