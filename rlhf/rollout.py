@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ..model import decode, llama
 from ..model.sampling import Sampling
+from ..model.sharding import BATCH, constrain
 from ..train.losses import TokenScores, head_logprobs
 
 
@@ -85,7 +86,7 @@ def roll_out(
     answer = decode.generate(model, params, batch["tokens"], batch["lengths"], key, sampling, batch["ids"])
     tokens_RM, lengths_R = answer.tokens.reshape(-1, sampling.max_tokens), answer.lengths.reshape(-1)
     mask_RM = (jnp.arange(sampling.max_tokens)[None] < lengths_R[:, None]).astype(jnp.float32)
-    prompts_BP, real_BP = decode.align_right(batch["tokens"], batch["lengths"])
+    prompts_BP, real_BP = align_right(batch["tokens"], batch["lengths"])
     segments_RT = jnp.concatenate([jnp.repeat(real_BP.astype(jnp.int32), n, axis=0), mask_RM.astype(jnp.int32)], axis=1)
     starts_R = jnp.repeat(P - batch["lengths"], n)
     return Rollout(
@@ -97,6 +98,15 @@ def roll_out(
         stopped_R=answer.stopped.reshape(-1).astype(jnp.float32),
         index_R=jnp.repeat(batch["index"], n),
     )
+
+
+def align_right(
+    tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]
+) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
+    """Prompts shifted to end at the last slot, token 0 before them, and which slots they fill."""
+    offsets_BP = jnp.arange(tokens_BP.shape[1])[None] - (tokens_BP.shape[1] - lengths_B)[:, None]
+    shifted_BP = jnp.take_along_axis(tokens_BP, jnp.maximum(offsets_BP, 0), axis=1)
+    return constrain(jnp.where(offsets_BP >= 0, shifted_BP, 0), BATCH, None), offsets_BP >= 0
 
 
 def states_before(hidden_RTD: Float[Array, "R T D"], M: int) -> Float[Array, "R M D"]:
