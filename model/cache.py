@@ -1,5 +1,6 @@
 """The key/value cache of decoding: one for each layer, rows of slots, in floats or in codes of 8 bits."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,8 +14,7 @@ from .config import LlamaConfig
 class Cache(NamedTuple):
     """Keys and values of one layer: S slots for each row, key/value heads only.
 
-    Slot s of a row holds the position s of that row. L stands for row and key/value head, as one axis or as two
-    (`xla_cpu.rows_and_heads`). With scales, keys and values are int8 codes: a vector is its codes times its scale, and
+    L stands for row and key/value head, as one axis or as two (`xla_cpu.rows_and_heads`). With scales, keys and values are int8 codes: a vector is its codes times its scale, and
     the scale is a 127th of the vector's largest number.
     """
 
@@ -36,14 +36,20 @@ class Cache(NamedTuple):
         return self.keys_LSE.shape[-2]
 
     def write(
-        self, k_BTKE: Float[Array, "B T K E"], v_BTKE: Float[Array, "B T K E"], first_B: Int[Array, " B"]
+        self,
+        k_BTKE: Float[Array, "B T K E"],
+        v_BTKE: Float[Array, "B T K E"],
+        slot: Int[Array, ""] | Int[Array, " B"],
     ) -> "Cache":
-        """The cache with keys and values of T positions of each row, from slot `first_B` on."""
+        """The cache with keys and values of T positions from `slot` on: one slot for all rows, or one for each."""
         *lead, _, E = self.keys_LSE.shape
         new = Cache(*(jnp.swapaxes(x_BTKE, 1, 2).reshape(*lead, -1, E) for x_BTKE in (k_BTKE, v_BTKE)))
         if self.key_scales_LS is not None:
             new = new.encode()
-        return xla_cpu.write_slots(self, new, first_B, len(lead))
+        if slot.ndim == 1:
+            return xla_cpu.write_slots(self, new, slot, len(lead))
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=len(lead))
+        return jax.tree.map(write, self, new)
 
     def encode(self) -> "Cache":
         """The cache in codes of 8 bits."""

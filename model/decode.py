@@ -50,18 +50,25 @@ class Answers(NamedTuple):
     sampling_logprobs_RM: Float[Array, "R M"]
     """Log-probabilities as in `Generation.sampling_logprobs`."""
 
-    def write(self, rows: Rows, drawn: Drawn) -> "Answers":
-        """The answers with what a step drew; `rows` are those after the step."""
+    def write(self, place: Int[Array, ""] | Int[Array, " R"], drawn: Drawn) -> "Answers":
+        """The answers with what a step drew. place: of the first drawn token, one for all rows or one for each."""
+        new = Answers(drawn.tokens_RT, drawn.logprobs_RT, drawn.sampling_logprobs_RT)
         T, M = drawn.tokens_RT.shape[1], self.tokens_RM.shape[1]
-        offsets_RM = jnp.arange(M)[None] - (rows.drawn_R - drawn.counts_R)[:, None]
+        if place.ndim == 0:
+            is_new_RT = jnp.arange(T)[None] < drawn.counts_R[:, None]
+
+            def put(old_RM, new_RT):
+                return jax.lax.dynamic_update_slice_in_dim(old_RM, jnp.where(is_new_RT, new_RT, 0), place, axis=1)
+
+            return jax.tree.map(put, self, new)
+        offsets_RM = jnp.arange(M)[None] - place[:, None]
         is_new_RM = (offsets_RM >= 0) & (offsets_RM < drawn.counts_R[:, None])
 
-        def put(old_RM, new_RT):
-            new_RM = new_RT if T == 1 else jnp.take_along_axis(new_RT, jnp.clip(offsets_RM, 0, T - 1), axis=1)
+        def choose(old_RM, new_RT):
+            new_RM = jnp.take_along_axis(new_RT, jnp.clip(offsets_RM, 0, T - 1), axis=1)
             return jnp.where(is_new_RM, new_RM, old_RM)
 
-        new = Answers(drawn.tokens_RT, drawn.logprobs_RT, drawn.sampling_logprobs_RT)
-        return jax.tree.map(put, self, new)
+        return jax.tree.map(choose, self, new)
 
     def finish(self, rows: Rows, n: int, pad_id: Int[Array, ""]) -> Generation:
         """The answers as a `Generation`, with `pad_id` after the end of each."""
@@ -88,7 +95,9 @@ def generate(
 ) -> Generation:
     """Draws `sampling.n` answers to each prompt.
 
-    Compiled once for each shape; under `jax.set_mesh` rows are split over data and fsdp, heads over tensor.
+    Compiled once for each shape, and for settings with and without temperatures and filters (`sampling.RowSampling`);
+    the largest `max_tokens` is part of the shape, `limits_B` is not. Under `jax.set_mesh` rows are split over data and
+    fsdp, heads over tensor.
 
     Args:
         model: the network.
@@ -108,7 +117,7 @@ def generate(
     request = make_request(model.config, params, tokens_BP, lengths_B, key, sampling, prompt_ids_B, limits_B)
     options = xla_cpu.compiler_options(params)
     run = compiled(_generate, options, static_argnums=(0, 1))
-    return request.trim(run(model.config, request.sizes(options), params, *request.arrays))
+    return run(model.config, request.sizes(options), params, *request.arrays)
 
 
 class Sizes(NamedTuple):
@@ -117,8 +126,8 @@ class Sizes(NamedTuple):
     n: int
     """Answers to each prompt."""
 
-    width: int
-    """Places for an answer's tokens, `max_tokens` or more."""
+    max_tokens: int
+    """The most tokens of any answer."""
 
     by_blocks: bool
     """Whether the program is compiled with `xla_cpu.compiler_options`."""
@@ -133,21 +142,12 @@ class Request(NamedTuple):
     max_tokens: int
     """The most tokens of any answer."""
 
-    width: int
-    """Places for an answer's tokens: `max_tokens`, rounded up by `answer_slots` where not inside another `jax.jit`."""
-
     arrays: tuple[Any, ...]
     """Prompts, their lengths, their keys, settings, tables of tokens and pad_id."""
 
     def sizes(self, options: tuple) -> Sizes:
         """The static arguments of a program that is compiled with these options."""
-        return Sizes(self.n, self.width, bool(options))
-
-    def trim(self, answer: Generation) -> Generation:
-        """A generation of `width` places with `max_tokens` places."""
-        if self.width == self.max_tokens:
-            return answer
-        return Generation(*(x[:, :, : self.max_tokens] if x.ndim == 3 else x for x in answer))
+        return Sizes(self.n, self.max_tokens, bool(options))
 
 
 def make_request(
@@ -171,18 +171,8 @@ def make_request(
         if len({getattr(s, name) for s in settings}) > 1:
             raise ValueError(f"sampling {name}: give all prompts of a batch the same")
     rows, tables = row_sampling(settings, config.vocab_size, limits_B)
-    max_tokens = max(s.max_tokens for s in settings)
-    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, tokens_BP)))
-    width = max_tokens if traced else answer_slots(max_tokens)
     arrays = tokens_BP, lengths_B, key, prompt_ids_B, rows, tables, np.int32(settings[0].pad_id)
-    return Request(settings[0].n, max_tokens, width, arrays)
-
-
-def answer_slots(max_tokens: int) -> int:
-    """`max_tokens` rounded up to a multiple of 32, or of an eighth of its power of two, so that few programs are
-    compiled for answers of different lengths."""
-    unit = max(32, (1 << (max_tokens - 1).bit_length()) // 8)
-    return -(-max_tokens // unit) * unit
+    return Request(settings[0].n, max(s.max_tokens for s in settings), arrays)
 
 
 @functools.cache
@@ -192,30 +182,30 @@ def compiled(function: Callable, options: tuple[tuple[str, Any], ...], **argumen
 
 
 def _generate(config: LlamaConfig, sizes: Sizes, params: Params, *arrays) -> Generation:
-    decoder, rows = _start(config, sizes, params, *arrays)
+    decoder, rows, drawn = _start(config, sizes, params, *arrays)
     tables, pad_id = arrays[-2:]
 
     def unfinished(carry):
-        return jnp.any(carry[0].running_R)
+        return jnp.any(carry[1].running_R)
 
     def body(carry):
-        rows, answers = carry
+        place, rows, answers = carry
         rows, drawn = step(decoder, tables, rows)
-        return rows, answers.write(rows, drawn)
+        return place + 1, rows, answers.write(place, drawn)
 
-    answers = no_answers(len(rows.latest_R), sizes.width)
-    rows, answers = jax.lax.while_loop(unfinished, body, (rows, answers))
+    answers = no_answers(len(rows.latest_R), sizes.max_tokens).write(jnp.int32(0), drawn)
+    _, rows, answers = jax.lax.while_loop(unfinished, body, (jnp.int32(1), rows, answers))
     return answers.finish(rows, sizes.n, pad_id)
 
 
-def _start(config: LlamaConfig, sizes: Sizes, params: Params, *arrays) -> tuple[Decoder, Rows]:
-    """The decoder, and rows whose prompts are read. arrays: `Request.arrays`."""
-    tokens_BP, lengths_B, key, prompt_ids_B, sampling, _, _ = arrays
+def _start(config: LlamaConfig, sizes: Sizes, params: Params, *arrays) -> tuple[Decoder, Rows, Drawn]:
+    """The decoder, and rows whose prompts are read, with their first tokens. arrays: `Request.arrays`."""
+    tokens_BP, lengths_B, key, prompt_ids_B, sampling, tables, _ = arrays
     B, P = tokens_BP.shape
     decoder = make_decoder(config, B * sizes.n, sizes.by_blocks, params)
-    keys_B = prompt_keys(key, prompt_ids_B)
-    rows = prefill(params, decoder, tokens_BP, lengths_B, keys_B, sampling, n=sizes.n, slots=P + sizes.width)
-    return decoder, rows
+    keys_B, slots = prompt_keys(key, prompt_ids_B), P + sizes.max_tokens
+    rows, drawn = prefill(params, decoder, tables, tokens_BP, lengths_B, keys_B, sampling, n=sizes.n, slots=slots)
+    return decoder, rows, drawn
 
 
 def stream(
@@ -240,11 +230,14 @@ def stream(
     options = xla_cpu.compiler_options(params)
     begin = compiled(_start, options, static_argnums=(0, 1))
     go_on = compiled(step, options, donate_argnums=2)
-    decoder, rows = begin(model.config, request.sizes(options), params, *request.arrays)
+    decoder, rows, drawn = begin(model.config, request.sizes(options), params, *request.arrays)
     tables = request.arrays[-2]
-    while rows.running_R[0]:
+    while True:
+        token, running = jax.device_get((drawn.tokens_RT[0, 0], rows.running_R[0]))
+        yield int(token)
+        if not running:
+            return
         rows, drawn = go_on(decoder, tables, rows)
-        yield int(drawn.tokens_RT[0, 0])
 
 
 def stream_request(

@@ -116,9 +116,9 @@ class FusedAttention(Attention):
         return add_bias(out_BTD, self.o_bias)
 
     def __call__(self, x_BTD, rotary, past):
-        cache, first_B, valid_LTS = past
+        cache, slot, valid_LTS = past
         q_BTHE, k_BTKE, v_BTKE = self.project(x_BTD, rotary)
-        cache = cache.write(k_BTKE, v_BTKE, first_B)
+        cache = cache.write(k_BTKE, v_BTKE, slot)
         return self.merge_heads(attend_cache(q_BTHE, valid_LTS, *cache, scale=self.config.attention_scale)), cache
 
 
@@ -157,33 +157,37 @@ class Decoder(nnx.Module):
         self.kernel = nnx.Param(self._head(network, form))
 
     def __call__(
-        self, tokens_RT: Int[Array, "R T"], first_R: Int[Array, " R"], caches: list[Cache]
+        self,
+        tokens_RT: Int[Array, "R T"],
+        slot: Int[Array, ""] | Int[Array, " R"],
+        starts_R: Int[Array, " R"],
+        caches: list[Cache],
     ) -> tuple[Float[Array, "R T V"], list[Cache]]:
         """Logits after each of T new tokens of every row.
 
         Args:
             tokens_RT: the new tokens.
-            first_R: position of the first new token of each row, which is also its slot of the cache. The cache holds
-                the keys and values of all positions before.
+            slot: slot of the cache that the first new token of all rows is written to, or one for each row.
+            starts_R: slot of each row's position 0; a row attends to the slots from there to the new token's.
             caches: one for each layer.
 
         Returns:
-            Float32 logits of the token that follows each new token, and the caches with the new positions.
+            Float32 logits of the token that follows each new token, and the caches with the new tokens.
         """
         R, T = tokens_RT.shape
-        positions_RT = first_R[:, None] + jnp.arange(T)[None]
+        slots_RT = jnp.broadcast_to(slot, R)[:, None] + jnp.arange(T)[None]
         slots_11S = jnp.arange(caches[0].slots)[None, None]
-        valid_RTS = slots_11S <= positions_RT[:, :, None]
-        if self.config.window is not None:
-            valid_RTS &= slots_11S > positions_RT[:, :, None] - self.config.window
+        valid_RTS = (slots_11S >= starts_R[:, None, None]) & (slots_11S <= slots_RT[:, :, None])
+        if self.config.window is not None:  # slots of a row follow one another as its positions do
+            valid_RTS &= slots_11S > slots_RT[:, :, None] - self.config.window
         heads = (R, self.config.n_kv_heads, *valid_RTS.shape[1:])
         valid_LTS = xla_cpu.rows_and_heads(jnp.broadcast_to(valid_RTS[:, None], heads))
         # The barrier keeps XLA from computing sines anew for every head of every layer.
-        rotary = jax.lax.optimization_barrier(angles(self.config, positions_RT))
+        rotary = jax.lax.optimization_barrier(angles(self.config, slots_RT - starts_R[:, None]))
         x_RTD = embeddings(self.config, self.table.get_value(), tokens_RT)
         written = []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x_RTD, cache = block(x_RTD, rotary, (cache, first_R, valid_LTS))
+            x_RTD, cache = block(x_RTD, rotary, (cache, slot, valid_LTS))
             written.append(cache)
         hidden_RTD = self.norm(x_RTD)
         return self.logits(hidden_RTD.reshape(R * T, -1)).reshape(R, T, -1), written

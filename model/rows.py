@@ -4,12 +4,13 @@ A row is one answer being written. Rows have positions and settings of their own
 different steps (continuous batching):
 
     decoder = make_decoder(config, rows, by_blocks, params)    # the network in the form for few positions
-    new = prefill(params, decoder, prompts, ...)               # rows whose prompts are read
+    new, drawn = prefill(params, decoder, tables, prompts, ...)  # rows whose prompts are read, and first tokens
     rows = insert(rows, new, place)                            # places of rows that have ended, between two steps
     rows, drawn = step(decoder, tables, rows)                  # one more token for each row that has not ended
 
-`decode.generate` and `decode.stream` are ways of stepping, as is speculative decoding (`speculative.py`). Settings are
-arrays, so a compiled function belongs to sizes alone. A token is drawn from a key derived from (key, prompt, sample,
+Prompts of one `prefill` end at the same slot of the cache. Rows that are stepped as `prefill` gives them write one slot
+at every step; after `insert` every row writes a slot of its own. `decode.generate` and `decode.stream` are ways of
+stepping, as is speculative decoding (`speculative.py`). A token is drawn from a key derived from (key, prompt, sample,
 position): the answers to a prompt are the same alone, in any batch, under any padding and on any mesh, up to the
 rounding of logits.
 """
@@ -31,19 +32,19 @@ from .stopping import follow_all
 
 
 class Rows(NamedTuple):
-    """R answers being written, each at its own position."""
+    """R answers being written, of which at least the first token was drawn."""
 
     caches: list[Cache]
-    """Keys and values of each layer, for every position up to `positions_R`."""
+    """Keys and values of each layer, for every position before that of `latest_R`."""
 
-    logits_RV: Float[Array, "R V"]
-    """The model's logits of the next token."""
+    slot: Int[Array, ""] | Int[Array, " R"]
+    """Slot of the cache for `latest_R`: one that all rows share, or one for each row."""
+
+    starts_R: Int[Array, " R"]
+    """Slot of position 0, the first token of the prompt."""
 
     latest_R: Int[Array, " R"]
-    """The last token of prompt and answer so far."""
-
-    positions_R: Int[Array, " R"]
-    """Position of `latest_R` in prompt and answer, which is also its slot of the cache."""
+    """The last token of the answer so far."""
 
     drawn_R: Int[Array, " R"]
     """Number of tokens of the answer so far."""
@@ -51,8 +52,8 @@ class Rows(NamedTuple):
     stopped_R: Bool[Array, " R"]
     """Whether a stop token or a stop string ended the answer."""
 
-    seen_RV: Bool[Array, "R V"]
-    """The tokens of prompt and answer so far. Kept up only while a row of the batch has a repetition penalty."""
+    seen_RV: Bool[Array, "R V"] | None
+    """The tokens of prompt and answer so far; None where the settings have no filters and penalties."""
 
     stop_states_R: Int[Array, " R"]
     """State of the stop strings' automaton (`TokenTables.stops_SV`)."""
@@ -67,6 +68,10 @@ class Rows(NamedTuple):
     def running_R(self) -> Bool[Array, " R"]:
         """Whether the answer has neither stopped nor reached its limit."""
         return ~self.stopped_R & (self.drawn_R < self.sampling.max_tokens_R)
+
+    def with_own_slots(self) -> "Rows":
+        """The rows with a slot for each."""
+        return self._replace(slot=jnp.broadcast_to(self.slot, self.latest_R.shape))
 
 
 class Drawn(NamedTuple):
@@ -97,6 +102,21 @@ def make_decoder(config: LlamaConfig, positions: int, by_blocks: bool, params: P
     return Decoder(build(config).bind(params), positions, by_blocks)
 
 
+def align_right(
+    tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]
+) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
+    """Prompts shifted to end at the last slot, with token 0 before them, and the slots that prompts fill."""
+    positions_BP = _positions(tokens_BP, lengths_B)
+    shifted_BP = jnp.take_along_axis(tokens_BP, jnp.maximum(positions_BP, 0), axis=1)
+    return constrain(jnp.where(positions_BP >= 0, shifted_BP, 0), BATCH, None), positions_BP >= 0
+
+
+def _positions(tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]) -> Int[Array, "B P"]:
+    """Position of each slot in a prompt that ends at the last slot; negative before the prompt."""
+    P = tokens_BP.shape[1]
+    return jnp.arange(P)[None] - (P - lengths_B)[:, None]
+
+
 def read_prompts(
     params: Params, decoder: Decoder, tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"], n: int, slots: int
 ) -> tuple[list[Cache], Float[Array, "B V"]]:
@@ -111,24 +131,24 @@ def read_prompts(
         slots: slots of a row of the cache, P or more.
 
     Returns:
-        The cache of each layer, with B n rows, and the logits of the token after each prompt.
+        The cache of each layer, with B n rows whose prompts end at slot P - 1, and the logits of the token after each
+        prompt.
     """
-    places_1P, config = jnp.arange(tokens_BP.shape[1])[None], decoder.config
-    is_prompt_BP = places_1P < lengths_B[:, None]
-    positions_BP = jnp.minimum(places_1P, lengths_B[:, None] - 1)
-    tokens_BP = constrain(jnp.where(is_prompt_BP, tokens_BP, 0), BATCH, None)
+    config = decoder.config
+    positions_BP = jnp.maximum(_positions(tokens_BP, lengths_B), 0)
+    tokens_BP, is_prompt_BP = align_right(tokens_BP, lengths_B)
     # Kept layer by layer: in floats, those of all layers would take the memory that codes save.
     kept_by = functools.partial(keep, config)
     network = build(config).bind(params)
     hidden_BPD, kept_N = network(tokens_BP, is_prompt_BP.astype(jnp.int32), positions_BP, keep=kept_by)
     layers = [jax.tree.map(lambda x, i=i: x[i], kept_N) for i in range(config.n_layers)]
-    last_BD = jnp.take_along_axis(hidden_BPD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-    return [make_cache(kept, n, slots) for kept in layers], decoder.logits(last_BD)
+    return [make_cache(kept, n, slots) for kept in layers], decoder.logits(hidden_BPD[:, -1])
 
 
 def prefill(
     params: Params,
     decoder: Decoder,
+    tables: TokenTables,
     tokens_BP: Int[Array, "B P"],
     lengths_B: Int[Array, " B"],
     keys_B: Key[Array, " B"],
@@ -136,12 +156,13 @@ def prefill(
     *,
     n: int = 1,
     slots: int,
-) -> Rows:
-    """Reads prompts, for n answers to each.
+) -> tuple[Rows, "Drawn"]:
+    """Reads prompts and draws the first token of n answers to each.
 
     Args:
         params: the network's parameters.
         decoder: the decoder of the same network.
+        tables: tables of tokens.
         tokens_BP: prompts, padded on the right.
         lengths_B: number of tokens of each prompt, 1 or more.
         keys_B: a key for each prompt (`prompt_keys`).
@@ -150,38 +171,41 @@ def prefill(
         slots: slots of a row of the cache: P, or more where the rows are to be stepped as they are.
 
     Returns:
-        B n rows, whose answers are empty.
+        B n rows that share a slot, and their first tokens.
     """
     caches, logits_BV = read_prompts(params, decoder, tokens_BP, lengths_B, n, slots)
-    B = len(tokens_BP)
-    seen_BV = jnp.zeros(logits_BV.shape, bool)
-    seen_BV = _mark(sampling, seen_BV, tokens_BP, jnp.arange(tokens_BP.shape[1])[None] < lengths_B[:, None])
-    last_B = jnp.take_along_axis(tokens_BP, lengths_B[:, None] - 1, axis=1)[:, 0]
+    B, P = tokens_BP.shape
+    seen_RV = None
+    if sampling.filters is not None:
+        is_prompt_BP = jnp.arange(P)[None] < lengths_B[:, None]
+        seen_RV = jnp.repeat(_mark(jnp.zeros(logits_BV.shape, bool), tokens_BP, is_prompt_BP), n, axis=0)
     fold_samples = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     sampling = sampling.repeat(n)
-    return Rows(
+    rows = Rows(
         caches=caches,
-        logits_RV=jnp.repeat(logits_BV, n, axis=0),
-        latest_R=jnp.repeat(last_B.astype(jnp.int32), n),
-        positions_R=jnp.repeat(lengths_B.astype(jnp.int32) - 1, n),
+        slot=jnp.int32(P - 1),
+        starts_R=jnp.repeat(P - lengths_B, n),
+        latest_R=jnp.zeros(B * n, jnp.int32),
         drawn_R=jnp.zeros(B * n, jnp.int32),
         stopped_R=jnp.zeros(B * n, bool),
-        seen_RV=jnp.repeat(seen_BV, n, axis=0),
+        seen_RV=seen_RV,
         stop_states_R=sampling.stop_state_R,
         keys_R=fold_samples(keys_B, jnp.arange(n)).reshape(-1),
         sampling=sampling,
     )
+    return _draw_next(tables, rows, jnp.repeat(logits_BV, n, axis=0))
 
 
 def empty_rows(like: Rows, rows: int, slots: int) -> Rows:
     """Rows of which none is running, as places for `insert`.
 
     Args:
-        like: any rows of the same network, as of a first prompt.
+        like: any rows of the same network and the same parts of settings (`row_sampling(..., for_any=True)`), as those
+            of a first prompt.
         rows: number of rows.
         slots: slots of a row of the cache, the most tokens of a prompt and its answer together.
     """
-    per_row = len(like.latest_R)
+    like, per_row = like.with_own_slots(), len(like.latest_R)
     slots_axis = like.caches[0].keys_LSE.ndim - 2
 
     def blank(x, *, is_cache: bool = False):
@@ -199,8 +223,9 @@ def insert(rows: Rows, new: Rows, first: Int[Array, ""] | int) -> Rows:
     """Rows in which `new` ones have the places from `first` on; the answers that had these places are dropped.
 
     Args:
-        rows: all rows.
-        new: rows from `prefill`, with as many slots or fewer, and as many places for stop ids.
+        rows: all rows, each with a slot of its own.
+        new: rows from `prefill`, with as many slots or fewer, and as many places for stop ids. A row must have a slot
+            for each token that its answer may still get.
         first: number of the first place.
     """
     per_row = len(rows.latest_R)
@@ -209,28 +234,19 @@ def insert(rows: Rows, new: Rows, first: Int[Array, ""] | int) -> Rows:
         start = jnp.asarray(first, jnp.int32) * (old.shape[0] // per_row)
         return jax.lax.dynamic_update_slice(old, part, (start, *[jnp.int32(0)] * (old.ndim - 1)))
 
-    return jax.tree.map(put, rows, new)
+    return jax.tree.map(put, rows, new.with_own_slots())
 
 
 def step(decoder: Decoder, tables: TokenTables, rows: Rows) -> tuple[Rows, Drawn]:
-    """Draws one more token for each row that is running, and runs the network over these tokens.
-
-    Where no row is running after the draw, the network is not run.
-    """
-    rows, drawn = draw_next(tables, rows)
-
-    def run():
-        logits_R1V, caches = decoder(rows.latest_R[:, None], rows.positions_R, rows.caches)
-        return logits_R1V[:, 0], caches
-
-    logits_RV, caches = jax.lax.cond(jnp.any(rows.running_R), run, lambda: (rows.logits_RV, rows.caches))
-    return rows._replace(logits_RV=logits_RV, caches=caches), drawn
+    """Runs the network over the latest token of every row, and draws one more for each row that is running."""
+    logits_R1V, caches = decoder(rows.latest_R[:, None], rows.slot, rows.starts_R, rows.caches)
+    return _draw_next(tables, rows._replace(caches=caches), logits_R1V[:, 0])
 
 
-def draw_next(tables: TokenTables, rows: Rows) -> tuple[Rows, Drawn]:
-    """Draws one more token for each row that is running; caches and logits stay those before the token."""
+def _draw_next(tables: TokenTables, rows: Rows, logits_RV: Float[Array, "R V"]) -> tuple[Rows, Drawn]:
+    """Draws one more token for each row that is running."""
     keys_R = jax.vmap(jax.random.fold_in)(rows.keys_R, rows.drawn_R)
-    found = draw(rows.sampling, keys_R, rows.logits_RV, rows.seen_RV, tables.is_unused_V)
+    found = draw(rows.sampling, keys_R, logits_RV, rows.seen_RV, tables.is_unused_V)
     tokens_R1, logprobs_R1, sampling_logprobs_R1 = (x[:, None] for x in found)
     return extend(tables, rows, tokens_R1, jnp.ones_like(rows.drawn_R), logprobs_R1, sampling_logprobs_R1)
 
@@ -271,23 +287,21 @@ def extend(
     if tables.stops_SV is not None:
         states_R = after(states_R, states_RT)
     rows = rows._replace(
+        slot=rows.slot + (counts_R if rows.slot.ndim else T),
         latest_R=after(rows.latest_R, tokens_RT),
-        positions_R=rows.positions_R + counts_R,
         drawn_R=rows.drawn_R + counts_R,
         stopped_R=rows.stopped_R | jnp.any(ends_RT & kept_RT, axis=1),
-        seen_RV=_mark(rows.sampling, rows.seen_RV, tokens_RT, kept_RT),
+        seen_RV=None if rows.seen_RV is None else _mark(rows.seen_RV, tokens_RT, kept_RT),
         stop_states_R=states_R,
     )
     return rows, Drawn(tokens_RT, counts_R, logprobs_RT, sampling_logprobs_RT)
 
 
 def _mark(
-    sampling: RowSampling, seen_RV: Bool[Array, "R V"], tokens_RT: Int[Array, "R T"], is_seen_RT: Bool[Array, "R T"]
+    seen_RV: Bool[Array, "R V"], tokens_RT: Int[Array, "R T"], is_seen_RT: Bool[Array, "R T"]
 ) -> Bool[Array, "R V"]:
-    """`seen_RV` with further tokens, or as it is where no row has a repetition penalty."""
-    rows_R1 = jnp.arange(len(seen_RV))[:, None]
-    penalised = jnp.any(sampling.repetition_penalty_R != 1)
-    return jax.lax.cond(penalised, lambda x: x.at[rows_R1, tokens_RT].max(is_seen_RT), lambda x: x, seen_RV)
+    """`seen_RV` with further tokens."""
+    return seen_RV.at[jnp.arange(len(seen_RV))[:, None], tokens_RT].max(is_seen_RT)
 
 
 def prompt_keys(key: Key[Array, ""] | Key[Array, " B"], prompt_ids_B: UInt32[Array, " B"]) -> Key[Array, " B"]:

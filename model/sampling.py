@@ -1,7 +1,8 @@
 """How the next token is chosen: settings, the distribution that they make of the model's, and the draw itself.
 
 People write a `Sampling`. Compiled functions take a `RowSampling`, the same settings as arrays with an entry for each
-row: a program serves all settings, and rows with different settings stand in one batch.
+row, so that rows with different settings stand in one batch and another number compiles nothing. Two parts of it may be
+absent, and a program without them is a smaller one: temperatures, where all rows are greedy, and `Filters`.
 """
 
 import dataclasses
@@ -88,11 +89,8 @@ _KINDS = dict.fromkeys(("max_tokens", "top_k", "pad_id", "n"), numbers.Integral)
 )
 
 
-class RowSampling(NamedTuple):
-    """The settings of R rows as arrays, made by `row_sampling`. The fields are those of `Sampling`, one entry a row."""
-
-    temperature_R: Float[Array, " R"]
-    """Divisor of the logits; 0 takes the likeliest token."""
+class Filters(NamedTuple):
+    """Filters and penalties of R rows as arrays."""
 
     top_k_R: Int[Array, " R"]
     """Number of likeliest tokens that are kept; 0 keeps all."""
@@ -100,11 +98,24 @@ class RowSampling(NamedTuple):
     top_p_R: Float[Array, " R"]
     """Probability that the kept tokens reach together; 1 keeps all."""
 
-    min_p_R: Float[Array, " R"]
-    """Least probability of a kept token, as a part of the likeliest token's; 0 keeps all."""
+    log_min_p_R: Float[Array, " R"]
+    """Logarithm of the least probability of a kept token, as a part of the likeliest token's; -inf keeps all."""
 
-    repetition_penalty_R: Float[Array, " R"]
-    """Divisor of the positive logits of tokens seen before, and factor of the negative ones; 1 changes nothing."""
+    penalty_R: Float[Array, " R"]
+    """Factor of the negative logits of tokens seen before; 1 changes nothing."""
+
+    inverse_penalty_R: Float[Array, " R"]
+    """1 / penalty, the factor of the positive logits of tokens seen before."""
+
+
+class RowSampling(NamedTuple):
+    """The settings of R rows as arrays, made by `row_sampling`."""
+
+    inverse_temperature_R: Float[Array, " R"] | None
+    """1 / temperature, the factor of the logits; 0 in greedy rows. None where all rows are greedy."""
+
+    filters: Filters | None
+    """Filters and penalties; None where no row has any."""
 
     max_tokens_R: Int[Array, " R"]
     """The most tokens of the answer; 0 gives an empty answer."""
@@ -117,61 +128,84 @@ class RowSampling(NamedTuple):
 
     def repeat(self, times: int) -> "RowSampling":
         """The settings with `times` consecutive rows for each row."""
-        return RowSampling(*(jnp.repeat(x, times, axis=0) for x in self))
+        return jax.tree.map(lambda x_R: jnp.repeat(x_R, times, axis=0), self)
 
 
 class TokenTables(NamedTuple):
     """What is known of each token of the vocabulary, for all rows, made by `row_sampling`."""
 
-    is_unused_V: Bool[Array, " V"]
-    """Ids that are never drawn."""
+    is_unused_V: Bool[Array, " V"] | None
+    """Ids that are never drawn; None where there are none."""
 
     stops_SV: Int[Array, "S V"] | None
     """The automaton of all rows' stop strings (`stopping.join_tables`); None where no row has any."""
 
 
 def row_sampling(
-    settings: Sequence[Sampling], vocab_size: int, limits_R: Int[Array, " R"] | None = None
+    settings: Sequence[Sampling],
+    vocab_size: int,
+    limits_R: Int[Array, " R"] | None = None,
+    *,
+    for_any: bool = False,
 ) -> tuple[RowSampling, TokenTables]:
     """Settings as arrays of numpy, and the tables of tokens that belong to them.
-
-    Filters of a greedy row are switched off, since temperature 0 ignores them.
 
     Args:
         settings: those of each row.
         vocab_size: rows of the network's embedding.
         limits_R: the most tokens of each row's answer, where that is less than the settings' `max_tokens`.
+        for_any: whether temperatures and filters are given also where these rows do without, so that rows with any
+            settings may take these rows' places.
 
     Raises:
         ValueError: the rows differ in `unused`.
     """
     if len({s.unused for s in settings}) > 1:
         raise ValueError("sampling unused: rows of one batch have one vocabulary, give them the same ranges")
+    max_tokens_R = np.array([s.max_tokens for s in settings], np.int32)
+    if limits_R is not None:
+        minimum = jnp.minimum if isinstance(limits_R, jax.Array) else np.minimum
+        max_tokens_R = minimum(max_tokens_R, limits_R)
+    temperature_R = np.array([s.temperature for s in settings], np.float32)
+    inverse_R = np.divide(np.float32(1), temperature_R, out=np.zeros_like(temperature_R), where=temperature_R > 0)
+    stops_SV, stop_state_R = join_tables([s.stops for s in settings])
+    rows = RowSampling(
+        inverse_temperature_R=inverse_R if for_any or inverse_R.any() else None,
+        filters=_filters(settings) if for_any or any(map(_is_filtered, settings)) else None,
+        max_tokens_R=max_tokens_R,
+        stop_ids_RI=_stop_ids(settings),
+        stop_state_R=stop_state_R,
+    )
+    unused = settings[0].unused
+    return rows, TokenTables(unused_mask(unused, vocab_size) if unused else None, stops_SV)
 
-    def numbers_of(name: str, dtype: type, *, greedy: float | None = None) -> np.ndarray:
-        values = [getattr(s, name) if s.temperature > 0 or greedy is None else greedy for s in settings]
-        return np.array(values, dtype)
 
+def _is_filtered(s: Sampling) -> bool:
+    """Whether the settings have a penalty, or a filter that counts: temperature 0 ignores filters."""
+    return s.repetition_penalty != 1 or (s.temperature > 0 and (s.top_k > 0 or s.top_p < 1 or s.min_p > 0))
+
+
+def _filters(settings: Sequence[Sampling]) -> Filters:
+    """Filters and penalties as arrays of numpy. Filters of a greedy row are switched off."""
+    drawn = [s if s.temperature > 0 else Sampling() for s in settings]
+    penalty_R = np.array([s.repetition_penalty for s in settings], np.float32)
+    with np.errstate(divide="ignore"):
+        log_min_p_R = np.log(np.array([np.float32(s.min_p) for s in drawn], np.float64)).astype(np.float32)
+    return Filters(
+        top_k_R=np.array([s.top_k for s in drawn], np.int32),
+        top_p_R=np.array([s.top_p for s in drawn], np.float32),
+        log_min_p_R=log_min_p_R,
+        penalty_R=penalty_R,
+        inverse_penalty_R=np.float32(1) / penalty_R,
+    )
+
+
+def _stop_ids(settings: Sequence[Sampling]) -> Int[np.ndarray, "R I"]:
     places = max(8, 1 << (max(len(s.stop_ids) for s in settings) - 1).bit_length())
     stop_ids_RI = np.full((len(settings), places), -1, np.int32)
     for row_I, s in zip(stop_ids_RI, settings, strict=True):
         row_I[: len(s.stop_ids)] = s.stop_ids
-    max_tokens_R = numbers_of("max_tokens", np.int32)
-    if limits_R is not None:
-        minimum = jnp.minimum if isinstance(limits_R, jax.Array) else np.minimum
-        max_tokens_R = minimum(max_tokens_R, limits_R)
-    stops_SV, stop_state_R = join_tables([s.stops for s in settings])
-    rows = RowSampling(
-        temperature_R=numbers_of("temperature", np.float32),
-        top_k_R=numbers_of("top_k", np.int32, greedy=0),
-        top_p_R=numbers_of("top_p", np.float32, greedy=1),
-        min_p_R=numbers_of("min_p", np.float32, greedy=0),
-        repetition_penalty_R=numbers_of("repetition_penalty", np.float32),
-        max_tokens_R=max_tokens_R,
-        stop_ids_RI=stop_ids_RI,
-        stop_state_R=stop_state_R,
-    )
-    return rows, TokenTables(unused_mask(settings[0].unused, vocab_size), stops_SV)
+    return stop_ids_RI
 
 
 def unused_mask(unused: Ranges, vocab_size: int) -> Bool[np.ndarray, " V"]:
@@ -200,13 +234,13 @@ def reshape_distribution(
 ) -> Float[Array, "R V"]:
     """The logits of the distribution that tokens are drawn from.
 
-    Filters are thresholds on the logits, so equal logits are kept or dropped together. What no row asks for is not
-    computed.
+    Filters are thresholds on the logits, so equal logits are kept or dropped together. An edge that no row asks for is
+    not looked for.
 
     Args:
         sampling: settings of the rows.
         logits_RV: the model's logits.
-        seen_RV: the tokens of prompt and answer so far; None where no row has a repetition penalty.
+        seen_RV: the tokens of prompt and answer so far; None where `sampling.filters` is.
         is_unused_V: ids that are never drawn; None for none.
 
     Returns:
@@ -215,38 +249,44 @@ def reshape_distribution(
     logits_RV = logits_RV.astype(jnp.float32)
     if is_unused_V is not None:
         logits_RV = mask_unused(is_unused_V, logits_RV)
-    temperature_R1 = jnp.where(sampling.temperature_R > 0, sampling.temperature_R, 1.0)[:, None]
+    filters = sampling.filters
+    if filters is not None:
+        inverse_R1, penalty_R1 = filters.inverse_penalty_R[:, None], filters.penalty_R[:, None]
+        penalised_RV = jnp.where(logits_RV > 0, logits_RV * inverse_R1, logits_RV * penalty_R1)
+        logits_RV = jnp.where(seen_RV, penalised_RV, logits_RV)
+    if sampling.inverse_temperature_R is None:
+        return logits_RV
+    factor_R = jnp.where(greedy_rows(sampling), 1, sampling.inverse_temperature_R)
+    logits_RV = logits_RV * factor_R[:, None]
+    return logits_RV if filters is None else _filtered(filters, logits_RV)
 
-    def penalise(logits_RV):
-        penalty_R1 = sampling.repetition_penalty_R[:, None]
-        penalised_RV = jnp.where(logits_RV > 0, logits_RV / penalty_R1, logits_RV * penalty_R1)
-        return jnp.where(seen_RV, penalised_RV, logits_RV)
 
-    def keep_top_k(logits_RV):
-        return jnp.where(logits_RV >= _kth_largest(logits_RV, sampling.top_k_R), logits_RV, -jnp.inf)
+def greedy_rows(sampling: RowSampling) -> Bool[Array, " R"]:
+    """Which of the rows take the likeliest token."""
+    if sampling.inverse_temperature_R is None:
+        return jnp.ones(sampling.max_tokens_R.shape, bool)
+    return sampling.inverse_temperature_R == 0
 
-    def keep_nucleus(logits_RV):
+
+def _filtered(filters: Filters, logits_RV: Float[Array, "R V"]) -> Float[Array, "R V"]:
+    """The logits with -inf where a filter drops a token."""
+
+    def edge_of_top_k():
+        edge_R1 = _kth_largest(logits_RV, filters.top_k_R)
+        return jnp.where(filters.top_k_R[:, None] > 0, edge_R1, -jnp.inf)
+
+    no_edge_R1 = jnp.full((len(logits_RV), 1), -jnp.inf)
+    edge_R1 = jax.lax.cond(jnp.any(filters.top_k_R > 0), edge_of_top_k, lambda: no_edge_R1)
+    logits_RV = jnp.where(logits_RV >= edge_R1, logits_RV, -jnp.inf)
+
+    def nucleus():
         probs_RV = jax.nn.softmax(logits_RV, axis=-1)
-        return jnp.where(probs_RV >= _nucleus_edge(probs_RV, sampling.top_p_R), logits_RV, -jnp.inf)
+        return (probs_RV >= _nucleus_edge(probs_RV, filters.top_p_R)) | (filters.top_p_R[:, None] == 1)
 
-    def reshape(logits_RV):
-        if seen_RV is not None:
-            logits_RV = penalise(logits_RV)
-        logits_RV = logits_RV / temperature_R1
-        logits_RV = _where_asked(sampling.top_k_R > 0, keep_top_k, logits_RV)
-        logits_RV = _where_asked(sampling.top_p_R < 1, keep_nucleus, logits_RV)
-        least_R1 = jnp.max(logits_RV, axis=-1, keepdims=True) + jnp.log(sampling.min_p_R)[:, None]
-        return jnp.where(logits_RV >= least_R1, logits_RV, -jnp.inf)
-
-    filtered_R = (sampling.top_k_R > 0) | (sampling.top_p_R < 1) | (sampling.min_p_R > 0)
-    asked_R = filtered_R | (sampling.repetition_penalty_R != 1)
-    return jax.lax.cond(jnp.any(asked_R), reshape, lambda logits_RV: logits_RV / temperature_R1, logits_RV)
-
-
-def _where_asked(asked_R: Bool[Array, " R"], change: Callable[[jax.Array], jax.Array], x_RV: jax.Array) -> jax.Array:
-    """change(x_RV) in the rows that ask for it; it is not computed where no row does."""
-    changed = lambda x_RV: jnp.where(asked_R[:, None], change(x_RV), x_RV)  # noqa: E731
-    return jax.lax.cond(jnp.any(asked_R), changed, lambda x_RV: x_RV, x_RV)
+    kept_RV = jax.lax.cond(jnp.any(filters.top_p_R < 1), nucleus, lambda: jnp.ones(logits_RV.shape, bool))
+    logits_RV = jnp.where(kept_RV, logits_RV, -jnp.inf)
+    least_R1 = jnp.max(logits_RV, axis=-1, keepdims=True) + filters.log_min_p_R[:, None]
+    return jnp.where(logits_RV >= least_R1, logits_RV, -jnp.inf)
 
 
 def _kth_largest(logits_RV: Float[Array, "R V"], k_R: Int[Array, " R"]) -> Float[Array, "R 1"]:
@@ -320,18 +360,14 @@ def draw(
         the network has), and their log-probabilities under the distribution that they were drawn from (0 in greedy
         rows, whose distribution holds one token).
     """
+    model_RV = logits_RV.astype(jnp.float32)
     drawn_RV = reshape_distribution(sampling, logits_RV, seen_RV, is_unused_V)
-    greedy_R = sampling.temperature_R == 0
-    likeliest_R = jnp.argmax(drawn_RV, axis=-1).astype(jnp.int32)
-
-    def sample():
-        tokens_R = jnp.where(greedy_R, likeliest_R, draw_from(keys_R, drawn_RV))
-        return tokens_R, jnp.where(greedy_R, 0.0, _log_prob(drawn_RV, tokens_R))
-
-    tokens_R, drawn_log_probs_R = jax.lax.cond(
-        jnp.all(greedy_R), lambda: (likeliest_R, jnp.zeros(greedy_R.shape)), sample
-    )
-    return tokens_R, _log_prob(logits_RV.astype(jnp.float32), tokens_R), drawn_log_probs_R
+    tokens_R = jnp.argmax(drawn_RV, axis=-1).astype(jnp.int32)
+    if sampling.inverse_temperature_R is None:
+        return tokens_R, _log_prob(model_RV, tokens_R), jnp.zeros(tokens_R.shape)
+    greedy_R = greedy_rows(sampling)
+    tokens_R = jnp.where(greedy_R, tokens_R, draw_from(keys_R, drawn_RV))
+    return tokens_R, _log_prob(model_RV, tokens_R), jnp.where(greedy_R, 0.0, _log_prob(drawn_RV, tokens_R))
 
 
 def log_distribution(sampling: RowSampling, shaped_RV: Float[Array, "R V"]) -> Float[Array, "R V"]:
@@ -341,16 +377,11 @@ def log_distribution(sampling: RowSampling, shaped_RV: Float[Array, "R V"]) -> F
         sampling: settings of the rows.
         shaped_RV: the logits that `reshape_distribution` returns.
     """
-    greedy_R = sampling.temperature_R == 0
-
-    def likeliest():
-        likeliest_R1 = jnp.argmax(shaped_RV, axis=-1, keepdims=True)
-        return jnp.where(jnp.arange(shaped_RV.shape[-1])[None] == likeliest_R1, 0.0, -jnp.inf)
-
-    def all_tokens():
-        return jnp.where(greedy_R[:, None], likeliest(), jax.nn.log_softmax(shaped_RV, axis=-1))
-
-    return jax.lax.cond(jnp.all(greedy_R), likeliest, all_tokens)
+    likeliest_R1 = jnp.argmax(shaped_RV, axis=-1, keepdims=True)
+    greedy_RV = jnp.where(jnp.arange(shaped_RV.shape[-1])[None] == likeliest_R1, 0.0, -jnp.inf)
+    if sampling.inverse_temperature_R is None:
+        return greedy_RV
+    return jnp.where(greedy_rows(sampling)[:, None], greedy_RV, jax.nn.log_softmax(shaped_RV, axis=-1))
 
 
 def _log_prob(logits_RV: jax.Array, tokens_R: jax.Array) -> jax.Array:

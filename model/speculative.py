@@ -24,7 +24,7 @@ from .config import LlamaConfig
 from .decode import Answers, Generation, Request, compiled, make_request, no_answers, stream_request
 from .decoder import Decoder
 from .llama import Model, Params
-from .rows import Rows, draw_next, extend, make_decoder, prefill, prompt_keys, read_prompts
+from .rows import Rows, extend, make_decoder, prefill, prompt_keys, read_prompts
 from .sampling import RowSampling, Sampling, TokenTables, draw_from, log_distribution, reshape_distribution
 
 _DECISIONS = 2**32 - 1  # folded into a row's key where a position's number would stand: no answer is as long
@@ -52,8 +52,8 @@ class Sizes(NamedTuple):
     n: int
     """Answers to each prompt."""
 
-    width: int
-    """Places for an answer's tokens, `max_tokens` or more."""
+    max_tokens: int
+    """The most tokens of any answer."""
 
     k: int
     """Proposals of the draft in a pass."""
@@ -72,7 +72,7 @@ class _State(NamedTuple):
     """The tokens of the answers so far."""
 
     draft_caches: list[Cache]
-    """The draft's caches, for every position before `previous_R`."""
+    """The draft's caches, for every position before that of `previous_R`."""
 
     previous_R: Int[Array, " R"]
     """The token before `rows.latest_R`, which the draft may not have read yet."""
@@ -103,7 +103,7 @@ def generate(
     """Draws `sampling.n` answers of the target to each prompt, with k proposals of the draft in a pass.
 
     At temperature 0 the tokens are those of `decode.generate`, up to the rounding of logits; else their distribution
-    is that of `decode.generate`. Compiled once for each shape and k.
+    is that of `decode.generate`. Compiled as `decode.generate`, and for each k.
 
     Args:
         target: the network whose answers are drawn.
@@ -126,8 +126,7 @@ def generate(
     request = make_request(target.config, params, tokens_BP, lengths_B, key, sampling, prompt_ids_B, limits_B)
     options = xla_cpu.compiler_options(params)
     run = compiled(_generate, options, static_argnums=(0, 1))
-    result = run(configs, _sizes(request, k, options), params, *request.arrays)
-    return result._replace(answer=request.trim(result.answer))
+    return run(configs, _sizes(request, k, options), params, *request.arrays)
 
 
 def _check(target: LlamaConfig, draft: LlamaConfig, k: int) -> None:
@@ -141,7 +140,7 @@ def _check(target: LlamaConfig, draft: LlamaConfig, k: int) -> None:
 
 
 def _sizes(request: Request, k: int, options: tuple) -> Sizes:
-    return Sizes(request.n, request.width, k, bool(options))
+    return Sizes(request.n, request.max_tokens, k, bool(options))
 
 
 def _generate(
@@ -173,20 +172,19 @@ def _start(
 ) -> tuple[tuple[Decoder, Decoder], _State]:
     """Runs the prompts through both models; the first token is the target's own."""
     B, P = tokens_BP.shape
-    slots = P + sizes.width + sizes.k  # the last pass may reach k positions beyond the end
+    slots = P + sizes.max_tokens + sizes.k  # the last pass may reach k positions beyond the end
     target, draft = (
         make_decoder(config, B * sizes.n * positions, sizes.by_blocks, weights)
         for config, weights, positions in zip(configs, params, (sizes.k + 1, 1), strict=True)
     )
     keys_B = prompt_keys(key, prompt_ids_B)
-    rows = prefill(params[0], target, tokens_BP, lengths_B, keys_B, sampling, n=sizes.n, slots=slots)
-    rows, drawn = draw_next(tables, rows)
+    rows, drawn = prefill(params[0], target, tables, tokens_BP, lengths_B, keys_B, sampling, n=sizes.n, slots=slots)
     draft_caches, _ = read_prompts(params[1], draft, tokens_BP, lengths_B, sizes.n, slots)
     last_B = jnp.take_along_axis(tokens_BP, lengths_B[:, None] - 1, axis=1)[:, 0]
     none_R = jnp.zeros_like(rows.drawn_R)
     state = _State(
-        rows=rows,
-        answers=no_answers(B * sizes.n, sizes.width).write(rows, drawn),
+        rows=rows.with_own_slots(),
+        answers=no_answers(B * sizes.n, sizes.max_tokens).write(jnp.int32(0), drawn),
         draft_caches=draft_caches,
         previous_R=jnp.repeat(last_B.astype(jnp.int32), sizes.n),
         passes_R=none_R,
@@ -202,14 +200,14 @@ def _one_round(k: int, decoders: tuple[Decoder, Decoder], tables: TokenTables, s
     rows = state.rows
     tokens_Rk, q_RkV, draft_caches = _propose(k, draft, tables, state)
     tokens_RT = jnp.concatenate([rows.latest_R[:, None], tokens_Rk], axis=1)
-    logits_RTV, caches = target(tokens_RT, rows.positions_R, rows.caches)
+    logits_RTV, caches = target(tokens_RT, rows.slot, rows.starts_R, rows.caches)
     tokens_RT, accepted_R, *log_probs = _judge(tables, rows, tokens_Rk, q_RkV, logits_RTV)
     after, drawn = extend(tables, rows._replace(caches=caches), tokens_RT, accepted_R + 1, *log_probs)
     history_RH = jnp.concatenate([state.previous_R[:, None], rows.latest_R[:, None], tokens_RT], axis=1)
     room_R = rows.sampling.max_tokens_R - rows.drawn_R
     return _State(
         rows=after,
-        answers=state.answers.write(after, drawn),
+        answers=state.answers.write(rows.drawn_R, drawn),
         draft_caches=draft_caches,
         previous_R=jnp.take_along_axis(history_RH, drawn.counts_R[:, None], axis=1)[:, 0],
         passes_R=state.passes_R + rows.running_R,
@@ -223,18 +221,17 @@ def _propose(
 ) -> tuple[Int[Array, "R k"], Float[Array, "R k V"], list[Cache]]:
     """k tokens of the draft, one by one, and the log-probabilities that each was drawn with."""
     rows, sampling = state.rows, state.rows.sampling
-    penalised = jnp.any(sampling.repetition_penalty_R != 1)
 
     def step(carry, i):
         latest_RT, caches, seen_RV = carry
-        first_R = rows.positions_R + i + 1 - latest_RT.shape[1]
-        logits_RTV, caches = draft(latest_RT, first_R, caches)
+        first_R = rows.slot + i + 1 - latest_RT.shape[1]
+        logits_RTV, caches = draft(latest_RT, first_R, rows.starts_R, caches)
         shaped_RV = reshape_distribution(sampling, logits_RTV[:, -1], seen_RV, tables.is_unused_V)
         q_RV = log_distribution(sampling, shaped_RV)
         token_R = draw_from(jax.vmap(jax.random.fold_in)(rows.keys_R, rows.drawn_R + i), q_RV)
         token_R = jnp.where(i < 0, rows.latest_R, token_R)
-        mark = lambda seen_RV: seen_RV.at[jnp.arange(len(token_R)), token_R].set(True)  # noqa: E731
-        seen_RV = jax.lax.cond(penalised, mark, lambda seen_RV: seen_RV, seen_RV)
+        if seen_RV is not None:
+            seen_RV = seen_RV.at[jnp.arange(len(token_R)), token_R].set(True)
         return (token_R[:, None], caches, seen_RV), (token_R, q_RV)
 
     # Where all proposals were kept, the last is not in the draft's cache yet: two tokens come first, in one pass, or in
@@ -277,11 +274,7 @@ def _judge(
     """
     R, T, V = logits_RTV.shape
     sampling_QS = rows.sampling.repeat(T)
-    seen_QV = jax.lax.cond(
-        jnp.any(rows.sampling.repetition_penalty_R != 1),
-        lambda: _seen_along(rows.seen_RV, tokens_Rk).reshape(-1, V),
-        lambda: jnp.zeros((R * T, V), bool),
-    )
+    seen_QV = None if rows.seen_RV is None else _seen_along(rows.seen_RV, tokens_Rk).reshape(-1, V)
     shaped_QV = reshape_distribution(sampling_QS, logits_RTV.reshape(-1, V), seen_QV, tables.is_unused_V)
     p_RTV = log_distribution(sampling_QS, shaped_QV).reshape(R, T, V)
     accept_keys_RT, replace_keys_RT, bonus_keys_R = _decision_keys(rows, T)
@@ -300,8 +293,10 @@ def _judge(
 
 def _seen_along(seen_RV: Bool[Array, "R V"], tokens_Rk: Int[Array, "R k"]) -> Bool[Array, "R T V"]:
     """Which tokens stand before each of the k proposals and after them all."""
-    drawn_RkV = jnp.cumsum(jax.nn.one_hot(tokens_Rk, seen_RV.shape[1], dtype=jnp.int32), axis=1) > 0
-    return seen_RV[:, None] | jnp.pad(drawn_RkV, ((0, 0), (1, 0), (0, 0)))
+    seen = [seen_RV]
+    for t in range(tokens_Rk.shape[1]):
+        seen.append(seen[-1] | (jnp.arange(seen_RV.shape[1])[None] == tokens_Rk[:, t, None]))
+    return jnp.stack(seen, axis=1)
 
 
 def _decision_keys(rows: Rows, T: int) -> tuple[Key[Array, "R T"], Key[Array, "R T"], Key[Array, " R"]]:

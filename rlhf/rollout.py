@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..model import decode, llama
+from ..model.rows import align_right
 from ..model.sampling import Sampling
-from ..model.sharding import BATCH, constrain
 from ..train.losses import TokenScores, head_logprobs
 
 
@@ -98,15 +98,6 @@ def roll_out(
         stopped_R=answer.stopped.reshape(-1).astype(jnp.float32),
         index_R=jnp.repeat(batch["index"], n),
     )
-
-
-def align_right(
-    tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]
-) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
-    """Prompts shifted to end at the last slot, token 0 before them, and which slots they fill."""
-    offsets_BP = jnp.arange(tokens_BP.shape[1])[None] - (tokens_BP.shape[1] - lengths_B)[:, None]
-    shifted_BP = jnp.take_along_axis(tokens_BP, jnp.maximum(offsets_BP, 0), axis=1)
-    return constrain(jnp.where(offsets_BP >= 0, shifted_BP, 0), BATCH, None), offsets_BP >= 0
 
 
 def states_before(hidden_RTD: Float[Array, "R T D"], M: int) -> Float[Array, "R M D"]:
