@@ -14,8 +14,8 @@ from .config import LlamaConfig
 class Cache(NamedTuple):
     """Keys and values of one layer: S slots for each row, key/value heads only.
 
-    L stands for row and key/value head, as one axis or as two (`xla_cpu.rows_and_heads`). With scales, keys and values are int8 codes: a vector is its codes times its scale, and
-    the scale is a 127th of the vector's largest number.
+    L stands for row and key/value head, as one axis or as two (`xla_cpu.rows_and_heads`). With scales, keys and values
+    are int8 codes: a vector is its codes times its scale, and the scale is a 127th of the vector's largest number.
     """
 
     keys_LSE: Shaped[Array, "*L S E"]

@@ -275,12 +275,15 @@ def extend(
     if tables.stops_SV is not None:
         states_RT, complete_RT = follow_all(tables.stops_SV, states_R, tokens_RT)
         ends_RT |= complete_RT
-    open_RT = jnp.cumsum(ends_RT, axis=1) - ends_RT == 0  # no earlier candidate ends the answer
     most_R = jnp.minimum(offered_R, rows.sampling.max_tokens_R - rows.drawn_R)
-    kept_RT = rows.running_R[:, None] & open_RT & (jnp.arange(T)[None] < most_R[:, None])
+    kept_RT = rows.running_R[:, None] & (jnp.arange(T)[None] < most_R[:, None])
+    if T > 1:
+        kept_RT &= jnp.cumsum(ends_RT, axis=1) - ends_RT == 0  # no earlier candidate ends the answer
     counts_R = jnp.sum(kept_RT, axis=1, dtype=jnp.int32)
 
     def after(before_R, values_RT):  # the value that belongs to the last token of the answer
+        if T == 1:
+            return jnp.where(kept_RT[:, 0], values_RT[:, 0], before_R)
         all_RT = jnp.concatenate([before_R[:, None], values_RT], axis=1)
         return jnp.take_along_axis(all_RT, counts_R[:, None], axis=1)[:, 0]
 

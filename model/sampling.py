@@ -240,7 +240,7 @@ def reshape_distribution(
     Args:
         sampling: settings of the rows.
         logits_RV: the model's logits.
-        seen_RV: the tokens of prompt and answer so far; None where `sampling.filters` is.
+        seen_RV: the tokens of prompt and answer so far; None where no row has a repetition penalty.
         is_unused_V: ids that are never drawn; None for none.
 
     Returns:
@@ -250,7 +250,7 @@ def reshape_distribution(
     if is_unused_V is not None:
         logits_RV = mask_unused(is_unused_V, logits_RV)
     filters = sampling.filters
-    if filters is not None:
+    if filters is not None and seen_RV is not None:
         inverse_R1, penalty_R1 = filters.inverse_penalty_R[:, None], filters.penalty_R[:, None]
         penalised_RV = jnp.where(logits_RV > 0, logits_RV * inverse_R1, logits_RV * penalty_R1)
         logits_RV = jnp.where(seen_RV, penalised_RV, logits_RV)

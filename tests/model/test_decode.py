@@ -240,37 +240,34 @@ def programs():
 
 ANOTHER = [
     dict(temperature=0.7),
-    dict(temperature=0),
     dict(top_k=5),
     dict(top_p=0.8),
     dict(min_p=0.1),
     dict(repetition_penalty=1.4),
-    dict(max_tokens=7),
-    dict(max_tokens=31),
     dict(stop_ids=(3, 5, 8)),
     dict(pad_id=9),
-    dict(unused=((3, 30),)),
     dict(temperature=1.2, top_k=20, top_p=0.95, min_p=0.02, repetition_penalty=1.1, stop_ids=(1, 2)),
 ]
 
 
 def test_no_setting_of_a_sampling_compiles_another_program():
     model, params = tiny()
-    prompts = some_prompts(3, 32)
-    plain = run(model, params, prompts, Sampling(max_tokens=9))
-    assert list(stream(model, params, prompts[0], KEY, Sampling(max_tokens=9))) == plain.tokens[0, 0].tolist()
-    steps = decode.compiled(step, (), donate_argnums=2)
-    before = programs()._cache_size(), steps._cache_size()
-    answers = {plain.tokens.tobytes()}
-    for changes in ANOTHER:
+    prompts, steps = some_prompts(3, 32), decode.compiled(step, (), donate_argnums=2)
+
+    def answers_of(**changes):
         sampling = Sampling(**(dict(max_tokens=9) | changes))
         out = run(model, params, prompts, sampling)
-        assert out.tokens.shape == (2, 1, sampling.max_tokens)
-        answers.add(out.tokens.tobytes())
-        streamed = list(stream(model, params, prompts[0], jax.random.key(7), sampling))
+        streamed = list(stream(model, params, prompts[0], KEY, sampling))
         assert streamed == out.tokens[0, 0, : out.lengths[0, 0]].tolist()
+        return out.tokens.tobytes() + out.sampling_logprobs.tobytes()
+
+    different = {answers_of(), answers_of(temperature=0), answers_of(top_k=3)}  # three programs, by what they leave out
+    before = programs()._cache_size(), steps._cache_size()
+    different |= {answers_of(**changes) for changes in ANOTHER}
+    run(model, params, prompts, Sampling(max_tokens=9), limits_B=np.array([2, 5]))
+    run(model, params, prompts, [Sampling(max_tokens=9), Sampling(max_tokens=4, temperature=0)])
     assert (programs()._cache_size(), steps._cache_size()) == before
-    assert len(answers) >= 8  # the settings were not ignored
+    assert len(different) >= 9  # the settings were not ignored: but for pad_id and stop ids that were not drawn
 
 
 def test_prompts_with_settings_and_keys_of_their_own_get_the_answers_that_each_gets_alone():
@@ -304,7 +301,7 @@ def test_requests_that_join_and_leave_between_steps_get_the_tokens_of_generate(c
     prompts = some_prompts(9, 3, 30, 5)
     settings = [Sampling(max_tokens=m, top_p=0.9, temperature=t) for m, t in ((11, 1.0), (4, 0.7), (9, 0.0), (6, 1.3))]
     network = make_decoder(model.config, 2, False, params)
-    rows_of_all, tables = row_sampling(settings, 96)
+    rows_of_all, tables = row_sampling(settings, 96, for_any=True)
     read = jax.jit(prefill, static_argnames=("slots",))
     put, advance = jax.jit(insert, donate_argnums=0), jax.jit(step, donate_argnums=2)
     compiled_before = put._cache_size(), advance._cache_size()
@@ -313,15 +310,17 @@ def test_requests_that_join_and_leave_between_steps_get_the_tokens_of_generate(c
         tokens_1P, lengths_1 = pad_prompts([prompts[i]])
         keys_1 = prompt_keys(KEY, prompt_ids(tokens_1P, lengths_1))
         own = jax.tree.map(lambda x: x[i : i + 1], rows_of_all)
-        return read(params, network, tokens_1P, lengths_1, keys_1, own, slots=tokens_1P.shape[1])
+        return read(params, network, tables, tokens_1P, lengths_1, keys_1, own, slots=tokens_1P.shape[1])
 
-    rows = empty_rows(join(0), 2, 48)  # two places for four requests
-    waiting, places, said = [0, 1, 2, 3], [None, None], {i: [] for i in range(4)}
+    rows = empty_rows(join(0)[0], 2, 48)  # two places for four requests
+    assert not rows.running_R.any()
+    waiting, places, said = [0, 1, 2, 3], [None, None], {}
     while waiting or any(place is not None for place in places):
         for place, request in enumerate(places):
             if request is None and waiting:
                 places[place] = waiting.pop(0)
-                rows = put(rows, join(places[place]), place)
+                new, drawn = join(places[place])
+                rows, said[places[place]] = put(rows, new, place), drawn.tokens_RT[0].tolist()
         rows, drawn = advance(network, tables, rows)
         for place, request in enumerate(places):
             if request is not None:
@@ -401,17 +400,6 @@ def test_bfloat16_stays_near_its_own_full_pass():
     np.testing.assert_allclose(out.logprobs[0, 0], chosen_log_probs(logits, answer), atol=0.1)
 
 
-def steps_of(text: str) -> list[tuple[str, str]]:
-    """Names and shapes of what a decoding loop computes: its body, and the branch of it that runs the network."""
-    computations = dict(re.findall(r"^%([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE))
-    branches = re.findall(r"branch_computations=\{%([\w.-]+), %([\w.-]+)\}", text)
-    network = max((computations[name] for pair in branches for name in pair), key=len)
-    bodies = [computations[name] for name in re.findall(r"body=%([\w.-]+)", text)]
-    inside = next(name for name, body in computations.items() if body == network)
-    (loop,) = (body for body in bodies if re.search(rf"branch_computations=\{{[^}}]*%{re.escape(inside)}\b", body))
-    return re.findall(r"%(\S+) = \w+\[([\d,]+)\]", network + loop)
-
-
 @pytest.mark.parametrize("kind", [None, "int8"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_loop_copies_neither_weights_nor_cache(rows, kind):
@@ -420,8 +408,11 @@ def test_the_loop_copies_neither_weights_nor_cache(rows, kind):
     params = build(config).abstract_params
     request = make_request(config, params, tokens_BP, lengths_B, KEY, Sampling(max_tokens=8, temperature=0), None, None)
     lowered = jax.jit(_generate, static_argnums=(0, 1)).lower(config, request.sizes(()), params, *request.arrays)
-    results = steps_of(lowered.compile().as_text())
-    one_cache = 3 * 8 * (32 + 32)  # smaller than any matrix, larger than any activation
+    text = lowered.compile().as_text()
+    computations = dict(re.findall(r"^%([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE))
+    body = max((computations[name] for name in re.findall(r"body=%([\w.-]+)", text)), key=len)
+    results = re.findall(r"%(\S+) = \w+\[([\d,]+)\]", body)
+    one_cache = 3 * 8 * (32 + 8)  # smaller than any matrix, larger than any activation
     large = [name for name, shape in results if math.prod(map(int, shape.split(","))) >= one_cache]
     assert large, "the loop was not found"
     assert [name for name in large if "copy" in name or "transpose" in name] == []

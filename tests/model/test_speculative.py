@@ -307,7 +307,7 @@ def test_the_loops_copy_neither_weights_nor_cache():
     tokens_BP, lengths_B = pad_prompts(some_prompts(96, 9, 9, 9))
     weights, sampling = (build(config).abstract_params,) * 2, Sampling(max_tokens=8, temperature=0)
     request = decode.make_request(config, weights, tokens_BP, lengths_B, KEY, sampling, None, None)
-    sizes = speculative.Sizes(n=1, width=8, k=2, by_blocks=False)
+    sizes = speculative.Sizes(n=1, max_tokens=8, k=2, by_blocks=False)
     begin = jax.jit(speculative._start, static_argnums=(0, 1))
     decoders, state = begin.eval_shape((config, config), sizes, weights, *request.arrays)
 
