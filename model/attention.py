@@ -11,8 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Int8, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from . import xla_cpu
 from .sharding import BATCH, axis_size, constrain
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
@@ -91,14 +92,9 @@ def _attend(
     v_BKSE: Float[Array, "B K S E"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B K G T E"]:
-    """Attention with scores and softmax in float32; q comes already scaled.
-
-    The queries of a group stand below each other: over more than four axes XLA's CPU backend copies what it multiplies.
-    """
-    B, K, G, T, E = q_BKGTE.shape
-    keys_BKES = jnp.swapaxes(k_BKSE, -1, -2)
-    scores = jnp.matmul(q_BKGTE.reshape(B, K, G * T, E), keys_BKES, preferred_element_type=jnp.float32)
-    masked = jnp.where(jnp.tile(mask_BTS, (1, G, 1))[:, None], scores, _MASKED)
+    """Attention with scores and softmax in float32; q comes already scaled."""
+    scores = xla_cpu.grouped_scores(q_BKGTE, k_BKSE)
+    masked = jnp.where(jnp.tile(mask_BTS, (1, q_BKGTE.shape[2], 1))[:, None], scores, _MASKED)
     probs = jax.nn.softmax(masked, axis=-1).astype(v_BKSE.dtype)
     return jnp.matmul(probs, v_BKSE).reshape(q_BKGTE.shape)
 
@@ -113,11 +109,20 @@ def attend_cache(
     *,
     scale: float | None = None,
 ) -> Float[Array, "B T H E"]:
-    """T new positions against a key/value cache, of which the slots in `valid_LTS` hold the past of each.
+    """Attention of T new positions over a key/value cache.
 
-    L stands for row and key/value head, as one axis or as two (`cache.Cache` says when and why). Where keys and values
-    are codes of 8 bits, the scales of their vectors are taken into scores and weights, and products are of integers: no
+    L stands for row and key/value head, as one axis or as two (`xla_cpu.rows_and_heads`). For keys and values in codes
+    of 8 bits, the scales of their vectors are multiplied into scores and weights, and products are of integers: no
     decoded cache is formed.
+
+    Args:
+        q_BTHE: queries.
+        valid_LTS: slots of the cache that each new position attends to.
+        keys_LSE: keys, in floats or codes.
+        values_LSE: values, in floats or codes.
+        key_scales_LS: a scale for each key in codes; None for floats.
+        value_scales_LS: a scale for each value in codes; None for floats.
+        scale: factor of the scores; None for 1 / sqrt(E).
     """
     B, T, H, E = q_BTHE.shape
     *lead, _, _ = keys_LSE.shape
@@ -128,30 +133,13 @@ def attend_cache(
     if key_scales_LS is None:
         scores = jnp.einsum("...qe,...se->...qs", q_LQE, keys_LSE, preferred_element_type=jnp.float32)
     else:
-        scores = _times_codes("...qe,...se->...qs", q_LQE, keys_LSE) * key_scales_LS[..., None, :]
+        scores = xla_cpu.times_codes("...qe,...se->...qs", q_LQE, keys_LSE) * key_scales_LS[..., None, :]
     probs = jax.nn.softmax(jnp.where(valid_LQS, scores, _MASKED), axis=-1)
     if value_scales_LS is None:
         out_LQE = jnp.einsum("...qs,...se->...qe", probs.astype(values_LSE.dtype), values_LSE)
     else:
-        out_LQE = _times_codes("...qs,...se->...qe", probs * value_scales_LS[..., None, :], values_LSE)
+        out_LQE = xla_cpu.times_codes("...qs,...se->...qe", probs * value_scales_LS[..., None, :], values_LSE)
     return jnp.swapaxes(out_LQE.reshape(q_BKTGE.shape), 1, 2).reshape(q_BTHE.shape).astype(q_BTHE.dtype)
-
-
-def _times_codes(equation: str, x: Float[Array, "*L Q n"], codes: Int8[Array, "*L S E"]) -> Float[Array, "*L Q m"]:
-    """einsum(equation, x, codes), a sum over x's last axis, in float32.
-
-    x becomes integers of two bytes, high + low / 254 in units of its row's largest / 127, off by 2^-16 of that at most:
-    XLA's CPU backend would write codes that are made floats to memory first.
-    """
-    x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    unit = jnp.where(largest > 0, largest / 127, 1.0)
-    high = jnp.round(x / unit)
-    low = jnp.round((x / unit - high) * 254)
-    both = jnp.concatenate([high, low], axis=-2).astype(jnp.int8)
-    sums = jnp.einsum(equation, both, codes, preferred_element_type=jnp.int32).astype(jnp.float32)
-    high, low = jnp.split(sums, 2, axis=-2)
-    return (high + low / 254) * unit
 
 
 def splash(

@@ -1,12 +1,5 @@
-"""Answers from a model: prefill the prompts, then one compiled loop of cached steps until every row has stopped.
+"""Whole answers from a model: `generate` in one compiled loop, `stream` token by token; both step rows (`rows.py`)."""
 
-Inside, prompts are shifted so that all of them end at the same slot: every row then writes the same slot of the cache
-at every step, at its own position. Each row has its own limit, so a prompt that leaves little room in the model's
-context takes none from the others. A token is drawn from a key derived from (key, prompt, sample, position), so a
-prompt's answers are the same alone, in any batch, under any padding and on any mesh, up to the rounding of logits.
-"""
-
-import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,67 +9,78 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int16, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from .cache import Cache, Decoder, keep, make_cache
+from . import xla_cpu
 from .config import LlamaConfig
-from .llama import Model, Params, build
-from .sampling import Sampling, draw
-from .sharding import BATCH, constrain
-from .stopping import follow
-from .weights import CODE_PARTS
+from .decoder import Decoder
+from .llama import Model, Params
+from .rows import Drawn, Rows, make_decoder, prefill, prompt_keys, step
+from .sampling import Sampling, row_sampling
 
 
 class Generation(NamedTuple):
-    """B prompts, n answers to each, of at most M tokens.
-
-    tokens: the stop token included, pad_id after it. lengths: tokens of each answer, the stop token included.
-    logprobs: of each token under the model, at temperature 1 and before any filter. sampling_logprobs: under the
-    distribution it was drawn from. Both are 0 after the stop. stopped: whether a stop token ended the answer, or the
-    last of the tokens that a stop string was written with.
-    """
+    """n answers to each of B prompts, of at most M tokens."""
 
     tokens: Int[Array, "B n M"]
+    """Tokens of the answers, the stop token included; pad_id after the end."""
+
     lengths: Int[Array, "B n"]
+    """Number of tokens of each answer, the stop token included."""
+
     logprobs: Float[Array, "B n M"]
+    """Log-probability of each token under the model, at temperature 1 and before any filter; 0 after the end."""
+
     sampling_logprobs: Float[Array, "B n M"]
+    """Log-probability of each token under the distribution that it was drawn from; 0 after the end."""
+
     stopped: Bool[Array, "B n"]
+    """Whether a stop token ended the answer, or the token that completed a stop string."""
 
 
-class _State(NamedTuple):
-    """What a step hands to the next; R = B n rows, all of which have drawn `step` tokens (or stopped before)."""
+class Answers(NamedTuple):
+    """The tokens of R answers so far, and their log-probabilities; 0 in the places that are not reached yet."""
 
-    step: Int[Array, ""]
-    caches: list[Cache]
-    answer: Generation  # its fields by row: [R, M] and [R]
-    latest_R: Int[Array, " R"]
-    seen_RV: Bool[Array, "R V"] | None
-    keys_R: Key[Array, " R"]
-    starts_R: Int[Array, " R"]  # the slot of each prompt's first token
-    limits_R: Int[Array, " R"]  # the most tokens of each answer
-    stops: "Matching | None"
+    tokens_RM: Int[Array, "R M"]
+    """Tokens."""
+
+    logprobs_RM: Float[Array, "R M"]
+    """Log-probabilities as in `Generation.logprobs`."""
+
+    sampling_logprobs_RM: Float[Array, "R M"]
+    """Log-probabilities as in `Generation.sampling_logprobs`."""
+
+    def write(self, place: Int[Array, ""] | Int[Array, " R"], drawn: Drawn) -> "Answers":
+        """The answers with what a step drew. place: of the first drawn token, one for all rows or one for each."""
+        new = Answers(drawn.tokens_RT, drawn.logprobs_RT, drawn.sampling_logprobs_RT)
+        T, M = drawn.tokens_RT.shape[1], self.tokens_RM.shape[1]
+        if place.ndim == 0:
+            is_new_RT = jnp.arange(T)[None] < drawn.counts_R[:, None]
+
+            def put(old_RM, new_RT):
+                return jax.lax.dynamic_update_slice_in_dim(old_RM, jnp.where(is_new_RT, new_RT, 0), place, axis=1)
+
+            return jax.tree.map(put, self, new)
+        offsets_RM = jnp.arange(M)[None] - place[:, None]
+        is_new_RM = (offsets_RM >= 0) & (offsets_RM < drawn.counts_R[:, None])
+
+        def choose(old_RM, new_RT):
+            new_RM = jnp.take_along_axis(new_RT, jnp.clip(offsets_RM, 0, T - 1), axis=1)
+            return jnp.where(is_new_RM, new_RM, old_RM)
+
+        return jax.tree.map(choose, self, new)
+
+    def finish(self, rows: Rows, n: int, pad_id: Int[Array, ""]) -> Generation:
+        """The answers as a `Generation`, with `pad_id` after the end of each."""
+        is_answer_RM = jnp.arange(self.tokens_RM.shape[1])[None] < rows.drawn_R[:, None]
+        tokens_RM = jnp.where(is_answer_RM, self.tokens_RM, pad_id)
+        found = Generation(tokens_RM, rows.drawn_R, self.logprobs_RM, self.sampling_logprobs_RM, rows.stopped_R)
+        return Generation(*(x.reshape(-1, n, *x.shape[1:]) for x in found))
 
 
-class Matching(NamedTuple):
-    """How far each row is in writing a stop string (`stopping.Stops`)."""
-
-    table_SV: Int16[Array, "S V"]
-    states_R: Int[Array, " R"]
-
-
-def prompt_ids(tokens_BP: Int[np.ndarray, "B P"], lengths_B: Int[np.ndarray, " B"]) -> UInt32[np.ndarray, " B"]:
-    """A number for each prompt's content (crc32 of its int32 tokens), from which its randomness derives."""
-    rows = zip(np.asarray(tokens_BP, np.int32), np.asarray(lengths_B), strict=True)
-    return np.array([zlib.crc32(row[:length].tobytes()) for row, length in rows], np.uint32)
-
-
-def ids_of_contents(tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]) -> UInt32[np.ndarray, " B"]:
-    """`prompt_ids` of what may be given to `generate`. Raises ValueError where contents are not known or empty."""
-    if isinstance(tokens_BP, jax.core.Tracer):
-        raise ValueError("generate inside jax.jit: give prompt_ids_B, the contents of prompts cannot be read there")
-    if np.min(np.asarray(lengths_B)) < 1:
-        raise ValueError(f"an empty prompt (lengths {np.asarray(lengths_B).tolist()}): give each a token, as bos")
-    return prompt_ids(tokens_BP, lengths_B)
+def no_answers(rows: int, width: int) -> Answers:
+    """Empty answers of at most `width` tokens."""
+    return Answers(jnp.zeros((rows, width), jnp.int32), jnp.zeros((rows, width)), jnp.zeros((rows, width)))
 
 
 def generate(
@@ -84,191 +88,124 @@ def generate(
     params: Params,
     tokens_BP: Int[Array, "B P"],
     lengths_B: Int[Array, " B"],
-    key: Key[Array, ""],
-    sampling: Sampling,
+    key: Key[Array, ""] | Key[Array, " B"],
+    sampling: Sampling | Sequence[Sampling],
     prompt_ids_B: UInt32[Array, " B"] | None = None,
     limits_B: Int[Array, " B"] | None = None,
 ) -> Generation:
-    """`sampling.n` answers to each prompt, prompts padded on the right, `lengths_B` of 1 or more tokens.
+    """Draws `sampling.n` answers to each prompt.
 
-    Compiled once per shape and `sampling`; under `jax.set_mesh` rows are split over data and fsdp, heads over tensor.
-    `prompt_ids_B` tells prompts apart in the randomness, by default `prompt_ids`; inside another `jax.jit`, where
-    contents cannot be read, it must be given. `limits_B`: the most tokens of an answer to each prompt, at most
-    `sampling.max_tokens`, which is the default; 0 gives an empty answer. Raises ValueError for an empty prompt.
+    Compiled once for each shape, and for settings with and without temperatures and filters (`sampling.RowSampling`);
+    the largest `max_tokens` is part of the shape, `limits_B` is not. Under `jax.set_mesh` rows are split over data and
+    fsdp, heads over tensor.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        tokens_BP: prompts, padded on the right.
+        lengths_B: number of tokens of each prompt, 1 or more.
+        key: one key for all prompts, or one for each.
+        sampling: settings of all prompts, or a list with those of each; `n` and `pad_id` must be equal.
+        prompt_ids_B: numbers that tell prompts apart in the randomness (None: `prompt_ids`). They must be given inside
+            another `jax.jit`, where contents cannot be read.
+        limits_B: the most tokens of an answer to each prompt, where that is less than `max_tokens`; 0 gives an empty
+            answer.
+
+    Raises:
+        ValueError: an empty prompt, or settings that do not fit together.
     """
+    request = make_request(model.config, params, tokens_BP, lengths_B, key, sampling, prompt_ids_B, limits_B)
+    options = xla_cpu.compiler_options(params)
+    run = compiled(_generate, options, static_argnums=(0, 1))
+    return run(model.config, request.sizes(options), params, *request.arrays)
+
+
+class Sizes(NamedTuple):
+    """The static arguments of a compiled `generate`."""
+
+    n: int
+    """Answers to each prompt."""
+
+    max_tokens: int
+    """The most tokens of any answer."""
+
+    by_blocks: bool
+    """Whether the program is compiled with `xla_cpu.compiler_options`."""
+
+
+class Request(NamedTuple):
+    """Prompts and settings in the form that compiled functions take."""
+
+    n: int
+    """Answers to each prompt."""
+
+    max_tokens: int
+    """The most tokens of any answer."""
+
+    arrays: tuple[Any, ...]
+    """Prompts, their lengths, their keys, settings, tables of tokens and pad_id."""
+
+    def sizes(self, options: tuple) -> Sizes:
+        """The static arguments of a program that is compiled with these options."""
+        return Sizes(self.n, self.max_tokens, bool(options))
+
+
+def make_request(
+    config: LlamaConfig,
+    params: Params,
+    tokens_BP: Int[Array, "B P"],
+    lengths_B: Int[Array, " B"],
+    key: Key[Array, ""] | Key[Array, " B"],
+    sampling: Sampling | Sequence[Sampling],
+    prompt_ids_B: UInt32[Array, " B"] | None,
+    limits_B: Int[Array, " B"] | None,
+) -> Request:
+    """The arguments of `generate` in the form that compiled functions take."""
     if prompt_ids_B is None:
         prompt_ids_B = ids_of_contents(tokens_BP, lengths_B)
-    options = compiler_options(params)
-    run = compiled(_generate, options, static_argnums=(0, 1, 2))
-    sampling, table_SV = without_table(sampling)
-    return run(
-        model.config, sampling, bool(options), params, tokens_BP, lengths_B, key, prompt_ids_B, limits_B, table_SV
-    )
-
-
-def without_table(sampling: Sampling) -> tuple[Sampling, Int16[np.ndarray, "S V"] | None]:
-    """What a compiled loop belongs to, and the table of stop strings, an argument that may change from call to call."""
-    return dataclasses.replace(sampling, stops=None), None if sampling.stops is None else sampling.stops.table_SV
-
-
-BY_BLOCKS = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-    "xla_cpu_prefer_vector_width": 512,
-}
-"""What XLA's CPU backend must be told to make one loop of a product by blocks (`quantization.product`)."""
-
-
-def compiler_options(params: Params) -> tuple[tuple[str, Any], ...]:
-    """`BY_BLOCKS` where it is for a network with these parameters, and where this is the outermost compiled function,
-    the only one that may have options."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    quantized = any(path[-1].key in CODE_PARTS for path, _ in leaves)
-    traced = any(isinstance(leaf, jax.core.Tracer) for _, leaf in leaves)
-    return tuple(BY_BLOCKS.items()) if quantized and not traced and jax.default_backend() == "cpu" else ()
+    B = len(tokens_BP)
+    settings = [sampling] * B if isinstance(sampling, Sampling) else list(sampling)
+    if len(settings) != B:
+        raise ValueError(f"sampling: {len(settings)} settings for {B} prompts: give one, or one for each")
+    for name in ("n", "pad_id"):
+        if len({getattr(s, name) for s in settings}) > 1:
+            raise ValueError(f"sampling {name}: give all prompts of a batch the same")
+    rows, tables = row_sampling(settings, config.vocab_size, limits_B)
+    arrays = tokens_BP, lengths_B, key, prompt_ids_B, rows, tables, np.int32(settings[0].pad_id)
+    return Request(settings[0].n, max(s.max_tokens for s in settings), arrays)
 
 
 @functools.cache
 def compiled(function: Callable, options: tuple[tuple[str, Any], ...], **arguments: Any) -> Callable:
+    """`jax.jit(function, **arguments)` with compiler options, the same object whenever it is asked for."""
     return jax.jit(function, compiler_options=dict(options) or None, **arguments)
 
 
-def _generate(config: LlamaConfig, sampling: Sampling, by_blocks: bool, *arrays) -> Generation:
-    decoder, state = start(config, sampling, by_blocks, *arrays)
-    answer = _continue(sampling, decoder, state, sampling.max_tokens).answer
-    return Generation(*(x.reshape(-1, sampling.n, *x.shape[1:]) for x in answer))
+def _generate(config: LlamaConfig, sizes: Sizes, params: Params, *arrays) -> Generation:
+    decoder, rows, drawn = _start(config, sizes, params, *arrays)
+    tables, pad_id = arrays[-2:]
+
+    def unfinished(carry):
+        return jnp.any(carry[1].running_R)
+
+    def body(carry):
+        place, rows, answers = carry
+        rows, drawn = step(decoder, tables, rows)
+        return place + 1, rows, answers.write(place, drawn)
+
+    answers = no_answers(len(rows.latest_R), sizes.max_tokens).write(jnp.int32(0), drawn)
+    _, rows, answers = jax.lax.while_loop(unfinished, body, (jnp.int32(1), rows, answers))
+    return answers.finish(rows, sizes.n, pad_id)
 
 
-def start(
-    config: LlamaConfig,
-    sampling: Sampling,
-    by_blocks: bool,
-    params,
-    tokens_BP,
-    lengths_B,
-    key,
-    prompt_ids_B,
-    limits_B=None,
-    table_SV=None,
-    *,
-    positions: int = 1,
-) -> tuple[Decoder, _State]:
-    """Runs the prompts, each once for all its answers, and draws the first token of every answer.
-
-    by_blocks: of quantised matrices, see `quantization.product`. positions: of a row that the decoder will take in a
-    pass.
-    """
+def _start(config: LlamaConfig, sizes: Sizes, params: Params, *arrays) -> tuple[Decoder, Rows, Drawn]:
+    """The decoder, and rows whose prompts are read, with their first tokens. arrays: `Request.arrays`."""
+    tokens_BP, lengths_B, key, prompt_ids_B, sampling, tables, _ = arrays
     B, P = tokens_BP.shape
-    n = sampling.n
-    llama = build(config).bind(params)
-    positions_BP = jnp.maximum(_offsets(tokens_BP, lengths_B), 0)
-    tokens_BP, real_BP = align_right(tokens_BP, lengths_B)
-    # Kept layer by layer: in floats, those of all layers would take what codes are to save.
-    kept_by = functools.partial(keep, config)
-    hidden_BPD, kept_N = llama(tokens_BP, real_BP.astype(jnp.int32), positions_BP, keep=kept_by)
-    layers = [jax.tree.map(lambda x, i=i: x[i], kept_N) for i in range(config.n_layers)]
-    caches = [make_cache(kept, n, P + sampling.max_tokens) for kept in layers]
-    decoder = Decoder(llama, B * n * positions, by_blocks)
-    logits_BV = decoder.logits(hidden_BPD[:, -1])
-    state = _State(
-        step=jnp.int32(0),
-        caches=caches,
-        answer=_blank(sampling, B * n),
-        latest_R=jnp.zeros(B * n, jnp.int32),
-        seen_RV=_prompt_tokens(tokens_BP, real_BP, config.vocab_size, n) if sampling.repetition_penalty != 1 else None,
-        keys_R=_row_keys(key, prompt_ids_B, n),
-        starts_R=jnp.repeat(P - lengths_B, n),
-        limits_R=jnp.full(B * n, sampling.max_tokens) if limits_B is None else jnp.repeat(limits_B, n),
-        stops=None if table_SV is None else Matching(jnp.asarray(table_SV), jnp.zeros(B * n, jnp.int32)),
-    )
-    return decoder, _record(sampling, state, jnp.repeat(logits_BV, n, axis=0))
-
-
-def _blank(sampling: Sampling, rows: int) -> Generation:
-    shape = (rows, sampling.max_tokens)
-    return Generation(
-        tokens=jnp.full(shape, sampling.pad_id, jnp.int32),
-        lengths=jnp.zeros(rows, jnp.int32),
-        logprobs=jnp.zeros(shape),
-        sampling_logprobs=jnp.zeros(shape),
-        stopped=jnp.zeros(rows, bool),
-    )
-
-
-def _prompt_tokens(tokens_BP: jax.Array, real_BP: jax.Array, vocab: int, n: int) -> Bool[Array, "R V"]:
-    """Which tokens stand in each row's prompt."""
-    rows_B1 = jnp.arange(len(tokens_BP))[:, None]
-    seen_BV = jnp.zeros((len(tokens_BP), vocab), bool).at[rows_B1, tokens_BP].max(real_BP)
-    return jnp.repeat(seen_BV, n, axis=0)
-
-
-def align_right(
-    tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]
-) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
-    """Prompts shifted to end at the last slot, token 0 before them, and which slots they fill."""
-    offsets_BP = _offsets(tokens_BP, lengths_B)
-    shifted_BP = jnp.take_along_axis(tokens_BP, jnp.maximum(offsets_BP, 0), axis=1)
-    return constrain(jnp.where(offsets_BP >= 0, shifted_BP, 0), BATCH, None), offsets_BP >= 0
-
-
-def _offsets(tokens_BP: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """The position of each slot in a prompt that ends at the last; < 0 before it."""
-    P = tokens_BP.shape[1]
-    return jnp.arange(P)[None] - (P - lengths_B)[:, None]
-
-
-def _row_keys(key: jax.Array, prompt_ids_B: jax.Array, n: int) -> Key[Array, " R"]:
-    prompt_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_ids_B)
-    fold_samples = jax.vmap(jax.random.fold_in, (None, 0))
-    return jax.vmap(fold_samples, (0, None))(prompt_keys_B, jnp.arange(n)).reshape(-1)
-
-
-def _record(sampling: Sampling, state: _State, logits_RV: jax.Array) -> _State:
-    """Draws a token for every row and writes it down where the row has not stopped."""
-    keys_R = jax.vmap(jax.random.fold_in, (0, None))(state.keys_R, state.step)
-    tokens_R, logprobs_R, sampling_logprobs_R = draw(sampling, keys_R, logits_RV, state.seen_RV)
-    old, stops = state.answer, state.stops
-    running_R = _running(state)
-
-    def write(into_RM, new_R, pad):
-        new_R1 = jnp.where(running_R, new_R, pad)[:, None]
-        return jax.lax.dynamic_update_slice_in_dim(into_RM, new_R1, state.step, axis=1)
-
-    ends_R = jnp.isin(tokens_R, jnp.array(sampling.stop_ids, jnp.int32))
-    if stops is not None:
-        states_R, complete_R = follow(stops.table_SV, stops.states_R, tokens_R)
-        stops, ends_R = stops._replace(states_R=states_R), ends_R | complete_R
-    answer = Generation(
-        tokens=write(old.tokens, tokens_R, sampling.pad_id),
-        lengths=old.lengths + running_R,
-        logprobs=write(old.logprobs, logprobs_R, 0.0),
-        sampling_logprobs=write(old.sampling_logprobs, sampling_logprobs_R, 0.0),
-        stopped=old.stopped | (running_R & ends_R),
-    )
-    seen_RV = state.seen_RV
-    if seen_RV is not None:
-        seen_RV = seen_RV.at[jnp.arange(len(tokens_R)), tokens_R].set(True)
-    return state._replace(step=state.step + 1, answer=answer, latest_R=tokens_R, seen_RV=seen_RV, stops=stops)
-
-
-def _running(state: _State) -> Bool[Array, " R"]:
-    return ~state.answer.stopped & (state.answer.lengths < state.limits_R)
-
-
-def _continue(sampling: Sampling, decoder: Decoder, state: _State, until: Int[Array, ""]) -> _State:
-    """Steps until every row has drawn `until` tokens, stopped or reached its limit."""
-    slots = state.caches[0].keys_LSE.shape[-2]
-    prompt_slots = slots - sampling.max_tokens
-
-    def step(state: _State) -> _State:
-        slot = prompt_slots + state.step - 1  # of the latest token, whose successor is sought
-        valid_RS = (jnp.arange(slots)[None] >= state.starts_R[:, None]) & (jnp.arange(slots)[None] <= slot)
-        logits_RV, caches = decoder(state.latest_R, slot - state.starts_R, state.caches, slot, valid_RS)
-        return _record(sampling, state._replace(caches=caches), logits_RV)
-
-    def unfinished(state: _State):
-        return (state.step < until) & jnp.any(_running(state))
-
-    return jax.lax.while_loop(unfinished, step, state)
+    decoder = make_decoder(config, B * sizes.n, sizes.by_blocks, params)
+    keys_B, slots = prompt_keys(key, prompt_ids_B), P + sizes.max_tokens
+    rows, drawn = prefill(params, decoder, tables, tokens_BP, lengths_B, keys_B, sampling, n=sizes.n, slots=slots)
+    return decoder, rows, drawn
 
 
 def stream(
@@ -279,25 +216,62 @@ def stream(
     sampling: Sampling,
     limit: int | None = None,
 ) -> Iterator[int]:
-    """The tokens of one answer as they are drawn: those of `generate` for the same key and prompt. limit: the most of
-    them, 1 or more, where that is less than `sampling.max_tokens`."""
+    """Yields the tokens of one answer as they are drawn: those of `generate` for the same key and prompt.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        prompt: tokens of the prompt, 1 or more.
+        key: key of the randomness.
+        sampling: settings, with n = 1.
+        limit: the most tokens of the answer, 1 or more, where that is less than `sampling.max_tokens`.
+    """
+    request = stream_request(model.config, params, prompt, key, sampling, limit)
+    options = xla_cpu.compiler_options(params)
+    begin = compiled(_start, options, static_argnums=(0, 1))
+    go_on = compiled(step, options, donate_argnums=2)
+    decoder, rows, drawn = begin(model.config, request.sizes(options), params, *request.arrays)
+    tables = request.arrays[-2]
+    while True:
+        token, running = jax.device_get((drawn.tokens_RT[0, 0], rows.running_R[0]))
+        yield int(token)
+        if not running:
+            return
+        rows, drawn = go_on(decoder, tables, rows)
+
+
+def stream_request(
+    config: LlamaConfig,
+    params: Params,
+    prompt: Sequence[int],
+    key: Key[Array, ""],
+    sampling: Sampling,
+    limit: int | None,
+) -> Request:
+    """The arguments of `stream` in the form that compiled functions take. Raises ValueError for several answers."""
     if sampling.n != 1:
         raise ValueError(f"a stream is one answer, sampling.n is {sampling.n}")
     tokens_1P, lengths_1 = pad_prompts([prompt])
-    ids_1 = prompt_ids(tokens_1P, lengths_1)
-    options = compiler_options(params)
-    begin = compiled(start, options, static_argnums=(0, 1, 2))
-    go_on = compiled(_continue, options, static_argnums=0, donate_argnums=2)
-    most = sampling.max_tokens if limit is None else min(limit, sampling.max_tokens)
-    sampling, table_SV = without_table(sampling)
-    arrays = tokens_1P, lengths_1, key, ids_1, np.array([most], np.int32), table_SV
-    decoder, state = begin(model.config, sampling, bool(options), params, *arrays)
-    yield int(state.latest_R[0])
-    for drawn in range(2, most + 1):
-        if state.answer.stopped[0]:
-            return
-        state = go_on(sampling, decoder, state, drawn)
-        yield int(state.latest_R[0])
+    limits_1 = np.array([sampling.max_tokens if limit is None else limit], np.int32)
+    return make_request(config, params, tokens_1P, lengths_1, key, sampling, None, limits_1)
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+def prompt_ids(tokens_BP: Int[np.ndarray, "B P"], lengths_B: Int[np.ndarray, " B"]) -> UInt32[np.ndarray, " B"]:
+    """A number for each prompt's content (crc32 of its int32 tokens), from which its randomness derives."""
+    rows = zip(np.asarray(tokens_BP, np.int32), np.asarray(lengths_B), strict=True)
+    return np.array([zlib.crc32(row[:length].tobytes()) for row, length in rows], np.uint32)
+
+
+def ids_of_contents(tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"]) -> UInt32[np.ndarray, " B"]:
+    """`prompt_ids` of the prompts of `generate`. Raises ValueError for an empty prompt, and inside `jax.jit`."""
+    if isinstance(tokens_BP, jax.core.Tracer):
+        raise ValueError("generate inside jax.jit: give prompt_ids_B, the contents of prompts cannot be read there")
+    if np.min(np.asarray(lengths_B)) < 1:
+        raise ValueError(f"an empty prompt (lengths {np.asarray(lengths_B).tolist()}): give each a token, as bos")
+    return prompt_ids(tokens_BP, lengths_B)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
@@ -323,11 +297,22 @@ def generate_batch(
     mesh: jax.sharding.Mesh | None = None,
     limits: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
-    """For each prompt its `sampling.n` answers, lists of token ids, in batches of prompts of like length.
+    """Answers to any number of prompts, in batches of prompts of like length.
 
-    answer(tokens, lengths, key, sampling, limits_B=): `generate` for a model and its parameters, or a draft's help
-    beside. limits: the most tokens of an answer to each prompt, at most `sampling.max_tokens`, which is the default.
-    The last batch is filled up with its last prompt, which stops when that stops. An empty prompt raises ValueError.
+    The last batch is filled up with its last prompt. An empty prompt raises ValueError.
+
+    Args:
+        answer: answer(tokens, lengths, key, sampling, limits_B=) answers a batch, as `generate` does for a model and
+            its parameters.
+        prompts: tokens of the prompts.
+        sampling: settings of all answers.
+        seed: seed of the randomness.
+        batch_size: prompts of a batch.
+        mesh: mesh that the answers are computed on; None for the one that is set.
+        limits: the most tokens of an answer to each prompt, where that is less than `sampling.max_tokens`.
+
+    Returns:
+        For each prompt its `sampling.n` answers, as lists of token ids.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     limits = [sampling.max_tokens] * len(prompts) if limits is None else limits

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import quantization
+from . import quantization, xla_cpu
 from .sharding import axis_size
 from .weights import Weight
 
@@ -19,32 +19,22 @@ def linear(
     if not isinstance(w, Weight):
         return _product(x, w, out_dtype)
     if "left" in w.parts:
-        return _product_from_left(x, w.parts["left"], out_dtype)
+        return xla_cpu.product_from_left(x, w.parts["left"], out_dtype)
     if "base" in w.parts:
         return _adapted(x, w.parts, out_dtype)
     return quantization.product(x, w.parts, out_dtype, by_blocks=w.by_blocks)
 
 
 def _product(x: jax.Array, w: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
-    """Rows and positions become one axis for the product: over two, XLA's CPU backend computes the weights' gradient
-    from transposed copies and takes twice as long. Where a mesh splits positions they stay two axes, so that both can
-    be.
-    """
+    """The product with a dense matrix. Rows and positions are one axis, but two where a mesh splits positions."""
     contracted = x.ndim - 2
     w = w.astype(x.dtype)
     if axis_size("context") > 1:
         return jnp.tensordot(x, w, contracted, preferred_element_type=out_dtype)
     width = math.prod(w.shape[:contracted])
-    out = jnp.matmul(x.reshape(-1, width), w.reshape(width, -1), preferred_element_type=out_dtype)
+    merged = xla_cpu.merged_rows(x, contracted)
+    out = jnp.matmul(merged, w.reshape(width, -1), preferred_element_type=out_dtype)
     return out.reshape(*x.shape[:2], *w.shape[contracted:])
-
-
-def _product_from_left(
-    x_BTI: Float[Array, "B T I"], w: Float[Array, "*outputs I"], out_dtype: jnp.dtype | None
-) -> Float[Array, "B T *outputs"]:
-    """The same with the matrix as the left factor. The barrier keeps XLA from changing sides again."""
-    out = jnp.tensordot(w.astype(x_BTI.dtype), x_BTI, (-1, -1), preferred_element_type=out_dtype)
-    return jnp.moveaxis(jax.lax.optimization_barrier(out), (-2, -1), (0, 1))
 
 
 def _adapted(x: jax.Array, parts: dict[str, Any], out_dtype: jnp.dtype | None) -> jax.Array:

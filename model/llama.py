@@ -17,13 +17,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from . import quantization, thaw
+from . import layer_subset, quantization
 from .attention import attention
 from .config import LlamaConfig
+from .layer_subset import LayerSubset
 from .linear import linear
 from .rope import angles, rotate
 from .sharding import BATCH, constrain
-from .thaw import Thawed
 from .weights import Weight, is_weight, wrap
 
 Params = dict[str, Any]
@@ -204,9 +204,20 @@ class Transformer(nnx.Module):
         positions_BT,
         *,
         keep: Callable[[jax.Array, jax.Array], Any] | None = None,
-        thawed: Thawed | None = None,
+        subset: LayerSubset | None = None,
     ):
-        """What the head reads, and what `keep` makes of the keys and values of each layer, stacked."""
+        """Runs all layers.
+
+        Args:
+            tokens_BT: tokens, int32.
+            segment_ids_BT: positions of a row attend to each other where they have one segment id.
+            positions_BT: position of each token in its segment.
+            keep: keep(keys, values) of a layer is collected for all layers; None collects nothing.
+            subset: the trainable layers, where only some are trainable.
+
+        Returns:
+            The states that the output head reads, and the results of `keep`, stacked by layer.
+        """
         x_BTD = embeddings(self.config, self.embed.embedding.get_value(), tokens_BT)
         x_BTD = constrain(x_BTD, BATCH, "context", None)
         rotary = angles(self.config, positions_BT)
@@ -220,23 +231,32 @@ class Transformer(nnx.Module):
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
         unroll, past = min(self.config.unroll, self.config.n_layers), (rotary, segment_ids_BT)
-        if thawed is not None:
-            return self.norm(thaw.scan(layer, x_BTD, nnx.to_pure_dict(layers), past, thawed, unroll)), None
+        if subset is not None:
+            return self.norm(layer_subset.scan(layer, x_BTD, nnx.to_pure_dict(layers), past, subset, unroll)), None
         x_BTD, kv_N = jax.lax.scan(lambda x, params: layer(params, x, *past), x_BTD, layers, unroll=unroll)
         return self.norm(x_BTD), kv_N
 
 
 class Model(NamedTuple):
-    """What `build` gives: `apply(params, tokens, segment_ids=None, positions=None) -> logits`, the same up to the
-    head as `hidden`, `init(key) -> params`, and the shapes of the parameters. `bind(params)` is the module with its
-    parameters in it, for the files of model/ only."""
+    """A network as pure functions over a plain nested dict of parameters, made by `build`."""
 
     config: LlamaConfig
+    """The network's config."""
+
     apply: Callable[..., Float[Array, "B T V"]]
+    """apply(params, tokens, segment_ids=None, positions=None) returns float32 logits."""
+
     hidden: Callable[..., Float[Array, "B T D"]]
+    """hidden(params, tokens, segment_ids=None, positions=None) returns the states that the output head reads."""
+
     init: Callable[[jax.Array], Params]
+    """init(key) returns random parameters."""
+
     abstract_params: Params
+    """Shapes and dtypes of the parameters."""
+
     bind: Callable[[Params], Transformer]
+    """bind(params) returns the module with these parameters, for the files of model/ only."""
 
 
 @functools.cache
@@ -263,8 +283,8 @@ def build(config: LlamaConfig) -> Model:
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         params = dict(params)
-        thawed = params.pop("thawed", None)
-        return bind(params)(tokens_BT, segment_ids_BT, positions_BT, thawed=thawed)[0]
+        subset = params.pop("layer_subset", None)
+        return bind(params)(tokens_BT, segment_ids_BT, positions_BT, subset=subset)[0]
 
     def apply(params, tokens_BT, segment_ids_BT=None, positions_BT=None) -> Float[Array, "B T V"]:
         return logits(params, hidden(params, tokens_BT, segment_ids_BT, positions_BT))

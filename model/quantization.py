@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .dynamic_codes import signed_codes, signed_table, signed_values
+from . import xla_cpu
+from .dynamic_codes import signed_codes
 from .sharding import axis_size
 
 Parts = dict[str, Any]
@@ -97,10 +98,7 @@ def _encode_scales(scales: jax.Array, inputs: int) -> Parts:
 def _scales(parts: Parts) -> jax.Array:
     if "scale_scales" not in parts:
         return parts["scales"].astype(jnp.float32)
-    # XLA's CPU backend computes a scale anew for each number that it scales: a look-up there takes half the time.
-    values = jax.lax.platform_dependent(
-        parts["scales"], cpu=lambda codes: jnp.asarray(signed_table())[codes], default=signed_values
-    )
+    values = xla_cpu.scale_values(parts["scales"])
     return values * _of_each(parts["scale_scales"], values.shape) + parts["scale_means"]
 
 
@@ -162,7 +160,7 @@ def product(
     """x's features times the matrix, in x's dtype, the result in `out_dtype` (default: x's).
 
     A matrix is decoded a tile of its outputs at a time, here and again in the backward pass, and is itself taken for a
-    constant. by_blocks: a single row meets the codes as they are (`_times_by_blocks`).
+    constant. by_blocks: a single row is multiplied with the codes themselves (`xla_cpu.product_by_blocks`).
     """
     inputs = x.ndim - 2
     B, T = x.shape[:2]
@@ -171,7 +169,8 @@ def product(
     x_BTI = x.reshape(B, T, -1)
     dtype = jnp.dtype(out_dtype or x.dtype)
     if by_blocks and B * T == 1 and "nf4" not in flat:
-        out_BTO = _times_by_blocks(x_BTI.reshape(-1).astype(jnp.float32), flat)[None, None].astype(dtype)
+        row_I = x_BTI.reshape(-1).astype(jnp.float32)
+        out_BTO = xla_cpu.product_by_blocks(row_I, kind_of(flat), flat)[None, None].astype(dtype)
     else:
         out_BTO = _times(x_BTI, flat, dtype)
     return out_BTO.reshape(B, T, *outputs)
@@ -236,41 +235,6 @@ def _times_backward(dtype, kept, grad_BTO):
 
 
 _times.defvjp(_times_forward, _times_backward)
-
-
-def _times_by_blocks(x_I: Float[Array, " I"], flat: Parts) -> Float[Array, " O"]:
-    """One row times a matrix in codes of 8 or 4 bits, block by block, each block's sum scaled afterwards.
-
-    On XLA's CPU backend, with `decode.BY_BLOCKS`, each block is one vectorised loop over the codes in memory: the chain
-    of products alone takes half the time of one with float32 numbers (docs/performance.md has the whole of decoding).
-    What it takes: at most 32 rows in a reduction, a sum over blocks that is a product with ones, and an x that is
-    computed before and not again in every loop.
-    """
-    scales_bO = flat["scales"]
-    blocks, outputs = scales_bO.shape
-    # Bound to x, codes are no invariant of the decoding loop, before which XLA would else turn them into floats.
-    codes, x_I = jax.lax.optimization_barrier((flat[kind_of(flat)], x_I))
-    x_b1n = _computed(x_I).reshape(blocks, -1)
-    if "int8" in flat:
-        products = x_b1n[:, :, None] * codes.reshape(blocks, -1, outputs).astype(jnp.float32)
-        sums_bO = jnp.sum(products, axis=1) * scales_bO
-    else:
-        # A byte is low + 16 high: x_low low + x_high high is (x_low - x_high / 16) low + (x_high / 16) byte.
-        bytes_bhO = codes.reshape(blocks, -1, outputs)
-        low_bh, high_bh = jnp.split(x_b1n, 2, axis=1)
-        high_bh = high_bh / 16
-        low_bh = low_bh - high_bh
-        products = low_bh[:, :, None] * (bytes_bhO & 15).astype(jnp.float32)
-        products += high_bh[:, :, None] * bytes_bhO.astype(jnp.float32)
-        sums_bO = jnp.sum(products, axis=1) * scales_bO
-        sums_bO += jnp.sum(x_b1n, axis=1, keepdims=True) * flat["mins"].astype(jnp.float32)
-    return jnp.einsum("b,bo->o", jnp.ones(blocks), sums_bO)
-
-
-def _computed(x_I: jax.Array) -> jax.Array:
-    """x itself, but not to be computed anew by each that uses it: a sum of two terms ends a fusion on a CPU, where XLA
-    drops barriers before it fuses."""
-    return jnp.sum(x_I[:, None] * jnp.array([[1.0, 0.0]]), axis=1)
 
 
 # The embedding, whose rows are looked up and which may be the output head too -----------------------------------------

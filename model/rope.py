@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from . import xla_cpu
 from .config import LlamaConfig, RopeScaling
 
 
@@ -100,15 +101,11 @@ _BY_LENGTH = {"dynamic": _dynamic, "longrope": _longrope}
 def angles(
     config: LlamaConfig, positions_BT: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T E/2"], Float[Array, "B T E/2"]]:
-    """cos and sin for `rotate`, in float32: bfloat16 angles lose neighbouring positions past a few hundred.
-
-    In a loop of two, which keeps them tables computed once: XLA's CPU backend would fuse their computation into every
-    rotation of every layer, for each head anew, and ignores barriers.
-    """
+    """cos and sin for `rotate`, in float32: bfloat16 angles lose neighbouring positions past a few hundred."""
     frequency, amplitude = frequencies(config, jnp.max(positions_BT, axis=1) + 1)
     by_row = frequency[:, None, :] if frequency.ndim == 2 else frequency[None, None, :]
     angle_BTe = positions_BT[:, :, None].astype(jnp.float32) * by_row
-    cos, sin = jax.lax.map(lambda i: jax.lax.switch(i, (jnp.cos, jnp.sin), angle_BTe) * amplitude, jnp.arange(2))
+    cos, sin = xla_cpu.cos_and_sin(angle_BTe, amplitude)
     return cos, sin
 
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int16
 
@@ -19,14 +20,13 @@ MOST_BYTES = 512
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stops:
-    """Strings that end an answer. Made by `stops_of`.
-
-    strings: as bytes. table_SV: the state after a token, from each state; state 0 is that of an answer without text,
-    S - 1 that of one in which a string is complete.
-    """
+    """Strings that end an answer, as an automaton over tokens. Made by `stops_of`."""
 
     strings: tuple[bytes, ...]
+    """The strings."""
+
     table_SV: Int16[np.ndarray, "S V"]
+    """The state after a token, from each state. State 0 is an answer without text, S - 1 one with a complete string."""
 
 
 def stops_of(
@@ -116,9 +116,56 @@ def _after_tokens(
     return in_order_NV
 
 
+NO_STRINGS = -1
+"""State of a row without stop strings: no token leaves it, and no string is complete in it."""
+
+
+def join_tables(
+    each: Sequence[Stops | None],
+) -> tuple[Int[np.ndarray, "S V"] | None, Int[np.ndarray, " R"]]:
+    """One table for rows with stop strings of their own.
+
+    The states of different `Stops` stand below each other in the table; state S - 1, in which a string is complete, is
+    common to all.
+
+    Args:
+        each: the stop strings of each row; None for a row without.
+
+    Returns:
+        The table, None where no row has stop strings, and the state in which each row's answer begins.
+    """
+    different = list({id(stops): stops for stops in each if stops is not None}.values())
+    if not different:
+        return None, np.full(len(each), NO_STRINGS, np.int32)
+    heights = [len(stops.table_SV) for stops in different]
+    begins = dict(zip(map(id, different), np.cumsum([0, *heights[:-1]]).tolist(), strict=True))
+    starts_R = np.array([NO_STRINGS if stops is None else begins[id(stops)] for stops in each], np.int32)
+    if len(different) == 1:
+        return different[0].table_SV, starts_R
+    S = 1 << (sum(heights) - 1).bit_length()
+    table_SV = np.zeros((S, different[0].table_SV.shape[1]), np.int16 if S <= 1 << 15 else np.int32)
+    for stops, height in zip(different, heights, strict=True):
+        begin, part_SV = begins[id(stops)], stops.table_SV.astype(np.int32)
+        table_SV[begin : begin + height] = np.where(part_SV == height - 1, S - 1, part_SV + begin)
+    return table_SV, starts_R
+
+
 def follow(
-    table_SV: Int16[Array, "S V"], states_R: Int[Array, " R"], tokens_R: Int[Array, " R"]
+    table_SV: Int[Array, "S V"], states_R: Int[Array, " R"], tokens_R: Int[Array, " R"]
 ) -> tuple[Int[Array, " R"], Bool[Array, " R"]]:
-    """The states after one more token of each row, and whether a stop string is complete in it."""
-    states_R = table_SV[states_R, tokens_R].astype(states_R.dtype)
+    """The state of each row after one more token, and whether a stop string is complete in it."""
+    next_R = table_SV[states_R, tokens_R].astype(states_R.dtype)
+    states_R = jnp.where(states_R == NO_STRINGS, NO_STRINGS, next_R)
     return states_R, states_R == table_SV.shape[0] - 1
+
+
+def follow_all(
+    table_SV: Int[Array, "S V"], states_R: Int[Array, " R"], tokens_RT: Int[Array, "R T"]
+) -> tuple[Int[Array, "R T"], Bool[Array, "R T"]]:
+    """The state of each row after each of T tokens, and whether a stop string is complete in it."""
+    states, complete = [], []
+    for t in range(tokens_RT.shape[1]):
+        states_R, complete_R = follow(table_SV, states_R, tokens_RT[:, t])
+        states.append(states_R)
+        complete.append(complete_R)
+    return jnp.stack(states, axis=1), jnp.stack(complete, axis=1)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from ..model import decode, llama
 from ..model.logprobs import TokenScores, head_logprobs
+from ..model.rows import align_right
 from ..model.sampling import Sampling
 from ..settings.leaves import Count, Path, Positive, Range
 from ..train.batches import RowLength
@@ -128,7 +129,7 @@ def roll_out(
     answer = decode.generate(model, params, batch["tokens"], batch["lengths"], key, sampling, batch["ids"])
     tokens_RM, lengths_R = answer.tokens.reshape(-1, sampling.max_tokens), answer.lengths.reshape(-1)
     mask_RM = (jnp.arange(sampling.max_tokens)[None] < lengths_R[:, None]).astype(jnp.float32)
-    prompts_BP, real_BP = decode.align_right(batch["tokens"], batch["lengths"])
+    prompts_BP, real_BP = align_right(batch["tokens"], batch["lengths"])
     segments_RT = jnp.concatenate([jnp.repeat(real_BP.astype(jnp.int32), n, axis=0), mask_RM.astype(jnp.int32)], axis=1)
     starts_R = jnp.repeat(P - batch["lengths"], n)
     return Rollout(

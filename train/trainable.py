@@ -16,8 +16,8 @@ from jaxtyping import Array, Int
 
 from ..errors import UserError, shown
 from ..model import lora
+from ..model.layer_subset import LayerSubset
 from ..model.sharding import map_rules, match, path_name
-from ..model.thaw import Thawed
 from ..model.weights import without
 from ..settings.leaves import Count, Range, Units, Unset
 from ..settings.length import Length
@@ -97,8 +97,8 @@ class Trainable:
             return join_frozen(learns, rest.frozen)
         places = jnp.full(depth(rest.stack), -1).at[rest.rows].set(jnp.arange(len(rest.rows)))
         reaches_down = self.period is not None or jax.tree.leaves(learns["embed"])
-        subset = Thawed(learns["layers"], places, 0 if reaches_down else min(self.layers))
-        return join_frozen(learns | {"layers": rest.stack}, rest.frozen) | {"thawed": subset}
+        subset = LayerSubset(learns["layers"], places, 0 if reaches_down else min(self.layers))
+        return join_frozen(learns | {"layers": rest.stack}, rest.frozen) | {"layer_subset": subset}
 
     def may_learn(self, params: Any) -> Any:
         """The parameters that learn at some step, in all layers; None in place of the others."""

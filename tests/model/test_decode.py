@@ -10,19 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.model import cache, decode
+from camelid.model import decode, decoder, xla_cpu
 from camelid.model.config import LlamaConfig
 from camelid.model.decode import (
     Generation,
     _generate,
     generate,
     generate_batch,
+    make_request,
     pad_prompts,
     prompt_ids,
     stream,
 )
 from camelid.model.llama import build
-from camelid.model.sampling import Sampling, reshape_distribution
+from camelid.model.rows import empty_rows, insert, make_decoder, prefill, prompt_keys, step
+from camelid.model.sampling import Sampling, reshape_distribution, row_sampling
 from camelid.model.sharding import make_mesh, shardings
 from camelid.model.stopping import stops_of
 
@@ -99,7 +101,8 @@ def test_sampling_log_probabilities_follow_the_prompt_and_the_answer_so_far():
     answer = out.tokens[0, 0].tolist()
     logits = full_logits(model, params, prompt, answer)
     seen_TV = np.array([np.isin(np.arange(TINY["vocab_size"]), prompt + answer[:t]) for t in range(12)])
-    reshaped_TV = np.asarray(reshape_distribution(sampling, jnp.array(logits), jnp.array(seen_TV)))
+    rows, _ = row_sampling([sampling] * 12, TINY["vocab_size"])
+    reshaped_TV = np.asarray(reshape_distribution(rows, jnp.array(logits), jnp.array(seen_TV)))
     np.testing.assert_allclose(out.sampling_logprobs[0, 0], chosen_log_probs(reshaped_TV, answer), atol=1e-4)
     assert np.abs(out.logprobs - out.sampling_logprobs).max() > 0.1
 
@@ -124,13 +127,13 @@ def test_an_answer_ends_with_its_first_stop_token_and_is_padded_after_it():
 
 def test_the_loop_ends_with_the_last_answer(monkeypatch):
     calls = []
-    original = cache.Decoder.__call__
+    original = decoder.Decoder.__call__
 
     def counted(self, *args):
         jax.debug.callback(lambda: calls.append(1))
         return original(self, *args)
 
-    monkeypatch.setattr(cache.Decoder, "__call__", counted)
+    monkeypatch.setattr(decoder.Decoder, "__call__", counted)
     model, params = tiny(norm_eps=1.1e-5)  # a config of its own: nothing compiled before is found
     prompts = some_prompts(4, 11)
     free = run(model, params, prompts, Sampling(max_tokens=40))
@@ -223,12 +226,110 @@ def test_an_answer_ends_with_the_token_that_completes_a_stop_string():
     assert list(streamed) == out.tokens[0, 0, : out.lengths[0, 0]].tolist()
     at_its_limit = stream(model, params, prompts[0], KEY, dataclasses.replace(sampling, n=1), limit=2)
     assert list(at_its_limit) == out.tokens[0, 0, :2].tolist()
-    programs = decode.compiled(decode._generate, (), static_argnums=(0, 1, 2))
-    compiled_before = programs._cache_size()
+    compiled_before = programs()._cache_size()
     other = run(model, params, prompts, dataclasses.replace(sampling, stops=stops_of([b"a"], LETTERS, 96)))
-    assert programs._cache_size() == compiled_before  # other strings are no other program
+    assert programs()._cache_size() == compiled_before  # other strings are no other program
     ends = [slow_end(free.tokens[index], [b"a"]) or 9 for index in np.ndindex(3, 2)]
     assert other.lengths.ravel().tolist() == ends
+
+
+def programs():
+    """What `generate` compiles, for all shapes."""
+    return decode.compiled(_generate, (), static_argnums=(0, 1))
+
+
+ANOTHER = [
+    dict(temperature=0.7),
+    dict(top_k=5),
+    dict(top_p=0.8),
+    dict(min_p=0.1),
+    dict(repetition_penalty=1.4),
+    dict(stop_ids=(3, 5, 8)),
+    dict(pad_id=9),
+    dict(temperature=1.2, top_k=20, top_p=0.95, min_p=0.02, repetition_penalty=1.1, stop_ids=(1, 2)),
+]
+
+
+def test_no_setting_of_a_sampling_compiles_another_program():
+    model, params = tiny()
+    prompts, steps = some_prompts(3, 32), decode.compiled(step, (), donate_argnums=2)
+
+    def answers_of(**changes):
+        sampling = Sampling(**(dict(max_tokens=9) | changes))
+        out = run(model, params, prompts, sampling)
+        streamed = list(stream(model, params, prompts[0], KEY, sampling))
+        assert streamed == out.tokens[0, 0, : out.lengths[0, 0]].tolist()
+        return out.tokens.tobytes() + out.sampling_logprobs.tobytes()
+
+    different = {answers_of(), answers_of(temperature=0), answers_of(top_k=3)}  # three programs, by what they leave out
+    before = programs()._cache_size(), steps._cache_size()
+    different |= {answers_of(**changes) for changes in ANOTHER}
+    run(model, params, prompts, Sampling(max_tokens=9), limits_B=np.array([2, 5]))
+    run(model, params, prompts, [Sampling(max_tokens=9), Sampling(max_tokens=4, temperature=0)])
+    assert (programs()._cache_size(), steps._cache_size()) == before
+    assert len(different) >= 9  # the settings were not ignored: but for pad_id and stop ids that were not drawn
+
+
+def test_prompts_with_settings_and_keys_of_their_own_get_the_answers_that_each_gets_alone():
+    model, params = tiny()
+    prompts = some_prompts(9, 3, 21, 5, 17)
+    strings = stops_of([b"bcab"], LETTERS, 96), stops_of([b"ca", b"bb"], LETTERS, 96)
+    settings = [
+        Sampling(max_tokens=20, stops=strings[0]),
+        Sampling(max_tokens=20, temperature=0, repetition_penalty=1.3),
+        Sampling(max_tokens=12, temperature=0.8, top_k=10, stop_ids=tuple(range(20))),
+        Sampling(max_tokens=20, top_p=0.7, stops=strings[1]),
+        Sampling(max_tokens=3, min_p=0.05),
+    ]
+    keys = [jax.random.key(seed) for seed in (1, 2, 3, 4, 5)]
+    tokens_BP, lengths_B = pad_prompts(prompts)
+    together = jax.device_get(generate(model, params, tokens_BP, lengths_B, jnp.stack(keys), settings))
+    assert together.stopped.any() and len(set(together.lengths.flat)) > 2
+    for b, (prompt, key, sampling) in enumerate(zip(prompts, keys, settings, strict=True)):
+        alone = generate(model, params, *pad_prompts([prompt]), key, sampling)
+        length = int(alone.lengths[0, 0])
+        assert (together.lengths[b, 0], together.stopped[b, 0]) == (length, alone.stopped[0, 0])
+        np.testing.assert_array_equal(together.tokens[b, 0, :length], alone.tokens[0, 0, :length])
+        for name in ("logprobs", "sampling_logprobs"):
+            got, want = (getattr(out, name) for out in (together, alone))
+            np.testing.assert_allclose(got[b, 0, :length], want[0, 0, :length], atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(cache="int8", window=6)], ids=str)
+def test_requests_that_join_and_leave_between_steps_get_the_tokens_of_generate(changes):
+    model, params = tiny(**changes)
+    prompts = some_prompts(9, 3, 30, 5)
+    settings = [Sampling(max_tokens=m, top_p=0.9, temperature=t) for m, t in ((11, 1.0), (4, 0.7), (9, 0.0), (6, 1.3))]
+    network = make_decoder(model.config, 2, False, params)
+    rows_of_all, tables = row_sampling(settings, 96, for_any=True)
+    read = jax.jit(prefill, static_argnames=("slots",))
+    put, advance = jax.jit(insert, donate_argnums=0), jax.jit(step, donate_argnums=2)
+    compiled_before = put._cache_size(), advance._cache_size()
+
+    def join(i: int):
+        tokens_1P, lengths_1 = pad_prompts([prompts[i]])
+        keys_1 = prompt_keys(KEY, prompt_ids(tokens_1P, lengths_1))
+        own = jax.tree.map(lambda x: x[i : i + 1], rows_of_all)
+        return read(params, network, tables, tokens_1P, lengths_1, keys_1, own, slots=tokens_1P.shape[1])
+
+    rows = empty_rows(join(0)[0], 2, 48)  # two places for four requests
+    assert not rows.running_R.any()
+    waiting, places, said = [0, 1, 2, 3], [None, None], {}
+    while waiting or any(place is not None for place in places):
+        for place, request in enumerate(places):
+            if request is None and waiting:
+                places[place] = waiting.pop(0)
+                new, drawn = join(places[place])
+                rows, said[places[place]] = put(rows, new, place), drawn.tokens_RT[0].tolist()
+        rows, drawn = advance(network, tables, rows)
+        for place, request in enumerate(places):
+            if request is not None:
+                said[request] += drawn.tokens_RT[place, : int(drawn.counts_R[place])].tolist()
+                places[place] = request if rows.running_R[place] else None
+    assert (put._cache_size(), advance._cache_size()) == tuple(size + 1 for size in compiled_before)
+    for i, (prompt, sampling) in enumerate(zip(prompts, settings, strict=True)):
+        alone = generate(model, params, *pad_prompts([prompt]), KEY, sampling)
+        assert said[i] == alone.tokens[0, 0].tolist()
 
 
 def test_each_row_ends_at_its_own_limit_and_changes_no_other():
@@ -304,10 +405,9 @@ def test_bfloat16_stays_near_its_own_full_pass():
 def test_the_loop_copies_neither_weights_nor_cache(rows, kind):
     config = LlamaConfig.from_dict(TINY | dict(dim=48, n_heads=6, n_kv_heads=3, head_dim=8, cache=kind))
     tokens_BP, lengths_B = pad_prompts(some_prompts(*[9] * rows))
-    args = (build(config).abstract_params, tokens_BP, lengths_B, KEY, prompt_ids(tokens_BP, lengths_B))
-    lowered = jax.jit(_generate, static_argnums=(0, 1, 2)).lower(
-        config, Sampling(max_tokens=8, temperature=0), False, *args
-    )
+    params = build(config).abstract_params
+    request = make_request(config, params, tokens_BP, lengths_B, KEY, Sampling(max_tokens=8, temperature=0), None, None)
+    lowered = jax.jit(_generate, static_argnums=(0, 1)).lower(config, request.sizes(()), params, *request.arrays)
     text = lowered.compile().as_text()
     computations = dict(re.findall(r"^%([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE))
     body = max((computations[name] for name in re.findall(r"body=%([\w.-]+)", text)), key=len)
@@ -316,6 +416,30 @@ def test_the_loop_copies_neither_weights_nor_cache(rows, kind):
     large = [name for name, shape in results if math.prod(map(int, shape.split(","))) >= one_cache]
     assert large, "the loop was not found"
     assert [name for name in large if "copy" in name or "transpose" in name] == []
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_slots_are_written_as_a_scatter_writes_them(T, monkeypatch):
+    rng = np.random.default_rng(T)
+    old = rng.normal(size=(3 * 2, 9, 4)), rng.normal(size=(3 * 2, 9))
+    new = rng.normal(size=(3 * 2, T, 4)), rng.normal(size=(3 * 2, T))
+    old, new = jax.tree.map(jnp.float32, (old, new))
+    for rows in (slice(0, 6), slice(2, 4)):  # of three rows, and of one
+        part = jax.tree.map(lambda x, rows=rows: x[rows], (old, new))
+        first_B = jnp.array([5, 0, 7])[: part[0][0].shape[0] // 2]
+        found = xla_cpu.write_slots(*part, first_B, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(xla_cpu, "is_backend", lambda: False)
+            jax.tree.map(np.testing.assert_array_equal, found, xla_cpu.write_slots(*part, first_B, 1))
+
+
+def test_settings_that_do_not_fit_together_are_refused():
+    model, params = tiny()
+    batch = pad_prompts(some_prompts(3, 4))
+    with pytest.raises(ValueError, match="3 settings for 2 prompts"):
+        generate(model, params, *batch, KEY, [Sampling()] * 3)
+    with pytest.raises(ValueError, match="sampling n"):
+        generate(model, params, *batch, KEY, [Sampling(n=1), Sampling(n=2)])
 
 
 def test_an_empty_prompt_is_refused():

@@ -5,9 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.model.sampling import Sampling, draw, reshape_distribution
+from camelid.model import sampling
+from camelid.model.sampling import Sampling, row_sampling
 
 VOCAB = 37
+
+
+def reshape_distribution(settings, logits_RV, seen_RV=None):
+    rows, _ = row_sampling([settings] * len(logits_RV), logits_RV.shape[1])
+    return sampling.reshape_distribution(rows, logits_RV, seen_RV)
+
+
+def draw(settings, keys_R, logits_RV, seen_RV=None):
+    rows, _ = row_sampling([settings] * len(logits_RV), logits_RV.shape[1])
+    return sampling.draw(rows, keys_R, logits_RV, seen_RV)
+
+
 RESHAPINGS = [
     dict(),
     dict(temperature=0.7),
@@ -72,7 +85,7 @@ def test_the_distribution_and_both_log_probabilities_equal_slow_ones(options):
 
 def test_a_tiny_top_p_keeps_the_likeliest_token_alone():
     logits_RV, _ = rows(20)
-    kept_RV = reshape_distribution(Sampling(top_p=1e-6), jnp.array(logits_RV), None) > -jnp.inf
+    kept_RV = reshape_distribution(Sampling(top_p=1e-6), jnp.array(logits_RV)) > -jnp.inf
     np.testing.assert_array_equal(kept_RV.sum(axis=-1), 1)
     np.testing.assert_array_equal(kept_RV.argmax(axis=-1), logits_RV.argmax(axis=-1))
 
@@ -80,7 +93,7 @@ def test_a_tiny_top_p_keeps_the_likeliest_token_alone():
 def test_equal_logits_at_the_edge_are_kept_together():
     logits_RV = jnp.log(jnp.array([[0.4, 0.2, 0.2, 0.1, 0.1]]))
     for options in (dict(top_k=2), dict(top_p=0.5)):
-        kept_V = (reshape_distribution(Sampling(**options), logits_RV, None) > -jnp.inf)[0]
+        kept_V = (reshape_distribution(Sampling(**options), logits_RV) > -jnp.inf)[0]
         assert kept_V.tolist() == [True, True, True, False, False]
 
 
@@ -120,6 +133,34 @@ def test_a_draw_depends_on_its_own_key_and_row_alone():
     for r in (0, 7, 15):
         alone_1, _, _ = draw(Sampling(), keys_R[r : r + 1], jnp.array(logits_RV[r : r + 1]))
         assert alone_1[0] == together_R[r]
+
+
+def test_rows_with_settings_of_their_own_have_the_distributions_that_each_has_alone():
+    logits_RV, seen_RV = (jnp.array(x) for x in rows(len(RESHAPINGS) + 1))
+    settings = [*(Sampling(**options) for options in RESHAPINGS), Sampling(temperature=0, repetition_penalty=1.7)]
+    keys_R = jax.random.split(jax.random.key(5), len(settings))
+    together, _ = row_sampling(settings, VOCAB)
+    reshaped_RV = sampling.reshape_distribution(together, logits_RV, seen_RV)
+    drawn = sampling.draw(together, keys_R, logits_RV, seen_RV)
+    for r, each in enumerate(settings):
+        row = slice(r, r + 1)
+        np.testing.assert_array_equal(reshaped_RV[row], reshape_distribution(each, logits_RV[row], seen_RV[row]))
+        for got, want in zip(drawn, draw(each, keys_R[row], logits_RV[row], seen_RV[row]), strict=True):
+            np.testing.assert_allclose(got[row], want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 36, 37, 40])
+def test_the_kth_largest_logit_is_that_of_a_sort(k):
+    logits_RV, _ = rows(30)
+    logits_RV[0, :20], logits_RV[1], logits_RV[2, 3:] = -np.inf, 0.0, np.finfo(np.float32).min
+    logits_RV[3, ::2] = -0.0
+    found_R1 = sampling._kth_largest(jnp.array(logits_RV), jnp.full(30, k))
+    np.testing.assert_array_equal(found_R1[:, 0], -np.sort(-logits_RV, axis=1)[:, min(k, VOCAB) - 1])
+
+
+def test_rows_of_one_batch_have_one_vocabulary():
+    with pytest.raises(ValueError, match="unused"):
+        row_sampling([Sampling(unused=((3, 5),)), Sampling()], VOCAB)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from camelid.model import decode, speculative, storage
 from camelid.model.config import LlamaConfig
 from camelid.model.decode import pad_prompts, prompt_ids
 from camelid.model.llama import Model, build
-from camelid.model.sampling import Sampling, reshape_distribution
+from camelid.model.sampling import Sampling, reshape_distribution, row_sampling
 from camelid.model.sharding import make_mesh, shardings
 from camelid.model.speculative import SpeculativeGeneration, generate, stream
 from camelid.model.stopping import stops_of
@@ -137,7 +137,8 @@ def test_log_probabilities_are_those_of_a_full_forward_pass():
         answer = out.answer.tokens[0, n].tolist()
         logits_TV = np.asarray(target.apply(params, np.array([PROMPTS[0] + answer])))[0, len(PROMPTS[0]) - 1 : -1]
         seen_TV = np.array([np.isin(np.arange(96), PROMPTS[0] + answer[:t]) for t in range(12)])
-        reshaped_TV = reshape_distribution(SAMPLING, jnp.array(logits_TV), jnp.array(seen_TV))
+        rows, _ = row_sampling([SAMPLING] * 12, 96)
+        reshaped_TV = reshape_distribution(rows, jnp.array(logits_TV), jnp.array(seen_TV))
         for got, logits in ((out.answer.logprobs, logits_TV), (out.answer.sampling_logprobs, reshaped_TV)):
             want = np.asarray(jax.nn.log_softmax(logits, axis=-1))[np.arange(12), answer]
             np.testing.assert_allclose(got[0, n], want, atol=1e-4)
@@ -197,7 +198,8 @@ def next_probs(model: Model, params, sampling: Sampling) -> list[np.ndarray]:
     for length in range(3):
         rows = slice(None, None, VOCAB ** (2 - length))  # one of those that begin with each answer of this length
         seen_RV = (tokens_RT[rows, : 3 + length, None] == np.arange(VOCAB)).any(axis=1)
-        reshaped_RV = reshape_distribution(sampling, logits_RTV[rows, 2 + length], jnp.array(seen_RV))
+        of_rows, _ = row_sampling([sampling] * len(seen_RV), VOCAB)
+        reshaped_RV = reshape_distribution(of_rows, logits_RTV[rows, 2 + length], jnp.array(seen_RV))
         probs.append(np.asarray(jax.nn.softmax(reshaped_RV, axis=-1), np.float64))
     return probs
 
@@ -303,12 +305,18 @@ def test_generate_runs_inside_another_compiled_function():
 def test_the_loops_copy_neither_weights_nor_cache():
     config = LlamaConfig.from_dict(TINY | dict(dim=48, n_heads=6, n_kv_heads=3, head_dim=8, tied=True))
     tokens_BP, lengths_B = pad_prompts(some_prompts(96, 9, 9, 9))
-    sampling, weights = Sampling(max_tokens=8, temperature=0), (build(config).abstract_params,) * 2
-    prompts = (tokens_BP, lengths_B, KEY, prompt_ids(tokens_BP, lengths_B))
-    begin = jax.jit(speculative._start, static_argnums=(0, 1, 2, 3))
-    begun = begin.eval_shape((config, config), sampling, 2, False, weights, *prompts)
-    go_on = jax.jit(speculative._continue, static_argnums=(0, 1))
-    text = go_on.lower(sampling, 2, *begun, jnp.int32(8)).compile().as_text()
+    weights, sampling = (build(config).abstract_params,) * 2, Sampling(max_tokens=8, temperature=0)
+    request = decode.make_request(config, weights, tokens_BP, lengths_B, KEY, sampling, None, None)
+    sizes = speculative.Sizes(n=1, max_tokens=8, k=2, by_blocks=False)
+    begin = jax.jit(speculative._start, static_argnums=(0, 1))
+    decoders, state = begin.eval_shape((config, config), sizes, weights, *request.arrays)
+
+    @jax.jit
+    def go_on(decoders, tables, state):
+        one_round = functools.partial(speculative._one_round, 2, decoders, tables)
+        return jax.lax.while_loop(lambda state: jnp.any(state.rows.running_R), one_round, state)
+
+    text = go_on.lower(decoders, request.arrays[-2], state).compile().as_text()
     computations = dict(re.findall(r"^%([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE))
     bodies = [computations[name] for name in re.findall(r"body=%([\w.-]+)", text)]
     results = [result for body in bodies for result in re.findall(r"%(\S+) = \w+\[([\d,]+)\]", body)]
