@@ -4,6 +4,9 @@
 # of a training step, hundreds of megabytes, and on some machines mapping it again takes as long as computing.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 
+# Python keeps what it compiled of a module: each of the many processes of the tests would compile JAX anew, for seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -80,5 +80,5 @@ def test_other_recipes_take_adapters_too(recipe, lora, devices, rl_arguments, tu
 
 
 def test_dropout_is_refused_where_tokens_are_scored_as_they_were_drawn(rl_arguments, tuned, tmp_path, capsys):
-    assert main(rl_arguments("ppo", tmp_path, init_from=tuned, lora="dropout")) == 2
+    assert main(rl_arguments("ppo", tmp_path, init_from=tuned, lora="pissa")) == 2
     assert "set it to 0" in capsys.readouterr().err
