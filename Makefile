@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint format bench bench-ppo bench-smollm2 clean
+.PHONY: quickstart test test-fast lint format bench bench-ppo bench-smollm2 clean
 
 quickstart: .venv/installed
 	$(BIN)/camelid quickstart
@@ -19,6 +19,10 @@ quickstart: .venv/installed
 # and in the order of tests/conftest.py.
 test: lint
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+# What one runs while working: all but whole runs and the files that compile most (`slow` in tests/conftest.py).
+test-fast: .venv/installed
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

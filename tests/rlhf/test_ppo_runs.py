@@ -25,12 +25,12 @@ from camelid.train.settings import Settings, load_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 STEPS = 9
-KILLS = sorted(random.Random("ppo").sample(range(4, STEPS), 3))  # after a checkpoint, that of step 2 at least
+KILLS = sorted(random.Random("ppo").sample(range(4, STEPS), 2))  # after a checkpoint, that of step 2 at least
 
 
 class Runs(NamedTuple):
-    """straight: the directory of a run that nothing disturbs. killed: that of the same one, killed three times, and the
-    steps that it went on from."""
+    """straight: the directory of a run that nothing disturbs. killed: that of the same one, killed twice, and the steps
+    that it went on from."""
 
     straight: Future
     killed: Future
@@ -49,17 +49,17 @@ def ppo_command(rl_arguments, tuned, reward_run):
 
 @pytest.fixture(scope="module")
 def ppo_runs(ppo_command, start, metrics, tmp_path_factory) -> Iterator[Runs]:
-    """Both runs under way, on two devices each."""
+    """Both runs under way, on a device each."""
     workdirs = [tmp_path_factory.mktemp(name) for name in ("ppo", "killed")]
 
     def straight(workdir) -> Path:
-        finish(start(ppo_command(workdir)))
+        finish(start(ppo_command(workdir), devices=1))
         return workdir
 
     def killed(workdir) -> tuple[Path, list[int]]:
         resumed_from = []
         for step in KILLS:
-            process = start(ppo_command(workdir))
+            process = start(ppo_command(workdir), devices=1)
             send_at(process, step, signal.SIGKILL, workdir, metrics)
             finish(process, code=-signal.SIGKILL)
             resumed_from.append(reading.read_manifest(workdir)["step"])
@@ -77,7 +77,7 @@ def ppo_run(ppo_runs) -> Path:
 
 @pytest.fixture(scope="module")
 def killed_run(ppo_runs) -> tuple[Path, list[int]]:
-    """That of the same run, killed three times at random steps, and the steps that it went on from."""
+    """That of the same run, killed twice at random steps, and the steps that it went on from."""
     return ppo_runs.killed.result()
 
 
@@ -153,9 +153,9 @@ def test_a_run_does_not_go_on_against_another_reward_model(ppo_run, reward_run, 
     assert "there is another frozen model (proxy: " in capsys.readouterr().err
 
 
-def test_a_run_killed_at_three_random_steps_ends_with_the_same_bits(ppo_run, killed_run, metrics):
+def test_a_run_killed_at_two_random_steps_ends_with_the_same_bits(ppo_run, killed_run, metrics):
     workdir, resumed_from = killed_run
-    assert 0 < resumed_from[0] <= resumed_from[1] <= resumed_from[2] < STEPS
+    assert 0 < resumed_from[0] <= resumed_from[1] < STEPS
     found, expected = state_of(workdir), state_of(ppo_run)
     assert int(found["step"]) == STEPS
     carried = {"params", "opt_state", "step", "guard", "ema", "kl_coef", "score_stats", "multiplier"}
