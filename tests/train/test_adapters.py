@@ -27,6 +27,7 @@ from camelid.train.settings import Settings, load_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 SHORT = ["--config.total_steps=12", "--config.checkpoint.every_steps=6"]
+UNMEASURED = "--config.data.heldout=0.0"
 SPLIT = {"lora": ["--config.mesh.fsdp=2"], "nf4": ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]}
 TOKENS = np.random.default_rng(0).integers(0, 352, (2, 24))
 
@@ -56,7 +57,7 @@ def test_rules_are_for_each_of_several_networks_or_for_the_one_whose_name_they_b
 def command(arguments, workdir, start, lora, *further) -> list[str]:
     line = arguments("sft", workdir, init_from=start)
     line[1] += f",lora={lora}"
-    return [*line, *SHORT, *further]
+    return [*line, *SHORT, *([] if lora == "lora" else [UNMEASURED]), *further]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_a_run_goes_on_only_on_the_base_that_it_began_with(runs, arguments, tune
 
 
 def test_the_next_run_goes_on_with_the_same_adapters_or_from_the_merged_model(runs, arguments, pretrained, tmp_path):
-    once = ("--config.total_steps=1", "--config.optim.lr=0.0")
+    once = ("--config.total_steps=1", "--config.optim.lr=0.0", UNMEASURED)
     assert main(command(arguments, tmp_path / "on", runs("lora"), "lora", *once)) == 0
     assert str(checkpoints.open(tmp_path / "on").base.path) == str(pretrained)
     assert main(command(arguments, tmp_path / "whole", runs("lora"), "", *once)) == 0
