@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.model.sampling import Sampling, draw, reshape_distribution
+from camelid.model import sampling
+from camelid.model.sampling import Sampling
 
+draw = jax.jit(sampling.draw, static_argnums=0)
+reshape_distribution = jax.jit(sampling.reshape_distribution, static_argnums=0)
 VOCAB = 37
 RESHAPINGS = [
     dict(),

@@ -76,7 +76,7 @@ def assert_same_answers(got: decode.Generation, want: decode.Generation) -> None
     np.testing.assert_allclose(got.sampling_logprobs, want.sampling_logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("k", [1, 3, 5])
 def test_greedy_answers_are_the_targets_own_whatever_the_draft(k):
     target, params = random_model(**NANO)
     _, other = random_model(1, **NANO)
