@@ -60,7 +60,7 @@ LENGTHS = np.array([[len(c), len(r)] for c, r in zip(CHOSEN, REJECTED, strict=Tr
 
 @pytest.mark.parametrize("filler", [0, 7])
 def test_an_answer_s_score_is_the_sum_over_its_tokens_given_the_prompt(filler):
-    found = dpo.score_pairs(MODEL, POLICY, batch(filler))
+    found = jax.jit(lambda params, batch: dpo.score_pairs(MODEL, params, batch))(POLICY, batch(filler))
     np.testing.assert_allclose(found.logp, slow_scores(POLICY), rtol=1e-5)
     np.testing.assert_array_equal(found.tokens, LENGTHS)
     np.testing.assert_allclose(found.mean, slow_scores(POLICY) / LENGTHS, rtol=1e-5)
@@ -81,13 +81,14 @@ def test_prompts_with_the_answers_to_others_are_cut_where_the_row_ends():
 
 
 def test_kto_s_point_of_reference_is_the_divergence_on_answers_to_other_prompts():
-    prepared = dpo.make_prepare(MODEL, HYPER._replace(kind="kto"))(POLICY, REFERENCE, batch())
+    prepare = jax.jit(dpo.make_prepare(MODEL, HYPER._replace(kind="kto")))
+    prepared = prepare(POLICY, REFERENCE, batch())
     gaps = [
         slow_logp(POLICY, prompt, CHOSEN[(i + 1) % 4]) - slow_logp(REFERENCE, prompt, CHOSEN[(i + 1) % 4])
         for i, prompt in enumerate(PROMPTS)
     ]
     np.testing.assert_allclose(prepared["kl"], np.full(4, max(np.mean(gaps), 0.0)), rtol=1e-4)
-    turned = dpo.make_prepare(MODEL, HYPER._replace(kind="kto"))(REFERENCE, POLICY, batch())
+    turned = prepare(REFERENCE, POLICY, batch())
     assert {np.mean(gaps) > 0, float(turned["kl"][0]) > 0} == {True, False}  # never below 0
     np.testing.assert_allclose(prepared["reference"], slow_scores(REFERENCE), rtol=1e-5)
 
