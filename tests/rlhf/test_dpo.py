@@ -120,7 +120,7 @@ def slow_loss(hyper, kl):
 @pytest.mark.parametrize("kind", dpo.KINDS)
 def test_each_kind_s_loss_is_the_paper_s_over_pairs_however_they_are_walked_through(kind, parts):
     hyper = HYPER._replace(kind=kind, label_smoothing=0.2 if kind in ("sigmoid", "robust") else 0.0)
-    prepared = dpo.make_prepare(MODEL, hyper)(POLICY, REFERENCE, batch())
+    prepared = jax.device_get(jax.jit(dpo.make_prepare(MODEL, hyper))(POLICY, REFERENCE, batch()))
     loss_fn = jax.jit(dpo.make_loss(MODEL, hyper))
     found = [loss_fn(POLICY, {name: x[part::parts] for name, x in prepared.items()}) for part in range(parts)]
     loss, pairs = (float(sum(part[i] for part in found)) for i in (0, 1))
@@ -134,7 +134,7 @@ def test_each_kind_s_loss_is_the_paper_s_over_pairs_however_they_are_walked_thro
 @pytest.mark.parametrize("kind", dpo.KINDS)
 def test_a_step_against_the_gradient_makes_the_chosen_answers_likelier_beside_the_rejected(kind):
     hyper = HYPER._replace(kind=kind)
-    prepared = dpo.make_prepare(MODEL, hyper)(POLICY, POLICY, batch())
+    prepared = jax.jit(dpo.make_prepare(MODEL, hyper))(POLICY, POLICY, batch())
     grads = jax.jit(jax.grad(lambda params: dpo.make_loss(MODEL, hyper)(params, prepared)[0]))(POLICY)
     moved = jax.tree.map(lambda p, g: p - 1e-3 * g, POLICY, grads)
     gaps = []
