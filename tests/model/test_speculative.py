@@ -21,7 +21,7 @@ from camelid.model.sharding import make_mesh, shardings
 from camelid.model.speculative import SpeculativeGeneration, generate, stream
 from camelid.model.stopping import stops_of
 
-NANO = dict(vocab_size=512, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=192, tied=True)  # as nano-test
+NANO = dict(vocab_size=512, dim=64, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=192, tied=True)  # a layer of nano-test
 TINY = dict(vocab_size=96, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64)
 SMALL = dict(vocab_size=96, dim=16, n_layers=1, n_heads=2, ffn_dim=32)
 KEY = jax.random.key(7)

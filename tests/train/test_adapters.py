@@ -101,7 +101,7 @@ def test_what_a_run_gives_is_its_base_with_its_adapters(lora, runs, pretrained):
     own = state_of(runs(lora))["ema"]
     stays = base.params
     if lora == "nf4":
-        stays = storage.quantize(stays, storage.MATRICES["nf4"])
+        stays = jax.jit(lambda params: storage.quantize(params, storage.MATRICES["nf4"]))(stays)
     expected = jax.jit(base.model.apply)(join(own, stays), jnp.asarray(TOKENS))
     loaded = camelid.load(runs(lora))
     assert not any(is_weight(x) for x in jax.tree.leaves(loaded.params, is_leaf=is_weight))
