@@ -4,10 +4,13 @@
 # of a training step, hundreds of megabytes, and on some machines mapping it again takes as long as computing.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 
+# Python keeps what it compiled of a module: each of the many processes of the tests would compile JAX anew, for seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint format bench bench-ppo bench-smollm2 clean
+.PHONY: quickstart test test-fast lint format bench bench-ppo bench-smollm2 clean
 
 quickstart: .venv/installed
 	$(BIN)/camelid quickstart
@@ -16,6 +19,10 @@ quickstart: .venv/installed
 # and in the order of tests/conftest.py.
 test: lint
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+# What one runs while working: all but whole runs and the files that compile most (`slow` in tests/conftest.py).
+test-fast: .venv/installed
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -49,8 +49,31 @@ COLOURS = ["red", "blue", "green", "black", "white"]
 ANIMALS = ["fox", "owl", "horse", "whale", "wolf", "bee", "狐狸", "鲸鱼"]
 
 
+# Files whose tests take more than about six CPU seconds together, whole runs aside: they compile networks or start
+# processes.
+SLOW_FILES = {
+    Path(__file__).parent / folder / f"test_{name}.py"
+    for folder, names in {
+        "checkpoints": "differences streaming",
+        "checkpoints/interop": "families gguf huggingface peft",
+        "model": "attention cache config decode llama logprobs lora quantization sampling sharding speculative",
+        "rlhf": "dpo losses ppo rollout",
+        "tasks": "primer",
+        "train": "adam_8bit by_layer lisa longer optimizer processes state",
+    }.items()
+    for name in names.split()
+}
+assert all(file.exists() for file in SLOW_FILES)
+
+
 def pytest_collection_modifyitems(items):
-    """Whole runs come first, so that no process is left with minutes of them when the other has nothing more to do."""
+    """Whole runs come first, so that no process is left with minutes of them when the other has nothing more to do.
+
+    `slow` are whole runs and the tests of `SLOW_FILES`; `make test-fast` leaves them out.
+    """
+    for item in items:
+        if not {"corpus", "quickstart_run"}.isdisjoint(item.fixturenames) or item.path in SLOW_FILES:
+            item.add_marker("slow")
     items.sort(key=lambda item: {"corpus", "quickstart_run"}.isdisjoint(item.fixturenames))
 
 

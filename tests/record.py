@@ -57,7 +57,7 @@ def commands(root: Path) -> dict[str, tuple[int, list[str]]]:
         "grpo": (1, [f"{rl}grpo,{tuned},{reward}", *STEPS_20]),
         "raft": (1, [f"{rl}raft,{tuned}", *STEPS_20]),
     }
-    for name in ("lora", "dora", "pissa", "nf4", "dropout"):
+    for name in ("lora", "dora", "pissa", "nf4"):
         found[f"sft_{name}"] = (1, [f"{sft},lora={name}", *plain])
     for kind in ("sigmoid", "kto", "simpo", "orpo"):
         found[f"dpo_{kind}"] = (1, [f"{rl}dpo,{tuned},kind={kind}", *STEPS_20])

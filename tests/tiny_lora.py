@@ -3,9 +3,8 @@
 TARGETS = [(r"layers/(attention|mlp)/.*", 4)]
 OPTIONS = {
     "lora": {},
-    "dropout": {"dropout": 0.1},
     "dora": {"dora": True, "rank_stabilized": True},
-    "pissa": {"init": "pissa"},
+    "pissa": {"init": "pissa", "dropout": 0.1},
     "nf4": {"quantize": "nf4"},
     "int8": {"quantize": "int8", "whole": [r".*norm/scale"]},
 }

@@ -113,8 +113,9 @@ def test_a_conversion_holds_a_few_tensors_and_not_the_model(source, to, deep, tm
         found = folders.load(huggingface.open_folder(output))
         if source != "peft":
             folders.assert_same_params(found, params)
+            return
         for a, b in zip(*(jax.tree.leaves(tree) for tree in (found, params)), strict=True):  # x + 0 is not -0 any more
-            np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=1e-37)
+            assert np.abs(a.astype(np.float32) - b.astype(np.float32)).max() < 1e-37
 
 
 def assert_loads_by_orbax(workdir, params):

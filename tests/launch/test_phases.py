@@ -117,7 +117,6 @@ def test_a_phase_that_is_stopped_ends_the_command(tmp_path, monkeypatch):
 
     monkeypatch.setitem(phases.RECIPES, "pretrain", phases.RECIPES["pretrain"]._replace(train=recipe))
     config = base()
-    del config.phases
     config.model.preset, config.total_steps = "nano-test", 8
     config.data.mixture.text = {"source": "text.jsonl", "format": "auto", "weight": 1.0}
     with pytest.raises(Interrupted):

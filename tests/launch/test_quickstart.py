@@ -15,7 +15,7 @@ from camelid.tasks import primer
 
 SHORT = ["--pretrain_steps=3", "--sft_steps=2", "--reward_steps=2", "--ppo_steps=2"]
 SMALL = {  # what a stage is given beside its own config, for a suite of seconds
-    "pretrain": ["--config.eval_batches=2"],
+    "pretrain": ["--config.eval_batches=2", "--config.model.preset=nano-test"],
     "sft": ["--config.eval_batches=2"],
     "reward": ["--config.calibrate.prompts=8", "--config.eval_batches=2", "--config.data.batch_size=8"],
     "ppo": ["--config.data.batch_size=32", "--config.data.heldout_prompts=8", "--config.evals.primer.per_group=1"],

@@ -132,7 +132,7 @@ def test_a_packed_row_equals_hugging_faces_separate_rows():
     tokens = np.concatenate([first, second, padding])[None]
     segments = np.repeat([1, 2, 0], [T, T, 5])[None]
     positions = np.concatenate([np.arange(T), np.arange(T), padding])[None]
-    logits = llama.build(config).apply(params, tokens, segments, positions)[0, : 2 * T]
+    logits = jax.jit(llama.build(config).apply)(params, tokens, segments, positions)[0, : 2 * T]
     with np.load(golden.FILE) as stored:
         np.testing.assert_allclose(logits, stored["grouped/logits"].reshape(2 * T, -1), rtol=RTOL, atol=ATOL)
 
@@ -140,7 +140,9 @@ def test_a_packed_row_equals_hugging_faces_separate_rows():
 @pytest.fixture(scope="module")
 def tiny():
     model = llama.build(TINY)
-    return model, model.init(jax.random.key(0))
+    return model._replace(apply=jax.jit(model.apply), hidden=jax.jit(model.hidden)), jax.jit(model.init)(
+        jax.random.key(0)
+    )
 
 
 def tokens_of(rows: int, length: int, seed: int = 0) -> np.ndarray:
@@ -179,13 +181,14 @@ def test_a_fresh_model_predicts_nearly_evenly_at_any_depth():
     for n_layers in (2, 16):
         model = llama.build(TINY.replace(n_layers=n_layers, dim=64))
         tokens = tokens_of(4, 64)
-        loss = cross_entropy(model.apply(model.init(jax.random.key(1)), tokens[:, :-1]), tokens[:, 1:])
+        params = jax.jit(model.init)(jax.random.key(1))
+        loss = jax.jit(lambda p, t, m=model: cross_entropy(m.apply(p, t[:, :-1]), t[:, 1:]))(params, tokens)
         assert abs(loss - math.log(TINY.vocab_size)) < 0.7
 
 
 def test_initial_weights_have_the_stated_spread_and_follow_the_key():
     config = TINY.replace(dim=64, n_layers=8)
-    init = llama.build(config).init
+    init = jax.jit(llama.build(config).init)
     params, other = init(jax.random.key(0)), init(jax.random.key(1))
     expected = {"q": 64**-0.5, "k": 64**-0.5, "v": 64**-0.5, "o": (2 * 8 * 4 * 16) ** -0.5}
     for name, std in expected.items():
@@ -206,7 +209,7 @@ def gradients(config: LlamaConfig, params, tokens):
 
 def test_remat_policies_give_the_same_gradients_in_less_memory():
     config = TINY.replace(n_layers=8)
-    params = llama.build(config).init(jax.random.key(0))
+    params = jax.jit(llama.build(config).init)(jax.random.key(0))
     tokens = tokens_of(4, 129)
     compiled = {name: gradients(config.replace(remat=name), params, tokens) for name in llama.REMAT}
     expected = compiled["none"](params)
@@ -273,7 +276,7 @@ def test_bfloat16_logits_are_near_those_of_float32(tiny):
     model, params = tiny
     tokens = tokens_of(2, 40)
     expected = np.asarray(model.apply(params, tokens))
-    actual = np.asarray(llama.build(TINY.replace(dtype="bfloat16")).apply(params, tokens))
+    actual = np.asarray(jax.jit(llama.build(TINY.replace(dtype="bfloat16")).apply)(params, tokens))
     assert actual.dtype == np.float32
     error = np.abs(actual - expected).max() / expected.std()
     assert 0 < error < 0.1  # 8 bits of mantissa through two layers

@@ -29,6 +29,14 @@ def params():
     return jax.jit(MODEL.init)(jax.random.key(0))
 
 
+def adapted(kind, base):
+    """The network with fresh adapters of that kind."""
+    return jax.jit(lambda base: adapt(KINDS[kind], base, MODEL.abstract_params, jax.random.key(1)))(base)
+
+
+plain = jax.jit(lambda tree: storage.plain(tree, MODEL.abstract_params))
+
+
 def moved(tree, by=0.05):
     """The tree with everything that learns somewhere else."""
 
@@ -44,31 +52,29 @@ def moved(tree, by=0.05):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_adapter_changes_nothing_and_a_moved_one_is_what_merging_gives(kind, params):
     apply = jax.jit(MODEL.apply)
-    fresh = adapt(KINDS[kind], params, MODEL.abstract_params, jax.random.key(1))
+    fresh = adapted(kind, params)
     np.testing.assert_allclose(apply(fresh, TOKENS), apply(params, TOKENS), atol=2e-5)
     other = moved(fresh)
     assert np.abs(apply(other, TOKENS) - apply(params, TOKENS)).max() > 0.1
-    np.testing.assert_allclose(
-        apply(storage.plain(other, MODEL.abstract_params), TOKENS), apply(other, TOKENS), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(apply(plain(other), TOKENS), apply(other, TOKENS), rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapted_matrix_is_the_papers_formula(params):
     """base + alpha / r A B, in numpy; rsLoRA's alpha / sqrt(r); DoRA's magnitude times the direction."""
     for kind, gain in (("lora", 16 / 4), ("rank_stabilized", 16 / 2), ("dora", 16 / 4)):
-        tree = moved(adapt(KINDS[kind], params, MODEL.abstract_params, jax.random.key(1)))
+        tree = moved(adapted(kind, params))
+        whole = plain(tree)["layers"]["attention"]["o"]
         parts = jax.tree.map(np.asarray, tree["layers"]["attention"]["o"])
         for layer in range(MODEL.config.n_layers):
             change = np.einsum("her,rd->hed", parts["a"][layer], parts["b"][layer])
             expected = parts["base"][layer] + gain * change
             if kind == "dora":
                 expected *= parts["magnitude"][layer] / np.sqrt((expected**2).sum((0, 1)))
-            merged = storage.plain(tree, MODEL.abstract_params)["layers"]["attention"]["o"][layer]
-            np.testing.assert_allclose(merged, expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(whole[layer], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pissa_begins_with_the_strongest_directions(params):
-    parts = adapt(KINDS["pissa"], params, MODEL.abstract_params, jax.random.key(1))["layers"]["mlp"]["gate"]
+    parts = adapted("pissa", params)["layers"]["mlp"]["gate"]
     for layer, matrix in enumerate(np.asarray(params["layers"]["mlp"]["gate"])):
         u, s, vt = np.linalg.svd(matrix, full_matrices=False)
         product = parts["gain"][layer] * parts["a"][layer] @ parts["b"][layer]
@@ -77,9 +83,10 @@ def test_pissa_begins_with_the_strongest_directions(params):
 
 def test_dora_takes_the_norm_for_a_constant(params):
     """Its gradient by the magnitude is that of the paper: the output's direction."""
-    tree = moved(adapt(KINDS["dora"], params, MODEL.abstract_params, jax.random.key(1)))
+    tree = moved(adapted("dora", params))
     own = without(tree, params)
 
+    @jax.jit
     def out(own):
         return jnp.sum(MODEL.apply(join(own, params), TOKENS) ** 2)
 
@@ -95,8 +102,8 @@ def test_dora_takes_the_norm_for_a_constant(params):
 def test_no_gradient_as_large_as_a_matrix_is_formed(params):
     """Neither of the base nor of the output head: the compiled gradient has no array of their shapes but themselves."""
     model = llama.build(LlamaConfig.preset("nano-test", tied=False, ffn_dim=200))
-    whole = model.init(jax.random.key(0))
-    tree = adapt(KINDS["lora"], whole, model.abstract_params, jax.random.key(1))
+    whole = jax.jit(model.init)(jax.random.key(0))
+    tree = jax.jit(lambda whole: adapt(KINDS["lora"], whole, model.abstract_params, jax.random.key(1)))(whole)
     own = without(tree, whole)
 
     def loss(own, base):
@@ -111,10 +118,10 @@ def test_no_gradient_as_large_as_a_matrix_is_formed(params):
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4", "nf4"])
 def test_answers_are_those_of_the_merged_matrices(params, quantize):
-    base = params if quantize is None else storage.quantize(params, storage.MATRICES[quantize])
-    tree = moved(adapt(KINDS["lora"], base, MODEL.abstract_params, jax.random.key(1)))
+    base = params if quantize is None else jax.jit(lambda p: storage.quantize(p, storage.MATRICES[quantize]))(params)
+    tree = moved(adapted("lora", base))
     lengths, sampling = jnp.array([16, 9]), Sampling(max_tokens=6)
-    merged = storage.plain(tree, MODEL.abstract_params)
+    merged = plain(tree)
     found, expected = (
         decode.generate(MODEL, each, TOKENS, lengths, jax.random.key(2), sampling) for each in (tree, merged)
     )
@@ -141,15 +148,16 @@ def test_what_is_trained_whole_is_no_part_of_the_base(params):
 
 
 def test_dropout_drops_an_adapters_inputs_and_keeps_their_mean(params):
-    tree = moved(adapt(KINDS["lora"], params, MODEL.abstract_params, jax.random.key(1)), by=0.01)
+    tree = moved(adapted("lora", params), by=0.01)
     apply = jax.jit(MODEL.apply)
-    plain = apply(tree, TOKENS)
-    several = [apply(lora.with_dropout(tree, jax.random.key(k), 0.5), TOKENS) for k in range(24)]
+    expected = apply(tree, TOKENS)
+    dropped = jax.jit(lambda key: MODEL.apply(lora.with_dropout(tree, key, 0.5), TOKENS))
+    several = [dropped(jax.random.key(k)) for k in range(24)]
     spread = np.std(several, axis=0)
     assert spread.max() > 1e-3 and not np.allclose(several[0], several[1])
-    far = np.abs(np.mean(several, axis=0) - plain) / (spread / np.sqrt(len(several)) + 1e-5)
+    far = np.abs(np.mean(several, axis=0) - expected) / (spread / np.sqrt(len(several)) + 1e-5)
     assert np.mean(far) < 2.0
-    np.testing.assert_allclose(apply(lora.with_dropout(tree, jax.random.key(0), 0.0), TOKENS), plain, atol=1e-5)
+    np.testing.assert_allclose(apply(lora.with_dropout(tree, jax.random.key(0), 0.0), TOKENS), expected, atol=1e-5)
 
 
 def test_parts_lie_on_a_mesh_as_their_matrix_would(params):
@@ -164,7 +172,7 @@ def test_parts_lie_on_a_mesh_as_their_matrix_would(params):
 
 
 def test_a_sharded_adapted_network_computes_the_same(params):
-    tree = moved(adapt(KINDS["lora"], params, MODEL.abstract_params, jax.random.key(1)))
+    tree = moved(adapted("lora", params))
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     placed = jax.device_put(tree, shardings(tree, mesh, PARTITION_RULES))
     with jax.set_mesh(mesh):

@@ -10,8 +10,11 @@ import pytest
 
 from camelid.model import quantization
 from camelid.model.dynamic_codes import signed_codes, signed_table, signed_values
-from camelid.model.quantization import BLOCKS, NF4, as_head, decode, encode, encode_table, product, rows
+from camelid.model.quantization import BLOCKS, NF4, as_head, product, rows
 
+encode = jax.jit(quantization.encode, static_argnames=("kind", "inputs"))
+decode = jax.jit(quantization.decode, static_argnames=("inputs", "dtype"))
+encode_table = jax.jit(quantization.encode_table, static_argnames="kind")
 SHAPES = [((96, 40), 1), ((64, 3, 16), 1), ((3, 32, 40), 2), ((2, 16, 24), 2)]
 
 
@@ -124,8 +127,8 @@ def test_a_product_and_its_gradient_are_those_of_the_decoded_matrix(kind, shape,
     def loss(times):
         return lambda x: jnp.sum(jnp.sin(times(x)))
 
-    ours = jax.value_and_grad(loss(lambda x: product(x, parts)))(x)
-    plain = jax.value_and_grad(loss(lambda x: jnp.tensordot(x, whole, inputs)))(x)
+    ours = jax.jit(jax.value_and_grad(loss(lambda x: product(x, parts))))(x)
+    plain = jax.jit(jax.value_and_grad(loss(lambda x: jnp.tensordot(x, whole, inputs))))(x)
     for found, expected in zip(ours, plain, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

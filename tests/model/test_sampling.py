@@ -8,17 +8,19 @@ import pytest
 from camelid.model import sampling
 from camelid.model.sampling import Sampling, row_sampling
 
+draw_rows = jax.jit(sampling.draw)
+reshape_rows = jax.jit(sampling.reshape_distribution)
 VOCAB = 37
 
 
 def reshape_distribution(settings, logits_RV, seen_RV=None):
     rows, _ = row_sampling([settings] * len(logits_RV), logits_RV.shape[1])
-    return sampling.reshape_distribution(rows, logits_RV, seen_RV)
+    return reshape_rows(rows, logits_RV, seen_RV)
 
 
 def draw(settings, keys_R, logits_RV, seen_RV=None):
     rows, _ = row_sampling([settings] * len(logits_RV), logits_RV.shape[1])
-    return sampling.draw(rows, keys_R, logits_RV, seen_RV)
+    return draw_rows(rows, keys_R, logits_RV, seen_RV)
 
 
 RESHAPINGS = [

@@ -21,7 +21,7 @@ from camelid.model.sharding import make_mesh, shardings
 from camelid.model.speculative import SpeculativeGeneration, generate, stream
 from camelid.model.stopping import stops_of
 
-NANO = dict(vocab_size=512, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=192, tied=True)  # as nano-test
+NANO = dict(vocab_size=512, dim=64, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=192, tied=True)  # a layer of nano-test
 TINY = dict(vocab_size=96, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64)
 SMALL = dict(vocab_size=96, dim=16, n_layers=1, n_heads=2, ffn_dim=32)
 KEY = jax.random.key(7)
@@ -76,7 +76,7 @@ def assert_same_answers(got: decode.Generation, want: decode.Generation) -> None
     np.testing.assert_allclose(got.sampling_logprobs, want.sampling_logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("k", [1, 3, 5])
 def test_greedy_answers_are_the_targets_own_whatever_the_draft(k):
     target, params = random_model(**NANO)
     _, other = random_model(1, **NANO)

@@ -7,8 +7,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from camelid.model.sharding import make_mesh
-from camelid.rlhf.advantages import GROUP_KINDS, gae, group_advantages, whiten
+from camelid.rlhf import advantages as functions
+from camelid.rlhf.advantages import GROUP_KINDS
 
+gae = jax.jit(functions.gae, static_argnames=("gamma", "lam"))
+group_advantages = jax.jit(functions.group_advantages, static_argnames="kind")
+whiten = jax.jit(functions.whiten, static_argnames="shift_mean")
 POISON = [np.nan, np.inf, -np.inf]
 
 

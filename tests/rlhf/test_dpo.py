@@ -61,7 +61,7 @@ LENGTHS = np.array([[len(c), len(r)] for c, r in zip(CHOSEN, REJECTED, strict=Tr
 
 @pytest.mark.parametrize("filler", [0, 7])
 def test_an_answer_s_score_is_the_sum_over_its_tokens_given_the_prompt(filler):
-    found = dpo.score_pairs(MODEL, POLICY, batch(filler))
+    found = jax.jit(lambda params, batch: dpo.score_pairs(MODEL, params, batch))(POLICY, batch(filler))
     np.testing.assert_allclose(found.logp, slow_scores(POLICY), rtol=1e-5)
     np.testing.assert_array_equal(found.tokens, LENGTHS)
     np.testing.assert_allclose(found.mean, slow_scores(POLICY) / LENGTHS, rtol=1e-5)
@@ -82,13 +82,14 @@ def test_prompts_with_the_answers_to_others_are_cut_where_the_row_ends():
 
 
 def test_kto_s_point_of_reference_is_the_divergence_on_answers_to_other_prompts():
-    prepared = dpo.make_prepare(MODEL, dataclasses.replace(HYPER, kind="kto"))(POLICY, REFERENCE, batch())
+    prepare = jax.jit(dpo.make_prepare(MODEL, dataclasses.replace(HYPER, kind="kto")))
+    prepared = prepare(POLICY, REFERENCE, batch())
     gaps = [
         slow_logp(POLICY, prompt, CHOSEN[(i + 1) % 4]) - slow_logp(REFERENCE, prompt, CHOSEN[(i + 1) % 4])
         for i, prompt in enumerate(PROMPTS)
     ]
     np.testing.assert_allclose(prepared["kl"], np.full(4, max(np.mean(gaps), 0.0)), rtol=1e-4)
-    turned = dpo.make_prepare(MODEL, dataclasses.replace(HYPER, kind="kto"))(REFERENCE, POLICY, batch())
+    turned = prepare(REFERENCE, POLICY, batch())
     assert {np.mean(gaps) > 0, float(turned["kl"][0]) > 0} == {True, False}  # never below 0
     np.testing.assert_allclose(prepared["reference"], slow_scores(REFERENCE), rtol=1e-5)
 
@@ -120,7 +121,7 @@ def slow_loss(hyper, kl):
 @pytest.mark.parametrize("kind", dpo.KINDS)
 def test_each_kind_s_loss_is_the_paper_s_over_pairs_however_they_are_walked_through(kind, parts):
     hyper = dataclasses.replace(HYPER, kind=kind, label_smoothing=0.2 if kind in ("sigmoid", "robust") else 0.0)
-    prepared = dpo.make_prepare(MODEL, hyper)(POLICY, REFERENCE, batch())
+    prepared = jax.device_get(jax.jit(dpo.make_prepare(MODEL, hyper))(POLICY, REFERENCE, batch()))
     loss_fn = jax.jit(dpo.make_loss(MODEL, hyper))
     found = [loss_fn(POLICY, {name: x[part::parts] for name, x in prepared.items()}) for part in range(parts)]
     loss, pairs = (float(sum(part[i] for part in found)) for i in (0, 1))
@@ -134,7 +135,7 @@ def test_each_kind_s_loss_is_the_paper_s_over_pairs_however_they_are_walked_thro
 @pytest.mark.parametrize("kind", dpo.KINDS)
 def test_a_step_against_the_gradient_makes_the_chosen_answers_likelier_beside_the_rejected(kind):
     hyper = dataclasses.replace(HYPER, kind=kind)
-    prepared = dpo.make_prepare(MODEL, hyper)(POLICY, POLICY, batch())
+    prepared = jax.jit(dpo.make_prepare(MODEL, hyper))(POLICY, POLICY, batch())
     grads = jax.jit(jax.grad(lambda params: dpo.make_loss(MODEL, hyper)(params, prepared)[0]))(POLICY)
     moved = jax.tree.map(lambda p, g: p - 1e-3 * g, POLICY, grads)
     gaps = []

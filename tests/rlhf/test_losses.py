@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.rlhf.losses import (
-    best_of_k_loss,
-    cost_loss,
-    kl_estimate,
-    policy_loss,
-    ranking_loss,
-    value_loss,
-)
+from camelid.rlhf import losses as loss_functions
+from camelid.rlhf.losses import kl_estimate
 
+policy_loss = jax.jit(loss_functions.policy_loss, static_argnames=("clip", "clip_high", "aggregate"))
+value_loss = jax.jit(loss_functions.value_loss, static_argnames="clip")
+ranking_loss = jax.jit(loss_functions.ranking_loss, static_argnames=("kind", "centering"))
+best_of_k_loss = jax.jit(loss_functions.best_of_k_loss)
+cost_loss = jax.jit(loss_functions.cost_loss)
 POISON = np.array([np.nan, np.inf, -np.inf], np.float32)
 
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.rlhf.losses import best_of_k_loss, cost_loss, dpo_loss, kto_loss, orpo_loss, ranking_loss, simpo_loss
+from camelid.rlhf import losses as loss_functions
+
+best_of_k_loss, cost_loss = jax.jit(loss_functions.best_of_k_loss), jax.jit(loss_functions.cost_loss)
+dpo_loss = jax.jit(loss_functions.dpo_loss, static_argnames=("beta", "kind", "label_smoothing"))
+kto_loss = jax.jit(loss_functions.kto_loss, static_argnames=("beta", "desirable_weight", "undesirable_weight"))
+orpo_loss = jax.jit(loss_functions.orpo_loss, static_argnames="beta")
+ranking_loss = jax.jit(loss_functions.ranking_loss, static_argnames=("kind", "centering"))
+simpo_loss = jax.jit(loss_functions.simpo_loss, static_argnames=("beta", "gamma"))
 
 
 def log_sigmoid(x: float) -> float:

@@ -123,7 +123,7 @@ GRPO = {
 @pytest.mark.parametrize("variant", GRPO)
 def test_grpo_and_its_relatives_raise_the_score(variant, rl_arguments, tuned, reward_run, tmp_path, metrics):
     given = {"init_from": tuned, "evaluate": False} | ({"reward": reward_run} if variant == "grpo" else {})
-    assert main([*rl_arguments("grpo", tmp_path, **given), *GRPO[variant]]) == 0
+    assert main([*rl_arguments("grpo", tmp_path, **given), "--config.total_steps=8", *GRPO[variant]]) == 0
     scores = column(metrics, tmp_path, "objective/scores")
     assert np.mean(scores[-3:]) > np.mean(scores[:2]) + 0.3
     errors = {
@@ -142,20 +142,18 @@ def test_raft_raises_the_score(rl_arguments, tuned, tmp_path, metrics):
     assert np.all(np.array(best) >= scores)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "robust", "hinge", "ipo", "kto", "simpo", "orpo"])
+@pytest.mark.parametrize("kind", ["sigmoid", "orpo"])
 def test_direct_preference_optimisation_learns_to_tell_pairs_apart(kind, rl_arguments, tuned, tmp_path, metrics):
     line = rl_arguments("dpo", tmp_path, init_from=tuned, kind=kind, evaluate=kind == "sigmoid")
-    smoothing = ["--config.dpo.label_smoothing=0.1"] if kind == "robust" else []
-    assert main([*line, "--config.total_steps=8", *smoothing]) == 0
+    assert main([*line, "--config.total_steps=8"]) == 0
     losses, chosen, rejected = (
         column(metrics, tmp_path, name) for name in ("train/loss", "rewards/chosen", "rewards/rejected")
     )
     gaps = np.subtract(chosen, rejected)
     assert np.mean(losses[-2:]) < losses[0] - 0.05
     assert np.mean(gaps[-2:]) > gaps[0] + 0.1
-    if kind in ("sigmoid", "robust", "hinge", "ipo", "kto"):
-        assert gaps[0] == 0.0  # the policy is its reference
     if kind == "sigmoid":
+        assert gaps[0] == 0.0  # the policy is its reference
         assert losses[0] == pytest.approx(math.log(2), rel=1e-6)
         assert column(metrics, tmp_path, "eval/heldout/pairs/accuracy")[-1] > 0.95
         assert "blue" in camelid.load(tmp_path).chat("Which colour has the red fox number 7?", temperature=0.0)

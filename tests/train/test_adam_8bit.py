@@ -7,12 +7,15 @@ import optax
 import pytest
 
 from camelid.model.sharding import make_mesh
-from camelid.train.adam_8bit import BLOCK, Blocks, decode, encode, scale_by_adam_8bit
+from camelid.train import adam_8bit
+from camelid.train.adam_8bit import BLOCK, Blocks, scale_by_adam_8bit
 from camelid.train.optimizer import OptimSettings, make_optimizer
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable
 
 RULES = ((r".*", ("fsdp", None)),)
+encode = jax.jit(adam_8bit.encode, static_argnames="signed")
+decode = jax.jit(adam_8bit.decode, static_argnames="signed")
 
 
 def drawn(shape, seed=0):
@@ -59,9 +62,10 @@ def test_steps_are_adams_to_the_precision_of_a_byte():
     ours, adam = scale_by_adam_8bit(0.9, 0.95, 1e-8), optax.scale_by_adam(0.9, 0.95, 1e-8)
     state, expected_state = ours.init(params), adam.init(params)
     assert state.mu["w"].codes.dtype == jnp.uint8 and state.mu["small"].dtype == jnp.float32
+    move, expected_move = jax.jit(ours.update), jax.jit(adam.update)
     for step in range(12):
         grads = {"w": drawn((64, 256), step), "small": drawn((16,), step)}
-        (found, state), (expected, expected_state) = ours.update(grads, state), adam.update(grads, expected_state)
+        (found, state), (expected, expected_state) = move(grads, state), expected_move(grads, expected_state)
     np.testing.assert_allclose(found["small"], expected["small"], rtol=1e-4, atol=1e-7)
     error = np.abs(found["w"] - expected["w"])
     assert 1e-4 < np.mean(error) < 0.02 and np.max(error) < 0.5 and np.abs(expected["w"]).mean() > 0.2
@@ -71,9 +75,9 @@ def test_a_second_moment_far_below_its_blocks_largest_divides_no_step_by_zero():
     """Eight decades apart, where a byte for the second moment itself would be 0."""
     grads = {"w": jnp.full((64, 256), 1e-4).at[:, 0].set(1.0)}
     optimizer = scale_by_adam_8bit(0.9, 0.95, 1e-8)
-    state = optimizer.init(grads)
+    state, move = optimizer.init(grads), jax.jit(optimizer.update)
     for _ in range(3):
-        steps, state = optimizer.update(grads, state)
+        steps, state = move(grads, state)
     np.testing.assert_allclose(steps["w"], 1.0, rtol=0.3)
 
 

@@ -209,16 +209,15 @@ def test_every_optimiser_begins_anew_with_the_layers_of_a_period_and_goes_on_wit
     params, gradients = tree(0), [tree(seed, scale) for seed, scale in enumerate([1.0, 3.0, 0.2], 1)]
     restarting, plain = (optimizer_of(name, params, clip_norm=None, restarts=restarts) for restarts in (True, False))
 
-    @jax.jit
-    def run(params):
-        state, old, fresh = restarting.init(params), plain.init(params), plain.init(params)
-        for gradient, period in zip(gradients, (0, 0, 1), strict=True):
-            found, state, _ = restarting.move(gradient, state, params, period=jnp.int32(period))
-            on, old, _ = plain.move(gradient, old, params)
-        anew, _, _ = plain.move(gradients[-1], fresh, params)
-        return found, on, anew
-
-    found, on, anew = (flat(moved) for moved in run(params))
+    move = jax.jit(lambda gradient, state, period: restarting.move(gradient, state, params, period=period))
+    plain_move = jax.jit(lambda gradient, state: plain.move(gradient, state, params))
+    state, fresh = jax.jit(restarting.init)(params), jax.jit(plain.init)(params)
+    old = fresh
+    for gradient, period in zip(gradients, (0, 0, 1), strict=True):
+        found, state, _ = move(gradient, state, jnp.int32(period))
+        on, old, _ = plain_move(gradient, old)
+    anew, _, _ = plain_move(gradients[-1], fresh)
+    found, on, anew = (flat(moved) for moved in (found, on, anew))
     for update in found:
         expected, other = (anew, on) if "layers/" in update else (on, anew)
         np.testing.assert_allclose(found[update], expected[update], rtol=2.4e-7, atol=1e-8, err_msg=update)

@@ -118,7 +118,7 @@ def longer(pretrained, tmp_path_factory):
     """The run directory of `pretrained` at twice its context of 256 tokens, with adapters, and its documents."""
     root = tmp_path_factory.mktemp("longer")
     book = " ".join(f"the red fox sees {n} blue whales." for n in range(150))
-    (root / "books.jsonl").write_text("\n".join(json.dumps({"text": f"{book} {n}"}) for n in range(24)))
+    (root / "books.jsonl").write_text("\n".join(json.dumps({"text": f"{book} {n}"}) for n in range(10)))
     line = f"--config={CONFIG}:init_from={pretrained},source={root}/books.jsonl,kind=linear,lora=4"
     line += ",length=512,batch_size=8"
     short = ["total_steps=2", "schedule.warmup_steps=1", "data.heldout=0.3", f"data.cache_dir={root}/cache"]

@@ -1,4 +1,4 @@
-"""Two processes of four devices each, joined by JAX's distributed runtime over gloo, against one process of eight."""
+"""Two processes of two devices each, joined by JAX's distributed runtime over gloo, against one process."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def start_two(start):
 
     def popen(arguments):
         cluster = ["--distributed", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-        return [start([*arguments, *cluster, f"--process_id={i}"], devices=4) for i in range(2)]
+        return [start([*arguments, *cluster, f"--process_id={i}"], devices=2) for i in range(2)]
 
     return popen
 

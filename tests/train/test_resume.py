@@ -6,6 +6,8 @@ import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,14 +21,16 @@ from camelid.launch.cli import main
 STEPS = 24
 
 
-def random_steps(seed) -> list[int]:
-    """Three steps, late enough for a checkpoint: of step 4, whose writing the save of step 8 waits for."""
-    rng = random.Random(seed)
-    return [rng.randrange(9, 12), rng.randrange(14, 17), rng.randrange(19, 22)]
-
-
 OFTEN = "--config.checkpoint.every_steps=4"
-KILLS = {recipe: random_steps(recipe) for recipe in ("pretrain", "sft")}
+# Where each run is ended and begins again. kill -9 at random steps, late enough for a checkpoint: of step 4, whose
+# writing the save of step 8 waits for.
+ENDS = {
+    "pretrain": [(6, signal.SIGTERM), (random.Random("pretrain").randrange(14, 22), signal.SIGKILL)],
+    "sft": [
+        (random.Random("sft").randrange(9, 12), signal.SIGKILL),
+        (random.Random("sft").randrange(14, 22), signal.SIGKILL),
+    ],
+}
 
 
 def finish(process, code: int = 0) -> str:
@@ -57,34 +61,46 @@ def assert_same_bits(found, expected):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+class Runs(NamedTuple):
+    """straight: the directory of a run that nothing disturbs. ended: that of the same one, ended twice; the last step
+    whose metrics it had told each time, the one that it went on from, and what it had said."""
+
+    straight: Path
+    ended: Path
+    told: list[int]
+    resumed_from: list[int]
+    said: list[str]
+
+
 @pytest.fixture(scope="module")
 def runs(arguments, start, metrics, pretrained, tmp_path_factory):
-    """For each recipe: the directory of an uninterrupted run, that of a killed one, and where the latter went on."""
+    """The runs of each recipe, on two devices."""
 
-    def both(recipe):
+    def both(recipe) -> Runs:
         root = tmp_path_factory.mktemp(recipe)
-        command = {
-            name: [*arguments(recipe, root / name, init_from=pretrained if recipe == "sft" else None), OFTEN]
-            for name in ("straight", "killed")
-        }
-        finish(start(command["straight"]))
-        resumed_from = []
-        for step in KILLS[recipe]:
-            process = start(command["killed"])
-            send_at(process, step, signal.SIGKILL, root / "killed", metrics)
-            finish(process, code=-signal.SIGKILL)
-            resumed_from.append(reading.read_manifest(root / "killed")["step"])
-        finish(start(command["killed"]))
-        return root / "straight", root / "killed", resumed_from
+        straight, ended = (
+            [*arguments(recipe, root / name, init_from=pretrained if recipe == "sft" else None), OFTEN]
+            for name in ("straight", "ended")
+        )
+        finish(start(straight))
+        found = Runs(root / "straight", root / "ended", [], [], [])
+        for step, number in ENDS[recipe]:
+            process = start(ended)
+            send_at(process, step, number, found.ended, metrics)
+            found.said.append(finish(process, code=143 if number == signal.SIGTERM else -number))
+            found.told.append(max(metrics(found.ended)))
+            found.resumed_from.append(reading.read_manifest(found.ended)["step"])
+        finish(start(ended))
+        return found
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(KILLS, pool.map(both, KILLS), strict=True))
+        return dict(zip(ENDS, pool.map(both, ENDS), strict=True))
 
 
-@pytest.mark.parametrize("recipe", KILLS)
-def test_a_run_killed_at_three_random_steps_ends_with_the_same_bits(recipe, runs, metrics):
-    straight, killed, resumed_from = runs[recipe]
-    assert 0 < resumed_from[0] <= resumed_from[1] <= resumed_from[2] < STEPS
+@pytest.mark.parametrize("recipe", ENDS)
+def test_a_run_that_was_ended_twice_ends_with_the_same_bits(recipe, runs, metrics):
+    straight, killed, _, resumed_from, _ = runs[recipe]
+    assert 0 < resumed_from[0] <= resumed_from[1] < STEPS
     found, expected = state_of(killed), state_of(straight)
     assert int(found["step"]) == STEPS
     assert found.keys() == {"params", "opt_state", "step", "guard"} | ({"ema"} if recipe == "sft" else set())
@@ -100,19 +116,11 @@ def test_a_run_killed_at_three_random_steps_ends_with_the_same_bits(recipe, runs
     assert measured[0] == measured[1]
 
 
-def test_sigterm_saves_and_ends_with_a_code_of_its_own_and_the_run_goes_on_with_the_same_bits(
-    runs, arguments, start, metrics, tmp_path
-):
-    command = [*arguments("pretrain", tmp_path), OFTEN]
-    process = start(command)
-    send_at(process, 6, signal.SIGTERM, tmp_path, metrics)
-    output = finish(process, code=143)
-    stopped = reading.read_manifest(tmp_path)["step"]
+def test_sigterm_saves_and_ends_with_a_code_of_its_own(runs):
+    stopped = runs["pretrain"].resumed_from[0]
     assert 6 <= stopped < STEPS
-    assert f"camelid: SIGTERM ended the run at step {stopped} of {STEPS}; it is saved" in output
-    assert max(metrics(tmp_path)) == stopped
-    finish(start(command))
-    assert_same_bits(state_of(tmp_path), state_of(runs["pretrain"][0]))
+    assert f"camelid: SIGTERM ended the run at step {stopped} of {STEPS}; it is saved" in runs["pretrain"].said[0]
+    assert runs["pretrain"].told[0] == stopped
 
 
 def test_a_run_does_not_go_on_with_other_data(pretrained, arguments, tmp_path, capsys):
