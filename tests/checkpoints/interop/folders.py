@@ -58,11 +58,11 @@ def write_golden_folder(path, case: dict, weights: dict[str, np.ndarray] | None 
     return path
 
 
-def load(source: tensors.Source) -> llama.Params:
+def load(source: tensors.TensorSource) -> llama.Params:
     return tensors.load_params(source, llama.build(source.config).abstract_params)
 
 
-def logits(source: tensors.Source, tokens: np.ndarray) -> np.ndarray:
+def logits(source: tensors.TensorSource, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(llama.build(source.config).apply)(load(source), tokens))
 
 
@@ -74,7 +74,7 @@ def assert_same_params(found: llama.Params, expected: llama.Params) -> None:
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
 
 
-def assert_loads_in_parts(source: tensors.Source, expected: llama.Params) -> None:
+def assert_loads_in_parts(source: tensors.TensorSource, expected: llama.Params) -> None:
     """Onto eight devices, two along each of data, fsdp and tensor: the same arrays, and no part is read that has more
     than what one device keeps of a tensor."""
     read = []
