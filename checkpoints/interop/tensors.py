@@ -344,7 +344,7 @@ def _stack(layers: Sequence[Place], sharding: Sharding, read: Callable[[Place], 
     def blank(key_path, part):
         shape = (len(layers), *part.shape)
         where = placed(path_name(key_path), shape)
-        return jax.jit(functools.partial(jnp.zeros, shape, part.dtype), out_shardings=where)()
+        return _compiled_zeros(shape, part.dtype, where)()
 
     if layers[0].layer is None:
         only = read(layers[0])
@@ -356,10 +356,27 @@ def _stack(layers: Sequence[Place], sharding: Sharding, read: Callable[[Place], 
         parts = read(place)
         if stack is None:
             stack = jax.tree_util.tree_map_with_path(blank, parts)
-            where = jax.tree.map(lambda x: x.sharding, stack)
-            put = jax.jit(_put_layer, donate_argnums=0, out_shardings=where)
+            put = _compiled_put(*_hashable(jax.tree.map(lambda x: x.sharding, stack)))
         stack = put(stack, parts, place.layer)
     return stack
+
+
+# Parameters of one shape and sharding share their programs.
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled_zeros(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Callable[[], jax.Array]:
+    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled_put(shardings: tuple[Sharding, ...], tree: Any) -> Callable[..., Any]:
+    return jax.jit(_put_layer, donate_argnums=0, out_shardings=tree.unflatten(shardings))
+
+
+def _hashable(tree: Any) -> tuple[tuple[Any, ...], Any]:
+    leaves, structure = jax.tree.flatten(tree)
+    return tuple(leaves), structure
 
 
 def _put_layer(stack: Any, parts: Any, layer: int) -> Any:
