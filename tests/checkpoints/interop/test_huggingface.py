@@ -333,7 +333,7 @@ REFUSED = {
     "a factor below one": (rope(rope_type="linear", factor=0.5), "rope scaling factor 0.5"),
     "too few factors": (
         rope(rope_type="longrope", factor=2.0, short_factor=[1.0], long_factor=[1.0]),
-        f"longrope needs {PAIRS} short_factors",
+        f"longrope has 1 short_factors and 1 long_factors; give {PAIRS} of each",
     ),
     "heads that do not divide": (says(num_key_value_heads=3), "n_heads 4 is not a multiple of n_kv_heads 3"),
     "a missing tensor": (
