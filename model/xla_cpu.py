@@ -1,4 +1,4 @@
-"""Forms that exist only because XLA's CPU backend is slow at the plain ones; each says symptom and measured figure.
+"""Forms that exist only because XLA's CPU backend is slow at the plain ones: the symptom of each, and figures.
 
 Every function here computes what a line of plain jax.numpy would. On other backends the functions either choose the
 plain form or cost nothing there, as noted. All figures are of 2 cores (docs/performance.md has the benchmarks).
