@@ -159,7 +159,7 @@ class RunAdapters(AdapterCheckpoint, RunCheckpoint):
 
 
 class PEFTAdapters(AdapterCheckpoint):
-    """A folder of adapters in PEFT's format."""
+    """Low-rank adapters in a folder of PEFT's format, read as a checkpoint; the base is opened when first needed."""
 
     format = "peft"
 

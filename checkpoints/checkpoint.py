@@ -128,7 +128,7 @@ class Checkpoint(abc.ABC):
 
     @abc.abstractmethod
     def _tensors(self) -> Iterator[np.ndarray]:
-        """Yields every parameter, a layer at a time, in the order of `tensors.places` and in the dtype of the file."""
+        """Yields each parameter's array, without its name, in the order of `tensors.places` and in the file's dtype."""
 
     def tensors(self, dtype: str | None = None) -> Iterator[np.ndarray]:
         """Yields every parameter, a layer at a time, in the order of `interop.tensors.places(config, HUGGING_FACE)`.
@@ -189,7 +189,7 @@ def tokenizer_in(folder: epath.Path) -> Tokenizer | None:
 
 
 def template_of(tokenizer: Tokenizer | None, name: str) -> ChatTemplate | None:
-    """The chat template in a tokenizer's files, called `name`; None if they have none."""
+    """The chat template that a tokenizer's files contain, as a ChatTemplate with the name `name`; None without one."""
     if tokenizer is None or tokenizer.chat_template is None:
         return None
     return ChatTemplate(name, tokenizer.chat_template)

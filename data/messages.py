@@ -90,7 +90,15 @@ def read_messages(raw: dict, field: str, dialect: Dialect) -> list[Message]:
 
 
 def _rows(value, field: str, dialect: Dialect) -> list:
-    """The raw messages in `value` as a list; a single message and columns are turned into one."""
+    """The raw messages in `value` as a list, in whatever form the field has them.
+
+    Args:
+      value: a list of messages, a single message, or a dict of columns (a list of equal length for each field).
+      field: name of the field, for error messages.
+      dialect: names of a message's fields.
+
+    Raises ValueError for any other value, and for columns of different lengths.
+    """
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):

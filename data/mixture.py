@@ -106,7 +106,7 @@ class Mixture:
         return self.rows(step, slice(None))
 
     def rows(self, step: int, rows: slice) -> Batch:
-        """The rows `rows` of the batch of `step`, an array for each name; a host reads only the rows that it needs."""
+        """Arrays by name with the rows of batch `step` that a slice selects, so that a host reads only its own rows."""
         if step < 0:
             raise IndexError(f"step {step} is negative: the first step is 0")
         wanted = range(self.batch_size)[rows]
@@ -174,7 +174,7 @@ class EvalPass(Sequence):
         return self.rows(step, slice(None))
 
     def rows(self, step: int, rows: slice) -> Batch:
-        """The rows `rows` of batch `step`, an array for each name. A host reads only the rows that it needs."""
+        """Arrays by name with the rows of batch `step` that a slice selects, so that a host reads only its own rows."""
         step = range(len(self))[step]
         wanted = range(self.batch_size)[rows]
         batch = _zeros(len(wanted), self.part.shapes)

@@ -165,7 +165,14 @@ class HuggingFaceVocabulary:
 
 
 def _parse(model: bytes, where: str) -> dict[str, Any]:
-    """The JSON of a tokenizer.json, without truncation, padding and dropout."""
+    """Parses the bytes of a tokenizer.json; truncation, padding and dropout are off in the result.
+
+    Args:
+      model: content of the file.
+      where: its path, for error messages.
+
+    Raises UserError if the file is not a tokenizer.json, or has merges on which the library tokenizers panics.
+    """
     try:
         spec = json.loads(model)
     except (ValueError, RecursionError) as error:

@@ -46,7 +46,11 @@ def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Eva
 
 
 def _check_machine(config: RunConfig) -> None:
-    """Raises UserError where this machine lacks the devices or the packages that a config asks for."""
+    """Raises UserError if a config cannot run on this machine.
+
+    Checks that wandb is installed if asked for, that the mesh fits the devices, and that the attention kernel supports
+    the backend, the row length and the dtype.
+    """
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"config.wandb = {config.wandb!r} asks for Weights & Biases, which is missing: pip install wandb"

@@ -54,7 +54,7 @@ class Lora:
         return "score/" in path or any(re.fullmatch(pattern, path) for pattern in self.whole)
 
     def scale(self, rank: int) -> float:
-        """The factor of the product of a and b."""
+        """The factor of the product of a and b at a rank: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
         return self.alpha / (rank**0.5 if self.rank_stabilized else rank)
 
 

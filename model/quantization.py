@@ -51,7 +51,15 @@ def kind_of(parts: Parts) -> str:
 
 
 def encode(kind: str, matrix: Float[Array, "..."], inputs: int = 1) -> Parts:
-    """The matrix of `inputs` input axes and any output axes in `kind`'s numbers. Raises ValueError for no such kind."""
+    """Quantises a matrix.
+
+    Args:
+      kind: a key of BLOCKS.
+      matrix: input axes, then output axes.
+      inputs: number of input axes.
+
+    Raises ValueError for an unknown kind and for an odd number of inputs.
+    """
     if kind not in BLOCKS:
         raise ValueError(f"quantisation {kind!r}: give one of {', '.join(BLOCKS)}")
     axis = inputs - 1
@@ -131,7 +139,13 @@ def _unpack(packed: jax.Array, axis: int, blocks: int) -> jax.Array:
 
 
 def decode(parts: Parts, inputs: int, dtype: Any) -> Float[Array, "..."]:
-    """The matrix that the parts stand for; computed in float32."""
+    """Decodes a quantised matrix to an ordinary array; the arithmetic is in float32.
+
+    Args:
+      parts: the codes and scales that `encode` returns.
+      inputs: number of input axes of the matrix, which come first.
+      dtype: of the returned array.
+    """
     axis, kind = inputs - 1, kind_of(parts)
     scales = _scales(parts)
     if kind == "int8":
@@ -241,7 +255,12 @@ _times.defvjp(_times_forward, _times_backward)
 
 
 def encode_table(kind: str, table_VD: Float[Array, "V D"]) -> Parts:
-    """The embedding with its blocks along its last axis: as `encode` gives it for the head, transposed."""
+    """Quantises an embedding table, with blocks along its last axis, so that `rows` can look up single tokens.
+
+    Args:
+      kind: a key of BLOCKS.
+      table_VD: the embedding.
+    """
     return jax.tree.map(jnp.transpose, encode(kind, table_VD.T))
 
 

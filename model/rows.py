@@ -131,8 +131,8 @@ def read_prompts(
         slots: slots of a row of the cache, P or more.
 
     Returns:
-        The cache of each layer, with B n rows whose prompts end at slot P - 1, and the logits of the token after each
-        prompt.
+        A list with the cache of each layer, and logits [B, V] of the token after each prompt. Each prompt has n
+        consecutive rows in the cache (B n in all). In the cache prompts are padded on the left and end at slot P - 1.
     """
     config = decoder.config
     positions_BP = jnp.maximum(_positions(tokens_BP, lengths_B), 0)
@@ -244,7 +244,7 @@ def step(decoder: Decoder, tables: TokenTables, rows: Rows) -> tuple[Rows, Drawn
 
 
 def _draw_next(tables: TokenTables, rows: Rows, logits_RV: Float[Array, "R V"]) -> tuple[Rows, Drawn]:
-    """Draws one more token for each row that is running."""
+    """Draws the next token of each unfinished row from its logits, and returns the new rows and what was drawn."""
     keys_R = jax.vmap(jax.random.fold_in)(rows.keys_R, rows.drawn_R)
     found = draw(rows.sampling, keys_R, logits_RV, rows.seen_RV, tables.is_unused_V)
     tokens_R1, logprobs_R1, sampling_logprobs_R1 = (x[:, None] for x in found)

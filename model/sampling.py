@@ -313,10 +313,16 @@ def _nucleus_edge(probs_RV: Float[Array, "R V"], top_p_R: Float[Array, " R"]) ->
 
 
 def _last_that_holds(holds: Callable, low: Int[Array, "R 1"], high: Int[Array, "R 1"], halvings: int) -> jax.Array:
-    """The largest number from `low` to `high` - 1 for which `holds`, found by bisection; `low` where none does.
+    """For each row, the largest integer from `low` to `high` - 1 for which `holds` is true, found by bisection.
 
-    Floats are ordered as the integers that `_ordered` makes of them, so that the edge found is exact. Sorting the
-    vocabulary instead costs more than a layer of the network.
+    Callers pass floats as the integers of `_ordered`, so the result is exact to the last bit. Bisection replaces a sort
+    of the vocabulary, which costs more than a layer of the network.
+
+    Args:
+      holds: holds(integers [R, 1]) -> bool [R, 1], true up to some integer and false above it.
+      low: smallest result, returned where `holds` is false everywhere.
+      high: exclusive upper limit.
+      halvings: number of bisection steps; 2**halvings must be at least high - low.
     """
 
     def halve(_, bounds):

@@ -54,7 +54,10 @@ def match(rules: Sequence[tuple[str, Any]], name: str) -> Any:
 
 
 def map_rules(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
-    """Replaces each leaf of a tree by the value that `rules` give to its path; errors are those of `match`."""
+    """A tree of the same structure whose leaves are the values that (regex, value) rules give to their paths.
+
+    The first rule whose regex matches the whole path counts. Raises ValueError for a path that no rule matches.
+    """
     return jax.tree_util.tree_map_with_path(lambda path, _: match(rules, path_name(path)), tree)
 
 

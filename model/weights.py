@@ -23,7 +23,8 @@ class Weight:
     """A matrix in parts, as one node of a parameter tree."""
 
     parts: dict[str, Any]
-    """The dict of arrays. In a decoder it may be {"left": the matrix with the axes [.., out, in]}."""
+    """Arrays by name, in a representation that this file's docstring lists. Decoders have one more: {"left": matrix}, a
+    transposed dense matrix [.., out, in]."""
     by_blocks: bool = dataclasses.field(default=False, metadata={"static": True})
     """How a quantised matrix is multiplied (`quantization.product`)."""
 

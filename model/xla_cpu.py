@@ -120,9 +120,9 @@ def _computed_once(x_I: Float[Array, " I"]) -> Float[Array, " I"]:
 
 
 def scale_values(codes: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The values of `dynamic_codes.signed_codes`, by a look-up on this backend and by arithmetic on others.
+    """Decodes the 8-bit codes of `dynamic_codes.signed_codes`: by a table look-up on CPU, by arithmetic elsewhere.
 
-    Symptom of arithmetic: a scale is computed anew for each number that it scales. The look-up takes half the time.
+    Symptom of arithmetic on CPU: XLA recomputes a scale for each number that it scales, which takes twice as long.
     """
     return jax.lax.platform_dependent(
         codes, cpu=lambda codes: jnp.asarray(signed_table())[codes], default=signed_values

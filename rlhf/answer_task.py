@@ -166,14 +166,16 @@ class AnswerTask:
         return {"reference": self.run.reference(), "rewards": self.rewards.params, "cost": cost}
 
     def compile(self, network: Network, rollout: Callable, learn: Callable, frozen: Mapping[str, Any]) -> Step:
-        """Compiles a step: draw and score answers, score them with Python functions, learn.
+        """Compiles a recipe's step(state, batch of prompts) -> (state, metrics): rollout, then update.
 
-        It is one program if every reward is a model. Otherwise the host calls the functions between two programs.
+        The step is one program if every reward is a model. Otherwise it is two programs, between which the host scores
+        the answers with the Python functions.
 
         Args:
           network: the networks that are trained.
           rollout: rollout(state, frozen, prompts) -> experience.
-          learn: learn(state, experience, text) -> (state, metrics).
+          learn: learn(state, experience, text) -> (state, metrics). `text` has the pretraining rows of the batch, or
+            is {}.
           frozen: the parameters of `frozen_params`.
         """
         add_function_scores = self._function_scores(self.prompts.records, self._scored)

@@ -27,7 +27,7 @@ class AdaptiveKL:
     """
 
     target: float
-    """KL of an answer, in nats, above 0."""
+    """Mean KL of an answer that the coefficient is adapted to reach, in nats, above 0."""
 
     horizon: float
     """Number of answers over which the coefficient adapts, above 0."""

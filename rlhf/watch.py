@@ -58,8 +58,8 @@ class WatchSettings:
             value = getattr(self, name)
             if value is not None and getattr(self, other) is None:
                 raise UserError(
-                    f"{where}.{name} = {value!r} is watched against {where}.{other}, which is None: name a metric of "
-                    "evaluations in both, or leave both None"
+                    f"{where}.{name} = {value!r} needs {where}.{other}, which is None: name a metric of evaluations in "
+                    "both, or leave both None"
                 )
 
 

@@ -23,7 +23,7 @@ SMALLEST = 4096
 
 
 class Blocks(NamedTuple):
-    """An array in codes, by blocks of its last axis."""
+    """An array quantised to 8-bit codes, with a scale for each block of its last axis."""
 
     codes: UInt8[Array, "*rows last"]
     """The code of each number."""
@@ -34,7 +34,7 @@ class Blocks(NamedTuple):
 
 
 def encode(x: Float[Array, "*rows last"], signed: bool) -> Blocks:
-    """An array in codes. signed: whether its numbers may be negative."""
+    """Quantises an array to 8-bit codes. signed: whether its numbers may be negative."""
     width = min(BLOCK, x.shape[-1])
     window, ends = (1,) * (x.ndim - 1) + (width,), [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % width)]
     scales = jax.lax.reduce_window(jnp.abs(x), 0.0, jax.lax.max, window, window, ends)

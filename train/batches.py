@@ -48,7 +48,7 @@ class TextEntry(MixtureEntry):
 
 @dataclass(frozen=True)
 class ReadingSettings:
-    """What the sections `config.data` of all recipes share: the mixture, and how its records are read."""
+    """The settings of `config.data` that all recipes share: the mixture of sources, and how records are read."""
 
     mixture: dict[str, MixtureEntry] = dataclasses.field(default_factory=dict)
     """The sources by their names. At least one has a weight above 0."""

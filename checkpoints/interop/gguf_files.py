@@ -208,7 +208,7 @@ def read_config(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         raise ValueError(f"{where} is a mixture of {experts} experts, which camelid does not support")
     table = GGUF.names["embed/embedding"]
     if len(shapes.get(table, ())) != 2:
-        raise ValueError(f"{where}: 1 tensor(s) missing: {table}, a matrix")
+        raise ValueError(f"{where} has no matrix {table}, the embedding, so it does not hold a language model")
     vocab_size = shapes[table][0]
     tokens = len(fields.texts("tokenizer.ggml.tokens"))
     if tokens and tokens != vocab_size:

@@ -168,7 +168,7 @@ def read_config(fields: Mapping[str, Any], where: str) -> LlamaConfig:
     fields = Header(DEFAULTS.get(family, {}) | dict(fields), where)
     for name, allowed in FIXED.items():
         if fields.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{where}: {name} is {shown(fields[name])}; the network has only {allowed[0]!r}")
+            raise ValueError(f"{where}: {name} is {shown(fields[name])}; camelid supports only {allowed[0]!r}")
     dim, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     max_len = fields.integer("max_position_embeddings", 2048)
     with located(where):

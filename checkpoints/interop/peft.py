@@ -153,7 +153,7 @@ class _Tensors:
                     raise ValueError(f"{file}: {self._stored[short]} and {name} are both {short}")
                 self._stored[short] = name
                 if (kind := opened.get_slice(name).get_dtype()) not in DTYPES:
-                    raise ValueError(f"{file}: {name} holds {kind}, not {', '.join(DTYPES)}")
+                    raise ValueError(f"{file}: {name} has the dtype {kind}: save it in one of {', '.join(DTYPES)}")
         self._left = set(self._stored)
 
     def take(self, place: Place) -> Found:
@@ -198,7 +198,8 @@ class _Tensors:
             return
         listed = [f"{name} {list(self._shape(name))}" for name in sorted(self._left)]
         raise ValueError(
-            f"{self.file}: {len(listed)} tensor(s) with no place in the network: {'; '.join(listed[:SHOWN])}"
+            f"{self.file}: {len(listed)} tensor(s) with no place in the network: {'; '.join(listed[:SHOWN])}: "
+            "give the base that the adapters were trained on, or remove the tensors from the file"
         )
 
 
@@ -278,8 +279,8 @@ def _read_tied(
         theirs = head["whole"].T if "whole" in head else original + _product(head, said.scale(module_of(as_head))).T
         if not np.allclose(table, theirs, rtol=1e-3, atol=1e-5):
             raise ValueError(
-                f"{tensors.file}: embedding and output head of the base are one, but were trained to different values: "
-                "untie the base (tie_word_embeddings false, and its own lm_head.weight)"
+                f"{tensors.file}: the base has one matrix as embedding and output head, but the adapters give the two "
+                "different values: untie the base (tie_word_embeddings false, and its own lm_head.weight)"
             )
     _set_leaf(own, place.path, table)
 
@@ -346,7 +347,10 @@ def _check_asked_for(place: Place, found: Found, said: AdapterConfig, where: str
         return
     rank = found["a"].shape[-1] if "a" in found else len(found["table_a"])
     if rank != said.rank(module):
-        raise ValueError(f"{where}: adapters of {module} have rank {rank}, but {CONFIG} says {said.rank(module)}")
+        raise ValueError(
+            f"{where}: adapters of {module} have rank {rank}, but {CONFIG} says {said.rank(module)}: "
+            f"correct r or rank_pattern in {CONFIG}"
+        )
     if "a" in found and ("magnitude" in found) != said.dora:
         raise ValueError(f"{where}: the tensors of {module} do not fit use_dora {said.dora} in {CONFIG}")
 

@@ -454,7 +454,10 @@ def _check_expressible(proto: sentencepiece_model_pb2.ModelProto, where: str) ->
         kind = spec.ModelType.Name(spec.model_type).lower()
         raise UserError(f"{where} is a SentencePiece model of type {kind}; camelid writes only BPE into a GGUF file")
     if not spec.byte_fallback:
-        raise UserError(f"{where} has no byte fallback, which readers of GGUF need for characters without a piece")
+        raise UserError(
+            f"{where} has no byte fallback, which readers of GGUF need for characters without a piece: "
+            "export with --to=huggingface instead"
+        )
     if normalizer.precompiled_charsmap:
         raise UserError(f"{where} normalises text ({normalizer.name}), which GGUF cannot express for SentencePiece BPE")
     if not normalizer.escape_whitespaces or spec.treat_whitespace_as_suffix:

@@ -244,7 +244,7 @@ def test_what_a_foreign_folder_has_wrong_is_one_line_of_every_command(chain, tmp
         arguments("sft", tmp_path / "run", init_from=folder),
     ):
         assert main(line) == 2
-        message = f"camelid: {folder}/config.json: hidden_act is 'gelu'; the network has only 'silu'\n"
+        message = f"camelid: {folder}/config.json: hidden_act is 'gelu'; camelid supports only 'silu'\n"
         assert capsys.readouterr().err.endswith(message)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

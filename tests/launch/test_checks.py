@@ -195,7 +195,7 @@ def test_a_kind_s_own_options_are_read(configs):
 
 
 TOGETHER = {
-    "a metric alone": ("config.watch.gold", None, "config.watch.proxy = 'eval/heldout/scores' is watched against"),
+    "a metric alone": ("config.watch.gold", None, "config.watch.proxy = 'eval/heldout/scores' needs config.watch.gold"),
     "no such metric": ("config.watch.gold", "eval/heldout/score", "did you mean eval/heldout/scores?"),
     "no such evaluation": ("config.watch.proxy", "eval/gld/all", "no evaluation gives such a metric"),
     "nothing held out": ("config.data.heldout", 0.0, "no evaluation gives such a metric"),
