@@ -16,6 +16,10 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
     if name not in _PUBLIC:  # `import camelid` stays instant: JAX is imported with the first name that needs it
         raise AttributeError(f"module 'camelid' has no attribute {name!r}")

@@ -7,7 +7,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, shown
 from ..rlhf import dpo, grpo, ppo, raft, reward
 from ..settings.sections import read
 from ..train import pretrain, sft
@@ -36,9 +36,9 @@ RECIPES = {
 def read_config(config: ConfigDict) -> RunConfig:
     """The settings of a config, of the class of its recipe. Raises UserError as `settings.sections.read` does."""
     recipe = config.get("recipe")
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise UserError(
-            f"config.recipe: {recipe!r} is none of {', '.join(RECIPES)}{did_you_mean(str(recipe), RECIPES)}"
+            f"config.recipe: {shown(recipe)} is none of {', '.join(RECIPES)}{did_you_mean(str(recipe), RECIPES)}"
         )
     return read(config, RECIPES[recipe].config, complete=True)
 

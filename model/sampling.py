@@ -7,6 +7,7 @@ absent, and a program without them is a smaller one: temperatures, where all row
 
 import dataclasses
 import numbers
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from .stopping import Stops, join_tables
 
 Ranges = tuple[tuple[int, int], ...]
+
+GREEDY_BELOW = 1e-5
+"""Smaller temperatures take the likeliest token: logits divided by them would leave float32's range."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Sampling:
     """The most tokens of an answer."""
 
     temperature: float = 1.0
-    """Divisor of the logits; 0 takes the likeliest token after the penalty and ignores top_k, top_p and min_p."""
+    """Divisor of the logits. Below `GREEDY_BELOW`, as at 0, the likeliest token after the penalty is taken, and top_k,
+    top_p and min_p are ignored."""
 
     top_k: int = 0
     """The k likeliest tokens are kept, and those as likely as the last of them; 0 keeps all."""
@@ -64,7 +69,12 @@ class Sampling:
     """Ids without a token, as ranges (first, one past the last); they have probability 0."""
 
     def __post_init__(self):
-        object.__setattr__(self, "stop_ids", tuple(int(i) for i in self.stop_ids))
+        try:
+            object.__setattr__(self, "stop_ids", tuple(map(operator.index, self.stop_ids)))
+        except TypeError:
+            raise ValueError(f"sampling stop_ids {self.stop_ids!r}: give a list of token ids") from None
+        if not all(0 <= i < 2**31 for i in self.stop_ids):
+            raise ValueError(f"sampling stop_ids {self.stop_ids!r}: token ids are from 0 to 2**31 - 1")
         for name, kind in _KINDS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool) or not abs(value) < 2**31:
@@ -76,12 +86,17 @@ class Sampling:
             "top_k": (self.top_k >= 0, "give 0 (off) or more"),
             "top_p": (0 < self.top_p <= 1, "give more than 0, at most 1 (off)"),
             "min_p": (0 <= self.min_p <= 1, "give 0 (off) to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "give more than 0; 1 is off"),
+            "repetition_penalty": (1e-6 <= self.repetition_penalty <= 1e6, "give 1e-6 to 1e6; 1 is off"),
             "n": (self.n >= 1, "give 1 or more"),
         }
         for name, (holds, advice) in bounds.items():
             if not holds:
                 raise ValueError(f"sampling {name} {getattr(self, name)}: {advice}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature < GREEDY_BELOW
 
 
 _KINDS = dict.fromkeys(("max_tokens", "top_k", "pad_id", "n"), numbers.Integral) | dict.fromkeys(
@@ -166,7 +181,7 @@ def row_sampling(
     if limits_R is not None:
         minimum = jnp.minimum if isinstance(limits_R, jax.Array) else np.minimum
         max_tokens_R = minimum(max_tokens_R, limits_R)
-    temperature_R = np.array([s.temperature for s in settings], np.float32)
+    temperature_R = np.array([0.0 if s.is_greedy else s.temperature for s in settings], np.float32)
     inverse_R = np.divide(np.float32(1), temperature_R, out=np.zeros_like(temperature_R), where=temperature_R > 0)
     stops_SV, stop_state_R = join_tables([s.stops for s in settings])
     rows = RowSampling(
@@ -182,12 +197,12 @@ def row_sampling(
 
 def _is_filtered(s: Sampling) -> bool:
     """Whether the settings have a penalty, or a filter that counts: temperature 0 ignores filters."""
-    return s.repetition_penalty != 1 or (s.temperature > 0 and (s.top_k > 0 or s.top_p < 1 or s.min_p > 0))
+    return s.repetition_penalty != 1 or (not s.is_greedy and (s.top_k > 0 or s.top_p < 1 or s.min_p > 0))
 
 
 def _filters(settings: Sequence[Sampling]) -> Filters:
     """Filters and penalties as arrays of numpy. Filters of a greedy row are switched off."""
-    drawn = [s if s.temperature > 0 else Sampling() for s in settings]
+    drawn = [Sampling() if s.is_greedy else s for s in settings]
     penalty_R = np.array([s.repetition_penalty for s in settings], np.float32)
     with np.errstate(divide="ignore"):
         log_min_p_R = np.log(np.array([np.float32(s.min_p) for s in drawn], np.float64)).astype(np.float32)

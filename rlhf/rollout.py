@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Int
 from ..model import decode, llama
 from ..model.logprobs import TokenScores, head_logprobs
 from ..model.rows import align_right
-from ..model.sampling import Sampling
-from ..settings.leaves import Count, Path, Positive, Range
+from ..model.sampling import GREEDY_BELOW, Sampling
+from ..settings.leaves import Count, Path, Range
 from ..train.batches import RowLength
 
 
@@ -32,7 +32,7 @@ class RolloutSettings:
     max_tokens: RowLength = 128
     """The most tokens of an answer."""
 
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Range(least=GREEDY_BELOW)] = 1.0
     """Divisor of the logits when answers are drawn; their log-probabilities are taken at the same temperature."""
 
     n: Annotated[int, Range(least=1, most=2**16)] = 1
@@ -105,7 +105,7 @@ def check_sampling(sampling: Sampling) -> None:
     are allowed, because log-probabilities are computed with them too.
     """
     plain = dataclasses.replace(sampling, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
-    if sampling != plain or sampling.temperature == 0:
+    if sampling != plain or sampling.is_greedy:
         raise ValueError(
             "rollouts are drawn from the whole distribution: leave top_k 0, top_p 1, min_p 0 and repetition_penalty 1, "
             f"and give a temperature above 0 (it is {sampling.temperature:g})"

@@ -93,7 +93,8 @@ def load_phases(path: str, overrides: Iterable[str] = ()) -> dict[str, ml_collec
             try:
                 config_path.set_value(leaf, phase, value)
             except TypeError as error:
-                raise UserError(f"{file}: phase {name}: {leaf}: {_one_line(error)}") from None
+                said = _explain_type(error) or f"{leaf}: {_one_line(error)}"
+                raise UserError(f"{file}: phase {name}: {said}") from None
         configs[name] = _override(phase, common + own[name])
     return configs
 
@@ -106,9 +107,13 @@ def _phases_in(config: ml_collections.ConfigDict, file: str) -> dict[str, Mappin
             del config.phases
     try:
         phases = dict(listed)
+        holds = len(phases) == len(listed) and all(
+            isinstance(changes, Mapping) and all(isinstance(leaf, str) for leaf in changes)
+            for changes in phases.values()
+        )
     except (TypeError, ValueError):
-        phases = {}
-    if len(phases) < len(listed) or not all(isinstance(changes, Mapping) for changes in phases.values()):
+        holds = False
+    if not holds:
         raise UserError(f"{file}: config.phases is a list of (name, {{leaf: value}}), each with a name of its own")
     for name in phases if phases.keys() != {""} else ():
         if not (isinstance(name, str) and re.fullmatch(r"\w+", name)):  # of a folder, and of overrides
@@ -166,12 +171,16 @@ def _run_config_file(path: str) -> ml_collections.ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(*argument)
+        if isinstance(config, ml_collections.ConfigDict):
+            config.copy_and_resolve_references()  # raises for a required placeholder without a value
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == spec.origin]
         where = f"{file}:{lines[-1]}" if lines else file
+        if isinstance(error, ml_collections.config_dict.RequiredValueError):
+            raise UserError(f"{file}: a required placeholder has no value: set it in get_config()") from None
         what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{where}: {what}{_one_line(error)}") from error
+        raise UserError(f"{where}: {_explain_type(error) or what + _one_line(error)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{file}: get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
     return config.lock()
@@ -198,6 +207,15 @@ def _explain_value(message: str, config: ml_collections.ConfigDict) -> str:
         return f"{match[1]}: config.{match[2]} is a section; set its leaves, {', '.join(value)}"
     kind = config_path.get_type(match[2], config).__name__
     return f"{match[1]}: config.{match[2]} is of type {kind}, such as {value!r}"
+
+
+def _explain_type(error: BaseException) -> str:
+    """What ml_collections says of a value of another type than the leaf's, in one sentence; "" for other errors."""
+    words = r"Could not override field '(\w+)' \(reference\)\. (.*) is of .* casted to type <class '([\w.]+)'>"
+    if not (match := re.search(words, _one_line(error))):
+        return ""
+    kinds = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "True or False"}
+    return f"{match[1]} = {match[2]}: give {kinds.get(match[3], 'a section' if 'Dict' in match[3] else match[3])}"
 
 
 def _convert(key: str, text: str, default: Any) -> Any:

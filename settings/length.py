@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from ..errors import UserError
 
+LONGEST = 2**31 - 1
+"""The most steps of a run: steps are int32 on the device."""
+
 
 @dataclass(frozen=True)
 class Length:
@@ -43,4 +46,8 @@ class Length:
         }.get(self.unit)
         if not per_unit:
             raise UserError(f"{self.path or 'a length'}: {self.unit} cannot be converted to steps here; give steps")
-        return max(1, round(self.value * per_unit)) if self.value else 0
+        steps = self.value * per_unit
+        if steps > LONGEST:
+            name = self.path or "a length"
+            raise UserError(f"{name} = {self.value:g}: these are {steps:.3g} steps; give at most {LONGEST}")
+        return max(1, round(steps)) if self.value else 0

@@ -16,6 +16,7 @@ A field with a default may be missing from the config. Reading needs neither dat
 import dataclasses
 import difflib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -165,13 +166,15 @@ def _read_leaf(path: str, value: Any, annotation: Any, complete: bool = False) -
             return read(value, member, path, complete=complete and len(members_of(annotation)) == 1)
         if typing.get_origin(member) is dict and isinstance(value, MAPPINGS):
             entry = typing.get_args(member)[1]
+            if wrong := [name for name in value if not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name))]:
+                raise UserError(f"{path}: the name {shown(wrong[0])} is not made of letters, digits and . _ -")
             return {name: _read_leaf(f"{path}.{name}", each, entry) for name, each in value.items()}
     if accepts(value, annotation):
         return dict(value.items()) if isinstance(value, MAPPINGS) else value
     choice = next((x for m in members_of(annotation) if (x := marker_of(m, OneOf))), None)
     if choice and isinstance(value, str) and not any(typing.get_origin(m) is list for m in members_of(annotation)):
         near = difflib.get_close_matches(value, choice.names, n=1)
-        raise UserError(f"{path}: {value!r} is none of {choice}{f'; did you mean {near[0]}?' if near else ''}")
+        raise UserError(f"{path}: {shown(value)} is none of {choice}{f'; did you mean {near[0]}?' if near else ''}")
     large = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > LARGEST
     limits = f"; the largest whole number is {LARGEST}, the largest other one {LARGEST_FLOAT:.3g}" if large else ""
     raise UserError(f"{path} = {shown(value)}: give {describe(annotation)}{limits}")

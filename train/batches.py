@@ -31,7 +31,7 @@ class MixtureEntry:
     source: Path
     """Where the records are: a glob of files, a folder, "tfds:name:split" or "task:kind" (`data/sources.py`)."""
 
-    weight: NotNegative
+    weight: NotNegative = 1.0
     """Share of the rows, relative to the other sources."""
 
     format: Annotated[str, OneOf("auto", *FORMATS)] = "auto"

@@ -187,3 +187,29 @@ def test_a_setting_out_of_bounds_is_named_with_its_value(wrong):
 
 def test_sampling_is_hashable_whatever_holds_the_stop_ids():
     assert hash(Sampling(stop_ids=[1, 2])) == hash(Sampling(stop_ids=(1, 2)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-9, 9e-6])
+def test_a_temperature_near_0_is_greedy(temperature):
+    logits_RV = jnp.asarray(np.random.default_rng(0).normal(size=(3, VOCAB)) * 8, jnp.float32)
+    keys_R = jax.random.split(jax.random.key(0), 3)
+    tokens_R, logprobs_R, sampling_logprobs_R = draw(Sampling(temperature=temperature, top_k=3), keys_R, logits_RV)
+    np.testing.assert_array_equal(tokens_R, np.argmax(logits_RV, axis=1))
+    assert np.isfinite(logprobs_R).all() and not np.any(sampling_logprobs_R)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(stop_ids=5),
+        dict(stop_ids=None),
+        dict(stop_ids=("a",)),
+        dict(stop_ids=(2**40,)),
+        dict(stop_ids=(-1,)),
+        dict(repetition_penalty=1e-39),
+        dict(repetition_penalty=1e39),
+    ],
+)
+def test_settings_that_a_device_cannot_hold_are_refused(given):
+    with pytest.raises(ValueError, match=f"^sampling {next(iter(given))} .*: "):
+        Sampling(**given)

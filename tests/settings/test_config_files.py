@@ -26,6 +26,14 @@ CONFIG = '''
 '''
 
 
+BASE = """from ml_collections.config_dict import required_placeholder
+
+from camelid.configs.base import base
+def get_config():
+    c = base()
+    """
+
+
 @pytest.fixture
 def config_file(tmp_path):
     return write(tmp_path, CONFIG)
@@ -117,6 +125,10 @@ def test_a_wrong_override_is_one_clear_line(config_file, override, message):
         ("def get_config():\n    return {}['lr']", "experiment.py:2: KeyError: 'lr'"),
         ("def get_config():\n\n    raise OSError('no\\ndisk')", "experiment.py:3: OSError: no disk"),
         ("def get_config():\n    return {}", "get_config() must return an ml_collections.ConfigDict, not dict"),
+        (f"{BASE}c.total_steps = 6\n    c.total_steps = 6.5\n    return c", "total_steps = 6.5: give a whole number"),
+        (f"{BASE}c.optim.lr = '1e-3'\n    return c", "experiment.py:6: lr = 1e-3: give a number"),
+        (f"{BASE}c.data.mixture = 'a'\n    return c", "experiment.py:6: mixture = a: give a section"),
+        (f"{BASE}c.wandb = required_placeholder(str)\n    return c", "a required placeholder has no value: set it"),
         ("x = 1", "experiment.py: AttributeError: module 'config' has no attribute 'get_config'"),
         ("import no_such_module", "experiment.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
     ],
@@ -175,11 +187,14 @@ def test_a_config_without_phases_is_one_without_a_name(tmp_path, config_file):
             "",
             "phase a: there is no config.optim.lrr; did you mean config.optim.lr?",
         ),
-        ('[("a", {"seed": "x"})]', "", "experiment.py: phase a: seed: "),
+        ('[("a", {"seed": "x"})]', "", "experiment.py: phase a: seed = x: give a whole number"),
         ('[("a", {}), ("a", {})]', "", "each with a name of its own"),
         ('[("../a", {}), ("b", {})]', "", "the name '../a' is not made of letters, digits and underscores"),
         ("[(1, {}), (2, {})]", "", "the name 1 is not made of letters"),
         ('["a"]', "", "config.phases is a list of (name, {leaf: value})"),
+        ('[("a", {1: 2})]', "", "config.phases is a list of (name, {leaf: value})"),
+        ("5", "", "config.phases is a list of (name, {leaf: value})"),
+        ('[("a", {"optim": 1})]', "", "phase a: optim = 1: give a section"),
         ('[("a", 3)]', "", "config.phases is a list of (name, {leaf: value})"),
     ],
 )

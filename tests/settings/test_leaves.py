@@ -209,6 +209,20 @@ def test_a_unit_that_cannot_be_converted_is_one_line(unit):
         Length(3, unit, f"config.x_{unit}").steps()
 
 
+def test_more_steps_than_a_device_counts_are_refused():
+    with pytest.raises(
+        UserError, match=r"^config\.total_tokens = 1e\+20: these are 9\.77e\+16 steps; give at most 2147"
+    ):
+        Length(1e20, "tokens", "config.total_tokens").steps(tokens_per_step=1024)
+
+
+@pytest.mark.parametrize("name", [1, "", "a/b", "a\n"])
+def test_names_that_the_user_chooses_are_words(name):
+    assert read({"many": {"a-b.ü": {"weight": 1.0}}}, Section, "config.s").many == {"a-b.ü": Inner(1.0)}
+    with pytest.raises(UserError, match=r"^config\.s\.many: the name .* is not made of letters, digits and \. _ -$"):
+        read({"many": {name: {"weight": 1.0}}}, Section, "config.s")
+
+
 def test_a_section_s_own_check_names_where_it_stands():
     @dataclass(frozen=True)
     class Ordered:
