@@ -114,7 +114,9 @@ class OptimSettings:
             )
 
     def arguments(self) -> dict[str, float]:
-        """The arguments of the optimiser, defaults included. Raises UserError for one that it does not take."""
+        """The arguments of the optimiser, defaults included. Raises UserError for an unknown optimiser or argument."""
+        if self.name not in DEFAULTS:
+            raise UserError(f"config.optim.name: no optimiser {self.name!r}; give one of {', '.join(DEFAULTS)}")
         given = {name: value for name in ARGUMENTS if (value := getattr(self, name)) is not None}
         if unknown := set(given) - set(DEFAULTS[self.name]):
             taken = ", ".join(DEFAULTS[self.name])

@@ -116,7 +116,7 @@ def exists_or_broken_link(path: epath.Path) -> bool:
 def missing_message(path: epath.Path) -> str:
     """The message for a file that does not exist, or whose link is broken, as in a cache that was cleaned up."""
     if os.path.islink(path):
-        return f"{path} is a link to {os.readlink(path)}, which is not there"
+        return f"{path} is a link to {os.readlink(path)}, which does not exist"
     return f"{path}: no such file"
 
 

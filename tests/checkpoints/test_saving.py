@@ -25,6 +25,7 @@ from camelid.checkpoints.saving import Checkpoints
 from camelid.data.tokenizer import Tokenizer
 from camelid.errors import UserError
 from camelid.train import resume
+from camelid.train.run_config import SupervisedConfig
 
 MANIFEST = {"config": {"seed": 1}, "tokenizer": None, "template": None, "data_fingerprint": "abc"}
 
@@ -235,9 +236,9 @@ def test_a_run_whose_manifest_says_no_more_than_the_model_files_hash_opens_as_it
     assert loaded.adds_bos and loaded.chat_template == "x"
     length = {"total_steps": 1}
     # data_fingerprint would say which tokens changed
-    assert resume.compare(older | length, manifest | length) == ([], [])
+    assert resume.compare(older | length, manifest | length, SupervisedConfig) == ([], [])
     other = describe(config, tokenizer=train_tokenizer(tmp_path / "other", 280))
-    [refused], _ = resume.compare(older | length, other | length)
+    [refused], _ = resume.compare(older | length, other | length, SupervisedConfig)
     assert "another tokenizer" in refused
 
 

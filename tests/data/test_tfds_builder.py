@@ -78,8 +78,8 @@ def test_plain_tfds_opens_it_with_its_metadata(tmp_path):
     folder = build_dataset(Source(source, heldout=0.3), "mine", tmp_path)
     builder = tfds.builder_from_directory(folder)
     data = {split: builder.as_data_source(split=split) for split in ("train", "heldout")}
-    assert sum(map(len, data.json_values())) == 40
-    texts = {example["text"].decode(): json.loads(example["meta"]) for part in data.json_values() for example in part}
+    assert sum(map(len, data.values())) == 40
+    texts = {example["text"].decode(): json.loads(example["meta"]) for part in data.values() for example in part}
     assert texts == {record["text"]: record["meta"] for record in records}
     assert builder.info.metadata == {
         "source": source,

@@ -89,7 +89,7 @@ def test_a_mesh_has_four_axes_and_fsdp_takes_all_by_default():
     [
         ({"fsdp": 4}, r"'fsdp': 4.* does not fit 8 device"),
         ({"fsdp": 3, "data": -1}, "does not fit 8 device"),
-        ({"fsdp": -1, "data": -1}, "one may be -1"),
+        ({"fsdp": -1, "data": -1}, "or one -1"),
         ({"fsdp": 16}, "does not fit 8 device"),
         ({"fsdp": -2, "data": -4}, "does not fit 8 device"),
         ({"fsdp": 0}, "does not fit 8 device"),

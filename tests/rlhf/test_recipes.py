@@ -176,7 +176,7 @@ MISTAKES = {
     ("ppo", "--config.ppo.epoch=1"): "there is no config.ppo.epoch; did you mean config.ppo.epochs?",
     ("ppo", "--config.init_from=None"): "config.init_from = None: give the path of the tuned model",
     ("ppo", "--config.kl.controller=adaptiv"): "config.kl.controller: 'adaptiv' is none of fixed, adaptive",
-    ("ppo", "--config.rollout.temperature=0.0"): "config.rollout.temperature = 0.0: give a number greater than 0",
+    ("ppo", "--config.rollout.temperature=0.0"): "config.rollout.temperature = 0.0: give a number from 1e-05 up",
     ("ppo", "--config.rollout.n=0"): "config.rollout.n = 0: give a whole number from 1",
     ("ppo", "--config.rollout.max_tokens=250"): "together exceed the network's context of 256 tokens",
     ("ppo", "--config.ppo.minibatches=3"): "16 answers are not a multiple of minibatches x config.optim.accumulate = 3",

@@ -48,8 +48,12 @@ def test_rules_are_for_each_of_several_networks_or_for_the_one_whose_name_they_b
     assert {path for path, value in frozen.items() if value} == {
         "policy/embed/embedding", "critic/embed/embedding", "critic/norm/scale"
     }  # fmt: skip
-    for setting, pattern in (("frozen", "polcy/embed/.*"), ("lr_multipliers", "policy/embed/.*"), ("decay", "embed")):
-        settings.optim[setting] = [(pattern, True if setting != "lr_multipliers" else 0.5), (".*", False)]
+    for setting, pattern, value in (
+        ("frozen", "polcy/embed/.*", True),
+        ("lr_multipliers", "policy/embed/.*", 0.5),
+        ("decay", "embed", True),
+    ):
+        settings.optim[setting] = [(pattern, value), (".*", value)]
         with pytest.raises(UserError, match=rf"config\.optim\.{setting}: '{pattern[:5]}.*' matches no parameter"):
             rules_of(settings)
         settings.optim[setting] = None

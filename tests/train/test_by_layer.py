@@ -126,7 +126,7 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_same_bits(arguments, tmp_pat
     "name, changes, message",
     [
         ("adafactor", {}, "adafactor needs several layers at a time; adamw, adamw8bit, lion can be offloaded"),
-        ("adamw", {"restarts": True}, "leave it out"),
+        ("adamw", {"restarts": True}, "set optim.offload=False"),
     ],
 )
 def test_what_cannot_be_offloaded_is_a_users_error(name, changes, message):

@@ -194,7 +194,7 @@ def test_a_link_to_a_file_that_is_gone_is_said(name, tmp_path):
         (folder / "tokenizer.json").write_text("{}")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "blobs" / "3f2a")
-    with pytest.raises(UserError, match=rf"{name} is a link to .*3f2a, which is not there"):
+    with pytest.raises(UserError, match=rf"{name} is a link to .*3f2a, which does not exist"):
         checkpoints.open(folder)
 
 
@@ -205,6 +205,6 @@ def test_a_link_to_a_recommendation_that_is_gone_is_told_and_one_that_nobody_rea
     with pytest.warns(UserWarning) as told:
         assert checkpoints.open(folder).source.config == TINY
     assert [str(each.message) for each in told] == [
-        f"{folder}/generation_config.json is a link to {tmp_path}/blobs/3f2a, which is not there; its "
+        f"{folder}/generation_config.json is a link to {tmp_path}/blobs/3f2a, which does not exist; its "
         "sampling settings are not used"
     ]

@@ -272,7 +272,7 @@ def test_a_link_that_leads_nowhere_is_said(tmp_path):
     folder = write_bin_folder(tmp_path / "bin", make_interop.META)
     (folder / "pytorch_model.bin").unlink()
     (folder / "pytorch_model.bin").symlink_to("../../blobs/1234")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin is a link to ../../blobs/1234, which is not there"):
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is a link to ../../blobs/1234, which does not exist"):
         huggingface.open_folder(folder)
 
 
