@@ -4,6 +4,7 @@ The fixtures are what the tests of whole runs share: a small corpus with its tok
 as processes.
 """
 
+import gc
 import json
 import math
 import os
@@ -24,6 +25,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # programs without the lines that they come from: less tracing
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["COLUMNS"] = "200"  # tables whole, however long the paths in them
 
@@ -36,6 +38,7 @@ from camelid.model.sharding import make_mesh
 from camelid.train import run
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(50_000, 20, 20)  # tracing makes objects by the million, few of them in cycles
 
 # A job in the background of a shell, or under nohup, ignores these signals, and so would every process that a test
 # sends one to.

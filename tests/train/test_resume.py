@@ -128,7 +128,7 @@ def test_a_run_does_not_go_on_with_other_data(pretrained, arguments, tmp_path, c
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert main([*arguments("pretrain", tmp_path / "run"), "--config.seed=1"]) == 2
     said = capsys.readouterr().err
-    assert "config.seed was 0 and is 1; there is other data" in said and said.count("\n") == 1
+    assert "config.seed was 0 and is 1. Give the former values" in said and said.count("\n") == 1
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
