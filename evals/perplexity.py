@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..checkpoints.heldout_loss import heldout_loss
 from ..checkpoints.language_model import LanguageModel
 from ..data.mixture import EvalPass
 from ..data.packed_rows import PackedRows
@@ -15,7 +16,6 @@ from ..data.text_encoder import TextEncoder
 from ..data.token_cache import TokenCache, build_cache
 from ..errors import UserError
 from ..model.sharding import BATCH
-from .heldout import heldout_loss
 
 
 def text_cache(

@@ -13,7 +13,7 @@ BELOW = {
     "data": {"tasks"},
     "checkpoints": {"model", "data"},
     "evals": {"settings", "model", "tasks", "data", "checkpoints"},
-    "train": {"settings", "model", "data", "checkpoints", "evals"},
+    "train": {"settings", "model", "data", "checkpoints"},
     "serve": {"model", "data", "checkpoints"},
     "rlhf": {"settings", "model", "tasks", "data", "checkpoints", "train"},
 }

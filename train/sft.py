@@ -7,7 +7,7 @@ one of them weighs the same, however conversations are packed into rows.
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..evals.heldout import heldout_loss
+from ..checkpoints.heldout_loss import heldout_loss
 from ..model.logprobs import next_token_loss
 from ..model.sharding import BATCH
 from .batches import check_rows, data_of, data_tables

@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import camelid
 from camelid.checkpoints.convert import to_peft
+from camelid.checkpoints.heldout_loss import heldout_loss
 from camelid.data.packed_rows import DTYPES
 from camelid.errors import UserError
-from camelid.evals.heldout import heldout_loss
 from camelid.launch.cli import main
 from camelid.launch.recipes import read_config
 from camelid.model import llama
