@@ -55,6 +55,9 @@ IDENTITIES = {
 """Manifest entries that must be the same, and what is said where they differ."""
 
 
+DATA_SETTINGS = re.compile(r"config\.(seed|data|ptx)\b")
+"""Sentences about settings that the fingerprint of the data depends on."""
+
 FORMER_NAMES = {
     "judges": "eval_rewards",
     "normalise": "calibrate",
@@ -128,8 +131,8 @@ def compare(saved: Mapping[str, Any], given: Mapping[str, Any], kind: type) -> C
     if manifest.same_tokenizer(saved.get("tokenizer"), given.get("tokenizer")):
         saved = dict(saved) | {"tokenizer": given.get("tokenizer")}
     for name, meaning in IDENTITIES.items():
-        if name == "data_fingerprint" and changes.refused:
-            continue  # it depends on settings that have been named
+        if name == "data_fingerprint" and any(map(DATA_SETTINGS.match, changes.refused)):
+            continue  # it depends on the settings that have been named
         difference = _difference(saved.get(name), given.get(name)) if name in saved else None
         if difference is not None:
             changes.refused.append(f"there is {meaning} ({difference})")

@@ -155,6 +155,12 @@ def test_a_function_that_has_become_a_task_is_the_same_reward():
     assert len(compare(before, rewarded({"task": "walks", "weight": 1.0})).refused) == 1
 
 
+def test_other_data_are_named_unless_a_setting_that_changes_them_is():
+    other = {"data_fingerprint": "other"}
+    assert len(compare(manifest(), changed(**{"optim.lr": 1e-3}) | other).refused) == 2
+    assert compare(manifest(), changed(seed=1) | other).refused == ["config.seed was 0 and is 1"]
+
+
 def test_a_run_whose_config_has_former_names_goes_on():
     """Configs of versions before name leaves otherwise, and leave out what was a default then as now."""
     given = ppo_base()
