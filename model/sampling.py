@@ -383,12 +383,27 @@ def draw(
     """
     model_RV = logits_RV.astype(jnp.float32)
     drawn_RV = reshape_distribution(sampling, logits_RV, seen_RV, is_unused_V)
-    tokens_R = jnp.argmax(drawn_RV, axis=-1).astype(jnp.int32)
+
+    def likeliest_R():
+        return jnp.argmax(drawn_RV, axis=-1).astype(jnp.int32)
+
     if sampling.inverse_temperature_R is None:
+        tokens_R = likeliest_R()
         return tokens_R, _log_prob(model_RV, tokens_R), jnp.zeros(tokens_R.shape)
+    # A pass over the vocabulary that no row asks for is skipped: on a CPU each costs a part of a small network's step.
     greedy_R = greedy_rows(sampling)
-    tokens_R = jnp.where(greedy_R, tokens_R, draw_from(keys_R, drawn_RV))
-    return tokens_R, _log_prob(model_RV, tokens_R), jnp.where(greedy_R, 0.0, _log_prob(drawn_RV, tokens_R))
+    tokens_R = draw_from(keys_R, drawn_RV)
+    tokens_R = jax.lax.cond(jnp.any(greedy_R), lambda: jnp.where(greedy_R, likeliest_R(), tokens_R), lambda: tokens_R)
+    logprobs_R = _log_prob(model_RV, tokens_R)
+    if sampling.filters is None and is_unused_V is None:  # the distribution differs from the model's by temperature
+        sampling_logprobs_R = jax.lax.cond(
+            jnp.any(sampling.inverse_temperature_R != 1),
+            lambda: _log_prob(reshape_distribution(sampling, logits_RV), tokens_R),
+            lambda: logprobs_R,
+        )
+    else:
+        sampling_logprobs_R = _log_prob(drawn_RV, tokens_R)
+    return tokens_R, logprobs_R, jnp.where(greedy_R, 0.0, sampling_logprobs_R)
 
 
 def log_distribution(sampling: RowSampling, shaped_RV: Float[Array, "R V"]) -> Float[Array, "R V"]:
