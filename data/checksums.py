@@ -83,15 +83,6 @@ def damage(folder: epath.PathLike, expected: Checksums) -> str | None:
         return next(filter(None, pool.map(look, sorted(expected))), None)
 
 
-def stamp(folder: epath.PathLike) -> tuple:
-    """Paths, sizes and modification times of all files below `folder`. An equal stamp means an unchanged folder."""
-    if "://" in os.fspath(folder):
-        files = [path for path in epath.Path(folder).glob("**/*") if not path.is_dir()]
-        return tuple(sorted((str(path), path.stat().length, path.stat().mtime) for path in files))
-    files = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
-    return tuple((file, (status := os.stat(file)).st_size, status.st_mtime_ns) for file in sorted(files))
-
-
 def _files_below(folder: epath.Path, prefix: str = "") -> Iterator[str]:
     for path in folder.iterdir():
         if path.is_dir():

@@ -147,9 +147,6 @@ def build_cache(
 
 def _problem_with(path: Path) -> str | None:
     """Why a finished cache cannot be used, in words; None if it can."""
-    stamp = checksums.stamp(path)
-    if _intact_caches.get(path) == stamp:
-        return None
     try:
         info = json.loads((path / "cache.json").read_text("utf-8"))
         if "checksum" in info and info.pop("checksum") != _checksum_of(info):
@@ -159,13 +156,7 @@ def _problem_with(path: Path) -> str | None:
         problem = checksums.damage(path, info["files"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return "damaged (cache.json cannot be read)"
-    if problem is not None:
-        return f"damaged ({problem})"
-    _intact_caches[path] = stamp
-    return None
-
-
-_intact_caches: dict[Path, tuple] = {}  # stamps of the caches that this process has compared with their checksums
+    return None if problem is None else f"damaged ({problem})"
 
 
 def _checksum_of(info: dict) -> str:

@@ -78,15 +78,11 @@ def open_folder(path: epath.PathLike) -> TensorSource:
     fields = read_json(path / CONFIG)
     config = read_config(fields, str(path / CONFIG))
     files = weight_files(path)
-    found = {}
-    for file in files:
-        with open_tensors(file) as opened:
-            for name in opened.offset_keys():
-                part = opened.get_slice(name)
-                found[name] = (file, name, part.get_shape(), part.get_dtype())
-    plain = plain_names(found, str(path))
-    found = {plain[name]: tensor for name, tensor in found.items()}
-    shapes, dtypes = ({name: tensor[i] for name, tensor in found.items()} for i in (2, 3))
+    file_of = {name: opened for opened in map(open_tensors, files) for name in opened.headers}
+    stored = {plain: name for name, plain in plain_names(file_of, str(path)).items()}
+    headers = {plain: file_of[name].headers[name] for plain, name in stored.items()}
+    shapes = {name: header.shape for name, header in headers.items()}
+    dtypes = {name: header.dtype for name, header in headers.items()}
 
     if fields.get("quantization_config") and set(dtypes.values()) - DTYPES.keys():
         method = shown(fields.section("quantization_config").get("quant_method"))
@@ -95,9 +91,7 @@ def open_folder(path: epath.PathLike) -> TensorSource:
         )
 
     def read(name: str, index: Index) -> np.ndarray:
-        file, stored, *_ = found[name]
-        with open_tensors(file) as opened:  # opened for each read: pages of a mapped file count as memory until closed
-            return opened.get_slice(stored)[index]
+        return file_of[stored[name]].read(stored[name], index)
 
     if config.tied and HEAD in shapes:
         if shapes[HEAD] != shapes[TABLE] or not np.array_equal(read(HEAD, ()), read(TABLE, ())):
@@ -105,7 +99,7 @@ def open_folder(path: epath.PathLike) -> TensorSource:
                 f"{path / CONFIG} has tie_word_embeddings true, but {HEAD} and {TABLE} differ: set it to false"
             )
         del shapes[HEAD]
-    bare = TABLE in found and not found[TABLE][1].endswith(TABLE)
+    bare = TABLE in stored and not stored[TABLE].endswith(TABLE)
     if bare and not config.tied and HEAD not in shapes:
         raise ValueError(
             f"{path} has no output head ({HEAD}), as a bare model class saves it: save the whole model, or set "

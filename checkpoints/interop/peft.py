@@ -142,18 +142,17 @@ class _Tensors:
 
     def __init__(self, file: epath.Path, shapes: Mapping[str, tuple[int, ...]]):
         """Reads the names in `file`. `shapes` are those of the base's tensors, by transformers' names."""
-        self.file, self._stored, self._base_shapes = file, {}, shapes
-        with open_tensors(file) as opened:
-            for name in opened.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
-                short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", unwrapped(name))
-                short = re.sub(r"\.original_module\.weight$", ".base_layer.weight", short)
-                short = re.sub(r"\.base_layer\.bias$", ".bias", short)
-                short = re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", short)
-                if short in self._stored:
-                    raise ValueError(f"{file}: {self._stored[short]} and {name} are both {short}")
-                self._stored[short] = name
-                if (kind := opened.get_slice(name).get_dtype()) not in DTYPES:
-                    raise ValueError(f"{file}: {name} has the dtype {kind}: save it in one of {', '.join(DTYPES)}")
+        self.file, self._opened, self._stored, self._base_shapes = file, open_tensors(file), {}, shapes
+        for name, header in self._opened.headers.items():
+            short = re.sub(r"\.(modules_to_save|default)(?=\.|$)", "", unwrapped(name))
+            short = re.sub(r"\.original_module\.weight$", ".base_layer.weight", short)
+            short = re.sub(r"\.base_layer\.bias$", ".bias", short)
+            short = re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", short)
+            if short in self._stored:
+                raise ValueError(f"{file}: {self._stored[short]} and {name} are both {short}")
+            self._stored[short] = name
+            if header.dtype not in DTYPES:
+                raise ValueError(f"{file}: {name} has the dtype {header.dtype}: save it in one of {', '.join(DTYPES)}")
         self._left = set(self._stored)
 
     def take(self, place: Place) -> Found:
@@ -183,14 +182,11 @@ class _Tensors:
         return _in_camelid_layout(place, {part: self._read(name, cuts.get(part, ())) for part, name in names.items()})
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        with open_tensors(self.file) as opened:
-            return tuple(opened.get_slice(self._stored[name]).get_shape())
+        return self._opened.headers[self._stored[name]].shape
 
     def _read(self, name: str, cut: tuple[slice, ...]) -> np.ndarray:
-        with open_tensors(self.file) as opened:
-            part = opened.get_slice(self._stored[name])
-            whole = tuple(slice(None) for _ in part.get_shape())
-            return np.asarray(part[(*cut, *whole[len(cut) :])]).astype(np.float32)
+        whole = (slice(None),) * len(self._shape(name))
+        return self._opened.read(self._stored[name], (*cut, *whole[len(cut) :])).astype(np.float32)
 
     def check_nothing_left(self) -> None:
         """Raises ValueError if the file has tensors that were not read."""

@@ -6,7 +6,6 @@ without end. `_Machine` knows only the pickle instructions that tensors need. Ea
 storage, each storage against the length of the file.
 """
 
-import functools
 import math
 import pickletools
 import zipfile
@@ -94,55 +93,6 @@ def read_tensors(path: epath.PathLike) -> dict[str, LazyTensor]:
     except Exception as error:  # zipfile, pickletools and numpy raise many kinds for damaged or invented files
         raise unreadable_error(path, "file of torch.save's zip format, PyTorch 1.6 and later", error) from None
     return dict(found)
-
-
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
-"""{safetensors' name of a dtype: numpy's name}."""
-
-
-class Opened:
-    """An opened file of tensors with the interface of `safetensors.safe_open`: a context, `keys` and `get_slice`."""
-
-    def __init__(self, path: epath.PathLike):
-        found = epath.Path(path).stat()
-        self._tensors = _tensors_of(str(path), found.length, found.mtime)
-
-    def __enter__(self) -> "Opened":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        pass
-
-    def keys(self) -> list[str]:
-        return list(self._tensors)
-
-    offset_keys = keys
-
-    def get_slice(self, name: str) -> "TensorSlice":
-        return TensorSlice(self._tensors[name])
-
-
-class TensorSlice:
-    """A tensor with the interface of safetensors' slices: indexing reads a part of it."""
-
-    def __init__(self, tensor: LazyTensor):
-        self._tensor = tensor
-
-    def get_shape(self) -> list[int]:
-        return list(self._tensor.shape)
-
-    def get_dtype(self) -> str:
-        name = self._tensor.dtype.name
-        return next((code for code, known in DTYPES.items() if known == name), name)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return np.array(self._tensor.read()[index])
-
-
-@functools.lru_cache(maxsize=256)  # the files of one model are opened in turn, once for each tensor
-def _tensors_of(path: str, length: int, time: int) -> dict[str, LazyTensor]:
-    del length, time
-    return read_tensors(path)
 
 
 _PUSHED: dict[str, Callable[[], Any] | None] = {

@@ -2,12 +2,14 @@
 
 import os
 import warnings
+from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors
 from etils import epath
 
-from . import torch_files
 from .headers import missing_message, read_json, unreadable_error
+from .torch_files import read_tensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -54,8 +56,7 @@ def _files_of(index: epath.Path, single: epath.Path) -> list[epath.Path]:
         raise ValueError(f"{index} names {len(missing)} missing file(s): {missing_message(missing[0])}")
     if not single.exists() or single in files:
         return files
-    with open_tensors(single) as opened:
-        held = set(opened.keys())
+    held = set(open_tensors(single).headers)
     both = f"both {single.name} and {index.name}"
     if held != set(named):
         raise ValueError(f"{index.parent}: {both}, with different tensors: move away the one that is out of date")
@@ -65,11 +66,58 @@ def _files_of(index: epath.Path, single: epath.Path) -> list[epath.Path]:
     return [single]
 
 
-def open_tensors(file: epath.Path):
-    """Opens a file of tensors as a context manager: `keys()` lists the names, `get_slice(name)[index]` reads a part."""
-    if file.suffix == ".bin":
-        return torch_files.Opened(file)
-    try:
-        return safetensors.safe_open(file, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise unreadable_error(file, "safetensors file", error) from None
+class Header(NamedTuple):
+    """What a file says of a tensor."""
+
+    shape: tuple[int, ...]
+
+    dtype: str
+    """safetensors' name of the dtype, such as "BF16"."""
+
+
+class SafetensorsFile:
+    """The tensors of a safetensors file.
+
+    Attributes:
+      headers: each tensor's header by its name, in the order of the numbers in the file.
+    """
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        with self._open() as opened:
+            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+            self.headers = {name: Header(tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
+
+    def read(self, name: str, index: Any = ()) -> np.ndarray:
+        """Reads a tensor, or the part of it that a tuple of slices names."""
+        with self._open() as opened:  # opened for each read: pages of a mapped file count as memory until closed
+            return opened.get_slice(name)[index]
+
+    def _open(self):
+        try:
+            return safetensors.safe_open(self._path, framework="numpy")
+        except (safetensors.SafetensorError, OSError) as error:
+            raise unreadable_error(self._path, "safetensors file", error) from None
+
+
+class TorchFile:
+    """The tensors of a file that `torch.save` wrote, in the form of `SafetensorsFile`."""
+
+    def __init__(self, path: epath.Path):
+        self._tensors = read_tensors(path)
+        names = {x.dtype.name for x in self._tensors.values()}
+        codes = {name: next((code for code, known in _DTYPES.items() if known == name), name) for name in names}
+        self.headers = {name: Header(x.shape, codes[x.dtype.name]) for name, x in self._tensors.items()}
+
+    def read(self, name: str, index: Any = ()) -> np.ndarray:
+        """Reads a tensor, or the part of it that a tuple of slices names."""
+        return np.array(self._tensors[name].read()[index])
+
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
+"""{safetensors' name of a dtype: numpy's name}."""
+
+
+def open_tensors(file: epath.Path) -> SafetensorsFile | TorchFile:
+    """The tensors of a file, of which this reads the headers. Raises ValueError if the file cannot be read."""
+    return TorchFile(file) if file.suffix == ".bin" else SafetensorsFile(file)

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from camelid.checkpoints.interop import huggingface, meta
+from camelid.checkpoints.interop import huggingface, meta, weight_files
 from camelid.checkpoints.interop.torch_files import read_tensors
 from camelid.tests.checkpoints.interop import folders
 from camelid.tests.checkpoints.interop.torch_writer import Storage, Tensor, save, save_tensors
@@ -236,12 +236,15 @@ def write_bin_folder(folder, case, files=1, **spoilt):
 
 
 @pytest.mark.parametrize("files", [1, 3])
-def test_a_folder_of_pytorch_files_holds_the_same_network_as_one_of_safetensors(files, tmp_path):
+def test_a_folder_of_pytorch_files_holds_the_same_network_as_one_of_safetensors(files, tmp_path, monkeypatch):
     case = make_llama.CASES["grouped"]
     expected = folders.load(huggingface.open_folder(folders.write_golden_folder(tmp_path / "safe", case)))
+    opened = []
+    monkeypatch.setattr(weight_files, "read_tensors", lambda path: opened.append(path) or read_tensors(path))
     source = huggingface.open_folder(write_bin_folder(tmp_path / "bin", case, files))
     folders.assert_same_params(folders.load(source), expected)
     assert [file.suffix for file in source.files] == [".json", *[".bin"] * files]
+    assert len(opened) == files  # each pickle is read once, not once for each tensor
 
 
 def test_safetensors_are_read_where_both_are_there(tmp_path):
