@@ -8,7 +8,7 @@ regex list.
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -159,22 +159,3 @@ def axis_size(axis: str) -> int:
     """The size of an axis of the mesh that is set with `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[axis]
-
-
-def init_sharded(
-    init: Callable[[jax.Array], Any],
-    key: jax.Array,
-    mesh: jax.sharding.Mesh,
-    rules: Sequence[tuple[str, tuple]],
-) -> Any:
-    """Computes init(key) in the shardings of `rules`: each device makes only its own part of the tree.
-
-    Args:
-      init: the function from a random key to parameters.
-      key: the key.
-      mesh: the devices.
-      rules: see `shardings`.
-    """
-    out = shardings(jax.eval_shape(init, key), mesh, rules)
-    with jax.set_mesh(mesh):
-        return jax.jit(init, out_shardings=out)(key)

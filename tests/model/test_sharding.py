@@ -120,7 +120,8 @@ def params_on_one_device():
 @each_mesh
 def test_parameters_are_the_same_on_any_mesh_and_each_device_holds_only_its_part(axes):
     mesh = sharding.make_mesh(axes)
-    params = sharding.init_sharded(MODEL.init, KEY, mesh, sharding.PARTITION_RULES)
+    with jax.set_mesh(mesh):
+        params = jax.jit(MODEL.init, out_shardings=sharding.shardings(MODEL.abstract_params, mesh))(KEY)
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     for (path, leaf), expected in zip(
         jax.tree.leaves_with_path(params), jax.tree.leaves(params_on_one_device()), strict=True
