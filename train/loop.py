@@ -21,6 +21,7 @@ from ..checkpoints.saving import Checkpoints, NotSaved
 from ..data.prefetch import prefetch
 from ..errors import UserError
 from ..settings.leaves import Count, Only, Unset, Whole
+from .lengths import Lengths
 from .report import Reporter
 from .state import State
 from .throughput import Meter, memory
@@ -59,6 +60,9 @@ Check = Callable[[int, Mapping[str, float]], None]
 """check(step, metrics) sees the metrics of each step and of evaluations. It raises TrainingStopped to end the run."""
 
 
+Profiler = contextlib.AbstractContextManager[Callable[[int], None]]
+
+
 @dataclass(frozen=True)
 class Profile:
     """The section `config.profile`: steps that are traced into WORKDIR/profile."""
@@ -85,20 +89,17 @@ class Loop:
     checkpoints then stay.
 
     Args:
-      state: the state before step `start`. It is donated to the update.
+      state: the state, whose "step" is the number of steps that are done. It is donated to the update.
       batches: batches by step, as `data.mixture.Mixture`.
       sharding: the sharding of batches.
-      start: the first step.
-      total: number of steps of the whole run.
-      log: steps between two reports.
-      profile: the steps to trace.
+      lengths: lengths of the whole run and between reports.
       evaluations: of the parameters; of their moving average where there is one.
       check: sees all metrics and may stop the run.
       reporter: writes metrics.
       checkpoints: saves states.
       manifest: description of the run in its checkpoints.
       flops_per_token: model FLOPs of a step per token, for the reports.
-      workdir: the work directory.
+      profiler: traces steps, made by `profiler`.
       finish: finish(state) -> the state that is saved after the last step.
     """
 
@@ -107,25 +108,22 @@ class Loop:
         state: State,
         batches: Any,
         sharding: jax.sharding.Sharding,
+        lengths: Lengths,
         *,
-        start: int,
-        total: int,
-        log: int,
-        profile: Profile,
         evaluations: Sequence[Evaluation],
         check: Check,
         reporter: Reporter,
         checkpoints: Checkpoints,
         manifest: dict,
         flops_per_token: float,
-        workdir: epath.Path,
+        profiler: Profiler,
         finish: Callable[[State], State] | None = None,
     ):
         self.state, self.metrics = state, {}
-        self._batches, self._sharding, self._log, self._traced = batches, sharding, log, profile
-        self._start, self._total, self._done = start, total, start
+        self._batches, self._sharding, self._log, self._total = batches, sharding, lengths.log, lengths.total
+        self._start = self._done = int(state["step"])
         self._evaluations, self._check, self._reporter = evaluations, check, reporter
-        self._checkpoints, self._manifest, self._workdir, self._finish = checkpoints, manifest, workdir, finish
+        self._checkpoints, self._manifest, self._profiler, self._finish = checkpoints, manifest, profiler, finish
         self._meter = Meter(flops_per_token)
         self._seen: list[dict[str, float]] = []
         self._pending: Mapping[str, jax.Array] | None = None
@@ -139,7 +137,7 @@ class Loop:
         ready = prefetch(self._batches, self._start, self._total, self._sharding)
         self._ready = self._stack.enter_context(contextlib.closing(ready))
         self._received = self._stack.enter_context(_signals())
-        self._profile = self._stack.enter_context(_profiler(self._workdir / "profile", self._traced))
+        self._profile = self._stack.enter_context(self._profiler)
         return self
 
     def __iter__(self) -> Iterator[Mapping[str, jax.Array]]:
@@ -336,8 +334,8 @@ def _signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _profiler(directory: epath.Path, profile: Profile) -> Iterator[Callable[[int], None]]:
-    """A function before(step), called before each step, that starts and stops the trace."""
+def profiler(directory: epath.Path, profile: Profile) -> Iterator[Callable[[int], None]]:
+    """Traces steps into `directory`. The context gives a function before(step), to be called before each step."""
     running = False
 
     def before(step: int) -> None:

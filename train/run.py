@@ -29,7 +29,7 @@ from . import resume
 from .architecture import model_of
 from .finish import UNFINISHED, Finish
 from .lengths import Lengths, saving_of
-from .loop import Check, Evaluation, Finished, Loop
+from .loop import Check, Evaluation, Finished, Loop, profiler
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
 from .optimizer import each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
@@ -390,17 +390,14 @@ class Run(Generic[C]):
                     state,
                     batches,
                     sharding,
-                    start=begin,
-                    total=total,
-                    log=lengths.log,
-                    profile=config.profile,
+                    lengths,
                     evaluations=[e._replace(run=_on_base(e.run, network)) for e in evaluations],
                     check=check if best is None else _also_best(check, best.metric),
                     reporter=reporter,
                     checkpoints=saved,
                     manifest=described,
                     flops_per_token=flops_per_token,
-                    workdir=self.workdir,
+                    profiler=profiler(self.workdir / "profile", config.profile),
                     finish=finish and functools.partial(finish.apply, network),
                 ) as loop:
                     del state  # it is donated

@@ -17,7 +17,8 @@ from camelid.data.packed_rows import DTYPES
 from camelid.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import throughput
-from camelid.train.loop import Evaluation, Interrupted, Loop, Profile, TrainingStopped, check_streak
+from camelid.train.lengths import Lengths
+from camelid.train.loop import Evaluation, Interrupted, Loop, Profile, TrainingStopped, check_streak, profiler
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
 
@@ -101,10 +102,7 @@ def run(
         jax.device_put(state | changes, NamedSharding(mesh, PartitionSpec())),
         Steps(),
         NamedSharding(mesh, PartitionSpec(BATCH, "context")),
-        start=start,
-        total=total,
-        log=log,
-        profile=Profile(*profile),
+        Lengths(total, log, evaluate=total),
         check=check or check_streak(3),
         finish=finish,
         evaluations=evaluations,
@@ -112,7 +110,7 @@ def run(
         checkpoints=observer,
         manifest={"run": 1},
         flops_per_token=1.0,
-        workdir=tmp_path,
+        profiler=profiler(tmp_path / "profile", Profile(*profile)),
     ) as loop:
         for batch in loop:
             loop.state, loop.metrics = update(loop.state, batch)
