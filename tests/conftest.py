@@ -4,14 +4,19 @@ The fixtures are what the tests of whole runs share: a small corpus with its tok
 as processes.
 """
 
+import atexit
+import fcntl
 import gc
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # The suite is bound by compilation: little optimisation halves it, and leaves the programs' meaning alone; so does code
@@ -38,6 +43,13 @@ from camelid.model.sharding import make_mesh
 from camelid.train import run
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What all processes of the suite share: pytest's workers, and the runs that tests start.
+if "CAMELID_TESTS_SHARED" not in os.environ:
+    os.environ["CAMELID_TESTS_SHARED"] = tempfile.mkdtemp(prefix="camelid-tests-")
+    atexit.register(shutil.rmtree, os.environ["CAMELID_TESTS_SHARED"], ignore_errors=True)
+SHARED = Path(os.environ["CAMELID_TESTS_SHARED"])
+
 gc.set_threshold(50_000, 20, 20)  # tracing makes objects by the million, few of them in cycles
 
 # A job in the background of a shell, or under nohup, ignores these signals, and so would every process that a test
@@ -70,14 +82,38 @@ assert all(file.exists() for file in SLOW_FILES)
 
 
 def pytest_collection_modifyitems(items):
-    """Whole runs come first, so that no process is left with minutes of them when the other has nothing more to do.
+    """Whole runs come first, so that no process is left with minutes of them when the other has nothing more to do: the
+    quickstart in one process, while the other makes the runs that the rest share.
 
     `slow` are whole runs and the tests of `SLOW_FILES`; `make test-fast` leaves them out.
     """
     for item in items:
         if not {"corpus", "quickstart_run"}.isdisjoint(item.fixturenames) or item.path in SLOW_FILES:
             item.add_marker("slow")
-    items.sort(key=lambda item: {"corpus", "quickstart_run"}.isdisjoint(item.fixturenames))
+    items.sort(key=lambda item: ("quickstart_run" not in item.fixturenames, "corpus" not in item.fixturenames))
+
+
+def shared(name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name`, which make(folder) fills in the first process that asks for it; the others wait."""
+    folder, made = SHARED / name, SHARED / f"{name}.made"
+    with (SHARED / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            made.touch()
+    return folder
+
+
+def finished_run(name: str, arguments: Callable[[Path], list[str]]) -> Path:
+    """A finished run that processes share, on eight devices also where a module asks for one (`one_device`)."""
+
+    def make(workdir: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "make_mesh", make_mesh)
+            assert main(arguments(workdir)) == 0
+
+    return shared(name, make)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +130,13 @@ def one_device():
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """A folder with text.jsonl, chat.jsonl (Alpaca's fields) and tokenizer/: sentences that are easily learnt."""
-    root = tmp_path_factory.mktemp("corpus")
+def corpus() -> Path:
+    """A folder with text.jsonl, chat.jsonl (Alpaca's fields), pairs.jsonl and tokenizer/: sentences that are easily
+    learnt. Of the pairs, answers that say blue are preferred."""
+    return shared("corpus", make_corpus)
+
+
+def make_corpus(root: Path) -> None:
     rng = random.Random(0)
     pairs = [(rng.choice(COLOURS), rng.choice(ANIMALS)) for _ in range(700)]
     text = [
@@ -106,7 +146,7 @@ def corpus(tmp_path_factory) -> Path:
         {"instruction": f"Which colour has the {c} {a} number {n}?", "input": "", "output": f"It is {c}, {a}."}
         for n, (c, a) in enumerate(pairs[300:])
     ]
-    for name, records in {"text": text, "chat": chat}.items():
+    for name, records in {"text": text, "chat": chat, "pairs": make_pairs()}.items():
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         (root / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     train_sentencepiece(
@@ -115,7 +155,22 @@ def corpus(tmp_path_factory) -> Path:
         output_dir=root / "tokenizer",
         special_tokens=["<|im_start|>", "<|im_end|>"],
     )
-    return root
+
+
+def make_pairs() -> list[dict]:
+    rng, pairs = random.Random(1), []
+    for n in range(400):
+        colour, animal = rng.choice(COLOURS), rng.choice(ANIMALS)
+        other = rng.choice([c for c in COLOURS if c != "blue"])
+        pairs.append(
+            {
+                "kind": "preference",
+                "messages": [{"role": "user", "content": f"Which colour has the {colour} {animal} number {n}?"}],
+                "chosen": [{"role": "assistant", "content": f"It is blue, {animal}."}],
+                "rejected": [{"role": "assistant", "content": f"It is {other}, {animal}."}],
+            }
+        )
+    return pairs
 
 
 def train_arguments(corpus, recipe, workdir, init_from=None) -> list[str]:
@@ -130,48 +185,23 @@ def arguments(corpus):
 
 
 @pytest.fixture(scope="session")
-def pretrained(arguments, tmp_path_factory) -> Path:
-    """The run directory of a finished pretraining, on eight devices of this process."""
-    workdir = tmp_path_factory.mktemp("pretrained")
-    assert main(arguments("pretrain", workdir)) == 0
-    return workdir
+def pretrained(arguments) -> Path:
+    """The run directory of a finished pretraining, on eight devices."""
+    return finished_run("pretrained", lambda workdir: arguments("pretrain", workdir))
 
 
 @pytest.fixture(scope="session")
-def tuned(arguments, pretrained, tmp_path_factory) -> Path:
+def tuned(arguments, pretrained) -> Path:
     """The run directory of a finished tuning, from `pretrained`."""
-    workdir = tmp_path_factory.mktemp("tuned")
-    assert main(arguments("sft", workdir, init_from=pretrained)) == 0
-    return workdir
+    return finished_run("tuned", lambda workdir: arguments("sft", workdir, init_from=pretrained))
 
 
 @pytest.fixture(scope="session")
-def preferences(corpus) -> Path:
-    """The folder `corpus` with pairs.jsonl beside its files: answers that say blue are preferred."""
-    rng = random.Random(1)
-    pairs = []
-    for n in range(400):
-        colour, animal = rng.choice(COLOURS), rng.choice(ANIMALS)
-        other = rng.choice([c for c in COLOURS if c != "blue"])
-        pairs.append(
-            {
-                "kind": "preference",
-                "messages": [{"role": "user", "content": f"Which colour has the {colour} {animal} number {n}?"}],
-                "chosen": [{"role": "assistant", "content": f"It is blue, {animal}."}],
-                "rejected": [{"role": "assistant", "content": f"It is {other}, {animal}."}],
-            }
-        )
-    lines = [json.dumps(record, ensure_ascii=False) for record in pairs]
-    (corpus / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return corpus
-
-
-@pytest.fixture(scope="session")
-def rl_arguments(preferences):
+def rl_arguments(corpus):
     """rl_arguments(recipe, workdir, **arguments of tiny_rl.py): the command line of a tiny run."""
 
     def line(recipe, workdir, **given) -> list[str]:
-        given = {"root": preferences, "recipe": recipe} | given
+        given = {"root": corpus, "recipe": recipe} | given
         config = ",".join(f"{name}={value}" for name, value in given.items())
         return ["train", f"--config={RL_CONFIG}:{config}", f"--workdir={workdir}"]
 
@@ -179,18 +209,16 @@ def rl_arguments(preferences):
 
 
 @pytest.fixture(scope="session")
-def reward_run(rl_arguments, tuned, tmp_path_factory) -> Path:
+def reward_run(rl_arguments, tuned) -> Path:
     """The run directory of a finished reward model, from `tuned`."""
-    workdir = tmp_path_factory.mktemp("reward")
-    assert main(rl_arguments("reward", workdir, init_from=tuned)) == 0
-    return workdir
+    return finished_run("reward", lambda workdir: rl_arguments("reward", workdir, init_from=tuned))
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory):
+def start():
     """start(arguments, devices): the camelid command as a process; all of them share a cache of compiled programs."""
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_COMPILATION_CACHE_DIR": str(SHARED / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     running = []
