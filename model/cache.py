@@ -1,6 +1,7 @@
 """The key/value cache of decoding: one for each layer, rows of slots, in floats or in codes of 8 bits."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -46,10 +47,14 @@ class Cache(NamedTuple):
         new = Cache(*(jnp.swapaxes(x_BTKE, 1, 2).reshape(*lead, -1, E) for x_BTKE in (k_BTKE, v_BTKE)))
         if self.key_scales_LS is not None:
             new = new.encode()
-        if slot.ndim == 1:
-            return xla_cpu.write_slots(self, new, slot, len(lead))
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=len(lead))
-        return jax.tree.map(write, self, new)
+        if slot.ndim == 0:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=len(lead))
+            return jax.tree.map(write, self, new)
+        first_L = jnp.repeat(slot, math.prod(lead) // len(slot)).reshape(lead)
+        write_head = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+        for _ in lead:
+            write_head = jax.vmap(write_head)
+        return jax.tree.map(lambda old_LS, new_LT: write_head(old_LS, new_LT, first_L), self, new)
 
     def encode(self) -> "Cache":
         """The cache in codes of 8 bits."""

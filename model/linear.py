@@ -19,7 +19,7 @@ def linear(
     if not isinstance(w, Weight):
         return _product(x, w, out_dtype)
     if "left" in w.parts:
-        return xla_cpu.product_from_left(x, w.parts["left"], out_dtype)
+        return _from_left(x, w.parts["left"], out_dtype)
     if "base" in w.parts:
         return _adapted(x, w.parts, out_dtype)
     return quantization.product(x, w.parts, out_dtype, by_blocks=w.by_blocks)
@@ -35,6 +35,12 @@ def _product(x: jax.Array, w: jax.Array, out_dtype: jnp.dtype | None = None) -> 
     merged = xla_cpu.merged_rows(x, contracted)
     out = jnp.matmul(merged, w.reshape(width, -1), preferred_element_type=out_dtype)
     return out.reshape(*x.shape[:2], *w.shape[contracted:])
+
+
+def _from_left(x_BTI: jax.Array, w: Float[Array, "*outputs I"], out_dtype: jnp.dtype | None) -> jax.Array:
+    """The product with a matrix that is kept as a left factor (`xla_cpu.from_left`)."""
+    out = jnp.tensordot(w.astype(x_BTI.dtype), x_BTI, (-1, -1), preferred_element_type=out_dtype)
+    return jnp.moveaxis(out, (-2, -1), (0, 1))
 
 
 def _adapted(x: jax.Array, parts: dict[str, Any], out_dtype: jnp.dtype | None) -> jax.Array:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from . import xla_cpu
 from .config import LlamaConfig, RopeScaling
 
 
@@ -105,8 +104,7 @@ def angles(
     frequency, amplitude = frequencies(config, jnp.max(positions_BT, axis=1) + 1)
     by_row = frequency[:, None, :] if frequency.ndim == 2 else frequency[None, None, :]
     angle_BTe = positions_BT[:, :, None].astype(jnp.float32) * by_row
-    cos, sin = xla_cpu.cos_and_sin(angle_BTe, amplitude)
-    return cos, sin
+    return jnp.cos(angle_BTe) * amplitude, jnp.sin(angle_BTe) * amplitude
 
 
 def rotate(

@@ -23,6 +23,19 @@ def drawn(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.parametrize("lead", [(3 * K,), (3, K)])
+def test_rows_write_at_slots_of_their_own(lead):
+    first, T = [5, 0, 7], 2
+    old, new = drawn(0, 3, K, S, E), drawn(1, 3, T, K, E)
+    expected = np.array(old)
+    for b, slot in enumerate(first):
+        expected[b, :, slot : slot + T] = np.swapaxes(new[b], 0, 1)
+    cache = Cache(old.reshape(*lead, S, E), -old.reshape(*lead, S, E))
+    found = cache.write(new, -new, jnp.array(first))
+    np.testing.assert_array_equal(found.keys_LSE, expected.reshape(*lead, S, E))
+    np.testing.assert_array_equal(found.values_LSE, -expected.reshape(*lead, S, E))
+
+
 def test_attention_over_codes_is_attention_over_the_vectors_that_they_stand_for():
     keys, values, q = drawn(0, B * K, S, E), drawn(1, B * K, S, E) * 3, drawn(2, B, 2, K * G, E)
     cache = Cache(keys, values).encode()

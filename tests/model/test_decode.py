@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from camelid.model import decode, decoder, xla_cpu
+from camelid.model import decode, decoder
 from camelid.model.config import LlamaConfig
 from camelid.model.decode import (
     Generation,
@@ -416,21 +416,6 @@ def test_the_loop_copies_neither_weights_nor_cache(rows, kind):
     large = [name for name, shape in results if math.prod(map(int, shape.split(","))) >= one_cache]
     assert large, "the loop was not found"
     assert [name for name in large if "copy" in name or "transpose" in name] == []
-
-
-@pytest.mark.parametrize("T", [1, 2])
-def test_slots_are_written_as_a_scatter_writes_them(T, monkeypatch):
-    rng = np.random.default_rng(T)
-    old = rng.normal(size=(3 * 2, 9, 4)), rng.normal(size=(3 * 2, 9))
-    new = rng.normal(size=(3 * 2, T, 4)), rng.normal(size=(3 * 2, T))
-    old, new = jax.tree.map(jnp.float32, (old, new))
-    for rows in (slice(0, 6), slice(2, 4)):  # of three rows, and of one
-        part = jax.tree.map(lambda x, rows=rows: x[rows], (old, new))
-        first_B = jnp.array([5, 0, 7])[: part[0][0].shape[0] // 2]
-        found = xla_cpu.write_slots(*part, first_B, 1)
-        with monkeypatch.context() as patch:
-            patch.setattr(xla_cpu, "is_backend", lambda: False)
-            jax.tree.map(np.testing.assert_array_equal, found, xla_cpu.write_slots(*part, first_B, 1))
 
 
 def test_settings_that_do_not_fit_together_are_refused():

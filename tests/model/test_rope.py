@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -160,12 +159,3 @@ def test_rotate_keeps_the_dtype_of_its_input():
 def test_a_scaling_that_makes_no_sense_is_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         RopeScaling(**fields)
-
-
-def test_a_program_computes_the_angles_once_however_many_rotations_use_them():
-    def rotations(x_BTHE, positions_BT):
-        cos, sin = rope.angles(PLAIN, positions_BT)
-        return rope.rotate(rope.rotate(x_BTHE, cos, sin).swapaxes(0, 1) * 2, cos, sin)
-
-    x_BTHE, positions_BT = jnp.ones((4, 4, 2, E)), jnp.ones((4, 4), jnp.int32)
-    assert jax.jit(rotations).lower(x_BTHE, positions_BT).compile().as_text().count(" cosine(") == 1
