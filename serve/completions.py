@@ -1,0 +1,307 @@
+"""Answers in OpenAI's objects: chat completions and completions, whole or as the events of a stream."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+from ..checkpoints.decoding import sampling_of, strings_of
+from ..checkpoints.language_model import LanguageModel
+from ..errors import UserError
+from .engine import Answer, Busy, Engine, Request, Scored, Token
+from .protocol import ApiError, ChatRequest, CompletionRequest, Settings
+from .texts import TextOf
+
+
+class Served(NamedTuple):
+    """A model that is served."""
+
+    name: str
+    model: LanguageModel
+    engine: Engine
+
+
+class Job:
+    """The answers to one HTTP request, which may have several prompts.
+
+    Args:
+      served: the model.
+      requests: a request for each prompt.
+
+    Raises ApiError where the engine refuses one of them.
+    """
+
+    def __init__(self, served: Served, requests: Sequence[Request]):
+        loop, self._told = asyncio.get_running_loop(), asyncio.Event()
+        self.served, self.answers = served, []
+
+        def notify() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._told.set)
+
+        try:
+            for request in requests:
+                self.answers += served.engine.submit(request, notify)
+        except UserError as error:
+            self.cancel()
+            raise ApiError(
+                400, str(error), code="context_length_exceeded" if "context" in str(error) else None
+            ) from None
+        except Busy as error:
+            self.cancel()
+            raise ApiError(429, str(error), code="queue_full") from None
+        self.texts = [TextOf(answer, served.model.tokenizer) for answer in self.answers]
+
+    def cancel(self) -> None:
+        """Ends the answers."""
+        for answer in self.answers:
+            answer.cancel()
+
+    async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token]]]:
+        """The number of an answer, further text of it, and the tokens of the text, as they come."""
+        left = set(range(len(self.answers)))
+        try:
+            while left:
+                self._told.clear()
+                for i in sorted(left):
+                    ended = self.answers[i].finish_reason is not None  # before the tokens are taken
+                    text, tokens = self.texts[i].push(self.answers[i].poll())
+                    if ended:
+                        left.discard(i)
+                        text += self.texts[i].end()
+                    if tokens or text or ended:
+                        yield i, text, tokens
+                    if ended and self.answers[i].error is not None:
+                        raise ApiError(500, f"the engine failed: {self.answers[i].error}")
+                if left:
+                    await self._told.wait()
+        finally:
+            self.cancel()
+
+    def usage(self) -> dict[str, Any]:
+        """The numbers of tokens."""
+        requests = {id(answer.request): answer for answer in reversed(self.answers)}  # the first answer to each
+        read = sum(len(answer.request.prompt) for answer in requests.values())
+        written = sum(len(answer.tokens) for answer in self.answers)
+        cached = sum(answer.cached for answer in requests.values())
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+def request_of(
+    served: Served,
+    settings: Settings,
+    prompt: Sequence[int],
+    max_tokens: int | None,
+    stop_ids: Sequence[int],
+    **more: Any,
+) -> Request:
+    """The engine's request for a prompt and the settings of a body. Raises ApiError for settings that do not fit."""
+    model = served.model
+    generation, names = model.generation, ("temperature", "top_p", "min_p", "repetition_penalty")
+    fields = generation.sampling() | {n: x for n in names if (x := getattr(settings, n)) is not None}
+    if settings.top_k is not None:
+        fields["top_k"] = max(settings.top_k, 0)
+    room = served.engine.max_len - len(prompt)
+    if max_tokens is not None:
+        if max_tokens > room:
+            raise ApiError(
+                400,
+                f"the prompt has {len(prompt):,} tokens and max_tokens is {max_tokens:,}, together more than the "
+                f"context of {served.engine.max_len:,}",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        fields["max_tokens"] = max(max_tokens, 1)
+    else:
+        fields["max_tokens"] = max(min(fields.get("max_tokens", room), room), 1)
+    try:
+        strings = strings_of(() if settings.stop is None else settings.stop, generation)
+        ids = (*stop_ids, *generation.stop_ids)
+        sampling = sampling_of(
+            model.tokenizer, model.config.vocab_size, stop_ids=ids, stop=strings, n=settings.n, **fields
+        )
+    except UserError as error:
+        raise ApiError(400, str(error)) from None
+    seed = secrets.randbits(32) if settings.seed is None else settings.seed % 2**32
+    return Request(prompt, sampling, seed, bias=settings.logit_bias or {}, **more)
+
+
+def chat_job(served: Served, body: ChatRequest) -> Job:
+    """Begins to answer a conversation."""
+    model = served.model
+    if model.template is None:
+        raise ApiError(400, f"{served.name} has no chat template: use /v1/completions, or serve it with --template")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise ApiError(400, "max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    if (body.response_format or {}).get("type", "text") != "text":
+        raise ApiError(400, 'response_format: only {"type": "text"} is served', param="response_format")
+    messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    try:
+        prompt = model.prompt(messages)
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages") from None
+    most = body.max_completion_tokens or body.max_tokens
+    stop_ids = model.template.stop_ids(model.tokenizer)
+    return Job(served, [request_of(served, body, prompt, most, stop_ids, top=body.top_logprobs)])
+
+
+def completion_job(served: Served, body: CompletionRequest) -> Job:
+    """Begins to continue one prompt or several."""
+    tokenizer, given = served.model.tokenizer, body.prompt
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        given = [given]
+    if not given:
+        raise ApiError(400, "prompt is empty: give a text, a list of texts or lists of token ids", param="prompt")
+    begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    prompts = [begin + tokenizer.encode(each) if isinstance(each, str) else list(each) for each in given]
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "max_tokens 0 needs echo: true", param="max_tokens")
+    more = dict(
+        top=body.logprobs or 0, score_prompt=body.echo and body.logprobs is not None, only_score=body.max_tokens == 0
+    )
+    stop_ids = (tokenizer.eos_id,)
+    return Job(served, [request_of(served, body, each, body.max_tokens, stop_ids, **more) for each in prompts])
+
+
+class Chat:
+    """The objects of a chat completion."""
+
+    def __init__(self, job: Job, body: ChatRequest):
+        self.job, self.body = job, body
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": job.served.name}
+
+    def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        """The object "logprobs" of some tokens."""
+        if not self.body.logprobs:
+            return None
+        tokenizer = self.job.served.model.tokenizer
+
+        def entry(i: int, logprob: float) -> dict[str, Any]:
+            return {"token": tokenizer.piece(i), "logprob": logprob, "bytes": list(tokenizer.token_bytes[i])}
+
+        content = [
+            entry(token.id, token.logprob) | {"top_logprobs": [entry(i, logprob) for i, logprob in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    async def whole(self) -> dict[str, Any]:
+        """The completion."""
+        texts: list[list[str]] = [[] for _ in self.job.answers]
+        async for i, text, _ in self.job.pieces():
+            texts[i].append(text)
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": "".join(texts[i]), "refusal": None},
+                "logprobs": self.logprobs(answer.tokens),
+                "finish_reason": answer.finish_reason,
+            }
+            for i, answer in enumerate(self.job.answers)
+        ]
+        return self._head | {"object": "chat.completion", "choices": choices, "usage": self.job.usage()}
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of a stream."""
+        head = self._head | {"object": "chat.completion.chunk"}
+        usage = self.body.stream_options is not None and self.body.stream_options.include_usage
+
+        def chunk(i: int, delta: dict[str, Any], tokens: Sequence[Token] = (), reason: str | None = None) -> dict:
+            choice = {"index": i, "delta": delta, "logprobs": self.logprobs(tokens), "finish_reason": reason}
+            return head | {"choices": [choice]} | ({"usage": None} if usage else {})
+
+        for i in range(len(self.job.answers)):
+            yield chunk(i, {"role": "assistant", "content": ""})
+        async for i, text, tokens in self.job.pieces():
+            if text or tokens:
+                yield chunk(i, {"content": text}, tokens)
+            if self.job.texts[i].ended:
+                yield chunk(i, {}, reason=self.job.answers[i].finish_reason)
+        if usage:
+            yield head | {"choices": [], "usage": self.job.usage()}
+
+
+class Completion:
+    """The objects of a completion."""
+
+    def __init__(self, job: Job, body: CompletionRequest):
+        self.job, self.body = job, body
+        head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": job.served.name}
+        self._head = head | {"object": "text_completion"}
+        self._offsets = [0] * len(job.answers)
+
+    def _said(self, answer: Answer) -> str:
+        """The text of the prompt, for `echo`."""
+        return self.job.served.model.tokenizer.decode(answer.request.prompt) if self.body.echo else ""
+
+    def logprobs(self, i: int, tokens: Sequence[Token | Scored]) -> dict[str, Any] | None:
+        """The object "logprobs" of further tokens of an answer."""
+        if self.body.logprobs is None:
+            return None
+        piece, offsets = self.job.served.model.tokenizer.piece, []
+        for token in tokens:
+            offsets.append(self._offsets[i])
+            self._offsets[i] += len(piece(token.id))
+        return {
+            "tokens": [piece(token.id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [
+                None if token.logprob is None else {piece(j): logprob for j, logprob in reversed(token.top)}
+                for token in tokens
+            ],
+            "text_offset": offsets,
+        }
+
+    async def whole(self) -> dict[str, Any]:
+        """The completion."""
+        texts = [[self._said(answer)] for answer in self.job.answers]
+        async for i, text, _ in self.job.pieces():
+            texts[i].append(text)
+        choices = [
+            {
+                "index": i,
+                "text": "".join(texts[i]),
+                "logprobs": self.logprobs(i, [*self._prompt(answer), *answer.tokens]),
+                "finish_reason": answer.finish_reason,
+            }
+            for i, answer in enumerate(self.job.answers)
+        ]
+        return self._head | {"choices": choices, "usage": self.job.usage()}
+
+    def _prompt(self, answer: Answer) -> list[Scored]:
+        leader = answer if answer.leader is None else answer.leader
+        return leader.prompt if self.body.echo else []
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of a stream."""
+        usage = self.body.stream_options is not None and self.body.stream_options.include_usage
+        begun = set()
+        async for i, text, tokens in self.job.pieces():
+            answer = self.job.answers[i]
+            if i not in begun:
+                text, tokens = self._said(answer) + text, [*self._prompt(answer), *tokens]
+                begun.add(i)
+            reason = answer.finish_reason if self.job.texts[i].ended else None
+            choice = {"index": i, "text": text, "logprobs": self.logprobs(i, tokens), "finish_reason": reason}
+            yield self._head | {"choices": [choice]} | ({"usage": None} if usage else {})
+        if usage:
+            yield self._head | {"choices": [], "usage": self.job.usage()}
+
+
+async def lines_of(objects: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Server-sent events of a stream of objects; an error in the middle is the last of them."""
+    try:
+        async for each in objects:
+            yield f"data: {json.dumps(each, ensure_ascii=False)}\n\n"
+    except ApiError as error:
+        yield f"data: {json.dumps(error.body())}\n\n"
+    yield "data: [DONE]\n\n"

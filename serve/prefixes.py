@@ -1,0 +1,68 @@
+"""Which blocks of prompts are kept on the device: found by their tokens, the least recently used replaced first."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+class Prefixes:
+    """The index of a number of blocks of C tokens each.
+
+    A block is known by the hash of its tokens and of all before them, since its keys and values depend on these. Blocks
+    are copied when they are used, so that one may be replaced at any time.
+
+    Args:
+      blocks: number of blocks.
+      size: C, the tokens of a block.
+      salt: what else the numbers of a block depend on, such as the adapters.
+    """
+
+    def __init__(self, blocks: int, size: int, salt: bytes = b""):
+        self._size, self._salt = size, salt
+        self._places: OrderedDict[bytes, int] = OrderedDict()  # the least recently used first
+        self._free = list(reversed(range(blocks)))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def find(self, tokens: Sequence[int]) -> list[int]:
+        """The places of the blocks that `tokens` begin with, as many as are kept."""
+        found = []
+        for name in self._names(tokens):
+            if name not in self._places:
+                break
+            found.append(name)
+        for name in reversed(found):  # a block outlives those that need it
+            self._places.move_to_end(name)
+        return [self._places[name] for name in found]
+
+    def add(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """Gives places to the whole blocks of `tokens` that have none.
+
+        Returns:
+          The number of each such block in `tokens`, and its place, whose old content is replaced.
+        """
+        names, new = list(self._names(tokens)), []
+        for number, name in enumerate(names):
+            if name in self._places:
+                continue
+            if not self._free:
+                oldest = next(iter(self._places))
+                if oldest in names:  # there are fewer places than this prompt has blocks
+                    break
+                self._free.append(self._places.pop(oldest))
+            self._places[name] = self._free.pop()
+            new.append((number, self._places[name]))
+        for name in reversed(names):
+            if name in self._places:
+                self._places.move_to_end(name)
+        return new
+
+    def _names(self, tokens: Sequence[int]) -> Iterator[bytes]:
+        """The hash of each whole block of `tokens`."""
+        name, data = self._salt, np.asarray(tokens, np.int32)
+        for begin in range(0, len(data) - self._size + 1, self._size):
+            name = hashlib.sha256(name + data[begin : begin + self._size].tobytes()).digest()
+            yield name

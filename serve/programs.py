@@ -1,0 +1,158 @@
+"""The programs of an engine, compiled before the first request, and the arrays on the device that they change."""
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..checkpoints.language_model import LanguageModel
+from ..model import slots, xla_cpu
+from ..model.rows import make_decoder
+from ..model.sampling import Sampling, TokenTables, unused_mask
+from ..model.slots import Found, Start
+
+
+class Program(NamedTuple):
+    """A compiled function."""
+
+    name: str
+    call: Callable[..., Any]
+    seconds: float
+    """How long tracing and compiling took."""
+    bytes: int
+    """Memory that it takes besides its arguments and results."""
+
+
+def compile_program(name: str, function: Callable, *arguments: Any, changes: int | None = None, options=()) -> Program:
+    """Compiles a function for arguments of these shapes.
+
+    Args:
+      name: the program's name.
+      function: the function.
+      *arguments: its arguments, or others of the same shapes.
+      changes: which argument, if any, is changed in place: the function returns it, alone or first of two results.
+      options: compiler options.
+    """
+    begin, how = time.perf_counter(), {}
+    if changes is not None:
+        same = jax.tree.map(lambda x: x.sharding, arguments[changes])
+        alone = jax.tree.structure(jax.eval_shape(function, *arguments)) == jax.tree.structure(arguments[changes])
+        how = dict(donate_argnums=changes, out_shardings=same if alone else (same, None))
+    jitted = jax.jit(function, compiler_options=dict(options) or None, **how)
+    done = jitted.lower(*arguments).compile()
+    memory = done.memory_analysis()
+    return Program(name, done, time.perf_counter() - begin, 0 if memory is None else memory.temp_size_in_bytes)
+
+
+class Programs:
+    """The rows of a server on the device, and what can be done with them.
+
+    Args:
+      model: the model.
+      rows: number of answers that are written at a time.
+      length: slots of a row, a multiple of `chunk`.
+      chunk: tokens of a prompt that are read at a time, and of a block.
+      blocks: number of blocks of prompts that are kept.
+    """
+
+    def __init__(self, model: LanguageModel, *, rows: int, length: int, chunk: int, blocks: int):
+        config = model.config
+        self.chunk, self._vocab = chunk, config.vocab_size
+        options = xla_cpu.compiler_options(model.params)
+        unused = () if model.tokenizer is None else model.tokenizer.unused(config.vocab_size)
+        mask = unused_mask(unused, config.vocab_size) if unused else None
+        tables = TokenTables(mask, None)
+
+        make = jax.jit(lambda params: make_decoder(config, max(chunk, rows), bool(options), params))
+        decoder = make(model.params)
+        self._rows = jax.jit(lambda: slots.empty(config, rows, length))()
+        self._blocks = jax.jit(lambda: slots.empty_caches(config, blocks, chunk))()
+        self._no_offsets = jax.device_put(np.zeros((rows, config.vocab_size), np.float32))
+        self._decoder, self._tables = decoder, jax.device_put(tables)
+
+        one, tokens_C = np.int32(0), np.zeros(chunk, np.int32)
+        self.length, self.most_blocks = length, length // chunk
+        chosen_M = np.zeros(self.most_blocks, np.int32)
+        key = compile_program("key", _key, np.uint32(0), np.uint32(0), np.uint32(0))
+        begun = slots.start_of([0], key.call(np.uint32(0), np.uint32(0), np.uint32(0)), Sampling(), config.vocab_size)
+        state, blocked = self._rows, self._blocks
+        made = [
+            key,
+            compile_program("read", slots.read, decoder, state, tokens_C, one, one, changes=1, options=options),
+            compile_program("score", slots.score, decoder, state, tokens_C, one, one, tokens_C, options=options),
+            compile_program("keep", slots.keep_block, blocked, state, one, one, one, changes=0),
+            compile_program("restore", slots.restore, state, blocked, chosen_M, one, one, changes=0),
+            compile_program("copy", slots.copy, state, one, one, changes=0),
+            compile_program("start", slots.start, state, one, begun, changes=0),
+            compile_program("stop", slots.stop, state, one, changes=0),
+            compile_program(
+                "step", slots.step, decoder, self._tables, state, self._no_offsets, np.bool_(False), np.bool_(False),
+                changes=2, options=options,
+            ),
+        ]  # fmt: skip
+        self.programs = {program.name: program for program in made}
+
+    def read(self, tokens: Sequence[int], row: int, begin: int) -> None:
+        """Reads a chunk of a prompt, or less at its end, into a row."""
+        tokens_C = np.zeros(self.chunk, np.int32)
+        tokens_C[: len(tokens)] = tokens
+        self._rows = self._call("read", self._decoder, self._rows, tokens_C, np.int32(row), np.int32(begin))
+
+    def score(self, tokens: Sequence[int], row: int, begin: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log-probabilities of the tokens after the first, of up to a chunk and one more, that the row has read."""
+        tokens_C, targets_C = np.zeros((2, self.chunk), np.int32)
+        tokens_C[: len(tokens[: self.chunk])] = tokens[: self.chunk]
+        targets_C[: len(tokens) - 1] = tokens[1:]
+        found = self._call("score", self._decoder, self._rows, tokens_C, np.int32(row), np.int32(begin), targets_C)
+        return jax.device_get(found)
+
+    def keep(self, row: int, number: int, block: int) -> None:
+        """Copies a whole chunk of a row, by its number, to a block."""
+        begin = np.int32(number * self.chunk)
+        self._blocks = self._call("keep", self._blocks, self._rows, np.int32(row), begin, np.int32(block))
+
+    def restore(self, blocks: Sequence[int], row: int) -> None:
+        """Copies blocks to the beginning of a row."""
+        chosen_M = np.zeros(self.most_blocks, np.int32)
+        chosen_M[: len(blocks)] = blocks
+        self._rows = self._call("restore", self._rows, self._blocks, chosen_M, np.int32(len(blocks)), np.int32(row))
+
+    def copy(self, source: int, row: int) -> None:
+        """Copies the cache of a row to another."""
+        self._rows = self._call("copy", self._rows, np.int32(source), np.int32(row))
+
+    def start(self, row: int, prompt: Sequence[int], sampling: Sampling, seed: int, sample: int) -> None:
+        """Lets a row that has read all tokens of a prompt but the last answer it from the next step on.
+
+        Its tokens are those of the answer number `sample` of `decode.generate` with this seed.
+        """
+        prompt_id = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
+        key = self._call("key", np.uint32(seed), np.uint32(prompt_id), np.uint32(sample))
+        how: Start = slots.start_of(prompt, key, sampling, self._vocab)
+        self._rows = self._call("start", self._rows, np.int32(row), how)
+
+    def stop(self, row: int) -> None:
+        """Frees a row."""
+        self._rows = self._call("stop", self._rows, np.int32(row))
+
+    def step(self, offsets_RV: Float[np.ndarray, "R V"] | None, wants_top: bool) -> Found:
+        """A token for each row that answers, as arrays of numpy."""
+        offsets = self._no_offsets if offsets_RV is None else offsets_RV
+        has_offsets = np.bool_(offsets_RV is not None)
+        self._rows, found = self._call(
+            "step", self._decoder, self._tables, self._rows, offsets, has_offsets, np.bool_(wants_top)
+        )
+        return jax.device_get(found)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        return self.programs[name].call(*arguments)
+
+
+def _key(seed: Int[Array, ""], prompt_id: Int[Array, ""], sample: Int[Array, ""]) -> jax.Array:
+    """The key of an answer, as in `model.rows.prefill`."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(jnp.uint32(seed)), prompt_id), sample)
