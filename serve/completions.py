@@ -29,11 +29,12 @@ class Job:
     Args:
       served: the model.
       requests: a request for each prompt.
+      continues: whether answers go on from the text of their prompts.
 
     Raises ApiError where the engine refuses one of them.
     """
 
-    def __init__(self, served: Served, requests: Sequence[Request]):
+    def __init__(self, served: Served, requests: Sequence[Request], *, continues: bool):
         loop, self._told = asyncio.get_running_loop(), asyncio.Event()
         self.served, self.answers = served, []
 
@@ -52,7 +53,8 @@ class Job:
         except Busy as error:
             self.cancel()
             raise ApiError(429, str(error), code="queue_full") from None
-        self.texts = [TextOf(answer, served.model.tokenizer) for answer in self.answers]
+        tokenizer = served.model.tokenizer
+        self.texts = [TextOf(answer, tokenizer, continues=continues) for answer in self.answers]
 
     def cancel(self) -> None:
         """Ends the answers."""
@@ -151,7 +153,8 @@ def chat_job(served: Served, body: ChatRequest) -> Job:
         raise ApiError(400, str(error), param="messages") from None
     most = body.max_completion_tokens or body.max_tokens
     stop_ids = model.template.stop_ids(model.tokenizer)
-    return Job(served, [request_of(served, body, prompt, most, stop_ids, top=body.top_logprobs)])
+    request = request_of(served, body, prompt, most, stop_ids, top=body.top_logprobs)
+    return Job(served, [request], continues=False)
 
 
 def completion_job(served: Served, body: CompletionRequest) -> Job:
@@ -169,7 +172,8 @@ def completion_job(served: Served, body: CompletionRequest) -> Job:
         top=body.logprobs or 0, score_prompt=body.echo and body.logprobs is not None, only_score=body.max_tokens == 0
     )
     stop_ids = (tokenizer.eos_id,)
-    return Job(served, [request_of(served, body, each, body.max_tokens, stop_ids, **more) for each in prompts])
+    requests = [request_of(served, body, each, body.max_tokens, stop_ids, **more) for each in prompts]
+    return Job(served, requests, continues=True)
 
 
 class Chat:

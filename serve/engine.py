@@ -153,8 +153,8 @@ class Answer:
         """Ends the answer before its next token."""
         self.cancelled = True
 
-    def tell(self, token: Token) -> None:
-        """Takes a further token, and ends the answer if it is the last."""
+    def take(self, token: Token) -> str | None:
+        """Takes a further token. Returns why the answer ends with it; None if it goes on."""
         sampling = self.request.sampling
         if self.first_token is None:
             self.first_token = time.monotonic()
@@ -164,10 +164,11 @@ class Answer:
         if sampling.stops is not None:
             self._stop_state = int(sampling.stops.table_SV[self._stop_state, token.id])
             complete |= self._stop_state == len(sampling.stops.table_SV) - 1
-        if complete or len(self.tokens) == sampling.max_tokens:
-            self.finish("stop" if complete else "length")
-        elif self._notify is not None:
+        if self._notify is not None:
             self._notify()
+        if complete:
+            return "stop"
+        return "length" if len(self.tokens) == sampling.max_tokens else None
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
         """Ends the answer."""
@@ -189,6 +190,9 @@ class Engine:
       blocks: number of chunks of prompts that are kept for later requests; default: as many as rows hold.
       most_waiting: number of answers that may wait for a row.
       report: called with each program once it is compiled.
+
+    Attributes:
+      failed: the error that ended the engine; None while it works.
 
     Raises UserError for settings that do not fit.
     """
@@ -224,7 +228,7 @@ class Engine:
         self._most_waiting = most_waiting
         self._waiting: collections.deque[Answer] = collections.deque()
         self._in_row: list[Answer | None] = [None] * rows
-        self._changed, self._closed, self._failed = threading.Condition(), False, None
+        self._changed, self._closed, self.failed = threading.Condition(), False, None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -275,7 +279,7 @@ class Engine:
         answers = [leader, *(Answer(request, i, leader, notify) for i in range(1, request.sampling.n))]
         with self._changed:
             if self._closed:
-                raise Busy("the engine is closed" if self._failed is None else f"the engine failed: {self._failed}")
+                raise Busy("the engine is closed" if self.failed is None else f"the engine failed: {self.failed}")
             if len(self._waiting) + len(answers) > self._most_waiting:
                 raise Busy(f"{len(self._waiting)} answers wait already, of at most {self._most_waiting}: try again")
             self._waiting.extend(answers)
@@ -313,7 +317,7 @@ class Engine:
                 try:
                     self._turn()
                 except Exception as error:  # whatever it is, nobody must wait for ever
-                    self._failed, self._closed = error, True
+                    self.failed, self._closed = error, True
                     break
         self._end_all()
 
@@ -406,11 +410,11 @@ class Engine:
             row, top = answer.row, answer.request.top
             ids, logprobs = found.top_RN[row, :top].tolist(), found.top_logprobs_RN[row, :top].tolist()
             token = Token(int(found.tokens_R[row]), float(found.logprobs_R[row]), list(zip(ids, logprobs, strict=True)))
-            answer.tell(token)
-            if answer.state != State.DONE and len(answer.request.prompt) + len(answer.tokens) >= self.max_len:
-                answer.finish("length")
-            if answer.state == State.DONE:
-                self._free(answer)
+            reason = answer.take(token)
+            if reason is None and len(answer.request.prompt) + len(answer.tokens) >= self.max_len:
+                reason = "length"
+            if reason is not None:
+                self._leave(answer, reason)
 
     def _offsets(self, writing: Sequence[Answer]) -> Float[np.ndarray, "R V"] | None:
         """What is added to the logits of each row; None if nothing is."""
@@ -423,12 +427,10 @@ class Engine:
         return offsets_RV
 
     def _leave(self, answer: Answer, reason: str) -> None:
-        answer.finish(reason)
-        self._free(answer)
-
-    def _free(self, answer: Answer) -> None:
+        """Frees the row of an answer, then ends it."""
         self._device.stop(answer.row)
         self._in_row[answer.row] = None
+        answer.finish(reason)
 
     def _end_all(self) -> None:
         """Ends all answers, when the engine ends."""
@@ -436,5 +438,5 @@ class Engine:
             left = [answer for answer in (*self._in_row, *self._waiting) if answer is not None]
             self._waiting.clear()
         for answer in left:
-            answer.finish("cancelled" if self._failed is None else "error", self._failed)
+            answer.finish("cancelled" if self.failed is None else "error", self.failed)
         self._in_row = [None] * self.rows

@@ -34,8 +34,7 @@ class Prefixes:
             if name not in self._places:
                 break
             found.append(name)
-        for name in reversed(found):  # a block outlives those that need it
-            self._places.move_to_end(name)
+        self._touch(found)
         return [self._places[name] for name in found]
 
     def add(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
@@ -45,20 +44,25 @@ class Prefixes:
           The number of each such block in `tokens`, and its place, whose old content is replaced.
         """
         names, new = list(self._names(tokens)), []
+        self._touch(names)
         for number, name in enumerate(names):
             if name in self._places:
                 continue
             if not self._free:
-                oldest = next(iter(self._places))
-                if oldest in names:  # there are fewer places than this prompt has blocks
+                oldest = next(iter(self._places), None)
+                if oldest is None or oldest in names:  # there are fewer places than this prompt has blocks
                     break
                 self._free.append(self._places.pop(oldest))
             self._places[name] = self._free.pop()
             new.append((number, self._places[name]))
+        self._touch(names)
+        return new
+
+    def _touch(self, names: Sequence[bytes]) -> None:
+        """Makes blocks the most recently used, each before those that need it: it outlives them."""
         for name in reversed(names):
             if name in self._places:
                 self._places.move_to_end(name)
-        return new
 
     def _names(self, tokens: Sequence[int]) -> Iterator[bytes]:
         """The hash of each whole block of `tokens`."""

@@ -21,13 +21,17 @@ class TextOf:
     Args:
       answer: the answer.
       tokenizer: the model's tokenizer.
+      continues: whether the text goes on from the prompt's: a space at its beginning is then its own.
 
     Attributes:
       ended: whether all text was given.
     """
 
-    def __init__(self, answer: Answer, tokenizer: Tokenizer):
+    def __init__(self, answer: Answer, tokenizer: Tokenizer, *, continues: bool):
         self._answer, self._decoder, self.ended = answer, tokenizer.stream(), False
+        if continues:
+            for token in answer.request.prompt:
+                self._decoder.push(token)
         stops = answer.request.sampling.stops
         self._filter = StopFilter([] if stops is None else [string.decode() for string in stops.strings])
 

@@ -1,0 +1,101 @@
+"""The command `camelid serve`."""
+
+import argparse
+import pathlib
+import sys
+
+from ...errors import UserError
+from .arguments import add_model, check_least, command, load_model
+
+
+def add_serve(commands) -> None:
+    """Adds `camelid serve`."""
+    parser = command(
+        commands,
+        "serve",
+        _serve,
+        "Serve a model over HTTP with OpenAI's protocol, and a page to chat on.",
+        "camelid serve runs/sft --port=8000\ncamelid serve model.gguf --quantize=int8 --slots=4 --max_len=4096",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--name", metavar="NAME", help="the model's name for clients (default: the last part of its path)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines too (default: 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
+    parser.add_argument(
+        "--slots", type=int, default=8, metavar="N", help="number of answers that are written at a time (default: 8)"
+    )
+    parser.add_argument(
+        "--max_len",
+        type=int,
+        metavar="N",
+        help="most tokens of a prompt and its answer together (default: the model's context)",
+    )
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        default=32,
+        metavar="N",
+        help="tokens of a prompt that are read between two tokens of the other answers (default: 32)",
+    )
+    parser.add_argument(
+        "--kept_chunks",
+        type=int,
+        metavar="N",
+        help="chunks of prompts that are kept for later requests (default: as many as the slots hold)",
+    )
+    parser.add_argument(
+        "--most_waiting",
+        type=int,
+        default=256,
+        metavar="N",
+        help="answers that may wait for a slot; further requests get status 429 (default: 256)",
+    )
+    parser.add_argument("--api_key", metavar="KEY", help="key that clients must send (default: none is asked for)")
+    parser.add_argument(
+        "--drain_seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds in which answers may end after SIGTERM or Ctrl-C; a second signal ends at once (default: 30)",
+    )
+
+
+def _serve(args: argparse.Namespace) -> None:
+    check_least(args, slots=1, max_len=2, chunk=1, kept_chunks=0, most_waiting=1, port=0)
+    if args.draft is not None:
+        raise UserError("--draft does nothing in a server: leave it out")
+    try:
+        from ...serve.api import Server
+        from ...serve.listen import listen
+    except ModuleNotFoundError as error:
+        raise UserError(f"serve needs {error.name}: pip install 'camelid[serve]'") from None
+    from ...serve.completions import Served
+    from ...serve.engine import Engine
+
+    model = load_model(args)
+    if model.tokenizer is None:
+        raise UserError(f"{args.path} has no tokenizer, and cannot be served")
+    name = args.name or pathlib.PurePath(args.path).name
+    engine = Engine(
+        model,
+        rows=args.slots,
+        max_len=args.max_len,
+        chunk=args.chunk,
+        blocks=args.kept_chunks,
+        most_waiting=args.most_waiting,
+        report=_report,
+    )
+    server = Server({name: Served(name, model, engine)}, api_key=args.api_key)
+    listen(server, args.host, args.port, args.drain_seconds)
+
+
+def _report(program) -> None:
+    print(
+        f"compiled {program.name} in {program.seconds:.1f} s, {program.bytes / 1e6:,.1f} MB of temporaries",
+        file=sys.stderr,
+        flush=True,
+    )

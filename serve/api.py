@@ -1,0 +1,224 @@
+"""The HTTP server: OpenAI's protocol over an engine (FastAPI)."""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from .completions import Chat, Completion, Job, Served, chat_job, completion_job, lines_of
+from .metrics import Metrics
+from .protocol import ApiError, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+
+log = logging.getLogger("camelid.serve")
+PAGE = Path(__file__).with_name("page")
+
+
+class Server:
+    """What the routes share.
+
+    Attributes:
+      served: the models by name; the first is the default.
+      draining: whether new requests are refused, since the server is about to end.
+      metrics: the counters of `/metrics`.
+      most_bytes: the largest body of a request.
+    """
+
+    def __init__(self, served: Mapping[str, Served], *, api_key: str | None = None, most_bytes: int = 8 << 20):
+        self.served, self._api_key, self.most_bytes = dict(served), api_key, most_bytes
+        self.metrics, self.draining, self.created = Metrics(self.served), False, int(time.time())
+
+    def find(self, name: str | None) -> Served:
+        """The model of a request."""
+        if name is None:
+            return next(iter(self.served.values()))
+        if name not in self.served:
+            there = ", ".join(self.served)
+            raise ApiError(404, f"there is no model {name!r}, only {there}", param="model", code="model_not_found")
+        return self.served[name]
+
+    def check(self, request: HttpRequest) -> None:
+        """Raises ApiError for a request without the key, or with too large a body."""
+        path = request.url.path
+        if self._api_key is not None and (path.startswith("/v1") or path.strip("/") in ("tokenize", "detokenize")):
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self._api_key.encode()):
+                raise ApiError(
+                    401, "give the API key as the header `Authorization: Bearer KEY`", code="invalid_api_key"
+                )
+        size = request.headers.get("content-length", "0")
+        if size.isdigit() and int(size) > self.most_bytes:
+            raise ApiError(413, f"the body has {int(size):,} bytes, more than {self.most_bytes:,}")
+        if self.draining and request.method == "POST":
+            raise ApiError(503, "the server is about to end: ask another one", code="draining")
+
+
+def make_app(server: Server) -> FastAPI:
+    """The application of a server."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for served in server.served.values():
+            served.engine.close()
+
+    app = FastAPI(title="camelid", docs_url=None, redoc_url=None, lifespan=lifespan)
+    _add_errors(app, server)
+    _add_openai(app, server)
+    _add_others(app, server)
+    if (PAGE / "index.html").exists():
+        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    return app
+
+
+def _add_errors(app: FastAPI, server: Server) -> None:
+    """Errors as OpenAI's objects, the checks that all requests share, and headers of all answers."""
+
+    @app.middleware("http")
+    async def check(request: HttpRequest, go_on: Callable[[HttpRequest], Awaitable[Response]]) -> Response:
+        try:
+            server.check(request)
+        except ApiError as error:
+            return _failure(error)
+        response = await go_on(request)
+        response.headers["Content-Security-Policy"] = "default-src 'self'"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    @app.exception_handler(ApiError)
+    async def known(_: HttpRequest, error: ApiError) -> Response:
+        return _failure(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: HttpRequest, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        said = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+        return _failure(ApiError(400, f"{where or 'body'}: {said}", param=where or None))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: HttpRequest, error: HTTPException) -> Response:
+        return _failure(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+
+
+def _failure(error: ApiError) -> Response:
+    headers = {"Retry-After": "1"} if error.status in (429, 503) else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+def _add_openai(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_described(server, served) for served in server.served.values()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        return _described(server, server.find(name))
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: HttpRequest) -> Response:
+        job = chat_job(server.find(body.model), body)
+        return await _answer(server, request, job, Chat(job, body), stream=body.stream)
+
+    @app.post("/v1/completions")
+    async def complete(body: CompletionRequest, request: HttpRequest) -> Response:
+        job = completion_job(server.find(body.model), body)
+        return await _answer(server, request, job, Completion(job, body), stream=body.stream)
+
+
+def _described(server: Server, served: Served) -> dict[str, Any]:
+    length = served.engine.max_len
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": server.created,
+        "owned_by": "camelid",
+        "max_model_len": length,
+    }
+
+
+async def _answer(
+    server: Server, request: HttpRequest, job: Job, completion: Chat | Completion, *, stream: bool
+) -> Response:
+    """The response to a request whose answers have begun."""
+    begin = time.monotonic()
+
+    def done(status: int) -> None:
+        server.metrics.count(job, status)
+        usage = job.usage()
+        log.info(
+            "%s %s %d prompt=%d cached=%d completion=%d seconds=%.2f",
+            request.method, request.url.path, status, usage["prompt_tokens"],
+            usage["prompt_tokens_details"]["cached_tokens"], usage["completion_tokens"], time.monotonic() - begin,
+        )  # fmt: skip
+
+    if stream:
+
+        async def events() -> AsyncIterator[str]:
+            try:
+                async for line in lines_of(completion.events()):
+                    yield line
+            finally:  # also when the client is gone
+                job.cancel()
+                done(200)
+
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    whole = asyncio.ensure_future(completion.whole())
+    try:
+        while not whole.done():
+            await asyncio.wait([whole], timeout=0.5)
+            if not whole.done() and await request.is_disconnected():
+                whole.cancel()
+                job.cancel()
+                done(499)
+                return Response(status_code=499)
+        found = whole.result()
+    except ApiError as error:
+        done(error.status)
+        raise
+    finally:
+        job.cancel()
+    done(200)
+    return JSONResponse(found)
+
+
+def _add_others(app: FastAPI, server: Server) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        failed = [served.name for served in server.served.values() if served.engine.failed is not None]
+        if server.draining or failed:
+            return _failure(ApiError(503, f"{', '.join(failed)} failed" if failed else "the server is about to end"))
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(server.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        served = server.find(body.model)
+        tokenizer = served.model.tokenizer
+        begin = [tokenizer.bos_id] if body.add_special_tokens and tokenizer.adds_bos else []
+        tokens = begin + tokenizer.encode(body.prompt)
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": served.engine.max_len}
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        return {"prompt": server.find(body.model).model.tokenizer.decode(body.tokens)}
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
+        served = server.find(model)
+        tokenizer = served.model.tokenizer
+        names = ("eos_token", "bos_token", "pad_token", "unk_token")
+        return {name: tokenizer.named.get(name) for name in names} | {"vocab_size": tokenizer.vocab_size}
