@@ -1,0 +1,240 @@
+"""The HTTP server, as the official client of OpenAI's protocol and plain requests see it."""
+
+import concurrent.futures
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import jax
+import openai
+import pytest
+import uvicorn
+
+from camelid.checkpoints.language_model import LanguageModel
+from camelid.data.templates import load_template
+from camelid.data.tokenizer import Tokenizer
+from camelid.model import llama
+from camelid.model.config import LlamaConfig
+from camelid.model.sampling import Sampling
+from camelid.model.sharding import make_mesh
+from camelid.serve.api import Server, make_app
+from camelid.serve.completions import Served
+from camelid.serve.engine import Engine, Request
+
+ASKED = [{"role": "user", "content": "Which colour has the fox? 狐狸"}]
+
+
+@pytest.fixture(scope="module")
+def served(corpus):
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    config = LlamaConfig.preset("nano-test", vocab_size=tokenizer.vocab_size, max_len=128)
+    model = llama.build(config)
+    params = jax.tree.map(lambda x: 2 * x, jax.jit(model.init)(jax.random.key(0)))
+    mesh = make_mesh({}, jax.devices()[:1])
+    found = LanguageModel(model, params, tokenizer, load_template("chatml"), mesh)
+    return Served("nano", found, Engine(found, rows=4, chunk=16, most_waiting=16))
+
+
+@pytest.fixture(scope="module")
+def server(served):
+    return Server({"nano": served}, api_key="secret", most_bytes=20_000)
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    """The address of a server that listens."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    running = uvicorn.Server(uvicorn.Config(make_app(server), log_level="error"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    running.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as found:
+        yield found
+
+
+def ask(url, path, body=None, **headers):
+    """Status, headers and JSON of a plain request."""
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer secret"} | headers
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url + path, data, headers)) as response:
+            return response.status, response.headers, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, json.load(error)
+
+
+def test_models_are_listed_and_found(client):
+    assert [model.id for model in client.models.list()] == ["nano"]
+    assert client.models.retrieve("nano").owned_by == "camelid"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other', only nano"):
+        client.models.retrieve("other")
+
+
+def test_a_chat_whole_or_streamed_is_the_same_bits_as_from_the_engine(client, served):
+    how = dict(model="nano", messages=ASKED, max_tokens=20, temperature=0.9, seed=5, logprobs=True, top_logprobs=3)
+    whole = client.chat.completions.create(**how, n=2)
+    model = served.model
+    stop_ids = model.template.stop_ids(model.tokenizer)
+    prompt = model.prompt(ASKED)
+    sampling = Sampling(max_tokens=20, temperature=0.9, stop_ids=stop_ids, n=2)
+    expected = served.engine.generate([Request(prompt, sampling, seed=5, top=3)])[0]
+    for choice, answer in zip(whole.choices, expected, strict=True):
+        assert [entry.logprob for entry in choice.logprobs.content] == [token.logprob for token in answer.tokens]
+        told = [token for token in answer.tokens if token.id not in stop_ids]
+        assert choice.message.content == model.tokenizer.decode([token.id for token in told])
+        assert choice.finish_reason == answer.finish_reason
+        assert all(len(entry.top_logprobs) == 3 for entry in choice.logprobs.content)
+    said, logprobs, reasons = ["", ""], [[], []], [None, None]
+    for chunk in client.chat.completions.create(**how, n=2, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            said[choice.index] += choice.delta.content or ""
+            logprobs[choice.index] += [] if choice.logprobs is None else choice.logprobs.content
+            reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+        usage = chunk.usage
+    assert said == [choice.message.content for choice in whole.choices]
+    assert logprobs == [choice.logprobs.content for choice in whole.choices]
+    assert reasons == [choice.finish_reason for choice in whole.choices]
+    assert usage.prompt_tokens == whole.usage.prompt_tokens == len(prompt)
+    assert usage.completion_tokens == whole.usage.completion_tokens == sum(len(a.tokens) for a in expected)
+    assert usage.prompt_tokens_details.cached_tokens == (len(prompt) - 1) // 16 * 16
+
+
+def test_texts_and_token_ids_are_continued_with_the_prompt_in_front_and_its_scores(client, served):
+    tokenizer = served.model.tokenizer
+    texts = ["the red fox", "the blue owl sees"]
+    how = dict(model="nano", temperature=0, logprobs=2, echo=True)
+    found = client.completions.create(prompt=texts, max_tokens=6, **how)
+    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+    again = client.completions.create(prompt=ids, max_tokens=6, **how)
+    assert [choice.to_dict() for choice in found.choices] == [choice.to_dict() for choice in again.choices]
+    for text, choice in zip(texts, found.choices, strict=True):
+        assert choice.text.startswith(text)
+        assert choice.logprobs.token_logprobs[0] is None and len(choice.logprobs.token_logprobs) > 6
+        assert all(len(top) == 2 for top in choice.logprobs.top_logprobs[1:])
+    scored = client.completions.create(prompt=texts[0], max_tokens=0, **how).choices[0]
+    assert scored.text == texts[0]
+    size = len(scored.logprobs.token_logprobs)
+    assert scored.logprobs.token_logprobs == found.choices[0].logprobs.token_logprobs[:size]
+    streamed = list(client.completions.create(prompt=texts[0], max_tokens=6, stream=True, **how))
+    assert "".join(chunk.choices[0].text for chunk in streamed) == found.choices[0].text
+    assert streamed[-1].choices[0].finish_reason == found.choices[0].finish_reason
+
+
+def test_stop_strings_end_an_answer_and_are_not_told(client):
+    how = dict(model="nano", prompt="the red fox", temperature=1.0, seed=3)
+    whole = client.completions.create(**how, max_tokens=40).choices[0].text
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    ended = client.completions.create(**how, max_tokens=40, stop=[stop]).choices[0]
+    assert (ended.text, ended.finish_reason) == (whole[: whole.index(stop)], "stop")
+    streamed = client.completions.create(**how, max_tokens=40, stop=stop, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == ended.text
+
+
+def test_a_bias_forbids_a_token(client):
+    first = client.chat.completions.create(model="nano", messages=ASKED, max_tokens=1, temperature=0, logprobs=True)
+    token = first.choices[0].logprobs.content[0]
+    top = client.chat.completions.create(
+        model="nano", messages=ASKED, max_tokens=1, temperature=0, logprobs=True, top_logprobs=2,
+        logit_bias={i: -100 for i in range(352) if i != 40},
+    ).choices[0].logprobs.content[0]  # fmt: skip
+    assert top.token != token.token and top.top_logprobs[0].logprob == token.logprob
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"model": "other"}, openai.NotFoundError, "there is no model 'other'"),
+        ({"messages": []}, openai.BadRequestError, "messages: .*at least 1"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, openai.BadRequestError, "boss"),
+        ({"temperature": -1}, openai.BadRequestError, "temperature: .*greater than or equal to 0"),
+        ({"max_tokens": 500}, openai.BadRequestError, "max_tokens is 500, together more than the context of 128"),
+        ({"messages": [{"role": "user", "content": "fox " * 500}]}, openai.BadRequestError, "no room for an answer"),
+        ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature: there is no such field"),
+        ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs needs logprobs"),
+        ({"stop": [""]}, openai.BadRequestError, "empty"),
+        ({"logit_bias": {"9999": 1}}, openai.BadRequestError, "token id 9999"),
+    ],
+    ids=str,
+)
+def test_a_wrong_request_gets_an_error_of_its_kind_before_any_answer(client, changes, kind, message):
+    for stream in (False, True):
+        with pytest.raises(kind, match=message):
+            client.chat.completions.create(**{"model": "nano", "messages": ASKED, "stream": stream} | changes)
+
+
+def test_keys_bodies_and_paths_are_checked(url):
+    body = {"messages": ASKED}
+    status, _, found = ask(url, "/v1/chat/completions", body, Authorization="Bearer wrong")
+    assert status == 401 and found["error"]["code"] == "invalid_api_key"
+    assert ask(url, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 30_000}]})[0] == 413
+    status, _, found = ask(url, "/v1/chat/completions", b"{not json")
+    assert status == 400 and found["error"]["type"] == "invalid_request_error"
+    assert ask(url, "/v1/nothing")[0] == 404 and ask(url, "/health", Authorization="")[0] == 200
+    _, headers, _ = ask(url, "/health")
+    assert headers["Content-Security-Policy"] == "default-src 'self'"
+
+
+def test_texts_become_tokens_and_tokens_texts(url, served):
+    tokenizer = served.model.tokenizer
+    status, _, found = ask(url, "/tokenize", {"prompt": "the fox 狐狸", "add_special_tokens": False})
+    assert status == 200 and found["tokens"] == tokenizer.encode("the fox 狐狸")
+    assert ask(url, "/detokenize", {"tokens": found["tokens"]})[2] == {"prompt": "the fox 狐狸"}
+    assert ask(url, "/tokenizer_info")[2]["bos_token"] == "<s>"
+
+
+def test_overload_is_told_and_clients_that_leave_free_their_rows(url, client, served):
+    many = dict(model="nano", messages=ASKED, max_tokens=90, temperature=1.0)
+
+    def one(_):
+        try:
+            return client.chat.completions.create(**many, n=3).usage.completion_tokens
+        except openai.RateLimitError as error:
+            assert error.response.headers["Retry-After"] == "1" and "wait already" in str(error)
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(one, range(16)))
+    assert None in results and any(results)
+    for _ in range(3):
+        stream = client.chat.completions.create(**many, stream=True)
+        next(iter(stream))
+        stream.close()
+    until = time.monotonic() + 10
+    while served.engine.running or served.engine.waiting:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_counters_are_those_of_what_happened(url, client):
+    def counters():
+        with urllib.request.urlopen(f"{url}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    before = counters()
+    usage = client.chat.completions.create(model="nano", messages=ASKED, max_tokens=5, temperature=0).usage
+    after = counters()
+    for name, amount in {"prompt_tokens": usage.prompt_tokens, "generation_tokens": usage.completion_tokens}.items():
+        place = f'camelid:{name}_total{{model_name="nano"}}'
+        assert after[place] - before[place] == amount
+    assert after["camelid:compilations_total"] == before["camelid:compilations_total"]
+
+
+def test_a_server_that_drains_refuses_new_requests(url, server, client):
+    server.draining = True
+    try:
+        with pytest.raises(openai.InternalServerError, match="about to end"):
+            client.chat.completions.create(model="nano", messages=ASKED)
+        assert ask(url, "/health")[0] == 503
+    finally:
+        server.draining = False
+    assert ask(url, "/health")[0] == 200
