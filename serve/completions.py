@@ -11,7 +11,8 @@ from ..checkpoints.decoding import sampling_of, strings_of
 from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError
 from .engine import Answer, Busy, Engine, Request, Scored, Token
-from .protocol import ApiError, ChatRequest, CompletionRequest, Settings
+from .grammar import Grammar, Grammars
+from .protocol import ApiError, ChatRequest, CompletionRequest, ResponseFormat, Settings
 from .texts import TextOf
 
 
@@ -21,6 +22,20 @@ class Served(NamedTuple):
     name: str
     model: LanguageModel
     engine: Engine
+
+    grammars: dict[tuple[int, ...], Grammars]
+    """Grammars by the ids that end answers, made when the first is asked for."""
+
+    def grammar(self, wanted: ResponseFormat | None, ends: Sequence[int]) -> Grammar | None:
+        """What answers may be; None for anything. Raises UserError for a schema that is not supported."""
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_schema" and wanted.json_schema is None:
+            raise UserError("response_format.json_schema is missing")
+        key = tuple(ends)
+        if key not in self.grammars:
+            self.grammars[key] = Grammars(self.model.tokenizer, self.model.config.vocab_size, key)
+        return self.grammars[key].of_schema(wanted.json_schema.schema_ if wanted.json_schema is not None else {})
 
 
 class Job:
@@ -75,8 +90,8 @@ class Job:
                         text += self.texts[i].end()
                     if tokens or text or ended:
                         yield i, text, tokens
-                    if ended and self.answers[i].error is not None:
-                        raise ApiError(500, f"the engine failed: {self.answers[i].error}")
+                    if ended and (error := self.answers[i].error) is not None:
+                        raise ApiError(400, str(error)) if isinstance(error, UserError) else ApiError(500, f"{error}")
                 if left:
                     await self._told.wait()
         finally:
@@ -129,10 +144,11 @@ def request_of(
         sampling = sampling_of(
             model.tokenizer, model.config.vocab_size, stop_ids=ids, stop=strings, n=settings.n, **fields
         )
+        grammar = served.grammar(settings.response_format, ids)
     except UserError as error:
         raise ApiError(400, str(error)) from None
     seed = secrets.randbits(32) if settings.seed is None else settings.seed % 2**32
-    return Request(prompt, sampling, seed, bias=settings.logit_bias or {}, **more)
+    return Request(prompt, sampling, seed, bias=settings.logit_bias or {}, grammar=grammar, **more)
 
 
 def chat_job(served: Served, body: ChatRequest) -> Job:
@@ -144,8 +160,6 @@ def chat_job(served: Served, body: ChatRequest) -> Job:
         raise ApiError(400, "max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    if (body.response_format or {}).get("type", "text") != "text":
-        raise ApiError(400, 'response_format: only {"type": "text"} is served', param="response_format")
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     try:
         prompt = model.prompt(messages)

@@ -27,6 +27,7 @@ from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError
 from ..model.sampling import Sampling
 from ..model.slots import MOST_TOP
+from .grammar import Grammar
 from .prefixes import Prefixes
 from .programs import Program, Programs
 
@@ -80,6 +81,9 @@ class Request:
     bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     """Numbers that are added to the logits of tokens that are drawn; log-probabilities do not count them."""
 
+    grammar: Grammar | None = None
+    """What answers may be; None for anything."""
+
 
 class State(enum.Enum):
     """Where an answer is."""
@@ -114,6 +118,7 @@ class Answer:
         self.submitted = time.monotonic()
         self.first_token: float | None = None
         self._stop_state = 0
+        self.grammar = None if request.grammar is None else request.grammar.copy()
         self._told: queue.SimpleQueue[Token | None] = queue.SimpleQueue()
 
     def __iter__(self) -> Iterator[Token]:
@@ -164,6 +169,8 @@ class Answer:
         if sampling.stops is not None:
             self._stop_state = int(sampling.stops.table_SV[self._stop_state, token.id])
             complete |= self._stop_state == len(sampling.stops.table_SV) - 1
+        if self.grammar is not None:
+            complete |= self.grammar.take(token.id)
         if self._notify is not None:
             self._notify()
         if complete:
@@ -410,7 +417,11 @@ class Engine:
             row, top = answer.row, answer.request.top
             ids, logprobs = found.top_RN[row, :top].tolist(), found.top_logprobs_RN[row, :top].tolist()
             token = Token(int(found.tokens_R[row]), float(found.logprobs_R[row]), list(zip(ids, logprobs, strict=True)))
-            reason = answer.take(token)
+            try:
+                reason = answer.take(token)
+            except UserError as error:
+                self._leave(answer, "error", error)
+                continue
             if reason is None and len(answer.request.prompt) + len(answer.tokens) >= self.max_len:
                 reason = "length"
             if reason is not None:
@@ -418,19 +429,21 @@ class Engine:
 
     def _offsets(self, writing: Sequence[Answer]) -> Float[np.ndarray, "R V"] | None:
         """What is added to the logits of each row; None if nothing is."""
-        if not any(answer.request.bias for answer in writing):
+        if not any(answer.request.bias or answer.grammar for answer in writing):
             return None
         offsets_RV = np.zeros((self.rows, self.model.config.vocab_size), np.float32)
         for answer in writing:
             for token, bias in answer.request.bias.items():
                 offsets_RV[answer.row, token] = bias
+            if answer.grammar is not None:
+                offsets_RV[answer.row, ~answer.grammar.allowed()] = -np.inf
         return offsets_RV
 
-    def _leave(self, answer: Answer, reason: str) -> None:
+    def _leave(self, answer: Answer, reason: str, error: Exception | None = None) -> None:
         """Frees the row of an answer, then ends it."""
         self._device.stop(answer.row)
         self._in_row[answer.row] = None
-        answer.finish(reason)
+        answer.finish(reason, error)
 
     def _end_all(self) -> None:
         """Ends all answers, when the engine ends."""

@@ -42,6 +42,22 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
+class JsonSchema(Strict):
+    """A schema that an answer must fit."""
+
+    name: str = "answer"
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")] = {}
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """What an answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class Settings(Strict):
     """How answers are drawn. None leaves a setting to the model's recommendation."""
 
@@ -59,6 +75,7 @@ class Settings(Strict):
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
     user: str | None = None
 
 
@@ -70,7 +87,6 @@ class ChatRequest(Settings):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] = 0
-    response_format: dict[str, Any] | None = None
 
 
 class CompletionRequest(Settings):

@@ -89,7 +89,7 @@ def _serve(args: argparse.Namespace) -> None:
         most_waiting=args.most_waiting,
         report=_report,
     )
-    server = Server({name: Served(name, model, engine)}, api_key=args.api_key)
+    server = Server({name: Served(name, model, engine, {})}, api_key=args.api_key)
     listen(server, args.host, args.port, args.drain_seconds)
 
 

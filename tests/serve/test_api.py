@@ -35,7 +35,7 @@ def served(corpus):
     params = jax.tree.map(lambda x: 2 * x, jax.jit(model.init)(jax.random.key(0)))
     mesh = make_mesh({}, jax.devices()[:1])
     found = LanguageModel(model, params, tokenizer, load_template("chatml"), mesh)
-    return Served("nano", found, Engine(found, rows=4, chunk=16, most_waiting=16))
+    return Served("nano", found, Engine(found, rows=4, chunk=16, most_waiting=16), {})
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,18 @@ def test_stop_strings_end_an_answer_and_are_not_told(client):
     assert (ended.text, ended.finish_reason) == (whole[: whole.index(stop)], "stop")
     streamed = client.completions.create(**how, max_tokens=40, stop=stop, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == ended.text
+
+
+def test_an_answer_fits_a_json_schema(client):
+    schema = {"type": "array", "items": {"enum": ["red", "狐狸"]}, "minItems": 1, "maxItems": 2}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    how = dict(model="nano", messages=ASKED, max_tokens=60, temperature=1.0, seed=2)
+    found = client.chat.completions.create(**how, n=3, response_format=wanted)
+    finished = [choice.message.content for choice in found.choices if choice.finish_reason == "stop"]
+    assert finished and all({*json.loads(text)} <= {"red", "狐狸"} for text in finished)
+    wanted["json_schema"]["schema"] = {"type": "nothing"}
+    with pytest.raises(openai.BadRequestError, match="JSON schema is not"):
+        client.chat.completions.create(**how, response_format=wanted)
 
 
 def test_a_bias_forbids_a_token(client):
