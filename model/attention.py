@@ -7,6 +7,7 @@ to itself and the W - 1 before it.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,10 @@ def _attend(
     return jnp.matmul(probs, v_BKSE).reshape(q_BKGTE.shape)
 
 
+BLOCK = 128
+"""Slots of a cache that are read together where only a part of them is read."""
+
+
 def attend_cache(
     q_BTHE: Float[Array, "B T H E"],
     valid_LTS: Bool[Array, "*L T S"],
@@ -108,6 +113,7 @@ def attend_cache(
     value_scales_LS: Float[Array, "*L S"] | None = None,
     *,
     scale: float | None = None,
+    filled: Int[Array, ""] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Attention of T new positions over a key/value cache.
 
@@ -123,6 +129,8 @@ def attend_cache(
         key_scales_LS: a scale for each key in codes; None for floats.
         value_scales_LS: a scale for each value in codes; None for floats.
         scale: factor of the scores; None for 1 / sqrt(E).
+        filled: number of slots from the first on that are read, in whole blocks; None for all. The result is the same
+            bits for every number that covers the slots a query attends to.
     """
     B, T, H, E = q_BTHE.shape
     *lead, _, _ = keys_LSE.shape
@@ -130,16 +138,55 @@ def attend_cache(
     q_BKTGE = _scaled(jnp.swapaxes(q_BTHE.reshape(B, T, K, H // K, E), 1, 2), scale)
     q_LQE = q_BKTGE.reshape(*lead, -1, E)  # the queries of a head's group at all new positions
     valid_LQS = jnp.repeat(valid_LTS, H // K, axis=-2)
-    if key_scales_LS is None:
-        scores = jnp.einsum("...qe,...se->...qs", q_LQE, keys_LSE, preferred_element_type=jnp.float32)
-    else:
-        scores = xla_cpu.times_codes("...qe,...se->...qs", q_LQE, keys_LSE) * key_scales_LS[..., None, :]
-    probs = jax.nn.softmax(jnp.where(valid_LQS, scores, _MASKED), axis=-1)
-    if value_scales_LS is None:
-        out_LQE = jnp.einsum("...qs,...se->...qe", probs.astype(values_LSE.dtype), values_LSE)
-    else:
-        out_LQE = xla_cpu.times_codes("...qs,...se->...qe", probs * value_scales_LS[..., None, :], values_LSE)
-    return jnp.swapaxes(out_LQE.reshape(q_BKTGE.shape), 1, 2).reshape(q_BTHE.shape).astype(q_BTHE.dtype)
+
+    def joined(out_LQE):
+        return jnp.swapaxes(out_LQE.reshape(q_BKTGE.shape), 1, 2).reshape(q_BTHE.shape).astype(q_BTHE.dtype)
+
+    cache = [keys_LSE, values_LSE, *(() if key_scales_LS is None else (key_scales_LS, value_scales_LS))]
+    if filled is not None:
+        return joined(_attend_blocks(q_LQE, valid_LQS, cache, filled))
+    probs = jax.nn.softmax(jnp.where(valid_LQS, _scores(q_LQE, cache), _MASKED), axis=-1)
+    return joined(_weighted_values(probs, cache))
+
+
+def _scores(q_LQE: Float[Array, "*L Q E"], cache: Sequence[Array]) -> Float[Array, "*L Q S"]:
+    """Float32 scores of queries against the keys of a cache: keys and values, and their scales if they are codes."""
+    if len(cache) == 2:
+        return jnp.einsum("...qe,...se->...qs", q_LQE, cache[0], preferred_element_type=jnp.float32)
+    return xla_cpu.times_codes("...qe,...se->...qs", q_LQE, cache[0]) * cache[2][..., None, :]
+
+
+def _weighted_values(probs_LQS: Float[Array, "*L Q S"], cache: Sequence[Array]) -> Float[Array, "*L Q E"]:
+    """Sums of the values of a cache, weighted by probabilities."""
+    if len(cache) == 2:
+        return jnp.einsum("...qs,...se->...qe", probs_LQS.astype(cache[1].dtype), cache[1])
+    return xla_cpu.times_codes("...qs,...se->...qe", probs_LQS * cache[3][..., None, :], cache[1])
+
+
+def _attend_blocks(
+    q_LQE: Float[Array, "*L Q E"], valid_LQS: Bool[Array, "*L Q S"], cache: Sequence[Array], filled: Int[Array, ""]
+) -> Float[Array, "*L Q E"]:
+    """Attention over the first `filled` slots, block by block with a running maximum (arXiv:1805.02867, algorithm 3).
+
+    A block of which nothing counts changes no bit: it adds 0 and multiplies by 1.
+    """
+    S, axis = valid_LQS.shape[-1], valid_LQS.ndim - 2
+    size = math.gcd(S, BLOCK) if S > BLOCK else S
+
+    def add(i, sums):
+        top_LQ1, weight_LQ1, out_LQE = sums
+        part = [jax.lax.dynamic_slice_in_dim(x, i * size, size, axis) for x in cache]
+        valid_LQs = jax.lax.dynamic_slice_in_dim(valid_LQS, i * size, size, axis + 1)
+        scores_LQs = jnp.where(valid_LQs, _scores(q_LQE, part), _MASKED)
+        new_LQ1 = jnp.maximum(top_LQ1, jnp.max(scores_LQs, axis=-1, keepdims=True))
+        probs_LQs, kept_LQ1 = jnp.exp(scores_LQs - new_LQ1), jnp.exp(top_LQ1 - new_LQ1)
+        weight_LQ1 = weight_LQ1 * kept_LQ1 + jnp.sum(probs_LQs, axis=-1, keepdims=True)
+        return new_LQ1, weight_LQ1, out_LQE * kept_LQ1 + _weighted_values(probs_LQs, part).astype(jnp.float32)
+
+    none_LQ1 = jnp.full((*q_LQE.shape[:-1], 1), _MASKED, jnp.float32)
+    begin = none_LQ1, jnp.zeros_like(none_LQ1), jnp.zeros(q_LQE.shape, jnp.float32)
+    _, weight_LQ1, out_LQE = jax.lax.fori_loop(0, -(-filled // size), add, begin)
+    return out_LQE / weight_LQ1
 
 
 def splash(

@@ -116,10 +116,11 @@ class FusedAttention(Attention):
         return add_bias(out_BTD, self.o_bias)
 
     def __call__(self, x_BTD, rotary, past):
-        cache, slot, valid_LTS = past
+        cache, slot, valid_LTS, filled = past
         q_BTHE, k_BTKE, v_BTKE = self.project(x_BTD, rotary)
         cache = cache.write(k_BTKE, v_BTKE, slot)
-        return self.merge_heads(attend_cache(q_BTHE, valid_LTS, *cache, scale=self.config.attention_scale)), cache
+        scale = self.config.attention_scale
+        return self.merge_heads(attend_cache(q_BTHE, valid_LTS, *cache, scale=scale, filled=filled)), cache
 
 
 class FusedMLP(MLP):
@@ -162,6 +163,7 @@ class Decoder(nnx.Module):
         slot: Int[Array, ""] | Int[Array, " R"],
         starts_R: Int[Array, " R"],
         caches: list[Cache],
+        filled: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "R T V"], list[Cache]]:
         """Logits after each of T new tokens of every row.
 
@@ -170,6 +172,7 @@ class Decoder(nnx.Module):
             slot: slot of the cache that the first new token of all rows is written to, or one for each row.
             starts_R: slot of each row's position 0; a row attends to the slots from there to the new token's.
             caches: one for each layer.
+            filled: number of slots from the first on that are read (`attention.attend_cache`); None for all.
 
         Returns:
             Float32 logits of the token that follows each new token, and the caches with the new tokens.
@@ -187,7 +190,7 @@ class Decoder(nnx.Module):
         x_RTD = embeddings(self.config, self.table.get_value(), tokens_RT)
         written = []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x_RTD, cache = block(x_RTD, rotary, (cache, slot, valid_LTS))
+            x_RTD, cache = block(x_RTD, rotary, (cache, slot, valid_LTS, filled))
             written.append(cache)
         hidden_RTD = self.norm(x_RTD)
         return self.logits(hidden_RTD.reshape(R * T, -1)).reshape(R, T, -1), written

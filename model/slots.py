@@ -118,7 +118,8 @@ def read(decoder: Decoder, rows: Rows, tokens_C: Int[Array, " C"], row: Int[Arra
     """
     R, caches = len(rows.latest_R), rows.caches
     slots = caches[0].slots
-    _, own = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), _part(caches, R, row, 0, slots))
+    own, filled = _part(caches, R, row, 0, slots), begin + len(tokens_C)
+    _, own = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, filled)
     chunk = _part(own, 1, jnp.int32(0), begin, len(tokens_C))
     return rows._replace(caches=_put(caches, R, chunk, row, begin))
 
@@ -130,7 +131,7 @@ def score(
     """Log-probabilities of the tokens `targets_C`, each given the tokens up to the one before, of a row that `read`
     the same tokens; and the likeliest tokens instead, with theirs."""
     own = _part(rows.caches, len(rows.latest_R), row, 0, rows.caches[0].slots)
-    logits_1CV, _ = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own)
+    logits_1CV, _ = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, begin + len(tokens_C))
     logp_CV = jax.nn.log_softmax(logits_1CV[0], axis=-1)
     top_logprobs_CN, top_CN = jax.lax.top_k(logp_CV, _most_top(logp_CV))
     return jnp.take_along_axis(logp_CV, targets_C[:, None], axis=1)[:, 0], top_CN, top_logprobs_CN
@@ -256,7 +257,8 @@ def step(
         has_offsets: whether any of them is not 0; they are not read otherwise.
         wants_top: whether the likeliest tokens are asked for.
     """
-    logits_R1V, caches = decoder(rows.latest_R[:, None], rows.slot, rows.starts_R, rows.caches)
+    filled = jnp.max(jnp.where(rows.stopped_R, 0, rows.slot)) + 1
+    logits_R1V, caches = decoder(rows.latest_R[:, None], rows.slot, rows.starts_R, rows.caches, filled)
     logits_RV, R = logits_R1V[:, 0], len(rows.latest_R)
     N = _most_top(logits_RV)
     keys_R = jax.vmap(jax.random.fold_in)(rows.keys_R, rows.drawn_R)

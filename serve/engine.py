@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError
+from ..model.attention import BLOCK
 from ..model.sampling import Sampling
 from ..model.slots import MOST_TOP
 from .grammar import Grammar
@@ -192,8 +193,8 @@ class Engine:
       model: the model.
       rows: number of answers that are written at a time.
       max_len: most tokens of a prompt and its answer together; default: the model's context.
-      chunk: tokens of a prompt that are read between two steps. More read a prompt faster, and make other answers wait
-        longer.
+      chunk: tokens of a prompt that are read between two steps, a power of two. More read a prompt faster, and make
+        other answers wait longer.
       blocks: number of chunks of prompts that are kept for later requests; default: as many as rows hold.
       most_waiting: number of answers that may wait for a row.
       report: called with each program once it is compiled.
@@ -223,8 +224,10 @@ class Engine:
             if value < 1:
                 raise UserError(f"{name} {value}: give 1 or more")
         self.model, self.rows = model, rows
-        chunk = min(chunk, self.max_len)
-        length = -(-self.max_len // chunk) * chunk
+        if chunk & (chunk - 1):
+            raise UserError(f"chunk {chunk}: give a power of two")
+        unit = chunk if self.max_len <= BLOCK else max(chunk, BLOCK)
+        length = -(-self.max_len // unit) * unit
         blocks = rows * length // chunk if blocks is None else blocks
         with jax.set_mesh(model.mesh):
             self._device = Programs(model, rows=rows, length=length, chunk=chunk, blocks=max(blocks, 1))

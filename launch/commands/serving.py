@@ -39,7 +39,7 @@ def add_serve(commands) -> None:
         type=int,
         default=32,
         metavar="N",
-        help="tokens of a prompt that are read between two tokens of the other answers (default: 32)",
+        help="tokens of a prompt that are read between two tokens of the other answers, a power of two (default: 32)",
     )
     parser.add_argument(
         "--kept_chunks",

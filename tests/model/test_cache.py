@@ -23,6 +23,23 @@ def drawn(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.parametrize("codes", [False, True])
+def test_attention_reads_as_many_slots_as_it_is_told_and_more_change_no_bit(codes):
+    slots, used = 512, 200
+    cache = Cache(drawn(0, B * K, slots, E), drawn(1, B * K, slots, E))
+    cache = cache.encode() if codes else cache
+    q = drawn(2, B, 1, K * G, E)
+    valid = jnp.broadcast_to(
+        jnp.arange(slots)[None, None] < jnp.array([used, 3] * K).reshape(-1, 1, 1), (B * K, 1, slots)
+    )
+    attend = jax.jit(lambda filled: attend_cache(q, valid, *cache, filled=filled))
+    found = attend(used)
+    np.testing.assert_allclose(found, attend_cache(q, valid, *cache), atol=1e-4 if codes else 1e-6)
+    for more in (used + 1, 256, 300, slots):
+        np.testing.assert_array_equal(attend(more), found)
+    assert not np.allclose(attend(100), found)
+
+
 @pytest.mark.parametrize("lead", [(3 * K,), (3, K)])
 def test_rows_write_at_slots_of_their_own(lead):
     first, T = [5, 0, 7], 2
