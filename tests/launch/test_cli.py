@@ -26,6 +26,7 @@ COMMANDS = [
     ["eval"],
     ["generate"],
     ["chat"],
+    ["serve"],
     ["quickstart"],
 ]
 
@@ -71,6 +72,9 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["data", "prepare"], "give either --config"),
         (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
         (["eval", "x", "--source=y", "--cache=int8"], "do nothing for perplexity"),
+        (["serve", "x", "--slots=0"], "--slots 0: give 1 or more"),
+        (["serve", "x", "--draft=y"], "--draft does nothing in a server: leave it out"),
+        (["serve", "/nowhere"], "/nowhere: no such checkpoint or run directory"),
         (["chat", "x", "--draft_tokens=3"], "--draft_tokens=3 does nothing without --draft: give --draft"),
         (["eval", "x", "--source=y", "--per_group=3"], "--per_group=3 does nothing without --task"),
         (["eval", "x", "--task=primmer"], "safe_sums, walks; did you mean primer?"),
