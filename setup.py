@@ -44,6 +44,7 @@ setup(
         "ml-collections>=1.1",
         "absl-py>=2.1",
         "etils[epath]>=1.12",
+        "filelock>=3.12",  # JAX needs it to bound its compilation cache
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "numpy>=2.0",
         "pyarrow>=17",

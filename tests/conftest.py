@@ -31,6 +31,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # programs without the lines that they come from: less tracing
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the user's own folder stays as it is
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["COLUMNS"] = "200"  # tables whole, however long the paths in them
 
@@ -219,6 +220,7 @@ def reward_run(rl_arguments, tuned) -> Path:
 def start():
     """start(arguments, devices): the camelid command as a process; all of them share a cache of compiled programs."""
     environment = os.environ | {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(SHARED / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
@@ -152,8 +153,26 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="PATH", help=BASE)
 
 
+COMPILED = "~/.cache/camelid/compiled"
+
+
+def keep_programs() -> None:
+    """Keeps what takes more than half a second to compile in a folder, from which later commands read it.
+
+    JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false
+    keeps nothing. The folder holds at most 2 GB; what was not used for longest is deleted first.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILED))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_compilation_cache_max_size", 2 << 30)
+
+
 def load_model(args: argparse.Namespace):
     """The `LanguageModel` that the options of `add_model` describe. Raises UserError for options that do not fit."""
+    keep_programs()
     from ...checkpoints.language_model import load
     from ...data.templates import load_template
 

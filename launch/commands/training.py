@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 
-from .arguments import add_config, check_least, command, refuse_unread
+from .arguments import add_config, check_least, command, keep_programs, refuse_unread
 
 
 def add_train(commands) -> None:
@@ -48,6 +48,7 @@ def _train(args: argparse.Namespace) -> None:
         from ...settings.config_files import load_phases
         from ..phases import run
 
+        keep_programs()
         run(load_phases(args.config, args.overrides), epath.Path(args.workdir), evaluators())
 
 
@@ -87,6 +88,7 @@ def _quickstart(args: argparse.Namespace) -> None:
     from ..quickstart import PAIR_PROMPTS, Steps, quickstart
 
     check_least(args, pair_prompts=1)
+    keep_programs()
     prompts = PAIR_PROMPTS if args.pair_prompts is None else args.pair_prompts
     steps = Steps(args.pretrain_steps, args.sft_steps, args.reward_steps, args.ppo_steps, prompts)
     quickstart(epath.Path(args.workdir), steps, seed=args.seed)

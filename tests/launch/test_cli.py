@@ -15,6 +15,7 @@ from camelid.errors import UserError
 from camelid.launch import phases
 from camelid.launch.cli import main
 from camelid.launch.commands import training
+from camelid.launch.commands.arguments import keep_programs
 from camelid.tests import tiny_rl
 from camelid.train.loop import Interrupted, TrainingStopped
 
@@ -305,3 +306,17 @@ def test_preparing_a_config_lists_what_its_sources_were_read_without(arguments, 
     assert "more than 20 bytes (--config.data.max_record_bytes=N raises the limit)" in capsys.readouterr().err
     assert main(["data", "prepare", config, *changes, "--config.data.on_error=skip"]) == 0
     assert f"{bad}:301" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_is_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "compilation_cache_max_size")
+    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
+    try:
+        for chosen in (None, str(tmp_path / "own")):
+            jax.config.update("jax_compilation_cache_dir", chosen)
+            keep_programs()
+            assert jax.config.jax_compilation_cache_dir == (chosen or str(tmp_path / ".cache/camelid/compiled"))
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
