@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from .completions import Chat, Completion, Job, Served, chat_job, completion_job, lines_of
 from .metrics import Metrics
 from .protocol import ApiError, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .responses import Answered, ResponsesRequest, answered
 
 log = logging.getLogger("camelid.serve")
 PAGE = Path(__file__).with_name("page")
@@ -135,6 +136,11 @@ def _add_openai(app: FastAPI, server: Server) -> None:
         job = completion_job(server.find(body.model), body)
         return await _answer(server, request, job, Completion(job, body), stream=body.stream)
 
+    @app.post("/v1/responses")
+    async def respond(body: ResponsesRequest, request: HttpRequest) -> Response:
+        found = answered(server.find(body.model), body)
+        return await _answer(server, request, found.job, found, stream=body.stream)
+
 
 def _described(server: Server, served: Served) -> dict[str, Any]:
     length = served.engine.max_len
@@ -148,7 +154,7 @@ def _described(server: Server, served: Served) -> dict[str, Any]:
 
 
 async def _answer(
-    server: Server, request: HttpRequest, job: Job, completion: Chat | Completion, *, stream: bool
+    server: Server, request: HttpRequest, job: Job, completion: Chat | Completion | Answered, *, stream: bool
 ) -> Response:
     """The response to a request whose answers have begun."""
     begin = time.monotonic()

@@ -4,8 +4,10 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..checkpoints.decoding import sampling_of, strings_of
 from ..checkpoints.language_model import LanguageModel
@@ -147,8 +149,9 @@ def request_of(
         grammar = served.grammar(settings.response_format, ids)
     except UserError as error:
         raise ApiError(400, str(error)) from None
+    penalties = dict(presence_penalty=settings.presence_penalty, frequency_penalty=settings.frequency_penalty)
     seed = secrets.randbits(32) if settings.seed is None else settings.seed % 2**32
-    return Request(prompt, sampling, seed, bias=settings.logit_bias or {}, grammar=grammar, **more)
+    return Request(prompt, sampling, seed, bias=settings.logit_bias or {}, grammar=grammar, **penalties, **more)
 
 
 def chat_job(served: Served, body: ChatRequest) -> Job:
@@ -162,13 +165,23 @@ def chat_job(served: Served, body: ChatRequest) -> Job:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     try:
-        prompt = model.prompt(messages)
+        prompt = continued(model, messages) if messages[-1]["role"] == "assistant" else model.prompt(messages)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
     most = body.max_completion_tokens or body.max_tokens
     stop_ids = model.template.stop_ids(model.tokenizer)
     request = request_of(served, body, prompt, most, stop_ids, top=body.top_logprobs)
     return Job(served, [request], continues=False)
+
+
+def continued(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The tokens of a conversation up to the last word of its last turn, which the answer goes on from."""
+    stop_ids = model.template.stop_ids(model.tokenizer)
+    encoded = model.template.encode(messages, model.tokenizer)
+    tokens = encoded.tokens[: int(np.flatnonzero(encoded.mask)[-1]) + 1].tolist()
+    while tokens[-1] in stop_ids:
+        tokens.pop()
+    return tokens
 
 
 def completion_job(served: Served, body: CompletionRequest) -> Job:
@@ -316,10 +329,17 @@ class Completion:
 
 
 async def lines_of(objects: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """Server-sent events of a stream of objects; an error in the middle is the last of them."""
+    """Server-sent events of a stream of objects; an error in the middle is the last of them.
+
+    Events of responses have a name, and no mark of the end.
+    """
+    named = False
     try:
         async for each in objects:
-            yield f"data: {json.dumps(each, ensure_ascii=False)}\n\n"
+            named = "type" in each
+            name = f"event: {each['type']}\n" if named else ""
+            yield f"{name}data: {json.dumps(each, ensure_ascii=False)}\n\n"
     except ApiError as error:
         yield f"data: {json.dumps(error.body())}\n\n"
-    yield "data: [DONE]\n\n"
+    if not named:
+        yield "data: [DONE]\n\n"

@@ -82,6 +82,12 @@ class Request:
     bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     """Numbers that are added to the logits of tokens that are drawn; log-probabilities do not count them."""
 
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that stand in the answer so far, as `bias`."""
+
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time that it stands in the answer so far, as `bias`."""
+
     grammar: Grammar | None = None
     """What answers may be; None for anything."""
 
@@ -144,6 +150,12 @@ class Answer:
         """The answer, once it has ended."""
         collections.deque(self, maxlen=0)
         return self
+
+    @property
+    def shifts(self) -> bool:
+        """Whether something is added to the logits that tokens are drawn by."""
+        request = self.request
+        return bool(request.bias or self.grammar or request.presence_penalty or request.frequency_penalty)
 
     @property
     def unscored(self) -> int:
@@ -432,14 +444,18 @@ class Engine:
 
     def _offsets(self, writing: Sequence[Answer]) -> Float[np.ndarray, "R V"] | None:
         """What is added to the logits of each row; None if nothing is."""
-        if not any(answer.request.bias or answer.grammar for answer in writing):
+        if not any(answer.shifts for answer in writing):
             return None
         offsets_RV = np.zeros((self.rows, self.model.config.vocab_size), np.float32)
         for answer in writing:
-            for token, bias in answer.request.bias.items():
-                offsets_RV[answer.row, token] = bias
+            request, offsets_V = answer.request, offsets_RV[answer.row]
+            for token, bias in request.bias.items():
+                offsets_V[token] = bias
+            if request.presence_penalty or request.frequency_penalty:
+                for token, count in collections.Counter(token.id for token in answer.tokens).items():
+                    offsets_V[token] -= request.presence_penalty + request.frequency_penalty * count
             if answer.grammar is not None:
-                offsets_RV[answer.row, ~answer.grammar.allowed()] = -np.inf
+                offsets_V[~answer.grammar.allowed()] = -np.inf
         return offsets_RV
 
     def _leave(self, answer: Answer, reason: str, error: Exception | None = None) -> None:

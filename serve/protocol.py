@@ -13,7 +13,7 @@ MOST_STOPS, MOST_ANSWERS, MOST_BIASES, MOST_TOP = 16, 128, 1024, 20
 class Strict(BaseModel):
     """An object without further fields."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
 class TextPart(Strict):
@@ -68,8 +68,8 @@ class Settings(Strict):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None

@@ -21,7 +21,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh
 from camelid.serve.api import Server, make_app
-from camelid.serve.completions import Served
+from camelid.serve.completions import Served, continued
 from camelid.serve.engine import Engine, Request
 
 ASKED = [{"role": "user", "content": "Which colour has the fox? 狐狸"}]
@@ -149,6 +149,48 @@ def test_an_answer_fits_a_json_schema(client):
     wanted["json_schema"]["schema"] = {"type": "nothing"}
     with pytest.raises(openai.BadRequestError, match="JSON schema is not"):
         client.chat.completions.create(**how, response_format=wanted)
+
+
+def test_an_assistants_last_turn_is_continued(client, served):
+    model = served.model
+    prefilled = [*ASKED, {"role": "assistant", "content": "It is red, fox"}]
+    prompt, begun = continued(model, prefilled), model.prompt(ASKED)
+    assert prompt[: len(begun)] == begun
+    assert model.tokenizer.decode(prompt[len(begun) :]).strip() == "It is red, fox"
+    found = client.chat.completions.create(model="nano", messages=prefilled, max_tokens=5, temperature=0, logprobs=True)
+    (answer,) = served.engine.generate([Request(prompt, Sampling(max_tokens=5, temperature=0))])[0]
+    assert [x.logprob for x in found.choices[0].logprobs.content] == [token.logprob for token in answer.tokens]
+    assert found.usage.prompt_tokens == len(prompt)
+
+
+def test_penalties_lower_what_was_said(client):
+    how = dict(model="nano", prompt="the red fox", max_tokens=30, temperature=0, logprobs=0)
+
+    def tokens(**penalties):
+        return client.completions.create(**how, **penalties).choices[0].logprobs.tokens
+
+    plain = tokens()
+    assert len(set(plain)) < len(plain)
+    assert len(set(tokens(presence_penalty=2.0, frequency_penalty=2.0))) > len(set(plain))
+    assert tokens(presence_penalty=0.0) == plain
+
+
+def test_responses_are_chat_completions_in_other_words(client):
+    how = dict(model="nano", temperature=0, instructions="Be short.", max_output_tokens=12)
+    whole = client.responses.create(input=ASKED[0]["content"], **how)
+    messages = [{"role": "system", "content": "Be short."}, *ASKED]
+    chat = client.chat.completions.create(model="nano", messages=messages, temperature=0, max_tokens=12)
+    assert whole.output_text == chat.choices[0].message.content
+    assert whole.usage.output_tokens == chat.usage.completion_tokens
+    assert whole.status == ("incomplete" if chat.choices[0].finish_reason == "length" else "completed")
+    parts = [{"role": "user", "content": [{"type": "input_text", "text": ASKED[0]["content"]}]}]
+    events = list(client.responses.create(input=parts, stream=True, **how))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created" and events[-1].type in ("response.completed", "response.incomplete")
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == whole.output_text == events[-1].response.output_text
+    with pytest.raises(openai.BadRequestError, match="previous_response_id: there is no such field"):
+        client.responses.create(input="x", model="nano", previous_response_id="resp_1")
 
 
 def test_a_bias_forbids_a_token(client):
