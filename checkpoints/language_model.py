@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
@@ -27,6 +26,7 @@ from ..model.sampling import Sampling
 from ..model.sharding import PARTITION_RULES, make_mesh, shardings
 from ..model.storage import Rules
 from ..model.weights import join, without
+from . import scoring
 from .adapters import AdapterCheckpoint
 from .checkpoint import check_rows, user_errors
 from .decoding import sampling_of, strings_of, text_of
@@ -158,9 +158,41 @@ class LanguageModel:
         return whole if layer is None else whole[0]
 
     def logits(self, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
-        """Float32 logits of the next token at each position."""
+        """Float32 logits of the next token at each position.
+
+        Rows are padded to a power of two, so that few lengths are compiled. Raises UserError for anything but rows of
+        token ids of the network.
+        """
+        tokens_BT = np.asarray(tokens)
+        if tokens_BT.ndim != 2 or not tokens_BT.size or not np.issubdtype(tokens_BT.dtype, np.integer):
+            raise UserError(f"tokens {tokens_BT.dtype} {list(tokens_BT.shape)}: give integers with axes [batch, time]")
+        vocab, T = self.config.vocab_size, tokens_BT.shape[1]
+        if tokens_BT.min() < 0 or tokens_BT.max() >= vocab:
+            wrong = tokens_BT[(tokens_BT < 0) | (tokens_BT >= vocab)][0]
+            raise UserError(f"token id {wrong}: give 0 to {vocab - 1}")
+        padded_BT = np.zeros((len(tokens_BT), max(16, 1 << (T - 1).bit_length())), np.int32)
+        padded_BT[:, :T] = tokens_BT
         with jax.set_mesh(self.mesh):
-            return self._apply(self.params, jnp.asarray(tokens, jnp.int32))
+            return self._apply(self.params, padded_BT)[:, :T]
+
+    def score(
+        self, prompts: Sequence[str | Messages], answers: Sequence[str], *, chat: bool = False, batch_size: int = 16
+    ) -> list[Float[np.ndarray, " T"]]:
+        """Log-probabilities of the tokens of answers, each given its prompt; their sum is that of the whole answer.
+
+        Args:
+          prompts: texts that the answers go on from; with `chat` conversations, or strings for one user turn.
+          answers: an answer to each prompt.
+          chat: whether the chat template is used; the end of the assistant's turn is then a token of the answer.
+          batch_size: number of rows that are scored together.
+
+        Returns:
+          Float32 arrays with an entry for each of an answer's tokens, in the order of the answers.
+
+        Raises:
+          UserError: an answer has no token, a prompt none before it, or the two exceed the context.
+        """
+        return scoring.score(self, prompts, answers, chat=chat, batch_size=batch_size)
 
     def generate(
         self,

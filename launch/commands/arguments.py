@@ -148,9 +148,36 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="number of tokens that the draft model proposes at a time (default: 4)",
     )
+    for axis, said in MESH.items():
+        parser.add_argument(
+            f"--mesh.{axis}", type=int, metavar="N", help=f"number of devices that split {said} (default: 1)"
+        )
     parser.add_argument("--weights", choices=("params", "ema"), help=WEIGHTS)
     parser.add_argument("--template", metavar="NAME", help=TEMPLATE)
     parser.add_argument("--base", metavar="PATH", help=BASE)
+
+
+MESH = {"data": "the rows of a batch", "fsdp": "each matrix", "tensor": "the attention heads and the MLP's width"}
+"""{mesh axis: what it splits}."""
+
+
+def _mesh(args: argparse.Namespace):
+    """The devices that the options `--mesh.*` name; None without one of them, for one device."""
+    import math
+
+    import jax
+
+    from ...model.sharding import make_mesh
+
+    sizes = {axis: size for axis in MESH if (size := getattr(args, f"mesh.{axis}")) is not None}
+    if not sizes:
+        return None
+    wanted, there = math.prod(sizes.values()), len(jax.local_devices())
+    if min(sizes.values()) < 1 or wanted > there:
+        raise UserError(
+            f"--mesh of {wanted} devices: give sizes of 1 or more, whose product is at most the {there} here"
+        )
+    return make_mesh(sizes, jax.local_devices()[:wanted])
 
 
 COMPILED = "~/.cache/camelid/compiled"
@@ -184,7 +211,7 @@ def load_model(args: argparse.Namespace):
         if not tokens.isdecimal():
             raise UserError(f"--rope={args.rope}: give a kind and a number of tokens, as in --rope=yarn:8192")
         rope = kind, int(tokens)
-    how = dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope)
+    how = dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope, mesh=_mesh(args))
     model = load(args.path, weights=args.weights, base=args.base, **how)
     if args.template is not None:
         model.template = load_template(args.template)

@@ -226,3 +226,43 @@ def test_a_run_says_what_the_model_it_began_with_said_of_the_tokens_that_both_ha
     assert generation(start, llama.tokenizer) == said
     assert generation(start, other) == dataclasses.replace(said, stop_ids=(5,))
     assert generation(None, other) == GenerationDefaults()
+
+
+def test_answers_are_scored_by_the_log_probabilities_of_their_tokens(llama):
+    tokenizer, prompts, answers = llama.tokenizer, ["the red", "a blue owl", "the"], [" fox sees", " sees 狐狸", " bee"]
+    found = llama.score(prompts, answers, batch_size=2)
+    for prompt, answer, logp_T in zip(prompts, answers, found, strict=True):
+        begin = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        own = tokenizer.encode(answer, continues=True)
+        logits_TV = jax.nn.log_softmax(llama.logits(np.array([begin + own]))[0])
+        expected = [logits_TV[len(begin) + i - 1, token] for i, token in enumerate(own)]
+        np.testing.assert_allclose(logp_T, expected, rtol=1e-4)
+    (turn,) = llama.score(["Which colour?"], ["It is red."], chat=True)
+    conversation = [{"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "It is red."}]
+    encoded = llama.template.encode(conversation, tokenizer)
+    logits_TV = jax.nn.log_softmax(llama.logits(encoded.tokens[None])[0])
+    places = np.flatnonzero(encoded.mask)
+    np.testing.assert_allclose(turn, [logits_TV[i - 1, encoded.tokens[i]] for i in places], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda m: m.score(["a"], []), "1 prompts and 0 answers"),
+        (lambda m: m.score(["a"], [""]), "answer 1: prompt and answer have . and 0 tokens"),
+        (lambda m: m.score(["a"], ["b " * 500]), "at most the context of"),
+        (lambda m: m.logits(np.array([1, 2])), r"int64 \[2\]: give integers with axes"),
+        (lambda m: m.logits(np.array([[1.0]])), r"float64 \[1, 1\]: give integers"),
+        (lambda m: m.logits(np.array([[1, ROWS]])), f"token id {ROWS}: give 0 to {ROWS - 1}"),
+        (lambda m: m.logits(np.array([[-1]])), "token id -1"),
+    ],
+)
+def test_what_cannot_be_scored_is_told(llama, ask, message):
+    with pytest.raises(UserError, match=message):
+        ask(llama)
+
+
+def test_logits_of_any_length_compile_few_programs(llama):
+    whole = np.asarray(llama.logits(np.arange(20)[None] + 5))
+    np.testing.assert_allclose(llama.logits(np.arange(17)[None] + 5), whole[:, :17], rtol=1e-3, atol=1e-3)
+    assert llama._apply._cache_size() <= 4

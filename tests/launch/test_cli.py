@@ -76,6 +76,8 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["serve", "x", "--slots=0"], "--slots 0: give 1 or more"),
         (["serve", "x", "--draft=y"], "--draft does nothing in a server: leave it out"),
         (["serve", "/nowhere"], "/nowhere: no such checkpoint or run directory"),
+        (["generate", "x", "y", "--mesh.tensor=16"], "--mesh of 16 devices: give sizes of 1 or more"),
+        (["generate", "x", "y", "--mesh.data=0"], "--mesh of 0 devices: give sizes of 1 or more"),
         (["chat", "x", "--draft_tokens=3"], "--draft_tokens=3 does nothing without --draft: give --draft"),
         (["eval", "x", "--source=y", "--per_group=3"], "--per_group=3 does nothing without --task"),
         (["eval", "x", "--task=primmer"], "safe_sums, walks; did you mean primer?"),
