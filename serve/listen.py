@@ -1,5 +1,9 @@
-"""Listens for HTTP requests with uvicorn until a signal ends the server, after the answers that have begun."""
+"""Listens for HTTP requests with uvicorn until a signal ends the server, after the answers that have begun.
 
+Standard error gets a line for each request, without its text.
+"""
+
+import logging
 import socket
 import sys
 import threading
@@ -9,7 +13,7 @@ from types import FrameType
 import uvicorn
 
 from ..errors import UserError
-from .api import Server, make_app
+from .api import Server, log, make_app
 
 
 def listen(server: Server, host: str, port: int, drain_seconds: float) -> None:
@@ -28,6 +32,10 @@ def listen(server: Server, host: str, port: int, drain_seconds: float) -> None:
         bound = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(f"--host={host} --port={port} cannot be listened on: {error.strerror or error}") from None
+    told = logging.StreamHandler()
+    told.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
     address = bound.getsockname()
     print(f"ready: http://{host}:{address[1]}", file=sys.stderr, flush=True)
     config = uvicorn.Config(make_app(server), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
