@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -77,20 +77,31 @@ def make_app(server: Server) -> FastAPI:
     _add_errors(app, server)
     _add_openai(app, server)
     _add_others(app, server)
-    if (PAGE / "index.html").exists():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    _add_page(app)
     return app
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
 
 def _add_errors(app: FastAPI, server: Server) -> None:
     """Errors as OpenAI's objects, the checks that all requests share, and headers of all answers."""
+
+    def fail(error: ApiError) -> Response:
+        server.metrics.failed(error.status)
+        return _failure(error)
 
     @app.middleware("http")
     async def check(request: HttpRequest, go_on: Callable[[HttpRequest], Awaitable[Response]]) -> Response:
         try:
             server.check(request)
         except ApiError as error:
-            return _failure(error)
+            return fail(error)
         response = await go_on(request)
         response.headers["Content-Security-Policy"] = "default-src 'self'"
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -98,18 +109,18 @@ def _add_errors(app: FastAPI, server: Server) -> None:
 
     @app.exception_handler(ApiError)
     async def known(_: HttpRequest, error: ApiError) -> Response:
-        return _failure(error)
+        return fail(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HttpRequest, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
         said = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
-        return _failure(ApiError(400, f"{where or 'body'}: {said}", param=where or None))
+        return fail(ApiError(400, f"{where or 'body'}: {said}", param=where or None))
 
     @app.exception_handler(HTTPException)
     async def unknown(request: HttpRequest, error: HTTPException) -> Response:
-        return _failure(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        return fail(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
 
 
 def _failure(error: ApiError) -> Response:
@@ -160,7 +171,7 @@ async def _answer(
     begin = time.monotonic()
 
     def done(status: int) -> None:
-        server.metrics.count(job, status)
+        server.metrics.count(job)
         usage = job.usage()
         log.info(
             "%s %s %d prompt=%d cached=%d completion=%d seconds=%.2f",

@@ -36,6 +36,7 @@ def listen(server: Server, host: str, port: int, drain_seconds: float) -> None:
     told.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(told)
     log.setLevel(logging.INFO)
+    log.propagate = False
     address = bound.getsockname()
     print(f"ready: http://{host}:{address[1]}", file=sys.stderr, flush=True)
     config = uvicorn.Config(make_app(server), log_level="warning", access_log=False, timeout_graceful_shutdown=5)

@@ -23,7 +23,7 @@ class Metrics:
             return Histogram(f"camelid:{name}", said, label, registry=self._registry, buckets=SECONDS)
 
         self._requests = counter("request_success", "Answers that ended, by reason", [*label, "finished_reason"])
-        self._failures = counter("request_failure", "Requests that failed, by status", [*label, "status"])
+        self._failures = counter("request_failure", "Requests that got an error, by status", ["status"])
         self._prompt = counter("prompt_tokens", "Tokens of prompts")
         self._cached = counter("prefix_cache_hits", "Tokens of prompts that were copied instead of read")
         self._written = counter("generation_tokens", "Tokens of answers")
@@ -43,14 +43,15 @@ class Metrics:
         if event == "/jax/core/compile/backend_compile_duration":
             self._compilations.inc()
 
-    def count(self, job: Job, status: int) -> None:
-        """Counts a request that has ended."""
+    def failed(self, status: int) -> None:
+        """Counts a request that got an error."""
+        self._failures.labels(str(status)).inc()
+
+    def count(self, job: Job) -> None:
+        """Counts a request that was answered, or whose client has left."""
         name, usage = job.served.name, job.usage()
-        if status != 200:
-            self._failures.labels(name, str(status)).inc()
         for answer in job.answers:
-            if answer.finish_reason is not None:
-                self._requests.labels(name, answer.finish_reason).inc()
+            self._requests.labels(name, answer.finish_reason or "cancelled").inc()
             if answer.first_token is not None:
                 self._first.labels(name).observe(answer.first_token - answer.submitted)
         self._prompt.labels(name).inc(usage["prompt_tokens"])

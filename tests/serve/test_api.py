@@ -281,6 +281,10 @@ def test_counters_are_those_of_what_happened(url, client):
         place = f'camelid:{name}_total{{model_name="nano"}}'
         assert after[place] - before[place] == amount
     assert after["camelid:compilations_total"] == before["camelid:compilations_total"]
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="other", messages=ASKED)
+    place = 'camelid:request_failure_total{status="404"}'
+    assert counters()[place] == before.get(place, 0) + 1
 
 
 def test_a_server_that_drains_refuses_new_requests(url, server, client):
