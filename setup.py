@@ -17,7 +17,7 @@ FOLDERS = [
     "benchmarks",
 ]
 PACKAGES = find_packages(include=[p for folder in FOLDERS for p in (folder, f"{folder}.*")])
-SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1"]
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1", "httpx>=0.27"]
 
 setup(
     name="camelid",

@@ -187,5 +187,6 @@ def _parser() -> argparse.ArgumentParser:
     models.add_generate(commands)
     models.add_chat(commands)
     serving.add_serve(commands)
+    serving.add_router(commands)
     training.add_quickstart(commands)
     return parser

@@ -27,20 +27,25 @@ def listen(server: Server, host: str, port: int, drain_seconds: float) -> None:
 
     Raises UserError if the address cannot be listened on.
     """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise UserError(f"--host={host} --port={port} cannot be listened on: {error.strerror or error}") from None
+    bound = bind(host, port)
     told = logging.StreamHandler()
     told.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(told)
     log.setLevel(logging.INFO)
     log.propagate = False
-    address = bound.getsockname()
-    print(f"ready: http://{host}:{address[1]}", file=sys.stderr, flush=True)
     config = uvicorn.Config(make_app(server), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
     _Drained(config, server, drain_seconds).run(sockets=[bound])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens, of which a line tells. Raises UserError if the address cannot be listened on."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        bound = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(f"--host={host} --port={port} cannot be listened on: {error.strerror or error}") from None
+    print(f"ready: http://{host}:{bound.getsockname()[1]}", file=sys.stderr, flush=True)
+    return bound
 
 
 class _Drained(uvicorn.Server):

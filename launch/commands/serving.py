@@ -21,10 +21,7 @@ def add_serve(commands) -> None:
     parser.add_argument(
         "--name", metavar="NAME", help="the model's name for clients (default: the last part of its path)"
     )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines too (default: 127.0.0.1)"
-    )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
+    add_address(parser, port=8000)
     parser.add_argument(
         "--slots", type=int, default=8, metavar="N", help="number of answers that are written at a time (default: 8)"
     )
@@ -91,6 +88,42 @@ def _serve(args: argparse.Namespace) -> None:
     )
     server = Server({name: Served(name, model, engine, {})}, api_key=args.api_key)
     listen(server, args.host, args.port, args.drain_seconds)
+
+
+def add_router(commands) -> None:
+    """Adds `camelid router`."""
+    parser = command(
+        commands,
+        "router",
+        _router,
+        "Send requests to several servers: to one that is well, and again if that one fails before it answers.",
+        "camelid router http://10.0.0.1:8000 http://10.0.0.2:8000 --port=9000",
+    )
+    parser.add_argument("urls", nargs="+", metavar="URL", help="address of a server, without /v1")
+    add_address(parser, port=9000)
+
+
+def add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    """Adds the options for where to listen."""
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines too (default: 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=port, metavar="N", help=f"port to listen on (default: {port})")
+
+
+def _router(args: argparse.Namespace) -> None:
+    if wrong := [url for url in args.urls if not url.startswith(("http://", "https://"))]:
+        raise UserError(f"{wrong[0]} is no address of a server: give one as in http://10.0.0.1:8000")
+    try:
+        import uvicorn
+
+        from ...serve.listen import bind
+        from ...serve.router import make_router
+    except ModuleNotFoundError as error:
+        raise UserError(f"router needs {error.name}: pip install 'camelid[serve]'") from None
+    bound = bind(args.host, args.port)
+    config = uvicorn.Config(make_router(args.urls), log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    uvicorn.Server(config).run(sockets=[bound])
 
 
 def _report(program) -> None:

@@ -28,6 +28,7 @@ COMMANDS = [
     ["generate"],
     ["chat"],
     ["serve"],
+    ["router"],
     ["quickstart"],
 ]
 
@@ -74,6 +75,7 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
         (["eval", "x", "--source=y", "--cache=int8"], "do nothing for perplexity"),
         (["serve", "x", "--slots=0"], "--slots 0: give 1 or more"),
+        (["router", "10.0.0.1:8000"], "10.0.0.1:8000 is no address of a server"),
         (["serve", "x", "--draft=y"], "--draft does nothing in a server: leave it out"),
         (["serve", "/nowhere"], "/nowhere: no such checkpoint or run directory"),
         (["generate", "x", "y", "--mesh.tensor=16"], "--mesh of 16 devices: give sizes of 1 or more"),
