@@ -78,6 +78,7 @@ class _History(FileHistory):
 
     def store_string(self, string: str) -> None:
         try:
+            string.encode()
             path = Path(self.filename)
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
