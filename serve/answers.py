@@ -1,6 +1,7 @@
 """Shows an answer while it comes: as Markdown on a terminal, as plain text elsewhere."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -21,8 +22,8 @@ _CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARAC
 class PlainAnswer:
     """Prints each piece as it is; before the first one, a status line on standard error says what is waited for."""
 
-    def __init__(self, console: Console, waiting: str):
-        self._console, self._status = console, StatusLine(waiting)
+    def __init__(self, console: Console, waiting: Callable[[], str]):
+        self._console, self._status = console, StatusLine(waiting())
 
     def __enter__(self) -> "PlainAnswer":
         self._status.__enter__()
@@ -45,9 +46,13 @@ class MarkdownAnswer:
     Blocks that are complete, such as paragraphs, are printed for good. The last block, or as much of its end as the
     screen holds, is drawn anew eight times a second. Before the first text, and when no text comes for two seconds, a
     line says what is waited for.
+
+    Args:
+      console: the terminal.
+      waiting: returns what is waited for.
     """
 
-    def __init__(self, console: Console, waiting: str):
+    def __init__(self, console: Console, waiting: Callable[[], str]):
         self._console, self._waiting = console, waiting
         self._block, self._has_printed, self._last = "", False, time.monotonic()
         self._live = Live(
@@ -63,7 +68,7 @@ class MarkdownAnswer:
         """Shows a further piece."""
         if not piece:
             return
-        self._waiting, self._last = "the next token", time.monotonic()
+        self._last = time.monotonic()
         text = self._block + piece.translate(_CONTROLS)
         if "\n" in piece:
             done, self._block = split_blocks(text)
@@ -95,7 +100,7 @@ class MarkdownAnswer:
                 yield from line
                 yield Segment.line()
         if quiet >= AFTER or not (block or self._has_printed):
-            yield Text(f"{self._waiting}, {quiet:.0f} s", style="dim", no_wrap=True, overflow="ellipsis")
+            yield Text(f"{self._waiting()}, {quiet:.0f} s", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def split_blocks(text: str) -> tuple[str, str]:

@@ -155,6 +155,7 @@ def _help(chat: "Chat", _: str) -> None:
     width = max(map(len, typed.values()))
     for name, command in COMMANDS.items():
         chat.tell(f"{typed[name]:{width}}  {command.effect}")
+    chat.tell(f"Settings are {', '.join(SETTINGS)} and seed.")
     chat.tell(chat.keys)
 
 
@@ -164,11 +165,11 @@ def _quit(chat: "Chat", _: str) -> None:
 
 COMMANDS = {
     "/system": Command(_system, "[TEXT]", "changes the system message; without TEXT there is none"),
-    "/set": Command(_set, "[NAME=VALUE ...]", f"changes {', '.join(SETTINGS)}, seed; shows them"),
+    "/set": Command(_set, "[NAME=VALUE ...]", "changes settings of the answers, and shows them"),
     "/regen": Command(_regen, "", "answers the last message anew, with the next seed"),
     "/undo": Command(_undo, "", "takes the last message and its answer back"),
-    "/save": Command(_save, "FILE [FORM]", "writes a .json, or adds a line to a .jsonl; FORM is sharegpt or alpaca"),
-    "/load": Command(_load, "FILE [N]", "goes on from a record of a file in any format of `camelid data`"),
+    "/save": Command(_save, "FILE [FORM]", "writes .json, or adds to .jsonl, as sharegpt or alpaca"),
+    "/load": Command(_load, "FILE [N]", "goes on from record N of a file, in any format of data"),
     "/new": Command(_new, "", "begins a new conversation, with the system message"),
     "/help": Command(_help, "", "shows this"),
     "/quit": Command(_quit, "", "ends the chat"),

@@ -24,7 +24,7 @@ class Speaker(Protocol):
     """Answers conversations.
 
     Attributes:
-      waiting: what happens before the first text of the next answer, for a status line.
+      waiting: what the next text waits for, for a status line.
       tokens: number of tokens in the last answer, or so far in the one that is streamed.
     """
 
@@ -59,8 +59,11 @@ class ModelSpeaker:
         self.tokens = 0
         with closing(self.model.stream_chat(messages, **settings)) as pieces:
             for self.tokens, piece in enumerate(pieces):  # a piece for each token, and one for held-back text
-                self.waiting = "reading the conversation"
+                if self.tokens:  # one program reads the prompt, another makes each further token
+                    self.waiting = "the next token"
                 yield piece
+        if self.tokens:
+            self.waiting = "reading the conversation"
 
 
 class ServerSpeaker:

@@ -134,7 +134,7 @@ class Chat:
         how = MarkdownAnswer if self._console.is_terminal and not self._console.is_dumb_terminal else PlainAnswer
         try:
             with (
-                how(self._console, self._speaker.waiting) as shown,
+                how(self._console, lambda: self._speaker.waiting) as shown,
                 closing(self._speaker.stream(messages, seed=self.seed, **self.settings)) as pieces,
             ):
                 for piece in pieces:

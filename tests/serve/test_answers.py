@@ -55,7 +55,7 @@ def final(shown):
 @pytest.mark.parametrize("height", [5, 30])
 def test_an_answer_in_pieces_ends_as_the_whole_text_looks(size, height):
     console, whole = terminal(height), terminal()
-    with MarkdownAnswer(console, "waiting") as answer:
+    with MarkdownAnswer(console, lambda: "waiting") as answer:
         for i in range(0, len(TEXT), size):
             answer.push(TEXT[i : i + size])
             answer._live.refresh()
@@ -89,7 +89,7 @@ def test_only_the_last_block_may_change(text, done):
 
 def test_an_answer_that_is_longer_than_the_screen_shows_its_end():
     console = terminal(height=6)
-    with MarkdownAnswer(console, "waiting") as answer:
+    with MarkdownAnswer(console, lambda: "waiting") as answer:
         answer.push("\n".join(f"line {i}" for i in range(20)))
         console.file.truncate(0)
         answer._live.refresh()
@@ -99,9 +99,9 @@ def test_an_answer_that_is_longer_than_the_screen_shows_its_end():
 
 
 def test_a_line_says_what_is_waited_for_and_when_nothing_comes(monkeypatch):
-    console, now = terminal(), [100.0]
+    console, now, waiting = terminal(), [100.0], ["compiling, once"]
     monkeypatch.setattr(answers.time, "monotonic", lambda: now[0])
-    with MarkdownAnswer(console, "compiling, once") as answer:
+    with MarkdownAnswer(console, lambda: waiting[0]) as answer:
         now[0] += 3
 
         def drawn():
@@ -114,11 +114,12 @@ def test_a_line_says_what_is_waited_for_and_when_nothing_comes(monkeypatch):
         answer.push("text")
         assert "compiling" not in drawn() and "the next token" not in drawn()
         now[0] += 2.5
+        waiting[:] = ["the next token"]
         assert "text" in drawn() and "the next token, 2 s" in drawn()
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal():
     console = terminal()
-    with MarkdownAnswer(console, "waiting") as answer:
+    with MarkdownAnswer(console, lambda: "waiting") as answer:
         answer.push("a\x1b]0;title\x07\x9b31m\r\nb")
     assert not {"\x07", "\x9b"} & set(console.file.getvalue()) and "\x1b]" not in console.file.getvalue()

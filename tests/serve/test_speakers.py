@@ -148,6 +148,8 @@ def test_a_model_compiles_once_and_counts_its_tokens():
             yield from ["a", "", "b", ""]  # three tokens, and the text that was held back
 
     speaker = ModelSpeaker(Model())
-    assert speaker.waiting == "compiling, once"
-    assert list(speaker.stream(USER, seed=1, top_k=2)) == ["a", "", "b", ""]
-    assert speaker.tokens == 3 and "compiling" not in speaker.waiting
+    told = [speaker.waiting]
+    for _ in range(2):
+        assert [speaker.waiting for _ in speaker.stream(USER, seed=1, top_k=2)] == [told[-1], *["the next token"] * 3]
+        told.append(speaker.waiting)
+    assert speaker.tokens == 3 and told == ["compiling, once", *["reading the conversation"] * 2]
