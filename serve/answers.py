@@ -15,8 +15,8 @@ from .status import AFTER, StatusLine
 
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])  # HTML is shown as it is written
 
-_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}") | {9: "    ", 10: "\n", 13: ""}
-"""Replaces control characters, by which an answer could steer the terminal."""
+CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}") | {9: "    ", 10: "\n", 13: ""}
+"""For `str.translate`: replaces control characters, by which an answer could steer the terminal."""
 
 
 class PlainAnswer:
@@ -69,7 +69,7 @@ class MarkdownAnswer:
         if not piece:
             return
         self._last = time.monotonic()
-        text = self._block + piece.translate(_CONTROLS)
+        text = self._block + piece.translate(CONTROLS)
         if "\n" in piece:
             done, self._block = split_blocks(text)
             if done.strip():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, shown
 from ..model.sampling import Sampling
 from . import conversation_files
 
@@ -34,13 +34,13 @@ def run_command(chat: "Chat", line: str) -> None:
       UserError: there is no such command, or what follows it does not fit.
       EOFError: the command ends the chat.
     """
-    name, _, rest = line.partition(" ")
+    name, rest = [*line.split(maxsplit=1), ""][:2]
     if name not in COMMANDS:
         near = did_you_mean(name, COMMANDS) or "; /help lists them"
         raise UserError(f"there is no command {name}{near} (a message may begin with a slash after a space)")
-    if rest.strip() and not COMMANDS[name].usage:
-        raise UserError(f"{name} stands alone: leave {rest.strip()!r} out")
-    COMMANDS[name].run(chat, rest.strip())
+    if rest and not COMMANDS[name].usage:
+        raise UserError(f"{name} stands alone: leave {shown(rest)} out")
+    COMMANDS[name].run(chat, rest)
 
 
 def _system(chat: "Chat", text: str) -> None:
@@ -53,8 +53,8 @@ def _set(chat: "Chat", text: str) -> None:
     chat.settings = settings
     if seed is not None:
         chat.seed = seed
-    shown = {name: settings[name] for name in SETTINGS if settings.get(name) is not None} | {"seed": chat.seed}
-    chat.tell(" ".join(f"{name}={value}" for name, value in shown.items()))
+    all_set = {name: settings[name] for name in SETTINGS if settings.get(name) is not None} | {"seed": chat.seed}
+    chat.tell(" ".join(f"{name}={value}" for name, value in all_set.items()))
 
 
 def changed(settings: Mapping[str, Any], words: list[str]) -> tuple[dict[str, Any], int | None]:

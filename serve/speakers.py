@@ -5,7 +5,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
 from ..checkpoints.language_model import LanguageModel
@@ -135,9 +135,9 @@ class ServerSpeaker:
         if error.code == 401:
             reason = f"{reason}; set the environment variable {KEY}"
         if moved := error.headers.get("Location"):
-            reason = f"it has moved to {moved}; give that address"
+            reason = f"it has moved to {moved}: give that address"
         kind = UserError if error.code in (400, 413, 422) else Unreachable
-        return kind(f"{self.address} refused ({error.code}): {' '.join(str(reason).split())[:300]}")
+        return kind(f"{self.address} refused ({error.code}): {_one_line(reason)}")
 
     def _events(self, response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         """The objects of a stream of server-sent events, up to its end."""
@@ -156,7 +156,7 @@ class ServerSpeaker:
                 if event.get("error"):
                     error = event["error"]
                     reason = error.get("message", "") if isinstance(error, dict) else error
-                    raise Unreachable(f"{self.address} failed: {' '.join(str(reason).split())[:300]}")
+                    raise Unreachable(f"{self.address} failed: {_one_line(reason)}")
                 yield event
             if not line:
                 return
@@ -178,22 +178,23 @@ def _list_of(event: dict[str, Any], field: str) -> list[dict[str, Any]]:
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
-class _told:
-    """Turns an error of the connection into one line; an HTTPError, which is an answer, passes."""
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    """Turns an error of the connection into one line. An HTTPError passes: it is an answer."""
+    try:
+        yield
+    except (UserError, urllib.error.HTTPError):
+        raise
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        raise Unreachable(f"{address}: {_one_line(reason)}") from None
 
-    def __init__(self, address: str):
-        self.address = address
 
-    def __enter__(self):
-        pass
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, urllib.error.HTTPError):
-            return
-        if isinstance(error, OSError | http.client.HTTPException | ValueError) and not isinstance(error, UserError):
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-            raise Unreachable(f"{self.address}: {reason}") from None
+def _one_line(text: object) -> str:
+    """The beginning of a server's text, on one line and without control characters."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:300]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

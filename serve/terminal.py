@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import UserError
-from .answers import MarkdownAnswer, PlainAnswer
+from .answers import CONTROLS, MarkdownAnswer, PlainAnswer
 from .chat_commands import run_command
 from .speakers import Speaker, Unreachable
 
@@ -99,7 +99,9 @@ class Chat:
         self._print(text, "red")
 
     def _print(self, text: str, style: str) -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
+        terminal = self._console.is_terminal
+        text = text.translate(CONTROLS) if terminal else text
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=not terminal)
 
     def take(self, text: str) -> None:
         """Answers a message, or runs a command. Raises UserError for a mistake, and EOFError for the end."""

@@ -46,7 +46,7 @@ def talk(*lines, **arguments):
 
 
 def test_a_command_that_there_is_not_is_told_with_the_nearest_one_and_not_sent():
-    speaker, shown = talk("/regne", "/etc/passwd is a file", " /etc is a folder")
+    speaker, shown = talk("/regne", "/etc/passwd\nis a file", " /etc is a folder")
     assert "there is no command /regne; did you mean /regen? (a message" in shown
     assert "there is no command /etc/passwd; /help lists them" in shown
     assert [messages for messages, _ in speaker.asked] == [[("user", "/etc is a folder")]]
@@ -65,10 +65,10 @@ def test_a_word_after_a_command_that_takes_none_is_a_mistake():
 
 
 def test_the_system_message_changes_within_a_conversation_and_goes():
-    speaker, _ = talk("a", "/system  Be brief. ", "b", "/system", "c", system="Be kind.")
+    speaker, _ = talk("a", "/system  Be\nbrief. ", "b", "/system", "c", system="Be kind.")
     assert [messages[0] for messages, _ in speaker.asked] == [
         ("system", "Be kind."),
-        ("system", "Be brief."),
+        ("system", "Be\nbrief."),
         ("user", "a"),
     ]
     assert [len(messages) for messages, _ in speaker.asked] == [2, 4, 5]

@@ -1,5 +1,6 @@
 """Speakers: a server of OpenAI's protocol on this machine that says what it is told to, and a model."""
 
+import io
 import json
 import re
 import threading
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from camelid.errors import UserError
+from camelid.launch.cli import main
 from camelid.serve.speakers import ModelSpeaker, ServerSpeaker, Unreachable
 
 USER = [{"role": "user", "content": "你好"}]
@@ -112,11 +114,17 @@ def test_an_answer_that_is_whole_needs_no_further_event(serve):
         (404, (), '{"object": "error", "message": "no mine"}', Unreachable, "refused (404): no mine"),
         (502, (), "", Unreachable, "refused (502): Bad Gateway"),
         (500, (), "[1]", Unreachable, "refused (500): [1]"),
-        (301, (("Location", "https://x/"),), "", Unreachable, "(301): it has moved to https://x/; give that address"),
+        (301, (("Location", "https://x/"),), "", Unreachable, "(301): it has moved to https://x/: give that address"),
         (200, (), lines(event("a"), end=""), Unreachable, "ended the connection before the answer"),
         (200, (), '{"choices": []}', Unreachable, "ended the connection before the answer"),
         (200, (), "data: <html>\n\n", Unreachable, "sent b'<html>', which is not OpenAI's protocol"),
-        (200, (), lines({"error": {"message": "out of\nmemory"}}), Unreachable, "failed: out of memory"),
+        (
+            200,
+            (),
+            lines({"error": {"message": "out of\nmemory\x1b[2J"}}),
+            Unreachable,
+            "failed: out of memory\N{REPLACEMENT CHARACTER}[2J",
+        ),
         (200, (("Content-Length", "9999"),), lines(event("a"), end=""), Unreachable, "before the answer"),
     ],
 )
@@ -139,6 +147,20 @@ def test_a_server_without_a_model_is_told(serve):
     address, _ = serve(models=())
     with pytest.raises(Unreachable, match="lists no model: give its name by --model"):
         ServerSpeaker(address)
+
+
+def test_the_command_line_reaches_the_server_which_decides_on_the_rest(serve, monkeypatch, capsys):
+    address, requests = serve(lines(event("天"), event("气", "stop")))
+    monkeypatch.setenv("CAMELID_API_KEY", "secret")
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好\n/set\n"))
+    assert main(["chat", address, "--top_k=3", "--seed=5", "--stop=x", "--model=mine", "--system=Be brief."]) == 0
+    ((_, body, headers),) = requests
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, *USER] and body["model"] == "mine"
+    settings = body.keys() - {"model", "messages", "stream", "stream_options"}
+    assert {name: body[name] for name in settings} == {"top_k": 3, "seed": 5, "stop": ["x"]}
+    assert headers["Authorization"] == "Bearer secret"
+    shown = capsys.readouterr()
+    assert shown.out.endswith("> 天气\n> top_k=3 seed=6\n> ") and shown.err == ""
 
 
 def test_a_model_compiles_once_and_counts_its_tokens():
