@@ -6,10 +6,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError, shown
+
+if TYPE_CHECKING:  # a chat with a server does not wait for the imports of a model
+    from ..checkpoints.language_model import LanguageModel
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -52,7 +54,7 @@ class Unreachable(UserError):
 class ModelSpeaker:
     """Answers with a model in memory."""
 
-    def __init__(self, model: LanguageModel):
+    def __init__(self, model: "LanguageModel"):
         self.model, self.waiting, self.tokens = model, "compiling, once", 0
 
     def stream(self, messages: Messages, **settings: Any) -> Iterator[str]:
