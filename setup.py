@@ -58,6 +58,8 @@ setup(
         "jaxtyping>=0.3",
         "matplotlib>=3.9",
         "rich>=13.9",
+        "markdown-it-py>=3.0",
+        "prompt_toolkit>=3.0.48",
         "tensorboardX>=2.6.2",
     ],
     extras_require={

@@ -1,45 +1,53 @@
-"""A chat with a model in the terminal."""
+"""A chat in the terminal."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError
+from .answers import CONTROLS, MarkdownAnswer, PlainAnswer
+from .chat_commands import run_command
+from .speakers import Speaker, Unreachable
 
-HELP = "Type a message. /new starts a new conversation, /quit or Ctrl-D ends the chat."
+HELP = "Type a message. /help lists the commands, /new starts a new conversation, /quit or Ctrl-D ends the chat."
+
+Message = dict[str, str]
 
 
 def chat(
-    model: LanguageModel,
+    speaker: Speaker,
     *,
     system: str | None = None,
     seed: int = 0,
     ask: Callable[[str], str] = input,
+    keys: str = "",
     console: Console,
-    **sampling: Any,
+    **settings: Any,
 ) -> None:
     """Reads messages and streams the answers until the input ends or the user types `/quit`.
 
-    Ctrl-C stops an answer and keeps its beginning; at the prompt it raises KeyboardInterrupt. A message that the model
-    cannot answer, such as one that is too long, is reported in one line and left out of the conversation.
+    A line that begins with a slash is a command (`chat_commands`). Ctrl-C stops an answer and keeps its beginning; at
+    the prompt it raises KeyboardInterrupt. A message that cannot be answered, such as one that is too long, is reported
+    in one line and left out of the conversation.
 
     Args:
-      model: the model.
+      speaker: answers the conversation.
       system: system message before the conversation; None for none.
       seed: seed of the first answer; each further answer has the next number.
       ask: shows a prompt and returns the user's message.
-      console: prints the answers.
-      **sampling: fields of `model.sampling.Sampling`, and `stop`.
+      keys: the keys of `ask`, for `/help`.
+      console: prints the answers; on a terminal as Markdown, and their number of tokens per second.
+      **settings: fields of `model.sampling.Sampling`, and `stop`.
     """
-    start = [{"role": "system", "content": system}] if system else []
-    messages = list(start)
-    console.print(HELP, style="dim", highlight=False)
-    turn = 0
+    talk = Chat(speaker, console, system, seed, keys, settings)
+    talk.tell(HELP)
     while True:
         try:
-            text = ask("> ").strip()
+            text = ask("> ")
         except UnicodeDecodeError:
             text = "\udc80"
         except (EOFError, OSError):  # the end of the input, or a closed terminal
@@ -47,40 +55,121 @@ def chat(
         except KeyboardInterrupt:
             console.print()
             raise
-        if text == "/quit":
+        try:
+            talk.take(text)
+        except EOFError:
             return
-        if text == "/new":
-            messages = list(start)
-        elif any("\ud800" <= character <= "\udfff" for character in text):
-            console.print("the message is not in UTF-8: type it again", style="red", highlight=False)
-        elif text:
-            asked = [*messages, {"role": "user", "content": text}]
-            try:
-                answer = _stream(model, asked, console, seed=(seed + turn) % 2**32, **sampling)
-            except UserError as error:  # for example too long for the context; the conversation stays unchanged
-                console.print(f"{error} (/new starts a new conversation)", style="red", markup=False, highlight=False)
-                continue
-            turn += 1
-            if answer is not None:
-                messages = [*asked, {"role": "assistant", "content": answer}]
+        except UserError as error:
+            talk.warn(str(error))
 
 
-def _stream(model: LanguageModel, messages: list[dict[str, str]], console: Console, **sampling: Any) -> str | None:
-    """Prints an answer while it is generated, and returns it; after Ctrl-C its beginning, or None if it is empty.
+class Chat:
+    """A conversation with a speaker, as it stands.
 
-    Args:
-      model: the model.
-      messages: the conversation.
-      console: prints the answer.
-      **sampling: arguments of `LanguageModel.stream_chat`.
+    Attributes:
+      system: the system message, or None.
+      turns: the messages of user and assistant.
+      settings: the settings of answers, without the seed.
+      seed: seed of the next answer.
+      keys: the keys of the prompt, for `/help`.
+      files: files that this chat has written, which it may write again.
     """
-    said, interrupted = [], False
-    try:
-        for piece in model.stream_chat(messages, **sampling):
-            said.append(piece)
-            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        interrupted = True
-    console.print()
-    answer = "".join(said).strip()
-    return None if interrupted and not answer else answer
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        console: Console,
+        system: str | None,
+        seed: int,
+        keys: str,
+        settings: dict[str, Any],
+    ):
+        self.system, self.seed, self.keys, self.settings = system or None, seed, keys, settings
+        self.turns: list[Message] = []
+        self.files: set[Path] = set()
+        self._speaker, self._console = speaker, console
+
+    def tell(self, text: str) -> None:
+        """Prints a line that is no part of the conversation."""
+        if text:
+            self._print(text, "dim")
+
+    def warn(self, text: str) -> None:
+        """Prints what is wrong."""
+        self._print(text, "red")
+
+    def _print(self, text: str, style: str) -> None:
+        terminal = self._console.is_terminal
+        text = text.translate(CONTROLS) if terminal else text
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=not terminal)
+
+    def take(self, text: str) -> None:
+        """Answers a message, or runs a command. Raises UserError for a mistake, and EOFError for the end."""
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError("the message is not in UTF-8: type it again")
+        if text.startswith("/"):
+            run_command(self, text.strip())
+        elif text.strip():
+            if self.turns and self.turns[-1]["role"] == "user":
+                raise UserError("the last message has no answer yet: /regen answers it, /undo takes it back")
+            self.answer([*self.turns, {"role": "user", "content": text.strip()}])
+
+    def answer(self, asked: Sequence[Message]) -> None:
+        """Streams an answer to turns that end with the user's, and makes both the conversation.
+
+        The conversation stays as it is if nothing was answered: after an error, or Ctrl-C before the first word.
+        """
+        start = [{"role": "system", "content": self.system}] if self.system else []
+        try:
+            answer = self._stream([*start, *asked])
+        except Unreachable:
+            raise
+        except UserError as error:  # for example too long for the context
+            raise UserError(f"{error} (/new starts a new conversation)") from None
+        self.seed = (self.seed + 1) % 2**32
+        if answer is not None:
+            self.turns = [*asked, {"role": "assistant", "content": answer}]
+
+    def _stream(self, messages: Sequence[Message]) -> str | None:
+        """Shows an answer while it comes, and returns it; after Ctrl-C its beginning, or None if that is empty."""
+        said, interrupted, rate = [], False, Rate(self._speaker)
+        how = MarkdownAnswer if self._console.is_terminal and not self._console.is_dumb_terminal else PlainAnswer
+        try:
+            with (
+                how(self._console, lambda: self._speaker.waiting) as shown,
+                closing(self._speaker.stream(messages, seed=self.seed, **self.settings)) as pieces,
+            ):
+                for piece in pieces:
+                    said.append(piece)
+                    rate.count()
+                    shown.push(piece)
+        except KeyboardInterrupt:
+            interrupted = True
+        if how is MarkdownAnswer:
+            self.tell(f"{rate}{', stopped' if interrupted else ''}")
+        answer = "".join(said).strip()
+        return None if interrupted and not answer else answer
+
+
+class Rate:
+    """The number of tokens in an answer, and how many came in a second.
+
+    The time runs from the second piece, because the first two may wait for programs to be compiled: that of the prompt,
+    and that of a token.
+    """
+
+    def __init__(self, speaker: Speaker):
+        self._speaker, self._pieces = speaker, 0
+
+    def count(self) -> None:
+        """Notes that a piece has come."""
+        self._pieces, self._now = self._pieces + 1, time.monotonic()
+        if self._pieces == 2:
+            self._from, self._tokens = self._now, self._speaker.tokens
+
+    def __str__(self) -> str:
+        tokens = self._speaker.tokens
+        said = f"{tokens} token{'' if tokens == 1 else 's'}"
+        if self._pieces < 3 or tokens <= self._tokens or self._now <= self._from:
+            return said
+        return f"{said}, {(tokens - self._tokens) / (self._now - self._from):.1f} tokens/s"

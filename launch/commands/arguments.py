@@ -116,9 +116,9 @@ def source_of(args: argparse.Namespace, location: str | None = None, **more: flo
     return Source(args.source if location is None else location, **how, **more)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the path of a model and the options for how it is loaded."""
-    parser.add_argument("path", help=f"the model: {MODEL}")
+def add_model(parser: argparse.ArgumentParser, or_else: str = "") -> None:
+    """Adds the path of a model and the options for how it is loaded. or_else: what the path may be besides."""
+    parser.add_argument("path", help=f"the model: {MODEL}{or_else}")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -195,6 +195,13 @@ def keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILED))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.config.update("jax_compilation_cache_max_size", 2 << 30)
+
+
+MODEL_OPTIONS = (
+    *("dtype", "cache", "quantize", "rope", "draft", "draft_tokens", "weights", "template", "base"),
+    *(f"mesh.{axis}" for axis in MESH),
+)
+"""The options of `add_model`."""
 
 
 def load_model(args: argparse.Namespace):
@@ -293,12 +300,17 @@ def check_sampling(args: argparse.Namespace) -> None:
         raise UserError(str(error).replace("sampling ", "--", 1)) from None
 
 
+def given_sampling(args: argparse.Namespace) -> dict:
+    """The sampling settings that are given on the command line, without stop strings."""
+    return {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+
+
 def sampling(args: argparse.Namespace, model) -> dict:
     """The sampling settings of a command: its options, else the model's recommendations, else the command's defaults.
 
     A line on standard error lists the recommendations that are used.
     """
-    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    given = given_sampling(args)
     recommended = {name: value for name, value in model.generation.sampling().items() if name not in given}
     said = [f"{name} {value}" for name, value in recommended.items()]
     said += [f"stop {stop!r}" for stop in model.generation.stop]

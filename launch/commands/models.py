@@ -2,12 +2,16 @@
 
 import argparse
 import io
+import os
 import sys
 import warnings
+from pathlib import Path
 
 from ... import tasks
 from ...errors import UserError
+from ...serve.status import StatusLine, is_terminal
 from .arguments import (
+    MODEL_OPTIONS,
     READING,
     SOURCE,
     add_model,
@@ -16,6 +20,7 @@ from .arguments import (
     check_least,
     check_sampling,
     command,
+    given_sampling,
     load_model,
     print_skipped,
     refuse_unread,
@@ -157,9 +162,10 @@ def _generate(args: argparse.Namespace) -> int:
     check_sampling(args)
     from ...checkpoints.language_model import PromptTooLong
 
-    model = load_model(args)
+    with StatusLine(f"loading {args.path}"):
+        model = load_model(args)
     answer = model.chat_batch if args.chat else model.generate
-    with warnings.catch_warnings(record=True) as told:
+    with StatusLine("generating"), warnings.catch_warnings(record=True) as told:
         texts = answer(args.prompts, seed=args.seed, n=args.n, **sampling(args, model))
     for place, text in enumerate(texts):
         if len(texts) > 1:  # a header in the form of the command `head`
@@ -174,8 +180,19 @@ def _generate(args: argparse.Namespace) -> int:
 
 def add_chat(commands) -> None:
     """Adds `camelid chat`."""
-    parser = command(commands, "chat", _chat, "Talk to a tuned model in the terminal.", "camelid chat runs/sft")
-    add_model(parser)
+    parser = command(
+        commands,
+        "chat",
+        _chat,
+        "Talk to a tuned model in the terminal, or to a server of OpenAI's protocol.",
+        "camelid chat runs/sft\ncamelid chat http://localhost:8000\n\n"
+        "Type /help in the chat for its commands. A server decides on settings that are not given here; its key is\n"
+        "read from the environment variable CAMELID_API_KEY.",
+    )
+    add_model(parser, or_else=", or http://HOST:PORT of a server")
+    parser.add_argument(
+        "--model", metavar="NAME", help="with a server: the model to talk to (default: the first that it lists)"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system message before the conversation (default: none)")
     add_sampling(parser, max_tokens=512)
 
@@ -189,15 +206,49 @@ def _chat(args: argparse.Namespace) -> None:
     check_sampling(args)
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("chat reads messages from standard input, which is closed")
-    model = load_model(args)
+    is_server = args.path.startswith(("http://", "https://"))
+    speaker, settings = (_server if is_server else _loaded)(args)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # so that `chat` can report a message that is not UTF-8
+    chat(speaker, system=args.system, console=Console(), seed=args.seed, **_prompt(), **settings)
+    if not is_server:
+        print_draft_counts(speaker.model)
+
+
+def _server(args: argparse.Namespace):
+    """The speaker and the settings for a chat with the server at `args.path`."""
+    from ...serve.speakers import KEY, ServerSpeaker
+
+    for name in MODEL_OPTIONS:
+        if (value := getattr(args, name)) is not None:
+            raise UserError(f"--{name}={value} does nothing with a server, which loads its own model: leave it out")
+    settings = given_sampling(args) | ({"stop": args.stop} if args.stop else {})
+    with StatusLine(f"waiting for {args.path}"):
+        return ServerSpeaker(args.path, args.model, os.environ.get(KEY)), settings
+
+
+def _loaded(args: argparse.Namespace):
+    """The speaker and the settings for a chat with the model at `args.path`."""
+    from ...serve.speakers import ModelSpeaker
+
+    refuse_unread(args, ["model"], "the address of a server")
+    with StatusLine(f"loading {args.path}"):
+        model = load_model(args)
     if model.template is None:
         raise UserError(
             f"{args.path} is a model without a chat template: give --template=NAME, or use `camelid generate`"
         )
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # so that `chat` can report a message that is not UTF-8
-    chat(model, system=args.system, console=Console(), seed=args.seed, **sampling(args, model))
-    print_draft_counts(model)
+    return ModelSpeaker(model), sampling(args, model)
+
+
+def _prompt() -> dict:
+    """How `chat` asks for messages: with editing and a history on a terminal, by plain lines elsewhere."""
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+        return {}
+    from ...serve.chat_commands import COMMANDS
+    from ...serve.prompt import KEYS, make_prompt
+
+    return {"ask": make_prompt(Path("~/.cache/camelid/chat_history").expanduser(), list(COMMANDS)), "keys": KEYS}
 
 
 def print_draft_counts(model) -> None:

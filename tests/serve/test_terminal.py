@@ -12,10 +12,12 @@ from camelid.serve.terminal import chat
 class Echo:
     """Stands for a Llama: answers with the number of messages it was given and the last one, in two pieces."""
 
+    waiting, tokens = "thinking", 2
+
     def __init__(self):
         self.asked = []
 
-    def stream_chat(self, messages, **sampling):
+    def stream(self, messages, **sampling):
         self.asked.append(([dict(m) for m in messages], sampling))
         yield f"{len(messages)}:"
         yield messages[-1]["content"]
@@ -68,7 +70,7 @@ def test_markup_in_an_answer_is_shown_as_it_is():
 
 def test_an_interrupted_answer_keeps_what_was_said():
     class Interrupted(Echo):
-        def stream_chat(self, messages, **sampling):
+        def stream(self, messages, **sampling):
             self.asked.append(([dict(m) for m in messages], sampling))
             yield "half"
             if len(messages) == 1:
@@ -81,10 +83,10 @@ def test_an_interrupted_answer_keeps_what_was_said():
 
 def test_an_answer_interrupted_before_its_first_word_takes_the_message_back():
     class Slow(Echo):
-        def stream_chat(self, messages, **sampling):
+        def stream(self, messages, **sampling):
             if messages[-1]["content"] == "slow":
                 raise KeyboardInterrupt
-            yield from super().stream_chat(messages, **sampling)
+            yield from super().stream(messages, **sampling)
 
     model, typed = Slow(), iter(["a", "slow", "b", "/quit"])
     chat(model, ask=lambda _: next(typed), console=Console(file=io.StringIO()))
@@ -131,10 +133,10 @@ def test_the_seed_is_that_of_the_first_answer():
 
 def test_a_message_that_the_model_refuses_is_told_and_forgotten():
     class Full(Echo):
-        def stream_chat(self, messages, **sampling):
+        def stream(self, messages, **sampling):
             if "long" in messages[-1]["content"]:
                 raise UserError("a prompt of 600 tokens fills the context of 512; shorten it")
-            yield from super().stream_chat(messages, **sampling)
+            yield from super().stream(messages, **sampling)
 
     model, typed, console = Full(), iter(["a", "long", "b", "/quit"]), Console(file=io.StringIO(), width=100)
     chat(model, ask=lambda _: next(typed), console=console)

@@ -1,0 +1,177 @@
+"""Speakers: a server of OpenAI's protocol on this machine that says what it is told to, and a model."""
+
+import io
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from camelid.errors import UserError
+from camelid.launch.cli import main
+from camelid.serve.speakers import ModelSpeaker, ServerSpeaker, Unreachable
+
+USER = [{"role": "user", "content": "你好"}]
+
+
+def event(text=None, reason=None, **more):
+    delta = {} if text is None else {"content": text}
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]} | more
+
+
+def lines(*events, end="data: [DONE]\n\n"):
+    return "".join(f"data: {json.dumps(each, ensure_ascii=False)}\n\n" for each in events) + end
+
+
+@pytest.fixture
+def serve():
+    """serve(body, status, headers): the address of a server that answers every POST so, and the requests it got."""
+    servers = []
+
+    def start(body="", status=200, headers=(), models=({"id": "tiny"}, {"id": "other"})):
+        requests = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *arguments):
+                pass
+
+            def send(self, status, text, headers=()):
+                self.send_response(status)
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def do_GET(self):
+                requests.append((self.path, None, self.headers))
+                self.send(200, json.dumps({"object": "list", "data": models}))
+
+            def do_POST(self):
+                text = self.rfile.read(int(self.headers["Content-Length"]))
+                requests.append((self.path, json.loads(text), self.headers))
+                self.send(status, body, headers)
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}", requests
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_gets_the_conversation_with_what_is_set_and_its_events_become_text(serve):
+    said = lines(event(""), event("天"), event("气 "), event(reason="stop"), {"choices": [], "usage": {}})
+    address, requests = serve(": a comment\n\n" + said)
+    speaker = ServerSpeaker(f"{address}/v1/", key="secret")
+    assert list(speaker.stream(USER, seed=3, temperature=0.5, stop=["x"])) == ["天", "气 "]
+    assert [path for path, _, _ in requests] == ["/v1/models", "/v1/chat/completions"]
+    assert requests[1][1] == {
+        "model": "tiny",
+        "messages": USER,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "seed": 3,
+        "temperature": 0.5,
+        "stop": ["x"],
+    }
+    assert requests[1][2]["Authorization"] == "Bearer secret"
+
+
+def test_tokens_are_counted_by_pieces_and_then_by_the_usage(serve):
+    address, _ = serve(lines(event("a b"), event("c", "length"), {"choices": [], "usage": {"completion_tokens": 5}}))
+    speaker = ServerSpeaker(address, "mine")
+    assert [speaker.tokens for _ in speaker.stream(USER)] == [1, 2] and speaker.tokens == 5
+
+
+def test_a_given_name_is_asked_for_and_no_key_is_sent_without_one(serve):
+    address, requests = serve(lines(event("a", "stop")))
+    assert list(ServerSpeaker(address, "mine").stream(USER)) == ["a"]
+    ((_, body, headers),) = requests
+    assert body["model"] == "mine" and "Authorization" not in headers
+
+
+def test_an_answer_that_is_whole_needs_no_further_event(serve):
+    address, _ = serve(lines(event("a", "stop"), end=""))
+    assert list(ServerSpeaker(address, "mine").stream(USER)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "kind", "says"),
+    [
+        (400, (), '{"error": {"message": "too\\nlong"}}', UserError, "refused (400): too long"),
+        (422, (), '{"detail": "top_k"}', UserError, 'refused (422): {"detail": "top_k"}'),
+        (
+            401,
+            (),
+            '{"error": {"message": "who?"}}',
+            Unreachable,
+            "(401): who?; set the environment variable CAMELID_AP",
+        ),
+        (404, (), '{"object": "error", "message": "no mine"}', Unreachable, "refused (404): no mine"),
+        (502, (), "", Unreachable, "refused (502): Bad Gateway"),
+        (500, (), "[1]", Unreachable, "refused (500): [1]"),
+        (301, (("Location", "https://x/"),), "", Unreachable, "(301): it has moved to https://x/: give that address"),
+        (200, (), lines(event("a"), end=""), Unreachable, "ended the connection before the answer"),
+        (200, (), '{"choices": []}', Unreachable, "ended the connection before the answer"),
+        (200, (), "data: <html>\n\n", Unreachable, "sent b'<html>', which is not OpenAI's protocol"),
+        (
+            200,
+            (),
+            lines({"error": {"message": "out of\nmemory\x1b[2J"}}),
+            Unreachable,
+            "failed: out of memory\N{REPLACEMENT CHARACTER}[2J",
+        ),
+        (200, (("Content-Length", "9999"),), lines(event("a"), end=""), Unreachable, "before the answer"),
+    ],
+)
+def test_each_error_of_a_server_is_one_line(status, headers, body, kind, says, serve):
+    address, requests = serve(body, status, headers)
+    with pytest.raises(UserError, match=re.escape(says)) as told:
+        list(ServerSpeaker(address, "mine").stream(USER))
+    assert type(told.value) is kind and address in str(told.value) and "\n" not in str(told.value)
+    assert len(requests) == 1
+
+
+def test_a_server_that_is_not_there_and_an_address_that_is_none_are_one_line():
+    with pytest.raises(Unreachable, match=r"^http://127\.0\.0\.1:9: Connection refused$"):
+        ServerSpeaker("http://127.0.0.1:9")
+    with pytest.raises(Unreachable, match=r"^http://127\.0\.0\.1:x: "):
+        ServerSpeaker("http://127.0.0.1:x", "mine").stream(USER).send(None)
+
+
+def test_a_server_without_a_model_is_told(serve):
+    address, _ = serve(models=())
+    with pytest.raises(Unreachable, match="lists no model: give its name by --model"):
+        ServerSpeaker(address)
+
+
+def test_the_command_line_reaches_the_server_which_decides_on_the_rest(serve, monkeypatch, capsys):
+    address, requests = serve(lines(event("天"), event("气", "stop")))
+    monkeypatch.setenv("CAMELID_API_KEY", "secret")
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好\n/set\n"))
+    assert main(["chat", address, "--top_k=3", "--seed=5", "--stop=x", "--model=mine", "--system=Be brief."]) == 0
+    ((_, body, headers),) = requests
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, *USER] and body["model"] == "mine"
+    settings = body.keys() - {"model", "messages", "stream", "stream_options"}
+    assert {name: body[name] for name in settings} == {"top_k": 3, "seed": 5, "stop": ["x"]}
+    assert headers["Authorization"] == "Bearer secret"
+    shown = capsys.readouterr()
+    assert shown.out.endswith("> 天气\n> top_k=3 seed=6\n> ") and shown.err == ""
+
+
+def test_a_model_compiles_once_and_counts_its_tokens():
+    class Model:
+        def stream_chat(self, messages, **settings):
+            assert messages == USER and settings == {"seed": 1, "top_k": 2}
+            yield from ["a", "", "b", ""]  # three tokens, and the text that was held back
+
+    speaker = ModelSpeaker(Model())
+    told = [speaker.waiting]
+    for _ in range(2):
+        assert [speaker.waiting for _ in speaker.stream(USER, seed=1, top_k=2)] == [told[-1], *["the next token"] * 3]
+        told.append(speaker.waiting)
+    assert speaker.tokens == 3 and told == ["compiling, once", *["reading the conversation"] * 2]
