@@ -1,0 +1,117 @@
+/** The panel of settings, and the choice of the model. */
+
+import { forgetKey, hasKey, models } from "./api.js";
+import { current } from "./chat.js";
+import { h, toast } from "./dom.js";
+import { prefer, preferences, SETTINGS } from "./preferences.js";
+import { add, changed, conversations } from "./store.js";
+import { languages, t } from "./strings.js";
+import { download, exported, imported } from "./transfer.js";
+
+const dialog = () => document.getElementById("settings");
+
+/** Fills the choice of the model with what is served: base models, and adapters below theirs. */
+export async function showModels() {
+  const select = document.getElementById("model");
+  let served;
+  try {
+    served = await models();
+  } catch (error) {
+    select.replaceChildren(h("option", { value: "" }, t("noModels")));
+    select.title = error.message;
+    return;
+  }
+  if (!served.some(({ id }) => id === preferences.model)) prefer({ model: served[0]?.id ?? null });
+  const option = ({ id }, indent = "") => h("option", { value: id, selected: id === preferences.model }, indent + id);
+  const names = new Set(served.map(({ id }) => id)), isBase = ({ parent }) => !names.has(parent);
+  const options = served.filter(isBase).flatMap((base) => [option(base), ...served.filter(({ parent }) => parent === base.id).map((each) => option(each, "↳ "))]);
+  select.replaceChildren(...options);
+  select.title = preferences.model ?? "";
+}
+
+function numberField({ name, min, max, step }) {
+  const field = h("input", { type: "number", id: `set-${name}`, min, max, step, value: preferences.sampling[name], placeholder: t("ofModel"), "aria-describedby": `help-${name}` });
+  const message = h("small", { id: `help-${name}` }, t(`${name}Help`));
+  field.addEventListener("input", () => {
+    const isValid = field.checkValidity();
+    message.textContent = isValid ? t(`${name}Help`) : field.validationMessage;
+    field.setAttribute("aria-invalid", !isValid);
+    if (!isValid) return;
+    const { [name]: _, ...others } = preferences.sampling;
+    prefer({ sampling: field.value === "" ? others : { ...others, [name]: field.valueAsNumber } });
+  });
+  return h("div", { class: "field" }, h("label", { for: field.id }, t(name)), field, message);
+}
+
+function choice(name, label, options, onchange) {
+  const select = h("select", { id: `set-${name}`, onchange: () => onchange(select.value || undefined) });
+  for (const [value, text] of options) select.append(h("option", { value, selected: (preferences[name] ?? "") === value }, text));
+  return h("div", { class: "field inline" }, h("label", { for: select.id }, label), select);
+}
+
+function section(title, ...content) {
+  return h("section", {}, h("h3", {}, title), content);
+}
+
+function systemField() {
+  const field = h("textarea", { id: "set-system", rows: 4, placeholder: t("systemNone") });
+  field.value = current.system;
+  field.addEventListener("input", () => ((current.system = field.value), changed(current)));
+  return h("div", { class: "field" }, h("label", { for: field.id }, t("system")), field, h("small", {}, t("systemHelp")));
+}
+
+function display(again) {
+  const check = h("input", { type: "checkbox", id: "set-probabilities", checked: Boolean(preferences.probabilities), onchange: () => prefer({ probabilities: check.checked }) });
+  const theme = (value) => {
+    prefer({ theme: value });
+    if (value) document.documentElement.dataset.theme = value;
+    else delete document.documentElement.dataset.theme;
+  };
+  return [
+    h("div", { class: "field inline" }, h("label", { for: check.id }, t("showProbabilities"), h("small", {}, t("probabilitiesHelp"))), check),
+    choice("language", t("language"), [["", t("ofBrowser")], ...languages], (value) => (prefer({ language: value }), again())),
+    choice("theme", t("theme"), [["", t("ofBrowser")], ["light", t("light")], ["dark", t("dark")]], theme),
+  ];
+}
+
+async function importFile(file) {
+  try {
+    const found = imported(await file.text());
+    found.forEach(add);
+    toast(t("imported", { n: found.length }));
+    dialog().close();
+    if (found.length) location.hash = `#/chat/${found[0].id}`;
+  } catch (error) {
+    dialog().querySelector(".import-error").textContent = `${file.name}: ${error.message}`;
+  }
+}
+
+function files() {
+  const button = (label, onclick) => h("button", { type: "button", class: "secondary", onclick }, label);
+  const save = (which, format) => download(exported(which, format), `camelid-${format}-${new Date().toISOString().slice(0, 10)}.json`);
+  const input = h("input", { type: "file", accept: ".json,.jsonl", class: "hidden", id: "import-file", tabindex: -1, "aria-label": t("import") });
+  input.addEventListener("change", () => input.files[0] && importFile(input.files[0]).then(() => (input.value = "")));
+  const row = (label, which) => h("div", { class: "field inline" }, h("span", {}, label), h("span", { class: "pair" }, ["sharegpt", "openai"].map((format) => button(t(format), () => save(which(), format)))));
+  return [
+    row(t("exportThis"), () => [current]),
+    row(t("exportAll"), () => [...conversations.values()]),
+    h("div", { class: "field inline" }, h("span", {}, t("importHelp")), button(t("import"), () => input.click()), input),
+    h("p", { class: "import-error", role: "alert" }),
+    hasKey() && h("div", { class: "field inline" }, h("span", {}, t("keyKept")), button(t("forget"), (event) => (forgetKey(), event.target.closest(".field").remove()))),
+  ];
+}
+
+/** Opens the panel; `again` shows the whole page anew, after a change of language. */
+export function openSettings(again) {
+  const panel = dialog();
+  const reset = h("button", { type: "button", class: "text-button", onclick: () => (prefer({ sampling: {} }), fill()) }, t("reset"));
+  const fill = () =>
+    panel.querySelector(".panel").replaceChildren(
+      section(t("thisChat"), systemField()),
+      section(t("sampling"), h("div", { class: "grid" }, SETTINGS.map(numberField)), reset),
+      section(t("display"), display(() => (again(), fill()))),
+      section(t("files"), files()),
+    );
+  fill();
+  panel.showModal();
+}
