@@ -51,7 +51,12 @@ class Chat {
     main.replaceChildren(this.scroller, h("div", { class: "foot" }, this.toEnd, form, h("p", { class: "hint" }, t("hint"))));
     this.render();
     this.follow(true);
-    this.field.focus({ preventScroll: true });
+    this.focus();
+  }
+
+  /** Puts the cursor into the field, except where that brings up a keyboard on the screen. */
+  focus() {
+    if (matchMedia("(hover: hover)").matches) this.field.focus({ preventScroll: true });
   }
 
   /** Shows all messages anew. */
@@ -115,6 +120,8 @@ class Chat {
     this.field.value = "";
     sessionStorage.removeItem(DRAFT);
     this.field.grow();
+    const last = current.messages.at(-1);
+    if (last?.role === "assistant" && !last.content) current.messages.pop(); // a failure without text
     current.messages.push({ role: "user", content: text });
     if (!conversations.has(current.id)) {
       add(current);
@@ -131,7 +138,7 @@ class Chat {
     how(current);
     this.render();
     this.follow(true);
-    this.field.focus({ preventScroll: true });
+    this.focus();
   }
 
   /** Replaces a message and drops what follows it, which the notice can bring back. */

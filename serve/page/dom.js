@@ -14,6 +14,7 @@ const ICONS = {
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   sliders: "M4 8h9M17 8h3M4 16h3M11 16h9M15 6v4M9 14v4",
   close: "M6 6l12 12M18 6L6 18",
+  check: "M5 13l4 4L19 7",
   down: "M12 5v14M6 13l6 6 6-6",
 };
 
@@ -28,7 +29,7 @@ export function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== false && value != null) node.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat()) if (child != null && child !== false) node.append(child);
+  for (const child of children.flat(Infinity)) if (child != null && child !== false) node.append(child);
   return node;
 }
 
@@ -68,8 +69,8 @@ export function morph(old, fresh) {
   return old;
 }
 
-/** Puts text on the clipboard, on pages without https too, where `navigator.clipboard` is missing. */
-export async function copyText(text) {
+/** Puts text on the clipboard, also on pages without https, where `navigator.clipboard` is missing. */
+async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const field = h("textarea", { class: "hidden", readonly: true });
   field.value = text;
@@ -77,6 +78,16 @@ export async function copyText(text) {
   field.select();
   document.execCommand("copy");
   field.remove();
+}
+
+/** Copies a text and says so on the button for a moment; `label` is what a button with text says then. */
+export async function copyFrom(button, text, label) {
+  await copyText(text);
+  if (button.classList.contains("done")) return;
+  const before = [...button.childNodes];
+  button.classList.add("done");
+  button.replaceChildren(button.matches(".icon-button") ? icon("check") : label);
+  setTimeout(() => (button.classList.remove("done"), button.replaceChildren(...before)), 1500);
 }
 
 /** Shows a short notice at the foot of the page, with a button where `action` is given. */

@@ -1,16 +1,12 @@
 /** The view of a message: text, state, figures, buttons. */
 
-import { copyText, h, icon, iconButton } from "./dom.js";
+import { copyFrom, h, icon, iconButton } from "./dom.js";
 import { Markdown } from "./markdown.js";
 import { preferences } from "./preferences.js";
 import { number, t } from "./strings.js";
 import { hideAlternatives, Tokens } from "./tokens.js";
 
-async function copied(button, text) {
-  await copyText(text);
-  button.classList.add("done");
-  setTimeout(() => button.classList.remove("done"), 1500);
-}
+const copied = (button, text) => copyFrom(button, text, t("copied"));
 
 function userMessage(message, k, { edit, field }) {
   const node = h("article", { class: "message user", "aria-label": t("you") });
@@ -53,9 +49,8 @@ function figures({ usage, first, seconds, model }) {
   return parts.join(" · ");
 }
 
-function failure({ error = {} }, retry) {
+function failure({ error = {} }, again) {
   const kind = [error.status, error.type, error.code].filter(Boolean).join(" · ");
-  const again = h("button", { type: "button", class: "retry", onclick: retry }, icon("retry"), t("retry"));
   return h("div", { class: "failure", role: "alert" }, h("p", {}, error.message ?? t("failed")), kind && h("p", { class: "hint" }, kind), again);
 }
 
@@ -98,7 +93,7 @@ function assistantMessage(conversation, k, { retry }) {
     else if (message.state !== state || always) {
       const note = noteOf(message);
       const line = h("div", { class: "tools" }, tools(), h("span", { class: "figures" }, figures(message)));
-      foot.replaceChildren(...[note && h("p", { class: "note" }, note), message.state === "failed" && failure(message, retry), line].filter(Boolean));
+      foot.replaceChildren(...[note && h("p", { class: "note" }, note), message.state === "failed" && failure(message, isLast && h("button", { type: "button", class: "retry", onclick: retry }, icon("retry"), t("retry"))), message.content && line].filter(Boolean));
     }
     state = message.state;
   };

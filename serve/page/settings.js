@@ -23,8 +23,8 @@ export async function showModels() {
   }
   if (!served.some(({ id }) => id === preferences.model)) prefer({ model: served[0]?.id ?? null });
   const option = ({ id }, indent = "") => h("option", { value: id, selected: id === preferences.model }, indent + id);
-  const names = new Set(served.map(({ id }) => id)), isBase = ({ parent }) => !names.has(parent);
-  const options = served.filter(isBase).flatMap((base) => [option(base), ...served.filter(({ parent }) => parent === base.id).map((each) => option(each, "↳ "))]);
+  const names = new Set(served.map(({ id }) => id)), isBase = ({ id, parent }) => !names.has(parent) || parent === id;
+  const options = served.filter(isBase).flatMap((base) => [option(base), ...served.filter((each) => !isBase(each) && each.parent === base.id).map((each) => option(each, "↳ "))]);
   select.replaceChildren(...options);
   select.title = preferences.model ?? "";
 }
@@ -104,14 +104,14 @@ function files() {
 /** Opens the panel; `again` shows the whole page anew, after a change of language. */
 export function openSettings(again) {
   const panel = dialog();
-  const reset = h("button", { type: "button", class: "text-button", onclick: () => (prefer({ sampling: {} }), fill()) }, t("reset"));
   const fill = () =>
     panel.querySelector(".panel").replaceChildren(
       section(t("thisChat"), systemField()),
-      section(t("sampling"), h("div", { class: "grid" }, SETTINGS.map(numberField)), reset),
+      section(t("sampling"), h("div", { class: "grid" }, SETTINGS.map(numberField)), h("button", { type: "button", class: "text-button", onclick: reset }, t("reset"))),
       section(t("display"), display(() => (again(), fill()))),
       section(t("files"), files()),
     );
+  const reset = () => (prefer({ sampling: {} }), fill());
   fill();
   panel.showModal();
 }

@@ -39,7 +39,7 @@ export class Tokens {
   constructor(container) {
     this.tokens = [];
     this.list = h("div", { class: "tokens", role: "group", "aria-label": t("tokens") });
-    const legend = h("p", { class: "legend" }, `${t("probability")} `, ["≥ 90%", "70", "50", "30", "10", "< 10%"].map((text, k) => h("span", { class: `p${k}` }, text)));
+    const legend = h("p", { class: "legend" }, `${t("probability")} `, ["≥ 90%", "≥ 70%", "≥ 50%", "≥ 30%", "≥ 10%", "< 10%"].map((text, k) => h("span", { class: `p${k}` }, text)));
     container.append(this.list, legend);
     const over = ({ target }) => target.dataset.k && showAlternatives(target, this.tokens[target.dataset.k]);
     for (const name of ["mouseover", "focusin", "click"]) this.list.addEventListener(name, over);
