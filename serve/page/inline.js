@@ -11,7 +11,7 @@ const PROTOCOLS = new Set(["http:", "https:", "mailto:"]);
 const DEPTH = 24; // of open emphasis; what is beyond stays text
 const SPECIAL = /[\\`*_~[\]!<\n]|https?:\/\//g;
 const TARGET = /\([ \n]?(?:<([^<>\n]{0,2000})>|((?:[^\s()\\]|\\.|\([^\s()]{0,500}\)){0,2000}))(?:[ \n]("[^"]{0,500}"|'[^']{0,500}'))?[ \n]?\)/y;
-const BARE = /https?:\/\/[^\s<>"`，。！？；：、）】」』”’《》]+/y;
+const BARE = /https?:\/\/[^\s<>"`，。！？；：、）】」』”’《》]{1,2000}/y;
 const AUTOLINK = /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/y;
 const BREAK = /<br ?\/?>/iy;
 const TAGS = { "*": ["em", "strong"], _: ["em", "strong"], "~": [null, "del"] };
@@ -128,7 +128,7 @@ class Scanner {
 
   bare() {
     const found = match(BARE, this.text, this.at);
-    const shown = found?.[0].replace(/[.,:;!?'*_~)\]]{1,20}$/, "");
+    const shown = found?.[0].length < 2000 && found[0].replace(/[.,:;!?'*_~)\]]{1,20}$/, "");
     const url = shown && safeUrl(shown);
     if (url) this.add(link(url, shown), shown.length);
     else this.add("http", 4);

@@ -8,11 +8,13 @@ import { t } from "./strings.js";
 
 function rename(item, conversation) {
   const field = h("input", { value: titleOf(conversation), "aria-label": t("rename"), maxlength: 200 });
+  let ended = false;
   const end = (keep) => {
-    if (!field.isConnected) return;
+    if (ended) return;
+    ended = true; // removing the field makes it lose the focus, which ends it too
+    field.remove();
     if (keep && field.value.trim()) conversation.title = field.value.trim();
     changed(conversation, { list: true });
-    showList();
   };
   field.addEventListener("blur", () => end(true));
   field.addEventListener("keydown", (event) => {

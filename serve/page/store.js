@@ -107,6 +107,7 @@ export function changed(conversation, { list = false } = {}) {
   if (list) tell("list");
 }
 
+document.addEventListener("visibilitychange", write);
 addEventListener("pagehide", () => {
   for (const id of unsaved) localStorage.setItem(UNSAVED + id, JSON.stringify(conversations.get(id)));
 });
