@@ -31,7 +31,7 @@ async function errorOf(response) {
   } catch {
     // not JSON: a proxy's page, say
   }
-  return new ApiError(t("status", { status: `${response.status} ${response.statusText}`.trim() }), { status: response.status });
+  return new ApiError(t("status", { status: `${response.status} ${response.statusText}`.trim() }));
 }
 
 /** A response with status 2xx. Asks for a key at 401, and again where the key is wrong. */

@@ -59,14 +59,19 @@ class Chat {
     if (matchMedia("(hover: hover)").matches) this.field.focus({ preventScroll: true });
   }
 
-  /** Shows all messages anew. */
+  /** Shows the messages. The nodes of those that stay are kept, so that screen readers tell only the new ones. */
   render() {
     const callbacks = { edit: (k, text) => this.edit(k, text), retry: () => this.retry(), field: growingField };
-    this.views = current.messages.map((message, k) => messageView(current, k, callbacks));
+    const known = new Map(this.views.map((view) => [view.message, view]));
+    this.views = current.messages.map((message, k) => known.get(message) ?? messageView(current, k, callbacks));
     const open = current.messages.at(-1)?.role === "user" && !isRunning(current.id);
     const ask = open && h("button", { type: "button", class: "retry", onclick: () => this.retry() }, icon("retry"), t("getAnswer"));
     const fill = (text) => ((this.field.value = text), this.field.grow(), this.field.focus());
-    this.thread.replaceChildren(...(this.views.length ? this.views.map(({ node }) => node) : [welcome(fill)]), ...(ask ? [ask] : []));
+    const nodes = this.views.length ? this.views.map(({ node }) => node) : [welcome(fill)];
+    if (ask) nodes.push(ask);
+    nodes.forEach((node, k) => node !== this.thread.childNodes[k] && this.thread.insertBefore(node, this.thread.childNodes[k] ?? null));
+    while (this.thread.childNodes.length > nodes.length) this.thread.lastChild.remove();
+    for (const view of this.views) view.refresh();
     this.refresh();
   }
 

@@ -96,5 +96,5 @@ export function toast(text, label, action) {
   const note = h("div", { class: "toast" }, h("span", {}, text));
   if (action) note.append(h("button", { type: "button", class: "text-button", onclick: () => (note.remove(), action()) }, label));
   place.replaceChildren(note);
-  setTimeout(() => note.remove(), 8000);
+  setTimeout(() => note.remove(), 7000);
 }

@@ -33,7 +33,7 @@ function userMessage(message, k, { edit, field }) {
     text.focus();
   };
   show();
-  return { node, refresh: () => {}, edit: open };
+  return { message, node, refresh: () => {}, edit: open };
 }
 
 /** Speed and numbers of tokens, as far as the server told them. */
@@ -60,10 +60,10 @@ function noteOf({ state, reason }) {
 }
 
 function assistantMessage(conversation, k, { retry }) {
-  const message = conversation.messages[k], isLast = k === conversation.messages.length - 1;
+  const message = conversation.messages[k];
   const body = h("div", { class: "text", dir: "auto" }), foot = h("div", { class: "message-foot" });
   const node = h("article", { class: "message assistant", "aria-label": t("assistant") }, body, foot);
-  let content = null, state = null, asTokens = Boolean(preferences.probabilities);
+  let content = null, footing = null, asTokens = Boolean(preferences.probabilities);
   body.addEventListener("click", ({ target }) => {
     if (target.matches("[data-copy]")) copied(target, target.closest(".code").querySelector("code").textContent);
   });
@@ -71,14 +71,14 @@ function assistantMessage(conversation, k, { retry }) {
   const toggle = () => {
     asTokens = !asTokens;
     content = null;
-    refresh(true);
+    refresh();
   };
-  const tools = () => [
+  const tools = (isLast) => [
     iconButton("copy", t("copy"), (event) => copied(event.currentTarget, message.content)),
     isLast && iconButton("retry", t("regenerate"), retry),
     message.tokens && iconButton("chances", t("probabilities"), toggle, { "aria-pressed": String(asTokens) }),
   ];
-  const refresh = (always = false) => {
+  const refresh = () => {
     const kind = asTokens && message.tokens ? Tokens : Markdown;
     if (!(content instanceof kind)) {
       hideAlternatives();
@@ -89,16 +89,17 @@ function assistantMessage(conversation, k, { retry }) {
     const running = message.state === "running", waiting = running && !message.content;
     body.classList.toggle("waiting", waiting);
     node.setAttribute("aria-busy", running);
-    if (running) foot.replaceChildren(h("p", { class: "status" }, waiting ? t("thinking") : ""));
-    else if (message.state !== state || always) {
-      const note = noteOf(message);
-      const line = h("div", { class: "tools" }, tools(), h("span", { class: "figures" }, figures(message)));
-      foot.replaceChildren(...[note && h("p", { class: "note" }, note), message.state === "failed" && failure(message, isLast && h("button", { type: "button", class: "retry", onclick: retry }, icon("retry"), t("retry"))), message.content && line].filter(Boolean));
-    }
-    state = message.state;
+    const isLast = conversation.messages.at(-1) === message, wanted = [message.state, waiting, isLast, asTokens].join();
+    if (wanted === footing) return;
+    footing = wanted;
+    if (running) return foot.replaceChildren(h("p", { class: "status" }, waiting ? t("thinking") : ""));
+    const note = noteOf(message), again = () => h("button", { type: "button", class: "retry", onclick: retry }, icon("retry"), t("retry"));
+    const line = h("div", { class: "tools" }, tools(isLast), h("span", { class: "figures" }, figures(message)));
+    const parts = [note && h("p", { class: "note" }, note), message.state === "failed" && failure(message, isLast && again()), message.content && line];
+    foot.replaceChildren(...parts.filter(Boolean));
   };
-  refresh(true);
-  return { node, refresh };
+  refresh();
+  return { message, node, refresh };
 }
 
 /** A message of a conversation: its node, `refresh()` after it changed, and `edit()` where it can be edited. */

@@ -43,7 +43,8 @@ export class Tokens {
     container.append(this.list, legend);
     const over = ({ target }) => target.dataset.k && showAlternatives(target, this.tokens[target.dataset.k]);
     for (const name of ["mouseover", "focusin", "click"]) this.list.addEventListener(name, over);
-    for (const name of ["mouseleave", "focusout"]) this.list.addEventListener(name, hideAlternatives);
+    this.list.addEventListener("focusout", hideAlternatives);
+    this.list.addEventListener("mouseleave", () => (this.list.contains(document.activeElement) ? over({ target: document.activeElement }) : hideAlternatives()));
     this.list.addEventListener("keydown", (event) => this.move(event));
   }
 

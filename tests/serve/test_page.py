@@ -506,6 +506,31 @@ def test_markdown_that_is_made_to_be_slow_is_not(page, name):
     assert told["depth"] < 100
 
 
+def test_hostile_answers_are_laid_out_in_time(page):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
+    for text in SLOW.values():
+        turns += [{"role": "user", "content": text[:5000]}, {"role": "assistant", "content": text[:20000]}]
+    load_file(page, "slow.json", json.dumps({"messages": turns}))
+    expect(answers(page)).to_have_count(len(SLOW) + 1)
+    assert page.evaluate("document.querySelector('.scroller').scrollWidth") <= 1100
+    say(page, "still alive")
+    expect(answers(page).last).to_have_text("You said: still alive")
+
+
+def test_only_new_messages_are_new_nodes(page):
+    """Screen readers announce what is added to the log, so what stays must not be added again."""
+    say(page, "one")
+    page.evaluate("for (const each of document.querySelectorAll('.message')) each.dataset.old = true")
+    say(page, "two")
+    assert page.locator(".message").evaluate_all("(all) => all.map((each) => each.dataset.old)") == [
+        "true",
+        "true",
+        None,
+        None,
+    ]
+    expect(page.get_by_label("Answer again")).to_have_count(1)
+
+
 def test_markdown_that_grows_ends_as_it_is_when_it_comes_whole(page):
     same = """async (text) => {
       const { Markdown } = await import("/page/markdown.js");
