@@ -94,6 +94,15 @@ def page(open_page):
     return open_page()
 
 
+@pytest.fixture(scope="module")
+def bare(browser, server):
+    """One page for all tests of the Markdown module alone."""
+    page = browser.new_page()
+    page.goto(server.url)
+    yield page
+    page.close()
+
+
 def say(page, text, wait=True):
     page.fill("#prompt", text)
     page.press("#prompt", "Enter")
@@ -499,8 +508,8 @@ def test_hostile_markdown_makes_only_harmless_elements(page, server):
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_markdown_that_is_made_to_be_slow_is_not(page, name):
-    (told,) = page.evaluate(RENDER, [SLOW[name]])
+def test_markdown_that_is_made_to_be_slow_is_not(bare, name):
+    (told,) = bare.evaluate(RENDER, [SLOW[name]])
     assert_harmless(told, name)
     assert told["milliseconds"] < 1500
     assert told["depth"] < 100
@@ -531,7 +540,7 @@ def test_only_new_messages_are_new_nodes(page):
     expect(page.get_by_label("Answer again")).to_have_count(1)
 
 
-def test_markdown_that_grows_ends_as_it_is_when_it_comes_whole(page):
+def test_markdown_that_grows_ends_as_it_is_when_it_comes_whole(bare):
     same = """async (text) => {
       const { Markdown } = await import("/page/markdown.js");
       const [grown, whole] = [0, 1].map(() => document.createElement("div")), growing = new Markdown(grown);
@@ -543,7 +552,7 @@ def test_markdown_that_grows_ends_as_it_is_when_it_comes_whole(page):
       }
     }"""
     for text in [MARKDOWN, *PLAIN, "\n\n".join(PLAIN), "\n".join(ATTACKS)]:
-        assert page.evaluate(same, text) is None
+        assert bare.evaluate(same, text) is None
 
 
 class Skeleton(HTMLParser):
@@ -573,19 +582,19 @@ class Skeleton(HTMLParser):
             self.parts.append(" ".join(data.split()))
 
 
-def test_plain_markdown_means_what_commonmark_says(page):
+def test_plain_markdown_means_what_commonmark_says(bare):
     parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"breaks": True})
     parser.enable(["table", "strikethrough"])
-    for source, told in zip(PLAIN, page.evaluate(RENDER, PLAIN), strict=True):
+    for source, told in zip(PLAIN, bare.evaluate(RENDER, PLAIN), strict=True):
         reference = parser.render(source).replace("<s>", "<del>").replace("</s>", "</del>").replace("<br />", "<br>")
         ours = Skeleton(told["html"].replace("https://b.example/", "https://b.example")).parts
         theirs = Skeleton(reference.replace("<hr />", "<hr>")).parts
         assert [str(part).replace(".example/'", ".example'") for part in ours] == [str(part) for part in theirs], source
 
 
-def test_a_long_answer_streams_smoothly(page, server):
+def test_a_long_answer_streams_smoothly(bare):
     """Rendering a growing answer of about 100 kB takes less than 8 ms a time at the median."""
-    times = page.evaluate(
+    times = bare.evaluate(
         """async (text) => {
           const { Markdown } = await import("/page/markdown.js");
           const growing = new Markdown(document.body.appendChild(document.createElement("div"))), times = [];
