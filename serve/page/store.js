@@ -13,7 +13,8 @@ export const conversations = new Map();
 export const changes = new EventTarget();
 
 const channel = new BroadcastChannel("camelid");
-const unsaved = new Set();
+const unsaved = new Map(); // id -> number of the change that is not written yet
+let changeCount = 0;
 let database = null;
 
 const tell = (name, detail) => changes.dispatchEvent(new CustomEvent(name, { detail }));
@@ -55,7 +56,7 @@ export async function load() {
     const left = JSON.parse(localStorage.getItem(key));
     if (left.updated >= (conversations.get(left.id)?.updated ?? 0)) {
       conversations.set(left.id, left);
-      unsaved.add(left.id);
+      unsaved.set(left.id, ++changeCount);
     }
   }
   await write();
@@ -63,10 +64,12 @@ export async function load() {
 }
 
 async function write() {
-  for (const id of [...unsaved]) {
-    unsaved.delete(id);
+  if (!database) return;
+  for (const [id, change] of [...unsaved]) {
+    if (!unsaved.has(id)) continue; // removed meanwhile
     try {
-      if (database) await promised(table("readwrite").put(conversations.get(id)));
+      await promised(table("readwrite").put(conversations.get(id)));
+      if (unsaved.get(id) === change) unsaved.delete(id);
       localStorage.removeItem(UNSAVED + id);
       channel.postMessage(id);
     } catch (error) {
@@ -81,7 +84,7 @@ let timer = null;
 export function save(conversation) {
   if (!conversations.has(conversation.id)) return;
   conversation.updated = Date.now();
-  unsaved.add(conversation.id);
+  unsaved.set(conversation.id, ++changeCount);
   timer ??= setTimeout(() => ((timer = null), write()), DELAY);
 }
 
@@ -109,7 +112,7 @@ export function changed(conversation, { list = false } = {}) {
 
 document.addEventListener("visibilitychange", write);
 addEventListener("pagehide", () => {
-  for (const id of unsaved) localStorage.setItem(UNSAVED + id, JSON.stringify(conversations.get(id)));
+  for (const id of unsaved.keys()) localStorage.setItem(UNSAVED + id, JSON.stringify(conversations.get(id)));
 });
 
 channel.onmessage = async ({ data: id }) => {

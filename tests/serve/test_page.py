@@ -230,18 +230,21 @@ def test_probabilities_are_asked_for_coloured_and_listed_on_hover_and_focus(page
     expect(answers(page).locator("p")).to_have_text("You said: 骆驼 and probabilities")
 
 
-def test_a_character_of_several_tokens_is_whole(page):
+def test_a_character_of_several_tokens_in_a_stream_of_single_bytes_is_whole(page):
     told = page.evaluate("""async () => {
       const { answer } = await import("/page/answers.js");
       const bytes = [...new TextEncoder().encode("骆")];
       const content = bytes.map((byte) => ({ token: "?", logprob: -1, bytes: [byte], top_logprobs: [] }));
       const chunk = JSON.stringify({ choices: [{ delta: { content: "骆" }, logprobs: { content } }] });
-      globalThis.fetch = async () => new Response(`data: ${chunk}\\n\\ndata: [DONE]\\n\\n`);
+      const sent = new TextEncoder().encode(`: hello\\r\\n\\r\\ndata: ${chunk}\\r\\n\\r\\ndata: [DONE]\\r\\n\\r\\n`);
+      const start = (stream) => (sent.forEach((byte) => stream.enqueue(Uint8Array.of(byte))), stream.close());
+      globalThis.fetch = async () => new Response(new ReadableStream({ start }));
       const conversation = { id: "x", system: "", messages: [{ role: "user", content: "a" }] };
       await answer(conversation);
-      return conversation.messages[1].tokens.map(([text]) => text);
+      const { content: text, tokens } = conversation.messages[1];
+      return [text, ...tokens.map(([text]) => text)];
     }""")
-    assert told == ["", "", "骆"]
+    assert told == ["骆", "", "", "骆"]
 
 
 def test_conversations_are_kept_renamed_deleted_and_brought_back(page):
@@ -280,6 +283,16 @@ def test_a_reload_in_the_middle_of_an_answer_loses_nothing(page):
     seen = page.evaluate("localStorage.getItem('seen')")
     assert seen.startswith("word word word") and answers(page).inner_text().strip() == seen.strip()
     assert page.input_value("#prompt") == "a draft"
+
+
+def test_what_the_database_does_not_take_any_more_is_found_after_a_reload(page):
+    say(page, "one")
+    page.evaluate("IDBObjectStore.prototype.put = () => ({})")  # as when the page closes before the end of a write
+    say(page, "two")
+    page.wait_for_timeout(500)
+    page.reload()
+    expect(answers(page)).to_have_text(["You said: one", "You said: two"])
+    assert page.evaluate("Object.keys(localStorage).filter((name) => name.includes('unsaved'))") == []
 
 
 def test_another_tab_shows_what_this_one_writes(page):

@@ -110,6 +110,7 @@ PLAIN = [
     "snake_case_name and 2 * 3 * 4 and a\\*b\\* and 5 < 6 & 7",
     "~~gone~~ and *a **b** c* and **a *b* c**",
     "text\n- a\n- b\n\ntext\n1. c",
+    "[a [b](https://b.example/1) c](https://c.example/2)",
     "[mail](mailto:a@b.example) and `` ` `` and `*a*`",
     "- [a](https://a.example)\n- **b**: c\n\n1. `d`\n2. e",
     "中文**加粗**和*斜体*，还有`代码`。\n\n- 第一\n- 第二",
