@@ -10,7 +10,6 @@ import { inline } from "./inline.js";
 import { t } from "./strings.js";
 
 const DEPTH = 12; // of quotes and lists; what is beyond stays text
-const COLUMNS = 200; // of a table; wider ones stay text
 const FENCE = /^[ \t]{0,3}(`{3,}|~{3,})([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?=[ \t]|$)/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
@@ -41,7 +40,6 @@ function dedent(line, columns) {
 function cellsOf(line) {
   if (!line.includes("|")) return null;
   const cells = line.trim().replace(/^\|/, "").split("|");
-  if (cells.length > COLUMNS) return null;
   for (let k = cells.length - 2; k >= 0; k--) {
     if (cells[k].endsWith("\\")) cells.splice(k, 2, `${cells[k].slice(0, -1)}|${cells[k + 1]}`);
   }

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from camelid.serve.protocol import ChatRequest
 from camelid.tests.serve.page.corpus import ATTACKS, PLAIN, SLOW
 from camelid.tests.serve.page.fake_server import MARKDOWN, PAGE, FakeServer
 
@@ -62,7 +63,10 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, server):
-    """Opens the page. At the end nothing may have raised, broken the policy, or gone to another server."""
+    """Opens the page.
+
+    At the end nothing may have raised, broken the policy, gone to another server, or asked what the API refuses.
+    """
     server.reset()
     contexts, faults = [], []
 
@@ -87,6 +91,8 @@ def open_page(browser, server):
     for context in contexts:
         context.close()
     assert not faults
+    for body in server.requests:
+        ChatRequest.model_validate(body)
 
 
 @pytest.fixture
