@@ -65,7 +65,8 @@ export async function answer(conversation) {
     message.state = "done";
   } catch (error) {
     message.state = controller.signal.aborted ? "stopped" : "failed";
-    if (message.state === "failed") message.error = { message: error.message, type: error.type, code: error.code, status: error.status };
+    const { message: text, type, code, status } = error;
+    if (message.state === "failed") message.error = { message: text, type, code, status };
   } finally {
     running.delete(conversation.id);
     changed(conversation, { list: true });

@@ -1,7 +1,7 @@
 /** The view of one conversation: its messages and the field to write in. */
 
 import { answer, isRunning, regenerate, stop } from "./answers.js";
-import { h, icon, iconButton, toast } from "./dom.js";
+import { button, h, icon, iconButton, toast } from "./dom.js";
 import { messageView } from "./messages.js";
 import { add, changed, changes, conversations, newConversation, titleOf } from "./store.js";
 import { t } from "./strings.js";
@@ -30,8 +30,9 @@ export function growingField(attributes, submit) {
 }
 
 function welcome(fill) {
-  const examples = ["example1", "example2", "example3"].map((name) => h("button", { type: "button", class: "example", onclick: () => fill(t(name)) }, t(name)));
-  return h("div", { class: "welcome" }, h("img", { src: "page/favicon.svg", alt: "", width: 56, height: 56 }), h("h1", {}, t("welcome")), h("div", { class: "examples" }, examples));
+  const examples = ["example1", "example2", "example3"].map((name) => button("example", () => fill(t(name)), t(name)));
+  const image = h("img", { src: "page/favicon.svg", alt: "", width: 56, height: 56 });
+  return h("div", { class: "welcome" }, image, h("h1", {}, t("welcome")), h("div", { class: "examples" }, examples));
 }
 
 class Chat {
@@ -47,7 +48,8 @@ class Chat {
       if (event.key === "ArrowUp" && !this.field.value) this.editLast(event);
     });
     this.action = h("button", { type: "submit", class: "send" });
-    const form = h("form", { class: "composer", onsubmit: (event) => (event.preventDefault(), this.act()) }, this.field, this.action);
+    const onsubmit = (event) => (event.preventDefault(), this.act());
+    const form = h("form", { class: "composer", onsubmit }, this.field, this.action);
     main.replaceChildren(this.scroller, h("div", { class: "foot" }, this.toEnd, form, h("p", { class: "hint" }, t("hint"))));
     this.render();
     this.follow(true);
@@ -65,11 +67,14 @@ class Chat {
     const known = new Map(this.views.map((view) => [view.message, view]));
     this.views = current.messages.map((message, k) => known.get(message) ?? messageView(current, k, callbacks));
     const open = current.messages.at(-1)?.role === "user" && !isRunning(current.id);
-    const ask = open && h("button", { type: "button", class: "retry", onclick: () => this.retry() }, icon("retry"), t("getAnswer"));
+    const ask = open && button("retry", () => this.retry(), icon("retry"), t("getAnswer"));
     const fill = (text) => ((this.field.value = text), this.field.grow(), this.field.focus());
     const nodes = this.views.length ? this.views.map(({ node }) => node) : [welcome(fill)];
     if (ask) nodes.push(ask);
-    nodes.forEach((node, k) => node !== this.thread.childNodes[k] && this.thread.insertBefore(node, this.thread.childNodes[k] ?? null));
+    nodes.forEach((node, k) => {
+      const there = this.thread.childNodes[k] ?? null;
+      if (node !== there) this.thread.insertBefore(node, there);
+    });
     while (this.thread.childNodes.length > nodes.length) this.thread.lastChild.remove();
     for (const view of this.views) view.refresh();
     this.refresh();
@@ -171,7 +176,8 @@ class Chat {
 
 /** Shows the conversation of a name, or a new one. Returns the function that ends the view. */
 export function showChat(main, id) {
-  current = conversations.get(id) ?? (current && !conversations.has(current.id) && !current.messages.length ? current : newConversation());
+  const isDraft = !conversations.has(current.id) && !current.messages.length;
+  current = conversations.get(id) ?? (isDraft ? current : newConversation());
   const view = new Chat(main);
   const onChange = ({ detail }) => detail === current.id && view.refreshSoon();
   const onElsewhere = ({ detail }) => {

@@ -37,22 +37,32 @@ export function h(tag, attributes = {}, ...children) {
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   const path = document.createElementNS(SVG, "path");
-  for (const [key, value] of [["viewBox", "0 0 24 24"], ["class", "icon"], ["aria-hidden", "true"]]) svg.setAttribute(key, value);
+  const attributes = { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" };
+  for (const [key, value] of Object.entries(attributes)) svg.setAttribute(key, value);
   path.setAttribute("d", ICONS[name]);
   svg.append(path);
   return svg;
 }
 
+/** A button of a class of the style sheet. */
+export const button = (kind, onclick, ...children) => h("button", { type: "button", class: kind, onclick }, ...children);
+
 /** A button that shows an icon and says its label. */
 export function iconButton(name, label, onclick, attributes = {}) {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
+  const node = h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes });
+  node.append(icon(name));
+  return node;
 }
 
 function sameAttributes(a, b) {
-  return a.attributes.length === b.attributes.length && [...a.attributes].every(({ name, value }) => b.getAttribute(name) === value);
+  if (a.attributes.length !== b.attributes.length) return false;
+  return [...a.attributes].every(({ name, value }) => b.getAttribute(name) === value);
 }
 
-/** Makes `old` equal to `fresh`, keeping the nodes that are equal already, with their focus and selection. Returns the node that stands there. */
+/**
+ * Makes `old` equal to `fresh`, keeping the nodes that are equal already, with their focus and selection.
+ * Returns the node that stands there.
+ */
 export function morph(old, fresh) {
   if (old.nodeName !== fresh.nodeName || (old.nodeType === Node.ELEMENT_NODE && !sameAttributes(old, fresh))) {
     old.replaceWith(fresh);
@@ -81,20 +91,20 @@ async function copyText(text) {
 }
 
 /** Copies a text and says so on the button for a moment; `label` is what a button with text says then. */
-export async function copyFrom(button, text, label) {
+export async function copyFrom(clicked, text, label) {
   await copyText(text);
-  if (button.classList.contains("done")) return;
-  const before = [...button.childNodes];
-  button.classList.add("done");
-  button.replaceChildren(button.matches(".icon-button") ? icon("check") : label);
-  setTimeout(() => (button.classList.remove("done"), button.replaceChildren(...before)), 1500);
+  if (clicked.classList.contains("done")) return;
+  const before = [...clicked.childNodes];
+  clicked.classList.add("done");
+  clicked.replaceChildren(clicked.matches(".icon-button") ? icon("check") : label);
+  setTimeout(() => (clicked.classList.remove("done"), clicked.replaceChildren(...before)), 1500);
 }
 
 /** Shows a short notice at the foot of the page, with a button where `action` is given. */
 export function toast(text, label, action) {
   const place = document.getElementById("toasts");
   const note = h("div", { class: "toast" }, h("span", {}, text));
-  if (action) note.append(h("button", { type: "button", class: "text-button", onclick: () => (note.remove(), action()) }, label));
+  if (action) note.append(button("text-button", () => (note.remove(), action()), label));
   place.replaceChildren(note);
   setTimeout(() => note.remove(), 7000);
 }

@@ -81,8 +81,8 @@ class Scanner {
     else if (mark === "[") this.bracket("[", false);
     else if (mark === "]") this.close();
     else if (mark === "\n") this.add(h("br"), 1);
-    else if (mark === "<" && (found = match(AUTOLINK, text, at)) && safeUrl(found[1])) this.add(link(safeUrl(found[1]), found[1]), found[0].length);
     else if (mark === "<" && (found = match(BREAK, text, at))) this.add(h("br"), found[0].length);
+    else if (mark === "<" && (found = match(AUTOLINK, text, at))) this.autolink(found);
     else if (mark.length > 1 && !this.brackets.length && !/\w/.test(text[at - 1] ?? "")) this.bare();
     else this.add(mark, mark.length);
   }
@@ -124,6 +124,11 @@ class Scanner {
     this.items[opening.place] = open;
     if (!opening.image) this.brackets = []; // no link holds another
     this.add({ close: open }, 1 + target[0].length);
+  }
+
+  autolink([whole, address]) {
+    const url = safeUrl(address);
+    this.add(url ? link(url, address) : whole, whole.length);
   }
 
   bare() {
@@ -181,7 +186,10 @@ function build(items) {
   return root;
 }
 
-/** The nodes of a line or of the lines of a paragraph, as a fragment. Images become links: the page loads nothing from elsewhere. */
+/**
+ * The nodes of a line or of the lines of a paragraph, as a fragment.
+ * Images become links: the page loads nothing from elsewhere.
+ */
 export function inline(text) {
   const items = new Scanner(text).scan();
   pairEmphasis(items);

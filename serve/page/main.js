@@ -51,7 +51,8 @@ function askKey(wasWrong) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "ok" ? field.value.trim() || null : null), { once: true });
+    const given = () => (dialog.returnValue === "ok" ? field.value.trim() : "") || null;
+    dialog.addEventListener("close", () => resolve(given()), { once: true });
   });
 }
 
@@ -64,7 +65,7 @@ function listen() {
   byId("close-settings").addEventListener("click", () => byId("settings").close());
   byId("settings").addEventListener("click", ({ target }) => target === byId("settings") && byId("settings").close());
   byId("key-cancel").addEventListener("click", () => byId("key").close());
-  byId("model").addEventListener("change", ({ target }) => (prefer({ model: target.value || null }), (target.title = target.value)));
+  byId("model").addEventListener("change", ({ target }) => prefer({ model: target.value || null }));
   byId("model").addEventListener("focus", ({ target }) => target.value || showModels());
   document.addEventListener("scroll", hideAlternatives, true);
   document.addEventListener("keydown", (event) => {

@@ -65,9 +65,9 @@ function codeBlock(lines, i, [, marks, info]) {
   const isEnd = (line) => line.trim().length >= marks.length && line.trim() === marks[0].repeat(line.trim().length);
   for (i++; i < lines.length && !isEnd(lines[i]); i++) body.push(dedent(lines[i], indent));
   const language = info.trim().split(/\s/)[0].slice(0, 40);
-  const head = h("div", { class: "code-head" }, h("span", {}, language), h("button", { type: "button", class: "text-button", "data-copy": true }, t("copy")));
-  const label = language || t("code");
-  return [h("div", { class: "code" }, head, h("pre", { tabindex: 0, role: "region", "aria-label": label }, h("code", {}, body.join("\n")))), i + 1];
+  const copy = h("button", { type: "button", class: "text-button", "data-copy": true }, t("copy"));
+  const pre = h("pre", { tabindex: 0, role: "region", "aria-label": language || t("code") }, h("code", {}, body.join("\n")));
+  return [h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, language), copy), pre), i + 1];
 }
 
 function heading(line, marks) {
@@ -79,7 +79,10 @@ function heading(line, marks) {
 
 function table(lines, i) {
   const sides = cellsOf(lines[i + 1]).map((cell) => (cell.endsWith(":") ? (cell.startsWith(":") ? "center" : "right") : null));
-  const row = (tag, line) => h("tr", {}, (cellsOf(line) ?? [line.trim()]).slice(0, sides.length).map((cell, k) => h(tag, { class: sides[k] }, inline(cell))));
+  const row = (tag, line) => {
+    const cells = (cellsOf(line) ?? [line.trim()]).slice(0, sides.length);
+    return h("tr", {}, cells.map((cell, k) => h(tag, { class: sides[k] }, inline(cell))));
+  };
   const head = h("thead", {}, row("th", lines[i])), body = h("tbody");
   for (i += 2; i < lines.length && !blank(lines[i]) && !interrupts(lines, i); i++) body.append(row("td", lines[i]));
   return [h("div", { class: "table", tabindex: 0, role: "region", "aria-label": t("table") }, h("table", {}, head, body)), i];

@@ -1,12 +1,12 @@
 /** The view of a message: text, state, figures, buttons. */
 
-import { copyFrom, h, icon, iconButton } from "./dom.js";
+import { button, copyFrom, h, icon, iconButton } from "./dom.js";
 import { Markdown } from "./markdown.js";
 import { preferences } from "./preferences.js";
 import { number, t } from "./strings.js";
 import { hideAlternatives, Tokens } from "./tokens.js";
 
-const copied = (button, text) => copyFrom(button, text, t("copied"));
+const copied = (clicked, text) => copyFrom(clicked, text, t("copied"));
 
 function userMessage(message, k, { edit, field }) {
   const node = h("article", { class: "message user", "aria-label": t("you") });
@@ -26,10 +26,11 @@ function userMessage(message, k, { edit, field }) {
       if (event.key === "Escape" && !event.isComposing) event.stopPropagation(), close();
     });
     const buttons = [
-      h("button", { type: "button", class: "text-button", onclick: close }, t("cancel")),
-      h("button", { type: "button", class: "primary", onclick: submit }, t("saveAndSend")),
+      button("text-button", close, t("cancel")),
+      button("primary", submit, t("saveAndSend")),
     ];
-    node.replaceChildren(h("div", { class: "editor" }, text, h("p", { class: "hint" }, t("editHint")), h("div", { class: "buttons" }, buttons)));
+    const hint = h("p", { class: "hint" }, t("editHint"));
+    node.replaceChildren(h("div", { class: "editor" }, text, hint, h("div", { class: "buttons" }, buttons)));
     text.focus();
   };
   show();
@@ -51,7 +52,8 @@ function figures({ usage, first, seconds, model }) {
 
 function failure({ error = {} }, again) {
   const kind = [error.status, error.type, error.code].filter(Boolean).join(" · ");
-  return h("div", { class: "failure", role: "alert" }, h("p", {}, error.message ?? t("failed")), kind && h("p", { class: "hint" }, kind), again);
+  const text = h("p", {}, error.message ?? t("failed"));
+  return h("div", { class: "failure", role: "alert" }, text, kind && h("p", { class: "hint" }, kind), again);
 }
 
 function noteOf({ state, reason }) {
@@ -93,9 +95,10 @@ function assistantMessage(conversation, k, { retry }) {
     if (wanted === footing) return;
     footing = wanted;
     if (running) return foot.replaceChildren(h("p", { class: "status" }, waiting ? t("thinking") : ""));
-    const note = noteOf(message), again = () => h("button", { type: "button", class: "retry", onclick: retry }, icon("retry"), t("retry"));
+    const note = noteOf(message), again = isLast && button("retry", retry, icon("retry"), t("retry"));
     const line = h("div", { class: "tools" }, tools(isLast), h("span", { class: "figures" }, figures(message)));
-    const parts = [note && h("p", { class: "note" }, note), message.state === "failed" && failure(message, isLast && again()), message.content && line];
+    const failed = message.state === "failed" && failure(message, again);
+    const parts = [note && h("p", { class: "note" }, note), failed, message.content && line];
     foot.replaceChildren(...parts.filter(Boolean));
   };
   refresh();

@@ -2,7 +2,7 @@
 
 import { forgetKey, hasKey, models } from "./api.js";
 import { current } from "./chat.js";
-import { h, toast } from "./dom.js";
+import { button, h, toast } from "./dom.js";
 import { prefer, preferences, SETTINGS } from "./preferences.js";
 import { add, changed, conversations } from "./store.js";
 import { languages, t } from "./strings.js";
@@ -10,7 +10,7 @@ import { download, exported, imported } from "./transfer.js";
 
 const dialog = () => document.getElementById("settings");
 
-/** Fills the choice of the model with what is served: base models, and adapters below theirs. */
+/** Fills the choice of the model with what is served, adapters marked by an arrow. */
 export async function showModels() {
   const select = document.getElementById("model");
   let served;
@@ -22,15 +22,17 @@ export async function showModels() {
     return;
   }
   if (!served.some(({ id }) => id === preferences.model)) prefer({ model: served[0]?.id ?? null });
-  const option = ({ id }, indent = "") => h("option", { value: id, selected: id === preferences.model }, indent + id);
-  const names = new Set(served.map(({ id }) => id)), isBase = ({ id, parent }) => !names.has(parent) || parent === id;
-  const options = served.filter(isBase).flatMap((base) => [option(base), ...served.filter((each) => !isBase(each) && each.parent === base.id).map((each) => option(each, "↳ "))]);
-  select.replaceChildren(...options);
-  select.title = preferences.model ?? "";
+  const names = new Set(served.map(({ id }) => id));
+  const isAdapter = ({ id, parent }) => names.has(parent) && parent !== id;
+  const textOf = (each) => (isAdapter(each) ? "↳ " : "") + each.id;
+  const option = (each) => h("option", { value: each.id, selected: each.id === preferences.model }, textOf(each));
+  select.replaceChildren(...served.map(option));
+  select.title = "";
 }
 
 function numberField({ name, min, max, step }) {
-  const field = h("input", { type: "number", id: `set-${name}`, min, max, step, value: preferences.sampling[name], placeholder: t("ofModel"), "aria-describedby": `help-${name}` });
+  const bounds = { type: "number", min, max, step, value: preferences.sampling[name] };
+  const field = h("input", { id: `set-${name}`, ...bounds, placeholder: t("ofModel"), "aria-describedby": `help-${name}` });
   const message = h("small", { id: `help-${name}` }, t(`${name}Help`));
   field.addEventListener("input", () => {
     const isValid = field.checkValidity();
@@ -43,10 +45,12 @@ function numberField({ name, min, max, step }) {
   return h("div", { class: "field" }, h("label", { for: field.id }, t(name)), field, message);
 }
 
+const inlineField = (...children) => h("div", { class: "field inline" }, children);
+
 function choice(name, label, options, onchange) {
   const select = h("select", { id: `set-${name}`, onchange: () => onchange(select.value || undefined) });
   for (const [value, text] of options) select.append(h("option", { value, selected: (preferences[name] ?? "") === value }, text));
-  return h("div", { class: "field inline" }, h("label", { for: select.id }, label), select);
+  return inlineField(h("label", { for: select.id }, label), select);
 }
 
 function section(title, ...content) {
@@ -61,14 +65,15 @@ function systemField() {
 }
 
 function display(again) {
-  const check = h("input", { type: "checkbox", id: "set-probabilities", checked: Boolean(preferences.probabilities), onchange: () => prefer({ probabilities: check.checked }) });
+  const check = h("input", { type: "checkbox", id: "set-probabilities", checked: Boolean(preferences.probabilities) });
+  check.addEventListener("change", () => prefer({ probabilities: check.checked }));
   const theme = (value) => {
     prefer({ theme: value });
     if (value) document.documentElement.dataset.theme = value;
     else delete document.documentElement.dataset.theme;
   };
   return [
-    h("div", { class: "field inline" }, h("label", { for: check.id }, t("showProbabilities"), h("small", {}, t("probabilitiesHelp"))), check),
+    inlineField(h("label", { for: check.id }, t("showProbabilities"), h("small", {}, t("probabilitiesHelp"))), check),
     choice("language", t("language"), [["", t("ofBrowser")], ...languages], (value) => (prefer({ language: value }), again())),
     choice("theme", t("theme"), [["", t("ofBrowser")], ["light", t("light")], ["dark", t("dark")]], theme),
   ];
@@ -87,17 +92,22 @@ async function importFile(file) {
 }
 
 function files() {
-  const button = (label, onclick) => h("button", { type: "button", class: "secondary", onclick }, label);
-  const save = (which, format) => download(exported(which, format), `camelid-${format}-${new Date().toISOString().slice(0, 10)}.json`);
-  const input = h("input", { type: "file", accept: ".json,.jsonl", class: "hidden", id: "import-file", tabindex: -1, "aria-label": t("import") });
+  const nameOf = (format) => `camelid-${format}-${new Date().toISOString().slice(0, 10)}.json`;
+  const save = (which, format) => download(exported(which, format), nameOf(format));
+  const hidden = { class: "hidden", tabindex: -1, "aria-label": t("import") };
+  const input = h("input", { type: "file", accept: ".json,.jsonl", id: "import-file", ...hidden });
   input.addEventListener("change", () => input.files[0] && importFile(input.files[0]).then(() => (input.value = "")));
-  const row = (label, which) => h("div", { class: "field inline" }, h("span", {}, label), h("span", { class: "pair" }, ["sharegpt", "openai"].map((format) => button(t(format), () => save(which(), format)))));
+  const row = (label, which) => {
+    const buttons = ["sharegpt", "openai"].map((format) => button("secondary", () => save(which(), format), t(format)));
+    return inlineField(h("span", {}, label), h("span", { class: "pair" }, buttons));
+  };
+  const forget = button("secondary", () => (forgetKey(), forget.parentNode.remove()), t("forget"));
   return [
     row(t("exportThis"), () => [current]),
     row(t("exportAll"), () => [...conversations.values()]),
-    h("div", { class: "field inline" }, h("span", {}, t("importHelp")), button(t("import"), () => input.click()), input),
+    inlineField(h("span", {}, t("importHelp")), button("secondary", () => input.click(), t("import")), input),
     h("p", { class: "import-error", role: "alert" }),
-    hasKey() && h("div", { class: "field inline" }, h("span", {}, t("keyKept")), button(t("forget"), (event) => (forgetKey(), event.target.closest(".field").remove()))),
+    hasKey() && inlineField(h("span", {}, t("keyKept")), forget),
   ];
 }
 
@@ -107,7 +117,7 @@ export function openSettings(again) {
   const fill = () =>
     panel.querySelector(".panel").replaceChildren(
       section(t("thisChat"), systemField()),
-      section(t("sampling"), h("div", { class: "grid" }, SETTINGS.map(numberField)), h("button", { type: "button", class: "text-button", onclick: reset }, t("reset"))),
+      section(t("sampling"), h("div", { class: "grid" }, SETTINGS.map(numberField)), button("text-button", reset, t("reset"))),
       section(t("display"), display(() => (again(), fill()))),
       section(t("files"), files()),
     );

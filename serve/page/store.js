@@ -30,7 +30,7 @@ const table = (mode) => database.transaction("conversations", mode).objectStore(
 
 /** A name that no other conversation has; `crypto.randomUUID` is missing on pages without https. */
 export function newId() {
-  return Date.now().toString(36) + [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(36).padStart(2, "0")).join("");
+  return [Date.now(), ...crypto.getRandomValues(new Uint32Array(2))].map((number) => number.toString(36)).join("-");
 }
 
 export function newConversation() {
@@ -60,7 +60,8 @@ export async function load() {
     }
   }
   await write();
-  for (const { messages } of conversations.values()) for (const each of messages) if (each.state === "running") each.state = "interrupted";
+  const messages = [...conversations.values()].flatMap((each) => each.messages);
+  for (const each of messages) if (each.state === "running") each.state = "interrupted";
 }
 
 async function write() {

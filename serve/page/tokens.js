@@ -11,12 +11,16 @@ const percent = (logprob) => {
 };
 const classOf = (logprob) => BOUNDS.findIndex((bound) => Math.exp(logprob) >= bound);
 /** A token's text with white space made visible; empty where a character goes on in the next token. */
-const shown = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +| +$/g, (run) => "␣".repeat(run.length)) || "·";
+const shown = (text) => {
+  const lines = text.replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+  return lines.replace(/^ +| +$/g, (run) => "␣".repeat(run.length)) || "·";
+};
 
 function row(text, logprob, chosen) {
   const bar = h("span", { class: "bar" });
   bar.style.width = `${100 * Math.exp(logprob)}%`; // set by script: the page's policy forbids style attributes alone
-  return h("tr", { class: chosen && "chosen" }, h("td", {}, shown(text)), h("td", { class: "right" }, percent(logprob)), h("td", { class: "track" }, bar));
+  const chance = h("td", { class: "right" }, percent(logprob));
+  return h("tr", { class: chosen && "chosen" }, h("td", {}, shown(text)), chance, h("td", { class: "track" }, bar));
 }
 
 function showAlternatives(span, [text, logprob, others]) {
@@ -39,12 +43,16 @@ export class Tokens {
   constructor(container) {
     this.tokens = [];
     this.list = h("div", { class: "tokens", role: "group", "aria-label": t("tokens") });
-    const legend = h("p", { class: "legend" }, `${t("probability")} `, ["≥ 90%", "≥ 70%", "≥ 50%", "≥ 30%", "≥ 10%", "< 10%"].map((text, k) => h("span", { class: `p${k}` }, text)));
+    const bounds = [...BOUNDS.map((bound) => `≥ ${100 * bound}%`), `< ${100 * BOUNDS.at(-1)}%`];
+    const legend = h("p", { class: "legend" }, t("probability"), bounds.map((text, k) => h("span", { class: `p${k}` }, text)));
     container.append(this.list, legend);
     const over = ({ target }) => target.dataset.k && showAlternatives(target, this.tokens[target.dataset.k]);
     for (const name of ["mouseover", "focusin", "click"]) this.list.addEventListener(name, over);
     this.list.addEventListener("focusout", hideAlternatives);
-    this.list.addEventListener("mouseleave", () => (this.list.contains(document.activeElement) ? over({ target: document.activeElement }) : hideAlternatives()));
+    this.list.addEventListener("mouseleave", () => {
+      if (this.list.contains(document.activeElement)) over({ target: document.activeElement });
+      else hideAlternatives();
+    });
     this.list.addEventListener("keydown", (event) => this.move(event));
   }
 
@@ -64,7 +72,8 @@ export class Tokens {
     for (let k = this.list.childNodes.length; k < tokens.length; k++) {
       const [text, logprob] = tokens[k], place = classOf(logprob);
       const label = t("chance", { text: shown(text), chance: percent(logprob) });
-      const attributes = { class: `p${place < 0 ? BOUNDS.length : place}`, tabindex: k ? -1 : 0, role: "button", "aria-label": label, "data-k": k };
+      const kind = `p${place < 0 ? BOUNDS.length : place}`;
+      const attributes = { class: kind, tabindex: k ? -1 : 0, role: "button", "aria-label": label, "data-k": k };
       this.list.append(h("span", attributes, text || "·"));
     }
   }

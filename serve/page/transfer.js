@@ -14,16 +14,16 @@ function turnsOf({ system, messages }) {
 
 /** The text of a file with conversations; format is "sharegpt" or "openai". */
 export function exported(conversations, format) {
-  const records = conversations.map(turnsOf).filter((turns) => turns.length).map((turns) =>
-    format === "openai" ? { messages: turns } : { conversations: turns.map(({ role, content }) => ({ from: SHAREGPT[role], value: content })) },
-  );
+  const sharegpt = ({ role, content }) => ({ from: SHAREGPT[role], value: content });
+  const recordOf = (turns) => (format === "openai" ? { messages: turns } : { conversations: turns.map(sharegpt) });
+  const records = conversations.map(turnsOf).filter((turns) => turns.length).map(recordOf);
   return JSON.stringify(records, null, 2);
 }
 
 function contentOf(value) {
   if (typeof value === "string") return value;
-  if (Array.isArray(value) && value.every((part) => part?.type === "text" && typeof part.text === "string")) return value.map((part) => part.text).join("");
-  return null;
+  const isText = (part) => part?.type === "text" && typeof part.text === "string";
+  return Array.isArray(value) && value.every(isText) ? value.map((part) => part.text).join("") : null;
 }
 
 function conversationOf(record, number) {
@@ -33,15 +33,19 @@ function conversationOf(record, number) {
   turns.forEach((turn, k) => {
     const given = turn?.role ?? turn?.from, role = Object.hasOwn(ROLES, given) ? ROLES[given] : null;
     const content = contentOf(turn?.content ?? turn?.value);
-    if (!role || (role === "system" && k > 0)) throw new Error(t("badRole", { number, turn: k + 1, role: JSON.stringify(given) ?? "–" }));
-    if (content === null) throw new Error(t("badContent", { number, turn: k + 1 }));
+    const place = { number, turn: k + 1 };
+    if (!role || (role === "system" && k > 0)) throw new Error(t("badRole", { ...place, role: JSON.stringify(given) ?? "–" }));
+    if (content === null) throw new Error(t("badContent", place));
     if (role === "system") conversation.system = content;
     else conversation.messages.push({ role, content });
   });
   return conversation;
 }
 
-/** The conversations of a file: a JSON array, one record, or a record on each line. Raises Error that says which record is wrong. */
+/**
+ * The conversations of a file: a JSON array, one record, or a record on each line.
+ * Raises Error that says which record is wrong.
+ */
 export function imported(text) {
   let records;
   try {
