@@ -2,130 +2,14 @@
 
 import json
 import re
-import shutil
-import threading
 import time
-from html.parser import HTMLParser
 
 import pytest
 
-from camelid.serve.protocol import ChatRequest
-from camelid.tests.serve.page.corpus import ATTACKS, PLAIN, SLOW
-from camelid.tests.serve.page.fake_server import MARKDOWN, PAGE, FakeServer
+from camelid.tests.serve.page.browser import answers, load_file, say, set_up
+from camelid.tests.serve.page.fake_server import MARKDOWN, PAGE
 
-try:
-    from playwright.sync_api import expect, sync_playwright
-except ImportError:
-    pytest.skip("playwright is not installed", allow_module_level=True)
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("chromium is not installed", allow_module_level=True)
-
-BLOCKS = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "hr", "pre", "div"}
-TABLES = {"table", "thead", "tbody", "tr", "th", "td"}
-ELEMENTS = BLOCKS | TABLES | {"br", "em", "strong", "del", "code", "a", "span", "button"}
-ATTRIBUTES = {"class", "start", "tabindex", "role", "aria-label", "type", "data-copy", "href", "target", "rel"}
-RENDER = """async (texts) => {
-  const { Markdown } = await import("/page/markdown.js");
-  return texts.map((text) => {
-    const node = document.createElement("div"), begun = performance.now();
-    new Markdown(node).update(text);
-    const all = [...node.querySelectorAll("*")], depth = (each) => (each === node ? 0 : 1 + depth(each.parentNode));
-    return {
-      html: all.length < 5000 ? node.innerHTML : "",
-      elements: [...new Set(all.map((each) => each.localName))],
-      attributes: [...new Set(all.flatMap((each) => each.getAttributeNames()))],
-      links: all.filter((each) => each.localName === "a").map((each) => [each.protocol, each.rel, each.target]),
-      depth: Math.max(0, ...all.slice(-5000).map(depth)),
-      text: node.textContent,
-      milliseconds: performance.now() - begun,
-    };
-  });
-}"""
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = FakeServer()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser, server):
-    """Opens the page.
-
-    At the end nothing may have raised, broken the policy, gone to another server, or asked what the API refuses.
-    """
-    server.reset()
-    contexts, faults = [], []
-
-    def watch(page):
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
-        page.on("console", lambda each: faults.append(each.text) if "Content Security" in each.text else None)
-        page.on("request", lambda each: faults.append(each.url) if not each.url.startswith(local) else None)
-        return page
-
-    def open_(**options):
-        context = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, "locale": "en-US", **options})
-        context.set_default_timeout(10_000)
-        contexts.append(context)
-        page = watch(context.new_page())
-        page.goto(server.url)
-        expect(page.locator("#model option").first).to_be_attached()
-        return page
-
-    local = (server.url, "blob:" + server.url)
-    yield open_
-    for context in contexts:
-        context.close()
-    assert not faults
-    for body in server.requests:
-        ChatRequest.model_validate(body)
-
-
-@pytest.fixture
-def page(open_page):
-    return open_page()
-
-
-@pytest.fixture(scope="module")
-def bare(browser, server):
-    """One page for all tests of the Markdown module alone."""
-    page = browser.new_page()
-    page.goto(server.url)
-    yield page
-    page.close()
-
-
-def say(page, text, wait=True):
-    page.fill("#prompt", text)
-    page.press("#prompt", "Enter")
-    if wait:
-        expect(page.locator(".send")).to_have_attribute("data-running", "false")
-
-
-def answers(page):
-    return page.locator(".assistant .text")
-
-
-def set_up(page, **values):
-    """Sets settings in the panel."""
-    page.click("#open-settings")
-    for name, value in values.items():
-        page.fill(f"#set-{name}", value)
-    page.click("#close-settings")
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 
 def test_an_answer_is_asked_for_streamed_and_rendered(page, server):
@@ -377,11 +261,6 @@ def exported(page, row, name):
     return json.loads(download.value.path().read_text())
 
 
-def load_file(page, name, text):
-    page.click("#open-settings")
-    page.set_input_files("#import-file", {"name": name, "mimeType": "application/json", "buffer": text.encode()})
-
-
 def test_conversations_go_out_and_come_in(page):
     set_up(page, system="Be brief.")
     say(page, "one")
@@ -510,41 +389,6 @@ def test_no_source_makes_markup_from_text():
     assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=|//", index.replace("<!doctype", ""))
 
 
-def assert_harmless(told, source):
-    assert set(told["elements"]) <= ELEMENTS, source
-    assert set(told["attributes"]) <= ATTRIBUTES, source
-    for protocol, rel, target in told["links"]:
-        assert protocol in ("http:", "https:", "mailto:") and "noopener" in rel and target == "_blank", source
-
-
-def test_hostile_markdown_makes_only_harmless_elements(page, server):
-    for source, told in zip(ATTACKS, page.evaluate(RENDER, ATTACKS), strict=True):
-        assert_harmless(told, source)
-        assert not re.search(r"<(script|img|svg|iframe|style|base|meta|form|object)", told["html"]), source
-    server.answers["attack"] = "\n\n".join(ATTACKS)
-    say(page, "attack")
-    assert page.locator(".assistant .text :is(script, img, iframe, form, object, svg)").count() == 0
-
-
-@pytest.mark.parametrize("name", SLOW)
-def test_markdown_that_is_made_to_be_slow_is_not(bare, name):
-    (told,) = bare.evaluate(RENDER, [SLOW[name]])
-    assert_harmless(told, name)
-    assert told["milliseconds"] < 1500
-    assert told["depth"] < 100
-
-
-def test_hostile_answers_are_laid_out_in_time(page):
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
-    for text in SLOW.values():
-        turns += [{"role": "user", "content": text[:5000]}, {"role": "assistant", "content": text[:20000]}]
-    load_file(page, "slow.json", json.dumps({"messages": turns}))
-    expect(answers(page)).to_have_count(len(SLOW) + 1)
-    assert page.evaluate("document.querySelector('.scroller').scrollWidth") <= 1100
-    say(page, "still alive")
-    expect(answers(page).last).to_have_text("You said: still alive")
-
-
 def test_only_new_messages_are_new_nodes(page):
     """Screen readers announce what is added to the log, so what stays must not be added again."""
     say(page, "one")
@@ -557,76 +401,6 @@ def test_only_new_messages_are_new_nodes(page):
         None,
     ]
     expect(page.get_by_label("Answer again")).to_have_count(1)
-
-
-def test_markdown_that_grows_ends_as_it_is_when_it_comes_whole(bare):
-    same = """async (text) => {
-      const { Markdown } = await import("/page/markdown.js");
-      const [grown, whole] = [0, 1].map(() => document.createElement("div")), growing = new Markdown(grown);
-      for (let end = 0; end <= text.length; end++) {
-        growing.update(text.slice(0, end));
-        whole.replaceChildren();
-        new Markdown(whole).update(text.slice(0, end));
-        if (!grown.isEqualNode(whole)) return [text.slice(0, end), grown.innerHTML, whole.innerHTML];
-      }
-    }"""
-    for text in [MARKDOWN, *PLAIN, "\n\n".join(PLAIN), "\n".join(ATTACKS)]:
-        assert bare.evaluate(same, text) is None
-
-
-class Skeleton(HTMLParser):
-    """The elements, addresses and text of HTML, without what this page adds or leaves out."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.parts, self.left_out = [], 0
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        if dict(attributes).get("class") == "code-head":
-            self.left_out = 2  # two children
-        elif tag not in ("p", "div", "span", "button"):
-            given = dict(attributes)
-            self.parts.append((tag, given.get("href"), given.get("start")))
-
-    def handle_endtag(self, tag):
-        if self.left_out and tag in ("span", "button"):
-            self.left_out -= 1
-        elif tag not in ("p", "div", "span", "button"):
-            self.parts.append(tag)
-
-    def handle_data(self, data):
-        if not self.left_out and data.strip():
-            self.parts.append(" ".join(data.split()))
-
-
-def test_plain_markdown_means_what_commonmark_says(bare):
-    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"breaks": True})
-    parser.enable(["table", "strikethrough"])
-    for source, told in zip(PLAIN, bare.evaluate(RENDER, PLAIN), strict=True):
-        reference = parser.render(source).replace("<s>", "<del>").replace("</s>", "</del>").replace("<br />", "<br>")
-        ours = Skeleton(told["html"].replace("https://b.example/", "https://b.example")).parts
-        theirs = Skeleton(reference.replace("<hr />", "<hr>")).parts
-        assert [str(part).replace(".example/'", ".example'") for part in ours] == [str(part) for part in theirs], source
-
-
-def test_a_long_answer_streams_smoothly(bare):
-    """Rendering a growing answer of about 100 kB takes less than 8 ms a time at the median."""
-    times = bare.evaluate(
-        """async (text) => {
-          const { Markdown } = await import("/page/markdown.js");
-          const growing = new Markdown(document.body.appendChild(document.createElement("div"))), times = [];
-          for (let end = 0; end < text.length; end += 200) {
-            const begun = performance.now();
-            growing.update(text.slice(0, end));
-            times.push(performance.now() - begun);
-          }
-          return times.sort((a, b) => a - b);
-        }""",
-        f"{MARKDOWN}\n\n" * 150,
-    )
-    assert len(times) > 400 and times[len(times) // 2] < 8
 
 
 def until(is_true):
