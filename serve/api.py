@@ -23,6 +23,8 @@ from .responses import Answered, ResponsesRequest, answered
 
 log = logging.getLogger("camelid.serve")
 PAGE = Path(__file__).with_name("page")
+POLICY = "default-src 'self'; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
+"""What the page may load and do, as a Content-Security-Policy."""
 
 
 class Server:
@@ -103,7 +105,7 @@ def _add_errors(app: FastAPI, server: Server) -> None:
         except ApiError as error:
             return fail(error)
         response = await go_on(request)
-        response.headers["Content-Security-Policy"] = "default-src 'self'"
+        response.headers["Content-Security-Policy"] = POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 

@@ -234,7 +234,14 @@ def test_keys_bodies_and_paths_are_checked(url):
     assert status == 400 and found["error"]["type"] == "invalid_request_error"
     assert ask(url, "/v1/nothing")[0] == 404 and ask(url, "/health", Authorization="")[0] == 200
     _, headers, _ = ask(url, "/health")
-    assert headers["Content-Security-Policy"] == "default-src 'self'"
+    assert headers["Content-Security-Policy"].startswith("default-src 'self'; base-uri 'none'")
+
+
+def test_the_page_and_its_files_are_served_without_a_key(url):
+    for path, kind in {"/": "text/html", "/page/main.js": "javascript", "/page/favicon.svg": "image/svg+xml"}.items():
+        with urllib.request.urlopen(url + path) as response:
+            assert kind in response.headers["Content-Type"] and response.read()
+    assert ask(url, "/page/nothing.js")[0] == 404
 
 
 def test_texts_become_tokens_and_tokens_texts(url, served):
