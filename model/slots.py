@@ -282,3 +282,35 @@ def step(
         seen_RV=rows.seen_RV.at[jnp.arange(R), tokens_R].max(answers_R),
     )
     return rows, Found(tokens_R, logprobs_R, top_RN, top_logprobs_RN)
+
+
+def step_alone(
+    decoder: Decoder,
+    tables: TokenTables,
+    rows: Rows,
+    row: Int[Array, ""],
+    offsets_RV: Float[Array, "R V"],
+    has_offsets: Bool[Array, ""],
+    wants_top: Bool[Array, ""],
+) -> tuple[Rows, Found]:
+    """`step` for a single row, by a program that computes this row only.
+
+    Its numbers differ from those of `step` by rounding. Entries of `Found` for the other rows are 0.
+    """
+    R = len(rows.latest_R)
+
+    def own(x: Array) -> Array:
+        size = x.shape[0] // R
+        return jax.lax.dynamic_slice_in_dim(x, row * size, size, axis=0)
+
+    one = jax.tree.map(own, rows)
+    slot = one.slot[0]
+    new, found = step(decoder, tables, one, own(offsets_RV), has_offsets, wants_top)
+    written = _part(new.caches, 1, jnp.int32(0), slot, 1)
+
+    def put(old_R: Array, new_1: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old_R, new_1, row, axis=0)
+
+    rest = jax.tree.map(put, rows._replace(caches=[]), new._replace(caches=[]))
+    found = jax.tree.map(lambda x: put(jnp.zeros((R, *x.shape[1:]), x.dtype), x), found)
+    return rest._replace(caches=_put(rows.caches, R, written, row, slot)), found

@@ -209,6 +209,8 @@ class Engine:
         other answers wait longer.
       blocks: number of chunks of prompts that are kept for later requests; default: as many as rows hold.
       most_waiting: number of answers that may wait for a row.
+      exact: whether every token is drawn by one program, which gives the same bits in any company. Else an answer that
+        is written alone comes from a faster program, whose log-probabilities differ by rounding.
       report: called with each program once it is compiled.
 
     Attributes:
@@ -226,6 +228,7 @@ class Engine:
         chunk: int = 32,
         blocks: int | None = None,
         most_waiting: int = 256,
+        exact: bool = True,
         report: Callable[[Program], None] | None = None,
     ):
         context = model.config.max_len
@@ -242,7 +245,9 @@ class Engine:
         length = -(-self.max_len // unit) * unit
         blocks = rows * length // chunk if blocks is None else blocks
         with jax.set_mesh(model.mesh):
-            self._device = Programs(model, rows=rows, length=length, chunk=chunk, blocks=max(blocks, 1))
+            how = dict(rows=rows, length=length, chunk=chunk, blocks=max(blocks, 1))
+            self._device = Programs(model, **how, alone=not exact and rows > 1)
+        self._exact = exact or rows == 1
         for program in self._device.programs.values():
             if report is not None:
                 report(program)
@@ -427,7 +432,8 @@ class Engine:
         answer.state = State.WRITING
 
     def _step(self, writing: Sequence[Answer]) -> None:
-        found = self._device.step(self._offsets(writing), any(answer.request.top for answer in writing))
+        alone = writing[0].row if len(writing) == 1 and not self._exact else None
+        found = self._device.step(self._offsets(writing), any(answer.request.top for answer in writing), alone)
         for answer in writing:
             row, top = answer.row, answer.request.top
             ids, logprobs = found.top_RN[row, :top].tolist(), found.top_logprobs_RN[row, :top].tolist()

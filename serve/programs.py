@@ -58,9 +58,10 @@ class Programs:
       length: slots of a row, a multiple of `chunk`.
       chunk: tokens of a prompt that are read at a time, and of a block.
       blocks: number of blocks of prompts that are kept.
+      alone: whether a row that is alone is stepped by a program of its own.
     """
 
-    def __init__(self, model: LanguageModel, *, rows: int, length: int, chunk: int, blocks: int):
+    def __init__(self, model: LanguageModel, *, rows: int, length: int, chunk: int, blocks: int, alone: bool):
         config = model.config
         self.chunk, self._vocab = chunk, config.vocab_size
         options = xla_cpu.compiler_options(model.params)
@@ -95,6 +96,9 @@ class Programs:
                 changes=2, options=options,
             ),
         ]  # fmt: skip
+        if alone:
+            arguments = decoder, self._tables, state, one, self._no_offsets, np.bool_(False), np.bool_(False)
+            made.append(compile_program("step alone", slots.step_alone, *arguments, changes=2, options=options))
         self.programs = {program.name: program for program in made}
 
     def read(self, tokens: Sequence[int], row: int, begin: int) -> None:
@@ -140,13 +144,12 @@ class Programs:
         """Frees a row."""
         self._rows = self._call("stop", self._rows, np.int32(row))
 
-    def step(self, offsets_RV: Float[np.ndarray, "R V"] | None, wants_top: bool) -> Found:
-        """A token for each row that answers, as arrays of numpy."""
+    def step(self, offsets_RV: Float[np.ndarray, "R V"] | None, wants_top: bool, alone: int | None = None) -> Found:
+        """A token for each row that answers, as arrays of numpy. alone: the only row that does, for its own program."""
         offsets = self._no_offsets if offsets_RV is None else offsets_RV
-        has_offsets = np.bool_(offsets_RV is not None)
-        self._rows, found = self._call(
-            "step", self._decoder, self._tables, self._rows, offsets, has_offsets, np.bool_(wants_top)
-        )
+        how = offsets, np.bool_(offsets_RV is not None), np.bool_(wants_top)
+        name, row = ("step", ()) if alone is None else ("step alone", (np.int32(alone),))
+        self._rows, found = self._call(name, self._decoder, self._tables, self._rows, *row, *how)
         return jax.device_get(found)
 
     def _call(self, name: str, *arguments: Any) -> Any:

@@ -51,6 +51,13 @@ def add_serve(commands) -> None:
         metavar="N",
         help="answers that may wait for a slot; further requests get status 429 (default: 256)",
     )
+    parser.add_argument(
+        "--exact",
+        choices=("on", "off"),
+        default="on",
+        help="on: an answer is the same bits in any company; off: one that is written alone comes faster, and its "
+        "log-probabilities differ by rounding (default: on)",
+    )
     parser.add_argument("--api_key", metavar="KEY", help="key that clients must send (default: none is asked for)")
     parser.add_argument(
         "--drain_seconds",
@@ -84,6 +91,7 @@ def _serve(args: argparse.Namespace) -> None:
         chunk=args.chunk,
         blocks=args.kept_chunks,
         most_waiting=args.most_waiting,
+        exact=args.exact == "on",
         report=_report,
     )
     server = Server({name: Served(name, model, engine, {})}, api_key=args.api_key)

@@ -168,6 +168,23 @@ def test_nothing_compiles_after_the_start(engine):
     assert compiled == []
 
 
+def test_without_exactness_an_answer_alone_has_a_program_of_its_own_and_the_same_tokens(model, alone):
+    with Engine(model, rows=4, chunk=8, exact=False) as other:
+        names = []
+        call = other._device._call
+        other._device._call = lambda name, *arguments: names.append(name) or call(name, *arguments)
+        single = [other.generate([request])[0] for request in some_requests()]
+        assert names.count("step alone") > names.count("step") > 0  # which several answers to a prompt take
+        together = other.generate(some_requests())
+    for found in (single, together):
+        for answers, expected in zip(found, alone, strict=True):
+            for answer, (tokens, _, reason) in zip(answers, expected, strict=True):
+                assert [token.id for token in answer.tokens] == [token.id for token in tokens]
+                told, known = ([token.logprob for token in each] for each in (answer.tokens, tokens))
+                np.testing.assert_allclose(told, known, atol=1e-4)
+                assert answer.finish_reason == reason
+
+
 class Recorder:
     """What an engine asks of the device, in order."""
 
