@@ -59,8 +59,10 @@ class Server:
                 raise ApiError(
                     401, "give the API key as the header `Authorization: Bearer KEY`", code="invalid_api_key"
                 )
-        size = request.headers.get("content-length", "0")
-        if size.isdigit() and int(size) > self.most_bytes:
+        size = request.headers.get("content-length", "")
+        if request.method == "POST" and not size.isdecimal():
+            raise ApiError(411, "give the header Content-Length")
+        if size.isdecimal() and int(size) > self.most_bytes:
             raise ApiError(413, f"the body has {int(size):,} bytes, more than {self.most_bytes:,}")
         if self.draining and request.method == "POST":
             raise ApiError(503, "the server is about to end: ask another one", code="draining")

@@ -59,6 +59,9 @@ class Job:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._told.set)
 
+        asked, most = sum(request.sampling.n for request in requests), served.engine.most_waiting
+        if asked > most:
+            raise ApiError(400, f"{asked} answers are asked for at once: ask for at most {most}")
         try:
             for request in requests:
                 self.answers += served.engine.submit(request, notify)

@@ -215,6 +215,7 @@ class Engine:
 
     Attributes:
       failed: the error that ended the engine; None while it works.
+      most_waiting: number of answers that may wait for a row.
 
     Raises UserError for settings that do not fit.
     """
@@ -252,7 +253,7 @@ class Engine:
             if report is not None:
                 report(program)
         self._prefixes = Prefixes(blocks, chunk)
-        self._most_waiting = most_waiting
+        self.most_waiting = most_waiting
         self._waiting: collections.deque[Answer] = collections.deque()
         self._in_row: list[Answer | None] = [None] * rows
         self._changed, self._closed, self.failed = threading.Condition(), False, None
@@ -307,8 +308,8 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise Busy("the engine is closed" if self.failed is None else f"the engine failed: {self.failed}")
-            if len(self._waiting) + len(answers) > self._most_waiting:
-                raise Busy(f"{len(self._waiting)} answers wait already, of at most {self._most_waiting}: try again")
+            if len(self._waiting) + len(answers) > self.most_waiting:
+                raise Busy(f"{len(self._waiting)} answers wait already, of at most {self.most_waiting}: try again")
             self._waiting.extend(answers)
             self._changed.notify()
         return answers
@@ -328,6 +329,8 @@ class Engine:
             raise UserError(f"token id {wrong[0]}: give 0 to {vocab - 1}")
         if not 0 <= request.seed < 2**32:
             raise UserError(f"seed {request.seed}: give 0 to {2**32 - 1}")
+        if request.sampling.n > self.most_waiting:
+            raise UserError(f"n {request.sampling.n}: at most {self.most_waiting} answers may wait")
         if not 0 <= request.top <= MOST_TOP:
             raise UserError(f"{request.top} likeliest tokens: give 0 to {MOST_TOP}")
 

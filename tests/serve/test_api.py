@@ -232,6 +232,11 @@ def test_keys_bodies_and_paths_are_checked(url):
     assert ask(url, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 30_000}]})[0] == 413
     status, _, found = ask(url, "/v1/chat/completions", b"{not json")
     assert status == 400 and found["error"]["type"] == "invalid_request_error"
+    many = {"prompt": ["the"] * 17, "max_tokens": 1}
+    assert (
+        ask(url, "/v1/completions", many)[2]["error"]["message"]
+        == "17 answers are asked for at once: ask for at most 16"
+    )
     assert ask(url, "/v1/nothing")[0] == 404 and ask(url, "/health", Authorization="")[0] == 200
     _, headers, _ = ask(url, "/health")
     assert headers["Content-Security-Policy"].startswith("default-src 'self'; base-uri 'none'")
