@@ -1,8 +1,12 @@
 """The line in which a user of the chat types a message: editing, several lines, a history that is kept in a file."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from prompt_toolkit import PromptSession
@@ -38,7 +42,44 @@ def make_prompt(history: Path, commands: Sequence[str] = (), **streams: Any) -> 
         enable_suspend=True,
         **streams,
     )
-    return session.prompt
+
+    def ask(text: str) -> str:
+        with _signals_after(session) as received:
+            return session.prompt(text, pre_run=lambda: received and _exit(session))
+
+    return ask
+
+
+@contextlib.contextmanager
+def _signals_after(session: PromptSession) -> Iterator[list[int]]:
+    """Lets SIGTERM and SIGHUP end the prompt first, and handles them then as before. Gives the signals received.
+
+    An exception that a signal's handler raises inside of prompt_toolkit's event loop would be lost.
+    """
+    received: list[int] = []
+
+    def leave(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if session.app.loop is not None:
+            session.app.loop.call_soon_threadsafe(_exit, session)
+
+    handled = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in handled}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, leave)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            before[received[0]](received[0], None)
+
+
+def _exit(session: PromptSession) -> None:
+    if session.app.is_running and not session.app.is_done:
+        session.app.exit(exception=EOFError)
 
 
 def _keys() -> KeyBindings:
