@@ -128,8 +128,20 @@ def score(
     decoder: Decoder, rows: Rows, tokens_C: Int[Array, " C"], row: Int[Array, ""], begin: Int[Array, ""],
     targets_C: Int[Array, " C"],
 ) -> tuple[Float[Array, " C"], Int[Array, "C N"], Float[Array, "C N"]]:  # fmt: skip
-    """Log-probabilities of the tokens `targets_C`, each given the tokens up to the one before, of a row that `read`
-    the same tokens; and the likeliest tokens instead, with theirs."""
+    """Scores the tokens of a prompt after a row has read them with `read`. The row does not change.
+
+    Args:
+        decoder: the network.
+        rows: the rows.
+        tokens_C: the chunk of the prompt.
+        row: number of the row.
+        begin: slot of the chunk's first token.
+        targets_C: the token that follows each token of the chunk.
+
+    Returns:
+        Log-probabilities of the targets; the `MOST_TOP` likeliest tokens in the place of each, and their
+        log-probabilities.
+    """
     own = _part(rows.caches, len(rows.latest_R), row, 0, rows.caches[0].slots)
     logits_1CV, _ = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, begin + len(tokens_C))
     logp_CV = jax.nn.log_softmax(logits_1CV[0], axis=-1)

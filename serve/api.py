@@ -158,14 +158,9 @@ def _add_openai(app: FastAPI, server: Server) -> None:
 
 
 def _described(server: Server, served: Served) -> dict[str, Any]:
-    length = served.engine.max_len
-    return {
-        "id": served.name,
-        "object": "model",
-        "created": server.created,
-        "owned_by": "camelid",
-        "max_model_len": length,
-    }
+    """A model as an object of OpenAI's list."""
+    about = {"id": served.name, "object": "model", "created": server.created, "owned_by": "camelid"}
+    return about | {"max_model_len": served.engine.max_len}
 
 
 async def _answer(

@@ -109,6 +109,7 @@ class Answer:
       request: what is answered.
       sample: the answer's number among those to the request.
       tokens: the tokens so far.
+      counts: how often each token stands in the answer so far.
       prompt: the scores of the prompt's tokens, where the request asks for them; complete before the first token.
       cached: number of the prompt's tokens that were not read, but copied.
       finish_reason: "stop", "length" or "cancelled" once it has ended, or "error".
@@ -118,6 +119,7 @@ class Answer:
     def __init__(self, request: Request, sample: int, leader: "Answer | None", notify: Callable[[], None] | None):
         self.request, self.sample, self.leader, self._notify = request, sample, leader, notify
         self.tokens: list[Token] = []
+        self.counts: collections.Counter[int] = collections.Counter()
         self.prompt: list[Scored] = []
         self.cached, self.finish_reason, self.error = 0, None, None
         self.state, self.row, self.read = State.WAITING, -1, 0
@@ -177,6 +179,7 @@ class Answer:
         if self.first_token is None:
             self.first_token = time.monotonic()
         self.tokens.append(token)
+        self.counts[token.id] += 1
         self._told.put(token)
         complete = token.id in sampling.stop_ids
         if sampling.stops is not None:
@@ -242,13 +245,13 @@ class Engine:
         self.model, self.rows = model, rows
         if chunk & (chunk - 1):
             raise UserError(f"chunk {chunk}: give a power of two")
+        self._steps_alone = not exact and rows > 1
         unit = chunk if self.max_len <= BLOCK else max(chunk, BLOCK)
         length = -(-self.max_len // unit) * unit
         blocks = rows * length // chunk if blocks is None else blocks
         with jax.set_mesh(model.mesh):
             how = dict(rows=rows, length=length, chunk=chunk, blocks=max(blocks, 1))
-            self._device = Programs(model, **how, alone=not exact and rows > 1)
-        self._exact = exact or rows == 1
+            self._device = Programs(model, **how, alone=self._steps_alone)
         for program in self._device.programs.values():
             if report is not None:
                 report(program)
@@ -356,6 +359,12 @@ class Engine:
         for answer in self._in_row:
             if answer is not None and answer.cancelled:
                 self._leave(answer, "cancelled")
+        with self._changed:
+            cancelled = [answer for answer in self._waiting if answer.cancelled]
+            for answer in cancelled:
+                self._waiting.remove(answer)
+        for answer in cancelled:
+            answer.finish("cancelled")
         self._admit()
         if reading := [answer for answer in self._in_state(State.READING) if not answer.follows]:
             self._read(min(reading, key=lambda answer: answer.submitted))
@@ -371,8 +380,6 @@ class Engine:
             if holder is not None:
                 continue
             with self._changed:
-                while self._waiting and self._waiting[0].cancelled:
-                    self._waiting.popleft().finish("cancelled")
                 if not self._waiting:
                     return
                 answer = self._waiting.popleft()
@@ -435,7 +442,7 @@ class Engine:
         answer.state = State.WRITING
 
     def _step(self, writing: Sequence[Answer]) -> None:
-        alone = writing[0].row if len(writing) == 1 and not self._exact else None
+        alone = writing[0].row if len(writing) == 1 and self._steps_alone else None
         found = self._device.step(self._offsets(writing), any(answer.request.top for answer in writing), alone)
         for answer in writing:
             row, top = answer.row, answer.request.top
@@ -461,7 +468,7 @@ class Engine:
             for token, bias in request.bias.items():
                 offsets_V[token] = bias
             if request.presence_penalty or request.frequency_penalty:
-                for token, count in collections.Counter(token.id for token in answer.tokens).items():
+                for token, count in answer.counts.items():
                     offsets_V[token] -= request.presence_penalty + request.frequency_penalty * count
             if answer.grammar is not None:
                 offsets_V[~answer.grammar.allowed()] = -np.inf

@@ -16,11 +16,10 @@ class Prefixes:
     Args:
       blocks: number of blocks.
       size: C, the tokens of a block.
-      salt: what else the numbers of a block depend on, such as the adapters.
     """
 
-    def __init__(self, blocks: int, size: int, salt: bytes = b""):
-        self._size, self._salt = size, salt
+    def __init__(self, blocks: int, size: int):
+        self._size = size
         self._places: OrderedDict[bytes, int] = OrderedDict()  # the least recently used first
         self._free = list(reversed(range(blocks)))
 
@@ -66,7 +65,7 @@ class Prefixes:
 
     def _names(self, tokens: Sequence[int]) -> Iterator[bytes]:
         """The hash of each whole block of `tokens`."""
-        name, data = self._salt, np.asarray(tokens, np.int32)
+        name, data = b"", np.asarray(tokens, np.int32)
         for begin in range(0, len(data) - self._size + 1, self._size):
             name = hashlib.sha256(name + data[begin : begin + self._size].tobytes()).digest()
             yield name

@@ -249,6 +249,17 @@ def test_an_answer_that_is_cancelled_frees_its_row_in_every_state(engine, state,
     assert engine.running == engine.waiting == 0
 
 
+def test_an_answer_that_waits_behind_others_is_cancelled_before_they_have_a_row(model):
+    with Engine(model, rows=1, chunk=8) as small:
+        first, second, third = (
+            small.submit(Request([i], Sampling(max_tokens=50, temperature=0)))[0] for i in (1, 2, 3)
+        )
+        third.cancel()
+        assert third.wait().finish_reason == "cancelled" and third.tokens == []
+        assert second.state == State.WAITING and len(first.tokens) < 50
+        assert [len(answer.wait().tokens) for answer in (first, second)] == [50, 50]
+
+
 def test_followers_of_a_cancelled_answer_read_the_prompt_themselves(engine, alone):
     request = dataclasses.replace(some_requests()[5], prompt=[*range(3, 50)])
     expected = bits(engine.generate([request])[0])
