@@ -20,7 +20,8 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh
-from camelid.serve.engine import Engine, Request
+from camelid.serve.engine import Engine
+from camelid.serve.requests import Request
 
 
 def random_model() -> LanguageModel:

@@ -5,15 +5,17 @@ One position reads every weight for very little arithmetic, so the number of pas
 compute dtype, and the matrices of queries, keys and values are one matrix, as are those of gate and up.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from . import quantization, xla_cpu
+from . import adapter_rows, quantization, xla_cpu
 from .attention import attend_cache
 from .cache import Cache
 from .linear import dense, linear
@@ -41,15 +43,40 @@ def _side_by_side(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int,
     """Matrices with one input axis as one, dense or, where all are quantised alike, in their codes.
 
     axes: the output axes that each gets (-1: what is left); axis: along which of all axes they follow one another.
-    Adapters are merged into their matrices, which are then no longer quantised.
+    Adapters of a whole network are merged into its matrices, which are then no longer quantised.
     """
-    values = [param.get_value() for param in params]
-    kinds = {_kind(value, form) for value in values}
+    matrices = [param.get_value() for param in params]
+    if adapter_rows.has_adapters(matrices[0]):
+        base = _side_by_side([nnx.Param(matrix.parts["base"]) for matrix in matrices], axes, axis, form)
+        return _adapted_by_row(base, matrices, axes, axis, form)
+    kinds = {_kind(matrix, form) for matrix in matrices}
     if len(kinds) == 1 and None not in kinds:
-        parts = [{n: _with_axes(x, axes) for n, x in value.parts.items()} for value in values]
+        parts = [{n: _with_axes(x, axes) for n, x in matrix.parts.items()} for matrix in matrices]
         joined = {n: jnp.concatenate([each[n] for each in parts], axis) for n in parts[0]}
         return Weight(joined, by_blocks=form.by_blocks)
-    return _dense(jnp.concatenate([_with_axes(dense(value, 1, form.dtype), axes) for value in values], axis), form)
+    return _dense(jnp.concatenate([_with_axes(dense(each, 1, form.dtype), axes) for each in matrices], axis), form)
+
+
+def _adapted_by_row(base: Matrix, matrices: Sequence[Weight], axes: tuple[int, ...], axis: int, form: Form) -> Weight:
+    """`base`, which is `matrices` side by side, with their adapters of single rows (`adapter_rows.py`)."""
+    parts = [matrix.parts for matrix in matrices]
+    ups = [_with_axes(each["up"], axes) for each in parts]
+    ends = np.cumsum([up.shape[axis] for up in ups])
+    for i, up in enumerate(ups):  # each adds to the outputs of its own matrix
+        around = [(0, 0)] * up.ndim
+        around[axis] = (int(ends[i]) - up.shape[axis], int(ends[-1] - ends[i]))
+        ups[i] = jnp.pad(up, around)
+    inputs = math.prod(parts[0]["down"].shape[:-1])
+    down = jnp.concatenate([each["down"].reshape(inputs, each["owners"].size) for each in parts], 1)
+    found = {
+        "base": base,
+        "down": _dense(down.astype(form.dtype), form),
+        "up": _dense(jnp.concatenate(ups).astype(form.dtype), form),
+        "owners": jnp.concatenate([each["owners"] for each in parts]),
+    }
+    if "factors" in parts[0]:
+        found["factors"] = jnp.concatenate([_with_axes(each["factors"], axes) for each in parts], axis)
+    return Weight(found)
 
 
 def _biases(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int) -> jax.Array:
@@ -60,7 +87,9 @@ def _biases(params: Sequence[nnx.Param], axes: tuple[int, ...], axis: int) -> ja
 def _with_axes(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """A part of a matrix with other output axes; of scales for a whole last axis there is one number along it."""
     last = (1,) if x.shape[-1] == 1 and axes[-1] != 1 else axes[-1:]
-    return x.reshape(x.shape[0], *axes[:-1], *last)
+    axes = (*axes[:-1], *last)
+    left = math.prod(x.shape[1:]) // math.prod(axis for axis in axes if axis != -1)
+    return x.reshape(x.shape[0], *(left if axis == -1 else axis for axis in axes))
 
 
 def _kind(value: Matrix, form: Form) -> str | None:
@@ -72,6 +101,8 @@ def _kind(value: Matrix, form: Form) -> str | None:
 
 def _alone(value: Matrix, inputs: int, form: Form) -> Matrix:
     """A matrix with its input axes as one, dense or in its codes."""
+    if adapter_rows.has_adapters(value):
+        return _adapted_by_row(_alone(value.parts["base"], inputs, form), [value], value.parts["up"].shape[1:], 1, form)
     if _kind(value, form) is not None:
         parts = {n: x.reshape(-1, *x.shape[inputs:]) for n, x in value.parts.items()}
         return Weight(parts, by_blocks=form.by_blocks)
@@ -164,6 +195,7 @@ class Decoder(nnx.Module):
         starts_R: Int[Array, " R"],
         caches: list[Cache],
         filled: Int[Array, ""] | None = None,
+        adapters_R: Int[Array, " R"] | None = None,
     ) -> tuple[Float[Array, "R T V"], list[Cache]]:
         """Logits after each of T new tokens of every row.
 
@@ -173,6 +205,8 @@ class Decoder(nnx.Module):
             starts_R: slot of each row's position 0; a row attends to the slots from there to the new token's.
             caches: one for each layer.
             filled: number of slots from the first on that are read (`attention.attend_cache`); None for all.
+            adapters_R: number of the adapter that each row uses, 0 for none; for a network that has some
+                (`adapter_rows.put`).
 
         Returns:
             Float32 logits of the token that follows each new token, and the caches with the new tokens.
@@ -188,12 +222,15 @@ class Decoder(nnx.Module):
         # The barrier keeps XLA from computing sines anew for every head of every layer.
         rotary = jax.lax.optimization_barrier(angles(self.config, slots_RT - starts_R[:, None]))
         x_RTD = embeddings(self.config, self.table.get_value(), tokens_RT)
-        written = []
-        for block, cache in zip(self.blocks, caches, strict=True):
+        written, blocks, kernel = [], self.blocks, self.kernel.get_value()
+        if adapters_R is not None:
+            blocks = adapter_rows.choose(blocks, adapters_R)
+            kernel = adapter_rows.choose(kernel, jnp.repeat(adapters_R, T))
+        for block, cache in zip(blocks, caches, strict=True):
             x_RTD, cache = block(x_RTD, rotary, (cache, slot, valid_LTS, filled))
             written.append(cache)
         hidden_RTD = self.norm(x_RTD)
-        return self.logits(hidden_RTD.reshape(R * T, -1)).reshape(R, T, -1), written
+        return self._logits(hidden_RTD.reshape(R * T, -1), kernel).reshape(R, T, -1), written
 
     @property
     def by_blocks(self) -> bool:
@@ -212,7 +249,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
         """Float32 logits."""
-        kernel = self.kernel.get_value()
+        return self._logits(hidden_BD, self.kernel.get_value())
+
+    def _logits(self, hidden_BD: Float[Array, "B D"], kernel: Matrix) -> Float[Array, "B V"]:
         if isinstance(kernel, Weight):
             return linear(hidden_BD[:, None], kernel, jnp.float32)[:, 0]
         axes = "bd,vd->bv" if self.config.tied else "bd,dv->bv"

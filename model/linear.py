@@ -20,6 +20,8 @@ def linear(
         return _product(x, w, out_dtype)
     if "left" in w.parts:
         return _from_left(x, w.parts["left"], out_dtype)
+    if "owners" in w.parts:
+        return _adapted_by_row(x, w.parts, out_dtype)
     if "base" in w.parts:
         return _adapted(x, w.parts, out_dtype)
     return quantization.product(x, w.parts, out_dtype, by_blocks=w.by_blocks)
@@ -57,6 +59,18 @@ def _adapted(x: jax.Array, parts: dict[str, Any], out_dtype: jnp.dtype | None) -
         whole = jax.lax.stop_gradient(_sum(parts, inputs, jnp.float32))
         norms = jnp.sqrt(jnp.sum(whole**2, axis=tuple(range(inputs))))
         out *= (parts["magnitude"] / norms)[None, None].astype(out.dtype)
+    return out
+
+
+def _adapted_by_row(x: jax.Array, parts: dict[str, Any], out_dtype: jnp.dtype | None) -> jax.Array:
+    """The product with a matrix of whose adapters each row uses one or none (`adapter_rows.py`)."""
+    out = linear(x, parts["base"], out_dtype)
+    if parts["owners"].size:
+        own_B1N = parts["owners"][None, None] == parts["chosen"][:, None, None]
+        low_BTN = linear(x, parts["down"])
+        out += linear(jnp.where(own_B1N, low_BTN, jnp.zeros((), low_BTN.dtype)), parts["up"], out_dtype)
+    if "factors" in parts:
+        out *= parts["factors"][parts["chosen"]][:, None].astype(out.dtype)
     return out
 
 

@@ -16,12 +16,14 @@ rounding of logits.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from . import adapter_rows
 from .cache import Cache, keep, make_cache
 from .config import LlamaConfig
 from .decoder import Decoder
@@ -64,6 +66,9 @@ class Rows(NamedTuple):
     sampling: RowSampling
     """Settings of the rows."""
 
+    adapters_R: Int[Array, " R"] | None = None
+    """Number of the adapter that a row uses, 0 for none; None for a network without adapters of single rows."""
+
     @property
     def running_R(self) -> Bool[Array, " R"]:
         """Whether the answer has neither stopped nor reached its limit."""
@@ -90,7 +95,9 @@ class Drawn(NamedTuple):
     """Log-probabilities under the distribution that the tokens were drawn from."""
 
 
-def make_decoder(config: LlamaConfig, positions: int, by_blocks: bool, params: Params) -> Decoder:
+def make_decoder(
+    config: LlamaConfig, positions: int, by_blocks: bool, params: Params, adapters: Sequence[Params] = ()
+) -> Decoder:
     """The network in the form that `prefill` and `step` take.
 
     Args:
@@ -98,8 +105,12 @@ def make_decoder(config: LlamaConfig, positions: int, by_blocks: bool, params: P
         positions: number of positions in a step, of all rows together.
         by_blocks: whether the program is compiled with `xla_cpu.compiler_options`.
         params: the network's parameters.
+        adapters: adapters that single rows use (`adapter_rows.put`).
     """
-    return Decoder(build(config).bind(params), positions, by_blocks)
+    model = build(config)
+    if adapters:
+        params = adapter_rows.put(params, adapters, model.abstract_params)
+    return Decoder(model.bind(params), positions, by_blocks)
 
 
 def align_right(

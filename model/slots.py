@@ -3,15 +3,17 @@
 R rows of the key/value cache, of which each is free, reading a prompt, or writing an answer. All functions have shapes
 that no request changes, so that a server compiles each once, before its first request:
 
-    rows = read(decoder, rows, tokens_C, row, begin)        # C tokens of a prompt, from the slot `begin` on
-    rows = start(rows, row, token, slot, key, seen_V, ...)  # the row answers: `token` is the last one of its prompt
-    rows, found = step(decoder, tables, rows, ...)          # one more token for each row that answers
+    rows = read(decoder, rows, tokens_C, row, begin, adapter)  # C tokens of a prompt, from the slot `begin` on
+    rows = start(rows, row, start_of(prompt, ...))             # the row answers
+    rows, logits_RV = forward(decoder, rows)                   # one more token for each row that answers: its logits
+    rows, found = draw_next(tables, rows, logits_RV, ...)      # and the token
     rows = stop(rows, row)
 
 Position 0 of a row is its slot 0. The last token of a prompt is not read with the others but by the first step, so that
 all answers come from one program: a row's numbers are the same bits whatever the other rows do. A chunk's numbers
 depend on the tokens up to its end alone, and chunks begin at multiples of C: a block of C slots that was kept is the
-same bits as one that is read again.
+same bits as one that is read again. A step is two programs, so that the host may decide which tokens may follow (a
+grammar) while the first one runs.
 """
 
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from .config import LlamaConfig
 from .decoder import Decoder
 from .rows import Rows
 from .sampling import RowSampling, Sampling, TokenTables, draw, row_sampling
+from .sharding import constrain
 
 MOST_TOP = 20
 """Number of likeliest tokens that a step reports."""
@@ -49,8 +52,8 @@ class Found(NamedTuple):
     """Their log-probabilities."""
 
 
-def empty(config: LlamaConfig, rows: int, slots: int) -> Rows:
-    """Rows that do not answer, of which each has a cache of `slots` slots."""
+def empty(config: LlamaConfig, rows: int, slots: int, *, adapters: bool = False) -> Rows:
+    """Rows that do not answer, of which each has a cache of `slots` slots. adapters: whether rows may use adapters."""
     settings, _ = row_sampling([Sampling(max_tokens=1)] * rows, config.vocab_size, for_any=True)
     return Rows(
         caches=empty_caches(config, rows, slots),
@@ -63,6 +66,7 @@ def empty(config: LlamaConfig, rows: int, slots: int) -> Rows:
         stop_states_R=jnp.zeros(rows, jnp.int32),
         keys_R=jnp.broadcast_to(jax.random.key(0), (rows,)),
         sampling=jax.tree.map(jnp.asarray, settings),
+        adapters_R=jnp.zeros(rows, jnp.int32) if adapters else None,
     )
 
 
@@ -106,7 +110,10 @@ def _slots_axis(caches: list[Cache]) -> int:
     return caches[0].keys_LSE.ndim - 2
 
 
-def read(decoder: Decoder, rows: Rows, tokens_C: Int[Array, " C"], row: Int[Array, ""], begin: Int[Array, ""]) -> Rows:
+def read(
+    decoder: Decoder, rows: Rows, tokens_C: Int[Array, " C"], row: Int[Array, ""], begin: Int[Array, ""],
+    adapter: Int[Array, ""],
+) -> Rows:  # fmt: skip
     """Rows of which one has read C more tokens of its prompt.
 
     Args:
@@ -115,18 +122,24 @@ def read(decoder: Decoder, rows: Rows, tokens_C: Int[Array, " C"], row: Int[Arra
         tokens_C: the tokens; after the prompt's end any others, whose slots are written again before they are read.
         row: number of the row.
         begin: slot of the first token.
+        adapter: number of the adapter that reads, 0 for none.
     """
     R, caches = len(rows.latest_R), rows.caches
     slots = caches[0].slots
     own, filled = _part(caches, R, row, 0, slots), begin + len(tokens_C)
-    _, own = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, filled)
+    _, own = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, filled, _one(rows, adapter))
     chunk = _part(own, 1, jnp.int32(0), begin, len(tokens_C))
     return rows._replace(caches=_put(caches, R, chunk, row, begin))
 
 
+def _one(rows: Rows, adapter: Int[Array, ""]) -> Int[Array, " 1"] | None:
+    """The adapter of a batch of one row."""
+    return None if rows.adapters_R is None else jnp.reshape(adapter, 1)
+
+
 def score(
     decoder: Decoder, rows: Rows, tokens_C: Int[Array, " C"], row: Int[Array, ""], begin: Int[Array, ""],
-    targets_C: Int[Array, " C"],
+    adapter: Int[Array, ""], targets_C: Int[Array, " C"],
 ) -> tuple[Float[Array, " C"], Int[Array, "C N"], Float[Array, "C N"]]:  # fmt: skip
     """Scores the tokens of a prompt after a row has read them with `read`. The row does not change.
 
@@ -136,6 +149,7 @@ def score(
         tokens_C: the chunk of the prompt.
         row: number of the row.
         begin: slot of the chunk's first token.
+        adapter: number of the adapter that read it.
         targets_C: the token that follows each token of the chunk.
 
     Returns:
@@ -143,7 +157,8 @@ def score(
         log-probabilities.
     """
     own = _part(rows.caches, len(rows.latest_R), row, 0, rows.caches[0].slots)
-    logits_1CV, _ = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, begin + len(tokens_C))
+    filled = begin + len(tokens_C)
+    logits_1CV, _ = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, filled, _one(rows, adapter))
     logp_CV = jax.nn.log_softmax(logits_1CV[0], axis=-1)
     top_logprobs_CN, top_CN = jax.lax.top_k(logp_CV, _most_top(logp_CV))
     return jnp.take_along_axis(logp_CV, targets_C[:, None], axis=1)[:, 0], top_CN, top_logprobs_CN
@@ -204,8 +219,13 @@ class Start(NamedTuple):
     sampling: RowSampling
     """Settings, of one row."""
 
+    adapter: np.int32
+    """Number of the adapter that answers, 0 for none."""
 
-def start_of(prompt: Sequence[int], key: Key[Array, ""], sampling: Sampling, vocab_size: int) -> Start:
+
+def start_of(
+    prompt: Sequence[int], key: Key[Array, ""], sampling: Sampling, vocab_size: int, adapter: int = 0
+) -> Start:
     """What a row needs to answer a prompt. Stop ids, stop strings and the limit do not count: the host ends rows."""
     seen_V = np.zeros(vocab_size, bool)
     seen_V[np.asarray(prompt)] = True
@@ -218,7 +238,7 @@ def start_of(prompt: Sequence[int], key: Key[Array, ""], sampling: Sampling, voc
         repetition_penalty=sampling.repetition_penalty,
     )
     settings, _ = row_sampling([free], vocab_size, for_any=True)
-    return Start(np.int32(prompt[-1]), np.int32(len(prompt) - 1), key, seen_V, settings)
+    return Start(np.int32(prompt[-1]), np.int32(len(prompt) - 1), key, seen_V, settings, np.int32(adapter))
 
 
 def start(rows: Rows, row: Int[Array, ""], how: Start) -> Rows:
@@ -240,6 +260,7 @@ def start(rows: Rows, row: Int[Array, ""], how: Start) -> Rows:
         seen_RV=put(rows.seen_RV, how.seen_V),
         keys_R=jax.lax.dynamic_update_slice_in_dim(rows.keys_R, how.key[None], row, axis=0),
         sampling=settings,
+        adapters_R=None if rows.adapters_R is None else put(rows.adapters_R, how.adapter),
     )
 
 
@@ -250,10 +271,18 @@ def stop(rows: Rows, row: Int[Array, ""]) -> Rows:
     return rows._replace(slot=rows.slot.at[row].set(last), stopped_R=rows.stopped_R.at[row].set(True))
 
 
-def step(
-    decoder: Decoder,
+def forward(decoder: Decoder, rows: Rows) -> tuple[Rows, Float[Array, "R V"]]:
+    """Runs the network over the latest token of each row. Returns the rows, and logits of the tokens that follow."""
+    filled = jnp.max(jnp.where(rows.stopped_R, 0, rows.slot)) + 1
+    starts_R, adapters_R = rows.starts_R, rows.adapters_R
+    logits_R1V, caches = decoder(rows.latest_R[:, None], rows.slot, starts_R, rows.caches, filled, adapters_R)
+    return rows._replace(caches=caches), constrain(logits_R1V[:, 0], None, None)
+
+
+def draw_next(
     tables: TokenTables,
     rows: Rows,
+    logits_RV: Float[Array, "R V"],
     offsets_RV: Float[Array, "R V"],
     has_offsets: Bool[Array, ""],
     wants_top: Bool[Array, ""],
@@ -261,18 +290,15 @@ def step(
     """Draws one more token for each row that answers.
 
     Args:
-        decoder: the network.
         tables: the tokens that are never drawn.
-        rows: the rows before.
+        rows: the rows after `forward`.
+        logits_RV: its logits.
         offsets_RV: numbers that are added to the logits that tokens are drawn by: biases, and -inf for what a grammar
             does not allow. They do not count in log-probabilities.
         has_offsets: whether any of them is not 0; they are not read otherwise.
         wants_top: whether the likeliest tokens are asked for.
     """
-    filled = jnp.max(jnp.where(rows.stopped_R, 0, rows.slot)) + 1
-    logits_R1V, caches = decoder(rows.latest_R[:, None], rows.slot, rows.starts_R, rows.caches, filled)
-    logits_RV, R = logits_R1V[:, 0], len(rows.latest_R)
-    N = _most_top(logits_RV)
+    R, N = len(rows.latest_R), _most_top(logits_RV)
     keys_R = jax.vmap(jax.random.fold_in)(rows.keys_R, rows.drawn_R)
     by_RV = jax.lax.cond(has_offsets, lambda: logits_RV + offsets_RV, lambda: logits_RV)
     tokens_R, *_ = draw(rows.sampling, keys_R, by_RV, rows.seen_RV, tables.is_unused_V)
@@ -287,7 +313,6 @@ def step(
     top_RN, top_logprobs_RN = jax.lax.cond(wants_top, likeliest, lambda: none)
     answers_R = ~rows.stopped_R
     rows = rows._replace(
-        caches=caches,
         slot=rows.slot + answers_R,
         latest_R=jnp.where(answers_R, tokens_R, rows.latest_R),
         drawn_R=rows.drawn_R + answers_R,
@@ -296,18 +321,10 @@ def step(
     return rows, Found(tokens_R, logprobs_R, top_RN, top_logprobs_RN)
 
 
-def step_alone(
-    decoder: Decoder,
-    tables: TokenTables,
-    rows: Rows,
-    row: Int[Array, ""],
-    offsets_RV: Float[Array, "R V"],
-    has_offsets: Bool[Array, ""],
-    wants_top: Bool[Array, ""],
-) -> tuple[Rows, Found]:
-    """`step` for a single row, by a program that computes this row only.
+def forward_alone(decoder: Decoder, rows: Rows, row: Int[Array, ""]) -> tuple[Rows, Float[Array, "R V"]]:
+    """`forward` for a single row, by a program that computes this row only.
 
-    Its numbers differ from those of `step` by rounding. Entries of `Found` for the other rows are 0.
+    Its logits differ from those of `forward` by rounding; those of the other rows are 0.
     """
     R = len(rows.latest_R)
 
@@ -317,12 +334,9 @@ def step_alone(
 
     one = jax.tree.map(own, rows)
     slot = one.slot[0]
-    new, found = step(decoder, tables, one, own(offsets_RV), has_offsets, wants_top)
+    new, logits_1V = forward(decoder, one)
     written = _part(new.caches, 1, jnp.int32(0), slot, 1)
-
-    def put(old_R: Array, new_1: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old_R, new_1, row, axis=0)
-
-    rest = jax.tree.map(put, rows._replace(caches=[]), new._replace(caches=[]))
-    found = jax.tree.map(lambda x: put(jnp.zeros((R, *x.shape[1:]), x.dtype), x), found)
-    return rest._replace(caches=_put(rows.caches, R, written, row, slot)), found
+    logits_RV = jnp.zeros((R, logits_1V.shape[1]), logits_1V.dtype)
+    caches = _put(rows.caches, R, written, row, slot)
+    logits_RV = jax.lax.dynamic_update_slice_in_dim(logits_RV, logits_1V, row, axis=0)
+    return rows._replace(caches=caches), constrain(logits_RV, None, None)

@@ -5,9 +5,10 @@ import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -16,11 +17,12 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from .completions import Chat, Completion, Job, Served, chat_job, completion_job, lines_of
+from .completions import Chat, Completion, Job, Served, chat_requests, completion_requests, lines_of
 from .metrics import Metrics
 from .protocol import ApiError, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from .responses import Answered, ResponsesRequest, answered
+from .responses import Answered, ResponsesRequest, response_requests
 
+Found = TypeVar("Found")
 log = logging.getLogger("camelid.serve")
 PAGE = Path(__file__).with_name("page")
 POLICY = "default-src 'self'; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
@@ -40,6 +42,7 @@ class Server:
     def __init__(self, served: Mapping[str, Served], *, api_key: str | None = None, most_bytes: int = 8 << 20):
         self.served, self._api_key, self.most_bytes = dict(served), api_key, most_bytes
         self.metrics, self.draining, self.created = Metrics(self.served), False, int(time.time())
+        self._preparing = ThreadPoolExecutor(1, "prepare")
 
     def find(self, name: str | None) -> Served:
         """The model of a request."""
@@ -49,6 +52,10 @@ class Server:
             there = ", ".join(self.served)
             raise ApiError(404, f"there is no model {name!r}, only {there}", param="model", code="model_not_found")
         return self.served[name]
+
+    async def prepare(self, function: Callable[..., Found], *arguments: Any) -> Found:
+        """The result of a function that may take long, of one request after the other, while answers are passed on."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, function, *arguments)
 
     def check(self, request: HttpRequest) -> None:
         """Raises ApiError for a request without the key, or with too large a body."""
@@ -143,24 +150,27 @@ def _add_openai(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: HttpRequest) -> Response:
-        job = chat_job(server.find(body.model), body)
+        served = server.find(body.model)
+        job = Job(served, await server.prepare(chat_requests, served, body), continues=False)
         return await _answer(server, request, job, Chat(job, body), stream=body.stream)
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: HttpRequest) -> Response:
-        job = completion_job(server.find(body.model), body)
+        served = server.find(body.model)
+        job = Job(served, await server.prepare(completion_requests, served, body), continues=True)
         return await _answer(server, request, job, Completion(job, body), stream=body.stream)
 
     @app.post("/v1/responses")
     async def respond(body: ResponsesRequest, request: HttpRequest) -> Response:
-        found = answered(server.find(body.model), body)
-        return await _answer(server, request, found.job, found, stream=body.stream)
+        served = server.find(body.model)
+        job = Job(served, await server.prepare(response_requests, served, body), continues=False)
+        return await _answer(server, request, job, Answered(job, body), stream=body.stream)
 
 
 def _described(server: Server, served: Served) -> dict[str, Any]:
     """A model as an object of OpenAI's list."""
     about = {"id": served.name, "object": "model", "created": server.created, "owned_by": "camelid"}
-    return about | {"max_model_len": served.engine.max_len}
+    return about | {"max_model_len": served.engine.max_len, "parent": served.parent}
 
 
 async def _answer(
@@ -225,12 +235,12 @@ def _add_others(app: FastAPI, server: Server) -> None:
         served = server.find(body.model)
         tokenizer = served.model.tokenizer
         begin = [tokenizer.bos_id] if body.add_special_tokens and tokenizer.adds_bos else []
-        tokens = begin + tokenizer.encode(body.prompt)
+        tokens = begin + await server.prepare(tokenizer.encode, body.prompt)
         return {"tokens": tokens, "count": len(tokens), "max_model_len": served.engine.max_len}
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
-        return {"prompt": server.find(body.model).model.tokenizer.decode(body.tokens)}
+        return {"prompt": await server.prepare(server.find(body.model).model.tokenizer.decode, body.tokens)}
 
     @app.get("/tokenizer_info")
     async def tokenizer_info(model: str | None = None) -> dict[str, Any]:

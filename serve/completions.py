@@ -12,9 +12,10 @@ import numpy as np
 from ..checkpoints.decoding import sampling_of, strings_of
 from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError
-from .engine import Answer, Busy, Engine, Request, Scored, Token
+from .engine import Engine
 from .grammar import Grammar, Grammars
 from .protocol import ApiError, ChatRequest, CompletionRequest, ResponseFormat, Settings
+from .requests import Answer, Busy, Request, Scored, Token, TooLong
 from .texts import TextOf
 
 
@@ -27,6 +28,14 @@ class Served(NamedTuple):
 
     grammars: dict[tuple[int, ...], Grammars]
     """Grammars by the ids that end answers, made when the first is asked for."""
+
+    parent: str | None = None
+    """Name of the model that this one is adapters of, in the same engine; None for a model of its own."""
+
+    @property
+    def adapter(self) -> str | None:
+        """Name of the engine's adapters that answer."""
+        return None if self.parent is None else self.name
 
     def grammar(self, wanted: ResponseFormat | None, ends: Sequence[int]) -> Grammar | None:
         """What answers may be; None for anything. Raises UserError for a schema that is not supported."""
@@ -67,9 +76,8 @@ class Job:
                 self.answers += served.engine.submit(request, notify)
         except UserError as error:
             self.cancel()
-            raise ApiError(
-                400, str(error), code="context_length_exceeded" if "context" in str(error) else None
-            ) from None
+            code = "context_length_exceeded" if isinstance(error, TooLong) else None
+            raise ApiError(400, str(error), code=code) from None
         except Busy as error:
             self.cancel()
             raise ApiError(429, str(error), code="queue_full") from None
@@ -154,11 +162,12 @@ def request_of(
         raise ApiError(400, str(error)) from None
     penalties = dict(presence_penalty=settings.presence_penalty, frequency_penalty=settings.frequency_penalty)
     seed = secrets.randbits(32) if settings.seed is None else settings.seed % 2**32
-    return Request(prompt, sampling, seed, bias=settings.logit_bias or {}, grammar=grammar, **penalties, **more)
+    more |= dict(bias=settings.logit_bias or {}, grammar=grammar, adapter=served.adapter)
+    return Request(prompt, sampling, seed, **penalties, **more)
 
 
-def chat_job(served: Served, body: ChatRequest) -> Job:
-    """Begins to answer a conversation."""
+def chat_requests(served: Served, body: ChatRequest) -> list[Request]:
+    """The engine's request for a conversation. Raises ApiError for what does not fit."""
     model = served.model
     if model.template is None:
         raise ApiError(400, f"{served.name} has no chat template: use /v1/completions, or serve it with --template")
@@ -173,8 +182,7 @@ def chat_job(served: Served, body: ChatRequest) -> Job:
         raise ApiError(400, str(error), param="messages") from None
     most = body.max_completion_tokens or body.max_tokens
     stop_ids = model.template.stop_ids(model.tokenizer)
-    request = request_of(served, body, prompt, most, stop_ids, top=body.top_logprobs)
-    return Job(served, [request], continues=False)
+    return [request_of(served, body, prompt, most, stop_ids, top=body.top_logprobs)]
 
 
 def continued(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -187,8 +195,8 @@ def continued(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> li
     return tokens
 
 
-def completion_job(served: Served, body: CompletionRequest) -> Job:
-    """Begins to continue one prompt or several."""
+def completion_requests(served: Served, body: CompletionRequest) -> list[Request]:
+    """The engine's requests for one prompt or several. Raises ApiError for what does not fit."""
     tokenizer, given = served.model.tokenizer, body.prompt
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
@@ -202,8 +210,7 @@ def completion_job(served: Served, body: CompletionRequest) -> Job:
         top=body.logprobs or 0, score_prompt=body.echo and body.logprobs is not None, only_score=body.max_tokens == 0
     )
     stop_ids = (tokenizer.eos_id,)
-    requests = [request_of(served, body, each, body.max_tokens, stop_ids, **more) for each in prompts]
-    return Job(served, requests, continues=True)
+    return [request_of(served, body, each, body.max_tokens, stop_ids, **more) for each in prompts]
 
 
 class Chat:

@@ -11,13 +11,8 @@ whatever else the engine does (`model.slots`).
 """
 
 import collections
-import dataclasses
-import enum
-import queue
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -25,180 +20,12 @@ from jaxtyping import Float
 
 from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError
+from ..model.adapter_rows import adapters_over
 from ..model.attention import BLOCK
-from ..model.sampling import Sampling
 from ..model.slots import MOST_TOP
-from .grammar import Grammar
 from .prefixes import Prefixes
 from .programs import Program, Programs
-
-
-class Busy(RuntimeError):
-    """More requests wait than the engine takes."""
-
-
-class Token(NamedTuple):
-    """A token of an answer."""
-
-    id: int
-    logprob: float
-    """Log-probability under the model, at temperature 1 and before any filter."""
-    top: list[tuple[int, float]]
-    """The likeliest tokens in its place with their log-probabilities, as many as the request asks for."""
-
-
-class Scored(NamedTuple):
-    """A token of a prompt."""
-
-    id: int
-    logprob: float | None
-    """Log-probability given the tokens before; None for the first."""
-    top: list[tuple[int, float]]
-    """As in `Token`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt to answer."""
-
-    prompt: Sequence[int]
-    """Tokens, 1 or more."""
-
-    sampling: Sampling
-    """Settings; `n` answers are written."""
-
-    seed: int = 0
-    """Seed of the randomness, from 0 to 2**32 - 1."""
-
-    top: int = 0
-    """Number of likeliest tokens to report with each token, at most `slots.MOST_TOP`."""
-
-    score_prompt: bool = False
-    """Whether the prompt's tokens are given their log-probabilities (`Answer.prompt`)."""
-
-    only_score: bool = False
-    """Whether the request ends once its prompt is scored."""
-
-    bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    """Numbers that are added to the logits of tokens that are drawn; log-probabilities do not count them."""
-
-    presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens that stand in the answer so far, as `bias`."""
-
-    frequency_penalty: float = 0.0
-    """Subtracted from a token's logit for each time that it stands in the answer so far, as `bias`."""
-
-    grammar: Grammar | None = None
-    """What answers may be; None for anything."""
-
-
-class State(enum.Enum):
-    """Where an answer is."""
-
-    WAITING = enum.auto()
-    READING = enum.auto()
-    """Its row reads the prompt."""
-    WRITING = enum.auto()
-    DONE = enum.auto()
-
-
-class Answer:
-    """An answer that is being written: an iterator over its tokens, which waits for each.
-
-    Attributes:
-      request: what is answered.
-      sample: the answer's number among those to the request.
-      tokens: the tokens so far.
-      counts: how often each token stands in the answer so far.
-      prompt: the scores of the prompt's tokens, where the request asks for them; complete before the first token.
-      cached: number of the prompt's tokens that were not read, but copied.
-      finish_reason: "stop", "length" or "cancelled" once it has ended, or "error".
-      error: what ended it, for "error".
-    """
-
-    def __init__(self, request: Request, sample: int, leader: "Answer | None", notify: Callable[[], None] | None):
-        self.request, self.sample, self.leader, self._notify = request, sample, leader, notify
-        self.tokens: list[Token] = []
-        self.counts: collections.Counter[int] = collections.Counter()
-        self.prompt: list[Scored] = []
-        self.cached, self.finish_reason, self.error = 0, None, None
-        self.state, self.row, self.read = State.WAITING, -1, 0
-        self.cancelled = False
-        self.submitted = time.monotonic()
-        self.first_token: float | None = None
-        self._stop_state = 0
-        self.grammar = None if request.grammar is None else request.grammar.copy()
-        self._told: queue.SimpleQueue[Token | None] = queue.SimpleQueue()
-
-    def __iter__(self) -> Iterator[Token]:
-        while (token := self._told.get()) is not None:
-            yield token
-        self._told.put(None)
-        if self.error is not None:
-            raise self.error
-
-    def poll(self) -> list[Token]:
-        """The tokens that were written since the last call, without waiting."""
-        found = []
-        while not self._told.empty():
-            token = self._told.get()
-            if token is None:
-                self._told.put(None)
-                break
-            found.append(token)
-        return found
-
-    def wait(self) -> "Answer":
-        """The answer, once it has ended."""
-        collections.deque(self, maxlen=0)
-        return self
-
-    @property
-    def shifts(self) -> bool:
-        """Whether something is added to the logits that tokens are drawn by."""
-        request = self.request
-        return bool(request.bias or self.grammar or request.presence_penalty or request.frequency_penalty)
-
-    @property
-    def unscored(self) -> int:
-        """Number of the prompt's tokens that are to get log-probabilities and have none yet."""
-        return len(self.request.prompt) - max(len(self.prompt), 1) if self.request.score_prompt else 0
-
-    @property
-    def follows(self) -> bool:
-        """Whether another answer to the same request is reading the prompt for this one too."""
-        return self.leader is not None and self.leader.state == State.READING
-
-    def cancel(self) -> None:
-        """Ends the answer before its next token."""
-        self.cancelled = True
-
-    def take(self, token: Token) -> str | None:
-        """Takes a further token. Returns why the answer ends with it; None if it goes on."""
-        sampling = self.request.sampling
-        if self.first_token is None:
-            self.first_token = time.monotonic()
-        self.tokens.append(token)
-        self.counts[token.id] += 1
-        self._told.put(token)
-        complete = token.id in sampling.stop_ids
-        if sampling.stops is not None:
-            self._stop_state = int(sampling.stops.table_SV[self._stop_state, token.id])
-            complete |= self._stop_state == len(sampling.stops.table_SV) - 1
-        if self.grammar is not None:
-            complete |= self.grammar.take(token.id)
-        if self._notify is not None:
-            self._notify()
-        if complete:
-            return "stop"
-        return "length" if len(self.tokens) == sampling.max_tokens else None
-
-    def finish(self, reason: str, error: Exception | None = None) -> None:
-        """Ends the answer."""
-        self.state, self.finish_reason, self.error = State.DONE, reason, error
-        self._told.put(None)
-        if self._notify is not None:
-            self._notify()
+from .requests import Answer, Busy, Request, Scored, State, Token, TooLong
 
 
 class Engine:
@@ -212,6 +39,7 @@ class Engine:
         other answers wait longer.
       blocks: number of chunks of prompts that are kept for later requests; default: as many as rows hold.
       most_waiting: number of answers that may wait for a row.
+      adapters: the model with adapters beside it (`LanguageModel.with_adapters`), by the names that requests choose.
       exact: whether every token is drawn by one program, which gives the same bits in any company. Else an answer that
         is written alone comes from a faster program, whose log-probabilities differ by rounding.
       report: called with each program once it is compiled.
@@ -232,6 +60,7 @@ class Engine:
         chunk: int = 32,
         blocks: int | None = None,
         most_waiting: int = 256,
+        adapters: Mapping[str, LanguageModel] | None = None,
         exact: bool = True,
         report: Callable[[Program], None] | None = None,
     ):
@@ -249,8 +78,10 @@ class Engine:
         unit = chunk if self.max_len <= BLOCK else max(chunk, BLOCK)
         length = -(-self.max_len // unit) * unit
         blocks = rows * length // chunk if blocks is None else blocks
+        trees = [adapters_over(model.params, each.params, name) for name, each in (adapters or {}).items()]
+        self._adapters = {None: 0} | {name: number for number, name in enumerate(adapters or {}, 1)}
         with jax.set_mesh(model.mesh):
-            how = dict(rows=rows, length=length, chunk=chunk, blocks=max(blocks, 1))
+            how = dict(rows=rows, length=length, chunk=chunk, blocks=max(blocks, 1), adapters=trees)
             self._device = Programs(model, **how, alone=self._steps_alone)
         for program in self._device.programs.values():
             if report is not None:
@@ -327,7 +158,7 @@ class Engine:
             raise UserError("the prompt is empty: give it a token, as bos")
         if size >= self.max_len:
             said = f"the prompt has {size:,} tokens, and the context of {self.max_len:,} has no room for an answer"
-            raise UserError(f"{said}: shorten it")
+            raise TooLong(f"{said}: shorten it")
         if wrong := [i for i in (*request.prompt, *request.bias) if not 0 <= i < vocab]:
             raise UserError(f"token id {wrong[0]}: give 0 to {vocab - 1}")
         if not 0 <= request.seed < 2**32:
@@ -336,6 +167,8 @@ class Engine:
             raise UserError(f"n {request.sampling.n}: at most {self.most_waiting} answers may wait")
         if not 0 <= request.top <= MOST_TOP:
             raise UserError(f"{request.top} likeliest tokens: give 0 to {MOST_TOP}")
+        if request.adapter not in self._adapters:
+            raise UserError(f"adapters {request.adapter!r}: give one of {', '.join(filter(None, self._adapters))}")
 
     # The engine's thread ----------------------------------------------------------------------------------------------
 
@@ -371,6 +204,10 @@ class Engine:
         if writing := self._in_state(State.WRITING):
             self._step(writing)
 
+    def _adapter(self, answer: Answer) -> int:
+        """The number of the adapter that an answer uses."""
+        return self._adapters[answer.request.adapter]
+
     def _in_state(self, state: State) -> list[Answer]:
         return [answer for answer in self._in_row if answer is not None and answer.state == state]
 
@@ -397,7 +234,7 @@ class Engine:
 
     def _begin(self, answer: Answer) -> None:
         """Begins to read a prompt behind the blocks that are kept of it."""
-        blocks = self._prefixes.find(answer.request.prompt[:-1])
+        blocks = self._prefixes.find(answer.request.prompt[:-1], self._adapter(answer))
         if blocks:
             self._device.restore(blocks, answer.row)
         answer.read = answer.cached = len(blocks) * self._device.chunk
@@ -411,11 +248,11 @@ class Engine:
             self._score(answer)
         elif answer.read < last:
             end = min(answer.read + chunk, last)
-            self._device.read(prompt[answer.read : end], answer.row, answer.read)
+            self._device.read(prompt[answer.read : end], answer.row, answer.read, self._adapter(answer))
             answer.read = end
         if answer.read < last or answer.unscored:
             return
-        for number, block in self._prefixes.add(prompt[:-1]):
+        for number, block in self._prefixes.add(prompt[:-1], self._adapter(answer)):
             self._device.keep(answer.row, number, block)
         self._write(answer)
         for other in self._in_state(State.READING):
@@ -428,7 +265,7 @@ class Engine:
             answer.prompt.append(Scored(answer.request.prompt[0], None, []))
         begin, top = len(answer.prompt) - 1, answer.request.top
         tokens = answer.request.prompt[begin : begin + self._device.chunk + 1]
-        logprobs_C, top_CN, top_logprobs_CN = self._device.score(tokens, answer.row, begin)
+        logprobs_C, top_CN, top_logprobs_CN = self._device.score(tokens, answer.row, begin, self._adapter(answer))
         for i, token in enumerate(tokens[1:]):
             likeliest = list(zip(top_CN[i, :top].tolist(), top_logprobs_CN[i, :top].tolist(), strict=True))
             answer.prompt.append(Scored(token, float(logprobs_C[i]), likeliest))
@@ -438,12 +275,15 @@ class Engine:
         request = answer.request
         if request.only_score:
             return self._leave(answer, "length")
-        self._device.start(answer.row, request.prompt, request.sampling, request.seed, answer.sample)
+        how = request.sampling, request.seed, answer.sample, self._adapter(answer)
+        self._device.start(answer.row, request.prompt, *how)
         answer.state = State.WRITING
 
     def _step(self, writing: Sequence[Answer]) -> None:
         alone = writing[0].row if len(writing) == 1 and self._steps_alone else None
-        found = self._device.step(self._offsets(writing), any(answer.request.top for answer in writing), alone)
+        logits_RV = self._device.forward(alone)
+        offsets_RV = self._offsets(writing)  # while the device computes the logits
+        found = self._device.draw(logits_RV, offsets_RV, any(answer.request.top for answer in writing))
         for answer in writing:
             row, top = answer.row, answer.request.top
             ids, logprobs = found.top_RN[row, :top].tolist(), found.top_logprobs_RN[row, :top].tolist()

@@ -35,8 +35,8 @@ class Metrics:
             ("prefix_blocks", "Chunks of prompts that are kept", lambda engine: engine.kept_blocks),
         ):
             made = Gauge(f"camelid:{gauge}", said, label, registry=self._registry)
-            for name, each in served.items():
-                made.labels(name).set_function(lambda engine=each.engine, read=read: read(engine))
+            for name in (name for name, each in served.items() if each.parent is None):
+                made.labels(name).set_function(lambda engine=served[name].engine, read=read: read(engine))
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, *_, **__) -> None:

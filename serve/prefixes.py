@@ -10,8 +10,8 @@ import numpy as np
 class Prefixes:
     """The index of a number of blocks of C tokens each.
 
-    A block is known by the hash of its tokens and of all before them, since its keys and values depend on these. Blocks
-    are copied when they are used, so that one may be replaced at any time.
+    A block is known by the hash of its tokens, of all before them and of the adapter that read them, since its keys and
+    values depend on these. Blocks are copied when they are used, so that one may be replaced at any time.
 
     Args:
       blocks: number of blocks.
@@ -26,23 +26,23 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._places)
 
-    def find(self, tokens: Sequence[int]) -> list[int]:
-        """The places of the blocks that `tokens` begin with, as many as are kept."""
+    def find(self, tokens: Sequence[int], adapter: int = 0) -> list[int]:
+        """The places of the blocks that `tokens`, read by an adapter, begin with, as many as are kept."""
         found = []
-        for name in self._names(tokens):
+        for name in self._names(tokens, adapter):
             if name not in self._places:
                 break
             found.append(name)
         self._touch(found)
         return [self._places[name] for name in found]
 
-    def add(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+    def add(self, tokens: Sequence[int], adapter: int = 0) -> list[tuple[int, int]]:
         """Gives places to the whole blocks of `tokens` that have none.
 
         Returns:
           The number of each such block in `tokens`, and its place, whose old content is replaced.
         """
-        names, new = list(self._names(tokens)), []
+        names, new = list(self._names(tokens, adapter)), []
         self._touch(names)
         for number, name in enumerate(names):
             if name in self._places:
@@ -63,9 +63,9 @@ class Prefixes:
             if name in self._places:
                 self._places.move_to_end(name)
 
-    def _names(self, tokens: Sequence[int]) -> Iterator[bytes]:
-        """The hash of each whole block of `tokens`."""
-        name, data = b"", np.asarray(tokens, np.int32)
+    def _names(self, tokens: Sequence[int], adapter: int) -> Iterator[bytes]:
+        """The hash of each whole block of `tokens`, read by an adapter."""
+        name, data = str(adapter).encode(), np.asarray(tokens, np.int32)
         for begin in range(0, len(data) - self._size + 1, self._size):
             name = hashlib.sha256(name + data[begin : begin + self._size].tobytes()).digest()
             yield name

@@ -1,5 +1,6 @@
 """The programs of an engine, compiled before the first request, and the arrays on the device that they change."""
 
+import functools
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ..checkpoints.language_model import LanguageModel
 from ..model import slots, xla_cpu
+from ..model.llama import Params
 from ..model.rows import make_decoder
 from ..model.sampling import Sampling, TokenTables, unused_mask
 from ..model.slots import Found, Start
@@ -58,10 +60,21 @@ class Programs:
       length: slots of a row, a multiple of `chunk`.
       chunk: tokens of a prompt that are read at a time, and of a block.
       blocks: number of blocks of prompts that are kept.
+      adapters: adapters that requests may choose; numbers of adapters are 1 for the first, and 0 for none.
       alone: whether a row that is alone is stepped by a program of its own.
     """
 
-    def __init__(self, model: LanguageModel, *, rows: int, length: int, chunk: int, blocks: int, alone: bool):
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        rows: int,
+        length: int,
+        chunk: int,
+        blocks: int,
+        adapters: Sequence[Params],
+        alone: bool,
+    ):
         config = model.config
         self.chunk, self._vocab = chunk, config.vocab_size
         options = xla_cpu.compiler_options(model.params)
@@ -69,9 +82,9 @@ class Programs:
         mask = unused_mask(unused, config.vocab_size) if unused else None
         tables = TokenTables(mask, None)
 
-        make = jax.jit(lambda params: make_decoder(config, max(chunk, rows), bool(options), params))
-        decoder = make(model.params)
-        self._rows = jax.jit(lambda: slots.empty(config, rows, length))()
+        make = jax.jit(functools.partial(make_decoder, config, max(chunk, rows), bool(options)))
+        decoder = make(model.params, adapters)
+        self._rows = jax.jit(lambda: slots.empty(config, rows, length, adapters=bool(adapters)))()
         self._blocks = jax.jit(lambda: slots.empty_caches(config, blocks, chunk))()
         self._no_offsets = jax.device_put(np.zeros((rows, config.vocab_size), np.float32))
         self._decoder, self._tables = decoder, jax.device_put(tables)
@@ -84,36 +97,43 @@ class Programs:
         state, blocked = self._rows, self._blocks
         made = [
             key,
-            compile_program("read", slots.read, decoder, state, tokens_C, one, one, changes=1, options=options),
-            compile_program("score", slots.score, decoder, state, tokens_C, one, one, tokens_C, options=options),
+            compile_program("read", slots.read, decoder, state, tokens_C, one, one, one, changes=1, options=options),
+            compile_program(
+                "score", slots.score, decoder, state, tokens_C, one, one, one, tokens_C, options=options
+            ),
             compile_program("keep", slots.keep_block, blocked, state, one, one, one, changes=0),
             compile_program("restore", slots.restore, state, blocked, chosen_M, one, one, changes=0),
             compile_program("copy", slots.copy, state, one, one, changes=0),
             compile_program("start", slots.start, state, one, begun, changes=0),
             compile_program("stop", slots.stop, state, one, changes=0),
+            compile_program("forward", slots.forward, decoder, state, changes=1, options=options),
             compile_program(
-                "step", slots.step, decoder, self._tables, state, self._no_offsets, np.bool_(False), np.bool_(False),
-                changes=2, options=options,
+                "draw", slots.draw_next, self._tables, state, self._no_offsets, self._no_offsets, np.bool_(False),
+                np.bool_(False), changes=1,
             ),
         ]  # fmt: skip
         if alone:
-            arguments = decoder, self._tables, state, one, self._no_offsets, np.bool_(False), np.bool_(False)
-            made.append(compile_program("step alone", slots.step_alone, *arguments, changes=2, options=options))
+            made.append(
+                compile_program("forward alone", slots.forward_alone, decoder, state, one, changes=1, options=options)
+            )
         self.programs = {program.name: program for program in made}
 
-    def read(self, tokens: Sequence[int], row: int, begin: int) -> None:
+    def read(self, tokens: Sequence[int], row: int, begin: int, adapter: int = 0) -> None:
         """Reads a chunk of a prompt, or less at its end, into a row."""
         tokens_C = np.zeros(self.chunk, np.int32)
         tokens_C[: len(tokens)] = tokens
-        self._rows = self._call("read", self._decoder, self._rows, tokens_C, np.int32(row), np.int32(begin))
+        where = np.int32(row), np.int32(begin), np.int32(adapter)
+        self._rows = self._call("read", self._decoder, self._rows, tokens_C, *where)
 
-    def score(self, tokens: Sequence[int], row: int, begin: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def score(
+        self, tokens: Sequence[int], row: int, begin: int, adapter: int = 0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log-probabilities of the tokens after the first, of up to a chunk and one more, that the row has read."""
         tokens_C, targets_C = np.zeros((2, self.chunk), np.int32)
         tokens_C[: len(tokens[: self.chunk])] = tokens[: self.chunk]
         targets_C[: len(tokens) - 1] = tokens[1:]
-        found = self._call("score", self._decoder, self._rows, tokens_C, np.int32(row), np.int32(begin), targets_C)
-        return jax.device_get(found)
+        where = np.int32(row), np.int32(begin), np.int32(adapter)
+        return jax.device_get(self._call("score", self._decoder, self._rows, tokens_C, *where, targets_C))
 
     def keep(self, row: int, number: int, block: int) -> None:
         """Copies a whole chunk of a row, by its number, to a block."""
@@ -130,26 +150,36 @@ class Programs:
         """Copies the cache of a row to another."""
         self._rows = self._call("copy", self._rows, np.int32(source), np.int32(row))
 
-    def start(self, row: int, prompt: Sequence[int], sampling: Sampling, seed: int, sample: int) -> None:
+    def start(
+        self, row: int, prompt: Sequence[int], sampling: Sampling, seed: int, sample: int, adapter: int = 0
+    ) -> None:
         """Lets a row that has read all tokens of a prompt but the last answer it from the next step on.
 
         Its tokens are those of the answer number `sample` of `decode.generate` with this seed.
         """
         prompt_id = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
         key = self._call("key", np.uint32(seed), np.uint32(prompt_id), np.uint32(sample))
-        how: Start = slots.start_of(prompt, key, sampling, self._vocab)
+        how: Start = slots.start_of(prompt, key, sampling, self._vocab, adapter)
         self._rows = self._call("start", self._rows, np.int32(row), how)
 
     def stop(self, row: int) -> None:
         """Frees a row."""
         self._rows = self._call("stop", self._rows, np.int32(row))
 
-    def step(self, offsets_RV: Float[np.ndarray, "R V"] | None, wants_top: bool, alone: int | None = None) -> Found:
-        """A token for each row that answers, as arrays of numpy. alone: the only row that does, for its own program."""
+    def forward(self, alone: int | None = None) -> jax.Array:
+        """Logits [R, V] of the next token of each row that answers, which may still be computed.
+
+        alone: the only row that answers, for its own program.
+        """
+        name, row = ("forward", ()) if alone is None else ("forward alone", (np.int32(alone),))
+        self._rows, logits_RV = self._call(name, self._decoder, self._rows, *row)
+        return logits_RV
+
+    def draw(self, logits_RV: jax.Array, offsets_RV: Float[np.ndarray, "R V"] | None, wants_top: bool) -> Found:
+        """A token for each row that answers, as arrays of numpy."""
         offsets = self._no_offsets if offsets_RV is None else offsets_RV
         how = offsets, np.bool_(offsets_RV is not None), np.bool_(wants_top)
-        name, row = ("step", ()) if alone is None else ("step alone", (np.int32(alone),))
-        self._rows, found = self._call(name, self._decoder, self._tables, self._rows, *row, *how)
+        self._rows, found = self._call("draw", self._tables, self._rows, logits_RV, *how)
         return jax.device_get(found)
 
     def _call(self, name: str, *arguments: Any) -> Any:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .completions import Served, chat_job
+from .completions import Job, Served, chat_requests
 from .protocol import ApiError, ChatRequest, JsonSchema, Message, ResponseFormat, Strict
+from .requests import Request
 
 
 class InputText(Strict):
@@ -83,8 +84,8 @@ class ResponsesRequest(Strict):
 class Answered:
     """The objects of a response."""
 
-    def __init__(self, served: Served, body: ResponsesRequest):
-        self.body, self.job = body, chat_job(served, body.chat())
+    def __init__(self, job: Job, body: ResponsesRequest):
+        self.job, self.body = job, body
         self._id, self._item = f"resp_{secrets.token_hex(16)}", f"msg_{secrets.token_hex(16)}"
         self._created = time.time()
 
@@ -157,8 +158,8 @@ class Answered:
         yield event("incomplete" if done["status"] == "incomplete" else "completed", response=done)
 
 
-def answered(served: Served, body: ResponsesRequest) -> Answered:
-    """Begins to answer. Raises ApiError for what does not fit."""
+def response_requests(served: Served, body: ResponsesRequest) -> list[Request]:
+    """The engine's request for a response. Raises ApiError for what does not fit."""
     if body.text.format.type != "json_schema" and body.text.format.schema_:
         raise ApiError(400, "text.format.schema needs the type json_schema", param="text.format.schema")
-    return Answered(served, body)
+    return chat_requests(served, body.chat())

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ..data.stop_strings import StopFilter
 from ..data.tokenizer import Tokenizer
-from .engine import Answer, Token
+from .requests import Answer, Token
 
 
 class Piece(NamedTuple):

@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from ...errors import UserError
 from .arguments import add_model, check_least, command, load_model
@@ -20,6 +21,13 @@ def add_serve(commands) -> None:
     add_model(parser)
     parser.add_argument(
         "--name", metavar="NAME", help="the model's name for clients (default: the last part of its path)"
+    )
+    parser.add_argument(
+        "--adapters",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="runs or PEFT folders of low-rank adapters on the model, which clients choose by their names",
     )
     add_address(parser, port=8000)
     parser.add_argument(
@@ -84,6 +92,7 @@ def _serve(args: argparse.Namespace) -> None:
     if model.tokenizer is None:
         raise UserError(f"{args.path} has no tokenizer, and cannot be served")
     name = args.name or pathlib.PurePath(args.path).name
+    adapters = _adapters(model, name, args.adapters)
     engine = Engine(
         model,
         rows=args.slots,
@@ -91,11 +100,27 @@ def _serve(args: argparse.Namespace) -> None:
         chunk=args.chunk,
         blocks=args.kept_chunks,
         most_waiting=args.most_waiting,
+        adapters=adapters,
         exact=args.exact == "on",
         report=_report,
     )
-    server = Server({name: Served(name, model, engine, {})}, api_key=args.api_key)
+    served = {name: Served(name, model, engine, {})}
+    served |= {other: Served(other, adapted, engine, {}, parent=name) for other, adapted in adapters.items()}
+    server = Server(served, api_key=args.api_key)
     listen(server, args.host, args.port, args.drain_seconds)
+
+
+def _adapters(model, name: str, given: Sequence[str]) -> dict:
+    """The `LanguageModel` with each of the adapters that `--adapters` gives. name: the model's own name."""
+    found = {}
+    for each in given:
+        other, _, path = each.partition("=")
+        if not other or not path:
+            raise UserError(f"--adapters {each}: give a name and a path, as in poet=runs/poet")
+        if other == name or other in found:
+            raise UserError(f"--adapters {each}: there is a model {other} already, give another name")
+        found[other] = model.with_adapters(path)
+    return found
 
 
 def add_router(commands) -> None:

@@ -22,25 +22,37 @@ from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh
 from camelid.serve.api import Server, make_app
 from camelid.serve.completions import Served, continued
-from camelid.serve.engine import Engine, Request
+from camelid.serve.engine import Engine
+from camelid.serve.requests import Request
+from camelid.tests.serve.test_adapters import KINDS, adapted
 
 ASKED = [{"role": "user", "content": "Which colour has the fox? 狐狸"}]
 
 
 @pytest.fixture(scope="module")
-def served(corpus):
+def models(corpus):
+    """A model that is served, and the same model with adapters."""
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     config = LlamaConfig.preset("nano-test", vocab_size=tokenizer.vocab_size, max_len=128)
     model = llama.build(config)
     params = jax.tree.map(lambda x: 2 * x, jax.jit(model.init)(jax.random.key(0)))
     mesh = make_mesh({}, jax.devices()[:1])
     found = LanguageModel(model, params, tokenizer, load_template("chatml"), mesh)
-    return Served("nano", found, Engine(found, rows=4, chunk=16, most_waiting=16), {})
+    poet = adapted(found, KINDS["some"], seed=0)
+    poet.tokenizer, poet.template = tokenizer, load_template("llama2")
+    return Served("nano", found, Engine(found, rows=4, chunk=16, most_waiting=16, adapters={"poet": poet}), {}), poet
 
 
 @pytest.fixture(scope="module")
-def server(served):
-    return Server({"nano": served}, api_key="secret", most_bytes=20_000)
+def served(models):
+    return models[0]
+
+
+@pytest.fixture(scope="module")
+def server(models):
+    base, poet = models
+    both = {"nano": base, "poet": Served("poet", poet, base.engine, {}, parent="nano")}
+    return Server(both, api_key="secret", most_bytes=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +85,9 @@ def ask(url, path, body=None, **headers):
 
 
 def test_models_are_listed_and_found(client):
-    assert [model.id for model in client.models.list()] == ["nano"]
+    assert [(model.id, model.parent) for model in client.models.list()] == [("nano", None), ("poet", "nano")]
     assert client.models.retrieve("nano").owned_by == "camelid"
-    with pytest.raises(openai.NotFoundError, match="there is no model 'other', only nano"):
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other', only nano, poet"):
         client.models.retrieve("other")
 
 
@@ -106,6 +118,19 @@ def test_a_chat_whole_or_streamed_is_the_same_bits_as_from_the_engine(client, se
     assert usage.prompt_tokens == whole.usage.prompt_tokens == len(prompt)
     assert usage.completion_tokens == whole.usage.completion_tokens == sum(len(a.tokens) for a in expected)
     assert usage.prompt_tokens_details.cached_tokens == (len(prompt) - 1) // 16 * 16
+
+
+def test_adapters_answer_by_their_name_with_a_template_of_their_own(client, models):
+    base, poet = models
+    how = dict(messages=ASKED, max_tokens=12, temperature=0, logprobs=True)
+    found = {name: client.chat.completions.create(model=name, **how) for name in ("nano", "poet")}
+    prompts = {"nano": base.model.prompt(ASKED), "poet": poet.prompt(ASKED)}
+    assert {name: whole.usage.prompt_tokens for name, whole in found.items()} == {n: len(x) for n, x in prompts.items()}
+    request = Request(prompts["poet"], Sampling(max_tokens=12, temperature=0), adapter="poet")
+    expected = base.engine.generate([request])[0][0].tokens
+    told = [entry.logprob for entry in found["poet"].choices[0].logprobs.content]
+    assert told == [token.logprob for token in expected][: len(told)]
+    assert found["poet"].model == "poet" and found["poet"].choices != found["nano"].choices
 
 
 def test_texts_and_token_ids_are_continued_with_the_prompt_in_front_and_its_scores(client, served):

@@ -15,8 +15,9 @@ from camelid.model.config import LlamaConfig
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh, shardings
 from camelid.model.stopping import stops_of
-from camelid.serve.engine import Busy, Engine, Request, State
+from camelid.serve.engine import Engine
 from camelid.serve.prefixes import Prefixes
+from camelid.serve.requests import Busy, Request, State
 
 V = 96
 CONFIG = LlamaConfig.from_dict(
@@ -174,7 +175,7 @@ def test_without_exactness_an_answer_alone_has_a_program_of_its_own_and_the_same
         call = other._device._call
         other._device._call = lambda name, *arguments: names.append(name) or call(name, *arguments)
         single = [other.generate([request])[0] for request in some_requests()]
-        assert names.count("step alone") > names.count("step") > 0  # which several answers to a prompt take
+        assert names.count("forward alone") > names.count("forward") > 0  # which several answers to a prompt take
         together = other.generate(some_requests())
     for found in (single, together):
         for answers, expected in zip(found, alone, strict=True):
@@ -190,7 +191,7 @@ class Recorder:
 
     def __init__(self, engine, monkeypatch):
         self.calls = []
-        for name in ("read", "step", "copy", "restore", "keep", "stop"):
+        for name in ("read", "forward", "copy", "restore", "keep", "stop"):
             real = getattr(engine._device, name)
             monkeypatch.setattr(engine._device, name, functools.partial(self._note, name, real))
 
@@ -216,7 +217,7 @@ def test_answers_wait_for_one_chunk_of_another_prompt_at_most(engine, monkeypatc
     next(iter(first))
     engine.submit(Request(np.random.default_rng(4).integers(1, V, 60).tolist(), Sampling(max_tokens=2)))[0].wait()
     first.wait()
-    between = "".join({"read": "r", "step": "s"}.get(name, "") for name in recorded.calls)
+    between = "".join({"read": "r", "forward": "s"}.get(name, "") for name in recorded.calls)
     assert "rr" not in between[between.index("s") :] and between.count("r") >= 8
 
 
@@ -300,7 +301,7 @@ def test_an_answer_ends_with_the_context(engine):
 
 def test_an_engine_that_fails_says_so_to_all(model, monkeypatch):
     with Engine(model, rows=1, chunk=8) as broken:
-        monkeypatch.setattr(broken._device, "step", lambda *_: 1 / 0)
+        monkeypatch.setattr(broken._device, "forward", lambda *_: 1 / 0)
         answers = [broken.submit(Request([1], Sampling(max_tokens=3)))[0] for _ in range(3)]
         for answer in answers:
             with pytest.raises(ZeroDivisionError):

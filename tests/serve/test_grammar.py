@@ -12,8 +12,9 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sampling import Sampling
 from camelid.model.sharding import make_mesh
-from camelid.serve.engine import Engine, Request
+from camelid.serve.engine import Engine
 from camelid.serve.grammar import Grammars
+from camelid.serve.requests import Request
 
 END = 256
 
