@@ -9,6 +9,7 @@ were compiled after the start. The network is `nano-1m` with random weights; wit
 """
 
 import argparse
+import math
 import time
 
 import jax
@@ -63,8 +64,9 @@ def main() -> None:
         alone = [engine.generate([request])[0][0].tokens for request in requests]
 
     compiled, begin, differ, answers, cached = [], time.monotonic(), 0, 0, 0
-    for blocks in (0, 40, None):  # nothing is kept, some of it, all
-        with Engine(model, **how, blocks=blocks) as engine:
+    made_room = 0
+    for blocks, patience in ((0, math.inf), (40, 0.2), (None, math.inf)):  # nothing is kept, some of it, all
+        with Engine(model, **how, blocks=blocks, patience=patience) as engine:
             listen = lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None  # noqa: E731
             jax.monitoring.register_event_duration_secs_listener(listen)
             for mix in range(args.mixes // 3 + (blocks is None) * (args.mixes % 3)):
@@ -81,8 +83,11 @@ def main() -> None:
                     cached += answer.cached
                 answers += len(submitted)
             jax.monitoring.unregister_event_duration_listener(listen)
+            made_room += engine.preemptions
     print(f"{answers:,} answers, {differ} differ, {len(compiled)} programs compiled after the start")
-    print(f"{cached:,} tokens of prompts were copied; {time.monotonic() - begin:.0f} seconds")
+    print(
+        f"{cached:,} tokens of prompts were copied, {made_room:,} answers made room for others; {time.monotonic() - begin:.0f} seconds"
+    )
 
 
 if __name__ == "__main__":

@@ -271,6 +271,17 @@ def stop(rows: Rows, row: Int[Array, ""]) -> Rows:
     return rows._replace(slot=rows.slot.at[row].set(last), stopped_R=rows.stopped_R.at[row].set(True))
 
 
+def take_out(rows: Rows, row: Int[Array, ""]) -> Rows:
+    """A copy of one row, as a batch of one. `rows.insert` puts it back, in any place."""
+    R = len(rows.latest_R)
+
+    def own(x: Array) -> Array:
+        size = x.shape[0] // R
+        return jax.lax.dynamic_slice_in_dim(x, row * size, size, axis=0)
+
+    return jax.tree.map(own, rows)
+
+
 def forward(decoder: Decoder, rows: Rows) -> tuple[Rows, Float[Array, "R V"]]:
     """Runs the network over the latest token of each row. Returns the rows, and logits of the tokens that follow."""
     filled = jnp.max(jnp.where(rows.stopped_R, 0, rows.slot)) + 1
@@ -326,13 +337,7 @@ def forward_alone(decoder: Decoder, rows: Rows, row: Int[Array, ""]) -> tuple[Ro
 
     Its logits differ from those of `forward` by rounding; those of the other rows are 0.
     """
-    R = len(rows.latest_R)
-
-    def own(x: Array) -> Array:
-        size = x.shape[0] // R
-        return jax.lax.dynamic_slice_in_dim(x, row * size, size, axis=0)
-
-    one = jax.tree.map(own, rows)
+    R, one = len(rows.latest_R), take_out(rows, row)
     slot = one.slot[0]
     new, logits_1V = forward(decoder, one)
     written = _part(new.caches, 1, jnp.int32(0), slot, 1)

@@ -11,7 +11,9 @@ whatever else the engine does (`model.slots`).
 """
 
 import collections
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -39,6 +41,9 @@ class Engine:
         other answers wait longer.
       blocks: number of chunks of prompts that are kept for later requests; default: as many as rows hold.
       most_waiting: number of answers that may wait for a row.
+      patience: seconds that an answer waits before one that has had its row for as long makes room. That one waits
+        in turn and goes on with the same bits; its cache is in the host's memory meanwhile, for as many answers as
+        there are rows.
       adapters: the model with adapters beside it (`LanguageModel.with_adapters`), by the names that requests choose.
       exact: whether every token is drawn by one program, which gives the same bits in any company. Else an answer that
         is written alone comes from a faster program, whose log-probabilities differ by rounding.
@@ -47,6 +52,7 @@ class Engine:
     Attributes:
       failed: the error that ended the engine; None while it works.
       most_waiting: number of answers that may wait for a row.
+      preemptions: number of times that an answer made room for another.
 
     Raises UserError for settings that do not fit.
     """
@@ -60,6 +66,7 @@ class Engine:
         chunk: int = 32,
         blocks: int | None = None,
         most_waiting: int = 256,
+        patience: float = math.inf,
         adapters: Mapping[str, LanguageModel] | None = None,
         exact: bool = True,
         report: Callable[[Program], None] | None = None,
@@ -87,7 +94,7 @@ class Engine:
             if report is not None:
                 report(program)
         self._prefixes = Prefixes(blocks, chunk)
-        self.most_waiting = most_waiting
+        self.most_waiting, self._patience, self.preemptions = most_waiting, patience, 0
         self._waiting: collections.deque[Answer] = collections.deque()
         self._in_row: list[Answer | None] = [None] * rows
         self._changed, self._closed, self.failed = threading.Condition(), False, None
@@ -136,21 +143,30 @@ class Engine:
           UserError: the request does not fit the model.
           Busy: too many answers wait.
         """
-        self._check(request)
-        leader = Answer(request, 0, None, notify)
-        answers = [leader, *(Answer(request, i, leader, notify) for i in range(1, request.sampling.n))]
+        return self._submit([request], notify, self.most_waiting)[0]
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Answer]]:
+        """The answers to requests, once all have ended. Any number may wait. Raises as `submit`."""
+        submitted = self._submit(requests, None, math.inf)
+        return [[answer.wait() for answer in answers] for answers in submitted]
+
+    def _submit(
+        self, requests: Sequence[Request], notify: Callable[[], None] | None, most_waiting: float
+    ) -> list[list[Answer]]:
+        found = []
+        for request in requests:
+            self._check(request)
+            leader = Answer(request, 0, None, notify)
+            found.append([leader, *(Answer(request, i, leader, notify) for i in range(1, request.sampling.n))])
+        answers = [answer for each in found for answer in each]
         with self._changed:
             if self._closed:
                 raise Busy("the engine is closed" if self.failed is None else f"the engine failed: {self.failed}")
-            if len(self._waiting) + len(answers) > self.most_waiting:
-                raise Busy(f"{len(self._waiting)} answers wait already, of at most {self.most_waiting}: try again")
+            if len(self._waiting) + len(answers) > most_waiting:
+                raise Busy(f"{len(self._waiting)} answers wait already, of at most {most_waiting}: try again")
             self._waiting.extend(answers)
             self._changed.notify()
-        return answers
-
-    def generate(self, requests: Sequence[Request]) -> list[list[Answer]]:
-        """The answers to requests, once all have ended."""
-        return [[answer.wait() for answer in answers] for answers in map(self.submit, requests)]
+        return found
 
     def _check(self, request: Request) -> None:
         vocab, size = self.model.config.vocab_size, len(request.prompt)
@@ -198,6 +214,7 @@ class Engine:
                 self._waiting.remove(answer)
         for answer in cancelled:
             answer.finish("cancelled")
+        self._make_room()
         self._admit()
         if reading := [answer for answer in self._in_state(State.READING) if not answer.follows]:
             self._read(min(reading, key=lambda answer: answer.submitted))
@@ -211,6 +228,24 @@ class Engine:
     def _in_state(self, state: State) -> list[Answer]:
         return [answer for answer in self._in_row if answer is not None and answer.state == state]
 
+    def _make_room(self) -> None:
+        """Takes the answer that has had its row longest out of it, if another has waited for too long."""
+        latest = time.monotonic() - self._patience
+        with self._changed:
+            is_due = bool(self._waiting) and self._waiting[0].since <= latest and None not in self._in_row
+            out = sum(answer.taken_out is not None for answer in self._waiting)
+        longest = [answer for answer in self._in_state(State.WRITING) if answer.since <= latest]
+        if not is_due or not longest or out >= self.rows:
+            return
+        answer = min(longest, key=lambda answer: answer.since)
+        self.preemptions += 1
+        answer.taken_out = self._device.take_out(answer.row)
+        self._device.stop(answer.row)
+        self._in_row[answer.row] = None
+        with self._changed:
+            self._waiting.append(answer)
+        answer.enter(State.WAITING)
+
     def _admit(self) -> None:
         """Gives free rows to the answers that wait longest."""
         for row, holder in enumerate(self._in_row):
@@ -220,7 +255,13 @@ class Engine:
                 if not self._waiting:
                     return
                 answer = self._waiting.popleft()
-            self._in_row[row], answer.row, answer.state = answer, row, State.READING
+            self._in_row[row], answer.row = answer, row
+            if answer.taken_out is not None:
+                self._device.put_back(row, answer.taken_out)
+                answer.taken_out = None
+                answer.enter(State.WRITING)
+                continue
+            answer.enter(State.READING)
             if answer.leader is not None and answer.leader.state == State.WRITING:
                 self._copy(answer)
             elif not answer.follows:
@@ -277,7 +318,7 @@ class Engine:
             return self._leave(answer, "length")
         how = request.sampling, request.seed, answer.sample, self._adapter(answer)
         self._device.start(answer.row, request.prompt, *how)
-        answer.state = State.WRITING
+        answer.enter(State.WRITING)
 
     def _step(self, writing: Sequence[Answer]) -> None:
         alone = writing[0].row if len(writing) == 1 and self._steps_alone else None

@@ -32,6 +32,7 @@ class Metrics:
         for gauge, said, read in (
             ("num_requests_running", "Answers that have a row", lambda engine: engine.running),
             ("num_requests_waiting", "Answers that wait for a row", lambda engine: engine.waiting),
+            ("num_preemptions", "Times that an answer made room for another", lambda engine: engine.preemptions),
             ("prefix_blocks", "Chunks of prompts that are kept", lambda engine: engine.kept_blocks),
         ):
             made = Gauge(f"camelid:{gauge}", said, label, registry=self._registry)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from ..checkpoints.language_model import LanguageModel
 from ..model import slots, xla_cpu
 from ..model.llama import Params
-from ..model.rows import make_decoder
+from ..model.rows import Rows, insert, make_decoder
 from ..model.sampling import Sampling, TokenTables, unused_mask
 from ..model.slots import Found, Start
 
@@ -95,6 +95,7 @@ class Programs:
         key = compile_program("key", _key, np.uint32(0), np.uint32(0), np.uint32(0))
         begun = slots.start_of([0], key.call(np.uint32(0), np.uint32(0), np.uint32(0)), Sampling(), config.vocab_size)
         state, blocked = self._rows, self._blocks
+        taken = compile_program("take out", slots.take_out, state, one)
         made = [
             key,
             compile_program("read", slots.read, decoder, state, tokens_C, one, one, one, changes=1, options=options),
@@ -106,6 +107,8 @@ class Programs:
             compile_program("copy", slots.copy, state, one, one, changes=0),
             compile_program("start", slots.start, state, one, begun, changes=0),
             compile_program("stop", slots.stop, state, one, changes=0),
+            taken,
+            compile_program("put back", insert, state, taken.call(state, one), one, changes=0),
             compile_program("forward", slots.forward, decoder, state, changes=1, options=options),
             compile_program(
                 "draw", slots.draw_next, self._tables, state, self._no_offsets, self._no_offsets, np.bool_(False),
@@ -165,6 +168,15 @@ class Programs:
     def stop(self, row: int) -> None:
         """Frees a row."""
         self._rows = self._call("stop", self._rows, np.int32(row))
+
+    def take_out(self, row: int) -> Rows:
+        """A copy of a row that answers, with its cache in the host's memory."""
+        taken = self._call("take out", self._rows, np.int32(row))
+        return taken._replace(caches=jax.device_get(taken.caches))
+
+    def put_back(self, row: int, taken: Rows) -> None:
+        """Lets a row go on where one that was taken out ended."""
+        self._rows = self._call("put back", self._rows, taken, np.int32(row))
 
     def forward(self, alone: int | None = None) -> jax.Array:
         """Logits [R, V] of the next token of each row that answers, which may still be computed.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import UserError
+from ..model.rows import Rows
 from ..model.sampling import Sampling
 from .grammar import Grammar
 
@@ -83,6 +84,7 @@ class State(enum.Enum):
     """Where an answer is."""
 
     WAITING = enum.auto()
+    """It has no row, or none any more since it made room for another."""
     READING = enum.auto()
     """Its row reads the prompt."""
     WRITING = enum.auto()
@@ -111,7 +113,8 @@ class Answer:
         self.cached, self.finish_reason, self.error = 0, None, None
         self.state, self.row, self.read = State.WAITING, -1, 0
         self.cancelled = False
-        self.submitted = time.monotonic()
+        self.submitted = self.since = time.monotonic()  # since: when it came to its state
+        self.taken_out: Rows | None = None
         self.first_token: float | None = None
         self._stop_state = 0
         self.grammar = None if request.grammar is None else request.grammar.copy()
@@ -155,6 +158,10 @@ class Answer:
     def follows(self) -> bool:
         """Whether another answer to the same request is reading the prompt for this one too."""
         return self.leader is not None and self.leader.state == State.READING
+
+    def enter(self, state: State) -> None:
+        """Takes another state."""
+        self.state, self.since = state, time.monotonic()
 
     def cancel(self) -> None:
         """Ends the answer before its next token."""

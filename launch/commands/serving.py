@@ -60,6 +60,14 @@ def add_serve(commands) -> None:
         help="answers that may wait for a slot; further requests get status 429 (default: 256)",
     )
     parser.add_argument(
+        "--patience",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that an answer waits before one that has had a slot for as long makes room, to go on later; inf: "
+        "it waits until another ends (default: 30)",
+    )
+    parser.add_argument(
         "--exact",
         choices=("on", "off"),
         default="on",
@@ -77,6 +85,8 @@ def add_serve(commands) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
+    if not args.patience >= 0:
+        raise UserError(f"--patience={args.patience}: give 0 or more seconds, or inf")
     check_least(args, slots=1, max_len=2, chunk=1, kept_chunks=0, most_waiting=1, port=0)
     if args.draft is not None:
         raise UserError("--draft does nothing in a server: leave it out")
@@ -100,6 +110,7 @@ def _serve(args: argparse.Namespace) -> None:
         chunk=args.chunk,
         blocks=args.kept_chunks,
         most_waiting=args.most_waiting,
+        patience=args.patience,
         adapters=adapters,
         exact=args.exact == "on",
         report=_report,

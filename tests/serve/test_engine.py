@@ -90,6 +90,24 @@ def test_answers_are_the_same_bits_in_any_company_and_with_any_prefix(model, eng
         assert {i: bits([a.wait() for a in answers]) for i, answers in submitted.items()} == dict(enumerate(alone))
 
 
+@pytest.mark.parametrize("how", [{}, dict(axes={"data": 1, "tensor": 4}), dict(cache="int8")], ids=str)
+def test_answers_that_make_room_for_others_go_on_with_the_same_bits(how, alone):
+    requests = [request for request in some_requests() if request.sampling.n == 1][:8]
+    with Engine(language_model(**how), rows=2, chunk=8, patience=0.0) as other:
+        single = [bits(other.generate([request])[0]) for request in requests]
+        assert [bits(answers) for answers in other.generate(requests)] == single
+        assert other.preemptions > len(requests)
+        if not how:
+            assert single == [alone[some_requests().index(request)] for request in requests]
+        first = other.submit(Request([1], Sampling(max_tokens=60, temperature=0)))[0]
+        more = [other.submit(Request([i], Sampling(max_tokens=3)))[0] for i in range(2, 6)]
+        while first.state != State.WAITING or not first.tokens:
+            pass
+        first.cancel()
+        assert first.wait().finish_reason == "cancelled" and [len(answer.wait().tokens) for answer in more] == [3] * 4
+        assert other.running == other.waiting == 0
+
+
 def test_answers_are_those_of_generate(model, alone):
     for request, answers in zip(some_requests(), alone, strict=True):
         if request.bias:
