@@ -4,7 +4,7 @@
 
 Every prompt is answered alone, in an engine that keeps nothing. Then all prompts are answered together, once for each
 mix: in another order, at other moments, beside answers that are cancelled in the middle, with prefixes kept, in part or
-not at all. The command counts the answers whose tokens or log-probabilities differ in any bit, and the programs that
+not at all, making room for each other in a third of the mixes. The command counts the answers whose tokens or log-probabilities differ in any bit, and the programs that
 were compiled after the start. The network is `nano-1m` with random weights; with --model a model of yours.
 """
 
