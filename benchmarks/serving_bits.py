@@ -4,8 +4,9 @@
 
 Every prompt is answered alone, in an engine that keeps nothing. Then all prompts are answered together, once for each
 mix: in another order, at other moments, beside answers that are cancelled in the middle, with prefixes kept, in part or
-not at all, making room for each other in a third of the mixes. The command counts the answers whose tokens or log-probabilities differ in any bit, and the programs that
-were compiled after the start. The network is `nano-1m` with random weights; with --model a model of yours.
+not at all, and in a third of the mixes making room for each other. The command counts the answers whose tokens or
+log-probabilities differ in any bit, and the programs that were compiled after the start. The network is `nano-1m` with
+random weights; with --model a model of yours.
 """
 
 import argparse
@@ -85,9 +86,8 @@ def main() -> None:
             jax.monitoring.unregister_event_duration_listener(listen)
             made_room += engine.preemptions
     print(f"{answers:,} answers, {differ} differ, {len(compiled)} programs compiled after the start")
-    print(
-        f"{cached:,} tokens of prompts were copied, {made_room:,} answers made room for others; {time.monotonic() - begin:.0f} seconds"
-    )
+    print(f"{cached:,} tokens of prompts were copied, {made_room:,} answers made room for others")
+    print(f"{time.monotonic() - begin:.0f} seconds")
 
 
 if __name__ == "__main__":
