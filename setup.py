@@ -72,6 +72,7 @@ setup(
         "dev": [
             *SERVE,
             "openai>=2",
+            "playwright>=1.50",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

@@ -55,7 +55,7 @@ def test_hostile_markdown_makes_only_harmless_elements(page, server):
 def test_markdown_that_is_made_to_be_slow_is_not(bare, name):
     (told,) = bare.evaluate(RENDER, [SLOW[name]])
     assert_harmless(told, name)
-    assert told["milliseconds"] < 1500
+    assert told["milliseconds"] < 8000  # a machine that does other things too; what is quadratic takes minutes
     assert told["depth"] < 100
 
 
