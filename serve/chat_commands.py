@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .terminal import Chat
 
 SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""The fields of `Sampling` that `/set` changes; `seed` is the other setting."""
+"""The fields of `Sampling` that `/set` changes. The other settings are `stop`, a string before which answers end, and
+`seed`."""
+NAMES = (*SETTINGS, "stop", "seed")
 
 
 class Command(NamedTuple):
@@ -54,7 +56,10 @@ def _set(chat: "Chat", text: str) -> None:
     if seed is not None:
         chat.seed = seed
     all_set = {name: settings[name] for name in SETTINGS if settings.get(name) is not None} | {"seed": chat.seed}
-    chat.tell(" ".join(f"{name}={value}" for name, value in all_set.items()))
+    told = [f"{name}={value}" for name, value in all_set.items()]
+    if stop := settings.get("stop"):
+        told.append("stop=" + ", ".join(map(repr, (stop,) if isinstance(stop, str) else stop)))
+    chat.tell(" ".join(told))
 
 
 def changed(settings: Mapping[str, Any], words: list[str]) -> tuple[dict[str, Any], int | None]:
@@ -65,20 +70,19 @@ def changed(settings: Mapping[str, Any], words: list[str]) -> tuple[dict[str, An
     given = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if name not in (*SETTINGS, "seed"):
-            near = did_you_mean(name, (*SETTINGS, "seed"))
-            raise UserError(f"there is no setting {name!r}: set {', '.join(SETTINGS)} or seed{near}")
+        if name not in NAMES:
+            raise UserError(f"there is no setting {name!r}: set one of {', '.join(NAMES)}{did_you_mean(name, NAMES)}")
         if not equals:
             raise UserError(f"{name} has no value: write {name}=VALUE, without spaces")
-        given[name] = _number(name, value)
-    seed = given.pop("seed", None)
+        given[name] = value if name == "stop" else _number(name, value)
+    seed, stop = given.pop("seed", None), given.pop("stop", None)
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
         raise UserError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
     try:
         Sampling(**given)
     except ValueError as error:
         raise UserError(str(error).removeprefix("sampling ")) from None
-    return {**settings, **given}, seed
+    return {**settings, **given} | ({} if stop is None else {"stop": (stop,) if stop else ()}), seed
 
 
 def _number(name: str, text: str) -> int | float:
@@ -155,7 +159,7 @@ def _help(chat: "Chat", _: str) -> None:
     width = max(map(len, typed.values()))
     for name, command in COMMANDS.items():
         chat.tell(f"{typed[name]:{width}}  {command.effect}")
-    chat.tell(f"Settings are {', '.join(SETTINGS)} and seed.")
+    chat.tell(f"Settings are {', '.join(NAMES)}; stop= alone clears it.")
     chat.tell(chat.keys)
 
 

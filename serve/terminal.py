@@ -131,7 +131,10 @@ class Chat:
             self.turns = [*asked, {"role": "assistant", "content": answer}]
 
     def _stream(self, messages: Sequence[Message]) -> str | None:
-        """Shows an answer while it comes, and returns it; after Ctrl-C its beginning, or None if that is empty."""
+        """Shows an answer while it comes, and returns it.
+
+        After Ctrl-C, or if a server is lost, it is the beginning of the answer; None if nothing was answered.
+        """
         said, interrupted, rate = [], False, Rate(self._speaker)
         how = MarkdownAnswer if self._console.is_terminal and not self._console.is_dumb_terminal else PlainAnswer
         try:
@@ -145,6 +148,11 @@ class Chat:
                     shown.push(piece)
         except KeyboardInterrupt:
             interrupted = True
+        except Unreachable as error:
+            if not "".join(said).strip():
+                raise
+            interrupted = True
+            self.warn(f"{error}; this is the beginning of the answer, /regen asks again")
         if how is MarkdownAnswer:
             self.tell(f"{rate}{', stopped' if interrupted else ''}")
         answer = "".join(said).strip()

@@ -80,7 +80,13 @@ def test_set_changes_the_next_answers_and_shows_the_settings():
         {"temperature": 1.0, "stop": ["x"]},
         *[{"temperature": 0.5, "top_k": 40, "stop": ["x"]}] * 2,
     ]
-    assert "7:b\n" in shown and "8:c\n" in shown and shown.endswith("\ntemperature=0.5 top_k=40 seed=9\n")
+    assert "7:b\n" in shown and "8:c\n" in shown and shown.endswith("\ntemperature=0.5 top_k=40 seed=9 stop='x'\n")
+
+
+def test_a_stop_string_is_set_and_cleared():
+    speaker, shown = talk("/set stop='the end'", "a", "/set stop=", "b", stop=["x"])
+    assert [settings["stop"] for _, settings in speaker.asked] == [("the end",), ()]
+    assert "seed=0 stop='the end'\n" in shown and "seed=1\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -91,8 +97,8 @@ def test_set_changes_the_next_answers_and_shows_the_settings():
         ("max_tokens=1.5", "max_tokens 1.5: give a whole number"),
         ("top_p=high", "top_p=high: give a number"),
         ("top_p", "top_p has no value: write top_p=VALUE, without spaces"),
-        ("temprature=1", "there is no setting 'temprature': set max_tokens, temperature, top_p"),
-        ("temprature=1", "or seed; did you mean temperature?"),
+        ("temprature=1", "there is no setting 'temprature': set one of max_tokens, temperature, top_p"),
+        ("temprature=1", "stop, seed; did you mean temperature?"),
         ("n=2", "there is no setting 'n'"),
         ("seed=-1", "seed -1: give a whole number from 0 to 4294967295"),
         ("seed=0.5", "seed 0.5: give a whole number from 0"),

@@ -160,7 +160,7 @@ def test_the_command_line_reaches_the_server_which_decides_on_the_rest(serve, mo
     assert {name: body[name] for name in settings} == {"top_k": 3, "seed": 5, "stop": ["x"]}
     assert headers["Authorization"] == "Bearer secret"
     shown = capsys.readouterr()
-    assert shown.out.endswith("> 天气\n> top_k=3 seed=6\n> ") and shown.err == ""
+    assert shown.out.endswith("> 天气\n> top_k=3 seed=6 stop='x'\n> ") and shown.err == ""
 
 
 def test_a_model_compiles_once_and_counts_its_tokens():

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from camelid.errors import UserError
+from camelid.serve.speakers import Unreachable
 from camelid.serve.terminal import chat
 
 
@@ -79,6 +80,21 @@ def test_an_interrupted_answer_keeps_what_was_said():
     model, typed = Interrupted(), iter(["a", "b", "/quit"])
     chat(model, ask=lambda _: next(typed), console=Console(file=io.StringIO()))
     assert [m["content"] for m in model.asked[1][0]] == ["a", "half", "b"]
+
+
+def test_an_answer_whose_server_is_lost_keeps_what_was_said():
+    class Lost(Echo):
+        def stream(self, messages, **sampling):
+            self.asked.append(([dict(m) for m in messages], sampling))
+            if len(messages) == 1:
+                yield "half"
+            raise Unreachable("the server is gone")
+
+    model, typed, console = Lost(), iter(["a", "b", "/quit"]), Console(file=io.StringIO(), width=100)
+    chat(model, ask=lambda _: next(typed), console=console)
+    assert [m["content"] for m in model.asked[1][0]] == ["a", "half", "b"]
+    said = "the server is gone; this is the beginning of the answer, /regen asks again\n"
+    assert said in console.file.getvalue() and console.file.getvalue().endswith("the server is gone\n")
 
 
 def test_an_answer_interrupted_before_its_first_word_takes_the_message_back():
