@@ -37,10 +37,18 @@ class Server:
       draining: whether new requests are refused, since the server is about to end.
       metrics: the counters of `/metrics`.
       most_bytes: the largest body of a request.
+      log_text: whether the log has prompts and answers.
     """
 
-    def __init__(self, served: Mapping[str, Served], *, api_key: str | None = None, most_bytes: int = 8 << 20):
-        self.served, self._api_key, self.most_bytes = dict(served), api_key, most_bytes
+    def __init__(
+        self,
+        served: Mapping[str, Served],
+        *,
+        api_key: str | None = None,
+        most_bytes: int = 8 << 20,
+        log_text: bool = False,
+    ):
+        self.served, self._api_key, self.most_bytes, self.log_text = dict(served), api_key, most_bytes, log_text
         self.metrics, self.draining, self.created = Metrics(self.served), False, int(time.time())
         self._preparing = ThreadPoolExecutor(1, "prepare")
 
@@ -187,6 +195,11 @@ async def _answer(
             request.method, request.url.path, status, usage["prompt_tokens"],
             usage["prompt_tokens_details"]["cached_tokens"], usage["completion_tokens"], time.monotonic() - begin,
         )  # fmt: skip
+        if server.log_text:
+            decode = job.served.model.tokenizer.decode
+            for answer in job.answers:
+                said = decode([token.id for token in answer.tokens])
+                log.info("prompt %r answer %r", decode(answer.request.prompt), said)
 
     if stream:
 

@@ -74,6 +74,7 @@ def add_serve(commands) -> None:
         help="on: an answer is the same bits in any company; off: one that is written alone comes faster, and its "
         "log-probabilities differ by rounding (default: on)",
     )
+    parser.add_argument("--log_text", action="store_true", help="write prompts and answers to the log (default: off)")
     parser.add_argument("--api_key", metavar="KEY", help="key that clients must send (default: none is asked for)")
     parser.add_argument(
         "--drain_seconds",
@@ -117,7 +118,7 @@ def _serve(args: argparse.Namespace) -> None:
     )
     served = {name: Served(name, model, engine, {})}
     served |= {other: Served(other, adapted, engine, {}, parent=name) for other, adapted in adapters.items()}
-    server = Server(served, api_key=args.api_key)
+    server = Server(served, api_key=args.api_key, log_text=args.log_text)
     listen(server, args.host, args.port, args.drain_seconds)
 
 

@@ -1,5 +1,6 @@
 """The HTTP server, as the official client of OpenAI's protocol and plain requests see it."""
 
+import ast
 import concurrent.futures
 import json
 import socket
@@ -303,6 +304,21 @@ def test_overload_is_told_and_clients_that_leave_free_their_rows(url, client, se
     while served.engine.running or served.engine.waiting:
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_the_log_has_a_line_for_a_request_and_its_text_only_if_asked(client, server, caplog, monkeypatch):
+    how = dict(model="nano", messages=ASKED, max_tokens=3, temperature=0)
+    with caplog.at_level("INFO", "camelid.serve"):
+        whole = client.chat.completions.create(**how)
+        (line,) = caplog.messages
+        assert line.startswith("POST /v1/chat/completions 200 prompt=") and "completion=3 seconds=" in line
+        monkeypatch.setattr(server, "log_text", True)
+        client.chat.completions.create(**how)
+        assert len(caplog.messages) == 3
+    asked, answered = caplog.messages[2].removeprefix("prompt ").split(" answer ")
+    assert "Which colour has the fox? 狐狸" in json.loads(asked) and whole.choices[0].message.content in json.loads(
+        answered
+    )
 
 
 def test_counters_are_those_of_what_happened(url, client):

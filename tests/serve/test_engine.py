@@ -329,7 +329,13 @@ def test_an_engine_that_fails_says_so_to_all(model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "how", [dict(axes={"data": 1, "tensor": 4}), dict(cache="int8"), dict(quantize="int8")], ids=str
+    "how",
+    [
+        dict(axes={"data": 1, "tensor": 4}),
+        dict(cache="int8"),
+        *(dict(quantize=kind) for kind in ("int8", "int4", "nf4")),
+    ],
+    ids=str,
 )
 def test_meshes_codes_and_caches_of_codes_change_nothing_of_it(how):
     requests = some_requests()[:6]
