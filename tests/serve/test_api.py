@@ -316,9 +316,7 @@ def test_the_log_has_a_line_for_a_request_and_its_text_only_if_asked(client, ser
         client.chat.completions.create(**how)
         assert len(caplog.messages) == 3
     asked, answered = caplog.messages[2].removeprefix("prompt ").split(" answer ")
-    assert "Which colour has the fox? 狐狸" in json.loads(asked) and whole.choices[0].message.content in json.loads(
-        answered
-    )
+    assert "Which colour has the fox? 狐狸" in asked and whole.choices[0].message.content in ast.literal_eval(answered)
 
 
 def test_counters_are_those_of_what_happened(url, client):
