@@ -114,6 +114,7 @@ def attend_cache(
     *,
     scale: float | None = None,
     filled: Int[Array, ""] | None = None,
+    row: Int[Array, ""] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Attention of T new positions over a key/value cache.
 
@@ -131,9 +132,11 @@ def attend_cache(
         scale: factor of the scores; None for 1 / sqrt(E).
         filled: number of slots from the first on that are read, in whole blocks; None for all. The result is the same
             bits for every number that covers the slots a query attends to.
+        row: the row that the queries are of, where the cache has others too; they are of one row then, and `filled` is
+            given.
     """
     B, T, H, E = q_BTHE.shape
-    *lead, _, _ = keys_LSE.shape
+    *lead, _, _ = valid_LTS.shape
     K = math.prod(lead) // B
     q_BKTGE = _scaled(jnp.swapaxes(q_BTHE.reshape(B, T, K, H // K, E), 1, 2), scale)
     q_LQE = q_BKTGE.reshape(*lead, -1, E)  # the queries of a head's group at all new positions
@@ -144,7 +147,7 @@ def attend_cache(
 
     cache = [keys_LSE, values_LSE, *(() if key_scales_LS is None else (key_scales_LS, value_scales_LS))]
     if filled is not None:
-        return joined(_attend_blocks(q_LQE, valid_LQS, cache, filled))
+        return joined(_attend_blocks(q_LQE, valid_LQS, cache, filled, row))
     probs = jax.nn.softmax(jnp.where(valid_LQS, _scores(q_LQE, cache), _MASKED), axis=-1)
     return joined(_weighted_values(probs, cache))
 
@@ -164,18 +167,29 @@ def _weighted_values(probs_LQS: Float[Array, "*L Q S"], cache: Sequence[Array]) 
 
 
 def _attend_blocks(
-    q_LQE: Float[Array, "*L Q E"], valid_LQS: Bool[Array, "*L Q S"], cache: Sequence[Array], filled: Int[Array, ""]
+    q_LQE: Float[Array, "*L Q E"],
+    valid_LQS: Bool[Array, "*L Q S"],
+    cache: Sequence[Array],
+    filled: Int[Array, ""],
+    row: Int[Array, ""] | None,
 ) -> Float[Array, "*L Q E"]:
     """Attention over the first `filled` slots, block by block with a running maximum (arXiv:1805.02867, algorithm 3).
 
     A block of which nothing counts changes no bit: it adds 0 and multiplies by 1.
     """
     S, axis = valid_LQS.shape[-1], valid_LQS.ndim - 2
-    size = math.gcd(S, BLOCK) if S > BLOCK else S
+    size, own = math.gcd(S, BLOCK) if S > BLOCK else S, valid_LQS.shape[0]
+
+    def block(x_LS, i):  # of a row's slots, without a copy of all of them
+        starts, sizes = [0] * x_LS.ndim, list(x_LS.shape)
+        starts[axis], sizes[axis] = i * size, size
+        if row is not None:
+            starts[0], sizes[0] = row * own, own
+        return jax.lax.dynamic_slice(x_LS, starts, sizes)
 
     def add(i, sums):
         top_LQ1, weight_LQ1, out_LQE = sums
-        part = [jax.lax.dynamic_slice_in_dim(x, i * size, size, axis) for x in cache]
+        part = [block(x_LS, i) for x_LS in cache]
         valid_LQs = jax.lax.dynamic_slice_in_dim(valid_LQS, i * size, size, axis + 1)
         scores_LQs = jnp.where(valid_LQs, _scores(q_LQE, part), _MASKED)
         new_LQ1 = jnp.maximum(top_LQ1, jnp.max(scores_LQs, axis=-1, keepdims=True))

@@ -41,12 +41,25 @@ class Cache(NamedTuple):
         k_BTKE: Float[Array, "B T K E"],
         v_BTKE: Float[Array, "B T K E"],
         slot: Int[Array, ""] | Int[Array, " B"],
+        row: Int[Array, ""] | None = None,
     ) -> "Cache":
-        """The cache with keys and values of T positions from `slot` on: one slot for all rows, or one for each."""
+        """The cache with keys and values of T positions from `slot` on: one slot for all rows, or one for each.
+
+        With `row`, they are of that row alone, B is 1, and there is one slot.
+        """
         *lead, _, E = self.keys_LSE.shape
+        if row is not None:
+            lead = [1, *lead[1:]] if len(lead) > 1 else [k_BTKE.shape[2]]
         new = Cache(*(jnp.swapaxes(x_BTKE, 1, 2).reshape(*lead, -1, E) for x_BTKE in (k_BTKE, v_BTKE)))
         if self.key_scales_LS is not None:
             new = new.encode()
+        if row is not None:
+            first = row * lead[0], *[0] * (len(lead) - 1), slot
+
+            def put(old, part):
+                return jax.lax.dynamic_update_slice(old, part, (*first, *[0] * (old.ndim - len(first))))
+
+            return jax.tree.map(put, self, new)
         if slot.ndim == 0:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=len(lead))
             return jax.tree.map(write, self, new)

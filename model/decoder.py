@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from . import adapter_rows, quantization, xla_cpu
 from .attention import attend_cache
@@ -119,6 +119,17 @@ def _times(x_BTD: Float[Array, "B T D"], matrix: Matrix) -> Float[Array, "B T ..
     return linear(x_BTD, matrix) if isinstance(matrix, Weight) else jnp.tensordot(x_BTD, matrix, 1)
 
 
+class Past(NamedTuple):
+    """What new positions of a layer attend to. The fields are those of `Decoder.__call__`."""
+
+    cache: Cache
+    valid_LTS: Bool[Array, "*L T S"]
+    slot: Int[Array, ""] | Int[Array, " R"]
+    filled: Int[Array, ""] | None
+    row: Int[Array, ""] | None
+    is_written: bool
+
+
 class FusedAttention(Attention):
     """`Attention` of new positions over a cache, with query, key and value weights side by side.
 
@@ -146,12 +157,11 @@ class FusedAttention(Attention):
         out_BTD = _times(out_BTHE.reshape(*out_BTHE.shape[:2], -1), self.o.get_value())
         return add_bias(out_BTD, self.o_bias)
 
-    def __call__(self, x_BTD, rotary, past):
-        cache, slot, valid_LTS, filled = past
+    def __call__(self, x_BTD, rotary, past: "Past"):
         q_BTHE, k_BTKE, v_BTKE = self.project(x_BTD, rotary)
-        cache = cache.write(k_BTKE, v_BTKE, slot)
-        scale = self.config.attention_scale
-        return self.merge_heads(attend_cache(q_BTHE, valid_LTS, *cache, scale=scale, filled=filled)), cache
+        cache = past.cache if past.is_written else past.cache.write(k_BTKE, v_BTKE, past.slot, past.row)
+        how = dict(scale=self.config.attention_scale, filled=past.filled, row=past.row)
+        return self.merge_heads(attend_cache(q_BTHE, past.valid_LTS, *cache, **how)), cache
 
 
 class FusedMLP(MLP):
@@ -196,6 +206,9 @@ class Decoder(nnx.Module):
         caches: list[Cache],
         filled: Int[Array, ""] | None = None,
         adapters_R: Int[Array, " R"] | None = None,
+        *,
+        row: Int[Array, ""] | None = None,
+        is_written: bool = False,
     ) -> tuple[Float[Array, "R T V"], list[Cache]]:
         """Logits after each of T new tokens of every row.
 
@@ -207,6 +220,8 @@ class Decoder(nnx.Module):
             filled: number of slots from the first on that are read (`attention.attend_cache`); None for all.
             adapters_R: number of the adapter that each row uses, 0 for none; for a network that has some
                 (`adapter_rows.put`).
+            row: the row of the caches that the tokens are of, where the caches have others too; R is 1 then.
+            is_written: whether the caches have the keys and values of the new tokens already.
 
         Returns:
             Float32 logits of the token that follows each new token, and the caches with the new tokens.
@@ -227,7 +242,7 @@ class Decoder(nnx.Module):
             blocks = adapter_rows.choose(blocks, adapters_R)
             kernel = adapter_rows.choose(kernel, jnp.repeat(adapters_R, T))
         for block, cache in zip(blocks, caches, strict=True):
-            x_RTD, cache = block(x_RTD, rotary, (cache, slot, valid_LTS, filled))
+            x_RTD, cache = block(x_RTD, rotary, Past(cache, valid_LTS, slot, filled, row, is_written))
             written.append(cache)
         hidden_RTD = self.norm(x_RTD)
         return self._logits(hidden_RTD.reshape(R * T, -1), kernel).reshape(R, T, -1), written

@@ -124,12 +124,9 @@ def read(
         begin: slot of the first token.
         adapter: number of the adapter that reads, 0 for none.
     """
-    R, caches = len(rows.latest_R), rows.caches
-    slots = caches[0].slots
-    own, filled = _part(caches, R, row, 0, slots), begin + len(tokens_C)
-    _, own = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, filled, _one(rows, adapter))
-    chunk = _part(own, 1, jnp.int32(0), begin, len(tokens_C))
-    return rows._replace(caches=_put(caches, R, chunk, row, begin))
+    start_1, filled, one = jnp.zeros(1, jnp.int32), begin + len(tokens_C), _one(rows, adapter)
+    _, caches = decoder(tokens_C[None], begin, start_1, rows.caches, filled, one, row=row)
+    return rows._replace(caches=caches)
 
 
 def _one(rows: Rows, adapter: Int[Array, ""]) -> Int[Array, " 1"] | None:
@@ -156,9 +153,8 @@ def score(
         Log-probabilities of the targets; the `MOST_TOP` likeliest tokens in the place of each, and their
         log-probabilities.
     """
-    own = _part(rows.caches, len(rows.latest_R), row, 0, rows.caches[0].slots)
-    filled = begin + len(tokens_C)
-    logits_1CV, _ = decoder(tokens_C[None], begin, jnp.zeros(1, jnp.int32), own, filled, _one(rows, adapter))
+    start_1, filled, one = jnp.zeros(1, jnp.int32), begin + len(tokens_C), _one(rows, adapter)
+    logits_1CV, _ = decoder(tokens_C[None], begin, start_1, rows.caches, filled, one, row=row, is_written=True)
     logp_CV = jax.nn.log_softmax(logits_1CV[0], axis=-1)
     top_logprobs_CN, top_CN = jax.lax.top_k(logp_CV, _most_top(logp_CV))
     return jnp.take_along_axis(logp_CV, targets_C[:, None], axis=1)[:, 0], top_CN, top_logprobs_CN
@@ -195,10 +191,17 @@ def _count(blocks: list[Cache], rows: Rows) -> int:
     return blocks[0].keys_LSE.shape[0] // per_row
 
 
-def copy(rows: Rows, source: Int[Array, ""], row: Int[Array, ""]) -> Rows:
-    """Rows of which one has the cache of another, for a further answer to the same prompt."""
-    R, slots = len(rows.latest_R), rows.caches[0].slots
-    return rows._replace(caches=_put(rows.caches, R, _part(rows.caches, R, source, 0, slots), row, 0))
+def copy(rows: Rows, source: Int[Array, ""], row: Int[Array, ""], filled: Int[Array, ""], size: int) -> Rows:
+    """Rows of which one has the first `filled` slots of another, for a further answer to the same prompt.
+
+    They are copied in parts of `size` slots, of which a row has a whole number.
+    """
+    R = len(rows.latest_R)
+
+    def one(i, caches):
+        return _put(caches, R, _part(caches, R, source, i * size, size), row, i * size)
+
+    return rows._replace(caches=jax.lax.fori_loop(0, -(-filled // size), one, rows.caches))
 
 
 class Start(NamedTuple):

@@ -269,8 +269,8 @@ class Engine:
 
     def _copy(self, answer: Answer) -> None:
         """Lets an answer be written whose prompt another answer to the same request has read."""
-        self._device.copy(answer.leader.row, answer.row)
         answer.cached = len(answer.request.prompt) - 1
+        self._device.copy(answer.leader.row, answer.row, answer.cached)
         self._write(answer)
 
     def _begin(self, answer: Answer) -> None:
@@ -285,7 +285,7 @@ class Engine:
         if answer.leader is not None and answer.read == 0:  # the leader may have been cancelled after it had this row
             self._begin(answer)
         prompt, chunk, last = answer.request.prompt, self._device.chunk, len(answer.request.prompt) - 1
-        if answer.unscored and len(answer.prompt) <= answer.read:
+        if answer.unscored and len(answer.prompt) <= answer.read:  # the tokens that score the next ones are read
             self._score(answer)
         elif answer.read < last:
             end = min(answer.read + chunk, last)
@@ -302,8 +302,6 @@ class Engine:
 
     def _score(self, answer: Answer) -> None:
         """Gives the tokens of the next chunk, each given those before, their log-probabilities."""
-        if not answer.prompt:
-            answer.prompt.append(Scored(answer.request.prompt[0], None, []))
         begin, top = len(answer.prompt) - 1, answer.request.top
         tokens = answer.request.prompt[begin : begin + self._device.chunk + 1]
         logprobs_C, top_CN, top_logprobs_CN = self._device.score(tokens, answer.row, begin, self._adapter(answer))

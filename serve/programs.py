@@ -104,7 +104,7 @@ class Programs:
             ),
             compile_program("keep", slots.keep_block, blocked, state, one, one, one, changes=0),
             compile_program("restore", slots.restore, state, blocked, chosen_M, one, one, changes=0),
-            compile_program("copy", slots.copy, state, one, one, changes=0),
+            compile_program("copy", functools.partial(slots.copy, size=chunk), state, one, one, one, changes=0),
             compile_program("start", slots.start, state, one, begun, changes=0),
             compile_program("stop", slots.stop, state, one, changes=0),
             taken,
@@ -149,9 +149,9 @@ class Programs:
         chosen_M[: len(blocks)] = blocks
         self._rows = self._call("restore", self._rows, self._blocks, chosen_M, np.int32(len(blocks)), np.int32(row))
 
-    def copy(self, source: int, row: int) -> None:
-        """Copies the cache of a row to another."""
-        self._rows = self._call("copy", self._rows, np.int32(source), np.int32(row))
+    def copy(self, source: int, row: int, filled: int) -> None:
+        """Copies the first `filled` slots of a row to another."""
+        self._rows = self._call("copy", self._rows, np.int32(source), np.int32(row), np.int32(filled))
 
     def start(
         self, row: int, prompt: Sequence[int], sampling: Sampling, seed: int, sample: int, adapter: int = 0

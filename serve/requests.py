@@ -99,7 +99,8 @@ class Answer:
       sample: the answer's number among those to the request.
       tokens: the tokens so far.
       counts: how often each token stands in the answer so far.
-      prompt: the scores of the prompt's tokens, where the request asks for them; complete before the first token.
+      prompt: the scores of the prompt's tokens, where the request asks for them, in its first answer; complete before
+        the first token.
       cached: number of the prompt's tokens that were not read, but copied.
       finish_reason: "stop", "length" or "cancelled" once it has ended, or "error".
       error: what ended it, for "error".
@@ -109,7 +110,8 @@ class Answer:
         self.request, self.sample, self.leader, self._notify = request, sample, leader, notify
         self.tokens: list[Token] = []
         self.counts: collections.Counter[int] = collections.Counter()
-        self.prompt: list[Scored] = []
+        scores = request.score_prompt and leader is None
+        self.prompt: list[Scored] = [Scored(request.prompt[0], None, [])] if scores else []
         self.cached, self.finish_reason, self.error = 0, None, None
         self.state, self.row, self.read = State.WAITING, -1, 0
         self.cancelled = False
@@ -152,7 +154,7 @@ class Answer:
     @property
     def unscored(self) -> int:
         """Number of the prompt's tokens that are to get log-probabilities and have none yet."""
-        return len(self.request.prompt) - max(len(self.prompt), 1) if self.request.score_prompt else 0
+        return len(self.request.prompt) - len(self.prompt) if self.prompt else 0
 
     @property
     def follows(self) -> bool:

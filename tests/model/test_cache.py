@@ -53,6 +53,24 @@ def test_rows_write_at_slots_of_their_own(lead):
     np.testing.assert_array_equal(found.values_LSE, -expected.reshape(*lead, S, E))
 
 
+@pytest.mark.parametrize("lead", [(3 * K,), (3, K)])
+@pytest.mark.parametrize("codes", [False, True])
+def test_one_row_of_several_is_written_and_read_as_if_it_were_alone(lead, codes):
+    old, new, q = drawn(0, 3, K, S, E), drawn(1, 1, 2, K, E), drawn(2, 1, 2, K * G, E)
+    caches = [
+        Cache(x, -x) for x in (old.reshape(*lead, S, E), old[1].reshape(*((1, K) if len(lead) > 1 else (K,)), S, E))
+    ]
+    whole, alone = (cache.encode() for cache in caches) if codes else caches
+    written, expected = whole.write(new, -new, jnp.int32(3), jnp.int32(1)), alone.write(new, -new, jnp.int32(3))
+    for found, one, before in zip(*map(jax.tree.leaves, (written, expected, whole)), strict=True):
+        found, before = (np.array(x).reshape(3, K, *x.shape[len(lead) :]) for x in (found, before))
+        np.testing.assert_array_equal(found[1], np.reshape(one, found[1].shape))
+        np.testing.assert_array_equal(found[[0, 2]], before[[0, 2]])
+    valid = jnp.broadcast_to(jnp.arange(S)[None] <= jnp.array([3, 4])[:, None], (*expected.keys_LSE.shape[:-2], 2, S))
+    found = attend_cache(q, valid, *written, filled=jnp.int32(5), row=jnp.int32(1))
+    np.testing.assert_array_equal(found, attend_cache(q, valid, *expected, filled=jnp.int32(5)))
+
+
 def test_attention_over_codes_is_attention_over_the_vectors_that_they_stand_for():
     keys, values, q = drawn(0, B * K, S, E), drawn(1, B * K, S, E) * 3, drawn(2, B, 2, K * G, E)
     cache = Cache(keys, values).encode()
