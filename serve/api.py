@@ -41,6 +41,12 @@ class Server:
         self.served, self._api_key, self.most_bytes = dict(served), api_key, most_bytes
         self.metrics, self.draining, self.created = Metrics(self.served), False, int(time.time())
 
+    @property
+    def busy(self) -> bool:
+        """Whether answers are being written or wait."""
+        engines = [served.engine for served in self.served.values()]
+        return any(engine.running or engine.waiting for engine in engines)
+
     def find(self, name: str | None) -> Served:
         """The model of a request."""
         if name is None:
