@@ -6,6 +6,7 @@ request that was lost with `MOST_TRIES` servers gets an error instead, since it 
 """
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -259,8 +260,10 @@ class Router:
         there = [response for response in found if response is not None]
         lists = [response.json()["data"] for response in there if response.status_code == 200]
         if lists:
-            models = {model["id"]: model for each in reversed(lists) for model in reversed(each)}
-            return JSONResponse({"object": "list", "data": list(models.values())[::-1]})
+            models = {}
+            for model in itertools.chain(*lists):
+                models.setdefault(model["id"], model)
+            return JSONResponse({"object": "list", "data": list(models.values())})
         if not there:
             raise ApiError(503, "no server is well: try again", code="no_backend")
         return Response(there[0].content, there[0].status_code, media_type="application/json")
