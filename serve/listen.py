@@ -44,18 +44,25 @@ class Listener(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain; a second signal ends the server at once."""
         if self._door.draining:
-            self.should_exit = self.force_exit = True
-            return
+            return self._cut_off()
         self._door.draining = True
         print("camelid: ending after the answers that have begun (again: at once)", file=sys.stderr, flush=True)
         threading.Thread(target=self._drain, daemon=True).start()
 
     def _drain(self) -> None:
         until = time.monotonic() + self._seconds
-        while time.monotonic() < until and self._door.busy:
+        while self._door.busy:
+            if time.monotonic() >= until:
+                return self._cut_off()
             time.sleep(0.05)
         time.sleep(0.2)  # the last events are being sent
         self.should_exit = True
+
+    def _cut_off(self) -> None:
+        """Ends the server whatever it is doing."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a traceback for each answer
+        self.config.timeout_graceful_shutdown = 0
+        self.should_exit = self.force_exit = True
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -144,7 +144,7 @@ class Replica(threading.Thread):
                 self._say(last)
             wait = FIRST_WAIT if time.monotonic() - begin > LONGEST_WAIT else wait
             print(
-                f"camelid: replica {self.number} ended by {_how(code)}: it is started again in {wait:.0f} s",
+                f"camelid: replica {self.number} ended by {_how(code)}: it is started again in {wait:g} s",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
             self._ending.wait(wait)
@@ -262,11 +262,15 @@ class Replicas:
                     since.pop(replica, None)
                 elif time.monotonic() - since.setdefault(replica, time.monotonic()) > HANG_SECONDS:
                     print(
-                        f"camelid: replica {replica.number} was not well for {HANG_SECONDS:.0f} s: it is ended",
+                        f"camelid: replica {replica.number} was not well for {HANG_SECONDS:g} s: it is ended",
                         file=sys.stderr, flush=True,
                     )  # fmt: skip
-                    replica.kill()
+                    self.kill(replica.number)
                     del since[replica]
+
+    def kill(self, number: int) -> None:
+        """Ends a server at once, so that it is started again."""
+        self._replicas[number].kill()
 
     def stop(self, *, at_once: bool) -> None:
         """Ends all servers. at_once: whether answers that are being written are cut off."""

@@ -138,7 +138,7 @@ def _serve_replicas(args: argparse.Namespace) -> int:
     try:
         replicas.start()
         listener.run(sockets=[bound])
-        at_once = router.busy
+        at_once = listener.force_exit
     finally:
         replicas.stop(at_once=at_once)
     if replicas.failure is None:
