@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -12,15 +13,19 @@ from urllib.parse import parse_qs
 import httpx
 
 SLACK = 2
-"""Requests that a server may have more than the least loaded one and still get those that begin like its own."""
+"""Requests that a server may have more than the least loaded one and still get those that begin like earlier ones."""
 CHECK_SECONDS = 1.0
 """Time between two health checks of a server."""
 CHECK_TIMEOUT = 5.0
 """Time in which a server must answer a health check."""
 MOST_MISSED = 2
 """Health checks in a row without an answer after which a server is lost, with all that it was to answer."""
-HEAD = 256
-"""Characters of a text prompt that decide which server has kept its beginning."""
+BLOCK = 64
+"""Characters of a prompt that are remembered together."""
+MOST_BLOCKS = 1024
+"""Blocks of a prompt that decide where it goes; what comes behind them does not."""
+MOST_REMEMBERED = 1 << 15
+"""Blocks that are remembered of each server."""
 
 
 class Asked(NamedTuple):
@@ -28,43 +33,46 @@ class Asked(NamedTuple):
 
     Attributes:
       model: the name of the model; None for the default.
-      head: the beginning of the prompt.
+      blocks: a hash for each block of the prompt, of all text to its end: equal ones are equal beginnings.
+      whole: a hash of the prompt.
     """
 
     model: str | None
-    head: bytes
+    blocks: tuple[bytes, ...]
+    whole: bytes
 
 
 def asked_of(path: str, query: str, body: bytes) -> Asked:
     """What a request asks for."""
     if path.startswith("/v1/models/"):
-        return Asked(path.removeprefix("/v1/models/"), b"")
+        return Asked(path.removeprefix("/v1/models/"), (), b"")
     given = {}
     with suppress(ValueError, RecursionError):
         given = json.loads(body)
     if not isinstance(given, dict):
         given = {}
     model = given.get("model") or parse_qs(query).get("model", [None])[0]
-    told = given.get("messages") or given.get("prompt") or given.get("input")
-    return Asked(model if isinstance(model, str) else None, _head(told))
+    text = _text(given.get("messages") or given.get("prompt") or given.get("input")).encode()
+    blocks, told = [], hashlib.blake2b(digest_size=8)
+    for end in range(BLOCK, min(len(text), BLOCK * MOST_BLOCKS) + 1, BLOCK):
+        told.update(text[end - BLOCK : end])
+        blocks.append(told.digest())
+    told.update(text[BLOCK * len(blocks) :])
+    return Asked(model if isinstance(model, str) else None, tuple(blocks), told.digest())
 
 
-def _head(told: object) -> bytes:
-    """The beginning of a prompt: of a conversation all messages to the first of the user's, else the first characters.
-
-    Conversations with one system prompt so go to several servers, and the turns of a conversation to one.
-    """
-    if isinstance(told, list) and told and all(isinstance(each, dict) for each in told):
-        first = next((i for i, message in enumerate(told) if message.get("role") == "user"), 0)
-        return json.dumps(told[: first + 1]).encode()
-    return json.dumps(told)[:HEAD].encode()
+def _text(prompt: object) -> str:
+    """A prompt as text of which a longer prompt's is a continuation."""
+    if isinstance(prompt, str):
+        return prompt
+    return "".join(map(json.dumps, prompt)) if isinstance(prompt, list) else json.dumps(prompt)
 
 
 class Backend:
     """A server behind the router.
 
     Attributes:
-      name: what `/health`, metrics and messages call it; the name decides which prompts it gets.
+      name: what `/health`, metrics and messages call it.
       url: its address; None while it has none.
       well: whether it takes requests.
       active: number of requests that it answers for this router.
@@ -77,10 +85,23 @@ class Backend:
         self.models: tuple[str, ...] = ()
         self.lost: asyncio.Future[None] | None = None
         self._missed = 0
+        self._sent: OrderedDict[bytes, None] = OrderedDict()
 
-    def rank(self, head: bytes) -> bytes:
-        """The server's place for prompts with this beginning: the highest is asked first (rendezvous hashing)."""
-        return hashlib.sha256(self.name.encode() + b"\0" + head).digest()
+    def rank(self, asked: Asked) -> bytes:
+        """The server's place for a prompt, a pseudo-random number (rendezvous hashing)."""
+        return hashlib.blake2b(self.name.encode() + b"\0" + asked.whole).digest()
+
+    def matched(self, asked: Asked) -> int:
+        """How many blocks of a prompt the server was sent before."""
+        return next((i for i, block in enumerate(asked.blocks) if block not in self._sent), len(asked.blocks))
+
+    def remember(self, asked: Asked) -> None:
+        """Notes that the server is sent a prompt; the blocks that were sent the longest ago are forgotten."""
+        for block in reversed(asked.blocks):  # of a prompt, the end is forgotten first
+            self._sent[block] = None
+            self._sent.move_to_end(block)
+        while len(self._sent) > MOST_REMEMBERED:
+            self._sent.popitem(last=False)
 
     async def watch(self, client: httpx.AsyncClient, key: str | None) -> None:
         """Checks the server again and again, and says when it becomes well or stops being so."""
@@ -136,7 +157,7 @@ class Backend:
 
     def leave(self) -> None:
         """Takes the server out: its process has ended."""
-        self.url, self.well, self._missed = None, False, 0
+        self.url, self.well, self._missed, self._sent = None, False, 0, OrderedDict()
 
 
 def with_model(backends: Sequence[Backend], model: str | None) -> list[Backend]:
@@ -162,10 +183,10 @@ def choose(backends: Sequence[Backend], asked: Asked, tried: Collection[Backend]
       tried: servers that have failed to answer the request.
 
     Returns:
-      Of the servers that are well and have the model, the one that prompts with this beginning go to; another one if
-      that has more than `SLACK` requests more than the least loaded. None if no server is left.
+      Of the servers that are well and have the model, the one that was sent most of the prompt before, or that has the
+      least to do. Servers with more than `SLACK` requests more than another one are left out. None if none is left.
     """
     able = [each for each in with_model(backends, asked.model) if each.well and each not in tried]
     least = min((backend.active for backend in able), default=0)
     free = [backend for backend in able if backend.active <= least + SLACK]
-    return max(free, key=lambda backend: backend.rank(asked.head), default=None)
+    return max(free, key=lambda each: (each.matched(asked), -each.active, each.rank(asked)), default=None)

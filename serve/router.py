@@ -198,6 +198,7 @@ class Router:
         tried, refused, lost, failed = [], [], 0, None
         while lost < MOST_TRIES and (backend := choose(self.backends, asked, tried)) is not None:
             tried.append(backend)
+            backend.remember(asked)
             url, params = f"{backend.url}{request.url.path}", request.query_params
             sent = self.client.build_request(request.method, url, params=params, headers=headers, content=body)
             reply = Reply(backend)

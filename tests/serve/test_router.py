@@ -50,7 +50,7 @@ class Fake:
             raise RuntimeError("dead")
 
     async def chat(self, body: dict):
-        self.asked.append(body["messages"][0]["content"])
+        self.asked.append(body["messages"][0]["content"].split()[0])
         await asyncio.sleep(3600 if self.hangs else self.wait)
         if self.status != 200:
             return JSONResponse({"error": {"message": "busy"}}, self.status, {"Retry-After": self.retry_after})
@@ -120,15 +120,19 @@ def until(true, seconds=10):
         time.sleep(0.02)
 
 
+def body(prompt, **more):
+    """A request that begins with a word, and is long enough that its server is remembered."""
+    return {"messages": [{"role": "user", "content": f"{prompt} {'.' * 100}"}]} | more
+
+
 def ask(client, prompt, **more):
     """A streamed chat: its status and the data of its events."""
-    body = {"messages": [{"role": "user", "content": prompt}], "stream": True} | more
-    response = client.post("/v1/chat/completions", json=body)
+    response = client.post("/v1/chat/completions", json=body(prompt, stream=True, **more))
     return response.status_code, [line[6:] for line in response.text.split("\n\n") if line]
 
 
 def ask_whole(client, prompt, **more):
-    return client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": prompt}]} | more)
+    return client.post("/v1/chat/completions", json=body(prompt, **more))
 
 
 def text(events):
@@ -193,7 +197,8 @@ def test_a_request_that_ends_servers_ends_no_more_than_two(four):
     fakes, client, router = four
     for fake in fakes:
         fake.dies = "headers"
-    for answer in (ask_whole(client, "x"), client.post("/v1/chat/completions", json={"messages": [{"content": "y"}]})):
+    for prompt in "xy":
+        answer = ask_whole(client, prompt)
         assert answer.status_code == 502 and answer.json()["error"]["code"] == "backend_lost"
         until(lambda: all(backend.well for backend in router.backends))
     assert sum(fake.asked.count("x") for fake in fakes) == sum(fake.asked.count("y") for fake in fakes) == MOST_TRIES
@@ -247,9 +252,7 @@ def test_an_answer_that_has_begun_ends_with_an_error_when_its_server_hangs(four)
     fakes, client, _ = four
     first = favourite(client, fakes)
     first.wait = 2
-    with client.stream(
-        "POST", "/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}], "stream": True}
-    ) as response:
+    with client.stream("POST", "/v1/chat/completions", json=body("x", stream=True)) as response:
         lines = response.iter_lines()
         while first.name not in next(lines):
             pass
@@ -263,10 +266,7 @@ def test_a_client_that_leaves_ends_its_request_at_once(four, stream):
     first = favourite(client, fakes)
     first.wait = 30
     with pytest.raises(httpx.ReadTimeout):
-        client.post(
-            "/v1/chat/completions", timeout=0.3,
-            json={"messages": [{"role": "user", "content": "x"}], "stream": stream},
-        )  # fmt: skip
+        client.post("/v1/chat/completions", timeout=0.3, json=body("x", stream=stream))
     until(lambda: router.active == 0 and not any(backend.active for backend in router.backends), seconds=1)
 
 
