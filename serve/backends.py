@@ -20,6 +20,9 @@ CHECK_TIMEOUT = 5.0
 """Time in which a server must answer a health check."""
 MOST_MISSED = 2
 """Health checks in a row without an answer after which a server is lost, with all that it was to answer."""
+FAILURES = (httpx.HTTPError, AttributeError, RuntimeError)
+"""What httpx raises where a server is lost. For a connection that is reset just after it was made, anyio raises
+AttributeError, and uvloop RuntimeError."""
 BLOCK = 64
 """Characters of a prompt that are remembered together."""
 MOST_BLOCKS = 1024
@@ -127,7 +130,7 @@ class Backend:
             return
         try:
             status = (await client.get(f"{url}/health", timeout=CHECK_TIMEOUT)).status_code
-        except httpx.HTTPError:
+        except FAILURES:
             return self._miss(url)
         models = await self._list(client, key) if status == 200 else self.models
         if self.url != url:  # it has ended meanwhile
@@ -149,9 +152,10 @@ class Backend:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         try:
             found = await client.get(f"{self.url}/v1/models", headers=headers, timeout=CHECK_TIMEOUT)
-            return tuple(model["id"] for model in found.json()["data"]) if found.status_code == 200 else ()
-        except httpx.HTTPError:
+        except FAILURES:
             return self.models
+        try:
+            return tuple(model["id"] for model in found.json()["data"]) if found.status_code == 200 else ()
         except (ValueError, KeyError, TypeError):
             return ()
 

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Protocol
 
 import uvicorn
+from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from ..errors import UserError
@@ -63,6 +64,12 @@ class Listener(uvicorn.Server):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a traceback for each answer
         self.config.timeout_graceful_shutdown = 0
         self.should_exit = self.force_exit = True
+
+
+async def until_left(request: Request) -> None:
+    """Waits until the client of a request leaves. The request's body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -19,7 +19,8 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .backends import CHECK_TIMEOUT, Asked, Backend, asked_of, choose
+from .backends import CHECK_TIMEOUT, FAILURES, Asked, Backend, asked_of, choose
+from .listen import until_left
 from .protocol import ApiError
 from .router_metrics import RouterMetrics
 
@@ -92,7 +93,7 @@ class Reply:
                 self.content = b"".join([piece async for piece in response.aiter_raw()])
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _Unreachable from error
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             raise _Lost from error
 
     async def _hold(self, pieces: AsyncIterator[bytes]) -> None:
@@ -174,7 +175,7 @@ class Router:
         self._check(request)
         body = await request.body()
         asked = asked_of(request.url.path, request.url.query, body)
-        gone = asyncio.ensure_future(_left(request))
+        gone = asyncio.ensure_future(until_left(request))
         try:
             return await self._try(request, body, asked, gone)
         except _Gone:
@@ -244,30 +245,41 @@ class Router:
                     break
                 rest = rest[end:] + piece
             yield rest[end:]
-        except (httpx.HTTPError, _Lost):
+        except (*FAILURES, _Lost):
             self.metrics.lost(reply.backend)
             error = ApiError(502, "the server was lost in the middle of its answer", code="backend_lost")
             yield f"data: {json.dumps(error.body())}\n\n".encode()
 
-    async def models(self, request: HttpRequest) -> Response:
-        """The models of all servers that are well, each once."""
-        headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
+    async def _get(self, path: str, headers: Mapping[str, str]) -> dict[Backend, httpx.Response]:
+        """What the servers that are well, and answer, give for a path."""
 
         async def one(backend: Backend) -> httpx.Response | None:
-            with suppress(httpx.HTTPError):
-                return await self.client.get(f"{backend.url}/v1/models", headers=headers, timeout=CHECK_TIMEOUT)
+            with suppress(*FAILURES):
+                return await self.client.get(f"{backend.url}{path}", headers=headers, timeout=CHECK_TIMEOUT)
 
-        found = await asyncio.gather(*(one(backend) for backend in self.backends if backend.well))
-        there = [response for response in found if response is not None]
-        lists = [response.json()["data"] for response in there if response.status_code == 200]
-        if lists:
-            models = {}
-            for model in itertools.chain(*lists):
-                models.setdefault(model["id"], model)
-            return JSONResponse({"object": "list", "data": list(models.values())})
-        if not there:
+        there = [backend for backend in self.backends if backend.well]
+        found = await asyncio.gather(*map(one, there))
+        return {backend: response for backend, response in zip(there, found, strict=True) if response is not None}
+
+    async def models(self, request: HttpRequest) -> Response:
+        """The models of all servers that are well, each once."""
+        key = {name: value for name, value in request.headers.items() if name == "authorization"}
+        found = [*(await self._get("/v1/models", key)).values()]
+        if not found:
             raise ApiError(503, "no server is well: try again", code="no_backend")
-        return Response(there[0].content, there[0].status_code, media_type="application/json")
+        lists = [response.json()["data"] for response in found if response.status_code == 200]
+        if not lists:
+            return Response(found[0].content, found[0].status_code, media_type="application/json")
+        models = {}
+        for model in itertools.chain(*lists):
+            models.setdefault(model["id"], model)
+        return JSONResponse({"object": "list", "data": list(models.values())})
+
+    async def metrics_page(self) -> Response:
+        """The counters of the router and of all servers that are well."""
+        found = await self._get("/metrics", {})
+        pages = {backend.name: response.text for backend, response in found.items() if response.status_code == 200}
+        return Response(self.metrics.page(pages), media_type="text/plain; version=0.0.4")
 
     def health(self) -> Response:
         """Which servers are well, and how many requests each answers."""
@@ -303,12 +315,6 @@ class _Counted:
             await self._app(scope, receive, send)
         finally:
             self._router.active -= counts
-
-
-async def _left(request: HttpRequest) -> None:
-    """Waits until the client leaves."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _unless(work: Coroutine[Any, Any, _T], *ends: asyncio.Future) -> _T:
@@ -358,7 +364,7 @@ def make_router(router: Router) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(router.metrics.page(), media_type="text/plain; version=0.0.4")
+        return await router.metrics_page()
 
     @app.get("/v1/models")
     async def models(request: HttpRequest) -> Response:

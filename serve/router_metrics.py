@@ -1,8 +1,10 @@
-"""The counters that a router tells Prometheus."""
+"""What a router tells Prometheus: counters of its own, and those of its servers with a label for the server."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from .backends import Backend
 
@@ -39,6 +41,25 @@ class RouterMetrics:
         """Counts an answer that has ended in its middle."""
         self._lost.labels(backend.name).inc()
 
-    def page(self) -> bytes:
-        """All counters in Prometheus's text format."""
-        return generate_latest(self._registry)
+    def page(self, pages: Mapping[str, str]) -> bytes:
+        """All counters in Prometheus's text format. pages: those of servers, by their names."""
+        return generate_latest(self._registry) + generate_latest(_Merged(pages))
+
+
+class _Merged(CollectorRegistry):
+    """The metrics of several servers, which tell the server as a label."""
+
+    def __init__(self, pages: Mapping[str, str]):
+        super().__init__()
+        self._pages = pages
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, each once with the samples of all servers."""
+        found: dict[str, Metric] = {}
+        for server, page in self._pages.items():
+            with suppress(ValueError):  # a server of another kind, whose page is none
+                for family in text_string_to_metric_families(page):
+                    metric = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                    for sample in family.samples:
+                        metric.samples.append(sample._replace(labels={"server": server} | sample.labels))
+        yield from found.values()

@@ -133,13 +133,14 @@ def test_no_request_is_lost_with_a_killed_server_and_turns_find_what_was_kept_an
         assert begun.wait(60)
         os.kill(first_children[0], signal.SIGKILL)
         found = [future.result() for future in asked]
-    assert all(each == (200, 120, None) for each in found[::2])  # whole answers
+    assert all(each == (200, 120, None) for each in found[::2]), found
     lost = [(pieces, error["code"]) for _, pieces, error in found[1::2] if error is not None]
     assert len(lost) <= 2 and all(pieces > 0 and code == "backend_lost" for pieces, code in lost)  # it had two slots
-    assert sum(each == (200, 120, None) for each in found[1::2]) == 20 - len(lost)
+    assert sum(each == (200, 120, None) for each in found[1::2]) == 20 - len(lost), found
     assert "SIGKILL: it is started again in 1 s" in command.until("replica 0 ended by")
     until(lambda: all(state["well"] for state in client.get("/health").json().values()))
     check_turns(client)
+    check_a_client_that_leaves(client)
 
     begun, streams = threading.Event(), 6
     with concurrent.futures.ThreadPoolExecutor(streams) as pool:
@@ -160,19 +161,41 @@ def test_no_request_is_lost_with_a_killed_server_and_turns_find_what_was_kept_an
 
 def check_turns(client):
     """The second turns of conversations with one system prompt are read from what was kept of the first."""
-    for i in range(8):
-        messages = [SYSTEM, {"role": "user", "content": f"Which colour has the fox number {i}?"}]
-        used = []
-        for _ in range(2):
-            asked = {"messages": messages, "max_tokens": 4, "temperature": 0, "logit_bias": {2: -100}}
-            answer = client.post("/v1/chat/completions", json=asked).json()
-            used.append(answer["usage"])
-            said = {"role": "assistant", "content": answer["choices"][0]["message"]["content"]}
-            messages += [said, {"role": "user", "content": "and the owl?"}]
-        kept = used[0]["prompt_tokens"] - 17  # all whole chunks but that of the last token
-        assert used[1]["prompt_tokens_details"]["cached_tokens"] >= kept > 60, used
-    page = client.get("/metrics").text
-    assert all(f'requests_total{{server="replica {i}",status="200"}}' in page for i in range(2))
+
+    def answer(messages):
+        asked = {"messages": messages, "max_tokens": 4, "temperature": 0, "logit_bias": {2: -100}}
+        found = client.post("/v1/chat/completions", json=asked).json()
+        return {"role": "assistant", "content": found["choices"][0]["message"]["content"]}, found["usage"]
+
+    first = [[SYSTEM, {"role": "user", "content": f"{i} is which colour? {'It is red. ' * 6}"}] for i in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # together, so that both servers get some
+        answers = list(pool.map(answer, first))
+    labels = 'finished_reason="length",model_name="nano"'
+    assert len(values(client, f"camelid:request_success_total{{{labels}")) == 2
+    for messages, (said, usage) in zip(first, answers, strict=True):
+        _, used = answer([*messages, said, {"role": "user", "content": "and the owl?"}])
+        kept = usage["prompt_tokens"] - 17  # all whole chunks but that of the last token
+        assert used["prompt_tokens_details"]["cached_tokens"] >= kept > 60, used
+
+
+def values(client, begins):
+    """The values in `/metrics` on lines that begin so."""
+    lines = client.get("/metrics").text.splitlines()
+    return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(begins)]
+
+
+def check_a_client_that_leaves(client):
+    """The servers end the answers of a client that has left."""
+    for stream in (False, True):
+        before = sum(values(client, "camelid:generation_tokens_total{"))
+        asked = body(1, 230, stream) | {"n": 16}
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            client.stream("POST", "/v1/completions", json=asked, timeout=0.2) as response,
+        ):
+            next(response.iter_lines())
+        until(lambda: values(client, "camelid:num_requests_running{") == [0, 0], seconds=2)
+        assert 0 < sum(values(client, "camelid:generation_tokens_total{")) - before < 16 * 230
 
 
 def test_a_second_signal_ends_all_at_once(serve):

@@ -29,10 +29,12 @@ class Fake:
     def __init__(self, name):
         self.name, self.asked, self.status, self.wait, self.retry_after = name, [], 200, 0.0, "7"
         self.dies, self.hangs, self.error, self.models = None, False, None, ["base"]
+        self.metrics = f'# HELP tokens_total said\n# TYPE tokens_total counter\ntokens_total{{model="{name}"}} 3.0\n'
         self.app = FastAPI()
         self.app.get("/health")(self.health)
         self.app.get("/v1/models")(self.list_models)
         self.app.post("/v1/chat/completions")(self.chat)
+        self.app.get("/metrics")(lambda: PlainTextResponse(self.metrics))
         self.app.get("/page/{name}")(lambda name: PlainTextResponse(f"{name} of {self.name}"))
 
     async def health(self):
@@ -293,6 +295,18 @@ def test_the_models_of_all_servers_are_listed_once_and_requests_go_to_those_that
     fakes[1].status = 503
     until(lambda: not router.backends[1].well)
     assert ask_whole(client, "x", model="y").status_code == 503
+
+
+def test_metrics_of_all_servers_are_told_with_their_names(four):
+    fakes, client, _ = four
+    fakes[1].metrics = "<html>no metrics here</html>"
+    fakes[2].status = 503
+    lines = client.get("/metrics").text.splitlines()
+    assert [line for line in lines if line.startswith("tokens_total")] == [
+        f'tokens_total{{model="{name}",server="{name}"}} 3.0' for name in "acd"
+    ]
+    assert lines.count("# TYPE tokens_total counter") == 1
+    assert 'camelid_router:server_well{server="b"} 1.0' in lines
 
 
 def test_a_router_that_ends_refuses_new_requests_and_completes_those_it_has(four):
