@@ -274,10 +274,26 @@ def test_overload_is_told_and_clients_that_leave_free_their_rows(url, client, se
         stream = client.chat.completions.create(**many, stream=True)
         next(iter(stream))
         stream.close()
+    until_idle(served)
+    before = cancelled(url)
+    with pytest.raises(openai.APITimeoutError):  # of 12 answers, 4 have a row
+        client.with_options(timeout=0.1).chat.completions.create(**many, n=12)
+    until_idle(served)
+    assert cancelled(url) > before
+
+
+def until_idle(served):
     until = time.monotonic() + 10
     while served.engine.running or served.engine.waiting:
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def cancelled(url):
+    """How many answers were cancelled."""
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if 'request_success_total{finished_reason="cancelled"' in line)
 
 
 def test_counters_are_those_of_what_happened(url, client):
