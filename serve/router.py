@@ -17,6 +17,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .backends import CHECK_TIMEOUT, FAILURES, Asked, Backend, asked_of, choose
@@ -173,7 +174,10 @@ class Router:
     async def forward(self, request: HttpRequest) -> Response:
         """The response of a server to a request. Raises ApiError if none answers."""
         self._check(request)
-        body = await request.body()
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=499)
         asked = asked_of(request.url.path, request.url.query, body)
         gone = asyncio.ensure_future(until_left(request))
         try:
