@@ -30,8 +30,9 @@ MOST_TRIES = 2
 MOST_HELD = 1 << 16
 """Bytes of a stream that are held back at most until its first text."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-_OWN_HEADERS = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "date", "server"}
-"""Headers that the router writes itself."""
+_OWN_HEADERS = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "expect", "te", "trailer"}
+_OWN_HEADERS |= {"upgrade", "date", "server"}
+"""Headers that each of the two connections has of its own."""
 _PREPARING = {
     f"response.{each}" for each in ("queued", "created", "in_progress", "output_item.added", "content_part.added")
 }
@@ -233,7 +234,9 @@ class Router:
         if failed is not None:
             return failed.whole()
         if lost:
-            raise ApiError(502, f"{lost} servers were lost with this request before they answered", code="backend_lost")
+            given_up = f"{lost} servers were lost with this request before they answered: it is not sent again"
+            said = given_up if lost == MOST_TRIES else "the server was lost before it answered, and no other is well"
+            raise ApiError(502, said, code="request_given_up" if lost == MOST_TRIES else "backend_lost")
         raise ApiError(503, "no server is well: try again", code="no_backend")
 
     async def _rest(self, reply: Reply) -> AsyncIterator[bytes]:
@@ -360,7 +363,10 @@ def make_router(router: Router) -> FastAPI:
 
     @app.exception_handler(ApiError)
     async def known(_: HttpRequest, error: ApiError) -> Response:
-        return JSONResponse(error.body(), error.status, {"Retry-After": "1"} if error.status == 503 else None)
+        headers = {"Retry-After": "1"} if error.status == 503 else {}
+        if error.code == "request_given_up":  # OpenAI's clients would send it twice more
+            headers["X-Should-Retry"] = "false"
+        return JSONResponse(error.body(), error.status, headers)
 
     @app.get("/health")
     async def health() -> Response:

@@ -201,9 +201,21 @@ def test_a_request_that_ends_servers_ends_no_more_than_two(four):
         fake.dies = "headers"
     for prompt in "xy":
         answer = ask_whole(client, prompt)
-        assert answer.status_code == 502 and answer.json()["error"]["code"] == "backend_lost"
+        assert answer.status_code == 502 and answer.json()["error"]["code"] == "request_given_up"
+        assert answer.headers["X-Should-Retry"] == "false"
         until(lambda: all(backend.well for backend in router.backends))
     assert sum(fake.asked.count("x") for fake in fakes) == sum(fake.asked.count("y") for fake in fakes) == MOST_TRIES
+
+
+def test_a_request_whose_only_server_is_lost_may_be_sent_again(four):
+    fakes, client, router = four
+    for fake in fakes[1:]:
+        fake.status = 503
+    until(lambda: sum(backend.well for backend in router.backends) == 1)
+    fakes[0].dies = "headers"
+    answer = ask_whole(client, "x")
+    assert answer.status_code == 502 and answer.json()["error"]["code"] == "backend_lost"
+    assert "X-Should-Retry" not in answer.headers and len(fakes[0].asked) == 1
 
 
 def test_a_server_that_fails_to_answer_is_passed_over_and_what_it_says_is_told_when_another_fails_too(four):
