@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import sys
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -11,6 +10,8 @@ from typing import NamedTuple
 from urllib.parse import parse_qs
 
 import httpx
+
+from .listen import say
 
 SLACK = 2
 """Requests that a server may have more than the least loaded one and still get those that begin like earlier ones."""
@@ -114,7 +115,7 @@ class Backend:
             if self.url is None:
                 told = None
             elif self.well != told and (told or self.well):
-                print(f"camelid: {self.name} is {'well' if self.well else 'not well'}", file=sys.stderr, flush=True)
+                say(f"camelid: {self.name} is {'well' if self.well else 'not well'}")
                 told = self.well
             await asyncio.sleep(CHECK_SECONDS)
 

@@ -1,6 +1,8 @@
 """Listens for HTTP requests with uvicorn until a signal ends the server, after the answers that have begun."""
 
+import contextlib
 import logging
+import signal
 import socket
 import sys
 import threading
@@ -30,7 +32,7 @@ class Door(Protocol):
 
 
 class Listener(uvicorn.Server):
-    """A uvicorn server that refuses new requests after SIGTERM or Ctrl-C, and ends once all answers are complete.
+    """A uvicorn server that after SIGTERM, SIGHUP or Ctrl-C refuses new requests, completes its answers, and ends.
 
     Args:
       app: the application.
@@ -42,12 +44,25 @@ class Listener(uvicorn.Server):
         super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
         self._door, self._seconds = door, drain_seconds
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until a signal. Of SIGHUP uvicorn knows nothing, and what its handler raises is lost in uvloop."""
+        inside = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGHUP)
+        hears = inside and before not in (signal.SIG_IGN, None)
+        if hears:
+            signal.signal(signal.SIGHUP, self.handle_exit)
+        try:
+            await super().serve(sockets)
+        finally:
+            if hears:
+                signal.signal(signal.SIGHUP, before)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain; a second signal ends the server at once."""
         if self._door.draining:
             return self._cut_off()
         self._door.draining = True
-        print("camelid: ending after the answers that have begun (again: at once)", file=sys.stderr, flush=True)
+        say("camelid: ending after the answers that have begun (again: at once)")
         threading.Thread(target=self._drain, daemon=True).start()
 
     def _drain(self) -> None:
@@ -84,7 +99,13 @@ def bind(host: str, port: int) -> socket.socket:
 def say_ready(bound: socket.socket) -> None:
     """Prints the address of a server that takes requests."""
     host, port = bound.getsockname()[:2]
-    print(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
+    say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error; without a reader it is lost, and the server goes on."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def log_requests(log: logging.Logger) -> None:

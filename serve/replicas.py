@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import UserError
 from .backends import Backend
+from .listen import say
 
 READY = "ready: "
 """What precedes the address in the line that a server prints once it takes requests."""
@@ -143,10 +144,7 @@ class Replica(threading.Thread):
             if last:
                 self._say(last)
             wait = FIRST_WAIT if time.monotonic() - begin > LONGEST_WAIT else wait
-            print(
-                f"camelid: replica {self.number} ended by {_how(code)}: it is started again in {wait:g} s",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            say(f"camelid: replica {self.number} ended by {_how(code)}: it is started again in {wait:g} s")
             self._ending.wait(wait)
             wait = min(2 * wait, LONGEST_WAIT)
 
@@ -186,7 +184,7 @@ class Replica(threading.Thread):
 
     def _say(self, line: str) -> None:
         if not self._ending.is_set():
-            print(f"[{self.number}] {line}", file=sys.stderr, flush=True)
+            say(f"[{self.number}] {line}")
 
     def kill(self) -> None:
         """Ends the server at once; it is started again unless `end` was called."""
@@ -261,10 +259,7 @@ class Replicas:
                 if replica.backend.well or replica.backend.url is None:
                     since.pop(replica, None)
                 elif time.monotonic() - since.setdefault(replica, time.monotonic()) > HANG_SECONDS:
-                    print(
-                        f"camelid: replica {replica.number} was not well for {HANG_SECONDS:g} s: it is ended",
-                        file=sys.stderr, flush=True,
-                    )  # fmt: skip
+                    say(f"camelid: replica {replica.number} was not well for {HANG_SECONDS:g} s: it is ended")
                     self.kill(replica.number)
                     del since[replica]
 

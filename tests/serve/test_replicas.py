@@ -212,7 +212,7 @@ def test_a_second_signal_ends_all_at_once(serve):
     with concurrent.futures.ThreadPoolExecutor(100) as pool:
         asked = [pool.submit(one, i) for i in range(100)]
         until(lambda: sum(state["active"] for state in client.get("/health").json().values()) > 80)
-        command.process.send_signal(signal.SIGTERM)
+        command.process.send_signal(signal.SIGHUP)
         command.until("ending after the answers that have begun")
         begin = time.monotonic()
         command.process.send_signal(signal.SIGTERM)
