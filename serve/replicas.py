@@ -19,6 +19,8 @@ from ..errors import UserError
 from .backends import Backend
 from .listen import say
 
+PYTHON = (sys.executable, "-P")
+"""Python that does not import from the folder it is started in."""
 READY = "ready: "
 """What precedes the address in the line that a server prints once it takes requests."""
 MOST_HELD = 200
@@ -59,7 +61,7 @@ def environments(count: int, devices: int) -> list[dict[str, str]]:
 
     Raises UserError if there are not enough devices, or they cannot be divided.
     """
-    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    probe = subprocess.run([*PYTHON, "-c", _PROBE], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if probe.returncode:
         raise UserError(f"JAX finds no devices: {(probe.stderr.strip().splitlines() or ['no message'])[-1]}")
     platform, version, there = json.loads(probe.stdout.splitlines()[-1])
@@ -158,10 +160,13 @@ class Replica(threading.Thread):
         with self._lock:
             if self._ending.is_set():
                 return 0, []
-            self._process = process = subprocess.Popen(
-                self._command, env=os.environ | self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0,
-            )  # fmt: skip
+            try:
+                self._process = process = subprocess.Popen(
+                    self._command, env=os.environ | self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0,
+                )  # fmt: skip
+            except OSError as error:  # the machine has no memory or process left
+                return 1, [f"camelid: no process can be started: {error}"]
         held: collections.deque[str] | None = collections.deque(maxlen=MOST_HELD)
         speaks = self.number == 0 and not self.ready.is_set()
         for line in map(str.rstrip, process.stdout):

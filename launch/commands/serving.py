@@ -118,7 +118,7 @@ def _serve_replicas(args: argparse.Namespace) -> int:
     with _installed("serve"):
         from ...serve.backends import Backend
         from ...serve.listen import Listener, bind, say_ready
-        from ...serve.replicas import Replicas, environments, reason
+        from ...serve.replicas import PYTHON, Replicas, environments, reason
         from ...serve.router import Router, make_router
 
     devices = math.prod(getattr(args, f"mesh.{axis}") or 1 for axis in MESH)
@@ -128,7 +128,7 @@ def _serve_replicas(args: argparse.Namespace) -> int:
     router = Router([Backend(f"replica {i}") for i in range(args.replicas)], key=args.api_key)
     listener = Listener(make_router(router), router, args.drain_seconds)
     replicas = Replicas(
-        [sys.executable, "-c", CHILD, *args.argv, *own],
+        [*PYTHON, "-c", CHILD, *args.argv, *own],
         variables,
         router.backends,
         failed=lambda: setattr(listener, "should_exit", True),

@@ -135,7 +135,8 @@ def test_no_request_is_lost_with_a_killed_server_and_turns_find_what_was_kept_an
         found = [future.result() for future in asked]
     assert all(each == (200, 120, None) for each in found[::2]), found
     lost = [(pieces, error["code"]) for _, pieces, error in found[1::2] if error is not None]
-    assert len(lost) <= 2 and all(pieces > 0 and code == "backend_lost" for pieces, code in lost)  # it had two slots
+    assert len(lost) <= 4  # it had two slots, and the last events of two answers may not have been sent
+    assert all(pieces > 0 and code == "backend_lost" for pieces, code in lost)
     assert sum(each == (200, 120, None) for each in found[1::2]) == 20 - len(lost), found
     assert "SIGKILL: it is started again in 1 s" in command.until("replica 0 ended by")
     until(lambda: all(state["well"] for state in client.get("/health").json().values()))
@@ -338,6 +339,13 @@ def test_a_server_that_cannot_be_started_ends_all(small, tmp_path, capfd):
     assert replicas.reason((-9, "")) == "a replica ended by SIGKILL before it was ready"
     made.stop(at_once=False)
     assert all(backend.url is None for backend in found)
+
+
+def test_a_command_that_does_not_exist_is_told():
+    failed = []
+    replica = replicas.Replica(0, ["/nowhere"], {}, Backend("replica 0"), lambda *failure: failed.append(failure))
+    replica.run()
+    assert failed[0][0] == 1 and "no process can be started: [Errno 2] No such file" in failed[0][1]
 
 
 GPU = dict(platform="gpu", version="PJRT C API cuda 12080")
