@@ -1,5 +1,6 @@
 """Listens for HTTP requests with uvicorn until a signal ends the server, after the answers that have begun."""
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -12,9 +13,11 @@ from typing import Protocol
 
 import uvicorn
 from starlette.requests import Request
-from starlette.types import ASGIApp
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import UserError
+from .protocol import ApiError
 
 
 class Door(Protocol):
@@ -41,6 +44,7 @@ class Listener(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, door: Door, drain_seconds: float):
+        app = _CutOff(app)
         super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
         self._door, self._seconds = door, drain_seconds
 
@@ -79,6 +83,29 @@ class Listener(uvicorn.Server):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a traceback for each answer
         self.config.timeout_graceful_shutdown = 0
         self.should_exit = self.force_exit = True
+
+
+class _CutOff:
+    """The application, of which requests get status 503 if they are cut off before their answer has begun."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if begun or scope["type"] != "http":
+                raise
+            error = ApiError(503, "the server has ended before the answer was complete", code="draining")
+            await JSONResponse(error.body(), error.status, {"Retry-After": "1"})(scope, receive, send)
 
 
 async def until_left(request: Request) -> None:
