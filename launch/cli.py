@@ -143,7 +143,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"unknown argument {stray[0]}{hint} (see `{args.parser.prog} --help`)")
     if overrides and getattr(args, "config", None) is None:
         raise UserError(f"{overrides[0]} changes a config file, but none was given: give --config=FILE")
-    args.overrides = overrides
+    args.overrides, args.argv = overrides, list(sys.argv[1:] if argv is None else argv)
     return args
 
 

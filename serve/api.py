@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,9 +15,12 @@ from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .completions import Chat, Completion, Job, Served, chat_requests, completion_requests, lines_of
+from .listen import until_left
 from .metrics import Metrics
 from .protocol import ApiError, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .responses import Answered, ResponsesRequest, response_requests
@@ -25,8 +28,11 @@ from .responses import Answered, ResponsesRequest, response_requests
 Found = TypeVar("Found")
 log = logging.getLogger("camelid.serve")
 PAGE = Path(__file__).with_name("page")
-POLICY = "default-src 'self'; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
-"""What the page may load and do, as a Content-Security-Policy."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; object-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of all answers: what the page may load and do."""
 
 
 class Server:
@@ -50,7 +56,13 @@ class Server:
     ):
         self.served, self._api_key, self.most_bytes, self.log_text = dict(served), api_key, most_bytes, log_text
         self.metrics, self.draining, self.created = Metrics(self.served), False, int(time.time())
-        self._preparing = ThreadPoolExecutor(1, "prepare")
+        self._preparing, self._prepared_now = ThreadPoolExecutor(1, "prepare"), 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether answers are being written, or requests wait for theirs."""
+        engines = [served.engine for served in self.served.values()]
+        return self._prepared_now > 0 or any(engine.running or engine.waiting for engine in engines)
 
     def find(self, name: str | None) -> Served:
         """The model of a request."""
@@ -63,7 +75,11 @@ class Server:
 
     async def prepare(self, function: Callable[..., Found], *arguments: Any) -> Found:
         """The result of a function that may take long, of one request after the other, while answers are passed on."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, function, *arguments)
+        self._prepared_now += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._preparing, function, *arguments)
+        finally:
+            self._prepared_now -= 1
 
     def check(self, request: HttpRequest) -> None:
         """Raises ApiError for a request without the key, or with too large a body."""
@@ -93,6 +109,7 @@ def make_app(server: Server) -> FastAPI:
             served.engine.close()
 
     app = FastAPI(title="camelid", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(_Checked, server=server)
     _add_errors(app, server)
     _add_openai(app, server)
     _add_others(app, server)
@@ -109,22 +126,11 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _add_errors(app: FastAPI, server: Server) -> None:
-    """Errors as OpenAI's objects, the checks that all requests share, and headers of all answers."""
+    """Errors as OpenAI's objects."""
 
     def fail(error: ApiError) -> Response:
         server.metrics.failed(error.status)
         return _failure(error)
-
-    @app.middleware("http")
-    async def check(request: HttpRequest, go_on: Callable[[HttpRequest], Awaitable[Response]]) -> Response:
-        try:
-            server.check(request)
-        except ApiError as error:
-            return fail(error)
-        response = await go_on(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
 
     @app.exception_handler(ApiError)
     async def known(_: HttpRequest, error: ApiError) -> Response:
@@ -140,6 +146,32 @@ def _add_errors(app: FastAPI, server: Server) -> None:
     @app.exception_handler(HTTPException)
     async def unknown(request: HttpRequest, error: HTTPException) -> Response:
         return fail(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+
+
+class _Checked:
+    """The application behind the checks that all requests share, with the headers that all its answers have.
+
+    It is no `app.middleware`, under which no request learns that its client has left.
+    """
+
+    def __init__(self, app: ASGIApp, server: Server):
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        try:
+            self._server.check(HttpRequest(scope))
+        except ApiError as error:
+            self._server.metrics.failed(error.status)
+            return await _failure(error)(scope, receive, send)
+        await self._app(scope, receive, with_headers)
 
 
 def _failure(error: ApiError) -> Response:
@@ -212,20 +244,19 @@ async def _answer(
                 done(200)
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    whole = asyncio.ensure_future(completion.whole())
+    whole, leaving = asyncio.ensure_future(completion.whole()), asyncio.ensure_future(until_left(request))
     try:
-        while not whole.done():
-            await asyncio.wait([whole], timeout=0.5)
-            if not whole.done() and await request.is_disconnected():
-                whole.cancel()
-                job.cancel()
-                done(499)
-                return Response(status_code=499)
+        await asyncio.wait([whole, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not whole.done():
+            done(499)
+            return Response(status_code=499)
         found = whole.result()
     except ApiError as error:
         done(error.status)
         raise
     finally:
+        whole.cancel()
+        leaving.cancel()
         job.cancel()
     done(200)
     return JSONResponse(found)

@@ -1,174 +1,384 @@
 """A router in front of several servers: it sends each request to one that is well, and again if that one fails.
 
-Requests that begin alike go to the same server, which has kept their beginning, unless it has more to do than others. A
-request whose answer has not begun is sent to another server when its own does not answer; afterwards the client gets
-what came. Servers that end (503) or do not answer `/health` get no new requests until they are well again.
+A request whose answer has not begun is sent to another server when its own is lost, busy (429) or about to end (503).
+A whole answer begins with its last byte, and a streamed one with its first text: events before it are held back. A
+request that was lost with `MOST_TRIES` servers gets an error instead, since it may be what ends them.
 """
 
 import asyncio
-import hashlib
+import itertools
 import json
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .backends import CHECK_TIMEOUT, FAILURES, Asked, Backend, asked_of, choose
+from .listen import until_left
 from .protocol import ApiError
+from .router_metrics import RouterMetrics
 
-SLACK = 2
-"""Requests that a server may have more than the least loaded one and still get those that begin like its own."""
-CHECK_SECONDS = 1.0
-HEAD = 256
-"""Characters of a prompt that decide which server has kept its beginning."""
-_OWN_HEADERS = {"host", "content-length", "connection", "transfer-encoding", "keep-alive"}
+MOST_TRIES = 2
+"""Servers that may be lost with one request."""
+MOST_HELD = 1 << 16
+"""Bytes of a stream that are held back at most until its first text."""
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_OWN_HEADERS = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "expect", "te", "trailer"}
+_OWN_HEADERS |= {"upgrade", "date", "server"}
+"""Headers that each of the two connections has of its own."""
+_PREPARING = {
+    f"response.{each}" for each in ("queued", "created", "in_progress", "output_item.added", "content_part.added")
+}
+"""Events of responses that come before the first text."""
+_T = TypeVar("_T")
 
 
-class Backend:
-    """A server behind the router.
+class _Gone(Exception):
+    """The client has left."""
+
+
+class _Unreachable(Exception):
+    """A server did not take the request."""
+
+
+class _Lost(Exception):
+    """A server was lost after it took the request."""
+
+
+class Reply:
+    """What a server answers to a request.
+
+    Args:
+      backend: the server.
 
     Attributes:
-      url: its address.
-      well: whether it takes requests.
-      active: number of requests that it answers for this router.
+      status: its status.
+      content: the body, as far as it was read.
+      more: the rest of a stream; None if the body is complete.
+      failed: whether the server failed to answer, although it is there.
     """
 
-    def __init__(self, url: str):
-        self.url, self.well, self.active = url.rstrip("/"), False, 0
+    def __init__(self, backend: Backend):
+        self.backend, self.status, self.content, self.failed = backend, 0, b"", False
+        self.more: AsyncIterator[bytes] | None = None
+        self._response: httpx.Response | None = None
+        self._open = True
+        backend.active += 1
 
-    def rank(self, head: bytes) -> bytes:
-        """The server's place for prompts with this beginning: the highest is asked first (rendezvous hashing)."""
-        return hashlib.sha256(self.url.encode() + b"\0" + head).digest()
+    async def close(self) -> None:
+        """Ends the request; a server whose answer is not complete sees that its client has left."""
+        if self._open:
+            self._open = False
+            self.backend.active -= 1
+            if self._response is not None:
+                await self._response.aclose()
+
+    async def begin(self, client: httpx.AsyncClient, sent: httpx.Request) -> None:
+        """Sends the request, and reads the response up to the first text of a stream, or else the whole.
+
+        Raises _Unreachable if the server did not take the request, and _Lost if it is lost before its answer begins.
+        """
+        try:
+            response = self._response = await client.send(sent, stream=True)
+            self.status = response.status_code
+            self.failed = self.status in (500, 502, 504)
+            if response.headers.get("content-type", "").startswith("text/event-stream"):
+                await self._hold(response.aiter_raw())
+            else:
+                self.content = b"".join([piece async for piece in response.aiter_raw()])
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Unreachable from error
+        except FAILURES as error:
+            raise _Lost from error
+
+    async def _hold(self, pieces: AsyncIterator[bytes]) -> None:
+        """Reads a stream up to its first text."""
+        async for piece in pieces:
+            self.content += piece
+            *events, _ = _EVENT_END.split(self.content)
+            said = [found for event in events if (found := _said(event)) is not None]
+            if said[:1] == ["error"]:
+                self.failed = True
+                return
+            if said or len(self.content) > MOST_HELD:
+                self.more = pieces
+                return
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that the client gets."""
+        return {name: value for name, value in self._response.headers.items() if name not in _OWN_HEADERS}
+
+    def whole(self) -> Response:
+        """The response, if its body is complete."""
+        return Response(self.content, self.status, self.headers)
+
+
+def _said(event: bytes) -> str | None:
+    """What an event of a stream tells: "text" for anything of an answer, "error" for a server's failure, or None."""
+    data = b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")).strip()
+    if not data:
+        return None
+    try:
+        found = json.loads(data)
+        if "error" in found:
+            return "error" if found["error"]["type"] == "server_error" else "text"
+        if found.get("choices"):
+            return "text" if any(map(_says, found["choices"])) else None
+        return None if found.get("type") in _PREPARING else "text"
+    except (ValueError, KeyError, TypeError, AttributeError):  # the last event, or one of another protocol
+        return "text"
+
+
+def _says(choice: Mapping[str, Any]) -> bool:
+    """Whether a chunk of an answer has more than its role."""
+    delta = {name: value for name, value in choice.get("delta", {}).items() if name != "role"}
+    return bool(choice.get("text") or choice.get("finish_reason") or any(delta.values()))
 
 
 class Router:
-    """The servers, and which of them gets a request."""
+    """The servers, and the requests that they answer.
 
-    def __init__(self, urls: Sequence[str]):
-        self.backends = [Backend(url) for url in urls]
-        self.client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=5), limits=httpx.Limits(max_connections=None)
-        )
+    Args:
+      backends: the servers.
+      key: the API key with which the servers' models are listed; None without one.
+      most_bytes: the largest body of a request.
 
-    async def check(self) -> None:
-        """Asks all servers whether they are well."""
+    Attributes:
+      active: number of requests that are being answered.
+      draining: whether new requests are refused, since the router is about to end.
+    """
 
-        async def one(backend: Backend) -> None:
-            try:
-                backend.well = (await self.client.get(f"{backend.url}/health", timeout=5)).status_code == 200
-            except httpx.HTTPError:
-                backend.well = False
+    def __init__(self, backends: Sequence[Backend], *, key: str | None = None, most_bytes: int = 8 << 20):
+        self.backends, self._key, self._most_bytes = list(backends), key, most_bytes
+        self.active, self.draining, self.metrics = 0, False, RouterMetrics(self.backends)
+        # Kept connections would fail when a server closes them while a request is sent: each request has its own.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self.client = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=5), limits=limits, trust_env=False)
 
-        await asyncio.gather(*map(one, self.backends))
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self.active > 0
 
     async def watch(self) -> None:
         """Checks all servers again and again."""
-        while True:
-            await self.check()
-            await asyncio.sleep(CHECK_SECONDS)
-
-    def order(self, body: bytes) -> list[Backend]:
-        """The servers that are well, in the order in which a request is sent to them."""
-        well = [backend for backend in self.backends if backend.well]
-        least = min((backend.active for backend in well), default=0)
-        head = _head(body)
-        return sorted(
-            well, key=lambda b: (b.active > least + SLACK, b.rank(head) if b.active <= least + SLACK else b"")
-        )
+        await asyncio.gather(*(backend.watch(self.client, self._key) for backend in self.backends))
 
     async def forward(self, request: HttpRequest) -> Response:
         """The response of a server to a request. Raises ApiError if none answers."""
-        body = await request.body()
+        self._check(request)
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=499)
+        asked = asked_of(request.url.path, request.url.query, body)
+        gone = asyncio.ensure_future(until_left(request))
+        try:
+            return await self._try(request, body, asked, gone)
+        except _Gone:
+            return Response(status_code=499)
+        finally:
+            gone.cancel()
+
+    def _check(self, request: HttpRequest) -> None:
+        """Raises ApiError for a request that no server is asked."""
+        size = request.headers.get("content-length", "")
+        if request.method == "POST" and not size.isdecimal():
+            raise ApiError(411, "give the header Content-Length")
+        if size.isdecimal() and int(size) > self._most_bytes:
+            raise ApiError(413, f"the body has {int(size):,} bytes, more than {self._most_bytes:,}")
+        if self.draining and request.method == "POST":
+            raise ApiError(503, "the server is about to end: ask another one", code="draining")
+
+    async def _try(self, request: HttpRequest, body: bytes, asked: Asked, gone: asyncio.Future) -> Response:
+        """Asks one server after the other until one answers."""
         headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
-        busy = None
-        for backend in self.order(body):
-            backend.active += 1
+        tried, refused, lost, failed = [], [], 0, None
+        while lost < MOST_TRIES and (backend := choose(self.backends, asked, tried)) is not None:
+            tried.append(backend)
+            backend.remember(asked)
+            url, params = f"{backend.url}{request.url.path}", request.query_params
+            sent = self.client.build_request(request.method, url, params=params, headers=headers, content=body)
+            reply = Reply(backend)
             try:
-                sent = self.client.build_request(
-                    request.method, f"{backend.url}{request.url.path}", params=request.query_params, headers=headers,
-                    content=body,
-                )  # fmt: skip
-                response = await self.client.send(sent, stream=True)
-                if response.status_code in (429, 503):
-                    busy = await response.aread(), response
-                    backend.active -= 1
-                    continue
-                pieces = response.aiter_raw()
-                first = await anext(pieces, b"")  # until here nothing was said, and another server may be asked
-            except httpx.HTTPError:
-                backend.active -= 1
-                backend.well = False
+                await _unless(reply.begin(self.client, sent), gone, backend.lost)
+            except (_Unreachable, _Lost) as error:
+                await reply.close()
+                backend.well, lost = False, lost + isinstance(error, _Lost)
+                self.metrics.retried(backend, "lost" if isinstance(error, _Lost) else "unreachable")
                 continue
             except BaseException:
-                backend.active -= 1
+                await reply.close()
                 raise
-            return self._pass_on(backend, response, first, pieces)
-        if busy is not None:
-            content, response = busy
-            return Response(content, response.status_code, _passed(response), response.headers.get("content-type"))
+            self.metrics.answered(backend, reply.status)
+            if reply.more is not None:
+                return _Stream(self._rest(reply), reply)
+            await reply.close()
+            if reply.failed:
+                failed, lost = reply, lost + 1
+            elif reply.status in (429, 503):
+                refused.append(reply)
+            else:
+                return reply.whole()
+            self.metrics.retried(backend, "failed" if reply.failed else "refused")
+        if refused and lost < MOST_TRIES:
+            return _refusal(refused)
+        if failed is not None:
+            return failed.whole()
+        if lost:
+            given_up = f"{lost} servers were lost with this request before they answered: it is not sent again"
+            said = given_up if lost == MOST_TRIES else "the server was lost before it answered, and no other is well"
+            raise ApiError(502, said, code="request_given_up" if lost == MOST_TRIES else "backend_lost")
         raise ApiError(503, "no server is well: try again", code="no_backend")
 
-    def _pass_on(
-        self, backend: Backend, response: httpx.Response, first: bytes, pieces: AsyncIterator[bytes]
-    ) -> StreamingResponse:
-        async def rest() -> AsyncIterator[bytes]:
-            try:
-                yield first
-                async for piece in pieces:
-                    yield piece
-            except httpx.HTTPError:
-                error = ApiError(502, "the server was lost in the middle of its answer", code="backend_lost")
-                if response.headers.get("content-type", "").startswith("text/event-stream"):
-                    yield f"data: {json.dumps(error.body())}\n\n".encode()
-            finally:
-                backend.active -= 1
-                await response.aclose()
+    async def _rest(self, reply: Reply) -> AsyncIterator[bytes]:
+        """The events of a stream; an error is the last of them if the server is lost."""
+        rest = reply.content
+        try:
+            while True:
+                end = max((match.end() for match in _EVENT_END.finditer(rest)), default=0)
+                if end:  # no event is passed on in halves
+                    yield rest[:end]
+                piece = await _unless(anext(reply.more, None), reply.backend.lost)
+                if piece is None:
+                    break
+                rest = rest[end:] + piece
+            yield rest[end:]
+        except (*FAILURES, _Lost):
+            self.metrics.lost(reply.backend)
+            error = ApiError(502, "the server was lost in the middle of its answer", code="backend_lost")
+            yield f"data: {json.dumps(error.body())}\n\n".encode()
 
-        return StreamingResponse(rest(), response.status_code, _passed(response), response.headers.get("content-type"))
+    async def _get(self, path: str, headers: Mapping[str, str]) -> dict[Backend, httpx.Response]:
+        """What the servers that are well, and answer, give for a path."""
+
+        async def one(backend: Backend) -> httpx.Response | None:
+            with suppress(*FAILURES):
+                return await self.client.get(f"{backend.url}{path}", headers=headers, timeout=CHECK_TIMEOUT)
+
+        there = [backend for backend in self.backends if backend.well]
+        found = await asyncio.gather(*map(one, there))
+        return {backend: response for backend, response in zip(there, found, strict=True) if response is not None}
+
+    async def models(self, request: HttpRequest) -> Response:
+        """The models of all servers that are well, each once."""
+        key = {name: value for name, value in request.headers.items() if name == "authorization"}
+        found = [*(await self._get("/v1/models", key)).values()]
+        if not found:
+            raise ApiError(503, "no server is well: try again", code="no_backend")
+        lists = [response.json()["data"] for response in found if response.status_code == 200]
+        if not lists:
+            return Response(found[0].content, found[0].status_code, media_type="application/json")
+        models = {}
+        for model in itertools.chain(*lists):
+            models.setdefault(model["id"], model)
+        return JSONResponse({"object": "list", "data": list(models.values())})
+
+    async def metrics_page(self) -> Response:
+        """The counters of the router and of all servers that are well."""
+        found = await self._get("/metrics", {})
+        pages = {backend.name: response.text for backend, response in found.items() if response.status_code == 200}
+        return Response(self.metrics.page(pages), media_type="text/plain; version=0.0.4")
+
+    def health(self) -> Response:
+        """Which servers are well, and how many requests each answers."""
+        states = {backend.name: {"well": backend.well, "active": backend.active} for backend in self.backends}
+        ready = not self.draining and any(backend.well for backend in self.backends)
+        return JSONResponse(states, 200 if ready else 503)
 
 
-def _passed(response: httpx.Response) -> dict[str, str]:
-    """The headers that the client gets."""
-    return {
-        n: x
-        for n, x in response.headers.items()
-        if n not in _OWN_HEADERS and n not in ("content-type", "date", "server")
-    }
+class _Stream(StreamingResponse):
+    """A stream whose request ends with it, also where the client leaves."""
+
+    def __init__(self, events: AsyncIterator[bytes], reply: Reply):
+        super().__init__(events, reply.status, reply.headers)
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._reply.close()
 
 
-def _head(body: bytes) -> bytes:
-    """The beginning of a request's prompt."""
-    with suppress(ValueError, AttributeError):
-        given = json.loads(body)
-        told = given.get("messages") or given.get("prompt") or given.get("input")
-        return json.dumps(told)[:HEAD].encode()
-    return b""
+class _Counted:
+    """The application, with the number of requests that it answers."""
+
+    def __init__(self, app: ASGIApp, router: Router):
+        self._app, self._router = app, router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        counts = scope["type"] == "http" and scope["method"] == "POST"
+        self._router.active += counts
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._router.active -= counts
 
 
-def make_router(urls: Sequence[str]) -> FastAPI:
-    """The application of a router in front of servers at these addresses."""
-    router = Router(urls)
+async def _unless(work: Coroutine[Any, Any, _T], *ends: asyncio.Future) -> _T:
+    """The result of `work`. Raises _Lost or _Gone if a server (last of `ends`) or the client (first of two) ends it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise _Lost if ends[-1].done() else _Gone
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def _refusal(refused: Sequence[Reply]) -> Response:
+    """The response where all servers are busy or about to end: 429 if one is busy, with the longest time to wait."""
+    told = next((reply for reply in refused if reply.status == 429), refused[0])
+    waits = [seconds for reply in refused if (seconds := reply.headers.get("retry-after", "")).isdecimal()]
+    response = told.whole()
+    if waits:
+        response.headers["Retry-After"] = max(waits, key=int)
+    return response
+
+
+def make_router(router: Router) -> FastAPI:
+    """The application of a router."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await router.check()
         watching = asyncio.ensure_future(router.watch())
         yield
         watching.cancel()
         await router.client.aclose()
 
-    app = FastAPI(title="camelid router", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="camelid router", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.add_middleware(_Counted, router=router)
 
     @app.exception_handler(ApiError)
     async def known(_: HttpRequest, error: ApiError) -> Response:
-        return JSONResponse(error.body(), error.status, {"Retry-After": "1"})
+        headers = {"Retry-After": "1"} if error.status == 503 else {}
+        if error.code == "request_given_up":  # OpenAI's clients would send it twice more
+            headers["X-Should-Retry"] = "false"
+        return JSONResponse(error.body(), error.status, headers)
 
     @app.get("/health")
     async def health() -> Response:
-        states = {backend.url: {"well": backend.well, "active": backend.active} for backend in router.backends}
-        return JSONResponse(states, 200 if any(backend.well for backend in router.backends) else 503)
+        return router.health()
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return await router.metrics_page()
+
+    @app.get("/v1/models")
+    async def models(request: HttpRequest) -> Response:
+        return await router.models(request)
 
     @app.api_route("/{path:path}", methods=["GET", "POST"])
     async def forward(path: str, request: HttpRequest) -> Response:

@@ -1,12 +1,14 @@
 """The command `camelid serve`."""
 
 import argparse
+import contextlib
+import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ...errors import UserError
-from .arguments import add_model, check_least, command, load_model
+from .arguments import MESH, add_model, check_least, command, load_model
 
 
 def add_serve(commands) -> None:
@@ -76,26 +78,29 @@ def add_serve(commands) -> None:
     )
     parser.add_argument("--log_text", action="store_true", help="write prompts and answers to the log (default: off)")
     parser.add_argument("--api_key", metavar="KEY", help="key that clients must send (default: none is asked for)")
+    add_drain(parser)
     parser.add_argument(
-        "--drain_seconds",
-        type=float,
-        default=30.0,
-        metavar="S",
-        help="seconds in which answers may end after SIGTERM or Ctrl-C; a second signal ends at once (default: 30)",
+        "--replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of processes that serve the model, each on devices of its own, or on CPU with the same cores; a "
+        "router on --port sends requests to them (default: 1, without a router)",
     )
 
 
-def _serve(args: argparse.Namespace) -> None:
+def _serve(args: argparse.Namespace) -> int:
+    check_least(args, slots=1, max_len=2, chunk=1, kept_chunks=0, most_waiting=1, replicas=1)
+    _check_drain(args)
     if not args.patience >= 0:
         raise UserError(f"--patience={args.patience}: give 0 or more seconds, or inf")
-    check_least(args, slots=1, max_len=2, chunk=1, kept_chunks=0, most_waiting=1, port=0)
     if args.draft is not None:
         raise UserError("--draft does nothing in a server: leave it out")
-    try:
-        from ...serve.api import Server
-        from ...serve.listen import listen
-    except ModuleNotFoundError as error:
-        raise UserError(f"serve needs {error.name}: pip install 'camelid[serve]'") from None
+    if args.replicas > 1:
+        return _serve_replicas(args)
+    with _installed("serve"):
+        from ...serve.api import Server, log, make_app
+        from ...serve.listen import Listener, bind, log_requests, say_ready
     from ...serve.completions import Served
     from ...serve.engine import Engine
 
@@ -119,7 +124,52 @@ def _serve(args: argparse.Namespace) -> None:
     served = {name: Served(name, model, engine, {})}
     served |= {other: Served(other, adapted, engine, {}, parent=name) for other, adapted in adapters.items()}
     server = Server(served, api_key=args.api_key, log_text=args.log_text)
-    listen(server, args.host, args.port, args.drain_seconds)
+    bound = bind(args.host, args.port)
+    log_requests(log)
+    say_ready(bound)
+    Listener(make_app(server), server, args.drain_seconds).run(sockets=[bound])
+    return 0
+
+
+CHILD = "import sys; from camelid.serve.replicas import end_with_parent; end_with_parent(); \
+from camelid.launch.cli import main; sys.exit(main())"
+"""What a replica's process runs, with the arguments of the command."""
+
+
+def _serve_replicas(args: argparse.Namespace) -> int:
+    """Serves a model with several processes behind a router."""
+    with _installed("serve"):
+        from ...serve.backends import Backend
+        from ...serve.listen import Listener, bind, say_ready
+        from ...serve.replicas import PYTHON, Replicas, environments, reason
+        from ...serve.router import Router, make_router
+
+    devices = math.prod(getattr(args, f"mesh.{axis}") or 1 for axis in MESH)
+    variables = environments(args.replicas, devices)
+    bound = bind(args.host, args.port)
+    own = ["--replicas=1", "--host=127.0.0.1", "--port=0"]  # they stand last, and so count
+    router = Router([Backend(f"replica {i}") for i in range(args.replicas)], key=args.api_key)
+    listener = Listener(make_router(router), router, args.drain_seconds)
+    replicas = Replicas(
+        [*PYTHON, "-c", CHILD, *args.argv, *own],
+        variables,
+        router.backends,
+        failed=lambda: setattr(listener, "should_exit", True),
+        ready=lambda: say_ready(bound),
+    )
+    at_once = True
+    try:
+        replicas.start()
+        listener.run(sockets=[bound])
+        at_once = listener.force_exit
+    finally:
+        replicas.stop(at_once=at_once)
+    if replicas.failure is None:
+        return 0
+    if replicas.failure[0] == 2:
+        raise UserError(reason(replicas.failure))
+    print(f"camelid: {reason(replicas.failure)}", file=sys.stderr, flush=True)
+    return 1
 
 
 def _adapters(model, name: str, given: Sequence[str]) -> dict:
@@ -146,6 +196,23 @@ def add_router(commands) -> None:
     )
     parser.add_argument("urls", nargs="+", metavar="URL", help="address of a server, without /v1")
     add_address(parser, port=9000)
+    parser.add_argument(
+        "--api_key",
+        metavar="KEY",
+        help="the servers' key, with which the router asks for their models; clients send their own (default: none)",
+    )
+    add_drain(parser)
+
+
+def add_drain(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for how long answers may take after a signal."""
+    parser.add_argument(
+        "--drain_seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds in which answers may end after SIGTERM or Ctrl-C; a second signal ends at once (default: 30)",
+    )
 
 
 def add_address(parser: argparse.ArgumentParser, port: int) -> None:
@@ -159,16 +226,33 @@ def add_address(parser: argparse.ArgumentParser, port: int) -> None:
 def _router(args: argparse.Namespace) -> None:
     if wrong := [url for url in args.urls if not url.startswith(("http://", "https://"))]:
         raise UserError(f"{wrong[0]} is no address of a server: give one as in http://10.0.0.1:8000")
-    try:
-        import uvicorn
-
-        from ...serve.listen import bind
-        from ...serve.router import make_router
-    except ModuleNotFoundError as error:
-        raise UserError(f"router needs {error.name}: pip install 'camelid[serve]'") from None
+    urls = [url.rstrip("/") for url in args.urls]
+    if double := [url for url in urls if urls.count(url) > 1]:
+        raise UserError(f"{double[0]} is given more than once: give each server once")
+    _check_drain(args)
+    with _installed("router"):
+        from ...serve.backends import Backend
+        from ...serve.listen import Listener, bind, say_ready
+        from ...serve.router import Router, make_router
     bound = bind(args.host, args.port)
-    config = uvicorn.Config(make_router(args.urls), log_level="warning", access_log=False, timeout_graceful_shutdown=30)
-    uvicorn.Server(config).run(sockets=[bound])
+    router = Router([Backend(url, url) for url in urls], key=args.api_key)
+    say_ready(bound)
+    Listener(make_router(router), router, args.drain_seconds).run(sockets=[bound])
+
+
+@contextlib.contextmanager
+def _installed(name: str) -> Iterator[None]:
+    """Turns the import of a package that is not installed into a UserError. name: the command that needs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name} needs {error.name}: pip install 'camelid[serve]'") from None
+
+
+def _check_drain(args: argparse.Namespace) -> None:
+    check_least(args, port=0)
+    if not 0 <= args.drain_seconds < math.inf:
+        raise UserError(f"--drain_seconds {args.drain_seconds}: give a number of seconds, 0 or more")
 
 
 def _report(program) -> None:

@@ -300,6 +300,15 @@ def test_overload_is_told_and_clients_that_leave_free_their_rows(url, client, se
         stream = client.chat.completions.create(**many, stream=True)
         next(iter(stream))
         stream.close()
+    until_idle(served)
+    before = cancelled(url)
+    with pytest.raises(openai.APITimeoutError):  # of 12 answers, 4 have a row
+        client.with_options(timeout=0.1).chat.completions.create(**many, n=12)
+    until_idle(served)
+    assert cancelled(url) > before
+
+
+def until_idle(served):
     until = time.monotonic() + 10
     while served.engine.running or served.engine.waiting:
         assert time.monotonic() < until
@@ -317,6 +326,13 @@ def test_the_log_has_a_line_for_a_request_and_its_text_only_if_asked(client, ser
         assert len(caplog.messages) == 3
     asked, answered = caplog.messages[2].removeprefix("prompt ").split(" answer ")
     assert "Which colour has the fox? 狐狸" in asked and whole.choices[0].message.content in ast.literal_eval(answered)
+
+
+def cancelled(url):
+    """How many answers were cancelled."""
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if 'request_success_total{finished_reason="cancelled"' in line)
 
 
 def test_counters_are_those_of_what_happened(url, client):
