@@ -10,6 +10,8 @@ import importlib
 _PUBLIC = {
     "load": ".checkpoints.language_model",
     "LanguageModel": ".checkpoints.language_model",
+    "load_reward": ".rlhf.reward_model",
+    "RewardModel": ".rlhf.reward_model",
     "LlamaConfig": ".model.config",
     "Tokenizer": ".data.tokenizer",
 }

@@ -5,7 +5,6 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -17,9 +16,9 @@ from ..data.checksums import write_whole
 from ..data.prompts import PromptEncoder
 from ..data.samples import Sample, Samples
 from ..errors import UserError
-from ..model.decode import pad_prompts
 from ..train.network import FrozenWeights
-from . import rewards, scalar
+from . import rewards
+from .reward_model import RewardModel
 from .rewards import load_model, scores_of
 
 
@@ -129,22 +128,15 @@ def _by_function(name: str, function: tasks.Score) -> ScoreFunction:
     return score
 
 
-def _by_model(path: str, llama: LanguageModel, batch_size: int = 64) -> ScoreFunction:
-    model, params = load_model(open_checkpoint(path), llama.tokenizer, FrozenWeights(llama.mesh), llama.config.dtype)
-    score_rows = jax.jit(lambda params, *rows: scalar.combine(scalar.last_scores(model, params, *rows)))
+def _by_model(path: str, llama: LanguageModel) -> ScoreFunction:
+    found, frozen = open_checkpoint(path), FrozenWeights(llama.mesh)
+    network = load_model(found, llama.tokenizer, frozen, llama.config.dtype)
+    reward = RewardModel(*network, found.tokenizer, found.template, llama.mesh, found.step)
 
     def score(answers):
         rows = [a.prompt.arrays["tokens"].tolist() + ids for a in answers for ids in a.tokens]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        scores = np.zeros(len(rows))
-        with jax.set_mesh(llama.mesh):
-            for first in range(0, len(order), batch_size):
-                chosen = order[first : first + batch_size]
-                filled = chosen + chosen[-1:] * (batch_size - len(chosen))
-                tokens_RT, lengths_R = pad_prompts([rows[i] for i in filled])
-                scores[chosen] = np.asarray(score_rows(params, tokens_RT, lengths_R))[: len(chosen)]
         ends = np.cumsum([len(a.tokens) for a in answers])
-        return [part.tolist() for part in np.split(scores, ends[:-1])]
+        return [part.tolist() for part in np.split(reward.score_tokens(rows, batch_size=64), ends[:-1])]
 
     return score
 

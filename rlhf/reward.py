@@ -11,7 +11,7 @@ arXiv:2310.12773, equation 7). A cost above 0 means unsafe, so set `config.calib
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -35,21 +35,11 @@ from . import scalar
 from .losses import best_of_k_loss, cost_loss, ranking_loss
 from .pair_batches import PairDataSettings, PairsConfig, describe_ranking, pairs_of
 from .prompt_batches import sampling_of
+from .reward_model import RewardModel
 from .rollout import at_last_token, roll_out
 
 HEADLINE = {"train/loss": "loss", "train/accuracy": "accuracy"}
 FORMS = ("log_sigmoid", "log_exp", "best_of_k")
-
-
-class RewardModel(NamedTuple):
-    """The reward or cost model that `train` returns."""
-
-    model: scalar.ScalarModel
-    """The network."""
-    params: scalar.Params
-    """Its parameters."""
-    step: int
-    """Number of training steps."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +292,9 @@ def train(run: Run[RewardConfig]) -> Result:
         ) as loop:
             for batch in loop:
                 loop.state, loop.metrics = step(loop.state, batch)
-        return Result(RewardModel(model, loop.state["params"], int(loop.state["step"])), run.last_metrics())
+        step = int(loop.state["step"])
+        trained = RewardModel(model, loop.state["params"], run.tokenizer, run.template, run.mesh, step)
+        return Result(trained, run.last_metrics())
 
 
 def check_labels(objective: Objective, batches: Mixture, answers_per_prompt: int) -> None:

@@ -31,6 +31,7 @@ from ..settings.leaves import Finite, NotNegative, OneOf, Only, Path, Positive, 
 from ..train.network import FrozenWeights
 from ..train.run import Run
 from . import scalar
+from .reward_model import load_network
 from .rollout import Rollout, at_last_token
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)
@@ -167,9 +168,7 @@ def load_model(
       dtype: dtype of the computation.
     """
     check_tokenizer(found, tokenizer)
-    model = scalar.build(found.config.replace(dtype=dtype), found.heads)
-    scalar.check_is_scalar(found)
-    return model, frozen.load_whole(found, jax.eval_shape(model.init, jax.random.key(0)))
+    return load_network(found, frozen, dtype=dtype)
 
 
 def check_tokenizer(found: Checkpoint, tokenizer: Tokenizer) -> None:
