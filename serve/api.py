@@ -279,7 +279,9 @@ def _add_others(app: FastAPI, server: Server) -> None:
         served = server.find(body.model)
         tokenizer = served.model.tokenizer
         begin = [tokenizer.bos_id] if body.add_special_tokens and tokenizer.adds_bos else []
-        tokens = begin + await server.prepare(tokenizer.encode, body.prompt)
+        alone = tokenizer.special.get(body.prompt)  # lm-eval finds the ids of bos and eos so
+        encoded = await server.prepare(tokenizer.encode, body.prompt) if alone is None else [alone]
+        tokens = begin + encoded
         return {"tokens": tokens, "count": len(tokens), "max_model_len": served.engine.max_len}
 
     @app.post("/detokenize")

@@ -3,86 +3,15 @@
 import ast
 import concurrent.futures
 import json
-import socket
-import threading
-import time
-import urllib.error
 import urllib.request
 
-import jax
 import openai
 import pytest
-import uvicorn
 
-from camelid.checkpoints.language_model import LanguageModel
-from camelid.data.templates import load_template
-from camelid.data.tokenizer import Tokenizer
-from camelid.model import llama
-from camelid.model.config import LlamaConfig
 from camelid.model.sampling import Sampling
-from camelid.model.sharding import make_mesh
-from camelid.serve.api import Server, make_app
-from camelid.serve.completions import Served, continued
-from camelid.serve.engine import Engine
+from camelid.serve.completions import continued
 from camelid.serve.requests import Request
-from camelid.tests.serve.test_adapters import KINDS, adapted
-
-ASKED = [{"role": "user", "content": "Which colour has the fox? 狐狸"}]
-
-
-@pytest.fixture(scope="module")
-def models(corpus):
-    """A model that is served, and the same model with adapters."""
-    tokenizer = Tokenizer.load(corpus / "tokenizer")
-    config = LlamaConfig.preset("nano-test", vocab_size=tokenizer.vocab_size, max_len=128)
-    model = llama.build(config)
-    params = jax.tree.map(lambda x: 2 * x, jax.jit(model.init)(jax.random.key(0)))
-    mesh = make_mesh({}, jax.devices()[:1])
-    found = LanguageModel(model, params, tokenizer, load_template("chatml"), mesh)
-    poet = adapted(found, KINDS["some"], seed=0)
-    poet.tokenizer, poet.template = tokenizer, load_template("llama2")
-    return Served("nano", found, Engine(found, rows=4, chunk=16, most_waiting=16, adapters={"poet": poet}), {}), poet
-
-
-@pytest.fixture(scope="module")
-def served(models):
-    return models[0]
-
-
-@pytest.fixture(scope="module")
-def server(models):
-    base, poet = models
-    both = {"nano": base, "poet": Served("poet", poet, base.engine, {}, parent="nano")}
-    return Server(both, api_key="secret", most_bytes=20_000)
-
-
-@pytest.fixture(scope="module")
-def url(server):
-    """The address of a server that listens."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(make_app(server), log_level="error"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    running.should_exit = True
-    thread.join()
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as found:
-        yield found
-
-
-def ask(url, path, body=None, **headers):
-    """Status, headers and JSON of a plain request."""
-    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer secret"} | headers
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url + path, data, headers)) as response:
-            return response.status, response.headers, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, json.load(error)
+from camelid.tests.serve.plain_requests import ASKED, ask, counters, wait_until_free
 
 
 def test_models_are_listed_and_found(client):
@@ -280,10 +209,16 @@ def test_texts_become_tokens_and_tokens_texts(url, served):
     status, _, found = ask(url, "/tokenize", {"prompt": "the fox 狐狸", "add_special_tokens": False})
     assert status == 200 and found["tokens"] == tokenizer.encode("the fox 狐狸")
     assert ask(url, "/detokenize", {"tokens": found["tokens"]})[2] == {"prompt": "the fox 狐狸"}
-    assert ask(url, "/tokenizer_info")[2]["bos_token"] == "<s>"
+    names = ask(url, "/tokenizer_info")[2]
+    assert names["bos_token"] == "<s>"
+    for name, i in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
+        plain = {"prompt": names[name], "add_special_tokens": False}
+        assert ask(url, "/tokenize", plain)[2]["tokens"] == [i]
+    within = ask(url, "/tokenize", {"prompt": "the <s> fox", "add_special_tokens": False})[2]["tokens"]
+    assert tokenizer.bos_id not in within
 
 
-def test_overload_is_told_and_clients_that_leave_free_their_rows(url, client, served):
+def test_overload_is_told_and_clients_that_leave_free_their_rows(url, client):
     many = dict(model="nano", messages=ASKED, max_tokens=90, temperature=1.0)
 
     def one(_):
@@ -300,19 +235,12 @@ def test_overload_is_told_and_clients_that_leave_free_their_rows(url, client, se
         stream = client.chat.completions.create(**many, stream=True)
         next(iter(stream))
         stream.close()
-    until_idle(served)
+    wait_until_free(url)
     before = cancelled(url)
     with pytest.raises(openai.APITimeoutError):  # of 12 answers, 4 have a row
         client.with_options(timeout=0.1).chat.completions.create(**many, n=12)
-    until_idle(served)
+    wait_until_free(url)
     assert cancelled(url) > before
-
-
-def until_idle(served):
-    until = time.monotonic() + 10
-    while served.engine.running or served.engine.waiting:
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_the_log_has_a_line_for_a_request_and_its_text_only_if_asked(client, server, caplog, monkeypatch):
@@ -330,20 +258,14 @@ def test_the_log_has_a_line_for_a_request_and_its_text_only_if_asked(client, ser
 
 def cancelled(url):
     """How many answers were cancelled."""
-    with urllib.request.urlopen(f"{url}/metrics") as response:
-        lines = response.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if 'request_success_total{finished_reason="cancelled"' in line)
+    reason = 'request_success_total{finished_reason="cancelled"'
+    return sum(count for name, count in counters(url).items() if reason in name)
 
 
 def test_counters_are_those_of_what_happened(url, client):
-    def counters():
-        with urllib.request.urlopen(f"{url}/metrics") as response:
-            lines = response.read().decode().splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-
-    before = counters()
+    before = counters(url)
     usage = client.chat.completions.create(model="nano", messages=ASKED, max_tokens=5, temperature=0).usage
-    after = counters()
+    after = counters(url)
     for name, amount in {"prompt_tokens": usage.prompt_tokens, "generation_tokens": usage.completion_tokens}.items():
         place = f'camelid:{name}_total{{model_name="nano"}}'
         assert after[place] - before[place] == amount
@@ -351,7 +273,7 @@ def test_counters_are_those_of_what_happened(url, client):
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="other", messages=ASKED)
     place = 'camelid:request_failure_total{status="404"}'
-    assert counters()[place] == before.get(place, 0) + 1
+    assert counters(url)[place] == before.get(place, 0) + 1
 
 
 def test_a_server_that_drains_refuses_new_requests(url, server, client):
