@@ -19,10 +19,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import UserError
 from .completions import Chat, Completion, Job, Served, chat_requests, completion_requests, lines_of
 from .listen import until_left
 from .metrics import Metrics
-from .protocol import ApiError, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .protocol import ApiError, ChatRequest, CompletionRequest, DetokenizeRequest, Failure, TokenizeRequest
 from .responses import Answered, ResponsesRequest, response_requests
 
 Found = TypeVar("Found")
@@ -33,6 +34,17 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 """Headers of all answers: what the page may load and do."""
+ERRORS = {
+    "4XX": {
+        "model": Failure,
+        "description": "400: a wrong field, or too long a prompt. 401: a wrong key. 404: no such model or path. 405: "
+        "another method. 411: no Content-Length. 413: too large a body. 429, with Retry-After: too many answers wait.",
+    },
+    "5XX": {"model": Failure, "description": "500: the server failed. 503, with Retry-After: it is about to end."},
+}
+"""The errors of all paths, for `/openapi.json`."""
+STREAMED = {200: {"content": {"text/event-stream": {}}}}
+"""The other form of an answer, for `/openapi.json`."""
 
 
 class Server:
@@ -108,7 +120,7 @@ def make_app(server: Server) -> FastAPI:
         for served in server.served.values():
             served.engine.close()
 
-    app = FastAPI(title="camelid", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="camelid", docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS)
     app.add_middleware(_Checked, server=server)
     _add_errors(app, server)
     _add_openai(app, server)
@@ -143,9 +155,19 @@ def _add_errors(app: FastAPI, server: Server) -> None:
         said = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
         return fail(ApiError(400, f"{where or 'body'}: {said}", param=where or None))
 
+    @app.exception_handler(UserError)
+    async def refused(_: HttpRequest, error: UserError) -> Response:
+        return fail(ApiError(400, str(error)))
+
     @app.exception_handler(HTTPException)
     async def unknown(request: HttpRequest, error: HTTPException) -> Response:
-        return fail(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        response = fail(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def broken(*_) -> Response:
+        return fail(ApiError(500, "the server failed on this request; its log has the reason"))
 
 
 class _Checked:
@@ -188,19 +210,19 @@ def _add_openai(app: FastAPI, server: Server) -> None:
     async def model(name: str) -> dict[str, Any]:
         return _described(server, server.find(name))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, request: HttpRequest) -> Response:
         served = server.find(body.model)
         job = Job(served, await server.prepare(chat_requests, served, body), continues=False)
         return await _answer(server, request, job, Chat(job, body), stream=body.stream)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMED)
     async def complete(body: CompletionRequest, request: HttpRequest) -> Response:
         served = server.find(body.model)
         job = Job(served, await server.prepare(completion_requests, served, body), continues=True)
         return await _answer(server, request, job, Completion(job, body), stream=body.stream)
 
-    @app.post("/v1/responses")
+    @app.post("/v1/responses", responses=STREAMED)
     async def respond(body: ResponsesRequest, request: HttpRequest) -> Response:
         served = server.find(body.model)
         job = Job(served, await server.prepare(response_requests, served, body), continues=False)
@@ -270,7 +292,7 @@ def _add_others(app: FastAPI, server: Server) -> None:
             return _failure(ApiError(503, f"{', '.join(failed)} failed" if failed else "the server is about to end"))
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         return Response(server.metrics.page(), media_type="text/plain; version=0.0.4")
 
@@ -286,7 +308,10 @@ def _add_others(app: FastAPI, server: Server) -> None:
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
-        return {"prompt": await server.prepare(server.find(body.model).model.tokenizer.decode, body.tokens)}
+        model = server.find(body.model).model
+        if wrong := [i for i in body.tokens if not 0 <= i < model.config.vocab_size]:
+            raise ApiError(400, f"token id {wrong[0]}: give 0 to {model.config.vocab_size - 1}", param="tokens")
+        return {"prompt": await server.prepare(model.tokenizer.decode, body.tokens)}
 
     @app.get("/tokenizer_info")
     async def tokenizer_info(model: str | None = None) -> dict[str, Any]:

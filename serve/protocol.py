@@ -1,19 +1,36 @@
 """Requests of OpenAI's protocol, with the further fields of vLLM's: what they may hold, and the errors they get.
 
-A field that is not listed is refused by its name, so that no setting is ignored in silence.
+A field that is not listed is refused by its name, so that no setting is ignored in silence, and so is a value of
+another type: "0" is no number and 1 no boolean.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_STOPS, MOST_ANSWERS, MOST_BIASES, MOST_TOP = 16, 128, 1024, 20
 
 
 class Strict(BaseModel):
-    """An object without further fields."""
+    """An object without further fields, whose values have the types that are written, as JSON has them."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True)
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _ids_as_keys(value: Any) -> Any:
+    """JSON's keys are strings, also where they are token ids."""
+    if not isinstance(value, dict):
+        return value
+    return {int(key) if isinstance(key, str) and key.isdecimal() else key: bias for key, bias in value.items()}
+
+
+WHOLE = BeforeValidator(_whole)
+Biases = Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_ids_as_keys)]
 
 
 class TextPart(Strict):
@@ -62,17 +79,17 @@ class Settings(Strict):
     """How answers are drawn. None leaves a setting to the model's recommendation."""
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS), WHOLE] = 1
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -83,18 +100,18 @@ class ChatRequest(Settings):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] = 0
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP), WHOLE] = 0
 
 
 class CompletionRequest(Settings):
     """The body of `POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: Annotated[int, Field(ge=0)] = 16
-    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    max_tokens: Annotated[int, Field(ge=0), WHOLE] = 16
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP), WHOLE] | None = None
     echo: bool = False
 
 
@@ -111,6 +128,22 @@ class DetokenizeRequest(Strict):
 
     model: str | None = None
     tokens: list[int]
+
+
+class Failed(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field that is wrong."""
+    code: str | None
+
+
+class Failure(BaseModel):
+    """The body of every answer whose status is 400 or more."""
+
+    error: Failed
 
 
 class ApiError(Exception):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .completions import Job, Served, chat_requests
-from .protocol import ApiError, ChatRequest, JsonSchema, Message, ResponseFormat, Strict
+from .protocol import WHOLE, ApiError, ChatRequest, JsonSchema, Message, ResponseFormat, Strict
 from .requests import Request
 
 
@@ -51,7 +51,7 @@ class ResponsesRequest(Strict):
     model: str | None = None
     input: str | Annotated[list[InputMessage], Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     text: TextOptions = TextOptions()

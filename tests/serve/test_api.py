@@ -197,6 +197,23 @@ def test_keys_bodies_and_paths_are_checked(url):
     assert headers["Content-Security-Policy"].startswith("default-src 'self'; base-uri 'none'")
 
 
+def test_the_schema_documents_errors_of_every_path_and_the_events_of_streams(url):
+    paths = ask(url, "/openapi.json")[2]["paths"]
+    for path, methods in paths.items():
+        for method in methods.values():
+            assert set(method["responses"]) == {"200", "4XX", "5XX"}, path
+            reference = method["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"]
+            assert reference == "#/components/schemas/Failure"
+    for name in ("chat/completions", "completions", "responses"):
+        assert "text/event-stream" in paths[f"/v1/{name}"]["post"]["responses"]["200"]["content"]
+
+
+def test_an_error_of_the_server_s_own_is_an_object_too(url, server, monkeypatch, caplog):
+    monkeypatch.setattr(server, "find", lambda name: 1 / 0)
+    status, _, found = ask(url, "/tokenize", {"prompt": "x"})
+    assert (status, found["error"]["type"]) == (500, "server_error") and "division" not in str(found)
+
+
 def test_the_page_and_its_files_are_served_without_a_key(url):
     for path, kind in {"/": "text/html", "/page/main.js": "javascript", "/page/favicon.svg": "image/svg+xml"}.items():
         with urllib.request.urlopen(url + path) as response:
