@@ -165,15 +165,12 @@ def _add_errors(app: FastAPI, server: Server) -> None:
         response.headers.update(error.headers or {})
         return response
 
-    @app.exception_handler(Exception)
-    async def broken(*_) -> Response:
-        return fail(ApiError(500, "the server failed on this request; its log has the reason"))
-
 
 class _Checked:
     """The application behind the checks that all requests share, with the headers that all its answers have.
 
-    It is no `app.middleware`, under which no request learns that its client has left.
+    What is raised before an answer begins is an answer too, and the connection stays open. It is no `app.middleware`,
+    under which no request learns that its client has left.
     """
 
     def __init__(self, app: ASGIApp, server: Server):
@@ -183,17 +180,27 @@ class _Checked:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
 
+        begun = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
+        request = HttpRequest(scope)
         try:
-            self._server.check(HttpRequest(scope))
-        except ApiError as error:
+            self._server.check(request)
+            await self._app(scope, receive, with_headers)
+        except Exception as error:
+            if begun:
+                raise
+            if not isinstance(error, ApiError):
+                log.exception("%s %s", request.method, request.url.path)
+                error = ApiError(500, "the server failed on this request; its log has the reason")
             self._server.metrics.failed(error.status)
-            return await _failure(error)(scope, receive, send)
-        await self._app(scope, receive, with_headers)
+            await _failure(error)(scope, receive, with_headers)
 
 
 def _failure(error: ApiError) -> Response:
