@@ -175,7 +175,7 @@ def test_the_asynchronous_client_gets_what_the_other_one_gets(url, client):
 
     texts, streamed, models = asyncio.run(everything())
     assert texts == [client.chat.completions.create(**how).choices[0].message.content for how in asked]
-    assert streamed == texts[0] and models == ["nano"]
+    assert streamed == texts[0] and models == ["nano", "poet"]
 
 
 def test_raw_responses_have_status_headers_and_the_body(client, url):
