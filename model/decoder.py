@@ -120,7 +120,7 @@ def _times(x_BTD: Float[Array, "B T D"], matrix: Matrix) -> Float[Array, "B T ..
 
 
 class Past(NamedTuple):
-    """What new positions of a layer attend to. The fields are those of `Decoder.__call__`."""
+    """What new positions of a layer attend to. The fields are those of `Decoder.hidden`."""
 
     cache: Cache
     valid_LTS: Bool[Array, "*L T S"]
@@ -210,7 +210,30 @@ class Decoder(nnx.Module):
         row: Int[Array, ""] | None = None,
         is_written: bool = False,
     ) -> tuple[Float[Array, "R T V"], list[Cache]]:
-        """Logits after each of T new tokens of every row.
+        """Float32 logits of the token that follows each of T new tokens of every row, and the caches with these tokens.
+
+        The arguments are those of `hidden`.
+        """
+        how = dict(row=row, is_written=is_written)
+        hidden_RTD, written = self.hidden(tokens_RT, slot, starts_R, caches, filled, adapters_R, **how)
+        (R, T, _), kernel = hidden_RTD.shape, self.kernel.get_value()
+        if adapters_R is not None:
+            kernel = adapter_rows.choose(kernel, jnp.repeat(adapters_R, T))
+        return self._logits(hidden_RTD.reshape(R * T, -1), kernel).reshape(R, T, -1), written
+
+    def hidden(
+        self,
+        tokens_RT: Int[Array, "R T"],
+        slot: Int[Array, ""] | Int[Array, " R"],
+        starts_R: Int[Array, " R"],
+        caches: list[Cache],
+        filled: Int[Array, ""] | None = None,
+        adapters_R: Int[Array, " R"] | None = None,
+        *,
+        row: Int[Array, ""] | None = None,
+        is_written: bool = False,
+    ) -> tuple[Float[Array, "R T D"], list[Cache]]:
+        """The states that the output head reads, after each of T new tokens of every row.
 
         Args:
             tokens_RT: the new tokens.
@@ -224,7 +247,7 @@ class Decoder(nnx.Module):
             is_written: whether the caches have the keys and values of the new tokens already.
 
         Returns:
-            Float32 logits of the token that follows each new token, and the caches with the new tokens.
+            The last layer's normalised states, in the compute dtype, and the caches with the new tokens.
         """
         R, T = tokens_RT.shape
         slots_RT = jnp.broadcast_to(slot, R)[:, None] + jnp.arange(T)[None]
@@ -237,15 +260,13 @@ class Decoder(nnx.Module):
         # The barrier keeps XLA from computing sines anew for every head of every layer.
         rotary = jax.lax.optimization_barrier(angles(self.config, slots_RT - starts_R[:, None]))
         x_RTD = embeddings(self.config, self.table.get_value(), tokens_RT)
-        written, blocks, kernel = [], self.blocks, self.kernel.get_value()
+        written, blocks = [], self.blocks
         if adapters_R is not None:
             blocks = adapter_rows.choose(blocks, adapters_R)
-            kernel = adapter_rows.choose(kernel, jnp.repeat(adapters_R, T))
         for block, cache in zip(blocks, caches, strict=True):
             x_RTD, cache = block(x_RTD, rotary, Past(cache, valid_LTS, slot, filled, row, is_written))
             written.append(cache)
-        hidden_RTD = self.norm(x_RTD)
-        return self._logits(hidden_RTD.reshape(R * T, -1), kernel).reshape(R, T, -1), written
+        return self.norm(x_RTD), written
 
     @property
     def by_blocks(self) -> bool:

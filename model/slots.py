@@ -52,6 +52,16 @@ class Found(NamedTuple):
     """Their log-probabilities."""
 
 
+class Hidden(NamedTuple):
+    """States that the output head reads: those of the last layer, normalised. Float32."""
+
+    sum_D: Float[Array, " D"]
+    """Their sum over the tokens of a text."""
+
+    last_D: Float[Array, " D"]
+    """That of the text's last token."""
+
+
 def empty(config: LlamaConfig, rows: int, slots: int, *, adapters: bool = False) -> Rows:
     """Rows that do not answer, of which each has a cache of `slots` slots. adapters: whether rows may use adapters."""
     settings, _ = row_sampling([Sampling(max_tokens=1)] * rows, config.vocab_size, for_any=True)
@@ -124,9 +134,39 @@ def read(
         begin: slot of the first token.
         adapter: number of the adapter that reads, 0 for none.
     """
+    return _read(decoder, rows, tokens_C, row, begin, adapter)[0]
+
+
+def embed(
+    decoder: Decoder, rows: Rows, tokens_C: Int[Array, " C"], count: Int[Array, ""], row: Int[Array, ""],
+    begin: Int[Array, ""], adapter: Int[Array, ""],
+) -> tuple[Rows, Hidden]:  # fmt: skip
+    """Reads C more tokens of a text, as `read`, and gives the states that the output head would read.
+
+    Args:
+        decoder: the network.
+        rows: the rows before.
+        tokens_C: the tokens.
+        count: number of tokens that are the text's, 1 or more; after its end there are any others.
+        row: number of the row.
+        begin: slot of the first token.
+        adapter: number of the adapter that reads, 0 for none.
+    """
+    rows, hidden_CD = _read(decoder, rows, tokens_C, row, begin, adapter)
+    states_CD = hidden_CD.astype(jnp.float32)
+    is_text_C = jnp.arange(len(tokens_C)) < count
+    sum_D = jnp.sum(jnp.where(is_text_C[:, None], states_CD, 0), axis=0)
+    return rows, Hidden(constrain(sum_D, None), constrain(states_CD[count - 1], None))
+
+
+def _read(
+    decoder: Decoder, rows: Rows, tokens_C: Int[Array, " C"], row: Int[Array, ""], begin: Int[Array, ""],
+    adapter: Int[Array, ""],
+) -> tuple[Rows, Float[Array, "C D"]]:  # fmt: skip
+    """Rows of which one has read C more tokens, and the states after each."""
     start_1, filled, one = jnp.zeros(1, jnp.int32), begin + len(tokens_C), _one(rows, adapter)
-    _, caches = decoder(tokens_C[None], begin, start_1, rows.caches, filled, one, row=row)
-    return rows._replace(caches=caches)
+    hidden_1CD, caches = decoder.hidden(tokens_C[None], begin, start_1, rows.caches, filled, one, row=row)
+    return rows._replace(caches=caches), hidden_1CD[0]
 
 
 def _one(rows: Rows, adapter: Int[Array, ""]) -> Int[Array, " 1"] | None:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import UserError
 from .completions import Chat, Completion, Job, Served, chat_requests, completion_requests, lines_of
+from .embeddings import Embeddings, EmbeddingsRequest, Pooling, embeddings_requests
 from .listen import until_left
 from .metrics import Metrics
 from .protocol import ApiError, ChatRequest, CompletionRequest, DetokenizeRequest, Failure, TokenizeRequest
@@ -56,6 +57,7 @@ class Server:
       metrics: the counters of `/metrics`.
       most_bytes: the largest body of a request.
       log_text: whether the log has prompts and answers.
+      pooling: how embeddings are made of the states of a text's tokens.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Server:
         api_key: str | None = None,
         most_bytes: int = 8 << 20,
         log_text: bool = False,
+        pooling: Pooling = "mean",
     ):
         self.served, self._api_key, self.most_bytes, self.log_text = dict(served), api_key, most_bytes, log_text
+        self.pooling = pooling
         self.metrics, self.draining, self.created = Metrics(self.served), False, int(time.time())
         self._preparing, self._prepared_now = ThreadPoolExecutor(1, "prepare"), 0
 
@@ -235,6 +239,12 @@ def _add_openai(app: FastAPI, server: Server) -> None:
         job = Job(served, await server.prepare(response_requests, served, body), continues=False)
         return await _answer(server, request, job, Answered(job, body), stream=body.stream)
 
+    @app.post("/v1/embeddings")
+    async def embed(body: EmbeddingsRequest, request: HttpRequest) -> Response:
+        served = server.find(body.model)
+        job = Job(served, await server.prepare(embeddings_requests, served, body), continues=False)
+        return await _answer(server, request, job, Embeddings(job, body, server.pooling), stream=False)
+
 
 def _described(server: Server, served: Served) -> dict[str, Any]:
     """A model as an object of OpenAI's list."""
@@ -243,7 +253,12 @@ def _described(server: Server, served: Served) -> dict[str, Any]:
 
 
 async def _answer(
-    server: Server, request: HttpRequest, job: Job, completion: Chat | Completion | Answered, *, stream: bool
+    server: Server,
+    request: HttpRequest,
+    job: Job,
+    completion: Chat | Completion | Answered | Embeddings,
+    *,
+    stream: bool,
 ) -> Response:
     """The response to a request whose answers have begun."""
     begin = time.monotonic()

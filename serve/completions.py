@@ -195,21 +195,29 @@ def continued(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> li
     return tokens
 
 
-def completion_requests(served: Served, body: CompletionRequest) -> list[Request]:
-    """The engine's requests for one prompt or several. Raises ApiError for what does not fit."""
-    tokenizer, given = served.model.tokenizer, body.prompt
+def prompts_of(served: Served, given: str | Sequence, param: str) -> list[list[int]]:
+    """The tokens of a text or token ids, or of each of several. param: the field's name, for the error of an empty one.
+
+    Texts begin with the token that the tokenizer puts before them, if it does.
+    """
+    tokenizer = served.model.tokenizer
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
     if not given:
-        raise ApiError(400, "prompt is empty: give a text, a list of texts or lists of token ids", param="prompt")
+        raise ApiError(400, f"{param} is empty: give a text, a list of texts or lists of token ids", param=param)
     begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
-    prompts = [begin + tokenizer.encode(each) if isinstance(each, str) else list(each) for each in given]
+    return [begin + tokenizer.encode(each) if isinstance(each, str) else list(each) for each in given]
+
+
+def completion_requests(served: Served, body: CompletionRequest) -> list[Request]:
+    """The engine's requests for one prompt or several. Raises ApiError for what does not fit."""
+    prompts = prompts_of(served, body.prompt, "prompt")
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens 0 needs echo: true", param="max_tokens")
     more = dict(
         top=body.logprobs or 0, score_prompt=body.echo and body.logprobs is not None, only_score=body.max_tokens == 0
     )
-    stop_ids = (tokenizer.eos_id,)
+    stop_ids = (served.model.tokenizer.eos_id,)
     return [request_of(served, body, each, body.max_tokens, stop_ids, **more) for each in prompts]
 
 

@@ -172,7 +172,11 @@ class Engine:
         vocab, size = self.model.config.vocab_size, len(request.prompt)
         if size == 0:
             raise UserError("the prompt is empty: give it a token, as bos")
-        if size >= self.max_len:
+        if request.embed and request.sampling.n > 1:
+            raise UserError(f"n {request.sampling.n}: a text has one embedding; give 1")
+        if request.embed and size > self.max_len:
+            raise TooLong(f"the text has {size:,} tokens, more than the context of {self.max_len:,}: shorten it")
+        if size >= self.max_len and not request.embed:
             said = f"the prompt has {size:,} tokens, and the context of {self.max_len:,} has no room for an answer"
             raise TooLong(f"{said}: shorten it")
         if wrong := [i for i in (*request.prompt, *request.bias) if not 0 <= i < vocab]:
@@ -274,14 +278,18 @@ class Engine:
         self._write(answer)
 
     def _begin(self, answer: Answer) -> None:
-        """Begins to read a prompt behind the blocks that are kept of it."""
+        """Begins to read a prompt behind the blocks that are kept of it. Texts to embed are read whole."""
+        if answer.request.embed:
+            return
         blocks = self._prefixes.find(answer.request.prompt[:-1], self._adapter(answer))
         if blocks:
             self._device.restore(blocks, answer.row)
         answer.read = answer.cached = len(blocks) * self._device.chunk
 
     def _read(self, answer: Answer) -> None:
-        """Reads or scores the next chunk of a prompt. All its tokens but the last are read."""
+        """Reads, scores or embeds the next chunk of a prompt. All its tokens but the last are read."""
+        if answer.request.embed:
+            return self._embed(answer)
         if answer.leader is not None and answer.read == 0:  # the leader may have been cancelled after it had this row
             self._begin(answer)
         prompt, chunk, last = answer.request.prompt, self._device.chunk, len(answer.request.prompt) - 1
@@ -299,6 +307,16 @@ class Engine:
         for other in self._in_state(State.READING):
             if other.leader is answer and answer.state == State.WRITING:
                 self._copy(other)
+
+    def _embed(self, answer: Answer) -> None:
+        """Adds the states of the next chunk of a text to those found so far."""
+        text, before = answer.request.prompt, answer.hidden
+        tokens = text[answer.read : answer.read + self._device.chunk]
+        found = self._device.embed(tokens, answer.row, answer.read, self._adapter(answer))
+        answer.hidden = found if before is None else found._replace(sum_D=before.sum_D + found.sum_D)
+        answer.read += len(tokens)
+        if answer.read == len(text):
+            self._leave(answer, "stop")
 
     def _score(self, answer: Answer) -> None:
         """Gives the tokens of the next chunk, each given those before, their log-probabilities."""

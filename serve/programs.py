@@ -16,7 +16,7 @@ from ..model import slots, xla_cpu
 from ..model.llama import Params
 from ..model.rows import Rows, insert, make_decoder
 from ..model.sampling import Sampling, TokenTables, unused_mask
-from ..model.slots import Found, Start
+from ..model.slots import Found, Hidden, Start
 
 
 class Program(NamedTuple):
@@ -102,6 +102,9 @@ class Programs:
             compile_program(
                 "score", slots.score, decoder, state, tokens_C, one, one, one, tokens_C, options=options
             ),
+            compile_program(
+                "embed", slots.embed, decoder, state, tokens_C, one, one, one, one, changes=1, options=options
+            ),
             compile_program("keep", slots.keep_block, blocked, state, one, one, one, changes=0),
             compile_program("restore", slots.restore, state, blocked, chosen_M, one, one, changes=0),
             compile_program("copy", functools.partial(slots.copy, size=chunk), state, one, one, one, changes=0),
@@ -137,6 +140,14 @@ class Programs:
         targets_C[: len(tokens) - 1] = tokens[1:]
         where = np.int32(row), np.int32(begin), np.int32(adapter)
         return jax.device_get(self._call("score", self._decoder, self._rows, tokens_C, *where, targets_C))
+
+    def embed(self, tokens: Sequence[int], row: int, begin: int, adapter: int = 0) -> Hidden:
+        """Reads a chunk of a text, or less at its end, into a row, and gives its states as arrays of numpy."""
+        tokens_C = np.zeros(self.chunk, np.int32)
+        tokens_C[: len(tokens)] = tokens
+        where = np.int32(len(tokens)), np.int32(row), np.int32(begin), np.int32(adapter)
+        self._rows, hidden = self._call("embed", self._decoder, self._rows, tokens_C, *where)
+        return jax.device_get(hidden)
 
     def keep(self, row: int, number: int, block: int) -> None:
         """Copies a whole chunk of a row, by its number, to a block."""

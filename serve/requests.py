@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..errors import UserError
 from ..model.rows import Rows
 from ..model.sampling import Sampling
+from ..model.slots import Hidden
 from .grammar import Grammar
 
 
@@ -64,6 +65,9 @@ class Request:
     only_score: bool = False
     """Whether the request ends once its prompt is scored."""
 
+    embed: bool = False
+    """Whether the prompt is a text whose states are asked for (`Answer.hidden`), and nothing is written."""
+
     bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     """Numbers that are added to the logits of tokens that are drawn; log-probabilities do not count them."""
 
@@ -101,6 +105,7 @@ class Answer:
       counts: how often each token stands in the answer so far.
       prompt: the scores of the prompt's tokens, where the request asks for them, in its first answer; complete before
         the first token.
+      hidden: the states of the prompt that were found so far, where the request asks for them.
       cached: number of the prompt's tokens that were not read, but copied.
       finish_reason: "stop", "length" or "cancelled" once it has ended, or "error".
       error: what ended it, for "error".
@@ -112,6 +117,7 @@ class Answer:
         self.counts: collections.Counter[int] = collections.Counter()
         scores = request.score_prompt and leader is None
         self.prompt: list[Scored] = [Scored(request.prompt[0], None, [])] if scores else []
+        self.hidden: Hidden | None = None
         self.cached, self.finish_reason, self.error = 0, None, None
         self.state, self.row, self.read = State.WAITING, -1, 0
         self.cancelled = False

@@ -74,7 +74,7 @@ SLOW_FILES = {
         "checkpoints/interop": "families gguf huggingface peft",
         "model": "attention cache config decode llama logprobs lora quantization sampling sharding speculative",
         "rlhf": "dpo losses ppo rollout",
-        "serve": "engine grammar",
+        "serve": "adapters embeddings engine grammar",
         "tasks": "primer",
         "train": "adam_8bit by_layer lisa longer optimizer processes state",
     }.items()

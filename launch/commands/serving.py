@@ -77,6 +77,12 @@ def add_serve(commands) -> None:
         "log-probabilities differ by rounding (default: on)",
     )
     parser.add_argument("--log_text", action="store_true", help="write prompts and answers to the log (default: off)")
+    parser.add_argument(
+        "--pooling",
+        choices=("mean", "last"),
+        default="mean",
+        help="embeddings are the mean of the states of a text's tokens, or the last token's state (default: mean)",
+    )
     parser.add_argument("--api_key", metavar="KEY", help="key that clients must send (default: none is asked for)")
     add_drain(parser)
     parser.add_argument(
@@ -123,7 +129,7 @@ def _serve(args: argparse.Namespace) -> int:
     )
     served = {name: Served(name, model, engine, {})}
     served |= {other: Served(other, adapted, engine, {}, parent=name) for other, adapted in adapters.items()}
-    server = Server(served, api_key=args.api_key, log_text=args.log_text)
+    server = Server(served, api_key=args.api_key, log_text=args.log_text, pooling=args.pooling)
     bound = bind(args.host, args.port)
     log_requests(log)
     say_ready(bound)

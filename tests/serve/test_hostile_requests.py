@@ -39,7 +39,7 @@ def say(url, head, *parts):
         return connection.makefile("rb").readline().decode().strip()
 
 
-@pytest.mark.parametrize("path", [CHAT, TEXT, "/v1/responses", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -110,6 +110,10 @@ def test_values_that_no_answer_could_follow_get_400(url, field):
         ("/detokenize", {"tokens": [-1]}),
         (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}),
         ("/v1/responses", {"input": "\ud800"}),
+        ("/v1/embeddings", {"input": "\ud800"}),
+        ("/v1/embeddings", {"input": [1, "a"]}),
+        ("/v1/embeddings", {"input": [[1], []]}),
+        ("/v1/embeddings", {"input": "a", "dimensions": 0}),
         ("/v1/responses", {"input": [{"role": "", "content": "x"}]}),
     ],
     ids=str,
