@@ -76,6 +76,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "jsonschema>=4.23",
             "scikit-learn>=1.6",
             "ruff>=0.12",
         ],
