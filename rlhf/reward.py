@@ -292,9 +292,8 @@ def train(run: Run[RewardConfig]) -> Result:
         ) as loop:
             for batch in loop:
                 loop.state, loop.metrics = step(loop.state, batch)
-        step = int(loop.state["step"])
-        trained = RewardModel(model, loop.state["params"], run.tokenizer, run.template, run.mesh, step)
-        return Result(trained, run.last_metrics())
+        params, steps = loop.state["params"], int(loop.state["step"])
+        return Result(RewardModel(model, params, run.tokenizer, template, run.mesh, steps), run.last_metrics())
 
 
 def check_labels(objective: Objective, batches: Mixture, answers_per_prompt: int) -> None:
