@@ -56,7 +56,7 @@ class ResponsesRequest(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     text: TextOptions = TextOptions()
     stream: bool = False
-    store: Literal[False] | None = None
+    store: bool | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
 
@@ -162,4 +162,6 @@ def response_requests(served: Served, body: ResponsesRequest) -> list[Request]:
     """The engine's request for a response. Raises ApiError for what does not fit."""
     if body.text.format.type != "json_schema" and body.text.format.schema_:
         raise ApiError(400, "text.format.schema needs the type json_schema", param="text.format.schema")
+    if body.store:
+        raise ApiError(400, "store: nothing is kept here; leave it out, or give false", param="store")
     return chat_requests(served, body.chat())

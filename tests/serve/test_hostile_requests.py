@@ -115,10 +115,12 @@ def test_values_that_no_answer_could_follow_get_400(url, field):
         ("/v1/embeddings", {"input": [[1], []]}),
         ("/v1/embeddings", {"input": "a", "dimensions": 0}),
         ("/v1/responses", {"input": [{"role": "", "content": "x"}]}),
+        ("/v1/responses", {"input": "x", "store": True}),
+        ("/v1/responses", {"input": "x", "store": 0}),
     ],
     ids=str,
 )
-def test_what_is_no_text_and_no_token_gets_400(url, path, body):
+def test_what_cannot_be_read_or_kept_gets_400(url, path, body):
     assert ask(url, path, body)[0] == 400
 
 
