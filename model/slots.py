@@ -4,6 +4,7 @@ R rows of the key/value cache, of which each is free, reading a prompt, or writi
 that no request changes, so that a server compiles each once, before its first request:
 
     rows = read(decoder, rows, tokens_C, row, begin, adapter)  # C tokens of a prompt, from the slot `begin` on
+    rows, hidden = embed(decoder, rows, tokens_C, count, ...)  # the same, and the states after these tokens
     rows = start(rows, row, start_of(prompt, ...))             # the row answers
     rows, logits_RV = forward(decoder, rows)                   # one more token for each row that answers: its logits
     rows, found = draw_next(tables, rows, logits_RV, ...)      # and the token
