@@ -10,7 +10,7 @@
  */
 
 import { streamChat } from "./api.js";
-import { preferences, sampling } from "./preferences.js";
+import { preferences } from "./preferences.js";
 import { changed, changes, conversations, newMessage } from "./store.js";
 
 const running = new Map(); // conversation id -> AbortController
@@ -23,7 +23,7 @@ function bodyOf({ system, model, messages }) {
   return {
     model: model ?? undefined,
     messages: system.trim() ? [{ role: "system", content: system }, ...said] : said,
-    ...sampling(),
+    ...preferences.sampling,
     ...(preferences.probabilities && { logprobs: true, top_logprobs: 5 }),
   };
 }
@@ -101,7 +101,9 @@ export function regenerate(conversation) {
 export const proceed = write;
 
 /** Whether an answer has a beginning from which it can go on. */
-export const canProceed = ({ content, state, reason }) => Boolean(content) && (state !== "done" || reason === "length");
+export function canProceed({ content, state, reason }) {
+  return Boolean(content) && (["stopped", "failed", "interrupted"].includes(state) || reason === "length");
+}
 
 function interrupt(id) {
   const message = conversations.get(id)?.messages.find(({ state }) => state === "running");

@@ -30,6 +30,7 @@ function conversationOf(record, number) {
   const turns = record?.messages ?? record?.conversations;
   if (!Array.isArray(turns) || !turns.length) throw new Error(t("noTurns", { number }));
   const conversation = newConversation();
+  conversation.created -= number; // the first of a file stands first in the list
   turns.forEach((turn, k) => {
     const given = turn?.role ?? turn?.from, role = Object.hasOwn(ROLES, given) ? ROLES[given] : null;
     const content = contentOf(turn?.content ?? turn?.value);

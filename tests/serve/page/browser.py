@@ -27,6 +27,11 @@ def set_up(page, **values):
 def load_file(page, name, text):
     """Imports a file of conversations."""
     page.click("#open-settings")
+    give_file(page, name, text)
+
+
+def give_file(page, name, text):
+    """Gives a file to the panel of settings, which is open."""
     page.set_input_files("#import-file", {"name": name, "mimeType": "application/json", "buffer": text.encode()})
 
 

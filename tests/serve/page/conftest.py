@@ -118,7 +118,7 @@ def open_page(browser, watch, server):
 
 @pytest.fixture(scope="module")
 def bare(browser, server):
-    """One page for all tests of the Markdown module alone."""
+    """One page for all tests of single modules, which may replace what the others do not use."""
     page = browser.new_page()
     page.goto(server.url)
     yield page
