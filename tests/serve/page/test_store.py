@@ -2,7 +2,7 @@
 
 import pytest
 
-from camelid.tests.serve.page.browser import answers, say
+from camelid.tests.serve.page.browser import answers, say, until
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -136,6 +136,25 @@ def test_what_one_tab_drops_stays_dropped_and_what_the_other_adds_stays(page, ot
     for each in (page, other):
         expect(each.locator(".bubble")).to_have_text(["first", "zweitens", "third"])
     assert kept(page)[0] == ["first", "zweitens", "third"]
+
+
+STORED = """() => new Promise((done) => {
+  indexedDB.open("camelid").onsuccess = ({ target }) => {
+    const all = target.result.transaction("conversations").objectStore("conversations").getAll();
+    all.onsuccess = () => done(all.result.map((each) => each.messages.length));
+  };
+})"""
+
+
+def test_a_tab_that_was_not_told_finds_what_another_has_written_when_it_writes(page, other):
+    open_in_both(page, other)
+    other.evaluate("BroadcastChannel.prototype.postMessage = () => {}")
+    say(other, "there")
+    until(lambda: page.evaluate(STORED) == [4])
+    say(page, "here")
+    expect(page.locator(".bubble")).to_have_text(["first", "there", "here"])
+    asked = ["first", "there", "here"]
+    assert kept(page) == (asked, [f"You said: {text}" for text in asked])
 
 
 def test_what_a_closed_tab_left_unsaved_is_taken_by_one_that_goes_on(page, other):
