@@ -188,7 +188,7 @@ def test_a_model_that_is_gone_is_told_and_not_replaced_in_its_conversation(page,
     say(page, "one")
     del server.models["camel-poet"]
     page.reload()
-    expect(page.locator(".toast")).to_have_text("camel-poet is not served any more: new chats are asked by camel-1b")
+    expect(page.locator(".toast")).to_have_text("camel-poet is not served any more: new chats use camel-1b")
     expect(page.locator("#model option:checked")).to_have_text("camel-poet (not served)")
     say(page, "two")
     expect(page.locator(".failure")).to_contain_text("there is no model 'camel-poet'")
@@ -247,7 +247,7 @@ def test_the_speed_is_that_of_the_tokens_after_the_first(page, server, said, fig
 
 def test_an_answer_without_text_says_so_and_can_be_asked_for_again(page):
     say(page, "empty")
-    expect(page.locator(".note")).to_have_text("The model ended its answer at once.")
+    expect(page.locator(".note")).to_have_text("The model gave an empty answer.")
     expect(page.get_by_label("Answer again")).to_be_visible()
 
 
@@ -364,13 +364,12 @@ def test_the_page_speaks_the_browsers_language_and_the_chosen_one(open_page):
 
 
 def test_both_languages_say_the_same_things(bare):
-    texts = bare.evaluate("async () => (await import('/page/strings.js')).tables")
-    assert texts["en"].keys() == texts["zh"].keys()
-    for name, english in texts["en"].items():
-        places = re.findall(r"\{\w+\}", english)
-        assert sorted(places) == sorted(re.findall(r"\{\w+\}", texts["zh"][name])), name
+    texts = bare.evaluate("async () => (await import('/page/strings.js')).TEXTS")
+    for name, (english, chinese) in texts.items():
+        places = [sorted(re.findall(r"\{\w+\}", text)) for text in (english, chinese)]
+        assert english and chinese and places[0] == places[1], name
     used = set().union(*(re.findall(r'\bt\("(\w+)"', path.read_text()) for path in PAGE.glob("*.js")))
-    assert used <= texts["en"].keys()
+    assert used <= texts.keys()
 
 
 def test_dark_and_light_follow_the_browser_or_the_choice(open_page):
@@ -415,6 +414,26 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_the_main_ones(page):
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label')"))
     assert {"skip", "new", "model", "open-settings", "Copy", "Answer again", "prompt", "Send"} <= reached
     assert page.get_attribute(".thread", "aria-live") == "polite"
+
+
+def test_the_list_is_worked_by_keyboard_without_losing_the_focus(page):
+    for text in ("one", "two", "three"):
+        say(page, text)
+        page.click("#new")
+    links = page.locator("#conversations a")
+    links.nth(1).focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.keyboard.type("zwei")
+    page.keyboard.press("Enter")
+    expect(links).to_have_text(["three", "zwei", "one"])
+    expect(links.nth(1)).to_be_focused()
+    for left in (["three", "one"], ["three"], []):
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(links).to_have_text(left)
+        expect(links.nth(min(1, len(left) - 1)) if left else page.locator("#new")).to_be_focused()
 
 
 def test_the_code_of_a_block_is_copied(page):
