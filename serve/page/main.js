@@ -77,6 +77,7 @@ function listen() {
   changes.addEventListener("list", showFrame);
   changes.addEventListener("list", () => current.messages.at(-1)?.state === "done" && loadMissing());
   changes.addEventListener("elsewhere", ({ detail }) => conversations.has(detail) || stop(detail));
+  changes.addEventListener("elsewhere", showModels);
   changes.addEventListener("failed", ({ detail }) => toast(t("notKept", { why: detail })));
   addEventListener("hashchange", route);
 }

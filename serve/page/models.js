@@ -37,7 +37,7 @@ export async function loadModels() {
   try {
     [served, failure] = [await models(), ""];
   } catch (error) {
-    [served, failure] = [[], error.message];
+    failure = error.message; // what was served stays to be chosen: the server may come back
   }
   const [first] = served, { model } = preferences;
   if (first && !served.some(({ id }) => id === model)) {

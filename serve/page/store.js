@@ -73,11 +73,12 @@ function merge(mine, theirs, base = { ids: [] }) {
 function take(stored) {
   const { id, revision } = stored, mine = conversations.get(id), base = bases.get(id);
   if (mine && revision === base?.revision) return;
+  const title = mine && titleOf(mine);
   if (mine) merge(mine, stored, base);
   else conversations.set(id, stored);
   bases.set(id, baseOf(stored));
   tell("elsewhere", id);
-  tell("list");
+  if (titleOf(conversations.get(id)) !== title) tell("list");
 }
 
 /** Takes in what closed pages have left in localStorage. */
