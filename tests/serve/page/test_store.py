@@ -126,6 +126,7 @@ def test_what_one_tab_drops_stays_dropped_and_what_the_other_adds_stays(page, ot
     say(page, "second")
     other.click("#conversations a")
     expect(answers(other)).to_have_count(2)
+    page.bring_to_front()  # the frames of a tab behind are slow
     page.hover(".user >> nth=1")
     page.locator(".user >> nth=1").get_by_label("Edit").click()
     page.keyboard.press("Control+A")
