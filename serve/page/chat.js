@@ -1,9 +1,9 @@
 /** The view of one conversation: its messages and the field to write in. */
 
-import { answer, isRunning, regenerate, stop } from "./answers.js";
+import { answer, isRunning, proceed, regenerate, stop } from "./answers.js";
 import { button, h, icon, iconButton, toast } from "./dom.js";
 import { messageView } from "./messages.js";
-import { add, changed, changes, conversations, newConversation, titleOf } from "./store.js";
+import { add, changed, changes, conversations, newConversation, newMessage, titleOf } from "./store.js";
 import { t } from "./strings.js";
 
 const DRAFT = "camelid.draft";
@@ -63,11 +63,12 @@ class Chat {
 
   /** Shows the messages. The nodes of those that stay are kept, so that screen readers tell only the new ones. */
   render() {
-    const callbacks = { edit: (k, text) => this.edit(k, text), retry: () => this.retry(), field: growingField };
+    const again = (how) => () => isRunning(current.id) || this.answer(how);
+    const callbacks = { edit: this.edit.bind(this), retry: again(regenerate), proceed: again(proceed), field: growingField };
     const known = new Map(this.views.map((view) => [view.message, view]));
-    this.views = current.messages.map((message, k) => known.get(message) ?? messageView(current, k, callbacks));
+    this.views = current.messages.map((each) => known.get(each) ?? messageView(current, each, callbacks));
     const open = current.messages.at(-1)?.role === "user" && !isRunning(current.id);
-    const ask = open && button("retry", () => this.retry(), icon("retry"), t("getAnswer"));
+    const ask = open && button("retry", callbacks.retry, icon("retry"), t("getAnswer"));
     const fill = (text) => ((this.field.value = text), this.field.grow(), this.field.focus());
     const nodes = this.views.length ? this.views.map(({ node }) => node) : [welcome(fill)];
     if (ask) nodes.push(ask);
@@ -132,16 +133,12 @@ class Chat {
     this.field.grow();
     const last = current.messages.at(-1);
     if (last?.role === "assistant" && !last.content) current.messages.pop(); // a failure without text
-    current.messages.push({ role: "user", content: text });
+    current.messages.push(newMessage("user", text));
     if (!conversations.has(current.id)) {
       add(current);
       history.replaceState(null, "", `#/chat/${current.id}`);
     }
     this.answer(answer);
-  }
-
-  retry() {
-    if (!isRunning(current.id)) this.answer(regenerate);
   }
 
   answer(how) {
@@ -152,10 +149,10 @@ class Chat {
   }
 
   /** Replaces a message and drops what follows it, which the notice can bring back. */
-  edit(k, text) {
+  edit(message, text) {
     if (isRunning(current.id)) return;
-    const conversation = current, before = conversation.messages;
-    conversation.messages = [...before.slice(0, k), { role: "user", content: text }];
+    const conversation = current, before = conversation.messages, k = before.indexOf(message);
+    conversation.messages = [...before.slice(0, k), newMessage("user", text)];
     this.answer(answer);
     if (before.length <= k + 2) return;
     toast(t("dropped"), t("undo"), () => {
@@ -181,7 +178,7 @@ export function showChat(main, id) {
   const view = new Chat(main);
   const onChange = ({ detail }) => detail === current.id && view.refreshSoon();
   const onElsewhere = ({ detail }) => {
-    if (detail !== current.id || isRunning(detail) || view.thread.querySelector("textarea")) return;
+    if (detail !== current.id) return;
     current = conversations.get(detail) ?? newConversation();
     view.render();
   };

@@ -10,6 +10,7 @@ const ICONS = {
   copy: "M9 9h10v10H9zM5 15V5h10",
   edit: "M5 19l1-4L16 5l3 3L9 18z",
   retry: "M19 12a7 7 0 1 1-2-5l2 2M19 4v5h-5",
+  onward: "M5 12h14M13 6l6 6-6 6",
   chances: "M5 19v-6M10 19V9M15 19v-9M20 19V5",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   sliders: "M4 8h9M17 8h3M4 16h3M11 16h9M15 6v4M9 14v4",
@@ -21,7 +22,7 @@ const ICONS = {
 /**
  * An element with attributes and children.
  * Attributes named on… are listeners; true is an empty attribute; false, null and undefined are left out.
- * Children are nodes, strings, or arrays of them; null and false are left out.
+ * Children are nodes, strings, or arrays of them; null, false and empty texts are left out.
  */
 export function h(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -29,7 +30,7 @@ export function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== false && value != null) node.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat(Infinity)) if (child != null && child !== false) node.append(child);
+  for (const child of children.flat(Infinity)) if (child || child === 0) node.append(child);
   return node;
 }
 

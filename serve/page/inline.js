@@ -1,5 +1,5 @@
 /**
- * Inline Markdown: code, emphasis, links, line breaks.
+ * Inline Markdown: code, emphasis, links, line breaks; TeX stays as it is written.
  *
  * Three passes, each linear in the text: `scan` splits it into strings and marks and pairs the brackets of links,
  * `pairEmphasis` pairs the marks of emphasis, `build` makes the nodes. HTML in the text stays text.
@@ -9,10 +9,11 @@ import { h } from "./dom.js";
 
 const PROTOCOLS = new Set(["http:", "https:", "mailto:"]);
 const DEPTH = 24; // of open emphasis; what is beyond stays text
-const SPECIAL = /[\\`*_~[\]!<\n]|https?:\/\//g;
+const SPECIAL = /[\\`*_~[\]!<$\n]|https?:\/\//g;
 const TARGET = /\([ \n]?(?:<([^<>\n]{0,2000})>|((?:[^\s()\\]|\\.|\([^\s()]{0,500}\)){0,2000}))(?:[ \n]("[^"]{0,500}"|'[^']{0,500}'))?[ \n]?\)/y;
 const BARE = /https?:\/\/[^\s<>"`，。！？；：、）】」』”’《》]{1,2000}/y;
 const AUTOLINK = /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/y;
+const TEX = /\$\$[^$]{1,2000}\$\$|\$(?![\s$])[^$\n]{0,500}(?<![\s$\\])\$(?!\d)|\\\((?:[^\\\n]|\\[^)\n]){1,500}?\\\)|\\\[(?:[^\\]|\\[^\]]){1,500}?\\\]/y;
 const BREAK = /<br ?\/?>/iy;
 const TAGS = { "*": ["em", "strong"], _: ["em", "strong"], "~": [null, "del"] };
 
@@ -73,7 +74,8 @@ class Scanner {
     const { text, at } = this;
     const next = text[at + 1] ?? "";
     let found;
-    if (mark === "\\" && next === "\n") this.add(h("br"), 2);
+    if ((mark === "$" || mark === "\\") && (found = match(TEX, text, at))) this.add(h("span", { class: "tex" }, found[0]), found[0].length);
+    else if (mark === "\\" && next === "\n") this.add(h("br"), 2);
     else if (mark === "\\" && /[!-/:-@[-`{-~]/.test(next)) this.add(next, 2);
     else if (mark === "`") this.code();
     else if (mark in TAGS) this.run(mark);

@@ -1,31 +1,32 @@
-/** Starts the page: language, conversations, models, and the view that the address names. */
+/** Starts the page: language, conversations, models, and the conversation that the address names. */
 
+import { stop } from "./answers.js";
 import { keys } from "./api.js";
-import { currentTitle, showChat } from "./chat.js";
-import { hideAlternatives } from "./tokens.js";
+import { current, currentTitle, showChat } from "./chat.js";
 import { toast } from "./dom.js";
-import { prefer } from "./preferences.js";
-import { openSettings, showModels } from "./settings.js";
+import { chooseModel, loadMissing, loadModels, showModels } from "./models.js";
+import { openSettings } from "./settings.js";
 import { showList } from "./sidebar.js";
-import { changes, load } from "./store.js";
+import { changes, conversations, load } from "./store.js";
 import { t, translate } from "./strings.js";
-
-/** Views by the first part of the address after "#/": (main element, rest of the address) -> function that ends the view. */
-const VIEWS = { chat: showChat };
+import { hideAlternatives } from "./tokens.js";
 
 const byId = (id) => document.getElementById(id);
 let leave = () => {};
 
-const showTitle = () => (document.title = `${currentTitle()} – camelid`);
+/** Shows what stands around the conversation and changes with it. */
+function showFrame() {
+  showList();
+  showModels();
+  document.title = `${currentTitle()} – camelid`;
+}
 
 function route() {
-  const [, name, rest] = location.hash.split("/");
   leave();
   hideAlternatives();
   setSidebar(false);
-  leave = (Object.hasOwn(VIEWS, name) ? VIEWS[name] : VIEWS.chat)(byId("view"), rest);
-  showList();
-  showTitle();
+  leave = showChat(byId("view"), location.hash.split("/")[2]);
+  showFrame();
 }
 
 function showAgain() {
@@ -65,14 +66,18 @@ function listen() {
   byId("close-settings").addEventListener("click", () => byId("settings").close());
   byId("settings").addEventListener("click", ({ target }) => target === byId("settings") && byId("settings").close());
   byId("key-cancel").addEventListener("click", () => byId("key").close());
-  byId("model").addEventListener("change", ({ target }) => prefer({ model: target.value || null }));
-  byId("model").addEventListener("focus", ({ target }) => target.value || showModels());
+  byId("model").addEventListener("change", chooseModel);
+  byId("model").addEventListener("focus", loadMissing);
+  document.addEventListener("visibilitychange", () => document.hidden || loadModels());
   document.addEventListener("scroll", hideAlternatives, true);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") setSidebar(false);
     if (event.ctrlKey && event.shiftKey && event.code === "KeyO") event.preventDefault(), newChat();
   });
-  changes.addEventListener("list", () => (showList(), showTitle()));
+  changes.addEventListener("list", showFrame);
+  changes.addEventListener("list", () => current.messages.at(-1)?.state === "done" && loadMissing());
+  changes.addEventListener("elsewhere", ({ detail }) => conversations.has(detail) || stop(detail));
+  changes.addEventListener("elsewhere", showModels);
   changes.addEventListener("failed", ({ detail }) => toast(t("notKept", { why: detail })));
   addEventListener("hashchange", route);
 }
@@ -82,4 +87,4 @@ translate(document);
 listen();
 await load();
 route();
-await showModels();
+await loadModels();

@@ -120,7 +120,7 @@ function list(lines, i, depth) {
     [inside, i] = itemLines(lines, i, item);
     const task = /^\[([ xX])\] /.exec(inside[0]);
     if (task) inside[0] = `${task[1] === " " ? "☐" : "☑"} ${inside[0].slice(4)}`;
-    node.append(h("li", {}, nodesOf(inside, depth + 1)));
+    node.append(h("li", { class: task && "task" }, nodesOf(inside, depth + 1)));
     item = i < lines.length ? ITEM.exec(lines[i]) : null;
   }
   return [node, i];

@@ -1,5 +1,6 @@
 /** The view of a message: text, state, figures, buttons. */
 
+import { canProceed } from "./answers.js";
 import { button, copyFrom, h, icon, iconButton } from "./dom.js";
 import { Markdown } from "./markdown.js";
 import { preferences } from "./preferences.js";
@@ -8,7 +9,7 @@ import { hideAlternatives, Tokens } from "./tokens.js";
 
 const copied = (clicked, text) => copyFrom(clicked, text, t("copied"));
 
-function userMessage(message, k, { edit, field }) {
+function userMessage(message, { edit, field }) {
   const node = h("article", { class: "message user", "aria-label": t("you") });
   const show = () => {
     const tools = [
@@ -19,7 +20,7 @@ function userMessage(message, k, { edit, field }) {
   };
   const open = () => {
     const close = () => (show(), document.getElementById("prompt").focus());
-    const submit = () => text.value.trim() && edit(k, text.value.trim());
+    const submit = () => text.value.trim() && edit(message, text.value.trim());
     const text = field({ "aria-label": t("edit") }, submit);
     text.value = message.content;
     text.addEventListener("keydown", (event) => {
@@ -37,32 +38,29 @@ function userMessage(message, k, { edit, field }) {
   return { message, node, refresh: () => {}, edit: open };
 }
 
-/** Speed and numbers of tokens, as far as the server told them. */
-function figures({ usage, first, seconds, model }) {
-  const parts = [];
+/** Speed and numbers of tokens: the server's, or of an answer that was cut off those that came. */
+function figures({ usage, count, first, seconds, model }) {
+  const parts = [], n = usage?.completion ?? count;
   if (model) parts.push(model);
-  if (usage) {
-    parts.push(t("written", { n: number(usage.completion) }));
-    if (usage.completion > 1 && seconds > 0) parts.push(t("rate", { n: ((usage.completion - 1) / seconds).toFixed(1) }));
-    parts.push(t("read", { n: number(usage.prompt), cached: number(usage.cached) }));
-  }
+  if (n) parts.push(t(usage ? "written" : "came", { n: number(n) }));
+  if (n > 1 && seconds > 0.05) parts.push(t("rate", { n: ((n - 1) / seconds).toFixed(1) }));
+  if (usage) parts.push(t("read", { n: number(usage.prompt), cached: number(usage.cached) }));
   if (first !== undefined) parts.push(t("first", { n: first.toFixed(2) }));
   return parts.join(" · ");
 }
 
-function failure({ error = {} }, again) {
+function failure({ error = {} }) {
   const kind = [error.status, error.type, error.code].filter(Boolean).join(" · ");
-  const text = h("p", {}, error.message ?? t("failed"));
-  return h("div", { class: "failure", role: "alert" }, text, kind && h("p", { class: "hint" }, kind), again);
+  const text = h("p", {}, error.message ?? t("failed")), help = error.code === "context_length_exceeded" && h("p", {}, t("tooLong"));
+  return h("div", { class: "failure", role: "alert" }, text, help, kind && h("p", { class: "hint" }, kind));
 }
 
-function noteOf({ state, reason }) {
+function noteOf({ state, reason, content }) {
   if (state === "stopped" || state === "interrupted") return t(state);
-  return state === "done" && reason === "length" ? t("length") : null;
+  return state === "done" && (reason === "length" ? t("length") : !content && t("empty"));
 }
 
-function assistantMessage(conversation, k, { retry }) {
-  const message = conversation.messages[k];
+function assistantMessage(conversation, message, { retry, proceed }) {
   const body = h("div", { class: "text", dir: "auto" }), foot = h("div", { class: "message-foot" });
   const node = h("article", { class: "message assistant", "aria-label": t("assistant") }, body, foot);
   let content = null, footing = null, asTokens = Boolean(preferences.probabilities);
@@ -76,7 +74,7 @@ function assistantMessage(conversation, k, { retry }) {
     refresh();
   };
   const tools = (isLast) => [
-    iconButton("copy", t("copy"), (event) => copied(event.currentTarget, message.content)),
+    message.content && iconButton("copy", t("copy"), (event) => copied(event.currentTarget, message.content)),
     isLast && iconButton("retry", t("regenerate"), retry),
     message.tokens && iconButton("chances", t("probabilities"), toggle, { "aria-pressed": String(asTokens) }),
   ];
@@ -95,10 +93,12 @@ function assistantMessage(conversation, k, { retry }) {
     if (wanted === footing) return;
     footing = wanted;
     if (running) return foot.replaceChildren(h("p", { class: "status" }, waiting ? t("thinking") : ""));
-    const note = noteOf(message), again = isLast && button("retry", retry, icon("retry"), t("retry"));
+    const note = noteOf(message), failed = message.state === "failed";
+    const onward = isLast && canProceed(message) && button("retry", proceed, icon("onward"), t("proceed"));
+    const again = isLast && failed && button("retry", retry, icon("retry"), t("retry"));
     const line = h("div", { class: "tools" }, tools(isLast), h("span", { class: "figures" }, figures(message)));
-    const failed = message.state === "failed" && failure(message, again);
-    const parts = [note && h("p", { class: "note" }, note), failed, message.content && line];
+    const ways = (onward || again) && h("div", { class: "ways" }, onward, again);
+    const parts = [note && h("p", { class: "note" }, note), failed && failure(message), ways, (message.content || !failed) && line];
     foot.replaceChildren(...parts.filter(Boolean));
   };
   refresh();
@@ -106,7 +106,6 @@ function assistantMessage(conversation, k, { retry }) {
 }
 
 /** A message of a conversation: its node, `refresh()` after it changed, and `edit()` where it can be edited. */
-export function messageView(conversation, k, callbacks) {
-  const message = conversation.messages[k];
-  return message.role === "user" ? userMessage(message, k, callbacks) : assistantMessage(conversation, k, callbacks);
+export function messageView(conversation, message, callbacks) {
+  return message.role === "user" ? userMessage(message, callbacks) : assistantMessage(conversation, message, callbacks);
 }

@@ -21,6 +21,3 @@ export function prefer(changes) {
   Object.assign(preferences, changes);
   localStorage.setItem(KEY, JSON.stringify(preferences));
 }
-
-/** The sampling settings that are set, as fields of a request. */
-export const sampling = () => ({ ...preferences.sampling });

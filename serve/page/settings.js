@@ -1,6 +1,6 @@
-/** The panel of settings, and the choice of the model. */
+/** The panel of settings. */
 
-import { forgetKey, hasKey, models } from "./api.js";
+import { forgetKey, hasKey } from "./api.js";
 import { current } from "./chat.js";
 import { button, h, toast } from "./dom.js";
 import { prefer, preferences, SETTINGS } from "./preferences.js";
@@ -9,26 +9,6 @@ import { languages, t } from "./strings.js";
 import { download, exported, imported } from "./transfer.js";
 
 const dialog = () => document.getElementById("settings");
-
-/** Fills the choice of the model with what is served, adapters marked by an arrow. */
-export async function showModels() {
-  const select = document.getElementById("model");
-  let served;
-  try {
-    served = await models();
-  } catch (error) {
-    select.replaceChildren(h("option", { value: "" }, t("noModels")));
-    select.title = error.message;
-    return;
-  }
-  if (!served.some(({ id }) => id === preferences.model)) prefer({ model: served[0]?.id ?? null });
-  const names = new Set(served.map(({ id }) => id));
-  const isAdapter = ({ id, parent }) => names.has(parent) && parent !== id;
-  const textOf = (each) => (isAdapter(each) ? "↳ " : "") + each.id;
-  const option = (each) => h("option", { value: each.id, selected: each.id === preferences.model }, textOf(each));
-  select.replaceChildren(...served.map(option));
-  select.title = "";
-}
 
 function numberField({ name, min, max, step }) {
   const bounds = { type: "number", min, max, step, value: preferences.sampling[name] };

@@ -19,7 +19,10 @@ function rename(item, conversation) {
   field.addEventListener("blur", () => end(true));
   field.addEventListener("keydown", (event) => {
     if (event.isComposing || event.keyCode === 229) return;
-    if (event.key === "Enter" || event.key === "Escape") event.stopPropagation(), end(event.key === "Enter");
+    if (event.key !== "Enter" && event.key !== "Escape") return;
+    event.stopPropagation();
+    end(event.key === "Enter");
+    document.querySelector(`#conversations [href$="${conversation.id}"]`)?.focus();
   });
   item.replaceChildren(field);
   field.select();
@@ -46,10 +49,12 @@ function itemOf(conversation) {
   return item;
 }
 
-/** Shows all conversations, the newest first. */
+/** Shows all conversations, the newest first. A focus among them stays at its place. */
 export function showList() {
   const list = document.getElementById("conversations");
   if (list.querySelector("input")) return; // a title is being typed
   const sorted = [...conversations.values()].sort((a, b) => b.created - a.created);
+  const place = [...list.children].findIndex((item) => item.contains(document.activeElement));
   list.replaceChildren(...sorted.map(itemOf));
+  if (place >= 0) (list.querySelectorAll("a")[Math.min(place, sorted.length - 1)] ?? document.getElementById("new")).focus();
 }

@@ -73,7 +73,7 @@ export class Tokens {
       const [text, logprob] = tokens[k], place = classOf(logprob);
       const label = t("chance", { text: shown(text), chance: percent(logprob) });
       const kind = `p${place < 0 ? BOUNDS.length : place}`;
-      const attributes = { class: kind, tabindex: k ? -1 : 0, role: "button", "aria-label": label, "data-k": k };
+      const attributes = { class: kind, tabindex: k ? -1 : 0, role: "button", "aria-label": label, "aria-describedby": "alternatives", "data-k": k };
       this.list.append(h("span", attributes, text || "·"));
     }
   }

@@ -1,7 +1,7 @@
 /** Conversations as files: ShareGPT's and OpenAI's JSON, out and in. */
 
 import { h } from "./dom.js";
-import { newConversation } from "./store.js";
+import { newConversation, newMessage } from "./store.js";
 import { t } from "./strings.js";
 
 const ROLES = { system: "system", user: "user", human: "user", assistant: "assistant", gpt: "assistant" };
@@ -30,6 +30,7 @@ function conversationOf(record, number) {
   const turns = record?.messages ?? record?.conversations;
   if (!Array.isArray(turns) || !turns.length) throw new Error(t("noTurns", { number }));
   const conversation = newConversation();
+  conversation.created -= number; // the first of a file stands first in the list
   turns.forEach((turn, k) => {
     const given = turn?.role ?? turn?.from, role = Object.hasOwn(ROLES, given) ? ROLES[given] : null;
     const content = contentOf(turn?.content ?? turn?.value);
@@ -37,7 +38,7 @@ function conversationOf(record, number) {
     if (!role || (role === "system" && k > 0)) throw new Error(t("badRole", { ...place, role: JSON.stringify(given) ?? "–" }));
     if (content === null) throw new Error(t("badContent", place));
     if (role === "system") conversation.system = content;
-    else conversation.messages.push({ role, content });
+    else conversation.messages.push(newMessage(role, content));
   });
   return conversation;
 }

@@ -1,5 +1,7 @@
 """What a user does on the page."""
 
+import time
+
 
 def say(page, text, wait=True):
     """Sends a message, and waits for the end of the answer."""
@@ -25,4 +27,17 @@ def set_up(page, **values):
 def load_file(page, name, text):
     """Imports a file of conversations."""
     page.click("#open-settings")
+    give_file(page, name, text)
+
+
+def give_file(page, name, text):
+    """Gives a file to the panel of settings, which is open."""
     page.set_input_files("#import-file", {"name": name, "mimeType": "application/json", "buffer": text.encode()})
+
+
+def until(is_true):
+    """Waits for a condition; the page's policy forbids Playwright's own way with expressions."""
+    end = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -84,8 +84,8 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path == "/v1/models":
             if not self.is_refused():
-                models = [{"id": "camel-1b"}, {"id": "camel-poet", "parent": "camel-1b"}, {"id": "tiny"}]
-                self.json({"object": "list", "data": [{"object": "model"} | model for model in models]})
+                models = [{"id": id, "object": "model", "parent": base} for id, base in self.server.models.items()]
+                self.json({"object": "list", "data": models})
             return
         file = PAGE / ("index.html" if path == "/" else path.removeprefix("/page/"))
         if file.parent != PAGE or not file.is_file():
@@ -100,9 +100,15 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.server.requests.append(body)
         said = body["messages"][-1]["content"]
-        if said == "fail once" and not self.server.failed:
+        if body["messages"][-1]["role"] == "assistant":
+            said = "more"
+        if body.get("model", "camel-1b") not in self.server.models:
+            self.fail(404, f"there is no model {body['model']!r}", "not_found_error", "model_not_found")
+        elif said == "fail once" and not self.server.failed:
             self.server.failed = True
             self.fail(429, "<b>the queue is full</b>", "rate_limit_error", "queue_full")
+        elif said == "too long":
+            self.fail(400, "The prompt has 300 tokens", "invalid_request_error", "context_length_exceeded")
         elif said == "bad gateway":
             self.respond(502, b"<html><script>alert(1)</script></html>", "text/html")
         else:
@@ -115,10 +121,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
+        aborted = self.server.aborted  # the next test has another one
         try:
             self.events(body, said)
         except (BrokenPipeError, ConnectionResetError):
-            self.server.aborted.set()
+            aborted.set()
 
     def event(self, value: dict) -> None:
         """Sends a chunk, cut in the middle of its bytes."""
@@ -129,8 +136,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def events(self, body: dict, said: str) -> None:
         """The chunks of an answer: role, text, end, usage."""
-        answers = {"markdown": MARKDOWN, "slow": "word " * 400, "long": f"{MARKDOWN}\n\n" * 20}
-        text = self.server.answers.get(said) or answers.get(said) or f"You said: {said}"
+        answers = {"empty": "", "markdown": MARKDOWN, "slow": "word " * 400, "long": f"{MARKDOWN}\n\n" * 20}
+        text = (answers | self.server.answers).get(said, f"You said: {said}")
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
         pieces = tokens_of(text)
 
@@ -141,10 +148,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b": a comment\n\n")
         self.event(chunk({"role": "assistant", "content": ""}))
         for k, piece in enumerate(pieces):
+            if "held" in said and k == 2:
+                self.server.go_on.wait(60)
             self.event(chunk({"content": piece}, logprobs=self.logprobs(piece, k) if body.get("logprobs") else None))
             if said == "slow":
                 time.sleep(0.05)
-            if said == "break" and k == 2:
+            if "break" in said and k == 2:
                 return
             if said == "error inside" and k == 2:
                 self.event({"error": {"message": "the engine failed", "type": "server_error", "code": None}})
@@ -169,7 +178,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class FakeServer(ThreadingHTTPServer):
-    """The server, with what it was asked (`requests`) and how it shall answer (`key`, `answers`)."""
+    """The server, with what it was asked (`requests`) and how it shall answer.
+
+    That is `key`, `answers` and `models` (name -> base); an answer to what has "held" in it stands still after two
+    tokens until `go_on`.
+    """
 
     daemon_threads = True
 
@@ -180,8 +193,9 @@ class FakeServer(ThreadingHTTPServer):
 
     def reset(self) -> None:
         """Forgets what was asked and how to answer."""
+        self.models = {"camel-1b": None, "camel-poet": "camel-1b", "tiny": None}
         self.requests, self.answers, self.key, self.failed = [], {}, None, False
-        self.aborted = threading.Event()
+        self.aborted, self.go_on = threading.Event(), threading.Event()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 import json
 import re
-import time
 
 import pytest
 
-from camelid.tests.serve.page.browser import answers, load_file, say, set_up
-from camelid.tests.serve.page.fake_server import MARKDOWN, PAGE
+from camelid.tests.serve.page.browser import answers, give_file, load_file, say, set_up, until
+from camelid.tests.serve.page.fake_server import MARKDOWN, PAGE, tokens_of
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -26,7 +25,7 @@ def test_an_answer_is_asked_for_streamed_and_rendered(page, server):
     assert answers(page).locator("td").all_inner_texts() == ["Camel", "114", "in 13 minutes", "Cow", "95", "a day"]
     assert "<b>not bold</b>" in answers(page).locator("pre").inner_text()
     figures = page.locator(".figures").inner_text()
-    assert "139 tokens" in figures and "tokens/s" in figures and "1,234 read, 1,024 from the cache" in figures
+    assert "139 tokens" in figures and "1,234 read, 1,024 from the cache" in figures
 
 
 def test_the_conversation_so_far_is_sent_with_the_settings_and_the_system_prompt(page, server):
@@ -62,7 +61,8 @@ def test_stopping_ends_the_request_and_keeps_the_text_and_asking_again_replaces_
     expect(answers(page)).to_contain_text("word word")
     page.keyboard.press("Escape")
     expect(page.locator(".note")).to_have_text("Stopped.")
-    assert server.aborted.wait(5)
+    assert server.aborted.wait(20)
+    expect(page.locator(".figures")).to_have_text(re.compile(r"about \d+ tokens · "))
     expect(answers(page)).to_contain_text("word word")
     page.click("[aria-label='Answer again']")
     expect(answers(page)).to_have_count(1)
@@ -94,7 +94,7 @@ def test_enter_sends_but_not_within_a_composition_and_shift_enter_breaks_the_lin
     page.press("#prompt", "Shift+Enter")
     page.keyboard.type("hao")
     page.keyboard.press("Enter")
-    expect(answers(page)).to_have_count(1)
+    expect(answers(page)).to_have_text("You said: nihao")
     assert server.requests[0]["messages"][0]["content"] == "ni\nhao"
 
 
@@ -120,8 +120,8 @@ def test_probabilities_are_asked_for_coloured_and_listed_on_hover_and_focus(page
     expect(answers(page).locator("p")).to_have_text("You said: 骆驼 and probabilities")
 
 
-def test_a_character_of_several_tokens_in_a_stream_of_single_bytes_is_whole(page):
-    told = page.evaluate("""async () => {
+def test_a_character_of_several_tokens_in_a_stream_of_single_bytes_is_whole(bare):
+    told = bare.evaluate("""async () => {
       const { answer } = await import("/page/answers.js");
       const bytes = [...new TextEncoder().encode("骆")];
       const content = bytes.map((byte) => ({ token: "?", logprob: -1, bytes: [byte], top_logprobs: [] }));
@@ -129,7 +129,7 @@ def test_a_character_of_several_tokens_in_a_stream_of_single_bytes_is_whole(page
       const sent = new TextEncoder().encode(`: hello\\r\\n\\r\\ndata: ${chunk}\\r\\n\\r\\ndata: [DONE]\\r\\n\\r\\n`);
       const start = (stream) => (sent.forEach((byte) => stream.enqueue(Uint8Array.of(byte))), stream.close());
       globalThis.fetch = async () => new Response(new ReadableStream({ start }));
-      const conversation = { id: "x", system: "", messages: [{ role: "user", content: "a" }] };
+      const conversation = { id: "x", system: "", model: null, messages: [{ role: "user", content: "a" }] };
       await answer(conversation);
       const { content: text, tokens } = conversation.messages[1];
       return [text, ...tokens.map(([text]) => text)];
@@ -137,62 +137,67 @@ def test_a_character_of_several_tokens_in_a_stream_of_single_bytes_is_whole(page
     assert told == ["骆", "", "", "骆"]
 
 
-def test_conversations_are_kept_renamed_deleted_and_brought_back(page):
-    say(page, "first")
+def test_an_answer_that_was_cut_off_goes_on_from_its_last_word(page, server):
+    server.answers["more"] = " and the rest"
+    page.click("#open-settings")
+    page.check("#set-probabilities")
+    page.click("#close-settings")
+    for cut in ("break", "cut"):
+        say(page, cut)
+        begin = answers(page).last.inner_text().split("Probability")[0].strip()
+        page.get_by_role("button", name="Continue").click()
+        expect(answers(page).last).to_contain_text(f"{begin} and the rest")
+        expect(page.get_by_role("button", name="Continue")).to_have_count(0)
+        assert server.requests[-1]["messages"][-1] == {"role": "assistant", "content": begin}
+        tokens = len(tokens_of(begin)) + len(tokens_of(" and the rest"))
+        expect(page.locator(".figures").last).to_contain_text(f"{tokens} tokens")
+    expect(page.locator(".failure, .note")).to_have_count(0)
+
+
+def test_too_long_a_conversation_is_told_with_what_helps(page):
+    say(page, "too long")
+    expect(page.locator(".failure")).to_contain_text("The prompt has 300 tokens")
+    expect(page.locator(".failure")).to_contain_text("Start a new chat, or edit an earlier message")
+
+
+def test_adapters_are_a_group_under_their_base(page):
+    assert page.locator("#model > option").all_inner_texts() == ["camel-1b", "tiny"]
+    assert page.get_attribute("#model optgroup", "label") == "Adapters of camel-1b"
+    assert page.locator("#model > option + optgroup > option").all_inner_texts() == ["camel-poet"]
+
+
+def test_a_conversation_keeps_the_model_that_it_was_asked_with(page, server):
+    say(page, "to camel")
+    page.select_option("#model", "camel-poet")
+    say(page, "to the poet")
     page.click("#new")
-    say(page, "second")
+    page.select_option("#model", "tiny")
+    say(page, "to tiny")
+    page.click("text=to camel")
+    expect(page.locator("#model")).to_have_value("camel-poet")
+    say(page, "again")
     page.reload()
-    links = page.locator("#conversations a")
-    expect(links).to_have_text(["second", "first"])
-    expect(answers(page)).to_have_text("You said: second")
-    links.nth(1).click()
-    expect(answers(page)).to_have_text("You said: first")
-    page.get_by_label("Rename “first”").click()
-    page.keyboard.type("a <b>title</b>")
-    page.keyboard.press("Enter")
-    expect(links).to_have_text(["second", "a <b>title</b>"])
-    page.hover("#conversations li >> nth=1")
-    page.get_by_label("Delete “a <b>title</b>”").click()
-    expect(links).to_have_text(["second"])
-    page.click(".toast button")
-    expect(links).to_have_text(["second", "a <b>title</b>"])
-    expect(answers(page)).to_have_text("You said: first")
+    expect(page.locator("#model")).to_have_value("camel-poet")
+    page.click("#new")
+    expect(page.locator("#model")).to_have_value("tiny")
+    assert [body["model"] for body in server.requests] == ["camel-1b", "camel-poet", "tiny", "camel-poet"]
 
 
-def test_a_reload_in_the_middle_of_an_answer_loses_nothing(page):
-    say(page, "slow", wait=False)
-    expect(answers(page)).to_contain_text("word word word")
-    page.fill("#prompt", "a draft")
-    page.evaluate("""async () => {
-      const { conversations } = await import("/page/store.js");
-      const [{ messages }] = conversations.values();
-      addEventListener("pagehide", () => localStorage.setItem("seen", messages[1].content));
-    }""")
-    page.reload()
-    expect(page.locator(".note")).to_contain_text("Interrupted")
-    seen = page.evaluate("localStorage.getItem('seen')")
-    assert seen.startswith("word word word") and answers(page).inner_text().strip() == seen.strip()
-    assert page.input_value("#prompt") == "a draft"
-
-
-def test_what_the_database_does_not_take_any_more_is_found_after_a_reload(page):
+def test_a_model_that_is_gone_is_told_and_not_replaced_in_its_conversation(page, server):
+    page.select_option("#model", "camel-poet")
     say(page, "one")
-    page.evaluate("IDBObjectStore.prototype.put = () => ({})")  # as when the page closes before the end of a write
-    say(page, "two")
-    page.wait_for_timeout(500)
+    del server.models["camel-poet"]
     page.reload()
-    expect(answers(page)).to_have_text(["You said: one", "You said: two"])
-    assert page.evaluate("Object.keys(localStorage).filter((name) => name.includes('unsaved'))") == []
-
-
-def test_another_tab_shows_what_this_one_writes(page):
-    other = page.context.new_page()
-    other.goto(page.url)
-    say(page, "from here")
-    expect(other.locator("#conversations a")).to_have_text("from here")
-    other.click("#conversations a")
-    say(page, "and more")
-    expect(answers(other)).to_have_text(["You said: from here", "You said: and more"])
+    expect(page.locator(".toast")).to_have_text("camel-poet is not served any more: new chats use camel-1b")
+    expect(page.locator("#model option:checked")).to_have_text("camel-poet (not served)")
+    say(page, "two")
+    expect(page.locator(".failure")).to_contain_text("there is no model 'camel-poet'")
+    page.select_option("#model", "tiny")
+    page.get_by_role("button", name="Try again").click()
+    expect(answers(page).last).to_have_text("You said: two")
+    page.click("#new")
+    say(page, "three")
+    assert [body["model"] for body in server.requests[1:]] == ["camel-poet", "tiny", "tiny"]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,7 @@ def test_an_error_of_the_api_is_shown_as_text_and_tried_again(page, server):
     say(page, "fail once")
     expect(page.locator(".failure")).to_contain_text("<b>the queue is full</b>")
     expect(page.locator(".failure")).to_contain_text("429 · rate_limit_error · queue_full")
-    page.click(".failure .retry")
+    page.get_by_role("button", name="Try again").click()
     expect(answers(page)).to_have_text("You said: fail once")
     expect(page.locator(".failure")).to_have_count(0)
     assert server.requests[0] == server.requests[1]
@@ -227,6 +232,23 @@ def test_a_server_that_is_gone_is_said_and_the_cut_of_max_tokens_too(page):
     say(page, "cut")
     expect(page.locator(".failure")).to_have_count(0)
     expect(page.locator(".note")).to_have_text("Cut off at the limit of tokens.")
+
+
+@pytest.mark.parametrize(("said", "figures"), [("held", "4 tokens"), ("held, then break", "about 3 tokens")])
+def test_the_speed_is_that_of_the_tokens_after_the_first(page, server, said, figures):
+    say(page, said, wait=False)
+    expect(answers(page)).to_have_text("You said")
+    page.wait_for_timeout(200)
+    server.go_on.set()
+    page.wait_for_selector(".send[data-running=false]")
+    expect(page.locator(".figures")).to_contain_text(f"camel-1b · {figures} · ")
+    assert 0 < float(re.search(r"([\d.]+) tokens/s", page.locator(".figures").inner_text())[1]) <= 15
+
+
+def test_an_answer_without_text_says_so_and_can_be_asked_for_again(page):
+    say(page, "empty")
+    expect(page.locator(".note")).to_have_text("The model gave an empty answer.")
+    expect(page.get_by_label("Answer again")).to_be_visible()
 
 
 def test_a_key_is_asked_for_and_kept_for_the_session_only(open_page, server):
@@ -244,6 +266,31 @@ def test_a_key_is_asked_for_and_kept_for_the_session_only(open_page, server):
     expect(answers(page)).to_have_count(2)
     assert "secret" not in page.evaluate("JSON.stringify(localStorage)")
     assert page.evaluate("sessionStorage.getItem('camelid.key')") == "secret"
+
+
+def test_two_requests_in_flight_ask_for_the_key_once(bare):
+    """The second 401 comes while the key is asked for, or after it was given."""
+    ask = """async (late) => {
+      const { keys, models } = await import("/page/api.js"), given = [];
+      let asked = 0, sent = 0, reply;
+      const waiting = new Promise((go) => (reply = go));
+      globalThis.fetch = async (_, { headers }) => {
+        const key = headers.Authorization ?? null;
+        given.push(key);
+        if (key) return Response.json({ data: [] });
+        if (sent++ && late) await waiting;
+        return new Response("{}", { status: 401 });
+      };
+      keys.ask = async () => (asked++, await new Promise((go) => setTimeout(go)), "secret");
+      const first = models(), second = models();
+      await first.then(reply);
+      await second;
+      sessionStorage.clear();
+      return [asked, given];
+    }"""
+    for late in (False, True):
+        asked = bare.evaluate(ask, late)
+        assert asked == [1, [None, None, "Bearer secret", "Bearer secret"]]
 
 
 def test_without_a_key_the_error_stays(page, server):
@@ -283,19 +330,17 @@ def test_conversations_go_out_and_come_in(page):
     assert exported(page, "Export all", "OpenAI") == openai * 5
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("nonsense", "line 1 is not JSON"),
-        ("[{}]", "record 1 has neither “messages” nor “conversations”"),
-        ('[{"messages": [{"role": "tool", "content": ""}]}]', 'record 1, turn 1: role "tool" is not system'),
-        ('[{"messages": [{"role": "user", "content": 1}]}]', "record 1, turn 1: the content is not text"),
-        ('{"conversations": [{"from": "__proto__", "value": ""}]}', 'role "__proto__" is not'),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused_whole(page, text, told):
-    load_file(page, "bad.json", text)
-    expect(page.locator(".import-error")).to_contain_text(f"bad.json: {told}" if "proto" not in told else told)
+def test_a_file_that_does_not_fit_is_refused_whole(page):
+    page.click("#open-settings")
+    for text, told in {
+        "nonsense": "line 1 is not JSON",
+        "[{}]": "record 1 has neither “messages” nor “conversations”",
+        '[{"messages": [{"role": "tool", "content": ""}]}]': 'record 1, turn 1: role "tool" is not system',
+        '[{"messages": [{"role": "user", "content": 1}]}]': "record 1, turn 1: the content is not text",
+        '{"conversations": [{"from": "__proto__", "value": ""}]}': 'record 1, turn 1: role "__proto__" is not',
+    }.items():
+        give_file(page, "bad.json", text)
+        expect(page.locator(".import-error")).to_contain_text(f"bad.json: {told}")
     expect(page.locator("#conversations li")).to_have_count(0)
 
 
@@ -318,14 +363,13 @@ def test_the_page_speaks_the_browsers_language_and_the_chosen_one(open_page):
     assert page.get_attribute("html", "lang") == "en"
 
 
-def test_both_languages_say_the_same_things(page):
-    texts = page.evaluate("async () => (await import('/page/strings.js')).tables")
-    assert texts["en"].keys() == texts["zh"].keys()
-    for name, english in texts["en"].items():
-        places = re.findall(r"\{\w+\}", english)
-        assert sorted(places) == sorted(re.findall(r"\{\w+\}", texts["zh"][name])), name
+def test_both_languages_say_the_same_things(bare):
+    texts = bare.evaluate("async () => (await import('/page/strings.js')).TEXTS")
+    for name, (english, chinese) in texts.items():
+        places = [sorted(re.findall(r"\{\w+\}", text)) for text in (english, chinese)]
+        assert english and chinese and places[0] == places[1], name
     used = set().union(*(re.findall(r'\bt\("(\w+)"', path.read_text()) for path in PAGE.glob("*.js")))
-    assert used <= texts["en"].keys()
+    assert used <= texts.keys()
 
 
 def test_dark_and_light_follow_the_browser_or_the_choice(open_page):
@@ -372,6 +416,26 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_the_main_ones(page):
     assert page.get_attribute(".thread", "aria-live") == "polite"
 
 
+def test_the_list_is_worked_by_keyboard_without_losing_the_focus(page):
+    for text in ("one", "two", "three"):
+        say(page, text)
+        page.click("#new")
+    links = page.locator("#conversations a")
+    links.nth(1).focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.keyboard.type("zwei")
+    page.keyboard.press("Enter")
+    expect(links).to_have_text(["three", "zwei", "one"])
+    expect(links.nth(1)).to_be_focused()
+    for left in (["three", "one"], ["three"], []):
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(links).to_have_text(left)
+        expect(links.nth(min(1, len(left) - 1)) if left else page.locator("#new")).to_be_focused()
+
+
 def test_the_code_of_a_block_is_copied(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     say(page, "markdown")
@@ -401,14 +465,6 @@ def test_only_new_messages_are_new_nodes(page):
         None,
     ]
     expect(page.get_by_label("Answer again")).to_have_count(1)
-
-
-def until(is_true):
-    """Waits for a condition; the page's policy forbids Playwright's own way with expressions."""
-    end = time.monotonic() + 10
-    while not is_true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_the_view_follows_the_answer_until_the_reader_scrolls(page, server):
