@@ -224,7 +224,7 @@ def _add_openai(app: FastAPI, server: Server) -> None:
     @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, request: HttpRequest) -> Response:
         served = server.find(body.model)
-        job = Job(served, await server.prepare(chat_requests, served, body), continues=False)
+        job = Job(served, await server.prepare(chat_requests, served, body), continues=body.goes_on)
         return await _answer(server, request, job, Chat(job, body), stream=body.stream)
 
     @app.post("/v1/completions", responses=STREAMED)
@@ -236,7 +236,7 @@ def _add_openai(app: FastAPI, server: Server) -> None:
     @app.post("/v1/responses", responses=STREAMED)
     async def respond(body: ResponsesRequest, request: HttpRequest) -> Response:
         served = server.find(body.model)
-        job = Job(served, await server.prepare(response_requests, served, body), continues=False)
+        job = Job(served, await server.prepare(response_requests, served, body), continues=body.chat().goes_on)
         return await _answer(server, request, job, Answered(job, body), stream=body.stream)
 
     @app.post("/v1/embeddings")

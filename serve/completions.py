@@ -177,7 +177,7 @@ def chat_requests(served: Served, body: ChatRequest) -> list[Request]:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     try:
-        prompt = continued(model, messages) if messages[-1]["role"] == "assistant" else model.prompt(messages)
+        prompt = continued(model, messages) if body.goes_on else model.prompt(messages)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
     most = body.max_completion_tokens or body.max_tokens

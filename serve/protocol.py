@@ -105,6 +105,11 @@ class ChatRequest(Settings):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP), WHOLE] = 0
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the answer goes on from the last word of the assistant's."""
+        return self.messages[-1].role == "assistant"
+
 
 class CompletionRequest(Settings):
     """The body of `POST /v1/completions`."""
