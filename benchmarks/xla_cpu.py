@@ -21,10 +21,11 @@ from compare import Side, spread
 from rich.console import Console
 from rich.table import Table
 
-from camelid.model import decode, llama, storage, xla_cpu
+from camelid.model import decode, llama, slots, storage, xla_cpu
 from camelid.model.config import LlamaConfig
 from camelid.model.dynamic_codes import signed_values
 from camelid.model.logprobs import next_token_loss
+from camelid.model.rows import make_decoder
 from camelid.model.sampling import Sampling
 
 SHAPE = dict(vocab_size=8192, dim=512, n_layers=6, n_heads=8, n_kv_heads=4, ffn_dim=1408, tied=True)
@@ -43,6 +44,7 @@ PLAIN: dict[str, Callable] = {
     "grouped_scores": scores_by_group,
     "times_codes": lambda equation, x, codes: jnp.einsum(equation, x.astype(jnp.float32), codes.astype(jnp.float32)),
     "rows_and_heads": lambda x: x,
+    "each_or_most": jnp.max,
 }
 """The plain form of each function."""
 
@@ -74,6 +76,19 @@ def gradient(rows: int, tokens: int, quantize: str | None = None, **changes) -> 
     return lambda: compute(params, batch)
 
 
+def steps(positions: list[int]) -> Callable[[], object]:
+    """20 steps of a server's rows, which are at these positions."""
+    model = llama.build(LlamaConfig.from_dict(SHAPE))
+    params = jax.jit(model.init)(jax.random.key(0))
+    R = len(positions)
+    decoder = jax.jit(lambda params: make_decoder(model.config, R, False, params))(params)
+    rows = jax.jit(lambda: slots.empty(model.config, R, 2048))()
+    rows = rows._replace(slot=jnp.array(positions), stopped_R=jnp.zeros(R, bool))
+    forward = jax.jit(lambda decoder, rows: slots.forward(decoder, rows)[1])
+
+    return lambda: [forward(decoder, rows) for _ in range(20)]
+
+
 WORK: dict[str, list[tuple[str, Callable[[], Callable]]]] = {
     "merged_rows": [("gradient, 8 rows of 256 tokens", lambda: gradient(8, 256))],
     "from_left": [("8 answers", lambda: answers(8, 24))],
@@ -95,6 +110,10 @@ WORK: dict[str, list[tuple[str, Callable[[], Callable]]]] = {
     "rows_and_heads": [
         ("1 answer to 1,000 tokens", lambda: answers(1, 1000)),
         ("8 answers to 1,000 tokens, 1 key/value head", lambda: answers(8, 1000, n_kv_heads=1)),
+    ],
+    "each_or_most": [
+        ("20 steps of 8 rows at position 400", lambda: steps([400] * 8)),
+        ("20 steps of 8 rows, 7 at position 50 and 1 at 1,900", lambda: steps([50] * 7 + [1900])),
     ],
 }
 """Work in which each form counts."""

@@ -113,7 +113,7 @@ def attend_cache(
     value_scales_LS: Float[Array, "*L S"] | None = None,
     *,
     scale: float | None = None,
-    filled: Int[Array, ""] | None = None,
+    filled: Int[Array, ""] | Int[Array, " B"] | None = None,
     row: Int[Array, ""] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Attention of T new positions over a key/value cache.
@@ -130,8 +130,9 @@ def attend_cache(
         key_scales_LS: a scale for each key in codes; None for floats.
         value_scales_LS: a scale for each value in codes; None for floats.
         scale: factor of the scores; None for 1 / sqrt(E).
-        filled: number of slots from the first on that are read, in whole blocks; None for all. The result is the same
-            bits for every number that covers the slots a query attends to.
+        filled: number of slots from the first on that are read, in whole blocks, one for all rows or one for each; None
+            for all slots. The result is the same bits for every number that covers the slots a query attends to; where
+            none are read it is 0.
         row: the row that the queries are of, where the cache has others too; they are of one row then, and `filled` is
             given.
     """
@@ -147,7 +148,8 @@ def attend_cache(
 
     cache = [keys_LSE, values_LSE, *(() if key_scales_LS is None else (key_scales_LS, value_scales_LS))]
     if filled is not None:
-        return joined(_attend_blocks(q_LQE, valid_LQS, cache, filled, row))
+        attend = _attend_blocks if filled.ndim == 0 else _attend_rows
+        return joined(attend(q_LQE, valid_LQS, cache, filled, row))
     probs = jax.nn.softmax(jnp.where(valid_LQS, _scores(q_LQE, cache), _MASKED), axis=-1)
     return joined(_weighted_values(probs, cache))
 
@@ -200,7 +202,19 @@ def _attend_blocks(
     none_LQ1 = jnp.full((*q_LQE.shape[:-1], 1), _MASKED, jnp.float32)
     begin = none_LQ1, jnp.zeros_like(none_LQ1), jnp.zeros(q_LQE.shape, jnp.float32)
     _, weight_LQ1, out_LQE = jax.lax.fori_loop(0, -(-filled // size), add, begin)
-    return out_LQE / weight_LQ1
+    return out_LQE / jnp.maximum(weight_LQ1, 1)  # it is 1 or more, but where nothing is read
+
+
+def _attend_rows(q_LQE, valid_LQS, cache: Sequence[Array], filled_B: Int[Array, " B"], _: None):
+    """`_attend_blocks` row by row, each over as many slots as it has filled."""
+    own = len(q_LQE) // len(filled_B)
+
+    def one(row, out_LQE):
+        q, valid = (jax.lax.dynamic_slice_in_dim(x, row * own, own) for x in (q_LQE, valid_LQS))
+        out = _attend_blocks(q, valid, cache, filled_B[row], row)
+        return jax.lax.dynamic_update_slice_in_dim(out_LQE, out, row * own, axis=0)
+
+    return jax.lax.fori_loop(0, len(filled_B), one, jnp.zeros(q_LQE.shape, jnp.float32))
 
 
 def splash(

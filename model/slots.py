@@ -328,7 +328,8 @@ def take_out(rows: Rows, row: Int[Array, ""]) -> Rows:
 
 def forward(decoder: Decoder, rows: Rows) -> tuple[Rows, Float[Array, "R V"]]:
     """Runs the network over the latest token of each row. Returns the rows, and logits of the tokens that follow."""
-    filled = jnp.max(jnp.where(rows.stopped_R, 0, rows.slot)) + 1
+    filled_R = jnp.where(rows.stopped_R, 0, rows.slot + 1)
+    filled = xla_cpu.each_or_most(filled_R)
     starts_R, adapters_R = rows.starts_R, rows.adapters_R
     logits_R1V, caches = decoder(rows.latest_R[:, None], rows.slot, starts_R, rows.caches, filled, adapters_R)
     return rows._replace(caches=caches), constrain(logits_R1V[:, 0], None, None)
@@ -381,11 +382,8 @@ def forward_alone(decoder: Decoder, rows: Rows, row: Int[Array, ""]) -> tuple[Ro
 
     Its logits differ from those of `forward` by rounding; those of the other rows are 0.
     """
-    R, one = len(rows.latest_R), take_out(rows, row)
-    slot = one.slot[0]
-    new, logits_1V = forward(decoder, one)
-    written = _part(new.caches, 1, jnp.int32(0), slot, 1)
-    logits_RV = jnp.zeros((R, logits_1V.shape[1]), logits_1V.dtype)
-    caches = _put(rows.caches, R, written, row, slot)
-    logits_RV = jax.lax.dynamic_update_slice_in_dim(logits_RV, logits_1V, row, axis=0)
+    token, slot = rows.latest_R[row], rows.slot[row]
+    one = None if rows.adapters_R is None else rows.adapters_R[row][None]
+    logits_11V, caches = decoder(token[None, None], slot, rows.starts_R[:1], rows.caches, slot + 1, one, row=row)
+    logits_RV = jnp.zeros((len(rows.latest_R), logits_11V.shape[-1]), logits_11V.dtype).at[row].set(logits_11V[0, 0])
     return rows._replace(caches=caches), constrain(logits_RV, None, None)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Int8, Shaped, UInt8
 
 from .dynamic_codes import signed_table, signed_values
 from .sharding import BATCH, axis_size, constrain
@@ -163,3 +163,13 @@ def rows_and_heads(x: Shaped[Array, "B K ..."]) -> Shaped[Array, "..."]:
     if axis_size("tensor") > 1:
         return constrain(x, BATCH, "tensor", *[None] * (x.ndim - 2))
     return constrain(x.reshape(-1, *x.shape[2:]), BATCH, *[None] * (x.ndim - 2))
+
+
+def each_or_most(filled_R: Int[Array, " R"]) -> Int[Array, " R"] | Int[Array, ""]:
+    """How many slots of each row attention reads, so that it goes through the rows one by one; on other backends, which
+    compute all rows at once, the largest number.
+
+    Symptom of one number: every row is read as far as the longest (8 rows at position 400: 1.05 times; one at 1,900
+    beside 7 at 50: 1.29 times).
+    """
+    return filled_R if is_backend() else jnp.max(filled_R)

@@ -38,6 +38,10 @@ def test_attention_reads_as_many_slots_as_it_is_told_and_more_change_no_bit(code
     for more in (used + 1, 256, 300, slots):
         np.testing.assert_array_equal(attend(more), found)
     assert not np.allclose(attend(100), found)
+    np.testing.assert_array_equal(attend(jnp.array([used, used])), found)
+    apart = attend(jnp.array([0, used]))
+    np.testing.assert_array_equal(apart[1], found[1])
+    assert np.all(apart[0] == 0)
 
 
 @pytest.mark.parametrize("lead", [(3 * K,), (3, K)])
