@@ -117,15 +117,15 @@ def main() -> None:
     parser.add_argument("--llamacpp_python", help="Python interpreter with llama-cpp-python[server] (default: no peer)")
     parser.add_argument("--llama_server", help="llama.cpp's program llama-server (default: not compared)")
     parser.add_argument(
-        "--ours", nargs="*", default=[""], metavar="OPTIONS",
-        help="options of camelid serve, as '--chunk=64 --exact=off'; a server for each (default: one without options)",
+        "--ours", action="append", metavar="OPTIONS",
+        help="options of camelid serve, as in --ours='--chunk=128 --exact=off'; given several times, a server for each",
     )  # fmt: skip
     parser.add_argument("--max_len", type=int, default=4608, help="most tokens of a prompt and its answer")
     parser.add_argument(
         "--cores", type=int, default=os.cpu_count(), help="cores that each server may use (default: all)"
     )
     add_arguments(parser, clients=(1, 2, 4, 8, 16, 32, 64), rates=(0.5, 1))
-    parser.add_argument("--rounds", type=int, default=3, help="windows of each load and server (default: 3)")
+    parser.add_argument("--rounds", type=int, default=2, help="windows of each load and server (default: 2)")
     parser.add_argument("--long_rounds", type=int, default=2, help="arrivals of a long prompt; 0 for none (default: 2)")
     parser.add_argument("--long_prompt", type=int, default=4000, help="words of the long prompt (default: 4000)")
     parser.add_argument("--streams", type=int, default=4, help="running streams when it arrives (default: 4)")
@@ -134,7 +134,7 @@ def main() -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 240)
     how = dict(gguf=args.gguf, max_len=args.max_len, cores=args.cores)
-    servers = [camelid(options=options, **how) for options in args.ours]
+    servers = [camelid(options=options, **how) for options in args.ours or [""]]
     if args.llamacpp_python:
         servers.append(llama_cpp_python(args.llamacpp_python, **how))
     if args.llama_server:
