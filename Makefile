@@ -46,7 +46,7 @@ bench-smollm2: .venv/installed .venv-bench/installed .venv-llamacpp/installed mo
 	$(BIN)/python benchmarks/smollm2.py --gguf=models/SmolLM2-135M-Instruct.Q4_1.gguf \
 		--peer_python=.venv-bench/bin/python --llamacpp_python=.venv-llamacpp/bin/python
 
-# Load on `camelid serve` beside llama.cpp's servers on the same model, 12 minutes. `OPTIONS="--rounds=5 --seconds=20"` takes longer;
+# Load on `camelid serve` beside llama.cpp's servers on the same model. `OPTIONS="--rounds=5 --seconds=20"` takes longer;
 # `OPTIONS=--llama_server=.venv-llamacpp/build/bin/llama-server` with the program of the next target, compiled for minutes.
 bench-serve: .venv/installed .venv-llamacpp/installed models/SmolLM2-135M-Instruct.Q4_1.gguf
 	$(BIN)/python benchmarks/serve_compare.py --gguf=models/SmolLM2-135M-Instruct.Q4_1.gguf \
