@@ -3,8 +3,9 @@
 import asyncio
 import hmac
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,15 @@ from .completions import Chat, Completion, Job, Served, chat_requests, completio
 from .embeddings import Embeddings, EmbeddingsRequest, Pooling, embeddings_requests
 from .listen import until_left
 from .metrics import Metrics
-from .protocol import ApiError, ChatRequest, CompletionRequest, DetokenizeRequest, Failure, TokenizeRequest
+from .protocol import (
+    UNSUPPORTED,
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Failure,
+    TokenizeRequest,
+)
 from .responses import Answered, ResponsesRequest, response_requests
 
 Found = TypeVar("Found")
@@ -46,6 +55,9 @@ ERRORS = {
 """The errors of all paths, for `/openapi.json`."""
 STREAMED = {200: {"content": {"text/event-stream": {}}}}
 """The other form of an answer, for `/openapi.json`."""
+
+
+RETRY = {"Retry-After": "1"}
 
 
 class Server:
@@ -144,28 +156,25 @@ def _add_page(app: FastAPI) -> None:
 def _add_errors(app: FastAPI, server: Server) -> None:
     """Errors as OpenAI's objects."""
 
-    def fail(error: ApiError) -> Response:
-        server.metrics.failed(error.status)
-        return _failure(error)
+    def fail(request: HttpRequest, error: ApiError) -> Response:
+        return _failure(server, request, error)
 
     @app.exception_handler(ApiError)
-    async def known(_: HttpRequest, error: ApiError) -> Response:
-        return fail(error)
+    async def known(request: HttpRequest, error: ApiError) -> Response:
+        return fail(request, error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: HttpRequest, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        said = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
-        return fail(ApiError(400, f"{where or 'body'}: {said}", param=where or None))
+    async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:
+        return fail(request, _invalid(request, error))
 
     @app.exception_handler(UserError)
-    async def refused(_: HttpRequest, error: UserError) -> Response:
-        return fail(ApiError(400, str(error)))
+    async def refused(request: HttpRequest, error: UserError) -> Response:
+        return fail(request, ApiError(400, str(error)))
 
     @app.exception_handler(HTTPException)
     async def unknown(request: HttpRequest, error: HTTPException) -> Response:
-        response = fail(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        said = f"{request.method} {request.url.path}: {error.detail}"
+        response = fail(request, ApiError(error.status_code, said))
         response.headers.update(error.headers or {})
         return response
 
@@ -203,13 +212,48 @@ class _Checked:
             if not isinstance(error, ApiError):
                 log.exception("%s %s", request.method, request.url.path)
                 error = ApiError(500, "the server failed on this request; its log has the reason")
-            self._server.metrics.failed(error.status)
-            await _failure(error)(scope, receive, with_headers)
+            await _failure(self._server, request, error)(scope, receive, with_headers)
 
 
-def _failure(error: ApiError) -> Response:
-    headers = {"Retry-After": "1"} if error.status in (429, 503) else None
-    return JSONResponse(error.body(), error.status, headers)
+_BRANCHES = re.compile(r"(str|int|float|bool|list|dict|literal|function|Text|[A-Z]\w*)(\W.*)?$")
+"""What pydantic puts into places where a field may have one of several types."""
+
+
+def _invalid(request: HttpRequest, error: RequestValidationError) -> ApiError:
+    """The error for a body that is none of its type: the first one."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+    if len(first["loc"]) == 1 and "json" not in request.headers.get("content-type", ""):
+        return ApiError(400, "give a JSON object, with the header `Content-Type: application/json`")
+    found = _likeliest([each for each in error.errors() if each["loc"][:2] == first["loc"][:2]])
+    place = [str(part) for part in found["loc"][1:] if not _is_branch(part)]
+    where = ".".join(part for part in place if part != "[key]")
+    said = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        said = "this field is not supported" if place[-1] in UNSUPPORTED else "there is no such field"
+    return ApiError(400, f"{where or 'body'}: {said}", param=where or None)
+
+
+def _is_branch(part: str | int) -> bool:
+    return isinstance(part, str) and _BRANCHES.fullmatch(part) is not None
+
+
+def _likeliest(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The error of a field that may have one of several types: of the type that fits best, the first."""
+    branches: dict[tuple, list[Mapping[str, Any]]] = {}
+    for each in errors:
+        begin = next((i for i, part in enumerate(each["loc"]) if i > 1 and _is_branch(part)), len(each["loc"]))
+        branches.setdefault(each["loc"][: begin + 1], []).append(each)
+    inside = [found for branch, found in branches.items() if all(each["loc"] != branch for each in found)]
+    return min(inside or branches.values(), key=len)[0]
+
+
+def _failure(server: Server, request: HttpRequest, error: ApiError) -> Response:
+    """The response for an error, which is counted and has a line in the log."""
+    server.metrics.failed(error.status)
+    log.info("%s %s %d %s", request.method, request.url.path, error.status, error.message)
+    return JSONResponse(error.body(), error.status, RETRY if error.status in (429, 503) else None)
 
 
 def _add_openai(app: FastAPI, server: Server) -> None:
@@ -311,7 +355,8 @@ def _add_others(app: FastAPI, server: Server) -> None:
     async def health() -> Response:
         failed = [served.name for served in server.served.values() if served.engine.failed is not None]
         if server.draining or failed:
-            return _failure(ApiError(503, f"{', '.join(failed)} failed" if failed else "the server is about to end"))
+            error = ApiError(503, f"{', '.join(failed)} failed" if failed else "the server is about to end")
+            return JSONResponse(error.body(), 503, RETRY)
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}})

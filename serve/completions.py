@@ -1,6 +1,8 @@
 """Answers in OpenAI's objects: chat completions and completions, whole or as the events of a stream."""
 
 import asyncio
+import dataclasses
+import functools
 import json
 import secrets
 import time
@@ -11,12 +13,21 @@ import numpy as np
 
 from ..checkpoints.decoding import sampling_of, strings_of
 from ..checkpoints.language_model import LanguageModel
+from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from .engine import Engine
 from .grammar import Grammar, Grammars
 from .protocol import ApiError, ChatRequest, CompletionRequest, ResponseFormat, Settings
-from .requests import Answer, Busy, Request, Scored, Token, TooLong
+from .requests import Answer, Busy, Ended, Request, Scored, Token, TooLong
 from .texts import TextOf
+
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's code of the error."""
+
+
+@functools.lru_cache(maxsize=64)
+def _longest(tokenizer: Tokenizer) -> int:
+    return max(map(len, tokenizer.token_bytes))
 
 
 class Served(NamedTuple):
@@ -36,6 +47,11 @@ class Served(NamedTuple):
     def adapter(self) -> str | None:
         """Name of the engine's adapters that answer."""
         return None if self.parent is None else self.name
+
+    @property
+    def longest_token(self) -> int:
+        """The most bytes of a token."""
+        return _longest(self.model.tokenizer)
 
     def grammar(self, wanted: ResponseFormat | None, ends: Sequence[int]) -> Grammar | None:
         """What answers may be; None for anything. Raises UserError for a schema that is not supported."""
@@ -68,19 +84,18 @@ class Job:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._told.set)
 
-        asked, most = sum(request.sampling.n for request in requests), served.engine.most_waiting
-        if asked > most:
-            raise ApiError(400, f"{asked} answers are asked for at once: ask for at most {most}")
         try:
             for request in requests:
                 self.answers += served.engine.submit(request, notify)
         except UserError as error:
             self.cancel()
-            code = "context_length_exceeded" if isinstance(error, TooLong) else None
-            raise ApiError(400, str(error), code=code) from None
+            raise ApiError(400, str(error), code=TOO_LONG if isinstance(error, TooLong) else None) from None
         except Busy as error:
             self.cancel()
             raise ApiError(429, str(error), code="queue_full") from None
+        except Ended as error:
+            self.cancel()
+            raise ApiError(500, str(error)) from None
         tokenizer = served.model.tokenizer
         self.texts = [TextOf(answer, tokenizer, continues=continues) for answer in self.answers]
 
@@ -98,13 +113,15 @@ class Job:
                 for i in sorted(left):
                     ended = self.answers[i].finish_reason is not None  # before the tokens are taken
                     text, tokens = self.texts[i].push(self.answers[i].poll())
-                    if ended:
+                    error = self.answers[i].error if ended else None
+                    if ended and error is None:
                         left.discard(i)
                         text += self.texts[i].end()
-                    if tokens or text or ended:
+                    if tokens or text or self.texts[i].ended:
                         yield i, text, tokens
-                    if ended and (error := self.answers[i].error) is not None:
-                        raise ApiError(400, str(error)) if isinstance(error, UserError) else ApiError(500, f"{error}")
+                    if error is not None:
+                        kind = 400 if isinstance(error, UserError) else 500
+                        raise ApiError(kind, " ".join(str(error).split()))
                 if left:
                     await self._told.wait()
         finally:
@@ -124,33 +141,21 @@ class Job:
         }
 
 
-def request_of(
+def requests_of(
     served: Served,
     settings: Settings,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     max_tokens: int | None,
     stop_ids: Sequence[int],
     **more: Any,
-) -> Request:
-    """The engine's request for a prompt and the settings of a body. Raises ApiError for settings that do not fit."""
+) -> list[Request]:
+    """The engine's requests for prompts and the settings of a body. Raises ApiError for settings that do not fit."""
     model = served.model
     generation, names = model.generation, ("temperature", "top_p", "min_p", "repetition_penalty")
     fields = generation.sampling() | {n: x for n in names if (x := getattr(settings, n)) is not None}
     if settings.top_k is not None:
         fields["top_k"] = max(settings.top_k, 0)
-    room = served.engine.max_len - len(prompt)
-    if max_tokens is not None:
-        if max_tokens > room:
-            raise ApiError(
-                400,
-                f"the prompt has {len(prompt):,} tokens and max_tokens is {max_tokens:,}, together more than the "
-                f"context of {served.engine.max_len:,}",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
-        fields["max_tokens"] = max(max_tokens, 1)
-    else:
-        fields["max_tokens"] = max(min(fields.get("max_tokens", room), room), 1)
+    limit = fields.pop("max_tokens", None)
     try:
         strings = strings_of(() if settings.stop is None else settings.stop, generation)
         ids = (*stop_ids, *generation.stop_ids)
@@ -160,10 +165,20 @@ def request_of(
         grammar = served.grammar(settings.response_format, ids)
     except UserError as error:
         raise ApiError(400, str(error)) from None
-    penalties = dict(presence_penalty=settings.presence_penalty, frequency_penalty=settings.frequency_penalty)
-    seed = secrets.randbits(32) if settings.seed is None else settings.seed % 2**32
+    more |= dict(presence_penalty=settings.presence_penalty, frequency_penalty=settings.frequency_penalty)
     more |= dict(bias=settings.logit_bias or {}, grammar=grammar, adapter=served.adapter)
-    return Request(prompt, sampling, seed, **penalties, **more)
+    seed = secrets.randbits(32) if settings.seed is None else settings.seed % 2**32
+
+    def one(prompt: Sequence[int]) -> Request:
+        room = served.engine.max_len - len(prompt)
+        if max_tokens is not None and max_tokens > room:
+            said = f"the prompt has {len(prompt):,} tokens and max_tokens is {max_tokens:,}, together more than"
+            said = f"{said} the context of {served.engine.max_len:,}"
+            raise ApiError(400, said, param="max_tokens", code=TOO_LONG)
+        most = max(min(limit or room, room) if max_tokens is None else max_tokens, 1)
+        return Request(prompt, dataclasses.replace(sampling, max_tokens=most), seed, **more)
+
+    return [one(prompt) for prompt in prompts]
 
 
 def chat_requests(served: Served, body: ChatRequest) -> list[Request]:
@@ -175,18 +190,22 @@ def chat_requests(served: Served, body: ChatRequest) -> list[Request]:
         raise ApiError(400, "max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    roles = {"developer": "system"}  # OpenAI's newer name
+    messages = [{"role": roles.get(each.role, each.role), "content": each.text} for each in body.messages]
+    check_size(served, sum(len(each["content"]) for each in messages), "messages")
     try:
         prompt = continued(model, messages) if body.goes_on else model.prompt(messages)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
     most = body.max_completion_tokens or body.max_tokens
     stop_ids = model.template.stop_ids(model.tokenizer)
-    return [request_of(served, body, prompt, most, stop_ids, top=body.top_logprobs)]
+    return requests_of(served, body, [prompt], most, stop_ids, top=body.top_logprobs)
 
 
 def continued(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """The tokens of a conversation up to the last word of its last turn, which the answer goes on from."""
+    if not messages[-1]["content"].strip():
+        return model.prompt(messages[:-1])
     stop_ids = model.template.stop_ids(model.tokenizer)
     encoded = model.template.encode(messages, model.tokenizer)
     tokens = encoded.tokens[: int(np.flatnonzero(encoded.mask)[-1]) + 1].tolist()
@@ -195,30 +214,49 @@ def continued(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> li
     return tokens
 
 
-def prompts_of(served: Served, given: str | Sequence, param: str) -> list[list[int]]:
-    """The tokens of a text or token ids, or of each of several. param: the field's name, for the error of an empty one.
+def prompts_of(served: Served, given: str | Sequence, param: str, n: int = 1) -> list[list[int]]:
+    """The tokens of a text or token ids, or of each of several.
 
     Texts begin with the token that the tokenizer puts before them, if it does.
+
+    Args:
+      served: the model.
+      given: the text or texts, or ids.
+      param: the field's name, for errors.
+      n: number of answers to each.
+
+    Raises ApiError for none, for more than may wait, and for texts that are too long in any case.
     """
-    tokenizer = served.model.tokenizer
+    tokenizer, most = served.model.tokenizer, served.engine.most_waiting
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
     if not given:
         raise ApiError(400, f"{param} is empty: give a text, a list of texts or lists of token ids", param=param)
+    if len(given) * n > most:
+        raise ApiError(400, f"{len(given) * n} answers are asked for at once: ask for at most {most}", param=param)
+    for each in given:
+        check_size(served, len(each) if isinstance(each, str) else 0, param)
     begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
     return [begin + tokenizer.encode(each) if isinstance(each, str) else list(each) for each in given]
 
 
+def check_size(served: Served, characters: int, param: str) -> None:
+    """Raises ApiError for a text that would not fit the context if all its tokens were the longest of all."""
+    if characters > served.engine.max_len * served.longest_token:
+        said = f"{param}: {characters:,} characters are more than the context of {served.engine.max_len:,} tokens holds"
+        raise ApiError(400, f"{said}: shorten it", param=param, code=TOO_LONG)
+
+
 def completion_requests(served: Served, body: CompletionRequest) -> list[Request]:
     """The engine's requests for one prompt or several. Raises ApiError for what does not fit."""
-    prompts = prompts_of(served, body.prompt, "prompt")
+    prompts = prompts_of(served, body.prompt, "prompt", body.n)
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens 0 needs echo: true", param="max_tokens")
     more = dict(
         top=body.logprobs or 0, score_prompt=body.echo and body.logprobs is not None, only_score=body.max_tokens == 0
     )
     stop_ids = (served.model.tokenizer.eos_id,)
-    return [request_of(served, body, each, body.max_tokens, stop_ids, **more) for each in prompts]
+    return requests_of(served, body, prompts, body.max_tokens, stop_ids, **more)
 
 
 class Chat:
@@ -235,7 +273,8 @@ class Chat:
         tokenizer = self.job.served.model.tokenizer
 
         def entry(i: int, logprob: float) -> dict[str, Any]:
-            return {"token": tokenizer.piece(i), "logprob": logprob, "bytes": list(tokenizer.token_bytes[i])}
+            data = tokenizer.token_bytes[i] if i < len(tokenizer.token_bytes) else b""  # the network may have more ids
+            return {"token": tokenizer.piece(i), "logprob": logprob, "bytes": list(data)}
 
         content = [
             entry(token.id, token.logprob) | {"top_logprobs": [entry(i, logprob) for i, logprob in token.top]}

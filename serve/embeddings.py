@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..model.sampling import Sampling
 from .completions import Job, Served, prompts_of
-from .protocol import WHOLE, ApiError, Strict
+from .protocol import WHOLE, ApiError, Strict, Text
 from .requests import Answer, Request
 
 Pooling = Literal["mean", "last"]
@@ -19,11 +19,11 @@ Pooling = Literal["mean", "last"]
 class EmbeddingsRequest(Strict):
     """The body of `POST /v1/embeddings`."""
 
-    model: str | None = None
-    input: str | list[str] | list[int] | list[list[int]]
+    model: Text | None = None
+    input: Text | list[Text] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1), WHOLE] | None = None
-    user: str | None = None
+    user: Text | None = None
 
 
 def embeddings_requests(served: Served, body: EmbeddingsRequest) -> list[Request]:

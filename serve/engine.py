@@ -27,7 +27,7 @@ from ..model.attention import BLOCK
 from ..model.slots import MOST_TOP
 from .prefixes import Prefixes
 from .programs import Program, Programs
-from .requests import Answer, Busy, Request, Scored, State, Token, TooLong
+from .requests import Answer, Busy, Ended, Request, Scored, State, Token, TooLong
 
 
 class Engine:
@@ -142,6 +142,7 @@ class Engine:
         Raises:
           UserError: the request does not fit the model.
           Busy: too many answers wait.
+          Ended: the engine is closed, or has failed.
         """
         return self._submit([request], notify, self.most_waiting)[0]
 
@@ -161,7 +162,8 @@ class Engine:
         answers = [answer for each in found for answer in each]
         with self._changed:
             if self._closed:
-                raise Busy("the engine is closed" if self.failed is None else f"the engine failed: {self.failed}")
+                failed = self.failed and f"the engine has failed: {' '.join(str(self.failed).split())}"
+                raise Ended(failed or "the engine is closed")
             if len(self._waiting) + len(answers) > most_waiting:
                 raise Busy(f"{len(self._waiting)} answers wait already, of at most {most_waiting}: try again")
             self._waiting.extend(answers)
@@ -341,7 +343,7 @@ class Engine:
         logits_RV = self._device.forward(alone)
         offsets_RV = self._offsets(writing)  # while the device computes the logits
         found = self._device.draw(logits_RV, offsets_RV, any(answer.request.top for answer in writing))
-        for answer in writing:
+        for answer in (answer for answer in writing if answer.state == State.WRITING):
             row, top = answer.row, answer.request.top
             ids, logprobs = found.top_RN[row, :top].tolist(), found.top_logprobs_RN[row, :top].tolist()
             token = Token(int(found.tokens_R[row]), float(found.logprobs_R[row]), list(zip(ids, logprobs, strict=True)))
@@ -368,7 +370,10 @@ class Engine:
                 for token, count in answer.counts.items():
                     offsets_V[token] -= request.presence_penalty + request.frequency_penalty * count
             if answer.grammar is not None:
-                offsets_V[~answer.grammar.allowed()] = -np.inf
+                try:
+                    offsets_V[~answer.grammar.allowed()] = -np.inf
+                except UserError as error:
+                    self._leave(answer, "error", error)
         return offsets_RV
 
     def _leave(self, answer: Answer, reason: str, error: Exception | None = None) -> None:

@@ -13,6 +13,11 @@ from llguidance.numpy import fill_next_token_bitmask
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 
+SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""Spaces in answers. If the model could choose, it might write spaces without end."""
+LIMITS = llguidance.LLParserLimits(initial_lexer_fuel=100_000, verbose_errors=False)
+"""Bounds of the work for a schema: some hundredths of a second."""
+
 
 class _Vocabulary:
     """A tokenizer in the form that llguidance takes."""
@@ -38,8 +43,9 @@ class Grammar:
         return Grammar(self._matcher.deep_copy(), self._vocab_size)
 
     def allowed(self) -> Bool[np.ndarray, " V"]:
-        """The tokens that may come next."""
+        """The tokens that may come next. Raises UserError where the grammar cannot go on."""
         fill_next_token_bitmask(self._matcher, self._mask_1W)
+        self._check()
         return np.unpackbits(self._mask_1W.view(np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
 
     def take(self, token: int) -> bool:
@@ -48,9 +54,12 @@ class Grammar:
         Raises UserError where the grammar cannot go on, such as beyond llguidance's limits.
         """
         self._matcher.consume_token(token)
-        if self._matcher.is_error():
-            raise UserError(f"the answer's grammar: {' '.join(self._matcher.get_error().split())[:200]}")
+        self._check()
         return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise UserError(f"its grammar fails: {' '.join(self._matcher.get_error().split())[:200]}")
 
 
 class Grammars:
@@ -77,14 +86,18 @@ class Grammars:
         self._vocab_size = vocab_size
 
     def of_schema(self, schema: Mapping[str, Any]) -> Grammar:
-        """The grammar of a JSON schema; {} stands for any object. Raises UserError for one that is not supported."""
+        """The grammar of a JSON schema; {} stands for any object.
+
+        Raises UserError for a schema that is not supported, or too complex.
+        """
         schema = schema or {"type": "object"}
         try:
-            text = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            text = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=SPACES)
         except ValueError as error:
             raise UserError(f"the JSON schema is not valid: {error}") from None
-        matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0)
-        if matcher.is_error():
-            said = " ".join(matcher.get_error().split())
-            raise UserError(f"the JSON schema is not supported: {said[:300]}")
-        return Grammar(matcher, self._vocab_size)
+        grammar = Grammar(llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS), self._vocab_size)
+        try:
+            grammar.allowed()  # here, not between the steps of other answers
+        except UserError as error:
+            raise UserError(f"the JSON schema is not supported: {error}") from None
+        return grammar

@@ -6,15 +6,66 @@ another type: "0" is no number and 1 no boolean.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MOST_STOPS, MOST_ANSWERS, MOST_BIASES, MOST_TOP = 16, 128, 1024, 20
 
 
+UNSUPPORTED = frozenset(
+    {
+        "audio",
+        "background",
+        "best_of",
+        "conversation",
+        "function_call",
+        "functions",
+        "include",
+        "max_tool_calls",
+        "modalities",
+        "parallel_tool_calls",
+        "prediction",
+        "previous_response_id",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "suffix",
+        "tool_choice",
+        "tools",
+        "truncation",
+        "verbosity",
+        "web_search_options",
+    }
+)
+"""Fields of OpenAI's that are not supported."""
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("has half of a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""A text that can be written in UTF-8."""
+
+
 class Strict(BaseModel):
-    """An object without further fields, whose values have the types that are written, as JSON has them."""
+    """An object without further fields, whose values have the types that are written, as JSON has them.
+
+    null stands for a field that is left out.
+    """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 def _whole(value: Any) -> Any:
@@ -37,15 +88,15 @@ class TextPart(Strict):
     """A part of a message that is text."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Strict):
     """A message of a conversation."""
 
-    role: str
-    content: str | list[TextPart]
-    name: str | None = None
+    role: Text
+    content: Text | list[TextPart]
+    name: Text | None = None
 
     @property
     def text(self) -> str:
@@ -62,9 +113,9 @@ class StreamOptions(Strict):
 class JsonSchema(Strict):
     """A schema that an answer must fit."""
 
-    name: str = "answer"
-    description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")] = {}
+    name: Text = "answer"
+    description: Text | None = None
+    schema_: Annotated[dict[Text, Any], Field(alias="schema")] = {}
     strict: bool | None = None
 
 
@@ -78,7 +129,7 @@ class ResponseFormat(Strict):
 class Settings(Strict):
     """How answers are drawn. None leaves a setting to the model's recommendation."""
 
-    model: str | None = None
+    model: Text | None = None
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS), WHOLE] = 1
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -88,18 +139,20 @@ class Settings(Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     logit_bias: Biases | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = None
+    user: Text | None = None
 
 
 class ChatRequest(Settings):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
+    store: Literal[False] | None = None
+    metadata: dict[Text, Text] | None = None
     max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     logprobs: bool = False
@@ -114,7 +167,7 @@ class ChatRequest(Settings):
 class CompletionRequest(Settings):
     """The body of `POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Text | list[Text] | list[int] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=0), WHOLE] = 16
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP), WHOLE] | None = None
     echo: bool = False
@@ -123,15 +176,15 @@ class CompletionRequest(Settings):
 class TokenizeRequest(Strict):
     """The body of `POST /tokenize`."""
 
-    model: str | None = None
-    prompt: str
+    model: Text | None = None
+    prompt: Text
     add_special_tokens: bool = True
 
 
 class DetokenizeRequest(Strict):
     """The body of `POST /detokenize`."""
 
-    model: str | None = None
+    model: Text | None = None
     tokens: list[int]
 
 

@@ -19,6 +19,10 @@ class Busy(RuntimeError):
     """More requests wait than the engine takes."""
 
 
+class Ended(RuntimeError):
+    """The engine is closed, or has failed."""
+
+
 class TooLong(UserError):
     """A prompt leaves no room for an answer."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .completions import Job, Served, chat_requests
-from .protocol import WHOLE, ApiError, ChatRequest, JsonSchema, Message, ResponseFormat, Strict
+from .protocol import WHOLE, ApiError, ChatRequest, JsonSchema, Message, ResponseFormat, Strict, Text
 from .requests import Request
 
 
@@ -19,7 +19,7 @@ class InputText(Strict):
     """A part of a message."""
 
     type: Literal["input_text", "output_text"]
-    text: str
+    text: Text
     annotations: list[Any] = []
 
 
@@ -27,10 +27,10 @@ class InputMessage(Strict):
     """A message of the input."""
 
     type: Literal["message"] = "message"
-    role: str
-    content: str | list[InputText]
-    id: str | None = None
-    status: str | None = None
+    role: Text
+    content: Text | list[InputText]
+    id: Text | None = None
+    status: Text | None = None
 
 
 class Format(JsonSchema):
@@ -48,17 +48,17 @@ class TextOptions(Strict):
 class ResponsesRequest(Strict):
     """The body of `POST /v1/responses`."""
 
-    model: str | None = None
-    input: str | Annotated[list[InputMessage], Field(min_length=1)]
-    instructions: str | None = None
+    model: Text | None = None
+    input: Text | Annotated[list[InputMessage], Field(min_length=1)]
+    instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     text: TextOptions = TextOptions()
     stream: bool = False
     store: bool | None = None
-    metadata: dict[str, str] | None = None
-    user: str | None = None
+    metadata: dict[Text, Text] | None = None
+    user: Text | None = None
 
     def chat(self) -> ChatRequest:
         """The same request as a chat completion."""

@@ -3,14 +3,15 @@
 import ast
 import concurrent.futures
 import json
+import types
 import urllib.request
 
 import openai
 import pytest
 
 from camelid.model.sampling import Sampling
-from camelid.serve.completions import continued
-from camelid.serve.requests import Request
+from camelid.serve.completions import Chat, continued
+from camelid.serve.requests import Request, Token
 from camelid.tests.serve.plain_requests import ASKED, ask, counters, wait_until_free
 
 
@@ -148,7 +149,7 @@ def test_responses_are_chat_completions_in_other_words(client):
     assert events[0].type == "response.created" and events[-1].type in ("response.completed", "response.incomplete")
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == whole.output_text == events[-1].response.output_text
-    with pytest.raises(openai.BadRequestError, match="previous_response_id: there is no such field"):
+    with pytest.raises(openai.BadRequestError, match="previous_response_id: this field is not supported"):
         client.responses.create(input="x", model="nano", previous_response_id="resp_1")
 
 
@@ -170,11 +171,19 @@ def test_a_bias_forbids_a_token(client):
         ({"messages": [{"role": "boss", "content": "x"}]}, openai.BadRequestError, "boss"),
         ({"temperature": -1}, openai.BadRequestError, "temperature: .*greater than or equal to 0"),
         ({"max_tokens": 500}, openai.BadRequestError, "max_tokens is 500, together more than the context of 128"),
-        ({"messages": [{"role": "user", "content": "fox " * 500}]}, openai.BadRequestError, "no room for an answer"),
+        (
+            {"messages": [{"role": "user", "content": "fox " * 500}]},
+            openai.BadRequestError,
+            "2,000 characters are more than",
+        ),
+        ({"messages": [{"role": "user", "content": "fox " * 140}]}, openai.BadRequestError, "no room for an answer"),
         ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature: there is no such field"),
         ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs needs logprobs"),
         ({"stop": [""]}, openai.BadRequestError, "empty"),
         ({"logit_bias": {"9999": 1}}, openai.BadRequestError, "token id 9999"),
+        ({"logit_bias": {"a": 1}}, openai.BadRequestError, "logit_bias.a: Input should be a valid integer"),
+        ({"reasoning_effort": "low"}, openai.BadRequestError, "reasoning_effort: this field is not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, openai.BadRequestError, "0.type: Input"),
     ],
     ids=str,
 )
@@ -184,14 +193,57 @@ def test_a_wrong_request_gets_an_error_of_its_kind_before_any_answer(client, cha
             client.chat.completions.create(**{"model": "nano", "messages": ASKED, "stream": stream} | changes)
 
 
+def test_null_stands_for_a_field_that_is_left_out_and_fields_without_effect_are_taken(client):
+    how = dict(model="nano", messages=ASKED, max_tokens=4, temperature=0)
+    nothing = dict(
+        n=None, stream=None, logprobs=None, presence_penalty=None, stop=None, store=False, metadata={"a": "b"}
+    )
+    found = client.chat.completions.create(**how, extra_body=nothing)
+    assert found.choices == client.chat.completions.create(**how).choices
+    developer = [{"role": "developer", "content": "Be brief."}, *ASKED]
+    system = [{"role": "system", "content": "Be brief."}, *ASKED]
+    both = [client.chat.completions.create(**how | {"messages": each}).usage for each in (developer, system)]
+    assert both[0].prompt_tokens == both[1].prompt_tokens
+
+
+@pytest.mark.parametrize("blank", ["", " \n "])
+def test_an_answer_that_goes_on_from_nothing_is_a_new_one(client, blank):
+    how = dict(model="nano", max_tokens=6, temperature=0)
+    answered = [{"role": "assistant", "content": "red"}, *ASKED]
+    for turns in (ASKED, [*ASKED, *answered]):
+        found = client.chat.completions.create(**how, messages=[*turns, {"role": "assistant", "content": blank}])
+        assert found.choices == client.chat.completions.create(**how, messages=turns).choices
+
+
+def test_likeliest_tokens_that_the_tokenizer_lacks_have_no_bytes(served):
+    job = types.SimpleNamespace(served=served)
+    (entry,) = Chat(job, types.SimpleNamespace(logprobs=True)).logprobs([Token(40, -1.0, [(9999, -0.5)])])["content"]
+    assert entry["bytes"] == list(served.model.tokenizer.token_bytes[40]) and entry["top_logprobs"][0]["bytes"] == []
+
+
+def test_an_engine_that_has_failed_is_a_failure_of_the_server(url, served, monkeypatch):
+    monkeypatch.setattr(served.engine, "failed", RuntimeError("device\nlost"))
+    monkeypatch.setattr(served.engine, "_closed", True)
+    status, headers, found = ask(url, "/v1/completions", {"prompt": "the"})
+    assert (status, found["error"]["message"]) == (500, "the engine has failed: device lost")
+    assert "Retry-After" not in headers and ask(url, "/health")[0] == 503
+    monkeypatch.setattr(served.engine, "_closed", False)
+
+
 def test_keys_bodies_and_paths_are_checked(url):
     body = {"messages": ASKED}
     status, _, found = ask(url, "/v1/chat/completions", body, Authorization="Bearer wrong")
     assert status == 401 and found["error"]["code"] == "invalid_api_key"
     assert ask(url, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 30_000}]})[0] == 413
     status, _, found = ask(url, "/v1/chat/completions", b"{not json")
-    assert status == 400 and found["error"]["type"] == "invalid_request_error"
-    many = {"prompt": ["the"] * 17, "max_tokens": 1}
+    assert status == 400 and found["error"]["message"].startswith("the body is no JSON: Expecting property name")
+    status, _, found = ask(url, "/v1/chat/completions", body, **{"Content-Type": "application/x-www-form-urlencoded"})
+    assert status == 400 and "with the header `Content-Type: application/json`" in found["error"]["message"]
+    found = ask(url, "/v1/completions", {"prompt": [1, 2, True]})[2]["error"]
+    assert (found["message"], found["param"]) == ("prompt.2: Input should be a valid integer", "prompt.2")
+    found = ask(url, "/v1/responses", {"input": "a", "metadata": {"\ud800": "a"}})[2]["error"]
+    assert found["message"].startswith("metadata.") and "half of a surrogate pair" in found["message"]
+    many = {"prompt": ["the"] * 17, "max_tokens": 1, "response_format": {"type": "json_schema"}}  # no schema is made
     assert (
         ask(url, "/v1/completions", many)[2]["error"]["message"]
         == "17 answers are asked for at once: ask for at most 16"
@@ -272,7 +324,9 @@ def test_the_log_has_a_line_for_a_request_and_its_text_only_if_asked(client, ser
         assert line.startswith("POST /v1/chat/completions 200 prompt=") and "completion=3 seconds=" in line
         monkeypatch.setattr(server, "log_text", True)
         client.chat.completions.create(**how)
-        assert len(caplog.messages) == 3
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**how, top_p=2)
+        assert len(caplog.messages) == 4 and "completions 400 top_p: Input should be less" in caplog.messages[3]
     asked, answered = caplog.messages[2].removeprefix("prompt ").split(" answer ")
     assert "Which colour has the fox? 狐狸" in asked and whole.choices[0].message.content in ast.literal_eval(answered)
 

@@ -130,7 +130,7 @@ def test_the_server_may_pool_the_last_token_s_state(client, server, served, monk
         ({"input": []}, "input", "input is empty"),
         ({"input": [[]]}, None, "the prompt is empty"),
         ({"input": [352]}, None, "token id 352"),
-        ({"input": ["a"] * 17}, None, "17 answers are asked for at once"),
+        ({"input": ["a"] * 17}, "input", "17 answers are asked for at once"),
         ({"input": "a", "dimensions": 7}, "dimensions", "dimensions 7: embeddings of nano have"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "'float' or 'base64'"),
         ({"input": "a", "extra_body": {"pooling": "mean"}}, "pooling", "there is no such field"),

@@ -17,7 +17,7 @@ from camelid.model.sharding import make_mesh, shardings
 from camelid.model.stopping import stops_of
 from camelid.serve.engine import Engine
 from camelid.serve.prefixes import Prefixes
-from camelid.serve.requests import Busy, Request, State
+from camelid.serve.requests import Busy, Ended, Request, State
 
 V = 96
 CONFIG = LlamaConfig.from_dict(
@@ -324,7 +324,7 @@ def test_an_engine_that_fails_says_so_to_all(model, monkeypatch):
         for answer in answers:
             with pytest.raises(ZeroDivisionError):
                 answer.wait()
-        with pytest.raises(Busy, match="engine failed"):
+        with pytest.raises(Ended, match="engine has failed: division by zero"):
             broken.submit(Request([1], Sampling()))
 
 

@@ -12,7 +12,7 @@ import pytest
 from camelid.tests.serve.plain_requests import ASKED, ask, wait_until_free
 
 
-class Owner(pydantic.BaseModel):
+class Owner(pydantic.BaseModel, extra="forbid"):
     name: Literal["Mia", "狐狸"]
     grown: bool
 
