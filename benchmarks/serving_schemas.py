@@ -12,6 +12,7 @@ and a token for each byte; with --model a model of yours.
 """
 
 import argparse
+import datetime
 import json
 import random
 import time
@@ -153,7 +154,13 @@ def fault(schema: dict[str, Any], text: str) -> str | None:
     return None
 
 
-FORMAT_CHECKER = jsonschema.Draft202012Validator.FORMAT_CHECKER
+FORMAT_CHECKER = jsonschema.FormatChecker(FORMATS)
+
+
+@FORMAT_CHECKER.checks("date", raises=ValueError)
+def is_date(text: object) -> bool:
+    """Whether a value that is a text is a date. The year 0000 is one (RFC 3339), but Python's dates have none."""
+    return not isinstance(text, str) or bool(datetime.date.fromisoformat(text.replace("0000-", "2000-", 1)))
 
 
 def ask(engine: Engine, prompt: Sequence[int], batch: Sequence[Asked], ends: Sequence[int], max_tokens: int):

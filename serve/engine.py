@@ -89,10 +89,7 @@ class Engine:
         self._adapters = {None: 0} | {name: number for number, name in enumerate(adapters or {}, 1)}
         with jax.set_mesh(model.mesh):
             how = dict(rows=rows, length=length, chunk=chunk, blocks=max(blocks, 1), adapters=trees)
-            self._device = Programs(model, **how, alone=self._steps_alone)
-        for program in self._device.programs.values():
-            if report is not None:
-                report(program)
+            self._device = Programs(model, **how, alone=self._steps_alone, report=report)
         self._prefixes = Prefixes(blocks, chunk)
         self.most_waiting, self._patience, self.preemptions = most_waiting, patience, 0
         self._waiting: collections.deque[Answer] = collections.deque()

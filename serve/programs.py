@@ -62,6 +62,7 @@ class Programs:
       blocks: number of blocks of prompts that are kept.
       adapters: adapters that requests may choose; numbers of adapters are 1 for the first, and 0 for none.
       alone: whether a row that is alone is stepped by a program of its own.
+      report: called with each program once it is compiled.
     """
 
     def __init__(
@@ -74,55 +75,49 @@ class Programs:
         blocks: int,
         adapters: Sequence[Params],
         alone: bool,
+        report: Callable[[Program], None] | None = None,
     ):
         config = model.config
         self.chunk, self._vocab = chunk, config.vocab_size
         options = xla_cpu.compiler_options(model.params)
         unused = () if model.tokenizer is None else model.tokenizer.unused(config.vocab_size)
         mask = unused_mask(unused, config.vocab_size) if unused else None
-        tables = TokenTables(mask, None)
 
-        make = jax.jit(functools.partial(make_decoder, config, max(chunk, rows), bool(options)))
-        decoder = make(model.params, adapters)
-        self._rows = jax.jit(lambda: slots.empty(config, rows, length, adapters=bool(adapters)))()
-        self._blocks = jax.jit(lambda: slots.empty_caches(config, blocks, chunk))()
-        self._no_offsets = jax.device_put(np.zeros((rows, config.vocab_size), np.float32))
-        self._decoder, self._tables = decoder, jax.device_put(tables)
+        self.programs: dict[str, Program] = {}
 
-        one, tokens_C = np.int32(0), np.zeros(chunk, np.int32)
+        def compiled(name: str, function: Callable, *arguments: Any, **how: Any) -> Callable:
+            program = self.programs[name] = compile_program(name, function, *arguments, **how)
+            if report is not None:
+                report(program)
+            return program.call
+
+        make = functools.partial(make_decoder, config, max(chunk, rows), bool(options))
+        decoder = self._decoder = compiled("decoder", make, model.params, adapters)(model.params, adapters)
+        state = self._rows = jax.jit(lambda: slots.empty(config, rows, length, adapters=bool(adapters)))()
+        blocked = self._blocks = jax.jit(lambda: slots.empty_caches(config, blocks, chunk))()
+        shifts = self._no_offsets = jax.device_put(np.zeros((rows, config.vocab_size), np.float32))
+        tables = self._tables = jax.device_put(TokenTables(mask, None))
+
+        one, no, tokens_C, number = np.int32(0), np.bool_(False), np.zeros(chunk, np.int32), np.uint32(0)
         self.length, self.most_blocks = length, length // chunk
         chosen_M = np.zeros(self.most_blocks, np.int32)
-        key = compile_program("key", _key, np.uint32(0), np.uint32(0), np.uint32(0))
-        begun = slots.start_of([0], key.call(np.uint32(0), np.uint32(0), np.uint32(0)), Sampling(), config.vocab_size)
-        state, blocked = self._rows, self._blocks
-        taken = compile_program("take out", slots.take_out, state, one)
-        made = [
-            key,
-            compile_program("read", slots.read, decoder, state, tokens_C, one, one, one, changes=1, options=options),
-            compile_program(
-                "score", slots.score, decoder, state, tokens_C, one, one, one, tokens_C, options=options
-            ),
-            compile_program(
-                "embed", slots.embed, decoder, state, tokens_C, one, one, one, one, changes=1, options=options
-            ),
-            compile_program("keep", slots.keep_block, blocked, state, one, one, one, changes=0),
-            compile_program("restore", slots.restore, state, blocked, chosen_M, one, one, changes=0),
-            compile_program("copy", functools.partial(slots.copy, size=chunk), state, one, one, one, changes=0),
-            compile_program("start", slots.start, state, one, begun, changes=0),
-            compile_program("stop", slots.stop, state, one, changes=0),
-            taken,
-            compile_program("put back", insert, state, taken.call(state, one), one, changes=0),
-            compile_program("forward", slots.forward, decoder, state, changes=1, options=options),
-            compile_program(
-                "draw", slots.draw_next, self._tables, state, self._no_offsets, self._no_offsets, np.bool_(False),
-                np.bool_(False), changes=1,
-            ),
-        ]  # fmt: skip
+        key = compiled("key", _key, number, number, number)(number, number, number)
+        begun = slots.start_of([0], key, Sampling(), config.vocab_size)
+        network = dict(options=options)
+        compiled("read", slots.read, decoder, state, tokens_C, one, one, one, changes=1, **network)
+        compiled("score", slots.score, decoder, state, tokens_C, one, one, one, tokens_C, **network)
+        compiled("embed", slots.embed, decoder, state, tokens_C, one, one, one, one, changes=1, **network)
+        compiled("keep", slots.keep_block, blocked, state, one, one, one, changes=0)
+        compiled("restore", slots.restore, state, blocked, chosen_M, one, one, changes=0)
+        compiled("copy", functools.partial(slots.copy, size=chunk), state, one, one, one, changes=0)
+        compiled("start", slots.start, state, one, begun, changes=0)
+        compiled("stop", slots.stop, state, one, changes=0)
+        taken = compiled("take out", slots.take_out, state, one)(state, one)
+        compiled("put back", insert, state, taken, one, changes=0)
+        compiled("forward", slots.forward, decoder, state, changes=1, **network)
+        compiled("draw", slots.draw_next, tables, state, shifts, shifts, no, no, changes=1)
         if alone:
-            made.append(
-                compile_program("forward alone", slots.forward_alone, decoder, state, one, changes=1, options=options)
-            )
-        self.programs = {program.name: program for program in made}
+            compiled("forward alone", slots.forward_alone, decoder, state, one, changes=1, **network)
 
     def read(self, tokens: Sequence[int], row: int, begin: int, adapter: int = 0) -> None:
         """Reads a chunk of a prompt, or less at its end, into a row."""
