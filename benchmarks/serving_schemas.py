@@ -154,7 +154,7 @@ def fault(schema: dict[str, Any], text: str) -> str | None:
     return None
 
 
-FORMAT_CHECKER = jsonschema.FormatChecker()
+FORMAT_CHECKER = jsonschema.FormatChecker(jsonschema.Draft202012Validator.FORMAT_CHECKER.checkers)
 
 
 @FORMAT_CHECKER.checks("date", raises=ValueError)
