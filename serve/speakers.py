@@ -21,6 +21,9 @@ KEY = "CAMELID_API_KEY"
 SECONDS = 600
 """A server that sends nothing for so long is given up: its first answer may wait for a compilation."""
 
+MOST_TOKENS = 10**7
+"""A usage of more tokens than an answer can have is not believed."""
+
 
 class Speaker(Protocol):
     """Answers conversations.
@@ -99,8 +102,9 @@ class ServerSpeaker:
                         self.tokens += 1  # about one token a piece, until the usage says how many
                         yield text
                 usage = event.get("usage")
-                if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-                    self.tokens = usage["completion_tokens"]
+                tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+                if type(tokens) is int and 0 <= tokens <= MOST_TOKENS:
+                    self.tokens = tokens
         if not ended:
             raise Unreachable(f"{self.address} ended the connection before the answer: see the server's log")
 
@@ -131,15 +135,16 @@ class ServerSpeaker:
         try:
             found = json.loads(said)
             found = found.get("error", found)
-            reason = found["message"] if isinstance(found, dict) else str(found)
-        except (ValueError, AttributeError, KeyError):
+            reason = found["message"] if isinstance(found, dict) else found
+        except (ValueError, RecursionError, AttributeError, KeyError):
             reason = said or str(error.reason)
+        reason = _one_line(reason)
         if error.code == 401:
             reason = f"{reason}; set the environment variable {KEY}"
         if moved := error.headers.get("Location"):
-            reason = f"it has moved to {moved}: give that address"
+            reason = f"it has moved to {_one_line(moved)}: give that address"
         kind = UserError if error.code in (400, 413, 422) else Unreachable
-        return kind(f"{self.address} refused ({error.code}): {_one_line(reason)}")
+        return kind(f"{self.address} refused ({error.code}): {reason}")
 
     def _events(self, response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         """The objects of a stream of server-sent events, up to its end."""
@@ -167,7 +172,7 @@ class ServerSpeaker:
         """An object in JSON. Raises Unreachable for anything else."""
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # lists in lists in lists, without end
             found = None
         if not isinstance(found, dict):
             raise Unreachable(f"{self.address} sent {shown(text)}, which is not OpenAI's protocol: is it the address?")
@@ -193,9 +198,9 @@ def _told(address: str) -> Iterator[None]:
         raise Unreachable(f"{address}: {_one_line(reason)}") from None
 
 
-def _one_line(text: object) -> str:
-    """The beginning of a server's text, on one line and without control characters."""
-    line = " ".join(str(text).split())
+def _one_line(found: object) -> str:
+    """The beginning of what a server sent as a text, on one line and without control characters."""
+    line = " ".join((found if isinstance(found, str) else shown(found)).split())
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:300]
 
 

@@ -13,6 +13,7 @@ from camelid.launch.cli import main
 from camelid.serve.speakers import ModelSpeaker, ServerSpeaker, Unreachable
 
 USER = [{"role": "user", "content": "你好"}]
+DEEP = "[" * 200_000
 
 
 def event(text=None, reason=None, **more):
@@ -29,7 +30,7 @@ def serve():
     """serve(body, status, headers): the address of a server that answers every POST so, and the requests it got."""
     servers = []
 
-    def start(body="", status=200, headers=(), models=({"id": "tiny"}, {"id": "other"})):
+    def start(body="", status=200, headers=(), models=({"id": "tiny"}, {"id": "other"}), listed=None):
         requests = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,7 +46,7 @@ def serve():
 
             def do_GET(self):
                 requests.append((self.path, None, self.headers))
-                self.send(200, json.dumps({"object": "list", "data": models}))
+                self.send(200, listed or json.dumps({"object": "list", "data": models}))
 
             def do_POST(self):
                 text = self.rfile.read(int(self.headers["Content-Length"]))
@@ -87,6 +88,19 @@ def test_tokens_are_counted_by_pieces_and_then_by_the_usage(serve):
     assert [speaker.tokens for _ in speaker.stream(USER)] == [1, 2] and speaker.tokens == 5
 
 
+@pytest.mark.parametrize("count", [-(10**30), 10**30, True, "5", None, -1])
+def test_a_usage_that_no_answer_can_have_is_not_believed(count, serve):
+    address, _ = serve(lines(event("a"), event("b", "stop"), {"choices": [], "usage": {"completion_tokens": count}}))
+    speaker = ServerSpeaker(address)
+    assert list(speaker.stream(USER)) == ["a", "b"] and speaker.tokens == 2
+
+
+def test_a_list_of_models_that_is_nested_without_end_is_told(serve):
+    address, _ = serve(listed=DEEP)
+    with pytest.raises(Unreachable, match="which is not OpenAI's protocol"):
+        ServerSpeaker(address)
+
+
 def test_a_given_name_is_asked_for_and_no_key_is_sent_without_one(serve):
     address, requests = serve(lines(event("a", "stop")))
     assert list(ServerSpeaker(address, "mine").stream(USER)) == ["a"]
@@ -125,6 +139,10 @@ def test_an_answer_that_is_whole_needs_no_further_event(serve):
             Unreachable,
             "failed: out of memory\N{REPLACEMENT CHARACTER}[2J",
         ),
+        (400, (), DEEP, UserError, "refused (400): [[["),
+        (400, (), f'{{"error": {{"message": {"[" * 900}{"]" * 900}}}}}', UserError, "refused (400): [[["),
+        (200, (), f"data: {DEEP}\n\n", Unreachable, "which is not OpenAI's protocol"),
+        (200, (), f'data: {{"error": {"[" * 900}{"]" * 900}}}\n\n', Unreachable, "failed: [[["),
         (200, (("Content-Length", "9999"),), lines(event("a"), end=""), Unreachable, "before the answer"),
     ],
 )
