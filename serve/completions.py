@@ -11,11 +11,11 @@ import numpy as np
 
 from ..checkpoints.decoding import sampling_of, strings_of
 from ..checkpoints.language_model import LanguageModel
-from ..errors import UserError
+from ..errors import TooLong, UserError
 from .engine import Engine
 from .grammar import Grammar, Grammars
 from .protocol import ApiError, ChatRequest, CompletionRequest, ResponseFormat, Settings
-from .requests import Answer, Busy, Request, Scored, Token, TooLong
+from .requests import Answer, Busy, Request, Scored, Token
 from .texts import TextOf
 
 

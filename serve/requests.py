@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ..errors import UserError
 from ..model.rows import Rows
 from ..model.sampling import Sampling
 from ..model.slots import Hidden
@@ -17,10 +16,6 @@ from .grammar import Grammar
 
 class Busy(RuntimeError):
     """More requests wait than the engine takes."""
-
-
-class TooLong(UserError):
-    """A prompt leaves no room for an answer."""
 
 
 class Token(NamedTuple):

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import UserError
+from ..errors import TooLong, UserError
 from .answers import CONTROLS, MarkdownAnswer, PlainAnswer
 from .chat_commands import run_command
-from .speakers import Speaker, Unreachable
+from .speakers import Speaker, Unreachable, WrongSetting
 
 HELP = "Type a message. /help lists the commands, /new starts a new conversation, /quit or Ctrl-D ends the chat."
 
@@ -124,8 +124,8 @@ class Chat:
             answer = self._stream([*start, *asked])
         except Unreachable:
             raise
-        except UserError as error:  # for example too long for the context
-            raise UserError(f"{error} (/new starts a new conversation)") from None
+        except UserError as error:
+            raise UserError(f"{error}{_remedy(error, len(asked))}") from None
         self.seed = (self.seed + 1) % 2**32
         if answer is not None:
             self.turns = [*asked, {"role": "assistant", "content": answer}]
@@ -157,6 +157,14 @@ class Chat:
             self.tell(f"{rate}{', stopped' if interrupted else ''}")
         answer = "".join(said).strip()
         return None if interrupted and not answer else answer
+
+
+def _remedy(error: UserError, messages: int) -> str:
+    """The commands that mend a refusal of a conversation of so many messages, as the end of its line."""
+    is_full = isinstance(error, TooLong) or (isinstance(error, WrongSetting) and error.is_full)
+    remedies = [f"/set {error.setting}=VALUE changes it"] if isinstance(error, WrongSetting) else []
+    remedies += ["/new starts a new conversation"] if is_full and messages > 1 else []
+    return f" ({', '.join(remedies)})" if remedies else ""
 
 
 class Rate:

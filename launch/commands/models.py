@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -197,6 +198,10 @@ def add_chat(commands) -> None:
     add_sampling(parser, max_tokens=512)
 
 
+HOST_AND_PORT = re.compile(r"(//)?([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}(/.*)?")
+"""An address without http://, which is more likely than a path that looks so."""
+
+
 def _chat(args: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -206,7 +211,9 @@ def _chat(args: argparse.Namespace) -> None:
     check_sampling(args)
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("chat reads messages from standard input, which is closed")
-    is_server = args.path.startswith(("http://", "https://"))
+    is_server = args.path.lower().startswith(("http://", "https://"))
+    if HOST_AND_PORT.fullmatch(args.path) and not Path(args.path).exists():
+        raise UserError(f"{args.path}: no such checkpoint; to talk to a server write http://{args.path}")
     speaker, settings = (_server if is_server else _loaded)(args)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # so that `chat` can report a message that is not UTF-8
