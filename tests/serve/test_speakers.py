@@ -208,7 +208,16 @@ def test_the_command_line_reaches_the_server_which_decides_on_the_rest(serve, mo
     assert {name: body[name] for name in settings} == {"top_k": 3, "seed": 5, "stop": ["x"]}
     assert headers["Authorization"] == "Bearer secret"
     shown = capsys.readouterr()
-    assert shown.out.endswith("> 天气\n> top_k=3 seed=6 stop='x'\n> ") and shown.err == ""
+    assert shown.out == "天气\n" and shown.err == "top_k=3 seed=6 stop='x'\n"
+
+
+def test_without_a_terminal_standard_output_has_the_answers_alone(serve, monkeypatch, capsys):
+    address, _ = serve(refusal("roles", "messages", None), 400)
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好\n/sett\n"))
+    assert main(["chat", address]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(r".* refused \(400\): roles\nthere is no command /sett; .*\n", shown.err)
 
 
 def test_a_model_compiles_once_and_counts_its_tokens():
