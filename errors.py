@@ -12,6 +12,10 @@ class UserError(ValueError):
     """A mistake in what the user gave: its one-line message says what, where, and how to mend it."""
 
 
+class TooLong(UserError):
+    """A prompt leaves no room for an answer in the model's context."""
+
+
 class DataError(UserError):
     """A mistake that a setting of how data is read can mend.
 

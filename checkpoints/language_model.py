@@ -19,7 +19,7 @@ from .. import checkpoints
 from ..data.stop_strings import StopFilter
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
-from ..errors import UserError
+from ..errors import TooLong, UserError
 from ..model import decode, llama, lora, speculative, storage
 from ..model.config import LlamaConfig, RopeKind
 from ..model.sampling import Sampling
@@ -385,7 +385,7 @@ class LanguageModel:
         if full := [size for size, limit in zip(sizes, limits, strict=True) if not limit]:
             said = f"the context of {context:,} tokens has no room for an answer to {', '.join(full)}: shorten it"
             if not any(limits):
-                raise UserError(said)
+                raise TooLong(said)
             warnings.warn(f"{said}; the others are answered", PromptTooLong, stacklevel=4)
         most = max(limits, default=1)
         return dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, 1 << (most - 1).bit_length())), limits

@@ -23,7 +23,7 @@ class PlainAnswer:
     """Prints each piece as it is; before the first one, a status line on standard error says what is waited for."""
 
     def __init__(self, console: Console, waiting: Callable[[], str]):
-        self._console, self._status = console, StatusLine(waiting())
+        self._console, self._status, self._has_printed = console, StatusLine(waiting()), False
 
     def __enter__(self) -> "PlainAnswer":
         self._status.__enter__()
@@ -33,11 +33,14 @@ class PlainAnswer:
         """Shows a further piece."""
         if piece:
             self._status.end()
-        self._console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            piece = piece.translate(CONTROLS) if self._console.is_terminal else piece
+            self._console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            self._has_printed = True
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type | None, *error: Any) -> None:
         self._status.end()
-        self._console.print()
+        if self._has_printed or kind is None:  # an answer may be empty, a refusal is none
+            self._console.print()
 
 
 class MarkdownAnswer:

@@ -14,11 +14,11 @@ import numpy as np
 from ..checkpoints.decoding import sampling_of, strings_of
 from ..checkpoints.language_model import LanguageModel
 from ..data.tokenizer import Tokenizer
-from ..errors import UserError
+from ..errors import TooLong, UserError
 from .engine import Engine
 from .grammar import Grammar, Grammars
 from .protocol import ApiError, ChatRequest, CompletionRequest, ResponseFormat, Settings
-from .requests import Answer, Busy, Ended, Request, Scored, Token, TooLong
+from .requests import Answer, Busy, Ended, Request, Scored, Token
 from .texts import TextOf
 
 TOO_LONG = "context_length_exceeded"

@@ -21,13 +21,13 @@ import numpy as np
 from jaxtyping import Float
 
 from ..checkpoints.language_model import LanguageModel
-from ..errors import UserError
+from ..errors import TooLong, UserError
 from ..model.adapter_rows import adapters_over
 from ..model.attention import BLOCK
 from ..model.slots import MOST_TOP
 from .prefixes import Prefixes
 from .programs import Program, Programs
-from .requests import Answer, Busy, Ended, Request, Scored, State, Token, TooLong
+from .requests import Answer, Busy, Ended, Request, Scored, State, Token
 
 
 class Engine:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ..errors import UserError
 from ..model.rows import Rows
 from ..model.sampling import Sampling
 from ..model.slots import Hidden
@@ -21,10 +20,6 @@ class Busy(RuntimeError):
 
 class Ended(RuntimeError):
     """The engine is closed, or has failed."""
-
-
-class TooLong(UserError):
-    """A prompt leaves no room for an answer."""
 
 
 class Token(NamedTuple):

@@ -4,11 +4,11 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import UserError, shown
+from ..errors import TooLong, UserError, did_you_mean, shown
 
 if TYPE_CHECKING:  # a chat with a server does not wait for the imports of a model
     from ..checkpoints.language_model import LanguageModel
@@ -20,6 +20,9 @@ KEY = "CAMELID_API_KEY"
 
 SECONDS = 600
 """A server that sends nothing for so long is given up: its first answer may wait for a compilation."""
+
+MOST_TOKENS = 10**7
+"""A usage of more tokens than an answer can have is not believed."""
 
 
 class Speaker(Protocol):
@@ -41,7 +44,9 @@ class Speaker(Protocol):
           **settings: fields of `model.sampling.Sampling`, `seed` and `stop`.
 
         Raises:
-          UserError: the conversation cannot be answered, for example because it fills the context.
+          TooLong: the conversation fills the context.
+          WrongSetting: a setting is at fault.
+          UserError: the conversation cannot be answered for another reason.
           Unreachable: nothing in the conversation is at fault.
         """
         ...
@@ -49,6 +54,19 @@ class Speaker(Protocol):
 
 class Unreachable(UserError):
     """A server cannot be reached, or does not answer as OpenAI's protocol says."""
+
+
+class WrongSetting(UserError):
+    """A server refuses the value of a setting.
+
+    Attributes:
+      setting: the setting's name.
+      is_full: whether a shorter conversation would leave room for the value.
+    """
+
+    def __init__(self, problem: str, setting: str, is_full: bool):
+        super().__init__(problem)
+        self.setting, self.is_full = setting, is_full
 
 
 class ModelSpeaker:
@@ -73,23 +91,26 @@ class ServerSpeaker:
 
     Args:
       address: http:// or https://, host and port; the ending /v1 may be there.
-      name: the model to talk to; None takes the first that the server lists.
+      name: the model to talk to; None takes the first that the server lists. A name is not checked if the list cannot
+        be read.
       key: the key that the server asks for, or None.
 
     Raises:
-      Unreachable: the server does not answer, or lists no model.
+      UserError: the server lists other models than `name`.
+      Unreachable: no name is given, and the server does not answer, or lists no model.
     """
 
     def __init__(self, address: str, name: str | None = None, key: str | None = None):
         self.address = address.rstrip("/").removesuffix("/v1")
         self.waiting, self.tokens = f"waiting for {self.address}", 0
         self._key, self._opener = key, urllib.request.build_opener(_NoRedirect)
-        self.name = self._first_model() if name is None else name
+        self.name = self._first_model() if name is None else self._checked(name)
 
     def stream(self, messages: Messages, **settings: Any) -> Iterator[str]:
         self.tokens, ended = 0, False
         body = {"model": self.name, "messages": list(messages), "stream": True} | settings
-        with self._open("/v1/chat/completions", body | {"stream_options": {"include_usage": True}}) as response:
+        body["stream_options"] = {"include_usage": True}
+        with self._open("/v1/chat/completions", body, settings) as response:
             for event in self._events(response):
                 for choice in _list_of(event, "choices")[:1]:
                     ended = ended or choice.get("finish_reason") is not None
@@ -99,22 +120,45 @@ class ServerSpeaker:
                         self.tokens += 1  # about one token a piece, until the usage says how many
                         yield text
                 usage = event.get("usage")
-                if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-                    self.tokens = usage["completion_tokens"]
+                tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+                if type(tokens) is int and 0 <= tokens <= MOST_TOKENS:
+                    self.tokens = tokens
         if not ended:
             raise Unreachable(f"{self.address} ended the connection before the answer: see the server's log")
 
     def _first_model(self) -> str:
         """The first model that the server lists."""
+        names = self._models()
+        if not names:
+            raise Unreachable(f"{self.address}/v1/models lists no model: give its name by --model")
+        return names[0]
+
+    def _checked(self, name: str) -> str:
+        """The name of a model. Raises UserError if the server lists others; a list that cannot be read is let be."""
+        try:
+            names = self._models()
+        except Unreachable:
+            return name
+        if (
+            names and name not in names and f"{name}:latest" not in names
+        ):  # Ollama's names end so, and are given without
+            there = _one_line(", ".join(names))
+            raise UserError(f"{self.address} has no model {shown(name)}, only {there}{did_you_mean(name, names)}")
+        return name
+
+    def _models(self) -> list[str]:
+        """The names of the models that the server lists."""
         with self._open("/v1/models") as response, _told(self.address):
             text = response.read()
-        models = _list_of(self._json(text), "data")
-        if not models or not isinstance(models[0].get("id"), str):
-            raise Unreachable(f"{self.address}/v1/models lists no model: give its name by --model")
-        return models[0]["id"]
+        return [each["id"] for each in _list_of(self._json(text), "data") if isinstance(each.get("id"), str)]
 
-    def _open(self, path: str, body: dict[str, Any] | None = None) -> http.client.HTTPResponse:
-        """Sends a request: GET, or POST with a body. Raises UserError for an answer other than 200."""
+    def _open(
+        self, path: str, body: dict[str, Any] | None = None, settings: Collection[str] = ()
+    ) -> http.client.HTTPResponse:
+        """Sends a request: GET, or POST with a body, in which `settings` may be at fault.
+
+        Raises UserError for an answer other than 200.
+        """
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -123,23 +167,30 @@ class ServerSpeaker:
                 return self._opener.open(request, timeout=SECONDS)
         except urllib.error.HTTPError as error:
             with error, _told(self.address):
-                raise self._refusal(error) from None
+                raise self._refusal(error, settings) from None
 
-    def _refusal(self, error: urllib.error.HTTPError) -> UserError:
+    def _refusal(self, error: urllib.error.HTTPError, settings: Collection[str]) -> UserError:
         """The error of a status other than 200, with the reason that the server gives."""
-        said = error.read(2**16).decode(errors="replace")
+        said, setting, is_full = error.read(2**16).decode(errors="replace"), None, False
         try:
             found = json.loads(said)
             found = found.get("error", found)
-            reason = found["message"] if isinstance(found, dict) else str(found)
-        except (ValueError, AttributeError, KeyError):
+            reason = found["message"] if isinstance(found, dict) else found
+            if isinstance(found, dict):
+                setting, is_full = found.get("param"), found.get("code") == "context_length_exceeded"
+        except (ValueError, RecursionError, AttributeError, KeyError):
             reason = said or str(error.reason)
+        reason = _one_line(reason)
         if error.code == 401:
             reason = f"{reason}; set the environment variable {KEY}"
         if moved := error.headers.get("Location"):
-            reason = f"it has moved to {moved}: give that address"
-        kind = UserError if error.code in (400, 413, 422) else Unreachable
-        return kind(f"{self.address} refused ({error.code}): {_one_line(reason)}")
+            reason = f"it has moved to {_one_line(moved)}: give that address"
+        told = f"{self.address} refused ({error.code}): {reason}"
+        if error.code not in (400, 413, 422):
+            return Unreachable(told)
+        if isinstance(setting, str) and setting in settings:
+            return WrongSetting(told, setting, is_full)
+        return TooLong(told) if is_full else UserError(told)
 
     def _events(self, response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         """The objects of a stream of server-sent events, up to its end."""
@@ -167,7 +218,7 @@ class ServerSpeaker:
         """An object in JSON. Raises Unreachable for anything else."""
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # lists in lists in lists, without end
             found = None
         if not isinstance(found, dict):
             raise Unreachable(f"{self.address} sent {shown(text)}, which is not OpenAI's protocol: is it the address?")
@@ -193,9 +244,9 @@ def _told(address: str) -> Iterator[None]:
         raise Unreachable(f"{address}: {_one_line(reason)}") from None
 
 
-def _one_line(text: object) -> str:
-    """The beginning of a server's text, on one line and without control characters."""
-    line = " ".join(str(text).split())
+def _one_line(found: object) -> str:
+    """The beginning of what a server sent as a text, on one line and without control characters."""
+    line = " ".join((found if isinstance(found, str) else shown(found)).split())
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:300]
 
 

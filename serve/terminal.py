@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import UserError
+from ..errors import TooLong, UserError
 from .answers import CONTROLS, MarkdownAnswer, PlainAnswer
 from .chat_commands import run_command
-from .speakers import Speaker, Unreachable
+from .speakers import Speaker, Unreachable, WrongSetting
 
 HELP = "Type a message. /help lists the commands, /new starts a new conversation, /quit or Ctrl-D ends the chat."
 
@@ -24,8 +24,10 @@ def chat(
     system: str | None = None,
     seed: int = 0,
     ask: Callable[[str], str] = input,
+    greets: bool = True,
     keys: str = "",
     console: Console,
+    notices: Console | None = None,
     **settings: Any,
 ) -> None:
     """Reads messages and streams the answers until the input ends or the user types `/quit`.
@@ -39,12 +41,16 @@ def chat(
       system: system message before the conversation; None for none.
       seed: seed of the first answer; each further answer has the next number.
       ask: shows a prompt and returns the user's message.
+      greets: whether the first line says what may be typed.
       keys: the keys of `ask`, for `/help`.
       console: prints the answers; on a terminal as Markdown, and their number of tokens per second.
+      notices: prints all but the answers: what commands say, and what is wrong; None for `console`.
       **settings: fields of `model.sampling.Sampling`, and `stop`.
     """
-    talk = Chat(speaker, console, system, seed, keys, settings)
-    talk.tell(HELP)
+    notices = notices or console
+    talk = Chat(speaker, console, notices, system, seed, keys, settings)
+    if greets:
+        talk.tell(HELP)
     while True:
         try:
             text = ask("> ")
@@ -53,7 +59,7 @@ def chat(
         except (EOFError, OSError):  # the end of the input, or a closed terminal
             return
         except KeyboardInterrupt:
-            console.print()
+            notices.print()
             raise
         try:
             talk.take(text)
@@ -79,6 +85,7 @@ class Chat:
         self,
         speaker: Speaker,
         console: Console,
+        notices: Console,
         system: str | None,
         seed: int,
         keys: str,
@@ -87,7 +94,7 @@ class Chat:
         self.system, self.seed, self.keys, self.settings = system or None, seed, keys, settings
         self.turns: list[Message] = []
         self.files: set[Path] = set()
-        self._speaker, self._console = speaker, console
+        self._speaker, self._console, self._notices = speaker, console, notices
 
     def tell(self, text: str) -> None:
         """Prints a line that is no part of the conversation."""
@@ -99,9 +106,9 @@ class Chat:
         self._print(text, "red")
 
     def _print(self, text: str, style: str) -> None:
-        terminal = self._console.is_terminal
+        terminal = self._notices.is_terminal
         text = text.translate(CONTROLS) if terminal else text
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=not terminal)
+        self._notices.print(text, style=style, markup=False, highlight=False, soft_wrap=not terminal)
 
     def take(self, text: str) -> None:
         """Answers a message, or runs a command. Raises UserError for a mistake, and EOFError for the end."""
@@ -124,8 +131,8 @@ class Chat:
             answer = self._stream([*start, *asked])
         except Unreachable:
             raise
-        except UserError as error:  # for example too long for the context
-            raise UserError(f"{error} (/new starts a new conversation)") from None
+        except UserError as error:
+            raise UserError(f"{error}{_remedy(error, len(asked))}") from None
         self.seed = (self.seed + 1) % 2**32
         if answer is not None:
             self.turns = [*asked, {"role": "assistant", "content": answer}]
@@ -157,6 +164,14 @@ class Chat:
             self.tell(f"{rate}{', stopped' if interrupted else ''}")
         answer = "".join(said).strip()
         return None if interrupted and not answer else answer
+
+
+def _remedy(error: UserError, messages: int) -> str:
+    """The commands that mend a refusal of a conversation of so many messages, as the end of its line."""
+    is_full = isinstance(error, TooLong) or (isinstance(error, WrongSetting) and error.is_full)
+    remedies = [f"/set {error.setting}=VALUE changes it"] if isinstance(error, WrongSetting) else []
+    remedies += ["/new starts a new conversation"] if is_full and messages > 1 else []
+    return f" ({', '.join(remedies)})" if remedies else ""
 
 
 class Rate:

@@ -1,8 +1,10 @@
 """The commands `camelid eval`, `camelid generate` and `camelid chat`, which use a language model."""
 
 import argparse
+import contextlib
 import io
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -197,22 +199,34 @@ def add_chat(commands) -> None:
     add_sampling(parser, max_tokens=512)
 
 
+HOST_AND_PORT = re.compile(r"(//)?([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}(/.*)?")
+"""An address without http://, which is more likely than a path that looks so."""
+
+
 def _chat(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from ...serve.terminal import chat
-
     require_output()
     check_sampling(args)
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("chat reads messages from standard input, which is closed")
-    is_server = args.path.startswith(("http://", "https://"))
-    speaker, settings = (_server if is_server else _loaded)(args)
+    is_server = args.path.lower().startswith(("http://", "https://"))
+    if HOST_AND_PORT.fullmatch(args.path) and not Path(args.path).exists():
+        raise UserError(f"{args.path}: no such checkpoint; to talk to a server write http://{args.path}")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # so that `chat` can report a message that is not UTF-8
-    chat(speaker, system=args.system, console=Console(), seed=args.seed, **_prompt(), **settings)
-    if not is_server:
-        print_draft_counts(speaker.model)
+    with _typing():
+        speaker, settings = (_server if is_server else _loaded)(args)
+        _talk(speaker, args.system, args.seed, settings)
+        if not is_server:
+            print_draft_counts(speaker.model)
+
+
+def _typing() -> contextlib.AbstractContextManager:
+    """Hides what is typed while nobody reads it, where answers are drawn on a terminal."""
+    if not is_terminal(sys.stdout):
+        return contextlib.nullcontext()
+    from ...serve.keyboard import hidden_typing
+
+    return hidden_typing(sys.stdout)
 
 
 def _server(args: argparse.Namespace):
@@ -241,14 +255,28 @@ def _loaded(args: argparse.Namespace):
     return ModelSpeaker(model), sampling(args, model)
 
 
-def _prompt() -> dict:
-    """How `chat` asks for messages: with editing and a history on a terminal, by plain lines elsewhere."""
-    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
-        return {}
-    from ...serve.chat_commands import COMMANDS
-    from ...serve.prompt import KEYS, make_prompt
+def _talk(speaker, system: str | None, seed: int, settings: dict) -> None:
+    """Runs a chat: with editing and a history on a terminal, by plain lines elsewhere.
 
-    return {"ask": make_prompt(Path("~/.cache/camelid/chat_history").expanduser(), list(COMMANDS)), "keys": KEYS}
+    Unless standard output is a terminal it gets the answers alone; without a terminal to type on there is no prompt.
+    """
+    from rich.console import Console
+
+    from ...serve.terminal import chat
+
+    console = Console()
+    notices = console if console.is_terminal else Console(stderr=True)
+    how = {"system": system, "seed": seed, "console": console, "notices": notices, **settings}
+    if not sys.stdin.isatty():
+        chat(speaker, ask=lambda _: input(), greets=False, **how)
+    elif is_terminal(sys.stdin) and is_terminal(sys.stdout):
+        from ...serve.chat_commands import COMMANDS
+        from ...serve.prompt import KEYS, make_prompt
+
+        ask = make_prompt(Path("~/.cache/camelid/chat_history").expanduser(), list(COMMANDS))
+        chat(speaker, ask=ask, keys=KEYS, **how)
+    else:
+        chat(speaker, ask=lambda text: (notices.print(text, end=""), input())[1], **how)
 
 
 def print_draft_counts(model) -> None:

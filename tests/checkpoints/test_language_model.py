@@ -15,7 +15,7 @@ from camelid.checkpoints.interop.generation_config import GenerationDefaults
 from camelid.checkpoints.language_model import LanguageModel, PromptTooLong
 from camelid.data.templates import load_template
 from camelid.data.tokenizer import Tokenizer
-from camelid.errors import UserError
+from camelid.errors import TooLong, UserError
 from camelid.launch.cli import main
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import build
@@ -91,7 +91,7 @@ def test_each_prompt_has_the_room_that_it_leaves(llama):
     tokens = [[1, *llama.tokenizer.encode(text)] for text in (PROMPTS[0], long)]
     lengths = [len(answer) for answer in llama.complete(tokens, Sampling(max_tokens=80, stop_ids=(2,)))]
     assert lengths == [80, CONTEXT - len(tokens[1])]
-    with pytest.raises(UserError, match=r"has no room for an answer to the prompt \(\d+ tokens\): shorten it"):
+    with pytest.raises(TooLong, match=r"has no room for an answer to the prompt \(\d+ tokens\): shorten it"):
         llama.generate(full, **how)
     with pytest.raises(UserError, match="has no room for an answer to the prompt"):
         next(llama.stream_chat(full, **how))

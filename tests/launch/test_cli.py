@@ -88,6 +88,10 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["chat", "x", "--draft_tokens=3"], "--draft_tokens=3 does nothing without --draft: give --draft"),
         (["chat", "x", "--model=y"], "--model=y does nothing without the address of a server"),
         (["chat", "http://x", "--quantize=int8"], "--quantize=int8 does nothing with a server, which loads its own"),
+        (
+            ["chat", "localhost:8511"],
+            "localhost:8511: no such checkpoint; to talk to a server write http://localhost:85",
+        ),
         (["chat", "http://127.0.0.1:9"], "http://127.0.0.1:9: Connection refused"),
         (["eval", "x", "--source=y", "--per_group=3"], "--per_group=3 does nothing without --task"),
         (["eval", "x", "--task=primmer"], "safe_sums, walks; did you mean primer?"),

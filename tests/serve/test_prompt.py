@@ -169,3 +169,25 @@ def test_a_signal_at_the_prompt_ends_the_chat_with_the_terminal_as_it_was(termin
     terminal.process.send_signal(signal.SIGTERM)
     terminal.wait_for("camelid: ended by SIGTERM")
     assert terminal.process.wait(60) == 143 and termios.tcgetattr(terminal.file) == before
+
+
+def test_what_is_typed_while_an_answer_is_written_is_shown_at_the_next_prompt_alone(terminal):
+    terminal.wait_for(PROMPT)
+    terminal.type("one\r")
+    terminal.wait_for("compiling, once, 0 s")
+    terminal.type("twp\x7fo\r/set seed=5\r")
+    assert "tw" not in terminal.wait_for(PROMPT)
+    assert "\x1b[1mtwo\x1b[0m，好。" in terminal.wait_for("9 tokens")
+    terminal.wait_for("seed=5")
+    terminal.wait_for(PROMPT)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_during_an_answer_ends_the_chat_with_the_terminal_as_it_was(number, code, terminal):
+    before = termios.tcgetattr(terminal.file)
+    terminal.wait_for(PROMPT)
+    terminal.type("endless\r")
+    terminal.wait_for("...")
+    assert not termios.tcgetattr(terminal.file)[3] & termios.ECHO
+    terminal.process.send_signal(number)
+    assert terminal.process.wait(60) == code and termios.tcgetattr(terminal.file) == before

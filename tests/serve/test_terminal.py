@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from camelid.errors import UserError
-from camelid.serve.speakers import Unreachable
+from camelid.errors import TooLong, UserError
+from camelid.serve.speakers import Unreachable, WrongSetting
 from camelid.serve.terminal import chat
 
 
@@ -147,11 +147,37 @@ def test_the_seed_is_that_of_the_first_answer():
     assert [sampling["seed"] for _, sampling in model.asked] == [7, 8]
 
 
+@pytest.mark.parametrize(
+    ("error", "first", "later"),
+    [
+        (TooLong("no room"), "", " (/new starts a new conversation)"),
+        (UserError("no system messages"), "", ""),
+        (WrongSetting("hot", "temperature", False), *[" (/set temperature=VALUE changes it)"] * 2),
+        (
+            WrongSetting("9 of 5", "max_tokens", True),
+            " (/set max_tokens=VALUE changes it)",
+            " (/set max_tokens=VALUE changes it, /new starts a new conversation)",
+        ),
+    ],
+)
+def test_a_refusal_names_the_command_that_mends_it(error, first, later):
+    class Refusing(Echo):
+        def stream(self, messages, **sampling):
+            if messages[-1]["content"] == "x":
+                raise error
+            yield "yes"
+
+    typed, console = iter(["x", "a", "x", "/quit"]), Console(file=io.StringIO(), width=200)
+    chat(Refusing(), ask=lambda _: next(typed), console=console)
+    told = [line for line in console.file.getvalue().splitlines() if line.startswith(str(error))]
+    assert told == [f"{error}{first}", f"{error}{later}"]
+
+
 def test_a_message_that_the_model_refuses_is_told_and_forgotten():
     class Full(Echo):
         def stream(self, messages, **sampling):
             if "long" in messages[-1]["content"]:
-                raise UserError("a prompt of 600 tokens fills the context of 512; shorten it")
+                raise TooLong("a prompt of 600 tokens fills the context of 512; shorten it")
             yield from super().stream(messages, **sampling)
 
     model, typed, console = Full(), iter(["a", "long", "b", "/quit"]), Console(file=io.StringIO(), width=100)
