@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -97,7 +98,7 @@ def add_serve(commands) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     check_least(args, slots=1, max_len=2, chunk=1, kept_chunks=0, most_waiting=1, replicas=1)
-    _check_drain(args)
+    _check_shared(args)
     if not args.patience >= 0:
         raise UserError(f"--patience={args.patience}: give 0 or more seconds, or inf")
     if args.draft is not None:
@@ -235,7 +236,7 @@ def _router(args: argparse.Namespace) -> None:
     urls = [url.rstrip("/") for url in args.urls]
     if double := [url for url in urls if urls.count(url) > 1]:
         raise UserError(f"{double[0]} is given more than once: give each server once")
-    _check_drain(args)
+    _check_shared(args)
     with _installed("router"):
         from ...serve.backends import Backend
         from ...serve.listen import Listener, bind, say_ready
@@ -255,8 +256,12 @@ def _installed(name: str) -> Iterator[None]:
         raise UserError(f"{name} needs {error.name}: pip install 'camelid[serve]'") from None
 
 
-def _check_drain(args: argparse.Namespace) -> None:
-    check_least(args, port=0)
+def _check_shared(args: argparse.Namespace) -> None:
+    """Raises UserError for a wrong value of an option that `serve` and `router` have in common."""
+    if not 0 <= args.port < 1 << 16:
+        raise UserError(f"--port {args.port}: give 0 to 65535, where 0 is any port that is free")
+    if args.api_key is not None and not re.fullmatch("[!-~]+", args.api_key):
+        raise UserError("--api_key must have ASCII letters, digits and signs alone, without spaces: give another key")
     if not 0 <= args.drain_seconds < math.inf:
         raise UserError(f"--drain_seconds {args.drain_seconds}: give a number of seconds, 0 or more")
 
