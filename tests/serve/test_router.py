@@ -371,7 +371,7 @@ def test_a_server_whose_list_of_models_is_none_spoils_no_other_and_is_checked_ag
     until(lambda: router.backends[1].models == ("back",))
 
 
-def test_no_error_of_a_check_ends_the_watch(four, monkeypatch, capfd):
+def test_no_error_of_a_check_ends_the_watch(four, monkeypatch):
     _, _, router = four
     whole, broken = Backend.check, [True]
 
@@ -380,11 +380,36 @@ def test_no_error_of_a_check_ends_the_watch(four, monkeypatch, capfd):
             raise ZeroDivisionError("what nobody\nthought of")
         await whole(backend, *how)
 
+    said = []
+    monkeypatch.setattr(backends, "say", said.append)
     monkeypatch.setattr(Backend, "check", check)
     until(lambda: not router.backends[0].well)
     broken.clear()
     until(lambda: router.backends[0].well)
-    assert "camelid: the check of a failed: ZeroDivisionError: 'what nobody" in capfd.readouterr().err
+    assert said[0].startswith("camelid: the check of a failed: ZeroDivisionError: 'what nobody")
+    assert said[1:] == ["camelid: a is not well", "camelid: a is well"]  # each once
+
+
+def test_changes_of_a_server_are_told_once_each_and_one_that_is_not_well_at_the_start(monkeypatch):
+    said = []
+    monkeypatch.setattr(backends, "say", said.append)
+    monkeypatch.setattr(backends, "CHECK_SECONDS", 0.05)
+    fake = Fake("a")
+    fake.status = 503
+
+    async def watch(url):
+        backend = Backend("a", url)
+        async with httpx.AsyncClient() as client:
+            watching = asyncio.ensure_future(backend.watch(client, None))
+            for status in (503, 200, 503):
+                fake.status = status
+                await asyncio.sleep(1)
+                assert backend.well == (status == 200)
+            watching.cancel()
+
+    with listening(fake.app) as url:
+        asyncio.run(watch(url))
+    assert said == [f"camelid: a is {state}" for state in ("not well", "well", "not well")]
 
 
 def raw(client, target, *headers):
