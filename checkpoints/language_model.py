@@ -30,7 +30,7 @@ from . import scoring
 from .adapters import AdapterCheckpoint
 from .checkpoint import check_rows, user_errors
 from .decoding import sampling_of, strings_of, text_of
-from .foreign import ForeignCheckpoint
+from .foreign import ForeignCheckpoint, GGUFCheckpoint
 from .interop.generation_config import GenerationDefaults
 
 Messages = Sequence[Mapping[str, str]]
@@ -140,7 +140,9 @@ class LanguageModel:
         """
         found = checkpoints.open(path)
         if not isinstance(found, AdapterCheckpoint):
-            raise UserError(f"{path} holds a whole network, not adapters: load it with camelid.load")
+            raise UserError(
+                f"{path} holds a whole network, not adapters: give the path of a run or PEFT folder of adapters"
+            )
         abstract = _abstract_params(self.model, self.mesh)
         put, own = found.load_onto(abstract, self.config, self._matrix)
         trained_whole = without(abstract, lora.base_of(put, abstract))
@@ -443,11 +445,18 @@ def load(
             raise UserError(
                 f"weights={weights!r} is for a run, and base for adapters on another model: give only one of the two"
             )
+        if not isinstance(checkpoints.open(path), AdapterCheckpoint):
+            raise UserError(f"{path} holds a whole network, and base={base} is for adapters: leave base out")
         found = load(base, mesh=mesh, dtype=dtype, quantize=quantize, cache=cache, rope=rope)
         return found.with_adapters(path)
     found = checkpoints.open(path, weights)
     if found.kind == "scalar":
         raise UserError(f"{path} is a reward or cost model, not a language model: name it in config.reward.sources")
+    if quantize == storage.STORED and not isinstance(_whole(found), GGUFCheckpoint):
+        raise UserError(
+            f'{path}: quantize="stored" keeps the codes of a GGUF file, and this is none: give int8, int4 or nf4, or '
+            "leave quantize out"
+        )
     config = found.config
     if dtype is not None:
         config = config.replace(dtype=dtype, param_dtype=dtype)
@@ -469,6 +478,11 @@ def load(
     return LanguageModel(
         model, params, found.tokenizer, found.template, mesh, step=found.step, generation=found.generation
     )
+
+
+def _whole(found: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
+    """The checkpoint that holds the whole network: of adapters their base."""
+    return _whole(found.base) if isinstance(found, AdapterCheckpoint) else found
 
 
 def _key(seed: int) -> jax.Array:

@@ -113,8 +113,8 @@ class Server:
         """Raises ApiError for a request without the key, or with too large a body."""
         path = request.url.path
         if self._api_key is not None and (path.startswith("/v1") or path.strip("/") in ("tokenize", "detokenize")):
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._api_key.encode()):
+            given = dict(request.headers.raw).get(b"authorization", b"").removeprefix(b"Bearer ")
+            if not hmac.compare_digest(given, self._api_key.encode()):
                 raise ApiError(
                     401, "give the API key as the header `Authorization: Bearer KEY`", code="invalid_api_key"
                 )

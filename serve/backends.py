@@ -6,11 +6,12 @@ import json
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import httpx
 
+from ..errors import shown
 from .listen import say
 
 SLACK = 2
@@ -50,13 +51,13 @@ def asked_of(path: str, query: str, body: bytes) -> Asked:
     """What a request asks for."""
     if path.startswith("/v1/models/"):
         return Asked(path.removeprefix("/v1/models/"), (), b"")
-    given = {}
+    given, text = {}, b""
     with suppress(ValueError, RecursionError):
-        given = json.loads(body)
-    if not isinstance(given, dict):
-        given = {}
+        found = json.loads(body)
+        given = found if isinstance(found, dict) else {}
+        prompt = _text(given.get("messages") or given.get("prompt") or given.get("input"))
+        text = prompt.encode("utf-8", "surrogatepass")  # JSON may have halves of a pair
     model = given.get("model") or parse_qs(query).get("model", [None])[0]
-    text = _text(given.get("messages") or given.get("prompt") or given.get("input")).encode()
     blocks, told = [], hashlib.blake2b(digest_size=8)
     for end in range(BLOCK, min(len(text), BLOCK * MOST_BLOCKS) + 1, BLOCK):
         told.update(text[end - BLOCK : end])
@@ -70,6 +71,15 @@ def _text(prompt: object) -> str:
     if isinstance(prompt, str):
         return prompt
     return "".join(map(json.dumps, prompt)) if isinstance(prompt, list) else json.dumps(prompt)
+
+
+def models_in(content: bytes) -> list[dict[str, Any]] | None:
+    """The models in a server's reply to `/v1/models`, those with a name; None if the reply is no list of models."""
+    try:
+        models = json.loads(content)["data"]
+        return [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
 
 
 class Backend:
@@ -111,10 +121,16 @@ class Backend:
         """Checks the server again and again, and says when it becomes well or stops being so."""
         told = None
         while True:
-            await self.check(client, key)
-            if self.url is None:
+            url = self.url
+            try:
+                await self.check(client, key)
+            except Exception as error:  # whatever a server replies, it is checked again
+                if told is not False:
+                    say(f"camelid: the check of {self.name} failed: {type(error).__name__}: {shown(str(error))}")
+                self._miss(url)
+            if url is None or url != self.url:
                 told = None
-            elif self.well != told and (told or self.well):
+            elif self.well != told:
                 say(f"camelid: {self.name} is {'well' if self.well else 'not well'}")
                 told = self.well
             await asyncio.sleep(CHECK_SECONDS)
@@ -155,10 +171,8 @@ class Backend:
             found = await client.get(f"{self.url}/v1/models", headers=headers, timeout=CHECK_TIMEOUT)
         except FAILURES:
             return self.models
-        try:
-            return tuple(model["id"] for model in found.json()["data"]) if found.status_code == 200 else ()
-        except (ValueError, KeyError, TypeError):
-            return ()
+        models = models_in(found.content) if found.status_code == 200 else None
+        return tuple(model["id"] for model in models or ())
 
     def leave(self) -> None:
         """Takes the server out: its process has ended."""

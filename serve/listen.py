@@ -115,12 +115,34 @@ async def until_left(request: Request) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any that is free. Raises UserError if the address cannot be listened on."""
+    """A socket that has an address, on which nobody can connect until `listen`; port 0 is any that is free.
+
+    Raises UserError if the address cannot be had.
+    """
+    inside_6 = ":" in host
+    bound = socket.socket(socket.AF_INET6 if inside_6 else socket.AF_INET)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else none for a minute after a server has ended
+        if inside_6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        bound.close()
+        raise _refused(host, port, error) from None
+    return bound
+
+
+def listen(bound: socket.socket) -> None:
+    """Lets clients connect. Raises UserError if another server with the same address did so since `bind`."""
+    try:
+        bound.listen(2048)
     except OSError as error:
-        raise UserError(f"--host={host} --port={port} cannot be listened on: {error.strerror or error}") from None
+        raise _refused(*bound.getsockname()[:2], error) from None
+
+
+def _refused(host: str, port: int, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"--host={host} --port={port} cannot be listened on: {reason}")
 
 
 def say_ready(bound: socket.socket) -> None:

@@ -6,8 +6,8 @@ request that was lost with `MOST_TRIES` servers gets an error instead, since it 
 """
 
 import asyncio
-import itertools
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -17,10 +17,12 @@ import httpx
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .backends import CHECK_TIMEOUT, FAILURES, Asked, Backend, asked_of, choose
+from ..errors import shown
+from .backends import CHECK_TIMEOUT, FAILURES, Asked, Backend, asked_of, choose, models_in
 from .listen import until_left
 from .protocol import ApiError
 from .router_metrics import RouterMetrics
@@ -30,14 +32,15 @@ MOST_TRIES = 2
 MOST_HELD = 1 << 16
 """Bytes of a stream that are held back at most until its first text."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-_OWN_HEADERS = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "expect", "te", "trailer"}
-_OWN_HEADERS |= {"upgrade", "date", "server"}
+_OWN_HEADERS = {b"host", b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"expect", b"te"}
+_OWN_HEADERS |= {b"trailer", b"upgrade", b"date", b"server"}
 """Headers that each of the two connections has of its own."""
 _PREPARING = {
     f"response.{each}" for each in ("queued", "created", "in_progress", "output_item.added", "content_part.added")
 }
 """Events of responses that come before the first text."""
 _T = TypeVar("_T")
+log = logging.getLogger("camelid.router")
 
 
 class _Gone(Exception):
@@ -95,6 +98,8 @@ class Reply:
                 self.content = b"".join([piece async for piece in response.aiter_raw()])
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _Unreachable from error
+        except httpx.LocalProtocolError:  # no server is lost by what cannot be sent
+            raise
         except FAILURES as error:
             raise _Lost from error
 
@@ -112,13 +117,20 @@ class Reply:
                 return
 
     @property
-    def headers(self) -> dict[str, str]:
-        """The headers that the client gets."""
-        return {name: value for name, value in self._response.headers.items() if name not in _OWN_HEADERS}
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that the client gets, with names in lower case."""
+        return _forwarded(self._response.headers.raw)
 
     def whole(self) -> Response:
         """The response, if its body is complete."""
-        return Response(self.content, self.status, self.headers)
+        response = Response(self.content, self.status)
+        response.raw_headers += self.headers
+        return response
+
+
+def _forwarded(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers that are passed on, as they are, with names in lower case."""
+    return [(name.lower(), value) for name, value in headers if name.lower() not in _OWN_HEADERS]
 
 
 def _said(event: bytes) -> str | None:
@@ -138,9 +150,9 @@ def _said(event: bytes) -> str | None:
 
 
 def _says(choice: Mapping[str, Any]) -> bool:
-    """Whether a chunk of an answer has more than its role."""
+    """Whether a chunk of an answer has more than its role: its end alone is no text, since an error may follow."""
     delta = {name: value for name, value in choice.get("delta", {}).items() if name != "role"}
-    return bool(choice.get("text") or choice.get("finish_reason") or any(delta.values()))
+    return bool(choice.get("text") or any(delta.values()))
 
 
 class Router:
@@ -179,7 +191,7 @@ class Router:
             body = await request.body()
         except ClientDisconnect:
             return Response(status_code=499)
-        asked = asked_of(request.url.path, request.url.query, body)
+        asked = asked_of(request.scope["path"], request.scope["query_string"].decode("latin-1"), body)
         gone = asyncio.ensure_future(until_left(request))
         try:
             return await self._try(request, body, asked, gone)
@@ -200,16 +212,20 @@ class Router:
 
     async def _try(self, request: HttpRequest, body: bytes, asked: Asked, gone: asyncio.Future) -> Response:
         """Asks one server after the other until one answers."""
-        headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
+        headers, target = _forwarded(request.headers.raw), _target(request)
         tried, refused, lost, failed = [], [], 0, None
         while lost < MOST_TRIES and (backend := choose(self.backends, asked, tried)) is not None:
             tried.append(backend)
             backend.remember(asked)
-            url, params = f"{backend.url}{request.url.path}", request.query_params
-            sent = self.client.build_request(request.method, url, params=params, headers=headers, content=body)
+            base = httpx.URL(backend.url)
+            whole = {"target": base.raw_path.rstrip(b"/") + target}  # a path that httpx would encode, or refuse
+            sent = self.client.build_request(request.method, base, headers=headers, content=body, extensions=whole)
             reply = Reply(backend)
             try:
                 await _unless(reply.begin(self.client, sent), gone, backend.lost)
+            except httpx.LocalProtocolError as error:
+                await reply.close()
+                raise ApiError(400, f"the request cannot be passed on: {error}") from None
             except (_Unreachable, _Lost) as error:
                 await reply.close()
                 backend.well, lost = False, lost + isinstance(error, _Lost)
@@ -257,7 +273,7 @@ class Router:
             error = ApiError(502, "the server was lost in the middle of its answer", code="backend_lost")
             yield f"data: {json.dumps(error.body())}\n\n".encode()
 
-    async def _get(self, path: str, headers: Mapping[str, str]) -> dict[Backend, httpx.Response]:
+    async def _get(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> dict[Backend, httpx.Response]:
         """What the servers that are well, and answer, give for a path."""
 
         async def one(backend: Backend) -> httpx.Response | None:
@@ -269,22 +285,24 @@ class Router:
         return {backend: response for backend, response in zip(there, found, strict=True) if response is not None}
 
     async def models(self, request: HttpRequest) -> Response:
-        """The models of all servers that are well, each once."""
-        key = {name: value for name, value in request.headers.items() if name == "authorization"}
+        """The models of all servers that are well, each once; replies that are no list are left out."""
+        key = [(name, value) for name, value in request.headers.raw if name == b"authorization"]
         found = [*(await self._get("/v1/models", key)).values()]
         if not found:
             raise ApiError(503, "no server is well: try again", code="no_backend")
-        lists = [response.json()["data"] for response in found if response.status_code == 200]
-        if not lists:
+        told = [response for response in found if response.status_code == 200]
+        if not told:
             return Response(found[0].content, found[0].status_code, media_type="application/json")
         models = {}
-        for model in itertools.chain(*lists):
-            models.setdefault(model["id"], model)
-        return JSONResponse({"object": "list", "data": list(models.values())})
+        for response in told:
+            for model in models_in(response.content) or ():
+                models.setdefault(model["id"], model)
+        whole = json.dumps({"object": "list", "data": list(models.values())})
+        return Response(whole, media_type="application/json")
 
     async def metrics_page(self) -> Response:
         """The counters of the router and of all servers that are well."""
-        found = await self._get("/metrics", {})
+        found = await self._get("/metrics", ())
         pages = {backend.name: response.text for backend, response in found.items() if response.status_code == 200}
         return Response(self.metrics.page(pages), media_type="text/plain; version=0.0.4")
 
@@ -299,7 +317,8 @@ class _Stream(StreamingResponse):
     """A stream whose request ends with it, also where the client leaves."""
 
     def __init__(self, events: AsyncIterator[bytes], reply: Reply):
-        super().__init__(events, reply.status, reply.headers)
+        super().__init__(events, reply.status)
+        self.raw_headers += reply.headers
         self._reply = reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -310,7 +329,7 @@ class _Stream(StreamingResponse):
 
 
 class _Counted:
-    """The application, with the number of requests that it answers."""
+    """The application, with the number of requests that it answers; what it raises before an answer begins is one."""
 
     def __init__(self, app: ASGIApp, router: Router):
         self._app, self._router = app, router
@@ -318,8 +337,22 @@ class _Counted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         counts = scope["type"] == "http" and scope["method"] == "POST"
         self._router.active += counts
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, noted)
+        except Exception:
+            if begun or scope["type"] != "http":
+                raise
+            log.exception("%s %s", scope["method"], shown(scope["path"]))
+            await _failure(ApiError(500, "the router failed on this request; its log has the reason"))(
+                scope, receive, noted
+            )
         finally:
             self._router.active -= counts
 
@@ -341,11 +374,26 @@ async def _unless(work: Coroutine[Any, Any, _T], *ends: asyncio.Future) -> _T:
 def _refusal(refused: Sequence[Reply]) -> Response:
     """The response where all servers are busy or about to end: 429 if one is busy, with the longest time to wait."""
     told = next((reply for reply in refused if reply.status == 429), refused[0])
-    waits = [seconds for reply in refused if (seconds := reply.headers.get("retry-after", "")).isdecimal()]
+    waits = [dict(reply.headers).get(b"retry-after", b"") for reply in refused]
+    seconds = [int(wait) for wait in waits if wait.isdigit() and len(wait) < 10]
     response = told.whole()
-    if waits:
-        response.headers["Retry-After"] = max(waits, key=int)
+    if seconds:
+        response.headers["Retry-After"] = str(max(seconds))
     return response
+
+
+def _target(request: HttpRequest) -> bytes:
+    """The path of a request with its query, as the client has sent them."""
+    query = request.scope["query_string"]
+    return request.scope["raw_path"] + (b"?" + query if query else b"")
+
+
+def _failure(error: ApiError) -> Response:
+    """An error as OpenAI's object."""
+    headers = {"Retry-After": "1"} if error.status == 503 else {}
+    if error.code == "request_given_up":  # OpenAI's clients would send it twice more
+        headers["X-Should-Retry"] = "false"
+    return JSONResponse(error.body(), error.status, headers)
 
 
 def make_router(router: Router) -> FastAPI:
@@ -363,10 +411,13 @@ def make_router(router: Router) -> FastAPI:
 
     @app.exception_handler(ApiError)
     async def known(_: HttpRequest, error: ApiError) -> Response:
-        headers = {"Retry-After": "1"} if error.status == 503 else {}
-        if error.code == "request_given_up":  # OpenAI's clients would send it twice more
-            headers["X-Should-Retry"] = "false"
-        return JSONResponse(error.body(), error.status, headers)
+        return _failure(error)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: HttpRequest, error: HTTPException) -> Response:
+        response = _failure(ApiError(error.status_code, f"{request.method} {request.scope['path']}: {error.detail}"))
+        response.headers.update(error.headers or {})
+        return response
 
     @app.get("/health")
     async def health() -> Response:

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ...data.json_values import MAX_RECORD_BYTES
 from ...errors import UserError
@@ -139,6 +139,17 @@ def add_model(parser: argparse.ArgumentParser, or_else: str = "") -> None:
         metavar="KIND:TOKENS",
         help="stretch the context to TOKENS by a rotary scaling, linear, ntk, dynamic or yarn, as in yarn:8192",
     )
+    for axis, said in MESH.items():
+        parser.add_argument(
+            f"--mesh.{axis}", type=int, metavar="N", help=f"number of devices that split {said} (default: 1)"
+        )
+    parser.add_argument("--weights", choices=("params", "ema"), help=WEIGHTS)
+    parser.add_argument("--template", metavar="NAME", help=TEMPLATE)
+    parser.add_argument("--base", metavar="PATH", help=BASE)
+
+
+def add_draft(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for a draft model."""
     parser.add_argument(
         "--draft", metavar="PATH", help="smaller model with the same vocabulary, for faster speculative decoding"
     )
@@ -148,13 +159,6 @@ def add_model(parser: argparse.ArgumentParser, or_else: str = "") -> None:
         metavar="K",
         help="number of tokens that the draft model proposes at a time (default: 4)",
     )
-    for axis, said in MESH.items():
-        parser.add_argument(
-            f"--mesh.{axis}", type=int, metavar="N", help=f"number of devices that split {said} (default: 1)"
-        )
-    parser.add_argument("--weights", choices=("params", "ema"), help=WEIGHTS)
-    parser.add_argument("--template", metavar="NAME", help=TEMPLATE)
-    parser.add_argument("--base", metavar="PATH", help=BASE)
 
 
 MESH = {"data": "the rows of a batch", "fsdp": "each matrix", "tensor": "the attention heads and the MLP's width"}
@@ -201,7 +205,7 @@ MODEL_OPTIONS = (
     *("dtype", "cache", "quantize", "rope", "draft", "draft_tokens", "weights", "template", "base"),
     *(f"mesh.{axis}" for axis in MESH),
 )
-"""The options of `add_model`."""
+"""The options of `add_model` and `add_draft`."""
 
 
 def load_model(args: argparse.Namespace):
@@ -210,21 +214,32 @@ def load_model(args: argparse.Namespace):
     from ...checkpoints.language_model import load
     from ...data.templates import load_template
 
+    model = load(args.path, weights=args.weights, base=args.base, **_how(args))
+    if args.template is not None:
+        model.template = load_template(args.template)
+    return model
+
+
+def load_with_draft(args: argparse.Namespace):
+    """The `LanguageModel` of `load_model`, with the draft model that the options of `add_draft` describe."""
     if args.draft is None:
         refuse_unread(args, ["draft_tokens"], "--draft")
+        return load_model(args)
+    from ...checkpoints.language_model import load
+
+    model = load_model(args)
+    return model.assist(load(args.draft, **_how(args)), 4 if args.draft_tokens is None else args.draft_tokens)
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `load` that a model and its draft have in common."""
     rope = None
     if args.rope is not None:
         kind, _, tokens = args.rope.partition(":")
         if not tokens.isdecimal():
             raise UserError(f"--rope={args.rope}: give a kind and a number of tokens, as in --rope=yarn:8192")
         rope = kind, int(tokens)
-    how = dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope, mesh=_mesh(args))
-    model = load(args.path, weights=args.weights, base=args.base, **how)
-    if args.template is not None:
-        model.template = load_template(args.template)
-    if args.draft is not None:
-        model.assist(load(args.draft, **how), 4 if args.draft_tokens is None else args.draft_tokens)
-    return model
+    return dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope, mesh=_mesh(args))
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:

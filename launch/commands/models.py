@@ -16,6 +16,7 @@ from .arguments import (
     MODEL_OPTIONS,
     READING,
     SOURCE,
+    add_draft,
     add_model,
     add_reading,
     add_sampling,
@@ -23,7 +24,7 @@ from .arguments import (
     check_sampling,
     command,
     given_sampling,
-    load_model,
+    load_with_draft,
     print_skipped,
     refuse_unread,
     require_output,
@@ -48,6 +49,7 @@ def add_eval(commands) -> None:
         "camelid eval runs/longer --source=books.jsonl --seq_len=8192 --borders=2048,4096",
     )
     add_model(parser)
+    add_draft(parser)
     parser.add_argument(
         "--task", metavar="NAME", help=f"score answers to the held-out prompts of a task: {', '.join(tasks.NAMES)}"
     )
@@ -117,7 +119,7 @@ def _eval(args: argparse.Namespace) -> None:
     elif args.split is None:
         refuse_unread(args, ["heldout"], "--split")
     check_least(args, seq_len=2, per_group=1)
-    model = load_model(args)
+    model = load_with_draft(args)
     metrics = {}
     if args.task is not None:
         from ...evals.tasks import evaluator
@@ -153,6 +155,7 @@ def add_generate(commands) -> None:
         "With several outputs, a line before each one gives the number of its prompt and answer.",
     )
     add_model(parser)
+    add_draft(parser)
     parser.add_argument("prompts", nargs="+", metavar="prompt", help="a text to continue, or with --chat a message")
     parser.add_argument("--chat", action="store_true", help="answer each prompt as a user's message")
     parser.add_argument("--n", type=int, default=1, metavar="N", help="number of answers to each prompt (default: 1)")
@@ -165,7 +168,7 @@ def _generate(args: argparse.Namespace) -> int:
     from ...checkpoints.language_model import PromptTooLong
 
     with StatusLine(f"loading {args.path}"):
-        model = load_model(args)
+        model = load_with_draft(args)
     answer = model.chat_batch if args.chat else model.generate
     with StatusLine("generating"), warnings.catch_warnings(record=True) as told:
         texts = answer(args.prompts, seed=args.seed, n=args.n, **sampling(args, model))
@@ -192,6 +195,7 @@ def add_chat(commands) -> None:
         "read from the environment variable CAMELID_API_KEY.",
     )
     add_model(parser, or_else=", or http://HOST:PORT of a server")
+    add_draft(parser)
     parser.add_argument(
         "--model", metavar="NAME", help="with a server: the model to talk to (default: the first that it lists)"
     )
@@ -247,7 +251,7 @@ def _loaded(args: argparse.Namespace):
 
     refuse_unread(args, ["model"], "the address of a server")
     with StatusLine(f"loading {args.path}"):
-        model = load_model(args)
+        model = load_with_draft(args)
     if model.template is None:
         raise UserError(
             f"{args.path} is a model without a chat template: give --template=NAME, or use `camelid generate`"

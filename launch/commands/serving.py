@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import math
 import pathlib
+import re
 import sys
+import urllib.parse
 from collections.abc import Iterator, Sequence
 
 from ...errors import UserError
@@ -97,22 +99,36 @@ def add_serve(commands) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     check_least(args, slots=1, max_len=2, chunk=1, kept_chunks=0, most_waiting=1, replicas=1)
-    _check_drain(args)
+    _check_shared(args)
     if not args.patience >= 0:
         raise UserError(f"--patience={args.patience}: give 0 or more seconds, or inf")
-    if args.draft is not None:
-        raise UserError("--draft does nothing in a server: leave it out")
+    if args.chunk & (args.chunk - 1):
+        raise UserError(f"--chunk {args.chunk}: give a power of two")
     if args.replicas > 1:
         return _serve_replicas(args)
     with _installed("serve"):
         from ...serve.api import Server, log, make_app
-        from ...serve.listen import Listener, bind, log_requests, say_ready
+        from ...serve.listen import Listener, bind, listen, log_requests, say_ready
+
+    with bind(args.host, args.port) as bound:
+        server = Server(_served(args), api_key=args.api_key, log_text=args.log_text, pooling=args.pooling)
+        log_requests(log)
+        listen(bound)
+        say_ready(bound)
+        Listener(make_app(server), server, args.drain_seconds).run(sockets=[bound])
+    return 0
+
+
+def _served(args: argparse.Namespace) -> dict:
+    """The model and its adapters as `Server` takes them, by their names, with an engine that is compiled."""
     from ...serve.completions import Served
     from ...serve.engine import Engine
 
     model = load_model(args)
     if model.tokenizer is None:
         raise UserError(f"{args.path} has no tokenizer, and cannot be served")
+    if args.max_len is not None and args.max_len > (context := model.config.max_len):
+        raise UserError(f"--max_len {args.max_len}: give 2 to the model's context of {context:,} tokens")
     name = args.name or pathlib.PurePath(args.path).name
     adapters = _adapters(model, name, args.adapters)
     engine = Engine(
@@ -128,13 +144,7 @@ def _serve(args: argparse.Namespace) -> int:
         report=_report,
     )
     served = {name: Served(name, model, engine, {})}
-    served |= {other: Served(other, adapted, engine, {}, parent=name) for other, adapted in adapters.items()}
-    server = Server(served, api_key=args.api_key, log_text=args.log_text, pooling=args.pooling)
-    bound = bind(args.host, args.port)
-    log_requests(log)
-    say_ready(bound)
-    Listener(make_app(server), server, args.drain_seconds).run(sockets=[bound])
-    return 0
+    return served | {other: Served(other, adapted, engine, {}, parent=name) for other, adapted in adapters.items()}
 
 
 CHILD = "import sys; from camelid.serve.replicas import end_with_parent; end_with_parent(); \
@@ -146,13 +156,14 @@ def _serve_replicas(args: argparse.Namespace) -> int:
     """Serves a model with several processes behind a router."""
     with _installed("serve"):
         from ...serve.backends import Backend
-        from ...serve.listen import Listener, bind, say_ready
+        from ...serve.listen import Listener, bind, listen, say_ready
         from ...serve.replicas import PYTHON, Replicas, environments, reason
         from ...serve.router import Router, make_router
 
     devices = math.prod(getattr(args, f"mesh.{axis}") or 1 for axis in MESH)
-    variables = environments(args.replicas, devices)
     bound = bind(args.host, args.port)
+    variables = environments(args.replicas, devices)
+    listen(bound)
     own = ["--replicas=1", "--host=127.0.0.1", "--port=0"]  # they stand last, and so count
     router = Router([Backend(f"replica {i}") for i in range(args.replicas)], key=args.api_key)
     listener = Listener(make_router(router), router, args.drain_seconds)
@@ -200,7 +211,7 @@ def add_router(commands) -> None:
         "Send requests to several servers: to one that is well, and again if that one fails before it answers.",
         "camelid router http://10.0.0.1:8000 http://10.0.0.2:8000 --port=9000",
     )
-    parser.add_argument("urls", nargs="+", metavar="URL", help="address of a server, without /v1")
+    parser.add_argument("urls", nargs="+", metavar="URL", help="address of a server, as in http://10.0.0.1:8000")
     add_address(parser, port=9000)
     parser.add_argument(
         "--api_key",
@@ -230,20 +241,31 @@ def add_address(parser: argparse.ArgumentParser, port: int) -> None:
 
 
 def _router(args: argparse.Namespace) -> None:
-    if wrong := [url for url in args.urls if not url.startswith(("http://", "https://"))]:
-        raise UserError(f"{wrong[0]} is no address of a server: give one as in http://10.0.0.1:8000")
-    urls = [url.rstrip("/") for url in args.urls]
+    urls = [_server_url(url) for url in args.urls]
     if double := [url for url in urls if urls.count(url) > 1]:
         raise UserError(f"{double[0]} is given more than once: give each server once")
-    _check_drain(args)
+    _check_shared(args)
     with _installed("router"):
         from ...serve.backends import Backend
-        from ...serve.listen import Listener, bind, say_ready
+        from ...serve.listen import Listener, bind, listen, say_ready
         from ...serve.router import Router, make_router
     bound = bind(args.host, args.port)
+    listen(bound)
     router = Router([Backend(url, url) for url in urls], key=args.api_key)
     say_ready(bound)
     Listener(make_router(router), router, args.drain_seconds).run(sockets=[bound])
+
+
+def _server_url(given: str) -> str:
+    """The address of a server, without the /v1 that clients give. Raises UserError if it is none."""
+    try:
+        parts = urllib.parse.urlsplit(given)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket without its pair
+        whole = False
+    if not whole or parts.query or parts.fragment:
+        raise UserError(f"{given} is no address of a server: give one as in http://10.0.0.1:8000")
+    return given.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 @contextlib.contextmanager
@@ -255,8 +277,12 @@ def _installed(name: str) -> Iterator[None]:
         raise UserError(f"{name} needs {error.name}: pip install 'camelid[serve]'") from None
 
 
-def _check_drain(args: argparse.Namespace) -> None:
-    check_least(args, port=0)
+def _check_shared(args: argparse.Namespace) -> None:
+    """Raises UserError for a wrong value of an option that `serve` and `router` have in common."""
+    if not 0 <= args.port < 1 << 16:
+        raise UserError(f"--port {args.port}: give 0 to 65535, where 0 is any port that is free")
+    if args.api_key is not None and not re.fullmatch("[!-~]+", args.api_key):
+        raise UserError("--api_key must have ASCII letters, digits and signs alone, without spaces: give another key")
     if not 0 <= args.drain_seconds < math.inf:
         raise UserError(f"--drain_seconds {args.drain_seconds}: give a number of seconds, 0 or more")
 

@@ -6,8 +6,11 @@ import socket
 
 import httpx
 import pytest
+from fastapi import Request as HttpRequest
 
 from camelid.model.sampling import Sampling
+from camelid.serve.api import Server
+from camelid.serve.protocol import ApiError
 from camelid.serve.requests import Request
 from camelid.tests.serve.plain_requests import ASKED, ask, counters, wait_until_free
 
@@ -187,3 +190,12 @@ def test_ten_times_more_requests_than_there_is_room_for_are_answered_or_told_to_
 
     statuses = asyncio.run(everyone())
     assert set(statuses) == {200, 429} and statuses.count(200) >= served.engine.most_waiting
+
+
+def test_keys_are_compared_byte_by_byte():
+    server = Server({}, api_key="sécret")
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "server": ("x", 80), "query_string": b""}
+    for key in (b"", b"s\xe9cret", b"\xff", "sécret".encode()[:-1]):
+        with pytest.raises(ApiError, match="give the API key"):
+            server.check(HttpRequest(scope | {"headers": [(b"authorization", b"Bearer " + key)]}))
+    server.check(HttpRequest(scope | {"headers": [(b"authorization", "Bearer sécret".encode())]}))

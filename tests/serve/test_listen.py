@@ -1,7 +1,9 @@
 """Listening: addresses that cannot be listened on, and the end of a server after a signal."""
 
 import asyncio
+import re
 import signal
+import socket
 import threading
 import time
 
@@ -10,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from camelid.errors import UserError
-from camelid.serve.listen import Listener, bind, say_ready
+from camelid.serve.listen import Listener, bind, listen, say_ready
 
 
 class Door:
@@ -31,6 +33,7 @@ def running():
 
     def run(drain_seconds):
         bound = bind("127.0.0.1", 0)
+        listen(bound)
         listener = Listener(app, door, drain_seconds)
         thread = threading.Thread(target=listener.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
@@ -83,9 +86,23 @@ def test_answers_that_take_too_long_are_cut_off_and_all_are_by_a_second_signal(r
 def test_an_address_that_is_taken_is_told_in_one_line(capsys):
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
+        listen(bound)
         say_ready(bound)
         assert capsys.readouterr().err == f"ready: http://127.0.0.1:{port}\n"
         with pytest.raises(UserError, match=f"--host=127.0.0.1 --port={port} cannot be listened on: Address already"):
             bind("127.0.0.1", port)
-    with pytest.raises(UserError, match=r"--host=no\.such\.host --port=1 cannot be listened on"):
-        bind("no.such.host", 1)
+    for host in ("no.such.host", "a" * 70, "10.255.255.1"):
+        with pytest.raises(UserError, match=f"--host={re.escape(host)} --port=1 cannot be listened on"):
+            bind(host, 1)
+
+
+def test_clients_are_refused_until_a_server_listens_and_of_two_that_wait_for_an_address_the_second_is_told():
+    with bind("127.0.0.1", 0) as bound:
+        address = bound.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=5)
+        with bind(*address) as second:  # while none listens
+            listen(bound)
+            socket.create_connection(address, timeout=5).close()
+            with pytest.raises(UserError, match=f"--port={address[1]} cannot be listened on: Address already in use"):
+                listen(second)

@@ -1,5 +1,6 @@
 """The router: where requests go, and what happens to them when a server is lost."""
 
+import ast
 import asyncio
 import contextlib
 import json
@@ -11,10 +12,13 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from camelid.serve import backends
-from camelid.serve.backends import Backend
+from camelid.serve.api import Server, make_app
+from camelid.serve.backends import Backend, asked_of, choose
+from camelid.serve.completions import Served
+from camelid.serve.engine import Engine
 from camelid.serve.router import MOST_TRIES, Router, make_router
 
 KEY = {"Authorization": "Bearer secret"}
@@ -28,12 +32,13 @@ class Fake:
 
     def __init__(self, name):
         self.name, self.asked, self.status, self.wait, self.retry_after = name, [], 200, 0.0, "7"
-        self.dies, self.hangs, self.error, self.models = None, False, None, ["base"]
+        self.dies, self.hangs, self.error, self.models, self.listed = None, False, None, ["base"], None
         self.metrics = f'# HELP tokens_total said\n# TYPE tokens_total counter\ntokens_total{{model="{name}"}} 3.0\n'
         self.app = FastAPI()
         self.app.get("/health")(self.health)
         self.app.get("/v1/models")(self.list_models)
         self.app.post("/v1/chat/completions")(self.chat)
+        self.app.get("/echo/{path:path}")(self.echo)
         self.app.get("/metrics")(lambda: PlainTextResponse(self.metrics))
         self.app.get("/page/{name}")(lambda name: PlainTextResponse(f"{name} of {self.name}"))
 
@@ -45,7 +50,16 @@ class Fake:
     async def list_models(self, request: Request):
         if request.headers.get("authorization") != KEY["Authorization"]:
             return JSONResponse({"error": {"code": "invalid_api_key"}}, 401)
+        if self.listed is not None:
+            return Response(self.listed, media_type="application/json")
         return {"object": "list", "data": [{"id": name} for name in self.models]}
+
+    async def echo(self, request: Request):
+        """What has come of a request, with a header that is no Latin-1."""
+        found = [request.scope["raw_path"], request.scope["query_string"], request.headers.raw]
+        response = PlainTextResponse(repr(found))
+        response.raw_headers += [(b"x-name", "狐".encode()), (b"x-twice", b"1"), (b"x-twice", b"2")]
+        return response
 
     def _die(self, part):
         if self.dies == part:
@@ -322,6 +336,123 @@ def test_the_models_of_all_servers_are_listed_once_and_requests_go_to_those_that
     fakes[1].status = 503
     until(lambda: not router.backends[1].well)
     assert ask_whole(client, "x", model="y").status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
+def test_a_stream_whose_engine_fails_before_its_first_text_goes_to_another_server(served, path):
+    asked = {"/v1/completions": {"prompt": "x"}, "/v1/responses": {"input": "x", "store": False}}
+    asked = asked.get(path, body("x")) | {"stream": True, "model": "nano"}
+    engines = [Engine(served.model, rows=1, chunk=16) for _ in range(2)]
+    with contextlib.ExitStack() as stack:
+        servers = [Server({"nano": Served("nano", served.model, engine, {})}) for engine in engines]
+        urls = [stack.enter_context(listening(make_app(server))) for server in servers]
+        router = Router([Backend(*each) for each in zip("ab", urls, strict=True)])
+        client = stack.enter_context(httpx.Client(base_url=stack.enter_context(listening(make_router(router)))))
+        until(lambda: all(backend.well for backend in router.backends))
+        first = choose(router.backends, asked_of(path, "", json.dumps(asked).encode()))
+        failing = engines[router.backends.index(first)]
+        failing._device.draw = None  # which cannot be called
+        answer = client.post(path, json=asked, timeout=60)
+        assert failing.failed is not None and answer.status_code == 200 and '"error": {' not in answer.text
+        assert any(end in answer.text for end in ("[DONE]", "response.incomplete", "response.completed"))
+        assert counter(client, "retries_total", server=first.name, reason="failed") == 1
+
+
+NO_LISTS = [b"", b"[1, 2]", b'{"data": null}', b'{"data": ["x"]}', b'{"data": [{"id": {}}]}', b"[" * 200_000, b"\xff"]
+
+
+@pytest.mark.parametrize("reply", NO_LISTS, ids=lambda reply: repr(reply[:16]))
+def test_a_server_whose_list_of_models_is_none_spoils_no_other_and_is_checked_again(four, reply):
+    fakes, client, router = four
+    fakes[1].listed, fakes[2].models = reply, ["base", "x"]
+    until(lambda: router.backends[1].models == () and router.backends[2].models == ("base", "x"))
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["base", "x"]
+    fakes[1].listed, fakes[1].models = None, ["back"]
+    until(lambda: router.backends[1].models == ("back",))
+
+
+def test_no_error_of_a_check_ends_the_watch(four, monkeypatch):
+    _, _, router = four
+    whole, broken = Backend.check, [True]
+
+    async def check(backend, *how):
+        if broken and backend.name == "a":
+            raise ZeroDivisionError("what nobody\nthought of")
+        await whole(backend, *how)
+
+    said = []
+    monkeypatch.setattr(backends, "say", said.append)
+    monkeypatch.setattr(Backend, "check", check)
+    until(lambda: not router.backends[0].well)
+    broken.clear()
+    until(lambda: router.backends[0].well)
+    assert said[0].startswith("camelid: the check of a failed: ZeroDivisionError: 'what nobody")
+    assert said[1:] == ["camelid: a is not well", "camelid: a is well"]  # each once
+
+
+def test_changes_of_a_server_are_told_once_each_and_one_that_is_not_well_at_the_start(monkeypatch):
+    said = []
+    monkeypatch.setattr(backends, "say", said.append)
+    monkeypatch.setattr(backends, "CHECK_SECONDS", 0.05)
+    fake = Fake("a")
+    fake.status = 503
+
+    async def watch(url):
+        backend = Backend("a", url)
+        async with httpx.AsyncClient() as client:
+            watching = asyncio.ensure_future(backend.watch(client, None))
+            for status in (503, 200, 503):
+                fake.status = status
+                await asyncio.sleep(1)
+                assert backend.well == (status == 200)
+            watching.cancel()
+
+    with listening(fake.app) as url:
+        asyncio.run(watch(url))
+    assert said == [f"camelid: a is {state}" for state in ("not well", "well", "not well")]
+
+
+def raw(client, target, *headers):
+    """The answer to a request that is sent as it is."""
+    lines = [b"GET " + target + b" HTTP/1.1", b"Host: x", b"Connection: close", *headers, b"", b""]
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+        connection.sendall(b"\r\n".join(lines))
+        return connection.makefile("rb").read()
+
+
+def test_requests_and_responses_are_passed_on_as_they_are(four):
+    _, client, _ = four
+    target = b"/echo/a%00b/%2F/%e7%8b%90?x=1&x=2&y=%20+"
+    found = raw(client, target, "X-Fox: 狐".encode(), b"X-Bytes: \xff", b"X-Twice: 1", b"X-Twice: 2")
+    head, _, echoed = found.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200") and "\r\nx-name: 狐".encode() in head
+    assert b"\r\nx-twice: 1\r\nx-twice: 2" in head and head.count(b"content-length") == 1
+    path, query, headers = ast.literal_eval(echoed.decode())
+    assert path + b"?" + query == target
+    assert {(b"x-fox", "狐".encode()), (b"x-bytes", b"\xff"), (b"x-twice", b"1"), (b"x-twice", b"2")} <= {*headers}
+    assert raw(client, b"/echo/" + b"x" * 70_000).startswith(b"HTTP/1.1 200")
+    assert raw(client, b"/v1/models/%00").startswith(b"HTTP/1.1 404")
+
+
+def test_half_a_pair_in_a_prompt_is_the_servers_to_refuse(four):
+    fakes, client, _ = four
+    sent = json.dumps(body("\ud800")).encode()
+    answer = client.post("/v1/chat/completions", content=sent, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200 and sum(len(fake.asked) for fake in fakes) == 1
+
+
+def test_what_the_router_fails_on_is_an_error_of_openai_and_a_line_in_the_log(four, monkeypatch, caplog):
+    _, client, router = four
+
+    async def fail(*_):
+        raise ZeroDivisionError("what nobody thought of")
+
+    monkeypatch.setattr(router, "forward", fail)
+    answer = ask_whole(client, "x")
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error" and not router.busy
+    assert "POST '/v1/chat/completions'" in caplog.text and "what nobody thought of" in caplog.text
+    answer = client.delete("/v1/models")
+    assert answer.status_code == 405 and answer.json()["error"]["message"] == "DELETE /v1/models: Method Not Allowed"
 
 
 def test_metrics_of_all_servers_are_told_with_their_names(four):

@@ -11,7 +11,7 @@ import pytest
 import camelid
 from camelid import checkpoints
 from camelid.checkpoints import reading
-from camelid.checkpoints.convert import to_peft
+from camelid.checkpoints.convert import to_gguf, to_peft
 from camelid.checkpoints.language_model import LanguageModel
 from camelid.errors import UserError
 from camelid.launch.cli import main
@@ -136,6 +136,17 @@ def test_many_adapters_stand_on_one_base(runs, pretrained, tmp_path):
     assert q["base"].dtype == jnp.bfloat16 and q["a"].dtype == jnp.float32
     coded = camelid.load(pretrained, quantize="int8").with_adapters(runs("int8"))
     np.testing.assert_allclose(coded.logits(TOKENS), merged.logits(TOKENS), rtol=1e-3, atol=1e-3)
+
+
+def test_options_of_load_for_other_kinds_of_checkpoints_are_refused(runs, pretrained, tmp_path):
+    with pytest.raises(UserError, match=r"holds a whole network, and base=.* is for adapters: leave base out"):
+        camelid.load(pretrained, base="/nowhere")
+    for path in (pretrained, runs("lora")):
+        with pytest.raises(UserError, match='quantize="stored" keeps the codes of a GGUF file, and this is none'):
+            camelid.load(path, quantize="stored")
+    to_gguf(pretrained, tmp_path / "a.gguf", encoding="Q8_0")
+    kept = camelid.load(tmp_path / "a.gguf", quantize="stored").params["layers"]["attention"]["q"]
+    assert kept["int8"].dtype == jnp.int8
 
 
 def test_adapters_are_put_on_nothing_that_they_do_not_fit(runs, pretrained):
