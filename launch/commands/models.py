@@ -203,7 +203,7 @@ def add_chat(commands) -> None:
     add_sampling(parser, max_tokens=512)
 
 
-HOST_AND_PORT = re.compile(r"(//)?([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}(/.*)?")
+HOST_AND_PORT = re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}(/.*)?")
 """An address without http://, which is more likely than a path that looks so."""
 
 
@@ -268,8 +268,13 @@ def _talk(speaker, system: str | None, seed: int, settings: dict) -> None:
 
     from ...serve.terminal import chat
 
-    console = Console()
+    console = Console(force_terminal=sys.stdout.isatty())  # rich takes a file for a terminal if FORCE_COLOR is set
     notices = console if console.is_terminal else Console(stderr=True)
+
+    def ask_by_line(prompt: str) -> str:
+        notices.print(prompt, end="")
+        return input()
+
     how = {"system": system, "seed": seed, "console": console, "notices": notices, **settings}
     if not sys.stdin.isatty():
         chat(speaker, ask=lambda _: input(), greets=False, **how)
@@ -280,7 +285,7 @@ def _talk(speaker, system: str | None, seed: int, settings: dict) -> None:
         ask = make_prompt(Path("~/.cache/camelid/chat_history").expanduser(), list(COMMANDS))
         chat(speaker, ask=ask, keys=KEYS, **how)
     else:
-        chat(speaker, ask=lambda text: (notices.print(text, end=""), input())[1], **how)
+        chat(speaker, ask=ask_by_line, **how)
 
 
 def print_draft_counts(model) -> None:
