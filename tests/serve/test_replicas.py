@@ -129,7 +129,7 @@ def test_no_request_is_lost_with_a_killed_server_and_turns_find_what_was_kept_an
     first_children = command.children()
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         begun = threading.Event()
-        asked = [pool.submit(ask, client, i, 120, i % 2, begun) for i in range(40)]
+        asked = [pool.submit(ask, client, i, 120, i % 2 == 1, begun) for i in range(40)]
         assert begun.wait(60)
         os.kill(first_children[0], signal.SIGKILL)
         found = [future.result() for future in asked]
@@ -157,7 +157,7 @@ def test_no_request_is_lost_with_a_killed_server_and_turns_find_what_was_kept_an
         assert [future.result() for future in asked] == [(200, 200, None)] * streams
     assert command.end() == 0 and len(children) == 2 and not any(map(alive, children))
     printed = "".join(command.lines)
-    assert printed.count("compiled step") == printed.count("ready: ") == printed.count("ending after") == 1, printed
+    assert printed.count("compiled draw") == printed.count("ready: ") == printed.count("ending after") == 1, printed
 
 
 def check_turns(client):
