@@ -54,12 +54,14 @@ class _Merged(CollectorRegistry):
         self._pages = pages
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics, each once with the samples of all servers."""
+        """All metrics, each once with the samples of all servers, without times, which may be no numbers."""
         found: dict[str, Metric] = {}
         for server, page in self._pages.items():
             with suppress(ValueError):  # a server of another kind, whose page is none
                 for family in text_string_to_metric_families(page):
                     metric = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                     for sample in family.samples:
-                        metric.samples.append(sample._replace(labels={"server": server} | sample.labels))
+                        metric.samples.append(
+                            sample._replace(labels={"server": server} | sample.labels, timestamp=None)
+                        )
         yield from found.values()
