@@ -1,6 +1,7 @@
 """The HTTP server, as the official client of OpenAI's protocol and plain requests see it."""
 
 import ast
+import asyncio
 import concurrent.futures
 import json
 import types
@@ -10,8 +11,9 @@ import openai
 import pytest
 
 from camelid.model.sampling import Sampling
-from camelid.serve.completions import Chat, continued
-from camelid.serve.requests import Request, Token
+from camelid.serve.completions import Chat, Job, continued
+from camelid.serve.protocol import ApiError
+from camelid.serve.requests import Ended, Request, Token
 from camelid.tests.serve.plain_requests import ASKED, ask, counters, wait_until_free
 
 
@@ -221,13 +223,16 @@ def test_likeliest_tokens_that_the_tokenizer_lacks_have_no_bytes(served):
     assert entry["bytes"] == list(served.model.tokenizer.token_bytes[40]) and entry["top_logprobs"][0]["bytes"] == []
 
 
-def test_an_engine_that_has_failed_is_a_failure_of_the_server(url, served, monkeypatch):
-    monkeypatch.setattr(served.engine, "failed", RuntimeError("device\nlost"))
-    monkeypatch.setattr(served.engine, "_closed", True)
-    status, headers, found = ask(url, "/v1/completions", {"prompt": "the"})
-    assert (status, found["error"]["message"]) == (500, "the engine has failed: device lost")
-    assert "Retry-After" not in headers and ask(url, "/health")[0] == 503
-    monkeypatch.setattr(served.engine, "_closed", False)
+def test_an_engine_that_has_failed_is_a_failure_of_the_server(served):
+    def submit(*_):
+        raise Ended("the engine has failed: device lost")
+
+    async def ask():
+        Job(served._replace(engine=types.SimpleNamespace(submit=submit)), [Request([1], Sampling())], continues=False)
+
+    with pytest.raises(ApiError, match="engine has failed: device lost") as caught:
+        asyncio.run(ask())
+    assert caught.value.status == 500
 
 
 def test_keys_bodies_and_paths_are_checked(url):
