@@ -11,7 +11,7 @@ from camelid.tests.serve.page.fake_server import FakeServer
 WINDOW = {"viewport": {"width": 1100, "height": 800}, "locale": "en-US"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server():
     server = FakeServer()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -19,7 +19,7 @@ def server():
     server.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
@@ -32,7 +32,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tab(browser):
     """A tab that tests take in turn, which is quicker than a new one for each."""
     return browser.new_context(**WINDOW).new_page()
