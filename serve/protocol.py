@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-MOST_STOPS, MOST_ANSWERS, MOST_BIASES, MOST_TOP = 16, 128, 1024, 20
+MOST_STOPS, MOST_ANSWERS, MOST_TOP = 16, 128, 20
 
 
 UNSUPPORTED = frozenset(
