@@ -186,6 +186,8 @@ def chat_requests(served: Served, body: ChatRequest) -> list[Request]:
     model = served.model
     if model.template is None:
         raise ApiError(400, f"{served.name} has no chat template: use /v1/completions, or serve it with --template")
+    if body.store:
+        raise ApiError(400, "store: nothing is kept here; leave it out, or give false", param="store")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise ApiError(400, "max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
     if body.top_logprobs and not body.logprobs:

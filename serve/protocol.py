@@ -151,7 +151,7 @@ class ChatRequest(Settings):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    store: Literal[False] | None = None
+    store: bool | None = None
     metadata: dict[Text, Text] | None = None
     max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None

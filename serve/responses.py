@@ -73,6 +73,7 @@ class ResponsesRequest(Strict):
         schema = JsonSchema(name=wanted.name, schema=wanted.schema_) if wanted.type == "json_schema" else None
         return ChatRequest(
             model=self.model,
+            store=self.store,
             messages=told,
             max_completion_tokens=self.max_output_tokens,
             temperature=self.temperature,
@@ -162,6 +163,4 @@ def response_requests(served: Served, body: ResponsesRequest) -> list[Request]:
     """The engine's request for a response. Raises ApiError for what does not fit."""
     if body.text.format.type != "json_schema" and body.text.format.schema_:
         raise ApiError(400, "text.format.schema needs the type json_schema", param="text.format.schema")
-    if body.store:
-        raise ApiError(400, "store: nothing is kept here; leave it out, or give false", param="store")
     return chat_requests(served, body.chat())

@@ -183,6 +183,8 @@ def test_a_bias_forbids_a_token(client):
         ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs needs logprobs"),
         ({"stop": [""]}, openai.BadRequestError, "empty"),
         ({"logit_bias": {"9999": 1}}, openai.BadRequestError, "token id 9999"),
+        ({"store": True}, openai.BadRequestError, "store: nothing is kept here"),
+        ({"store": 0}, openai.BadRequestError, "store: Input should be a valid boolean"),
         ({"logit_bias": {"a": 1}}, openai.BadRequestError, "logit_bias.a: Input should be a valid integer"),
         ({"reasoning_effort": "low"}, openai.BadRequestError, "reasoning_effort: this field is not supported"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, openai.BadRequestError, "0.type: Input"),
