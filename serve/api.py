@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import UserError
 from .completions import Chat, Completion, Job, Served, chat_requests, completion_requests, lines_of
 from .embeddings import Embeddings, EmbeddingsRequest, Pooling, embeddings_requests
-from .listen import until_left
+from .listen import Noted, until_left
 from .metrics import Metrics
 from .protocol import (
     UNSUPPORTED,
@@ -193,21 +193,19 @@ class _Checked:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
 
-        begun = False
+        noted = Noted(send)
 
         async def with_headers(message: Message) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
+            await noted(message)
 
         request = HttpRequest(scope)
         try:
             self._server.check(request)
             await self._app(scope, receive, with_headers)
         except Exception as error:
-            if begun:
+            if noted.begun:
                 raise
             if not isinstance(error, ApiError):
                 log.exception("%s %s", request.method, request.url.path)

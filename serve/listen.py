@@ -85,6 +85,21 @@ class Listener(uvicorn.Server):
         self.should_exit = self.force_exit = True
 
 
+class Noted:
+    """The `send` of an application, which notes whether its answer has begun.
+
+    Attributes:
+      begun: whether it has.
+    """
+
+    def __init__(self, send: Send):
+        self._send, self.begun = send, False
+
+    async def __call__(self, message: Message) -> None:
+        self.begun = True
+        await self._send(message)
+
+
 class _CutOff:
     """The application, of which requests get status 503 if they are cut off before their answer has begun."""
 
@@ -92,17 +107,11 @@ class _CutOff:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+        noted = Noted(send)
         try:
             await self._app(scope, receive, noted)
         except asyncio.CancelledError:
-            if begun or scope["type"] != "http":
+            if noted.begun or scope["type"] != "http":
                 raise
             error = ApiError(503, "the server has ended before the answer was complete", code="draining")
             await JSONResponse(error.body(), error.status, {"Retry-After": "1"})(scope, receive, send)

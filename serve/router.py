@@ -19,11 +19,11 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import shown
 from .backends import CHECK_TIMEOUT, FAILURES, Asked, Backend, asked_of, choose, models_in
-from .listen import until_left
+from .listen import Noted, until_left
 from .protocol import ApiError
 from .router_metrics import RouterMetrics
 
@@ -337,17 +337,11 @@ class _Counted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         counts = scope["type"] == "http" and scope["method"] == "POST"
         self._router.active += counts
-        begun = False
-
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+        noted = Noted(send)
         try:
             await self._app(scope, receive, noted)
         except Exception:
-            if begun or scope["type"] != "http":
+            if noted.begun or scope["type"] != "http":
                 raise
             log.exception("%s %s", scope["method"], shown(scope["path"]))
             await _failure(ApiError(500, "the router failed on this request; its log has the reason"))(
