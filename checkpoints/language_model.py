@@ -30,6 +30,7 @@ from . import scoring
 from .adapters import AdapterCheckpoint
 from .checkpoint import check_rows, user_errors
 from .decoding import sampling_of, strings_of, text_of
+from .draft import Draft
 from .foreign import ForeignCheckpoint, GGUFCheckpoint
 from .interop.generation_config import GenerationDefaults
 
@@ -38,28 +39,6 @@ Messages = Sequence[Mapping[str, str]]
 
 class PromptTooLong(UserWarning):
     """Warns that some prompts fill the model's context; their answers are empty, the others are complete."""
-
-
-@dataclasses.dataclass
-class Draft:
-    """A draft model for speculative decoding, and the counts of its accepted tokens."""
-
-    llama: "LanguageModel"
-    """The draft model."""
-    k: int = 4
-    """The number of tokens that it proposes per pass of the large model."""
-    passes: int = 0
-    """The number of passes of the large model so far."""
-    accepted: int = 0
-    """The number of proposed tokens that became part of answers."""
-
-    def count(self, result: speculative.SpeculativeGeneration) -> None:
-        """Adds the passes and accepted tokens of one call."""
-        self.passes += int(result.passes.sum())
-        self.accepted += int(result.accepted.sum())
-
-    def __str__(self) -> str:
-        return f"{self.accepted / max(self.passes, 1):.2f} of {self.k} proposals accepted a pass"
 
 
 class LanguageModel:
@@ -75,6 +54,7 @@ class LanguageModel:
       generation: the model's stop ids and strings, and its sampling settings; each holds where a caller of `generate`,
         `chat`, `chat_batch` or `stream_chat` does not give that field, as in transformers and vLLM.
       draft: the draft model for speculative decoding, or None (see `assist`).
+      checkpoint: the checkpoint that `load` read it from; None for a model that was made otherwise.
     """
 
     def __init__(
@@ -86,6 +66,7 @@ class LanguageModel:
         mesh: jax.sharding.Mesh,
         step: int | None = None,
         generation: GenerationDefaults | None = None,
+        checkpoint: checkpoints.Checkpoint | None = None,
     ):
         self.model = model
         self.params = params
@@ -95,6 +76,7 @@ class LanguageModel:
         self.step = step
         self.generation = generation or GenerationDefaults()
         self.draft: Draft | None = None
+        self.checkpoint = checkpoint
         self._apply = jax.jit(model.apply)
 
     @property
@@ -149,7 +131,9 @@ class LanguageModel:
         params = join(own, without(self.params, trained_whole))
         template = found.own_template or self.template
         tokenizer = self.tokenizer or found.own_tokenizer
-        return LanguageModel(self.model, params, tokenizer, template, self.mesh, generation=self.generation)
+        return LanguageModel(
+            self.model, params, tokenizer, template, self.mesh, generation=self.generation, checkpoint=found
+        )
 
     def _matrix(self, path: str, layer: int | None) -> np.ndarray:
         """One of this model's matrices by its path, or one layer of it, merged and decoded into one array."""
@@ -178,7 +162,12 @@ class LanguageModel:
             return self._apply(self.params, padded_BT)[:, :T]
 
     def score(
-        self, prompts: Sequence[str | Messages], answers: Sequence[str], *, chat: bool = False, batch_size: int = 16
+        self,
+        prompts: Sequence[str | Messages],
+        answers: Sequence[str],
+        *,
+        chat: bool = False,
+        batch_size: int | None = None,
     ) -> list[Float[np.ndarray, " T"]]:
         """Log-probabilities of the tokens of answers, each given its prompt; their sum is that of the whole answer.
 
@@ -186,7 +175,7 @@ class LanguageModel:
           prompts: texts that the answers go on from; with `chat` conversations, or strings for one user turn.
           answers: an answer to each prompt.
           chat: whether the chat template is used; the end of the assistant's turn is then a token of the answer.
-          batch_size: number of rows that are scored together.
+          batch_size: number of rows that are scored together; None: as many as hold 4,096 tokens on each device.
 
         Returns:
           Float32 arrays with an entry for each of an answer's tokens, in the order of the answers.
@@ -475,9 +464,8 @@ def load(
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
     params = found.load_params(_abstract_params(model, mesh), quantize=rules)
-    return LanguageModel(
-        model, params, found.tokenizer, found.template, mesh, step=found.step, generation=found.generation
-    )
+    about = dict(step=found.step, generation=found.generation, checkpoint=found)
+    return LanguageModel(model, params, found.tokenizer, found.template, mesh, **about)
 
 
 def _whole(found: checkpoints.Checkpoint) -> checkpoints.Checkpoint:

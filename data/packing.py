@@ -175,7 +175,7 @@ def best_fit_layout(pieces: Pieces, length: int) -> Layout:
     Best-fit decreasing needs at most 11/9 of the fewest possible rows, plus 4 (Johnson et al. 1974,
     doi:10.1137/0203025). With `cut` it is the packing of arXiv:2404.10830, section 3.
     """
-    row_of = _best_fit_decreasing(pieces.count, length)
+    row_of = best_fit_decreasing(pieces.count, length)
     return Layout(
         pieces=pieces,
         slot_counts=pieces.count[np.argsort(row_of, kind="stable")],
@@ -202,7 +202,7 @@ def best_fit_plan(layout: Layout, key: tuple[int, ...]) -> Plan:
     )
 
 
-def _best_fit_decreasing(counts: np.ndarray, length: int) -> np.ndarray:
+def best_fit_decreasing(counts: np.ndarray, length: int) -> np.ndarray:
     """The row of each piece, int64 [pieces]. It takes O(n log T): open rows are grouped by their room, of T sizes."""
     row_of = np.empty(len(counts), np.int64)
     rows_with: dict[int, list[int]] = {}  # rows with each amount of room left

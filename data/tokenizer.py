@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -168,6 +169,17 @@ class Tokenizer:
         if symbol is None or symbol not in text:
             return self._vocabulary.encode(text, position)
         return self._encode_around_symbol(text, position)[0]
+
+    def encode_special(self, text: str) -> list[int]:
+        """Token ids of a text in which the spellings of control tokens stand for these tokens."""
+        spellings = "|".join(map(re.escape, sorted(self.special, key=len, reverse=True)))
+        ids: list[int] = []
+        for part in re.split(f"({spellings})", text) if spellings else [text]:
+            if part in self.special:
+                ids.append(self.special[part])
+            elif part:
+                ids += self.encode(part, after=ids[-1] if ids else None)
+        return ids
 
     def encode_with_offsets(
         self, text: str, *, after: int | None = None, continues: bool = False

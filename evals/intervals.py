@@ -1,7 +1,7 @@
-"""Means with their uncertainty: standard errors clustered by question, and differences between models on the same items.
+"""Means with their uncertainty: standard errors clustered by question, and differences between models.
 
-Formulas follow E. Miller, "Adding Error Bars to Evals" (arXiv:2411.00640): items of one cluster, such as questions about
-one text or several answers to one question, may agree with each other, and clusters are independent.
+Formulas follow E. Miller, "Adding Error Bars to Evals" (arXiv:2411.00640): items of one cluster, such as questions
+about one text or several answers to one question, may agree with each other, and clusters are independent.
 """
 
 import math

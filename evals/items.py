@@ -1,7 +1,7 @@
 """What an evaluation finds: items, each a question with its scores, and the metrics that follow from them.
 
-An evaluation is a function `evaluate(model, **settings)` that returns items. Everything else derives from them: means with
-clustered standard errors, metrics of groups, paired differences between two models, the report in training.
+An evaluation is a function `evaluate(model, **settings)` that returns items. Everything else derives from them: means
+with clustered standard errors, metrics of groups, paired differences between two models, the report in training.
 """
 
 import functools

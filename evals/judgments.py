@@ -1,5 +1,8 @@
-"""What a judge said about answers: one record for each request, whoever wrote it. `camelid judge grade` writes them as JSON
-lines, `published.py` reads those of others, and reports are made from them alone."""
+"""What a judge said about answers: one record for each request, whoever wrote it.
+
+`camelid judge grade` writes them as JSON lines, `published.py` reads those of others, and reports are made from them
+alone.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

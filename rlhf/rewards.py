@@ -10,10 +10,7 @@ where `record` is {"messages": the prompt, "reference": the answer in the data o
 """
 
 import copy
-import importlib
-import inspect
 import math
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
@@ -27,6 +24,7 @@ from .. import tasks
 from ..checkpoints import Checkpoint
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
+from ..settings import functions
 from ..settings.leaves import Finite, NotNegative, OneOf, Only, Path, Positive, Unset
 from ..train.network import FrozenWeights
 from ..train.run import Run
@@ -184,19 +182,7 @@ def check_tokenizer(found: Checkpoint, tokenizer: Tokenizer) -> None:
 
 def find_function(name: str, where: str) -> tasks.Score:
     """Imports the function "package.module:name". Raises UserError, which begins with `where`, if it is no reward."""
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        problem = str(error) if isinstance(error, ImportError | AttributeError) else _raised(error)
-        raise UserError(f"{where}: {name!r} is no function as package.module:name ({problem})") from error
-    try:
-        inspect.signature(function).bind({}, "")
-    except ValueError:  # a function written in C may have no signature
-        pass
-    except TypeError as error:
-        raise UserError(f"{where}: {name!r} cannot be called as reward(record, answer): {error}") from None
-    return function
+    return functions.find_function(name, where, "reward(record, answer)", {}, "")
 
 
 def scores_of(
@@ -223,18 +209,10 @@ def _score(name: str, function: tasks.Score, record: Mapping, answer: str) -> fl
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's function may raise
-        raise UserError(f"reward {name}: {_raised(error)} for answer {answer!r}") from error
+        raise UserError(f"reward {name}: {functions.raised(error)} for answer {answer!r}") from error
     if not abs(score) <= LARGEST_SCORE:
         raise UserError(f"reward {name}: gave {value!r} for answer {answer!r}; it must be a finite number")
     return score
-
-
-def _raised(error: Exception) -> str:
-    """An exception in one line: type, message, and the first line of the user's code in its traceback."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
-    return f"{said} ({users[0].filename}, line {users[0].lineno})" if users else said
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import UserError
-from .completions import Chat, Completion, Job, Served, chat_requests, completion_requests, lines_of
+from .completions import Chat, Completion, Job, Served, chat_requests, completion_requests, lines_of, tokens_of
 from .embeddings import Embeddings, EmbeddingsRequest, Pooling, embeddings_requests
 from .listen import Noted, until_left
 from .metrics import Metrics
@@ -364,11 +364,7 @@ def _add_others(app: FastAPI, server: Server) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         served = server.find(body.model)
-        tokenizer = served.model.tokenizer
-        begin = [tokenizer.bos_id] if body.add_special_tokens and tokenizer.adds_bos else []
-        alone = tokenizer.special.get(body.prompt)  # lm-eval finds the ids of bos and eos so
-        encoded = await server.prepare(tokenizer.encode, body.prompt) if alone is None else [alone]
-        tokens = begin + encoded
+        tokens = await server.prepare(tokens_of, served, body)
         return {"tokens": tokens, "count": len(tokens), "max_model_len": served.engine.max_len}
 
     @app.post("/detokenize")

@@ -6,18 +6,17 @@ import functools
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from ..checkpoints import scoring
 from ..checkpoints.decoding import sampling_of, strings_of
 from ..checkpoints.language_model import LanguageModel
 from ..data.tokenizer import Tokenizer
 from ..errors import TooLong, UserError
 from .engine import Engine
 from .grammar import Grammar, Grammars
-from .protocol import ApiError, ChatRequest, CompletionRequest, ResponseFormat, Settings
+from .protocol import ApiError, ChatRequest, CompletionRequest, Message, ResponseFormat, Settings, TokenizeRequest
 from .requests import Answer, Busy, Ended, Request, Scored, Token
 from .texts import TextOf
 
@@ -184,36 +183,44 @@ def requests_of(
 def chat_requests(served: Served, body: ChatRequest) -> list[Request]:
     """The engine's request for a conversation. Raises ApiError for what does not fit."""
     model = served.model
-    if model.template is None:
-        raise ApiError(400, f"{served.name} has no chat template: use /v1/completions, or serve it with --template")
     if body.store:
         raise ApiError(400, "store: nothing is kept here; leave it out, or give false", param="store")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise ApiError(400, "max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    roles = {"developer": "system"}  # OpenAI's newer name
-    messages = [{"role": roles.get(each.role, each.role), "content": each.text} for each in body.messages]
-    check_size(served, sum(len(each["content"]) for each in messages), "messages")
-    try:
-        prompt = continued(model, messages) if body.goes_on else model.prompt(messages)
-    except UserError as error:
-        raise ApiError(400, str(error), param="messages") from None
+    prompt = conversation_tokens(served, body.messages, goes_on=body.goes_on)
     most = body.max_completion_tokens or body.max_tokens
     stop_ids = model.template.stop_ids(model.tokenizer)
     return requests_of(served, body, [prompt], most, stop_ids, top=body.top_logprobs)
 
 
-def continued(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The tokens of a conversation up to the last word of its last turn, which the answer goes on from."""
-    if not messages[-1]["content"].strip():
-        return model.prompt(messages[:-1])
-    stop_ids = model.template.stop_ids(model.tokenizer)
-    encoded = model.template.encode(messages, model.tokenizer)
-    tokens = encoded.tokens[: int(np.flatnonzero(encoded.mask)[-1]) + 1].tolist()
-    while tokens[-1] in stop_ids:
-        tokens.pop()
-    return tokens
+def tokens_of(served: Served, body: TokenizeRequest) -> list[int]:
+    """The tokens of a text or of a conversation. Raises ApiError for what does not fit."""
+    tokenizer = served.model.tokenizer
+    if body.messages is not None:
+        goes_on = body.messages[-1].role == "assistant"
+        return conversation_tokens(served, body.messages, goes_on=goes_on)
+    begin = [tokenizer.bos_id] if body.add_special_tokens and tokenizer.adds_bos else []
+    special = body.parse_special or body.prompt in tokenizer.special  # lm-eval finds the ids of bos and eos so
+    return begin + (tokenizer.encode_special if special else tokenizer.encode)(body.prompt)
+
+
+def conversation_tokens(served: Served, given: Sequence[Message], *, goes_on: bool = False) -> list[int]:
+    """The tokens of a conversation, up to the beginning of the assistant's next turn.
+
+    goes_on: up to the last word of its last turn instead. Raises ApiError for what does not fit.
+    """
+    model = served.model
+    if model.template is None:
+        raise ApiError(400, f"{served.name} has no chat template: use /v1/completions, or serve it with --template")
+    roles = {"developer": "system"}  # OpenAI's newer name
+    messages = [{"role": roles.get(each.role, each.role), "content": each.text} for each in given]
+    check_size(served, sum(len(each["content"]) for each in messages), "messages")
+    try:
+        return scoring.continued(model, messages) if goes_on else model.prompt(messages)
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages") from None
 
 
 def prompts_of(served: Served, given: str | Sequence, param: str, n: int = 1) -> list[list[int]]:

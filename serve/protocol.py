@@ -177,8 +177,24 @@ class TokenizeRequest(Strict):
     """The body of `POST /tokenize`."""
 
     model: Text | None = None
-    prompt: Text
+    prompt: Text | None = None
+    """A text, or else `messages`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    """A conversation: its tokens up to the beginning of the assistant's next turn, or where the assistant has the last
+    turn, up to that turn's last word."""
+
     add_special_tokens: bool = True
+    """Whether a text begins with bos, if the tokenizer puts it before texts."""
+
+    parse_special: bool = False
+    """Whether the spellings of control tokens in a text become these tokens."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give one of prompt and messages")
+        return self
 
 
 class DetokenizeRequest(Strict):

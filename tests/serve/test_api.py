@@ -10,8 +10,9 @@ import urllib.request
 import openai
 import pytest
 
+from camelid.checkpoints.scoring import continued
 from camelid.model.sampling import Sampling
-from camelid.serve.completions import Chat, Job, continued
+from camelid.serve.completions import Chat, Job
 from camelid.serve.protocol import ApiError
 from camelid.serve.requests import Ended, Request, Token
 from camelid.tests.serve.plain_requests import ASKED, ask, counters, wait_until_free

@@ -1,0 +1,46 @@
+"""Functions that a user names as "package.module:name"."""
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+
+def find_function(name: str, where: str, form: str, *arguments: Any) -> Callable[..., Any]:
+    """Imports the function "package.module:name".
+
+    Args:
+      name: the name.
+      where: what an error begins with, such as the setting that has the name.
+      form: how the function is called, for messages, such as "reward(record, answer)".
+      *arguments: examples of its positional arguments, by which its signature is checked.
+
+    Raises:
+      UserError: it cannot be imported, or takes other arguments.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        problem = str(error) if isinstance(error, ImportError | AttributeError) else raised(error)
+        raise UserError(f"{where}: {name!r} is no function as package.module:name ({problem})") from error
+    try:
+        inspect.signature(function).bind(*arguments)
+    except ValueError:  # a function written in C may have no signature
+        pass
+    except TypeError as error:
+        raise UserError(f"{where}: {name!r} cannot be called as {form}: {error}") from None
+    return function
+
+
+def raised(error: Exception) -> str:
+    """An exception in one line: type, message, and the first line of the user's code in its traceback."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(__file__).parent.parent
+    users = [frame for frame in frames if own not in Path(frame.filename).parents and "importlib" not in frame.filename]
+    return f"{said} ({users[0].filename}, line {users[0].lineno})" if users else said
