@@ -32,12 +32,14 @@ class LM(Protocol):
       max_len: tokens of its context.
       begin: the ids that begin every text, [bos] or [].
       eos_id: the id that ends a text.
+      prefix_id: the id that stands for an empty context: bos, else eos, as in lm-evaluation-harness.
     """
 
     name: str
     max_len: int
     begin: list[int]
     eos_id: int
+    prefix_id: int
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The tokens of a text, without bos. special: whether spellings of control tokens become these tokens."""
@@ -66,6 +68,7 @@ class LM(Protocol):
         max_tokens: int,
         stop: Sequence[str] = (),
         temperature: float = 0.0,
+        top_p: float = 1.0,
         n: int = 1,
         seed: int = 0,
     ) -> list[list[str]]:
@@ -99,6 +102,7 @@ class LocalLM:
         self.name = "model in memory" if model.checkpoint is None else model.checkpoint.name
         self.max_len, self.eos_id = model.config.max_len, model.tokenizer.eos_id
         self.begin = [model.tokenizer.bos_id] if model.tokenizer.adds_bos else []
+        self.prefix_id = self.eos_id if model.tokenizer.bos_id is None else model.tokenizer.bos_id
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         return self._tokenizer.encode_special(text) if special else self._tokenizer.encode(text)
@@ -132,10 +136,11 @@ class LocalLM:
         max_tokens: int,
         stop: Sequence[str] = (),
         temperature: float = 0.0,
+        top_p: float = 1.0,
         n: int = 1,
         seed: int = 0,
     ) -> list[list[str]]:
-        how = dict(stop=stop, max_tokens=max_tokens, temperature=temperature, n=n)
+        how = dict(stop=stop, max_tokens=max_tokens, temperature=temperature, top_p=top_p, n=n)
         sampling = sampling_of(self._tokenizer, self.model.config.vocab_size, stop_ids=self.stop_ids, **how)
         answers = self.model.complete(prompts, sampling, seed=seed, batch_size=self._batch_size or 64)
         texts = [text_of(self._tokenizer, ids, sampling) for ids in answers]
@@ -187,6 +192,8 @@ class ServedLM:
         plain, begun = self.encode("a"), self._tokenize(prompt="a", add_special_tokens=True)
         self.begin = begun[: len(begun) - len(plain)]
         self.eos_id = self.encode(special["eos_token"], special=True)[0]
+        bos = special.get("bos_token")
+        self.prefix_id = self.encode(bos, special=True)[0] if bos else self.eos_id
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         import httpx
@@ -239,12 +246,13 @@ class ServedLM:
         max_tokens: int,
         stop: Sequence[str] = (),
         temperature: float = 0.0,
+        top_p: float = 1.0,
         n: int = 1,
         seed: int = 0,
     ) -> list[list[str]]:
         def one(prompt: Tokens) -> list[str]:
             body = dict(prompt=list(prompt), max_tokens=max_tokens, temperature=temperature, n=n, seed=seed)
-            body |= dict(top_p=1.0) | ({"stop": list(stop)} if stop else {})
+            body |= dict(top_p=top_p) | ({"stop": list(stop)} if stop else {})
             choices = self._ask("POST", "/v1/completions", {"model": self._model} | body)["choices"]
             return [choice["text"] for choice in sorted(choices, key=lambda choice: choice["index"])]
 
@@ -269,12 +277,12 @@ def encode_pair(lm: LM, context: str, continuation: str) -> tuple[list[int], lis
     """The tokens of a context and of its continuation, as they are in the whole text.
 
     Spaces at the end of the context belong to the continuation, because tokens begin with them. An empty context is
-    the token that begins texts, or else the one that ends them. lm-evaluation-harness cuts texts so too.
+    `prefix_id`. lm-evaluation-harness cuts texts so too.
     """
     spaces = len(context) - len(context.rstrip())
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
     if not context:
-        return list(lm.begin) or [lm.eos_id], lm.encode(continuation)
+        return [lm.prefix_id], lm.encode(continuation)
     first, whole = lm.encode(context), lm.encode(context + continuation)
     return [*lm.begin, *first], whole[len(first) :]
