@@ -18,7 +18,8 @@ from etils import epath
 from camelid.checkpoints.language_model import LanguageModel, load
 from camelid.data.sources import Source, read
 from camelid.data.tokenizer_training import train_sentencepiece
-from camelid.evals.perplexity import perplexity, text_cache
+from camelid.evals.items import metrics_of
+from camelid.evals.perplexity import of_cache, text_cache
 from camelid.launch.recipes import RECIPES, run_of
 from camelid.settings.config_files import load_config
 
@@ -57,9 +58,9 @@ def train(config: str, workdir: Path, leaves: dict) -> LanguageModel:
 def row(llama: LanguageModel, workdir: Path) -> list[str]:
     """The perplexity of a model in each range of positions, as text."""
     cache = text_cache(llama, Source(f"{workdir}/heldout.jsonl"), cache_dir=f"{workdir}/cache")
-    found = perplexity(llama, {"heldout": cache}, seq_len=LONG, borders=BORDERS)
+    found = metrics_of(of_cache(llama, cache, seq_len=LONG, borders=BORDERS))
     ranges = itertools.pairwise((0, *BORDERS, LONG))
-    return [f"{found[f'heldout/perplexity/{start}-{stop}']:.1f}" for start, stop in ranges]
+    return [f"{found[f'perplexity/{start}-{stop}'].value:.1f}" for start, stop in ranges]
 
 
 def main() -> None:

@@ -42,7 +42,11 @@ class Likelihoods(NamedTuple):
 
 
 def likelihoods(
-    model: "LanguageModel", requests: Sequence[tuple[Tokens, Tokens]], *, batch_size: int | None = None
+    model: "LanguageModel",
+    requests: Sequence[tuple[Tokens, Tokens]],
+    *,
+    batch_size: int | None = None,
+    most: int | None = None,
 ) -> list[Likelihoods]:
     """The log-probabilities of continuations, each given its context.
 
@@ -54,20 +58,21 @@ def likelihoods(
       model: the model.
       requests: (context, continuation) as token ids; neither is empty.
       batch_size: rows that are computed at a time; None: 4,096 tokens on each device.
+      most: the most tokens that the network may read of a request; None: its context.
 
     Raises:
-      UserError: an empty context or continuation, or more tokens than the model's context.
+      UserError: an empty context or continuation, or more tokens than `most`.
     """
+    most = most or model.config.max_len
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size {batch_size}: give 1 or more")
     texts: dict[tuple[int, ...], int] = {}
     of_request = []
     for number, (context, continuation) in enumerate(requests, 1):
         text = (*context, *continuation[:-1])
-        if not context or not continuation or len(text) > model.config.max_len:
+        if not context or not continuation or len(text) > most:
             said = f"answer {number}: prompt and answer have {len(context)} and {len(continuation)} tokens"
-            most = f"at most the context of {model.config.max_len:,} together"
-            raise UserError(f"{said}; give one or more of each, {most}")
+            raise UserError(f"{said}; give one or more of each, at most the context of {most:,} together")
         of_request.append(texts.setdefault(text, len(texts)))
     asked: list[list[int]] = [[] for _ in texts]
     for number, text in enumerate(of_request):

@@ -1,7 +1,7 @@
 """Questions with choices: JSON lines of one's own, and the files of MMLU, C-Eval and CMMLU as they are published.
 
-    mine.jsonl          {"question", "choices": [...], "answer", "context"?, "id"?, "subject"?, "group"?}; the answer is a
-                        choice, its place from 0, or its letter
+    mine.jsonl          {"question", "choices": [...], "answer", "context"?, "id"?, "subject"?, "group"?}; the answer is
+                        a choice, its place from 0, or its letter
     MMLU                test/anatomy_test.csv and dev/anatomy_dev.csv: question, four choices, letter; no header
     C-Eval              val/law_val.csv and dev/law_dev.csv: id, question, A, B, C, D, answer, explanation in dev
     CMMLU               test/anatomy.csv and dev/anatomy.csv: number, Question, A, B, C, D, Answer

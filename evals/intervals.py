@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+Score = float | tuple[float, float]
+"""A number, whose mean over items is the metric; or a numerator and a denominator, whose sums' ratio is the metric."""
+
 LEVEL = 0.95
 """Probability with which an interval covers the true value."""
 
@@ -79,32 +82,57 @@ def ratio(
     Raises:
       ValueError: there are no items, the numbers of items differ, or the denominators add up to 0.
     """
+    value, influence_N = _linearised(numerators, denominators)
+    return _estimate(value, influence_N, clusters)
+
+
+def difference(a: Sequence[Score], b: Sequence[Score], clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """The difference a - b of two means, or ratios, over the same items (a paired difference).
+
+    Args:
+      a: a score of each item: a number, or a numerator and a denominator.
+      b: another score of each item.
+      clusters: the cluster of each item; None: each item is one.
+
+    Raises:
+      ValueError: there are no items, or not as many of each.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} values: a paired difference needs the same items")
+    (first, first_N), (second, second_N) = (_linearised(*parts(scores)) for scores in (a, b))
+    return _estimate(first - second, first_N - second_N, clusters)
+
+
+def parts(scores: Sequence[Score]) -> tuple[list[float], list[float]]:
+    """Numerators and denominators of scores; a plain number has the denominator 1."""
+    pairs = [score if isinstance(score, tuple | list) else (score, 1.0) for score in scores]
+    return [top for top, _ in pairs], [bottom for _, bottom in pairs]
+
+
+def _linearised(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, np.ndarray]:
+    """The ratio of two sums, and what each item adds to its error."""
     top_N, bottom_N = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
-    if not len(top_N) or len(top_N) != len(bottom_N) or (clusters is not None and len(clusters) != len(top_N)):
-        counts = f"{len(top_N)} numerators, {len(bottom_N)} denominators"
-        raise ValueError(f"{counts} and {'no' if clusters is None else len(clusters)} clusters: give as many of each")
+    if not len(top_N) or len(top_N) != len(bottom_N):
+        raise ValueError(f"{len(top_N)} numerators and {len(bottom_N)} denominators: give as many, one at least")
     total = bottom_N.sum()
     if not total:
         raise ValueError("the denominators add up to 0")
     value = top_N.sum() / total
-    sums_C = _sums(top_N - value * bottom_N, clusters)
+    return float(value), (top_N - value * bottom_N) / total
+
+
+def _estimate(value: float, influence_N: np.ndarray, clusters: Sequence[Hashable] | None) -> Estimate:
+    """The estimate of a value from what each item adds to its error."""
+    n = len(influence_N)
+    if clusters is not None and len(clusters) != n:
+        raise ValueError(f"{n} items and {len(clusters)} clusters: give the cluster of each item")
+    sums_C = influence_N if clusters is None else _sums(influence_N, clusters)
     count = len(sums_C)
     if count < 2:
-        return Estimate(float(value), math.nan, math.nan, math.nan, len(top_N), count)
-    stderr = math.sqrt(count / (count - 1) * float((sums_C**2).sum())) / abs(total)
+        return Estimate(value, math.nan, math.nan, math.nan, n, count)
+    stderr = math.sqrt(count / (count - 1) * float((sums_C**2).sum()))
     half = float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * stderr
-    return Estimate(float(value), stderr, float(value - half), float(value + half), len(top_N), count)
-
-
-def difference(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
-    """The mean of a - b over items that both were measured on (a paired difference).
-
-    Raises ValueError if there are no items, or not as many of each.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} values: a paired difference needs the same items")
-    apart_N = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return ratio(apart_N, np.ones_like(apart_N), clusters)
+    return Estimate(value, stderr, value - half, value + half, n, count)
 
 
 def in_words(difference: Estimate) -> str:
@@ -126,10 +154,8 @@ def wilson(p: float, n: float) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def _sums(values_N: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:
+def _sums(values_N: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
     """The sum of the values of each cluster."""
-    if clusters is None:
-        return values_N
     places: dict[Hashable, int] = {}
     index_N = [places.setdefault(cluster, len(places)) for cluster in clusters]
     return np.bincount(index_N, values_N)

@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import intervals
-from .intervals import Estimate
-
-Score = float | tuple[float, float]
-"""A number, whose mean over items is the metric; or a numerator and a denominator, whose sums' ratio is the metric."""
+from .intervals import Estimate, Score
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,9 @@ class Item:
 
     shown: Mapping[str, Any] = field(default_factory=dict)
     """What people look at: the prompt, the answer, the reference."""
+
+    sample: bool = False
+    """Whether it is among the few items that a report of a training run shows."""
 
 
 Evaluator = Callable[..., Iterable[Item]]
@@ -78,19 +78,17 @@ def estimate(values: Sequence[Score], clusters: Sequence[str]) -> Estimate:
     return intervals.mean(values, clusters)
 
 
-def in_training(evaluate: Evaluator, rows: int = 16) -> Callable[..., tuple[dict[str, float], list[dict[str, str]]]]:
-    """The evaluation as a run takes it: metrics as numbers, and what is shown of the first items.
+def in_training(evaluate: Evaluator) -> Callable[..., tuple[dict[str, float], list[dict[str, str]]]]:
+    """The evaluation as a run takes it: it returns metrics as numbers, and what is shown of its samples.
 
-    Args:
-      evaluate: the evaluation. Its settings, and its attribute `metrics` if it has one, stay.
-      rows: the most items that are shown; an evaluation that sets "show" in its items decides for itself.
+    Settings, and the attribute `metrics` where the evaluation has one, stay.
     """
 
     @functools.wraps(evaluate)
     def run(model: Any, **settings: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
         items = list(evaluate(model, **settings))
-        table = [{name: str(value) for name, value in item.shown.items()} for item in items if item.shown]
-        return {name: each.value for name, each in metrics_of(items).items()}, table[:rows]
+        rows = [{name: str(value) for name, value in item.shown.items()} for item in items if item.sample]
+        return {name: each.value for name, each in metrics_of(items).items()}, rows
 
     return run
 

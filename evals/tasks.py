@@ -1,70 +1,69 @@
-"""Evaluates a model by its answers to held-out prompts of a task: mean scores by group, and sample answers."""
+"""Evaluates a model by its answers to held-out prompts of a task."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
+from typing import Annotated
 
 from .. import tasks
 from ..checkpoints.language_model import LanguageModel
 from ..data.prompts import prompt_of
 from ..errors import UserError
-from ..settings.leaves import Count, NotNegative, Whole
+from ..settings.leaves import Count, NotNegative, Unset, Whole
 from ..tasks.groups import group_of, metric_names
+from .items import Evaluator, Item
+from .lm import LM, as_lm
 
-UNFILTERED = dict(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)  # ignores the checkpoint's filters
 
-
-def evaluator(name: str) -> Callable[..., tuple[dict[str, float], list[dict[str, str]]]]:
+def evaluator(name: str) -> Evaluator:
     """The function that evaluates models by the task called `name`; its attribute `metrics` lists their names."""
     task = tasks.find(name)
 
     def evaluate(
-        llama: LanguageModel,
+        model: LanguageModel | LM,
         *,
         per_group: Count = 20,
         max_tokens: Count = 48,
         temperature: NotNegative = 0.0,
         shown: Whole = 1,
-    ) -> tuple[dict[str, float], list[dict[str, str]]]:
+        batch_size: Annotated[Count | None, Unset("64")] = None,
+    ) -> list[Item]:
         """Answers held-out prompts of each group and scores the answers.
 
         Args:
-          llama: the model.
+          model: the model.
           per_group: number of prompts in each group.
           max_tokens: the most tokens in an answer.
           temperature: of sampling; 0 takes the likeliest token.
-          shown: number of answers of each group among the rows.
+          shown: number of answers of each group that a report of a training run shows.
+          batch_size: number of prompts that are answered together.
 
         Returns:
-          (metrics, rows). Metrics are mean rewards under the names of `task.metrics`, and means of other scores with
-          the name of the score in front, such as "cost/all". Each row is a sample: its group, prompt, answer and
-          scores.
+          An item for each prompt. Metrics are mean rewards under the names of `task.metrics`, and means of other scores
+          with the name of the score in front, such as "cost/all".
         """
-        records = _prompts(name, per_group)
-        prompts = [record["messages"] for record in records]
-        answers = llama.chat_batch(prompts, max_tokens=max_tokens, temperature=temperature, **UNFILTERED)
-        scores = {score: list(map(getattr(task, score), records, answers)) for score in task.SCORES}
-        metrics = {
-            _metric(score, group): mean
-            for score, values in scores.items()
-            for group, mean in task.metrics(records, values).items()
-        }
-        rows = [
-            {field: record["meta"][field] for field in task.GROUPS}
-            | {"prompt": record["messages"][-1]["content"], "answer": answer}
-            | {score: f"{values[place]:.2f}" for score, values in scores.items()}
-            for place, (record, answer) in enumerate(zip(records, answers, strict=True))
-            if place % per_group < shown  # the prompts of a group are adjacent
-        ]
-        return metrics, rows
+        lm, records = as_lm(model, batch_size), _prompts(name, per_group)
+        prompts = [lm.chat_ids(record["messages"]) for record in records]
+        answers = lm.generate(prompts, max_tokens=max_tokens, temperature=temperature)
+        items = []
+        for place, (record, (answer,)) in enumerate(zip(records, answers, strict=True)):
+            answer = answer.strip()
+            scores = {score: getattr(task, score)(record, answer) for score in task.SCORES}
+            meta = {field: record["meta"][field] for field in task.GROUPS}
+            about = meta | {"prompt": record["messages"][-1]["content"], "answer": answer}
+            items.append(
+                Item(
+                    f"{name}/{place + 1}",
+                    {"" if score == "reward" else score: value for score, value in scores.items()},
+                    groups=tuple(filter(None, dict.fromkeys(("all", *meta.values(), group_of(task.GROUPS, record))))),
+                    shown=about | {score: f"{value:.2f}" for score, value in scores.items()},
+                    sample=place % per_group < shown,  # the prompts of a group are adjacent
+                )
+            )
+        return items
 
     evaluate.metrics = [_metric(score, group) for score in task.SCORES for group in metric_names(task.GROUPS)]
     return evaluate
-
-
-def evaluators() -> dict[str, Callable]:
-    """The evaluation of each task by its name. Runs take them for `config.evals.<task>`."""
-    return {name: evaluator(name) for name in tasks.NAMES}
 
 
 def _metric(score: str, group: str) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import jax
 import ml_collections
 
-from ..errors import UserError, did_you_mean
-from ..settings.sections import read_arguments
-from ..train.run import Evaluator, mesh_of
+from ..errors import UserError
+from ..train.evaluations import Evaluator, chosen
+from ..train.run import mesh_of
 from ..train.run_config import RunConfig
 from .recipes import read_config
 
@@ -36,11 +36,7 @@ def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Eva
       here: whether the config will run on this machine, whose devices and packages are then checked too.
     """
     settings = read_config(config)
-    for name, section in settings.evals.items():
-        if name not in evaluators:
-            near = did_you_mean(name, evaluators)
-            raise UserError(f"config.evals.{name}: there is no such evaluation, only {', '.join(evaluators)}{near}")
-        read_arguments(section, evaluators[name], f"config.evals.{name}")
+    chosen(settings.evals, evaluators)
     if here:
         _check_machine(settings)
 

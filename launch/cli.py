@@ -27,7 +27,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ..errors import DataError, UserError
-from .commands import checkpoints, data, models, serving, training
+from .commands import checkpoints, data, evaluating, models, serving, training
 from .commands.arguments import Parser, replace_unencodable
 
 CLOSED = "standard output was closed before all of it was written"
@@ -183,7 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_data(commands)
     checkpoints.add_convert(commands)
     checkpoints.add_diff(commands)
-    models.add_eval(commands)
+    evaluating.add_eval(commands)
+    evaluating.add_results(commands)
     models.add_generate(commands)
     models.add_chat(commands)
     serving.add_serve(commands)

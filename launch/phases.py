@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.checksums import write_whole
+from ..train.evaluations import Evaluator
 from ..train.lock import only_process_of
-from ..train.run import Evaluator
 from .checks import check_phases
 from .outputs import check_writable
 from .recipes import RECIPES, run_of

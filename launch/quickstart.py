@@ -22,7 +22,7 @@ from ..data.sources import Source
 from ..data.templates import load_template
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_training import train_sentencepiece
-from ..evals.tasks import evaluator, evaluators
+from ..evals.registry import Evaluations
 from ..rlhf.collect import DrawSettings, pairs_of, prompt_encoder, sample_answers, write
 from ..settings.config_files import load_config
 from ..tasks import primer
@@ -152,7 +152,7 @@ def _score(model: LanguageModel) -> tuple[dict[str, float], list[dict[str, str]]
       Mean scores by group, of answers sampled at temperature 1 as in PPO, and under "greedy/..." of greedy answers. And
       the sampled answers with their prompts.
     """
-    evaluate = evaluator("primer")
+    evaluate = Evaluations()["primer"]
     drawn, rows = evaluate(model, per_group=PER_SKILL, max_tokens=MAX_TOKENS, temperature=1.0)
     greedy, _ = evaluate(model, per_group=PER_SKILL, max_tokens=MAX_TOKENS)
     return drawn | {f"greedy/{name}": value for name, value in greedy.items()}, rows
@@ -181,13 +181,13 @@ def _configs(root: epath.Path, steps: Steps, seed: int) -> dict[str, ml_collecti
         configs[stage] = load_config(f"{CONFIGS / stage / 'primer.py'}:{words}", overrides)
         if "cache_dir" in configs[stage].data:
             configs[stage].data.cache_dir = str(root / "cache")
-    check_phases(configs, evaluators())
+    check_phases(configs, Evaluations())
     return configs
 
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
     """Trains a config in its run directory, and returns the model."""
-    return RECIPES[config.recipe].train(run_of(config, workdir, evaluators())).model
+    return RECIPES[config.recipe].train(run_of(config, workdir, Evaluations())).model
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:

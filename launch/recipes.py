@@ -11,7 +11,8 @@ from ..errors import UserError, did_you_mean, shown
 from ..rlhf import dpo, grpo, ppo, raft, reward
 from ..settings.sections import read
 from ..train import pretrain, sft
-from ..train.run import Evaluator, Result, Run, mesh_of
+from ..train.evaluations import Evaluator
+from ..train.run import Result, Run, mesh_of
 from ..train.run_config import RunConfig, SupervisedConfig
 
 

@@ -22,6 +22,7 @@ from ..model.sharding import BATCH
 from ..settings.leaves import Units, Whole
 from ..settings.length import Length
 from ..train.batches import data_tables
+from ..train.evaluations import chosen
 from ..train.lengths import Every, Lengths
 from ..train.loop import Evaluation, Finished, Loop
 from ..train.network import Network
@@ -220,7 +221,7 @@ class AnswerTask:
         languages = {record["language"] for record in self.heldout.records} if self.heldout is not None else ()
         scores = [name for rewards in (*self._scored, self.eval_rewards) for name in rewards.names]
         names = watch.heldout_names(scores, sorted(languages)) if languages else []
-        names += watch.evaluation_names(config.evals, run.evaluators)
+        names += watch.evaluation_names(chosen(config.evals, run.evaluators))
         watch.check_names(config.watch, "config.watch", names)
         policy = lambda params: run.language_model(params["policy"])  # noqa: E731
         return run.loop(
@@ -230,7 +231,7 @@ class AnswerTask:
             lengths,
             evaluations=[
                 *self._heldout_evaluation(rollout, frozen, lengths.evaluate),
-                *run.further_evaluations(lengths.evaluate, policy),
+                *run.further_evaluations(lengths, policy),
             ],
             check=watch.Watch(config.watch, run.model.config.dtype, config.guard.max_streak, run.workdir),
             flops_per_token=run.model.config.flops_per_token(self.prompts.length + self.sampling.max_tokens),

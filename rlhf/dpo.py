@@ -279,7 +279,7 @@ def train(run: Run[DPOConfig]) -> Result:
         measurement = kto.heldout_answers if labelled else heldout_pairs
         measure = measurement(make_rewards(model, settings), reference, heldout, rows, config.eval_batches)
         evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
-        evaluations += run.further_evaluations(lengths.evaluate, run.language_model)
+        evaluations += run.further_evaluations(lengths, run.language_model)
 
         # Loop.
         with run.loop(

@@ -11,8 +11,8 @@ from etils import epath
 
 from ..errors import UserError, did_you_mean
 from ..settings.leaves import Count, Only, Path, Positive, Share, Unset
+from ..train.evaluations import Chosen
 from ..train.loop import TrainingStopped, check_streak
-from ..train.run import Evaluator
 
 HEADLINE = {
     "objective/scores": "score",
@@ -102,9 +102,9 @@ def heldout_names(sources: Iterable[str], languages: Collection[str]) -> list[st
     return [f"eval/heldout/{name}" for name in (*ANSWER_METRICS, *scores, *of_language)]
 
 
-def evaluation_names(evals: Iterable[str], evaluators: Mapping[str, Evaluator]) -> list[str]:
+def evaluation_names(evaluations: Iterable[Chosen]) -> list[str]:
     """The names of the metrics of `config.evals`; "eval/<name>/*" for an evaluator that does not list its metrics."""
-    return [f"eval/{name}/{metric}" for name in evals for metric in getattr(evaluators[name], "metrics", ("*",))]
+    return [f"eval/{each.name}/{name}" for each in evaluations for name in getattr(each.evaluator, "metrics", ("*",))]
 
 
 class Watch:

@@ -12,7 +12,7 @@ BELOW = {
     "tasks": set(),
     "data": {"tasks"},
     "checkpoints": {"model", "data"},
-    "evals": {"settings", "model", "tasks", "data", "checkpoints"},
+    "evals": {"settings", "model", "tasks", "data", "checkpoints", "serve"},
     "train": {"settings", "model", "data", "checkpoints"},
     "serve": {"model", "data", "checkpoints"},
     "rlhf": {"settings", "model", "tasks", "data", "checkpoints", "train"},

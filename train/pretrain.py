@@ -41,7 +41,7 @@ def train(run: Run[SupervisedConfig]) -> Result:
         borders = [trained] if trained is not None and trained < batches.length else []  # of a stretched context
         measure = heldout_loss(model, heldout, run.tokenizer, rows, config.eval_batches, borders)
         evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
-        evaluations += run.further_evaluations(lengths.evaluate, run.language_model)
+        evaluations += run.further_evaluations(lengths, run.language_model)
 
         # Loop.
         with run.loop(

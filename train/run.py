@@ -24,9 +24,10 @@ from ..errors import UserError, did_you_mean
 from ..model import llama, lora, storage
 from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
-from ..settings.sections import read_arguments, to_config
+from ..settings.sections import to_config
 from . import resume
 from .architecture import model_of
+from .evaluations import Evaluator, chosen
 from .finish import UNFINISHED, Finish
 from .lengths import Lengths, saving_of
 from .loop import Check, Evaluation, Finished, Loop, profiler
@@ -40,10 +41,6 @@ from .trainable import LisaSettings, Rules, Trainable, by_rules, of_adapters, of
 from .update import LossFn, Update, make_update
 
 C = TypeVar("C", bound=RunConfig)
-
-Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]]]
-"""evaluator(model, **arguments) -> metrics and rows of samples. The arguments are a section of `config.evals`, checked
-by the annotations (`settings.leaves`). An attribute `metrics`, if it has one, names the metrics that it gives."""
 
 NO_LISA = LisaSettings()
 
@@ -308,23 +305,22 @@ class Run(Generic[C]):
 
     # The loop --------------------------------------------------------------------------------------------------------
 
-    def further_evaluations(self, every: int, model_of: Callable[[Any], LanguageModel]) -> list[Evaluation]:
+    def further_evaluations(self, lengths: Lengths, model_of: Callable[[Any], LanguageModel]) -> list[Evaluation]:
         """The evaluations of `config.evals`.
 
         Args:
-          every: steps between two evaluations.
+          lengths: the lengths of the run.
           model_of: model_of(params) -> the language model with the parameters of a state.
         """
 
-        def evaluation(name: str, section: Mapping[str, Any]) -> Evaluation:
-            if name not in self.evaluators:
-                there = f"only {', '.join(self.evaluators)}{did_you_mean(name, self.evaluators)}"
-                raise UserError(f"config.evals.{name}: there is no such evaluation, {there}")
-            evaluator = self.evaluators[name]
-            arguments = read_arguments(section, evaluator, f"config.evals.{name}")
-            return Evaluation(name, every, lambda params: evaluator(model_of(params), **arguments))
-
-        return [evaluation(name, section) for name, section in self.config.evals.items()]
+        return [
+            Evaluation(
+                each.name,
+                lengths.evaluate if each.every is None else lengths.steps(each.every),
+                lambda params, each=each: each.evaluator(model_of(params), **each.settings),
+            )
+            for each in chosen(self.config.evals, self.evaluators)
+        ]
 
     @contextlib.contextmanager
     def loop(

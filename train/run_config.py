@@ -104,7 +104,8 @@ class RunConfig:
     """Interval between two evaluations."""
 
     evals: dict[str, dict] = field(default_factory=dict)
-    """Further evaluations: the name of a task, with arguments of its evaluation (`evals/tasks.py`)."""
+    """Further evaluations: sections under names of one's own choice, with the settings of the evaluation that
+    `train.evaluations.EvaluationSettings.use` names."""
 
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When states are saved, and which of them are kept."""

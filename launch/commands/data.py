@@ -239,12 +239,12 @@ def _collect(args: argparse.Namespace) -> None:
 
 def _phases(args: argparse.Namespace) -> dict:
     """The phases of `--config`, checked as in `camelid train`, except for the devices that they need."""
-    from ...evals.tasks import evaluators
+    from ...evals.registry import Evaluations
     from ...settings.config_files import load_phases
     from ..checks import check_phases
 
     phases = load_phases(args.config, args.overrides)
-    check_phases(phases, evaluators(), here=False)
+    check_phases(phases, Evaluations(), here=False)
     return phases
 
 

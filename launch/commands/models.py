@@ -1,4 +1,4 @@
-"""The commands `camelid eval`, `camelid generate` and `camelid chat`, which use a language model."""
+"""The commands `camelid generate` and `camelid chat`, which use a language model."""
 
 import argparse
 import contextlib
@@ -9,139 +9,21 @@ import sys
 import warnings
 from pathlib import Path
 
-from ... import tasks
 from ...errors import UserError
 from ...serve.status import StatusLine, is_terminal
 from .arguments import (
     MODEL_OPTIONS,
-    READING,
-    SOURCE,
     add_draft,
     add_model,
-    add_reading,
     add_sampling,
-    check_least,
     check_sampling,
     command,
     given_sampling,
     load_with_draft,
-    print_skipped,
     refuse_unread,
     require_output,
     sampling,
-    source_of,
 )
-
-
-def positions(text: str) -> list[int]:
-    """The numbers of a text such as "2048,4096"."""
-    return [int(position) for position in text.split(",")]
-
-
-def add_eval(commands) -> None:
-    """Adds `camelid eval`."""
-    parser = command(
-        commands,
-        "eval",
-        _eval,
-        "Evaluate a model: score its answers in a task, or measure its loss and perplexity on texts.",
-        "camelid eval runs/sft --task=primer\ncamelid eval runs/sft --source='mytext/*.txt'\n"
-        "camelid eval runs/longer --source=books.jsonl --seq_len=8192 --borders=2048,4096",
-    )
-    add_model(parser)
-    add_draft(parser)
-    parser.add_argument(
-        "--task", metavar="NAME", help=f"score answers to the held-out prompts of a task: {', '.join(tasks.NAMES)}"
-    )
-    parser.add_argument(
-        "--per_group",
-        type=int,
-        default=20,
-        metavar="N",
-        help="with --task: number of held-out prompts in each group, such as a skill in a language (default: 20)",
-    )
-    parser.add_argument("--source", metavar="SOURCE", help=f"texts or conversations for the perplexity: {SOURCE}")
-    add_reading(parser)
-    parser.add_argument(
-        "--split",
-        choices=("train", "heldout"),
-        help="part of the source that is measured (default: all records)",
-    )
-    parser.add_argument(
-        "--heldout",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="with --split: share of the source that is held out (default: 0.01)",
-    )
-    parser.add_argument(
-        "--seq_len",
-        type=int,
-        metavar="N",
-        help="number of tokens in a row (default: 512, or the model's context if it is shorter)",
-    )
-    parser.add_argument(
-        "--borders",
-        default=(),
-        type=positions,
-        metavar="N,N",
-        help="token positions in a row that divide it: the perplexity of each part is measured too (default: none)",
-    )
-    parser.add_argument(
-        "--cache_dir",
-        default="~/.cache/camelid",
-        metavar="DIR",
-        help="folder in which tokenised texts are cached (default: ~/.cache/camelid)",
-    )
-
-
-PERPLEXITY = ("split", "heldout", "seq_len", "borders", "cache_dir")
-"""The options that only `--source` reads, besides those of `add_reading`."""
-
-
-def _eval(args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    require_output()
-    if args.task is None and args.source is None:
-        raise UserError("nothing to measure: give --task=NAME, --source=SOURCE or both")
-    if args.task is None and (args.cache or args.draft):
-        raise UserError(
-            "--cache and --draft do nothing for perplexity, which decodes nothing: give --task=NAME, or leave them out"
-        )
-    if args.task is None:
-        refuse_unread(args, ["per_group"], "--task")
-    else:
-        tasks.find(args.task)
-    if args.source is None:
-        refuse_unread(args, (*READING, *PERPLEXITY), "--source")
-    elif args.split is None:
-        refuse_unread(args, ["heldout"], "--split")
-    check_least(args, seq_len=2, per_group=1)
-    model = load_with_draft(args)
-    metrics = {}
-    if args.task is not None:
-        from ...evals.tasks import evaluator
-
-        means, _ = evaluator(args.task)(model, per_group=args.per_group)
-        metrics |= {f"{args.task}/{name}": value for name, value in means.items()}
-    if args.source is not None:
-        from ...evals.perplexity import perplexity, text_cache
-
-        context = model.config.max_len
-        if args.seq_len is not None and args.seq_len > context:
-            raise UserError(
-                f"--seq_len={args.seq_len} exceeds the model's context of {context:,} tokens: give that or less, or "
-                f"stretch the context, as by --rope=yarn:{args.seq_len}"
-            )
-        cache = text_cache(model, source_of(args, heldout=args.heldout), args.split, args.cache_dir)
-        metrics |= perplexity(model, {args.source: cache}, seq_len=args.seq_len, borders=args.borders)
-        print_skipped(cache.tally)
-    table = Table("metric", "value")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4g}")
-    Console().print(table)
 
 
 def add_generate(commands) -> None:

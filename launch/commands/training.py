@@ -44,12 +44,12 @@ def _train(args: argparse.Namespace) -> None:
         refuse_unread(args, ("coordinator", "num_processes", "process_id"), "--distributed")
     group = (args.coordinator, args.num_processes, args.process_id)
     with joined(*group) if args.distributed else contextlib.nullcontext():
-        from ...evals.tasks import evaluators
+        from ...evals.registry import Evaluations
         from ...settings.config_files import load_phases
         from ..phases import run
 
         keep_programs()
-        run(load_phases(args.config, args.overrides), epath.Path(args.workdir), evaluators())
+        run(load_phases(args.config, args.overrides), epath.Path(args.workdir), Evaluations())
 
 
 def add_quickstart(commands) -> None:

@@ -8,7 +8,8 @@ import pytest
 import camelid
 from camelid.data.sources import Source
 from camelid.errors import UserError
-from camelid.evals.perplexity import perplexity, text_cache
+from camelid.evals.items import metrics_of
+from camelid.evals.perplexity import of_cache, perplexity, text_cache
 from camelid.launch.cli import main
 
 
@@ -28,20 +29,36 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
             logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             losses += [-logp[i, token] for i, token in enumerate(part[0, 1:])]
             positions += range(len(part[0]) - 1)
-    caches = {"own": text_cache(m, Source(str(source)), cache_dir=tmp_path / "cache")}
-    found = perplexity(m, caches, seq_len=1000, batch_size=8, borders=(10, 25))
-    assert found["own/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert found["own/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
-    bits = np.sum(losses) / np.log(2) / characters
-    assert found["own/bits_per_character"] == pytest.approx(bits, rel=1e-5)
+    cache = text_cache(m, Source(str(source)), cache_dir=tmp_path / "cache")
+    items = of_cache(m, cache, seq_len=1000, batch_size=8, borders=(10, 25))
+    found = {name: each.value for name, each in metrics_of(items).items()}
+    assert [item.id for item in items] == ["1", "2", "3"]
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    bits = np.sum(losses) / np.log(2)
+    assert found["bits_per_character"] == found["bits_per_byte"] == pytest.approx(bits / characters, rel=1e-5)
     for start, stop in ((0, 10), (10, 25), (25, 1000)):
         here = [loss for loss, position in zip(losses, positions, strict=True) if start <= position < stop]
-        assert found[f"own/perplexity/{start}-{stop}"] == pytest.approx(np.exp(np.mean(here)), rel=1e-5)
+        assert found[f"perplexity/{start}-{stop}"] == pytest.approx(np.exp(np.mean(here)), rel=1e-5)
     for borders, says in {(25, 10): "give ascending positions", (10, 1000): "between 0 and seq_len = 1000"}.items():
         with pytest.raises(UserError, match=says):
-            perplexity(m, caches, seq_len=1000, borders=borders)
-    with pytest.raises(UserError, match="own: no sample reaches border 900; the longest has"):
-        perplexity(m, caches, seq_len=1000, borders=[900])
+            of_cache(m, cache, seq_len=1000, borders=borders)
+    with pytest.raises(UserError, match="no sample reaches border 900; the longest has"):
+        of_cache(m, cache, seq_len=1000, borders=[900])
+
+
+def test_only_the_assistant_s_turns_count_and_bytes_are_not_characters(tuned, tmp_path):
+    m = camelid.load(tuned)
+    turns = [("Which?", "It is red."), ("哪?", "红色")]
+    lines = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
+    source = tmp_path / "chat.jsonl"
+    source.write_text("\n".join(json.dumps(line) for line in lines))
+    items = perplexity(m, source=str(source), cache_dir=str(tmp_path / "cache"))
+    for item, (question, answer) in zip(items, turns, strict=True):
+        (expected,) = m.score([question], [answer], chat=True)
+        nats, tokens = item.scores["loss"]
+        assert nats == pytest.approx(-expected.sum(), rel=1e-4) and tokens == len(expected)
+    assert items[1].scores["bits_per_byte"][1] > items[1].scores["bits_per_character"][1]
 
 
 def test_a_model_without_a_tokenizer_is_refused(pretrained):
@@ -55,4 +72,4 @@ def test_rows_longer_than_the_context_are_refused_on_the_command_line(pretrained
     source = tmp_path / "text.jsonl"
     source.write_text('{"text": "the red fox sees"}\n')
     assert main(["eval", str(pretrained), f"--source={source}", "--seq_len=300"]) == 2
-    assert "--seq_len=300 exceeds the model's context of 256 tokens" in capsys.readouterr().err
+    assert "seq_len is 300, more than the model's context of 256 tokens" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from camelid.errors import UserError
-from camelid.evals.tasks import evaluators
+from camelid.evals.registry import Evaluations
 from camelid.launch import checks
 from camelid.launch.checks import check_config, check_phases
 from camelid.launch.cli import main
@@ -23,7 +23,7 @@ from camelid.settings.leaves import Integral, OneOf, Range, Regex, fields_of, is
 from camelid.settings.leaves import Path as NotEmpty
 from camelid.settings.sections import leaves_of
 
-EVALUATORS = evaluators()
+EVALUATORS = Evaluations()
 ROOT = Path(checks.__file__).parents[1]
 GIVEN = {  # arguments without which a config says that they are missing
     "adapt/domain.py": "init_from=x,documents=a,questions=b",
@@ -203,7 +203,7 @@ TOGETHER = {
     "no such task": ("config.eval_rewards.gold.task", "primr", "there is no task 'primr'; choose one of primer,"),
     "no such score": ("config.eval_rewards.gold.task", "safe_sums:costs", "there is no score 'safe_sums:costs'"),
     "a task and a function": ("config.eval_rewards.gold.function", "math:hypot", "give one of model=PATH, task=NAME"),
-    "no such evaluator": ("config.evals", {"golden": {}}, "there is no such evaluation, only primer, "),
+    "no such evaluator": ("config.evals", {"golden": {}}, "there is no evaluation 'golden', only choices, "),
     "too many answers for the controller": ("config.kl", {"coef": 0.1, "estimator": "k1", "controller": "adaptive",
         "target": 6.0, "horizon": 51}, "give more than 51.2"),
     "a mesh for other devices": ("config.mesh.data", 3, "does not fit 8 device(s)"),

@@ -7,8 +7,9 @@ import math
 import pytest
 
 from camelid.errors import UserError
-from camelid.evals.tasks import evaluators
+from camelid.evals.registry import Evaluations
 from camelid.rlhf.watch import RATIO_TOLERANCE, Watch, WatchSettings, check_names, evaluation_names, heldout_names
+from camelid.train.evaluations import Chosen
 from camelid.train.loop import TrainingStopped
 
 PROXY, GOLD = "eval/heldout/scores", "eval/primer/all"
@@ -138,7 +139,7 @@ def limits(proxy, gold):
 
 def test_metrics_to_watch_are_those_that_evaluations_give():
     names = heldout_names(["proxy", "gold"], ["en", "zh"])
-    names += evaluation_names(["primer", "own"], evaluators() | {"own": print})
+    names += evaluation_names([Chosen("primer", Evaluations()["primer"], {}, None), Chosen("own", print, {}, None)])
     for name in (
         "heldout/scores",
         "heldout/kl",
