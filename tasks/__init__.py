@@ -5,7 +5,7 @@
     safe_sums    sums, and a password that must not be revealed
     walks        shortest paths through a graph
 
-A task has the same name everywhere: "primer:chat" is a source of records, `--task=primer` and `config.evals.primer`
+A task has the same name everywhere: "primer:chat" is a source of records, `--tasks=primer` and `config.evals.primer`
 evaluate a model, and {"task": "primer"} and {"task": "safe_sums:cost"} score answers.
 """
 

@@ -85,7 +85,7 @@ def test_an_example_stands_before_the_question_until_the_context_is_full(model, 
     long.write_text(json.dumps({"question": "owl " * 200, "choices": ["a", "b"], "answer": 0}))
     (item, *_) = choices(model, file=file, shots=1, shots_file=str(long), limit=1)
     assert item.shown["shots"] == 0
-    with pytest.raises(UserError, match="shots is 4: .* comes with 3 examples; give fewer"):
+    with pytest.raises(UserError, match=r"shots is 4: .* comes with 3 examples; give fewer"):
         choices(model, file=file, shots=4, shots_file=file)
 
 

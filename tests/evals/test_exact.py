@@ -61,7 +61,8 @@ def test_examples_stand_before_the_question_and_are_not_asked(file):
     items = exact(model, file=file, shots=2)
     assert len(items) == 1
     assert model.prompts == [
-        "Question: 2 + 1?\nAnswer: add\n#### 3\n\nQuestion: 999 + 1?\nAnswer: add\n#### 1,000\n\nQuestion: 1 + 1?\nAnswer:"
+        "Question: 2 + 1?\nAnswer: add\n#### 3\n\nQuestion: 999 + 1?\nAnswer: add\n#### 1,000\n\n"
+        "Question: 1 + 1?\nAnswer:"
     ]
     assert model.how["stop"] == ["\nQuestion:", "\n问题："]
     exact(model, file=file, shots=1, chat=True)
@@ -92,7 +93,8 @@ def test_metrics(metric, answer, reference, score):
 
 def test_own_metrics_are_found_by_name_and_their_faults_are_told(file, tmp_path, monkeypatch):
     (tmp_path / "own_metric.py").write_text(
-        "def length(answer, references):\n    return len(answer)\n\n\ndef broken(answer, references):\n    return 1 / 0\n"
+        "def length(answer, references):\n    return len(answer)\n\n\n"
+        "def broken(answer, references):\n    return 1 / 0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert exact(Scripted("abc"), file=file, metric="own_metric:length")[0].scores == {"length": 3.0}
@@ -100,7 +102,7 @@ def test_own_metrics_are_found_by_name_and_their_faults_are_told(file, tmp_path,
         UserError, match=r"metric broken: ZeroDivisionError: .*own_metric.py, line 6.* for the answer to"
     ):
         exact(Scripted("abc"), file=file, metric="own_metric:broken")
-    with pytest.raises(UserError, match="there is no metric 'exat', only exact, .*; did you mean exact"):
+    with pytest.raises(UserError, match=r"there is no metric 'exat', only exact, .*; did you mean exact"):
         exact(Scripted("abc"), file=file, metric="exat")
 
 

@@ -9,8 +9,8 @@ from camelid.evals.intervals import difference, in_words, mean, ratio, wilson
 
 
 def clustered(values, clusters):
-    """The clustered standard error of a mean, by loops over the pairs of each cluster (arXiv:2411.00640, equation 4), with
-    the correction for few clusters."""
+    """The clustered standard error of a mean, by loops over the pairs of each cluster (arXiv:2411.00640, equation 4),
+    with the correction for few clusters."""
     n, centre, total = len(values), sum(values) / len(values), 0.0
     for i in range(n):
         for j in range(n):
