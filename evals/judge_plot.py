@@ -1,0 +1,56 @@
+"""Draws a report on judgments: win rates, mean scores and ratings with intervals, a panel for each table."""
+
+import math
+from collections.abc import Sequence
+
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..errors import UserError
+from .intervals import Estimate
+from .judge_report import Report, Table
+
+
+def draw(report: Report, path: epath.PathLike) -> None:
+    """Draws a report as an SVG or PNG file, by the ending of the path.
+
+    Raises:
+      UserError: the report has neither win rates nor scores.
+    """
+    tables = [table for table in report.tables if table.drawn and table.rows]
+    if not tables:
+        raise UserError(f"{path}: the judgments have no win rates or scores to draw")
+    most = max(len(table.rows) for table in tables)
+    figure = Figure(figsize=(5.5 * len(tables), 1.5 + 0.35 * most), layout="constrained")
+    for axes, table in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
+        _panel(axes, table)
+    figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
+
+
+def _panel(axes: Axes, table: Table) -> None:
+    """One table: a row for each model, a colour for each column that is drawn."""
+    names, rows = list(table.columns), table.rows
+    for place, column in enumerate(table.drawn):
+        at = names.index(column)
+        shift = 0.15 * (place - (len(table.drawn) - 1) / 2)
+        points = [(row[at], height + shift) for height, row in enumerate(rows) if row[at] is not None]
+        if points:
+            _points(axes, points, f"C{place}", column)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(table.title, fontsize="medium")
+    if table.fair is not None:
+        axes.axvline(table.fair, color="grey", linestyle=":")
+    if len(table.drawn) > 1:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def _points(axes: Axes, points: Sequence[tuple[Estimate, float]], colour: str, label: str) -> None:
+    values = [found.value for found, _ in points]
+    ends = [
+        [0.0 if math.isnan(found.low) else max(0.0, found.value - found.low) for found, _ in points],
+        [0.0 if math.isnan(found.high) else max(0.0, found.high - found.value) for found, _ in points],
+    ]
+    axes.errorbar(values, [height for _, height in points], xerr=ends, fmt=f"{colour}o", capsize=2, label=label)

@@ -1,0 +1,76 @@
+"""Files of judgments: those that `camelid judge grade` writes, and published ones."""
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from ..data.files import file_rows, find_files
+from ..errors import UserError, did_you_mean, shown
+from .judgments import Judgment
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Judgment)}
+_REQUIRED = {name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING}
+
+
+def read_judgments(path: epath.PathLike) -> Iterator[Judgment]:
+    """The judgments of a file: JSON lines with the fields of `Judgment`, or a published file (`published.read`).
+
+    Raises:
+      UserError: there is no such file, or a record is none; the message names file and line.
+    """
+    files = find_files(str(path))
+    if len(files) > 1:
+        raise UserError(f"{path} names {len(files)} files: give one file of judgments")
+    rows = file_rows(files)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{path} has no judgments")
+    if not (isinstance(first[1], Mapping) and {"models", "judge"} <= first[1].keys()):
+        from . import published
+
+        yield from published.read(path)
+        return
+    yield _judgment(*first)
+    for place, record in rows:
+        yield _judgment(place, record)
+
+
+def _judgment(place: str, record: Any) -> Judgment:
+    """A record as a judgment, checked by the annotations of its fields."""
+    if isinstance(record, Exception):
+        raise UserError(f"{place}: {record}")
+    if not isinstance(record, Mapping):
+        raise UserError(f"{place}: {shown(record)} is no judgment: give an object with {', '.join(sorted(_REQUIRED))}")
+    if missing := _REQUIRED - record.keys():
+        raise UserError(f"{place}: a judgment needs the field {sorted(missing)[0]}")
+    for name, value in record.items():
+        if name not in _FIELDS:
+            raise UserError(f"{place}: a judgment has no field {name}{did_you_mean(name, _FIELDS)}")
+        if not _fits(value, typing.get_type_hints(Judgment)[name]):
+            raise UserError(f"{place}: {name} is {shown(value)}: give {_FIELDS[name].type}")
+    found = Judgment(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+    answers = len(found.models)
+    if answers not in (1, 2) or (found.scores is not None and len(found.scores) != answers):
+        raise UserError(f"{place}: a judgment has one model or two, and a score for each or none")
+    if found.lengths and len(found.lengths) != answers:
+        raise UserError(f"{place}: {len(found.lengths)} lengths for {answers} models: give one for each, or []")
+    if found.weight is not None and not 0 <= found.weight <= 1:
+        raise UserError(f"{place}: weight is {found.weight}: give a probability from 0 to 1")
+    return found
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has the annotated type of a field."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
+    if arguments:  # a union
+        return any(_fits(value, each) for each in arguments)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))

@@ -1,0 +1,205 @@
+"""Reports on judgments, and the command that makes them."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+
+import pytest
+
+from camelid.errors import UserError
+from camelid.evals import ratings
+from camelid.evals.judge_plot import draw
+from camelid.evals.judge_report import make_report, read_files
+from camelid.evals.judgment_files import read_judgments
+from camelid.evals.judgments import Judgment
+from camelid.evals.win_rates import comparisons, mean_score, win_rate
+from camelid.launch.commands.arguments import Parser
+from camelid.launch.commands.judge_report import add_judge_report
+from camelid.tests.evals.simulated_judges import QUALITY, First, Judge, Vain, pairs, singles
+
+
+def write(path, judgments):
+    path.write_text("".join(json.dumps(dataclasses.asdict(each), ensure_ascii=False) + "\n" for each in judgments))
+    return str(path)
+
+
+def run(*argv):
+    parser = Parser(prog="camelid")
+    add_judge_report(parser.add_subparsers(parser_class=Parser))
+    args = parser.parse_args(["report", *argv])
+    return args.run(args)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return make_report(pairs(Judge()) + pairs(First()) + singles(), rounds=50)
+
+
+def test_the_verdict_on_each_judge_comes_first(report):
+    text = report.markdown()
+    assert [line.split()[0] for line in report.headlines] == ["first", "grader", "honest"]
+    start = text.index("# Judge report")
+    assert all(start < text.index(line) < text.index("## Trust in first") for line in report.headlines)
+    assert text.index("## Trust in honest") < text.index("## Win rates by first")
+
+
+def test_tables_have_the_rates_scores_and_differences_of_their_functions(report):
+    found = comparisons(pairs(Judge()))
+    table = report.table("Win rates by honest against all others")
+    assert {row[0]: row[2] for row in table.rows} == {model: win_rate(found, model) for model in QUALITY}
+    assert [row[0] for row in table.rows] == ["vicuna", "llama", "alpaca"]
+    scores = report.table("Mean scores by grader")
+    assert {row[0]: row[2] for row in scores.rows} == {model: mean_score(singles(), model) for model in QUALITY}
+    (row,) = [row for row in report.table("Differences in score by grader").rows if row[:2] == ["alpaca", "vicuna"]]
+    assert row[4] == "lower" and row[3].high < 0
+    part = [each for each in singles() if each.category == "math"]
+    by_category = report.table("Mean scores by grader and category").records()
+    assert {row["model"]: row["math"] for row in by_category} == {model: mean_score(part, model) for model in QUALITY}
+
+
+def test_ratings_are_bradley_terry_ratings_of_models_alone(report):
+    table = report.table("Ratings by honest")
+    assert {row[0] for row in table.rows} == set(QUALITY)
+    outcome = {1.0: "a", 0.5: "tie", 0.0: "b"}
+    battles = [
+        (*each.models, outcome[each.outcome])
+        for each in comparisons(pairs(Judge()))
+        if set(each.models) <= set(QUALITY)
+    ]
+    assert {row[0]: row[2].value for row in table.rows} == ratings.bradley_terry(battles)
+    assert all(row[2].low < row[2].value < row[2].high for row in table.rows)
+    assert "All models can be told apart." in table.notes
+    assert "Groups that cannot be told apart: alpaca, llama, vicuna." in report.table("Ratings by first").notes
+
+
+def test_models_that_cannot_be_rated_are_said():
+    apart = [Judgment("1", (a, b), "j", winner="tie") for a, b in (("a", "b"), ("b", "a"), ("c", "d"), ("d", "c"))]
+    assert make_report(apart).table("Ratings by j").notes[0].startswith("There are no ratings")
+    wins = [Judgment(str(i), each, "j", winner="a") for i in range(3) for each in (("a", "b"), ("b", "c"), ("a", "c"))]
+    table = make_report(wins, rounds=5).table("Ratings by j")
+    assert table.notes[0].startswith("Without a ridge") and [row[0] for row in table.rows] == ["a", "b", "c"]
+
+
+def test_a_baseline_gives_length_controlled_rates_and_the_overall_ones_beside():
+    found = make_report(pairs(Judge(), 60), baseline="alpaca", rounds=5)
+    rows = {row[0]: row for row in found.table("Win rates by honest against alpaca").rows}
+    assert set(rows) == {"llama", "vicuna"}
+    plain, controlled = rows["vicuna"][2], rows["vicuna"][4]  # lengths are chance here: control changes little
+    assert controlled.value == pytest.approx(plain.value, abs=0.05) and controlled.low < plain.value < controlled.high
+    assert found.table("Win rates by honest against all others").rows
+    with pytest.raises(UserError, match=r"no judgment has the baseline lama; did you mean llama\?"):
+        make_report(pairs(Judge(), 3), baseline="lama")
+
+
+def test_judges_are_compared_with_each_other():
+    found = make_report(pairs(Judge(), 60) + pairs(Vain(), 60), rounds=5)
+    (row,) = found.table("Agreement between judges").rows
+    assert row[:3] == ["honest", "llama", 180] and 0.4 < row[3].value < 1 and 0 < row[5] < 1
+
+
+def test_the_judgments_are_counted_and_repeated_ones_left_out():
+    judged = pairs(Judge(), 10)
+    table = make_report(judged + judged[:7], rounds=5).table("Judgments")
+    (row,) = table.records()
+    assert (row["judgments"], row["of pairs"], row["of controls"], row["questions"]) == (140, 60, 80, 10)
+    assert row["pairs in both orders"] == 70 and row["missing"] == 0
+    assert table.notes == ["7 repeated judgments were left out."]
+    with pytest.raises(UserError, match="no judgments"):
+        make_report([])
+
+
+def test_json_has_every_number_and_no_nan(report):
+    content = json.loads(report.json(), parse_constant=pytest.fail)
+    position = next(each for each in content["findings"]["first"] if each["subject"] == "fairness to both positions")
+    assert position["estimate"]["value"] == 1.0 and position["result"] == "fail"
+    row = content["tables"]["Win rates by honest against all others"]["rows"][0]
+    assert row["model"] == "vicuna" and row["by count"]["low"] < row["by count"]["value"] and row["by weights"] is None
+
+
+def test_the_report_is_the_same_each_time(report):
+    again = make_report(pairs(Judge()) + pairs(First()) + singles(), rounds=50)
+    assert again.json() == report.json() and again.markdown() == report.markdown()
+
+
+def test_the_command_writes_markdown_json_and_a_plot(tmp_path, capsys):
+    judged = write(tmp_path / "judgments.jsonl", pairs(Judge(), 20))
+    names = {kind: str(tmp_path / f"report.{kind}") for kind in ("md", "json", "svg")}
+    run(
+        judged,
+        f"--output={names['md']}",
+        f"--json={names['json']}",
+        f"--plot={names['svg']}",
+        "--rounds=10",
+        "--seed=3",
+    )
+    text = (tmp_path / "report.md").read_text()
+    digest = hashlib.sha256((tmp_path / "judgments.jsonl").read_bytes()).hexdigest()
+    assert f"| {judged} | 280 | {digest} |" in text and "with the seed 3" in text
+    assert capsys.readouterr().out.startswith("honest can be trusted for")
+    assert json.loads((tmp_path / "report.json").read_text())["verdicts"][0] in text
+    assert (tmp_path / "report.svg").read_text().startswith("<?xml")
+    run(judged, "--rounds=10")
+    assert "Trust in honest" in capsys.readouterr().out
+
+
+def test_gold_votes_are_compared_and_named(tmp_path, capsys):
+    judged, gold = write(tmp_path / "j.jsonl", pairs(Judge(), 30)), pairs(Judge(9), 30, controls=False)
+    votes = write(tmp_path / "gold.jsonl", [dataclasses.replace(each, judge="people") for each in gold])
+    run(judged, f"--gold={votes}", "--rounds=5", f"--output={tmp_path / 'out.md'}")
+    text = (tmp_path / "out.md").read_text()
+    assert "agreement with the gold verdicts | pass" in text and votes in text
+    assert "Win rates by people" not in text
+
+
+def test_judgments_are_read_as_they_were_written(tmp_path):
+    judged = [*pairs(Judge(), 2), *singles(questions=2, mumbles=0.5)]
+    found, (source,) = read_files([write(tmp_path / "j.jsonl", judged)])
+    assert found == judged and source.judgments == len(judged)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": "8"}, "scores is '8'"),
+        ({"winner": "c"}, "winner is 'c'"),
+        ({"models": ["a", "b", "c"]}, "one model or two"),
+        ({"lengths": [1]}, "1 lengths for 2 models"),
+        ({"weight": 1.5}, "from 0 to 1"),
+        ({"wieght": 0.5}, "no field wieght; did you mean weight"),
+        ({"question": None}, "question is None"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, change, message):
+    good = dataclasses.asdict(Judgment("1", ("a", "b"), "j", winner="a"))
+    path = tmp_path / "j.jsonl"
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n")
+    with pytest.raises(UserError, match=rf"j\.jsonl:2: .*{re.escape(message)}"):
+        list(read_judgments(path))
+
+
+def test_wrong_options_are_named_before_anything_is_read(tmp_path):
+    for argv, message in {
+        (f"--plot={tmp_path / 'x.pdf'}",): "ends in .svg or .png",
+        ("--rounds=0",): "give 1 or more",
+        (f"--output={tmp_path}",): "is a folder",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            run(str(tmp_path / "missing.jsonl"), *argv)
+    with pytest.raises(UserError, match="no such file"):
+        run(str(tmp_path / "missing.jsonl"))
+
+
+def test_only_failures_cannot_be_drawn_and_are_reported(tmp_path):
+    found = make_report([Judgment(str(i), ("a", "b"), "j") for i in range(5)])
+    assert "cannot be trusted for verdicts that can be read" in found.headlines[0]
+    with pytest.raises(UserError, match="no win rates or scores"):
+        draw(found, tmp_path / "x.svg")
+
+
+def test_the_command_is_built_without_matplotlib():
+    import subprocess
+
+    code = "import sys; from camelid.launch.commands import judge_report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
