@@ -1,0 +1,385 @@
+"""Asks an endpoint of OpenAI's protocol many things: at a bounded rate, again where that helps, and journalled."""
+
+import asyncio
+import contextlib
+import email.utils
+import json
+import os
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ..errors import UserError, shown
+from .journal import Journal, Reply, Request, key_of
+from .speakers import KEY
+
+LONGEST_BACKOFF = 60.0
+"""The most seconds between two attempts, unless the endpoint asks for more."""
+
+LONGEST_RETRY_AFTER = 600.0
+"""An endpoint that asks to wait for more seconds is not waited for."""
+
+TEMPORARY = {408, 409, 425, 429} | set(range(500, 600))
+"""Statuses after which a request is sent again."""
+
+UNPAID = {408, 409, 425, 429, 503}
+"""Temporary statuses with which an endpoint says that it did not begin to answer."""
+
+SPENT = {"insufficient_quota", "billing_hard_limit_reached"}
+"""Codes of errors with status 429 that waiting does not mend."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How an endpoint is asked."""
+
+    concurrency: int = 8
+    """The most requests that wait for their replies at a time."""
+
+    requests_per_minute: int | None = None
+    """The most attempts that begin within any 60 seconds; None: no limit."""
+
+    tokens_per_minute: int | None = None
+    """The most tokens of attempts that begin within any 60 seconds, prompts and answers; None: no limit. Until a reply
+    says how many tokens it took, they are estimated: a third of the prompt's bytes, and the limit of the answer."""
+
+    retries: int = 8
+    """The most attempts after the first one."""
+
+    seconds: float = 600.0
+    """How long a reply may take."""
+
+    backoff: float = 1.0
+    """Seconds before the second attempt, on average 0.75 times as long; each further wait is twice as long."""
+
+
+class Endpoint:
+    """Answers requests through `POST .../chat/completions`. It is an `Asker`.
+
+        with Journal("replies.journal") as journal:
+            replies = Endpoint("https://api.example.com/v1", "large", journal=journal).ask(requests)
+
+    Args:
+      address: of the endpoint. One without a version at its end gets /v1; one that ends in /chat/completions is taken
+        as it is.
+      name: the model to ask; None takes the first that the endpoint lists.
+      journal: where requests and replies are kept.
+      key: the key that the endpoint asks for, or None.
+      limits: how it is asked.
+      report: called with the number of replies so far and of requests whenever a reply has come.
+
+    Raises:
+      UserError: the address or the key is none, or `name` is None and the endpoint lists no model.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        name: str | None,
+        *,
+        journal: Journal,
+        key: str | None = None,
+        limits: Limits = Limits(),
+        report: Callable[[int, int], None] = lambda done, all: None,
+    ):
+        self.address, self._url = address, url_of(address)
+        self._journal, self._limits, self._report = journal, limits, report
+        if key is not None and not re.fullmatch("[!-~]+", key):
+            raise UserError(
+                "the endpoint's key has characters other than ASCII letters, digits and signs: set it again"
+            )
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.name = self._first_model() if name is None else name
+        self._requests, self._tokens = _Rate(limits.requests_per_minute), _Rate(limits.tokens_per_minute)
+        self._paused_until = 0.0
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """The replies to requests, in their order. Those in the journal are not asked for again.
+
+        Temporary failures are waited out: a full endpoint (429, with its Retry-After), errors of the server (5xx), lost
+        connections, time-outs, and replies with status 200 that are none. After a permanent one (such as 400, 401 or
+        404) no further request is sent; what has been sent is waited for and kept.
+
+        Raises:
+          UserError: some requests could not be answered. The replies of the others are in the journal.
+        """
+        keys = [key_of(self.name, request) for request in requests]
+        open_ = {k: r for k, r in zip(keys, requests, strict=True) if self._journal.reply(k) is None}
+        if open_:
+            self._done, self._all = len(set(keys)) - len(open_), len(set(keys))
+            asyncio.run(self._ask_all(open_))
+        return [self._journal.reply(key) for key in keys]
+
+    async def _ask_all(self, requests: Mapping[str, Request]) -> None:
+        """Asks until each request has its reply. Raises UserError if some have none."""
+        self._gate, self._stopped, self._problem, self._failed_in_row = asyncio.Lock(), asyncio.Event(), None, 0
+        waiting, unanswered = iter(requests.items()), []
+        timeout = httpx.Timeout(self._limits.seconds, connect=min(self._limits.seconds, 20.0), pool=None)
+        async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None)) as client:
+
+            async def work() -> None:
+                for key, request in waiting:
+                    if self._stopped.is_set():
+                        return
+                    if problem := await self._ask_one(client, key, request):
+                        unanswered.append(problem)
+
+            await asyncio.gather(*(work() for _ in range(min(self._limits.concurrency, len(requests)))))
+        if self._problem or unanswered:
+            kept = f"{self._done:,} of {self._all:,} requests have their replies, which are kept"
+            problem = (
+                self._problem or f"{len(unanswered):,} requests were given up, the last one because {unanswered[-1]}"
+            )
+            raise UserError(f"{self.address}: {problem}; {kept}: the same command asks for the rest")
+
+    async def _ask_one(self, client: httpx.AsyncClient, key: str, request: Request) -> str | None:
+        """Asks until a request has its reply, or all attempts have failed; then the reason of the last failure."""
+        body = request.body(self.name)
+        content = json.dumps(body).encode()
+        estimate = len(json.dumps(body["messages"], ensure_ascii=False).encode(errors="replace")) // 3
+        estimate += _whole(body.get("max_tokens")) or _whole(body.get("max_completion_tokens")) or 0
+        for attempt in range(self._limits.retries + 1):
+            taken = await self._turn(estimate)
+            if self._stopped.is_set():
+                return None
+            self._journal.ask({key: body})
+            try:
+                reply = await self._send(client, content)
+            except _Failure as failure:
+                why = f"{failure} (the request that ends {shown(body['messages'][-1]['content'])})"
+                self._journal.fail(key, str(failure), paid=failure.paid)
+                if failure.permanent or (failure.retry_after or 0) > LONGEST_RETRY_AFTER:
+                    self._stop(why)
+                    return None
+                await self._wait(failure, attempt)
+            else:
+                self._journal.answer({key: reply})
+                if None not in (reply.prompt_tokens, reply.completion_tokens):
+                    taken[1] = reply.prompt_tokens + reply.completion_tokens
+                self._done, self._failed_in_row = self._done + 1, 0
+                self._report(self._done, self._all)
+                return None
+        self._failed_in_row += 1
+        if self._failed_in_row >= max(self._limits.concurrency, 2):  # the endpoint is down
+            self._stop(why)
+        return why
+
+    def _stop(self, problem: str) -> None:
+        """Ends the sending of requests because of a problem; the first one is told."""
+        self._problem = self._problem or problem
+        self._stopped.set()
+
+    async def _turn(self, tokens: int) -> list[float]:
+        """Waits until the rates allow an attempt. Returns its entry in the rate of tokens: [time, tokens]."""
+        async with self._gate:  # first come, first served
+            while not self._stopped.is_set():
+                now = time.monotonic()
+                wait = max(self._paused_until - now, self._requests.wait(now, 1), self._tokens.wait(now, tokens))
+                if wait <= 0:
+                    break
+                await self._sleep(wait)
+            now = time.monotonic()
+            self._requests.take(now, 1)
+            return self._tokens.take(now, tokens)
+
+    async def _wait(self, failure: "_Failure", attempt: int) -> None:
+        """Waits before the next attempt; what the endpoint asks to wait holds for all requests."""
+        if failure.retry_after is not None:
+            self._paused_until = max(self._paused_until, time.monotonic() + failure.retry_after)
+        if attempt < self._limits.retries:
+            await self._sleep(min(self._limits.backoff * 2**attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1))
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+
+    async def _send(self, client: httpx.AsyncClient, content: bytes) -> Reply:
+        """The reply to one attempt. Raises _Failure."""
+        seconds = self._limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                response = await client.post(self._url, content=content, headers=self._headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Failure(f"it cannot be reached ({_reason(error)})", paid=False) from None
+        except (TimeoutError, httpx.TimeoutException):
+            raise _Failure(f"there was no reply within {seconds:g} seconds") from None
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            raise _Failure(f"the request cannot be sent ({_reason(error)})", permanent=True, paid=False) from None
+        except (httpx.HTTPError, AttributeError, RuntimeError) as error:
+            # anyio raises the last two for a connection that is reset just after it was made
+            raise _Failure(f"the connection was lost ({_reason(error)})") from None
+        if response.status_code != 200:
+            raise _refusal(response)
+        return reply_of(response.content)
+
+    def _first_model(self) -> str:
+        """The first model that the endpoint lists."""
+        url = self._url.removesuffix("/chat/completions") + "/models"
+        try:
+            response = httpx.get(url, headers=self._headers, timeout=60)
+        except httpx.HTTPError as error:
+            raise UserError(f"{self.address}: it cannot be reached ({_reason(error)})") from None
+        if response.status_code != 200:
+            raise UserError(f"{self.address}: {_refusal(response)}")
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            raise UserError(f"{url} lists no model: give its name") from None
+
+
+def key_for(address: str) -> str | None:
+    """The key for an endpoint in the environment: CAMELID_API_KEY, or for OpenAI's own endpoint OPENAI_API_KEY."""
+    own = httpx.URL(url_of(address)).host == "api.openai.com"
+    return os.environ.get(KEY) or (os.environ.get("OPENAI_API_KEY") if own else None) or None
+
+
+def url_of(address: str) -> str:
+    """The URL to which requests are sent. Raises UserError if the address is none."""
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
+        raise UserError(f"{address} is no address of an endpoint: give one as in https://api.example.com/v1")
+    path = url.path.rstrip("/")
+    if not path.endswith("/chat/completions"):
+        path += "/chat/completions" if re.search(r"/v\d+\w*(/openai)?$", path) else "/v1/chat/completions"
+    return str(url.copy_with(path=path))
+
+
+def reply_of(content: bytes) -> Reply:
+    """The reply in the body of a response with status 200. Raises _Failure if there is none."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _Failure(f"it sent {_line(content.decode(errors='replace'), 60)!r}, which is no reply")
+    if error := found.get("error"):
+        raise _error_in(error, 200)
+    choices = found.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict) or choice.get("finish_reason") == "error":
+        raise _Failure("it sent a reply without an answer")
+    usage = found["usage"] if isinstance(found.get("usage"), dict) else {}
+    return Reply(
+        text=_text(message.get("content")) or _text(message.get("refusal")),
+        finish_reason=_text(choice.get("finish_reason")),
+        prompt_tokens=_whole(usage.get("prompt_tokens")),
+        completion_tokens=_whole(usage.get("completion_tokens")),
+        model=_text(found.get("model")),
+    )
+
+
+class _Failure(Exception):
+    """An attempt without a reply.
+
+    Attributes:
+      permanent: whether a further attempt would fail too.
+      paid: whether the model may have answered.
+      retry_after: the seconds that the endpoint asks to wait, or None.
+    """
+
+    def __init__(self, why: str, *, permanent: bool = False, paid: bool = True, retry_after: float | None = None):
+        super().__init__(why)
+        self.permanent, self.paid, self.retry_after = permanent, paid, retry_after
+
+
+class _Rate:
+    """Lets at most `most` units begin within any 60 seconds; None: no limit."""
+
+    def __init__(self, most: int | None):
+        self._most, self._taken = most, deque()
+
+    def wait(self, now: float, amount: int) -> float:
+        """Seconds until so many units may begin. More than `most` wait until none is left of 60 seconds."""
+        while self._taken and self._taken[0][0] <= now - 60:
+            self._taken.popleft()
+        if self._most is None:
+            return 0.0
+        over = sum(units for _, units in self._taken) + min(amount, self._most) - self._most
+        for begun, units in self._taken:
+            if over <= 0:
+                break
+            over -= units
+            if over <= 0:
+                return begun + 60 - now
+        return 0.0
+
+    def take(self, now: float, amount: int) -> list[float]:
+        """Lets units begin. The number in the returned entry, [time, units], may be mended later."""
+        entry = [now, amount]
+        if self._most is not None:
+            self._taken.append(entry)
+        return entry
+
+
+def _refusal(response: httpx.Response) -> _Failure:
+    """The failure that a status other than 200 tells."""
+    status, retry_after = response.status_code, _seconds(response.headers.get("Retry-After"))
+    try:
+        found = response.json()
+        error = found.get("error", found) if isinstance(found, dict) else found
+    except (ValueError, RecursionError):
+        error = response.text or response.reason_phrase
+    if response.is_redirect:
+        error = f"it has moved to {_line(response.headers.get('Location', ''))}: give that address"
+    failure = _error_in(error, status)
+    failure.retry_after = retry_after
+    if retry_after is not None and retry_after > LONGEST_RETRY_AFTER:
+        failure.args = (f"{failure}; it asks to wait {retry_after:,.0f} seconds",)
+    return failure
+
+
+def _error_in(error: Any, status: int) -> _Failure:
+    """The failure that an error object of OpenAI's protocol tells. One with status 200 may have another in its code."""
+    fields = error if isinstance(error, dict) else {"message": error}
+    paid = status == 200 or (status >= 500 and status not in UNPAID)
+    if status == 200 and str(fields.get("code")).isdecimal():
+        status = int(fields["code"])
+    why = f"it refused ({status}): {_line(fields.get('message') or error)}"
+    if status == 401:
+        why += "; check the key in the environment"
+    permanent = status not in TEMPORARY | {200} or {str(fields.get("code")), str(fields.get("type"))} & SPENT
+    return _Failure(why, permanent=bool(permanent), paid=paid)
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The seconds of a Retry-After, a number or a date; None if it is neither."""
+    if retry_after is None:
+        return None
+    with contextlib.suppress(ValueError):
+        seconds = float(retry_after)
+        return seconds if 0 <= seconds < float("inf") else None
+    with contextlib.suppress(ValueError):
+        return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+    return None
+
+
+def _text(found: Any) -> str:
+    """A text, the texts of a list of parts, or "" for anything else."""
+    if isinstance(found, list):
+        return "".join(_text(part.get("text")) for part in found if isinstance(part, dict))
+    return found if isinstance(found, str) else ""
+
+
+def _whole(found: Any) -> int | None:
+    """A whole number of 0 or more, or None."""
+    return found if type(found) is int and found >= 0 else None
+
+
+def _reason(error: Exception) -> str:
+    return _line(str(error) or type(error).__name__)
+
+
+def _line(found: Any, most: int = 300) -> str:
+    """The beginning of what an endpoint sent, on one line and without control characters."""
+    line = " ".join((found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)).split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:most]
