@@ -152,7 +152,7 @@ class Endpoint:
             try:
                 reply = await self._send(client, content)
             except _Failure as failure:
-                why = f"{failure} (the request that ends {shown(body['messages'][-1]['content'])})"
+                why = f"{failure} (asked: {shown(body['messages'][-1]['content'])})"
                 self._journal.fail(key, str(failure), paid=failure.paid)
                 if failure.permanent or (failure.retry_after or 0) > LONGEST_RETRY_AFTER:
                     self._stop(why)

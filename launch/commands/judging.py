@@ -1,0 +1,372 @@
+"""The commands `camelid judge answers` and `camelid judge grade`; `report` is in `judge_report.py`."""
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from .arguments import (
+    MODEL_OPTIONS,
+    Parser,
+    add_model,
+    check_least,
+    command,
+    load_model,
+    refuse_unread,
+)
+from .judge_report import add_judge_report
+
+
+def add_judge(commands) -> None:
+    """Adds `camelid judge` with its actions."""
+    help = "Let models answer open questions and a judge grade the answers, and report what the grades are worth."
+    parser = command(commands, "judge", None, help)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action", parser_class=Parser)
+    _add_answers(actions)
+    _add_grade(actions)
+    add_judge_report(actions)
+
+
+ENDPOINT = ("model", "concurrency", "requests_per_minute", "tokens_per_minute", "retries", "timeout_seconds")
+ENDPOINT += ("prompt_price", "completion_price")
+"""The options that only endpoints read."""
+
+
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for how a model is asked."""
+    parser.add_argument(
+        "--model", metavar="NAME", help="with an endpoint: the model to ask (default: the first it lists)"
+    )
+    parser.add_argument(
+        "--settings",
+        type=_object,
+        default={},
+        metavar="JSON",
+        help="further settings of each request, as in '{\"top_p\": 0.9}'; null takes one out (default: none)",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the sampling (default: 0, or none to an endpoint)"
+    )
+    parser.add_argument(
+        "--journal",
+        metavar="FILE",
+        help="file that keeps each request and reply, so that the same command resumes (default: OUTPUT.journal)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="with a model in memory: number of answers that are written together (default: 16)",
+    )
+    group = parser.add_argument_group("with an endpoint")
+    for name, (kind, default, what) in {
+        "concurrency": (int, 8, "most requests at a time (default: 8)"),
+        "requests_per_minute": (int, None, "most requests that begin within 60 seconds (default: no limit)"),
+        "tokens_per_minute": (int, None, "most tokens of requests that begin within 60 seconds (default: no limit)"),
+        "retries": (int, 8, "most attempts after a temporary failure (default: 8)"),
+        "timeout_seconds": (float, 600.0, "seconds that a reply may take (default: 600)"),
+        "prompt_price": (float, None, "price of a million tokens of prompts, for the cost at the end (default: none)"),
+        "completion_price": (float, None, "price of a million tokens of answers (default: none)"),
+    }.items():
+        group.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=what)
+
+
+def _add_answers(actions) -> None:
+    """Adds `camelid judge answers`."""
+    parser = command(
+        actions,
+        "answers",
+        _answers,
+        "Let a model answer a set of questions, turn by turn. The same command resumes after an interruption.",
+        "camelid judge answers runs/sft --questions=mt_bench.jsonl --output=answers/sft.jsonl\n"
+        "camelid judge answers https://api.openai.com/v1 --model=gpt-4o --questions=mt_bench.jsonl \\\n"
+        "    --output=answers/gpt-4o.jsonl\n\n"
+        "The key of an endpoint is read from the environment variable CAMELID_API_KEY, that of api.openai.com also\n"
+        "from OPENAI_API_KEY.",
+    )
+    add_model(parser, or_else=", or the address of an endpoint of OpenAI's protocol, as in http://localhost:8000")
+    parser.add_argument(
+        "--questions", required=True, metavar="FILE", help="JSON lines of questions with turns, category and reference"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the .jsonl file of answers to write")
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="the model's name in the answers (default: the endpoint's, or the path's last part)",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system message before each conversation (default: none)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="temperature of all answers (default: by category as in MT-bench, from 0 for math to 0.7 for writing)",
+    )
+    parser.add_argument(
+        "--max_tokens", type=int, default=1024, metavar="N", help="most tokens of an answer in a turn (default: 1024)"
+    )
+    _add_asking(parser)
+
+
+def _answers(args: argparse.Namespace) -> None:
+    from ...evals.answers import ask_questions, write_records
+    from ...evals.questions import read_questions
+
+    _check(args, [args.questions])
+    questions = read_questions(args.questions)
+    with _journal(args) as journal:
+        asker = (_endpoint if _is_url(args.path) else _local)(args, args.path, journal)
+        with _cost_told(args, args.path, journal):
+            answers = ask_questions(
+                questions,
+                asker,
+                name=args.name,
+                temperature=args.temperature,
+                max_tokens=args.max_tokens,
+                seed=args.seed,
+                system=args.system,
+                more=args.settings,
+            )
+        write_records(answers, args.output)
+    print(f"{len(answers)} answers of {answers[0].model} in {args.output}")
+
+
+def _add_grade(actions) -> None:
+    """Adds `camelid judge grade`."""
+    parser = command(
+        actions,
+        "grade",
+        _grade,
+        "Let a judge grade answers, each alone or in pairs, with controls. The same command resumes.",
+        "camelid judge grade answers/*.jsonl --questions=own.jsonl --judge=runs/reward --output=judgments.jsonl\n"
+        "camelid judge grade answers/*.jsonl --questions=mt_bench.jsonl --judge=https://api.openai.com/v1 \\\n"
+        "    --model=gpt-4o --pairs --baseline=sft --output=pairs.jsonl",
+    )
+    parser.add_argument("answers", nargs="+", metavar="ANSWERS", help="files of `camelid judge answers` or FastChat")
+    parser.add_argument("--questions", required=True, metavar="FILE", help="the questions that were answered")
+    parser.add_argument(
+        "--judge",
+        required=True,
+        metavar="URL|PATH",
+        help="who grades: an endpoint of OpenAI's protocol, a language model, or a reward model of the recipe `reward`",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the .jsonl file of judgments to write")
+    parser.add_argument(
+        "--pairs", action="store_true", help="compare the answers of two models at a time, in both orders"
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="with --pairs: the model that each other one is compared with (default: all)"
+    )
+    parser.add_argument(
+        "--controls",
+        choices=("on", "off"),
+        default="on",
+        help="also grade a null model, padded and identical answers, which show what a grade is worth (default: on)",
+    )
+    parser.add_argument(
+        "--name", metavar="NAME", help="the judge's name (default: the endpoint's, or the path's last part)"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="DIR",
+        help="folder of own prompts: single.en.toml, single.zh.toml, pair.en.toml, pair.zh.toml (default: camelid's)",
+    )
+    parser.add_argument(
+        "--language", choices=("en", "zh"), help="language of the prompts (default: that of each question)"
+    )
+    parser.add_argument(
+        "--references",
+        default="math,reasoning,coding,code",
+        metavar="NAMES",
+        help="categories whose references the judge is shown, all or none (default: math,reasoning,coding,code)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="temperature of the judge (default: 0)"
+    )
+    parser.add_argument(
+        "--max_tokens",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="most tokens of a verdict and its reasons (default: 1024)",
+    )
+    _add_asking(parser)
+
+
+def _grade(args: argparse.Namespace) -> None:
+    from ...evals.answers import write_records
+    from ...evals.grading import cases_of
+    from ...evals.questions import read_questions
+
+    _check(args, [args.questions, *args.answers])
+    if not args.pairs:
+        refuse_unread(args, ["baseline"], "--pairs")
+    questions = read_questions(args.questions)
+    answers = _read_answers(args.answers, {question.id for question in questions})
+    cases = cases_of(questions, answers, pairs=args.pairs, baseline=args.baseline, controls=args.controls == "on")
+    with _judge(args) as judge:
+        judgments = judge.judge(cases)
+        write_records(judgments, args.output)
+    failed = sum(judgment.failed for judgment in judgments)
+    missing = f", {failed} without a verdict that can be read" if failed else ""
+    print(f"{len(judgments)} judgments of {judge.name}{missing} in {args.output}")
+
+
+def _read_answers(paths: list[str], ids: set[str]) -> dict[str, dict[str, Any]]:
+    """{model: {id of the question: its answer}} of files. Answers to other questions are left out, and that is said."""
+    from ...evals.answers import read_answers
+
+    found: dict[str, dict[str, Any]] = {}
+    others = 0
+    for path in paths:
+        for answer in read_answers(path):
+            said = found.setdefault(answer.model, {})
+            if answer.question_id in said:
+                raise UserError(
+                    f"{path}: {answer.model} has another answer to question {answer.question_id} in a file before: "
+                    "give one of them, or another --name in `camelid judge answers`"
+                )
+            if answer.question_id in ids:
+                said[answer.question_id] = answer
+            else:
+                others += 1
+    if others:
+        print(f"camelid: {others} answers to other questions are left out", file=sys.stderr)
+    return found
+
+
+@contextlib.contextmanager
+def _judge(args: argparse.Namespace) -> Iterator[Any]:
+    """The judge that `--judge` names."""
+    from ...evals.grading import AskingJudge, ScoringJudge
+    from ...evals.judge_templates import JudgePrompts
+
+    if _is_reward_model(args.judge):
+        from ...rlhf.reward_model import load_reward
+
+        writing = ("prompts", "language", "references", "temperature", "max_tokens", "settings", "seed", "journal")
+        refuse_unread(args, (*writing, "batch_size", *ENDPOINT), "a judge that writes its verdicts")
+        yield ScoringJudge(load_reward(args.judge).score, args.name or Path(args.judge).absolute().name)
+        return
+    names = args.references.split(",")
+    references = {"all": None, "none": ()}.get(args.references, [name.strip() for name in names])
+    prompts = JudgePrompts(args.prompts, args.language)
+    settings = {"temperature": args.temperature, "max_tokens": args.max_tokens, "seed": args.seed} | args.settings
+    settings = {name: value for name, value in settings.items() if value is not None}
+    with _journal(args) as journal:
+        asker = (_endpoint if _is_url(args.judge) else _local)(args, args.judge, journal)
+        with _cost_told(args, args.judge, journal):
+            yield AskingJudge(asker, prompts, name=args.name, references=references, settings=settings)
+
+
+def _is_reward_model(path: str) -> bool:
+    if _is_url(path):
+        return False
+    from ...checkpoints import open as open_checkpoint
+
+    return open_checkpoint(path).kind == "scalar"
+
+
+def _is_url(path: str) -> bool:
+    return path.lower().startswith(("http://", "https://"))
+
+
+def _journal(args: argparse.Namespace):
+    from ...serve.journal import Journal
+
+    return Journal(args.journal or f"{args.output}.journal")
+
+
+def _endpoint(args: argparse.Namespace, address: str, journal):
+    """The endpoint at an address, as the options say."""
+    try:
+        from ...serve.endpoint import Endpoint, Limits, key_for
+    except ModuleNotFoundError as error:
+        raise UserError(f"an endpoint needs {error.name}: pip install 'camelid[serve]'") from None
+
+    for name in (*MODEL_OPTIONS, "batch_size"):
+        if getattr(args, name, None) != args.parser.get_default(name):
+            raise UserError(f"--{name}={getattr(args, name)} does nothing with an endpoint: leave it out")
+    limits = Limits(
+        args.concurrency, args.requests_per_minute, args.tokens_per_minute, args.retries, args.timeout_seconds
+    )
+    return Endpoint(address, args.model, journal=journal, key=key_for(address), limits=limits, report=_progress())
+
+
+def _local(args: argparse.Namespace, path: str, journal):
+    """The language model at a path, as the options say."""
+    from ...checkpoints import open as open_checkpoint
+    from ...serve.local import Local
+
+    refuse_unread(args, ENDPOINT, "an endpoint")
+    how = {name: value for name in MODEL_OPTIONS if (value := getattr(args, name, None)) is not None}
+    found = open_checkpoint(path, how.get("weights"), base=how.get("base"))
+    if hasattr(args, "path"):
+        model = load_model(args)
+    else:
+        from ...checkpoints.language_model import load
+        from .arguments import keep_programs
+
+        keep_programs()
+        model = load(path)
+    identity = [*found.identity[1:], how]
+    name = Path(path).absolute().name
+    return Local(model, name, identity, journal=journal, batch_size=args.batch_size, report=_progress())
+
+
+def _progress() -> Callable[[int, int], None]:
+    """A function that prints how many replies there are, every ten seconds, on standard error."""
+    last = time.monotonic()
+
+    def report(done: int, all: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 10:
+            last = time.monotonic()
+            print(f"camelid: {done:,} of {all:,} replies", file=sys.stderr, flush=True)
+
+    return report
+
+
+@contextlib.contextmanager
+def _cost_told(args: argparse.Namespace, path: str, journal) -> Iterator[None]:
+    """Prints on standard error what the requests to an endpoint took, also where they end early."""
+    try:
+        yield
+    finally:
+        if _is_url(path):
+            ledger, prices = journal.ledger, (args.prompt_price, args.completion_price)
+            cost = ledger.cost(*(price or 0.0 for price in prices))
+            print(f"camelid: {ledger}{f'; the replies cost {cost:,.4f}' if any(prices) else ''}", file=sys.stderr)
+
+
+def _check(args: argparse.Namespace, inputs: list[str]) -> None:
+    """Raises UserError for options out of range, before anything is read."""
+    from ..outputs import check_new_file
+
+    check_new_file(args.output)
+    if any(Path(args.output).absolute() == Path(path).absolute() for path in inputs):
+        raise UserError(f"--output={args.output} is one of the files that are read: give another name")
+    check_least(args, concurrency=1, requests_per_minute=1, tokens_per_minute=1, retries=0, batch_size=1, max_tokens=1)
+    for name in ("timeout_seconds", "prompt_price", "completion_price", "temperature"):
+        value = getattr(args, name)
+        if value is not None and not (0 <= value < math.inf and (value or name != "timeout_seconds")):
+            raise UserError(f"--{name}={value}: give a number of 0 or more")
+    if args.seed is not None and not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed={args.seed}: give 0 to {2**31 - 1}")
+
+
+def _object(text: str) -> dict[str, Any]:
+    """An object in JSON on the command line."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text} is no JSON object, as in '{{\"top_p\": 0.9}}'")
+    return found
