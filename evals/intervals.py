@@ -151,7 +151,7 @@ def wilson(p: float, n: float) -> tuple[float, float]:
     z = float(special.ndtri((1 + LEVEL) / 2))
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return (centre - half) / scale if p > 0 else 0.0, (centre + half) / scale if p < 1 else 1.0
 
 
 def _sums(values_N: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:

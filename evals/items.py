@@ -63,6 +63,8 @@ def metrics_of(items: Iterable[Item]) -> dict[str, Estimate]:
                 subjects[score].append(_name(score, item.subject))
     metrics = {name: estimate(*each) for name, each in found.items()}
     for score, names in subjects.items():
+        if len(names) == 1:
+            continue
         metrics[_name(score, "macro")] = _mean_of([metrics[name] for name in names])
     return metrics | {
         name.replace("loss", "perplexity", 1): _exp(each)
@@ -104,7 +106,10 @@ def _mean_of(estimates: Sequence[Estimate]) -> Estimate:
     stderr = math.sqrt(sum(each.stderr**2 for each in estimates)) / count
     half = 1.959963984540054 * stderr
     n, clusters = sum(each.n for each in estimates), sum(each.clusters for each in estimates)
-    return Estimate(value, stderr, value - half, value + half, n, clusters)
+    low, high = value - half, value + half
+    if all(each.low >= 0 and each.high <= 1 for each in estimates):  # of proportions
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(value, stderr, low, high, n, clusters)
 
 
 def _exp(loss: Estimate) -> Estimate:

@@ -1,13 +1,16 @@
 """The model under test: one in memory, or one behind a server of OpenAI's protocol. Evaluations know only `LM`."""
 
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ..checkpoints import scoring
+from ..checkpoints import Checkpoint, scoring
 from ..checkpoints.decoding import sampling_of, text_of
 from ..checkpoints.language_model import LanguageModel
+from ..checkpoints.runs import RunCheckpoint
 from ..errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
@@ -154,6 +157,7 @@ class LocalLM:
             "step": model.step,
             "identity": None if checkpoint is None else checkpoint.identity,
             "weights": None if checkpoint is None else checkpoint.weights,
+            "config_hash": _config_hash(checkpoint),
             "dtype": model.config.dtype,
             "tokenizer": self._tokenizer.fingerprint,
             "template": template and {"name": template.name, "source": template.source},
@@ -286,3 +290,10 @@ def encode_pair(lm: LM, context: str, continuation: str) -> tuple[list[int], lis
         return [lm.prefix_id], lm.encode(continuation)
     first, whole = lm.encode(context), lm.encode(context + continuation)
     return [*lm.begin, *first], whole[len(first) :]
+
+
+def _config_hash(checkpoint: Checkpoint | None) -> str | None:
+    """The hash of the config of a run; None for another checkpoint."""
+    if not isinstance(checkpoint, RunCheckpoint):
+        return None
+    return hashlib.sha256(json.dumps(checkpoint.manifest["config"], sort_keys=True).encode()).hexdigest()[:16]

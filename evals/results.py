@@ -44,6 +44,9 @@ class Evaluated(NamedTuple):
     seconds: float
     """How long it took."""
 
+    version: str = ""
+    """The version of the questions, where no file holds them."""
+
 
 class Result(NamedTuple):
     """A file of results."""
@@ -96,8 +99,8 @@ def result_of(lm: LM, evaluated: Mapping[str, Evaluated], command: Sequence[str]
 def _described(each: Evaluated) -> dict[str, Any]:
     settings = {name: value for name, value in each.settings.items() if value is not None}
     files = _files(settings.values())
-    asked = {name: value for name, value in settings.items() if name not in NOT_ASKED and value not in files}
-    digest = hashlib.sha256(json.dumps([each.evaluation, asked, sorted(files.values())], sort_keys=True).encode())
+    asked = {name: files.get(str(value), value) for name, value in settings.items() if name not in NOT_ASKED}
+    digest = hashlib.sha256(json.dumps([each.evaluation, each.version, asked], sort_keys=True).encode())
     return {
         "evaluation": each.evaluation,
         "settings": settings,

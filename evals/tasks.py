@@ -16,7 +16,8 @@ from .lm import LM, as_lm
 
 
 def evaluator(name: str) -> Evaluator:
-    """The function that evaluates models by the task called `name`; its attribute `metrics` lists their names."""
+    """The function that evaluates models by the task called `name`; its attribute `metrics` lists their names,
+    `version` is that of the questions."""
     task = tasks.find(name)
 
     def evaluate(
@@ -62,6 +63,7 @@ def evaluator(name: str) -> Evaluator:
             )
         return items
 
+    evaluate.version = task.KINDS["chat"]
     evaluate.metrics = [_metric(score, group) for score in task.SCORES for group in metric_names(task.GROUPS)]
     return evaluate
 

@@ -1,6 +1,7 @@
 """The commands `camelid eval` and `camelid results`."""
 
 import argparse
+import inspect
 import json
 import sys
 import time
@@ -137,7 +138,10 @@ def _eval(args: argparse.Namespace) -> None:
         begin = time.perf_counter()
         with StatusLine(f"evaluating {label}"):
             items = list(evaluate(model, **settings))
-        evaluated[label] = results.Evaluated(name, settings, items, time.perf_counter() - begin)
+        parameters = inspect.signature(evaluate).parameters.values()
+        whole = {each.name: each.default for each in parameters if each.default is not each.empty} | settings
+        version = getattr(evaluate, "version", "")
+        evaluated[label] = results.Evaluated(name, whole, items, time.perf_counter() - begin, version)
     _show(evaluated)
     from ...evals.lm import as_lm
 
@@ -155,7 +159,7 @@ def _planned(args: argparse.Namespace) -> Iterator[Planned]:
         if name in tasks.NAMES:
             yield name, name, {}
     if others := [name for name in named if name not in tasks.NAMES]:
-        yield ",".join(others), "harness", {"tasks": others}
+        yield ",".join(others), "harness", {"tasks": ",".join(others)}
     for option in ("choices", "exact"):
         for file in getattr(args, option) or ():
             yield Path(file).stem, option, {"file": file}
