@@ -51,12 +51,16 @@ class Totals(NamedTuple):
     """Judgments without scores, which are in no sum."""
 
 
-def read(path: str, *, questions: str | None = None, anonymous: bool = True) -> Iterator[Judgment]:
+def read(
+    path: str, *, questions: str | None = None, baseline: str | None = None, anonymous: bool = True
+) -> Iterator[Judgment]:
     """The judgments of published files, in the order of the files.
 
     Args:
       path: a file, a glob or a folder, local or gs://.
       questions: a file of questions {"question_id", "category"}, which names the categories of records that have none.
+      baseline: the model that Arena-Hard's judgments compare with, where records do not name theirs. None: that of
+        `ARENA_HARD_BASELINES`.
       anonymous: leaves out votes of Chatbot Arena by people who saw the names of the models, as its ratings do.
 
     Raises:
@@ -74,6 +78,8 @@ def read(path: str, *, questions: str | None = None, anonymous: bool = True) -> 
         if parse is None:
             kinds = "; ".join(", ".join(sorted(fields)) for fields, _ in _KINDS)
             raise UserError(f"{where}: no known judgment has the fields {', '.join(record)}; known are {kinds}")
+        if parse is _arena_hard and baseline is not None:
+            record = {"baseline": baseline} | record
         try:
             found = parse(record, where)
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -121,8 +127,8 @@ def battles(judgments: Iterable[Judgment], *, join: bool = True, decisive: int =
       judgments: judgments of pairs.
       join: makes one battle of the two orders of a pair, for the same question, turn and judge: a verdict that flips
         with the order is a tie, and if one of the two failed there is no battle. False: each judgment is a battle.
-      decisive: number of battles that a win counts as if the judge wrote [[A>>B]] or [[B>>A]], in both orders where they
-        are joined; Arena-Hard takes 3, with join=False.
+      decisive: number of battles that a win counts as if the judge wrote [[A>>B]] or [[B>>A]], in both orders where
+        they are joined; Arena-Hard takes 3, with join=False.
 
     Raises:
       UserError: a judgment is of a single answer.
