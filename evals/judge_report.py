@@ -150,11 +150,11 @@ class Report:
         return json.dumps(_plain(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
-def read_files(paths: Iterable[str]) -> tuple[list[Judgment], list[Source]]:
-    """The judgments of files, and what the files are. Raises UserError as `read_judgments` does."""
+def read_files(paths: Iterable[str], questions: str | None = None) -> tuple[list[Judgment], list[Source]]:
+    """The judgments of files, and what the files are. Arguments and errors are those of `read_judgments`."""
     judgments, sources = [], []
     for path in paths:
-        found = list(read_judgments(path))
+        found = list(read_judgments(path, questions))
         digest = hashlib.sha256(epath.Path(path).expanduser().read_bytes()).hexdigest()
         sources.append(Source(str(path), digest, len(found)))
         judgments += found
@@ -215,7 +215,7 @@ def _judge_tables(judge: str, own: Sequence[Judgment], baseline: str | None, rou
         def rate(part: Sequence[Comparison], model: str) -> Estimate | None:
             return win_rate(part, model, against)
 
-        tables += _breakdowns(f"Win rates by {judge}", found, rate, models, percent)
+        tables += _breakdowns(f"Win rates by {judge} {_against(against)}", found, rate, models, percent)
         if len(models) > 2:
             tables.append(_rating_table(judge, found, rounds, seed))
     if singles:
@@ -244,11 +244,16 @@ def _win_table(judge: str, found: Sequence[Comparison], baseline: str | None) ->
             notes += [f"{model}, length-controlled: {note}." for note in fitted.notes]
         rows.append([model, plain.n, plain, weighted, controlled])
     rows.sort(key=lambda row: -row[2].value)
-    where = f"against {baseline}" if baseline else "against all others"
     columns = {"model": str, "pairs": _count, "by count": percent, "by weights": percent, "length-controlled": percent}
     if baseline is None:
         notes.append("Length-controlled win rates need a baseline: give --baseline=NAME.")
-    return Table(f"Win rates by {judge} {where}", columns, rows, notes, ("by count", "length-controlled"), 0.5)
+    return Table(
+        f"Win rates by {judge} {_against(baseline)}", columns, rows, notes, ("by count", "length-controlled"), 0.5
+    )
+
+
+def _against(baseline: str | None) -> str:
+    return f"against {baseline}" if baseline else "against all others"
 
 
 def _rating_table(judge: str, found: Sequence[Comparison], rounds: int, seed: int) -> Table:

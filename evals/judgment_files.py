@@ -15,8 +15,12 @@ _FIELDS = {field.name: field for field in dataclasses.fields(Judgment)}
 _REQUIRED = {name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING}
 
 
-def read_judgments(path: epath.PathLike) -> Iterator[Judgment]:
+def read_judgments(path: epath.PathLike, questions: str | None = None) -> Iterator[Judgment]:
     """The judgments of a file: JSON lines with the fields of `Judgment`, or a published file (`published.read`).
+
+    Args:
+      path: the file.
+      questions: a file of questions, which names the categories of published judgments that have none.
 
     Raises:
       UserError: there is no such file, or a record is none; the message names file and line.
@@ -31,7 +35,7 @@ def read_judgments(path: epath.PathLike) -> Iterator[Judgment]:
     if not (isinstance(first[1], Mapping) and {"models", "judge"} <= first[1].keys()):
         from . import published
 
-        yield from published.read(path)
+        yield from published.read(str(path), questions=questions)
         return
     yield _judgment(*first)
     for place, record in rows:

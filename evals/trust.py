@@ -22,7 +22,7 @@ from scipy import stats
 from . import intervals
 from .intervals import Estimate
 from .judgments import Judgment
-from .win_rates import CONTROL, Comparison, comparisons, is_control, paired_scores, win_rate
+from .win_rates import CONTROL, Comparison, comparisons, is_control, mean_outcome, paired_scores, win_rate
 
 NULL, VERBOSE, IDENTICAL = f"{CONTROL}null", f"{CONTROL}verbose:", f"{CONTROL}identical:"
 """Authors of controls: one constant answer to every question; a model's answer with padding that says nothing; and a
@@ -141,7 +141,8 @@ def first_position(pairs: Sequence[Comparison]) -> Finding:
         return Finding(
             subject, "unclear", None, "Without both orders a better answer cannot be told from a better position."
         )
-    share = _mean(both, lambda each: (each.verdicts[0] + 1 - each.verdicts[1]) / 2)
+    wins = [(each.verdicts[0] + 1 - each.verdicts[1]) / 2 for each in both]
+    share = mean_outcome(wins, [each.question for each in both])
     return Finding(subject, _near(share, 0.5), share, f"The first answer wins {percent(share)}; 50% is fair.")
 
 
@@ -168,7 +169,7 @@ def longer_answers(every: Sequence[Comparison]) -> Finding | None:
         text = f"The longer answer wins {plain:.0%}, but one model's is always the longer: the cause cannot be told."
         return Finding(subject, "unclear", None, text, more)
     slope = intervals.ratio(win_N * sign_N, sign_N**2, questions)
-    share = slope._replace(value=slope.value + 0.5, low=slope.low + 0.5, high=slope.high + 0.5)
+    share = slope._replace(value=slope.value + 0.5, low=max(0.0, slope.low + 0.5), high=min(1.0, slope.high + 0.5))
     text = (
         f"The longer answer wins {plain:.0%} (correlation {more['correlation']:.2f}); between equally strong models "
         f"{percent(share)}. Longer answers may be better: the verbose control tells."

@@ -117,7 +117,22 @@ def win_rate(
         if not math.isnan(value):
             values.append(value)
             questions.append(each.question)
-    return intervals.mean(values, questions) if values else None
+    return mean_outcome(values, questions) if values else None
+
+
+def mean_outcome(values: Sequence[float], questions: Sequence[str]) -> Estimate:
+    """The mean of values from 0 to 1, such as outcomes, clustered by question.
+
+    The interval is Wilson's, with as many outcomes of 0 or 1 as would have the same standard error: it stays within 0
+    and 1, and has a width even where all values are equal.
+    """
+    found = intervals.mean(values, questions)
+    if found.clusters < 2:
+        return found
+    variance = found.value * (1 - found.value)
+    independent = variance / found.stderr**2 if variance and found.stderr else found.clusters
+    low, high = intervals.wilson(found.value, independent)
+    return found._replace(low=low, high=high)
 
 
 def mean_score(judgments: Iterable[Judgment], model: str) -> Estimate | None:

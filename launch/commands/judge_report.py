@@ -37,6 +37,11 @@ def add_judge_report(actions) -> None:
         help="judgments of people, or true scores, of the same answers, to compare the judge with; may be repeated",
     )
     parser.add_argument(
+        "--questions",
+        metavar="FILE",
+        help="questions with their categories, for published judgments that do not name them (default: no categories)",
+    )
+    parser.add_argument(
         "--rounds",
         type=int,
         default=1000,
@@ -61,8 +66,8 @@ def _report(args: argparse.Namespace) -> None:
         raise UserError(f"--plot={args.plot}: give a name that ends in .svg or .png")
     if args.rounds < 1:
         raise UserError(f"--rounds={args.rounds}: give 1 or more")
-    judgments, sources = read_files(args.judgments)
-    gold, gold_sources = read_files(args.gold) if args.gold else ([], [])
+    judgments, sources = read_files(args.judgments, args.questions)
+    gold, gold_sources = read_files(args.gold, args.questions) if args.gold else ([], [])
     report = make_report(
         judgments,
         sources=[*sources, *gold_sources],

@@ -11,6 +11,7 @@ from camelid.evals.judgments import Judgment
 from camelid.evals.win_rates import (
     common_opponent,
     comparisons,
+    mean_outcome,
     mean_score,
     models_of,
     paired_scores,
@@ -112,3 +113,12 @@ def test_mean_scores_and_paired_differences_are_those_of_numpy():
 def test_models_that_share_no_question_have_no_difference():
     judged = [Judgment("1", ("a",), "j", (3.0,)), Judgment("2", ("b",), "j", (4.0,)), Judgment("2", ("a",), "j")]
     assert score_difference(judged, "a", "b") is None and mean_score(judged, "c") is None
+
+
+def test_intervals_of_outcomes_stay_within_0_and_1_and_have_a_width():
+    few = mean_outcome([1.0, 1.0, 0.5], ["1", "2", "3"])
+    assert 0 < few.low < 0.5 and 0.9 < few.high <= 1
+    assert mean_outcome([0.5, 0.5], ["1", "2"]).low < 0.4
+    many = np.random.default_rng(0).choice([0.0, 0.5, 1.0], 1000)
+    found, plain = mean_outcome(many, range(1000)), intervals.mean(many)
+    assert found[:2] == plain[:2] and (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=2e-3)
