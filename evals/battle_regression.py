@@ -84,13 +84,17 @@ def design_of(battles: Sequence[Battle], features: Features | None = None, cente
 
 def _scaled(features: Features, count: int, center: bool) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
     """The features that are not constant, scaled, [battles, features]; their names; the names of the others."""
-    if not isinstance(features, Mapping):
-        given = np.asarray(features, np.float64)
-        given = given.reshape(len(given), -1)
-        features = {f"feature_{k}": given[:, k] for k in range(given.shape[1])}
+    try:
+        if not isinstance(features, Mapping):
+            given = np.asarray(features, np.float64)
+            features = dict(enumerate(given.reshape(len(given), -1).T))
+        given = {str(name): np.asarray(values, np.float64) for name, values in features.items()}
+    except (TypeError, ValueError) as problem:
+        raise UserError(
+            f"style features have to be numbers, one of each feature for each battle: {problem}"
+        ) from problem
     columns, dropped = {}, []
-    for name, values in features.items():
-        values_N = np.asarray(values, np.float64)
+    for name, values_N in given.items():
         if values_N.shape != (count,):
             raise UserError(f"style feature {name} has {values_N.size} values for {count} battles: give one for each")
         if not np.isfinite(values_N).all():

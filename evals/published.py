@@ -205,8 +205,8 @@ def _higher(scores: tuple[float, float]) -> Winner:
 
 
 def _review(record: dict, where: str) -> list[Judgment]:
-    name = Path(re.sub(r"(:\d+|, record \d+)$", "", where)).name.split(".jsonl")[0]
-    match = re.fullmatch(r"(?:(.+?)_)?review_([^_]+)_(.+)", name)
+    name = Path(re.sub(r"(:\d+|, record \d+)$", "", where)).name
+    match = re.fullmatch(r"(?:(.+?)_)?review_([^_]+)_(.+?)\.(?:jsonl?|ndjson|parquet)(?:\.gz)?", name)
     if match is None:
         raise ValueError("reviews name their models only in the file's name: rename the file to review_A_B.jsonl")
     scores = tuple(_number(score, "score") for score in record["score"])
@@ -220,7 +220,7 @@ def _review(record: dict, where: str) -> list[Judgment]:
             match[1] or f"reviewer {record.get('reviewer_id', '')}".strip(),
             None if failed else scores,
             None if failed else _higher(scores),
-            text=record["text"],
+            text=str(record["text"] or ""),
         )
     ]
 
@@ -232,13 +232,15 @@ def _single(record: dict, where: str) -> list[Judgment]:
         _name(record["judge"], "judge"),
     )
     scores = None if score in (None, -1) else (score,)
-    return [Judgment(str(record["question_id"]), (model,), judge, scores, turn=record["turn"], text=record["judgment"])]
+    return [
+        Judgment(str(record["question_id"]), (model,), judge, scores, turn=int(record["turn"]), text=record["judgment"])
+    ]
 
 
 def _pair(record: dict, where: str) -> list[Judgment]:
     models = _name(record["model_1"], "model_1"), _name(record["model_2"], "model_2")
     common = dict(
-        question=str(record["question_id"]), judge=_name(record["judge"], "judge"), turn=record.get("turn", 1)
+        question=str(record["question_id"]), judge=_name(record["judge"], "judge"), turn=int(record.get("turn", 1))
     )
     if "m1_score" in record:  # two answers that were graded one by one
         scores = [_number(record[f"m{place}_score"], f"m{place}_score") for place in (1, 2)]

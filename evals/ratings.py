@@ -221,7 +221,8 @@ def bootstrap(
         separated += apart
         params = newton(design, count_R, alpha, SEPARATED_RIDGE if apart else ridge, start)
         samples.append(_rating(design, params, init, scale, anchor))
-    ends = np.quantile(samples, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
+    # "weibull" makes the expected share of resamples between the ends 95% for any number of rounds
+    ends = np.quantile(samples, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0, method="weibull")
     stderr_M = np.std(samples, axis=0, ddof=1 if rounds > 1 else 0)
     if separated:
         warnings.warn(

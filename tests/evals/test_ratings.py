@@ -202,7 +202,7 @@ def test_a_constant_feature_is_left_out_and_said():
         found = ratings.style_control(battles, features)
     assert found.dropped == ("flat",) and [*found.coefficients] == ["length"]
     assert found == pytest.approx(FASTCHAT_STYLE, abs=1e-4)
-    with pytest.warns(UserWarning, match="feature_0"):
+    with pytest.warns(UserWarning, match="style feature 0 is the same"):
         alone = ratings.style_control(battles, np.zeros((len(battles), 1)))
     assert alone == ratings.bradley_terry(battles, ridge=0.5)
 
@@ -212,6 +212,7 @@ def test_features_that_do_not_fit_are_refused():
     features = {
         "style feature length has 9 values for 10 battles": {"length": range(9)},
         "style feature length of battle 3 is nan": {"length": [1, 2, math.nan, *range(7)]},
+        "style features have to be numbers": {"length": ["long"] * 10},
         "predict the winner perfectly, or repeat each other": {"length": [*range(5, 10), *range(-5, 0)]},
     }
     for says, each in features.items():
