@@ -34,6 +34,9 @@ UNPAID = {408, 409, 425, 429, 503}
 SPENT = {"insufficient_quota", "billing_hard_limit_reached"}
 """Codes of errors with status 429 that waiting does not mend."""
 
+EMPTY = {"context_length_exceeded": "length", "content_filter": "content_filter"}
+"""Codes of errors that concern one request alone: it has an empty reply, with this finish reason."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -92,11 +95,11 @@ class Endpoint:
         self._journal, self._limits, self._report = journal, limits, report
         if key is not None and not re.fullmatch("[!-~]+", key):
             raise UserError(
-                "the endpoint's key has characters other than ASCII letters, digits and signs: set it again"
+                "the endpoint's key has other characters than ASCII letters, digits and signs: set it again"
             )
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.name = self._first_model() if name is None else name
-        self._requests, self._tokens = _Rate(limits.requests_per_minute), _Rate(limits.tokens_per_minute)
+        self._request_rate, self._token_rate = _Rate(limits.requests_per_minute), _Rate(limits.tokens_per_minute)
         self._paused_until = 0.0
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
@@ -104,7 +107,8 @@ class Endpoint:
 
         Temporary failures are waited out: a full endpoint (429, with its Retry-After), errors of the server (5xx), lost
         connections, time-outs, and replies with status 200 that are none. After a permanent one (such as 400, 401 or
-        404) no further request is sent; what has been sent is waited for and kept.
+        404) no further request is sent; what has been sent is waited for and kept. A prompt that is too long for the
+        model, or is refused for its content, has an empty reply that says so in its finish reason.
 
         Raises:
           UserError: some requests could not be answered. The replies of the others are in the journal.
@@ -133,9 +137,7 @@ class Endpoint:
             await asyncio.gather(*(work() for _ in range(min(self._limits.concurrency, len(requests)))))
         if self._problem or unanswered:
             kept = f"{self._done:,} of {self._all:,} requests have their replies, which are kept"
-            problem = (
-                self._problem or f"{len(unanswered):,} requests were given up, the last one because {unanswered[-1]}"
-            )
+            problem = self._problem or f"{len(unanswered):,} requests were given up, the last one: {unanswered[-1]}"
             raise UserError(f"{self.address}: {problem}; {kept}: the same command asks for the rest")
 
     async def _ask_one(self, client: httpx.AsyncClient, key: str, request: Request) -> str | None:
@@ -152,6 +154,9 @@ class Endpoint:
             try:
                 reply = await self._send(client, content)
             except _Failure as failure:
+                if failure.empty is not None:
+                    self._keep(key, failure.empty)
+                    return None
                 why = f"{failure} (asked: {shown(body['messages'][-1]['content'])})"
                 self._journal.fail(key, str(failure), paid=failure.paid)
                 if failure.permanent or (failure.retry_after or 0) > LONGEST_RETRY_AFTER:
@@ -159,16 +164,19 @@ class Endpoint:
                     return None
                 await self._wait(failure, attempt)
             else:
-                self._journal.answer({key: reply})
                 if None not in (reply.prompt_tokens, reply.completion_tokens):
                     taken[1] = reply.prompt_tokens + reply.completion_tokens
-                self._done, self._failed_in_row = self._done + 1, 0
-                self._report(self._done, self._all)
+                self._keep(key, reply)
                 return None
         self._failed_in_row += 1
         if self._failed_in_row >= max(self._limits.concurrency, 2):  # the endpoint is down
             self._stop(why)
         return why
+
+    def _keep(self, key: str, reply: Reply) -> None:
+        self._journal.answer({key: reply})
+        self._done, self._failed_in_row = self._done + 1, 0
+        self._report(self._done, self._all)
 
     def _stop(self, problem: str) -> None:
         """Ends the sending of requests because of a problem; the first one is told."""
@@ -180,13 +188,13 @@ class Endpoint:
         async with self._gate:  # first come, first served
             while not self._stopped.is_set():
                 now = time.monotonic()
-                wait = max(self._paused_until - now, self._requests.wait(now, 1), self._tokens.wait(now, tokens))
-                if wait <= 0:
+                rates = self._request_rate.wait(now, 1), self._token_rate.wait(now, tokens)
+                if (wait := max(self._paused_until - now, *rates)) <= 0:
                     break
                 await self._sleep(wait)
             now = time.monotonic()
-            self._requests.take(now, 1)
-            return self._tokens.take(now, tokens)
+            self._request_rate.take(now, 1)
+            return self._token_rate.take(now, tokens)
 
     async def _wait(self, failure: "_Failure", attempt: int) -> None:
         """Waits before the next attempt; what the endpoint asks to wait holds for all requests."""
@@ -284,12 +292,14 @@ class _Failure(Exception):
     Attributes:
       permanent: whether a further attempt would fail too.
       paid: whether the model may have answered.
+      empty: the reply of a request that cannot have another one, or None.
       retry_after: the seconds that the endpoint asks to wait, or None.
     """
 
-    def __init__(self, why: str, *, permanent: bool = False, paid: bool = True, retry_after: float | None = None):
+    def __init__(self, why: str, *, permanent: bool = False, paid: bool = True, empty: Reply | None = None):
         super().__init__(why)
-        self.permanent, self.paid, self.retry_after = permanent, paid, retry_after
+        self.permanent, self.paid, self.empty = permanent, paid, empty
+        self.retry_after: float | None = None
 
 
 class _Rate:
@@ -348,7 +358,9 @@ def _error_in(error: Any, status: int) -> _Failure:
     if status == 401:
         why += "; check the key in the environment"
     permanent = status not in TEMPORARY | {200} or {str(fields.get("code")), str(fields.get("type"))} & SPENT
-    return _Failure(why, permanent=bool(permanent), paid=paid)
+    reason = EMPTY.get(str(fields.get("code")))
+    empty = None if reason is None else Reply("", reason, 0, 0)
+    return _Failure(why, permanent=bool(permanent), paid=paid, empty=empty)
 
 
 def _seconds(retry_after: str | None) -> float | None:

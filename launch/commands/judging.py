@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,9 @@ def _answers(args: argparse.Namespace) -> None:
                 more=args.settings,
             )
         write_records(answers, args.output)
-    print(f"{len(answers)} answers of {answers[0].model} in {args.output}")
+    others = Counter(reason for answer in answers for reason in answer.finish_reasons if reason != "stop")
+    told = "".join(f", {count} turns ended by {reason or 'nothing'}" for reason, count in others.items())
+    print(f"{len(answers)} answers of {answers[0].model}{told} in {args.output}")
 
 
 def _add_grade(actions) -> None:

@@ -126,6 +126,8 @@ BEHAVIOURS = {
     "500": _error(500, "it broke"),
     "503": _error(503, "too busy"),
     "400": _error(400, "max_tokens is too large"),
+    "too long": _error(400, "the prompt has 5000 tokens", code="context_length_exceeded"),
+    "filtered": _error(400, "the content is not allowed", code="content_filter"),
     "401": _error(401, "wrong key"),
     "404": _error(404, "no such model"),
     "moved": lambda handler, body: handler.send(301, {}, Location="http://elsewhere.example/v1"),

@@ -161,7 +161,7 @@ def test_the_key_is_sent_and_not_written_down(tmp_path):
         ask(server, tmp_path / "j", key="sk-secret")
     assert server.headers["Authorization"] == "Bearer sk-secret"
     assert "secret" not in (tmp_path / "j").read_text()
-    with pytest.raises(UserError, match="key has characters other than"):
+    with pytest.raises(UserError, match="key has other characters than"):
         Endpoint(server.url, "m", journal=Journal(None), key="sk\n")
 
 
@@ -207,6 +207,14 @@ def test_an_answer_that_the_limit_cut_says_so(tmp_path):
     with misbehaving(lambda text, before: "cut_off") as server:
         replies, _ = ask(server, tmp_path / "j", TEXTS[:1])
     assert replies[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("kind, reason", [("too long", "length"), ("filtered", "content_filter")])
+def test_a_request_that_cannot_be_answered_has_an_empty_reply_and_the_others_theirs(kind, reason, tmp_path):
+    with misbehaving(lambda text, before: kind if text == TEXTS[4] else "answer") as server:
+        replies, ledger = ask(server, tmp_path / "j")
+    assert replies[4] == Reply("", reason, 0, 0) and texts_of(replies[5:]) == BACKWARDS[5:]
+    assert (ledger.replies, ledger.failures, len(server.asked)) == (12, 0, 12)
 
 
 def test_replies_cost_their_tokens(tmp_path):
