@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from .intervals import Estimate
-from .judge_report import Report, Table
+from .judge_report import Report
+from .judge_tables import Table
 
 
 def draw(report: Report, path: epath.PathLike) -> None:

@@ -369,12 +369,12 @@ def shared_scores(a: Iterable[Judgment], b: Iterable[Judgment]) -> dict[tuple[st
 
 def headline(judge: str, found: Sequence[Finding]) -> str:
     """The verdict on a judge: what it can be trusted for, what not, and what its judgments do not show."""
-    beginnings = {"pass": "can be trusted for", "fail": "cannot be trusted for", "unclear": "may or may not be fit for"}
-    parts = []
-    for result, beginning in beginnings.items():
+    says = {"pass": "It can be trusted for", "fail": "It cannot be trusted for", "unclear": "Not shown either way:"}
+    parts = [f"{judge}:"]
+    for result, beginning in says.items():
         if subjects := [each.subject for each in found if each.result == result]:
-            parts.append(f"{beginning} {'; '.join(subjects)}")
-    return f"{judge} {'. It '.join(parts)}."
+            parts.append(f"{beginning} {'; '.join(subjects)}.")
+    return " ".join(parts)
 
 
 def percent(share: Estimate) -> str:

@@ -17,7 +17,7 @@ from camelid.evals.judgments import Judgment
 from camelid.evals.win_rates import comparisons, mean_score, win_rate
 from camelid.launch.commands.arguments import Parser
 from camelid.launch.commands.judge_report import add_judge_report
-from camelid.tests.evals.simulated_judges import QUALITY, First, Judge, Vain, pairs, singles
+from camelid.tests.evals.simulated_judges import QUALITY, First, Judge, Longer, Vain, pairs, singles
 
 
 def write(path, judgments):
@@ -39,7 +39,7 @@ def report():
 
 def test_the_verdict_on_each_judge_comes_first(report):
     text = report.markdown()
-    assert [line.split()[0] for line in report.headlines] == ["first", "grader", "honest"]
+    assert [line.split(":")[0] for line in report.headlines] == ["first", "grader", "honest"]
     start = text.index("# Judge report")
     assert all(start < text.index(line) < text.index("## Trust in first") for line in report.headlines)
     assert text.index("## Trust in honest") < text.index("## Win rates by first")
@@ -79,7 +79,12 @@ def test_models_that_cannot_be_rated_are_said():
     assert make_report(apart).table("Ratings by j").notes[0].startswith("There are no ratings")
     wins = [Judgment(str(i), each, "j", winner="a") for i in range(3) for each in (("a", "b"), ("b", "c"), ("a", "c"))]
     table = make_report(wins, rounds=5).table("Ratings by j")
-    assert table.notes[0].startswith("Without a ridge") and [row[0] for row in table.rows] == ["a", "b", "c"]
+    assert table.notes[0].startswith("Some models won or lost every battle")
+    assert [row[0] for row in table.rows] == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def test_a_baseline_gives_length_controlled_rates_and_the_overall_ones_beside():
@@ -137,7 +142,7 @@ def test_the_command_writes_markdown_json_and_a_plot(tmp_path, capsys):
     text = (tmp_path / "report.md").read_text()
     digest = hashlib.sha256((tmp_path / "judgments.jsonl").read_bytes()).hexdigest()
     assert f"| {judged} | 280 | {digest} |" in text and "with the seed 3" in text
-    assert capsys.readouterr().out.startswith("honest can be trusted for")
+    assert capsys.readouterr().out.startswith("honest: It can be trusted for")
     assert json.loads((tmp_path / "report.json").read_text())["verdicts"][0] in text
     assert (tmp_path / "report.svg").read_text().startswith("<?xml")
     run(judged, "--rounds=10")
@@ -203,3 +208,28 @@ def test_the_command_is_built_without_matplotlib():
 
     code = "import sys; from camelid.launch.commands import judge_report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ratings_at_equal_length_take_the_preference_of_a_judge_for_length_away():
+    judged = make_report(pairs(Longer(), longer=1500), rounds=5)
+    rows = judged.table("Ratings by longer").records()
+    plain, equal = ([row[name].value for row in rows] for name in ("rating", "rating at equal length"))
+    assert max(plain) - min(plain) > 400 and max(equal) - min(equal) < 100
+    bare = [dataclasses.replace(each, lengths=()) for each in pairs(Longer())]
+    table = make_report(bare, rounds=5).table("Ratings by longer")
+    assert {row["rating at equal length"] for row in table.records()} == {None}
+    assert "Ratings at equal length need the lengths of all answers." in table.notes
+
+
+def test_scores_of_pairs_are_summed_by_category_whatever_the_order():
+    judged = [
+        Judgment("1", ("a", "b"), "j", (8.0, 6.0), "a", "math"),
+        Judgment("2", ("b", "a"), "j", (9.0, 7.0), "a", "writing"),
+        Judgment("3", ("a", "b"), "j", category="math"),
+        Judgment("1", ("b", "control:null"), "j", (8.0, 1.0), "a", "math"),
+    ]
+    table = make_report(judged).table("Sums of scores of a and b")
+    assert [row[:3] for row in table.rows] == [["all", 15, 15], ["math", 8, 6], ["writing", 7, 9]]
+    assert table.rows[1][3].value == 0.75
+    below = [dataclasses.replace(each, scores=(-1.0, 2.0)) for each in judged[:1]]
+    assert all(not each.title.startswith("Sums") for each in make_report(below).tables)

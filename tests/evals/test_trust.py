@@ -219,5 +219,5 @@ def test_kappa_and_alpha_are_those_of_published_examples():
 
 def test_the_headline_says_what_a_judge_is_good_for():
     line = trust.headline("first", trust.findings(pairs(First()), "first"))
-    assert line.startswith("first can be trusted for verdicts that can be read")
+    assert line.startswith("first: It can be trusted for verdicts that can be read")
     assert "cannot be trusted for verdicts that do not hang on the order; fairness to both positions" in line
