@@ -14,6 +14,8 @@ et al., "Cheating Automatic LLM Benchmarks", arXiv:2410.07137).
 """
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, cycle
@@ -92,10 +94,16 @@ class AskingJudge:
     def judge(self, cases: Sequence[Case]) -> list[Judgment]:
         """The judgments in the order of the cases. A verdict that cannot be read is missing, and its text is kept.
 
-        Raises UserError if some cases could not be judged.
+        Warns of replies that did not end by themselves. Raises UserError if some cases could not be judged.
         """
         requests = [Request(self._messages(case), self._settings, case.sample) for case in cases]
         replies = self._asker.ask(requests)
+        for reason, count in Counter(reply.finish_reason for reply in replies if reply.finish_reason != "stop").items():
+            advice = ": raise max_tokens, or take a judge with a longer context" if reason == "length" else ""
+            told = (
+                f"{count} of {len(replies)} replies of {self.name} ended by {reason or 'nothing that it says'}{advice}"
+            )
+            warnings.warn(told, stacklevel=2)
         return [
             case.judgment(self.name, text=reply.text, **_verdict(case, reply.text))
             for case, reply in zip(cases, replies, strict=True)

@@ -13,11 +13,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from camelid import load_reward
 from camelid.errors import UserError
 from camelid.evals.answers import Answer
 from camelid.evals.grading import AskingJudge, ScoringJudge, cases_of
 from camelid.evals.judge_templates import FOLDER, JudgePrompts
 from camelid.evals.questions import Question
+from camelid.launch.commands.arguments import Parser
+from camelid.launch.commands.judging import add_judge
 from camelid.serve.journal import Journal, Reply, key_of
 from camelid.tests.serve.misbehaving import digest_of, misbehaving
 
@@ -117,6 +120,13 @@ def test_the_judge_sees_the_conversation_up_to_the_graded_turn_in_the_questions_
     prompts = JudgePrompts(language="en")
     _, asked = graded(lambda prompt: "[[7]]", pairs=False, controls=False, prompts=prompts)
     assert "Grade: [[5]]" in asked[4].messages[1]["content"]
+
+
+def test_replies_that_did_not_end_by_themselves_are_told():
+    judge = Judge(lambda prompt: "")
+    judge.ask = lambda requests: [Reply("", "length"), *[Reply("[[7]]")] * (len(requests) - 1)]
+    with pytest.warns(UserWarning, match="1 of 6 replies of judge ended by length: raise max_tokens"):
+        AskingJudge(judge, JudgePrompts(), settings={}).judge(cases_of(QUESTIONS, ANSWERS, pairs=False, controls=False))
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -229,6 +239,92 @@ def test_the_projects_prompts_are_complete():
     }
 
 
+def command(*words) -> None:
+    parser = Parser(prog="camelid", allow_abbrev=False)
+    add_judge(parser.add_subparsers(parser_class=Parser))
+    args = parser.parse_args(list(map(str, words)))
+    args.run(args)
+
+
+def files(tmp_path, n=4, models=("x", "y")):
+    """Questions and answers of models on disk, as options of a command."""
+    questions = [{"question_id": i, "category": "math", "turns": [f"What is {i} + 1?"]} for i in range(n)]
+    said = [{"question_id": i, "model": m, "turns": [f"{m}: {i + 1}"]} for i in range(n) for m in models]
+    for name, records in {"q": questions, "a": said}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return tmp_path / "a.jsonl", f"--questions={tmp_path / 'q.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"
+
+
+def test_a_checkpoint_answers_and_a_reward_model_grades(tuned, reward_run, tmp_path, capsys):
+    _, questions, output = files(tmp_path)
+    answer = ["judge", "answers", tuned, questions, f"--output={tmp_path / 'tuned.jsonl'}", "--max_tokens=8"]
+    command(*answer)
+    first = (tmp_path / "tuned.jsonl").read_bytes()
+    (tmp_path / "tuned.jsonl").unlink()
+    command(*answer)
+    assert (tmp_path / "tuned.jsonl").read_bytes() == first
+    grade = [
+        "judge",
+        "grade",
+        tmp_path / "tuned.jsonl",
+        tmp_path / "a.jsonl",
+        questions,
+        f"--judge={reward_run}",
+        output,
+    ]
+    command(*grade, "--pairs", "--controls=off")
+    assert "24 judgments of reward in" in capsys.readouterr().out
+    said = {each["question_id"]: each["turns"][0] for each in map(json.loads, first.decode().splitlines())}
+    asked = [f"What is {i} + 1?" for i in range(4)]
+    scores = load_reward(reward_run).score(asked, [said[str(i)] for i in range(4)])
+    for judgment in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()):
+        own = dict(zip(judgment["models"], judgment["scores"], strict=True))
+        if "tuned" in own:
+            assert own["tuned"] == pytest.approx(scores[int(judgment["question"])], abs=1e-4)
+    with pytest.raises(UserError, match="--seed=3 does nothing without a judge that writes"):
+        command(*grade, "--seed=3")
+    with pytest.raises(UserError, match="--retries=3 does nothing without an endpoint"):
+        command(*answer, "--retries=3")
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    {
+        ("--baseline=x",): "--baseline=x does nothing without --pairs",
+        ("--settings=[1]",): "no JSON object",
+        ("--temperature=-1",): "--temperature=-1.0: give a number of 0 or more",
+        ("--concurrency=0",): "--concurrency 0: give 1 or more",
+        ("--timeout_seconds=0",): "--timeout_seconds=0.0: give a number",
+        ("--batch_size=3",): "--batch_size=3 does nothing with an endpoint",
+        ("--prompts=/nowhere",): "/nowhere/single.en.toml: No such file",
+    }.items(),
+)
+def test_options_that_are_wrong_or_unread_are_refused_before_anything_is_asked(more, message, tmp_path):
+    with misbehaving() as server, pytest.raises(UserError, match=message):
+        command("judge", "grade", *files(tmp_path), f"--judge={server.url}", *more)
+    assert not server.asked and not (tmp_path / "out.jsonl").exists()
+
+
+def test_files_that_contradict_each_other_are_refused(tmp_path):
+    answers, questions, output = files(tmp_path)
+    judge = "--judge=http://127.0.0.1:9"
+    with pytest.raises(UserError, match="x has another answer to question 0 in a file before"):
+        command("judge", "grade", answers, answers, questions, output, judge)
+    with pytest.raises(UserError, match="is one of the files that are read"):
+        command("judge", "grade", answers, questions, f"--output={answers}", judge)
+
+
+def test_an_endpoint_answers_and_the_cost_is_told(tmp_path, capsys):
+    _, questions, output = files(tmp_path)
+    with misbehaving() as server:
+        command("judge", "answers", server.url, questions, output, "--prompt_price=1000000", "--name=x")
+    told = capsys.readouterr()
+    assert "4 answers of x in" in told.out
+    assert "4 replies, 56 tokens of prompts and 56 of answers; the replies cost 56.0000" in told.err
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[2])["turns"] == ["?1 + 2 si tahW"]
+    assert {body["temperature"] for body in server.bodies} == {0.0} and "seed" not in server.bodies[0]
+
+
 GRADE = """
 import functools, sys
 from camelid.launch.commands.arguments import Parser
@@ -245,10 +341,7 @@ KINDS = ["429", "503", "500", "cut", "reset", "garbage", "no choice", "hidden er
 
 def test_a_grading_that_is_killed_three_times_gives_the_same_bytes_and_asks_for_no_answer_twice(tmp_path):
     rng = random.Random(0)
-    questions = [{"question_id": i, "category": "math", "turns": [f"What is {i} + 1?"]} for i in range(8)]
-    said = [{"question_id": i, "model": m, "turns": [f"{m}: {i + 1}"]} for i in range(8) for m in ("x", "y")]
-    for name, records in {"q": questions, "a": said}.items():
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    files(tmp_path, 8)
 
     def judge(messages):
         return f"Reasons. [[{'ABC'[digest_of(messages[-1]['content']) % 3]}]]"
