@@ -27,8 +27,10 @@ TASKS = {
         "num_fewshot": 2,
         "fewshot_split": "test",
         "fewshot_config": {"sampler": "first_n"},
-        "metric_list": mean("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
-        + [{"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False}],
+        "metric_list": [
+            *mean("acc", "acc_norm", "acc_bytes", "acc_mutual_info"),
+            {"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False},
+        ],
         "data": "choices",
     },
     "parity_letters": {
@@ -74,8 +76,10 @@ TASKS = {
                 "filter": [{"function": "regex", "regex_pattern": r"(\w+)"}, {"function": "take_first"}],
             },
         ],
-        "metric_list": mean("exact_match", ignore_case=True)
-        + [{"metric": "bleu", "aggregation": "bleu", "higher_is_better": True}],
+        "metric_list": [
+            *mean("exact_match", ignore_case=True),
+            {"metric": "bleu", "aggregation": "bleu", "higher_is_better": True},
+        ],
         "data": "choices",
     },
 }

@@ -4,8 +4,8 @@ items = harness(model, tasks="piqa,arc_easy", limit=200)
 metrics_of(items)["acc_norm/piqa"]
 
 The library (`pip install 'camelid[eval]'`) builds prompts and scores answers. The model's side is `harness_model.py`.
-The tasks of LLaMA's paper are in `harness_tasks/`. Each document becomes an item, so that metrics get clustered standard
-errors and two models can be compared on the same documents.
+The tasks of LLaMA's paper are in `harness_tasks/`. Each document becomes an item, so that metrics get clustered
+standard errors, and two models can be compared on the same documents.
 """
 
 import contextlib

@@ -81,15 +81,17 @@ def _kind(task, metric: str) -> str:
 def _groups(groups: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
     """Groups whose metrics are taken from the library, and of each task the groups whose metrics follow from items.
 
-    The latter weight tasks by their documents and have nothing but means.
+    The latter weight tasks by their documents and aggregate nothing but means.
     """
     given, pooled = [], {}
     for name, group in groups.items():
         if not group.aggregate_metric_list:
             continue
         tasks = group.get_all_tasks()
-        plain = all(_kind(task, metric) == "mean" for task in tasks for metric in task.aggregation())
-        if plain and all(each.weight_by_size for each in group.aggregate_metric_list):
+        if all(
+            each.weight_by_size and all(_kind(task, each.metric) == "mean" for task in tasks)
+            for each in group.aggregate_metric_list
+        ):
             for task in tasks:
                 pooled.setdefault(task.task_name, []).append(name)
         else:
