@@ -23,8 +23,13 @@ def draw(report: Report, path: epath.PathLike) -> None:
     if not tables:
         raise UserError(f"{path}: the judgments have no win rates or scores to draw")
     most = max(len(table.rows) for table in tables)
-    figure = Figure(figsize=(5.5 * len(tables), 1.5 + 0.35 * most), layout="constrained")
-    for axes, table in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
+    columns = min(3, len(tables))
+    lines = math.ceil(len(tables) / columns)
+    figure = Figure(figsize=(5.5 * columns, lines * (1.3 + 0.35 * most)), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes in panels[len(tables) :]:
+        axes.remove()
+    for axes, table in zip(panels, tables, strict=False):
         _panel(axes, table)
     figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
 
@@ -39,12 +44,12 @@ def _panel(axes: Axes, table: Table) -> None:
         if points:
             _points(axes, points, f"C{place}", column)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(table.title, fontsize="medium")
+    axes.set_title(table.title, fontsize="small")
     if table.fair is not None:
         axes.axvline(table.fair, color="grey", linestyle=":")
-    if len(table.drawn) > 1:
+    if len(axes.containers) > 1:
         axes.legend(frameon=False, fontsize="small")
 
 

@@ -33,6 +33,10 @@ MODELS_FOR_DIFFICULTY = 5
 """Least number of other models against the same baseline from which the difficulty of questions is estimated."""
 
 
+STEEP = 5.0
+"""A coefficient of length above this means that length alone decides nearly all verdicts."""
+
+
 @dataclass(frozen=True)
 class LengthControlled:
     """A length-controlled win rate and how it came about."""
@@ -81,7 +85,11 @@ def length_controlled(
         notes.append("all questions are equally difficult: the term for difficulty is dropped")
         own, difficulty = _Rows(known, model, tanh_N, None), None
     rate, coefficients = _fit(own, _rows_of_copies(copies, baseline, difficulty))
-    return LengthControlled(rate, dict(zip(own.features, map(float, coefficients), strict=True)), tuple(notes))
+    found = dict(zip(own.features, map(float, coefficients), strict=True))
+    if abs(found.get("length", 0.0)) > STEEP:
+        steep = f"length decides nearly all verdicts (coefficient {found['length']:.1f})"
+        notes.append(f"{steep}: the rate rests on few pairs")
+    return LengthControlled(rate, found, tuple(notes))
 
 
 def targets(comparisons: Sequence[Comparison], model: str) -> np.ndarray:

@@ -43,6 +43,9 @@ MOST_NULL_WINS = 0.1
 MOST_UNEQUAL = 0.2
 """Largest share of identical answers that are not called a tie; largest share of noise in the variance of scores."""
 
+FEWEST = 20
+"""Least number of pairs with equally good answers from which a preference for length is told."""
+
 Result = Literal["pass", "fail", "unclear"]
 
 
@@ -76,15 +79,15 @@ def findings(judgments: Sequence[Judgment], judge: str, gold: Sequence[Judgment]
     """
     own = [each for each in judgments if each.judge == judge]
     pairs = comparisons(own)
-    every = pairs + implied(own)
+    every, truth = pairs + implied(own), comparisons(gold) + implied(gold)
     others = [each for each in judgments if each.judge != judge]
     found = [failures(own)]
     if pairs:
         found += [flips(pairs), first_position(pairs)]
-    found += [longer_answers(every), own_answers(every, comparisons(others) + implied(others), judge)]
+    found += [longer_answers(every, truth), own_answers(every, comparisons(others) + implied(others), judge)]
     found += [null_control(every), verbose_control(every), identical_pairs(own), identical_scores(own)]
     if gold:
-        found.append(agreement_with_gold(every, comparisons(gold) + implied(gold), shared_scores(own, gold)))
+        found.append(agreement_with_gold(every, truth, shared_scores(own, gold)))
     return [each for each in found if each is not None]
 
 
@@ -121,7 +124,7 @@ def failures(judgments: Sequence[Judgment]) -> Finding:
 def flips(pairs: Sequence[Comparison]) -> Finding:
     """The share of pairs of models judged in both orders whose verdicts differ: 1 - consistency (section 3.3)."""
     both = [each for each in models_only(pairs) if each.both_orders]
-    subject = "verdicts that do not hang on the order"
+    subject = "verdicts that hold in both orders"
     if not both:
         return Finding(subject, "unclear", None, "No pair was judged in both orders.")
     share = _mean(both, lambda each: float(each.flipped))
@@ -141,40 +144,53 @@ def first_position(pairs: Sequence[Comparison]) -> Finding:
         return Finding(
             subject, "unclear", None, "Without both orders a better answer cannot be told from a better position."
         )
-    wins = [(each.verdicts[0] + 1 - each.verdicts[1]) / 2 for each in both]
-    share = mean_outcome(wins, [each.question for each in both])
+    share = _mean(both, lambda each: (each.verdicts[0] + 1 - each.verdicts[1]) / 2)
+    if share.value == 0.5 and not share.stderr:  # no pair flipped: the share is off by half the flips at most
+        most = _mean(both, lambda each: float(each.flipped)).high / 2
+        share = share._replace(low=0.5 - most, high=0.5 + most)
     return Finding(subject, _near(share, 0.5), share, f"The first answer wins {percent(share)}; 50% is fair.")
 
 
-def longer_answers(every: Sequence[Comparison]) -> Finding | None:
-    """The share of comparisons that the longer of two answers of equally strong models wins.
+def longer_answers(every: Sequence[Comparison], gold: Iterable[Comparison] = ()) -> Finding | None:
+    """The share of comparisons that the longer of two equally good answers wins; None where lengths are unknown.
 
-    Outcome and sign of the difference in length are centred within each pair of models; the slope between them, half of
-    which is added to 50%, is free of the models' strengths. Without lengths there is no finding.
+    Equally good are those that the gold verdicts call a tie, if there are at least FEWEST. Else the answers are of
+    equally strong models: outcome and sign of the difference in length are centred within each pair of models, and the
+    slope between them is added to 50%.
+
+    Args:
+      every: the judge's comparisons.
+      gold: the gold comparisons.
     """
     known = [each for each in models_only(every) if each.lengths and each.outcome is not None]
-    sign_N = np.sign([each.longer(each.models[0]) for each in known])
-    if not np.any(sign_N):
+    ahead_N = np.array([each.longer(each.models[0]) for each in known])
+    if not np.any(ahead_N):
         return None
-    win_N = np.array([each.outcome for each in known])
-    questions = [each.question for each in known]
-    unequal = sign_N != 0
-    plain = float(((win_N - 0.5) * sign_N)[unequal].mean() + 0.5)
-    signed_N, chance_N = np.array([each.longer(each.models[0]) for each in known]), win_N - 0.5
-    norm = math.sqrt(float((signed_N**2).sum() * (chance_N**2).sum()))
-    more = {"plain": plain, "correlation": float((signed_N * chance_N).sum() / norm) if norm else 0.0}
-    sign_N, win_N = _centred(sign_N, known), _centred(win_N, known)
-    subject = "fairness to short answers"
+    subject, win_N = "fairness to short and long answers", np.array([each.outcome for each in known])
+    longer_N = (win_N - 0.5) * np.sign(ahead_N) + 0.5
+    norm = math.sqrt(float((ahead_N**2).sum() * ((win_N - 0.5) ** 2).sum()))
+    more = {"plain": float(longer_N[ahead_N != 0].mean())}
+    more["correlation"] = float((ahead_N * (win_N - 0.5)).sum() / norm) if norm else 0.0
+    text = f"The longer answer wins {more['plain']:.0%} (correlation {more['correlation']:.2f})"
+
+    ties = {_key(each) for each in gold if each.outcome == 0.5}
+    equal = [place for place, each in enumerate(known) if ahead_N[place] and _key(each) in ties]
+    if len(equal) >= FEWEST:
+        share = mean_outcome(longer_N[equal], [known[place].question for place in equal])
+        text += f"; of {len(equal):,} pairs that the gold verdicts call a tie {percent(share)}."
+        return Finding(subject, _near(share, 0.5), share, text, more)
+    sign_N, win_N = _centred(np.sign(ahead_N), known), _centred(win_N, known)
     if not np.any(np.abs(sign_N) > 1e-9):
-        text = f"The longer answer wins {plain:.0%}, but one model's is always the longer: the cause cannot be told."
+        text += "; one model's is always the longer, so the cause cannot be told."
         return Finding(subject, "unclear", None, text, more)
-    slope = intervals.ratio(win_N * sign_N, sign_N**2, questions)
-    share = slope._replace(value=slope.value + 0.5, low=max(0.0, slope.low + 0.5), high=min(1.0, slope.high + 0.5))
-    text = (
-        f"The longer answer wins {plain:.0%} (correlation {more['correlation']:.2f}); between equally strong models "
-        f"{percent(share)}. Longer answers may be better: the verbose control tells."
-    )
-    return Finding(subject, _near(share, 0.5), share, text, more)
+    slope = intervals.ratio(win_N * sign_N, sign_N**2, [each.question for each in known])
+    low, high = max(0.0, slope.low + 0.5), min(1.0, slope.high + 0.5)
+    share = slope._replace(value=slope.value + 0.5, low=low, high=high)
+    text += f"; between equally strong models {percent(share)}."
+    result = _near(share, 0.5)
+    if result != "pass":
+        text += " Length may go with quality: the verbose control or gold verdicts tell."
+    return Finding(subject, result, share, text, more)
 
 
 def own_answers(every: Sequence[Comparison], others: Sequence[Comparison], judge: str) -> Finding | None:
@@ -189,7 +205,7 @@ def own_answers(every: Sequence[Comparison], others: Sequence[Comparison], judge
     for each in others:
         if judge in each.models and each.outcome is not None:
             elsewhere.setdefault(_key(each), []).append(each.of(judge)[0])
-    subject, rate = "fairness between its own answers and others'", win_rate(own, judge)
+    subject, rate = "fairness to answers of others", win_rate(own, judge)
     shared = [each for each in own if _key(each) in elsewhere]
     if not shared:
         text = f"Its own answers win {percent(rate)} before itself. Without another judge this says little."
@@ -208,7 +224,7 @@ def null_control(every: Iterable[Comparison]) -> Finding | None:
     if rate is None:
         return None
     text = f"One constant answer to every question wins {percent(rate)} against models."
-    return Finding("contempt of empty answers", _at_most(rate, MOST_NULL_WINS), rate, text)
+    return Finding("rejecting a constant answer", _at_most(rate, MOST_NULL_WINS), rate, text)
 
 
 def verbose_control(every: Sequence[Comparison]) -> Finding | None:
@@ -217,7 +233,7 @@ def verbose_control(every: Sequence[Comparison]) -> Finding | None:
     Where the two were not compared with each other, each was compared with a third answer: the share is 50% and the
     difference of their outcomes there.
     """
-    direct, by_key = [], {_key(each): each for each in every if each.outcome is not None}
+    padding, by_key = [], {_key(each): each for each in every if each.outcome is not None}
     for each in by_key.values():
         padded = each.models[1]
         if not padded.startswith(VERBOSE):
@@ -225,15 +241,16 @@ def verbose_control(every: Sequence[Comparison]) -> Finding | None:
         original, other = padded.removeprefix(VERBOSE), each.models[0]
         beside = by_key.get((each.question, each.turn, tuple(sorted((original, other)))))
         if other == original:
-            direct.append((each, each.of(padded)[0]))
+            padding.append((each, each.of(padded)[0]))
         elif beside is not None:
-            direct.append((each, 0.5 + each.of(padded)[0] - beside.of(original)[0]))
-    if not direct:
+            padding.append((each, 0.5 + each.of(padded)[0] - beside.of(original)[0]))
+    if not padding:
         return None
-    rate = intervals.mean([value for _, value in direct], [each.question for each, _ in direct])
+    values, questions = [value for _, value in padding], [each.question for each, _ in padding]
+    rate = (mean_outcome if min(values) >= 0 and max(values) <= 1 else intervals.mean)(values, questions)
     result = _near(rate, 0.5) if rate.value > 0.5 else "pass" if rate.high <= 0.5 + TOLERANCE else "unclear"
     text = f"An answer with padding wins {percent(rate)} against the same answer without; 50% or less is fair."
-    return Finding("contempt of padding", result, rate, text)
+    return Finding("resisting padding", result, rate, text)
 
 
 def identical_pairs(judgments: Iterable[Judgment]) -> Finding | None:
@@ -249,7 +266,7 @@ def identical_pairs(judgments: Iterable[Judgment]) -> Finding | None:
         f"{count['b']:,} times."
     )
     more = {"first": float(count["a"]), "second": float(count["b"])}
-    return Finding("calling equal answers equal", _at_most(share, MOST_UNEQUAL), share, text, more)
+    return Finding("calling identical answers equal", _at_most(share, MOST_UNEQUAL), share, text, more)
 
 
 def identical_scores(judgments: Sequence[Judgment]) -> Finding | None:
@@ -275,7 +292,7 @@ def identical_scores(judgments: Sequence[Judgment]) -> Finding | None:
         f"{deviation:.2g} and is {percent(share)} of the variance of scores."
     )
     more = {"noise": deviation, "mean change": float((second_N - first_N).mean())}
-    return Finding("the same score for the same answer", _at_most(share, MOST_UNEQUAL), share, text, more)
+    return Finding("giving the same answer the same score", _at_most(share, MOST_UNEQUAL), share, text, more)
 
 
 @dataclass(frozen=True)

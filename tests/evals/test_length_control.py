@@ -85,6 +85,9 @@ def test_missing_lengths_and_an_always_longer_model_are_said():
     assert any("extrapolates" in note for note in controlled.notes)
     assert any(note.startswith("1 pairs without lengths") for note in controlled.notes)
 
+    steep = length_controlled(judged(0, 40, 300), "m", "base")
+    assert "length decides nearly all verdicts" in steep.notes[0]
+
 
 def test_probabilities_are_fitted_where_the_judge_gives_them():
     found = comparisons(

@@ -23,16 +23,16 @@ from camelid.tests.evals.simulated_judges import (
 
 READABLE, ORDER, POSITION = (
     "verdicts that can be read",
-    "verdicts that do not hang on the order",
+    "verdicts that hold in both orders",
     "fairness to both positions",
 )
 SHORT, OWN, GOLD = (
-    "fairness to short answers",
-    "fairness between its own answers and others'",
+    "fairness to short and long answers",
+    "fairness to answers of others",
     "agreement with the gold verdicts",
 )
-EMPTY, PADDING, EQUAL = "contempt of empty answers", "contempt of padding", "calling equal answers equal"
-NOISE = "the same score for the same answer"
+EMPTY, PADDING, EQUAL = "rejecting a constant answer", "resisting padding", "calling identical answers equal"
+NOISE = "giving the same answer the same score"
 
 
 def found_by(judgments, judge, gold=()):
@@ -115,6 +115,18 @@ def test_shares_are_those_of_a_loop_that_counts():
 def test_an_honest_judge_of_longer_and_better_answers_has_no_bias_for_length():
     found = found_by(pairs(Judge(), questions=400, longer=3000), "honest")[SHORT]
     assert found.result == "pass" and found.more["plain"] > 0.7 and found.more["correlation"] > 0.5
+
+
+def test_gold_ties_tell_whether_longer_answers_win_because_they_are_better():
+    rng, judged, gold = np.random.default_rng(0), [], []
+    for i in range(600):  # longer answers are better or as good; the judge sees that, and tosses a coin for ties
+        tie, first = i % 2, i % 4 < 2
+        better = "a" if first else "b"
+        winner, length = "ab"[rng.integers(2)] if tie else better, (900, 100) if first else (100, 900)
+        judged.append(Judgment(str(i), ("a", "b"), "j", winner=winner, lengths=length))
+        gold.append(Judgment(str(i), ("a", "b"), "truth", winner="tie" if tie else better))
+    alone, told = (found_by(judged, "j", known)[SHORT] for known in ((), gold))
+    assert alone.result == "fail" and told.result == "pass" and told.estimate.n == 300
 
 
 def test_the_slope_for_length_is_that_of_a_regression_with_a_term_for_each_pair_of_models():
@@ -220,4 +232,9 @@ def test_kappa_and_alpha_are_those_of_published_examples():
 def test_the_headline_says_what_a_judge_is_good_for():
     line = trust.headline("first", trust.findings(pairs(First()), "first"))
     assert line.startswith("first: It can be trusted for verdicts that can be read")
-    assert "cannot be trusted for verdicts that do not hang on the order; fairness to both positions" in line
+    assert "cannot be trusted for verdicts that hold in both orders; fairness to both positions" in line
+
+
+def test_a_judge_that_never_flips_is_fair_to_both_positions_even_on_few_questions():
+    found = found_by(pairs(Longer(), 80), "longer")[POSITION]
+    assert found.result == "pass" and found.estimate.value == 0.5 and 0.45 < found.estimate.low < 0.5
