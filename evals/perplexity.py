@@ -16,7 +16,7 @@ from ..data.sources import Source
 from ..data.text_encoder import TextEncoder
 from ..data.token_cache import TokenCache, build_cache
 from ..errors import UserError
-from ..settings.leaves import Count, OneOf, Path, Range, Unset
+from ..settings.leaves import Count, OneOf, Only, Path, Range, Unset
 from .items import Item
 
 PIECES = 4096
@@ -28,11 +28,11 @@ def perplexity(
     *,
     source: Path,
     split: Annotated[str | None, OneOf("train", "heldout")] = None,
-    heldout: Annotated[float, Range(least=0, most=1)] = 0.01,
+    heldout: Annotated[float, Range(least=0, most=1), Only("split", default=0.01)] = 0.01,
     format: str = "auto",
     on_error: Annotated[str, OneOf("raise", "skip")] = "raise",
     max_record_bytes: Count = MAX_RECORD_BYTES,
-    seq_len: Annotated[Count | None, Unset("512, or the model's context if that is shorter")] = None,
+    seq_len: Annotated[int | None, Range(least=2), Unset("512, or the model's context if that is shorter")] = None,
     borders: tuple[Count, ...] = (),
     batch_size: Annotated[Count | None, Unset("4,096 tokens on each device")] = None,
     cache_dir: Path = "~/.cache/camelid",
@@ -71,9 +71,8 @@ def perplexity(
     reading = dict(format=format, on_error=on_error, max_record_bytes=max_record_bytes)
     cache = text_cache(model, Source(source, heldout=heldout, **reading), split, cache_dir)
     if cache.tally.skipped:
-        tell(f"{source}: {cache.tally.read:,} records read, {cache.tally.skipped:,} left out")
-        for problem in cache.tally.problems:
-            tell(f"  {problem}")
+        problems = "; ".join(cache.tally.problems)
+        tell(f"{cache.tally.read:,} records read, {cache.tally.skipped:,} left out: {problems}")
     return of_cache(model, cache, seq_len=seq_len, borders=borders, batch_size=batch_size)
 
 

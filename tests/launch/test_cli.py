@@ -61,10 +61,10 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
             "unknown argument --temprature=1; did you mean --temperature? (see `camelid chat --help`)",
         ),
         (["data", "show", "--config=x", "--stpe=1"], "did you mean --step? (see `camelid data show --help`)"),
-        (["eval", "x"], "nothing to measure: give --task"),
+        (["eval", "x"], "nothing to measure: give --tasks"),
         (["eval", "x", "--source=y", "--borders=9,x"], "argument --borders: invalid positions value: '9,x'"),
         (["chat", "x", "--rope=yarn"], "--rope=yarn: give a kind and a number of tokens, as in --rope=yarn:8192"),
-        (["eval", "x", "--source=y", "--seq_len=1"], "--seq_len 1: give 2 or more"),
+        (["eval", "x", "--source=y", "--seq_len=1"], "--seq_len = 1: give a whole number from 2 up"),
         (["convert", "x", "model.tar.gz"], "model.tar.gz: camelid writes no .gz file"),
         ([*COLLECT, "--n=1"], "--n 1: give 2 or more"),
         ([*COLLECT, "--per_prompt=0"], "--per_prompt 0: give 1 or more"),
@@ -73,7 +73,7 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
         (["quickstart", "--pair_prompts=0"], "--pair_prompts 0: give 1 or more"),
         (["data", "prepare"], "give either --config"),
         (["data", "prepare", "--source=x.txt"], "needs --name and --output"),
-        (["eval", "x", "--source=y", "--cache=int8"], "do nothing for perplexity"),
+        (["eval", "x", "--source=y", "--cache=int8"], "--cache and --draft do nothing here"),
         (["serve", "x", "--slots=0"], "--slots 0: give 1 or more"),
         (["router", "10.0.0.1:8000"], "10.0.0.1:8000 is no address of a server"),
         (["serve", "x", "--replicas=0"], "--replicas 0: give 1 or more"),
@@ -101,10 +101,9 @@ COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--outpu
             "localhost:8511: no such checkpoint; to talk to a server write http://localhost:85",
         ),
         (["chat", "http://127.0.0.1:9"], "http://127.0.0.1:9: Connection refused"),
-        (["eval", "x", "--source=y", "--per_group=3"], "--per_group=3 does nothing without --task"),
-        (["eval", "x", "--task=primmer"], "safe_sums, walks; did you mean primer?"),
-        (["eval", "x", "--task=primer", "--seq_len=64"], "--seq_len=64 does nothing without --source"),
-        (["eval", "x", "--source=y", "--heldout=0.5"], "--heldout=0.5 does nothing without --split"),
+        (["eval", "x", "--source=y", "--per_group=3"], "--per_group does nothing for perplexity"),
+        (["eval", "x", "--tasks=primer", "--seq_len=64"], "--seq_len does nothing for primer"),
+        (["eval", "x", "--source=y", "--heldout=0.5"], "--heldout = 0.5 does nothing where --split is None"),
         (["data", "prepare", "--config=x", "--name=y"], "--name=y does nothing without --source"),
         ([*COLLECT, "--keep=best", "--others=2"], "--others=2 does nothing without --keep=pairs"),
         (["train", "--config=x", "--workdir=y", "--process_id=1"], "--process_id=1 does nothing without --distributed"),
@@ -295,8 +294,8 @@ def test_a_model_generates_answers_and_is_measured(tuned, corpus, tmp_path, caps
     assert main(["eval", str(tuned), *where]) == 2
     assert capsys.readouterr().err.endswith("(--on_error=skip leaves such records out)\n")
     assert main(["eval", str(tuned), *where, "--on_error=skip"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"1 left out: {tmp_path}/bad.jsonl:" in said and "perplexity" in said
+    told = capsys.readouterr()
+    assert f"1 left out: {tmp_path}/bad.jsonl:" in told.err and "perplexity" in told.out
 
 
 def test_bad_records_stop_a_command_or_are_counted_and_listed(tmp_path, capsys):

@@ -12,7 +12,8 @@ import camelid
 from camelid import checkpoints
 from camelid.configs.base import base
 from camelid.data.sources import Source
-from camelid.evals.perplexity import perplexity, text_cache
+from camelid.evals.items import metrics_of
+from camelid.evals.perplexity import of_cache, text_cache
 from camelid.launch import phases
 from camelid.launch.cli import main
 from camelid.launch.quickstart import CONFIGS
@@ -82,10 +83,10 @@ def test_the_table_is_of_the_model_before_between_and_after(adapted, pretrained,
     ):
         llama = camelid.load(model)
         cache = text_cache(llama, Source(str(file), heldout=0.1), "heldout", f"{corpus}/cache")
-        found = perplexity(llama, {kind: cache}, seq_len=64, batch_size=16)
+        found = metrics_of(of_cache(llama, cache, seq_len=64, batch_size=16))
         for metric in ("loss", "bits_per_character"):
             said = progress[f"heldout/{kind}/{metric}"][when]
-            assert said == pytest.approx(found[f"{kind}/{metric}"], rel=1e-3)
+            assert said == pytest.approx(found[metric].value, rel=1e-3)
 
 
 def test_the_second_phase_goes_on_with_the_adapters_of_the_first(adapted, pretrained, metrics):

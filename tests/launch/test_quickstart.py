@@ -78,7 +78,7 @@ def test_running_it_again_repeats_no_stage(quickstart_run, capsys):
 def test_the_command_scores_its_models_in_any_task(quickstart_run, capsys):
     tasks = {"primer": "primer/sort/zh", "walks": "walks/all", "safe_sums": "safe_sums/cost/all"}
     for task, metric in tasks.items():
-        assert main(["eval", str(quickstart_run / "ppo"), f"--task={task}", "--per_group=1"]) == 0
+        assert main(["eval", str(quickstart_run / "ppo"), f"--tasks={task}", "--per_group=1"]) == 0
         assert metric in capsys.readouterr().out
 
 
