@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from ..data.files import find_files
 from ..errors import UserError, did_you_mean
 from . import trust
 from .intervals import Estimate
@@ -23,6 +23,9 @@ from .judge_tables import Table, agreement_table, count_of, data_table, judge_ta
 from .judgment_files import read_judgments
 from .judgments import Judgment
 from .win_rates import models_of
+
+MOST_JUDGES = 20
+"""Most judges that are reported on one by one."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Report:
         """The report as Markdown."""
         parts = ["# Judge report", *self.headlines]
         for table in self.shown():
-            lines = [list(table.columns), ["---"] * len(table.columns), *table.texts()] if table.rows else []
+            lines = table.texts()
+            lines[1:1] = [["---"] * len(lines[0])] if lines else []
             rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
             parts += [f"## {table.title}", *(["\n".join(rows)] if rows else []), *table.notes]
         return "\n\n".join(parts) + "\n"
@@ -80,10 +84,11 @@ class Report:
         for line in self.headlines:
             console.print(escape(line))
         for table in self.shown():
-            drawn = RichTable(*map(escape, table.columns), title=escape(table.title), title_justify="left")
-            for line in table.texts():
+            headings, *lines = table.texts() or [[]]
+            drawn = RichTable(*map(escape, headings), title=escape(table.title), title_justify="left")
+            for line in lines:
                 drawn.add_row(*map(escape, line))
-            console.print(drawn if table.rows else escape(table.title))
+            console.print(drawn if lines else escape(table.title))
             for note in table.notes:
                 console.print(escape(note))
 
@@ -99,11 +104,21 @@ class Report:
 
 
 def read_files(paths: Iterable[str], questions: str | None = None) -> tuple[list[Judgment], list[Source]]:
-    """The judgments of files, and what the files are. Arguments and errors are those of `read_judgments`."""
+    """The judgments of files, globs or folders, and what the files are.
+
+    Args:
+      paths: the files.
+      questions: a file of questions, as `read_judgments` takes it.
+
+    Raises:
+      UserError: a file is missing, cannot be read, or stands twice among the files.
+    """
     judgments, sources = [], []
-    for path in paths:
+    for path in (file for each in paths for file in find_files(each)):
         found = list(read_judgments(path, questions))
-        digest = hashlib.sha256(epath.Path(path).expanduser().read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if twin := next((each.path for each in sources if each.sha256 == digest), None):
+            raise UserError(f"{path} is the same file as {twin}: its judgments would count twice; leave one out")
         sources.append(Source(str(path), digest, len(found)))
         judgments += found
     return judgments, sources
@@ -118,7 +133,7 @@ def make_report(
     rounds: int = 1000,
     seed: int = 0,
 ) -> Report:
-    """The report on judgments. A judgment that is there twice, text and all, counts once.
+    """The report on judgments.
 
     Args:
       judgments: of one judge or several.
@@ -133,20 +148,33 @@ def make_report(
     """
     if not judgments:
         raise UserError("there are no judgments to report on")
-    unique, models = list(dict.fromkeys(judgments)), models_of(judgments)
+    models = models_of(judgments)
     if baseline is not None and baseline not in models:
         near = did_you_mean(baseline, models)
         raise UserError(f"no judgment has the baseline {baseline}{near}: give one of {', '.join(models)}")
-    by_judge = {judge: [each for each in unique if each.judge == judge] for judge in sorted({j.judge for j in unique})}
-    findings = {judge: trust.findings(unique, judge, gold) for judge in by_judge}
+    by_judge = _by_judge(judgments)
+    findings = {}
+    for judge, own in by_judge.items():
+        others = [each for name, theirs in by_judge.items() if name != judge for each in theirs]
+        findings[judge] = trust.findings(own, judge, others, gold)
     tables = []
     for judge, own in by_judge.items():
         tables += judge_tables(judge, own, baseline, rounds, seed)
-    tables += [*sums_tables(unique), *agreement_table(by_judge), data_table(by_judge, len(judgments) - len(unique))]
+    tables += [*sums_tables(judgments), *agreement_table(by_judge), data_table(by_judge)]
     if sources:
         rows = [[each.path, each.judgments, each.sha256] for each in sources]
         tables.append(Table("Files", {"file": str, "judgments": count_of, "SHA-256": str}, rows))
     return Report(findings, [each for each in tables if each.rows or each.notes])
+
+
+def _by_judge(judgments: Sequence[Judgment]) -> dict[str, list[Judgment]]:
+    """The judgments of each judge by name; more than MOST_JUDGES, such as people who vote, are one."""
+    found: dict[str, list[Judgment]] = {}
+    for each in judgments:
+        found.setdefault(each.judge or "unnamed judge", []).append(each)
+    if len(found) > MOST_JUDGES:
+        return {f"{len(found):,} judges together": list(judgments)}
+    return dict(sorted(found.items()))
 
 
 def _plain(value: Any) -> Any:

@@ -31,6 +31,9 @@ MOST_PAIRS = 28
 RIDGE = 0.5
 """Ridge of ratings where a model won or lost every battle."""
 
+MANY_MODELS = 20
+"""With more models, each one's own outcomes are part of the difficulty of questions: one among many."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -55,11 +58,11 @@ class Table:
     """The value of a fair match, which a plot marks."""
 
     def texts(self) -> list[list[str]]:
-        """The rows as text."""
-        return [
-            ["–" if value is None else write(value) for value, write in zip(row, self.columns.values(), strict=True)]
-            for row in self.rows
-        ]
+        """The headings and the rows as text, without columns that are empty; [] if there are no rows."""
+        kept = [place for place in range(len(self.columns)) if any(row[place] is not None for row in self.rows)]
+        names, writers = list(self.columns), list(self.columns.values())
+        lines = [["–" if row[i] is None else writers[i](row[i]) for i in kept] for row in self.rows]
+        return [[names[i] for i in kept], *lines] if lines else []
 
     def records(self) -> list[dict[str, Any]]:
         """The rows by heading."""
@@ -98,6 +101,7 @@ def _win_table(judge: str, found: Sequence[Comparison], baseline: str | None) ->
     """Win rates against the baseline, or against all others, by count, by weights and length-controlled."""
     models = sorted({m for each in found for m in each.models if not is_control(m) and m != baseline})
     rows, notes = [], {}
+    shared = difficulties(found, baseline) if baseline and len(models) > MANY_MODELS else None
     for model in models:
         plain = win_rate(found, model, baseline)
         if plain is None:
@@ -105,7 +109,7 @@ def _win_table(judge: str, found: Sequence[Comparison], baseline: str | None) ->
         weighted = win_rate(found, model, baseline, weighted=True)
         controlled = None
         if baseline is not None:
-            difficulty = difficulties(found, baseline, without=model)
+            difficulty = shared or difficulties(found, baseline, without=model)
             fitted = length_controlled(found, model, baseline, difficulty=difficulty)
             controlled = fitted.rate
             for note in fitted.notes:
@@ -120,7 +124,7 @@ def _win_table(judge: str, found: Sequence[Comparison], baseline: str | None) ->
         "length-controlled": percent,
     }
     said = [f"Length control: {note} ({', '.join(models)})." for note, models in notes.items()]
-    if baseline is None:
+    if baseline is None and any(each.lengths for each in found):
         said.append("Length-controlled win rates need a baseline: give --baseline=NAME.")
     drawn = ("by count", "length-controlled")
     return Table(f"Win rates by {judge} {_against(baseline)}", columns, rows, said, drawn, 0.5)
@@ -145,10 +149,11 @@ def _rating_table(judge: str, found: Sequence[Comparison], rounds: int, seed: in
             return Table(title, {}, [], [f"There are no ratings: {problem}."])
         notes.append(f"Some models won or lost every battle: a ridge of {RIDGE} keeps their ratings finite.")
     questions = [each.question for each in own]
+    clusters = questions if len(set(questions)) < len(questions) else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ends = ratings.bootstrap(battles, rounds=rounds, seed=seed, clusters=questions, ridge=ridge)
-    places = ratings.ranks(battles, clusters=questions, ridge=ridge)
+        ends = ratings.bootstrap(battles, rounds=rounds, seed=seed, clusters=clusters, ridge=ridge)
+    places = ratings.ranks(battles, clusters=clusters, ridge=ridge)
     equal, said = _at_equal_length(own, battles, questions)
     rows = []
     for model, rating in plain.items():
@@ -285,7 +290,7 @@ def agreement_table(by_judge: Mapping[str, Sequence[Judgment]]) -> list[Table]:
     return [Table("Agreement between judges", columns, rows, notes)] if rows else []
 
 
-def data_table(by_judge: Mapping[str, Sequence[Judgment]], repeated: int) -> Table:
+def data_table(by_judge: Mapping[str, Sequence[Judgment]]) -> Table:
     rows = []
     for judge, own in by_judge.items():
         kinds = Counter((each.is_pair, any(map(is_control, each.models))) for each in own)
@@ -313,8 +318,7 @@ def data_table(by_judge: Mapping[str, Sequence[Judgment]], repeated: int) -> Tab
         "pairs in both orders",
         "of controls",
     ]
-    notes = [f"{repeated:,} repeated judgments were left out."] if repeated else []
-    return Table("Judgments", {"judge": str} | dict.fromkeys(names, count_of), rows, notes)
+    return Table("Judgments", {"judge": str} | dict.fromkeys(names, count_of), rows)
 
 
 def percent(share: Estimate) -> str:

@@ -25,10 +25,7 @@ def read_judgments(path: epath.PathLike, questions: str | None = None) -> Iterat
     Raises:
       UserError: there is no such file, or a record is none; the message names file and line.
     """
-    files = find_files(str(path))
-    if len(files) > 1:
-        raise UserError(f"{path} names {len(files)} files: give one file of judgments")
-    rows = file_rows(files)
+    rows = file_rows(find_files(str(path)))
     first = next(rows, None)
     if first is None:
         raise UserError(f"{path} has no judgments")

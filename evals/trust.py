@@ -69,18 +69,20 @@ class Finding:
     """Further numbers by name."""
 
 
-def findings(judgments: Sequence[Judgment], judge: str, gold: Sequence[Judgment] = ()) -> list[Finding]:
+def findings(
+    judgments: Sequence[Judgment], judge: str, others: Sequence[Judgment] = (), gold: Sequence[Judgment] = ()
+) -> list[Finding]:
     """All findings on a judge, as far as its judgments can show them.
 
     Args:
-      judgments: those of all judges; the others show whether a judge prefers its own answers.
-      judge: name of the judge.
+      judgments: those of the judge.
+      judge: its name; an author of this name is the judge itself.
+      others: judgments of other judges, which show whether the judge prefers its own answers.
       gold: judgments of people, or true scores, on the same answers.
     """
-    own = [each for each in judgments if each.judge == judge]
+    own = judgments
     pairs = comparisons(own)
     every, truth = pairs + implied(own), comparisons(gold) + implied(gold)
-    others = [each for each in judgments if each.judge != judge]
     found = [failures(own)]
     if pairs:
         found += [flips(pairs), first_position(pairs)]

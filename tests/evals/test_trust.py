@@ -36,7 +36,8 @@ NOISE = "giving the same answer the same score"
 
 
 def found_by(judgments, judge, gold=()):
-    return {each.subject: each for each in trust.findings(judgments, judge, gold)}
+    own, others = ([each for each in judgments if (each.judge == judge) == same] for same in (True, False))
+    return {each.subject: each for each in trust.findings(own, judge, others, gold)}
 
 
 def results(found):
