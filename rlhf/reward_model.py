@@ -85,7 +85,7 @@ class RewardModel:
             raise UserError(f"batch_size {batch_size}: give 1 or more")
         if pessimism and self.model.heads == 1:
             raise UserError(f"pessimism {pessimism} does nothing: the model has one head; leave it out")
-        rows = self._encode(prompts, answers)
+        rows = self.encode(prompts, answers)
         context = self.model.config.max_len
         for number, row in enumerate(rows, 1):
             if len(row) > context:
@@ -93,8 +93,11 @@ class RewardModel:
                 raise UserError(f"{said}, more than the context of {context:,}: shorten it")
         return self.score_tokens(rows, pessimism=pessimism, batch_size=batch_size)
 
-    def _encode(self, prompts: Sequence[str | Messages], answers: Sequence[str]) -> list[list[int]]:
-        """The tokens of each prompt with its answer, up to the token that ends the assistant's turn."""
+    def encode(self, prompts: Sequence[str | Messages], answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of each prompt with its answer, up to the token that ends the assistant's turn.
+
+        Raises UserError if the model has no tokenizer or template.
+        """
         for name in ("tokenizer", "template"):
             if getattr(self, name) is None:
                 raise UserError(f"this reward model has no {name}: set `{name}`, or give token ids to `score_tokens`")
