@@ -129,10 +129,17 @@ class ScoringJudge:
         self._score, self.name = score, name
 
     def judge(self, cases: Sequence[Case]) -> list[Judgment]:
-        """The judgments in the order of the cases. An answer that stands in several cases is scored in each of them."""
+        """The judgments in the order of the cases. An answer that stands in several cases is scored in each of them.
+
+        A verdict is missing where a score is no number. Warns of such scores.
+        """
         prompts = [conversation(case.question.turns[: case.turn], said[:-1]) for case in cases for said in case.answers]
-        scores = iter(map(float, self._score(prompts, [said[-1] for case in cases for said in case.answers])))
-        return [case.judgment(self.name, **_by_scores([next(scores) for _ in case.answers])) for case in cases]
+        scores = list(map(float, self._score(prompts, [said[-1] for case in cases for said in case.answers])))
+        if missing := sum(not math.isfinite(score) for score in scores):
+            why = "they exceed its context together with their prompts, or their scores are no numbers"
+            warnings.warn(f"{missing} of {len(scores)} answers have no score of {self.name}: {why}", stacklevel=2)
+        left = iter(scores)
+        return [case.judgment(self.name, **_by_scores([next(left) for _ in case.answers])) for case in cases]
 
 
 def cases_of(

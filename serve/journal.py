@@ -113,9 +113,9 @@ class Ledger:
         if self.without_usage:
             told += f" ({self.without_usage:,} replies do not say)"
         if self.failures:
-            told += f"; {self.failures:,} attempts failed and were repeated"
+            told += f"; attempts that failed: {self.failures:,}"
         if self.perhaps_paid:
-            told += f"; {self.perhaps_paid:,} attempts without a reply were perhaps paid"
+            told += f"; perhaps paid without a reply: {self.perhaps_paid:,}"
         return told
 
 

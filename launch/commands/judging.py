@@ -255,7 +255,7 @@ def _judge(args: argparse.Namespace) -> Iterator[Any]:
 
         writing = ("prompts", "language", "references", "temperature", "max_tokens", "settings", "seed", "journal")
         refuse_unread(args, (*writing, "batch_size", *ENDPOINT), "a judge that writes its verdicts")
-        yield ScoringJudge(load_reward(args.judge).score, args.name or Path(args.judge).absolute().name)
+        yield ScoringJudge(_score_of(load_reward(args.judge)), args.name or Path(args.judge).absolute().name)
         return
     names = args.references.split(",")
     references = {"all": None, "none": ()}.get(args.references, [name.strip() for name in names])
@@ -266,6 +266,20 @@ def _judge(args: argparse.Namespace) -> Iterator[Any]:
         asker = (_endpoint if _is_url(args.judge) else _local)(args, args.judge, journal)
         with _cost_told(args, args.judge, journal):
             yield AskingJudge(asker, prompts, name=args.name, references=references, settings=settings)
+
+
+def _score_of(reward) -> Callable[..., Any]:
+    """The function that scores answers by a reward model; nan where prompt and answer exceed its context."""
+    import numpy as np
+
+    def score(prompts, answers):
+        rows = reward.encode(prompts, answers)
+        places = [i for i, row in enumerate(rows) if len(row) <= reward.model.config.max_len]
+        scores_N = np.full(len(rows), np.nan)
+        scores_N[places] = reward.score_tokens([rows[i] for i in places])
+        return scores_N
+
+    return score
 
 
 def _is_reward_model(path: str) -> bool:

@@ -188,7 +188,8 @@ def test_a_reward_model_is_a_judge_whose_weight_is_the_sigmoid_of_the_difference
 def test_a_score_that_is_no_number_is_a_missing_verdict():
     judge = ScoringJudge(lambda prompts, answers: [math.nan] * len(answers), "r")
     for pairs in (False, True):
-        assert all(judgment.failed for judgment in judge.judge(cases_of(QUESTIONS, ANSWERS, pairs=pairs)))
+        with pytest.warns(UserWarning, match="answers have no score of r: they exceed its context"):
+            assert all(judgment.failed for judgment in judge.judge(cases_of(QUESTIONS, ANSWERS, pairs=pairs)))
 
 
 def test_a_missing_answer_a_wrong_baseline_and_a_controls_name_are_refused():
@@ -281,6 +282,11 @@ def test_a_checkpoint_answers_and_a_reward_model_grades(tuned, reward_run, tmp_p
         own = dict(zip(judgment["models"], judgment["scores"], strict=True))
         if "tuned" in own:
             assert own["tuned"] == pytest.approx(scores[int(judgment["question"])], abs=1e-4)
+    long = {"question_id": 0, "model": "long", "turns": ["red fox " * 5000]}
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps(long | {"question_id": i}) for i in range(4)))
+    with pytest.warns(UserWarning, match="24 of 48 answers have no score of reward"):
+        command(*grade[:4], tmp_path / "long.jsonl", *grade[4:], "--pairs", "--controls=off", "--baseline=long")
+    assert "24 judgments of reward, 24 without a verdict that can be read" in capsys.readouterr().out
     with pytest.raises(UserError, match="--seed=3 does nothing without a judge that writes"):
         command(*grade, "--seed=3")
     with pytest.raises(UserError, match="--retries=3 does nothing without an endpoint"):
@@ -393,7 +399,7 @@ def test_a_grading_that_is_killed_three_times_gives_the_same_bytes_and_asks_for_
     assert ledger.replies == 8 * 14 and ledger.failures > 0
     assert 0 <= twice <= min(3 * 4, ledger.perhaps_paid)  # at most what was under way at each kill, and it is counted
     assert f"112 judgments of first in {tmp_path / 'killed' / 'out.jsonl'}" in out
-    assert f"{ledger.perhaps_paid:,} attempts without a reply were perhaps paid" in err
+    assert f"perhaps paid without a reply: {ledger.perhaps_paid:,}" in err
 
 
 def texts_in(journal, field) -> Counter:
