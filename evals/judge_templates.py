@@ -54,7 +54,7 @@ class JudgePrompts:
             | {name: said[i] for name, said in zip(names, answers, strict=True)}
             for i in range(len(answers[0]))
         ]
-        shown = {"turns": turns, "has_reference": any(turn["reference"] for turn in turns)}
+        shown = {"turns": turns, "has_reference": bool(turns[-1]["reference"])}
         return [
             {"role": role, "content": self._render(kind, self._language or question.language, part, shown)}
             for role, part in (("system", "system"), ("user", "user"))

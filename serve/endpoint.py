@@ -9,7 +9,8 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +118,7 @@ class Endpoint:
         open_ = {k: r for k, r in zip(keys, requests, strict=True) if self._journal.reply(k) is None}
         if open_:
             self._done, self._all = len(set(keys)) - len(open_), len(set(keys))
-            asyncio.run(self._ask_all(open_))
+            _run(self._ask_all(open_))
         return [self._journal.reply(key) for key in keys]
 
     async def _ask_all(self, requests: Mapping[str, Request]) -> None:
@@ -284,6 +285,16 @@ def reply_of(content: bytes) -> Reply:
         completion_tokens=_whole(usage.get("completion_tokens")),
         model=_text(found.get("model")),
     )
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs work to its end; in a thread of its own where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
 
 
 class _Failure(Exception):

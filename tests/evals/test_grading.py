@@ -141,6 +141,17 @@ def test_references_are_shown_in_the_categories_that_ask_for_them(pairs):
     assert shown(()) == ([False] * 6, [False] * 6)
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_judge_is_told_to_compare_with_a_reference_where_the_graded_turn_has_one(pairs):
+    question = Question("1", ("Say hello.", "Louder."), "math", ("hi", ""))
+    judge = Judge(lambda prompt: "")
+    asking = AskingJudge(judge, JudgePrompts(), references=None, settings={})
+    asking.judge(cases_of([question], ANSWERS, pairs=pairs, controls=False))
+    texts = [request.messages[1]["content"] for request in judge.asked]
+    assert all("A correct answer" in text for text in texts)
+    assert ["with the correct one" in text for text in texts] == [True, True, False, False]
+
+
 def test_a_pair_of_conversations_is_shown_one_after_the_other():
     _, asked = graded(lambda prompt: "", pairs=True, controls=False)
     text = asked[2].messages[1]["content"]

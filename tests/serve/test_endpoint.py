@@ -1,5 +1,6 @@
 """An endpoint that misbehaves is asked until it answers, at the allowed rate, and never twice for the same answer."""
 
+import asyncio
 import random
 import re
 import time
@@ -45,6 +46,14 @@ def test_a_temporary_failure_is_waited_out_and_counted(kind, tmp_path):
     assert server.asked.count(TEXTS[3]) == 3 and len(server.asked) == 14
     assert (ledger.failures, ledger.perhaps_paid) == ((2, 0) if kind in UNPAID else (0, 2))
     assert ledger.prompt_tokens == ledger.completion_tokens == sum(map(len, TEXTS))
+
+
+def test_a_notebook_in_which_an_event_loop_runs_may_ask_too(tmp_path):
+    async def cell(server):
+        return ask(server, tmp_path / "j")[0]
+
+    with misbehaving() as server:
+        assert texts_of(asyncio.run(cell(server))) == BACKWARDS
 
 
 def test_a_reply_that_is_there_is_not_asked_for_again(tmp_path):
