@@ -12,13 +12,16 @@ import time
 from typing import Any
 
 
-def huggingface(path: str, folder: str):
-    """run(tasks=, batch=, chat=) -> metrics and answers, by lm-evaluation-harness' Hugging Face backend."""
+def huggingface(path: str, folder: str, softmax: str | None):
+    """run(tasks=, batch=, chat=) -> metrics and answers, by lm-evaluation-harness' Hugging Face backend.
+
+    softmax: dtype in which it computes log_softmax; None: that of the logits.
+    """
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    model = HFLM(path, device="cpu", dtype="float32")
+    model = HFLM(path, device="cpu", dtype="float32", softmax_dtype=softmax)
 
     def run(tasks: list[str], batch: int, chat: bool) -> dict[str, Any]:
         model.batch_size_per_gpu = batch
@@ -47,7 +50,7 @@ def huggingface(path: str, folder: str):
     return run
 
 
-def camelid(path: str, folder: str):
+def camelid(path: str, folder: str, softmax: None):
     """run(tasks=, batch=, chat=, mesh=, cache=, stop=) -> metrics and answers, by our model in the harness.
 
     path: a checkpoint, or the address of a server. stop: number of batches after which the run is broken off.
@@ -98,8 +101,10 @@ def main() -> None:
     parser.add_argument("backend", choices=("huggingface", "camelid"))
     parser.add_argument("path")
     parser.add_argument("folder", help="folder of tasks")
+    parser.add_argument("--softmax", help="dtype of the Hugging Face backend's log_softmax")
     arguments = parser.parse_args()
-    run = {"huggingface": huggingface, "camelid": camelid}[arguments.backend](arguments.path, arguments.folder)
+    make = {"huggingface": huggingface, "camelid": camelid}[arguments.backend]
+    run = make(arguments.path, arguments.folder, arguments.softmax)
     for line in sys.stdin:
         begin = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):

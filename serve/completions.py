@@ -169,7 +169,7 @@ def requests_of(
     seed = secrets.randbits(32) if settings.seed is None else settings.seed % 2**32
 
     def one(prompt: Sequence[int]) -> Request:
-        room = served.engine.max_len - len(prompt)
+        room = served.engine.max_len - len(prompt) + more.get("only_score", False)  # the last token is not read
         if max_tokens is not None and max_tokens > room:
             said = f"the prompt has {len(prompt):,} tokens and max_tokens is {max_tokens:,}, together more than"
             said = f"{said} the context of {served.engine.max_len:,}"

@@ -175,7 +175,9 @@ class Engine:
             raise UserError(f"n {request.sampling.n}: a text has one embedding; give 1")
         if request.embed and size > self.max_len:
             raise TooLong(f"the text has {size:,} tokens, more than the context of {self.max_len:,}: shorten it")
-        if size >= self.max_len and not request.embed:
+        if request.only_score and size > self.max_len + 1:  # the last token is scored, but not read
+            raise TooLong(f"the text has {size:,} tokens, the context of {self.max_len:,} scores one more: shorten it")
+        if size >= self.max_len and not request.embed and not request.only_score:
             said = f"the prompt has {size:,} tokens, and the context of {self.max_len:,} has no room for an answer"
             raise TooLong(f"{said}: shorten it")
         if wrong := [i for i in (*request.prompt, *request.bias) if not 0 <= i < vocab]:
