@@ -233,7 +233,7 @@ def test_scores_of_pairs_are_summed_by_category_whatever_the_order():
     table = make_report(judged).table("Sums of scores of a and b")
     assert [row[:3] for row in table.rows] == [["all", 15, 15], ["math", 8, 6], ["writing", 7, 9]]
     assert table.rows[1][3].value == 0.75
-    below = [dataclasses.replace(each, scores=(-1.0, 2.0)) for each in judged[:1]]
+    below = [dataclasses.replace(each, scores=(0.0, 2.0)) for each in judged[:1]]
     assert all(not each.title.startswith("Sums") for each in make_report(below).tables)
 
 
