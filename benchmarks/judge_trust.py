@@ -18,10 +18,6 @@ ORDER, POSITION, LENGTH = (
     "fairness to short and long answers",
 )
 EQUAL, CONSTANT, PADDING = "calling identical answers equal", "rejecting a constant answer", "resisting padding"
-    "verdicts that hold in both orders",
-    "calling identical answers equal",
-    "rejecting a constant answer",
-)
 FAILS = {
     Judge: set(),
     First: {ORDER, POSITION, EQUAL, CONSTANT},

@@ -245,8 +245,8 @@ def _breakdowns(title: str, found: Sequence, measure: Callable, models: Sequence
 def sums_tables(judgments: Sequence[Judgment]) -> list[Table]:
     """Sums of the scores of pairs and their ratio, by category, for each two models and over all judges.
 
-    "92% of ChatGPT's quality" was such a ratio (FastChat's blog post of March 2023): it is no share of wins. Models with
-    scores of 0 or less, such as those of reward models, have none.
+    "92% of ChatGPT's quality" was such a ratio (FastChat's blog post of March 2023): it is no share of wins. Models
+    with scores of 0 or less, such as those of reward models, have none.
     """
     pairs: dict[tuple[str, str], list[Judgment]] = {}
     for each in judgments:
