@@ -80,16 +80,15 @@ def findings(
       others: judgments of other judges, which show whether the judge prefers its own answers.
       gold: judgments of people, or true scores, on the same answers.
     """
-    own = judgments
-    pairs = comparisons(own)
-    every, truth = pairs + implied(own), comparisons(gold) + implied(gold)
-    found = [failures(own)]
+    pairs = comparisons(judgments)
+    every, truth = pairs + implied(judgments), comparisons(gold) + implied(gold)
+    found = [failures(judgments)]
     if pairs:
         found += [flips(pairs), first_position(pairs)]
     found += [longer_answers(every, truth), own_answers(every, comparisons(others) + implied(others), judge)]
-    found += [null_control(every), verbose_control(every), identical_pairs(own), identical_scores(own)]
+    found += [null_control(every), verbose_control(every), identical_pairs(judgments), identical_scores(judgments)]
     if gold:
-        found.append(agreement_with_gold(every, truth, shared_scores(own, gold)))
+        found.append(agreement_with_gold(every, truth, shared_scores(judgments, gold)))
     return [each for each in found if each is not None]
 
 
