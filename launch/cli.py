@@ -27,7 +27,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ..errors import DataError, UserError
-from .commands import checkpoints, data, evaluating, models, serving, training
+from .commands import checkpoints, data, evaluating, judging, models, serving, training
 from .commands.arguments import Parser, replace_unencodable
 
 CLOSED = "standard output was closed before all of it was written"
@@ -185,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_diff(commands)
     evaluating.add_eval(commands)
     evaluating.add_results(commands)
+    judging.add_judge(commands)
     models.add_generate(commands)
     models.add_chat(commands)
     serving.add_serve(commands)
