@@ -283,11 +283,15 @@ def _score_of(reward) -> Callable[..., Any]:
 
 
 def _is_reward_model(path: str) -> bool:
+    """Whether a judge is a reward model. Raises UserError for a cost model, whose better answers have lower scores."""
     if _is_url(path):
         return False
     from ...checkpoints import open as open_checkpoint
 
-    return open_checkpoint(path).kind == "scalar"
+    found = open_checkpoint(path)
+    if found.kind == "scalar" and found.manifest["config"]["objective"]["kind"] == "cost":
+        raise UserError(f"--judge={path} is a cost model, which says how unsafe an answer is: give a reward model")
+    return found.kind == "scalar"
 
 
 def _is_url(path: str) -> bool:

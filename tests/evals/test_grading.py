@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -304,6 +305,13 @@ def test_a_checkpoint_answers_and_a_reward_model_grades(tuned, reward_run, tmp_p
         command(*answer, "--retries=3")
 
 
+def test_a_cost_model_is_no_judge(tmp_path, monkeypatch):
+    cost = SimpleNamespace(kind="scalar", manifest={"config": {"objective": {"kind": "cost"}}})
+    monkeypatch.setattr("camelid.checkpoints.open", lambda path: cost)
+    with pytest.raises(UserError, match="--judge=runs/cost is a cost model"):
+        command("judge", "grade", *files(tmp_path), "--judge=runs/cost")
+
+
 @pytest.mark.parametrize(
     "more, message",
     {
@@ -367,16 +375,17 @@ def test_a_grading_that_is_killed_three_times_gives_the_same_bytes_and_asks_for_
         digest = digest_of(text)
         return "slow" if digest % 4 or before > digest // 4 % 2 else KINDS[(digest + before) % len(KINDS)]
 
+    def words(server, folder):
+        options = [f"--questions={tmp_path / 'q.jsonl'}", f"--judge={server.url}", f"--output={folder / 'out.jsonl'}"]
+        return ["judge", "grade", str(tmp_path / "a.jsonl"), "--pairs", "--concurrency=4", *options]
+
     def grade(server, folder):
-        command = [sys.executable, "-c", GRADE, "judge", "grade", str(tmp_path / "a.jsonl"), "--pairs"]
-        command += [f"--questions={tmp_path / 'q.jsonl'}", f"--judge={server.url}", "--concurrency=4"]
-        command += ["--timeout_seconds=0.3", f"--output={folder / 'out.jsonl'}"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        line = [sys.executable, "-c", GRADE, *words(server, folder), "--timeout_seconds=0.3"]
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
 
     with misbehaving(write=judge) as server:
         (tmp_path / "whole").mkdir()
-        process = grade(server, tmp_path / "whole")
-        assert process.communicate(timeout=60) and process.returncode == 0
+        command(*words(server, tmp_path / "whole"))
         expected, requests = (tmp_path / "whole" / "out.jsonl").read_bytes(), len(server.asked)
     assert requests == len(expected.splitlines()) == 8 * 14
 
