@@ -289,7 +289,7 @@ def _is_reward_model(path: str) -> bool:
     from ...checkpoints import open as open_checkpoint
 
     found = open_checkpoint(path)
-    if found.kind == "scalar" and found.manifest["config"]["objective"]["kind"] == "cost":
+    if found.kind == "scalar" and found.manifest["config"].get("objective", {}).get("kind") == "cost":
         raise UserError(f"--judge={path} is a cost model, which says how unsafe an answer is: give a reward model")
     return found.kind == "scalar"
 

@@ -352,14 +352,10 @@ def test_an_endpoint_answers_and_the_cost_is_told(tmp_path, capsys):
 
 GRADE = """
 import functools, sys
-from camelid.launch.commands.arguments import Parser
-from camelid.launch.commands.judging import add_judge
+from camelid.launch.cli import main
 from camelid.serve import endpoint
 endpoint.Limits = functools.partial(endpoint.Limits, backoff=0.01)  # seconds before the second attempt
-parser = Parser(prog="camelid", allow_abbrev=False)
-add_judge(parser.add_subparsers(parser_class=Parser))
-args = parser.parse_args()
-sys.exit(args.run(args))
+sys.exit(main())
 """
 KINDS = ["429", "503", "500", "cut", "reset", "garbage", "no choice", "hidden error", "silence"]
 
