@@ -35,6 +35,11 @@ ARENA_HARD_BASELINES = {
 """The models that Arena-Hard compares with, by category, for records that do not name theirs."""
 
 
+REVIEWER = "gpt-4-0328"
+"""The judge of FastChat's reviews of 2023. The three reviewer ids of records are its prompts for general questions, code
+and maths (FastChat's reviewer.jsonl)."""
+
+
 class Totals(NamedTuple):
     """The sums of the scores of pairs of answers."""
 
@@ -217,7 +222,7 @@ def _review(record: dict, where: str) -> list[Judgment]:
         Judgment(
             str(record["question_id"]),
             (match[2], match[3]),
-            match[1] or f"reviewer {record.get('reviewer_id', '')}".strip(),
+            match[1] or REVIEWER,
             None if failed else scores,
             None if failed else _higher(scores),
             text=str(record["text"] or ""),

@@ -34,7 +34,7 @@ def test_reviews_have_the_models_of_their_file_name_and_the_categories_of_the_qu
     path, questions = reviews
     first, *_, last = read(path, questions=questions)
     models = ("gpt35", "vicuna-13b-v1_1")
-    assert first == Judgment("1", models, "reviewer 1", (10.0, 2.5), "a", "math", text="8 7\nGood.")
+    assert first == Judgment("1", models, "gpt-4-0328", (10.0, 2.5), "a", "math", text="8 7\nGood.")
     assert last.failed and last.category == "writing" and last.scores is None
     assert next(iter(read(path))).category == ""
     other = path.rename(path.with_name("gpt-3.5-turbo_review_bard_vicuna.jsonl"))
