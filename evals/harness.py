@@ -9,23 +9,32 @@ standard errors, and two models can be compared on the same documents.
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 import logging
 import os
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError, did_you_mean
-from ..settings.leaves import Count, Unset, Whole
+from ..settings.leaves import Count, Path, Unset, Whole
 from .harness_cache import RequestCache
 from .harness_items import TaskResults, results_of
 from .items import Item
 from .lm import LM, LocalLM, as_lm
 
-OWN_TASKS = Path(__file__).with_name("harness_tasks")
+
+def _version() -> str:
+    """The version of lm-evaluation-harness; "" where it is missing."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("lm_eval")
+    return ""
+
+
+OWN_TASKS = pathlib.Path(__file__).with_name("harness_tasks")
 """The task files of this project."""
 
 BOOTSTRAP = 1000
@@ -38,12 +47,15 @@ def harness(
     tasks: str,
     shots: Annotated[Whole | None, Unset("as each task has it")] = None,
     limit: Annotated[Count | None, Unset("all documents")] = None,
-    include: Annotated[str | None, Unset("the library's tasks and those of this project")] = None,
+    include: Annotated[Path | None, Unset("the library's tasks and those of this project")] = None,
     chat: bool = False,
+    max_tokens: Annotated[Count | None, Unset("as each task has it")] = None,
+    seed: Whole = 0,
     allow_code: bool = False,
+    request_cache: Annotated[Path | None, Unset("answers are not kept")] = None,
     batch_size: Annotated[Count | None, Unset("4,096 tokens on each device")] = None,
 ) -> list[Item]:
-    """Scores a model in tasks of lm-evaluation-harness: an evaluation for `config.evals`.
+    """Scores a model in tasks of lm-evaluation-harness: an evaluation by the name "harness".
 
     Args:
       model: the model.
@@ -52,7 +64,10 @@ def harness(
       limit: number of documents of each task, from the beginning.
       include: a folder of further YAML tasks.
       chat: whether prompts are conversations in the model's chat template.
+      max_tokens: the most tokens of an answer.
+      seed: seed of sampled answers.
       allow_code: whether programs that the model writes may be run (`code_execution.py`).
+      request_cache: a file that keeps answers, so that a killed evaluation goes on where it was.
       batch_size: rows, or prompts, that are computed at a time.
 
     Returns:
@@ -61,9 +76,22 @@ def harness(
     Raises:
       UserError: an error of `run_tasks`.
     """
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    how = dict(shots=shots, limit=limit, include=[include] if include else [], chat=chat, allow_code=allow_code)
-    return run_tasks(model, names, batch_size=batch_size, **how).items
+    return run_tasks(
+        model,
+        [name.strip() for name in tasks.split(",") if name.strip()],
+        shots=shots,
+        limit=limit,
+        include=[include] if include else [],
+        chat=chat,
+        generation={"max_gen_toks": max_tokens} if max_tokens else None,
+        seed=seed,
+        allow_code=allow_code,
+        cache=request_cache,
+        batch_size=batch_size,
+    ).items
+
+
+harness.version = _version()  # part of the hash of results
 
 
 def run_tasks(
@@ -72,13 +100,13 @@ def run_tasks(
     *,
     shots: int | None = None,
     limit: int | None = None,
-    include: Sequence[str | Path] = (),
+    include: Sequence[str | pathlib.Path] = (),
     chat: bool = False,
     system: str | None = None,
     generation: Mapping[str, Any] | None = None,
     allow_code: bool = False,
     batch_size: int | None = None,
-    cache: str | Path | None = None,
+    cache: str | pathlib.Path | None = None,
     seed: int = 0,
     report: Any = None,
 ) -> TaskResults:
@@ -105,7 +133,7 @@ def run_tasks(
     """
     lm = as_lm(model, batch_size)
     with _quiet_library():
-        from lm_eval import __version__, evaluator
+        from lm_eval import evaluator
 
         from .harness_model import HarnessModel
 
@@ -129,7 +157,7 @@ def run_tasks(
         finally:
             if kept is not None:
                 kept.close()
-    return results_of(found, loaded, __version__)
+    return results_of(found, loaded, _version())
 
 
 # The library ----------------------------------------------------------------------------------------------------------
@@ -160,11 +188,11 @@ def _quiet_library() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _manager(tasks: Sequence[str], include: Sequence[str | Path]):
+def _manager(tasks: Sequence[str], include: Sequence[str | pathlib.Path]):
     """The library's index of tasks: without its own thousands, which take seconds to read, where none is asked for."""
     from lm_eval.tasks import TaskManager
 
-    folders = [Path(each).expanduser() for each in include]
+    folders = [pathlib.Path(each).expanduser() for each in include]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"include: there is no folder {folder}; give one with YAML files of tasks")
@@ -189,7 +217,7 @@ def _load(manager, tasks: Sequence[str], allow_code: bool) -> dict[str, Any]:
         raise UserError("no tasks are given: name some, as in tasks=piqa,arc_easy")
     names = []
     for given in tasks:
-        matching = [given] if Path(given).suffix == ".yaml" else manager.match_tasks([given])
+        matching = [given] if pathlib.Path(given).suffix == ".yaml" else manager.match_tasks([given])
         if not matching:
             raise UserError(f"there is no task {given!r}{did_you_mean(given, manager.all_tasks)}")
         names += matching
@@ -210,8 +238,8 @@ def _check_code(name: str, task, allow_code: bool) -> None:
 
     if not allow_code:
         raise UserError(f"task {name} runs programs that the model writes: allow it with --allow_code, or leave it out")
-    source = Path(str((task.config.metadata or {}).get("config_source", "")))
-    if Path(lm_eval.__file__).parent in source.parents:
+    source = pathlib.Path(str((task.config.metadata or {}).get("config_source", "")))
+    if pathlib.Path(lm_eval.__file__).parent in source.parents:
         raise UserError(f"task {name} runs programs without limits: take llama_humaneval or llama_mbpp in its place")
 
 

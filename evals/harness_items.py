@@ -13,6 +13,9 @@ from . import intervals
 from .intervals import Estimate
 from .items import Item, metrics_of
 
+SAMPLES = 2
+"""Documents of each task that a run shows."""
+
 NORMAL = 1.959963984540054
 """Half the width of a 95% interval of the normal distribution, in standard errors."""
 
@@ -107,7 +110,8 @@ def _items(name: str, task, samples: Sequence[Mapping[str, Any]], groups: Sequen
         number = sample["doc_id"]
         if number not in found:
             shared = f"{name}/{sample['doc'][cluster_by]}" if cluster_by else ""
-            found[number] = Item(f"{name}/{number}", {}, cluster=shared, groups=tuple(groups), shown=_shown(sample))
+            about = dict(cluster=shared, groups=tuple(groups), shown=_shown(sample), sample=number < SAMPLES)
+            found[number] = Item(f"{name}/{number}", {}, **about)
         for metric in sample["metrics"]:
             if (kind := _kind(task, metric)) != "other":
                 found[number].scores[_named(metric, sample["filter"])] = _score(sample[metric], kind)

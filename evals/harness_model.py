@@ -48,6 +48,7 @@ class HarnessModel(HarnessLM):
         super().__init__()
         self._lm, self._cache, self._seed, self._report = lm, cache, seed, report
         self._encode_pair = functools.lru_cache(1 << 14)(functools.partial(encode_pair, lm))
+        self._is_space = functools.lru_cache(256)(lambda token: lm.decode([token]).isspace())
         self._chat_ids = functools.lru_cache(256)(lambda chat: lm.chat_ids(json.loads(chat)))
 
     # What the harness asks -------------------------------------------------------------------------------------------
@@ -149,10 +150,6 @@ class HarnessModel(HarnessLM):
         while not begun and len(first) > 1 and self._is_space(first[-1]):
             second.insert(0, first.pop())
         return first, second
-
-    @functools.cache  # noqa: B019 - one model per evaluation
-    def _is_space(self, token: int) -> bool:
-        return self._lm.decode([token]).isspace()
 
     def _context(self, context: str) -> list[int]:
         if not is_chat(context):
