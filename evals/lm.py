@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,10 @@ from ..errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
 Tokens = Sequence[int]
+
+
+WAITS = (1, 2, 4, 8, 16, 32)
+"""Seconds before a request is sent again that a server refused because too many wait, or because it is about to end."""
 
 
 class Likelihood(NamedTuple):
@@ -203,7 +208,11 @@ class ServedLM:
         import httpx
 
         try:
-            response = self._http.request(method, path, json=body)
+            for wait in (*WAITS, None):
+                response = self._http.request(method, path, json=body)
+                if response.status_code not in (429, 503) or wait is None:
+                    break
+                time.sleep(wait)
             found = response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise UserError(f"{self.address}{path}: {str(error) or type(error).__name__}") from None

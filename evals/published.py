@@ -36,8 +36,8 @@ ARENA_HARD_BASELINES = {
 
 
 REVIEWER = "gpt-4-0328"
-"""The judge of FastChat's reviews of 2023. The three reviewer ids of records are its prompts for general questions, code
-and maths (FastChat's reviewer.jsonl)."""
+"""The judge of FastChat's reviews of 2023. The three reviewer ids of records are its prompts for general questions,
+code and maths (FastChat's reviewer.jsonl)."""
 
 
 class Totals(NamedTuple):
