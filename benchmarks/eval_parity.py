@@ -31,7 +31,7 @@ from rich.table import Table
 from .compare import Side
 from .eval_tasks import write_tasks
 
-CHAT = ["parity_choices", "parity_answers"]
+CHAT = ["parity_choices", "parity_prefix", "parity_answers"]
 """Tasks that are also run in the model's chat template."""
 
 

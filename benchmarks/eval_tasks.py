@@ -41,6 +41,15 @@ TASKS = {
         "metric_list": mean("acc", "acc_norm"),
         "data": "choices",
     },
+    "parity_prefix": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "{{choices}}",
+        "gen_prefix": "The answer is",
+        "metric_list": mean("acc", "acc_norm"),
+        "data": "choices",
+    },
     "parity_cloze": {
         "output_type": "loglikelihood",
         "doc_to_text": "{{question}}",

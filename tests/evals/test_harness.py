@@ -146,7 +146,7 @@ def address(model):
 def test_our_server_gives_the_same(address, folder, names):
     lm = ServedLM(address)
     assert_as_golden(run_tasks(lm, SOME, include=[folder]), "text", SOME)
-    assert_as_golden(run_tasks(lm, CHAT[:1], include=[folder], chat=True), "chat", CHAT[:1])
+    assert_as_golden(run_tasks(lm, CHAT[:2], include=[folder], chat=True), "chat", CHAT[:2])
 
 
 def test_a_broken_run_goes_on_where_it_was(path, names, folder, tmp_path, found, monkeypatch):
