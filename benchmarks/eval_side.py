@@ -12,16 +12,13 @@ import time
 from typing import Any
 
 
-def huggingface(path: str, folder: str, softmax: str | None):
-    """run(tasks=, batch=, chat=) -> metrics and answers, by lm-evaluation-harness' Hugging Face backend.
-
-    softmax: dtype in which it computes log_softmax; None: that of the logits.
-    """
+def huggingface(path: str, folder: str, dtype: str):
+    """run(tasks=, batch=, chat=) -> metrics and answers, by lm-evaluation-harness' Hugging Face backend."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    model = HFLM(path, device="cpu", dtype="float32", softmax_dtype=softmax)
+    model = HFLM(path, device="cpu", dtype=dtype)
 
     def run(tasks: list[str], batch: int, chat: bool) -> dict[str, Any]:
         model.batch_size_per_gpu = batch
@@ -50,7 +47,7 @@ def huggingface(path: str, folder: str, softmax: str | None):
     return run
 
 
-def camelid(path: str, folder: str, softmax: None):
+def camelid(path: str, folder: str, dtype: str):
     """run(tasks=, batch=, chat=, mesh=, cache=, stop=) -> metrics and answers, by our model in the harness.
 
     path: a checkpoint, or the address of a server. stop: number of batches after which the run is broken off.
@@ -67,7 +64,7 @@ def camelid(path: str, folder: str, softmax: None):
             import jax
 
             mesh = make_mesh({"data": devices}, jax.local_devices()[:devices])
-            loaded[devices] = ServedLM(path) if path.startswith("http") else load(path, mesh=mesh)
+            loaded[devices] = ServedLM(path) if path.startswith("http") else load(path, mesh=mesh, dtype=dtype)
         return loaded[devices]
 
     def run(
@@ -101,10 +98,10 @@ def main() -> None:
     parser.add_argument("backend", choices=("huggingface", "camelid"))
     parser.add_argument("path")
     parser.add_argument("folder", help="folder of tasks")
-    parser.add_argument("--softmax", help="dtype of the Hugging Face backend's log_softmax")
+    parser.add_argument("--dtype", default="float32", help="dtype of the computation (default: float32)")
     arguments = parser.parse_args()
     make = {"huggingface": huggingface, "camelid": camelid}[arguments.backend]
-    run = make(arguments.path, arguments.folder, arguments.softmax)
+    run = make(arguments.path, arguments.folder, arguments.dtype)
     for line in sys.stdin:
         begin = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--reference", required=True, help="python of the environment with transformers")
     parser.add_argument("--documents", type=int, default=48, help="documents of each task (default: 48)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each task (default: 5)")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, help=f"tasks (default: {' '.join(TASKS)})")
     parser.add_argument("--batch", type=int, default=16, help="Hugging Face's batch; ours is the default (default: 16)")
     arguments = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
@@ -41,7 +42,7 @@ def main() -> None:
         write_tasks(Path(folder), arguments.documents)
         theirs = Side.start(arguments.reference, "eval_side.py", "huggingface", arguments.model, folder)
         ours = Side.start(sys.executable, "eval_side.py", "camelid", arguments.model, folder)
-        for task in TASKS:
+        for task in arguments.tasks:
             requests = [
                 json.dumps({"tasks": [task], "batch": batch, "chat": False}) for batch in (arguments.batch, None)
             ]

@@ -168,7 +168,7 @@ def _quiet_library() -> Iterator[None]:
     """lm_eval without its progress bars, its prints and its processes, which a program with JAX must not fork."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("tasks by name need lm-evaluation-harness: pip install 'camelid[eval]'")
-    quiet = {"TQDM_DISABLE": "1", "DISABLE_MULTIPROC": "1"}
+    quiet = {"TQDM_DISABLE": "1", "DISABLE_MULTIPROC": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
     before = {name: os.environ.get(name) for name in quiet}
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]

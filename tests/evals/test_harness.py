@@ -5,7 +5,6 @@ golden/harness.json holds that backend's answers (`golden/make_harness.py`), for
 
 import json
 import socket
-import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ import camelid
 from camelid.benchmarks.eval_parity import CHAT
 from camelid.benchmarks.eval_tasks import write_tasks
 from camelid.errors import UserError
-from camelid.evals.harness_cache import RequestCache
 from camelid.evals.items import metrics_of
 from camelid.evals.lm import LocalLM, ServedLM
 from camelid.model.sharding import make_mesh
@@ -283,19 +281,3 @@ def test_programs_run_only_if_that_is_allowed(model, folder, names, tmp_path):
     include = write_sampled(folder, tmp_path, unsafe_code=True)
     with pytest.raises(UserError, match=r"task sampled runs programs .* --allow_code"):
         run_tasks(model, ["sampled"], include=include, limit=1)
-
-
-def test_the_cache_keeps_what_was_put_and_refuses_other_files(tmp_path):
-    cache = RequestCache(tmp_path / "a" / "cache.sqlite", {"identity": "x"})
-    keys = [cache.key(["likelihoods", [[1], [number]], {}]) for number in range(3)]
-    cache.put({keys[0]: [-1.5, True], keys[1]: "text"})
-    cache.close()
-    again = RequestCache(tmp_path / "a" / "cache.sqlite", {"identity": "x"})
-    assert again.get(keys) == {keys[0]: [-1.5, True], keys[1]: "text"}
-    other = RequestCache(tmp_path / "a" / "cache.sqlite", {"identity": "y"})
-    assert other.key(["likelihoods", [[1], [0]], {}]) != keys[0]
-    with sqlite3.connect(tmp_path / "a" / "cache.sqlite") as db:
-        assert db.execute("SELECT count(*) FROM answers").fetchone() == (2,)
-    (tmp_path / "notes.txt").write_text("these are no answers, but notes of somebody" * 9)
-    with pytest.raises(UserError, match=r"notes.txt cannot be used"):
-        RequestCache(tmp_path / "notes.txt", {})
