@@ -15,8 +15,11 @@ import io
 import logging
 import os
 import pathlib
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
+
+import numpy as np
 
 from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError, did_you_mean
@@ -36,6 +39,9 @@ def _version() -> str:
 
 OWN_TASKS = pathlib.Path(__file__).with_name("harness_tasks")
 """The task files of this project."""
+
+SEED = 1234
+"""The library's seed of examples and of numpy."""
 
 BOOTSTRAP = 1000
 """Bootstrap samples for standard errors of metrics that are no means."""
@@ -139,21 +145,21 @@ def run_tasks(
 
         manager = _manager(tasks, include)
         loaded = _load(manager, tasks, allow_code)
+        for task in loaded["tasks"].values():
+            _set(task, shots, generation)
         kept = None if cache is None else RequestCache(cache, _identity(lm))
         try:
-            found = evaluator.simple_evaluate(
-                model=HarnessModel(lm, cache=kept, seed=seed, report=report),
-                tasks=_roots(loaded),
-                task_manager=manager,
-                num_fewshot=shots,
-                limit=limit,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=chat,
-                system_instruction=system,
-                gen_kwargs=dict(generation) if generation else None,
-                confirm_run_unsafe_code=allow_code,
-                bootstrap_iters=BOOTSTRAP,
-            )
+            with _seeded():
+                found = evaluator.evaluate(
+                    HarnessModel(lm, cache=kept, seed=seed, report=report),
+                    loaded,
+                    limit=limit,
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,
+                    system_instruction=system,
+                    confirm_run_unsafe_code=allow_code,
+                    bootstrap_iters=BOOTSTRAP,
+                )
         finally:
             if kept is not None:
                 kept.close()
@@ -243,15 +249,29 @@ def _check_code(name: str, task, allow_code: bool) -> None:
         raise UserError(f"task {name} runs programs without limits: take llama_humaneval or llama_mbpp in its place")
 
 
-def _roots(loaded: Mapping[str, Any]) -> list[Any]:
-    """The groups that are in no other group, and the tasks that are in none."""
-    groups = loaded.get("groups", {})
-    inside = {name for group in groups.values() for name in group.child_names}
-    inside |= {task.task_name for group in groups.values() for task in group.get_all_tasks()}
-    return [
-        *(group for name, group in groups.items() if name not in inside),
-        *(task for name, task in loaded["tasks"].items() if name not in inside),
-    ]
+def _set(task, shots: int | None, generation: Mapping[str, Any] | None) -> None:
+    """Changes a task as the library's `simple_evaluate` does: examples, settings of answers, the examples' seed."""
+    if generation and task.get_config("output_type") == "generate_until":
+        task.set_config("generation_kwargs", dict(generation), update=True)
+    fixed = task.get_config("num_fewshot")
+    if shots is not None and fixed != 0:
+        task.set_config("num_fewshot", shots)
+    elif fixed is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(seed=SEED)
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """The library's seeds of `random` and numpy, as `simple_evaluate` sets them; afterwards both are as before."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(SEED)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _identity(lm: LM) -> dict[str, Any]:
