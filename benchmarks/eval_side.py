@@ -54,7 +54,8 @@ def camelid(path: str, folder: str, dtype: str):
     """
     from camelid import load
     from camelid.evals.harness import run_tasks
-    from camelid.evals.lm import ServedLM
+    from camelid.evals.kept import AnswerFile, KeptLM
+    from camelid.evals.lm import ServedLM, as_lm
     from camelid.model.sharding import make_mesh
 
     loaded: dict[int, Any] = {}
@@ -78,9 +79,9 @@ def camelid(path: str, folder: str, dtype: str):
             if batches == stop:
                 raise KeyboardInterrupt
 
-        how = dict(include=[folder], chat=chat, batch_size=batch, cache=cache, report=report)
+        lm = KeptLM(as_lm(model_on(mesh), batch), cache and AnswerFile(cache), report)
         with contextlib.suppress(KeyboardInterrupt):
-            found = run_tasks(model_on(mesh), tasks, **how)
+            found = run_tasks(lm, tasks, include=[folder], chat=chat)
             metrics = {name: each.value for name, each in found.metrics().items()}
             answers = {
                 item.id: each if isinstance(each := item.shown["answer"], list) else [each]

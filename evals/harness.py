@@ -24,10 +24,9 @@ import numpy as np
 from ..checkpoints.language_model import LanguageModel
 from ..errors import UserError, did_you_mean
 from ..settings.leaves import Count, Path, Unset, Whole
-from .harness_cache import RequestCache
 from .harness_items import TaskResults, results_of
 from .items import Item
-from .lm import LM, LocalLM, as_lm
+from .lm import LM, as_lm
 
 
 def _version() -> str:
@@ -58,7 +57,6 @@ def harness(
     max_tokens: Annotated[Count | None, Unset("as each task has it")] = None,
     seed: Whole = 0,
     allow_code: bool = False,
-    request_cache: Annotated[Path | None, Unset("answers are not kept")] = None,
     batch_size: Annotated[Count | None, Unset("4,096 tokens on each device")] = None,
 ) -> list[Item]:
     """Scores a model in tasks of lm-evaluation-harness: an evaluation by the name "harness".
@@ -73,7 +71,6 @@ def harness(
       max_tokens: the most tokens of an answer.
       seed: seed of sampled answers.
       allow_code: whether programs that the model writes may be run (`code_execution.py`).
-      request_cache: a file that keeps answers, so that a killed evaluation goes on where it was.
       batch_size: rows, or prompts, that are computed at a time.
 
     Returns:
@@ -92,7 +89,6 @@ def harness(
         generation={"max_gen_toks": max_tokens} if max_tokens else None,
         seed=seed,
         allow_code=allow_code,
-        cache=request_cache,
         batch_size=batch_size,
     ).items
 
@@ -112,9 +108,7 @@ def run_tasks(
     generation: Mapping[str, Any] | None = None,
     allow_code: bool = False,
     batch_size: int | None = None,
-    cache: str | pathlib.Path | None = None,
     seed: int = 0,
-    report: Any = None,
 ) -> TaskResults:
     """Scores a model in tasks of lm-evaluation-harness.
 
@@ -129,9 +123,7 @@ def run_tasks(
       generation: settings for answers in place of the tasks' own, such as {"max_gen_toks": 64}.
       allow_code: whether programs that the model writes may be run (`code_execution.py`).
       batch_size: rows, or prompts, that are computed at a time.
-      cache: a file of answers; the answers in it are not computed again, and new ones are added as they come.
       seed: seed of sampled answers. What else is random is fixed, as the library fixes it.
-      report: report(kind, answered, all) is called after each batch of requests.
 
     Raises:
       UserError: lm-evaluation-harness is missing; there is no such task, or its data cannot be loaded; a task would run
@@ -147,22 +139,17 @@ def run_tasks(
         loaded = _load(manager, tasks, allow_code)
         for task in loaded["tasks"].values():
             _set(task, shots, generation)
-        kept = None if cache is None else RequestCache(cache, _identity(lm))
-        try:
-            with _seeded():
-                found = evaluator.evaluate(
-                    HarnessModel(lm, cache=kept, seed=seed, report=report),
-                    loaded,
-                    limit=limit,
-                    apply_chat_template=chat,
-                    fewshot_as_multiturn=chat,
-                    system_instruction=system,
-                    confirm_run_unsafe_code=allow_code,
-                    bootstrap_iters=BOOTSTRAP,
-                )
-        finally:
-            if kept is not None:
-                kept.close()
+        with _seeded():
+            found = evaluator.evaluate(
+                HarnessModel(lm, seed=seed),
+                loaded,
+                limit=limit,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                system_instruction=system,
+                confirm_run_unsafe_code=allow_code,
+                bootstrap_iters=BOOTSTRAP,
+            )
     return results_of(found, loaded, _version())
 
 
@@ -272,11 +259,3 @@ def _seeded() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def _identity(lm: LM) -> dict[str, Any]:
-    """What decides a model's answers, for the cache."""
-    said = dict(lm.describe())
-    if isinstance(lm, LocalLM) and said.get("identity") is None:
-        raise UserError("a model that no checkpoint on disk stands for has no identity: leave the request cache out")
-    return said

@@ -8,24 +8,17 @@ import functools
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval import utils
 from lm_eval.api.model import LM as HarnessLM
 
 from ..errors import UserError
-from .harness_cache import RequestCache
 from .lm import LM, encode_pair
 
-Report = Callable[[str, int, int], None]
-"""report(kind of request, number answered, number in all), after each batch."""
-
-BATCH = 512
-"""Likelihoods that are asked for, and put on disk, at a time."""
-
-BATCH_ANSWERS = 64
-"""Answers that are generated, and put on disk, at a time."""
+BLOCK = 64
+"""Samples of a prompt that are drawn with one seed."""
 
 MAX_TOKENS = 256
 """Length of an answer where the task gives none, as in the harness."""
@@ -39,14 +32,12 @@ class HarnessModel(HarnessLM):
 
     Args:
       lm: the model.
-      cache: answers from earlier, which are not computed again; None: there are none.
       seed: seed of sampled answers.
-      report: is told of progress.
     """
 
-    def __init__(self, lm: LM, *, cache: RequestCache | None = None, seed: int = 0, report: Report | None = None):
+    def __init__(self, lm: LM, *, seed: int = 0):
         super().__init__()
-        self._lm, self._cache, self._seed, self._report = lm, cache, seed, report
+        self._lm, self._seed = lm, seed
         self._encode_pair = functools.lru_cache(1 << 14)(functools.partial(encode_pair, lm))
         self._is_space = functools.lru_cache(256)(lambda token: lm.decode([token]).isspace())
         self._chat_ids = functools.lru_cache(256)(lambda chat: lm.chat_ids(json.loads(chat)))
@@ -160,62 +151,26 @@ class HarnessModel(HarnessLM):
         first, second = self._lm.chat_pair(messages[:-1], messages[-1]["content"])
         return [*first, *second]
 
-    # Answers, from the cache or the model ----------------------------------------------------------------------------
+    # Answers ---------------------------------------------------------------------------------------------------------
 
     def _likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        def ask(some: Sequence[Any]) -> list[Any]:
-            return [(each.logp, each.is_greedy) for each in self._lm.loglikelihoods(some)]
-
-        asked = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
-        found = self._ask("likelihoods", dict.fromkeys(asked), {}, ask, BATCH)
-        return [(float(logp), bool(is_greedy)) for logp, is_greedy in (found[each] for each in asked)]
+        return [(each.logp, each.is_greedy) for each in self._lm.loglikelihoods(pairs)]
 
     def _answers(self, counts: Mapping[tuple[int, ...], int], settings: Mapping[str, Any]) -> dict[Any, list[str]]:
         """As many answers to each prompt as `counts` says.
 
-        They are drawn in blocks of at most BATCH_ANSWERS, each with a seed of its own, so that neither the number of
-        prompts nor a restart changes what is sampled.
+        They are drawn in blocks of at most BLOCK, each with a seed of its own, so that the number of prompts does not
+        change what is sampled.
         """
         found: dict[tuple[int, ...], list[str]] = {prompt: [] for prompt in counts}
         blocks: dict[tuple[int, int], list[tuple[int, ...]]] = defaultdict(list)
         for prompt, count in counts.items():
-            for first in range(0, count, BATCH_ANSWERS):
-                blocks[first, min(BATCH_ANSWERS, count - first)].append(prompt)
+            for first in range(0, count, BLOCK):
+                blocks[first, min(BLOCK, count - first)].append(prompt)
         for (first, n), prompts in sorted(blocks.items()):
-            how = dict(settings) | {"n": n, "seed": zlib.crc32(f"{self._seed}/{first}".encode())}
-
-            def ask(some: Sequence[Any], how: Mapping[str, Any] = how) -> list[Any]:
-                return self._lm.generate(some, **how)
-
-            texts = self._ask("answers", dict.fromkeys(prompts), how, ask, max(1, BATCH_ANSWERS // n))
-            for prompt in prompts:
-                found[prompt] += texts[prompt]
-        return found
-
-    def _ask(
-        self,
-        kind: str,
-        requests: Mapping[Any, None],
-        settings: Mapping[str, Any],
-        ask: Callable[[Sequence[Any]], list[Any]],
-        batch: int,
-    ) -> dict[Any, Any]:
-        """The answer to each request: those in the cache, then the others in batches, the longest first."""
-        keys = {}
-        found = {}
-        if self._cache is not None:
-            keys = {request: self._cache.key([kind, request, settings]) for request in requests}
-            kept = self._cache.get(list(keys.values()))
-            found = {request: kept[key] for request, key in keys.items() if key in kept}
-        missing = sorted((each for each in requests if each not in found), key=_by_length)
-        for first in range(0, len(missing), batch):
-            some = missing[first : first + batch]
-            answers = dict(zip(some, ask(some), strict=True))
-            found |= answers
-            if self._cache is not None:
-                self._cache.put({keys[request]: answer for request, answer in answers.items()})
-            if self._report is not None:
-                self._report(kind, len(found), len(requests))
+            seed = zlib.crc32(f"{self._seed}/{first}".encode())
+            for prompt, texts in zip(prompts, self._lm.generate(prompts, n=n, seed=seed, **settings), strict=True):
+                found[prompt] += texts
         return found
 
 
@@ -249,9 +204,3 @@ def generation_settings(given: Mapping[str, Any], task: str | None) -> dict[str,
             "temperature and top_p are known here"
         )
     return found
-
-
-def _by_length(request: Sequence[Any]) -> tuple[int, Any]:
-    """The longest first; texts that begin alike are neighbours."""
-    size = sum(map(len, request)) if isinstance(request[0], tuple) else len(request)
-    return -size, request

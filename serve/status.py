@@ -42,6 +42,10 @@ class StatusLine:
     def __exit__(self, *error: object) -> None:
         self.end()
 
+    def say(self, doing: str) -> None:
+        """Changes the words."""
+        self._doing = doing
+
     def end(self) -> None:
         """Takes the line away for good."""
         self._ended.set()

@@ -1,6 +1,7 @@
 """The commands `camelid eval` and `camelid results`."""
 
 import argparse
+import functools
 import inspect
 import json
 import sys
@@ -93,6 +94,17 @@ def add_eval(commands) -> None:
         metavar="N,N",
         help="token positions that divide a row: the perplexity of each part is measured too (default: none)",
     )
+    parser.add_argument(
+        "--allow_code",
+        action="store_true",
+        default=None,
+        help="with tasks of lm-evaluation-harness: run programs that the model writes, each locked in",
+    )
+    parser.add_argument(
+        "--keep_answers",
+        metavar="FILE",
+        help="keep answers and likelihoods in FILE as they come: the same command goes on from it (default: no file)",
+    )
     parser.add_argument("--output", metavar="FILE", help="write results, with every item, as JSON (default: no file)")
     add_report(parser)
     parser.add_argument(
@@ -111,8 +123,22 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw the comparison, as .svg, .png or .pdf (default: no file)")
 
 
-READ = (*SETTINGS, "chat", "stop", "format", "on_error", "max_record_bytes", "split", "borders", "include")
+READ = (
+    *SETTINGS,
+    "chat",
+    "stop",
+    "format",
+    "on_error",
+    "max_record_bytes",
+    "split",
+    "borders",
+    "include",
+    "allow_code",
+)
 """The options that are settings of evaluations."""
+
+ASKING = ("choices", "exact", "harness", *tasks.NAMES)
+"""Evaluations that ask an `LM`; others get the loaded model."""
 
 Planned = tuple[str, str, dict[str, Any]]
 """The name of an evaluation's results, the name of the evaluation, and its settings."""
@@ -121,6 +147,8 @@ Planned = tuple[str, str, dict[str, Any]]
 def _eval(args: argparse.Namespace) -> None:
     require_output()
     from ...evals import results
+    from ...evals.kept import AnswerFile, KeptLM
+    from ...evals.lm import as_lm
 
     check_free(args.output, args.report, args.plot)
     planned = list(_planned(args))
@@ -133,23 +161,30 @@ def _eval(args: argparse.Namespace) -> None:
         raise UserError("--cache and --draft do nothing here, where nothing is decoded: leave them out")
     earlier = [results.read(path) for path in args.against]
     model = _model(args)
+    file = AnswerFile(args.keep_answers) if args.keep_answers else None
     evaluated = {}
     for label, (name, evaluate, settings) in chosen.items():
-        begin = time.perf_counter()
-        with StatusLine(f"evaluating {label}"):
-            items = list(evaluate(model, **settings))
+        begin, doing = time.perf_counter(), f"evaluating {label}"
+        with StatusLine(doing) as status:
+            asked = model
+            if name in ASKING:
+                tell = functools.partial(_tell_progress, status, doing)
+                asked = KeptLM(as_lm(model, args.batch_size), file, tell)
+            items = list(evaluate(asked, **settings))
         parameters = inspect.signature(evaluate).parameters.values()
         whole = {each.name: each.default for each in parameters if each.default is not each.empty} | settings
         version = getattr(evaluate, "version", "")
         evaluated[label] = results.Evaluated(name, whole, items, time.perf_counter() - begin, version)
     _show(evaluated)
-    from ...evals.lm import as_lm
-
     content = results.result_of(as_lm(model), evaluated, ["camelid", *args.argv])
     if args.output:
         results.write(args.output, content)
     if earlier or args.report or args.plot:
         show_results([*earlier, results.Result(args.output or "now", content)], args, print_table=bool(earlier))
+
+
+def _tell_progress(status: StatusLine, doing: str, kind: str, done: int, every: int) -> None:
+    status.say(f"{doing}: {done:,} of {every:,} {kind}")
 
 
 def _planned(args: argparse.Namespace) -> Iterator[Planned]:

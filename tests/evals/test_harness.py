@@ -19,6 +19,7 @@ from camelid.benchmarks.eval_parity import CHAT
 from camelid.benchmarks.eval_tasks import write_tasks
 from camelid.errors import UserError
 from camelid.evals.items import metrics_of
+from camelid.evals.kept import AnswerFile, KeptLM
 from camelid.evals.lm import LocalLM, ServedLM
 from camelid.model.sharding import make_mesh
 from camelid.serve.api import Server, make_app
@@ -148,9 +149,8 @@ def test_our_server_gives_the_same(address, folder, names):
 
 
 def test_a_broken_run_goes_on_where_it_was(path, names, folder, tmp_path, found, monkeypatch):
-    monkeypatch.setattr("camelid.evals.harness_model.BATCH", 16)
-    whole = Counted(camelid.load(path))
-    cache, batches = tmp_path / "cache.sqlite", []
+    monkeypatch.setattr("camelid.evals.kept.BATCH_LIKELIHOODS", 16)
+    whole, file, batches = Counted(camelid.load(path)), AnswerFile(tmp_path / "kept.sqlite"), []
 
     def break_off(*told):
         batches.append(told)
@@ -158,20 +158,14 @@ def test_a_broken_run_goes_on_where_it_was(path, names, folder, tmp_path, found,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(whole, names, include=[folder], cache=cache, report=break_off)
-    first = whole.asked
-    again = run_tasks(whole, names, include=[folder], cache=cache)
-    assert first == 48 and answers_of(again) == answers_of(run_tasks(whole, names, include=[folder], cache=cache))
+        run_tasks(KeptLM(whole, file, break_off), names, include=[folder])
+    first, kept = whole.asked, KeptLM(whole, file)
+    again = run_tasks(kept, names, include=[folder])
+    assert first == 48 and answers_of(again) == answers_of(run_tasks(kept, names, include=[folder]))
     alone = Counted(camelid.load(path))
-    run_tasks(alone, names, include=[folder])
+    run_tasks(KeptLM(alone, None), names, include=[folder])
     assert whole.asked == alone.asked  # nothing twice
     assert_as_golden(again, "text")
-
-
-def test_a_model_that_only_memory_holds_has_no_cache(model, folder, names, tmp_path):
-    lm = LocalLM(camelid.LanguageModel(model.model, model.params, model.tokenizer, model.template, model.mesh))
-    with pytest.raises(UserError, match="has no identity"):
-        run_tasks(lm, ["parity_letters"], include=[folder], cache=tmp_path / "cache.sqlite")
 
 
 def test_documents_are_items_with_intervals(found):
@@ -232,15 +226,15 @@ def write_sampled(folder: Path, into: Path, **settings) -> list[Path]:
 
 def test_samples_differ_and_neither_batch_nor_restart_changes_them(path, folder, names, tmp_path, monkeypatch):
     include = write_sampled(folder, tmp_path)
-    monkeypatch.setattr("camelid.evals.harness_model.BATCH_ANSWERS", 2)
-    lm = Counted(camelid.load(path))
+    monkeypatch.setattr("camelid.evals.harness_model.BLOCK", 2)
+    monkeypatch.setattr("camelid.evals.kept.BATCH_ANSWERS", 2)
+    lm, file = Counted(camelid.load(path)), AnswerFile(tmp_path / "kept.sqlite")
     one = answers_of(run_tasks(lm, ["sampled"], include=include, limit=2))
     asked = lm.asked
     assert asked == 8 and all(len(set(texts)) > 2 for texts in one.values())
-    cache = tmp_path / "cache.sqlite"
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(lm, ["sampled"], include=include, limit=2, cache=cache, report=_interrupt)
-    assert answers_of(run_tasks(lm, ["sampled"], include=include, limit=2, cache=cache)) == one
+        run_tasks(KeptLM(lm, file, _interrupt), ["sampled"], include=include, limit=2)
+    assert answers_of(run_tasks(KeptLM(lm, file), ["sampled"], include=include, limit=2)) == one
     assert lm.asked == 2 * asked
     few = run_tasks(LocalLM(camelid.load(path), 1), ["sampled"], include=include, limit=1)
     assert answers_of(few)["sampled/0"] == one["sampled/0"]
