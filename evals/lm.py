@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
+
 from ..checkpoints import Checkpoint, scoring
 from ..checkpoints.decoding import sampling_of, text_of
 from ..checkpoints.language_model import LanguageModel
@@ -163,6 +165,7 @@ class LocalLM:
             "identity": None if checkpoint is None else checkpoint.identity,
             "weights": None if checkpoint is None else checkpoint.weights,
             "config_hash": _config_hash(checkpoint),
+            "network": _network_hash(model),
             "dtype": model.config.dtype,
             "tokenizer": self._tokenizer.fingerprint,
             "template": template and {"name": template.name, "source": template.source},
@@ -306,3 +309,10 @@ def _config_hash(checkpoint: Checkpoint | None) -> str | None:
     if not isinstance(checkpoint, RunCheckpoint):
         return None
     return hashlib.sha256(json.dumps(checkpoint.manifest["config"], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _network_hash(model: LanguageModel) -> str:
+    """The hash of what is computed beside the parameters: the network's config, and how its matrices are stored."""
+    leaves, tree = jax.tree.flatten(model.params)
+    about = [str(model.config), str(tree), [str(leaf.dtype) for leaf in leaves]]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

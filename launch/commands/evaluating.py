@@ -194,7 +194,7 @@ def _planned(args: argparse.Namespace) -> Iterator[Planned]:
         if name in tasks.NAMES:
             yield name, name, {}
     if others := [name for name in named if name not in tasks.NAMES]:
-        yield ",".join(others), "harness", {"tasks": ",".join(others)}
+        yield "tasks", "harness", {"tasks": ",".join(others)}
     for option in ("choices", "exact"):
         for file in getattr(args, option) or ():
             yield Path(file).stem, option, {"file": file}

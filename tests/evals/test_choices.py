@@ -62,7 +62,7 @@ def test_each_choice_has_the_likelihood_of_its_text_after_the_question(model, fi
         assert item.scores == {
             "acc": float(np.argmax(expected) == place),
             "acc_norm": float(np.argmax(per_character) == place),
-            "acc_mutual_info": float(np.argmax(np.subtract(expected, alone)) == place),
+            "acc_answer_only": float(np.argmax(np.subtract(expected, alone)) == place),
         }
     assert items[1].groups == ("", "colours") and items[1].cluster == "the"
 

@@ -1,9 +1,8 @@
 """The requests of lm-evaluation-harness 0.4 to a server, as `local-completions` and `local-chat-completions`."""
 
-import numpy as np
 import pytest
 
-from camelid.checkpoints.scoring import _next_token_logprobs
+from camelid.checkpoints.scoring import likelihoods
 from camelid.model.sampling import Sampling
 from camelid.serve.requests import Request
 from camelid.tests.serve.plain_requests import ASKED, ask
@@ -25,9 +24,7 @@ def encode(post, text):
 
 def logprobs_of(model, tokens):
     """Log-probability of each token but the first, by the network on the whole text at once."""
-    padded_1T = np.zeros((1, 64), np.int32)
-    padded_1T[0, : len(tokens)] = tokens
-    return np.asarray(_next_token_logprobs(model.config, model.params, padded_1T))[0, : len(tokens) - 1]
+    return likelihoods(model, [(tokens[:1], tokens[1:])])[0].logp
 
 
 def scored(post, inputs, context_sizes):
