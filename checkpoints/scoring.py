@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..data.packing import best_fit_decreasing
 from ..errors import UserError
 from ..model import llama
+from ..model.attention import BRANCHES
 from ..model.config import LlamaConfig
 from ..model.linear import linear
 from ..model.logprobs import CHUNK
@@ -50,9 +51,9 @@ def likelihoods(
 ) -> list[Likelihoods]:
     """The log-probabilities of continuations, each given its context.
 
-    Texts share rows (`data.packing`), so that few shapes are compiled and little is padding. Texts that differ in their
-    last token alone, such as the letters of four choices, are computed once. The output head reads the positions of
-    continuations only.
+    Texts share rows (`data.packing`), so that few shapes are compiled and little is padding. Equal contexts, such as
+    those of the choices of a question, are computed once where attention is XLA's and without a window; continuations
+    of one token share their context everywhere. The output head reads the positions of continuations only.
 
     Args:
       model: the model.
@@ -66,26 +67,20 @@ def likelihoods(
     most = most or model.config.max_len
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size {batch_size}: give 1 or more")
-    texts: dict[tuple[int, ...], int] = {}
-    of_request = []
     for number, (context, continuation) in enumerate(requests, 1):
-        text = (*context, *continuation[:-1])
-        if not context or not continuation or len(text) > most:
+        if not context or not continuation or len(context) + len(continuation) - 1 > most:
             said = f"answer {number}: prompt and answer have {len(context)} and {len(continuation)} tokens"
             raise UserError(f"{said}; give one or more of each, at most the context of {most:,} together")
-        of_request.append(texts.setdefault(text, len(texts)))
-    asked: list[list[int]] = [[] for _ in texts]
-    for number, text in enumerate(of_request):
-        asked[text].append(number)
+    texts, asked = _texts(requests, shares=_shares_contexts(model.config))
 
     found: list[Likelihoods | None] = [None] * len(requests)
     pending = None
-    for batch in _batches(model, list(texts), batch_size):
+    for batch in _batches(model, texts, batch_size):
         queries = [
-            (number, where + len(requests[number][0]) - 1 + place, token)
+            (number, where + place, token)
             for text, where in batch.places
-            for number in asked[text]
-            for place, token in enumerate(requests[number][1])
+            for number, places in asked[text]
+            for place, token in zip(places, requests[number][1], strict=True)
         ]
         scores = _dispatch(model, batch, queries)
         if pending is not None:  # read while the device computes this batch
@@ -94,6 +89,54 @@ def likelihoods(
     if pending is not None:
         _collect(*pending, found)
     return found
+
+
+class _Text(NamedTuple):
+    """A context with continuations, in one row."""
+
+    tokens: list[int]
+    branches: list[int]
+    """Of each token, the continuation that it belongs to, from 1; 0 for the context."""
+    positions: list[int]
+    """Of each token, its position as if no other continuation were there."""
+
+
+def _shares_contexts(config: LlamaConfig) -> bool:
+    """Whether continuations of a context can share it. The kernels of TPUs and GPUs know no such mask."""
+    is_xla = config.attention == "xla" or (config.attention == "auto" and jax.default_backend() == "cpu")
+    return is_xla and config.window is None
+
+
+def _texts(
+    requests: Sequence[tuple[Tokens, Tokens]], *, shares: bool
+) -> tuple[list[_Text], list[list[tuple[int, Sequence[int]]]]]:
+    """The texts that requests need, and for each text its requests with the places from which their tokens are told.
+
+    shares: whether continuations of several tokens share a context, as long as the text fits a row.
+    """
+    texts: list[_Text] = []
+    asked: list[list[tuple[int, Sequence[int]]]] = []
+    known: dict[tuple[int, ...], tuple[int, int]] = {}  # the text, and where the continuation begins in it
+    open_texts: dict[tuple[int, ...], int] = {}
+    for number, (context, continuation) in enumerate(requests):
+        context, rest = tuple(context), tuple(continuation[:-1])
+        if (key := (len(context), *context, *rest) if shares else (*context, *rest)) not in known:
+            place = open_texts.get(context) if shares else None
+            if place is None or (rest and len(texts[place].tokens) + len(rest) > ROW):
+                place = len(texts)
+                texts.append(_Text(list(context), [0] * len(context), list(range(len(context)))))
+                asked.append([])
+                open_texts[context] = place
+            text = texts[place]
+            known[key] = place, len(text.tokens)
+            text.tokens.extend(rest)
+            text.branches.extend([text.branches[-1] + 1 if shares else 0] * len(rest))
+            text.positions.extend(range(len(context), len(context) + len(rest)))
+        place, begin = known[key]
+        if not shares:
+            begin = len(context)
+        asked[place].append((number, [len(context) - 1, *range(begin, begin + len(rest))]))
+    return texts, asked
 
 
 class _Batch(NamedTuple):
@@ -106,9 +149,9 @@ class _Batch(NamedTuple):
     """(text, index of its first token in the flattened batch)."""
 
 
-def _batches(model: "LanguageModel", texts: Sequence[Tokens], batch_size: int | None) -> Iterator[_Batch]:
+def _batches(model: "LanguageModel", texts: Sequence[_Text], batch_size: int | None) -> Iterator[_Batch]:
     """Texts packed into rows of few lengths, the longest first."""
-    lengths_N = np.array([len(text) for text in texts], np.int64)
+    lengths_N = np.array([len(text.tokens) for text in texts], np.int64)
     many = lengths_N.sum() > ROW
     width_N = np.array([ROW if many and n <= ROW else max(32, 1 << (int(n) - 1).bit_length()) for n in lengths_N])
     devices = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
@@ -127,16 +170,17 @@ def _batches(model: "LanguageModel", texts: Sequence[Tokens], batch_size: int | 
             yield _rows(texts, by_row[first : first + size], size, width)
 
 
-def _rows(texts: Sequence[Tokens], by_row: Sequence[Sequence[int]], size: int, width: int) -> _Batch:
+def _rows(texts: Sequence[_Text], by_row: Sequence[Sequence[int]], size: int, width: int) -> _Batch:
     batch = _Batch(*(np.zeros((size, width), np.int32) for _ in range(3)), [])
     for row, those in enumerate(by_row):
         begin = 0
         for segment, text in enumerate(those, 1):
-            span = row, slice(begin, begin + len(texts[text]))
-            batch.tokens[span], batch.segment_ids[span] = texts[text], segment
-            batch.positions[span] = range(len(texts[text]))
+            tokens, branches, positions = texts[text]
+            span = row, slice(begin, begin + len(tokens))
+            batch.tokens[span], batch.positions[span] = tokens, positions
+            batch.segment_ids[span] = segment + (np.array(branches, np.int32) << 16)
             batch.places.append((text, row * width + begin))
-            begin += len(texts[text])
+            begin += len(tokens)
     return batch
 
 
@@ -148,7 +192,9 @@ def _dispatch(model: "LanguageModel", batch: _Batch, queries: Sequence[tuple[int
     with jax.set_mesh(model.mesh):
         rows = NamedSharding(model.mesh, PartitionSpec(BATCH, "context"))
         arrays = (jax.device_put(x, rows) for x in batch[:3])
-        hidden_BTD = _hidden(model.config, model.params, *arrays)
+        shares = _shares_contexts(model.config)
+        config = model.config.replace(attention=BRANCHES) if shares else model.config
+        hidden_BTD = _hidden(config, model.params, *arrays)
         return _scores(model.params, hidden_BTD, where_Q, token_Q)
 
 

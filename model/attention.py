@@ -18,6 +18,11 @@ from . import xla_cpu
 from .sharding import BATCH, axis_size, constrain
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+BRANCHES = "branches"
+"""An implementation that `xla` is of: continuations share a context that is computed once. The positions of a context
+have the segment id s below 2**16, those of its continuation b = 1, 2, ... have s + b * 2**16. A continuation sees
+itself and its context, and a context itself alone. Only scoring asks for it: nothing is differentiated there."""
+
 _MASKED = -1e30  # finite, so that a row with nothing to attend to gives a mean and not NaN
 
 
@@ -38,9 +43,10 @@ def attention(
     """
     if implementation == "auto":
         implementation = _choose(q_BTHE)
-    if implementation not in IMPLEMENTATIONS:
+    if implementation not in (*IMPLEMENTATIONS, BRANCHES):
         raise ValueError(f"attention {implementation!r}: give one of {', '.join(IMPLEMENTATIONS)}")
-    function = {"xla": _xla, "splash": splash, "cudnn": _cudnn}[implementation]
+    branches = functools.partial(_xla, branches=True)
+    function = {"xla": _xla, "splash": splash, "cudnn": _cudnn, BRANCHES: branches}[implementation]
     return function(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, window=window, scale=scale)
 
 
@@ -57,7 +63,16 @@ def _scaled(q_BTHE: jax.Array, scale: float | None) -> jax.Array:
     return q_BTHE * jnp.asarray(q_BTHE.shape[-1] ** -0.5 if scale is None else scale, q_BTHE.dtype)
 
 
-def _xla(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, window: int | None = None, scale: float | None = None):
+def _xla(
+    q_BTHE,
+    k_BTKE,
+    v_BTKE,
+    segment_ids_BT,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    branches: bool = False,
+):
     """Blocks of queries against the keys that one of them sees: scores above the diagonal, and those of earlier blocks
     than a window reaches, are never computed.
 
@@ -79,7 +94,10 @@ def _xla(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, window: int | None = None, s
         seen_TS = jnp.arange(start, stop)[:, None] >= jnp.arange(first, stop)[None, :]
         if window is not None:
             seen_TS &= jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :] < window
-        same_BTS = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, first:stop]
+        own_BT1, other_B1S = segment_ids_BT[:, start:stop, None], segment_ids_BT[:, None, first:stop]
+        same_BTS = own_BT1 == other_B1S
+        if branches:
+            same_BTS |= own_BT1 & 0xFFFF == other_B1S
         rows, seen = slice(start, stop), slice(first, stop)
         mask_BTS = seen_TS[None] & same_BTS
         outs.append(_attend(q_BKGTE[:, :, :, rows], k_BKTE[:, :, seen], v_BKTE[:, :, seen], mask_BTS))

@@ -263,8 +263,7 @@ def test_a_config_file_that_is_not_there_is_one_line_with_the_nearest_name(argum
         ),
         (
             "c.evals.primmer = {}",
-            "config.evals.primmer: there is no such evaluation, only primer, reviews, safe_sums, walks; did you mean "
-            "primer?",
+            "or package.module:name; did you mean primer?",
         ),
         ("c.evals.walks = {'per_grup': 2}", "config.evals.walks.per_grup; did you mean config.evals.walks.per_group?"),
     ],
