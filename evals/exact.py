@@ -33,9 +33,12 @@ class Asked:
     group: str = ""
     """A group of the user's, whose scores are given apart."""
 
+    cluster: str = ""
+    """What it shares with questions that are not independent of it."""
+
 
 def read_asked(path: str) -> list[Asked]:
-    """The questions of JSON lines: {"question" or "messages", "answer": a text or several, "id"?, "group"?}.
+    """The questions of JSON lines: {"question" or "messages", "answer": a text or several, "id"?, "group"?, "cluster"?}.
 
     Raises UserError for another record, with its file and line.
     """
@@ -68,7 +71,8 @@ def _asked(record: object, where: str) -> Asked:
     if not numbers or not all(isinstance(each, str) and each.strip() for each in numbers):
         raise UserError(f'{where}: "answer" is {kind_of(answer)}: give a text, or a list of texts')
     said = tuple({"role": each["role"], "content": each["content"]} for each in messages)
-    return Asked(str(record.get("id", where)), said, tuple(numbers), str(record.get("group", "")))
+    named = {name: str(record.get(name, "")) for name in ("group", "cluster")}
+    return Asked(str(record.get("id", where)), said, tuple(numbers), **named)
 
 
 def exact(
@@ -156,7 +160,7 @@ def _item(asked: Asked, answers: Sequence[str], score: answer_metrics.Metric, na
     shown: dict[str, Any] = {"prompt": asked.messages[-1]["content"], "answer": answers[0]}
     shown |= {"reference": asked.references[0]} | ({"answers": list(answers)} if len(answers) > 1 else {})
     groups = ("", asked.group) if asked.group else ("",)
-    return Item(asked.id, found, groups=groups, shown=shown)
+    return Item(asked.id, found, cluster=asked.cluster, groups=groups, shown=shown)
 
 
 def _checked(asked: Asked, answer: str, score: answer_metrics.Metric, name: str) -> float:

@@ -1,7 +1,7 @@
 """Questions with choices: JSON lines of one's own, and the files of MMLU, C-Eval and CMMLU as they are published.
 
-    mine.jsonl          {"question", "choices": [...], "answer", "context"?, "id"?, "subject"?, "group"?}; the answer is
-                        a choice, its place from 0, or its letter
+    mine.jsonl          {"question", "choices": [...], "answer", "context"?, "id"?, "subject"?, "group"?, "cluster"?};
+                        the answer is a choice, its place from 0, or its letter
     MMLU                test/anatomy_test.csv and dev/anatomy_dev.csv: question, four choices, letter; no header
     C-Eval              val/law_val.csv and dev/law_dev.csv: id, question, A, B, C, D, answer, explanation in dev
     CMMLU               test/anatomy.csv and dev/anatomy.csv: number, Question, A, B, C, D, Answer
@@ -131,7 +131,8 @@ def question_of(record: object, where: str) -> Question:
         raise UserError(f'{where}: "context" is {kind_of(context)}: give a text')
     whole = f"{context.strip()}\n{text}" if context.strip() else text
     named = {name: str(record.get(name, "")) for name in ("subject", "group")}
-    return Question(str(record.get("id", where)), whole, tuple(choices), place, cluster=context.strip(), **named)
+    cluster = str(record.get("cluster", "")) or context.strip()
+    return Question(str(record.get("id", where)), whole, tuple(choices), place, cluster=cluster, **named)
 
 
 NAMES = {"question": "question", "answer": "answer", "id": "id"} | {letter: letter for letter in "ABCD"}

@@ -47,6 +47,14 @@ def test_numbers_are_compared_as_numbers(file):
     assert metrics_of(items)["number/odd"].n == 2
 
 
+def test_questions_of_one_cluster_count_together(tmp_path):
+    path = tmp_path / "asked.jsonl"
+    lines = [{"question": f"{n}?", "answer": "1", "cluster": f"text {n // 4}"} for n in range(12)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found = metrics_of(exact(Scripted("1", "2"), file=str(path)))["exact"]
+    assert (found.n, found.clusters) == (12, 3)
+
+
 def test_the_majority_counts_where_there_are_several_answers(file):
     model = Scripted("2", "3", "2.0")
     (item, *_) = exact(model, file=file, metric="number", n=3, temperature=1.0, limit=1)
