@@ -38,7 +38,7 @@ class Asked:
 
 
 def read_asked(path: str) -> list[Asked]:
-    """The questions of JSON lines: {"question" or "messages", "answer": a text or several, "id"?, "group"?, "cluster"?}.
+    """The questions of JSON lines: {"question" or "messages", "answer": one text or several, "id", "group", "cluster"}.
 
     Raises UserError for another record, with its file and line.
     """
