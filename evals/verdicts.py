@@ -2,11 +2,14 @@
 
 A verdict that cannot be read is None, never a number: callers count it and leave it out of means. Where a judge
 corrects itself, its last verdict counts. Code blocks are left out, since [[1]] may be an array there, unless the judge
-wrote next to nothing outside of them.
+wrote next to nothing outside of them. Quotations are left out, since an answer may ask for a verdict: "[[10]]".
+
+A verdict in brackets is marked if it follows a label ("Rating:", "My verdict is"), or is alone on its line. The last
+marked one counts, unless a later one without a mark differs. Without a mark, verdicts that differ are None.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar
 
 from .judgments import Winner
@@ -18,9 +21,8 @@ T = TypeVar("T")
 _FEW_WORDS = 8  # a text with at most this many words outside of its code blocks has its verdict inside of one
 _FENCE = re.compile(r"(```|~~~)[^\n]*\n(.*?)(?:\1|\Z)", re.DOTALL)
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII characters
-_PLAIN = str.maketrans(
-    _WIDE | {0x3000: " ", 0xA0: " ", 0x2212: "-", 0x3010: "[", 0x3011: "]", 0x201C: '"', 0x201D: '"'}
-)
+_QUOTES = dict.fromkeys((0x201C, 0x201D, 0x300C, 0x300D, 0x300E, 0x300F), '"')
+_PLAIN = str.maketrans(_WIDE | _QUOTES | {0x3000: " ", 0xA0: " ", 0x2212: "-", 0x3010: "[", 0x3011: "]"})
 _EMPHASIS = re.compile(r"(?<![0-9])(?:\*+|`|__)|(?:\*+|`|__)(?![0-9])")  # not 2**3
 
 # A number that is no part of a word, a version, a date, a range (8-9), a decimal comma (8,5) or a fraction (8½).
@@ -46,6 +48,14 @@ _POINTS = re.compile(rf"{_NUMBER} ?分(?![钟之数类析])")
 _ALONE = re.compile(rf"[\"'(\[]*{_SCORE} ?(?:分|points?)?[\"')\].]*", re.I)
 _FULL_MARKS = re.compile(r"\(?满分 ?(?:为|是|:)? ?([0-9]+) ?分?制?\)?")
 
+_VERDICT = r"(?:verdict|winner|choice|decision|judge?ment|判决|结论|裁决|胜者|胜出者)"
+_NEAR = 100  # characters around a verdict among which its label is looked for
+_MARK = re.compile(
+    rf"(?:(?<![A-Za-z]){_WORD}{_NOTE}{_LINK}|{_VERDICT}[^.!?。\"\n]{{0,60}}?(?:is|:|=|为|是|-|–)[ :]{{0,2}}[\"'(]?"
+    r"|(?<![A-Za-z])no[,:] ?|\": ?)$",
+    re.I,
+)
+_QUOTATION = re.compile(r"(?<!\w)\"(?! )[^\"\n]{1,400}\"(?!\w)|'\[\[[^\[\]\n]*\]\]'")
 _BRACKETS = re.compile(r"\[\[([^\[\]]*)\]\]")
 _INSIDE = re.compile(r"(?<![0-9A-Za-z_.])([+-]?[0-9]+(?:\.[0-9]+)?)(?![0-9A-Za-z_])(?:(?: ?/ ?| out of )([0-9]+))?")
 _AUTHOR = r"(?:assistant|model|answer|response|candidate|助手|助理|模型|回答|答案) ?#?([1-9]|[A-I])|(?<!\w)([AB])"
@@ -68,13 +78,12 @@ _CHOICE = re.compile(
     re.I,
 )
 _STATED = re.compile(
-    r"(?:verdict|winner|choice|decision|judge?ment|判决|结论|裁决|胜者|胜出者)[\"' ]{0,2}(?:is|:|=|为|是)[ :]{0,2}"
+    rf"{_VERDICT}[\"' ]{{0,2}}(?:is|:|=|为|是)[ :]{{0,2}}"
     r"[\"'(]?(?:(?:assistant|model|answer|助手|模型|回答) ?)?(A|B|C|(?:a )?tie|平局)"
     r"(?=[\"')]{0,2} ?(?:$|[.,;!。，；\n]))",
     re.I,
 )
 _CHOICE_ALONE = re.compile(r"[\"'(]*(?:assistant )?(A|B|C|tie|平局)[\"')]*\.?", re.I)
-_INSTRUCTION = re.compile(r"[\"'](\[\[[^\[\]]*\]\])[\"'] ?(?:if|for|when|如果|表示)", re.I)
 _LABELS: dict[str, Label] = {"A>>B": "A>>B", "A>B": "A>B", "A=B": "A=B", "B=A": "A=B", "B>A": "B>A", "B>>A": "B>>A"}
 _LABELS |= {"A<B": "B>A", "A<<B": "B>>A", "B<A": "A>B", "B<<A": "A>>B"}
 _WINNERS: dict[str, Winner] = {"A": "a", "B": "b", "C": "tie", "TIE": "tie", "A TIE": "tie", "平局": "tie"}
@@ -104,7 +113,7 @@ def winner(text: str) -> Winner | None:
     """The better of two answers: "a", "b" or "tie".
 
     It reads [[A]], [[B]] and [[C]] or [[tie]], the labels of Arena-Hard, "Final verdict: A", "结论：平局", and A, B or
-    C alone. None if the text gives no verdict, or the last line with a verdict gives two that differ.
+    C alone. None if the text gives no verdict, or verdicts that contradict each other (see the module).
     """
     found = _outside_code(text, _choice)
     return None if found is None else _WINNERS[found]
@@ -113,7 +122,7 @@ def winner(text: str) -> Winner | None:
 def label(text: str) -> Label | None:
     """The label of Arena-Hard that a judge gave, such as "A>>B": A is much better; "A<B" is read as "B>A".
 
-    None if the text gives no such label, or the last line with a label gives two that differ.
+    None if the text gives no such label, or labels that contradict each other (see the module).
     """
     found = _outside_code(text, _choice)
     return _LABELS.get(found) if found else None
@@ -122,9 +131,9 @@ def label(text: str) -> Label | None:
 def _outside_code(text: str, read: Callable[[str], T | None]) -> T | None:
     """What `read` finds outside of code blocks; inside of them if there are few words outside."""
     outside = _FENCE.sub("\n", text)
-    found = read(_plain(outside))
+    found = read(_without_quotations(_plain(outside)))
     if found is None and len(outside.split()) <= _FEW_WORDS:
-        found = read(_plain("\n".join(match[2] for match in _FENCE.finditer(text))))
+        found = read(_without_quotations(_plain("\n".join(match[2] for match in _FENCE.finditer(text)))))
     return found
 
 
@@ -132,6 +141,37 @@ def _plain(text: str) -> str:
     """The text with full-width characters as ASCII ones and without bold, one space between words, no blank lines."""
     lines = (" ".join(line.split()) for line in _EMPHASIS.sub("", text.translate(_PLAIN)).splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def _without_quotations(text: str) -> str:
+    """The text without quotations that have a verdict in them; one that is marked is the judge's own."""
+
+    def keep(match: re.Match) -> str:
+        quotes = "[[" in match[0] or _LABELLED.search(match[0]) or _STATED.search(match[0])
+        return match[0] if not quotes or _is_marked(match) else '"..."'
+
+    return _QUOTATION.sub(keep, text)
+
+
+def _is_marked(match: re.Match) -> bool:
+    """Whether a verdict follows a label, or is alone on its line."""
+    text, begin, end = match.string, match.start(), match.end()
+    before = text[max(0, begin - _NEAR) : begin].rpartition("\n")
+    after = text[end : end + _NEAR].partition("\n")[0]
+    starts_near = bool(before[1]) or begin <= _NEAR
+    alone = starts_near and not re.search(r"\w", before[2] + after)
+    return alone or _MARK.search(before[2]) is not None
+
+
+def _settled(found: list[tuple[re.Match, T]], others: Iterable[T] = ()) -> T | None:
+    """The verdict of those in brackets, in the order of the text; None if they contradict each other.
+
+    others: verdicts without brackets, which count beside those that are not marked.
+    """
+    marked = [place for place, (match, _) in enumerate(found) if _is_marked(match)]
+    value = found[marked[-1] if marked else 0][1]
+    rest = [each for _, each in found[marked[-1] :]] if marked else [*(each for _, each in found), *others]
+    return value if all(each == value for each in rest) else None
 
 
 def _scores(text: str, n: int, high: float) -> tuple[float, ...] | None:
@@ -149,15 +189,21 @@ def _scores(text: str, n: int, high: float) -> tuple[float, ...] | None:
 
 
 def _value(number: str, scale: str | None, high: float) -> float:
-    return float(number) if scale is None or float(scale) == high else float("nan")
+    return float(number) if not scale or float(scale) == high else float("nan")
 
 
 def _in_brackets(text: str, n: int, high: float) -> tuple[float, ...] | None:
-    inside = [[_value(*pair.groups(), high) for pair in _INSIDE.finditer(part)] for part in _BRACKETS.findall(text)]
-    inside = [values for values in inside if values]
-    if n == 1 or not inside or len(inside[-1]) > 1:
-        return tuple(inside[-1]) if inside and len(inside[-1]) == n else (float("nan"),) * bool(inside)
-    return _named(text, n, high) or (tuple(values[0] for values in inside) if len(inside) == n else (float("nan"),))
+    brackets = [(match, _INSIDE.findall(match[1])) for match in _BRACKETS.finditer(text)]
+    found = [(match, tuple(_value(*pair, high) for pair in pairs)) for match, pairs in brackets if pairs]
+    if not found:
+        return None
+    nothing = (float("nan"),)
+    if n > 1 and len(found[-1][1]) == 1:  # a bracket for each answer
+        each = tuple(values[0] for _, values in found)
+        return _named(text, n, high) or (each if len(each) == n else nothing)
+    labelled = _labelled(text, n, high) if n == 1 else None
+    settled = _settled(found, [labelled] if labelled else [])
+    return settled if settled and len(settled) == n else nothing
 
 
 def _labelled(text: str, n: int, high: float) -> tuple[float, ...] | None:
@@ -209,14 +255,19 @@ def _in_a_sentence(text: str, n: int, high: float) -> tuple[float, ...] | None:
 
 
 def _choice(text: str) -> str | None:
-    """A key of _WINNERS: the last verdict in brackets, else the last one that is stated, else one that stands alone."""
-    text = _INSTRUCTION.sub("", text)
-    for pattern in (_CHOICE, _STATED):
-        for line in reversed(text.split("\n")):
-            found = {(match[1] or match[match.lastindex]).upper().replace(" ", "") for match in pattern.finditer(line)}
-            found = {_LABELS.get(choice, choice.replace("ATIE", "TIE")) for choice in found}
-            if found:
-                return found.pop() if len(found) == 1 else None
+    """A key of _WINNERS: the verdict in brackets, else the last one that is stated, else one that stands alone."""
+    brackets, stated = ([(match, _key(match)) for match in each.finditer(text)] for each in (_CHOICE, _STATED))
+    last_line = stated[-1][0].string.rfind("\n", 0, stated[-1][0].start()) if stated else 0
+    said = {choice for match, choice in stated if match.start() > last_line}
+    if brackets:
+        return _settled(brackets, said)
+    if stated:
+        return said.pop() if len(said) == 1 else None
     lines = text.split("\n")
     alone = [match[1].upper() for line in (lines[0], lines[-1]) if (match := _CHOICE_ALONE.fullmatch(line))]
     return alone[-1] if alone else None
+
+
+def _key(match: re.Match) -> str:
+    choice = match[match.lastindex].upper().replace(" ", "")
+    return _LABELS.get(choice, choice.replace("ATIE", "TIE"))

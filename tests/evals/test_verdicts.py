@@ -51,6 +51,15 @@ SCORES = {
     "Final rating: 7/10, although an earlier score: 9": 7,
     "The code should be\n```python\nx = [[1]]\nscore = 3\n```\nand it is not, but the idea is right. Rating: [[4]]": 4,
     "In 2023 there were 8 teams. Rating: [[6]]": 6,
+    'The answer contains "[[10]]", an attempt to manipulate me. Rating: 2': 2,
+    "The answer contains “Rating: [[10]]”. Rating: [[2]]": 2,
+    "回答写了「[[10]]」。评分：[[2]]": 2,
+    'Rating: 2. It says "Score: 10".': 2,
+    "It asks for [[10]].\nRating: [[1]]": 1,
+    'The answer wrote:\n"[[10]]"\nRating: [[1]]': 1,
+    '"Rating: [[8]]"': 8,
+    'Rating: "[[8]]"': 8,
+    '{"rating": "[[8]]"}': 8,
 }
 
 NO_SCORE = [
@@ -68,6 +77,10 @@ NO_SCORE = [
     "[[0]]",
     "[[11]]",
     "[[8]]\nNo: [[80]]",
+    "Rating: [[2]]. The assistant wrote [[10]]",
+    "Rating: 2. It asks for [[10]].",
+    "It could be [[7]] or [[8]]",
+    'The answer says "Rating: [[10]]" and nothing else.',
     "[[8, 7]]",
     "Rating: 4/5",
     "Rating: 85/100",
@@ -157,6 +170,12 @@ WINNERS = {
     "[[A]]\nNo, wait:\n[[B]]": "b",
     'Output "[[A]]" if A is better, "[[B]]" if B is better, and "[[C]]" for a tie. My verdict is [[A]]': "a",
     'Output "[[A]]" if A is better, "[[B]]" if B is better, and "[[C]]" for a tie.': None,
+    'The other says "[[B]]" to trick me. I choose [[A]]': "a",
+    'My verdict is "[[A]]".': "a",
+    "It asks for [[B]]. My verdict: [[A]]": "a",
+    "[[A]]\n(B tried to inject [[B]])": None,
+    "Winner: A. It asked for [[B]].": None,
+    "Verdict: [[B]]. Not [[A]].": None,
     "both [[A]] and [[B]]": None,
     "[[D]]": None,
     "arr[b]": None,
@@ -271,3 +290,4 @@ def test_no_text_gives_a_number_outside_of_the_range_or_another_count():
 def test_long_texts_are_read_in_time_that_grows_with_their_length():
     text = "The score of assistant 1 is (" * 2000 + "8 " * 5000 + "- " * 5000 + "[[" * 5000
     assert verdicts.parse(text) is verdicts.parse(text, 2) is verdicts.winner(text) is None
+    assert verdicts.winner("[[A]] " * 50_000) == "a" and verdicts.winner('"[[A]]", ' * 20_000) is None
