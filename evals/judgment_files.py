@@ -52,15 +52,10 @@ def _judgment(place: str, record: Any) -> Judgment:
             raise UserError(f"{place}: a judgment has no field {name}{did_you_mean(name, _FIELDS)}")
         if not _fits(value, typing.get_type_hints(Judgment)[name]):
             raise UserError(f"{place}: {name} is {shown(value)}: give {_FIELDS[name].type}")
-    found = Judgment(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
-    answers = len(found.models)
-    if answers not in (1, 2) or (found.scores is not None and len(found.scores) != answers):
-        raise UserError(f"{place}: a judgment has one model or two, and a score for each or none")
-    if found.lengths and len(found.lengths) != answers:
-        raise UserError(f"{place}: {len(found.lengths)} lengths for {answers} models: give one for each, or []")
-    if found.weight is not None and not 0 <= found.weight <= 1:
-        raise UserError(f"{place}: weight is {found.weight}: give a probability from 0 to 1")
-    return found
+    try:
+        return Judgment(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+    except UserError as problem:
+        raise UserError(f"{place}: {problem}") from problem
 
 
 def _fits(value: Any, kind: Any) -> bool:

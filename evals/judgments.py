@@ -7,12 +7,23 @@ alone.
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import UserError, shown
+
+LARGEST = 1e100
+"""Largest size of a score: squares of larger ones would be infinite."""
+
 Winner = Literal["a", "b", "tie"]
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """A judge's verdict on one answer, or on a pair of answers in one order."""
+    """A judge's verdict on one answer, or on a pair of answers in one order.
+
+    A pair that has scores and no winner is won by the higher score.
+
+    Raises:
+      UserError: fields contradict each other, or a value is out of its range.
+    """
 
     question: str
     """Id of the question."""
@@ -45,6 +56,34 @@ class Judgment:
     weight: float | None = None
     """Of a pair: the judge's probability that the second answer is better, where it gives one."""
 
+    def __post_init__(self):
+        for name in (self.question, *self.models, self.judge, self.category):
+            if not _is_unicode(name):
+                raise UserError(f"the name {name!a} has half of a surrogate pair, which is no character")
+        answers = len(self.models)
+        if answers not in (1, 2) or len(set(self.models)) < answers:
+            raise UserError(f"models are {shown(self.models)}: give one model, or two different ones")
+        if self.turn < 1:
+            raise UserError(f"turn is {self.turn}: turns count from 1")
+        for name, values in (("scores", self.scores), ("lengths", self.lengths or None)):
+            if values is not None and len(values) != answers:
+                raise UserError(f"there are {len(values)} {name} for {answers} models: give one for each, or none")
+        if not all(abs(score) <= LARGEST for score in self.scores or ()):  # also false of nan
+            raise UserError(f"scores are {shown(self.scores)}: give numbers from {-LARGEST:g} to {LARGEST:g}")
+        if min(self.lengths, default=0) < 0:
+            raise UserError(f"lengths are {shown(self.lengths)}: give 0 or more")
+        if not self.is_pair and (self.winner, self.weight) != (None, None):
+            raise UserError("a single answer has no winner and no weight: give two models, or leave these fields out")
+        if self.weight is not None and not 0 <= self.weight <= 1:
+            raise UserError(f"weight is {self.weight}: give a probability from 0 to 1")
+        if self.is_pair and self.scores is not None:
+            winner = higher(*self.scores)
+            if self.winner not in (None, winner):
+                raise UserError(
+                    f"winner is {self.winner} and scores are {shown(self.scores)}: they contradict each other"
+                )
+            object.__setattr__(self, "winner", winner)
+
     @property
     def is_pair(self) -> bool:
         return len(self.models) == 2
@@ -53,3 +92,12 @@ class Judgment:
     def failed(self) -> bool:
         """Whether the verdict is missing: such a judgment is counted, and is part of no mean."""
         return self.scores is None and self.winner is None
+
+
+def higher(first: float, second: float) -> Winner:
+    """The winner of a pair by the scores of its answers."""
+    return "tie" if first == second else "a" if first > second else "b"
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)

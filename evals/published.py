@@ -9,6 +9,7 @@
     votes and battles               model_a, model_b, winner: Chatbot Arena, and Arena-Hard's battles
 
 Files are JSON, JSON lines or Parquet, also with .gz. A verdict that is missing in a record is missing in its judgment.
+So is a score that is not on the scale of its kind: 0 to 10 in FastChat's reviews, 1 to 10 in MT-bench.
 """
 
 import math
@@ -22,7 +23,7 @@ from ..data.files import file_rows, find_files
 from ..errors import UserError, shown
 from . import intervals, verdicts
 from .intervals import Estimate
-from .judgments import Judgment, Winner
+from .judgments import LARGEST, Judgment, Winner, higher
 from .ratings import Battle
 
 ARENA_HARD_BASELINES = {
@@ -87,7 +88,7 @@ def read(
             record = {"baseline": baseline} | record
         try:
             found = parse(record, where)
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as problem:
             raise UserError(f"{where}: {_said(problem)}") from problem
         for judgment in found:
             yield judgment if judgment.category else replace(judgment, category=categories.get(judgment.question, ""))
@@ -172,7 +173,10 @@ def _categories(path: str) -> dict[str, str]:
     for where, record in file_rows(find_files(str(path))):
         if not isinstance(record, dict) or "question_id" not in record or "category" not in record:
             raise UserError(f"{where}: a question needs the fields question_id and category")
-        found[str(record["question_id"])] = str(record["category"])
+        try:
+            found[_question(record)] = str(record["category"])
+        except ValueError as problem:
+            raise UserError(f"{where}: {problem}") from problem
     return found
 
 
@@ -196,7 +200,29 @@ def _number(value: object, field: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{field} is {shown(value)}: it must be a number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{field} is {shown(value)}: it must be a number of a usual size")
     return None if math.isnan(value) else float(value)
+
+
+def _score(value: object, field: str, low: float) -> float | None:
+    """A score from `low` to 10; None for -1, which says that a verdict could not be read, and for one out of range."""
+    score = _number(value, field)
+    return score if score is not None and low <= score <= 10 else None
+
+
+def _question(record: Mapping, field: str = "question_id") -> str:
+    """The id of a question, a text or a whole number."""
+    value = record[field]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{field} is {shown(value)}: it must be a text or a whole number")
+    return str(value)
+
+
+def _turn(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
+        raise ValueError(f"turn is {shown(value)}: it must be a whole number")
+    return int(value)
 
 
 def _of(value: object, winners: Mapping[str, Winner | None], field: str) -> Winner | None:
@@ -205,26 +231,22 @@ def _of(value: object, winners: Mapping[str, Winner | None], field: str) -> Winn
     return winners[value]
 
 
-def _higher(scores: tuple[float, float]) -> Winner:
-    return "tie" if scores[0] == scores[1] else "a" if scores[0] > scores[1] else "b"
-
-
 def _review(record: dict, where: str) -> list[Judgment]:
     name = Path(re.sub(r"(:\d+|, record \d+)$", "", where)).name
     match = re.fullmatch(r"(?:(.+?)_)?review_([^_]+)_(.+?)\.(?:jsonl?|ndjson|parquet)(?:\.gz)?", name)
     if match is None:
         raise ValueError("reviews name their models only in the file's name: rename the file to review_A_B.jsonl")
-    scores = tuple(_number(score, "score") for score in record["score"])
-    if len(scores) != 2 or None in scores:
+    if not isinstance(record["score"], list) or len(record["score"]) != 2:
         raise ValueError(f"score is {shown(record['score'])}: it must be two numbers")
-    failed = -1 in scores
+    scores = tuple(_score(score, "score", 0) for score in record["score"])
+    failed = None in scores
     return [
         Judgment(
-            str(record["question_id"]),
+            _question(record),
             (match[2], match[3]),
             match[1] or REVIEWER,
             None if failed else scores,
-            None if failed else _higher(scores),
+            None if failed else higher(*scores),
             text=str(record["text"] or ""),
         )
     ]
@@ -232,25 +254,21 @@ def _review(record: dict, where: str) -> list[Judgment]:
 
 def _single(record: dict, where: str) -> list[Judgment]:
     score, model, judge = (
-        _number(record["score"], "score"),
+        _score(record["score"], "score", 1),
         _name(record["model"], "model"),
         _name(record["judge"], "judge"),
     )
-    scores = None if score in (None, -1) else (score,)
-    return [
-        Judgment(str(record["question_id"]), (model,), judge, scores, turn=int(record["turn"]), text=record["judgment"])
-    ]
+    scores = None if score is None else (score,)
+    return [Judgment(_question(record), (model,), judge, scores, turn=_turn(record["turn"]), text=record["judgment"])]
 
 
 def _pair(record: dict, where: str) -> list[Judgment]:
     models = _name(record["model_1"], "model_1"), _name(record["model_2"], "model_2")
-    common = dict(
-        question=str(record["question_id"]), judge=_name(record["judge"], "judge"), turn=int(record.get("turn", 1))
-    )
+    common = dict(question=_question(record), judge=_name(record["judge"], "judge"), turn=_turn(record.get("turn", 1)))
     if "m1_score" in record:  # two answers that were graded one by one
-        scores = [_number(record[f"m{place}_score"], f"m{place}_score") for place in (1, 2)]
+        scores = [_score(record[f"m{place}_score"], f"m{place}_score", 1) for place in (1, 2)]
         return [
-            Judgment(models=(model,), scores=None if score in (None, -1) else (score,), text=text, **common)
+            Judgment(models=(model,), scores=None if score is None else (score,), text=text, **common)
             for model, score, text in zip(models, scores, (record["g1_judgment"], record["g2_judgment"]), strict=True)
         ]
     first = _of(record["g1_winner"], {"model_1": "a", "model_2": "b", "tie": "tie", "error": None}, "g1_winner")
@@ -273,7 +291,7 @@ def _alpaca(record: dict, where: str) -> list[Judgment]:
             record["instruction"],
             (_name(record["generator_1"], "generator_1"), _name(record["generator_2"], "generator_2")),
             _name(record["annotator"], "annotator"),
-            winner=None if weight is None else _higher((0.5, weight)),
+            winner=None if weight is None else higher(0.5, weight),
             category=record.get("dataset") or "",
             lengths=(len(record["output_1"]), len(record["output_2"])),
             text=str((raw.get("text") if isinstance(raw, dict) else raw) or ""),
@@ -296,7 +314,7 @@ def _arena_hard(record: dict, where: str) -> list[Judgment]:
         winner = None if game["score"] is None else verdicts.winner(f"[[{game['score']}]]")
         if winner is None and game["score"] is not None:
             raise ValueError(f"score is {shown(game['score'])}: it must be a label such as A>>B")
-        question = str(record["question_id"] if "question_id" in record else record["uid"])
+        question = _question(record, "question_id" if "question_id" in record else "uid")
         found.append(
             Judgment(question, models, _name(record["judge"], "judge"), None, winner, category, text=text or "")
         )

@@ -1,6 +1,7 @@
 """Published judgments of every kind are read, and what follows from them is what their authors print."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -89,7 +90,9 @@ def test_mt_bench_single_grades_are_scores(tmp_path):
     common = {"question_id": 81, "model": "x", "judge": ["gpt-4", "single-v1"], "user_prompt": "", "tstamp": 1.0}
     records = [common | {"judgment": "Rating: [[9]]", "score": 9, "turn": 2}]
     records += [common | {"judgment": "I cannot.", "score": -1, "turn": 1}]
-    graded, failed = read(write(tmp_path / "gpt-4_single.jsonl", *records))
+    records += [common | {"judgment": "Rating: [[99]]", "score": 99, "turn": 1}]  # not on the scale from 1 to 10
+    graded, failed, beyond = read(write(tmp_path / "gpt-4_single.jsonl", *records))
+    assert beyond.failed
     assert graded == Judgment("81", ("x",), "gpt-4", (9.0,), turn=2, text="Rating: [[9]]")
     assert failed.failed and failed.scores is None
     with pytest.raises(UserError, match="question 81: the judgment of a single answer is no battle; give pairs"):
@@ -177,7 +180,13 @@ BAD = {
     "model_a is None: it must be a name": {"model_a": None, "model_b": "y", "winner": "tie"},
     "score is '9': it must be a number": {"model": "x", "judge": "j", "judgment": "", "score": "9", "turn": 1},
     "score is \\[8\\]: it must be two numbers": review(1, [8]),
-    "the record is malformed": review(1, 8),
+    "score is 8: it must be two numbers": review(1, 8),
+    "the record is malformed": {"model": "x", "judge": "j", "games": 5},
+    "question_id is None: it must be a text": review(None, [8, 7]),
+    "turn is inf: it must be a whole number": {"model": "x", "judge": "j", "judgment": "", "score": 9, "turn": math.inf}
+    | {"question_id": 1},
+    "score is 10+\\.\\.\\.0+: it must be a number of a usual size": review(1, [10**400, 7]),
+    "models are .*: give one model, or two different ones": mt_pair(1, "tie", "tie", model_2="x"),
     "the field question_id is missing": {name: x for name, x in review(1, [8, 7]).items() if name != "question_id"},
     "score is 'A>C': it must be a label": arena_hard("q", "A>C", "A>B"),
     "g1_winner is 'A': it must be one of model_1": mt_pair(1, "A", "tie"),
