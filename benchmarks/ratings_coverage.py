@@ -6,9 +6,13 @@ Battles are drawn between models whose ratings are known, some of them ties, and
 `evals/ratings.py` are computed for each simulation. The command prints the share of intervals that contain the true
 rating, over all models and simulations: 95% is right. In the last two settings each question gives three battles that
 mostly agree: intervals that take battles for independent are too narrow there, and those by clusters are right.
+
+With `--few` it prints instead how often two of five equally strong models are told apart by few questions, on which each
+two models meet: 5% is right, and less is safe. Each question suits some models better than others.
 """
 
 import argparse
+import itertools
 import time
 import warnings
 from typing import NamedTuple
@@ -55,14 +59,42 @@ def simulate(setting: Setting, rng: np.random.Generator) -> tuple[list[ratings.B
     return battles, questions, {f"m{i}": float(rating) for i, rating in enumerate(rating_M)}
 
 
+def few_questions(simulations: int, seed: int) -> None:
+    """Prints how often equally strong models are told apart, and how often their intervals contain the truth."""
+    print("questions | told apart | sandwich bootstrap")
+    for count in (1, 2, 3, 5, 10, 40):
+        rng, told, covered = np.random.default_rng([seed, count]), [], {"sandwich": [], "bootstrap": []}
+        for simulation in range(simulations):
+            battles, clusters = [], []
+            for question in range(count):
+                strength_M = rng.normal(size=5)
+                for a, b in itertools.combinations(range(5), 2):
+                    wins = int((rng.random(2) < 1 / (1 + np.exp(strength_M[b] - strength_M[a]))).sum())
+                    battles.append((f"m{a}", f"m{b}", ("b", "tie", "a")[wins]))  # both orders; a flip is a tie
+                    clusters.append(question)
+            told += [4 - len(each.tied) for each in ratings.ranks(battles, clusters=clusters, ridge=0.5).values()]
+            found = {
+                "sandwich": ratings.sandwich(battles, clusters=clusters, ridge=0.5),
+                "bootstrap": ratings.bootstrap(battles, rounds=100, seed=simulation, clusters=clusters, ridge=0.5),
+            }
+            for name, intervals in found.items():
+                covered[name] += [each.low <= 1000 <= each.high for each in intervals.values()]
+        shares = [f"{np.mean(each):8.1%}" for each in covered.values()] if count > 1 else ["none", "none"]
+        print(f"{count:9} | {np.mean(told) / 4:10.1%} | {shares[0]:>8} {shares[1]:>9}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=1000, help="simulations of each setting (default: 1000)")
     parser.add_argument("--rounds", type=int, default=200, help="resamples of each bootstrap (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
     parser.add_argument("--settings", default="1,2,3,4,5,6", help="numbers of the settings (default: 1,2,3,4,5,6)")
+    parser.add_argument("--few", action="store_true", help="tell apart equal models by few questions instead")
     args = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # resamples without finite ratings
+    if args.few:
+        few_questions(args.simulations, args.seed)
+        return
 
     print("models battles ties copies clusters | sandwich bootstrap | mean width | left out | seconds")
     for number in map(int, args.settings.split(",")):

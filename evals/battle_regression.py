@@ -7,6 +7,8 @@ model and a coefficient for each feature; the log-odds that a wins are alpha * (
 Shapes: M models, K features, P = M + K parameters, N battles, R rows of distinct battles, C clusters.
 """
 
+import math
+import numbers
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,17 @@ class Design:
     features_RK: np.ndarray  # scaled
     features: tuple[str, ...]
     dropped: tuple[str, ...]
+
+
+def check_number(name: str, value: float, *, at_least: float = -math.inf, above: float = -math.inf) -> float:
+    """The value of an argument; UserError unless it is a finite number within its bounds."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and math.isfinite(value)
+    if not number or value < at_least or value <= above:
+        bound = (
+            f" above {above:g}" if above > -math.inf else f" of {at_least:g} or more" if at_least > -math.inf else ""
+        )
+        raise UserError(f"{name} is {shown(value)}: give a finite number{bound}")
+    return float(value)
 
 
 def check(battles: Sequence[Battle]) -> list[tuple[str, str, float]]:
@@ -157,8 +170,7 @@ def reaches(design: Design, count_R: np.ndarray) -> np.ndarray:
 
 def fit(design: Design, count_R: np.ndarray, alpha: float, ridge: float) -> np.ndarray:
     """r of each model and the coefficient of each feature; UserError where there are none that are finite."""
-    if not ridge >= 0:
-        raise UserError(f"ridge is {ridge}: give 0 or more")
+    check_number("ridge", ridge, at_least=0)
     if not ridge:
         reach_MM = reaches(design, count_R)
         said = []
@@ -192,9 +204,10 @@ def newton(design: Design, count_R: np.ndarray, alpha: float, ridge: float, star
         while (lower := loss(params - step)) > value + 1e-12 * abs(value):
             step = step / 2
         params, value = params - step, lower
-    raise UserError(
-        "style features predict the winner perfectly, or repeat each other, and no finite ratings exist: give ridge=0.5"
-    )
+    if design.features:
+        problem = "style features predict the winner perfectly, or repeat each other, and no finite ratings exist"
+        raise UserError(f"{problem}: give ridge=0.5")
+    raise UserError(f"ridge is {ridge}, too near 0 for models that won or lost every battle: give ridge=0.5")
 
 
 def _log_odds(design: Design, params: np.ndarray, alpha: float) -> np.ndarray:
@@ -227,28 +240,32 @@ def _hessian(design: Design, weight_R: np.ndarray, alpha: float, ridge: float) -
 
 def covariance(
     design: Design, params: np.ndarray, alpha: float, ridge: float, clusters: Sequence[Hashable] | None
-) -> np.ndarray:
-    """The sandwich covariance of the parameters [P, P], ratings around their mean.
+) -> tuple[np.ndarray, int]:
+    """The sandwich covariance of the parameters [P, P], ratings around their mean; and its degrees of freedom.
 
-    It is corrected by battles / (battles - free parameters), or by clusters / (clusters - 1).
+    It is corrected by battles / (battles - free parameters), or by clusters / (clusters - 1). One battle or cluster
+    alone tells nothing: all values are nan.
     """
-    size, n = len(design.models), len(design.row_N)
+    size, n, free = len(design.models), len(design.row_N), len(params) - 1
     p_R = _sigmoid(_log_odds(design, params, alpha))
     error_R = design.score_R - p_R
     if clusters is None:
-        meat = _hessian(design, design.count_R * error_R**2, alpha, 0.0) * n / max(n - len(params) + 1, 1)
+        count, meat = n, _hessian(design, design.count_R * error_R**2, alpha, 0.0) * n / max(n - free, 1)
     else:
         cluster_N = _cluster_numbers(clusters, n)
-        sums_CP = np.zeros((cluster_N.max() + 1, len(params)))
+        count = int(cluster_N.max()) + 1
+        sums_CP = np.zeros((count, len(params)))
         error_N, a_N, b_N = (x[design.row_N] for x in (error_R, design.a_R, design.b_R))
         np.add.at(sums_CP, (cluster_N, a_N), alpha * error_N)
         np.add.at(sums_CP, (cluster_N, b_N), -alpha * error_N)
         np.add.at(sums_CP[:, size:], cluster_N, error_N[:, None] * design.features_RK[design.row_N])
-        meat = sums_CP.T @ sums_CP * len(sums_CP) / max(len(sums_CP) - 1, 1)
-    bread = np.linalg.inv(_hessian(design, design.count_R * p_R * (1 - p_R), alpha, ridge))
+        meat = sums_CP.T @ sums_CP * count / max(count - 1, 1)
+    if count < 2:
+        return np.full((len(params),) * 2, np.nan), 0
     around_mean = np.eye(len(params))
     around_mean[:size, :size] -= 1 / size
-    return around_mean @ bread @ meat @ bread @ around_mean
+    bread = np.linalg.inv(_hessian(design, design.count_R * p_R * (1 - p_R), alpha, ridge))
+    return around_mean @ bread @ meat @ bread @ around_mean, count - 1
 
 
 def _cluster_numbers(clusters: Sequence[Hashable], n: int) -> np.ndarray:
@@ -256,6 +273,11 @@ def _cluster_numbers(clusters: Sequence[Hashable], n: int) -> np.ndarray:
         raise UserError(f"there are {len(clusters)} clusters for {n} battles: give one for each")
     places: dict[Hashable, int] = {}
     return np.asarray([places.setdefault(cluster, len(places)) for cluster in clusters])
+
+
+def count_clusters(design: Design, clusters: Sequence[Hashable] | None) -> int:
+    """The number of clusters; without clusters each battle is one."""
+    return len(design.row_N) if clusters is None else int(_cluster_numbers(clusters, len(design.row_N)).max()) + 1
 
 
 def resamples(

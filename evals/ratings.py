@@ -13,13 +13,26 @@ differences of ratings mean something: their mean is `init`, or an anchor fixes 
 import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
-from ..errors import UserError, did_you_mean
-from .battle_regression import Battle, Design, Features, check, covariance, design_of, fit, newton, reaches, resamples
+from ..errors import UserError, did_you_mean, shown
+from .battle_regression import (
+    Battle,
+    Design,
+    Features,
+    check,
+    check_number,
+    count_clusters,
+    covariance,
+    design_of,
+    fit,
+    newton,
+    reaches,
+    resamples,
+)
 from .intervals import LEVEL
 
 Anchor = str | tuple[str, float]
@@ -94,9 +107,10 @@ def elo(
       The ratings by model, best first.
 
     Raises:
-      UserError: there are no battles, or one is malformed.
+      UserError: there are no battles, one is malformed, or an argument is not a finite number within its bounds.
     """
     _check_scale(base, scale)
+    k, init = check_number("k", k, above=0), check_number("init", init)
     ratings: dict[str, float] = {}
     for a, b, score in check(battles):
         rating_a, rating_b = ratings.setdefault(a, init), ratings.setdefault(b, init)
@@ -197,7 +211,10 @@ def bootstrap(
     """95% percentile intervals of Bradley-Terry ratings over resamples of the battles.
 
     A resample draws as many battles as there are, with replacement: counts of distinct battles are multinomial.
-    Clusters are drawn instead where they are given. The same seed gives the same intervals.
+    Clusters are drawn instead where they are given. The same seed gives the same intervals. Percentiles are expanded
+    for the number of clusters, or of battles, n: the lower one is Phi(-sqrt(n / (n - 1)) t), with Student's t of n - 1
+    degrees of freedom, and the standard error grows by the same root (T. Hesterberg, "What Teachers Should Know about
+    the Bootstrap", arXiv:1411.5279, section 4.3). One cluster alone has no interval: its ends are nan.
 
     Args:
       battles: the battles.
@@ -210,8 +227,9 @@ def bootstrap(
     Raises:
       UserError: as `bradley_terry` or `style_control`; or rounds is below 1, or the number of clusters differs.
     """
-    if rounds < 1:
-        raise UserError(f"rounds is {rounds}: give 1 or more")
+    for name, value, least in (("rounds", rounds, 1), ("seed", seed, 0)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} is {shown(value)}: give a whole number of {least} or more")
     design = design_of(battles, features, center)
     alpha = math.log(_check_scale(base, scale))
     start = fit(design, design.count_R, alpha, ridge)
@@ -221,9 +239,15 @@ def bootstrap(
         separated += apart
         params = newton(design, count_R, alpha, SEPARATED_RIDGE if apart else ridge, start)
         samples.append(_rating(design, params, init, scale, anchor))
-    # "weibull" makes the expected share of resamples between the ends 95% for any number of rounds
-    ends = np.quantile(samples, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0, method="weibull")
-    stderr_M = np.std(samples, axis=0, ddof=1 if rounds > 1 else 0)
+    count = count_clusters(design, clusters)
+    if count < 2:
+        ends, stderr_M = [nan_M := np.full(len(design.models), np.nan), samples[0], nan_M], nan_M
+    else:
+        grow = math.sqrt(count / (count - 1))
+        tail = float(special.ndtr(-grow * _quantile(count - 1)))
+        # "weibull" makes the expected share of resamples between the ends right for any number of rounds
+        ends = np.quantile(samples, [tail, 0.5, 1 - tail], axis=0, method="weibull")
+        stderr_M = grow * np.std(samples, axis=0, ddof=1 if rounds > 1 else 0)
     if separated:
         warnings.warn(
             f"{separated} of {rounds} resamples have no finite ratings, since some models won or lost every battle: "
@@ -245,12 +269,13 @@ def sandwich(
     scale: float = 400.0,
     anchor: Anchor | None = None,
 ) -> Intervals:
-    """95% normal intervals of Bradley-Terry ratings from the sandwich covariance, which also holds where the model does
-    not.
+    """95% intervals of Bradley-Terry ratings from the sandwich covariance, which also holds where the model does not.
 
     The covariance of r is inv(H) G inv(H): H is the second derivative of the loss and G the sum of g g' over battles,
-    or over clusters, where g is a battle's or a cluster's first derivative (P. Huber, 1967; H. White, 1982). An anchor
-    has an interval of width 0, and those of other models are those of differences from it.
+    or over clusters, where g is a battle's or a cluster's first derivative (P. Huber, 1967; H. White, 1982). It is
+    corrected by N / (N - P) for N battles and P free parameters, or by C / (C - 1) for C clusters, and intervals are
+    Student's with C - 1 degrees of freedom; without clusters each battle is one. One cluster alone has no interval: its
+    ends are nan. An anchor has an interval of width 0, and those of other models are those of differences from it.
 
     Args:
       battles: the battles.
@@ -267,9 +292,10 @@ def sandwich(
     contrast_MM = np.eye(count)
     if anchor is not None:
         contrast_MM[:, design.models.index(_anchor(design, anchor, init)[0])] -= 1
-    cov_MM = contrast_MM @ covariance(design, params, alpha, ridge, clusters)[:count, :count] @ contrast_MM.T
+    cov_PP, freedom = covariance(design, params, alpha, ridge, clusters)
+    cov_MM = contrast_MM @ cov_PP[:count, :count] @ contrast_MM.T
     stderr_M = scale * np.sqrt(np.maximum(np.diag(cov_MM), 0))
-    half_M = NormalDist().inv_cdf((1 + LEVEL) / 2) * stderr_M
+    half_M = _quantile(freedom) * stderr_M
     return _intervals(design.models, rating_M - half_M, rating_M, rating_M + half_M, stderr_M)
 
 
@@ -285,7 +311,7 @@ def ranks(
 
     Two models are told apart if the 95% sandwich interval of the difference of their ratings does not contain 0. The
     covariance of the two ratings counts: comparing whether two intervals overlap would not. Pairs are compared one by
-    one, without a correction for their number.
+    one, without a correction for their number. One cluster, such as one question, tells no models apart.
 
     Args:
       battles: the battles.
@@ -300,10 +326,11 @@ def ranks(
     """
     design = design_of(battles, features, center)
     params, count = fit(design, design.count_R, math.log(10), ridge), len(design.models)
-    cov_MM = covariance(design, params, math.log(10), ridge, clusters)[:count, :count]
+    cov_PP, freedom = covariance(design, params, math.log(10), ridge, clusters)
+    cov_MM = cov_PP[:count, :count]
     variance_MM = np.diag(cov_MM)[:, None] + np.diag(cov_MM) - 2 * cov_MM
     ahead_MM = params[:count, None] - params[:count]
-    told_MM = ahead_MM**2 > NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2 * variance_MM
+    told_MM = ahead_MM**2 > _quantile(freedom) ** 2 * variance_MM  # nothing is told apart by one cluster: nan
     found = {}
     for i in np.argsort(-params[:count], kind="stable"):
         tied = tuple(design.models[j] for j in range(count) if j != i and not told_MM[i, j])
@@ -331,30 +358,43 @@ def groups(ranks: Mapping[str, Rank]) -> list[tuple[str, ...]]:
 
 def win_probability(rating_a: float, rating_b: float, *, base: float = 10.0, scale: float = 400.0) -> float:
     """The probability that a model with `rating_a` beats one with `rating_b`, a tie counted as half."""
-    return _logistic(math.log(_check_scale(base, scale)) * (rating_a - rating_b) / scale)
+    apart = check_number("rating_a", rating_a) - check_number("rating_b", rating_b)
+    return _logistic(math.log(_check_scale(base, scale)) * apart / scale)
 
 
 def relative_difference(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """(a - b) / (a + b + 1) of each battle: lengths or counts of both answers as a feature for `style_control`."""
+    """(a - b) / (a + b + 1) of each battle: lengths or counts of both answers as a feature for `style_control`.
+
+    Raises:
+      UserError: not as many of both, or a value is below 0 or not finite.
+    """
     a_N, b_N = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a_N.shape != b_N.shape:
+        raise UserError(f"there are {a_N.size} and {b_N.size} lengths or counts: give as many of both answers")
+    for value in (*a_N[~(np.isfinite(a_N) & (a_N >= 0))], *b_N[~(np.isfinite(b_N) & (b_N >= 0))]):
+        raise UserError(f"a length or count is {value}: give finite numbers of 0 or more")
     return (a_N - b_N) / (a_N + b_N + 1)
 
 
 def _check_scale(base: float, scale: float) -> float:
-    if not base > 1 or not scale > 0:
-        raise UserError(f"base is {base} and scale is {scale}: give a base above 1 and a scale above 0")
-    return base
+    check_number("scale", scale, above=0)
+    return check_number("base", base, above=1)
+
+
+def _quantile(freedom: int) -> float:
+    """How many standard errors Student's 95% interval reaches to each side; nan without a degree of freedom."""
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2)) if freedom else math.nan
 
 
 def _anchor(design: Design, anchor: Anchor, init: float) -> tuple[str, float]:
     model, rating = (anchor, init) if isinstance(anchor, str) else anchor
     if model not in design.models:
         raise UserError(f"anchor {model} is in no battle{did_you_mean(model, design.models)}")
-    return model, rating
+    return model, check_number("the anchor's rating", rating)
 
 
 def _rating(design: Design, params: np.ndarray, init: float, scale: float, anchor: Anchor | None) -> np.ndarray:
-    rating_M = init + scale * params[: len(design.models)]
+    rating_M = check_number("init", init) + scale * params[: len(design.models)]
     if anchor is None:
         return rating_M
     model, rating = _anchor(design, anchor, init)
@@ -362,7 +402,7 @@ def _rating(design: Design, params: np.ndarray, init: float, scale: float, ancho
 
 
 def _intervals(models: Sequence[str], low_M, median_M, high_M, stderr_M, separated: int = 0) -> Intervals:
-    order = np.argsort(-median_M, kind="stable")
+    order = np.argsort(-np.asarray(median_M), kind="stable")
     columns = [np.asarray(x)[order].tolist() for x in (low_M, median_M, high_M, stderr_M)]
     found = Intervals(zip([models[i] for i in order], map(Interval, *columns), strict=True))
     found.separated = separated

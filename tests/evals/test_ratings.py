@@ -1,5 +1,6 @@
 """Ratings against closed forms, slow loops, scikit-learn, and numbers computed with FastChat's code."""
 
+import itertools
 import math
 import warnings
 
@@ -149,8 +150,14 @@ BAD = {
     "battle 1 is \\('x', 'x', 'a'\\): a battle needs the names of two": ([("x", "x", "a")], {}),
     "2 groups of models, so .*: x, y; u, v; add battles": ([*several("x", "y", 1, 1), *several("u", "v", 0, 0, 1)], {}),
     "anchor gpt5 is in no battle; did you mean gpt4": (several("gpt4", "y", 1, 1), {"anchor": "gpt5"}),
-    "ridge is -1: give 0 or more": (several("x", "y", 1, 1), {"ridge": -1}),
-    "base is 1 and scale is 400.0: give": (several("x", "y", 1, 1), {"base": 1}),
+    "anchor's rating is nan: give a finite number": (several("x", "y", 1, 1), {"anchor": ("x", math.nan)}),
+    "ridge is -1: give a finite number of 0 or more": (several("x", "y", 1, 1), {"ridge": -1}),
+    "ridge is inf: give a finite": (several("x", "y", 1, 1), {"ridge": math.inf}),
+    "ridge is True: give a finite": (several("x", "y", 1, 1), {"ridge": True}),
+    "base is 1: give a finite number above 1": (several("x", "y", 1, 1), {"base": 1}),
+    "base is inf: give": (several("x", "y", 1, 1), {"base": math.inf}),
+    "scale is 0: give a finite number above 0": (several("x", "y", 1, 1), {"scale": 0}),
+    "init is nan: give": (several("x", "y", 1, 1), {"init": math.nan}),
 }
 
 
@@ -159,6 +166,63 @@ def test_battles_that_cannot_be_rated_are_refused_with_a_reason(says):
     battles, settings = BAD[says]
     with pytest.raises(UserError, match=says):
         ratings.bradley_terry(battles, **settings)
+
+
+def test_numbers_that_make_no_sense_are_refused():
+    battles = several("x", "y", 3, 2)
+    wrong = {
+        "k is nan: give a finite number above 0": lambda: ratings.elo(battles, k=math.nan),
+        "k is -4: give": lambda: ratings.elo(battles, k=-4),
+        "init is inf: give a finite number": lambda: ratings.elo(battles, init=math.inf),
+        "rating_a is nan: give": lambda: ratings.win_probability(math.nan, 0),
+        "a length or count is -1.0: give finite": lambda: ratings.relative_difference([-1], [0]),
+        "a length or count is inf: give": lambda: ratings.relative_difference([1], [math.inf]),
+        "there are 2 and 1 lengths": lambda: ratings.relative_difference([1, 2], [1]),
+        "seed is -1: give a whole number of 0 or more": lambda: ratings.bootstrap(battles, rounds=2, seed=-1),
+        "rounds is 1.5: give a whole number of 1": lambda: ratings.bootstrap(battles, rounds=1.5, seed=0),
+    }
+    for says, call in wrong.items():
+        with pytest.raises(UserError, match=says):
+            call()
+
+
+def test_one_cluster_has_no_interval_and_tells_no_models_apart():
+    battles = several("a", "b", 6, 4)
+    for found in (
+        ratings.sandwich(battles, clusters=["q"] * 10),
+        ratings.bootstrap(battles, clusters=["q"] * 10, rounds=5, seed=0),
+    ):
+        assert found["a"].median == pytest.approx(1000 + 200 * math.log10(1.5))
+        assert all(math.isnan(value) for each in found.values() for value in (each.low, each.high, each.stderr))
+    assert ratings.ranks(battles, clusters=["q"] * 10) == {"a": (1, 2, ("b",)), "b": (1, 2, ("a",))}
+
+
+def test_equal_models_are_seldom_told_apart_by_few_questions():
+    rng = np.random.default_rng(0)
+    told, covered = {3: 0, 5: 0}, {3: [], 5: []}
+    for questions in told:
+        for _ in range(200):
+            points = rng.random((questions, 3, 4))  # four verdicts on each pair of models
+            strengths = rng.normal(size=(questions, 3))  # which agree, as a question suits one model better
+            battles, clusters = [], []
+            for q, (pair, (a, b)) in itertools.product(range(questions), enumerate(((0, 1), (0, 2), (1, 2)))):
+                p = 1 / (1 + math.exp(strengths[q, b] - strengths[q, a]))
+                battles += [(f"m{a}", f"m{b}", "a" if point < p else "b") for point in points[q, pair]]
+                clusters += [q] * 4
+            told[questions] += "m1" not in ratings.ranks(battles, clusters=clusters, ridge=0.01)["m0"].tied
+            found = ratings.sandwich(battles, clusters=clusters, ridge=0.01).values()
+            covered[questions] += [each.low <= 1000 <= each.high for each in found]
+    assert max(told.values()) <= 20  # 10 are expected; standard deviation 3
+    assert min(np.mean(each) for each in covered.values()) > 0.92
+
+
+def test_a_bootstrap_of_few_clusters_has_wider_ends():
+    battles, clusters = some_battles(400)[0], [i % 6 for i in range(400)]
+    found = ratings.bootstrap(battles, rounds=2000, seed=0, clusters=clusters)
+    wide = ratings.sandwich(battles, clusters=clusters)
+    for model, each in found.items():
+        assert each.stderr == pytest.approx(wide[model].stderr, rel=0.2)
+        assert each.high - each.low > 4 * each.stderr  # Phi(-sqrt(6 / 5) * 2.571) is 0.24%, not 2.5%
 
 
 def test_groups_that_never_met_are_refused_with_a_ridge_too():
@@ -225,7 +289,7 @@ def test_sandwich_intervals_of_two_models_are_those_of_a_proportion():
     stderr = ELO_PER_LOG_ODD / math.sqrt(40 * 0.75 * 0.25) * math.sqrt(40 / 39)
     assert found["x"].median == pytest.approx(1000 + 400 * math.log10(3))
     assert found["x"].stderr == pytest.approx(stderr)
-    assert found["x"].high - found["x"].low == pytest.approx(2 * 1.959964 * stderr, rel=1e-6)
+    assert found["x"].high - found["x"].low == pytest.approx(2 * 2.022691 * stderr, rel=1e-6)  # t of 39 degrees
     assert found["y"] == pytest.approx((1000, 1000, 1000, 0), abs=1e-9)
     with_ties = ratings.sandwich(several("x", "y", 20, 0, 20), anchor="y")
     assert with_ties["x"].stderr == pytest.approx(stderr * math.sqrt(1 / 3))  # scores vary by 1/16 instead of 3/16
