@@ -9,8 +9,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from scipy import special
+
 from . import intervals
-from .intervals import Estimate
+from .intervals import LEVEL, Estimate
 from .judgments import Judgment
 
 CONTROL = "control:"
@@ -123,15 +125,15 @@ def win_rate(
 def mean_outcome(values: Sequence[float], questions: Sequence[str]) -> Estimate:
     """The mean of values from 0 to 1, such as outcomes, clustered by question.
 
-    The interval is Wilson's, with as many outcomes of 0 or 1 as would have the same standard error: it stays within 0
-    and 1, and has a width even where all values are equal.
+    The interval is Wilson's, with as many outcomes of 0 or 1 as would have the same standard error, and Student's t of
+    one degree of freedom less than questions. It stays within 0 and 1, and has a width even where all values are equal.
     """
     found = intervals.mean(values, questions)
     if found.clusters < 2:
         return found
     variance = found.value * (1 - found.value)
     independent = variance / found.stderr**2 if variance and found.stderr else found.clusters
-    low, high = intervals.wilson(found.value, independent)
+    low, high = intervals.wilson(found.value, independent, float(special.stdtrit(found.clusters - 1, (1 + LEVEL) / 2)))
     return found._replace(low=low, high=high)
 
 

@@ -115,6 +115,15 @@ def test_models_that_share_no_question_have_no_difference():
     assert score_difference(judged, "a", "b") is None and mean_score(judged, "c") is None
 
 
+def test_win_rates_over_five_questions_are_covered_by_their_intervals():
+    rng = np.random.default_rng(0)
+    strengths = rng.beta(2, 2, (2000, 5))  # how often the model wins on each question; 50% on average
+    outcomes = rng.binomial(4, strengths[..., None] * np.ones(6)) / 4
+    questions = np.repeat(range(5), 6).tolist()
+    found = [mean_outcome(each.ravel().tolist(), questions) for each in outcomes]
+    assert 0.93 < np.mean([each.low <= 0.5 <= each.high for each in found]) < 0.98  # 88% with a normal distribution
+
+
 def test_intervals_of_outcomes_stay_within_0_and_1_and_have_a_width():
     few = mean_outcome([1.0, 1.0, 0.5], ["1", "2", "3"])
     assert 0 < few.low < 0.5 and 0.9 < few.high <= 1
