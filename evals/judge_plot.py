@@ -1,27 +1,27 @@
 """Draws a report on judgments: win rates, mean scores and ratings with intervals, a panel for each table."""
 
+import io
 import math
 from collections.abc import Sequence
 
-from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..errors import UserError
 from .intervals import Estimate
 from .judge_report import Report
 from .judge_tables import Table
 
 
-def draw(report: Report, path: epath.PathLike) -> None:
-    """Draws a report as an SVG or PNG file, by the ending of the path.
+def draw(report: Report, kind: str) -> bytes | None:
+    """A report as a picture; None if it has neither win rates, scores nor ratings.
 
-    Raises:
-      UserError: the report has neither win rates nor scores.
+    Args:
+      report: the report.
+      kind: svg or png.
     """
     tables = [table for table in report.tables if table.drawn and table.rows]
     if not tables:
-        raise UserError(f"{path}: the judgments have no win rates or scores to draw")
+        return None
     most = max(len(table.rows) for table in tables)
     columns = min(3, len(tables))
     lines = math.ceil(len(tables) / columns)
@@ -31,7 +31,9 @@ def draw(report: Report, path: epath.PathLike) -> None:
         axes.remove()
     for axes, table in zip(panels, tables, strict=False):
         _panel(axes, table)
-    figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return content.getvalue()
 
 
 def _panel(axes: Axes, table: Table) -> None:

@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ..data.files import find_files
 from ..errors import UserError, did_you_mean
@@ -71,26 +72,32 @@ class Report:
 
     def markdown(self) -> str:
         """The report as Markdown."""
-        parts = ["# Judge report", *self.headlines]
+        parts = ["# Judge report", *map(_markdown, self.headlines)]
         for table in self.shown():
             lines = table.texts()
             lines[1:1] = [["---"] * len(lines[0])] if lines else []
-            rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-            parts += [f"## {table.title}", *(["\n".join(rows)] if rows else []), *table.notes]
+            rows = ["| " + " | ".join(map(_markdown, line)) + " |" for line in lines]
+            parts += [
+                f"## {_markdown(table.title)}",
+                *(["\n".join(rows)] if rows else []),
+                *map(_markdown, table.notes),
+            ]
         return "\n\n".join(parts) + "\n"
 
     def show(self, console: Console) -> None:
         """Prints the report on a terminal."""
         for line in self.headlines:
-            console.print(escape(line))
+            console.print(_terminal(line))
         for table in self.shown():
             headings, *lines = table.texts() or [[]]
-            drawn = RichTable(*map(escape, headings), title=escape(table.title), title_justify="left")
+            drawn = RichTable(title=_terminal(table.title), title_justify="left")
+            for heading in headings:
+                drawn.add_column(_terminal(heading))
             for line in lines:
-                drawn.add_row(*map(escape, line))
-            console.print(drawn if lines else escape(table.title))
+                drawn.add_row(*map(_terminal, line))
+            console.print(drawn if lines else _terminal(table.title))
             for note in table.notes:
-                console.print(escape(note))
+                console.print(_terminal(note))
 
     def json(self) -> str:
         """All numbers as JSON: estimates as objects, what is undefined as null."""
@@ -130,8 +137,6 @@ def make_report(
     sources: Sequence[Source] = (),
     gold: Sequence[Judgment] = (),
     baseline: str | None = None,
-    rounds: int = 1000,
-    seed: int = 0,
 ) -> Report:
     """The report on judgments.
 
@@ -140,8 +145,6 @@ def make_report(
       sources: the files that they and the gold verdicts come from.
       gold: judgments of people, or true scores, of the same answers.
       baseline: the model that others are compared with; None: the one that is part of every pair, if there is one.
-      rounds: number of bootstrap samples behind the intervals of ratings.
-      seed: of the bootstrap.
 
     Raises:
       UserError: there is no judgment, or none of the baseline.
@@ -159,12 +162,27 @@ def make_report(
         findings[judge] = trust.findings(own, judge, others, gold)
     tables = []
     for judge, own in by_judge.items():
-        tables += judge_tables(judge, own, baseline, rounds, seed)
+        tables += judge_tables(judge, own, baseline)
     tables += [*sums_tables(judgments), *agreement_table(by_judge), data_table(by_judge)]
     if sources:
         rows = [[each.path, each.judgments, each.sha256] for each in sources]
         tables.append(Table("Files", {"file": str, "judgments": count_of, "SHA-256": str}, rows))
     return Report(findings, [each for each in tables if each.rows or each.notes])
+
+
+def one_line(text: str) -> str:
+    """The text with a space for each line break and control character."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", " ", text)
+
+
+def _markdown(text: str) -> str:
+    """The text as one line of Markdown: characters that a name may have and that Markdown or HTML reads are escaped."""
+    return re.sub(r"([\\|`*\[\]]|(?<!\w)_|_(?!\w)|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))
+
+
+def _terminal(text: str) -> Text:
+    """The text as a terminal shows it: brackets are no markup, and control characters do nothing."""
+    return Text(one_line(text))
 
 
 def _by_judge(judgments: Sequence[Judgment]) -> dict[str, list[Judgment]]:

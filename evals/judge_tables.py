@@ -69,7 +69,7 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
-def judge_tables(judge: str, own: Sequence[Judgment], baseline: str | None, rounds: int, seed: int) -> list[Table]:
+def judge_tables(judge: str, own: Sequence[Judgment], baseline: str | None) -> list[Table]:
     """What one judge says about the models."""
     found, singles = comparisons(own), [each for each in own if not each.is_pair]
     tables = []
@@ -87,7 +87,7 @@ def judge_tables(judge: str, own: Sequence[Judgment], baseline: str | None, roun
 
         tables += _breakdowns(f"Win rates by {judge} {_against(against)}", found, rate, models, percent)
         if len(models) > 2:
-            tables.append(_rating_table(judge, found, rounds, seed))
+            tables.append(_rating_table(judge, found))
     if singles:
         models = models_of(singles)
         tables.append(_score_table(judge, singles))
@@ -134,8 +134,8 @@ def _against(baseline: str | None) -> str:
     return f"against {baseline}" if baseline else "against all others"
 
 
-def _rating_table(judge: str, found: Sequence[Comparison], rounds: int, seed: int) -> Table:
-    """Bradley-Terry ratings with intervals over resampled questions, and which models cannot be told apart."""
+def _rating_table(judge: str, found: Sequence[Comparison]) -> Table:
+    """Bradley-Terry ratings with sandwich intervals by question, and which models cannot be told apart."""
     own = [each for each in trust.models_only(found) if each.outcome is not None]
     title, ridge, notes = f"Ratings by {judge}", 0.0, []
     battles = [(*each.models, {1.0: "a", 0.5: "tie", 0.0: "b"}[each.outcome]) for each in own]
@@ -149,11 +149,8 @@ def _rating_table(judge: str, found: Sequence[Comparison], rounds: int, seed: in
             return Table(title, {}, [], [f"There are no ratings: {problem}."])
         notes.append(f"Some models won or lost every battle: a ridge of {RIDGE} keeps their ratings finite.")
     questions = [each.question for each in own]
-    clusters = questions if len(set(questions)) < len(questions) else None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        ends = ratings.bootstrap(battles, rounds=rounds, seed=seed, clusters=clusters, ridge=ridge)
-    places = ratings.ranks(battles, clusters=clusters, ridge=ridge)
+    ends = ratings.sandwich(battles, clusters=questions, ridge=ridge)
+    places = ratings.ranks(battles, clusters=questions, ridge=ridge)
     equal, said = _at_equal_length(own, battles, questions)
     rows = []
     for model, rating in plain.items():
@@ -162,15 +159,14 @@ def _rating_table(judge: str, found: Sequence[Comparison], rounds: int, seed: in
         rows.append(
             [model, len(asked), estimate, [place.rank, place.worst], ", ".join(place.tied) or None, equal.get(model)]
         )
-    if apart := [group for group in ratings.groups(places) if len(group) > 1]:
+    if len(set(questions)) < 2:
+        notes.append("One question has no intervals and tells no models apart.")
+    elif apart := [group for group in ratings.groups(places) if len(group) > 1]:
         notes.append(f"Groups that cannot be told apart: {'; '.join(', '.join(group) for group in apart)}.")
     else:
         notes.append("All models can be told apart.")
-    notes += [f"{each.message}." for each in caught] + said
-    notes.append(
-        f"Bradley-Terry, mean 1,000; 400 points are odds of 10. Intervals are of {rounds:,} bootstrap samples of "
-        f"questions with the seed {seed}."
-    )
+    notes += said
+    notes.append("Bradley-Terry, mean 1,000; 400 points are odds of 10. Sandwich intervals are clustered by question.")
     columns = {"model": str, "battles": count_of, "rating": _rating, "rank": _rank, "cannot be told from": str}
     columns["rating at equal length"] = _rating
     return Table(title, columns, rows, notes, ("rating",))
@@ -253,7 +249,7 @@ def sums_tables(judgments: Sequence[Judgment]) -> list[Table]:
         if each.is_pair and each.scores is not None and not any(map(is_control, each.models)):
             models = tuple(sorted(each.models))
             same = each.models == models
-            turned = each if same else dataclasses.replace(each, models=models, scores=each.scores[::-1])
+            turned = each if same else dataclasses.replace(each, models=models, scores=each.scores[::-1], winner=None)
             pairs.setdefault(models, []).append(turned)
     tables = []
     for (a, b), scored in pairs.items():
@@ -332,6 +328,8 @@ def number(found: Estimate) -> str:
 
 
 def _rating(found: Estimate) -> str:
+    if math.isnan(found.low):
+        return f"{found.value:.0f}"
     return f"{found.value:.0f} ({found.low:.0f} to {found.high:.0f})"
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import UserError
@@ -41,53 +42,51 @@ def add_judge_report(actions) -> None:
         metavar="FILE",
         help="questions with their categories, for published judgments that do not name them (default: no categories)",
     )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="number of bootstrap samples behind the intervals of ratings (default: 1000)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
 
 
 def _report(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ...data.checksums import write_whole
-    from ...evals.judge_report import make_report, read_files
-    from ..outputs import check_new_file
+    from ...evals.judge_report import make_report, one_line, read_files
 
-    outputs = {"--output": args.output, "--json": args.json, "--plot": args.plot}
-    for flag, path in outputs.items():
-        if path is not None:
-            check_new_file(path, flag)
-    if args.plot is not None and Path(args.plot).suffix not in (".svg", ".png"):
-        raise UserError(f"--plot={args.plot}: give a name that ends in .svg or .png")
-    if args.rounds < 1:
-        raise UserError(f"--rounds={args.rounds}: give 1 or more")
+    outputs = {flag: path for flag in ("output", "json", "plot") if (path := getattr(args, flag)) is not None}
+    _check_outputs(outputs)
     judgments, sources = read_files(args.judgments, args.questions)
     gold, gold_sources = read_files(args.gold, args.questions) if args.gold else ([], [])
-    report = make_report(
-        judgments,
-        sources=[*sources, *gold_sources],
-        gold=gold,
-        baseline=args.baseline,
-        rounds=args.rounds,
-        seed=args.seed,
-    )
+    report = make_report(judgments, sources=[*sources, *gold_sources], gold=gold, baseline=args.baseline)
+    contents = {"output": report.markdown, "json": report.json}
     if args.plot is not None:
         from ...evals.judge_plot import draw
 
-        draw(report, args.plot)
-    if args.json is not None:
-        write_whole(args.json, report.json())
-    if args.output is not None:
-        write_whole(args.output, report.markdown())
-        for line in report.headlines:
-            print(line)
-    else:
+        contents["plot"] = lambda: draw(report, Path(args.plot).suffix[1:])
+    contents = {flag: contents[flag]() for flag in outputs}
+    if args.output is None:
         report.show(Console(force_terminal=sys.stdout.isatty()))
     for flag, path in outputs.items():
-        if path is not None:
-            print(f"{flag[2:]}: {path}")
+        if contents[flag] is not None:
+            write_whole(path, contents[flag])
+    if args.output is not None:
+        for line in report.headlines:
+            print(one_line(line))
+    for flag, path in outputs.items():
+        if contents[flag] is not None:
+            print(f"{flag}: {path}")
+    if args.plot is not None and contents["plot"] is None:
+        raise UserError(f"--plot={args.plot}: the judgments have no win rates or scores to draw; leave --plot out")
+
+
+def _check_outputs(outputs: Mapping[str, str]) -> None:
+    """Raises UserError for an output that exists, cannot be written, or is another output too."""
+    from ..outputs import check_new_file
+
+    taken: dict[Path, str] = {}
+    for flag, path in outputs.items():
+        check_new_file(path, f"--{flag}")
+        if Path(path).exists():
+            raise UserError(f"--{flag}={path} exists: give another name, or delete it")
+        if twin := taken.get(Path(path).resolve()):
+            raise UserError(f"--{flag}={path} is the file of --{twin} too: give each a name of its own")
+        taken[Path(path).resolve()] = flag
+        if flag == "plot" and Path(path).suffix not in (".svg", ".png"):
+            raise UserError(f"--plot={path}: give a name that ends in .svg or .png")
