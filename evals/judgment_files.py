@@ -50,8 +50,9 @@ def _judgment(place: str, record: Any) -> Judgment:
     for name, value in record.items():
         if name not in _FIELDS:
             raise UserError(f"{place}: a judgment has no field {name}{did_you_mean(name, _FIELDS)}")
-        if not _fits(value, typing.get_type_hints(Judgment)[name]):
-            raise UserError(f"{place}: {name} is {shown(value)}: give {_FIELDS[name].type}")
+        if not _fits(value, kind := _FIELDS[name].type):
+            expected = kind.__name__ if isinstance(kind, type) else kind
+            raise UserError(f"{place}: {name} is {shown(value)}: give {expected}")
     try:
         return Judgment(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
     except UserError as problem:

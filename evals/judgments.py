@@ -61,8 +61,8 @@ class Judgment:
             if not _is_unicode(name):
                 raise UserError(f"the name {name!a} has half of a surrogate pair, which is no character")
         answers = len(self.models)
-        if answers not in (1, 2) or len(set(self.models)) < answers:
-            raise UserError(f"models are {shown(self.models)}: give one model, or two different ones")
+        if answers not in (1, 2) or len(set(self.models)) < answers or not all(self.models):
+            raise UserError(f"models are {shown(self.models)}: give the name of one model, or of two different ones")
         if self.turn < 1:
             raise UserError(f"turn is {self.turn}: turns count from 1")
         for name, values in (("scores", self.scores), ("lengths", self.lengths or None)):

@@ -255,7 +255,11 @@ def verbose_control(every: Sequence[Comparison]) -> Finding | None:
 
 
 def identical_pairs(judgments: Iterable[Judgment]) -> Finding | None:
-    """The share of pairs of an answer with itself that are not called a tie, each order alone; None without any."""
+    """The share of verdicts on an answer beside itself that are no tie; None without any.
+
+    Each order is a verdict of its own: joined, the two verdicts of a judge that always prefers the first answer would
+    be a tie.
+    """
     found = [each for each in judgments if each.is_pair and each.winner and _is_copy(*each.models)]
     if not found:
         return None
@@ -263,8 +267,8 @@ def identical_pairs(judgments: Iterable[Judgment]) -> Finding | None:
     share = intervals.mean([float(each.winner != "tie") for each in found], questions)
     count = Counter(each.winner for each in found)
     text = (
-        f"Of two identical answers it prefers one in {percent(share)}: the first {count['a']:,} times, the second "
-        f"{count['b']:,} times."
+        f"Of two identical answers it prefers one in {percent(share)} of {share.n:,} verdicts: the first "
+        f"{count['a']:,} times, the second {count['b']:,} times."
     )
     more = {"first": float(count["a"]), "second": float(count["b"])}
     return Finding("calling identical answers equal", _at_most(share, MOST_UNEQUAL), share, text, more)

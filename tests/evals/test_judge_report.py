@@ -170,8 +170,9 @@ def test_judgments_are_read_as_they_were_written(tmp_path):
     [
         ({"scores": "8"}, "scores is '8'"),
         ({"winner": "c"}, "winner is 'c'"),
-        ({"models": ["a", "b", "c"]}, "one model, or two different ones"),
-        ({"models": ["a", "a"]}, "one model, or two different ones"),
+        ({"models": ["a", "b", "c"]}, "one model, or of two different ones"),
+        ({"models": ["", "a"]}, "one model, or of two different ones"),
+        ({"models": ["a", "a"]}, "one model, or of two different ones"),
         ({"models": ["a", "\ud800"]}, "half of a surrogate pair"),
         ({"models": ["a"]}, "a single answer has no winner"),
         ({"models": ["a"], "winner": None, "weight": 0.5}, "a single answer has no winner and no weight"),
@@ -185,7 +186,7 @@ def test_judgments_are_read_as_they_were_written(tmp_path):
         ({"lengths": [1]}, "1 lengths for 2 models"),
         ({"weight": 1.5}, "from 0 to 1"),
         ({"wieght": 0.5}, "no field wieght; did you mean weight"),
-        ({"question": None}, "question is None"),
+        ({"question": None}, "question is None: give str"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, change, message):

@@ -186,7 +186,7 @@ BAD = {
     "turn is inf: it must be a whole number": {"model": "x", "judge": "j", "judgment": "", "score": 9, "turn": math.inf}
     | {"question_id": 1},
     "score is 10+\\.\\.\\.0+: it must be a number of a usual size": review(1, [10**400, 7]),
-    "models are .*: give one model, or two different ones": mt_pair(1, "tie", "tie", model_2="x"),
+    "models are .*: give the name of one model, or of two different ones": mt_pair(1, "tie", "tie", model_2="x"),
     "the field question_id is missing": {name: x for name, x in review(1, [8, 7]).items() if name != "question_id"},
     "score is 'A>C': it must be a label": arena_hard("q", "A>C", "A>B"),
     "g1_winner is 'A': it must be one of model_1": mt_pair(1, "A", "tie"),

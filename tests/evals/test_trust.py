@@ -179,6 +179,17 @@ def test_noise_is_the_variance_of_differences_between_two_gradings():
     assert found.estimate.value == pytest.approx((np.diff(twice)[:, 0] ** 2).mean() / 2 / twice.var(ddof=1))
 
 
+def test_identical_answers_are_counted_by_verdict_so_that_flips_do_not_pass_for_ties():
+    judged = []
+    for number in range(40):
+        order = ("a", "control:identical:a") if number % 2 else ("control:identical:a", "a")
+        winner = "a" if number < 30 else "tie"  # the first answer wins in both orders of 15 questions
+        judged.append(Judgment(str(number // 2), order, "j", winner=winner))
+    found = trust.identical_pairs(judged)
+    assert found.estimate.value == 0.75 and found.result == "fail"
+    assert "of 40 verdicts: the first 30 times, the second 0 times" in found.text
+
+
 def test_padding_judged_against_a_third_answer_is_compared_with_the_unpadded_one():
     judged = []
     for i in range(20):
