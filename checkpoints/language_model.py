@@ -440,7 +440,10 @@ def load(
         return found.with_adapters(path)
     found = checkpoints.open(path, weights)
     if found.kind == "scalar":
-        raise UserError(f"{path} is a reward or cost model, not a language model: name it in config.reward.sources")
+        raise UserError(
+            f"{path} is a reward or cost model, not a language model: name it in config.reward.sources, or as --judge "
+            "of `camelid judge grade`"
+        )
     if quantize == storage.STORED and not isinstance(_whole(found), GGUFCheckpoint):
         raise UserError(
             f'{path}: quantize="stored" keeps the codes of a GGUF file, and this is none: give int8, int4 or nf4, or '

@@ -3,30 +3,49 @@
 A metric is a function metric(answer, references) -> float, larger is better.
 """
 
+import contextlib
 import re
-import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
+from ..data.samples import CJK
 from ..errors import UserError, did_you_mean
 from ..settings import functions
 
 Metric = Callable[[str, Sequence[str]], float]
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+NUMBER = re.compile(
+    r"(?<![\d.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}|/\d+)?(?![\d²³])"
+)
+"""A number with signs, commas between thousands, decimals, an exponent or a denominator."""
+
 WORD = re.compile(r"[\N{CJK UNIFIED IDEOGRAPH-4E00}-\N{CJK UNIFIED IDEOGRAPH-9FFF}]|[^\W_]+")
 """A word of an alphabet, or one Chinese character."""
 
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+KEPT = "#%+"
+"""Punctuation that is part of what is meant, as in C# and 5%."""
+
+
+def plain(text: str) -> str:
+    """A text for comparison: NFKC, lower case, without punctuation and needless spaces.
+
+    NFKC makes full-width characters plain. A minus before a digit stays, and so do # and %.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
+    text = re.sub(r"-(?!\d)|(?<=\w)-", " ", text)
+    return " ".join(
+        "".join(" " if unicodedata.category(c).startswith("P") and c not in (*KEPT, "-") else c for c in text).split()
+    )
+
 
 def normalised(text: str) -> str:
-    """A text for comparison: NFKC, lower case, without punctuation, English articles and needless spaces.
-
-    As in the evaluation of SQuAD (arXiv:1606.05250, section 6.1); NFKC makes full-width characters plain.
-    """
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = "".join(" " if unicodedata.category(c).startswith("P") or c in string.punctuation else c for c in text)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """A plain text without English articles, as in the evaluation of SQuAD (arXiv:1606.05250, section 6.1); with them
+    where nothing else is left, and the text itself where it is nothing but punctuation."""
+    found = plain(text)
+    return " ".join(ARTICLES.sub(" ", found).split()) or found or text.strip()
 
 
 def exact(answer: str, references: Sequence[str]) -> float:
@@ -35,8 +54,14 @@ def exact(answer: str, references: Sequence[str]) -> float:
 
 
 def contains(answer: str, references: Sequence[str]) -> float:
-    """1 if a normalised reference stands in the normalised answer."""
-    return float(any(normalised(each) in normalised(answer) for each in references))
+    """1 if a plain reference stands in the plain answer, as whole words; Chinese anywhere."""
+    return float(any(_stands_in(plain(each) or each.strip(), plain(answer) or answer) for each in references))
+
+
+def _stands_in(part: str, whole: str) -> bool:
+    if CJK.search(part):
+        return part in whole
+    return f" {part} " in f" {whole} " or re.search(rf"(?<!\w){re.escape(part)}(?!\w)", whole) is not None
 
 
 def starts(answer: str, references: Sequence[str]) -> float:
@@ -53,11 +78,19 @@ def number(answer: str, references: Sequence[str]) -> float:
     return float(found is not None and found in map(last_number, references))
 
 
-def last_number(text: str) -> float | None:
+def last_number(text: str) -> Fraction | None:
     """The last number of a text, or of what stands after its last "####"; None if there is none."""
-    text = unicodedata.normalize("NFKC", text)
+    text = text.translate(WIDE).replace("\N{MINUS SIGN}", "-")
     found = NUMBER.findall(text.rpartition("####")[2]) or NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    for each in reversed(found):
+        with contextlib.suppress(ZeroDivisionError, ValueError):
+            top, _, bottom = each.replace(",", "").partition("/")
+            return Fraction(top) / Fraction(bottom or 1)
+    return None
+
+
+WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""Full-width forms of ASCII characters."""
 
 
 def f1(answer: str, references: Sequence[str]) -> float:

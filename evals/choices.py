@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
+from ..checkpoints.console import tell
 from ..checkpoints.language_model import LanguageModel
 from ..data.samples import CJK
 from ..errors import UserError
@@ -64,6 +65,8 @@ def choices(
     asked = [
         _Asked(lm, question, _examples(question, examples, shots, file), answer_by, chat) for question in questions
     ]
+    if cut := sum(each.is_cut for each in asked):
+        tell(f"{file}: {cut:,} questions exceed the context of {lm.max_len:,} tokens: they are cut from the left")
     found = iter(lm.loglikelihoods([pair for each in asked for pair in each.pairs]))
     return [each.item([next(found) for _ in each.pairs]) for each in asked]
 
@@ -74,7 +77,7 @@ def _examples(
     """The examples before a question: the first of its subject, or of a file of examples."""
     if not shots:
         return ()
-    there = examples.get(question.subject, examples.get("", ()))
+    there = [each for each in examples.get(question.subject, examples.get("", ())) if each.text != question.text]
     if len(there) < shots:
         of = f" of {question.subject}" if question.subject else ""
         raise UserError(
@@ -89,13 +92,18 @@ class _Asked:
     Attributes:
       pairs: (context, continuation) as tokens: of each choice, then, where choices are texts, of each choice after
         "Answer:" alone.
+      is_cut: whether the question alone exceeds the context, and its beginning was left out.
     """
 
     def __init__(self, lm: LM, question: Question, examples: Sequence[Question], answer_by: str | None, chat: bool):
         self._question = question
         self._by_letter = (answer_by or ("letter" if question.exam else "text")) == "letter"
         if self._by_letter and len(question.choices) > len(LETTERS):
-            raise UserError(f"{question.id}: {len(question.choices)} choices, more than letters: give answer_by=text")
+            raise UserError(
+                f"{question.where}: {len(question.choices)} choices, more than letters: give answer_by=text"
+            )
+        if not self._by_letter and not all(question.choices):
+            raise UserError(f"{question.where}: a choice is empty: give answer_by=letter")
         self._language = "zh" if CJK.search(question.text) else "en"
         self._options = LETTERS[: len(question.choices)] if self._by_letter else question.choices
         put = self._chat_pairs if chat else self._pairs
@@ -105,8 +113,12 @@ class _Asked:
                 break
             examples = examples[1:]
         self._shots = len(examples)
-        self._prompt = lm.decode(pairs[0][0])
+        longest = max(len(end) for _, end in pairs)
+        if longest > lm.max_len:
+            raise UserError(f"{question.where}: a choice of {longest:,} tokens exceeds the context of {lm.max_len:,}")
+        self.is_cut = max(len(context) + len(end) for context, end in pairs) > lm.max_len + 1
         pairs = [(context[-max(lm.max_len + 1 - len(end), 1) :], end) for context, end in pairs]
+        self._prompt = lm.decode(pairs[0][0])
         if not self._by_letter and not chat:
             _, answer, space = WORDS[self._language]
             pairs += [encode_pair(lm, answer, space + option) for option in self._options]
@@ -139,6 +151,10 @@ class _Asked:
         """The answer of an example."""
         return LETTERS[question.answer] if self._by_letter else question.choices[question.answer]
 
+    def _is_right(self, place: int) -> bool:
+        """Whether a choice is the answer, or has its text."""
+        return self._options[place] == self._options[self._question.answer]
+
     def item(self, found: Sequence[Likelihood]) -> Item:
         """The question's scores."""
         question, count = self._question, len(self._options)
@@ -152,7 +168,7 @@ class _Asked:
         shown = {"prompt": self._prompt, "chosen": chosen, "answer": self._options[question.answer]}
         return Item(
             id=question.id,
-            scores={name: float(np.argmax(values) == question.answer) for name, values in by_metric.items()},
+            scores={name: float(self._is_right(int(np.argmax(values)))) for name, values in by_metric.items()},
             cluster=question.cluster,
             groups=("", question.group) if question.group else ("",),
             subject=question.subject,

@@ -3,9 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+from ..checkpoints.console import tell
 from ..checkpoints.language_model import LanguageModel
 from ..data.files import file_rows, find_files
 from ..data.json_values import kind_of
@@ -13,6 +14,7 @@ from ..errors import UserError
 from ..settings import functions
 from ..settings.leaves import Count, NotNegative, Path, Unset, Whole
 from . import answer_metrics
+from .exams import check_encodable, check_fields, check_ids, name_of
 from .items import Item
 from .lm import LM, as_lm
 
@@ -22,7 +24,7 @@ class Asked:
     """A question and its references."""
 
     id: str
-    """Names the question: its own id, or file and line."""
+    """Names the question: its own id, or its number."""
 
     messages: tuple[Mapping[str, str], ...]
     """The conversation up to the question."""
@@ -35,6 +37,9 @@ class Asked:
 
     cluster: str = ""
     """What it shares with questions that are not independent of it."""
+
+    where: str = ""
+    """Its file and line, for messages."""
 
 
 def read_asked(path: str) -> list[Asked]:
@@ -49,12 +54,17 @@ def read_asked(path: str) -> list[Asked]:
         found.append(_asked(record, where))
     if not found:
         raise UserError(f"{path} has no questions")
+    found = [each if each.id else replace(each, id=str(number)) for number, each in enumerate(found, 1)]
+    check_ids((each.id, each.where) for each in found)
     return found
 
 
 def _asked(record: object, where: str) -> Asked:
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: {kind_of(record)} is no question: give an object")
+    check_fields(record, FIELDS, where)
+    if "choices" in record:
+        raise UserError(f'{where}: a question with "choices": ask it by --choices, or take the field out')
     question, messages, answer = (record.get(name) for name in ("question", "messages", "answer"))
     if messages is None:
         messages = [{"role": "user", "content": question}]
@@ -71,8 +81,14 @@ def _asked(record: object, where: str) -> Asked:
     if not numbers or not all(isinstance(each, str) and each.strip() for each in numbers):
         raise UserError(f'{where}: "answer" is {kind_of(answer)}: give a text, or a list of texts')
     said = tuple({"role": each["role"], "content": each["content"]} for each in messages)
-    named = {name: str(record.get(name, "")) for name in ("group", "cluster")}
-    return Asked(str(record.get("id", where)), said, tuple(numbers), **named)
+    for text in (*numbers, *(value for each in said for value in each.values())):
+        check_encodable(text, where)
+    named = {name: name_of(record, name, where) for name in ("id", "group", "cluster")}
+    return Asked(messages=said, references=tuple(numbers), where=where, **named)
+
+
+FIELDS = ("question", "messages", "answer", "id", "group", "cluster")
+"""The fields of a question. Others may be there, and are not read."""
 
 
 def exact(
@@ -86,7 +102,7 @@ def exact(
     max_tokens: Count = 256,
     temperature: NotNegative = 0.0,
     n: Count = 1,
-    stop: tuple[str, ...] = (),
+    stop: list[str] = (),
     seed: Whole = 0,
     limit: Annotated[Count | None, Unset("all questions")] = None,
     batch_size: Annotated[Count | None, Unset("64")] = None,
@@ -119,14 +135,29 @@ def exact(
     asked = read_asked(file)
     examples, asked = _examples(asked, shots, shots_file)
     asked = asked[:limit]
+    if metric == "number":
+        _check_numbers(asked)
     prompts = [_prompt(lm, each, examples, chat) for each in asked]
+    full = [each for each, prompt in zip(asked, prompts, strict=True) if len(prompt) >= lm.max_len]
+    if full:
+        tell(f"{len(full):,} questions fill the context of {lm.max_len:,} tokens and get no answer: {full[0].where}")
     stops = [*stop, *(() if chat else ("\nQuestion:", "\n问题："))]
     how = dict(max_tokens=max_tokens, temperature=temperature, n=n, seed=seed, stop=stops)
     name = metric.rpartition(":")[2]
+    answers = iter(lm.generate([prompt for prompt in prompts if len(prompt) < lm.max_len], **how))
+    found = [next(answers) if len(prompt) < lm.max_len else [""] * n for prompt in prompts]
+    whole = [lm.decode(prompt) for prompt in prompts] if shots else [each.messages[-1]["content"] for each in asked]
     return [
-        _item(each, [text.strip() for text in texts], score, name)
-        for each, texts in zip(asked, lm.generate(prompts, **how), strict=True)
+        _item(each, prompt, [text.strip() for text in texts], score, name)
+        for each, prompt, texts in zip(asked, whole, found, strict=True)
     ]
+
+
+def _check_numbers(asked: Sequence[Asked]) -> None:
+    """Raises UserError for a question without a number among its references."""
+    for each in asked:
+        if not any(answer_metrics.last_number(reference) is not None for reference in each.references):
+            raise UserError(f"{each.where}: the answer has no number, which the metric number compares")
 
 
 def _examples(asked: list[Asked], shots: int, shots_file: str | None) -> tuple[list[Asked], list[Asked]]:
@@ -142,22 +173,29 @@ def _examples(asked: list[Asked], shots: int, shots_file: str | None) -> tuple[l
 
 
 def _prompt(lm: LM, asked: Asked, examples: Sequence[Asked], chat: bool) -> list[int]:
+    """The tokens of a question after as many of the examples as fit the context, the last ones."""
+    if not chat and len(asked.messages) > 1:
+        raise UserError(f"{asked.where}: a conversation needs the chat template: set chat")
+    while len(tokens := _tokens(lm, asked, examples, chat)) >= lm.max_len and examples:
+        examples = examples[1:]
+    return tokens
+
+
+def _tokens(lm: LM, asked: Asked, examples: Sequence[Asked], chat: bool) -> list[int]:
     if chat:
         told = [({**each.messages[-1]}, {"role": "assistant", "content": each.references[0]}) for each in examples]
         return lm.chat_ids([*(message for pair in told for message in pair), *asked.messages])
-    if len(asked.messages) > 1:
-        raise UserError(f"{asked.id}: a conversation needs the chat template: set chat")
     told = [f"Question: {each.messages[-1]['content']}\nAnswer: {each.references[0]}" for each in examples]
     text = "\n\n".join([*told, f"Question: {asked.messages[-1]['content']}\nAnswer:"])
     return [*lm.begin, *lm.encode(text)]
 
 
-def _item(asked: Asked, answers: Sequence[str], score: answer_metrics.Metric, name: str) -> Item:
+def _item(asked: Asked, prompt: str, answers: Sequence[str], score: answer_metrics.Metric, name: str) -> Item:
     scores = [_checked(asked, answer, score, name) for answer in answers]
     found: dict[str, float] = {name: sum(scores) / len(scores)}
     if len(answers) > 1:
         found[f"maj@{len(answers)}"] = scores[_most_common(answers, name)]
-    shown: dict[str, Any] = {"prompt": asked.messages[-1]["content"], "answer": answers[0]}
+    shown: dict[str, Any] = {"prompt": prompt, "answer": answers[0]}
     shown |= {"reference": asked.references[0]} | ({"answers": list(answers)} if len(answers) > 1 else {})
     groups = ("", asked.group) if asked.group else ("",)
     return Item(asked.id, found, cluster=asked.cluster, groups=groups, shown=shown)
@@ -167,9 +205,9 @@ def _checked(asked: Asked, answer: str, score: answer_metrics.Metric, name: str)
     try:
         found = float(score(answer, asked.references))
     except Exception as error:
-        raise UserError(f"metric {name}: {functions.raised(error)} for the answer to {asked.id}") from error
+        raise UserError(f"metric {name}: {functions.raised(error)} for the answer to {asked.where}") from error
     if not math.isfinite(found):
-        raise UserError(f"metric {name} gave {found} for the answer to {asked.id}: give a finite number")
+        raise UserError(f"metric {name} gave {found} for the answer to {asked.where}: give a finite number")
     return found
 
 

@@ -11,13 +11,15 @@ A folder is read with all its subjects. The questions of a subject's `dev` file 
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..data.files import file_rows, find_files
 from ..data.json_values import kind_of
-from ..errors import UserError
+from ..errors import UserError, did_you_mean, shown
+from .items import MACRO
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -27,7 +29,7 @@ class Question:
     """A question with choices."""
 
     id: str
-    """Names the question: its own id, or file and line."""
+    """Names the question: its own id, or its number."""
 
     text: str
     """The question."""
@@ -50,9 +52,12 @@ class Question:
     exam: bool = False
     """Whether the question is from an exam's CSV, which is asked by letters."""
 
+    where: str = ""
+    """Its file and line, for messages."""
+
 
 def read_questions(path: str) -> tuple[list[Question], dict[str, list[Question]]]:
-    """The questions of a file, or of a folder of an exam.
+    """The questions of a file, or of a folder of an exam. Without ids of their own they are numbered.
 
     Args:
       path: a .jsonl or .csv file, a glob of several, or the folder of an exam with `dev` and `test` or `val`.
@@ -65,10 +70,7 @@ def read_questions(path: str) -> tuple[list[Question], dict[str, list[Question]]
     """
     folder = Path(path)
     if not (folder / "dev").is_dir():
-        questions = [question for file in _files(path) for question in _read(file)]
-        if not questions:
-            raise UserError(f"{path} has no questions")
-        return questions, {}
+        return _numbered(path, [each for file in _files(path) for each in _read(file)]), {}
     part = "test" if any(_answered(file) for file in sorted((folder / "test").glob("*.csv"))[:1]) else "val"
     questions = [question for file in sorted((folder / part).glob("*.csv")) for question in _read(file)]
     if not questions:
@@ -77,7 +79,25 @@ def read_questions(path: str) -> tuple[list[Question], dict[str, list[Question]]
     for file in sorted((folder / "dev").glob("*.csv")):
         for question in _read(file):
             shots.setdefault(question.subject, []).append(question)
-    return questions, shots
+    return _numbered(path, questions), shots
+
+
+def _numbered(path: str, questions: Sequence[Question]) -> list[Question]:
+    """Questions, each with an id of its own. Raises UserError for one that stands twice, or if there are none."""
+    if not questions:
+        raise UserError(f"{path} has no questions")
+    named = [each if each.id else replace(each, id=str(number)) for number, each in enumerate(questions, 1)]
+    check_ids((each.id, each.where) for each in named)
+    return named
+
+
+def check_ids(found: Iterable[tuple[str, str]]) -> None:
+    """Raises UserError, with both places, for an id that stands twice. found: (id, place) of each question."""
+    places: dict[str, str] = {}
+    for name, where in found:
+        if name in places:
+            raise UserError(f"{where}: the id {name!r} stands in {places[name]} too: give each question its own")
+        places[name] = where
 
 
 def _files(path: str) -> list[Path]:
@@ -90,10 +110,12 @@ def _files(path: str) -> list[Path]:
 
 def _answered(file: Path) -> bool:
     """Whether the questions of a file come with answers; those of C-Eval's tests do not."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.reader(lines)
-        header = next(rows, [])
-        return not _columns(header) or "answer" in _columns(header)
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            columns = _columns(next(csv.reader(lines), []))
+    except (UnicodeDecodeError, csv.Error):
+        return True  # reading it tells what is wrong
+    return not columns or "answer" in columns
 
 
 def _read(file: Path) -> Iterator[Question]:
@@ -110,6 +132,7 @@ def question_of(record: object, where: str) -> Question:
     """The question of a record of JSON lines. Raises UserError, with the place, for a record that is none."""
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: {kind_of(record)} is no question: give an object")
+    check_fields(record, FIELDS, where)
     text, choices, answer = (record.get(name) for name in ("question", "choices", "answer"))
     if not isinstance(text, str) or not text.strip():
         raise UserError(f'{where}: "question" is {kind_of(text)}: give a text')
@@ -126,13 +149,46 @@ def question_of(record: object, where: str) -> Question:
         raise UserError(
             f'{where}: "answer" is {answer!r}: give a choice, its place from 0 to {len(choices) - 1}, or A to {last}'
         )
-    context = record.get("context", "")
-    if not isinstance(context, str):
-        raise UserError(f'{where}: "context" is {kind_of(context)}: give a text')
-    whole = f"{context.strip()}\n{text}" if context.strip() else text
-    named = {name: str(record.get(name, "")) for name in ("subject", "group")}
-    cluster = str(record.get("cluster", "")) or context.strip()
-    return Question(str(record.get("id", where)), whole, tuple(choices), place, cluster=cluster, **named)
+    named = {name: name_of(record, name, where) for name in ("id", "subject", "group", "cluster", "context")}
+    context = named.pop("context").strip()
+    whole = f"{context}\n{text}" if context else text
+    for each in (whole, *choices):
+        check_encodable(each, where)
+    cluster = named.pop("cluster") or context
+    return Question(text=whole, choices=tuple(choices), answer=place, cluster=cluster, where=where, **named)
+
+
+FIELDS = ("question", "choices", "answer", "context", "id", "subject", "group", "cluster")
+"""The fields of a question. Others may be there, and are not read."""
+
+
+def check_fields(record: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raises UserError for a field that is spelt nearly like one that the record lacks."""
+    for field in record:
+        lacking = [name for name in known if name not in record]
+        if field not in known and (near := did_you_mean(field, lacking)):
+            raise UserError(f"{where}: nothing reads the field {field!r}{near}")
+
+
+def name_of(record: Mapping[str, Any], field: str, where: str) -> str:
+    """A field that names something, a text or a whole number; "" where it is missing or null."""
+    value = record.get(field)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(f'{where}: "{field}" is {kind_of(value)}: give a text')
+    if field in ("subject", "group") and value == MACRO:
+        raise UserError(f'{where}: the {field} "{MACRO}" is the name of the mean over subjects: give another')
+    check_encodable(str(value), where)
+    return str(value)
+
+
+def check_encodable(text: str, where: str) -> None:
+    """Raises UserError for a text with half of a character, which cannot be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {shown(text)} has a lone surrogate, half of a character: mend the text") from None
 
 
 NAMES = {"question": "question", "answer": "answer", "id": "id"} | {letter: letter for letter in "ABCD"}
@@ -180,4 +236,5 @@ def _exam_question(row: Sequence[str], columns: Mapping[str, int], subject: str,
             f"{where}: the answer is {cells['answer']!r}: give a letter from A to {LETTERS[len(choices) - 1]}"
         )
     name = f"{subject}/{cells.get('id') or where.rpartition(':')[2]}"
-    return Question(name, cells["question"], choices, LETTERS.index(cells["answer"]), subject=subject, exam=True)
+    answer = LETTERS.index(cells["answer"])
+    return Question(name, cells["question"], choices, answer, subject=subject, exam=True, where=where)

@@ -6,10 +6,15 @@ with clustered standard errors, metrics of groups, paired differences between tw
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from ..errors import UserError, shown
+from ..settings import functions
 from . import intervals
 from .intervals import Estimate, Score
 
@@ -40,6 +45,9 @@ class Item:
     """Whether it is among the few items that a report of a training run shows."""
 
 
+MACRO = "macro"
+"""The name of the group for the mean over subjects, in which each subject weighs the same."""
+
 Evaluator = Callable[..., Iterable[Item]]
 """evaluate(model, **settings) -> items. Settings are checked by their annotations (`settings.leaves`)."""
 
@@ -50,22 +58,25 @@ def metrics_of(items: Iterable[Item]) -> dict[str, Estimate]:
     "loss" in nats per token is also given as "perplexity". Names are "score/group"; the score "" has the group's name
     alone.
     """
-    found: dict[str, tuple[list[Score], list[str]]] = {}
-    subjects: dict[str, list[str]] = {}
+    items = list(items)
+    sizes = Counter(item.subject for item in items if item.subject)
+    found: dict[str, tuple[list[Score], list[str], list[float]]] = {}
+
+    def count(item: Item, score: str, group: str, weight: float = 1.0) -> None:
+        values, clusters, weights = found.setdefault(_name(score, group), ([], [], []))
+        values.append(item.scores[score])
+        clusters.append(item.cluster or item.id)
+        weights.append(weight)
+
     for item in items:
-        groups = [*item.groups, *([item.subject] if item.subject else [])]
+        for score in item.scores:
+            for group in groups_of(item):
+                count(item, score, group)
+    for item in items if len(sizes) > 1 else ():
         for score, value in item.scores.items():
-            for group in groups:
-                values, clusters = found.setdefault(_name(score, group), ([], []))
-                values.append(value)
-                clusters.append(item.cluster or item.id)
-            if item.subject and _name(score, item.subject) not in subjects.setdefault(score, []):
-                subjects[score].append(_name(score, item.subject))
+            if item.subject and not isinstance(value, tuple | list):
+                count(item, score, MACRO, 1 / sizes[item.subject])
     metrics = {name: estimate(*each) for name, each in found.items()}
-    for score, names in subjects.items():
-        if len(names) == 1:
-            continue
-        metrics[_name(score, "macro")] = _mean_of([metrics[name] for name in names])
     return metrics | {
         name.replace("loss", "perplexity", 1): _exp(each)
         for name, each in metrics.items()
@@ -73,14 +84,53 @@ def metrics_of(items: Iterable[Item]) -> dict[str, Estimate]:
     }
 
 
-def estimate(values: Sequence[Score], clusters: Sequence[str]) -> Estimate:
+def groups_of(item: Item) -> list[str]:
+    """The groups whose metrics an item counts in, its subject among them, each once."""
+    return list(dict.fromkeys([*item.groups, *([item.subject] if item.subject else [])]))
+
+
+def checked(found: Any, name: str) -> list[Item]:
+    """What an evaluation returned, if it is items with finite scores and ids of their own. Raises UserError if not."""
+    try:
+        items = list(found)
+    except TypeError:
+        raise UserError(f"evaluation {name} returned {shown(found)}: give a list of items (evals.items.Item)") from None
+    ids = set()
+    for item in items:
+        if not isinstance(item, Item):
+            raise UserError(f"evaluation {name} returned {shown(item)}: give items (evals.items.Item)")
+        for score, value in item.scores.items():
+            numbers = value if isinstance(value, tuple | list) and len(value) == 2 else [value]
+            if not all(isinstance(x, int | float | np.number) and math.isfinite(x) for x in numbers):
+                raise UserError(f"evaluation {name}: item {item.id} has {score} = {shown(value)}: give a finite number")
+        if item.id in ids:
+            raise UserError(f"evaluation {name}: two items have the id {shown(item.id)}: give each its own")
+        ids.add(item.id)
+    if not items:
+        raise UserError(f"evaluation {name} found no items")
+    return items
+
+
+def run_checked(evaluate: Evaluator, name: str, model: Any, settings: Mapping[str, Any]) -> list[Item]:
+    """The items of an evaluation. Raises UserError where an evaluation of the user's fails."""
+    try:
+        return checked(evaluate(model, **settings), name)
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise UserError(f"evaluation {name}: {functions.raised(error)}") from error
+
+
+def estimate(values: Sequence[Score], clusters: Sequence[str], weights: Sequence[float] | None = None) -> Estimate:
     """The mean of the scores of items, or the ratio of their sums."""
     if isinstance(values[0], tuple | list):
-        return intervals.ratio(*zip(*values, strict=True), clusters)
-    return intervals.mean(values, clusters)
+        return intervals.ratio(*intervals.parts(values), clusters)
+    return intervals.mean(values, clusters, weights)
 
 
-def in_training(evaluate: Evaluator) -> Callable[..., tuple[dict[str, float], list[dict[str, str]]]]:
+def in_training(evaluate: Evaluator, name: str) -> Callable[..., tuple[dict[str, float], list[dict[str, str]]]]:
     """The evaluation as a run takes it: it returns metrics as numbers, and what is shown of its samples.
 
     Settings, and the attribute `metrics` where the evaluation has one, stay.
@@ -88,7 +138,7 @@ def in_training(evaluate: Evaluator) -> Callable[..., tuple[dict[str, float], li
 
     @functools.wraps(evaluate)
     def run(model: Any, **settings: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
-        items = list(evaluate(model, **settings))
+        items = run_checked(evaluate, name, model, settings)
         rows = [{name: str(value) for name, value in item.shown.items()} for item in items if item.sample]
         return {name: each.value for name, each in metrics_of(items).items()}, rows
 
@@ -97,19 +147,6 @@ def in_training(evaluate: Evaluator) -> Callable[..., tuple[dict[str, float], li
 
 def _name(score: str, group: str) -> str:
     return "/".join(part for part in (score, group) if part)
-
-
-def _mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates. One of a single cluster has no standard error, and then the mean has none."""
-    count = len(estimates)
-    value = sum(each.value for each in estimates) / count
-    stderr = math.sqrt(sum(each.stderr**2 for each in estimates)) / count
-    half = 1.959963984540054 * stderr
-    n, clusters = sum(each.n for each in estimates), sum(each.clusters for each in estimates)
-    low, high = value - half, value + half
-    if all(each.low >= 0 and each.high <= 1 for each in estimates):  # of proportions
-        low, high = max(low, 0.0), min(high, 1.0)
-    return Estimate(value, stderr, low, high, n, clusters)
 
 
 def _exp(loss: Estimate) -> Estimate:

@@ -3,9 +3,10 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,6 +20,9 @@ from ..errors import UserError
 Messages = Sequence[Mapping[str, str]]
 Tokens = Sequence[int]
 
+
+UNFILTERED = dict(top_k=-1, min_p=0.0, repetition_penalty=1.0)
+"""Settings of a request that leave out no token, whatever the model recommends."""
 
 WAITS = (1, 2, 4, 8, 16, 32)
 """Seconds before a request is sent again that a server refused because too many wait, or because it is about to end."""
@@ -194,18 +198,25 @@ class ServedLM:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=at_once)
         self._http = httpx.Client(base_url=self.address, headers=headers, timeout=600, limits=limits)
-        listed = {each["id"]: each for each in self._ask("GET", "/v1/models")["data"]}
-        if name is not None and name not in listed:
-            raise UserError(f"{self.address} has no model {name!r}, only {', '.join(listed)}")
-        self._model = name or next(iter(listed))
-        self.name = f"{self._model} at {self.address}"
-        self.max_len = int(listed[self._model].get("max_model_len") or 2048)
-        special = self._ask("GET", f"/tokenizer_info?model={self._model}")
-        plain, begun = self.encode("a"), self._tokenize(prompt="a", add_special_tokens=True)
-        self.begin = begun[: len(begun) - len(plain)]
-        self.eos_id = self.encode(special["eos_token"], special=True)[0]
-        bos = special.get("bos_token")
-        self.prefix_id = self.encode(bos, special=True)[0] if bos else self.eos_id
+        try:
+            listed = {str(each["id"]): each for each in self._ask("GET", "/v1/models")["data"]}
+            if name is not None and name not in listed:
+                raise UserError(f"{self.address} has no model {name!r}, only {', '.join(listed)}")
+            self._model = name or next(iter(listed))
+            self.max_len = int(listed[self._model].get("max_model_len") or 2048)
+            special = self._ask("GET", f"/tokenizer_info?model={self._model}")
+            plain, begun = self.encode("a"), self._tokenize(prompt="a", add_special_tokens=True)
+            self.begin = begun[: len(begun) - len(plain)]
+            self.eos_id = self.encode(special["eos_token"], special=True)[0]
+            bos = special.get("bos_token")
+            self.prefix_id = self.encode(bos, special=True)[0] if bos else self.eos_id
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{self.address} does not answer as `camelid serve` and vLLM do: is it the address?"
+            ) from None
+        self.name, self._stop_ids = f"{self._model} at {self.address}", special.get("stop_token_ids")
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         import httpx
@@ -248,10 +259,10 @@ class ServedLM:
         def one(request: tuple[Tokens, Tokens]) -> Likelihood:
             context, continuation = request
             body = {"prompt": [*context, *continuation], "max_tokens": 0, "echo": True, "logprobs": 1}
-            found = self._ask("POST", "/v1/completions", {"model": self._model} | body)["choices"][0]["logprobs"]
-            logp = found["token_logprobs"][len(context) :]
-            best = [max(each.values()) for each in found["top_logprobs"][len(context) :]]
-            return Likelihood(sum(logp), all(own >= top for own, top in zip(logp, best, strict=True)))
+            found = self._complete(body, lambda choices: _likelihood(choices[0]["logprobs"], len(context)))
+            if found is None or found[1] != len(continuation):
+                raise UserError(f"{self.address} sent no log-probability for each of {len(continuation)} tokens")
+            return found[0]
 
         return self._each(one, requests)
 
@@ -266,13 +277,28 @@ class ServedLM:
         n: int = 1,
         seed: int = 0,
     ) -> list[list[str]]:
+        how = dict(max_tokens=max_tokens, temperature=temperature, top_p=top_p, n=n, seed=seed) | UNFILTERED
+        how |= {"stop": list(stop)} if stop else {}
+        how |= {"stop_token_ids": self._stop_ids} if self._stop_ids else {}
+
+        def texts(choices: Sequence[Mapping[str, Any]]) -> list[str]:
+            return [str(choice["text"]) for choice in sorted(choices, key=lambda choice: choice["index"])]
+
         def one(prompt: Tokens) -> list[str]:
-            body = dict(prompt=list(prompt), max_tokens=max_tokens, temperature=temperature, n=n, seed=seed)
-            body |= dict(top_p=top_p) | ({"stop": list(stop)} if stop else {})
-            choices = self._ask("POST", "/v1/completions", {"model": self._model} | body)["choices"]
-            return [choice["text"] for choice in sorted(choices, key=lambda choice: choice["index"])]
+            found = self._complete({"prompt": list(prompt)} | how, texts)
+            if found is None or len(found) != n:
+                raise UserError(f"{self.address} sent other than {n} answers")
+            return found
 
         return self._each(one, prompts)
+
+    def _complete(self, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Any:
+        """What `read` finds in the choices of a completion; None where they are not of the protocol."""
+        found = self._ask("POST", "/v1/completions", {"model": self._model, **body})
+        try:
+            return read(found["choices"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            return None
 
     def _each(self, function, given: Sequence) -> list:
         from concurrent.futures import ThreadPoolExecutor
@@ -281,7 +307,17 @@ class ServedLM:
             return list(pool.map(function, given))
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "max_len": self.max_len, "bos": self.begin, "stop_tokens": [self.eos_id]}
+        stops = self._stop_ids or [self.eos_id]
+        return {"name": self.name, "max_len": self.max_len, "bos": self.begin, "stop_tokens": stops}
+
+
+def _likelihood(logprobs: Mapping[str, Any], skipped: int) -> tuple[Likelihood, int]:
+    """The likelihood of an echoed text after its first tokens, and the number of tokens that it is of."""
+    own = [float(x) for x in logprobs["token_logprobs"][skipped:]]
+    best = [max(float(x) for x in each.values()) for each in logprobs["top_logprobs"][skipped:]]
+    if not all(math.isfinite(x) and x <= 1e-3 for x in own):
+        raise ValueError("these are no log-probabilities")
+    return Likelihood(sum(own), all(x >= top for x, top in zip(own, best, strict=True))), len(own)
 
 
 def as_lm(model: LanguageModel | LM, batch_size: int | None = None) -> LM:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from ..checkpoints.console import tell
 from ..checkpoints.language_model import LanguageModel
 from ..data.json_values import MAX_RECORD_BYTES
 from ..data.packing import cut
-from ..data.sources import Source
+from ..data.sources import Source, fingerprint
 from ..data.text_encoder import TextEncoder
 from ..data.token_cache import TokenCache, build_cache
+from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..settings.leaves import Count, OneOf, Only, Path, Range, Unset
 from .items import Item
@@ -33,7 +34,7 @@ def perplexity(
     on_error: Annotated[str, OneOf("raise", "skip")] = "raise",
     max_record_bytes: Count = MAX_RECORD_BYTES,
     seq_len: Annotated[int | None, Range(least=2), Unset("512, or the model's context if that is shorter")] = None,
-    borders: tuple[Count, ...] = (),
+    borders: list[Count] = (),
     batch_size: Annotated[Count | None, Unset("4,096 tokens on each device")] = None,
     cache_dir: Path = "~/.cache/camelid",
 ) -> list[Item]:
@@ -76,6 +77,18 @@ def perplexity(
     return of_cache(model, cache, seq_len=seq_len, borders=borders, batch_size=batch_size)
 
 
+def asked_of(model: LanguageModel, settings: dict[str, Any]) -> dict[str, Any]:
+    """What settings mean for a model, for the hash of results: the length of rows, and the content of the source."""
+    about = {name: settings[name] for name in ("format", "on_error", "max_record_bytes", "heldout")}
+    return {
+        "seq_len": settings["seq_len"] or min(512, model.config.max_len),
+        "source": fingerprint(Source(settings["source"], **about)),
+    }
+
+
+perplexity.asked_of = asked_of
+
+
 def text_cache(
     model: LanguageModel, source: Source, split: str | None = None, cache_dir: str = "~/.cache/camelid"
 ) -> TokenCache:
@@ -110,15 +123,19 @@ def of_cache(
     if borders and (longest := int(cache.pairs.max())) <= borders[-1]:
         problem = f"no sample reaches border {borders[-1]}"
         raise UserError(f"{problem}; the longest has {longest + 1} tokens: give borders below {longest}")
+    prefix = int(model.tokenizer.drops_first_space)  # the space that the tokenizer puts before a text
     lengths_2V = np.array([model.tokenizer.characters, [len(data) for data in model.tokenizer.token_bytes]], np.float64)
     ranges = list(itertools.pairwise([0, *borders, seq_len])) if borders else []
     sums = np.zeros((len(cache), 4 + 2 * len(ranges)))  # nats, tokens, characters, bytes; nats and tokens of ranges
-    for pieces in _groups(_pieces(cache, seq_len)):
-        requests = [([piece.tokens[0]], piece.tokens[1:]) for piece in pieces]
+    for pieces in _groups(_pieces(cache, seq_len, model.tokenizer)):
+        requests = [(piece.tokens[:1], piece.tokens[1:]) for piece in pieces]
         found = scoring.likelihoods(model, requests, batch_size=batch_size, most=seq_len)
         for piece, each in zip(pieces, found, strict=True):
             nats_T = -each.logp.astype(np.float64) * piece.mask
-            per_token = [nats_T, piece.mask, *(lengths_2V[:, piece.tokens[1:]] * piece.mask)]
+            lengths_2T = lengths_2V[:, piece.tokens[1:]] * piece.mask
+            if piece.begins_text and prefix:
+                lengths_2T[:, 0] = np.maximum(lengths_2T[:, 0] - prefix, 0)
+            per_token = [nats_T, piece.mask, *lengths_2T]
             of_ranges = [x[begin:end] for begin, end in ranges for x in (nats_T, piece.mask)]
             sums[piece.document] += [x.sum() for x in (*per_token, *of_ranges)]
     return [_item(document, row.tolist(), ranges) for document, row in enumerate(sums) if row[1]]
@@ -131,13 +148,28 @@ class _Piece(NamedTuple):
     tokens: list[int]
     mask: np.ndarray
     """1 for each token after the first that counts, else 0."""
+    begins_text: bool
+    """Whether the second token is the first one of a text."""
 
 
-def _pieces(cache: TokenCache, seq_len: int) -> Iterator[_Piece]:
+def _pieces(cache: TokenCache, seq_len: int, tokenizer: Tokenizer) -> Iterator[_Piece]:
+    """Documents as pieces of at most `seq_len` tokens that are read.
+
+    Every token of a text is predicted, its first one after bos, or where the tokenizer begins texts with none after the
+    token that ends them, as lm-evaluation-harness has it.
+    """
     for document, first, count in zip(*(x.tolist() for x in cut(cache.pairs, seq_len)), strict=True):
         start = int(cache.starts[document]) + first
         stop = start + count + 1
-        yield _Piece(document, cache.tokens[start:stop].tolist(), np.asarray(cache.mask(start + 1, stop), np.float64))
+        tokens, mask = cache.tokens[start:stop].tolist(), np.asarray(cache.mask(start + 1, stop), np.float64)
+        begun = tokenizer.adds_bos and tokens[0] == tokenizer.bos_id
+        is_text = not first and bool(mask[0] if begun else cache.mask(start, start + 1)[0])
+        if is_text and not begun:
+            tokens, mask = [tokenizer.eos_id, *tokens], np.concatenate([[1.0], mask])
+            if len(tokens) > seq_len + 1:  # a piece of its own for the first token, which costs no other its context
+                yield _Piece(document, tokens[:2], mask[:1], True)
+                tokens, mask, is_text = tokens[1:], mask[1:], False
+        yield _Piece(document, tokens, mask, is_text)
 
 
 def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:

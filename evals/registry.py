@@ -32,7 +32,7 @@ class Evaluations(Mapping[str, Any]):
     """The evaluations that `config.evals` may name, as runs take them; also functions "package.module:name"."""
 
     def __getitem__(self, name: str) -> Any:
-        return in_training(find(name, "config.evals"))
+        return in_training(find(name, "config.evals"), name)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (":" in name or name in NAMES)

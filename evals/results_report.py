@@ -15,37 +15,53 @@ if TYPE_CHECKING:
 def table(results: Sequence[Result]) -> "Table":
     """A table of the metrics of results, with differences to the first one."""
     from rich.table import Table
+    from rich.text import Text
 
-    found = Table(*_header(results))
+    found = Table()
+    for name in _header(results):
+        found.add_column(Text(name))
     for row in compare(results):
-        found.add_row(*_cells(row))
+        found.add_row(*map(Text, _cells(row)))
     return found
 
 
 def markdown(results: Sequence[Result]) -> str:
     """The metrics of results in Markdown, and what decides them."""
     lines = ["# Results", ""]
-    for each in results:
+    for name, each in zip(_names(results), results, strict=True):
         model = each.content["model"]
-        stops = ", ".join(f"`{piece}`" for piece in model.get("stop_tokens", []))
+        stops = ", ".join(f"`{piece}`" for piece in model.get("stop_tokens") or ())
         versions = ", ".join(f"{name} {version}" for name, version in each.content["versions"].items())
         lines += [
-            f"- **{each.name}**: `{model['name']}`" + (f" at step {model['step']}" if model.get("step") else ""),
+            f"- **{name}**: `{model['name']}`" + (f" at step {model['step']}" if model.get("step") else ""),
             f"  - command: `{' '.join(each.content['command'])}`",
             f"  - {each.content['date']}; {versions}",
             f"  - template {(model.get('template') or {}).get('name', 'none')}; answers end with {stops or 'eos'}",
         ]
     lines += ["", "Values stand with their 95% intervals, clustered where items share a text or a question."]
     if len(results) > 1:
-        lines += [f"Differences are to {results[0].name}, paired on the same items."]
+        lines += [f"Differences are to {_names(results)[0]}, paired on the same items."]
     header = _header(results)
-    lines += ["", f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in compare(results)]
+    lines += ["", _line(header), "| --- " * len(header) + "|", *(_line(_cells(row)) for row in compare(results))]
     return "\n".join(lines) + "\n"
 
 
+def _line(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', BAR) for cell in cells)} |"
+
+
+BAR = "\\|"
+
+
+def _names(results: Sequence[Result]) -> list[str]:
+    """The names of files without what they share, or their paths where two names are the same."""
+    names = [each.name for each in results]
+    return names if len(set(names)) == len(names) else [each.path for each in results]
+
+
 def _header(results: Sequence[Result]) -> list[str]:
-    first, *others = (each.name for each in results)
+    first, *others = _names(results)
     return ["metric", "items", first, *(title for name in others for title in (name, f"{name} - {first}"))]
 
 
@@ -85,7 +101,7 @@ def plot(results: Sequence[Result], path: str, most: int = 40) -> None:
             if value is not None:
                 ends = [[value.value - value.low], [value.high - value.value]]
                 axis.errorbar(value.value, place, xerr=None if math.isnan(value.low) else ends, fmt="o", capsize=3)
-        axis.set_yticks(range(len(results)), [each.name for each in results])
+        axis.set_yticks(range(len(results)), _names(results))
         axis.set_ylim(len(results) - 0.5, -0.5)
         axis.set_title(f"{row.evaluation}/{row.metric}", fontsize=9)
         axis.grid(axis="x", alpha=0.3)

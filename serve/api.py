@@ -379,4 +379,7 @@ def _add_others(app: FastAPI, server: Server) -> None:
         served = server.find(model)
         tokenizer = served.model.tokenizer
         names = ("eos_token", "bos_token", "pad_token", "unk_token")
-        return {name: tokenizer.named.get(name) for name in names} | {"vocab_size": tokenizer.vocab_size}
+        of_template = () if served.model.template is None else served.model.template.stop_ids(tokenizer)
+        stops = sorted({tokenizer.eos_id, *served.model.generation.stop_ids, *of_template})
+        about = {"vocab_size": tokenizer.vocab_size, "stop_token_ids": stops}
+        return {name: tokenizer.named.get(name) for name in names} | about

@@ -157,7 +157,7 @@ def requests_of(
     limit = fields.pop("max_tokens", None)
     try:
         strings = strings_of(() if settings.stop is None else settings.stop, generation)
-        ids = (*stop_ids, *generation.stop_ids)
+        ids = (*stop_ids, *generation.stop_ids, *(settings.stop_token_ids or ()))
         sampling = sampling_of(
             model.tokenizer, model.config.vocab_size, stop_ids=ids, stop=strings, n=settings.n, **fields
         )

@@ -7,17 +7,19 @@ import json
 import os
 import random
 import re
+import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from ..errors import UserError, shown
-from .journal import Journal, Reply, Request, key_of
+from .journal import Journal, Reply, Request, key_of, tokens_of
 from .speakers import KEY
 
 LONGEST_BACKOFF = 60.0
@@ -25,6 +27,9 @@ LONGEST_BACKOFF = 60.0
 
 LONGEST_RETRY_AFTER = 600.0
 """An endpoint that asks to wait for more seconds is not waited for."""
+
+LARGEST_BODY = 2**25
+"""The most bytes of a response, also after it is unpacked."""
 
 TEMPORARY = {408, 409, 425, 429} | set(range(500, 600))
 """Statuses after which a request is sent again."""
@@ -79,7 +84,7 @@ class Endpoint:
       report: called with the number of replies so far and of requests whenever a reply has come.
 
     Raises:
-      UserError: the address or the key is none, or `name` is None and the endpoint lists no model.
+      UserError: the address or the key is none, `name` is empty, or it is None and the endpoint lists no model.
     """
 
     def __init__(
@@ -98,8 +103,11 @@ class Endpoint:
             raise UserError(
                 "the endpoint's key has other characters than ASCII letters, digits and signs: set it again"
             )
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self.name = self._first_model() if name is None else name
+        if name == "":
+            raise UserError("the model of an endpoint has an empty name: give its name, or none for the first one")
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
+        self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        self.name = _run(self._first_model) if name is None else name
         self._request_rate, self._token_rate = _Rate(limits.requests_per_minute), _Rate(limits.tokens_per_minute)
         self._paused_until = 0.0
 
@@ -107,9 +115,9 @@ class Endpoint:
         """The replies to requests, in their order. Those in the journal are not asked for again.
 
         Temporary failures are waited out: a full endpoint (429, with its Retry-After), errors of the server (5xx), lost
-        connections, time-outs, and replies with status 200 that are none. After a permanent one (such as 400, 401 or
-        404) no further request is sent; what has been sent is waited for and kept. A prompt that is too long for the
-        model, or is refused for its content, has an empty reply that says so in its finish reason.
+        connections, time-outs, and replies of a successful status that are none. After a permanent one (such as 400,
+        401 or 404) no further request is sent; what has been sent is waited for and kept. A prompt that is too long for
+        the model, or is refused for its content, has an empty reply that says so in its finish reason.
 
         Raises:
           UserError: some requests could not be answered. The replies of the others are in the journal.
@@ -118,15 +126,14 @@ class Endpoint:
         open_ = {k: r for k, r in zip(keys, requests, strict=True) if self._journal.reply(k) is None}
         if open_:
             self._done, self._all = len(set(keys)) - len(open_), len(set(keys))
-            _run(self._ask_all(open_))
+            _run(lambda: self._ask_all(open_))
         return [self._journal.reply(key) for key in keys]
 
     async def _ask_all(self, requests: Mapping[str, Request]) -> None:
         """Asks until each request has its reply. Raises UserError if some have none."""
         self._gate, self._stopped, self._problem, self._failed_in_row = asyncio.Lock(), asyncio.Event(), None, 0
         waiting, unanswered = iter(requests.items()), []
-        timeout = httpx.Timeout(self._limits.seconds, connect=min(self._limits.seconds, 20.0), pool=None)
-        async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None)) as client:
+        async with _client(self._limits.seconds) as client:
 
             async def work() -> None:
                 for key, request in waiting:
@@ -146,14 +153,14 @@ class Endpoint:
         body = request.body(self.name)
         content = json.dumps(body).encode()
         estimate = len(json.dumps(body["messages"], ensure_ascii=False).encode(errors="replace")) // 3
-        estimate += _whole(body.get("max_tokens")) or _whole(body.get("max_completion_tokens")) or 0
+        estimate += tokens_of(body.get("max_tokens")) or tokens_of(body.get("max_completion_tokens")) or 0
         for attempt in range(self._limits.retries + 1):
             taken = await self._turn(estimate)
             if self._stopped.is_set():
                 return None
             self._journal.ask({key: body})
             try:
-                reply = await self._send(client, content)
+                reply = reply_of(await self._fetch(client, "POST", self._url, self._limits.seconds, content))
             except _Failure as failure:
                 if failure.empty is not None:
                     self._keep(key, failure.empty)
@@ -208,12 +215,14 @@ class Endpoint:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), seconds)
 
-    async def _send(self, client: httpx.AsyncClient, content: bytes) -> Reply:
-        """The reply to one attempt. Raises _Failure."""
-        seconds = self._limits.seconds
+    async def _fetch(
+        self, client: httpx.AsyncClient, method: str, url: str, seconds: float, content: bytes | None = None
+    ) -> bytes:
+        """The body of the response to one attempt within so many seconds. Raises _Failure."""
         try:
-            async with asyncio.timeout(seconds):
-                response = await client.post(self._url, content=content, headers=self._headers)
+            asked = client.stream(method, url, content=content, headers=self._headers)
+            async with asyncio.timeout(seconds), asked as response:
+                body = await _body_of(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _Failure(f"it cannot be reached ({_reason(error)})", paid=False) from None
         except (TimeoutError, httpx.TimeoutException):
@@ -223,23 +232,25 @@ class Endpoint:
         except (httpx.HTTPError, AttributeError, RuntimeError) as error:
             # anyio raises the last two for a connection that is reset just after it was made
             raise _Failure(f"the connection was lost ({_reason(error)})") from None
-        if response.status_code != 200:
-            raise _refusal(response)
-        return reply_of(response.content)
+        if not response.is_success:
+            raise _refusal(response, body)
+        return body
 
-    def _first_model(self) -> str:
+    async def _first_model(self) -> str:
         """The first model that the endpoint lists."""
         url = self._url.removesuffix("/chat/completions") + "/models"
         try:
-            response = httpx.get(url, headers=self._headers, timeout=60)
-        except httpx.HTTPError as error:
-            raise UserError(f"{self.address}: it cannot be reached ({_reason(error)})") from None
-        if response.status_code != 200:
-            raise UserError(f"{self.address}: {_refusal(response)}")
+            async with _client(60.0) as client:
+                body = await self._fetch(client, "GET", url, 60.0)
+        except _Failure as failure:
+            raise UserError(f"{self.address}: {failure}") from None
         try:
-            return str(response.json()["data"][0]["id"])
-        except (ValueError, LookupError, TypeError):
-            raise UserError(f"{url} lists no model: give its name") from None
+            name = json.loads(body)["data"][0]["id"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            name = None
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise UserError(f"{url} lists no model that can be named: give the model's name")
+        return name
 
 
 def key_for(address: str) -> str | None:
@@ -263,7 +274,7 @@ def url_of(address: str) -> str:
 
 
 def reply_of(content: bytes) -> Reply:
-    """The reply in the body of a response with status 200. Raises _Failure if there is none."""
+    """The reply in the body of a response with a successful status. Raises _Failure if there is none."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -280,21 +291,78 @@ def reply_of(content: bytes) -> Reply:
     usage = found["usage"] if isinstance(found.get("usage"), dict) else {}
     return Reply(
         text=_text(message.get("content")) or _text(message.get("refusal")),
-        finish_reason=_text(choice.get("finish_reason")),
-        prompt_tokens=_whole(usage.get("prompt_tokens")),
-        completion_tokens=_whole(usage.get("completion_tokens")),
-        model=_text(found.get("model")),
+        finish_reason=_line(_text(choice.get("finish_reason")), 60),
+        prompt_tokens=tokens_of(usage.get("prompt_tokens")),
+        completion_tokens=tokens_of(usage.get("completion_tokens")),
+        model=_line(_text(found.get("model"))),
     )
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Runs work to its end; in a thread of its own where an event loop runs already, as in a notebook."""
+def _client(seconds: float) -> httpx.AsyncClient:
+    timeout = httpx.Timeout(seconds, connect=min(seconds, 20.0), pool=None)
+    return httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None))
+
+
+async def _body_of(response: httpx.Response) -> bytes:
+    """The body of a response, unpacked. Raises _Failure if it is too large or cannot be unpacked."""
+    packed = bytearray()
+    async for piece in response.aiter_raw():
+        packed += piece
+        if len(packed) > LARGEST_BODY:
+            break
+    encoding, body = response.headers.get("Content-Encoding", "identity").strip().lower(), bytes(packed)
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        try:
+            body = zlib.decompressobj(wbits=47).decompress(packed, LARGEST_BODY + 1)  # 47: with either header
+        except zlib.error as error:
+            raise _Failure(f"it sent a body that cannot be unpacked ({error})") from None
+    elif encoding not in ("", "identity"):
+        raise _Failure(f"it sent a body packed by {_line(encoding, 60)}, which was not asked for")
+    if max(len(packed), len(body)) > LARGEST_BODY:
+        raise _Failure(f"it sent a body of more than {LARGEST_BODY:,} bytes")
+    return body
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """The result of work, which runs in an event loop in a thread of its own.
+
+    An event loop may run in this thread already, as in a notebook. And a signal, which raises its exception in the main
+    thread, cannot break into a task: it cancels the work, and is raised when that has ended.
+    """
+    cancel: Future[Callable[[], None]] = Future()
+    outcome: Future[Any] = Future()
+
+    async def main() -> Any:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def stop() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(task.cancel)
+
+        cancel.set_result(stop)
+        return await work()
+
+    def run() -> None:
+        try:
+            outcome.set_result(asyncio.run(main()))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run)
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, work).result()
+        thread.start()
+        _join(thread)
+    except BaseException:
+        cancel.add_done_callback(lambda ready: ready.result()())  # at once, or as soon as the work has begun
+        _join(thread)
+        raise
+    return outcome.result()
+
+
+def _join(thread: threading.Thread) -> None:
+    """Waits for a thread. A signal that the system gave to another thread is seen after 0.2 seconds, too."""
+    while thread.is_alive():
+        thread.join(0.2)
 
 
 class _Failure(Exception):
@@ -342,14 +410,14 @@ class _Rate:
         return entry
 
 
-def _refusal(response: httpx.Response) -> _Failure:
-    """The failure that a status other than 200 tells."""
+def _refusal(response: httpx.Response, body: bytes) -> _Failure:
+    """The failure that a response whose status is no success tells."""
     status, retry_after = response.status_code, _seconds(response.headers.get("Retry-After"))
     try:
-        found = response.json()
+        found = json.loads(body)
         error = found.get("error", found) if isinstance(found, dict) else found
     except (ValueError, RecursionError):
-        error = response.text or response.reason_phrase
+        error = body.decode(errors="replace") or response.reason_phrase
     if response.is_redirect:
         error = f"it has moved to {_line(response.headers.get('Location', ''))}: give that address"
     failure = _error_in(error, status)
@@ -363,7 +431,7 @@ def _error_in(error: Any, status: int) -> _Failure:
     """The failure that an error object of OpenAI's protocol tells. One with status 200 may have another in its code."""
     fields = error if isinstance(error, dict) else {"message": error}
     paid = status == 200 or (status >= 500 and status not in UNPAID)
-    if status == 200 and str(fields.get("code")).isdecimal():
+    if status == 200 and re.fullmatch("[1-5][0-9]{2}", str(fields.get("code"))):
         status = int(fields["code"])
     why = f"it refused ({status}): {_line(fields.get('message') or error)}"
     if status == 401:
@@ -381,7 +449,7 @@ def _seconds(retry_after: str | None) -> float | None:
     with contextlib.suppress(ValueError):
         seconds = float(retry_after)
         return seconds if 0 <= seconds < float("inf") else None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
     return None
 
@@ -389,13 +457,8 @@ def _seconds(retry_after: str | None) -> float | None:
 def _text(found: Any) -> str:
     """A text, the texts of a list of parts, or "" for anything else."""
     if isinstance(found, list):
-        return "".join(_text(part.get("text")) for part in found if isinstance(part, dict))
+        found = "".join(part["text"] for part in found if isinstance(part, dict) and isinstance(part.get("text"), str))
     return found if isinstance(found, str) else ""
-
-
-def _whole(found: Any) -> int | None:
-    """A whole number of 0 or more, or None."""
-    return found if type(found) is int and found >= 0 else None
 
 
 def _reason(error: Exception) -> str:
@@ -404,5 +467,6 @@ def _reason(error: Exception) -> str:
 
 def _line(found: Any, most: int = 300) -> str:
     """The beginning of what an endpoint sent, on one line and without control characters."""
-    line = " ".join((found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)).split())
+    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
+    line = " ".join(text[: 4 * most].split())
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[:most]

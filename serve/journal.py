@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,19 +24,34 @@ from ..data.json_values import plain
 from ..data.locks import locked
 from ..errors import UserError, shown
 
+RESERVED = ("messages", "model", "n", "stream", "stream_options")
+"""Fields of OpenAI's protocol that no settings may have: what is asked of whom, and more or other than one reply."""
+
+MOST_TOKENS = 10**12
+"""A larger number of tokens is taken for none."""
+
+LINE_BEGIN = b'{"key": "'
+"""How each line of a journal begins."""
+
 
 @dataclass(frozen=True)
 class Request:
-    """One conversation that is to be answered."""
+    """One conversation that is to be answered.
+
+    Raises UserError for settings that cannot be sent (`check_settings`).
+    """
 
     messages: Sequence[Mapping[str, str]]
     """The conversation, {"role", "content"} objects."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of OpenAI's protocol, such as temperature, max_tokens and seed."""
+    """Fields of OpenAI's protocol, such as temperature, max_tokens and seed; none of RESERVED."""
 
     sample: int = 0
     """Tells apart requests with equal content that are to have replies of their own. It is added to a seed."""
+
+    def __post_init__(self):
+        check_settings(self.settings)
 
     def body(self, model: Any) -> dict[str, Any]:
         """The content of the request as `POST /v1/chat/completions` takes it."""
@@ -119,6 +134,24 @@ class Ledger:
         return told
 
 
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises UserError if settings of requests have a field of RESERVED, a wrong seed, or what JSON cannot hold."""
+    if taken := [name for name in RESERVED if name in settings]:
+        raise UserError(f"settings have {taken[0]!r}, which is no setting of an answer: leave it out")
+    seed = settings.get("seed")
+    if seed is not None and not (type(seed) is int and 0 <= seed < 2**31):
+        raise UserError(f"settings have the seed {shown(seed)}: give a whole number from 0 to {2**31 - 1}")
+    try:
+        json.dumps(dict(settings), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"settings {shown(dict(settings))} cannot be sent as JSON ({shown(str(error))})") from None
+
+
+def tokens_of(found: Any) -> int | None:
+    """A number of tokens; None for anything but a whole number from 0 to MOST_TOKENS."""
+    return found if type(found) is int and 0 <= found <= MOST_TOKENS else None
+
+
 def key_of(model: Any, request: Request) -> str:
     """The key of a request to a model in a journal. model: what tells it from others, as JSON can hold it."""
     content = json.dumps(request.body(model), sort_keys=True, ensure_ascii=True)
@@ -133,16 +166,21 @@ class Journal:
 
     An incomplete last line, which a killed process leaves, is taken away at opening, and its request is asked again.
 
+    Args:
+      path: the file; None keeps replies in memory alone. A link stands for the file that it leads to.
+      sealed: why no request may be added, which `ask` then raises as a UserError; None lets requests be added.
+
     Attributes:
-      path: the file; None keeps replies in memory alone.
+      path: the file, or None.
       ledger: what the requests of the journal took.
 
     Raises:
       UserError: on entering, if another process has opened it, or a line is no journal's.
     """
 
-    def __init__(self, path: str | os.PathLike | None):
+    def __init__(self, path: str | os.PathLike | None, *, sealed: str | None = None):
         self.path, self.ledger = (None if path is None else Path(path)), Ledger()
+        self._sealed = sealed
         self._replies: dict[str, Reply] = {}
         self._asked: dict[str, int] = {}
         self._pending: set[str] = set()
@@ -153,7 +191,7 @@ class Journal:
         if self.path is None:
             return self
         with contextlib.ExitStack() as held:
-            held.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), self._refuse))
+            held.enter_context(locked(Path(f"{os.path.realpath(self.path)}.lock"), self._refuse))
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             held.callback(os.close, self._file)
             self._read()
@@ -170,6 +208,8 @@ class Journal:
 
     def ask(self, bodies: Mapping[str, Mapping[str, Any]]) -> None:
         """Notes that requests are about to be sent. bodies: the content of each request by its key."""
+        if self._sealed is not None:
+            raise UserError(self._sealed)
         lines = []
         for key, body in bodies.items():
             count = self._asked.get(key, 0) + 1
@@ -196,7 +236,8 @@ class Journal:
         """Takes what a line says. Raises ValueError, KeyError or TypeError if it is none of a journal."""
         key, ledger = line["key"], self.ledger
         if "asked" in line:
-            count = int(line["asked"])
+            if type(count := line["asked"]) is not int:
+                raise TypeError("asked is no whole number")
             ledger.perhaps_paid += key in self._pending  # the attempt before it never ended
             self._asked[key] = count
             self._pending.add(key)
@@ -205,9 +246,9 @@ class Journal:
             ledger.perhaps_paid += bool(line["paid"])
             ledger.failures += not line["paid"]
         else:
-            reply = Reply(**line["reply"])
+            reply = _reply_in(line["reply"])
             self._pending.discard(key)
-            self._replies[key] = reply
+            self._replies.setdefault(key, reply)
             ledger.replies += 1
             ledger.prompt_tokens += reply.prompt_tokens or 0
             ledger.completion_tokens += reply.completion_tokens or 0
@@ -220,7 +261,7 @@ class Journal:
             try:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and LINE_BEGIN.startswith(line[: len(LINE_BEGIN)]):
                     break
                 raise UserError(
                     f"{self.path}, line {number}: no line of a journal ({shown(str(error))}): restore the file, take "
@@ -261,3 +302,13 @@ class Journal:
 
     def _refuse(self, holder: str) -> None:
         raise UserError(f"{self.path} is in use by {holder}: wait for it or end it, or give another --journal")
+
+
+def _reply_in(found: Mapping[str, Any]) -> Reply:
+    """The reply in a line of a journal. Raises TypeError if there is none."""
+    reply = Reply(**plain(found))
+    if not all(isinstance(text, str) for text in (reply.text, reply.finish_reason, reply.model)):
+        raise TypeError("text, finish_reason or model of the reply is no text")
+    return replace(
+        reply, prompt_tokens=tokens_of(reply.prompt_tokens), completion_tokens=tokens_of(reply.completion_tokens)
+    )

@@ -140,6 +140,7 @@ class Settings(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31), WHOLE]], Field(max_length=128)] | None = None
     logit_bias: Biases | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from ..errors import UserError
 
 
 def find_function(name: str, where: str, form: str, *arguments: Any) -> Callable[..., Any]:
-    """Imports the function "package.module:name".
+    """Imports the function "package.module:name", which may be in the current folder.
 
     Args:
       name: the name.
@@ -23,6 +25,8 @@ def find_function(name: str, where: str, form: str, *arguments: Any) -> Callable
       UserError: it cannot be imported, or takes other arguments.
     """
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # the installed command does not look there, as `python -m` does
+        sys.path.append(os.getcwd())
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported

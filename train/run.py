@@ -367,6 +367,8 @@ class Run(Generic[C]):
         best = saving["best"]
         if best is not None and not evaluations:
             raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")
+        if best is not None:
+            _check_best(best.metric, evaluations)
         described = self._manifest(batches, lengths) | dict(manifest or {})
 
         with Checkpoints(self.workdir, **saving) as saved:
@@ -466,16 +468,25 @@ class Run(Generic[C]):
 
 
 def _also_best(check: Check, metric: str) -> Check:
-    """A check that calls `check`, and refuses evaluations without the metric of `config.checkpoint.best`."""
+    """A check that calls `check`, and refuses the evaluation that `config.checkpoint.best` names if its metric is not
+    among what it gives. Other evaluations may have schedules of their own."""
+    evaluation = "/".join(metric.split("/")[:2]) + "/"
 
     def both(step: int, metrics: Mapping[str, float]) -> None:
         check(step, metrics)
-        evaluated = [name for name in metrics if name.startswith("eval/")]
+        evaluated = [name for name in metrics if name.startswith(evaluation)]
         if evaluated and metric not in metrics:
             there = ", ".join(evaluated)
             raise UserError(f"config.checkpoint.best: no evaluation gives {metric!r}; there are {there}")
 
     return both
+
+
+def _check_best(metric: str, evaluations: Sequence[Evaluation]) -> None:
+    """Raises UserError if no evaluation of a run has the name in the metric of `config.checkpoint.best`."""
+    if not any(metric.startswith(f"eval/{each.name}/") for each in evaluations):
+        there = ", ".join(f"eval/{each.name}/..." for each in evaluations)
+        raise UserError(f"config.checkpoint.best: no evaluation gives {metric!r}; there are {there}")
 
 
 def _on_base(run: Callable, network: Network) -> Callable:

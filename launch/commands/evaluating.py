@@ -2,8 +2,8 @@
 
 import argparse
 import functools
-import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -147,10 +147,12 @@ Planned = tuple[str, str, dict[str, Any]]
 def _eval(args: argparse.Namespace) -> None:
     require_output()
     from ...evals import results
+    from ...evals.items import run_checked
     from ...evals.kept import AnswerFile, KeptLM
     from ...evals.lm import as_lm
 
     check_free(args.output, args.report, args.plot)
+    _check_plot(args.plot)
     planned = list(_planned(args))
     if not planned:
         raise UserError("nothing to measure: give --tasks, --choices, --exact, --source or --evaluation")
@@ -164,21 +166,19 @@ def _eval(args: argparse.Namespace) -> None:
     file = AnswerFile(args.keep_answers) if args.keep_answers else None
     evaluated = {}
     for label, (name, evaluate, settings) in chosen.items():
+        question = results.asked_of(name, evaluate, settings, model)
         begin, doing = time.perf_counter(), f"evaluating {label}"
         with StatusLine(doing) as status:
             asked = model
             if name in ASKING:
                 tell = functools.partial(_tell_progress, status, doing)
                 asked = KeptLM(as_lm(model, args.batch_size), file, tell)
-            items = list(evaluate(asked, **settings))
-        parameters = inspect.signature(evaluate).parameters.values()
-        whole = {each.name: each.default for each in parameters if each.default is not each.empty} | settings
-        version = getattr(evaluate, "version", "")
-        evaluated[label] = results.Evaluated(name, whole, items, time.perf_counter() - begin, version)
-    _show(evaluated)
+            items = run_checked(evaluate, name, asked, settings)
+        evaluated[label] = results.Evaluated(question, items, time.perf_counter() - begin)
     content = results.result_of(as_lm(model), evaluated, ["camelid", *args.argv])
     if args.output:
         results.write(args.output, content)
+    _show(evaluated)
     if earlier or args.report or args.plot:
         show_results([*earlier, results.Result(args.output or "now", content)], args, print_table=bool(earlier))
 
@@ -268,6 +268,7 @@ def _show(evaluated: dict[str, Any]) -> None:
     """Prints the metrics with their intervals."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ...evals.items import metrics_of
 
@@ -275,7 +276,7 @@ def _show(evaluated: dict[str, Any]) -> None:
     for label, each in evaluated.items():
         for name, found in metrics_of(each.items).items():
             interval = f"{found.low:.4g} to {found.high:.4g}" if found.low == found.low else ""
-            table.add_row(f"{label}/{name}", f"{found.value:.4g}", interval, str(found.n))
+            table.add_row(Text(f"{label}/{name}"), f"{found.value:.4g}", interval, str(found.n))
     Console().print(table)
 
 
@@ -297,12 +298,21 @@ def _results(args: argparse.Namespace) -> None:
     from ...evals import results
 
     check_free(args.report, args.plot)
+    _check_plot(args.plot)
     show_results([results.read(path) for path in args.files], args)
+
+
+def _check_plot(path: str | None) -> None:
+    if path is not None and Path(path).suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"--plot={path}: give a name that ends in .svg, .png or .pdf")
 
 
 def check_free(*paths: str | None) -> None:
     """Raises UserError for a file that exists, or whose folder does not, before anything is measured."""
-    for path in filter(None, paths):
+    given = list(filter(None, paths))
+    if len({os.path.realpath(path) for path in given}) < len(given):
+        raise UserError(f"{', '.join(given)}: two of them are one file: give each its own")
+    for path in given:
         if Path(path).exists():
             raise UserError(f"{path} exists: give another name, or delete it")
         if not Path(path).absolute().parent.is_dir():

@@ -80,12 +80,12 @@ def test_no_score_depends_on_the_batch_or_the_mesh(model, file):
 def test_an_example_stands_before_the_question_until_the_context_is_full(model, file, tmp_path):
     (item, *_) = choices(model, file=file, shots=1, shots_file=file, limit=1)
     assert item.shown["shots"] == 1
-    assert item.shown["prompt"].startswith("Question: What sees the red fox?\nAnswer: red fox\n\nQuestion: What sees")
+    assert item.shown["prompt"].startswith("Question: the\nWhat colour?\nAnswer: blue\n\nQuestion: What sees")
     long = tmp_path / "long.jsonl"
     long.write_text(json.dumps({"question": "owl " * 200, "choices": ["a", "b"], "answer": 0}))
     (item, *_) = choices(model, file=file, shots=1, shots_file=str(long), limit=1)
     assert item.shown["shots"] == 0
-    with pytest.raises(UserError, match=r"shots is 4: .* comes with 3 examples; give fewer"):
+    with pytest.raises(UserError, match=r"shots is 4: .* comes with 2 examples; give fewer"):
         choices(model, file=file, shots=4, shots_file=file)
 
 

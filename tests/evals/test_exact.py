@@ -25,6 +25,9 @@ class Scripted:
     def chat_ids(self, messages):
         return [messages]
 
+    def decode(self, ids):
+        return str(ids[-1])
+
     def generate(self, prompts, *, n, **how):
         self.prompts, self.how = [prompt[-1] for prompt in prompts], how
         return [[self.answers[(place + i) % len(self.answers)] for i in range(n)] for place in range(len(prompts))]
@@ -72,6 +75,7 @@ def test_examples_stand_before_the_question_and_are_not_asked(file):
         "Question: 2 + 1?\nAnswer: add\n#### 3\n\nQuestion: 999 + 1?\nAnswer: add\n#### 1,000\n\n"
         "Question: 1 + 1?\nAnswer:"
     ]
+    assert items[0].shown["prompt"] == model.prompts[0]
     assert model.how["stop"] == ["\nQuestion:", "\n问题："]
     exact(model, file=file, shots=1, chat=True)
     assert [message["role"] for message in model.prompts[0]] == ["user", "assistant", "user"]
@@ -93,6 +97,21 @@ def test_examples_stand_before_the_question_and_are_not_asked(file):
         ("number", "It costs $1,234.50", "1234.5", 1.0),
         ("number", "-3", "3", 0.0),
         ("number", "４２", "42", 1.0),
+        ("number", "\N{MINUS SIGN}5", "5", 0.0),
+        ("number", "1/4 of it", "0.25", 1.0),
+        ("number", "3/4", "1/4", 0.0),
+        ("number", "from 10-12", "12", 1.0),
+        ("number", "1e5", "100000", 1.0),
+        ("number", "10²", "102", 0.0),
+        ("contains", "I do not know", "A", 0.0),
+        ("contains", "The answer is A.", "A", 1.0),
+        ("contains", "foxes", "fox", 0.0),
+        ("contains", "这是红色的狐狸。", "红色", 1.0),
+        ("exact", "", "A", 0.0),
+        ("exact", "A", "a", 1.0),
+        ("exact", "-5", "5", 0.0),
+        ("exact", "C", "C++", 0.0),
+        ("exact", "...", "The", 0.0),
     ],
 )
 def test_metrics(metric, answer, reference, score):
@@ -120,6 +139,9 @@ def test_own_metrics_are_found_by_name_and_their_faults_are_told(file, tmp_path,
         ({"question": 3, "answer": "a"}, 'sums.jsonl:1: "question" is a number'),
         ({"question": "q"}, 'sums.jsonl:1: "answer" is null'),
         ({"question": "q", "answer": []}, '"answer" is a list'),
+        ({"question": "q", "answr": "a"}, "nothing reads the field 'answr'; did you mean answer"),
+        ({"question": "q", "answer": "a", "group": ["x"]}, '"group" is a list'),
+        ({"question": "q\ud800", "answer": "a"}, "sums.jsonl:1: .* has a lone surrogate"),
         ({"messages": [{"role": "assistant", "content": "q"}], "answer": "a"}, "the last of the user"),
     ],
 )
@@ -128,6 +150,26 @@ def test_a_line_that_is_no_question_is_told_with_its_place(tmp_path, line, messa
     path.write_text(json.dumps(line))
     with pytest.raises(UserError, match=message):
         read_asked(str(path))
+
+
+def test_an_id_that_stands_twice_is_told_with_both_places(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(json.dumps({"id": name, "question": "q", "answer": "a"}) for name in "xyx"))
+    with pytest.raises(UserError, match=r"sums.jsonl:3: the id 'x' stands in .*sums.jsonl:1 too"):
+        read_asked(str(path))
+
+
+def test_a_reference_without_a_number_and_a_question_without_room_are_told(tmp_path, capsys):
+    path = tmp_path / "sums.jsonl"
+    path.write_text('{"question": "q", "answer": "two"}')
+    with pytest.raises(UserError, match=r"sums.jsonl:1: the answer has no number"):
+        exact(Scripted("2"), file=str(path), metric="number")
+    model = Scripted("2")
+    model.max_len, model.encode = 40, list
+    lines = [{"question": "1 + 1?", "answer": "2"}, {"question": "x" * 50, "answer": "2"}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert [item.scores["exact"] for item in exact(model, file=str(path))] == [1.0, 0.0]
+    assert "1 questions fill the context of 40 tokens" in capsys.readouterr().err
 
 
 def test_a_loaded_model_answers(tuned, tmp_path):

@@ -32,6 +32,6 @@ def test_a_run_gets_numbers_and_the_samples():
         return [Item(str(i), {"acc": i + shift}, shown={"n": i}, sample=i == 1) for i in range(3)]
 
     evaluate.metrics = ["acc"]
-    run = in_training(evaluate)
+    run = in_training(evaluate, "own:evaluate")
     assert run.metrics == ["acc"]
     assert run(None, shift=1.0) == ({"acc": 2.0}, [{"n": "1"}])

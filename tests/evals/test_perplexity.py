@@ -20,7 +20,7 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
     source.write_text("\n".join(json.dumps({"text": text}) for text in documents))
     losses, positions, characters = [], [], 0
     for text in documents:
-        characters += len(text) + 1  # and the space that LLaMA's tokenizer begins a text with
+        characters += len(text)
         tokens = [m.tokenizer.bos_id, *m.tokenizer.encode(text), m.tokenizer.eos_id]
         for start in range(0, len(tokens) - 1, 1000):
             part = np.array([tokens[start : start + 1001]])
@@ -45,6 +45,15 @@ def test_perplexity_is_that_of_the_logits_of_each_document(pretrained, tmp_path)
             of_cache(m, cache, seq_len=1000, borders=borders)
     with pytest.raises(UserError, match="no sample reaches border 900; the longest has"):
         of_cache(m, cache, seq_len=1000, borders=[900])
+
+
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer_begins_it_with(pretrained, tmp_path):
+    m, texts = camelid.load(pretrained), ["Hi 0", "你好", "owl " * 30]
+    source = tmp_path / "text.jsonl"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    found = perplexity(m, source=str(source), cache_dir=str(tmp_path / "cache"))
+    assert [item.scores["bits_per_byte"][1] for item in found] == [len(text.encode()) for text in texts]
+    assert [item.scores["bits_per_character"][1] for item in found] == [len(text) for text in texts]
 
 
 def test_only_the_assistant_s_turns_count_and_bytes_are_not_characters(tuned, tmp_path):

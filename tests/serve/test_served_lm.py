@@ -54,11 +54,23 @@ def test_evaluations_find_the_same(both, tmp_path):
     path = tmp_path / "asked.jsonl"
     lines = [{"question": f"Who sees {n}?", "choices": ["red", "the owl", "狐狸"], "answer": "red"} for n in range(5)]
     path.write_text("\n".join(map(json.dumps, lines)))
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("\n".join(json.dumps({"question": f"Who sees {n}?", "answer": "red"}) for n in range(5)))
     for chat in (False, True):
         mine, theirs = (choices(lm, file=str(path), chat=chat) for lm in both)
         assert [item.scores for item in theirs] == [item.scores for item in mine]
-        mine, theirs = (exact(lm, file=str(path), chat=chat, max_tokens=6, metric="f1") for lm in both)
+        mine, theirs = (exact(lm, file=str(answers), chat=chat, max_tokens=6, metric="f1") for lm in both)
         assert [(item.scores, item.shown) for item in theirs] == [(item.scores, item.shown) for item in mine]
+
+
+def test_an_answer_ends_where_that_of_the_model_in_memory_ends(both):
+    local, remote = both
+    prompts = [local.chat_ids([{"role": "user", "content": f"Which colour {n}?"}]) for n in range(6)]
+    how = dict(max_tokens=40, temperature=1.0, seed=3)
+    assert any(len(text) for texts in remote.generate(prompts, **how) for text in texts)
+    assert remote.describe()["stop_tokens"] == list(local.stop_ids)
+    for mine, theirs in zip(local.generate(prompts, **how), remote.generate(prompts, **how), strict=True):
+        assert [text.strip() for text in theirs] == [text.strip() for text in mine]
 
 
 @pytest.mark.parametrize(
