@@ -7,8 +7,8 @@ Battles are drawn between models whose ratings are known, some of them ties, and
 rating, over all models and simulations: 95% is right. In the last two settings each question gives three battles that
 mostly agree: intervals that take battles for independent are too narrow there, and those by clusters are right.
 
-With `--few` it prints instead how often two of five equally strong models are told apart by few questions, on which each
-two models meet: 5% is right, and less is safe. Each question suits some models better than others.
+With `--few` it prints instead how often two of five equally strong models are told apart by few questions, on which
+each two models meet: 5% is right. Each question suits some models better than others.
 """
 
 import argparse

@@ -12,6 +12,9 @@ from ..errors import UserError, shown
 LARGEST = 1e100
 """Largest size of a score: squares of larger ones would be infinite."""
 
+ROUNDING = 1e-4
+"""Scores of a reward model that differ by less may be a tie: batches of other shapes round differently."""
+
 Winner = Literal["a", "b", "tie"]
 
 
@@ -77,8 +80,9 @@ class Judgment:
         if self.weight is not None and not 0 <= self.weight <= 1:
             raise UserError(f"weight is {self.weight}: give a probability from 0 to 1")
         if self.is_pair and self.scores is not None:
-            winner = higher(*self.scores)
-            if self.winner not in (None, winner):
+            first, second = self.scores
+            winner = self.winner or higher(first, second)
+            if winner != higher(first, second) and (winner != "tie" or abs(first - second) >= ROUNDING):
                 raise UserError(
                     f"winner is {self.winner} and scores are {shown(self.scores)}: they contradict each other"
                 )

@@ -202,6 +202,9 @@ def test_a_pair_with_scores_and_no_winner_is_won_by_the_higher_score(tmp_path):
     path.write_text('{"question": "1", "models": ["a", "b"], "judge": "j", "scores": [9, 1]}\n')
     assert [each.winner for each in read_judgments(path)] == ["a"]
     assert Judgment("1", ("a", "b"), "j", (2.0, 2.0)).winner == "tie"
+    assert Judgment("1", ("a", "b"), "j", (2.00001, 2.0), "tie").winner == "tie"  # equal but for rounding
+    with pytest.raises(UserError, match="contradict each other"):
+        Judgment("1", ("a", "b"), "j", (9.0, 1.0), "tie")
 
 
 def test_one_question_has_no_intervals_and_tells_no_models_apart():
