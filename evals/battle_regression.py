@@ -244,7 +244,7 @@ def covariance(
     """The sandwich covariance of the parameters [P, P], ratings around their mean; and its degrees of freedom.
 
     It is corrected by battles / (battles - free parameters), or by clusters / (clusters - 1). One battle or cluster
-    alone tells nothing: all values are nan.
+    alone, or several that agree exactly, do not show how far others would differ: all values are nan.
     """
     size, n, free = len(design.models), len(design.row_N), len(params) - 1
     p_R = _sigmoid(_log_odds(design, params, alpha))
@@ -260,7 +260,7 @@ def covariance(
         np.add.at(sums_CP, (cluster_N, b_N), -alpha * error_N)
         np.add.at(sums_CP[:, size:], cluster_N, error_N[:, None] * design.features_RK[design.row_N])
         meat = sums_CP.T @ sums_CP * count / max(count - 1, 1)
-    if count < 2:
+    if count < 2 or np.abs(meat).max() < 1e-16:
         return np.full((len(params),) * 2, np.nan), 0
     around_mean = np.eye(len(params))
     around_mean[:size, :size] -= 1 / size

@@ -159,9 +159,9 @@ def _rating_table(judge: str, found: Sequence[Comparison]) -> Table:
         rows.append(
             [model, len(asked), estimate, [place.rank, place.worst], ", ".join(place.tied) or None, equal.get(model)]
         )
-    if len(set(questions)) < 2:
-        notes.append("One question has no intervals and tells no models apart.")
-    elif apart := [group for group in ratings.groups(places) if len(group) > 1]:
+    if any(math.isnan(each.low) for each in ends.values()):
+        notes.append("One question, or several that agree exactly, have no intervals and tell no models apart.")
+    if apart := [group for group in ratings.groups(places) if len(group) > 1]:
         notes.append(f"Groups that cannot be told apart: {'; '.join(', '.join(group) for group in apart)}.")
     else:
         notes.append("All models can be told apart.")

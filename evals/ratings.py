@@ -274,8 +274,9 @@ def sandwich(
     The covariance of r is inv(H) G inv(H): H is the second derivative of the loss and G the sum of g g' over battles,
     or over clusters, where g is a battle's or a cluster's first derivative (P. Huber, 1967; H. White, 1982). It is
     corrected by N / (N - P) for N battles and P free parameters, or by C / (C - 1) for C clusters, and intervals are
-    Student's with C - 1 degrees of freedom; without clusters each battle is one. One cluster alone has no interval: its
-    ends are nan. An anchor has an interval of width 0, and those of other models are those of differences from it.
+    Student's with C - 1 degrees of freedom; without clusters each battle is one. One cluster alone, or several that
+    agree exactly, have no interval: its ends are nan. An anchor has an interval of width 0, and those of other models
+    are those of differences from it.
 
     Args:
       battles: the battles.
@@ -311,7 +312,8 @@ def ranks(
 
     Two models are told apart if the 95% sandwich interval of the difference of their ratings does not contain 0. The
     covariance of the two ratings counts: comparing whether two intervals overlap would not. Pairs are compared one by
-    one, without a correction for their number. One cluster, such as one question, tells no models apart.
+    one, without a correction for their number. One cluster, such as one question, tells no models apart, and neither
+    do several that agree exactly.
 
     Args:
       battles: the battles.

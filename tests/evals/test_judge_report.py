@@ -215,7 +215,10 @@ def test_one_question_has_no_intervals_and_tells_no_models_apart():
         for turn in range(1, 6)
     ]
     text = make_report(judged).markdown()
-    assert "One question has no intervals and tells no models apart." in text and "nan" not in text
+    assert (
+        "One question, or several that agree exactly, have no intervals and tell no models apart." in text
+        and "nan" not in text
+    )
     assert "All models can be told apart" not in text and "| a | 10 | 1100 | 1 to 3 | b, c |" in text
 
 

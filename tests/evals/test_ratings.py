@@ -194,7 +194,10 @@ def test_one_cluster_has_no_interval_and_tells_no_models_apart():
     ):
         assert found["a"].median == pytest.approx(1000 + 200 * math.log10(1.5))
         assert all(math.isnan(value) for each in found.values() for value in (each.low, each.high, each.stderr))
-    assert ratings.ranks(battles, clusters=["q"] * 10) == {"a": (1, 2, ("b",)), "b": (1, 2, ("a",))}
+    twice = [*battles, *battles], ["q"] * 10 + ["r"] * 10  # two questions that agree exactly show no spread either
+    assert math.isnan(ratings.sandwich(twice[0], clusters=twice[1])["a"].low)
+    for given, clusters in ((battles, ["q"] * 10), twice):
+        assert ratings.ranks(given, clusters=clusters) == {"a": (1, 2, ("b",)), "b": (1, 2, ("a",))}
 
 
 def test_equal_models_are_seldom_told_apart_by_few_questions():
