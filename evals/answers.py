@@ -10,7 +10,7 @@ from typing import Any
 from ..data.checksums import write_whole
 from ..errors import UserError, shown
 from ..serve.journal import Asker, Reply, Request
-from .questions import Question, records_of, texts_in
+from .questions import Question, name_in, records_of, texts_in
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -84,7 +84,7 @@ def ask_questions(
       max_tokens: the most tokens of an answer in one turn.
       seed: seed of the sampling; None sends none.
       system: system message before each conversation.
-      more: further settings of the requests. One that is None takes a setting out.
+      more: further settings of the requests; none of `journal.RESERVED`. One that is None takes a setting out.
 
     Returns:
       The answers in the order of the questions.
@@ -132,8 +132,12 @@ def conversation(asked: Sequence[str], said: Sequence[str]) -> list[dict[str, st
 
 def write_records(records: Sequence[Any], path: str | os.PathLike) -> None:
     """Writes dataclasses as JSON lines. The file is there whole or not at all."""
-    lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-    write_whole(Path(path).expanduser(), "".join(f"{line}\n" for line in lines))
+    write_whole(Path(path).expanduser(), lines_of(records))
+
+
+def lines_of(records: Sequence[Any]) -> str:
+    """Dataclasses as JSON lines."""
+    return "".join(f"{json.dumps(asdict(record), ensure_ascii=False)}\n" for record in records)
 
 
 def read_answers(path: str | os.PathLike) -> list[Answer]:
@@ -160,17 +164,17 @@ def read_answers(path: str | os.PathLike) -> list[Answer]:
 
 def _answer(record: Mapping[str, Any], where: str) -> Answer:
     """The answer in a record. Raises UserError if there is none."""
-    model = record.get("model", record.get("model_id"))
+    model, question_id = name_in(record, ("model", "model_id"), where), name_in(record, ("question_id",), where)
     choices = record.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         record = {**record, "turns": choices[0].get("turns")}
     turns = next((texts_in(record, name, where) for name in ("turns", "text") if record.get(name) is not None), ())
-    if not isinstance(model, str) or not model or "question_id" not in record or not turns:
+    if model is None or question_id is None or not turns:
         raise UserError(f"{where}: {shown(record)} has no question_id, model and turns: it is no answer to a question")
     known = {name: record[name] for name in ("category", "language", "settings") if name in record}
     lists = ("finish_reasons", "tokens", "characters", "versions")
     lists = {name: tuple(record[name]) for name in lists if isinstance(record.get(name), list)}
-    return Answer(str(record["question_id"]), model, turns, **known, **lists)
+    return Answer(question_id, model, turns, **known, **lists)
 
 
 def _settings(

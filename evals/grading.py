@@ -216,10 +216,11 @@ def _verbose(question: Question, turns: Sequence[str]) -> tuple[str, ...]:
     between = "" if question.language == "zh" else " "
     found = []
     for text in turns:
-        added = []
+        added, length = [], -len(between)
         for sentence in cycle(control_texts(question.language)["padding"]):
             added.append(sentence)
-            if len(between.join(added)) >= len(text):
+            length += len(between) + len(sentence)
+            if length >= len(text):
                 break
         found.append(f"{text}\n\n{between.join(added)}")
     return tuple(found)

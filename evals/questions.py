@@ -12,7 +12,7 @@ without an id is called by its number.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from ..errors import UserError, did_you_mean, shown
 
 LANGUAGES = ("en", "zh")
 """Languages in which judges are asked."""
+
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 WORD = re.compile(r"[^\W\d_]+")
 
@@ -103,6 +105,22 @@ def texts_in(record: Mapping[str, Any], field: str, where: str) -> tuple[str, ..
     return texts
 
 
+def name_in(record: Mapping[str, Any], fields: Sequence[str], where: str) -> str | None:
+    """The text or whole number in the first of some fields that a record has; None if all are missing or null.
+
+    Raises UserError for anything else, such as "" or a text with control characters. where: file and line for the
+    message.
+    """
+    field, found = next(((name, record[name]) for name in fields if record.get(name) is not None), ("", None))
+    if found is None:
+        return None
+    if not isinstance(found, str | int) or isinstance(found, bool) or found == "":
+        raise UserError(f"{where}: {field} is {shown(found)}: give a text or a whole number")
+    if CONTROL_CHARACTER.search(str(found)):
+        raise UserError(f"{where}: {field} is {shown(found)}, which has a control character: take it out")
+    return str(found)
+
+
 def _listed(found: Any) -> list:
     return found if isinstance(found, list) else [found]
 
@@ -124,11 +142,9 @@ def _question(record: Mapping[str, Any], where: str, default_id: str) -> Questio
     language = record.get("language") or language_of("\n".join(turns))
     if language not in LANGUAGES:
         raise UserError(f"{where}: language is {shown(language)}: give en or zh, or leave it out")
-    given = next((record[field] for field in ("question_id", "uid", "id") if record.get(field) is not None), default_id)
-    if not isinstance(given, str | int) or isinstance(given, bool):
-        raise UserError(f"{where}: question_id is {shown(given)}: give a text or a whole number")
+    id = name_in(record, ("question_id", "uid", "id"), where) or default_id
     category = record.get("category") or ""
     if not isinstance(category, str):
         raise UserError(f"{where}: category is {shown(category)}: give a text")
     reference += ("",) * (len(turns) - len(reference)) if reference else ()
-    return Question(str(given), turns, category, reference if any(reference) else (), language)
+    return Question(id, turns, category, reference if any(reference) else (), language)

@@ -5,6 +5,7 @@ import contextlib
 import email.utils
 import json
 import os
+import queue
 import random
 import re
 import threading
@@ -330,7 +331,8 @@ def _run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     thread, cannot break into a task: it cancels the work, and is raised when that has ended.
     """
     cancel: Future[Callable[[], None]] = Future()
-    outcome: Future[Any] = Future()
+    outcome: list[Future[Any]] = []
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     async def main() -> Any:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -343,26 +345,29 @@ def _run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         return await work()
 
     def run() -> None:
+        result: Future[Any] = Future()
         try:
-            outcome.set_result(asyncio.run(main()))
+            result.set_result(asyncio.run(main()))
         except BaseException as error:
-            outcome.set_exception(error)
+            result.set_exception(error)
+        outcome.append(result)
+        ended.put(None)
+
+    def wait() -> None:
+        while not outcome:  # a signal that the system gave to another thread is seen after 0.2 seconds, too
+            with contextlib.suppress(queue.Empty):
+                ended.get(timeout=0.2)  # Thread.join and Future.result are not safe from exceptions of signals
 
     thread = threading.Thread(target=run)
     try:
         thread.start()
-        _join(thread)
+        wait()
     except BaseException:
         cancel.add_done_callback(lambda ready: ready.result()())  # at once, or as soon as the work has begun
-        _join(thread)
+        if thread.is_alive():
+            wait()
         raise
-    return outcome.result()
-
-
-def _join(thread: threading.Thread) -> None:
-    """Waits for a thread. A signal that the system gave to another thread is seen after 0.2 seconds, too."""
-    while thread.is_alive():
-        thread.join(0.2)
+    return outcome[0].result()
 
 
 class _Failure(Exception):

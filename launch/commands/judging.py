@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         type=_object,
         default={},
         metavar="JSON",
-        help="further settings of each request, as in '{\"top_p\": 0.9}'; null takes one out (default: none)",
+        help="further settings of each request, such as '{\"top_p\": 0.9}', but no messages, model, n or stream; null "
+        "takes one out (default: none)",
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="seed of the sampling (default: 0, or none to an endpoint)"
@@ -116,7 +118,7 @@ def _add_answers(actions) -> None:
 
 
 def _answers(args: argparse.Namespace) -> None:
-    from ...evals.answers import ask_questions, write_records
+    from ...evals.answers import ask_questions
     from ...evals.questions import read_questions
 
     _check(args, [args.questions])
@@ -134,9 +136,11 @@ def _answers(args: argparse.Namespace) -> None:
                 system=args.system,
                 more=args.settings,
             )
-        write_records(answers, args.output)
+        _write(answers, args.output)
     others = Counter(reason for answer in answers for reason in answer.finish_reasons if reason != "stop")
     told = "".join(f", {count} turns ended by {reason or 'nothing'}" for reason, count in others.items())
+    if empty := sum(not text for answer in answers for text in answer.turns):
+        told += f", {empty} turns have no text"
     print(f"{len(answers)} answers of {answers[0].model}{told} in {args.output}")
 
 
@@ -203,7 +207,6 @@ def _add_grade(actions) -> None:
 
 
 def _grade(args: argparse.Namespace) -> None:
-    from ...evals.answers import write_records
     from ...evals.grading import cases_of
     from ...evals.questions import read_questions
 
@@ -215,7 +218,7 @@ def _grade(args: argparse.Namespace) -> None:
     cases = cases_of(questions, answers, pairs=args.pairs, baseline=args.baseline, controls=args.controls == "on")
     with _judge(args) as judge:
         judgments = judge.judge(cases)
-        write_records(judgments, args.output)
+        _write(judgments, args.output)
     failed = sum(judgment.failed for judgment in judgments)
     missing = f", {failed} without a verdict that can be read" if failed else ""
     print(f"{len(judgments)} judgments of {judge.name}{missing} in {args.output}")
@@ -299,9 +302,28 @@ def _is_url(path: str) -> bool:
 
 
 def _journal(args: argparse.Namespace):
+    """The journal of the command. If the output exists, the command may only repeat it, and ask for nothing."""
     from ...serve.journal import Journal
 
-    return Journal(args.journal or f"{args.output}.journal")
+    lacks = f"{args.output} exists, and {_journal_path(args)} lacks replies for another: {ANOTHER_OUTPUT}"
+    return Journal(_journal_path(args), sealed=lacks if args.output.exists() else None)
+
+
+def _journal_path(args: argparse.Namespace) -> Path:
+    return Path(args.journal or f"{args.output}.journal").expanduser()
+
+
+ANOTHER_OUTPUT = "give another --output, or delete it; --journal=FILE uses the replies of a journal again"
+
+
+def _write(records: Sequence[Any], path: Path) -> None:
+    """Writes the output. Raises UserError if the file is there with other content."""
+    from ...evals.answers import lines_of, write_records
+
+    if not path.exists():
+        write_records(records, path)
+    elif path.read_bytes() != lines_of(records).encode():
+        raise UserError(f"{path} exists with other content: {ANOTHER_OUTPUT}")
 
 
 def _endpoint(args: argparse.Namespace, address: str, journal):
@@ -367,19 +389,39 @@ def _cost_told(args: argparse.Namespace, path: str, journal) -> Iterator[None]:
 
 
 def _check(args: argparse.Namespace, inputs: list[str]) -> None:
-    """Raises UserError for options out of range, before anything is read."""
-    from ..outputs import check_new_file
+    """Makes a path of --output. Raises UserError for options out of range, before anything is read."""
+    from ...serve.journal import check_settings
 
-    check_new_file(args.output)
-    if any(Path(args.output).absolute() == Path(path).absolute() for path in inputs):
-        raise UserError(f"--output={args.output} is one of the files that are read: give another name")
+    args.output = Path(args.output).expanduser()
+    _check_files(args, inputs)
+    check_settings(args.settings)
+    for name in ("model", "name"):
+        if getattr(args, name) == "":
+            raise UserError(f"--{name} is empty: give a name, or leave --{name} out")
     check_least(args, concurrency=1, requests_per_minute=1, tokens_per_minute=1, retries=0, batch_size=1, max_tokens=1)
     for name in ("timeout_seconds", "prompt_price", "completion_price", "temperature"):
         value = getattr(args, name)
-        if value is not None and not (0 <= value < math.inf and (value or name != "timeout_seconds")):
+        if value is not None and not 0 <= value < math.inf:
             raise UserError(f"--{name}={value}: give a number of 0 or more")
+    if args.timeout_seconds == 0:
+        raise UserError("--timeout_seconds=0: give a number above 0")
     if args.seed is not None and not 0 <= args.seed < 2**31:
         raise UserError(f"--seed={args.seed}: give 0 to {2**31 - 1}")
+
+
+def _check_files(args: argparse.Namespace, inputs: list[str]) -> None:
+    """Raises UserError if the output or the journal would take the place of another file."""
+    from ..outputs import check_new_file
+
+    journal, read = _journal_path(args), {os.path.realpath(path) for path in inputs}
+    for flag, path in {"--output": args.output, "--journal": journal}.items():
+        check_new_file(path, flag)
+        if os.path.realpath(path) in read:
+            raise UserError(f"{flag}={path} is one of the files that are read: give another name")
+    if os.path.realpath(journal) == os.path.realpath(args.output):
+        raise UserError(f"--journal={journal} is the output too: give another name")
+    if args.output.exists() and not journal.exists():
+        raise UserError(f"{args.output} exists, and it has no journal {journal}: {ANOTHER_OUTPUT}")
 
 
 def _object(text: str) -> dict[str, Any]:

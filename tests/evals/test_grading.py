@@ -296,8 +296,12 @@ def test_a_checkpoint_answers_and_a_reward_model_grades(tuned, reward_run, tmp_p
             assert own["tuned"] == pytest.approx(scores[int(judgment["question"])], abs=1e-4)
     long = {"question_id": 0, "model": "long", "turns": ["red fox " * 5000]}
     (tmp_path / "long.jsonl").write_text("\n".join(json.dumps(long | {"question_id": i}) for i in range(4)))
+    with pytest.raises(UserError, match=r"out.jsonl exists, and it has no journal"):
+        command(*grade, "--pairs", "--controls=off")
+    grade[-1] = f"--output={tmp_path / 'long_out.jsonl'}"
     with pytest.warns(UserWarning, match="24 of 48 answers have no score of reward"):
         command(*grade[:4], tmp_path / "long.jsonl", *grade[4:], "--pairs", "--controls=off", "--baseline=long")
+    grade[-1] = f"--output={tmp_path / 'other.jsonl'}"
     assert "24 judgments of reward, 24 without a verdict that can be read" in capsys.readouterr().out
     with pytest.raises(UserError, match="--seed=3 does nothing without a judge that writes"):
         command(*grade, "--seed=3")
@@ -319,7 +323,12 @@ def test_a_cost_model_is_no_judge(tmp_path, monkeypatch):
         ("--settings=[1]",): "no JSON object",
         ("--temperature=-1",): "--temperature=-1.0: give a number of 0 or more",
         ("--concurrency=0",): "--concurrency 0: give 1 or more",
-        ("--timeout_seconds=0",): "--timeout_seconds=0.0: give a number",
+        ("--timeout_seconds=0",): "--timeout_seconds=0: give a number above 0",
+        ("--model=",): "--model is empty",
+        ("--name=",): "--name is empty",
+        ('--settings={"messages": []}',): "'messages', which is no setting",
+        ('--settings={"model": "other"}',): "'model', which is no setting",
+        ('--settings={"seed": "a"}',): "seed 'a': give a whole number",
         ("--batch_size=3",): "--batch_size=3 does nothing with an endpoint",
         ("--prompts=/nowhere",): "/nowhere/single.en.toml: No such file",
     }.items(),
@@ -335,8 +344,38 @@ def test_files_that_contradict_each_other_are_refused(tmp_path):
     judge = "--judge=http://127.0.0.1:9"
     with pytest.raises(UserError, match="x has another answer to question 0 in a file before"):
         command("judge", "grade", answers, answers, questions, output, judge)
-    with pytest.raises(UserError, match="is one of the files that are read"):
-        command("judge", "grade", answers, questions, f"--output={answers}", judge)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(answers)
+    for other in (answers, tmp_path / "folder" / ".." / "a.jsonl", tmp_path / "link"):
+        with pytest.raises(UserError, match=r"--output=.* is one of the files that are read"):
+            command("judge", "grade", answers, questions, f"--output={other}", judge)
+        with pytest.raises(UserError, match=r"--journal=.* is one of the files that are read"):
+            command("judge", "grade", answers, questions, output, f"--journal={other}", judge)
+    with pytest.raises(UserError, match=r"--journal=.* is the output too"):
+        command("judge", "grade", answers, questions, output, f"--journal={tmp_path}/folder/../out.jsonl", judge)
+
+
+def test_an_output_is_never_replaced_and_the_same_command_finds_it_done(tmp_path, capsys):
+    answers, questions, output = files(tmp_path)
+    out, words = tmp_path / "out.jsonl", ["judge", "grade", answers, questions, output]
+    with misbehaving(write=lambda messages: "[[7]]") as server:
+        out.write_text("precious")
+        with pytest.raises(UserError, match=r"out.jsonl exists, and it has no journal"):
+            command(*words, f"--judge={server.url}")
+        assert out.read_text() == "precious" and not server.asked
+        out.unlink()
+        command(*words, f"--judge={server.url}")
+        first, asked = out.read_bytes(), len(server.asked)
+        command(*words, f"--judge={server.url}")
+        assert f"28 judgments of first in {out}" in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"exists, and .*out.jsonl.journal lacks replies for another: give another"):
+            command(*words, f"--judge={server.url}", "--pairs")
+        with pytest.raises(UserError, match=r"out.jsonl exists with other content: give another --output"):
+            command(*words, f"--judge={server.url}", "--name=another")
+        assert out.read_bytes() == first and len(server.asked) == asked
+        words[-1] = f"--output={tmp_path / 'named.jsonl'}"
+        command(*words, f"--judge={server.url}", "--name=another", f"--journal={out}.journal")
+        assert len(server.asked) == asked and len((tmp_path / "named.jsonl").read_text().splitlines()) == 28
 
 
 def test_an_endpoint_answers_and_the_cost_is_told(tmp_path, capsys):
@@ -348,6 +387,21 @@ def test_an_endpoint_answers_and_the_cost_is_told(tmp_path, capsys):
     assert "4 replies, 56 tokens of prompts and 56 of answers; the replies cost 56.0000" in told.err
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[2])["turns"] == ["?1 + 2 si tahW"]
     assert {body["temperature"] for body in server.bodies} == {0.0} and "seed" not in server.bodies[0]
+
+
+def test_answers_without_text_are_told(tmp_path, capsys):
+    _, questions, output = files(tmp_path)
+    with misbehaving(write=lambda messages: None if "1 +" in messages[-1]["content"] else "x") as server:
+        command("judge", "answers", server.url, questions, output)
+    assert "4 answers of first, 1 turns have no text in" in capsys.readouterr().out
+
+
+def test_padding_of_a_long_answer_takes_time_in_proportion_to_it():
+    answers = {"x": {"1": Answer("1", "x", ("word " * 400_000,))}}
+    begin = time.perf_counter()
+    cases = cases_of([Question("1", ("a?",))], answers, pairs=False)
+    assert time.perf_counter() - begin < 2  # 4 seconds where the padding is joined for every sentence
+    assert len(cases[2].answers[0][0]) >= 2 * len(answers["x"]["1"].turns[0])
 
 
 GRADE = """

@@ -96,6 +96,9 @@ def test_answers_of_fastchat_are_read(tmp_path):
         '{"question_id": 2, "turns": ["x"]}': "a.jsonl:2.*no question_id, model and turns",
         '{"model": "a", "turns": ["x"]}': "a.jsonl:2.*no question_id, model and turns",
         '{"question_id": 2, "model": "a", "turns": [3]}': "a.jsonl:2.*give a text",
+        '{"question_id": null, "model": "a", "turns": ["x"]}': "a.jsonl:2.*no question_id, model and turns",
+        '{"question_id": [2], "model": "a", "turns": ["x"]}': "a.jsonl:2.*give a text or a whole number",
+        r'{"question_id": 2, "model": "a\nb", "turns": ["x"]}': "a.jsonl:2: model is.*control character",
     }.items(),
 )
 def test_what_is_no_answer_is_one_line_with_its_place(line, message, tmp_path):

@@ -64,6 +64,8 @@ def test_a_question_that_is_mostly_chinese_is_chinese(text, language):
         '{"turns": ["a"], "language": "de"}': "q.jsonl:2.*give en or zh",
         '{"turns": ["a"], "question_id": 1}': "q.jsonl:2.*question 1 stands at .*q.jsonl:1 too",
         '{"turns": ["a"], "question_id": [1]}': "q.jsonl:2.*give a text or a whole number",
+        '{"turns": ["a"], "question_id": ""}': "q.jsonl:2.*give a text or a whole number",
+        r'{"turns": ["a"], "question_id": "\u001b[31m"}': "q.jsonl:2.*control character",
         '{"turns": ["a"], "category": 3}': "q.jsonl:2.*category is 3",
         r'{"turns": ["a \ud83d"]}': "q.jsonl:2.*surrogate",
     }.items(),

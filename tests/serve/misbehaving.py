@@ -1,5 +1,6 @@
 """A small endpoint of OpenAI's protocol that misbehaves as a test plans it, and notes what it was asked."""
 
+import gzip
 import hashlib
 import http.server
 import json
@@ -79,11 +80,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data[: len(data) - cut])
         self.close_connection = True
 
-    def answer(self, body, reason="stop", cut=0):
+    def answer(self, body, reason="stop", cut=0, status=200, pack=None):
         text = self.server.write(body["messages"])
-        usage = {"prompt_tokens": len(body["messages"][-1]["content"]), "completion_tokens": len(text)}
+        usage = {"prompt_tokens": len(body["messages"][-1]["content"]), "completion_tokens": len(text or "")}
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-        self.send(200, {"model": "first-0613", "choices": [choice], "usage": usage}, cut)
+        content = {"model": "first-0613", "choices": [choice], "usage": usage}
+        if pack:
+            self.send(status, pack(json.dumps(content).encode()), Content_Encoding="gzip")
+        else:
+            self.send(status, content, cut)
         if not cut:
             with self.server.lock:
                 self.server.answered[body["messages"][-1]["content"]] += 1
@@ -96,6 +101,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
+    def flood(self, body):
+        """Sends a body without an end, in chunks."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while True:  # until the client closes the connection
+            self.wfile.write(b"100000\r\n" + b" " * 2**20 + b"\r\n")
+
     def gated(self, body):
         self.server.gate.wait(10)
         self.answer(body)
@@ -106,11 +119,21 @@ def _error(status: int, message: str, **more):
     return lambda handler, body: handler.send(status, {"error": {"message": message} | more}, **headers)
 
 
+BOMB = gzip.compress(bytes(2**26), 1)
+"""A body of 300 kB that unpacks to 64 MB."""
+
 BEHAVIOURS = {
     "answer": _Handler.answer,
     "slow": _Handler.slowly,
     "gated": _Handler.gated,
     "cut_off": lambda handler, body: handler.answer(body, "length"),
+    "coloured": lambda handler, body: handler.answer(body, "x\n\x1b[31m"),
+    "201": lambda handler, body: handler.answer(body, status=201),
+    "packed": lambda handler, body: handler.answer(body, pack=gzip.compress),
+    "bomb": lambda handler, body: handler.send(200, BOMB, Content_Encoding="gzip"),
+    "not packed": lambda handler, body: handler.send(200, b"\x1f\x8b no", Content_Encoding="gzip"),
+    "other packing": lambda handler, body: handler.send(200, b"x", Content_Encoding="gzip, gzip"),
+    "flood": _Handler.flood,
     "cut": lambda handler, body: handler.answer(body, cut=20),
     "reset": _Handler.reset,
     "silence": lambda handler, body: time.sleep(1),

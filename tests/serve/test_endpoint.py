@@ -1,14 +1,20 @@
 """An endpoint that misbehaves is asked until it answers, at the allowed rate, and never twice for the same answer."""
 
 import asyncio
+import json
+import math
+import os
 import random
 import re
+import signal
+import threading
 import time
+import tracemalloc
 
 import pytest
 
 from camelid.errors import UserError
-from camelid.serve.endpoint import Endpoint, Limits, _Rate, key_for, url_of
+from camelid.serve.endpoint import Endpoint, Limits, _Rate, key_for, reply_of, url_of
 from camelid.serve.journal import Journal, Reply, Request, key_of
 from camelid.tests.serve.misbehaving import misbehaving
 
@@ -36,6 +42,7 @@ def texts_of(replies):
 BACKWARDS = [text[::-1] for text in TEXTS]
 UNPAID = ["429", "503"]
 PERHAPS_PAID = ["cut", "reset", "silence", "garbage", "list", "no choice", "no message", "hidden error", "500"]
+PERHAPS_PAID += ["not packed", "other packing"]
 
 
 @pytest.mark.parametrize("kind", UNPAID + PERHAPS_PAID)
@@ -46,6 +53,83 @@ def test_a_temporary_failure_is_waited_out_and_counted(kind, tmp_path):
     assert server.asked.count(TEXTS[3]) == 3 and len(server.asked) == 14
     assert (ledger.failures, ledger.perhaps_paid) == ((2, 0) if kind in UNPAID else (0, 2))
     assert ledger.prompt_tokens == ledger.completion_tokens == sum(map(len, TEXTS))
+
+
+@pytest.mark.parametrize("kind", ["bomb", "flood"])
+def test_a_body_that_is_too_large_is_a_temporary_failure_and_takes_little_memory(kind, tmp_path, monkeypatch):
+    limit = 2**20
+    monkeypatch.setattr("camelid.serve.endpoint.LARGEST_BODY", limit)
+    with misbehaving(lambda text, before: "answer" if before else kind) as server:
+        tracemalloc.start()
+        replies, ledger = ask(server, tmp_path / "j", TEXTS[:1], seconds=5.0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert texts_of(replies) == BACKWARDS[:1] and ledger.perhaps_paid == 1
+    assert most < 16 * limit
+    with misbehaving(lambda text, before: kind) as server:
+        said, _ = ask(server, tmp_path / "k", TEXTS[:1], retries=0, seconds=5.0)
+    assert "it sent a body of more than 1,048,576 bytes" in said
+
+
+@pytest.mark.parametrize("kind", ["201", "packed"])
+def test_any_successful_status_and_a_packed_body_bring_a_reply(kind, tmp_path):
+    with misbehaving(lambda text, before: kind) as server:
+        replies, ledger = ask(server, tmp_path / "j")
+    assert texts_of(replies) == BACKWARDS and len(server.asked) == 12
+    assert (ledger.failures, ledger.perhaps_paid) == (0, 0)
+
+
+def test_a_finish_reason_is_one_line_without_control_characters(tmp_path):
+    with misbehaving(lambda text, before: "coloured") as server:
+        replies, _ = ask(server, tmp_path / "j", TEXTS[:1])
+    assert replies[0].finish_reason == "x �[31m"
+
+
+def test_usage_beyond_reason_is_not_told():
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 10**400, "completion_tokens": 10**13}
+    assert reply_of(json.dumps({"choices": [choice], "usage": usage}).encode()) == Reply("x")
+
+
+def test_an_error_code_of_many_digits_is_no_status(tmp_path):
+    with pytest.raises(Exception, match=r"refused \(200\): gone"):
+        reply_of(json.dumps({"error": {"code": "9" * 5000, "message": "gone"}}).encode())
+
+
+@pytest.fixture
+def interrupts():
+    """Raises KeyboardInterrupt wherever SIGINT finds the main thread, as the command line does."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_asking_without_a_word_and_keeps_every_reply(interrupts, tmp_path, caplog, capsys):
+    rng, texts, due = random.Random(0), [f"question {i}" for i in range(300)], [0]
+
+    def plan(text, before):
+        if len(server.asked) >= due[0]:
+            due[0] = math.inf
+            threading.Timer(rng.uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGINT)).start()
+        return "slow"
+
+    with misbehaving(plan) as server:
+        for _ in range(6):
+            with Journal(tmp_path / "j") as journal:
+                endpoint = Endpoint(server.url, "m", journal=journal, limits=Limits(concurrency=16))
+                due[0] = len(server.asked) + rng.randint(1, 30)
+                with pytest.raises(KeyboardInterrupt):
+                    endpoint.ask(requests(texts))
+                kept = journal.ledger.replies
+            assert journal.ledger.replies == kept  # nothing is under way any more
+        due[0] = math.inf
+        said, ledger = ask(server, tmp_path / "j", texts[:40])
+    assert 0 < kept <= ledger.replies < 300 and texts_of(said) == [text[::-1] for text in texts[:40]]
+    assert not caplog.records and not capsys.readouterr().err
 
 
 def test_a_notebook_in_which_an_event_loop_runs_may_ask_too(tmp_path):
@@ -210,6 +294,8 @@ def test_without_a_name_the_first_model_of_the_list_is_asked(tmp_path):
     assert endpoint.name == server.bodies[0]["model"] == "first"
     with pytest.raises(UserError, match="cannot be reached"):
         Endpoint(server.url, None, journal=journal)
+    with pytest.raises(UserError, match="empty name"):
+        Endpoint(server.url, "", journal=journal)
 
 
 def test_an_answer_that_the_limit_cut_says_so(tmp_path):

@@ -67,7 +67,19 @@ def test_a_last_line_that_is_torn_anywhere_is_mended_and_nothing_else_is_lost(tm
         assert len(lines) == (5 if is_there else 4)
 
 
-@pytest.mark.parametrize("line", ['{"key": "a", "repl', "[1]", '{"key": "a", "reply": {"words": "x"}}', '{"asked": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "a", "repl',
+        "[1]",
+        '{"key": "a", "reply": {"words": "x"}}',
+        '{"key": "a", "reply": {"text": 5}}',
+        '{"key": "a", "reply": {"text": null}}',
+        '{"key": "a", "reply": {"text": "x", "finish_reason": ["stop"]}}',
+        '{"key": "a", "asked": 1e999}',
+        '{"asked": 1}',
+    ],
+)
 def test_a_damaged_line_before_the_last_one_is_an_error_with_its_place(line, tmp_path):
     with Journal(tmp_path / "j") as journal:
         ask(journal, "a", "b")
@@ -133,3 +145,73 @@ def test_half_of_a_surrogate_pair_in_a_reply_is_replaced_before_it_is_used(tmp_p
         first = journal.reply("a")
     with Journal(tmp_path / "j") as journal:
         assert journal.reply("a") == first == Reply("cut �")
+
+
+def test_half_of_a_surrogate_pair_in_a_journal_is_replaced_too(tmp_path):
+    (tmp_path / "j").write_text(r'{"key": "a", "reply": {"text": "cut \ud83d", "completion_tokens": 1}}' + "\n")
+    with Journal(tmp_path / "j") as journal:
+        assert journal.reply("a") == Reply("cut �", completion_tokens=1)
+
+
+def test_a_number_of_tokens_beyond_reason_is_taken_for_none(tmp_path):
+    reply = {"text": "x", "prompt_tokens": 10**400, "completion_tokens": -3}
+    (tmp_path / "j").write_text(json.dumps({"key": "a", "reply": reply}) + "\n")
+    with Journal(tmp_path / "j") as journal:
+        assert journal.reply("a") == Reply("x")
+        assert (journal.ledger.cost(1.0, 1.0), journal.ledger.without_usage) == (0, 1)
+
+
+def test_a_link_to_a_journal_is_the_journal(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "j")
+    for first, second in (("j", "link"), ("link", "j")):
+        refused = pytest.raises(UserError, match=f"{second} is in use by process")
+        with Journal(tmp_path / first), refused, Journal(tmp_path / second):
+            pass
+
+
+def test_the_first_of_two_replies_stays_when_the_journal_is_opened_again(tmp_path):
+    lines = [{"key": "a", "reply": {"text": text, "completion_tokens": 2}} for text in ("first", "second")]
+    (tmp_path / "j").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Journal(tmp_path / "j") as journal:
+        journal.answer({"a": Reply("third")})
+        assert journal.reply("a").text == "first"
+        assert (journal.ledger.replies, journal.ledger.completion_tokens) == (2, 4)  # both were paid
+
+
+@pytest.mark.parametrize("content", [b'{"question_id": 1, "turns": ["a"]}', b"a text without an end", b"\0\0"])
+def test_another_file_is_no_journal_and_stays_as_it_is(content, tmp_path):
+    (tmp_path / "q").write_bytes(content)
+    with pytest.raises(UserError, match="q, line 1: no line of a journal"), Journal(tmp_path / "q"):
+        pass
+    assert (tmp_path / "q").read_bytes() == content
+
+
+def test_a_sealed_journal_has_its_replies_and_takes_no_request(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        ask(journal, "a")
+        journal.answer({"a": REPLY})
+    before = (tmp_path / "j").read_bytes()
+    with Journal(tmp_path / "j", sealed="the output exists") as journal:
+        assert journal.reply("a") == REPLY
+        with pytest.raises(UserError, match="the output exists"):
+            ask(journal, "b")
+    assert (tmp_path / "j").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"messages": [{"role": "user", "content": "another"}]}, "'messages', which is no setting"),
+        ({"model": "another"}, "'model', which is no setting"),
+        ({"n": 2}, "'n', which is no setting"),
+        ({"stream": True}, "'stream', which is no setting"),
+        ({"seed": "a"}, "seed 'a': give a whole number"),
+        ({"seed": 1.5}, "seed 1.5: give a whole number"),
+        ({"seed": -1}, "seed -1: give a whole number"),
+        ({"top_p": float("nan")}, "cannot be sent as JSON"),
+    ],
+)
+def test_settings_change_no_question_and_can_be_sent(settings, message):
+    with pytest.raises(UserError, match=message):
+        Request(HELLO.messages, settings)
+    Request(HELLO.messages, {"seed": None, "top_p": 0.9, "stop": ["x"]})
