@@ -26,7 +26,7 @@ from ..serve.journal import Asker, Request
 from . import verdicts
 from .answers import Answer, conversation
 from .judge_templates import JudgePrompts, control_texts
-from .judgments import Judgment
+from .judgments import ROUNDING, Judgment
 from .questions import Question
 
 CONTROL = "control:"
@@ -34,9 +34,6 @@ CONTROL = "control:"
 
 REFERENCES = ("math", "reasoning", "coding", "code")
 """Categories whose questions are graded with their references, as in MT-bench (arXiv:2306.05685, section 3.4)."""
-
-ROUNDING = 1e-4
-"""Scores of a reward model that differ by less are equal: batches of other shapes round differently."""
 
 Score = Callable[[Sequence[Sequence[Mapping[str, str]]], Sequence[str]], Sequence[float]]
 """score(conversations, answers) -> a score for each answer, as `camelid.load_reward(path).score`."""

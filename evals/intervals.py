@@ -73,7 +73,7 @@ def mean(
     else:
         sums_C = weights_N if clusters is None else _sums(weights_N, clusters)
         independent = float(sums_C.sum() ** 2 / (sums_C**2).sum())
-    low, high = wilson(p, independent, _quantile(found.clusters))
+    low, high = wilson(p, independent, quantile(found.clusters))
     return found._replace(low=low, high=high)
 
 
@@ -121,7 +121,7 @@ def difference(a: Sequence[Score], b: Sequence[Score], clusters: Sequence[Hashab
     size, n = len(apart_N) / len(sums_C), len(apart_N)
     value = apart_N.sum() / (n + 2 * size)
     stderr = math.sqrt(float((sums_C**2).sum()) + size**2 - n * size * (apart_N.sum() / n) ** 2) / (n + 2 * size)
-    half = _quantile(len(sums_C)) * stderr
+    half = quantile(len(sums_C)) * stderr
     return found._replace(low=max(value - half, -1.0), high=min(value + half, 1.0))
 
 
@@ -153,7 +153,7 @@ def _estimate(value: float, influence_N: np.ndarray, clusters: Sequence[Hashable
     if count < 2:
         return Estimate(value, math.nan, math.nan, math.nan, n, count)
     stderr = math.sqrt(count / (count - 1) * float((sums_C**2).sum()))
-    half = _quantile(count) * stderr
+    half = quantile(count) * stderr
     return Estimate(value, stderr, value - half, value + half, n, count)
 
 
@@ -186,6 +186,6 @@ def _sums(values_N: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
     return np.bincount(index_N, values_N)
 
 
-def _quantile(clusters: int) -> float:
+def quantile(clusters: int) -> float:
     """How many standard errors a 95% interval reaches: Student's, with a degree of freedom less than clusters."""
     return float(special.stdtrit(clusters - 1, (1 + LEVEL) / 2))

@@ -62,6 +62,8 @@ def read(
 ) -> Iterator[Judgment]:
     """The judgments of published files, in the order of the files.
 
+    Pairs of a model with itself are left out.
+
     Args:
       path: a file, a glob or a folder, local or gs://.
       questions: a file of questions {"question_id", "category"}, which names the categories of records that have none.
@@ -78,7 +80,7 @@ def read(
             raise UserError(f"{where}: {record}") from record
         if not isinstance(record, dict):
             raise UserError(f"{where}: {shown(record)} is no record; give an object with the fields of a judgment")
-        if anonymous and record.get("anony") is False:
+        if (anonymous and record.get("anony") is False) or _is_of_one_model(record):
             continue
         parse = next((parse for fields, parse in _KINDS if fields <= record.keys()), None)
         if parse is None:
@@ -92,6 +94,12 @@ def read(
             raise UserError(f"{where}: {_said(problem)}") from problem
         for judgment in found:
             yield judgment if judgment.category else replace(judgment, category=categories.get(judgment.question, ""))
+
+
+def _is_of_one_model(record: dict) -> bool:
+    """Whether a pair's answers are both of one model, which says nothing of it; published battles have such."""
+    names = (("model_a", "model_b"), ("model_1", "model_2"), ("generator_1", "generator_2"))
+    return any(a in record and record[a] == record.get(b) for a, b in names)
 
 
 def totals(judgments: Iterable[Judgment]) -> dict[str, Totals]:

@@ -9,10 +9,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scipy import special
-
 from . import intervals
-from .intervals import LEVEL, Estimate
+from .intervals import Estimate
 from .judgments import Judgment
 
 CONTROL = "control:"
@@ -133,7 +131,7 @@ def mean_outcome(values: Sequence[float], questions: Sequence[str]) -> Estimate:
         return found
     variance = found.value * (1 - found.value)
     independent = variance / found.stderr**2 if variance and found.stderr else found.clusters
-    low, high = intervals.wilson(found.value, independent, float(special.stdtrit(found.clusters - 1, (1 + LEVEL) / 2)))
+    low, high = intervals.wilson(found.value, independent, intervals.quantile(found.clusters))
     return found._replace(low=low, high=high)
 
 

@@ -186,7 +186,6 @@ BAD = {
     "turn is inf: it must be a whole number": {"model": "x", "judge": "j", "judgment": "", "score": 9, "turn": math.inf}
     | {"question_id": 1},
     "score is 10+\\.\\.\\.0+: it must be a number of a usual size": review(1, [10**400, 7]),
-    "models are .*: give the name of one model, or of two different ones": mt_pair(1, "tie", "tie", model_2="x"),
     "the field question_id is missing": {name: x for name, x in review(1, [8, 7]).items() if name != "question_id"},
     "score is 'A>C': it must be a label": arena_hard("q", "A>C", "A>B"),
     "g1_winner is 'A': it must be one of model_1": mt_pair(1, "A", "tie"),
@@ -212,3 +211,10 @@ def test_broken_json_and_missing_files_are_refused_with_their_place(tmp_path):
         next(read(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match=r"votes.jsonl:1: a question needs the fields question_id and category"):
         next(read(path, questions=path))
+
+
+def test_pairs_of_a_model_with_itself_are_left_out(tmp_path):
+    votes = [{"model_a": a, "model_b": b, "winner": "model_a"} for a, b in ("xy", "xx", "yx")]
+    path = tmp_path / "votes.jsonl"
+    path.write_text("\n".join(map(json.dumps, votes)))
+    assert [each.models for each in read(path)] == [("x", "y"), ("y", "x")]
