@@ -33,6 +33,9 @@ MODELS_FOR_DIFFICULTY = 5
 """Least number of other models against the same baseline from which the difficulty of questions is estimated."""
 
 
+FEWEST = 50
+"""Number of pairs below which a note says that the interval is too narrow: the penalty pulls coefficients towards 0."""
+
 STEEP = 5.0
 """A coefficient of length above this means that length alone decides nearly all verdicts."""
 
@@ -80,6 +83,8 @@ def length_controlled(
     elif (tanh_N > 0).all() or (tanh_N < 0).all():
         side = "longer" if tanh_N[0] > 0 else "shorter"
         notes.append(f"the model's answer is the {side} one in every pair: the rate extrapolates")
+    if len(known) < FEWEST:
+        notes.append(f"{len(known)} pairs are few for a regression: the interval is narrower than what they show")
     own = _Rows(known, model, tanh_N, difficulty)
     if difficulty is not None and np.ptp(own.features["difficulty"]) < 1e-9:
         notes.append("all questions are equally difficult: the term for difficulty is dropped")
