@@ -237,9 +237,9 @@ def _settings(
         settings = {key: value for key, value in given.items() if key in fields_of(evaluate)} | own
         read |= settings.keys()
         try:
-            chosen[label] = name, evaluate, read_arguments(settings, evaluate, "eval")
+            chosen[label] = name, evaluate, read_arguments(settings, evaluate, "<option>")
         except UserError as error:
-            raise UserError(str(error).replace("eval.", "--")) from None
+            raise UserError(str(error).replace("<option>.", "--")) from None
     if unread := [name for name in given if name not in read]:
         names = ", ".join(dict.fromkeys(name for _, name, _ in planned))
         raise UserError(f"--{unread[0]} does nothing for {names}: leave it out")
