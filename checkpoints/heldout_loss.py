@@ -32,13 +32,17 @@ def heldout_loss(
     counts from where its sample begins in the row.
     """
     edges = jnp.asarray([0, *borders])
+    has_prefix = tokenizer.adds_bos and tokenizer.drops_first_space  # a space before a text, which is not of the text
 
     @jax.jit
     def sums(params, batch, characters_V):
         scores = token_logprobs(model, params, batch)
         place_BT = jnp.searchsorted(edges, batch["positions"], side="right") - 1
         in_range = place_BT[None] == jnp.arange(len(edges))[:, None, None]
-        terms = jnp.stack([-scores.logp, jnp.ones_like(scores.logp), characters_V[batch["targets"]]])
+        characters_BT = characters_V[batch["targets"]]
+        if has_prefix:
+            characters_BT -= (batch["tokens"] == tokenizer.bos_id) & (characters_BT > 0)
+        terms = jnp.stack([-scores.logp, jnp.ones_like(scores.logp), characters_BT])
         return jnp.sum(jnp.where(in_range[None], (terms * batch["loss_mask"][None])[:, None], 0.0), axis=(2, 3))
 
     def run(params: Any) -> tuple[dict[str, float], list]:
