@@ -90,7 +90,7 @@ def trained():
 def measure():
     """measure(config, params): perplexity of the answers by range of positions, in rows of 256 tokens."""
     heldout, kept = {"": Register(LONG, 32, 1, seed=1)}, {}
-    tokens = SimpleNamespace(characters=np.ones(NANO.vocab_size))
+    tokens = SimpleNamespace(characters=np.ones(NANO.vocab_size), adds_bos=False)
     rows = NamedSharding(make_mesh({}, jax.devices()[:1]), PartitionSpec())
 
     def run(config, params):
