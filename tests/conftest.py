@@ -72,6 +72,7 @@ SLOW_FILES = {
     for folder, names in {
         "checkpoints": "differences streaming",
         "checkpoints/interop": "families gguf huggingface peft",
+        "evals": "code_execution harness llama_protocol",
         "model": "attention cache config decode llama logprobs lora quantization sampling sharding speculative",
         "rlhf": "dpo losses ppo rollout",
         "serve": "adapters embeddings engine grammar",
