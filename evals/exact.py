@@ -173,7 +173,9 @@ def _examples(asked: list[Asked], shots: int, shots_file: str | None) -> tuple[l
 
 
 def _prompt(lm: LM, asked: Asked, examples: Sequence[Asked], chat: bool) -> list[int]:
-    """The tokens of a question after as many of the examples as fit the context, the last ones."""
+    """The tokens of a question after as many of the examples as fit the context, the last ones. The question itself is
+    none of them."""
+    examples = [each for each in examples if each.messages != asked.messages]
     if not chat and len(asked.messages) > 1:
         raise UserError(f"{asked.where}: a conversation needs the chat template: set chat")
     while len(tokens := _tokens(lm, asked, examples, chat)) >= lm.max_len and examples:

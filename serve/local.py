@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.decoding import sampling_of, strings_of, text_of
+from ..checkpoints.decoding import text_of
 from ..errors import UserError
 from .journal import Journal, Reply, Request, key_of
 
@@ -73,13 +73,7 @@ class Local:
         """The replies to a batch of requests with equal settings."""
         model = self._model
         try:
-            sampling = sampling_of(
-                model.tokenizer,
-                model.config.vocab_size,
-                stop_ids=(*model.template.stop_ids(model.tokenizer), *model.generation.stop_ids),
-                stop=strings_of(settings.pop("stop", ()), model.generation),
-                **(model.generation.sampling() | settings),
-            )
+            sampling = model._sampling(model.template.stop_ids(model.tokenizer), settings.pop("stop", ()), settings)
         except TypeError:
             raise UserError(f"{', '.join(settings)}: a model in memory does not know all of these settings") from None
         prompts = [model.prompt(request.messages) for request in requests]

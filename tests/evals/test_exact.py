@@ -172,6 +172,13 @@ def test_a_reference_without_a_number_and_a_question_without_room_are_told(tmp_p
     assert "1 questions fill the context of 40 tokens" in capsys.readouterr().err
 
 
+def test_a_question_is_no_example_of_itself(file):
+    model = Scripted("2")
+    exact(model, file=file, shots=3, shots_file=file)
+    assert [prompt.count("Question:") for prompt in model.prompts] == [3, 3, 3]
+    assert all(prompt.count(prompt.rpartition("Question: ")[2].partition("\n")[0]) == 1 for prompt in model.prompts)
+
+
 def test_a_loaded_model_answers(tuned, tmp_path):
     path = tmp_path / "asked.jsonl"
     path.write_text(json.dumps({"question": "Which colour has the red fox number 1?", "answer": ["It is red, fox."]}))
@@ -180,3 +187,10 @@ def test_a_loaded_model_answers(tuned, tmp_path):
     said = model.chat("Which colour has the red fox number 1?", max_tokens=12, temperature=0.0)
     assert item.shown["answer"] == said
     assert item.scores["f1"] == answer_metrics.f1(said, ["It is red, fox."])
+
+
+def test_questions_that_all_lack_room_get_no_answer(tuned, tmp_path):
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps({"question": "owl " * 400, "answer": "red"}))
+    (item,) = exact(camelid.load(tuned), file=str(path), max_tokens=4)
+    assert item.scores == {"exact": 0.0} and item.shown["answer"] == ""
