@@ -20,7 +20,6 @@ from ..errors import UserError
 Messages = Sequence[Mapping[str, str]]
 Tokens = Sequence[int]
 
-
 UNFILTERED = dict(top_k=-1, min_p=0.0, repetition_penalty=1.0)
 """Settings of a request that leave out no token, whatever the model recommends."""
 

@@ -26,7 +26,11 @@ from .arguments import (
 )
 
 SETTINGS = {
-    "shots": (int, "N", "number of examples before each question (default: 0)"),
+    "shots": (
+        int,
+        "N",
+        "number of examples before each question (default: 0; of lm-evaluation-harness: its own)",
+    ),
     "shots_file": (str, "FILE", "questions with answers that serve as examples (default: an exam's own, or the last)"),
     "limit": (int, "N", "number of questions, from the beginning (default: all)"),
     "answer_by": (str, "KIND", "with --choices: compare each text, or each letter (default: letter for exams' CSV)"),
@@ -39,7 +43,11 @@ SETTINGS = {
     "heldout": (float, "SHARE", "with --split: share of the source that is held out (default: 0.01)"),
     "seq_len": (int, "N", "with --source: the most tokens that predict a token (default: 512, or the context if less)"),
     "cache_dir": (str, "DIR", "folder in which tokenised texts are cached (default: ~/.cache/camelid)"),
-    "batch_size": (int, "N", "rows that are computed at a time; no result depends on it (default: by the devices)"),
+    "batch_size": (
+        int,
+        "N",
+        "rows or prompts computed at a time; scores do not depend on it (default: by the devices)",
+    ),
 }
 """{setting of an evaluation: type, placeholder, help}. Evaluations have their own defaults."""
 
@@ -73,14 +81,18 @@ def add_eval(commands) -> None:
     parser.add_argument(
         "--include", metavar="DIR", help="folder with further tasks of lm-evaluation-harness as YAML (default: none)"
     )
-    parser.add_argument("--choices", action="append", metavar="FILE", help="questions with choices; an exam's folder")
-    parser.add_argument("--exact", action="append", metavar="FILE", help="questions with answers, as JSON lines")
-    parser.add_argument("--source", action="append", metavar="SOURCE", help=f"texts for the perplexity: {SOURCE}")
+    again = "give the option again for further ones"
+    for option, placeholder, said in (
+        ("choices", "FILE", "questions with choices: JSON lines, or the folder or a CSV file of an exam such as MMLU"),
+        ("exact", "FILE", "questions with answers: JSON lines, whose answers are compared by --metric"),
+        ("source", "SOURCE", f"texts for the perplexity: {SOURCE}"),
+    ):
+        parser.add_argument(f"--{option}", action="append", metavar=placeholder, help=f"{said}; {again}")
     parser.add_argument(
         "--evaluation",
         action="append",
         metavar="NAME|JSON",
-        help='own evaluation module:function, or a section of config.evals as JSON with its name under "use"',
+        help="function module:name that returns items, or a section of config.evals as JSON with that name under use",
     )
     for name, (kind, placeholder, said) in SETTINGS.items():
         parser.add_argument(f"--{name}", type=kind, metavar=placeholder, help=said)
