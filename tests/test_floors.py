@@ -13,6 +13,7 @@ BELOW = {
     "data": {"tasks"},
     "checkpoints": {"model", "data"},
     "evals": {"settings", "model", "tasks", "data", "checkpoints", "serve"},
+    "curate": {"settings", "data", "serve"},
     "train": {"settings", "model", "data", "checkpoints"},
     "serve": {"model", "data", "checkpoints"},
     "rlhf": {"settings", "model", "tasks", "data", "checkpoints", "train"},
