@@ -2,26 +2,15 @@
 
 import argparse
 import contextlib
-import json
-import math
-import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .arguments import (
-    MODEL_OPTIONS,
-    Parser,
-    add_model,
-    check_least,
-    command,
-    load_model,
-    refuse_unread,
-)
+from .arguments import Parser, add_model, check_least, command, refuse_unread
+from .asking import ANOTHER_OUTPUT, ENDPOINT, add_asking, asking, check_asking, check_not_negative, is_url
 from .judge_report import add_judge_report
 
 
@@ -33,52 +22,6 @@ def add_judge(commands) -> None:
     _add_answers(actions)
     _add_grade(actions)
     add_judge_report(actions)
-
-
-ENDPOINT = ("model", "concurrency", "requests_per_minute", "tokens_per_minute", "retries", "timeout_seconds")
-ENDPOINT += ("prompt_price", "completion_price")
-"""The options that only endpoints read."""
-
-
-def _add_asking(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for how a model is asked."""
-    parser.add_argument(
-        "--model", metavar="NAME", help="with an endpoint: the model to ask (default: the first it lists)"
-    )
-    parser.add_argument(
-        "--settings",
-        type=_object,
-        default={},
-        metavar="JSON",
-        help="further settings of each request, such as '{\"top_p\": 0.9}', but no messages, model, n or stream; null "
-        "takes one out (default: none)",
-    )
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="seed of the sampling (default: 0, or none to an endpoint)"
-    )
-    parser.add_argument(
-        "--journal",
-        metavar="FILE",
-        help="file that keeps each request and reply, so that the same command resumes (default: OUTPUT.journal)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=int,
-        default=16,
-        metavar="N",
-        help="with a model in memory: number of answers that are written together (default: 16)",
-    )
-    group = parser.add_argument_group("with an endpoint")
-    for name, (kind, default, what) in {
-        "concurrency": (int, 8, "most requests at a time (default: 8)"),
-        "requests_per_minute": (int, None, "most requests that begin within 60 seconds (default: no limit)"),
-        "tokens_per_minute": (int, None, "most tokens of requests that begin within 60 seconds (default: no limit)"),
-        "retries": (int, 8, "most attempts after a temporary failure (default: 8)"),
-        "timeout_seconds": (float, 600.0, "seconds that a reply may take (default: 600)"),
-        "prompt_price": (float, None, "price of a million tokens of prompts, for the cost at the end (default: none)"),
-        "completion_price": (float, None, "price of a million tokens of answers (default: none)"),
-    }.items():
-        group.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=what)
 
 
 def _add_answers(actions) -> None:
@@ -114,7 +57,7 @@ def _add_answers(actions) -> None:
     parser.add_argument(
         "--max_tokens", type=int, default=1024, metavar="N", help="most tokens of an answer in a turn (default: 1024)"
     )
-    _add_asking(parser)
+    add_asking(parser)
 
 
 def _answers(args: argparse.Namespace) -> None:
@@ -123,19 +66,17 @@ def _answers(args: argparse.Namespace) -> None:
 
     _check(args, [args.questions])
     questions = read_questions(args.questions)
-    with _journal(args) as journal:
-        asker = (_endpoint if _is_url(args.path) else _local)(args, args.path, journal)
-        with _cost_told(args, args.path, journal):
-            answers = ask_questions(
-                questions,
-                asker,
-                name=args.name,
-                temperature=args.temperature,
-                max_tokens=args.max_tokens,
-                seed=args.seed,
-                system=args.system,
-                more=args.settings,
-            )
+    with asking(args, args.path) as asker:
+        answers = ask_questions(
+            questions,
+            asker,
+            name=args.name,
+            temperature=args.temperature,
+            max_tokens=args.max_tokens,
+            seed=args.seed,
+            system=args.system,
+            more=args.settings,
+        )
         _write(answers, args.output)
     others = Counter(reason for answer in answers for reason in answer.finish_reasons if reason != "stop")
     told = "".join(f", {count} turns ended by {reason or 'nothing'}" for reason, count in others.items())
@@ -203,7 +144,7 @@ def _add_grade(actions) -> None:
         metavar="N",
         help="most tokens of a verdict and its reasons (default: 1024)",
     )
-    _add_asking(parser)
+    add_asking(parser)
 
 
 def _grade(args: argparse.Namespace) -> None:
@@ -265,10 +206,8 @@ def _judge(args: argparse.Namespace) -> Iterator[Any]:
     prompts = JudgePrompts(args.prompts, args.language)
     settings = {"temperature": args.temperature, "max_tokens": args.max_tokens, "seed": args.seed} | args.settings
     settings = {name: value for name, value in settings.items() if value is not None}
-    with _journal(args) as journal:
-        asker = (_endpoint if _is_url(args.judge) else _local)(args, args.judge, journal)
-        with _cost_told(args, args.judge, journal):
-            yield AskingJudge(asker, prompts, name=args.name, references=references, settings=settings)
+    with asking(args, args.judge) as asker:
+        yield AskingJudge(asker, prompts, name=args.name, references=references, settings=settings)
 
 
 def _score_of(reward) -> Callable[..., Any]:
@@ -287,7 +226,7 @@ def _score_of(reward) -> Callable[..., Any]:
 
 def _is_reward_model(path: str) -> bool:
     """Whether a judge is a reward model. Raises UserError for a cost model, whose better answers have lower scores."""
-    if _is_url(path):
+    if is_url(path):
         return False
     from ...checkpoints import open as open_checkpoint
 
@@ -295,25 +234,6 @@ def _is_reward_model(path: str) -> bool:
     if found.kind == "scalar" and found.manifest["config"].get("objective", {}).get("kind") == "cost":
         raise UserError(f"--judge={path} is a cost model, which says how unsafe an answer is: give a reward model")
     return found.kind == "scalar"
-
-
-def _is_url(path: str) -> bool:
-    return path.lower().startswith(("http://", "https://"))
-
-
-def _journal(args: argparse.Namespace):
-    """The journal of the command. If the output exists, the command may only repeat it, and ask for nothing."""
-    from ...serve.journal import Journal
-
-    lacks = f"{args.output} exists, and {_journal_path(args)} lacks replies for another: {ANOTHER_OUTPUT}"
-    return Journal(_journal_path(args), sealed=lacks if args.output.exists() else None)
-
-
-def _journal_path(args: argparse.Namespace) -> Path:
-    return Path(args.journal or f"{args.output}.journal").expanduser()
-
-
-ANOTHER_OUTPUT = "give another --output, or delete it; --journal=FILE uses the replies of a journal again"
 
 
 def _write(records: Sequence[Any], path: Path) -> None:
@@ -326,110 +246,10 @@ def _write(records: Sequence[Any], path: Path) -> None:
         raise UserError(f"{path} exists with other content: {ANOTHER_OUTPUT}")
 
 
-def _endpoint(args: argparse.Namespace, address: str, journal):
-    """The endpoint at an address, as the options say."""
-    try:
-        from ...serve.endpoint import Endpoint, Limits, key_for
-    except ModuleNotFoundError as error:
-        raise UserError(f"an endpoint needs {error.name}: pip install 'camelid[serve]'") from None
-
-    for name in (*MODEL_OPTIONS, "batch_size"):
-        if getattr(args, name, None) != args.parser.get_default(name):
-            raise UserError(f"--{name}={getattr(args, name)} does nothing with an endpoint: leave it out")
-    limits = Limits(
-        args.concurrency, args.requests_per_minute, args.tokens_per_minute, args.retries, args.timeout_seconds
-    )
-    return Endpoint(address, args.model, journal=journal, key=key_for(address), limits=limits, report=_progress())
-
-
-def _local(args: argparse.Namespace, path: str, journal):
-    """The language model at a path, as the options say."""
-    from ...checkpoints import open as open_checkpoint
-    from ...serve.local import Local
-
-    refuse_unread(args, ENDPOINT, "an endpoint")
-    how = {name: value for name in MODEL_OPTIONS if (value := getattr(args, name, None)) is not None}
-    found = open_checkpoint(path, how.get("weights"), base=how.get("base"))
-    if hasattr(args, "path"):
-        model = load_model(args)
-    else:
-        from ...checkpoints.language_model import load
-        from .arguments import keep_programs
-
-        keep_programs()
-        model = load(path)
-    identity = [*found.identity[1:], how]
-    name = Path(path).absolute().name
-    return Local(model, name, identity, journal=journal, batch_size=args.batch_size, report=_progress())
-
-
-def _progress() -> Callable[[int, int], None]:
-    """A function that prints how many replies there are, every ten seconds, on standard error."""
-    last = time.monotonic()
-
-    def report(done: int, all: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            print(f"camelid: {done:,} of {all:,} replies", file=sys.stderr, flush=True)
-
-    return report
-
-
-@contextlib.contextmanager
-def _cost_told(args: argparse.Namespace, path: str, journal) -> Iterator[None]:
-    """Prints on standard error what the requests to an endpoint took, also where they end early."""
-    try:
-        yield
-    finally:
-        if _is_url(path):
-            ledger, prices = journal.ledger, (args.prompt_price, args.completion_price)
-            cost = ledger.cost(*(price or 0.0 for price in prices))
-            print(f"camelid: {ledger}{f'; the replies cost {cost:,.4f}' if any(prices) else ''}", file=sys.stderr)
-
-
 def _check(args: argparse.Namespace, inputs: list[str]) -> None:
-    """Makes a path of --output. Raises UserError for options out of range, before anything is read."""
-    from ...serve.journal import check_settings
-
-    args.output = Path(args.output).expanduser()
-    _check_files(args, inputs)
-    check_settings(args.settings)
-    for name in ("model", "name"):
-        if getattr(args, name) == "":
-            raise UserError(f"--{name} is empty: give a name, or leave --{name} out")
-    check_least(args, concurrency=1, requests_per_minute=1, tokens_per_minute=1, retries=0, batch_size=1, max_tokens=1)
-    for name in ("timeout_seconds", "prompt_price", "completion_price", "temperature"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value < math.inf:
-            raise UserError(f"--{name}={value}: give a number of 0 or more")
-    if args.timeout_seconds == 0:
-        raise UserError("--timeout_seconds=0: give a number above 0")
-    if args.seed is not None and not 0 <= args.seed < 2**31:
-        raise UserError(f"--seed={args.seed}: give 0 to {2**31 - 1}")
-
-
-def _check_files(args: argparse.Namespace, inputs: list[str]) -> None:
-    """Raises UserError if the output or the journal would take the place of another file."""
-    from ..outputs import check_new_file
-
-    journal, read = _journal_path(args), {os.path.realpath(path) for path in inputs}
-    for flag, path in {"--output": args.output, "--journal": journal}.items():
-        check_new_file(path, flag)
-        if os.path.realpath(path) in read:
-            raise UserError(f"{flag}={path} is one of the files that are read: give another name")
-    if os.path.realpath(journal) == os.path.realpath(args.output):
-        raise UserError(f"--journal={journal} is the output too: give another name")
-    if args.output.exists() and not journal.exists():
-        raise UserError(f"{args.output} exists, and it has no journal {journal}: {ANOTHER_OUTPUT}")
-
-
-def _object(text: str) -> dict[str, Any]:
-    """An object in JSON on the command line."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"{text} is no JSON object, as in '{{\"top_p\": 0.9}}'")
-    return found
+    """Checks the options that both actions have, before anything is read."""
+    check_asking(args, inputs)
+    if args.name == "":
+        raise UserError("--name is empty: give a name, or leave --name out")
+    check_least(args, max_tokens=1)
+    check_not_negative(args, "temperature")
