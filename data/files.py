@@ -21,6 +21,7 @@ from etils import epath
 
 from .. import tasks
 from ..errors import UserError, did_you_mean
+from . import cards
 from .json_values import MAX_RECORD_BYTES, Unreadable
 
 Row = tuple[str, object]
@@ -44,10 +45,12 @@ class TooLarge(ValueError):
 def find_files(pattern: str) -> list[epath.Path]:
     """The files that a path, a glob or a folder names, local or gs://, sorted.
 
-    A folder stands for all files below it, except hidden files and files about the data, such as README.md.
+    A folder stands for all files below it, except hidden files and files about the data, such as README.md. The folder
+    of a dataset with a card (`cards.py`) stands for the files of its split train.
 
     Raises:
-      UserError: there is no such file, or a file is of a kind that cannot be read.
+      UserError: there is no such file, a file is of a kind that cannot be read, or a dataset's file has another size
+        than its card says.
     """
     if not pattern:
         raise UserError(
@@ -56,7 +59,9 @@ def find_files(pattern: str) -> list[epath.Path]:
     try:
         path = epath.Path(pattern).expanduser()
         named = [path] if path.exists() else _glob(path)
-        files = [file for one in named for file in (_files_below(one, ()) if one.is_dir() else [one])]
+        files = [file for one in named for file in (_files_of(one) if one.is_dir() else [one])]
+    except UserError:
+        raise
     except ImportError as problem:
         raise UserError(f"{shorten(pattern)}: gs:// needs the package gcsfs: pip install gcsfs") from problem
     except NotImplementedError as problem:
@@ -93,6 +98,15 @@ def _check_regular(file: epath.Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise UserError(f"{shorten(str(file))} is a pipe, a socket or a device: save its data to a file and give that")
+
+
+def _files_of(folder: epath.Path) -> list[epath.Path]:
+    """The data files of a folder: all of them below it, or those of the split train of a dataset with a card."""
+    if not cards.has_card(folder):
+        return _files_below(folder, ())
+    card = cards.read_card(folder)
+    card.check_sizes(folder)
+    return [folder / name for name in card.files_of("train")]
 
 
 def _files_below(folder: epath.Path, above: tuple[str, ...]) -> list[epath.Path]:
