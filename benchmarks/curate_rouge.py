@@ -1,0 +1,100 @@
+"""Seconds in which instructions are filtered by ROUGE-L, and the speed-up over comparing all pairs.
+
+python -m camelid.benchmarks.curate_rouge --count=50000 FILE... [--brute=2000] [--nearest] [--seed=0]
+
+FILES hold seed tasks or Alpaca records (`camelid.curate.seeds`), English or Chinese. Candidates are their instructions
+and variations of them: words are replaced by words of other instructions, left out, or exchanged, in shares from 5% to
+90%, so that some fall on either side of the threshold. `--brute` compares the first candidates with every kept one by
+the package rouge-score's own table, and checks that the kept lists are equal.
+"""
+
+import argparse
+import random
+import resource
+import time
+
+from rouge_score.rouge_scorer import _score_lcs
+
+from camelid.curate.novelty import Novelty
+from camelid.curate.rouge import rouge_words
+from camelid.curate.seeds import read_seeds
+
+THRESHOLD = 0.7
+
+
+def candidates(originals: list[list[str]], count: int, seed: int) -> list[list[str]]:
+    """The originals in random order, and then variations of them until there are `count`."""
+    rng = random.Random(seed)
+    found = rng.sample(originals, min(count, len(originals)))
+    while len(found) < count:
+        words, others, share = list(rng.choice(originals)), rng.choice(originals), rng.uniform(0.05, 0.9)
+        varied = []
+        for word in words:
+            if rng.random() >= share:
+                varied.append(word)
+            elif others and rng.random() < 0.8:
+                varied.append(rng.choice(others))
+        if rng.random() < 0.3 and len(varied) > 2:
+            i = rng.randrange(len(varied) - 1)
+            varied[i : i + 2] = varied[i + 1], varied[i]
+        if rng.random() < 0.3:
+            varied += rng.sample(others, min(len(others), rng.randrange(6)))
+        found.append(varied)
+    return found
+
+
+def brute_force(texts: list[list[str]]) -> list[int]:
+    """The numbers of the texts that are kept, by rouge-score's table of every pair."""
+    kept: list[int] = []
+    for number, text in enumerate(texts):
+        if all(_score_lcs(texts[other], text).fmeasure <= THRESHOLD for other in kept):
+            kept.append(number)
+    return kept
+
+
+def kept_by(texts: list[list[str]], nearest: bool) -> list[int]:
+    """The numbers of the texts that are kept by `Novelty`. nearest: whether the most similar text is found as well."""
+    novelty, kept = Novelty(THRESHOLD), []
+    for number, text in enumerate(texts):
+        if nearest:
+            similar = novelty.nearest(text)
+            is_new = similar is None or similar.score <= THRESHOLD
+            if is_new:
+                novelty.keep(text)
+        else:
+            is_new = novelty.add(text) is None
+        if is_new:
+            kept.append(number)
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--count", type=int, default=50_000)
+    parser.add_argument("--brute", type=int, default=0)
+    parser.add_argument("--nearest", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    originals = [rouge_words(seed.instruction) for path in args.files for seed in read_seeds(path)]
+    texts = candidates([words for words in originals if words], args.count, args.seed)
+    words = sum(map(len, texts)) / len(texts)
+    begin = time.perf_counter()
+    kept = kept_by(texts, args.nearest)
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{len(texts):,} candidates of {words:.1f} words: {len(kept):,} kept in {seconds:.1f} s, peak {peak:.0f} MiB")
+    if args.brute:
+        few = texts[: args.brute]
+        begin = time.perf_counter()
+        expected = brute_force(few)
+        slow = time.perf_counter() - begin
+        begin = time.perf_counter()
+        got = kept_by(few, args.nearest)
+        fast = time.perf_counter() - begin
+        equal = "equal" if got == expected else "DIFFERENT"
+        print(f"{len(few):,} candidates, {len(expected):,} kept: all pairs {slow:.1f} s, index {fast:.2f} s, {equal}")
+
+
+if __name__ == "__main__":
+    main()
