@@ -6,6 +6,7 @@ The folder is named by the hash of everything that decides its content, so a sta
     mask.npy     uint8 [ceil(tokens / 8)]      bit t: token t is trained on
     starts.npy   int64 [samples + 1]           index of the first token of each sample, and the number of tokens
     first.npy    int32 [samples]               index of a sample's first pair (token, next token) with a trained target
+    numbers.npy  int64 [samples]               which record of the split a sample comes from, counted from 0
     cache.json   inputs, counts, and the checksums of all files
 
 The first time that a process opens a cache, it compares the files with their checksums. A damaged cache is rebuilt.
@@ -46,6 +47,7 @@ from .formats import READING
 from .locks import locked
 from .sources import Record, Source
 from .tally import Tally
+from .templates import Encoded
 from .text_encoder import TextEncoder
 
 VERSION = 1  # raised when the layout of the files or the cuts between shards change
@@ -65,6 +67,7 @@ class TokenCache:
     mask_bits: np.ndarray  # uint8 [ceil(tokens / 8)], bit t: token t is trained on
     starts: np.ndarray  # int64 [samples + 1], index of the first token of each sample
     first_trained: np.ndarray  # int32 [samples], index of the first pair (token, next token) with a trained target
+    numbers: np.ndarray | None = None  # int64 [samples], which record of its split; None in older caches
 
     def __len__(self) -> int:
         return len(self.first_trained)
@@ -86,6 +89,12 @@ class TokenCache:
         bits = np.unpackbits(self.mask_bits[start // 8 : -(-stop // 8)])
         return bits[start % 8 :][: stop - start].astype(bool)
 
+    def trained_before(self, index: np.ndarray) -> np.ndarray:
+        """How many of `tokens[:i]` are trained on, for each i of `index`, int64 [...]."""
+        bits = np.append(self.mask_bits, np.uint8(0))
+        whole = np.concatenate([[0], np.cumsum(np.bitwise_count(bits), dtype=np.int64)])
+        return whole[index // 8] + np.bitwise_count(bits[index // 8] >> (8 - index % 8).astype(np.uint8))
+
 
 def open_cache(path: str | Path) -> TokenCache:
     """Opens a finished cache as memory maps, without comparing checksums."""
@@ -98,6 +107,7 @@ def open_cache(path: str | Path) -> TokenCache:
         mask_bits=np.load(path / "mask.npy", mmap_mode="r"),
         starts=np.load(path / "starts.npy"),
         first_trained=np.load(path / "first.npy"),
+        numbers=np.load(path / "numbers.npy") if (path / "numbers.npy").exists() else None,
     )
 
 
@@ -247,10 +257,11 @@ def _write_shards(records: Iterable[Record], folder: Path, write: Callable, work
 
 
 def _is_whole_shard(path: Path) -> bool:
-    """Whether an earlier build has finished the shard at `path`, by the checksums inside the zip file."""
+    """Whether an earlier build has finished the shard at `path`, by the checksums inside the zip file, and wrote all
+    that this version needs."""
     try:
         with zipfile.ZipFile(path) as shard:
-            return shard.testzip() is None
+            return shard.testzip() is None and "numbers.npy" in shard.namelist()
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
         return False
 
@@ -324,7 +335,14 @@ def _write_shard(path: Path, records: list[Record], *, encoder: TextEncoder, on_
       on_error: "raise" or "skip", for records that the encoder refuses.
     """
     tally = Tally.by(encoder.reasons, limit=len(records))  # all problems are kept: they count the bad records
-    samples = list(encoded(records, encoder.encode, tally, on_error))
+    numbers: list[int] = []  # which of the records became a sample
+
+    def encode(record: Record) -> Encoded:
+        sample = encoder.encode(record)
+        numbers.append(tally.read - 1)
+        return sample
+
+    samples = list(encoded(records, encode, tally, on_error))
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -334,6 +352,7 @@ def _write_shard(path: Path, records: list[Record], *, encoder: TextEncoder, on_
                 mask=np.concatenate([np.zeros(0, bool), *(s.mask for s in samples)]),
                 lengths=np.array([len(s.tokens) for s in samples], np.int64),
                 first=np.array([s.mask[1:].argmax() for s in samples], np.int32),
+                numbers=np.array(numbers, np.int64),
                 trained=sum(int(s.mask[1:].sum()) for s in samples),
                 records=tally.read,
                 empty=tally.left_out["empty"],
@@ -366,6 +385,7 @@ def _join(shards: list[Path], folder: Path, dtype: type) -> None:
     total = int(lengths.sum())
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]))
     np.save(folder / "first.npy", _column(shards, "first"))
+    np.save(folder / "numbers.npy", _numbers(shards))
     # Not through memory maps: on a full disk the process would die of SIGBUS.
     with (folder / "tokens.npy").open("wb") as tokens, (folder / "mask.npy").open("wb") as mask:
         for file, kind, length in ((tokens, dtype, total), (mask, np.uint8, -(-total // 8))):
@@ -380,6 +400,16 @@ def _join(shards: list[Path], folder: Path, dtype: type) -> None:
             mask.write(np.packbits(bits[:whole]).tobytes())
             rest = bits[whole:]
         mask.write(np.packbits(rest).tobytes())
+
+
+def _numbers(shards: list[Path]) -> np.ndarray:
+    """Which record of the split each sample of all shards comes from, int64 [samples]."""
+    columns, before = [], 0
+    for path in shards:
+        with np.load(path) as shard:
+            columns.append(before + shard["numbers"])
+            before += int(shard["records"])
+    return np.concatenate(columns)
 
 
 def _column(shards: list[Path], name: str) -> np.ndarray:
