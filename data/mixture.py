@@ -112,12 +112,27 @@ class Mixture:
         wanted = range(self.batch_size)[rows]
         batch = _zeros(len(wanted), self.parts[0].shapes)
         for place, row in enumerate(wanted):
-            number, given = draw(step * self.batch_size + row, self._weights)
-            epoch, row_of_epoch = divmod(given, len(self.parts[number]))
-            self.parts[number].write(self._orders[number](epoch), row_of_epoch, batch, place)
+            number, order, row_of_epoch = self.origin(step, row)
+            self.parts[number].write(order, row_of_epoch, batch, place)
             if "index" in batch:
                 batch["index"][place] += self._first[number]
         return batch
+
+    def origin(self, step: int, row: int) -> tuple[int, Any, int]:
+        """The number of the source of a row of a batch, the order of the source's epoch, and the row of that epoch."""
+        number, given = draw(step * self.batch_size + row, self._weights)
+        epoch, row_of_epoch = divmod(given, len(self.parts[number]))
+        return number, self._orders[number](epoch), row_of_epoch
+
+    def counts(self, step: int) -> dict[str, tuple[int, int]]:
+        """The tokens, and the trained tokens, that `step` steps take from each source, by name; for packed rows."""
+        found = {}
+        for number, rows in enumerate(drawn(step * self.batch_size, self._weights)):
+            part, order = self.parts[number], self._orders[number]
+            epochs, rest = divmod(rows, len(part))
+            whole, begun = part.count(order(0), len(part)), part.count(order(epochs), rest)
+            found[self.sources[number].name] = tuple(epochs * a + b for a, b in zip(whole, begun, strict=True))
+        return found
 
     @property
     def shapes(self) -> Shapes:
