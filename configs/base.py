@@ -17,7 +17,7 @@ def joined(sources: str, name: str = "source") -> dict:
     """A mixture of the sources that plus signs join, called name0, name1, ..., of weight 1 each; `\\+` is a plus sign
     in a source."""
     return {
-        f"{name}{i}": {"source": source, "format": "auto", "weight": 1.0}
+        f"{name}{i}": {"source": source, "format": "auto", "weight": 1.0, "columns": None}
         for i, source in enumerate(split_escaped(sources, "+"))
     }
 

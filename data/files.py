@@ -1,4 +1,5 @@
-"""Reads raw records from files, local or gs://: text, Markdown, JSON and JSON lines, each also gzipped, and Parquet.
+"""Reads raw records from files, local or gs://: text, Markdown, JSON, JSON lines, CSV and TSV, each also gzipped, and
+Parquet.
 
 A reader yields pairs (place, record); the place is for messages, such as "chats.jsonl:7". If a record cannot be read, a
 ValueError stands in for it, so one bad line does not end the reading of a file.
@@ -22,7 +23,8 @@ from etils import epath
 from .. import tasks
 from ..errors import UserError, did_you_mean
 from . import cards
-from .json_values import MAX_RECORD_BYTES, Unreadable
+from .json_values import MAX_RECORD_BYTES, RestTooLarge, RestUnreadable, TooLarge, Unreadable
+from .tables import csv_rows
 
 Row = tuple[str, object]
 
@@ -36,10 +38,6 @@ _METADATA_FILE = re.compile(
     r"|citation\.(cff|bib)|(dataset_infos?|dataset_dict|state)\.json",
     re.IGNORECASE,
 )
-
-
-class TooLarge(ValueError):
-    """A record, or an unpacked file, exceeds the limit that `max_record_bytes` sets."""
 
 
 def find_files(pattern: str) -> list[epath.Path]:
@@ -184,8 +182,8 @@ def _first_line(problem: Exception) -> str:
 def _unreadable(problem: Exception) -> ValueError:
     """The error that stands in for the rest of a file."""
     if isinstance(problem, TooLarge):
-        return problem
-    return ValueError(f"the file cannot be read from here on: {_first_line(problem)}")
+        return RestTooLarge(*problem.args)
+    return RestUnreadable(f"the file cannot be read from here on: {_first_line(problem)}")
 
 
 def _lines(path: epath.Path, limit: int) -> Iterator[tuple[int, str | ValueError]]:
@@ -356,9 +354,18 @@ def _elements(path: epath.Path, limit: int) -> Iterator[tuple[bool, bytes | Valu
         if len(held) > limit:
             raise TooLarge(f"a record of more than {limit:,} bytes; the rest of the file is left out")
     if in_list:
-        yield True, ValueError("invalid JSON: the file ends before the list is closed")
+        yield True, RestUnreadable("invalid JSON: the file ends before the list is closed")
     elif held.strip():
         yield False, held.strip()
+
+
+def _csv_rows(path: epath.Path, limit: int) -> Iterator[Row]:
+    """The rows of a table under its header; the delimiter is found."""
+    return csv_rows(_lines(path, limit), str(path), limit)
+
+
+def _tsv_rows(path: epath.Path, limit: int) -> Iterator[Row]:
+    return csv_rows(_lines(path, limit), str(path), limit, "\t")
 
 
 def _parquet_rows(path: epath.Path, limit: int) -> Iterator[Row]:
@@ -430,6 +437,8 @@ READERS: dict[str, Reader] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".ndjson": _jsonl_rows,
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
     ".parquet": _parquet_rows,
 }
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from ..errors import shown
 from . import conversation_fields, labels, preferences
+from .columns import ANSWER, CONTEXT, QUESTION, field_of, is_question
 from .json_values import kind_of, plain, present
 from .messages import (
     ALTERNATING,
@@ -137,12 +138,16 @@ def detect(raw: dict) -> str:
         return "hh_rlhf" if _is_transcript(raw) else "trl"
     if has("instruction"):
         return "alpaca"
+    if is_question(raw):
+        return "qa"
     if has("conversation"):
         return "sharegpt"
     if has("text"):
         return "text"
     if has("type") and has("instances"):
         return "lmflow"  # its parser raises the error for an unknown type
+    if field_of(raw, QUESTION):
+        return "qa"  # its parser raises the error for a missing answer
     fields = ", ".join(name if name.isprintable() else repr(name) for name in map(str, raw)) or "(none)"
     fields = fields if len(fields) < 300 else f"{fields[:300]}..."
     raise ValueError(f"no format has the fields {fields}; use those of {', '.join(FORMATS)}")
@@ -197,6 +202,18 @@ def sharegpt(raw: dict) -> dict:
     if "chosen" in raw or "rejected" in raw:
         return preferences.preference_after(raw, field, SHAREGPT, ALTERNATING)
     return _conversation(raw, conversation_fields.with_calls(raw, read_messages(raw, field, SHAREGPT)), ALTERNATING)
+
+
+def qa(raw: dict) -> dict:
+    """{"question", "answer", "context"?}: GSM8K, and tables of questions. The names may be Chinese (`columns`).
+
+    The context is the input of the user's turn, which follows the question.
+    """
+    question, answer, context = (field_of(raw, names) for names in (QUESTION, ANSWER, CONTEXT))
+    turn = {"role": "user", "content": string(raw, question or QUESTION[0])}
+    if context and (more := optional_string(raw, context)):
+        turn["input"] = more
+    return _conversation(raw, [turn, {"role": "assistant", "content": _answer(raw, answer or ANSWER[0])}], ALTERNATING)
 
 
 def openai(raw: dict) -> dict:
@@ -330,6 +347,7 @@ _PREFERENCE_FIELDS = preferences.MARGIN_FIELDS | {"chosen", "rejected"}
 FORMATS = {
     "text": Format(text, frozenset({"text"})),
     "alpaca": Format(alpaca, _PREFERENCE_FIELDS | {"instruction", "input", "output", "history"}),
+    "qa": Format(qa, frozenset({*QUESTION, *ANSWER, *CONTEXT})),
     "sharegpt": Format(sharegpt, _PREFERENCE_FIELDS | {"conversations", "conversation"}),
     "openai": Format(openai, _PREFERENCE_FIELDS | {"messages"}),
     "colossalchat": Format(colossalchat, _PREFERENCE_FIELDS | {"messages", "context"}),

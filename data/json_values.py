@@ -9,6 +9,18 @@ MAX_RECORD_BYTES = 2**26
 _DEPTH = 50  # levels of nesting that `plain` keeps
 
 
+class TooLarge(ValueError):
+    """A record, or an unpacked file, exceeds the limit that `max_record_bytes` sets."""
+
+
+class RestUnreadable(ValueError):
+    """The rest of a file, from this place on, cannot be read."""
+
+
+class RestTooLarge(RestUnreadable, TooLarge):
+    """The rest of a file, from this place on, is not read: it exceeds the limit that `max_record_bytes` sets."""
+
+
 class Unreadable:
     """Placeholder for a table cell that cannot be read. A record is refused only if its format needs the value."""
 

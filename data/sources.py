@@ -1,7 +1,7 @@
 """Reads records from sources. A source is named by one string, its location:
 
-    corpus/*.jsonl, corpus            a path, glob or folder, local or gs://, of .txt, .md, .json, .jsonl and .ndjson,
-                                      each also with .gz, and .parquet
+    corpus/*.jsonl, corpus            a path, glob or folder, local or gs://, of .txt, .md, .json, .jsonl, .ndjson, .csv
+                                      and .tsv, each also with .gz, and .parquet
     tfds:name/config:split            a TensorFlow Dataset, or a slice of it: tfds:imdb_reviews:train[:10%]
     tfds:/path/to/name/1.0.0:split    a TensorFlow Dataset in the folder that it was prepared in
     primer:documents, walks:chat      a task of `tasks/` and a kind of its records
@@ -13,14 +13,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from etils import epath
 
 from .. import tasks
 from ..errors import DataError, UserError, bad_record, check_choice, did_you_mean
+from .columns import absent, check_columns, rename
+from .conversation_fields import FIELDS, add_system
 from .files import MAX_RECORD_BYTES, Row, TooLarge, file_rows, find_files, json_value, shorten
 from .formats import FORMATS, parse, unfold
 from .tally import SKIPPED, Tally
@@ -32,7 +34,7 @@ SPLITS = ("train", "heldout")
 class Source:
     """A source of records, and the settings for reading it.
 
-    Raises UserError for an unknown `format` or `on_error`, and for a number out of its range.
+    Raises UserError for an unknown `format`, `on_error` or field in `columns`, and for a number out of its range.
     """
 
     location: str  # path, glob, "tfds:name:split" or "task:kind"; see the module docstring
@@ -42,6 +44,8 @@ class Source:
     heldout: float = 0.01  # share of the records that is held out, from 0 to 1; tasks ignore it
     on_error: str = "raise"  # "raise" stops at the first bad record; "skip" leaves bad records out and counts them
     max_record_bytes: int = MAX_RECORD_BYTES  # limit of a line, a record of a .json list or a row of Parquet
+    columns: Mapping[str, str] = field(default_factory=dict)  # the column of the records for fields of the format
+    system: str = ""  # the system prompt of conversations that have none
 
     def __post_init__(self):
         check_choice("format", self.format, ("auto", *FORMATS))
@@ -50,6 +54,10 @@ class Source:
             raise UserError(f"heldout is {self.heldout}: give a share from 0 to 1")
         if self.max_record_bytes < 1:
             raise UserError(f"max_record_bytes is {self.max_record_bytes}: give 1 or more")
+        formats = FORMATS.values() if self.format == "auto" else (FORMATS[self.format],)
+        check_columns(self.columns, FIELDS.union(*(each.fields for each in formats)))
+        if self.columns and self.scheme in tasks.NAMES:
+            raise UserError(f"columns are for the records of files, not for those of {self.location}: leave them out")
 
     @property
     def scheme(self) -> str:
@@ -102,6 +110,28 @@ def read(source: Source, split: str | None = None, tally: Tally | None = None) -
     return (record for record in records if split_of(record, below) == split)
 
 
+def raw_rows(source: Source) -> Iterator[Row]:
+    """Pairs (place, raw record) of a source, without parsing; a ValueError stands in for a record that cannot be read.
+
+    Objects that hold several records, such as LMFlow's, are unfolded. Records of a task are in camelid's own format.
+
+    Raises:
+      UserError: the source cannot be read.
+    """
+    if source.scheme in tasks.NAMES:
+        yield from ((record.where, dict(record)) for record in read(source))
+    else:
+        yield from _unfolded(_dataset_rows(source) if source.scheme == "tfds" else _file_rows(source))
+
+
+def parts_of(source: Source) -> list[Source]:
+    """A source for each file of a source, in the order in which `raw_rows` reads them; a task or a TensorFlow Dataset
+    is one part. Raises UserError if there is no such file."""
+    if source.scheme == "tfds" or source.scheme in tasks.NAMES:
+        return [source]
+    return [replace(source, location=str(file)) for file in find_files(source.location)]
+
+
 def heldout_share(source: Source) -> float:
     """The threshold for `split_of` on a source: `source.heldout`, or more if that would hold out no record.
 
@@ -121,23 +151,51 @@ def heldout_share(source: Source) -> float:
 
 def _records(rows: Iterable[Row], source: Source, tally: Tally) -> Iterator[Record]:
     """The records of raw rows; bad ones are raised or counted, as `source.on_error` says."""
+    unseen, first = set(source.columns.values()), {}  # columns that no record had so far, and the first record
+    for place, raw in _unfolded(rows):
+        if source.columns and isinstance(raw, dict):
+            first, unseen = first or raw, unseen - raw.keys()
+        try:
+            if isinstance(raw, ValueError):
+                raise raw
+            record = Record(_parsed(raw, source), place)
+        except ValueError as problem:
+            if source.on_error == "raise":
+                if isinstance(problem, TooLarge):
+                    raise DataError(f"{place}: {problem}", "max_record_bytes=N", "raises the limit") from problem
+                raise bad_record(f"{place}: {problem}") from problem
+            tally.leave_out(SKIPPED, f"{place}: {problem}")
+        else:
+            tally.read += 1
+            yield record
+    if unseen and first:
+        raise UserError(f"{source.location}: columns: {absent({'': min(unseen)}, first)}")
+
+
+def _parsed(raw: object, source: Source) -> dict:
+    """The record in a raw one, with the source's columns and system prompt. Raises ValueError as `parse` does."""
+    named = rename(raw, source.columns) if source.columns and isinstance(raw, dict) else raw
+    try:
+        return with_system(parse(named, source.format), source.system)
+    except ValueError as problem:
+        if named is not raw and (clause := absent(source.columns, raw)):
+            raise ValueError(f"{problem}: {clause}") from problem
+        raise
+
+
+def with_system(record: dict, system: str) -> dict:
+    """The record with a system prompt in front of its messages. Text, and a record that has one, is unchanged."""
+    if not system or record["kind"] == "text" or record["messages"][0]["role"] == "system":
+        return record
+    return record | {"messages": add_system(system, record["messages"])}
+
+
+def _unfolded(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, with a row for each record of an object that holds several."""
     for where, raw in rows:
         instances = unfold(raw)
         for number, instance in enumerate(instances, 1):
-            place = f"{where}, instance {number}" if len(instances) > 1 else where
-            try:
-                if isinstance(instance, ValueError):
-                    raise instance
-                record = Record(parse(instance, source.format), place)
-            except ValueError as problem:
-                if source.on_error == "raise":
-                    if isinstance(problem, TooLarge):
-                        raise DataError(f"{place}: {problem}", "max_record_bytes=N", "raises the limit") from problem
-                    raise bad_record(f"{place}: {problem}") from problem
-                tally.leave_out(SKIPPED, f"{place}: {problem}")
-            else:
-                tally.read += 1
-                yield record
+            yield (f"{where}, instance {number}" if len(instances) > 1 else where), instance
 
 
 def split_of(record: dict, heldout: float) -> str:
@@ -213,7 +271,7 @@ def _generated(source: Source, task: tasks.Task, split: str | None, tally: Tally
     parts = (task.records(source.rest, part) for part in (SPLITS if split is None else (split,)))
     for number, record in enumerate(chain.from_iterable(parts), 1):
         tally.read += 1
-        yield Record(record, f"{source.split_name(split)}, record {number}")
+        yield Record(with_system(record, source.system), f"{source.split_name(split)}, record {number}")
 
 
 def _file_rows(source: Source) -> Iterator[Row]:

@@ -133,6 +133,8 @@ def build_cache(
         "format": source.format,
         "split": split,
         "heldout": source.heldout,
+        **({"columns": dict(sorted(source.columns.items()))} if source.columns else {}),
+        **({"system": source.system} if source.system else {}),
         **encoder.cache_key,
         "version": VERSION,
     }

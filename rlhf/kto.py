@@ -19,7 +19,7 @@ from ..data.sources import read
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..train.batches import sources_of
+from ..train.batches import check_system, sources_of
 from .pair_batches import PairDataSettings, samples_of
 
 _MULTIPLIER = 0x9E3779B1  # of the hash; odd, so that its powers never become 0 in 32 bits
@@ -57,6 +57,7 @@ def answers_of(
         raise UserError(
             f"config.data.noise = {settings.noise:g} exchanges the sides of pairs: set it to 0 for labelled answers"
         )
+    check_system(settings.system, template, tokenizer)
     encoder = AnswerEncoder(tokenizer, template, settings.seq_len)
     return samples_of(settings, encoder, seed, heldout=encoder)
 

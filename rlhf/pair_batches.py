@@ -15,7 +15,7 @@ from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..settings.leaves import Count, Range, Share, Units
 from ..settings.length import Length
-from ..train.batches import BatchSize, ReadingSettings, RowLength, sources_of
+from ..train.batches import BatchSize, ReadingSettings, RowLength, check_system, sources_of
 from ..train.optimizer import OptimSettings, ScheduleSettings
 from ..train.run_config import RunConfig
 
@@ -95,6 +95,7 @@ def pairs_of(
       seed: seed of the order of pairs.
       answers_per_prompt: number of sides of a training pair; held-out pairs have 2.
     """
+    check_system(settings.system, template, tokenizer)
     encoder = PairEncoder(tokenizer, template, settings.seq_len, settings.noise, answers_per_prompt)
     return samples_of(settings, encoder, seed, heldout=PairEncoder(tokenizer, template, settings.seq_len))
 

@@ -21,7 +21,7 @@ from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..model.sampling import Sampling
 from ..settings.leaves import Count, NotNegative, Path
-from ..train.batches import BatchSize, MixtureEntry, Packing, ReadingSettings, RowLength, sources_of
+from ..train.batches import BatchSize, MixtureEntry, Packing, ReadingSettings, RowLength, check_system, sources_of
 from ..train.run import Run
 
 
@@ -113,6 +113,7 @@ def prompts_of(
     Returns:
       The training batches, and the pass; None if nothing is held out.
     """
+    check_system(settings.system, template, tokenizer)
     sources = sources_of(settings.mixture, settings)
     encoder = PromptEncoder(tokenizer, template, settings.max_prompt_tokens)
     train = functools.partial(read_samples, split="train", encoder=encoder)

@@ -17,7 +17,7 @@ from ..data.text_encoder import TextEncoder
 from ..data.token_cache import build_cache
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..settings.leaves import Count, NotNegative, OneOf, Path, Range, Share
+from ..settings.leaves import Count, NotNegative, OneOf, Path, Range, Share, Unset
 
 Packing = Annotated[str, OneOf("contiguous", "best_fit", "fewest_cuts")]
 RowLength = Annotated[int, Range(least=2, most=2**24)]
@@ -36,6 +36,10 @@ class MixtureEntry:
 
     format: Annotated[str, OneOf("auto", *FORMATS)] = "auto"
     """Format of the records (`data/formats.py`); auto goes by each record's fields."""
+
+    columns: dict[str, str] | None = None
+    """Names of columns under which the records have fields of the format, such as {"instruction": "question", "output":
+    "answer"}. None: the records have the fields of a format."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ class ReadingSettings:
     max_record_bytes: Count = 2**26
     """Bytes of a line, record or row above which it is a bad one."""
 
+    system: Annotated[Path | None, Unset("no system prompt is added")] = None
+    """System prompt of all conversations that have none of their own. The chat template has to write it."""
+
     def check(self, where: str) -> None:
         if not any(entry.weight for entry in self.mixture.values()):
             raise UserError(f"{where}.mixture: name at least one source with a weight above 0, to train on")
@@ -91,7 +98,28 @@ class DataSettings(ReadingSettings):
 def sources_of(mixture: Mapping[str, MixtureEntry], reading: ReadingSettings) -> list[Source]:
     """The sources of a mixture, all read as a section `config.data` says."""
     how = {name: getattr(reading, name) for name in ("heldout", "on_error", "max_record_bytes")}
-    return [Source(entry.source, name, entry.format, entry.weight, **how) for name, entry in mixture.items()]
+    how["system"] = reading.system or ""
+    return [
+        Source(entry.source, name, entry.format, entry.weight, columns=entry.columns or {}, **how)
+        for name, entry in mixture.items()
+    ]
+
+
+def check_system(system: str | None, template: ChatTemplate | None, tokenizer: Tokenizer) -> None:
+    """Raises UserError if there is a system prompt, `config.data.system`, that the chat template cannot write."""
+    if system is None:
+        return
+    if template is None:
+        raise UserError("config.data.system is for conversations: set config.template, or leave it None for plain text")
+    turns = [("system", system), ("user", "Hello."), ("assistant", "Hello.")]
+    try:
+        text = template.render([{"role": role, "content": content} for role, content in turns], tokenizer)
+        problem = "" if system.strip() in text else ": it leaves it out"
+    except UserError as error:
+        problem = f": {error}"
+    if problem:
+        what = f"the chat template {template.name} cannot write this system prompt{problem}"
+        raise UserError(f"config.data.system: {what}; leave it None, or choose another config.template")
 
 
 def data_of(
@@ -101,6 +129,7 @@ def data_of(
 
     A source of weight 0 is only evaluated.
     """
+    check_system(settings.system, template, tokenizer)
     encoder, sources = TextEncoder(tokenizer, template), []
     for source in sources_of(settings.mixture, settings):
         share = settings.mixture[source.name].heldout

@@ -56,6 +56,17 @@ TEXTS_AND_CHATS = [
         chat(system("Count."), user("1?"), assistant("One."), user("And 2?"), assistant("Two.")),
     ),
     (
+        "qa",
+        {"question": "2 + 3 = ?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"},
+        chat(user("2 + 3 = ?"), assistant("2 + 3 = <<2+3=5>>5\n#### 5")),
+    ),
+    (
+        "qa",
+        {"Question": "Who?", "Answer": "Ann.", "Context": "Ann came.", "system": "Be brief.", "Nr": "7"},
+        chat(system("Be brief."), user("Who?", input="Ann came."), assistant("Ann."), meta={"Nr": "7"}),
+    ),
+    ("qa", {"问题": "谁来了？", "答案": "安来了。"}, chat(user("谁来了？"), assistant("安来了。"))),
+    (
         "sharegpt",
         {
             "id": "a_0",

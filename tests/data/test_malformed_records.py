@@ -20,7 +20,11 @@ PKU = {"prompt": "Q", "response_0": "A", "response_1": "B", "better_response_id"
 LABELLED = {"kind": "preference", "messages": [QUESTION], "chosen": [GOOD], "rejected": [BAD]}
 
 MALFORMED = [
-    ("auto", {"question": "Q", "answer": "A"}, "no format has the fields question, answer"),
+    ("auto", {"words": "Q", "answer": "A"}, "no format has the fields words, answer"),
+    ("auto", {"question": "Q"}, "answer is missing"),
+    ("qa", {"问题": "Q"}, "answer is missing"),
+    ("qa", {"question": "Q", "answer": ["A"]}, "answer is a list, not a string"),
+    ("qa", {"question": "Q", "answer": "A", "context": 7}, "context is a number, not a string"),
     ("auto", {}, "no format has the fields (none)"),
     ("auto", ["text"], "not a list"),
     ("auto", {"text": None}, "no format has the fields (none)"),

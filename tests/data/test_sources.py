@@ -186,19 +186,19 @@ def test_a_tally_counts_all_and_lists_the_first_problems(tmp_path):
             "primer:chats: primer has no such kind of records; choose one of primer:documents, ",
         ),
         ({"source": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
-        ({"source": "{tmp}"}, "x.csv: cannot read this kind of file"),
+        ({"source": "{tmp}"}, "x.docx: cannot read this kind of file"),
         ({"source": "{tmp}/empty"}, "empty: no data files in this folder"),
         (
-            {"source": "{tmp}/x.csv"},
-            "cannot read this kind of file; give .txt, .md, .json, .jsonl, .ndjson, .parquet",
+            {"source": "{tmp}/x.docx"},
+            "cannot read this kind of file; give .txt, .md, .json, .jsonl, .ndjson, .csv, .tsv, .parquet",
         ),
-        ({"source": "{tmp}/x.csv", "format": "csv"}, "format is 'csv'; it must be one of auto, text"),
-        ({"source": "{tmp}/x.csv", "on_error": "ignore"}, "on_error is 'ignore'"),
-        ({"source": "{tmp}/x.csv", "split": "test"}, "split is 'test'"),
+        ({"source": "{tmp}/x.docx", "format": "csv"}, "format is 'csv'; it must be one of auto, text"),
+        ({"source": "{tmp}/x.docx", "on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"source": "{tmp}/x.docx", "split": "test"}, "split is 'test'"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_is_read(tmp_path, options, fault):
-    write(tmp_path / "x.csv", "a,b\n")
+    write(tmp_path / "x.docx", "a,b\n")
     (tmp_path / "empty").mkdir()
     options["source"] = options["source"].replace("{tmp}", str(tmp_path))
     with pytest.raises(UserError) as problem:
@@ -207,7 +207,7 @@ def test_a_wrong_request_is_refused_before_anything_is_read(tmp_path, options, f
 
 
 def test_a_folder_is_all_files_in_it_by_name_but_for_hidden_ones(tmp_path):
-    for place in ("b.txt", "a/z.jsonl", "a/deep/y.md", "c.json", ".hidden.csv", ".git/config.txt"):
+    for place in ("b.txt", "a/z.jsonl", "a/deep/y.md", "c.json", ".hidden.docx", ".git/config.txt"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         suffix = Path(place).suffix
         write(tmp_path / place, lines({"text": place}) if suffix.startswith(".json") else place)
