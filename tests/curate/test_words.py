@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -76,8 +77,12 @@ def test_a_missing_jieba_is_one_line(monkeypatch):
 def test_words_of_real_chinese_answers_are_those_of_jieba():
     import jieba
 
-    segmenter = jieba.Tokenizer()
-    for record in json.loads((SHARED / "alpaca_zh_demo.json").read_text())[:200]:
-        ours = words.split(record["output"], "zh")
-        theirs = [w for w in segmenter.lcut(record["output"], HMM=False) if any("\u4e00" <= c <= "\u9fff" for c in w)]
-        assert [w for w in ours if "\u4e00" <= w[0] <= "\u9fff"] == theirs
+    segmenter, compared = jieba.Tokenizer(), 0
+    for record in json.loads((SHARED / "alpaca_zh_demo.json").read_text()):
+        text = record["output"]
+        if re.search("[A-Za-z0-9][一-鿿]", text):
+            continue  # words of the dictionary with letters in them, such as "T恤", are two here
+        ours = [word for word in words.split(text, "zh") if "一" <= word[0] <= "鿿"]
+        assert ours == [word for word in segmenter.lcut(text, HMM=False) if "一" <= word[0] <= "鿿"]
+        compared += 1
+    assert compared > 500
