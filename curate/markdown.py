@@ -1,0 +1,337 @@
+"""Turns the HTML of exported chats back into Markdown.
+
+Which texts are HTML is decided by `export_html.page_of`; all others stay as they are, to the byte. The conversion is
+markdownify's, with what chats need besides: code blocks with their language and without the header above them,
+maths as the TeX that it was written in, tables with one line for each row, and lists numbered as in the page. Letters
+that Markdown could take for markup (* and _) are not escaped: they are the letters that the model wrote.
+
+Sources: structure of KaTeX's output (annotation with encoding application/x-tex) and of MathJax 2 (script with type
+math/tex) as their documentation describes it.
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from ..data.messages import Message
+from ..errors import UserError
+from ..settings.leaves import OneOf
+from .export_html import BLOCKS, MOST_LEVELS, Page, page_of
+from .repair import in_order, is_empty, problem_of
+from .rows import Rejected, Row
+
+if TYPE_CHECKING:
+    from bs4 import BeautifulSoup, Tag
+
+_LANGUAGE = re.compile(r"(?:language|lang|highlight-source|brush:)-?([\w+#.-]+)")
+_LANGUAGE_NAME = re.compile(r"[A-Za-z][\w+#.-]{0,19}")
+_MATHS_CLASS = re.compile(
+    r"katex(?:-display|-mathml)?|math(?:-inline|-display)?|MathJax(?:_\w+)?|MJX_Assistive_MathML|mwe-math-[\w-]+"
+)
+_DISPLAY_CLASS = re.compile(r"katex-display|math-display|MathJax_Display|mwe-math-[\w-]*display")
+_BACKTICKS = re.compile(r"`{3,}")
+
+
+class ConversionError(ValueError):
+    """A text that is HTML and cannot be turned into Markdown without losing something.
+
+    `reason` is one of the reasons of the step `Markdown`.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Markdown:
+    """Turns turns that are HTML of an exported chat into Markdown, and leaves all others as they are.
+
+    A turn is converted if it has the form that `export_html.page_of` describes, and a class that chat pages give to
+    their turns. An answer without such a class is converted if all answers of the conversation have that form. A turn
+    of which nothing is left, such as a picture, is left out, and the order of turns is repaired as in `conversation`.
+
+    Columns: `html_turns`, the number of texts that were converted, in rows that have any; those of `conversation`.
+    """
+
+    reasons: ClassVar[tuple[str, ...]] = (
+        "nested_too_deeply",
+        "maths_without_tex",
+        "nothing_left",
+        "no_turns",
+        "no_question",
+        "no_answer",
+    )
+
+    images: Annotated[str, OneOf("alt", "drop")] = "alt"
+    """What is left of an image: its alternative text, or nothing."""
+
+    def __call__(self, row: Row) -> Row | Rejected:
+        """The row with its HTML as Markdown, the row itself if it has none, or why it is rejected."""
+        record = row.record
+        try:
+            if record.get("kind") == "text":
+                return self._text(row, record["text"])
+            answers = _answers(record)
+            turns = [*record["messages"], *answers]
+            pages = [_page(message) for message in turns]
+            if not any(pages):
+                return row
+            chosen = _chosen(turns, pages)
+            changed = [
+                {**message, "content": to_markdown(message["content"], images=self.images)} if is_chosen else message
+                for message, is_chosen in zip(turns, chosen, strict=True)
+            ]
+        except ConversionError as error:
+            return Rejected(error.reason, error.detail)
+        return row if not any(chosen) else _with_turns(row, changed, sum(chosen))
+
+    def _text(self, row: Row, text: str) -> Row | Rejected:
+        """The row of a text."""
+        page = page_of(text)
+        if not page or not page.of_export:
+            return row
+        found = to_markdown(text, images=self.images)
+        return row.with_({**row.record, "text": found}, html_turns=1) if found else Rejected("nothing_left")
+
+
+def _with_turns(row: Row, turns: Sequence[Message], converted: int) -> Row | Rejected:
+    """The row with other turns, those without text left out. turns: its messages, then its compared answers."""
+    record, count = row.record, len(row.record["messages"])
+    messages, answers = list(turns[:count]), list(turns[count:])
+    if any(map(is_empty, answers)):
+        return Rejected("nothing_left", "one of the compared answers has no text")
+    repairs: dict[str, int] = {}
+    if any(map(is_empty, messages)):
+        if answers:
+            return Rejected("nothing_left", "a turn before the compared answers has no text")
+        messages, repairs = in_order(messages, trailing=record["kind"] == "chat")
+        if problem := problem_of(messages, repairs, answer=record["kind"] == "chat"):
+            return problem
+    fields: dict[str, Any] = {"messages": messages}
+    for side in ("chosen", "rejected"):
+        if side in record:
+            several = isinstance(record[side], list)
+            taken = [answers.pop(0) for _ in range(len(record[side]) if several else 1)]
+            fields[side] = taken if several else taken[0]
+    return row.with_({**record, **fields}, html_turns=converted, **repairs)
+
+
+def _answers(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of the chosen answer of a preference, then those of the rejected one."""
+    sides = [record[side] for side in ("chosen", "rejected") if side in record]
+    return [message for side in sides for message in (side if isinstance(side, list) else [side])]
+
+
+def _page(message: Message) -> Page | None:
+    return page_of(message["content"]) if message["role"] in ("user", "assistant") else None
+
+
+def _chosen(turns: Sequence[Message], pages: Sequence[Page | None]) -> list[bool]:
+    """Whether each turn is converted."""
+    answers = [page for turn, page in zip(turns, pages, strict=True) if turn["role"] == "assistant"]
+    all_html = bool(answers) and all(answers)
+    return [
+        page is not None and (page.of_export or (all_html and turn["role"] == "assistant"))
+        for turn, page in zip(turns, pages, strict=True)
+    ]
+
+
+def to_markdown(html: str, *, images: str = "alt") -> str:
+    """The Markdown of a text that is HTML, without white space around it.
+
+    Args:
+      html: the text.
+      images: "alt" for the alternative text in place of an image, "drop" for nothing.
+
+    Raises:
+      ConversionError: elements are nested more than MOST_LEVELS deep, or maths has no TeX in it.
+      UserError: a package is not installed.
+    """
+    page = page_of(html)
+    if page and page.levels > MOST_LEVELS:
+        raise ConversionError("nested_too_deeply", f"{page.levels} levels of elements; at most {MOST_LEVELS} are read")
+    soup = _parse(html.strip())
+    for element in soup.find_all(["svg", "style"]):
+        element.decompose()
+    _replace_maths(soup)
+    _mark_code(soup)
+    for element in soup.find_all(["script", "button"]):
+        element.decompose()
+    for number_list in soup.find_all("ol"):
+        _number(number_list)
+    for box in soup.find_all("input"):
+        space = "" if str(box.next_sibling or "")[:1].isspace() else " "
+        box.replace_with(("[x]" if box.has_attr("checked") else "[ ]") + space)
+    for element in soup.find_all(class_="whitespace-pre-wrap"):
+        if not element.find([*BLOCKS, "tex", "verbatim"]):
+            element.name = "verbatim"
+    for image in soup.find_all("img"):
+        image.replace_with(image.get("alt", "").strip() if images == "alt" else "")
+    return re.sub(r"[ \t]+\Z", "", _converter().convert_soup(soup)).strip("\n")
+
+
+def _parse(html: str) -> "BeautifulSoup":
+    try:
+        import lxml  # noqa: F401  BeautifulSoup's own error does not name the package
+        from bs4 import BeautifulSoup
+    except ImportError as error:
+        raise UserError(f"turning HTML into Markdown needs {error.name}: pip install 'camelid[curate]'") from None
+    return BeautifulSoup(html, "lxml")
+
+
+def _replace_maths(soup: "BeautifulSoup") -> None:
+    """Puts an element <tex> with the source in place of each formula and of all that stands for the same formula."""
+    for script in soup.find_all("script"):
+        for before in list(script.previous_siblings)[:2]:
+            if any(_MATHS_CLASS.fullmatch(name) for name in _classes(before)):
+                before.decompose()
+        _put_tex(soup, script, script.get_text(), "mode=display" in script.get("type", ""))
+    for annotation in soup.find_all("annotation", encoding="application/x-tex"):
+        _put_tex(soup, annotation, annotation.get_text())
+    for maths in soup.find_all("math"):
+        if "alttext" not in maths.attrs:
+            raise ConversionError("maths_without_tex", f"the formula {maths.get_text()[:60]!r} is given as MathML only")
+        _put_tex(soup, maths, maths["alttext"])
+    for maths in soup.find_all(lambda tag: tag.name == "mjx-container" or "katex" in _classes(tag)):
+        raise ConversionError("maths_without_tex", f"the formula {maths.get_text()[:60]!r} is given as glyphs only")
+
+
+def _put_tex(soup: "BeautifulSoup", element: "Tag", source: str, display: bool = False) -> None:
+    """Puts <tex> in place of an element and of the elements around it that hold the same formula and nothing else."""
+    while element.name != "[document]":
+        display = display or element.get("display") in ("block", "true") or _is_display(element)
+        around = element.parent
+        if around is None or not _holds_one_formula(around):
+            break
+        element = around
+    tex = soup.new_tag("tex", display="block" if display else "inline")
+    tex.string = " ".join(source.split()) if not display else source.strip()
+    element.replace_with(tex)
+
+
+def _classes(element: Any) -> Sequence[str]:
+    return (getattr(element, "attrs", None) and element.attrs.get("class")) or ()
+
+
+def _holds_one_formula(element: "Tag") -> bool:
+    """Whether an element around a formula stands for that formula, with no words or further formula beside it."""
+    if element.name in ("math", "semantics") or element.name.startswith("mjx-"):
+        return True
+    if not any(_MATHS_CLASS.fullmatch(name) for name in _classes(element)):
+        return False
+    has_words = any(isinstance(child, str) and child.strip() for child in element.children)
+    return not has_words and len(element.find_all(["annotation", "script", "tex"])) <= 1
+
+
+def _is_display(element: "Tag") -> bool:
+    return any(_DISPLAY_CLASS.fullmatch(name) for name in _classes(element))
+
+
+def _mark_code(soup: "BeautifulSoup") -> None:
+    """Leaves of each <pre> its code alone, with the name of its language as an attribute."""
+    for pre in soup.find_all("pre"):
+        if pre.find_parent("pre"):
+            continue
+        codes = pre.find_all("code") or [pre]
+        language = next((found for tag in (*codes, pre) if (found := _language_of(tag))), "")
+        button = pre.find("button")
+        if not language and button and not button.find_parent("code"):
+            label = next((text for text in button.parent.stripped_strings), "")
+            is_button = label == next(iter(button.stripped_strings), "")
+            language = label.lower() if _LANGUAGE_NAME.fullmatch(label) and not is_button else ""
+        if button and codes[0] is pre and button.parent is not pre:
+            button.parent.decompose()
+        for line_break in pre.find_all("br"):
+            line_break.replace_with("\n")
+        code = "\n".join(tag.get_text() for tag in codes).replace("\u00a0", " ")
+        pre.clear()
+        pre.string = code
+        pre["data-language"] = language
+
+
+def _language_of(tag: "Tag") -> str:
+    """The language that the classes of an element name; "" if they name none."""
+    found = next((match[1] for name in _classes(tag) if (match := _LANGUAGE.fullmatch(name))), "")
+    return "" if found.lower() in ("undefined", "none", "nohighlight") else found.lower()
+
+
+def _number(number_list: "Tag") -> None:
+    """Gives each item of a numbered list its number, as its attribute `value`."""
+    start = number_list.get("start", "1")
+    number = int(start) if start.isascii() and start.isdigit() and len(start) < 10 else 1
+    for item in number_list.find_all("li", recursive=False):
+        given = item.get("value", "")
+        number = int(given) if given.isascii() and given.isdigit() and len(given) < 10 else number
+        item["value"] = str(number)
+        number += 1
+
+
+@functools.cache
+def _converter() -> Any:
+    """A converter of markdownify with this module's forms of code, maths, lists, links and tables."""
+    try:
+        from markdownify import ATX, MarkdownConverter
+    except ImportError as error:
+        raise UserError(f"turning HTML into Markdown needs {error.name}: pip install 'camelid[curate]'") from None
+
+    class Converter(MarkdownConverter):
+        """Conversion functions, as markdownify calls them: the element, its converted content, names around it."""
+
+        def convert_a(self, el, text, parent_tags):
+            return text if text.strip() == el.get("href") else super().convert_a(el, text, parent_tags)
+
+        def convert_pre(self, el, text, parent_tags):
+            code = re.sub(r"\A(?:[ \t]*\n)+|\s+\Z", "", el.get_text())
+            if not code:
+                return ""
+            fence = "`" * max([3, *(len(run) + 1 for run in _BACKTICKS.findall(code))])
+            return f"\n\n{fence}{el.get('data-language', '')}\n{code}\n{fence}\n\n"
+
+        def convert_tex(self, el, text, parent_tags):
+            source = el.get_text()
+            return f"\n\n$$\n{source}\n$$\n\n" if el["display"] == "block" else f"${source}$"
+
+        def convert_verbatim(self, el, text, parent_tags):
+            return f"\n\n{el.get_text().strip()}\n\n"
+
+        def convert_li(self, el, text, parent_tags):
+            text = text.strip()
+            if not text:
+                return "\n"
+            bullet = f"{el['value']}. " if el.parent is not None and el.parent.name == "ol" else "- "
+            return bullet + re.sub(r"\n(?=[^\n])", "\n" + " " * len(bullet), text) + "\n"
+
+        def convert_td(self, el, text, parent_tags):
+            span = el.get("colspan", "1")
+            cells = min(int(span), 1000) if span.isascii() and span.isdigit() and len(span) < 10 else 1
+            return f" {_in_cell(text)} |" + " |" * (cells - 1)
+
+        convert_th = convert_td
+
+        def convert_tr(self, el, text, parent_tags):
+            return f"|{text}\n" if text.strip() else ""
+
+        def convert_table(self, el, text, parent_tags):
+            caption, _, rest = text.partition("|")
+            rows = [line for line in ("|" + rest).split("\n") if line.startswith("|")] if rest else []
+            if not rows:
+                return f"\n\n{text.strip()}\n\n" if text.strip() else ""
+            columns = max(len(_CELL_END.findall(row)) - 1 for row in rows)
+            first = el.find("tr")
+            has_head = first is not None and (first.parent.name == "thead" or not first.find("td"))
+            head = rows.pop(0) if has_head else "|" + "  |" * columns
+            lines = [head, "|" + " --- |" * columns, *rows]
+            return "\n\n".join(["", *filter(None, [caption.strip()]), "\n".join(lines), ""])
+
+    return Converter(autolinks=False, bullets="-", escape_asterisks=False, escape_underscores=False, heading_style=ATX)
+
+
+_CELL_END = re.compile(r"(?<!\\)\|")
+
+
+def _in_cell(text: str) -> str:
+    """Text as it can stand in a cell of a table: on one line, with escaped bars."""
+    return " ".join(text.split()).replace("|", "\\|")
