@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import jax
 
 from ..data.formats import FORMATS
+from ..data.licences import USES
 from ..data.mixture import EvalPass, Mixture
 from ..data.packed_rows import PackedRows
 from ..data.sources import Source
@@ -18,6 +19,7 @@ from ..data.token_cache import build_cache
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..settings.leaves import Count, NotNegative, OneOf, Path, Range, Share, Unset
+from .ledger import check_licences
 
 Packing = Annotated[str, OneOf("contiguous", "best_fit", "fewest_cuts")]
 RowLength = Annotated[int, Range(least=2, most=2**24)]
@@ -69,6 +71,12 @@ class ReadingSettings:
     max_record_bytes: Count = 2**26
     """Bytes of a line, record or row above which it is a bad one."""
 
+    use: Annotated[str, OneOf(*USES)] = "research"
+    """What the trained model is for: research or commercial. Licences in the cards of datasets are compared with it."""
+
+    licences: Annotated[str, OneOf("refuse", "tell")] = "refuse"
+    """What happens where licences exclude each other or the use: refuse ends the run, tell prints a line."""
+
     system: Annotated[Path | None, Unset("no system prompt is added")] = None
     """System prompt of all conversations that have none of their own. The chat template has to write it."""
 
@@ -96,7 +104,13 @@ class DataSettings(ReadingSettings):
 
 
 def sources_of(mixture: Mapping[str, MixtureEntry], reading: ReadingSettings) -> list[Source]:
-    """The sources of a mixture, all read as a section `config.data` says."""
+    """The sources of a mixture, all read as a section `config.data` says.
+
+    Raises UserError where the licences in the cards of its datasets exclude each other or the use of the model, and
+    `config.data.licences` is "refuse".
+    """
+    trained = {name: entry.source for name, entry in mixture.items() if entry.weight}
+    check_licences(trained, reading.use, reading.licences == "refuse")
     how = {name: getattr(reading, name) for name in ("heldout", "on_error", "max_record_bytes")}
     how["system"] = reading.system or ""
     return [

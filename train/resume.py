@@ -25,6 +25,8 @@ MAY_CHANGE = tuple(
             # Where things lie whose content is compared: `IDENTITIES`.
             r"(data|ptx)\.cache_dir|(data|ptx)\.mixture\.\w+\.source|(reward\.sources\.\w+|cost\.source)\.model",
             r"init_from|init_weights|critic\.init_from|tokenizer|template|data\.(on_error|max_record_bytes)",
+            # What is compared before the run.
+            r"data\.(use|licences)",
             # The length, which is compared in steps; and the other phases of the config.
             r"total_\w+|phases(\..*)?",
         ),

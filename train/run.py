@@ -29,6 +29,7 @@ from . import resume
 from .architecture import model_of
 from .evaluations import Evaluator, chosen
 from .finish import UNFINISHED, Finish
+from .ledger import trained_datasets
 from .lengths import Lengths, saving_of
 from .loop import Check, Evaluation, Finished, Loop, profiler
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
@@ -423,7 +424,7 @@ class Run(Generic[C]):
         said = dict(tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint)
         described = manifest.describe(to_config(self.config), **said)
         described |= {"model": dataclasses.asdict(self.model.config), "generation": self.generation.to_dict()}
-        described |= {"total_steps": lengths.total, "start": None}
+        described |= {"total_steps": lengths.total, "start": None, "datasets": trained_datasets(self.config)}
         if start is not None:
             described["start"] = {"identity": start.identity, "weights": start.weights}
         if self.adapters is not None:
