@@ -282,14 +282,20 @@ class LanguageModel:
         yield text_filter.push(decoder.flush()) + text_filter.flush()
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int = 0, batch_size: int = 64
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int | Sequence[int] = 0,
+        batch_size: int = 64,
     ) -> list[list[int]]:
         """Continues prompts of token ids.
 
         Args:
           prompts: the token ids of each prompt.
           sampling: the sampling settings.
-          seed: seed of the sampling.
+          seed: seed of the sampling, one for all prompts or one for each. Equal prompts with one seed have equal
+            continuations.
           batch_size: number of prompts that are decoded together.
 
         Returns:
@@ -299,7 +305,8 @@ class LanguageModel:
         Raises:
           UserError: all prompts fill the context, or the seed or the batch size is out of range.
         """
-        _key(seed)
+        for each in seed if isinstance(seed, Sequence) else [seed]:
+            _key(each)
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: give 1 or more")
         if self.tokenizer is not None and not sampling.unused:
@@ -310,7 +317,7 @@ class LanguageModel:
             self._answer,
             [prompts[i] for i in answered],
             sampling,
-            seed=seed,
+            seed=[seed[i] for i in answered] if isinstance(seed, Sequence) else seed,
             batch_size=max(min(batch_size, len(answered)), 1),
             mesh=self.mesh,
             limits=[limits[i] for i in answered],

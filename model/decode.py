@@ -292,7 +292,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 8,
     mesh: jax.sharding.Mesh | None = None,
     limits: Sequence[int] | None = None,
@@ -306,7 +306,8 @@ def generate_batch(
             its parameters.
         prompts: tokens of the prompts.
         sampling: settings of all answers.
-        seed: seed of the randomness.
+        seed: seed of the randomness, one for all prompts or one for each. Equal prompts with one seed have equal
+            answers.
         batch_size: prompts of a batch.
         mesh: mesh that the answers are computed on; None for the one that is set.
         limits: the most tokens of an answer to each prompt, where that is less than `sampling.max_tokens`.
@@ -316,6 +317,7 @@ def generate_batch(
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     limits = [sampling.max_tokens] * len(prompts) if limits is None else limits
+    keys = jax.vmap(jax.random.key)(np.array(seed, np.uint32)) if isinstance(seed, Sequence) else jax.random.key(seed)
     answers: list[list[list[int]]] = [[] for _ in prompts]
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
         for first in range(0, len(order), batch_size):
@@ -323,7 +325,8 @@ def generate_batch(
             filled = chosen + chosen[-1:] * (batch_size - len(chosen))
             tokens_BP, lengths_B = pad_prompts([prompts[i] for i in filled])
             limits_B = np.array([limits[i] for i in filled], np.int32)
-            out = jax.device_get(answer(tokens_BP, lengths_B, jax.random.key(seed), sampling, limits_B=limits_B))
+            key = keys[np.array(filled)] if keys.ndim else keys
+            out = jax.device_get(answer(tokens_BP, lengths_B, key, sampling, limits_B=limits_B))
             for row, i in enumerate(chosen):
                 pairs = zip(out.tokens[row], out.lengths[row], strict=True)
                 answers[i] = [tokens[:length].tolist() for tokens, length in pairs]

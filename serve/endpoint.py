@@ -70,7 +70,7 @@ class Limits:
 
 
 class Endpoint:
-    """Answers requests through `POST .../chat/completions`. It is an `Asker`.
+    """Answers requests through `POST .../chat/completions`, and prompts through `.../completions`. It is an `Asker`.
 
         with Journal("replies.journal") as journal:
             replies = Endpoint("https://api.example.com/v1", "large", journal=journal).ask(requests)
@@ -99,6 +99,8 @@ class Endpoint:
         report: Callable[[int, int], None] = lambda done, all: None,
     ):
         self.address, self._url = address, url_of(address)
+        path = httpx.URL(self._url).path.removesuffix("/chat/completions")
+        self._prompts_url = str(httpx.URL(self._url).copy_with(path=f"{path}/completions"))
         self._journal, self._limits, self._report = journal, limits, report
         if key is not None and not re.fullmatch("[!-~]+", key):
             raise UserError(
@@ -112,6 +114,10 @@ class Endpoint:
         self._request_rate, self._token_rate = _Rate(limits.requests_per_minute), _Rate(limits.tokens_per_minute)
         self._paused_until = 0.0
 
+    def key(self, request: Request) -> str:
+        """The key of a request in the journal."""
+        return key_of(self.name, request)
+
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies to requests, in their order. Those in the journal are not asked for again.
 
@@ -123,7 +129,7 @@ class Endpoint:
         Raises:
           UserError: some requests could not be answered. The replies of the others are in the journal.
         """
-        keys = [key_of(self.name, request) for request in requests]
+        keys = [self.key(request) for request in requests]
         open_ = {k: r for k, r in zip(keys, requests, strict=True) if self._journal.reply(k) is None}
         if open_:
             self._done, self._all = len(set(keys)) - len(open_), len(set(keys))
@@ -153,7 +159,11 @@ class Endpoint:
         """Asks until a request has its reply, or all attempts have failed; then the reason of the last failure."""
         body = request.body(self.name)
         content = json.dumps(body).encode()
-        estimate = len(json.dumps(body["messages"], ensure_ascii=False).encode(errors="replace")) // 3
+        if request.prompt is None:
+            url, asked = self._url, body["messages"][-1]["content"]
+            estimate = len(json.dumps(body["messages"], ensure_ascii=False).encode(errors="replace")) // 3
+        else:
+            url, asked, estimate = self._prompts_url, body["prompt"], len(body["prompt"])
         estimate += tokens_of(body.get("max_tokens")) or tokens_of(body.get("max_completion_tokens")) or 0
         for attempt in range(self._limits.retries + 1):
             taken = await self._turn(estimate)
@@ -161,12 +171,12 @@ class Endpoint:
                 return None
             self._journal.ask({key: body})
             try:
-                reply = reply_of(await self._fetch(client, "POST", self._url, self._limits.seconds, content))
+                reply = reply_of(await self._fetch(client, "POST", url, self._limits.seconds, content))
             except _Failure as failure:
                 if failure.empty is not None:
                     self._keep(key, failure.empty)
                     return None
-                why = f"{failure} (asked: {shown(body['messages'][-1]['content'])})"
+                why = f"{failure} (asked: {shown(asked)})"
                 self._journal.fail(key, str(failure), paid=failure.paid)
                 if failure.permanent or (failure.retry_after or 0) > LONGEST_RETRY_AFTER:
                     self._stop(why)
@@ -287,6 +297,8 @@ def reply_of(content: bytes) -> Reply:
     choices = found.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
+    if isinstance(choice, dict) and isinstance(choice.get("text"), str):
+        message = {"content": choice["text"]}  # of a prompt
     if not isinstance(message, dict) or choice.get("finish_reason") == "error":
         raise _Failure("it sent a reply without an answer")
     usage = found["usage"] if isinstance(found.get("usage"), dict) else {}

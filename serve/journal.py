@@ -24,7 +24,7 @@ from ..data.json_values import plain
 from ..data.locks import locked
 from ..errors import UserError, shown
 
-RESERVED = ("messages", "model", "n", "stream", "stream_options")
+RESERVED = ("messages", "prompt", "model", "n", "stream", "stream_options")
 """Fields of OpenAI's protocol that no settings may have: what is asked of whom, and more or other than one reply."""
 
 MOST_TOKENS = 10**12
@@ -36,13 +36,13 @@ LINE_BEGIN = b'{"key": "'
 
 @dataclass(frozen=True)
 class Request:
-    """One conversation that is to be answered.
+    """One conversation that is to be answered, or a prompt of tokens that is to be continued.
 
-    Raises UserError for settings that cannot be sent (`check_settings`).
+    Raises UserError for settings that cannot be sent (`check_settings`), and unless it has either messages or a prompt.
     """
 
-    messages: Sequence[Mapping[str, str]]
-    """The conversation, {"role", "content"} objects."""
+    messages: Sequence[Mapping[str, str]] = ()
+    """The conversation, {"role", "content"} objects; () where there is a prompt."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of OpenAI's protocol, such as temperature, max_tokens and seed; none of RESERVED."""
@@ -50,14 +50,22 @@ class Request:
     sample: int = 0
     """Tells apart requests with equal content that are to have replies of their own. It is added to a seed."""
 
+    prompt: Sequence[int] | None = None
+    """Ids of the tokens that the model continues, without a chat template; None where there are messages. Control
+    tokens may be among them."""
+
     def __post_init__(self):
         check_settings(self.settings)
+        if bool(self.messages) == bool(self.prompt):
+            raise UserError("a request has either messages or a prompt with tokens: give one of the two")
 
     def body(self, model: Any) -> dict[str, Any]:
-        """The content of the request as `POST /v1/chat/completions` takes it."""
+        """The content of the request as `POST /v1/chat/completions` takes it, or `POST /v1/completions` a prompt."""
         settings = dict(self.settings)
         if settings.get("seed") is not None:
             settings["seed"] += self.sample
+        if self.prompt is not None:
+            return {"model": model, "prompt": list(self.prompt), **settings}
         return {"model": model, "messages": [dict(message) for message in self.messages], **settings}
 
 
@@ -89,6 +97,10 @@ class Asker(Protocol):
     """
 
     name: str
+
+    def key(self, request: Request) -> str:
+        """The key of a request in the journal."""
+        ...
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies in the order of the requests. Raises UserError if some cannot be had; the others are kept."""
