@@ -44,8 +44,7 @@ _TAG = re.compile(
 )
 _INDENTED = re.compile(r"\n[ \t]+\Z")
 _OF_EXPORT = re.compile(
-    r"""class=["'](?:[^"']*\s)?(?:markdown|prose|hljs|katex|math-inline|math-display|whitespace-pre-wrap|"""
-    r"""break-words|result-streaming|code-block[\w-]*|message[\w-]*)[\s"']"""
+    r"""class=["'](?:[^"']*\s)?(?:markdown|prose|hljs|katex|math-inline|math-display|whitespace-pre-wrap|result-streaming)[\s"']"""
 )
 
 

@@ -11,7 +11,7 @@ math/tex) as their documentation describes it.
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -19,7 +19,7 @@ from ..data.messages import Message
 from ..errors import UserError
 from ..settings.leaves import OneOf
 from .export_html import BLOCKS, MOST_LEVELS, Page, page_of
-from .repair import in_order, is_empty, problem_of
+from .repair import answers_of, with_turns
 from .rows import Rejected, Row
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Markdown:
         try:
             if record.get("kind") == "text":
                 return self._text(row, record["text"])
-            answers = _answers(record)
+            answers = answers_of(record)
             turns = [*record["messages"], *answers]
             pages = [_page(message) for message in turns]
             if not any(pages):
@@ -86,7 +86,7 @@ class Markdown:
             ]
         except ConversionError as error:
             return Rejected(error.reason, error.detail)
-        return row if not any(chosen) else _with_turns(row, changed, sum(chosen))
+        return row if not any(chosen) else with_turns(row, changed, html_turns=sum(chosen))
 
     def _text(self, row: Row, text: str) -> Row | Rejected:
         """The row of a text."""
@@ -95,34 +95,6 @@ class Markdown:
             return row
         found = to_markdown(text, images=self.images)
         return row.with_({**row.record, "text": found}, html_turns=1) if found else Rejected("nothing_left")
-
-
-def _with_turns(row: Row, turns: Sequence[Message], converted: int) -> Row | Rejected:
-    """The row with other turns, those without text left out. turns: its messages, then its compared answers."""
-    record, count = row.record, len(row.record["messages"])
-    messages, answers = list(turns[:count]), list(turns[count:])
-    if any(map(is_empty, answers)):
-        return Rejected("nothing_left", "one of the compared answers has no text")
-    repairs: dict[str, int] = {}
-    if any(map(is_empty, messages)):
-        if answers:
-            return Rejected("nothing_left", "a turn before the compared answers has no text")
-        messages, repairs = in_order(messages, trailing=record["kind"] == "chat")
-        if problem := problem_of(messages, repairs, answer=record["kind"] == "chat"):
-            return problem
-    fields: dict[str, Any] = {"messages": messages}
-    for side in ("chosen", "rejected"):
-        if side in record:
-            several = isinstance(record[side], list)
-            taken = [answers.pop(0) for _ in range(len(record[side]) if several else 1)]
-            fields[side] = taken if several else taken[0]
-    return row.with_({**record, **fields}, html_turns=converted, **repairs)
-
-
-def _answers(record: Mapping[str, Any]) -> list[Message]:
-    """The messages of the chosen answer of a preference, then those of the rejected one."""
-    sides = [record[side] for side in ("chosen", "rejected") if side in record]
-    return [message for side in sides for message in (side if isinstance(side, list) else [side])]
 
 
 def _page(message: Message) -> Page | None:

@@ -191,3 +191,41 @@ def is_empty(message: Message) -> bool:
 def _is_plain(message: Message) -> bool:
     """Whether a message has nothing but text."""
     return message.keys() <= {"role", "content", "train"}
+
+
+def with_turns(row: Row, turns: Sequence[Message], **columns: Any) -> Row | Rejected:
+    """The row with other turns, from which turns without text are left out, and with further columns.
+
+    Args:
+      row: a row with a conversation.
+      turns: as many turns as it has: those of its messages, then those of its compared answers.
+      **columns: further columns.
+
+    Returns:
+      The row, with the columns of `Conversation` if turns were left out; or a rejection with "nothing_left" if an
+      answer of a preference, or a turn before it, has no text, or with a reason of `problem_of`.
+    """
+    record, count = row.record, len(row.record["messages"])
+    messages, answers = list(turns[:count]), list(turns[count:])
+    if any(map(is_empty, answers)):
+        return Rejected("nothing_left", "one of the compared answers has no text")
+    repairs: dict[str, int] = {}
+    if any(map(is_empty, messages)):
+        if answers:
+            return Rejected("nothing_left", "a turn before the compared answers has no text")
+        messages, repairs = in_order(messages, trailing=record["kind"] == "chat")
+        if problem := problem_of(messages, repairs, answer=record["kind"] == "chat"):
+            return problem
+    fields: dict[str, Any] = {"messages": messages}
+    for side in ("chosen", "rejected"):
+        if side in record:
+            several = isinstance(record[side], list)
+            taken = [answers.pop(0) for _ in range(len(record[side]) if several else 1)]
+            fields[side] = taken if several else taken[0]
+    return row.with_({**record, **fields}, **columns, **repairs)
+
+
+def answers_of(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of the chosen answer of a preference, then those of the rejected one."""
+    sides = [record[side] for side in ("chosen", "rejected") if side in record]
+    return [message for side in sides for message in (side if isinstance(side, list) else [side])]
