@@ -18,6 +18,7 @@ from typing import Any
 
 from ..data.cards import FILE, Card, CardSource, CardStep, Parent, hash_of
 from ..data.checksums import write_whole, writing
+from ..data.licences import with_origins
 from ..errors import UserError
 from .applying import RejectedRow, id_of_row
 from .forms import final_record
@@ -130,7 +131,7 @@ def write_sorted(
         if not layout.keep_rejected:
             del said["record"], said["columns"]
         parts.write(REJECTED, each.row.id, encode(said))
-    card = _card(about, table, parts.close([TRAIN]))
+    card = with_origins(_card(about, table, parts.close([TRAIN])))
     (output / FILE).unlink(missing_ok=True)
     for kind in (TRAIN, HELDOUT, REJECTED):
         shutil.rmtree(output / kind, ignore_errors=True)

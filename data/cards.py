@@ -128,7 +128,7 @@ class Card:
     """Versions of the packages that decide the content."""
 
     parents: dict[str, Parent] = field(default_factory=dict)
-    """Datasets that this one was made from, by name. A source with the name of a parent is that dataset."""
+    """Datasets that this one was made from, by name (`parent_of`)."""
 
     @property
     def hash(self) -> str:
@@ -147,14 +147,24 @@ class Card:
         """Paths inside the folder of the files of one split, such as "train"."""
         return sorted(name for name in self.files if name.startswith(f"{split}/"))
 
-    def origins(self, within: str = "") -> Iterator[tuple[str, CardSource]]:
-        """The sources that were not datasets with cards themselves, by names such as "mixed/chats".
+    def parent_of(self, source: str) -> Parent | None:
+        """The dataset that a source is; None if it was no dataset with a card.
 
-        within: name of the dataset, which stands before the names of its sources.
+        In a mixture the source "chats/web" is the source "web" of the parent "chats".
+        """
+        if source in self.parents:
+            return self.parents[source]
+        first, _, rest = source.partition("/")
+        return self.parents[first].card.parent_of(rest) if rest and first in self.parents else None
+
+    def origins(self, within: str = "") -> Iterator[tuple[str, CardSource]]:
+        """The sources that were not datasets with cards themselves, with names such as "faq/pages".
+
+        within: name of the dataset with a slash, which stands before the names of its sources.
         """
         for name, source in self.sources.items():
-            if name in self.parents:
-                yield from self.parents[name].card.origins(f"{within}{name}/")
+            if parent := self.parent_of(name):
+                yield from parent.card.origins(f"{within}{name}/")
             else:
                 yield f"{within}{name}", source
 
@@ -214,7 +224,11 @@ def card_of(location: str) -> tuple[epath.Path, Card] | None:
 
     The location may be the dataset's folder, a folder in it, or files or a glob in one of these.
     """
-    path = epath.Path(location).expanduser()
+    try:
+        path = epath.Path(location).expanduser()
+        path.exists()
+    except (KeyError, ImportError, RuntimeError, ValueError, OSError):  # another kind of address, which reading refuses
+        return None
     for folder in [path, *path.parents][:3]:
         if "*" not in str(folder) and has_card(folder):
             card, inside = read_card(folder), path.relative_to(folder).as_posix()

@@ -10,12 +10,12 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import NamedTuple
 
 from ..errors import UserError, check_choice, did_you_mean
-from .cards import Card
+from .cards import Card, Parent, card_of
 
 USES = ("research", "commercial")
 """What a model or dataset may be made for."""
@@ -128,6 +128,14 @@ def terms_of(teacher: str | None) -> str | None:
     return next((terms for pattern, terms in _table()[1] if pattern.search(teacher.lower())), None)
 
 
+def with_origins(card: Card) -> Card:
+    """The card with the terms of its teachers, and the cards of the datasets among its sources, where it lacks them."""
+    sources = {n: replace(s, terms=s.terms or terms_of(s.teacher)) for n, s in card.sources.items()}
+    there = {n: card_of(s.location) for n, s in card.sources.items() if card.parent_of(n) is None}
+    parents = {n: Parent(str(found[0]), found[1]) for n, found in there.items() if found}
+    return replace(card, sources=sources, parents={**card.parents, **parents})
+
+
 def terms_in(name: str, card: Card) -> list[Terms]:
     """The licence of each source of a dataset, and the terms of each teacher, through all datasets it was made from.
 
@@ -135,7 +143,7 @@ def terms_in(name: str, card: Card) -> list[Terms]:
     """
     found = []
     for source_name, source in card.sources.items():
-        holder, parent = f"{name}/{source_name}", card.parents.get(source_name)
+        holder, parent = f"{name}/{source_name}", card.parent_of(source_name)
         if source.licence is not None or parent is None:
             found.append(Terms(holder, source.licence))
         if source.teacher is not None:

@@ -1,0 +1,233 @@
+"""Mixes datasets with cards into one: rows by weight, without exact repeats, unless their licences exclude each other.
+
+Rows keep their ids, and what was found out about them. The source of a row is "DATASET/SOURCE". The card of the mixture
+holds the cards of the datasets.
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ..data.cards import Card, CardStep, Count, Parent, read_card
+from ..data.licences import CONFLICTS, Terms, conflicts, terms_in
+from ..errors import UserError, check_choice
+from .applying import RejectedRow
+from .dataset import About, Layout, write_sorted
+from .exact_duplicates import ExactDuplicates
+from .lineage import merged, rows_of
+from .measure import Measure
+from .rows import Row, fraction_of
+from .run_table import HELDOUT, TRAIN, RunTable
+
+STEP = "mix"
+"""Name of the step that rejects rows of the datasets."""
+
+REASONS = ("repeated", "same_id", "weight")
+"""Why a row is not in the mixture: another row of it has equal content, or the same id with other content; or a smaller
+share of its dataset was asked for."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dataset that is mixed."""
+
+    folder: Path
+    """The dataset's folder."""
+
+    weight: float | None = None
+    """Share of its training rows in the mixture, relative to the other datasets. None: all of its rows."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset in the mixture: that of its folder."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def card(self) -> Card:
+        """The dataset's card."""
+        return read_card(self.folder)
+
+    def rows(self, split: str) -> Iterator[Row]:
+        """The rows of a split, in the order of their ids, with sources as the mixture names them."""
+        for row in rows_of(self.folder, self.card, split):
+            yield replace(row, source=f"{self.name}/{row.source}")
+
+
+def terms_of_parts(parts: Sequence[Part]) -> list[Terms]:
+    """The licences and teachers' terms of all datasets."""
+    return [terms for part in parts for terms in terms_in(part.name, part.card)]
+
+
+def check_conflicts(parts: Sequence[Part], use: str, allow: Sequence[str]) -> list[str]:
+    """Compares the licences of datasets with each other and with a use.
+
+    Args:
+      parts: the datasets.
+      use: "research" or "commercial".
+      allow: kinds of conflicts (`data.licences.CONFLICTS`) that are allowed.
+
+    Returns:
+      The conflicts that are allowed, as sentences.
+
+    Raises:
+      UserError: there is another conflict.
+    """
+    for kind in allow:
+        check_choice("allow_conflicts", kind, CONFLICTS)
+    found = conflicts(terms_of_parts(parts), use)
+    if refused := [each for each in found if each.kind not in allow]:
+        kinds = ",".join(dict.fromkeys(each.kind for each in refused))
+        raise UserError(
+            f"{'; '.join(each.message for each in refused)} (use: {use}). Leave a dataset out, record the licence in "
+            f"its config, or give --allow_conflicts={kinds} if you have cleared it"
+        )
+    return [each.message for each in found]
+
+
+def mix(
+    parts: Sequence[Part],
+    output: Path,
+    *,
+    use: str = "research",
+    allow: Sequence[str] = (),
+    tokenizer: str | None = None,
+    shards: int = 1,
+) -> tuple[Card, RunTable]:
+    """Writes the mixture of datasets as a dataset.
+
+    Of rows with equal content one stays: a held-out one before others, then the one with the smallest id. With weights,
+    as many training rows are kept as exist in their proportions; which ones, a hash of the id says. Held-out rows are
+    all kept.
+
+    Args:
+      parts: the datasets, of different names.
+      output: folder of the mixture.
+      use: what the mixture is for, "research" or "commercial".
+      allow: kinds of conflicts between licences that are allowed.
+      tokenizer: path of a tokenizer that counts tokens; None: characters are counted.
+      shards: number of files of each split. Records of rejected rows are not written: they are in the datasets.
+
+    Raises:
+      UserError: licences exclude each other or the use, a dataset's file has other bytes than its card says, or
+        weights, names or folders do not fit.
+    """
+    _check(parts, output)
+    check_conflicts(parts, use, allow)
+    for part in parts:
+        if problem := part.card.damage(part.folder):
+            raise UserError(f"{part.folder}: {problem}: make the dataset anew, or copy it again")
+    rejected = _repeats(parts)
+    rejected |= _unweighted(parts, rejected)
+    measure = Measure(tokenizer)
+
+    def passed(kept: bool) -> Iterator[tuple[int, Row]]:
+        for _, (number, row) in _all_rows(parts):
+            if ((row.id, number) not in rejected) == kept:
+                yield number, measure.with_size(row)
+
+    def left_out() -> Iterator[RejectedRow]:
+        for number, row in passed(kept=False):
+            yield RejectedRow(row, STEP, *rejected[row.id, number])
+
+    settings = {"weights": {part.name: part.weight for part in parts}, "use": use, "allow_conflicts": list(allow)}
+    about = About(
+        output.resolve().name,
+        {STEP: settings, "datasets": {part.name: part.card.hash for part in parts}, "shards": shards},
+        {
+            f"{part.name}/{n}": replace(source, kept=Count())
+            for part in parts
+            for n, source in part.card.sources.items()
+        },
+        {STEP: CardStep(STEP, settings, rejected=dict.fromkeys(REASONS, 0))},
+        {"camelid": importlib.metadata.version("camelid")},
+        {part.name: Parent(str(part.folder), part.card) for part in parts},
+    )
+    kept = (row for _, row in passed(kept=True))
+    layout = Layout(shards, keep_rejected=False)
+    return write_sorted(output, kept, left_out(), about, RunTable(measure), layout)
+
+
+def _check(parts: Sequence[Part], output: Path) -> None:
+    """Raises UserError for datasets of one name, for weights that do not fit, and an output among the datasets."""
+    if len(parts) < 2:
+        raise UserError("a mixture needs at least two datasets")
+    names = [part.name for part in parts]
+    for part in parts:
+        if names.count(part.name) > 1:
+            raise UserError(f"two datasets are called {part.name}: rename the folder of one")
+        if part.folder.resolve() == output.resolve():
+            raise UserError(f"--output={output} is one of the datasets: give another folder")
+        if part.weight is not None and not 0 < part.weight < float("inf"):
+            raise UserError(f"the weight of {part.name} is {part.weight:g}: give a number above 0, or leave it out")
+    if len({part.weight is None for part in parts}) > 1:
+        raise UserError("give a weight to every dataset or to none")
+
+
+def _all_rows(parts: Sequence[Part]) -> Iterator[tuple[str, tuple[int, Row]]]:
+    """Pairs (id, (number of the dataset, row)) of all splits of all datasets, in the order of their ids."""
+    return merged(*(_numbered(n, part, split) for split in (HELDOUT, TRAIN) for n, part in enumerate(parts)))
+
+
+def _numbered(number: int, part: Part, split: str) -> Iterator[tuple[str, tuple[int, Row]]]:
+    """Pairs (id, (number of the dataset, row)) of one split of a dataset, in the order of their ids."""
+    return ((row.id, (number, row)) for row in part.rows(split))
+
+
+class _Tagged:
+    """The rows of all datasets for `ExactDuplicates`: held-out ones first, each with an id that names its dataset."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[Row]:
+        for split in (HELDOUT, TRAIN):
+            for id, (number, row) in merged(*(_numbered(n, part, split) for n, part in enumerate(self._parts))):
+                yield replace(row, id=f"{id}@{number}")
+
+    def map(self, function: Callable[[Iterator[Row]], T]) -> Iterator[T]:
+        yield function(iter(self))
+
+
+def _repeats(parts: Sequence[Part]) -> dict[tuple[str, int], tuple[str, str]]:
+    """Reason and detail of each row that another row equals, or that has the id of another; by id and dataset."""
+    exact = ExactDuplicates(ignore_case=False, ignore_whitespace=False, ignore_width=False)
+    found = {}
+    for tagged, why in exact.decide(_Tagged(parts)):
+        id, _, number = tagged.partition("@")
+        other, _, among = why.detail.removeprefix("equals ").partition("@")
+        found[id, int(number)] = ("repeated", f"equals {other} of {parts[int(among)].name}")
+    last: tuple[str, int] = ("", -1)
+    for id, (number, _) in _all_rows(parts):
+        if (id, number) in found:
+            continue
+        if id == last[0]:
+            found[id, number] = ("same_id", f"{parts[last[1]].name} has the id with other content")
+        else:
+            last = (id, number)
+    return found
+
+
+def _unweighted(parts: Sequence[Part], rejected: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[str, str]]:
+    """Reason and detail of each training row that the weights leave out; by id and dataset."""
+    if parts[0].weight is None:
+        return {}
+    out = set(rejected)
+    ids = [
+        np.array([row.id for row in part.rows(TRAIN) if (row.id, number) not in out], object)
+        for number, part in enumerate(parts)
+    ]
+    whole = min(len(rows) / part.weight for part, rows in zip(parts, ids, strict=True))
+    found = {}
+    for number, (part, rows) in enumerate(zip(parts, ids, strict=True)):
+        count = round(part.weight * whole)
+        order = np.argsort([fraction_of(id, STEP) for id in rows], kind="stable")
+        detail = f"{count:,} of {len(rows):,} rows of {part.name} have their share"
+        found |= {(rows[place], number): ("weight", detail) for place in order[count:].tolist()}
+    return found
