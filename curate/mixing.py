@@ -83,10 +83,11 @@ def check_conflicts(parts: Sequence[Part], use: str, allow: Sequence[str]) -> li
         check_choice("allow_conflicts", kind, CONFLICTS)
     found = conflicts(terms_of_parts(parts), use)
     if refused := [each for each in found if each.kind not in allow]:
-        kinds = ",".join(dict.fromkeys(each.kind for each in refused))
+        kinds = list(dict.fromkeys(each.kind for each in refused))
+        record = ", record the licence in the config that makes it" if "unknown" in kinds else ""
         raise UserError(
-            f"{'; '.join(each.message for each in refused)} (use: {use}). Leave a dataset out, record the licence in "
-            f"its config, or give --allow_conflicts={kinds} if you have cleared it"
+            f"{'; '.join(each.message for each in refused)} (use: {use}). Leave a dataset out{record}, or give "
+            f"--allow_conflicts={','.join(kinds)} if you have cleared it"
         )
     return [each.message for each in found]
 

@@ -139,10 +139,13 @@ def with_origins(card: Card) -> Card:
 def terms_in(name: str, card: Card) -> list[Terms]:
     """The licence of each source of a dataset, and the terms of each teacher, through all datasets it was made from.
 
-    A source with neither a licence nor a parent has the name None. name: the dataset's name, for `Terms.holder`.
+    A source with neither a licence nor a parent has the name None. Sources without rows in the dataset do not count.
+    name: the dataset's name, for `Terms.holder`.
     """
     found = []
     for source_name, source in card.sources.items():
+        if not source.kept.rows:
+            continue
         holder, parent = f"{name}/{source_name}", card.parent_of(source_name)
         if source.licence is not None or parent is None:
             found.append(Terms(holder, source.licence))
