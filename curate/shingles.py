@@ -25,13 +25,14 @@ LONGEST_BATCH = 65_536
 """Texts that `shingle_sets` takes at a time."""
 
 _HASH_BITS = np.uint64(48)
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # odd; the golden ratio of 2^64
+STEP = np.uint64(0x9E3779B97F4A7C15)  # the odd number nearest to 2^64 over the golden ratio
 _ONE_CHARACTER = (
     *((0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF)),  # Thai, Lao, Tibetan, Burmese, Khmer
     *((0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3021, 0x3029), (0x3040, 0x312F)),  # radicals, Kana, Bopomofo
     *((0x31A0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)),  # Han
 )
-_SEPARATOR, _IN_WORD, _SINGLE = 0, 1, 2
+SEPARATOR, MARK, LETTER, SINGLE, SYMBOL = range(5)
+"""Kinds of characters: between units; accent in a word; letter or digit of a word; letter that is a unit; symbol."""
 
 
 class ShingleSets(NamedTuple):
@@ -57,7 +58,7 @@ def compared(record: Mapping[str, Any], part: str) -> list[tuple[str, str]]:
       UserError: the record is not parsed yet.
     """
     if "kind" not in record:
-        raise UserError("duplicates are found among parsed records: put the step parse or conversation before")
+        raise UserError("this step takes parsed records: put the step parse or conversation before it")
     if record["kind"] == "text":
         return [("text", record["text"])] if part == "all" and record["text"] else []
     answers = []
@@ -95,29 +96,36 @@ def mixed(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
+def character_values(points: np.ndarray) -> np.ndarray:
+    """A hash of each code point as uint64."""
+    return mixed(points.astype(np.uint64) + STEP)
+
+
 def powers(count: int) -> np.ndarray:
-    """The first `count` powers of an odd number modulo 2^64: the weights of places in polynomial hashes."""
-    found = np.full(count, _STEP)
+    """The first `count` powers of STEP modulo 2^64: the weights of places in polynomial hashes."""
+    found = np.full(count, STEP)
     found[:1] = 1
     return np.multiply.accumulate(found)
 
 
 @functools.cache
 def character_kinds() -> np.ndarray:
-    """The kind of each code point as uint8: 0 separates units, 1 is part of a word, 2 is a unit of its own."""
-    kinds = np.zeros(sys.maxunicode + 1, np.uint8)
-    named = {"L": _IN_WORD, "N": _IN_WORD, "M": _IN_WORD, "S": _SINGLE}
-    for point in range(sys.maxunicode + 1):
-        kinds[point] = named.get(unicodedata.category(chr(point))[0], _SEPARATOR)
+    """The kind of each code point as uint8: SEPARATOR, MARK, LETTER, SINGLE or SYMBOL."""
+    named = {"L": LETTER, "N": LETTER, "M": MARK, "S": SYMBOL}
+    points = range(sys.maxunicode + 1)
+    kinds = np.fromiter((named.get(unicodedata.category(chr(p))[0], SEPARATOR) for p in points), np.uint8, len(points))
     for first, last in _ONE_CHARACTER:
         block = kinds[first : last + 1]
-        block[block == _IN_WORD] = _SINGLE
+        block[block == LETTER] = SINGLE
     return kinds
 
 
-def is_one_character(text: str) -> bool:
-    """Whether a character belongs to a script written without spaces, such as Chinese, Japanese or Thai."""
-    return any(first <= ord(text) <= last for first, last in _ONE_CHARACTER)
+def unit_starts(kinds: np.ndarray) -> np.ndarray:
+    """Whether a unit starts at each character, given the kinds of the characters."""
+    in_word = (kinds == MARK) | (kinds == LETTER)
+    starts = in_word.copy()
+    starts[1:] &= ~in_word[:-1]
+    return starts | (kinds >= SINGLE)
 
 
 def shingle_sets(texts: Sequence[str], words: int, characters: int, short: int) -> tuple[ShingleSets, ShingleSets]:
@@ -136,14 +144,14 @@ def shingle_sets(texts: Sequence[str], words: int, characters: int, short: int) 
     plain = [unicodedata.normalize("NFKC", text).casefold() for text in texts]
     points = code_points("\n".join([*plain, ""]))
     kinds = character_kinds()[points]
-    starts_unit = (kinds == _SINGLE) | ((kinds == _IN_WORD) & (np.roll(kinds, 1) != _IN_WORD))
-    counted = kinds != _SEPARATOR
+    starts = unit_starts(kinds)
+    counted = kinds != SEPARATOR
     ends = np.cumsum([len(text) + 1 for text in plain]) if plain else np.zeros(0, np.int64)
     character_ends = _counts_up_to(counted, ends)
-    unit_ends = _counts_up_to(starts_unit, ends)
-    values = mixed(points[counted].astype(np.uint64) + _STEP)
+    unit_ends = _counts_up_to(starts, ends)
+    values = character_values(points[counted])
     units = np.diff(unit_ends, prepend=0)
-    by_words = _runs(_unit_values(values, starts_unit[counted]), unit_ends, units >= short, words)
+    by_words = _runs(_unit_values(values, starts[counted]), unit_ends, units >= short, words)
     return by_words, _runs(values, character_ends, (units > 0) & (units < 2 * short), characters)
 
 
