@@ -78,7 +78,7 @@ def apply_steps(
     for name, step in steps:
         following: list[Row] = []
         for each in rows:
-            result = _call(name, step, each)
+            result = call_step(name, step, each)
             watch(name, each, result)
             if isinstance(result, Rejected):
                 rejected.append(RejectedRow(each, name, result.reason, result.detail))
@@ -93,7 +93,8 @@ def id_of_row(row: Row | RejectedRow) -> str:
     return row.row.id if isinstance(row, RejectedRow) else row.id
 
 
-def _call(name: str, step: Step, row: Row) -> Result:
+def call_step(name: str, step: Step, row: Row) -> Result:
+    """What a step makes of a row. Raises UserError as `apply_steps` does."""
     where = f"step {name} at row {row.id} ({row.place})"
     try:
         result = step(row)

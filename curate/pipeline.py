@@ -225,19 +225,16 @@ def _write(plan: Plan, about: About, output: Path, wait: bool) -> tuple[Card, Ru
 def _finished(output: Path, about: About) -> Card:
     """The card of a complete output. Raises UserError if another config or input made it, or if a file is damaged."""
     card = read_card(output)
+    was = {name: source.fingerprint for name, source in card.sources.items()}
     differs = [
-        *(["the config"] if card.config != hash_of(about.config) else []),
-        *(
-            f"source {n}"
-            for n, s in about.sources.items()
-            if n in card.sources and s.fingerprint != card.sources[n].fingerprint
-        ),
+        *(["its config"] if card.config != hash_of(about.config) else []),
+        *(f"its source {name}" for name, s in about.sources.items() if was.get(name, s.fingerprint) != s.fingerprint),
         *(f"the version of {name}" for name, version in about.versions.items() if card.versions.get(name) != version),
     ]
     if differs:
         raise UserError(
-            f"{output} holds a complete dataset, and {', '.join(differs)} differ{'s' if len(differs) == 1 else ''} from "
-            "what made it: give another --output, or remove the folder"
+            f"{output} holds a complete dataset that was made before a change of {', '.join(differs)}: give another "
+            "--output, or remove the folder"
         )
     if damage := card.damage(output):
         raise UserError(f"{output}: {damage}: remove the folder and give the command again")

@@ -8,7 +8,8 @@ A section `c.step.NAME` holds the settings of the step NAME. A section of anothe
 `use`, so that a step can run twice.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -156,6 +157,18 @@ def source_of(config: CurateConfig, name: str) -> Source:
         on_error=config.on_error,
         max_record_bytes=config.max_record_bytes,
     )
+
+
+def sources_at(locations: Iterable[str], **more: Any) -> dict[str, dict[str, Any]]:
+    """Sections for `config.sources`, named by the files. more: further leaves of each, such as its licence."""
+    found: dict[str, dict[str, Any]] = {}
+    for location in locations:
+        stem = re.sub(r"[^\w-]+", "_", location.rstrip("/").rpartition("/")[2].partition(".")[0]).strip("_") or "source"
+        name, number = stem, 1
+        while name in found:
+            name, number = f"{stem}{number}", number + 1
+        found[name] = to_config(CurateSource(location)).to_dict() | more
+    return found
 
 
 def _is_changed(name: str, section: Mapping[str, Any]) -> bool:

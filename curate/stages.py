@@ -212,7 +212,6 @@ def partition_of(id: str, partitions: int) -> int:
 def _read(stage: Stage, number: int, unit: UnitWriter) -> None:
     config, part, read = _plan.config, _plan.parts[number], 0
     measure = Measure(config.tokenizer)
-    columns = {} if part.format == "auto" else {FORMAT: part.format}
     for place, raw in raw_rows(part):
         read += 1
         if problem := _problem(raw):
@@ -221,13 +220,19 @@ def _read(stage: Stage, number: int, unit: UnitWriter) -> None:
             if config.on_error == "raise":
                 hint = "or raise config.max_record_bytes" if isinstance(raw, TooLarge) else "or mend it"
                 raise UserError(f"{place}: {problem} (on_error=skip rejects such records as unreadable; {hint})")
-            row = Row(id_of(part.name, {"unreadable": place}), {}, part.name, place, columns)
+            row = dataclasses.replace(row_of(part, place, {}), id=id_of(part.name, {"unreadable": place}))
             line = encode(RejectedRow(measure.with_size(row), READ, "unreadable", problem).to_json())
             unit.write(f"{partition_of(row.id, config.partitions):03d}-{REJECTED}", line)
         else:
-            row = Row(id_of(part.name, raw), raw, part.name, place, columns)
+            row = row_of(part, place, raw)
             unit.write(f"{partition_of(row.id, config.partitions):03d}", encode(row.to_json()))
     unit.facts = {"source": part.name, "read": read}
+
+
+def row_of(source: Source, place: str, raw: dict[str, Any]) -> Row:
+    """The row of a raw record of a source."""
+    columns = {} if source.format == "auto" else {FORMAT: source.format}
+    return Row(id_of(source.name, raw), raw, source.name, place, columns)
 
 
 def _problem(raw: object) -> str:
