@@ -1,0 +1,87 @@
+"""A teacher over HTTP that fails in every way, and a command that is killed: the dataset has the same bytes."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+
+from camelid.tests.curate.simulated_teacher import answer, write_seeds
+from camelid.tests.serve.misbehaving import digest_of, misbehaving
+
+KILLS = 10
+LANGUAGES = ("en", "zh")
+FAILURES = ["429", "silence", "reset", "cut", "garbage", "hidden error", "500", "no choice", "503", "list"]
+
+
+def plan(text, before):
+    """Up to three failures, and then what depends on the request alone."""
+    digest = digest_of(text)
+    if before < digest % 4:
+        return FAILURES[(digest // 4 + before) % len(FAILURES)]
+    return "filtered" if digest % 17 == 0 else "cut_off" if digest % 5 == 0 else "slow"
+
+
+def write(messages):
+    """The teacher's tasks; cut in the middle where the plan says so, and sometimes nothing."""
+    digest, text = digest_of(messages[-1]["content"]), answer(messages)
+    return "" if digest % 13 == 0 else text[: len(text) * 2 // 3] if digest % 5 == 0 else text
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def replied(journal):
+    """The questions that have a reply in a journal."""
+    asked, found = {}, set()
+    for line in journal.read_bytes().split(b"\n")[:-1] if journal.exists() else ():
+        line = json.loads(line)
+        if "request" in line:
+            asked[line["key"]] = line["request"]["messages"][-1]["content"]
+        if "reply" in line:
+            found.add(asked[line["key"]])
+    return found
+
+
+def start(tmp_path, server, name):
+    arguments = [f"--seeds={tmp_path}/{language}.jsonl" for language in LANGUAGES]
+    arguments += ["--rows=40", f"--teacher={server.url}", "--model=m", "--concurrency=16", "--timeout_seconds=0.3"]
+    command = [sys.executable, "-m", "camelid.tests.curate.killed_command", *arguments, f"--output={tmp_path / name}"]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, **pipes)
+
+
+def say(process, line):
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_a_run_that_is_killed_ten_times_has_the_same_bytes_and_asks_for_no_reply_twice(tmp_path):
+    for language in LANGUAGES:
+        write_seeds(tmp_path / f"{language}.jsonl", language)
+    with misbehaving(plan, write) as server, start(tmp_path, server, "whole") as process:
+        begin = time.monotonic()
+        assert say(process, "whole") == "0", process.stderr.read()
+        seconds = time.monotonic() - begin
+        process.stdin.close()
+        asked = len(server.asked)
+    rng, done, before = random.Random(0), set(), 0
+    with misbehaving(plan, write) as server, start(tmp_path, server, "killed") as process:
+        for kill in range(KILLS + 1):
+            how = say(process, "whole" if kill == KILLS else rng.uniform(0.02, 1.6 * seconds / KILLS))
+            assert how == "killed" or kill == KILLS, "the run ended before it was killed ten times"
+            assert not done & set(server.asked[before:])
+            done, before = replied(tmp_path / "killed.journal"), len(server.asked)
+        assert how == "0", process.stderr.read()
+        assert say(process, "whole") == "0"  # which repeats the output from the journal
+        process.stdin.close()
+        assert set(server.asked) == replied(tmp_path / "killed.journal")
+    expected = files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "killed") == expected
+    card = json.loads(expected["card.json"])
+    assert card["splits"]["train"]["rows"] == 80
+    reasons = {reason for step in card["steps"].values() for reason, count in step["rejected"].items() if count}
+    assert {"cut", "empty_answer", "beyond_text", "too_short", "punctuation"} <= reasons
+    assert asked > 1.5 * len(set(server.asked))  # the teacher did fail
