@@ -33,7 +33,7 @@ _MAX_EXPANSION = 100  # limit of unpacked size / stored size of .gz and .parquet
 _CHUNK_BYTES = 2**20  # bytes read at a time
 _BATCH_ROWS = 32  # rows of Parquet in memory at a time; each may have `max_record_bytes`
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # characters of a file name that no message or JSON can hold
-_METADATA_FILE = re.compile(
+METADATA_FILE = re.compile(
     r"(readme|licen[cs]e|copying|contributing|code_of_conduct|dataset_?card)([-_][-\w]+|\.[a-z]{2})?(\.(md|txt|rst|html?))?"
     r"|citation\.(cff|bib)|(dataset_infos?|dataset_dict|state)\.json",
     re.IGNORECASE,
@@ -115,7 +115,7 @@ def _files_below(folder: epath.Path, above: tuple[str, ...]) -> list[epath.Path]
     entries = sorted(
         entry
         for entry in folder.iterdir()
-        if not entry.name.startswith(".") and (entry.is_dir() or not _METADATA_FILE.fullmatch(entry.name))
+        if not entry.name.startswith(".") and (entry.is_dir() or not METADATA_FILE.fullmatch(entry.name))
     )
     return [file for entry in entries for file in (_files_below(entry, (*above, real)) if entry.is_dir() else [entry])]
 

@@ -38,7 +38,7 @@ def csv_rows(lines: Iterable[Line], where: str, limit: int, delimiter: str | Non
       limit: the most characters of a row.
       delimiter: what stands between two cells; None: the one of DELIMITERS that gives the most regular rows.
     """
-    return table_records(_cells(iter(lines), where, limit, delimiter))
+    return table_records(csv_cells(lines, where, limit, delimiter))
 
 
 def table_records(rows: Iterable[Cells]) -> Iterator[tuple]:
@@ -99,7 +99,9 @@ class _Feed:
         return line
 
 
-def _cells(lines: Iterator[Line], where: str, limit: int, delimiter: str | None) -> Iterator[Cells]:
+def csv_cells(lines: Iterable[Line], where: str, limit: int, delimiter: str | None = None) -> Iterator[Cells]:
+    """The cells of each row of a file, with the place where the row begins. Arguments are those of `csv_rows`."""
+    lines = iter(lines)
     sample = list(itertools.islice(lines, SAMPLE_LINES))
     texts = [line for _, line in sample if isinstance(line, str)]
     if texts and (said := re.fullmatch(r'"?sep=(.)"?\s*', texts[0], re.IGNORECASE)):  # Excel's own first line

@@ -1,0 +1,171 @@
+"""Tables of files (.csv, .tsv, .xlsx): as records under their header, or as Markdown.
+
+Cells of a workbook are read as they are shown: dates, percentages and fixed decimals by their format, formulas by the
+value that the program stored, cells merged over rows in each of these rows. Hidden sheets and rows are left out.
+"""
+
+import datetime
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.json_values import MAX_RECORD_BYTES
+from ..data.tables import csv_cells, table_records
+from ..errors import UserError
+from .documents import decode, markdown_table
+from .documents_office import check_package
+
+Cells = tuple[str, list[str] | ValueError]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sheet of a workbook, or a file of rows."""
+
+    name: str
+    """Name of the sheet; "" for a file of rows."""
+
+    rows: tuple[Cells, ...]
+    """The cells of each row as text, with the place of the row; a ValueError for a row that cannot be read."""
+
+    @functools.cached_property
+    def header(self) -> dict[str, None]:
+        """The names of the columns that have a value in any row, in their order."""
+        return dict.fromkeys(name for _, record in self.records() if isinstance(record, dict) for name in record)
+
+    def records(self) -> list[tuple[str, dict[str, str] | ValueError]]:
+        """Pairs (place, record) of the rows under the header (`data/tables.py`)."""
+        return list(table_records(self.rows))
+
+    def markdown(self) -> str:
+        """The table as Markdown, from its header on. Raises ValueError for a row that cannot be read."""
+        records = self.records()
+        for place, record in records:
+            if isinstance(record, ValueError):
+                raise ValueError(f"{place.rpartition(':')[2] or place}: {record}")
+        names = list(self.header)
+        return markdown_table([names, *([record.get(name, "") for name in names] for _, record in records)])
+
+
+def tables_of(path: Path, name: str, encoding: str | None = None, limit: int = MAX_RECORD_BYTES) -> list[Table]:
+    """The tables of a file that are not empty.
+
+    Args:
+      path: the file.
+      name: its name for places, such as "faq.xlsx".
+      encoding: encoding of .csv and .tsv; None: UTF-8.
+      limit: the most characters of a row.
+
+    Raises:
+      ValueError: the file is damaged or encrypted; the reason on one line.
+      UserError: a package is not installed.
+    """
+    if path.suffix.lower() == ".xlsx":
+        tables = list(_sheets(path, name))
+    else:
+        lines = enumerate(decode(path.read_bytes(), encoding).splitlines(keepends=True), 1)
+        tables = [Table("", tuple(csv_cells(lines, name, limit, "\t" if path.suffix.lower() == ".tsv" else None)))]
+    return [table for table in tables if any(isinstance(cells, ValueError) or any(cells) for _, cells in table.rows)]
+
+
+def _sheets(path: Path, name: str) -> Iterator[Table]:
+    try:
+        import openpyxl
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}: reading it needs {error.name}: pip install 'camelid[curate]'") from None
+    check_package(path, ".xlsx")
+    try:
+        values, formulas = (openpyxl.load_workbook(path, data_only=stored) for stored in (True, False))
+    except (KeyError, ValueError, TypeError, SyntaxError, AttributeError) as error:  # of openpyxl on wrong parts
+        raise ValueError(f"it is damaged, or no .xlsx: {' '.join(str(error).split())[:200]}") from None
+    for sheet in values.worksheets:
+        if sheet.sheet_state == "visible":
+            rows = _rows(
+                sheet, formulas[sheet.title], name if len(values.worksheets) == 1 else f"{name}, {sheet.title}"
+            )
+            yield Table(sheet.title, tuple(rows))
+
+
+def _rows(sheet, formulas, name: str) -> Iterator[Cells]:
+    """The cells of each visible row."""
+    above = {}  # the cell whose value a merged one shows, for the first column of merged ranges
+    for merged in sheet.merged_cells.ranges:
+        for row in range(merged.min_row + 1, merged.max_row + 1):
+            above[row, merged.min_col] = sheet.cell(merged.min_row, merged.min_col)
+    for row in sheet.iter_rows():
+        number = row[0].row
+        if sheet.row_dimensions[number].hidden:
+            continue
+        cells: list[str] | ValueError = []
+        for cell in row:
+            cell = above.get((number, cell.column), cell)
+            if cell.value is None and formulas[cell.coordinate].data_type == "f":
+                cells = ValueError(
+                    f"cell {cell.coordinate} has a formula without a stored value: open and save the file in a "
+                    "program that computes it"
+                )
+                break
+            if cell.data_type == "e":
+                cells = ValueError(f"cell {cell.coordinate} shows the error {cell.value}: mend its formula")
+                break
+            cells.append(shown_value(cell.value, cell.number_format or "General"))
+        yield f"{name}, row {number}", cells
+
+
+def shown_value(value, number_format: str) -> str:
+    """A cell's value as a spreadsheet shows it.
+
+    Known are dates and times of digits, decimals, thousands and percentages with a text around them. Other formats show
+    a number with all its digits, and a date in ISO 8601.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return _shown_date(value, number_format)
+    if not isinstance(value, int | float):
+        return str(value).replace("_x000D_", "").strip()
+    plain = re.sub(r'"([^"]*)"|\\(.)|\[\$([^\]-]*)[^\]]*\]|_.|\*.', r"\1\2\3", number_format.split(";")[0])
+    match = re.fullmatch(r"([^#0%.,]*)([#0,]*0)(\.0+)?(%?)([^#0%.,]*)", plain)
+    if match is None or number_format == "General":
+        return f"{value:.15g}" if isinstance(value, float) else str(value)
+    before, digits, decimals, percent, after = match.groups()
+    number = value * 100 if percent else value
+    text = f"{number:{',' if ',' in digits else ''}.{len(decimals or '.') - 1}f}"
+    return f"{before}{text.zfill(len(digits) if set(digits) == {'0'} and not decimals else 0)}{percent}{after}".strip()
+
+
+DATE_PARTS = {
+    "yyyy": "%Y",
+    "yy": "%y",
+    "mmmm": "%B",
+    "mmm": "%b",
+    "mm": "%m",
+    "m": "{0.month}",
+    "dd": "%d",
+    "d": "{0.day}",
+    "hh": "%H",
+    "h": "{0.hour}",
+    "ss": "%S",
+}
+
+
+def _shown_date(value, number_format: str) -> str:
+    iso = value.isoformat(" ") if isinstance(value, datetime.datetime) else value.isoformat()
+    plain = re.sub(r"\[[^\]]*\]", "", number_format.split(";")[0]).lower()
+    if "s" in plain and "h" not in plain:
+        return iso  # minutes and seconds of a duration
+    if not re.fullmatch(r'(?:"[^"]*"|\\?[-/.,:\s年月日时分秒]|[ymdhs])+', plain):
+        return iso.removesuffix(" 00:00:00")
+    text, minutes = "", False
+    for quoted, letters, other in re.findall(r'"([^"]*)"|(y+|m+|d+|h+|s+)|\\?(.)', plain):
+        if letters.startswith("m") and minutes:
+            text, letters = text + "%M", ""
+        minutes = letters.startswith("h") or (minutes and not letters)
+        text += DATE_PARTS.get(letters, letters) if letters else (quoted or other).replace("%", "%%")
+    if isinstance(value, datetime.time) and re.search(r"%[YymdBb]|\{0\.(?:month|day)", text):
+        return iso
+    return value.strftime(text.format(value))
