@@ -1,0 +1,114 @@
+"""What becomes of the rows that a teacher makes: each is kept, or rejected with a reason."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..data.sources import Record
+from ..serve.journal import Reply
+from .applying import RejectedRow
+from .rows import Rejected, Row, fraction_of, id_of, text_of
+from .seeds import language_of
+
+READ = "read"
+"""The step that takes the records to start from."""
+
+READ_REASONS = ("repeated", "no_question", "tools")
+
+REPLY_REASONS = ("empty", "cut", "withheld")
+"""Why the reply of a teacher is of no use (`problem_of`)."""
+
+CUT, WITHHELD = {"length", "max_tokens"}, {"content_filter", "safety"}
+"""Finish reasons of replies that a limit of tokens cut, and of replies that an endpoint held back."""
+
+ROLES = {"system", "user", "assistant"}
+
+Messages = list[dict[str, str]]
+
+
+@dataclass
+class Made:
+    """The rows that were made. Their ids differ from each other and from those of the rejected ones."""
+
+    rows: list[Row] = field(default_factory=list)
+    """The rows that are kept."""
+
+    rejected: list[RejectedRow] = field(default_factory=list)
+    """The others, each with the step that rejected it and the reason."""
+
+    def drop(self, row: Row, step: str, why: Rejected) -> None:
+        """Adds a rejected row."""
+        self.rejected.append(RejectedRow(row, step, why.reason, why.detail))
+
+
+def problem_of(reply: Reply) -> Rejected | None:
+    """Why a reply is of no use: it was held back, cut by a limit of tokens, or is empty. None for a good one."""
+    if reply.finish_reason in WITHHELD:
+        return Rejected("withheld", reply.finish_reason)
+    if reply.finish_reason in CUT:
+        return Rejected("cut", f"at {reply.completion_tokens} tokens")
+    return None if reply.text.strip() else Rejected("empty", f"it ended by {reply.finish_reason or 'nothing'}")
+
+
+def settings_of(more: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """The settings of a request.
+
+    Args:
+      more: what the user wants besides; None takes a setting out.
+      **settings: the settings otherwise; None leaves one out.
+    """
+    return {name: value for name, value in (settings | dict(more)).items() if value is not None}
+
+
+def draw(seed: int, purpose: str, *what: Any) -> int:
+    """A whole number from 0 to 2**31 - 1 that follows from a seed, a purpose, and what it is drawn for."""
+    return int(fraction_of("\0".join(map(str, (seed, *what))), purpose) * 2**31)
+
+
+def start_rows(source: str, records: Iterable[Record], made: Made) -> list[Row]:
+    """Rows of conversations to start from, in the order of their records.
+
+    Args:
+      source: name of the source.
+      records: records as `data.sources.read` gives them.
+      made: gets the rows from which nothing can be made: repeated ones, and conversations with tools.
+    """
+    found: dict[str, Row] = {}
+    for number, record in enumerate(records, 1):
+        row = Row(id_of(source, record), dict(record), source, record.where)
+        if row.id in found:
+            repeated = replace(row, id=id_of(source, {"repeated": number, "record": record}))
+            made.drop(repeated, READ, Rejected("repeated", f"as {found[row.id].place}"))
+        elif why := _unusable(record):
+            found[row.id] = row
+            made.drop(row, READ, why)
+        else:
+            found[row.id] = row.with_(language=language_of(text_of(record)) or "en")
+    dropped = {each.row.id for each in made.rejected}
+    return [row for row in found.values() if row.id not in dropped]
+
+
+def _unusable(record: Mapping[str, Any]) -> Rejected | None:
+    if record["kind"] == "text":
+        return None if record["text"].strip() else Rejected("no_question")
+    messages = record["messages"]
+    if record.get("tools") or any(m["role"] not in ROLES or m.get("tool_calls") for m in messages):
+        return Rejected("tools")
+    return None if any(m["role"] == "user" for m in messages) else Rejected("no_question")
+
+
+def plain_messages(messages: Sequence[Mapping[str, Any]]) -> Messages:
+    """Messages as a teacher is shown them: role and content, with an Alpaca input below the instruction."""
+    return [
+        {"role": message["role"], "content": "\n\n".join(filter(None, (message["content"], message.get("input"))))}
+        for message in messages
+    ]
+
+
+def question_of(row: Row) -> Messages | None:
+    """The messages of a row up to its last user turn, which a teacher is to answer; None for a text."""
+    if row.record["kind"] == "text":
+        return None
+    messages = plain_messages(row.record["messages"])
+    last = max(place for place, message in enumerate(messages) if message["role"] == "user")
+    return messages[: last + 1]
