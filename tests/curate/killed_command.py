@@ -11,12 +11,10 @@ import signal
 import sys
 import time
 
-import httpx  # noqa: F401  (imported before the forks, which then begin at once)
-import jieba  # noqa: F401
-
 import camelid.curate.dataset
 import camelid.curate.instruct_report
 import camelid.serve.endpoint
+from camelid.curate.words import split
 from camelid.errors import UserError
 from camelid.launch.commands.arguments import Parser
 from camelid.launch.commands.instructing import add_instruct
@@ -54,5 +52,6 @@ def forked(arguments: list[str], seconds: float | None) -> str:
 
 
 if __name__ == "__main__":
+    split("中文", "zh")  # which reads the dictionary
     for line in sys.stdin:
         print(forked(sys.argv[1:], None if line.strip() == "whole" else float(line)), flush=True)

@@ -25,7 +25,7 @@ def plan(text, before):
 def write(messages):
     """The teacher's tasks; cut in the middle where the plan says so, and sometimes nothing."""
     digest, text = digest_of(messages[-1]["content"]), answer(messages)
-    return "" if digest % 13 == 0 else text[: len(text) * 2 // 3] if digest % 5 == 0 else text
+    return "" if digest % 7 == 0 else text[: len(text) * 2 // 3] if digest % 5 == 0 else text
 
 
 def files_of(folder):
