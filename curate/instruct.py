@@ -3,10 +3,10 @@
     made = instruct(settings, asker)
     write_dataset(output, made.rows, made.rejected, about(made, settings, asker.name))      # instruct_report.py
 
-Sources: self-instruct (Wang et al., arXiv:2212.10560), Stanford Alpaca. The work goes in rounds, whose requests are
-asked together. Each request shows examples that are drawn by (seed, language, round, number) from the seeds and the
-tasks that earlier rounds kept. So the whole run follows from the settings and the replies. With the replies in a
-journal, a run that was killed anywhere comes to the same end.
+Sources: self-instruct (Wang et al., arXiv:2212.10560), Stanford Alpaca, InstructionWild. The work goes in rounds, whose
+requests are asked together. Each request shows examples that are drawn by (seed, language, round, number) from the
+seeds and the tasks that earlier rounds kept. So the whole run follows from the settings and the replies. With the
+replies in a journal, a run that was killed anywhere comes to the same end.
 
 Each task in an answer is kept, or rejected by one of these steps:
 
@@ -31,7 +31,7 @@ from ..serve.journal import Asker, Reply, Request
 from ..settings.leaves import Count, NotNegative, OneOf, Path, Share, Unset, Whole
 from .applying import RejectedRow, apply_steps
 from .instruct_filters import Filters
-from .instruct_parsing import Candidate, parse_instance, parse_instructions, parse_tasks
+from .instruct_parsing import Candidate, parse_answer, parse_instance, parse_instructions, parse_tasks
 from .instruct_prompts import Prompts
 from .novelty import Novelty, Similar
 from .rouge import rouge_words
@@ -71,12 +71,14 @@ class Instruct:
     languages: dict[str, Wanted] = field(default_factory=dict)
     """What is wanted in each language, "en" and "zh"."""
 
-    method: Annotated[str, OneOf("alpaca", "self_instruct")] = "alpaca"
+    method: Annotated[str, OneOf("alpaca", "self_instruct", "instruction_wild")] = "alpaca"
     """alpaca: each request brings whole tasks. self_instruct: each request brings instructions, and a further request
-    for each one that is kept brings its input and output."""
+    for each new one brings its input and output. instruction_wild: each request brings instructions without an input,
+    and the teacher answers each new one as it stands."""
 
     shown_seeds: Count = 3
-    """Seeds that a request shows; 3 in Alpaca, 6 in self-instruct. Fewer where there are fewer."""
+    """Seeds that a request shows; 3 in Alpaca, 5 in InstructionWild, 6 in self-instruct. Fewer where there are
+    fewer."""
 
     shown_kept: Whole = 0
     """Tasks kept in earlier rounds that a request shows; 0 in Alpaca, 2 in self-instruct."""
@@ -89,7 +91,7 @@ class Instruct:
     wanted yet, and at least FEWEST."""
 
     requests: Annotated[int | None, Unset("no limit")] = None
-    """The most requests for lists of tasks, in all languages. Requests for input and output are not among them."""
+    """The most requests for lists of tasks, in all languages. Requests for the rest of a task are not among them."""
 
     least_share: Share = 0.02
     """Share of the tasks in a round that have to be kept. After a round with fewer, the language ends."""
@@ -299,8 +301,10 @@ class _Run:
         shown += rng.sample(pool, min(settings.shown_kept, len(pool)))
         if settings.shown_kept:
             rng.shuffle(shown)
-        kind = "tasks" if settings.method == "alpaca" else "instructions"
-        return self._request(self._prompts.messages(kind, language, tasks=shown, count=settings.tasks))
+        if settings.method == "alpaca":
+            return self._request(self._prompts.messages("tasks", language, tasks=shown, count=settings.tasks))
+        more = {"count": settings.tasks, "with_input": settings.method == "self_instruct"}
+        return self._request(self._prompts.messages("instructions", language, tasks=shown, **more))
 
     def _request(self, messages: Sequence[Mapping[str, str]]) -> Request:
         """A request. Its sample counts how often its content was asked before, so that each has a reply of its own."""
@@ -349,7 +353,7 @@ class _Run:
         return self._keep(round, row, task)
 
     def _take_instructions(self, lists: Sequence[tuple[Round, Sequence[tuple[Row, Candidate]]]]) -> None:
-        """Asks for input and output of each instruction that is new, and keeps the whole tasks."""
+        """Asks for the rest of each task whose instruction is new, and keeps the whole tasks."""
         chosen, left = [], Counter()
         for round, candidates in lists:
             for row, candidate in candidates:
@@ -370,7 +374,8 @@ class _Run:
                         chosen.append((round, row, text))
         requests = [self._request_instance(round, row, text) for round, row, text in chosen]
         for (round, row, text), request, reply in zip(chosen, requests, self._ask(requests), strict=True):
-            candidate = parse_instance(text, reply.text, reply.finish_reason)
+            read = parse_instance if self._settings.method == "self_instruct" else parse_answer
+            candidate = read(text, reply.text, reply.finish_reason)
             row = row.with_(_raw(candidate.task), instance_request=self._asker.key(request))
             if candidate.reason:
                 self._reject(round, row, ANSWER, Rejected(candidate.reason, candidate.detail))
@@ -380,7 +385,9 @@ class _Run:
                 self._keep(round, passed, task_of(passed.record))
 
     def _request_instance(self, round: Round, row: Row, instruction: str) -> Request:
-        """The request for input and output of an instruction."""
+        """The request for the input and the output of an instruction, or for the answer to it."""
+        if self._settings.method == "instruction_wild":
+            return self._request([{"role": "user", "content": instruction}])
         rng = random.Random(f"{self._settings.seed}/{row.id}")
         known = [seed for seed in self._seeds[round.language] if seed.output]
         shown = rng.sample(known, min(self._settings.shown_seeds, len(known)))

@@ -118,6 +118,22 @@ def parse_instructions(text: str, finish_reason: str = "stop") -> list[Candidate
     return found
 
 
+def parse_instance(instruction: str, text: str, finish_reason: str = "stop") -> Candidate:
+    """The task of an instruction and an answer with its input and output."""
+    if not text.strip():
+        return replace(parse_tasks(text, finish_reason)[0], task=Task(instruction))
+    found = parse_tasks(f"Instruction: {instruction}\n{text}", finish_reason)[0]
+    return replace(found, task=replace(found.task, instruction=instruction))
+
+
+def parse_answer(instruction: str, text: str, finish_reason: str = "stop") -> Candidate:
+    """The task of an instruction without an input, and an answer that is its output as it stands."""
+    task, said = Task(instruction, "", text.strip()), f"finish_reason {finish_reason or 'unknown'}"
+    if finish_reason in CUTS:
+        return Candidate(task, "cut", said)
+    return Candidate(task) if task.output else Candidate(task, "empty_answer", said)
+
+
 def _candidate(parts: dict[str, str]) -> Candidate:
     """The task of the texts of its parts."""
     task = Task(*(_clean(parts.get(name, "")) for name in LABELS))

@@ -34,7 +34,9 @@ def answer(messages: list, faults: float = 0.4) -> str:
     rng, chinese = random.Random(text), is_chinese(text)
     if '"Input:"' in text or "“输入：”" in text:
         return f"输入：<无输入>\n输出：{rng.random()}" if chinese else f"Input: {rng.random()}\nOutput: {rng.random()}"
-    first = max(map(int, re.findall(r"^(\d+)\. ", text, re.MULTILINE)))
+    if not (shown := re.findall(r"^(\d+)\. ", text, re.MULTILINE)):
+        return f"{rng.random()}"  # the answer to an instruction as it stands
+    first = max(map(int, shown))
     shape = rng.choice(HAN_SHAPES if chinese else SHAPES)
     if "指令：" not in text and "Instruction:" not in text:
         shape = "{n}. {i}\n"
