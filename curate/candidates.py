@@ -13,7 +13,7 @@ from .seeds import language_of
 READ = "read"
 """The step that takes the records to start from."""
 
-READ_REASONS = ("repeated", "no_question", "tools")
+READ_REASONS = ("repeated", "tools")
 
 REPLY_REASONS = ("empty", "cut", "withheld")
 """Why the reply of a teacher is of no use (`problem_of`)."""
@@ -79,22 +79,19 @@ def start_rows(source: str, records: Iterable[Record], made: Made) -> list[Row]:
         if row.id in found:
             repeated = replace(row, id=id_of(source, {"repeated": number, "record": record}))
             made.drop(repeated, READ, Rejected("repeated", f"as {found[row.id].place}"))
-        elif why := _unusable(record):
+        elif _has_tools(record):
             found[row.id] = row
-            made.drop(row, READ, why)
+            made.drop(row, READ, Rejected("tools"))
         else:
             found[row.id] = row.with_(language=language_of(text_of(record)) or "en")
     dropped = {each.row.id for each in made.rejected}
     return [row for row in found.values() if row.id not in dropped]
 
 
-def _unusable(record: Mapping[str, Any]) -> Rejected | None:
-    if record["kind"] == "text":
-        return None if record["text"].strip() else Rejected("no_question")
-    messages = record["messages"]
-    if record.get("tools") or any(m["role"] not in ROLES or m.get("tool_calls") for m in messages):
-        return Rejected("tools")
-    return None if any(m["role"] == "user" for m in messages) else Rejected("no_question")
+def _has_tools(record: Mapping[str, Any]) -> bool:
+    """Whether a conversation has turns that a teacher cannot be asked about by role and content alone."""
+    messages = record.get("messages", ())
+    return bool(record.get("tools")) or any(m["role"] not in ROLES or m.get("tool_calls") for m in messages)
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> Messages:
