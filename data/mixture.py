@@ -124,14 +124,15 @@ class Mixture:
         epoch, row_of_epoch = divmod(given, len(self.parts[number]))
         return number, self._orders[number](epoch), row_of_epoch
 
-    def counts(self, step: int) -> dict[str, tuple[int, int]]:
-        """The tokens, and the trained tokens, that `step` steps take from each source, by name; for packed rows."""
+    def counts(self, step: int) -> dict[str, np.ndarray]:
+        """The tokens, and the trained tokens, that `step` steps take from each sample of packed rows, int64
+        [2, samples] by the name of the source."""
         found = {}
         for number, rows in enumerate(drawn(step * self.batch_size, self._weights)):
             part, order = self.parts[number], self._orders[number]
             epochs, rest = divmod(rows, len(part))
-            whole, begun = part.count(order(0), len(part)), part.count(order(epochs), rest)
-            found[self.sources[number].name] = tuple(epochs * a + b for a, b in zip(whole, begun, strict=True))
+            whole = part.count(order(0), len(part))  # the same in every epoch
+            found[self.sources[number].name] = epochs * whole + part.count(order(epochs), rest)
         return found
 
     @property

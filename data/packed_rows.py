@@ -86,15 +86,18 @@ class PackedRows:
             batch["positions"][place, here] = np.arange(count)
             begin += count
 
-    def count(self, order: Plan, rows: int) -> tuple[int, int]:
-        """The number of tokens, and of trained tokens, in the first `rows` rows of an epoch in the order `order`."""
+    def count(self, order: Plan, rows: int) -> np.ndarray:
+        """The tokens, and the trained tokens, of each sample in the first `rows` rows of an epoch in the order `order`,
+        int64 [2, samples]."""
         taken = np.zeros(len(order), bool)
         taken[order.row_order[:rows]] = True
         pieces = np.repeat(taken, np.diff(order.row_starts))
         count = order.count[pieces]
         begin = self.cache.starts[order.sample[pieces]] + order.first[pieces] + 1  # of the targets
         trained = self.cache.trained_before(begin + count) - self.cache.trained_before(begin)
-        return int(count.sum()), int(trained.sum())
+        found = np.zeros((2, len(self.cache)), np.int64)
+        np.add.at(found, (slice(None), order.sample[pieces]), (count, trained))
+        return found
 
     def fill(self, batch: Batch, place: int) -> None:
         """Leaves row `place` of the batch all zeros: padding."""

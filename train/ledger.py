@@ -47,9 +47,13 @@ def check_licences(locations: Mapping[str, str], use: str, refuse: bool) -> None
 
 def trained_datasets(config: Any) -> dict[str, str]:
     """The hash of the card of each dataset that a run's config trains on, by the name of its source."""
+    return {name: card.hash for name, card in cards_of(trained_locations(config)).items()}
+
+
+def trained_locations(config: Any) -> dict[str, str]:
+    """The location of each source that a run's config trains on, by name."""
     entries = {name: entry for part in ("data", "ptx") for name, entry in _mixture(config, part).items()}
-    cards = cards_of({name: entry.source for name, entry in entries.items() if entry.weight})
-    return {name: card.hash for name, card in cards.items()}
+    return {name: entry.source for name, entry in entries.items() if entry.weight}
 
 
 def _mixture(config: Any, part: str) -> Mapping[str, Any]:
