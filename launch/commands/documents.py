@@ -1,0 +1,146 @@
+"""The command `camelid curate documents`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ...errors import UserError
+from .arguments import check_least, command, refuse_unread
+from .asking import ENDPOINT, add_teacher, asking, check_asking
+
+TEACHER = ("questions", "context", "prompts", "model", "settings", "seed", "journal", "batch_size")
+"""The options that only a teacher reads, beside those of endpoints."""
+
+
+def add_documents(actions) -> None:
+    """Adds `camelid curate documents`."""
+    parser = command(
+        actions,
+        "documents",
+        _documents,
+        "Make datasets of your own documents: passages of PDF, Word, HTML, Markdown and text files, the records of "
+        "CSV, TSV and Excel tables, and questions that a teacher writes about the passages. OUTPUT/documents has the "
+        "passages, OUTPUT/questions the questions with their answers.",
+        "camelid curate documents handbook --output=datasets/handbook\n"
+        'camelid curate documents faq.xlsx --columns=\'{"instruction": "Ask", "output": "Tell"}\' --output=faq\n'
+        "camelid curate documents handbook --teacher=http://localhost:8000 --questions=5 --output=datasets/handbook",
+    )
+    parser.add_argument("folder", metavar="DIR", help="folder of documents, or one file")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the datasets documents and questions"
+    )
+    parser.add_argument(
+        "--columns",
+        type=_columns,
+        default={},
+        metavar="JSON",
+        help='the columns of tables that hold the fields of a format, as in \'{"instruction": "Ask", "output": '
+        '"Tell"}\' (default: found by names such as question and answer, 问题 and 答案)',
+    )
+    parser.add_argument(
+        "--passage",
+        type=int,
+        default=1200,
+        metavar="N",
+        help="largest passage in characters; a Chinese character counts as three (default: 1200)",
+    )
+    parser.add_argument(
+        "--encoding", metavar="NAME", help="encoding of text, HTML, CSV and TSV files, such as gb18030 (default: utf-8)"
+    )
+    parser.add_argument(
+        "--on_error",
+        default="raise",
+        choices=("raise", "skip"),
+        help="stop at a file or row that cannot be read, or leave it out and list it (default: raise)",
+    )
+    parser.add_argument("--licence", metavar="NAME", help="licence of the documents, for the cards of the datasets")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="tokenizer whose tokens the tables count (default: characters are counted)"
+    )
+    add_teacher(parser, required=False)
+    parser.add_argument(
+        "--questions", type=int, default=3, metavar="N", help="with a teacher: questions for each passage (default: 3)"
+    )
+    parser.add_argument(
+        "--context",
+        action="store_true",
+        help="with a teacher: put the passage into the question, for a model that answers from what it is shown",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="DIR",
+        help="with a teacher: folder with questions.en.toml and questions.zh.toml of your own (default: camelid's)",
+    )
+
+
+def _documents(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ...curate.dataset import check_replaceable, write_dataset
+    from ...curate.document_questions import Questions, ask_questions
+    from ...curate.document_report import about_documents, about_questions, files_table, ledger_of, split_rejected
+    from ...curate.document_rows import Reading, read_documents
+    from ...curate.run_table import to_rich
+    from ...settings.sections import read
+    from ..outputs import check_writable
+
+    check_least(args, passage=1, questions=1)
+    folder = Path(args.folder).expanduser()
+    if args.teacher is None:
+        refuse_unread(args, (*TEACHER, *ENDPOINT), "--teacher")
+        check_writable(args.output, "--output")
+        args.output = Path(args.output).expanduser()
+    else:
+        check_asking(args, [str(folder)], folder=True)
+    reading = {name: getattr(args, name) for name in ("passage", "columns", "encoding", "on_error")}
+    settings = read(reading, Reading, "documents")
+    places = {name: args.output / name for name in ("documents", "questions")}
+    for place in places.values():
+        check_replaceable(place)
+    found = read_documents(folder, settings)
+    console = Console()
+    console.print(to_rich(iter([files_table(found)])))
+    files, rows = split_rejected(found.rejected)
+    asked, about = None, {}
+    if args.teacher is not None:
+        how = Questions(args.questions, args.context, prompts=args.prompts)
+        more = ({} if args.seed is None else {"seed": args.seed}) | args.settings
+        with asking(args, args.teacher) as asker:
+            asked = ask_questions(found.passages, asker, how, more)
+        about = {"asked": asked, "questions": how, "teacher": asker.name, "more": more}
+        print(ledger_of(asked))
+    questions = [*found.records, *(asked.rows if asked else ())]
+    dropped = [*rows, *(asked.rejected if asked else ())]
+    if not questions:
+        files, dropped = [*files, *dropped], []
+    elif not found.passages:
+        files, dropped = [], [*files, *dropped]
+    given = {"documents": (found.passages, files), "questions": (questions, dropped)}
+    for name, (kept, rejected) in given.items():
+        if not kept:
+            if places[name].exists():
+                raise UserError(f"{places[name]} is there from before, and this command makes no {name}: delete it")
+            continue
+        said = (
+            about_documents(folder, found, settings, rejected, args.licence)
+            if name == "documents"
+            else about_questions(folder, found, settings, rejected, args.licence, **about)
+        )
+        card, table = write_dataset(places[name], kept, rejected, said, tokenizer=args.tokenizer)
+        console.print(to_rich(table.tables(card.steps)))
+        print(f"{len(kept):,} {'passages' if name == 'documents' else 'questions'} in {places[name]}")
+    if notes := sum(bool(each.notes) for each in found.files):
+        print(f"camelid: the table of files has notes on {notes} of them", file=sys.stderr)
+
+
+def _columns(text: str) -> dict[str, str]:
+    """A map of columns on the command line."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        example = '{"instruction": "question", "output": "answer"}'
+        raise argparse.ArgumentTypeError(f"{text} is no JSON object of names, as in '{example}'")
+    return found
