@@ -27,7 +27,19 @@ from types import FrameType
 from typing import NoReturn
 
 from ..errors import DataError, UserError
-from .commands import checkpoints, data, evaluating, judging, models, serving, training
+from .commands import (
+    auditing,
+    checkpoints,
+    curating,
+    data,
+    documents,
+    evaluating,
+    instructing,
+    judging,
+    models,
+    serving,
+    training,
+)
 from .commands.arguments import Parser, replace_unencodable
 
 CLOSED = "standard output was closed before all of it was written"
@@ -181,6 +193,10 @@ def _parser() -> argparse.ArgumentParser:
     training.add_train(commands)
     data.add_tokenizer(commands)
     data.add_data(commands)
+    actions = curating.add_curate(commands)
+    instructing.add_instruct(actions)
+    documents.add_documents(actions)
+    auditing.add_ledger(actions)
     checkpoints.add_convert(commands)
     checkpoints.add_diff(commands)
     evaluating.add_eval(commands)
