@@ -121,7 +121,7 @@ def test_replies_of_no_use_end_a_conversation_or_reject_it_and_the_counts_add_up
         "s:1": ("done", 1),
         "s:2": ("question cut", 1),
         "s:3": ("question repeated", 1),
-        "s:4": ("answer empty", 1),
+        "s:4": ("answer empty", 2),
         "s:5": ("turns", 3),
         "s:6": ("turns", 3),
     }
