@@ -42,8 +42,8 @@ _NO_TOP_LEVEL = re.compile(
 )
 """Ends of file names and of expressions of code, such as "icon@2x.png" and "q@k.transpose"."""
 
-_BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_IPV4 = re.compile(rf"(?<![\w.\-])(?:{_BYTE}\.){{3}}{_BYTE}(?![\w\-]|\.\d)", re.A)
+_IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}(?![\w\-]|\.[a-z0-9])", re.A)
+_PART_OF_WORD = re.compile(r"[\w.\-]$", re.A)
 _IPV6 = re.compile(
     r"(?<![\w:.])(?=[0-9a-f:]{0,4}:)[0-9a-f:]{3,39}(?:\.\d{1,3}(?:\.\d{1,3}){2})?(?![\w:]|\.\d)", re.I | re.A
 )
@@ -51,7 +51,7 @@ _VERSION_BEFORE = re.compile(
     r"(?:(?<![a-z])(?:v|ver|versions?|releases?|released|build|firmware|driver|rev|revision|update|upgrade|patch|section|sec"
     r"|chapter|clause|paragraph|step|figure|fig|table|oid)(?![a-z])[\s.:#=v_'\"]{0,6}(?:\w{1,10}\s)?"
     r"|(?:版本|固件|驱动|更新|升级|章节|第|条款|节|编号)[\s:：v号为是到至了]{0,4}"
-    r"|[=~<>!^]=\s?['\"]?|[a-z][\w.+\-]{0,30}/|§\s?)$",
+    r"|[=~<>!^]=\s?['\"]?|\w[\w.+\-:]{0,30}/|§\s?)$",
     re.I | re.A,
 )
 _NAMED_ADDRESS = re.compile(
@@ -124,6 +124,8 @@ def _address(start: int, written: str, reserved: bool) -> Iterator[Found]:
 def _is_version(text: str, start: int, end: int) -> bool:
     """Whether four numbers with points between them are the number of a version or of a section."""
     before = text[max(0, start - 40) : start]
+    if _PART_OF_WORD.search(before):
+        return True
     if _NAMED_ADDRESS.search(before):
         return False
     if _VERSION_BEFORE.search(before):

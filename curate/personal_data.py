@@ -21,13 +21,13 @@ from .personal_keys import keys
 from .personal_numbers import Numbers, ibans
 from .rows import Row
 
-KINDS = ("key", "email", "identity_number", "bank_card", "iban", "ssn", "ip", "phone")
+KINDS = ("key", "email", "iban", "identity_number", "bank_card", "ssn", "ip", "phone")
 """Kinds of personal data. Where two overlap, the first one is masked."""
 
 NOT_TEXT = {"role", "kind", "type", "id", "name", "tool_call_id", "tools"}
 """Fields of records, messages and calls that are never masked."""
 
-_WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠＋\u2010-\u2015\xa0\u2000-\u200a\u202f]")
+_WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠＋\u2010-\u2015\xa0\u2000-\u200a\u202f]|（(?=[0+])")
 _FULL = [code for code in range(0xFF01, 0xFF5F) if chr(code).isalnum() or chr(code) in "＠＋－．＿（）"]
 _NARROW = {code: code - 0xFEE0 for code in _FULL} | dict.fromkeys(range(0x2010, 0x2016), "-")
 _NARROW |= dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x3000], " ")
@@ -80,7 +80,7 @@ class PersonalData:
     """Whether addresses in words are masked too, such as "john at example dot com"."""
 
     def check(self, where: str) -> None:
-        """Raises UserError for an empty placeholder."""
+        """Raises UserError for a placeholder of less than three characters, which texts are full of."""
         for kind in KINDS:
             placeholder = getattr(self, kind)
             if placeholder is not None and (not placeholder.strip() or any(self._found(f" {placeholder} "))):
@@ -105,7 +105,7 @@ class PersonalData:
 
     def _mask(self, text: str, context: str, numbers: dict[str, dict[str, int]], counts: Counter[str]) -> str:
         """Masks a text. Repeats until nothing is found, because a placeholder may part what was one number before."""
-        while found := _apart(self._found(context + text), len(context)):
+        while found := self._apart(context + text, len(context)):
             parts, end = [], 0
             for kind, (start, stop, value) in found:
                 placeholder = getattr(self, kind)
@@ -118,10 +118,24 @@ class PersonalData:
             text = "".join([*parts, text[end:]])
         return text
 
+    def _apart(self, text: str, start: int = 0) -> list[tuple[str, Found]]:
+        """What is to be masked from `start` on, in the order of the text. What overlaps a kind before it in KINDS, or a
+        placeholder, is left out."""
+        found = list(self._found(text))
+        if not found:
+            return found
+        taken, kept = bytearray(len(text)), []
+        for match in self._placeholders.finditer(text):
+            taken[match.start() : match.end()] = b"\1" * len(match[0])
+        for kind, each in found:
+            if each.start >= start and taken.find(1, each.start, each.end) < 0:
+                taken[each.start : each.end] = b"\1" * (each.end - each.start)
+                kept.append((kind, each))
+        return sorted(kept, key=lambda pair: pair[1].start)
+
     def _found(self, text: str) -> Iterator[tuple[str, Found]]:
-        """Everything that is to be masked in a text, in the order of KINDS."""
+        """Everything that looks like personal data in a text, in the order of KINDS."""
         narrow = text.translate(_NARROW) if not text.isascii() and _WIDE.search(text) else text
-        masked = [match.span() for match in self._placeholders.finditer(text)]
         numbers = Numbers(narrow)
         finders = dict(
             key=lambda: keys(narrow),
@@ -135,9 +149,9 @@ class PersonalData:
         )
         for kind in KINDS:
             if getattr(self, kind) is not None:
-                yield from ((kind, each) for each in finders[kind]() if not _overlaps(each, masked))
+                yield from ((kind, each) for each in finders[kind]())
         if self.email is not None and self.spelled_email:
-            yield from (("email", each) for each in spelled_emails(narrow) if not _overlaps(each, masked))
+            yield from (("email", each) for each in spelled_emails(narrow))
 
     @functools.cached_property
     def _placeholders(self) -> re.Pattern:
@@ -148,19 +162,6 @@ class PersonalData:
             rf"{re.escape(word[:end])}(?:_\d+)?{re.escape(word[end:])}" for word, end in zip(words, ends, strict=True)
         ]
         return re.compile("|".join(shapes) or "(?!)")
-
-
-def _overlaps(found: Found, spans: list[tuple[int, int]]) -> bool:
-    return any(start < found.end and found.start < end for start, end in spans)
-
-
-def _apart(found: Iterator[tuple[str, Found]], start: int) -> list[tuple[str, Found]]:
-    """What begins at `start` or later and overlaps nothing before it in `found`, in the order of the text."""
-    kept: list[tuple[str, Found]] = []
-    for kind, each in found:
-        if each.start >= start and not _overlaps(each, [(other.start, other.end) for _, other in kept]):
-            kept.append((kind, each))
-    return sorted(kept, key=lambda pair: pair[1].start)
 
 
 def _numbered(placeholder: str, number: int) -> str:
@@ -177,7 +178,7 @@ def _map_strings(value: Any, mask: Callable[[str, str], str], key: str = "", *, 
     """A record with every string masked but the fields NOT_TEXT of records, messages and calls.
 
     The arguments of a call may be JSON in a string; its values are masked, and it stays JSON. Inside arguments,
-    documents and meta all fields are masked, with their names as context, and whole numbers too.
+    documents and meta all fields are masked, with their names as context, and whole numbers under such names as phone.
     """
     inner = is_text or key in ("arguments", "documents", "meta", "parameters")
     if isinstance(value, Mapping):
@@ -190,7 +191,7 @@ def _map_strings(value: Any, mask: Callable[[str, str], str], key: str = "", *, 
             return _map_json(value, mask)
         return mask(value, f"{key}: " if is_text and len(value) < 100 else "")
     if is_text and type(value) is int and value > 10**8:
-        masked = mask(str(value), f"{key}: ")
+        masked = mask(str(value), f"{key} = ")
         return value if masked == str(value) else masked
     return value
 

@@ -73,10 +73,10 @@ _PASSWORD_IN_URL = re.compile(
     re.I | re.A,
 )
 _BEARER = re.compile(r"\bBearer (?P<secret>[\w\-.~+/]{20,2000}={0,2})", re.A)
-_ASSIGNED = re.compile(
+_STRING = re.compile(r"[A-Za-z0-9+/_\-]{20,}={0,2}", re.A)
+_SECRET_NAME = re.compile(
     r"(?:api[_\-]?key|secret|token|passwd|password|pwd|access[_\-]?key|private[_\-]?key|auth[_\-]?key|credentials?|密钥|令牌)"
-    r"[\w\-]{0,16}[\"'`]?\s{0,2}(?::=|=>|[:=：])\s{0,2}(?P<quote>[\"'`]?)(?P<secret>[A-Za-z0-9+/_\-]{20,200}={0,2})(?P=quote)"
-    r"(?![\w.(\[+/\-])",
+    r"[\w\-]{0,16}[\"'`]?\s{0,2}(?::=|=>|[:=：])\s{0,2}[\"'`]?$",
     re.I | re.A,
 )
 
@@ -96,7 +96,9 @@ def keys(text: str) -> Iterator[Found]:
     if "eyJ" in text:
         yield from (_found(match) for match in _JWT.finditer(text) if _is_json(match[0].partition(".")[0]))
     if any(prefix in text for prefix in _PREFIXES):
-        yield from (_found(match) for match in _PREFIXED.finditer(text) if _is_random(match[0], 1.5))
+        yield from (
+            _found(match) for match in _PREFIXED.finditer(text) if _is_random(match[0], 3, digits=match[0][:3] == "sk-")
+        )
     for name, hints in PLUGINS.items():
         if any(hint in text for hint in hints):
             yield from (
@@ -106,9 +108,15 @@ def keys(text: str) -> Iterator[Found]:
         yield from (_found(match, "secret") for match in _PASSWORD_IN_URL.finditer(text))
     if "Bearer " in text:
         yield from (_found(match, "secret") for match in _BEARER.finditer(text) if _is_random(match["secret"], 3))
-    for match in _ASSIGNED.finditer(text):
-        if _is_random(match["secret"], 3.2):
-            yield _found(match, "secret")
+    for match in _STRING.finditer(text):
+        if len(match[0]) < 200 and _is_random(match[0], 3.2) and _is_assigned(match):
+            yield _found(match)
+
+
+def _is_assigned(match: re.Match) -> bool:
+    """Whether a string is the value of a name such as api_key or password, and not the beginning of an expression."""
+    before = match.string[max(0, match.start() - 60) : match.start()]
+    return match.string[match.end() : match.end() + 1] not in (*".([",) and bool(_SECRET_NAME.search(before))
 
 
 def _found(match: re.Match, group: str | int = 0) -> Found:
@@ -121,9 +129,12 @@ def _stands_alone(match: re.Match) -> bool:
     return not any(letter.isascii() and letter.isalnum() for letter in (before, after))
 
 
-def _is_random(value: str, bits: float) -> bool:
-    """Whether a string has letters and at least two digits, and the entropy of its letters is that high, in bits."""
-    if sum(map(str.isdigit, value)) < 2 or not any(map(str.isalpha, value)):
+def _is_random(value: str, bits: float, *, digits: bool = True) -> bool:
+    """Whether a string is no placeholder and the entropy of its characters is that high, in bits.
+
+    digits: whether it has to have letters and at least two digits.
+    """
+    if digits and (sum(map(str.isdigit, value)) < 2 or not any(map(str.isalpha, value))):
         return False
     if re.search(r"x{6}|X{6}|0{8}|(?i:your|example|placeholder|dummy|replace|changeme)|123456789|abcdefgh", value):
         return False

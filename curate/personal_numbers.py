@@ -98,7 +98,10 @@ class Numbers:
                 yield Found(*match.span(), _digits(match[0]))
         for match in self._matches(_ANY):
             value = _digits(match[0])
-            if 7 <= len(value) <= 14 and not _DATE.match(match[0]) and _PHONE_HINT.search(self._left(match)):
+            is_number = (
+                7 <= len(value) <= 14 and not _DATE.match(match[0]) and match[0].count("(") == match[0].count(")")
+            )
+            if is_number and _PHONE_HINT.search(self._left(match)):
                 yield Found(*match.span(), value)
 
     def _left(self, match: re.Match) -> str:
@@ -168,9 +171,10 @@ def is_international(written: str) -> bool:
     if digits[0] == "1":
         return bool(re.fullmatch(r"1[2-9]\d\d[2-9]\d{6}", digits))
     if digits.startswith("86"):
-        return bool(re.fullmatch(r"86(?:1[3-9]\d{9}|0?[1-9]\d{8,10})", digits))
+        return bool(re.fullmatch(r"86(?:1[3-9]\d{9}|0?(?:10\d{8}|[2-9]\d{8,10}))", digits))
     code = next((digits[:n] for n in (1, 2, 3) if digits[:n] in _tables()["country_codes"]), None)
-    return code is not None and not digits[len(code) :].startswith("00") and len(set(digits)) > 3
+    is_long = len(digits) > 13 and written[1:].isdigit()
+    return code is not None and not is_long and not digits[len(code) :].startswith("00") and len(set(digits)) > 3
 
 
 _IDENTITY = re.compile(
@@ -189,7 +193,9 @@ _SSN_HINT = re.compile(
 )
 
 _MOBILE_CN = re.compile(
-    rf"{_BEFORE}(?:\(?(?:\+|00)?86\)?[\- ]?)?1[3-9]\d{_GAP}(?:\d{{4}}{_GAP}\d{{4}}|\d{{3}}{_GAP}\d{{5}}){_AFTER}", re.A
+    rf"{_BEFORE}(?<![\-+])(?:(?:\((?:\+|00)?86\)|(?:\+|00)?86)[\- ]?)?1[3-9]\d"
+    rf"(?:\n?\d{{4}}\n?\d{{4}}|(?P<a>[ \-])\n?\d{{4}}(?P=a)\n?\d{{4}}|(?P<b>[ \-])\n?\d{{3}}(?P=b)\n?\d{{5}}){_AFTER}",
+    re.A,
 )
 _LANDLINE_CN = re.compile(
     rf"{_BEFORE}(?:(?:\+|00)?86[\- ]?)?(?:\(0(?:10|2\d|[3-9]\d\d)\) ?|0(?:10|2\d|[3-9]\d\d)(?:-\n?| ))"
@@ -219,12 +225,12 @@ _PHONE_HINT = re.compile(
 )
 _AMOUNT_BEFORE = re.compile(r"(?:[$€£¥￥]|\b(?:USD|EUR|RMB|CNY|GBP))\s?$", re.I)
 _AMOUNT_AFTER = re.compile(
-    r"\s?(?:[%‰°*^/]|[元块万亿人次个年秒毫美字千米吨件倍票股条项户]"
+    r"\s?(?:[%‰°]|[元块万亿人次个年秒毫美字千米吨件倍票股条项户]"
     r"|(?:bytes?|bits?|ms|ns|km|kg|people|users|views|times|years|dollars|steps|items|rows)\b)",
     re.I,
 )
-_ARITHMETIC = re.compile(r"[*/%<>^&|]\s{0,2}$|[-+]\s{1,2}$|[-+*/]=\s?$")
-_ARITHMETIC_AFTER = re.compile(r"\s{0,2}(?:[*%<>^&|]|[-+/=]=?\s?\d)|[LlUu]{1,2}\b")
+_ARITHMETIC = re.compile(r"[\w)\]](?:[*/%^+\-]| (?:\*\*?|//?|[%^+\-<>]|[<>]=) |\s?[\-+*/]=\s?)$", re.A)
+_ARITHMETIC_AFTER = re.compile(r"[*/%^]\w| (?:\*\*?|//?|[%^+\-<>]|[<>]=) [\w(]|[LlUu]{1,2}\b", re.A)
 _NAMED = re.compile(
     r"(?P<quoted>['\"])?(?P<name>[A-Za-z_$][\w$.\- ]{0,30}|[\u4e00-\u9fff]{2,8})['\"]?"
     r"\s?(?P<sign>=>?|[:：]|(?<! )\(|#|[为是]|\.? ?)\s{0,2}(?P<quote>['\"])?$",
