@@ -40,13 +40,15 @@ STEPS = {
 OK = "[[OK]]"
 """What a teacher writes if it finds no fault."""
 
-_OK = re.compile(r"^\W*[\[【]{1,2}\s*OK\s*[\]】]{1,2}\W*$|[\[【]{2}\s*OK\s*[\]】]{2}", re.IGNORECASE)
+_OK = re.compile(r"\[\[\s*OK\s*\]\]|【{1,2}\s*OK\s*】{1,2}|^\W*\[\s*OK\s*\]\W*$", re.IGNORECASE)
 _PREAMBLE = re.compile(
-    r"^[*_# ]*(?:(?:sure|okay|certainly|of course)\b[^\n]{0,80}|here(?:'s| is)\b[^\n]{0,80}\b(?:revis|answer|rewrit|version)"
-    r"[^\n]{0,80}|(?:the )?(?:revised|new|rewritten) (?:answer|response|version)[^\n]{0,20}"
+    r"^[*_# ]*(?:(?:sure|okay|certainly|of course)\b[^\n]{0,80}"
+    r"|here(?:'s| is)\b[^\n]{0,80}\b(?:revis|answer|rewrit|version)[^\n]{0,80}"
+    r"|(?:the )?(?:revised|new|rewritten) (?:answer|response|version)[^\n]{0,20}"
     r"|(?:好的|以下是|修改后的|修订后的|新的回答)[^\n]{0,30})[:：][*_ ]*(?:\n+|$)",
     re.IGNORECASE,
 )
+"""A line before a revision that announces it."""
 
 
 @dataclass(frozen=True)
