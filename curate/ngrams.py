@@ -16,7 +16,7 @@ import html
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -32,13 +32,17 @@ from .shingles import LETTER, MARK, SINGLE, STEP, character_kinds, character_val
 ANCHORS = (24, 12)
 """Letters at the beginning of an n-gram that are looked up first. An n-gram is looked up by the longest that fits."""
 
+LETTERS = 3
+"""Least mean number of letters and digits in the words of an n-gram. One with more short words, as in code or sums, is
+longer than `Ngrams.words`."""
+
 _FILTER_BITS = np.uint64(22)
 _INVERSE = np.uint64(pow(int(STEP), -1, 2**64))
 _MARKUP = re.compile(
     r"""(?=[`!\[<\\]) (?:
         ``` [^\s`]*                             # the fence of a code block, with its language
       | !? \[ ([^\]\n]*) \] \( [^()\s]* \)      # a link or picture, of which the text stays
-      | << [^<>\n]* >>                          # a calculation in GSM8K
+      | << [^<>]{0,300} >>                         # a calculation in GSM8K
       | </? [A-Za-z] [^<>\n]{0,300} >           # a tag of HTML
       | \\ (?: begin | end ) \{ [^{}\n]* \}     # an environment of LaTeX
       | \\ ([A-Za-z]+)                          # a command of LaTeX
@@ -96,10 +100,10 @@ class Hit(NamedTuple):
 
 
 class _Passage(NamedTuple):
-    """A question or an answer of an item."""
+    """A question or an answer of an item, with or without its markup."""
 
     item: int
-    text: str  # after `plain`
+    text: str  # one of those that `plain` returns
 
 
 class _Letters:
@@ -140,8 +144,9 @@ def _weights(bits: int) -> tuple[np.ndarray, np.ndarray]:
     return powers(2**bits), np.multiply.accumulate(inverse)
 
 
-def plain(text: str, simplified: bool = False) -> str:
-    """A text in Unicode's form NFKD, without case and without markup of Markdown, HTML and LaTeX.
+def plain(text: str, simplified: bool = False) -> list[str]:
+    """A text in Unicode's form NFKD without case, and once more without markup of Markdown, HTML and LaTeX, if it has
+    any. What looks like markup need not be, such as a number before a full stop at the beginning of a line.
 
     Args:
       text: the text.
@@ -150,7 +155,8 @@ def plain(text: str, simplified: bool = False) -> str:
     text = unicodedata.normalize("NFKD", html.unescape(text) if "&" in text else text)
     if simplified and not text.isascii():
         text = _converter().convert(text)
-    return _MARKUP.sub(_kept, text).casefold()
+    bare, count = _MARKUP.subn(_kept, text)
+    return [text.casefold(), bare.casefold()] if count else [text.casefold()]
 
 
 @functools.cache
@@ -192,7 +198,8 @@ class Index:
             self.items.append((item.set, item.place))
             texts = [(text, True) for text in item.questions] + [(text, False) for text in item.answers]
             for text, is_question in texts:
-                columns.append(self._ngrams_of(text, is_question, settings))
+                for form in plain(_APOSTROPHE.sub("", text), settings.simplified):
+                    columns.append(self._ngrams_of(form, is_question, settings))
         self._build(*(np.concatenate(column) for column in zip(*columns, strict=True)))
         item_of = np.array([passage.item for passage in self._passages], np.int64)
         pairs = np.unique(np.stack([self._ngram_of, item_of[self._passage_of]]), axis=1)
@@ -215,8 +222,7 @@ class Index:
         """
         found: dict[int, dict[int, int]] = defaultdict(dict)  # by passage: the n-grams, with where they start in it
         whole = set()
-        for text in texts:
-            letters = self._letters(text)
+        for letters in self._letters(texts):
             whole.update(self._whole_passages(letters))
             for ngram in np.unique(self._find(letters)).tolist():
                 for place in range(self._postings[ngram], self._postings[ngram + 1]):
@@ -243,23 +249,25 @@ class Index:
 
     def _ngrams_of(self, text: str, is_question: bool, settings: Ngrams) -> tuple[np.ndarray, ...]:
         """The n-grams of a passage, which is added to the index: hash, anchor, length, start and passage of each."""
-        text = plain(_APOSTROPHE.sub("", text), settings.simplified)
         letters = _Letters(text)
         starts, singles = letters.units()
         passage, none = len(self._passages), (*2 * [np.zeros(0, np.uint64)], *3 * [np.zeros(0, np.int64)])
         self._passages.append(_Passage(len(self.items) - 1, text))
-        size = np.concatenate([[0], np.cumsum(np.where(singles, settings.words, settings.characters))])
-        full = settings.words * settings.characters
-        if size[-1] < full:
+        full = settings.words * settings.characters  # of the units, and of LETTERS for each of them
+        sizes = [np.where(singles, settings.words, settings.characters)]
+        sizes.append(np.where(singles, settings.words, settings.characters * np.diff(starts) / LETTERS))
+        sums = [np.append(0, np.cumsum(size)) for size in sizes]
+        whole = min(each[-1] for each in sums)
+        if whole < full:
             if not is_question or not letters.length:
                 return none
-            if size[-1] < settings.shortest * settings.characters or letters.length < ANCHORS[-1]:
+            if whole < settings.shortest * settings.characters or letters.length < ANCHORS[-1]:
                 self._whole[_whole_hash(letters)].append(passage)
                 return none
             first, last = np.array([0]), np.array([len(starts) - 1])
         else:
-            last = np.searchsorted(size, size[:-1] + full)
-            first = np.flatnonzero(last < len(size))
+            last = np.max([np.searchsorted(each, each[:-1] + full - 1e-6) for each in sums], axis=0)
+            first = np.flatnonzero(last < len(starts))
             last = last[first]
         begin, end = starts[first], starts[last]
         fits = end - begin >= ANCHORS[-1]
@@ -289,8 +297,9 @@ class Index:
             filter_[anchors[ngrams] >> (np.uint64(64) - _FILTER_BITS)] = True
             self._tables.append((length, anchors[ngrams], ngrams, filter_))
 
-    def _letters(self, text: str) -> _Letters:
-        return _Letters(plain(text, self._simplified))
+    def _letters(self, texts: Iterable[str]) -> Iterator[_Letters]:
+        """The letters of each text, with and without its markup."""
+        return (_Letters(form) for text in texts for form in plain(text, self._simplified))
 
     def _find(self, letters: _Letters) -> np.ndarray:
         """The numbers of the n-grams in a text, in no order, some of them more than once."""
@@ -320,8 +329,7 @@ class Index:
 
     def _leave_out_found(self, texts: Iterable[str]) -> None:
         """Leaves out the n-grams and short questions that texts of a background corpus have."""
-        for text in texts:
-            letters = self._letters(text)
+        for letters in self._letters(texts):
             self._leave_out(self._find(letters))
             if letters.length:
                 self._whole.pop(_whole_hash(letters), None)
