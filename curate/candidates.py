@@ -4,16 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..data.sources import Record
-from ..serve.journal import Reply
+from ..data.formats import parse
+from ..data.json_values import plain
+from ..data.sources import Source
+from ..errors import bad_record
+from ..serve.journal import Asker, Reply, Request
 from .applying import RejectedRow
-from .rows import Rejected, Row, fraction_of, id_of, text_of
+from .rows import LANGUAGE, Rejected, Row, fraction_of, id_of, text_of
 from .seeds import language_of
 
 READ = "read"
 """The step that takes the records to start from."""
 
-READ_REASONS = ("repeated", "tools")
+READ_REASONS = ("repeated", "tools", "malformed")
 
 REPLY_REASONS = ("empty", "cut", "withheld")
 """Why the reply of a teacher is of no use (`problem_of`)."""
@@ -41,6 +44,35 @@ class Made:
         self.rejected.append(RejectedRow(row, step, why.reason, why.detail))
 
 
+class Counting:
+    """An asker that counts the replies which are read, each once, wherever they come from.
+
+    Attributes:
+      replies: the replies by the key of their requests.
+    """
+
+    def __init__(self, asker: Asker):
+        self.name, self._asker, self.replies = asker.name, asker, dict[str, Reply]()
+
+    def key(self, request: Request) -> str:
+        """The key of a request in the journal."""
+        return self._asker.key(request)
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """The replies to requests, in their order."""
+        found = self._asker.ask(requests)
+        self.replies.update(zip(map(self.key, requests), found, strict=True))
+        return found
+
+    def __str__(self) -> str:
+        """The number of replies and of their tokens. It depends on no failures and interruptions."""
+        prompts, answers = (
+            sum(getattr(reply, name) or 0 for reply in self.replies.values())
+            for name in ("prompt_tokens", "completion_tokens")
+        )
+        return f"{len(self.replies):,} replies of {self.name}, {prompts:,} tokens of prompts and {answers:,} of answers"
+
+
 def problem_of(reply: Reply) -> Rejected | None:
     """Why a reply is of no use: it was held back, cut by a limit of tokens, or is empty. None for a good one."""
     if reply.finish_reason in WITHHELD:
@@ -65,27 +97,41 @@ def draw(seed: int, purpose: str, *what: Any) -> int:
     return int(fraction_of("\0".join(map(str, (seed, *what))), purpose) * 2**31)
 
 
-def start_rows(source: str, records: Iterable[Record], made: Made) -> list[Row]:
-    """Rows of conversations to start from, in the order of their records.
+def start_rows(name: str, raws: Iterable[tuple[str, Any]], made: Made, source: Source | None = None) -> list[Row]:
+    """Rows to start from, in the order of their records. Their column language is "en" or "zh".
 
     Args:
-      source: name of the source.
-      records: records as `data.sources.read` gives them.
-      made: gets the rows from which nothing can be made: repeated ones, and conversations with tools.
+      name: name of the source.
+      raws: place and raw record, or a ValueError for one that cannot be read, as `data.sources.raw_rows` gives them.
+      made: gets the rows from which nothing can be made: repeated ones, conversations with tools, and malformed ones.
+      source: says the format of the records and what to do about a malformed one; None detects formats, and raises.
+
+    Raises:
+      UserError: a record is malformed, unless `source.on_error` is "skip".
     """
-    found: dict[str, Row] = {}
-    for number, record in enumerate(records, 1):
-        row = Row(id_of(source, record), dict(record), source, record.where)
+    found: dict[str, Row | None] = {}
+    for number, (place, raw) in enumerate(raws, 1):
+        content = plain(raw) if isinstance(raw, Mapping) else {"unreadable": str(raw), "record": number}
+        row = Row(id_of(name, content), content, name, place)
         if row.id in found:
-            repeated = replace(row, id=id_of(source, {"repeated": number, "record": record}))
-            made.drop(repeated, READ, Rejected("repeated", f"as {found[row.id].place}"))
-        elif _has_tools(record):
-            found[row.id] = row
+            repeated = replace(row, id=id_of(name, {"repeated": number, "record": content}))
+            made.drop(repeated, READ, Rejected("repeated", "the same record stands before"))
+            continue
+        found[row.id] = None
+        try:
+            if isinstance(raw, ValueError):
+                raise raw
+            record = parse(raw, source.format if source else "auto")
+        except ValueError as problem:
+            if source is None or source.on_error == "raise":
+                raise bad_record(f"{place}: {problem}") from problem
+            made.drop(row, READ, Rejected("malformed", str(problem)))
+            continue
+        if _has_tools(record):
             made.drop(row, READ, Rejected("tools"))
         else:
-            found[row.id] = row.with_(language=language_of(text_of(record)) or "en")
-    dropped = {each.row.id for each in made.rejected}
-    return [row for row in found.values() if row.id not in dropped]
+            found[row.id] = row.with_(record, **{LANGUAGE: language_of(text_of(record)) or "en"})
+    return [row for row in found.values() if row is not None]
 
 
 def _has_tools(record: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ import pytest
 from camelid.curate.candidates import Made, start_rows
 from camelid.curate.dialogues import STEPS, Dialogues, parse_question
 from camelid.data.formats import parse
-from camelid.data.sources import Record
 from camelid.serve.endpoint import Endpoint, Limits
 from camelid.serve.journal import Journal, Reply
 from camelid.settings.sections import read
@@ -36,7 +35,7 @@ def write(request):
 
 
 def rows_of(raw, made):
-    return start_rows("s", [Record(parse(each), f"s:{n}") for n, each in enumerate(raw, 1)], made)
+    return start_rows("s", [(f"s:{n}", each) for n, each in enumerate(raw, 1)], made)
 
 
 def made_of(teacher, raw=RAW, **settings):

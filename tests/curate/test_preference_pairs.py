@@ -8,7 +8,6 @@ import pytest
 from camelid.curate.candidates import Made, start_rows
 from camelid.curate.preference_pairs import STEPS, RankedPairs, Verdict
 from camelid.data.formats import parse
-from camelid.data.sources import Record
 from camelid.serve.journal import Reply
 from camelid.settings.sections import read
 from camelid.tests.curate.asking import Teacher, bytes_of, check_made, reasons
@@ -32,7 +31,7 @@ def by_length(comparisons):
 
 def made_of(teachers, judge=by_length, raw=RAW, **settings):
     made = Made()
-    rows = start_rows("s", [Record(parse(each), f"s:{n}") for n, each in enumerate(raw, 1)], made)
+    rows = start_rows("s", [(f"s:{n}", each) for n, each in enumerate(raw, 1)], made)
     return read(settings, RankedPairs)(teachers, judge, "judge", rows, made)
 
 

@@ -8,7 +8,6 @@ from camelid.curate.candidates import Made, start_rows
 from camelid.curate.principles import FILE, read_principles
 from camelid.curate.revisions import STEPS, Revisions
 from camelid.data.formats import parse
-from camelid.data.sources import Record
 from camelid.errors import UserError
 from camelid.serve.journal import Reply
 from camelid.settings.sections import read
@@ -36,7 +35,7 @@ def write(request):
 
 def made_of(teacher, raw=RAW, principles=PRINCIPLES, **settings):
     made = Made()
-    rows = start_rows("s", [Record(parse(each), f"s:{n}") for n, each in enumerate(raw, 1)], made)
+    rows = start_rows("s", [(f"s:{n}", each) for n, each in enumerate(raw, 1)], made)
     return read(settings, Revisions)(teacher, rows, principles, made)
 
 
