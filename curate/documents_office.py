@@ -55,6 +55,7 @@ class _Reader:
         self._qn, self._document = qn, document
         self._left_out = {qn(name) for name in LEFT_OUT}
         self._page, self._paged, self._boxes = 1, False, []
+        self._begun: int | None = None  # the page of the first words of a paragraph
         self._counts: Counter[tuple[str, int]] = Counter()
 
     def document(self) -> Document:
@@ -82,7 +83,9 @@ class _Reader:
                 yield from self._blocks(element)
 
     def _paragraph(self, element) -> Iterator[Block]:
-        page, text = self._page, self._text(element).strip()
+        self._begun = None
+        text = self._text(element).strip()
+        page = self._begun or self._page
         level = self._level(element)
         if text and level is not None:
             yield Block(HEADING, " ".join(text.split()), page, level)
@@ -100,6 +103,7 @@ class _Reader:
                 continue
             if tag in (qn("w:t"), qn("m:t")):
                 parts.append(child.text or "")
+                self._begun = self._begun or self._page
             elif tag == qn("w:tab"):
                 parts.append(" ")
             elif tag == qn("w:noBreakHyphen"):

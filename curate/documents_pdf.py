@@ -120,8 +120,8 @@ def _in_margin(line: Line, page: Page) -> bool:
     return line.bottom > (1 - MARGIN) * page.height or line.top < MARGIN * page.height
 
 
-def _running_heads(pages: list[Page], largest: float) -> list[tuple[int, str]]:
-    """Pairs (index of the page, text) of lines in the margins that repeat on pages, or count them.
+def _running_heads(pages: list[Page], largest: float) -> dict[tuple[int, str], None]:
+    """Pairs (index of the page, text), in their order, of lines in the margins that repeat on pages, or count them.
 
     A line repeats if it stands on three pages, or on all of two, at one height, with any digits. A line whose size is
     `largest` or more is a heading.
@@ -132,13 +132,14 @@ def _running_heads(pages: list[Page], largest: float) -> list[tuple[int, str]]:
             if _in_margin(line, page) and line.size < largest:
                 found[re.sub(r"\d+", "#", line.text), round(line.bottom / 4)].append((number, line.text))
     enough = max(2, min(3, len(pages)))
-    heads = [each for group in found.values() if len({number for number, _ in group}) >= enough for each in group]
+    repeated = [group for group in found.values() if len({number for number, _ in group}) >= enough]
+    heads = dict.fromkeys(each for group in repeated for each in group)
     for number, page in enumerate(pages):
         edge = [line for line in page.lines if _in_margin(line, page)]
         for line in (min(edge, key=lambda line: line.bottom), max(edge, key=lambda line: line.top)) if edge else ():
             match = PAGE_NUMBER.fullmatch(line.text)
             if match and (match[1] == str(number + 1) or not line.text.strip().isdigit()):
-                heads.append((number, line.text))
+                heads[number, line.text] = None
     return heads
 
 

@@ -35,8 +35,8 @@ def pdf(pages: Sequence[Sequence[Put]], *, pictures: Sequence[int] = ()) -> byte
             objects.append(f"<< /Type /Font /Subtype /Type1 /BaseFont /{base} /Encoding /WinAnsiEncoding >>")
         fonts[name] = len(objects)
     objects.append(
-        "<< /Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8 /Length 1 >>\n"
-        "stream\n \nendstream"
+        "<< /Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8 /Length 1 "
+        ">>\nstream\n \nendstream"
     )
     image, kids = len(objects), []
     named = " ".join(f"/{name} {number} 0 R" for name, number in fonts.items())
@@ -57,7 +57,9 @@ def pdf(pages: Sequence[Sequence[Put]], *, pictures: Sequence[int] = ()) -> byte
         places.append(len(content))
         content += f"{number} 0 obj\n{body}\nendobj\n".encode()
     table = "".join(f"{place:010d} 00000 n \n" for place in places)
-    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\n"
+    end = (
+        f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\n"
+    )
     return content + f"{end}startxref\n{len(content)}\n%%EOF\n".encode()
 
 
@@ -65,5 +67,9 @@ def column(text: str, x: float = 50, y: float = 740, *, width: int, leading: flo
     """Lines of at most `width` characters from the top down, with a smaller one at the end of the paragraph."""
     import textwrap
 
-    lines = textwrap.wrap(text, width) if put.get("font") != "chinese" else [text[i : i + width] for i in range(0, len(text), width)]
+    lines = (
+        textwrap.wrap(text, width)
+        if put.get("font") != "chinese"
+        else [text[i : i + width] for i in range(0, len(text), width)]
+    )
     return [Put(x, y - number * leading, line, **put) for number, line in enumerate(lines)]

@@ -1,0 +1,272 @@
+"""Word, HTML, Markdown, text and workbooks with planted headings, tables, lists and defects."""
+
+import datetime
+
+import pytest
+
+from camelid.curate.document_rows import Reading, read_documents
+from camelid.curate.documents import Block, read_document
+from camelid.curate.documents_tables import shown_value, tables_of
+from camelid.errors import DataError, UserError
+
+
+def found(path):
+    return [(block.kind, block.level, block.text) for block in read_document(path).blocks]
+
+
+def test_a_markdown_file_is_its_headings_paragraphs_tables_and_code(tmp_path):
+    path = tmp_path / "a.md"
+    path.write_text(
+        "---\ntitle: x\n---\nTop\n===\n\nOne\ntwo.\n\n## Sub *x*\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n- x\n- y\n\n"
+        "```py\ncode\n\n# no heading\n```\n<!-- hidden -->\n"
+    )
+    assert found(path) == [
+        ("heading", 1, "Top"),
+        ("paragraph", 0, "One\ntwo."),
+        ("heading", 2, "Sub *x*"),
+        ("table", 0, "| a | b |\n|---|---|\n| 1 | 2 |"),
+        ("paragraph", 0, "- x\n- y"),
+        ("verbatim", 0, "```py\ncode\n\n# no heading\n```"),
+    ]
+
+
+def test_wrapped_lines_of_text_are_joined_and_chinese_ones_without_a_space(tmp_path):
+    chinese = [
+        "骆驼是沙漠里的动物，它可以很多天不喝水，所以",
+        "人们叫它沙漠之舟。它的背上有一个或者两个驼峰，",
+        "不是水。",
+    ]
+    english = [
+        "A camel is an animal of the desert that needs",
+        "no water for many days, so that people call",
+        "it a ship.",
+    ]
+    poem = ["roses", "violets"]
+    parts = [["第一章 骆驼"], chinese, english, poem]
+    (tmp_path / "a.txt").write_text("\n\n".join("\n".join(lines) for lines in parts))
+    assert found(tmp_path / "a.txt") == [
+        ("heading", 1, "第一章 骆驼"),
+        ("paragraph", 0, "".join(chinese)),
+        ("paragraph", 0, " ".join(english)),
+        ("paragraph", 0, "roses\nviolets"),
+    ]
+
+
+def test_form_feeds_part_pages_of_text(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n\fTwo.")
+    assert [block.page for block in read_document(tmp_path / "a.txt").blocks] == [1, 2]
+
+
+def test_a_web_page_is_its_content_without_menus(tmp_path):
+    path = tmp_path / "a.html"
+    path.write_text(
+        "<html><head><title>Shop</title><script>var x</script></head><body><nav>Menu</nav><header>Banner</header>"
+        "<h2>Hours</h2><p>We are <b>open</b>.</p><table><tr><th>Day</th><th>Hours</th></tr><tr><td rowspan=2>Mon</td>"
+        "<td>9</td></tr><tr><td>10</td></tr></table><ul><li>a</li><li>b</li></ul>"
+        "<pre><code class='language-python'>if x:\n    y</code></pre><footer>Imprint</footer></body></html>"
+    )
+    assert found(path) == [
+        ("heading", 1, "Shop"),
+        ("heading", 2, "Hours"),
+        ("paragraph", 0, "We are **open**."),
+        ("table", 0, "| Day | Hours |\n| --- | --- |\n| Mon | 9 |\n| Mon | 10 |"),
+        ("paragraph", 0, "- a\n- b"),
+        ("verbatim", 0, "```python\nif x:\n    y\n```"),
+    ]
+    path.write_text("<body><header>H</header><main><p>Only this.</p></main><p>Not this.</p></body>")
+    assert found(path) == [("paragraph", 0, "Only this.")]
+
+
+def test_a_web_page_in_gb18030_is_read_as_it_says(tmp_path):
+    content = '<html><head><meta charset="gb18030"></head><body><p>商品可以退回。</p></body></html>'
+    (tmp_path / "a.html").write_bytes(content.encode("gb18030"))
+    assert found(tmp_path / "a.html") == [("paragraph", 0, "商品可以退回。")]
+
+
+def test_a_word_file_keeps_headings_lists_tables_footnotes_and_pages(tmp_path):
+    docx = pytest.importorskip("docx", reason="python-docx is not installed")
+    from docx.oxml import OxmlElement
+    from docx.oxml.ns import qn
+
+    document = docx.Document()
+    document.add_heading("Handbook", 0)
+    document.add_heading("Returns", 1)
+    paragraph = document.add_paragraph("Within 30 days.")
+    for tag, text_tag, text in (("w:ins", "w:t", " Inserted."), ("w:del", "w:delText", " Deleted.")):
+        change, run, words = OxmlElement(tag), OxmlElement("w:r"), OxmlElement(text_tag)
+        words.text = text
+        words.set(qn("xml:space"), "preserve")
+        run.append(words)
+        change.append(run)
+        paragraph._p.append(change)
+    for item in ("open", "close"):
+        document.add_paragraph(item, style="List Number")
+    document.add_paragraph("dot", style="List Bullet")
+    table = document.add_table(3, 3)
+    for i, row in enumerate([("Name", "Price", "Stock"), ("Lamp", "12", "3"), ("Chair", "99", "")]):
+        for j, text in enumerate(row):
+            table.cell(i, j).text = text
+    table.cell(1, 2).merge(table.cell(2, 2))
+    document.add_heading("第二页", 2)
+    last = document.add_paragraph("在下一页。")
+    last.runs[0]._r.insert(0, OxmlElement("w:lastRenderedPageBreak"))
+    document.save(tmp_path / "a.docx")
+    blocks = read_document(tmp_path / "a.docx").blocks
+    assert [(block.kind, block.level, block.text) for block in blocks] == [
+        ("heading", 1, "Handbook"),
+        ("heading", 2, "Returns"),
+        ("paragraph", 0, "Within 30 days. Inserted."),
+        ("paragraph", 0, "1. open"),
+        ("paragraph", 0, "2. close"),
+        ("paragraph", 0, "- dot"),
+        ("table", 0, "| Name | Price | Stock |\n| --- | --- | --- |\n| Lamp | 12 | 3 |\n| Chair | 99 | 3 |"),
+        ("heading", 3, "第二页"),
+        ("paragraph", 0, "在下一页。"),
+    ]
+    assert [block.page for block in blocks] == [1] * 8 + [2]
+
+
+@pytest.mark.parametrize(
+    "value,shape,shown",
+    [
+        (3, "General", "3"),
+        (2.50, "General", "2.5"),
+        (0.1 + 0.2, "General", "0.3"),
+        (1234.5, "#,##0.00", "1,234.50"),
+        (0.125, "0%", "12%"),
+        (0.125, "0.0%", "12.5%"),
+        (12.5, '"$"#,##0.00', "$12.50"),
+        (12, "[$¥-804]0", "¥12"),
+        (7, "0000", "0007"),
+        (True, "General", "TRUE"),
+        (datetime.datetime(2024, 3, 5), "yyyy-mm-dd", "2024-03-05"),
+        (datetime.datetime(2024, 3, 5), 'yyyy"年"m"月"d"日"', "2024年3月5日"),
+        (datetime.datetime(2024, 3, 5, 9, 30), "dd/mm/yyyy hh:mm", "05/03/2024 09:30"),
+        (datetime.datetime(2024, 3, 5), "General", "2024-03-05"),
+        (datetime.time(9, 5), "h:mm", "9:05"),
+        (None, "General", ""),
+    ],
+)
+def test_cells_are_read_as_a_spreadsheet_shows_them(value, shape, shown):
+    assert shown_value(value, shape) == shown
+
+
+def workbook(path, **more):
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.title = "FAQ"
+    for row in [["Our FAQ"], [], ["Topic", "Question", "Answer"], ["A", "How much?", 12.5], [None, "When?", "Now."]]:
+        sheet.append(row)
+    sheet.merge_cells("A1:C1")
+    sheet.merge_cells("A4:A5")
+    sheet["C4"].number_format = '"$"0.00'
+    hidden = book.create_sheet("hidden")
+    hidden.append(["Question", "Answer"])
+    hidden.append(["no", "no"])
+    hidden.sheet_state = "hidden"
+    prices = book.create_sheet("Prices")
+    for row in [["Item", "Price"], ["Lamp", 3], ["Chair|x", "a\nb"]]:
+        prices.append(row)
+    for cell, formula in more.items():
+        sheet[cell] = formula
+    book.save(path)
+
+
+def test_a_workbook_is_records_where_its_columns_are_known_and_else_a_markdown_table(tmp_path):
+    workbook(tmp_path / "a.xlsx")
+    documents = read_documents(tmp_path, Reading())
+    assert [[m["content"] for m in row.record["messages"]] for row in documents.records] == [
+        ["How much?", "$12.50"],
+        ["When?", "Now."],
+    ]
+    assert [row.record["meta"] for row in documents.records] == [{"Topic": "A"}, {"Topic": "A"}]
+    assert [row.place for row in documents.records] == ["a.xlsx, FAQ, row 4", "a.xlsx, FAQ, row 5"]
+    (passage,) = documents.passages
+    assert passage.record["text"] == "# Prices\n\n| Item | Price |\n| --- | --- |\n| Lamp | 3 |\n| Chair\\|x | a<br>b |"
+    assert passage.columns["sheet"] == "Prices" and passage.columns["heading"] == ["Prices"]
+
+
+def test_a_formula_without_a_value_is_named(tmp_path):
+    workbook(tmp_path / "a.xlsx", C5="=1+2")
+    with pytest.raises(DataError, match=r"a\.xlsx, FAQ, row 5: cell C5 has a formula without a stored value"):
+        read_documents(tmp_path, Reading())
+    rejected = read_documents(tmp_path, Reading(on_error="skip")).rejected
+    assert [(each.row.place, each.reason) for each in rejected] == [("a.xlsx, FAQ, row 5", "malformed")]
+
+
+def test_columns_of_ones_own_name_the_questions_of_the_tables_that_have_them(tmp_path):
+    (tmp_path / "a.csv").write_text("ask,tell,more\nWho?,Ann.,\nWhere?,Here.,x\n")
+    (tmp_path / "b.csv").write_text("item,price\nLamp,3\n")
+    columns = {"instruction": "ask", "output": "tell"}
+    documents = read_documents(tmp_path, Reading(columns=columns))
+    assert [row.record["messages"][1]["content"] for row in documents.records] == ["Ann.", "Here."]
+    assert [row.record["text"] for row in documents.passages] == ["| item | price |\n| --- | --- |\n| Lamp | 3 |"]
+    with pytest.raises(UserError, match=r"--columns: there is no value in the column 'tel' .* did you mean tell\?"):
+        read_documents(tmp_path, Reading(columns={"instruction": "ask", "output": "tel"}))
+
+
+BAD = {
+    "empty.txt": (b"", "it is empty (0 bytes)"),
+    "blank.txt": (b" \n\n", "it holds no text"),
+    "heads.md": (b"# One\n\n## Two\n", "it holds headings alone, and no text"),
+    "a.doc": (b"x", ".doc is not read: save it as .docx"),
+    "a.png": (b"x", "it is a picture: make a PDF with a text layer of it by OCR"),
+    "a.exe": (b"x", "this kind of file is not read; give .pdf, .docx"),
+    "zip.docx": (b"PK\x03\x04garbage", "it is damaged, or no .docx"),
+    "locked.xlsx": (bytes.fromhex("d0cf11e0a1b11ae1") + bytes(99), "it is encrypted, or an old office file"),
+    "gb.txt": ("商品可以退回。".encode("gb18030"), "it is not UTF-8 at byte 1 (--encoding=gb18030 reads"),
+    "gb.csv": ("问题,答案\n谁？,安。\n".encode("gb18030"), "it is not UTF-8 at byte 1 (--encoding=gb18030 reads"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, name):
+    content, reason = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as problem:
+        read_documents(tmp_path, Reading())
+    assert str(problem.value).startswith(f"{tmp_path / name}: {reason}"), problem.value
+    assert "on_error=skip leaves such files out and lists them" in str(problem.value)
+
+
+def test_skipped_files_are_listed_and_copies_are_left_out(tmp_path):
+    for name, (content, _) in BAD.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "good.txt").write_text("Good words.")
+    (tmp_path / "same.txt").write_text("Good words.")
+    (tmp_path / ".hidden.txt").write_text("Hidden.")
+    documents = read_documents(tmp_path, Reading(on_error="skip"))
+    assert [row.record["text"] for row in documents.passages] == ["Good words."]
+    reasons = {each.row.place: each.reason for each in documents.rejected}
+    assert reasons == dict.fromkeys(BAD, "unreadable") | {"same.txt": "copy"}
+    assert {each.name: each.notes for each in documents.files}["same.txt"] == ["a copy of good.txt"]
+    gb = read_documents(tmp_path, Reading(on_error="skip", encoding="gb18030"))
+    assert [row.record["text"] for row in gb.passages] == ["商品可以退回。", "Good words."] and len(gb.records) == 1
+
+
+def test_nothing_that_can_be_read_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no files in this folder"):
+        read_documents(tmp_path, Reading())
+    (tmp_path / "a.txt").write_bytes(b"")
+    with pytest.raises(UserError, match="none of 1 files could be read: it is empty"):
+        read_documents(tmp_path, Reading(on_error="skip"))
+    with pytest.raises(UserError, match="there is no such encoding"):
+        (tmp_path / "a.txt").write_text("x")
+        read_documents(tmp_path, Reading(on_error="skip", encoding="utf9"))
+
+
+def test_a_large_workbook_of_questions_keeps_the_place_of_each(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\n" + "".join(f"q{i},a{i}\n" for i in range(300)))
+    (table,) = tables_of(tmp_path / "a.csv", "a.csv")
+    assert table.records()[299] == ("a.csv:301", {"question": "q299", "answer": "a299"})
+    ids = {row.id for row in read_documents(tmp_path, Reading()).records}
+    assert len(ids) == 300
+
+
+def test_blocks_know_nothing_of_the_machine(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.md").write_text("# H\n\nText.")
+    first, second = (read_documents(tmp_path / name, Reading()).passages for name in ("one", "two"))
+    assert first == second and read_document(tmp_path / "one" / "a.md").blocks[0] == Block("heading", "H", None, 1)
