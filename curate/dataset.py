@@ -9,6 +9,7 @@
 The bytes depend on the rows and the settings alone. The card is written last: a folder with a card is complete.
 """
 
+import os
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
@@ -185,8 +186,9 @@ class _Parts:
             if name not in self._files:
                 self._open(name)
         for name, file in self._files.items():
-            with writing(self._folder / name):
-                file.close()
+            with writing(self._folder / name), file:
+                file.flush()
+                os.fsync(file.fileno())
         return {name: [size, f"{crc:08x}"] for name, (size, crc) in sorted(self._sums.items())}
 
     def _name(self, kind: str, shard: int) -> str:

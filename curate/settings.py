@@ -8,6 +8,7 @@ A section `c.step.NAME` holds the settings of the step NAME. A section of anothe
 `use`, so that a step can run twice.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -131,8 +132,7 @@ def named_steps(config: CurateConfig) -> Iterator[tuple[str, Step | WholeStep]]:
     for name in config.steps:
         used = class_name(config, name)
         settings = {leaf: value for leaf, value in config.step.get(name, {}).items() if leaf != "use"}
-        if used not in STEPS and ":" not in used:
-            find(used, "config.steps" if used == name else f"config.step.{name}.use")
+        find(used, "config.steps" if used == name else f"config.step.{name}.use")
         yield name, make(used, settings, f"config.step.{name}")
 
 
@@ -172,10 +172,9 @@ def sources_at(locations: Iterable[str], **more: Any) -> dict[str, dict[str, Any
 
 def _is_changed(name: str, section: Mapping[str, Any]) -> bool:
     """Whether a section of the config differs from the defaults of its step."""
-    section = dict(section)
-    kind = find(section.pop("use", None) or name, f"config.step.{name}")
-    given = settings_of(read(section, kind, f"config.step.{name}"))
-    return any(given[leaf] != value for leaf, value in settings_of(kind()).items())
+    defaults = settings_of(find(section.get("use") or name, f"config.step.{name}")())
+    given = {leaf: value for leaf, value in section.items() if leaf != "use"}
+    return json.dumps({**defaults, **given}, sort_keys=True) != json.dumps(defaults, sort_keys=True)
 
 
 def _plain(section: Any, name: str) -> dict[str, Any]:

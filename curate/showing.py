@@ -142,13 +142,12 @@ def _drawn(row: Row, result: Result):
 
 
 def _difference(before: Mapping[str, Any], after: list[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """The lines that differ between a record and those made of it: pairs of a mark (" ", "-", "+", "@") and a line."""
+    """The lines that differ between a record and those made of it: pairs of a mark, one of " -+@", and a line."""
     new = written(after[0])
     for number, record in enumerate(after[1:], 2):
         new += [f"=== part {number}", *written(record)]
-    lines = difflib.unified_diff(written(before), new, lineterm="", n=1)
-    for line in list(lines)[2:]:
-        yield line[:1], line[1:]
+    for line in list(difflib.unified_diff(written(before), new, lineterm="", n=1))[3:]:
+        yield ("@", "...") if line.startswith("@") else (line[:1], line[1:])
 
 
 def written(record: Mapping[str, Any]) -> list[str]:

@@ -24,8 +24,13 @@ def base(sources: str = "", **steps: dict[str, Any]) -> ConfigDict:
     """
     c = to_config(CurateConfig())
     c.sources = ConfigDict(sources_at(filter(None, split_escaped(sources, "+"))))
-    c.step = ConfigDict({name: to_config(find(name)()) for name in STEPS})
+    c.step = ConfigDict({name: _defaults(find(name)) for name in STEPS})
     for name, settings in steps.items():
-        kind = find(settings["use"], f"config.step.{name}.use")
-        c.step[name] = ConfigDict({**to_config(kind()).to_dict(), **settings})
+        c.step[name] = ConfigDict({**_defaults(find(settings["use"], f"config.step.{name}.use")), **settings})
     return c
+
+
+def _defaults(step: type) -> dict[str, Any]:
+    """Every setting of a step with its default. Tuples become lists, for which flags take any literal."""
+    leaves = to_config(step()).to_dict()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in leaves.items()}

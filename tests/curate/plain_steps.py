@@ -1,6 +1,7 @@
 """Steps for tests of the engine, whose effects are easy to foresee, and rows for them."""
 
 import random
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -83,6 +84,17 @@ class Stumble:
     def __call__(self, row: Row) -> Row:
         if "owl" in text_of(row.record).split():
             raise LookupError("an owl")
+        return row
+
+
+@dataclass(frozen=True)
+class Sleeper:
+    """Sleeps at every row."""
+
+    reasons: ClassVar = ()
+
+    def __call__(self, row: Row) -> Row:
+        time.sleep(60)
         return row
 
 
