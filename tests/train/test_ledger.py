@@ -20,14 +20,15 @@ def config(tmp_path):
     one called plain has no card."""
     ledger._tell_once.cache_clear()
 
-    def read(licences, **leaves):
+    def read(licences_of, **leaves):
         config = base()
         config.model.preset, config.total_steps = "nano-test", 4
         config.data.mixture = {}
-        for name, licence in licences.items():
-            make(tmp_path / name, PAIRS, licence=licence)
+        for name, licence in licences_of.items():
+            if not (tmp_path / name).exists():
+                make(tmp_path / name, PAIRS, licence=licence)
             if name == "plain":
-                (tmp_path / name / "card.json").unlink()
+                (tmp_path / name / "card.json").unlink(missing_ok=True)
             entry = {
                 "source": str(tmp_path / name),
                 "format": "auto",
