@@ -249,12 +249,16 @@ def rename(answer: str, name: str, maker: str) -> str:
       maker: the name of its maker.
     """
     text = own_words(answer)
-    pieces, place = [], 0
+    found = {}  # where each name begins: where it ends, and what stands there instead
     for hit in _identities(text):
         family = _families()[hit.family]
         for match in family.any.finditer(text, hit.start, hit.stop):
-            pieces += [answer[place : match.start()], maker if family.makers.fullmatch(match[0]) else name]
-            place = match.end()
+            found[match.start()] = (match.end(), maker if family.makers.fullmatch(match[0]) else name)
+    pieces, place = [], 0
+    for start, (stop, other) in sorted(found.items()):
+        if start >= place:
+            pieces += [answer[place:start], other]
+            place = stop
     return "".join([*pieces, answer[place:]])
 
 
@@ -266,6 +270,7 @@ class _Family(NamedTuple):
     makers: re.Pattern[str]
     any: re.Pattern[str]
     phrases: re.Pattern[str]  # the patterns of identity.toml with these names
+    beginnings: frozenset[str]  # the letters with which patterns of names begin: a text without any has no name
 
 
 class _Hit(NamedTuple):
@@ -290,6 +295,7 @@ def _families() -> Mapping[str, _Family]:
         families[title] = _Family(
             *(re.compile(each, re.IGNORECASE) for each in (names, common, makers, f"{makers}|{names}")),
             pattern("|".join(phrases), {**found["words"], "name": names, "maker": makers}, re.IGNORECASE),
+            frozenset(re.match(r"[^\W\d_]+", each)[0].lower() for patterns in family.values() for each in patterns),
         )
     return families
 
@@ -300,26 +306,21 @@ def _context() -> re.Pattern[str]:
     return re.compile("|".join(tables("identity.toml")["context"].values()))
 
 
-@functools.cache
-def _beginnings() -> Sequence[str]:
-    """The letters with which the patterns of names begin: a text without any of them has no name."""
-    families = tables("identity.toml")["families"].values()
-    patterns = [each for family in families for names in family.values() for each in names]
-    return sorted({re.match(r"[^\W\d_]+", each)[0].lower() for each in patterns})
-
-
 def _identities(text: str) -> Iterator[_Hit]:
     """The sentences of an assistant's own words that say who it is."""
     lower = text.lower()
-    if not any(beginning in lower for beginning in _beginnings()):
-        return
-    for start, stop in sentences(text):
-        for title, family in _families().items():
+    present = {
+        title: family
+        for title, family in _families().items()
+        if any(beginning in lower for beginning in family.beginnings) and family.any.search(text)
+    }
+    for start, stop in sentences(text) if present else ():
+        for title, family in present.items():
             match = family.any.search(text, start, stop) and family.phrases.search(text, start, stop)
             if not match:
                 continue
             certain = family.makers.search(match[0]) or not family.common.fullmatch(family.names.search(match[0])[0])
-            if certain or _context().search(text.replace(match[0], " "), start, stop):
+            if certain or _context().search(family.names.sub(" ", text[start:stop])):
                 yield _Hit(start, stop, title)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from .code_blocks import without_code
 
 _QUOTED = re.compile(
-    r'"[^"\n]{13,}"|“[^”\n]{13,}”|「[^」\n]{6,}」|『[^』\n]{6,}』|“[^”\n]*[\u4e00-\u9fff][^”\n]{5,}”|^[ \t]*>.*$',
+    r'"[^"\n]{13,}"|“[^“”\n]{13,}”|“(?=[^“”\n]*[\u4e00-\u9fff])[^“”\n]{6,}”'
+    r"|「[^「」\n]{6,}」|『[^『』\n]{6,}』|^[ \t]*>.*$",
     re.MULTILINE,
 )
 _SENTENCE = re.compile(r"(?:[^.!?。！？\n]|[.!?](?=[\w)\"']))+[.!?。！？]*")
