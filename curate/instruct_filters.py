@@ -55,7 +55,7 @@ class Filters:
     """Text file with a phrase on each line. A task that holds one, as whole words in any case, is dropped."""
 
     reasons = (
-        *("too_short", "too_long", "other_language", "punctuation", "beyond_text", "attached", "begin"),
+        *("other_language", "too_short", "too_long", "punctuation", "beyond_text", "attached", "begin"),
         *("output_too_long", "echo", "banned"),
     )
 
@@ -72,15 +72,15 @@ class Filters:
 
     def of_instruction(self, text: str, language: str) -> Rejected | None:
         """Why an instruction is dropped; None if it is kept."""
+        letters = _LETTER.findall(text)
+        other = sum(not _KNOWN.match(letter) for letter in letters)
+        if language_of(text) != language or other > self.other_script * len(letters):
+            return Rejected("other_language", f"asked for {language}")
         words = len(split(text, "zh") if language == "zh" else text.split())
         if words < (self.least_words_zh if language == "zh" else self.least_words):
             return Rejected("too_short", f"{words} words")
         if words > self.most_words:
             return Rejected("too_long", f"{words} words")
-        letters = _LETTER.findall(text)
-        other = sum(not _KNOWN.match(letter) for letter in letters)
-        if language_of(text) != language or other > self.other_script * len(letters):
-            return Rejected("other_language", f"asked for {language}")
         if _is_punctuation(text[0], language):
             return Rejected("punctuation", text[0])
         patterns = _patterns(str(self.lists or FILE), language)

@@ -14,7 +14,7 @@ of objects in JSON is read too. Every task that begins is returned, whole or wit
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .seeds import Task
@@ -159,7 +159,7 @@ def _tasks(text: str) -> Iterator[dict[str, list[str]]]:
         label = labels.get(i)
         if label and _begins_part(label, numbered, number, task):
             given = label["number"]
-            new = label["part"] in task or (numbered and given != number and number is not None)
+            new = label["part"] in task or (numbered and _is_next(label, labels.values(), number))
             if task and new:
                 yield task
                 task = {}
@@ -174,6 +174,15 @@ def _tasks(text: str) -> Iterator[dict[str, list[str]]]:
             task[part].append(line)
     if task:
         yield task
+
+
+def _is_next(label: dict, labels: Iterable[dict], number: int | None) -> bool:
+    """Whether a label with another number than the task before begins the next task. An input and an output do so only
+    if the number has an instruction too; some models count parts, as in "1. Instruction: ... 2. Input: ...".
+    """
+    if number is None or label["number"] == number:
+        return False
+    return any(each["part"] == "instruction" and each["number"] == label["number"] for each in labels)
 
 
 def _begins_part(label: dict, numbered: bool, number: int | None, task: dict[str, list[str]]) -> bool:
@@ -252,12 +261,15 @@ def _joined(task: dict[str, list[str]]) -> dict[str, str]:
 def _clean(text: str) -> str:
     """The text of a part without separators, an unpaired code fence and half a bold mark around it."""
     lines = text.split("\n")
-    while lines and (not lines[-1].strip() or _SEPARATOR.match(lines[-1])):
-        lines.pop()
-    if lines and lines[-1].strip() == "```" and sum(line.lstrip().startswith("```") for line in lines) % 2:
+    while lines and (not lines[-1].strip() or _SEPARATOR.match(lines[-1]) or _is_unpaired_fence(lines)):
         lines.pop()
     text = "\n".join(line.rstrip() for line in lines).strip()
     return text.removesuffix("**").rstrip() if text.count("**") % 2 else text
+
+
+def _is_unpaired_fence(lines: list[str]) -> bool:
+    """Whether the last line is a code fence that closes nothing."""
+    return lines[-1].strip() == "```" and sum(line.lstrip().startswith("```") for line in lines) % 2 == 1
 
 
 def _json_tasks(text: str) -> list[dict[str, str]]:

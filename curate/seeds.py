@@ -98,6 +98,6 @@ def _lines(file) -> list[str]:
     if str(file).endswith(".gz"):
         raise UserError(f"{file}: plain instructions are read from files that are not packed: unpack it")
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{file}: not UTF-8: convert it, or save it as UTF-8 in an editor") from None
