@@ -66,14 +66,23 @@ class RunAudit:
         return self._batches
 
     def report(self, use: str) -> Report:
-        """The run's sources with their tokens, the datasets then and now, and what their licences ask for."""
+        """The run's sources with their tokens, the datasets then and now, and what their licences ask for.
+
+        "unknown" says why nothing is known about the tokens, such as changed files; None if they are known.
+        """
+        unknown, by_source = None, []
+        try:
+            by_source = self._sources()
+        except UserError as problem:
+            unknown = str(problem)
         terms = [terms for name, card in self.cards.items() for terms in terms_in(name, card)]
         return {
             "run": str(self.path),
             "recipe": self.config.recipe,
             "steps": self.manifest["step"],
             "total_steps": self.manifest["total_steps"],
-            "sources": self._sources(),
+            "sources": by_source,
+            "unknown": unknown,
             "datasets": self._datasets(),
             **licence_report(terms, use),
         }

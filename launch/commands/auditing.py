@@ -291,8 +291,11 @@ def _print_leaks(report: Mapping[str, Any]) -> None:
 
 def _print_run(report: Mapping[str, Any]) -> None:
     _line(f"{report['run']}: {report['recipe']}, {report['steps']:,} of {report['total_steps']:,} steps")
-    rows = [(s["source"], s["tokens"], s["trained"], f"{s['share']:.2%}", s["epochs"]) for s in report["sources"]]
-    _table("tokens so far", ["source", "tokens", "trained on", "share of those", "epochs"], rows)
+    if report["unknown"]:
+        _line(f"tokens by source are not known: {report['unknown']}")
+    else:
+        rows = [(s["source"], s["tokens"], s["trained"], f"{s['share']:.2%}", s["epochs"]) for s in report["sources"]]
+        _table("tokens so far", ["source", "tokens", "trained on", "share of those", "epochs"], rows)
     for name, dataset in report["datasets"].items():
         card = f"card {dataset['card'][:12]}" if dataset["card"] else "no card"
         _line(f"{name}: {dataset['location']}, {card}: {dataset['now']}")

@@ -250,6 +250,9 @@ def test_data_that_changed_since_are_refused_and_datasets_say_so(run, folders):
     mix([Part(folders / "sums"), Part(folders / "poems")], folders / "mix")
     with pytest.raises(UserError, match="are not those that the run was trained on"):
         RunAudit("run").row(0, 0)
+    report = RunAudit("run").report("research")
+    assert report["sources"] == [] and "fingerprint differs" in report["unknown"]
+    assert report["datasets"]["mix"]["now"] == "another dataset now"
 
 
 @pytest.mark.parametrize(("step", "row"), [(-1, 0), (0, 4), (3, -1)])
