@@ -132,8 +132,8 @@ def to_markdown(html: str, *, images: str = "alt") -> str:
     _mark_code(soup)
     for element in soup.find_all(["script", "button"]):
         element.decompose()
-    for number_list in soup.find_all("ol"):
-        _number(number_list)
+    for items in soup.find_all(["ol", "ul"]):
+        _describe_items(items)
     for box in soup.find_all("input"):
         space = "" if str(box.next_sibling or "")[:1].isspace() else " "
         box.replace_with(("[x]" if box.has_attr("checked") else "[ ]") + space)
@@ -227,18 +227,27 @@ def _mark_code(soup: "BeautifulSoup") -> None:
 def _language_of(tag: "Tag") -> str:
     """The language that the classes of an element name; "" if they name none."""
     found = next((match[1] for name in _classes(tag) if (match := _LANGUAGE.fullmatch(name))), "")
-    return "" if found.lower() in ("undefined", "none", "nohighlight") else found.lower()
+    return "" if found.lower() in ("undefined", "none", "nohighlight") else found
 
 
-def _number(number_list: "Tag") -> None:
-    """Gives each item of a numbered list its number, as its attribute `value`."""
-    start = number_list.get("start", "1")
-    number = int(start) if start.isascii() and start.isdigit() and len(start) < 10 else 1
-    for item in number_list.find_all("li", recursive=False):
-        given = item.get("value", "")
-        number = int(given) if given.isascii() and given.isdigit() and len(given) < 10 else number
-        item["value"] = str(number)
+def _describe_items(items: "Tag") -> None:
+    """Gives each item of a list its mark, and what separates it from the next one, as attributes.
+
+    As in Markdown, a list whose items hold paragraphs has blank lines between them.
+    """
+    number = _whole(items.get("start"), 1)
+    found = items.find_all("li", recursive=False)
+    is_loose = any(item.find("p", recursive=False) for item in found)
+    for item in found:
+        number = _whole(item.get("value"), number)
+        item["data-mark"] = f"{number}. " if items.name == "ol" else "- "
+        item["data-gap"] = "\n\n" if is_loose else "\n"
         number += 1
+
+
+def _whole(value: str | None, default: int) -> int:
+    """The whole number that an attribute gives, or a default."""
+    return int(value) if value and value.isascii() and value.isdigit() and len(value) < 10 else default
 
 
 @functools.cache
@@ -273,12 +282,11 @@ def _converter() -> Any:
             text = text.strip()
             if not text:
                 return "\n"
-            bullet = f"{el['value']}. " if el.parent is not None and el.parent.name == "ol" else "- "
-            return bullet + re.sub(r"\n(?=[^\n])", "\n" + " " * len(bullet), text) + "\n"
+            mark = el.get("data-mark", "- ")
+            return mark + re.sub(r"\n(?=[^\n])", "\n" + " " * len(mark), text) + el.get("data-gap", "\n")
 
         def convert_td(self, el, text, parent_tags):
-            span = el.get("colspan", "1")
-            cells = min(int(span), 1000) if span.isascii() and span.isdigit() and len(span) < 10 else 1
+            cells = max(1, min(_whole(el.get("colspan"), 1), 1000))
             return f" {_in_cell(text)} |" + " |" * (cells - 1)
 
         convert_th = convert_td
@@ -295,13 +303,23 @@ def _converter() -> Any:
             first = el.find("tr")
             has_head = first is not None and (first.parent.name == "thead" or not first.find("td"))
             head = rows.pop(0) if has_head else "|" + "  |" * columns
-            lines = [head, "|" + " --- |" * columns, *rows]
+            lines = [head, _rule(first if has_head else None, columns), *rows]
             return "\n\n".join(["", *filter(None, [caption.strip()]), "\n".join(lines), ""])
 
     return Converter(autolinks=False, bullets="-", escape_asterisks=False, escape_underscores=False, heading_style=ATX)
 
 
+_ALIGN = re.compile(r"text-align:\s*(left|center|right)", re.IGNORECASE)
 _CELL_END = re.compile(r"(?<!\\)\|")
+
+
+def _rule(head: "Tag | None", columns: int) -> str:
+    """The line below the head of a table, with the alignment of each column. head: the row of the head, if any."""
+    rules = {"left": ":---", "center": ":---:", "right": "---:"}
+    cells = head.find_all(["th", "td"])[:columns] if head is not None else []
+    styles = [_ALIGN.search(f"{cell.get('style', '')};text-align:{cell.get('align', '')}") for cell in cells]
+    marks = [rules.get(style[1].lower() if style else "", "---") for style in styles]
+    return "".join(f"| {mark} " for mark in [*marks, *["---"] * (columns - len(marks))]) + "|"
 
 
 def _in_cell(text: str) -> str:
