@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 ENDPOINT = ("model", "concurrency", "requests_per_minute", "tokens_per_minute", "retries", "timeout_seconds")
 ENDPOINT += ("prompt_price", "completion_price")
 """The options that only endpoints read."""
+
+_NAMED_URL = re.compile(r"(?:([^=/\\]+)=)?(https?://.*)", re.IGNORECASE | re.DOTALL)
+"""The name of a model, if there is one, and the address of its endpoint."""
 
 ANOTHER_OUTPUT = "give another --output, or delete it; --journal=FILE uses the replies of a journal again"
 """What to do where an output is in the way."""
@@ -130,15 +134,32 @@ def asking(args: argparse.Namespace, path: str) -> Iterator["Asker"]:
       UserError: the address or the path leads to no model, an option does not fit it, or the journal is damaged, in
         use, or lacks replies for an output that exists.
     """
+    with asking_several(args, [path]) as (asker,):
+        yield asker
+
+
+@contextlib.contextmanager
+def asking_several(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[list["Asker"]]:
+    """The models at several addresses or paths, as `asking` gives one. All share a journal.
+
+    An address may have the name of the model to ask before it, as in large=https://api.example.com/v1; else `--model`
+    names it. Prices and limits hold for each endpoint, and the options of models in memory for each of them.
+    """
+    if not any(map(is_url, paths)):
+        refuse_unread(args, ENDPOINT, "an endpoint")
+    if all(map(is_url, paths)):
+        for name in (*MODEL_OPTIONS, "batch_size"):
+            if getattr(args, name, None) != args.parser.get_default(name):
+                raise UserError(f"--{name}={getattr(args, name)} does nothing with an endpoint: leave it out")
     with open_journal(args) as journal:
-        asker = (_endpoint if is_url(path) else _local)(args, path, journal)
-        with _cost_told(args, path, journal):
-            yield asker
+        askers = [(_endpoint if is_url(path) else _local)(args, path, journal) for path in paths]
+        with _cost_told(args, any(map(is_url, paths)), journal):
+            yield askers
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is the address of an endpoint."""
-    return path.lower().startswith(("http://", "https://"))
+    """Whether a path is the address of an endpoint, with or without the name of a model before it."""
+    return _NAMED_URL.match(path) is not None
 
 
 def open_journal(args: argparse.Namespace) -> "Journal":
@@ -167,13 +188,12 @@ def _endpoint(args: argparse.Namespace, address: str, journal: "Journal") -> "As
     except ModuleNotFoundError as error:
         raise UserError(f"an endpoint needs {error.name}: pip install 'camelid[serve]'") from None
 
-    for name in (*MODEL_OPTIONS, "batch_size"):
-        if getattr(args, name, None) != args.parser.get_default(name):
-            raise UserError(f"--{name}={getattr(args, name)} does nothing with an endpoint: leave it out")
+    name, address = _NAMED_URL.fullmatch(address).groups()
     limits = Limits(
         args.concurrency, args.requests_per_minute, args.tokens_per_minute, args.retries, args.timeout_seconds
     )
-    return Endpoint(address, args.model, journal=journal, key=key_for(address), limits=limits, report=_progress())
+    name = args.model if name is None else name
+    return Endpoint(address, name, journal=journal, key=key_for(address), limits=limits, report=_progress())
 
 
 def _local(args: argparse.Namespace, path: str, journal: "Journal") -> "Asker":
@@ -181,7 +201,6 @@ def _local(args: argparse.Namespace, path: str, journal: "Journal") -> "Asker":
     from ...checkpoints import open as open_checkpoint
     from ...serve.local import Local
 
-    refuse_unread(args, ENDPOINT, "an endpoint")
     how = {name: value for name in MODEL_OPTIONS if (value := getattr(args, name, None)) is not None}
     found = open_checkpoint(path, how.get("weights"), base=how.get("base"))
     if hasattr(args, "path"):
@@ -211,12 +230,12 @@ def _progress() -> Callable[[int, int], None]:
 
 
 @contextlib.contextmanager
-def _cost_told(args: argparse.Namespace, path: str, journal: "Journal") -> Iterator[None]:
+def _cost_told(args: argparse.Namespace, has_endpoint: bool, journal: "Journal") -> Iterator[None]:
     """Prints on standard error what the requests to an endpoint took, also where they end early."""
     try:
         yield
     finally:
-        if is_url(path):
+        if has_endpoint:
             ledger, prices = journal.ledger, (args.prompt_price, args.completion_price)
             cost = ledger.cost(*(price or 0.0 for price in prices))
             print(f"camelid: {ledger}{f'; the replies cost {cost:,.4f}' if any(prices) else ''}", file=sys.stderr)

@@ -194,12 +194,12 @@ def _judge(args: argparse.Namespace) -> Iterator[Any]:
     from ...evals.grading import AskingJudge, ScoringJudge
     from ...evals.judge_templates import JudgePrompts
 
-    if _is_reward_model(args.judge):
+    if is_reward_model(args.judge):
         from ...rlhf.reward_model import load_reward
 
         writing = ("prompts", "language", "references", "temperature", "max_tokens", "settings", "seed", "journal")
         refuse_unread(args, (*writing, "batch_size", *ENDPOINT), "a judge that writes its verdicts")
-        yield ScoringJudge(_score_of(load_reward(args.judge)), args.name or Path(args.judge).absolute().name)
+        yield ScoringJudge(score_of(load_reward(args.judge)), args.name or Path(args.judge).absolute().name)
         return
     names = args.references.split(",")
     references = {"all": None, "none": ()}.get(args.references, [name.strip() for name in names])
@@ -210,7 +210,7 @@ def _judge(args: argparse.Namespace) -> Iterator[Any]:
         yield AskingJudge(asker, prompts, name=args.name, references=references, settings=settings)
 
 
-def _score_of(reward) -> Callable[..., Any]:
+def score_of(reward) -> Callable[..., Any]:
     """The function that scores answers by a reward model; nan where prompt and answer exceed its context."""
     import numpy as np
 
@@ -224,7 +224,7 @@ def _score_of(reward) -> Callable[..., Any]:
     return score
 
 
-def _is_reward_model(path: str) -> bool:
+def is_reward_model(path: str) -> bool:
     """Whether a judge is a reward model. Raises UserError for a cost model, whose better answers have lower scores."""
     if is_url(path):
         return False
