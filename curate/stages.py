@@ -211,22 +211,31 @@ def partition_of(id: str, partitions: int) -> int:
 
 def _read(stage: Stage, number: int, unit: UnitWriter) -> None:
     config, part, read = _plan.config, _plan.parts[number], 0
+    for found in read_part(config, part):
+        read += 1
+        partition = f"{partition_of(id_of_row(found), config.partitions):03d}"
+        name = partition if isinstance(found, Row) else f"{partition}-{REJECTED}"
+        unit.write(name, encode(found.to_json()))
+    unit.facts = {"source": part.name, "read": read}
+
+
+def read_part(config: CurateConfig, part: Source) -> Iterator[Row | RejectedRow]:
+    """The rows of one file or dataset, and, with on_error=skip, rows without a record for those that cannot be read.
+
+    Raises UserError for a record that cannot be read, and always if that is the rest of a file.
+    """
     measure = Measure(config.tokenizer)
     for place, raw in raw_rows(part):
-        read += 1
-        if problem := _problem(raw):
-            if isinstance(raw, RestUnreadable):
-                raise UserError(f"{place}: {problem}: mend the file, or leave it out of the source")
-            if config.on_error == "raise":
-                hint = "or raise config.max_record_bytes" if isinstance(raw, TooLarge) else "or mend it"
-                raise UserError(f"{place}: {problem} (on_error=skip rejects such records as unreadable; {hint})")
-            row = dataclasses.replace(row_of(part, place, {}), id=id_of(part.name, {"unreadable": place}))
-            line = encode(RejectedRow(measure.with_size(row), READ, "unreadable", problem).to_json())
-            unit.write(f"{partition_of(row.id, config.partitions):03d}-{REJECTED}", line)
-        else:
-            row = row_of(part, place, raw)
-            unit.write(f"{partition_of(row.id, config.partitions):03d}", encode(row.to_json()))
-    unit.facts = {"source": part.name, "read": read}
+        if not (problem := _problem(raw)):
+            yield row_of(part, place, raw)
+            continue
+        if isinstance(raw, RestUnreadable):
+            raise UserError(f"{place}: {problem}: mend the file, or leave it out of the source")
+        if config.on_error == "raise":
+            hint = "or raise config.max_record_bytes" if isinstance(raw, TooLarge) else "or mend it"
+            raise UserError(f"{place}: {problem} (on_error=skip rejects such records as unreadable; {hint})")
+        row = dataclasses.replace(row_of(part, place, {}), id=id_of(part.name, {"unreadable": place}))
+        yield RejectedRow(measure.with_size(row), READ, "unreadable", problem)
 
 
 def row_of(source: Source, place: str, raw: dict[str, Any]) -> Row:
