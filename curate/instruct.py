@@ -402,9 +402,8 @@ class _Run:
             return None
         rows, rejected = apply_steps(row, self._steps)
         if len(rows) + len(rejected) > 1:
-            raise UserError(
-                f"a step of config.steps divides {row.place}: run it on the output with `camelid curate run`"
-            )
+            divides = f"a step of config.steps makes several rows of one ({row.place})"
+            raise UserError(f"{divides}: run it on the output with `camelid curate run`")
         for each in rejected:
             self._reject(round, each.row, each.step, Rejected(each.reason, each.detail))
         return rows[0] if rows else None
