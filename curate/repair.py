@@ -194,7 +194,7 @@ def _is_plain(message: Message) -> bool:
 
 
 def with_turns(row: Row, turns: Sequence[Message], **columns: Any) -> Row | Rejected:
-    """The row with other turns, from which turns without text are left out, and with further columns.
+    """The row with other turns, from which turns that lost all their text are left out, and with further columns.
 
     Args:
       row: a row with a conversation.
@@ -202,17 +202,17 @@ def with_turns(row: Row, turns: Sequence[Message], **columns: Any) -> Row | Reje
       **columns: further columns.
 
     Returns:
-      The row, with the columns of `Conversation` if turns were left out; or a rejection with "nothing_left" if an
-      answer of a preference, or a turn before it, has no text, or with a reason of `problem_of`.
+      The row, with the columns of `Conversation` if turns were left out. Or a rejection: with "nothing_left" if an
+      answer of a preference, or a turn before it, lost its text; or with a reason of `problem_of`.
     """
     record, count = row.record, len(row.record["messages"])
+    before = [*record["messages"], *answers_of(record)]
+    lost = [is_empty(new) and not is_empty(old) for new, old in zip(turns, before, strict=True)]
     messages, answers = list(turns[:count]), list(turns[count:])
-    if any(map(is_empty, answers)):
-        return Rejected("nothing_left", "one of the compared answers has no text")
     repairs: dict[str, int] = {}
-    if any(map(is_empty, messages)):
+    if any(lost):
         if answers:
-            return Rejected("nothing_left", "a turn before the compared answers has no text")
+            return Rejected("nothing_left", "an answer, or a turn before it, has no text")
         messages, repairs = in_order(messages, trailing=record["kind"] == "chat")
         if problem := problem_of(messages, repairs, answer=record["kind"] == "chat"):
             return problem

@@ -110,7 +110,8 @@ def clean(text: str, role: str, familiar: frozenset[tuple[bool, str]] = frozense
 
 
 def _bare(line: str) -> str:
-    return line.strip(_MARKS)
+    """A line without white space and marks at its ends; the line itself if it is indented as code is."""
+    return line if line.startswith(("    ", "\t")) else line.strip(_MARKS)
 
 
 def _is_certain(line: str, role: str) -> bool:
