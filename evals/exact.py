@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from ..checkpoints.console import tell
 from ..checkpoints.language_model import LanguageModel
+from ..data.columns import ANSWER, QUESTION, field_of
 from ..data.files import file_rows, find_files
 from ..data.json_values import kind_of
 from ..errors import UserError
@@ -43,7 +44,9 @@ class Asked:
 
 
 def read_asked(path: str) -> list[Asked]:
-    """The questions of JSON lines: {"question" or "messages", "answer": one text or several, "id", "group", "cluster"}.
+    """The questions of a file: {"question" or "messages", "answer": one text or several, "id", "group", "cluster"}.
+
+    The file has JSON lines, or is a table; `data.columns` has further names of question and answer.
 
     Raises UserError for another record, with its file and line.
     """
@@ -65,7 +68,9 @@ def _asked(record: object, where: str) -> Asked:
     check_fields(record, FIELDS, where)
     if "choices" in record:
         raise UserError(f'{where}: a question with "choices": ask it by --choices, or take the field out')
-    question, messages, answer = (record.get(name) for name in ("question", "messages", "answer"))
+    question, messages, answer = (
+        record.get(field_of(record, names) or names[0]) for names in (QUESTION, ("messages",), ANSWER)
+    )
     if messages is None:
         messages = [{"role": "user", "content": question}]
         if not isinstance(question, str) or not question.strip():
@@ -87,7 +92,7 @@ def _asked(record: object, where: str) -> Asked:
     return Asked(messages=said, references=tuple(numbers), where=where, **named)
 
 
-FIELDS = ("question", "messages", "answer", "id", "group", "cluster")
+FIELDS = (*QUESTION, "messages", *ANSWER, "id", "group", "cluster")
 """The fields of a question. Others may be there, and are not read."""
 
 

@@ -50,6 +50,13 @@ def test_numbers_are_compared_as_numbers(file):
     assert metrics_of(items)["number/odd"].n == 2
 
 
+def test_a_table_of_questions_is_asked(tmp_path):
+    path = tmp_path / "faq.csv"
+    path.write_text("编号;问题;答案\n7;谁？;安。\n8;Where, then?;Here.\n")
+    found = [(each.messages[0]["content"], each.references) for each in read_asked(str(path))]
+    assert found == [("谁？", ("安。",)), ("Where, then?", ("Here.",))]
+
+
 def test_questions_of_one_cluster_count_together(tmp_path):
     path = tmp_path / "asked.jsonl"
     lines = [{"question": f"{n}?", "answer": "1", "cluster": f"text {n // 4}"} for n in range(12)]
