@@ -92,10 +92,14 @@ def numbers_of(text: str) -> set[str]:
 
 
 def _number_words(text: str) -> set[str]:
-    found = {str(NUMBER_WORDS[word]) for word in re.findall(r"[a-z]+", text.lower()) if word in NUMBER_WORDS}
-    for tens, ones in re.findall(r"\b([a-z]+ty)[- ]([a-z]+)\b", text.lower()):
-        if tens in NUMBER_WORDS and 0 < NUMBER_WORDS.get(ones, 0) < 10:
-            found.add(str(NUMBER_WORDS[tens] + NUMBER_WORDS[ones]))
+    found = set()
+    for first, second in re.findall(
+        r"\b([a-z]+)(?:[- ](one|two|three|four|five|six|seven|eight|nine)\b)?", text.lower()
+    ):
+        if first in _TENS and first != "hundred" and second:
+            found.add(str(NUMBER_WORDS[first] + NUMBER_WORDS[second]))
+        else:
+            found |= {str(NUMBER_WORDS[word]) for word in (first, second) if word in NUMBER_WORDS}
     return found | {str(value) for word in _CHINESE_NUMBER.findall(text) if (value := _chinese_value(word)) is not None}
 
 

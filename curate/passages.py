@@ -150,7 +150,9 @@ def sentences(text: str) -> list[str]:
         if stop[0].startswith("."):
             word = re.search(r"[\w.]*$", text[begin : stop.start()])[0].lower()
             after = re.search(r"\S", text[stop.end() :])
-            if ABBREVIATIONS.fullmatch(word) or (after and after[0].islower()):
+            short = stop[0] == "." and ABBREVIATIONS.fullmatch(word)
+            number = word not in ("no", "nos") or (after and after[0].isdigit())  # "No. 7", but not "He said no."
+            if (short and number) or (after and after[0].islower()):
                 continue
         end = stop.end() + len(re.match(r"\s*", text[stop.end() :])[0])
         found.append(text[begin:end])
