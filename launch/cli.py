@@ -36,6 +36,7 @@ from .commands import (
     evaluating,
     instructing,
     judging,
+    making,
     models,
     serving,
     training,
@@ -195,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_data(commands)
     actions = curating.add_curate(commands)
     instructing.add_instruct(actions)
+    making.add_making(actions)
     documents.add_documents(actions)
     auditing.add_ledger(actions)
     checkpoints.add_convert(commands)
