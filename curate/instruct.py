@@ -13,7 +13,7 @@ Each task in an answer is kept, or rejected by one of these steps:
     answer     it could not be read (`instruct_parsing.REASONS`)
     filters    rules for one task (`instruct_filters.Filters`)
     ...        the steps that the settings name
-    novelty    similar: its ROUGE-L with a seed or a task of the pool is above the threshold
+    novelty    similar: its ROUGE-L with a seed or an earlier instruction that is not dropped is above the threshold
     rows       enough: as many rows as wanted were kept before it
 """
 
@@ -254,14 +254,14 @@ class _Run:
     def open_languages(self) -> list[str]:
         """The languages in which tasks are still asked for."""
         wanted = self._settings.languages
-        return [name for name in wanted if self._kept[name] < wanted[name].rows and name not in self.made.ended]
+        return [name for name in wanted if self._left(name) and name not in self.made.ended]
 
     def round(self, number: int, languages: Sequence[str]) -> list[Round]:
         """Asks the requests of a round and takes in the answers."""
         asked, rounds = [], {}
         for language in languages:
-            left = self._settings.languages[language].rows - self._kept[language]
-            count = min(self._settings.round_requests, max(FEWEST, math.ceil(2 * left / self._settings.tasks)))
+            fitting = math.ceil(2 * self._left(language) / self._settings.tasks)
+            count = min(self._settings.round_requests, max(FEWEST, fitting))
             if self._settings.requests is not None:
                 count = min(count, self._settings.requests - self._lists)
             self._lists += count
@@ -286,7 +286,7 @@ class _Run:
         """Ends a language whose round brought too little, or for which no request is left."""
         wanted, count = self._settings.languages[language].rows, round.kept + round.rejected.total()
         have = f"{self._kept[language]:,} of {wanted:,} rows"
-        if self._kept[language] >= wanted:
+        if not self._left(language):
             return
         if self._settings.requests is not None and self._lists >= self._settings.requests:
             self.made.ended[language] = f"{have}: all {self._settings.requests:,} requests were asked"
@@ -347,34 +347,39 @@ class _Run:
         row, similar = self._compared(row, task.instruction)
         if similar is not None and similar.score > self._settings.threshold:
             return self._reject(round, row, NOVELTY, self._similar_to(similar))
-        if self._kept[language] >= self._settings.languages[language].rows:
+        if not self._left(language):
             return self._reject(round, row, ROWS, Rejected("enough"))
         self._add_to_pool(row.id, task.instruction)
         return self._keep(round, row, task)
 
     def _take_instructions(self, lists: Sequence[tuple[Round, Sequence[tuple[Row, Candidate]]]]) -> None:
-        """Asks for the rest of each task whose instruction is new, and keeps the whole tasks."""
-        chosen, left = [], Counter()
+        """Asks for the rest of each task whose instruction is new, until enough tasks are kept."""
+        waiting: dict[str, list[tuple[Round, Row, str]]] = {round.language: [] for round, _ in lists}
         for round, candidates in lists:
             for row, candidate in candidates:
-                language, text = round.language, candidate.task.instruction
+                text = candidate.task.instruction
                 if candidate.reason:
                     self._reject(round, row, ANSWER, Rejected(candidate.reason, candidate.detail))
-                elif dropped := self._settings.filters.of_instruction(text, language):
+                elif dropped := self._settings.filters.of_instruction(text, round.language):
                     self._reject(round, row, FILTERS, dropped)
                 else:
                     row, similar = self._compared(row, text)
                     if similar is not None and similar.score > self._settings.threshold:
                         self._reject(round, row, NOVELTY, self._similar_to(similar))
-                    elif self._kept[language] + left[language] >= self._settings.languages[language].rows:
-                        self._reject(round, row, ROWS, Rejected("enough"))
                     else:
                         self._add_to_pool(row.id, text)
-                        left[language] += 1
-                        chosen.append((round, row, text))
-        requests = [self._request_instance(round, row, text) for round, row, text in chosen]
-        for (round, row, text), request, reply in zip(chosen, requests, self._ask(requests), strict=True):
-            read = parse_instance if self._settings.method == "self_instruct" else parse_answer
+                        waiting[round.language].append((round, row, text))
+        while asked := [each for language, found in waiting.items() for each in found[: self._left(language)]]:
+            waiting = {language: found[self._left(language) :] for language, found in waiting.items()}
+            self._take_rest(asked)
+        for round, row, _ in (each for found in waiting.values() for each in found):
+            self._reject(round, row, ROWS, Rejected("enough"))
+
+    def _take_rest(self, asked: Sequence[tuple[Round, Row, str]]) -> None:
+        """Asks for the rest of the tasks with these instructions, and keeps the whole tasks."""
+        read = parse_instance if self._settings.method == "self_instruct" else parse_answer
+        requests = [self._request_instance(*each) for each in asked]
+        for (round, row, text), request, reply in zip(asked, requests, self._ask(requests), strict=True):
             candidate = read(text, reply.text, reply.finish_reason)
             row = row.with_(_raw(candidate.task), instance_request=self._asker.key(request))
             if candidate.reason:
@@ -383,6 +388,10 @@ class _Run:
                 self._reject(round, row, FILTERS, dropped)
             elif (passed := self._through_steps(round, row)) is not None:
                 self._keep(round, passed, task_of(passed.record))
+
+    def _left(self, language: str) -> int:
+        """Number of tasks that are wanted yet."""
+        return self._settings.languages[language].rows - self._kept[language]
 
     def _request_instance(self, round: Round, row: Row, instruction: str) -> Request:
         """The request for the input and the output of an instruction, or for the answer to it."""

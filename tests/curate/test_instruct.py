@@ -78,7 +78,7 @@ def test_the_kept_tasks_are_those_that_comparing_all_pairs_keeps(method, wanted)
         best = max(rouge_l(words, other) for other in pool)
         assert round(best, 4) == row.columns["rouge_l"]
         assert (reasons.get(row.id) == "similar") == (best > 0.5)
-        if reasons.get(row.id) not in ("similar", "enough"):
+        if reasons.get(row.id) != "similar" and (method != "alpaca" or reasons.get(row.id) != "enough"):
             pool.append(words)
     assert 5 < Counter(reasons.values())["similar"] < len(rows)
 
