@@ -2,10 +2,10 @@
 
     made = Magpie(rows=1000)(asker, template, tokenizer)
 
-The model continues the tokens that its chat template writes before a user's words (section 2.1); what it writes up to
-the end of the turn is an instruction, which it then answers as usual (section 2.2). A system prompt in front of the
-user's turn sets topic and language, as the paper does for mathematics and code (section 2.3). The answer is written
-without it. With `turns` above 1 the model goes on with further turns of the user (Magpie-MT).
+The model continues the tokens that its chat template writes before a user's words. What it writes up to the end of the
+turn is an instruction, which it then answers as usual. A system prompt in front of the user's turn sets topic and
+language, as the paper does for mathematics and code; the answer is written without it. With `turns` above 1 the model
+goes on with further turns of the user (Magpie-MT in the paper).
 
 Each sample of an instruction is a candidate, which is kept or rejected by one of these steps:
 
@@ -67,17 +67,17 @@ class Magpie:
     """Topics by turns: general, maths, code, or others for which `prompts` has a file magpie.TOPIC.LANGUAGE.toml."""
 
     temperatures: list[NotNegative] = field(default_factory=lambda: [1.0])
-    """Temperatures at which instructions are sampled, by turns; 1 to 1.2 in the paper."""
+    """Temperatures at which instructions are sampled, by turns; 1 in the published scripts."""
 
     top_p: Annotated[float, Range(above=0, most=1)] = 1.0
-    """Share of the probability that instructions are sampled from; 0.99 to 1 in the paper."""
+    """Share of the probability that instructions are sampled from; 1 in the published scripts."""
 
     turns: Count = 1
     """The most turns of the user in a conversation. It is shorter where a further question or its answer is of no
     use."""
 
     answer_temperature: NotNegative = 0.0
-    """Temperature of the answers; 0, greedy, in the paper."""
+    """Temperature of the answers; 0, greedy, in the published scripts."""
 
     instruction_tokens: Count = 512
     """The most tokens of an instruction; a longer one is cut, and rejected."""
