@@ -145,7 +145,8 @@ CHINESE_VERBS = _words(
 CHINESE_COURTESY = _words(
     """
     请 请问 你 您 帮 帮我 帮忙 帮助 我 给 为 麻烦 能 能否 能不能
-    可以 可否 需要 要 想 希望 让 试着 尝试 现在 首先 然后 再 给定 假设 已知 深入
+    可以 可否 需要 要 想 希望 让 试着 尝试 现在 首先 然后 再
+    给定 假设 已知 深入 使用 利用 用
     """
 )
 """What may stand before the verb of a Chinese order."""
@@ -162,18 +163,25 @@ def _chinese(text: str) -> tuple[str, str | None] | None:
         if clause[-1] in "？?":
             continue
         found = [(each.word, each.flag) for each in _tagger().cut(clause)]
-        begin = next((i for i, (word, _) in enumerate(found) if word not in CHINESE_COURTESY), 0)
-        known = (i for i, (word, _) in enumerate(found) if word in CHINESE_VERBS and not _is_attribute(found, i))
-        verb = next(known, None)
-        if verb is None and found[begin][1] in ("v", "vn") and found[begin][0] not in CHINESE_COURTESY:
+        verb = next((i for i in range(len(found)) if _known(found, i)), None)
+        begin = next((i for i, (word, _) in enumerate(found) if word not in CHINESE_COURTESY), None)
+        if verb is None and begin is not None and found[begin][1] in ("v", "vn") and not _is_attribute(found, begin):
             verb = begin
         if verb is not None:
             before = next((i for i in range(verb) if found[i][0] in DISPOSAL), None)
             span = found[verb + 1 :] if before is None else found[before + 1 : verb]
             span = span[: next((i for i, (word, _) in enumerate(span) if word in PURPOSE and i), None)]
             nouns = [word for word, flag in span if flag[0] == "n" or flag in ("vn", "eng")]
-            return found[verb][0], nouns[-1] if nouns else None
+            return _known(found, verb) or found[verb][0], nouns[-1] if nouns else None
     return None
+
+
+def _known(found: list[tuple[str, str]], i: int) -> str | None:
+    """The verb of CHINESE_VERBS that a word is, also with a complement as in 翻译成; None if it is none, or describes a
+    noun."""
+    word = found[i][0]
+    bare = word[:-1] if len(word) > 2 and word[-1] in "成为出到" else word
+    return next((each for each in (word, bare) if each in CHINESE_VERBS and not _is_attribute(found, i)), None)
 
 
 def _is_attribute(found: list[tuple[str, str]], i: int) -> bool:
