@@ -69,7 +69,7 @@ def test_each_repair_is_made_and_counted(turns, expected, columns):
 
 
 @pytest.mark.parametrize(
-    "name", ["GPT", "bing", "Bard", "chatgpt", "ChatGPT:", " Assistant ", "model", "Claude", "助手："]
+    "name", ["GPT", "bing", "Bard", "chatgpt", "ChatGPT:", " Assistant ", "model", "助手："]
 )
 def test_roles_of_all_exports_are_known(name):
     assert said(STEP(sharegpt(("Human", "q"), (name, "a")))) == "u:q a:a"

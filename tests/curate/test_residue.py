@@ -134,7 +134,7 @@ def test_answers_of_preferences_are_cleaned():
 
 
 @pytest.mark.parametrize(
-    "unit", ["Copy code\n", "```\nCopy code\n", "1 / 2\n", "Copy\n", "# ", "\n", "pythonCopy codex"]
+    "unit", ["Copy code\n", "```\nCopy code\n", "1 / 2\n", "Copy\n", "# ", "\n"]
 )
 def test_time_grows_with_the_length_of_a_text(unit):
     def seconds(count):

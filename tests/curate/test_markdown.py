@@ -1,0 +1,254 @@
+"""HTML of chat pages becomes Markdown again; text that is no such HTML is not touched.
+
+An independent renderer, markdown-it, turns Markdown into HTML as chat pages do: what comes back has to render to the
+same HTML.
+"""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from camelid.curate.export_html import page_of
+from camelid.curate.markdown import ConversionError, Markdown, to_markdown
+from camelid.curate.rows import Row
+
+pytest.importorskip("markdownify", reason="the extra curate is not installed")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+KATEX = (
+    '<span class="katex"><span class="katex-mathml"><math xmlns="http://www.w3.org/1998/Math/MathML"><semantics><mrow>'
+    '<msup><mi>x</mi><mn>2</mn></msup></mrow><annotation encoding="application/x-tex">{tex}</annotation></semantics>'
+    '</math></span><span class="katex-html" aria-hidden="true"><span class="base">x2</span></span></span>'
+)
+CODE_HEAD = (
+    '<pre><div class="bg-black rounded-md"><div class="flex items-center text-xs"><span class="">python</span>'
+    '<button class="flex ml-auto"><svg stroke="currentColor"><path d="M16 4"></path></svg>Copy code</button></div>'
+    '<div class="p-4"><code class="!whitespace-pre hljs language-python">{code}</code></div></div></pre>'
+)
+
+
+def export(html):
+    return f'<div class="markdown prose w-full break-words dark:prose-invert">{html}</div>'
+
+
+def chat(*turns):
+    messages = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 9, turns, strict=False)]
+    return Row("0123456789abcdef0123", {"kind": "chat", "messages": messages}, "chats", "chats.json, record 1")
+
+
+def texts(row):
+    return [message["content"] for message in row.record["messages"]]
+
+
+@pytest.mark.parametrize(
+    "html, expected",
+    [
+        ("<p>a &lt; b &amp;&amp; c, x_1 * y_2</p>", "a < b && c, x_1 * y_2"),
+        ("<p>one<strong> two </strong><em>three</em> <code>a_b &lt;T&gt;</code></p>", "one **two** *three* `a_b <T>`"),
+        ("<h2>Head</h2><p>text</p><hr><p>more</p>", "## Head\n\ntext\n\n---\n\nmore"),
+        ("<blockquote>\n<p>q1</p>\n<p>q2</p>\n</blockquote>", "> q1\n>\n> q2"),
+        ("<p><a href='http://x.org/a_b'>http://x.org/a_b</a></p>", "http://x.org/a_b"),
+        ("<p>See <a href='http://y.org'>y</a>.</p>", "See [y](http://y.org)."),
+        ("<ul><li>a<ul><li>b</li><li>c</li></ul></li><li>d</li></ul>", "- a\n  - b\n  - c\n- d"),
+        ("<ol start='3'>\n<li>\n<p>a</p>\n</li>\n<li>\n<p>b</p>\n</li>\n</ol>", "3. a\n\n4. b"),
+        ("<ol><li>a</li><li value='5'>b</li><li>c</li></ol>", "1. a\n5. b\n6. c"),
+        ("<ul><li><input type='checkbox' checked disabled> done</li></ul>", "- [x] done"),
+        ("<p>a<br>b</p>", "a  \nb"),
+        ("<p>a <img src='x.png' alt='A llama'> b</p>", "a A llama b"),
+        ("<p>你好，<strong>世界</strong>！</p><ol><li>一</li></ol>", "你好，**世界**！\n\n1. 一"),
+        ("<table><tr><td>1</td><td>2</td></tr></table>", "|  |  |\n| --- | --- |\n| 1 | 2 |"),
+    ],
+)
+def test_html_becomes_markdown(html, expected):
+    assert to_markdown(export(html)) == expected
+
+
+def test_tables_keep_bars_breaks_and_alignment():
+    head = '<thead><tr><th>A</th><th style="text-align:center">B|C</th></tr></thead>'
+    body = "<tbody><tr><td>1</td><td>x<br>y</td></tr><tr><td colspan='2'><code>a|b</code></td></tr></tbody>"
+    assert to_markdown(export(f"<table>{head}{body}</table>")) == (
+        "| A | B\\|C |\n| --- | :---: |\n| 1 | x y |\n| `a\\|b` | |"
+    )
+
+
+@pytest.mark.parametrize("code", ["print(a < b)\n\nfor x in y:\n    z()", "<p>a</p>", "List<T> x;", "if (a && b) {}"])
+def test_code_blocks_keep_language_and_every_character_but_not_their_head(code):
+    escaped = code.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    coloured = re.sub(r"(print|for|List)", r'<span class="hljs-keyword">\1</span>', escaped)
+    html = export(f"<p>Run:</p>{CODE_HEAD.format(code=coloured)}<p>Done.</p>")
+    assert to_markdown(html) == f"Run:\n\n```python\n{code}\n```\n\nDone."
+
+
+def test_code_in_other_forms():
+    assert to_markdown("<pre>js<button>复制代码</button><code>a;</code></pre>") == "```js\na;\n```"
+    assert to_markdown("<pre><code class='hljs'>a<br>&nbsp;&nbsp;b</code></pre>") == "```\na\n  b\n```"
+    assert to_markdown("<pre><code>```\nx\n```</code></pre>") == "````\n```\nx\n```\n````"
+    assert (
+        to_markdown("<ol><li><p>a</p><pre><code>x\n  y</code></pre></li></ol>")
+        == "1. a\n\n   ```\n   x\n     y\n   ```"
+    )
+    assert to_markdown("<pre><code class='language-undefined'>x</code></pre>") == "```\nx\n```"
+
+
+def test_maths_is_its_tex_once():
+    inline = KATEX.format(tex="x^2 &lt; a_b")
+    block = f'<span class="katex-display">{KATEX.format(tex="E = mc^2")}</span>'
+    assert to_markdown(export(f"<p>If {inline}, then</p>{block}<p>so.</p>")) == (
+        "If $x^2 < a_b$, then\n\n$$\nE = mc^2\n$$\n\nso."
+    )
+    old = '<p>m <span class="MathJax_Preview">x</span><span class="MathJax" id="a">x2</span><script type="math/tex">x^2'
+    assert to_markdown(f"{old}</script></p>") == "m $x^2$"
+    assert to_markdown('<p>m <math alttext="x^2"><mi>x</mi></math></p>') == "m $x^2$"
+
+
+@pytest.mark.parametrize(
+    "maths",
+    [
+        "<math><msup><mi>x</mi><mn>2</mn></msup></math>",
+        '<mjx-container class="MathJax" jax="CHTML"><mjx-math><mjx-mi>x</mjx-mi></mjx-math></mjx-container>',
+        '<span class="katex"><span class="katex-html"><span class="base">x2</span></span></span>',
+    ],
+)
+def test_maths_without_tex_is_refused_rather_than_flattened(maths):
+    found = Markdown()(chat("q", export(f"<p>{maths}</p>")))
+    assert found.reason == "maths_without_tex" and "x" in found.detail
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a < b and c > d",
+        "vector<T> x; List<String> y",
+        "<T> is a type parameter.",
+        "Use the <div> tag, then <p>a</p>.",
+        "<p>a</p>\n\nThis is a paragraph in HTML.",
+        "```html\n<p>a</p>\n```",
+        "<!DOCTYPE html>\n<html><body><p>a</p></body></html>",
+        "<html><head><title>x</title></head></html>",
+        "<ul>\n  <li>a</li>\n</ul>",
+        "<div>\n    <p>a</p>\n</div>",
+        "<note><to>A</to></note>",
+        "<p>a < b</p>",
+        "<p>cut off <stro",
+        "# Head\n\n- a\n- b &lt; c &amp; d",
+        "<form><p>a</p></form>",
+        "<script>alert(1)</script>",
+        "",
+        "<3",
+    ],
+)
+def test_text_that_is_no_html_of_a_page_is_not_touched(text):
+    assert page_of(text) is None
+    for row in (chat("q", text), chat(text, "a"), chat("q", text, "r", export("<p>x</p>"))):
+        found = Markdown()(row)
+        assert text in texts(found) and found.columns in ({}, {"html_turns": 1})
+
+
+def test_which_turns_are_converted():
+    html = export("<p>a &lt; b</p>")
+    assert texts(Markdown()(chat("<p>q</p>", html))) == ["<p>q</p>", "a < b"]  # a user's own HTML stays
+    assert texts(Markdown()(chat(export("<p>q</p>"), html))) == ["q", "a < b"]
+    assert texts(Markdown()(chat("q", "<p>a</p>", "r", "<p>b</p>"))) == ["q", "a", "r", "b"]
+    mixed = chat("q", "<p>a</p>", "r", "Use `<p>`.")
+    assert Markdown()(mixed) is mixed
+    assert texts(Markdown()(chat("q", html, "r", "Network error"))) == ["q", "a < b", "r", "Network error"]
+    assert Markdown()(chat("q", html)).columns == {"html_turns": 1}
+
+
+def test_answers_of_preferences_are_converted():
+    turn = {"role": "assistant", "content": export("<p>a</p>")}
+    record = {
+        "kind": "preference",
+        "messages": [{"role": "user", "content": "q"}],
+        "chosen": [turn],
+        "rejected": [turn],
+    }
+    found = Markdown()(Row("0", record, "s", "p")).record
+    assert found["chosen"] == found["rejected"] == [{"role": "assistant", "content": "a"}]
+
+
+def test_turns_of_pictures_alone_are_left_out():
+    picture = export("<p><img src='x.png' alt='A llama'></p>")
+    assert texts(Markdown()(chat("q", picture))) == ["q", "A llama"]
+    found = Markdown(images="drop")(chat("q", export("<p>a</p>"), "r", picture))
+    assert texts(found) == ["q", "a"]
+    assert found.columns == {"html_turns": 2, "turns_empty": 1, "turns_trailing": 1}
+    assert Markdown(images="drop")(chat("q", picture)).reason == "no_answer"
+
+
+def test_texts_of_an_export_are_converted():
+    text = Row("0", {"kind": "text", "text": export("<p>a</p>")}, "web", "web.jsonl, line 1")
+    assert Markdown()(text).record == {"kind": "text", "text": "a"}
+    code = Row("0", {"kind": "text", "text": "<p>a</p>"}, "web", "web.jsonl, line 1")
+    assert Markdown()(code) is code
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(ConversionError, match="nested_too_deeply"):
+        to_markdown("<div>" * 100_000 + "a")
+    assert to_markdown("<div>" * 200 + "a" + "</div>" * 200) == "a"
+
+
+SOUP = {
+    "items": ("<ul>", "<li>a</li>", "</ul>"),
+    "numbered": ("<ol>", "<li>a</li>", ""),
+    "rows of a head": ("<table><thead>", "<tr><th>a</th></tr>", "</thead></table>"),
+    "cells": ("<table><tr>", "<td>a</td>", "</tr></table>"),
+    "paragraphs without end": ("<div>", "<p>a", ""),
+    "crossed": ("<p>", "<b><i>x</b></i>", "</p>"),
+    "spans": ("<pre>", "<span>b</span>\n", "</pre>"),
+    "blocks of code": ("<div>", "<pre><code>b</code></pre>", "</div>"),
+    "formulas": ("<p>", KATEX.format(tex="x"), "</p>"),
+}
+
+
+@pytest.mark.parametrize("name", SOUP)
+def test_time_grows_with_the_length_of_the_html(name):
+    before, unit, after = SOUP[name]
+    few, many = 3_000 // len(unit), 30_000 // len(unit)
+
+    def seconds(count):
+        start = time.process_time()
+        assert to_markdown(before + unit * count + after)
+        return time.process_time() - start
+
+    seconds(2)
+    assert seconds(many) < 30 * seconds(few) + 0.2  # 100 times as long if it were quadratic
+
+
+def html_of(markdown):
+    """The HTML of Markdown by markdown-it, without the differences between a tight list and one with blank lines."""
+    renderer = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": False})
+    html = renderer.enable(["table", "strikethrough"]).render(markdown)
+    return html, re.sub(r"\s*(</?(?:p|li|ul|ol|pre|h\d|blockquote|table|t\w+)\b[^>]*>|<br />)\s*", r"\1", html)
+
+
+DOCUMENTS = [
+    "# Title\n\nSome *text* with `code` and **more**:\n\n1. one\n2. two\n   - nested\n   - again\n\n> quoted\n\nend.",
+    "## 标题\n\n这是一段**中文**，有`代码`：\n\n- 第一\n- 第二\n\n```python\nprint('你好')\n```\n\n结束。",
+    "| a | b |\n|---|:-:|\n| 1 | `x` |\n| 2 | [y](http://z.org) |\n\nAfter the table.",
+    "1. First:\n\n   ```sh\n   ls | wc -l\n   ```\n\n2. Second\n\n---\n\n~~old~~ new",
+    "A list:\n- `a < b`\n- snake_case and 2 * 3\n\n    indented code\n\nlast <em> & co.",
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_markdown_rendered_to_html_comes_back_with_the_same_meaning(document):
+    html, expected = html_of(document)
+    assert html_of(to_markdown(export(html)))[1] == expected
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not there")
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_real_answers_rendered_to_html_come_back_with_the_same_meaning(language):
+    records = json.loads((SHARED / f"dpo_{language}_demo.json").read_text())
+    answers = [record["chosen"]["value"] for record in records]
+    same = 0
+    for answer in answers:
+        html, expected = html_of(answer)
+        same += html_of(to_markdown(export(html)))[1] == expected
+        assert page_of(answer) is None
+    assert same >= 0.97 * len(answers)  # the others have runs of spaces, which HTML does not keep
