@@ -82,7 +82,7 @@ def problem_of(reply: Reply) -> Rejected | None:
     return None if reply.text.strip() else Rejected("empty", f"it ended by {reply.finish_reason or 'nothing'}")
 
 
-def settings_of(more: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+def request_settings(more: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
     """The settings of a request.
 
     Args:

@@ -32,7 +32,7 @@ from .candidates import (
     draw,
     plain_messages,
     problem_of,
-    settings_of,
+    request_settings,
 )
 from .instruct_prompts import Prompts
 from .rows import LANGUAGE, Rejected, Row
@@ -171,7 +171,7 @@ class _Run:
         self._made.rows.append(self._row(dialogue, record, turns=dialogue.turns, ended=dialogue.ended))
 
     def _how(self, temperature: float, max_tokens: int) -> dict[str, Any]:
-        return settings_of(self._more, temperature=temperature, max_tokens=max_tokens, seed=self._settings.seed)
+        return request_settings(self._more, temperature=temperature, max_tokens=max_tokens, seed=self._settings.seed)
 
     def _ask(self, dialogues: Sequence[_Dialogue], requests: Sequence[Request]) -> list[tuple[_Dialogue, Reply]]:
         for each, request in zip(dialogues, requests, strict=True):

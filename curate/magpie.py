@@ -30,7 +30,7 @@ from ..data.user_turns import UserTurn, user_turn
 from ..errors import UserError
 from ..serve.journal import Asker, Reply, Request
 from ..settings.leaves import Count, NotNegative, Range, Share, Unset, Whole
-from .candidates import REPLY_REASONS, Made, Messages, problem_of, settings_of
+from .candidates import REPLY_REASONS, Made, Messages, problem_of, request_settings
 from .instruct_filters import Filters
 from .instruct_prompts import Prompts
 from .novelty import Novelty
@@ -185,7 +185,7 @@ class _Run:
         settings, requests = self._settings, []
         for each in candidates:
             turn = self._turn([*each.system, *each.messages])
-            how = settings_of(
+            how = request_settings(
                 self._more,
                 temperature=each.temperature,
                 top_p=settings.top_p,
@@ -200,7 +200,7 @@ class _Run:
     def _answers(self, candidates: Sequence[_Candidate]) -> list[Reply]:
         settings = self._settings
         temperature, tokens = settings.answer_temperature, settings.max_tokens
-        how = settings_of(self._more, temperature=temperature, max_tokens=tokens, seed=settings.seed)
+        how = request_settings(self._more, temperature=temperature, max_tokens=tokens, seed=settings.seed)
         return self._ask(candidates, [Request(list(each.messages), how) for each in candidates])
 
     def _ask(self, candidates: Sequence[_Candidate], requests: Sequence[Request]) -> list[Reply]:

@@ -28,7 +28,7 @@ from .candidates import (
     Messages,
     problem_of,
     question_of,
-    settings_of,
+    request_settings,
 )
 from .rows import LANGUAGE, Rejected, Row
 
@@ -130,7 +130,7 @@ class RankedPairs:
             asked = []
             for number in range(place, self.answers, len(askers)):
                 temperature = self.temperatures[number % len(self.temperatures)]
-                how = settings_of(more, temperature=temperature, max_tokens=self.max_tokens, seed=self.seed)
+                how = request_settings(more, temperature=temperature, max_tokens=self.max_tokens, seed=self.seed)
                 asked += [(i, temperature, Request(question_of(row), how, number)) for i, row in enumerate(rows)]
             replies = asker.ask([request for _, _, request in asked])
             for (i, temperature, request), reply in zip(asked, replies, strict=True):

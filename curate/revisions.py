@@ -23,7 +23,17 @@ from typing import Annotated, Any
 
 from ..serve.journal import Asker, Request
 from ..settings.leaves import Count, NotNegative, Unset, Whole
-from .candidates import READ, READ_REASONS, REPLY_REASONS, Made, Messages, draw, problem_of, question_of, settings_of
+from .candidates import (
+    READ,
+    READ_REASONS,
+    REPLY_REASONS,
+    Made,
+    Messages,
+    draw,
+    problem_of,
+    question_of,
+    request_settings,
+)
 from .instruct_prompts import Prompts
 from .preference_pairs import conversation_of, preference_of, questions, said, same_words
 from .principles import Principle
@@ -133,7 +143,7 @@ class _Run:
         """The drafts whose replies are of use, with these. The others end."""
         settings = self._settings
         temperature = settings.temperature if step == "answer" else settings.revision_temperature
-        how = settings_of(self._more, temperature=temperature, max_tokens=settings.max_tokens, seed=settings.seed)
+        how = request_settings(self._more, temperature=temperature, max_tokens=settings.max_tokens, seed=settings.seed)
         requests, found = [Request(messages, how) for _, messages in asked], []
         for (draft, _), request, reply in zip(asked, requests, self._asker.ask(requests), strict=True):
             draft.requests.append(self._asker.key(request))

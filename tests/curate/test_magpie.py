@@ -13,13 +13,10 @@ from camelid.data.templates import load_template
 from camelid.data.tokenizer import Tokenizer
 from camelid.data.user_turns import user_turn
 from camelid.errors import UserError
-from camelid.serve.endpoint import Endpoint, Limits
-from camelid.serve.journal import Journal, Reply
-from camelid.serve.local import Local
+from camelid.serve.journal import Reply
 from camelid.settings.sections import read
 from camelid.tests.curate.asking import Teacher, bytes_of, check_made, reasons
 from camelid.tests.evals.small_model import write_model
-from camelid.tests.serve.conftest import models, served, server, url  # noqa: F401
 
 CHATML = load_template("chatml")
 SUBJECTS = ["river", "violin", "planet", "bridge", "teapot", "desert", "forest", "engine", "candle", "meadow"]
@@ -180,20 +177,3 @@ def test_settings_that_do_not_fit_are_one_line(tokenizer):
         read({"topics": []}, Magpie, "magpie")
     with pytest.raises(UserError, match=r"magpie\.poems\.en\.toml"):
         made_by(written, tokenizer, topics=["poems"])
-
-
-def test_a_server_and_the_same_model_in_memory_bring_the_same_rows(served, url, tmp_path):  # noqa: F811
-    """The model is untrained: what it writes is noise, which the server and the memory have to agree on."""
-    loose = {"least_words": 0, "other_script": 1.0}
-    settings = dict(rows=2, samples=6, temperatures=[0.0], instruction_tokens=8, max_tokens=8, threshold=1.0)
-    settings = read(settings | {"filters": loose}, Magpie)
-    template, tokenizer = served.model.template, served.model.tokenizer
-    with Journal(tmp_path / "j") as journal:
-        endpoint = Endpoint(url, "nano", journal=journal, key="secret", limits=Limits(retries=0))
-        over_http = settings(endpoint, template, tokenizer)
-        size = (tmp_path / "j").stat().st_size
-        assert bytes_of(settings(endpoint, template, tokenizer)) == bytes_of(over_http)
-        assert (tmp_path / "j").stat().st_size == size  # all replies were in the journal
-    in_memory = settings(Local(served.model, "nano", ["x"], journal=Journal(None)), template, tokenizer)
-    assert reasons(over_http) == reasons(in_memory)
-    assert len(over_http.rejected) + len(over_http.rows) == 6

@@ -3,11 +3,14 @@
 import pytest
 
 from camelid.checkpoints.decoding import text_of
+from camelid.curate.magpie import Magpie
 from camelid.data.user_turns import user_turn
 from camelid.errors import UserError
 from camelid.serve.endpoint import Endpoint, Limits, reply_of
 from camelid.serve.journal import Journal, Reply, Request, key_of
 from camelid.serve.local import Local
+from camelid.settings.sections import read
+from camelid.tests.curate.asking import bytes_of, reasons
 
 SETTINGS = {"max_tokens": 12, "temperature": 0.9, "seed": 3}
 
@@ -88,3 +91,20 @@ def test_prompts_go_to_completions_beside_the_conversations(address, url, tmp_pa
 
 def test_a_completion_without_usage_is_a_reply():
     assert reply_of(b'{"choices": [{"text": "a", "finish_reason": "length"}]}') == Reply("a", "length")
+
+
+def test_magpie_makes_the_same_of_a_server_and_of_its_model_in_memory(served, url, tmp_path):
+    """The model is untrained: what it writes is noise, which the server and the memory have to agree on."""
+    loose = {"least_words": 0, "other_script": 1.0}
+    settings = dict(rows=2, samples=6, temperatures=[0.0], instruction_tokens=8, max_tokens=8, threshold=1.0)
+    settings = read(settings | {"filters": loose}, Magpie)
+    template, tokenizer = served.model.template, served.model.tokenizer
+    with Journal(tmp_path / "j") as journal:
+        endpoint = Endpoint(url, "nano", journal=journal, key="secret", limits=Limits(retries=0))
+        over_http = settings(endpoint, template, tokenizer)
+        size = (tmp_path / "j").stat().st_size
+        assert bytes_of(settings(endpoint, template, tokenizer)) == bytes_of(over_http)
+        assert (tmp_path / "j").stat().st_size == size  # all replies were in the journal
+    in_memory = settings(Local(served.model, "nano", ["x"], journal=Journal(None)), template, tokenizer)
+    assert reasons(over_http) == reasons(in_memory)
+    assert len(over_http.rejected) + len(over_http.rows) == 6
