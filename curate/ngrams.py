@@ -110,14 +110,14 @@ class _Letters:
     """The letters and digits of a text, with hashes of its parts."""
 
     def __init__(self, text: str):
-        points = code_points(text)
-        kinds = character_kinds()[points]
-        chosen = (kinds == LETTER) | (kinds == SINGLE)
-        self.points, self.length = points[chosen], int(chosen.sum())
-        self.kinds, self.chosen = kinds, chosen
+        self._text_points = code_points(text)
+        values, is_letter = _tables()
+        self.chosen = is_letter[self._text_points]
+        points = self._text_points[self.chosen]
+        self.length = len(points)
         weights, self.inverse = _weights(max(self.length, 1024).bit_length())
         self.sums = np.zeros(self.length + 1, np.uint64)
-        np.cumsum(character_values(self.points) * weights[: self.length], out=self.sums[1:])
+        np.cumsum(values[points] * weights[: self.length], out=self.sums[1:])
 
     def hashes(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """A hash of 64 bits of the letters from each start up to each end. It is the same wherever they stand."""
@@ -130,10 +130,18 @@ class _Letters:
 
     def units(self) -> tuple[np.ndarray, np.ndarray]:
         """Where each unit starts among the letters, and whether it is a single character of a script without spaces."""
-        kinds = np.where(self.chosen | (self.kinds == MARK), self.kinds, 0)
+        kinds = character_kinds()[self._text_points]
+        kinds = np.where(self.chosen | (kinds == MARK), kinds, 0)
         starts = unit_starts(kinds)
         place = (np.cumsum(self.chosen) - self.chosen)[starts]
         return np.append(place, self.length), kinds[starts] == SINGLE
+
+
+@functools.cache
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """The hash of each code point, and whether it is a letter or digit."""
+    kinds = character_kinds()
+    return character_values(np.arange(len(kinds))), (kinds == LETTER) | (kinds == SINGLE)
 
 
 @functools.cache
@@ -224,7 +232,7 @@ class Index:
         whole = set()
         for letters in self._letters(texts):
             whole.update(self._whole_passages(letters))
-            for ngram in np.unique(self._find(letters)).tolist():
+            for ngram in sorted(set(self._find(letters).tolist())):
                 for place in range(self._postings[ngram], self._postings[ngram + 1]):
                     found[int(self._passage_of[place])][ngram] = int(self._start_of[place])
         best: dict[int, tuple[float, str]] = {}
