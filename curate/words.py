@@ -21,10 +21,23 @@ UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\uf
 CHINESE = {"zh", "yue", "wuu", "cmn", "lzh"}
 """Codes of languages that are written in Chinese characters alone."""
 
+UNSEGMENTED = {"ja", "th", "lo", "km", "my", "bo", "dz"}
+"""Codes of languages that put no spaces between words, and whose words are characters here."""
+
 
 def is_chinese(language: str) -> bool:
     """Whether a code such as "zh" or "zh-TW" names Chinese."""
-    return re.split("[-_]", language.lower())[0] in CHINESE
+    return _primary(language) in CHINESE
+
+
+def is_unsegmented(language: str) -> bool:
+    """Whether the words of a language, such as Japanese and Thai, are single characters here."""
+    return _primary(language) in UNSEGMENTED
+
+
+def _primary(language: str) -> str:
+    """The first part of a code: "zh" of "zh-TW"."""
+    return re.split("[-_]", language.lower())[0]
 
 
 def split(text: str, language: str = "", *, punctuation: bool = False) -> list[str]:
