@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..data.cards import FILE, Card, CardSource, CardStep, Count, hash_of, read_card
+from ..data.cards import FILE, Card, CardSource, CardStep, Count, Parent, card_of, hash_of, read_card
+from ..data.licences import terms_of
 from ..data.locks import locked
 from ..errors import UserError
 from .dataset import WRITING, About, Layout, check_replaceable, write_sorted
@@ -256,13 +257,14 @@ def _about(plan: Plan, versions: dict[str, str]) -> About:
         },
         WRITE: CardStep(WRITE, {"write_as": config.write_as}, rejected=dict.fromkeys(WRITE_REASONS, 0)),
     }
-    sources = {
-        name: CardSource(
-            source.source, plan.fingerprints[name], 0, Count(), licence=source.licence, teacher=source.teacher
-        )
-        for name, source in sorted(config.sources.items())
-    }
-    return About(config.name, _resolved(config), sources, steps, versions)
+    sources, parents = {}, {}
+    for name, source in sorted(config.sources.items()):
+        terms = terms_of(source.teacher)
+        told = (plan.fingerprints[name], 0, Count(), source.licence, source.teacher, terms)
+        sources[name] = CardSource(source.source, *told)
+        if found := card_of(source.source):
+            parents[name] = Parent(source.source, found[1])
+    return About(config.name, _resolved(config), sources, steps, versions, parents)
 
 
 def _resolved(config: CurateConfig) -> dict[str, Any]:

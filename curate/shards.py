@@ -21,13 +21,15 @@ MARKER = "done.json"
 BLOCK_BYTES = 1 << 18
 """Bytes whose checksum is compared at a time; a file that is being written holds as many in memory."""
 
+_UTF_8, _ASCII = (json.JSONEncoder(ensure_ascii=ascii, separators=(",", ":"), default=str) for ascii in (False, True))
+
 
 def encode(value: Any) -> bytes:
     """A line of JSON in UTF-8. A value with a lone surrogate, which UTF-8 cannot write, is escaped as ASCII."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode() + b"\n"
+        return _UTF_8.encode(value).encode() + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), default=str).encode() + b"\n"
+        return _ASCII.encode(value).encode() + b"\n"
 
 
 class _File:

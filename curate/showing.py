@@ -2,6 +2,7 @@
 
 import difflib
 import heapq
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -18,8 +19,8 @@ from .stages import row_of
 
 T = TypeVar("T")
 
-_LINES, _WIDTH = 16, 300
-"""Lines of an example, and characters of a line, that are printed."""
+_LINES, _WIDTH, _BEFORE = 16, 300, 40
+"""Lines of an example that are printed, characters of a line, and of these before a change."""
 
 
 @dataclass
@@ -142,12 +143,27 @@ def _drawn(row: Row, result: Result):
 
 
 def _difference(before: Mapping[str, Any], after: list[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """The lines that differ between a record and those made of it: pairs of a mark, one of " -+@", and a line."""
-    new = written(after[0])
+    """The lines that differ between a record and those made of it: pairs of a mark, one of " -+", and a line.
+
+    A line that is changed far from its beginning is shown from a few characters before the change.
+    """
+    old, new = written(before), written(after[0])
     for number, record in enumerate(after[1:], 2):
         new += [f"=== part {number}", *written(record)]
-    for line in list(difflib.unified_diff(written(before), new, lineterm="", n=1))[3:]:
-        yield ("@", "...") if line.startswith("@") else (line[:1], line[1:])
+    for kind, i, i_end, j, j_end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            yield from ((" ", line) for line in old[i_end - 1 : i_end if i_end < len(old) else i])
+            continue
+        pairs = itertools.zip_longest(old[i:i_end], new[j:j_end], fillvalue="")
+        starts = [max(0, _common(*pair) - _BEFORE) for pair in pairs]
+        for mark, lines in (("-", old[i:i_end]), ("+", new[j:j_end])):
+            for line, start in zip(lines, starts, strict=False):
+                yield mark, f"... {line[start:]}" if start else line
+
+
+def _common(one: str, other: str) -> int:
+    """Number of characters with which both texts begin."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def written(record: Mapping[str, Any]) -> list[str]:
