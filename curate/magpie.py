@@ -57,7 +57,7 @@ class Magpie:
     rows: Count = 1000
     """Number of conversations to keep."""
 
-    samples: Annotated[int | None, Unset("10 for each row")] = None
+    samples: Annotated[Count | None, Unset("10 for each row")] = None
     """The most instructions that are sampled, kept or not."""
 
     languages: list[str] = field(default_factory=lambda: ["en"])

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
+from ..errors import UserError
 from ..serve.journal import Asker, Reply, Request
 from ..settings.leaves import Count, NotNegative, Range, Unset, Whole
 from .candidates import (
@@ -82,6 +83,11 @@ class RankedPairs:
 
     seed: Annotated[Whole | None, Unset("no seed is sent")] = None
     """Seed of the sampling; the number of the answer is added to it."""
+
+    def check(self, where: str) -> None:
+        """Raises UserError if there is no temperature."""
+        if not self.temperatures:
+            raise UserError(f"{where}.temperatures is empty: give one or more")
 
     def __call__(
         self,

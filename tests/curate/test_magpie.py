@@ -173,6 +173,8 @@ def test_a_run_that_ends_anywhere_goes_on_to_the_same_bytes_and_asks_nothing_twi
 def test_settings_that_do_not_fit_are_one_line(tokenizer):
     with pytest.raises(UserError, match="languages: fr"):
         read({"languages": ["fr"]}, Magpie, "magpie")
+    with pytest.raises(UserError, match="samples = 0"):
+        read({"samples": 0}, Magpie, "magpie")
     with pytest.raises(UserError, match="topics is empty"):
         read({"topics": []}, Magpie, "magpie")
     with pytest.raises(UserError, match=r"magpie\.poems\.en\.toml"):

@@ -8,6 +8,7 @@ import pytest
 from camelid.curate.candidates import Made, start_rows
 from camelid.curate.preference_pairs import STEPS, RankedPairs, Verdict
 from camelid.data.formats import parse
+from camelid.errors import UserError
 from camelid.serve.journal import Reply
 from camelid.settings.sections import read
 from camelid.tests.curate.asking import Teacher, bytes_of, check_made, reasons
@@ -109,6 +110,12 @@ def test_answers_of_no_use_reject_their_pairs_and_the_counts_add_up():
     }
     assert len(made.rows) == 1 + 2 * 3
     check_made(made, STEPS, 4 * 3 + 2)
+
+
+def test_settings_that_do_not_fit_are_one_line():
+    for settings, message in (({"answers": 1}, "answers = 1"), ({"temperatures": []}, "temperatures is empty")):
+        with pytest.raises(UserError, match=message):
+            read(settings, RankedPairs, "pairs")
 
 
 def test_a_run_that_ends_anywhere_asks_nothing_twice():
