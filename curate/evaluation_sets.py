@@ -54,8 +54,9 @@ def items_of(name: str, chosen: EvaluationSet) -> Iterator[Item]:
     can parse are its questions and the assistant's its answers. Of other records, fields in QUESTIONS and ANSWERS are.
 
     Raises:
-      UserError: a file cannot be read, or a record has no question.
+      UserError: a file cannot be read, a record has no question, or there is no record.
     """
+    count = 0
     for file in find_files(chosen.source):
         folder = f"{file.parent}/"
         for place, raw in file_rows([file]):
@@ -66,7 +67,10 @@ def items_of(name: str, chosen: EvaluationSet) -> Iterator[Item]:
                 questions, answers = _texts(one, chosen)
                 if not questions:
                     raise UserError(f"{where}: no question in {shown(one)}; name its field, as in question=['text']")
+                count += 1
                 yield Item(name, where.removeprefix(folder), questions, answers)
+    if not count:
+        raise UserError(f"{chosen.source}: no questions in these files")
 
 
 def _texts(raw: Any, chosen: EvaluationSet) -> tuple[list[str], list[str]]:

@@ -42,7 +42,7 @@ _MARKUP = re.compile(
     r"""(?=[`!\[<\\]) (?:
         ``` [^\s`]*                             # the fence of a code block, with its language
       | !? \[ ([^\]\n]*) \] \( [^()\s]* \)      # a link or picture, of which the text stays
-      | << [^<>]{0,300} >>                         # a calculation in GSM8K
+      | << [^<>]{0,300} >>                      # a calculation in GSM8K
       | </? [A-Za-z] [^<>\n]{0,300} >           # a tag of HTML
       | \\ (?: begin | end ) \{ [^{}\n]* \}     # an environment of LaTeX
       | \\ ([A-Za-z]+)                          # a command of LaTeX
@@ -66,8 +66,8 @@ class Ngrams:
 
     shortest: Count = 8
     """Words of the shortest question that is looked for within a text; in Chinese the same share of `characters`. A
-    question of fewer words leaks only where it is a whole message. A question of fewer than `words` words is looked for
-    as a whole, an answer of so few words not at all."""
+    question of fewer words leaks only where it is a whole message, one of fewer than half as many words nowhere. A
+    question of fewer than `words` words is looked for as a whole, an answer of so few words not at all."""
 
     common: Count = 10
     """An n-gram that more items of the evaluation sets have than this is common text, which does not count."""
@@ -212,6 +212,7 @@ class Index:
         item_of = np.array([passage.item for passage in self._passages], np.int64)
         pairs = np.unique(np.stack([self._ngram_of, item_of[self._passage_of]]), axis=1)
         self._leave_out(np.flatnonzero(np.bincount(pairs[0], minlength=len(self._hashes)) > settings.common))
+        self._whole = {key: found for key, found in self._whole.items() if len({*item_of[found]}) <= settings.common}
         for place in settings.background:
             for record in read(Source(place)):
                 self._leave_out_found(texts_of(record))
@@ -219,7 +220,8 @@ class Index:
 
     @classmethod
     def from_sets(cls, sets: Mapping[str, EvaluationSet], settings: Ngrams) -> "Index":
-        """The index of evaluation sets in files, by name. Raises UserError for files that cannot be read."""
+        """The index of evaluation sets in files, by name. Raises UserError for files that cannot be read, and for a
+        record without a question."""
         return cls((item for name, one in sets.items() for item in items_of(name, one)), settings)
 
     def hits(self, *texts: str) -> list[Hit]:
@@ -231,7 +233,7 @@ class Index:
         found: dict[int, dict[int, int]] = defaultdict(dict)  # by passage: the n-grams, with where they start in it
         whole = set()
         for letters in self._letters(texts):
-            whole.update(self._whole_passages(letters))
+            whole.update(self._whole.get(_whole_hash(letters), ()))
             for ngram in sorted(set(self._find(letters).tolist())):
                 for place in range(self._postings[ngram], self._postings[ngram + 1]):
                     found[int(self._passage_of[place])][ngram] = int(self._start_of[place])
@@ -267,9 +269,10 @@ class Index:
         sums = [np.append(0, np.cumsum(size)) for size in sizes]
         whole = min(each[-1] for each in sums)
         if whole < full:
-            if not is_question or not letters.length:
+            shortest = settings.shortest * settings.characters
+            if not is_question or 2 * whole < shortest:
                 return none
-            if whole < settings.shortest * settings.characters or letters.length < ANCHORS[-1]:
+            if whole < shortest or letters.length < ANCHORS[-1]:
                 self._whole[_whole_hash(letters)].append(passage)
                 return none
             first, last = np.array([0]), np.array([len(starts) - 1])
@@ -329,9 +332,6 @@ class Index:
             found.append(ngram[letters.hashes(start, end) == self._hashes[ngram]])
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
-    def _whole_passages(self, letters: _Letters) -> list[int]:
-        return self._whole.get(_whole_hash(letters), []) if letters.length else []
-
     def _leave_out(self, ngrams: np.ndarray) -> None:
         self._is_used[ngrams] = False
 
@@ -339,8 +339,7 @@ class Index:
         """Leaves out the n-grams and short questions that texts of a background corpus have."""
         for letters in self._letters(texts):
             self._leave_out(self._find(letters))
-            if letters.length:
-                self._whole.pop(_whole_hash(letters), None)
+            self._whole.pop(_whole_hash(letters), None)
 
 
 def _whole_hash(letters: _Letters) -> int:

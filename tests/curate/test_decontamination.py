@@ -129,20 +129,20 @@ def test_made_rows_have_no_hits(index):
 def test_short_questions_count_as_a_whole_and_very_short_ones_as_a_whole_message(tmp_path):
     texts = [
         "How can I improve my time management skills?",
-        "What is rain?",
+        "What makes it rain?",
         "怎样才能提高我的时间管理能力",
-        "什么是雨？",
+        "为何会下雨？",
     ]
     path = tmp_path / "short.jsonl"
-    path.write_text("".join(json.dumps({"turns": [text, "Why?"]}) + "\n" for text in texts), "utf-8")
+    path.write_text("".join(json.dumps({"turns": [text, "Why?"]}) + "\n" for text in [*texts, "Why not?"]), "utf-8")
     index = Index.from_sets({"short": EvaluationSet(str(path))}, Ngrams())
     found = {text: [hit.item for hit in index.hits(f"Tell me this: {text} Thank you!")] for text in texts}
     assert list(found.values()) == [["short.jsonl:1"], [], ["short.jsonl:3"], []]
-    assert [[hit.item for hit in index.hits(text.upper())] for text in texts] == [
-        [f"short.jsonl:{n}"] for n in range(1, 5)
-    ]
-    assert index.unchecked == []
+    for number, text in enumerate(texts, 1):
+        assert [hit.item for hit in index.hits(text.upper())] == [f"short.jsonl:{number}"]
     assert index.hits("How can I improve my time") == []
+    assert index.hits("Why?") == []  # so short a question is in every other conversation
+    assert index.unchecked == [("short", "short.jsonl:5")]
 
 
 def test_words_of_one_or_two_letters_make_ngrams_longer(tmp_path):
@@ -168,6 +168,30 @@ def test_common_text_does_not_count(how, tmp_path):
     assert index.unchecked == [("set", "set.jsonl:13")]
     assert [hit.item for hit in index.hits(records[3]["question"])] == ["set.jsonl:4"]
     assert len(Index.from_sets(sets, Ngrams(common=13)).hits(instruction)) == 13
+
+
+def test_very_short_questions_that_many_items_share_do_not_count(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"turns": [f"{'x' * n} is not {'y' * n}", "Please explain it again."]}) + "\n"
+            for n in range(3, 9)
+        )
+    )
+    sets = {"set": EvaluationSet(str(path))}
+    assert len(Index.from_sets(sets, Ngrams(common=6)).hits("Please explain it again.")) == 6
+    assert Index.from_sets(sets, Ngrams(common=5)).hits("Please explain it again.") == []
+
+
+def test_greek_letters_equal_their_names_in_latex(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text(
+        json.dumps(
+            {"question": r"What is the sum of $\alpha$ and $\beta$ in a triangle whose third angle is $\gamma$?"}
+        )
+    )
+    index = Index.from_sets({"set": EvaluationSet(str(path))}, Ngrams())
+    assert index.hits("What is the sum of α and β in a triangle whose third angle is γ?")[0].share == 1
 
 
 def test_traditional_characters_equal_simplified_ones_if_asked(tmp_path):
@@ -206,6 +230,9 @@ def test_fields_can_be_named_and_are_asked_for_where_none_is_known(tmp_path):
     path.write_text(json.dumps({"题目": "Q", "solutions": {"best": "A"}, "answer": "B"}))
     [item] = items_of("set", EvaluationSet(str(path), question=["题目"], answer=["solutions"]))
     assert (item.questions, item.answers) == (["Q"], ["A"])
+    path.with_name("empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"empty.jsonl: no questions in these files"):
+        list(items_of("set", EvaluationSet(str(path.with_name("empty.jsonl")))))
     with pytest.raises(UserError, match=r"set.jsonl:1: no question in .*name its field, as in question=\['text'\]"):
         list(items_of("set", EvaluationSet(str(path))))
 
