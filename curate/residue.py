@@ -194,7 +194,7 @@ def _without_buttons(lines: Sequence[str]) -> tuple[list[str], int]:
             count += 1
             language = language or match["language"]
             label = _bare(lines[above - 1]) if above and not match["language"] else ""
-            if re.fullmatch(_LANGUAGE_NAME, label) and (above == 1 or not lines[above - 2].strip()):
+            if re.fullmatch(_LANGUAGE_NAME, label):
                 found[above - 1] = None
                 language = language or label
         if count > before:
