@@ -31,7 +31,7 @@ ENDPOINT = ("model", "concurrency", "requests_per_minute", "tokens_per_minute", 
 ENDPOINT += ("prompt_price", "completion_price")
 """The options that only endpoints read."""
 
-_NAMED_URL = re.compile(r"(?:([^=/\\]+)=)?(https?://.*)", re.IGNORECASE | re.DOTALL)
+_NAMED_URL = re.compile(r"(?:((?!https?://)[^=]+)=)?(https?://.*)", re.IGNORECASE | re.DOTALL)
 """The name of a model, if there is one, and the address of its endpoint."""
 
 ANOTHER_OUTPUT = "give another --output, or delete it; --journal=FILE uses the replies of a journal again"
