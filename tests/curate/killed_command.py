@@ -1,11 +1,12 @@
-"""Runs a command again and again, and kills it after the seconds that it reads from standard input.
+"""Runs `camelid curate instruct` again and again, and kills it after some seconds.
 
-python -m camelid.tests.curate.killed_command ARGUMENTS
+    python -m camelid.tests.curate.killed_command
 
-Each line of standard input is a number of seconds, or "whole" for a run that is not killed. After each run a line says
-"killed", or its exit code. The command runs in a fork of this process, which has imported everything.
+Each line of standard input is a JSON list of the seconds and the arguments; null seconds kill nothing. After each run a
+line says "killed", or its exit code. Runs are forks of this process, which has imported everything.
 """
 
+import json
 import os
 import signal
 import sys
@@ -15,24 +16,13 @@ import camelid.curate.dataset
 import camelid.curate.instruct_report
 import camelid.serve.endpoint
 from camelid.curate.words import split
-from camelid.errors import UserError
-from camelid.launch.commands.arguments import Parser
-from camelid.launch.commands.instructing import add_instruct
+from camelid.launch.cli import main
 
 
 def run(arguments: list[str]) -> int:
     """`camelid curate instruct` with these arguments, whose waits between attempts are short."""
     camelid.serve.endpoint.LONGEST_BACKOFF = 0.02
-    parser = Parser(prog="camelid curate")
-    add_instruct(parser.add_subparsers(parser_class=Parser))
-    args = parser.parse_args(["instruct", *arguments])
-    args.overrides = []
-    try:
-        args.run(args)
-    except UserError as error:
-        print(f"camelid: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return main(["curate", "instruct", *arguments])
 
 
 def forked(arguments: list[str], seconds: float | None) -> str:
@@ -54,4 +44,5 @@ def forked(arguments: list[str], seconds: float | None) -> str:
 if __name__ == "__main__":
     split("中文", "zh")  # which reads the dictionary
     for line in sys.stdin:
-        print(forked(sys.argv[1:], None if line.strip() == "whole" else float(line)), flush=True)
+        seconds, arguments = json.loads(line)
+        print(forked(arguments, seconds), flush=True)

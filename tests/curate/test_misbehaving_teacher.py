@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from camelid.tests.curate.simulated_teacher import answer, write_seeds
 from camelid.tests.serve.misbehaving import digest_of, misbehaving
 
@@ -44,44 +46,44 @@ def replied(journal):
     return found
 
 
-def start(tmp_path, server, name):
-    arguments = [f"--seeds={tmp_path}/{language}.jsonl" for language in LANGUAGES]
-    arguments += ["--rows=40", f"--teacher={server.url}", "--model=m", "--concurrency=16", "--timeout_seconds=0.3"]
-    command = [sys.executable, "-m", "camelid.tests.curate.killed_command", *arguments, f"--output={tmp_path / name}"]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, **pipes)
-
-
-def say(process, line):
-    process.stdin.write(f"{line}\n")
-    process.stdin.flush()
-    return process.stdout.readline().strip()
-
-
-def test_a_run_that_is_killed_ten_times_has_the_same_bytes_and_asks_for_no_reply_twice(tmp_path):
+@pytest.fixture
+def run(tmp_path):
+    """run(server, name, seconds) runs the command with the output `name`, and says how it ended."""
     for language in LANGUAGES:
         write_seeds(tmp_path / f"{language}.jsonl", language)
-    with misbehaving(plan, write) as server, start(tmp_path, server, "whole") as process:
-        begin = time.monotonic()
-        assert say(process, "whole") == "0", process.stderr.read()
-        seconds = time.monotonic() - begin
+    seeds = [f"--seeds={tmp_path}/{language}.jsonl" for language in LANGUAGES]
+    how = [*seeds, "--rows=25", "--model=m", "--concurrency=16", "--retries=20", "--timeout_seconds=0.5"]
+
+    def say(server, name, seconds=None):
+        arguments = [*how, f"--teacher={server.url}", f"--output={tmp_path / name}"]
+        process.stdin.write(f"{json.dumps([seconds, arguments])}\n")
+        process.stdin.flush()
+        return process.stdout.readline().strip()
+
+    command = [sys.executable, "-m", "camelid.tests.curate.killed_command"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield say
         process.stdin.close()
-        asked = len(server.asked)
+
+
+def test_a_run_that_is_killed_ten_times_has_the_same_bytes_and_asks_for_no_reply_twice(run, tmp_path):
+    with misbehaving(plan, write) as server:
+        begin = time.monotonic()
+        assert run(server, "whole") == "0"
+        seconds, asked = time.monotonic() - begin, len(server.asked)
     rng, done, before = random.Random(0), set(), 0
-    with misbehaving(plan, write) as server, start(tmp_path, server, "killed") as process:
+    with misbehaving(plan, write) as server:
         for kill in range(KILLS + 1):
-            how = say(process, "whole" if kill == KILLS else rng.uniform(0.02, 1.6 * seconds / KILLS))
-            assert how == "killed" or kill == KILLS, "the run ended before it was killed ten times"
+            how = run(server, "killed", None if kill == KILLS else rng.uniform(0.02, 1.6 * seconds / KILLS))
+            assert how == ("0" if kill == KILLS else "killed")
             assert not done & set(server.asked[before:])
             done, before = replied(tmp_path / "killed.journal"), len(server.asked)
-        assert how == "0", process.stderr.read()
-        assert say(process, "whole") == "0"  # which repeats the output from the journal
-        process.stdin.close()
-        assert set(server.asked) == replied(tmp_path / "killed.journal")
+        assert run(server, "killed") == "0"  # which repeats the output from the journal
+        assert len(server.asked) == before and set(server.asked) == done
     expected = files_of(tmp_path / "whole")
     assert files_of(tmp_path / "killed") == expected
     card = json.loads(expected["card.json"])
-    assert card["splits"]["train"]["rows"] == 80
+    assert card["splits"]["train"]["rows"] == 50
     reasons = {reason for step in card["steps"].values() for reason, count in step["rejected"].items() if count}
     assert {"cut", "empty_answer", "beyond_text", "too_short", "punctuation"} <= reasons
     assert asked > 1.5 * len(set(server.asked))  # the teacher did fail
