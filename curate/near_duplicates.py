@@ -8,6 +8,7 @@ Pairs are proposed by MinHash with banding (`curate/minhash.py`) and confirmed b
 shingles. Sets and keys lie in files; in memory are a few numbers for each row, and those of one band at a time.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -133,16 +134,15 @@ class _Writer:
     folder: Path
 
     def __call__(self, rows: Iterator[Row]) -> _Part:
-        ids, sizes = [], [np.zeros((0, 2), np.int64)]
-        name, files = None, []
-        for batch in _batches(rows, self.step.compare):
-            if not files:
-                name = batch[0][0]
-                files = [_open(self.folder, name, kind) for kind in ("sets", "owners", *range(self.step.banding.bands))]
-            sizes.append(self._write([text for _, text in batch], len(ids), *files))
-            ids += [id for id, _ in batch]
-        for file in files:
-            file.close()
+        ids, sizes, files = [], [np.zeros((0, 2), np.int64)], []
+        kinds = ("sets", "owners", *range(self.step.banding.bands))
+        with contextlib.ExitStack() as stack:
+            for batch in _batches(rows, self.step.compare):
+                if not files:
+                    first = batch[0][0]
+                    files = [stack.enter_context((self.folder / f"{first}.{kind}").open("wb")) for kind in kinds]
+                sizes.append(self._write([text for _, text in batch], len(ids), *files))
+                ids += [id for id, _ in batch]
         return _Part(np.array([id.encode() for id in ids], "S"), np.concatenate(sizes))
 
     def _write(self, texts: list[str], before: int, sets: BinaryIO, owners: BinaryIO, *bands: BinaryIO) -> np.ndarray:
@@ -171,10 +171,6 @@ def _batches(rows: Iterable[Row], part: str) -> Iterator[list[tuple[str, str]]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _open(folder: Path, name: str, kind: str | int, mode: str = "wb") -> BinaryIO:
-    return (folder / f"{name}.{kind}").open(mode)
 
 
 def _shared_keys(folder: Path, parts: list[_Part], banding: Banding) -> tuple[np.ndarray, np.ndarray]:
