@@ -8,8 +8,8 @@
 `documents=data/documents` two phases are trained: first the passages as text, in runs/faq/documents, and then the
 questions, in runs/faq/questions. Low-rank adapters of rank `rank` learn, on every matrix.
 
-Small files are seen more often. Each question is seen 600 / n times, at least 3 and at most 40 times, where n is the
-number of questions: 25 times for 24 questions, 3 times from 200 on. Each passage is seen 40 / n times, from once to
+Small files are seen more often. Each question is seen 360 / n times, at least 3 and at most 30 times, where n is the
+number of questions: 15 times for 24 questions, 3 times from 120 on. Each passage is seen 40 / n times, from once to
 10 times. `epochs=` and `document_epochs=` set other numbers. One question in twenty is held out, at least one, and its
 loss is measured; `heldout=0` trains on all of them. --config.data.system='...' sets a system prompt for all questions.
 """
@@ -60,7 +60,7 @@ def get_config(arg=None):
     c.data.seq_len = a.seq_len
     c.data.batch_size = a.batch_size
     c.data.heldout = 0.0
-    c.total_epochs = a.epochs or epochs_for(a.questions, 600, 3, 40)
+    c.total_epochs = a.epochs or epochs_for(a.questions, 360, 3, 30)
     c.optim.lr = a.lr
     c.optim.weight_decay = 0.0
     c.schedule.warmup_percent = 5.0
