@@ -381,6 +381,10 @@ class Run(Generic[C]):
                 yield Finished(network.whole(state))
                 return
             keep_tokenizer(self.workdir, self.tokenizer)
+            passes = ", ".join(f"{name} {times:.3g}" for name, times in batches.epochs(total).items())
+            tell(
+                f"{total - begin:,} steps of {batches.batch_size:,} rows; passes over the sources in the run: {passes}"
+            )
             options = dict(start_step=begin, wandb=config.wandb, headline=headline)
             with Reporter(self.workdir, total, **options) as reporter:
                 for name, rows in (tables or {}).items() if not begin else ():
