@@ -25,7 +25,8 @@ def parsed(tmp_path, *words):
         ("http://localhost:8000", True),
         ("HTTPS://api.example.com/v1", True),
         ("large=https://api.example.com/v1", True),
-        ("org/large=https://api.example.com/v1", False),
+        ("org/large=https://api.example.com/v1", True),
+        ("https://api.example.com/v1?to=https://other.example", True),
         ("runs/https://x", False),
         ("runs/sft", False),
     ],
@@ -44,19 +45,19 @@ def test_options_are_refused_where_nothing_reads_them(tmp_path):
         pass
     args = parsed(tmp_path, "--teacher=x", "--batch_size=2")
     check_asking(args, folder=True)
-    with pytest.raises(UserError, match="--batch_size=2 does nothing with an endpoint"):
-        with asking_several(args, ["http://localhost:1", "a=http://localhost:2"]):
-            pass
+    urls = ["http://localhost:1", "a=http://localhost:2"]
+    with pytest.raises(UserError, match="--batch_size=2 does nothing with"), asking_several(args, urls):
+        pass
 
 
 def test_each_endpoint_is_asked_for_the_model_before_its_address_or_that_of_the_option(tmp_path, capsys):
     with misbehaving() as server:
         args = parsed(tmp_path, f"--teacher={server.url}", "--model=own", "--prompt_price=1000000")
         check_asking(args, folder=True)
-        with asking_several(args, [args.teacher, f"large={server.url}"]) as askers:
-            assert [asker.name for asker in askers] == ["own", "large"]
+        with asking_several(args, [args.teacher, f"org/large={server.url}"]) as askers:
+            assert [asker.name for asker in askers] == ["own", "org/large"]
             assert [asker.ask([HELLO])[0].text for asker in askers] == ["olleh", "olleh"]
-        assert [body["model"] for body in server.bodies] == ["own", "large"]
+        assert [body["model"] for body in server.bodies] == ["own", "org/large"]
     assert "2 replies, 10 tokens of prompts and 10 of answers; the replies cost 10.0000" in capsys.readouterr().err
 
 
