@@ -6,7 +6,8 @@ nothing. What chats show is rendered Markdown: blocks of prose, code and tables,
 
 - its first tag is one of BLOCKS, and every character outside tags, but for white space, is inside an element;
 - every `<` begins a complete tag or comment, and every element is one of KNOWN;
-- outside <pre> no line between two tags is indented, as people and models indent the HTML that they write.
+- outside <pre> no line between two tags is indented, as people and models indent the HTML that they write; but it may
+  be where an element has a class of a chat page, since some exports are laid out anew.
 
 The scan is linear in the length of the text, whatever the text.
 """
@@ -64,6 +65,7 @@ def page_of(text: str) -> Page | None:
     first = _TAG.match(text)
     if not first or not first["name"] or first["end"] or first["name"].lower() not in BLOCKS:
         return None
+    of_export = _OF_EXPORT.search(text) is not None
     open_elements: list[str] = []
     count: Counter[str] = Counter()
     place = levels = 0
@@ -71,7 +73,7 @@ def page_of(text: str) -> Page | None:
         gap = text[place:start]
         if gap and not (open_elements or gap.isspace()):
             return None
-        if "\n" in gap and not count["pre"] and gap.isspace() and _INDENTED.search(gap):
+        if not of_export and "\n" in gap and not count["pre"] and gap.isspace() and _INDENTED.search(gap):
             return None
         tag = _TAG.match(text, start)
         if not tag:
@@ -92,7 +94,7 @@ def page_of(text: str) -> Page | None:
             levels = max(levels, len(open_elements))
     if text[place:].strip() and not open_elements:
         return None
-    return Page(levels, _OF_EXPORT.search(text) is not None)
+    return Page(levels, of_export)
 
 
 def _close(name: str, open_elements: list[str], count: Counter[str]) -> None:

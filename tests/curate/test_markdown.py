@@ -158,6 +158,13 @@ def test_which_turns_are_converted():
     assert Markdown()(chat("q", html)).columns == {"html_turns": 1}
 
 
+def test_exports_that_were_laid_out_anew_and_turns_with_line_breaks_of_their_own():
+    laid_out = '<div class="markdown prose">\n  <p>a\n    b</p>\n  <ul>\n    <li>c</li>\n  </ul>\n</div>'
+    assert texts(Markdown()(chat("q", laid_out)))[1] == "a\nb\n\n- c"
+    as_typed = '<div class="min-h-[20px] whitespace-pre-wrap">def f():\n    return 1\n\n\nend &lt;</div>'
+    assert texts(Markdown()(chat(as_typed, export("<p>a</p>"))))[0] == "def f():\n    return 1\n\n\nend <"
+
+
 def test_answers_of_preferences_are_converted():
     turn = {"role": "assistant", "content": export("<p>a</p>")}
     record = {
