@@ -1,14 +1,13 @@
 """Rows of finished datasets: read back, found, and traced to the record that they come from."""
 
-import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..data.cards import Card, CardSource
-from ..data.formats import parse
+from ..data.formats import KINDS, parse
 from ..errors import UserError
 from .dataset import REJECTED
 from .forms import OWN
@@ -83,7 +82,8 @@ def row_of(line: Line) -> Row:
     """The row that a dataset's line was written from (`forms.final_record`), in camelid's own format."""
     record = {name: value for name, value in line.found.items() if name not in ("id", "meta")}
     meta = line.found["meta"]
-    record = parse(record) | ({"meta": meta["given"]} if "given" in meta else {})
+    record = record if record.get("kind") in KINDS else parse(record)  # camelid's own format needs no parsing
+    record |= {"meta": meta["given"]} if "given" in meta else {}
     columns = {name: value for name, value in meta.items() if name not in OWN}
     return Row(line.found["id"], record, meta["source"], meta["place"], columns)
 
@@ -91,11 +91,6 @@ def row_of(line: Line) -> Row:
 def rows_of(folder: Path, card: Card, split: str) -> Iterator[Row]:
     """The rows of one split of a dataset, in the order of their ids."""
     return map(row_of, lines_of(folder, card, split))
-
-
-def merged(*sorted_rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Pairs (id, anything), sorted by id in each argument, in the order of their ids; of equal ids the first first."""
-    return heapq.merge(*sorted_rows, key=lambda pair: pair[0])
 
 
 def find_id(folder: Path, card: Card, wanted: str) -> Iterator[tuple[str, Line]]:
@@ -112,9 +107,10 @@ def find_id(folder: Path, card: Card, wanted: str) -> Iterator[tuple[str, Line]]
 def find_text(folder: Path, card: Card, wanted: str) -> Iterator[tuple[str, Line]]:
     """Pairs (kind of files, line) of the rows, kept or rejected, with a text in which `wanted` stands. White space is
     compared as single blanks."""
-    wanted = " ".join(wanted.split())
+    longest = max(wanted.split(), key=len, default="")
+    as_json, wanted = json.dumps(longest, ensure_ascii=False)[1:-1], " ".join(wanted.split())
     for kind in (TRAIN, HELDOUT, REJECTED):
-        for line in lines_of(folder, card, kind):
+        for line in lines_of(folder, card, kind, as_json):
             record = line.found.get("record", {}) if kind == REJECTED else line.found
             if wanted in " ".join(text_of_any(record).split()):
                 yield kind, line

@@ -4,14 +4,13 @@ Rows keep their ids, and what was found out about them. The source of a row is "
 holds the cards of the datasets.
 """
 
+import heapq
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from ..data.cards import Card, CardStep, Count, Parent, read_card
 from ..data.licences import CONFLICTS, Terms, conflicts, terms_in
@@ -19,7 +18,7 @@ from ..errors import UserError, check_choice
 from .applying import RejectedRow
 from .dataset import About, Layout, write_sorted
 from .exact_duplicates import ExactDuplicates
-from .lineage import merged, rows_of
+from .lineage import rows_of
 from .measure import Measure
 from .rows import Row, fraction_of
 from .run_table import HELDOUT, TRAIN, RunTable
@@ -124,18 +123,14 @@ def mix(
     for part in parts:
         if problem := part.card.damage(part.folder):
             raise UserError(f"{part.folder}: {problem}: make the dataset anew, or copy it again")
-    rejected = _repeats(parts)
-    rejected |= _unweighted(parts, rejected)
-    measure = Measure(tokenizer)
-
-    def passed(kept: bool) -> Iterator[tuple[int, Row]]:
-        for _, (number, row) in _all_rows(parts):
-            if ((row.id, number) not in rejected) == kept:
-                yield number, measure.with_size(row)
+    measure, tagged = Measure(tokenizer), _Tagged(parts)
+    rejected = _repeats(tagged)
+    rejected |= _unweighted(tagged, rejected)
 
     def left_out() -> Iterator[RejectedRow]:
-        for number, row in passed(kept=False):
-            yield RejectedRow(row, STEP, *rejected[row.id, number])
+        for number, row in _rows(parts, (HELDOUT, TRAIN)) if rejected else ():
+            if (row.id, number) in rejected:
+                yield RejectedRow(measure.with_size(row), STEP, *rejected[row.id, number])
 
     settings = {"weights": {part.name: part.weight for part in parts}, "use": use, "allow_conflicts": list(allow)}
     about = About(
@@ -150,7 +145,8 @@ def mix(
         {"camelid": importlib.metadata.version("camelid")},
         {part.name: Parent(str(part.folder), part.card) for part in parts},
     )
-    kept = (row for _, row in passed(kept=True))
+    both = _rows(parts, (HELDOUT, TRAIN))
+    kept = (measure.with_size(row) for number, row in both if (row.id, number) not in rejected)
     layout = Layout(shards, keep_rejected=False)
     return write_sorted(output, kept, left_out(), about, RunTable(measure), layout)
 
@@ -171,64 +167,66 @@ def _check(parts: Sequence[Part], output: Path) -> None:
         raise UserError("give a weight to every dataset or to none")
 
 
-def _all_rows(parts: Sequence[Part]) -> Iterator[tuple[str, tuple[int, Row]]]:
-    """Pairs (id, (number of the dataset, row)) of all splits of all datasets, in the order of their ids."""
-    return merged(*(_numbered(n, part, split) for split in (HELDOUT, TRAIN) for n, part in enumerate(parts)))
+def _rows(parts: Sequence[Part], splits: Iterable[str]) -> Iterator[tuple[int, Row]]:
+    """Pairs (number of the dataset, row) of some splits, in the order of ids; of one id the first split comes first."""
+    sorted_rows = (map(partial(_numbered, n), part.rows(split)) for split in splits for n, part in enumerate(parts))
+    return heapq.merge(*sorted_rows, key=lambda pair: pair[1].id)
 
 
-def _numbered(number: int, part: Part, split: str) -> Iterator[tuple[str, tuple[int, Row]]]:
-    """Pairs (id, (number of the dataset, row)) of one split of a dataset, in the order of their ids."""
-    return ((row.id, (number, row)) for row in part.rows(split))
+def _numbered(number: int, row: Row) -> tuple[int, Row]:
+    return number, row
 
 
 class _Tagged:
-    """The rows of all datasets for `ExactDuplicates`: held-out ones first, each with an id that names its dataset."""
+    """The rows of all datasets for `ExactDuplicates`: held-out ones first, each with an id that names its dataset.
+
+    Attributes:
+      parts: the datasets.
+      seen: (id, number of the dataset, split) of each row, in this order, once all rows were read.
+    """
 
     def __init__(self, parts: Sequence[Part]):
-        self._parts = parts
+        self.parts = parts
+        self.seen: list[tuple[str, int, str]] = []
 
     def __iter__(self) -> Iterator[Row]:
         for split in (HELDOUT, TRAIN):
-            for id, (number, row) in merged(*(_numbered(n, part, split) for n, part in enumerate(self._parts))):
-                yield replace(row, id=f"{id}@{number}")
+            for number, row in _rows(self.parts, (split,)):
+                self.seen.append((row.id, number, split))
+                yield replace(row, id=f"{row.id}@{number}")
 
     def map(self, function: Callable[[Iterator[Row]], T]) -> Iterator[T]:
         yield function(iter(self))
 
 
-def _repeats(parts: Sequence[Part]) -> dict[tuple[str, int], tuple[str, str]]:
+def _repeats(tagged: _Tagged) -> dict[tuple[str, int], tuple[str, str]]:
     """Reason and detail of each row that another row equals, or that has the id of another; by id and dataset."""
     exact = ExactDuplicates(ignore_case=False, ignore_whitespace=False, ignore_width=False)
     found = {}
-    for tagged, why in exact.decide(_Tagged(parts)):
-        id, _, number = tagged.partition("@")
+    for tag, why in exact.decide(tagged):
+        id, _, number = tag.partition("@")
         other, _, among = why.detail.removeprefix("equals ").partition("@")
-        found[id, int(number)] = ("repeated", f"equals {other} of {parts[int(among)].name}")
-    last: tuple[str, int] = ("", -1)
-    for id, (number, _) in _all_rows(parts):
-        if (id, number) in found:
-            continue
-        if id == last[0]:
-            found[id, number] = ("same_id", f"{parts[last[1]].name} has the id with other content")
-        else:
-            last = (id, number)
+        found[id, int(number)] = ("repeated", f"equals {other} of {tagged.parts[int(among)].name}")
+    owner: dict[str, int] = {}
+    for id, number, _ in tagged.seen:
+        if (id, number) not in found and owner.setdefault(id, number) != number:
+            found[id, number] = ("same_id", f"{tagged.parts[owner[id]].name} has the id with other content")
     return found
 
 
-def _unweighted(parts: Sequence[Part], rejected: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[str, str]]:
+def _unweighted(tagged: _Tagged, rejected: Container[tuple[str, int]]) -> dict[tuple[str, int], tuple[str, str]]:
     """Reason and detail of each training row that the weights leave out; by id and dataset."""
-    if parts[0].weight is None:
+    if tagged.parts[0].weight is None:
         return {}
-    out = set(rejected)
-    ids = [
-        np.array([row.id for row in part.rows(TRAIN) if (row.id, number) not in out], object)
-        for number, part in enumerate(parts)
-    ]
-    whole = min(len(rows) / part.weight for part, rows in zip(parts, ids, strict=True))
+    ids: list[list[str]] = [[] for _ in tagged.parts]
+    for id, number, split in tagged.seen:
+        if split == TRAIN and (id, number) not in rejected:
+            ids[number].append(id)
+    whole = min(len(rows) / part.weight for part, rows in zip(tagged.parts, ids, strict=True))
     found = {}
-    for number, (part, rows) in enumerate(zip(parts, ids, strict=True)):
+    for number, (part, rows) in enumerate(zip(tagged.parts, ids, strict=True)):
         count = round(part.weight * whole)
-        order = np.argsort([fraction_of(id, STEP) for id in rows], kind="stable")
+        order = sorted(rows, key=lambda id: fraction_of(id, STEP))
         detail = f"{count:,} of {len(rows):,} rows of {part.name} have their share"
-        found |= {(rows[place], number): ("weight", detail) for place in order[count:].tolist()}
+        found |= {(id, number): ("weight", detail) for id in order[count:]}
     return found
