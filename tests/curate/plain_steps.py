@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from camelid.curate.rows import Rejected, Row, Rows, map_texts, text_of
@@ -96,6 +97,19 @@ class Sleeper:
     def __call__(self, row: Row) -> Row:
         time.sleep(60)
         return row
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Rejects texts that are lines of a file."""
+
+    reasons: ClassVar = ("listed",)
+
+    file: str = ""
+    """Path of the file."""
+
+    def __call__(self, row: Row) -> Row | Rejected:
+        return Rejected("listed") if text_of(row.record) in Path(self.file).read_text().splitlines() else row
 
 
 @dataclass(frozen=True)

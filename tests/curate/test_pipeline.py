@@ -369,3 +369,16 @@ def test_rows_that_data_could_not_read_are_rejected_at_the_end(tmp_path):
     assert card.steps["write"].rejected == {"malformed": 1}
     [rejected] = lines_of(tmp_path / "out", "rejected")
     assert (rejected["step"], rejected["detail"]) == ("write", "text is empty")
+
+
+def test_the_content_of_a_file_that_a_setting_names_decides_with_the_setting(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", texts(20))
+    words = tmp_path / "words.txt"
+    step = {"own": {"use": f"{STEPS}:Listed", "file": str(words)}}
+    config = {"sources": {"a": {"source": str(source)}}, "steps": ["parse", "own"], "step": step, "partitions": 2}
+    keys = []
+    for content in ("fox", "owl", "fox"):
+        words.write_text(content)
+        keys.append([stage.key for stage in stages.plan_of(read_config(config), tmp_path / "work", {}).stages])
+    assert keys[0] == keys[2] != keys[1]
+    assert keys[0][:2] == keys[1][:2]
