@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ..data.formats import parse
+from ..data.licences import check_name
 from ..errors import UserError
 from ..serve.journal import Asker, Reply, Request
 from ..settings.leaves import Count, NotNegative, OneOf, Path, Share, Unset, Whole
@@ -58,7 +59,10 @@ class Wanted:
     """Number of tasks to keep."""
 
     licence: Annotated[str | None, Unset("no licence that is recorded")] = None
-    """Name of the licence of the rows, for the card."""
+    """Name of the licence of the rows, for the card (`data/licences.toml`)."""
+
+    def check(self, where: str) -> None:
+        check_name(self.licence, f"{where}.licence")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from ..data.formats import FORMATS
 from ..data.json_values import MAX_RECORD_BYTES
+from ..data.licences import check_name
 from ..data.sources import Source
 from ..errors import UserError, shown
 from ..settings.leaves import Count, OneOf, Path, Unset
@@ -44,10 +45,13 @@ class CurateSource:
     """Format of the records; "auto" detects it from the fields of each record."""
 
     licence: Annotated[str | None, Unset("no licence that is recorded")] = None
-    """Name of the records' licence, for the card."""
+    """Name of the records' licence, for the card (`data/licences.toml`)."""
 
     teacher: Annotated[str | None, Unset("no model that wrote the answers")] = None
     """Name of the model that wrote the answers, for the card."""
+
+    def check(self, where: str) -> None:
+        check_name(self.licence, f"{where}.licence")
 
 
 @dataclass(frozen=True)

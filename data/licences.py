@@ -111,13 +111,13 @@ def find(name: str | None) -> Licence | None:
     return None if name is None else _table()[0].get(_normal(name))
 
 
-def check_name(name: str, where: str) -> None:
-    """Raises UserError, which begins with `where`, for a licence that the table does not have."""
-    if find(name) is None:
+def check_name(name: str | None, where: str) -> None:
+    """Raises UserError, which begins with `where`, for a name that the table does not have; None is none."""
+    if name is not None and find(name) is None:
         near = did_you_mean(_normal(name), _table()[0])
         raise UserError(
-            f"{where}: the licence {name!r} is none of data/licences.toml{near}; give an SPDX name, own for one's own "
-            "data, or None where it is unknown"
+            f"{where}: the licence {name!r} is not in data/licences.toml{near}; give an SPDX name, own for your own "
+            "data, or leave it out where it is unknown"
         )
 
 

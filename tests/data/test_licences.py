@@ -6,6 +6,7 @@ from importlib import resources
 
 import pytest
 
+from camelid.curate.settings import read_config
 from camelid.data.cards import Card, CardSource, Count, Parent
 from camelid.data.licences import (
     CONFLICTS,
@@ -189,3 +190,11 @@ def test_a_card_gets_its_teachers_terms_and_its_parents_cards(tmp_path):
     assert child.sources["a"].terms == "openai-terms"
     assert child.parents == {"a": Parent(str(tmp_path / "one"), one)}
     assert with_origins(child) == child
+
+
+def test_a_config_with_a_misspelt_licence_is_refused_before_anything_is_read():
+    config = {"sources": {"a": {"source": "nowhere.jsonl", "licence": "cc-by-nc4.0"}}, "steps": ["parse"]}
+    with pytest.raises(UserError, match=r"config\.sources\.a\.licence: .*did you mean cc-by-nc-4\.0"):
+        read_config(config)
+    config["sources"]["a"]["licence"] = "cc-by-nc-4.0"
+    assert read_config(config).sources["a"].licence == "cc-by-nc-4.0"
