@@ -73,7 +73,7 @@ def all_pairs(texts: list[list[str]], block: int = 500) -> list[int]:
         if kept:
             common_QK = cdist(queries, [strings[i] for i in kept], scorer=LCSseq.similarity, dtype=np.uint16)
             lengths_K = np.array([len(texts[i]) for i in kept])
-            near_QK = common_QK * 2.0 / (lengths_Q + lengths_K[None]) > THRESHOLD - 1e-6
+            near_QK = common_QK * 2.0 / np.maximum(lengths_Q + lengths_K[None], 1) > THRESHOLD - 1e-6
             for q, k in zip(*np.nonzero(near_QK), strict=True):
                 found_Q[q] |= similar(int(common_QK[q, k]), len(texts[begin + q]), len(texts[kept[k]]))
         new: list[int] = []

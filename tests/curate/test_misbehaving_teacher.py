@@ -52,7 +52,7 @@ def run(tmp_path):
     for language in LANGUAGES:
         write_seeds(tmp_path / f"{language}.jsonl", language)
     seeds = [f"--seeds={tmp_path}/{language}.jsonl" for language in LANGUAGES]
-    how = [*seeds, "--rows=25", "--model=m", "--concurrency=16", "--retries=20", "--timeout_seconds=0.5"]
+    how = [*seeds, "--rows=20", "--model=m", "--concurrency=16", "--retries=20", "--timeout_seconds=0.5"]
 
     def say(server, name, seconds=None):
         arguments = [*how, f"--teacher={server.url}", f"--output={tmp_path / name}"]
@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_ten_times_has_the_same_bytes_and_asks_for_no_reply
     expected = files_of(tmp_path / "whole")
     assert files_of(tmp_path / "killed") == expected
     card = json.loads(expected["card.json"])
-    assert card["splits"]["train"]["rows"] == 50
+    assert card["splits"]["train"]["rows"] == 40
     reasons = {reason for step in card["steps"].values() for reason, count in step["rejected"].items() if count}
     assert {"cut", "empty_answer", "beyond_text", "too_short", "punctuation"} <= reasons
     assert asked > 1.5 * len(set(server.asked))  # the teacher did fail
