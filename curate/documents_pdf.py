@@ -32,6 +32,9 @@ PAGE_NUMBER = re.compile(
     r"[-–—·\s]*(?:page|p\.|第|页码)?\s*(\d{1,4}|[ivxlc]{1,6})\s*(?:页)?(?:\s*(?:of|/|,?\s*共)\s*\d+\s*页?)?[-–—·\s]*",
     re.I,
 )
+LEADERS = re.compile(r"(?:[.·…]\s*){5,}[\divxlc]*$", re.IGNORECASE)
+"""Dots that lead to a page number in a table of contents."""
+
 ENDS = re.compile(r"[.!?:;。！？：；…][\"'”’）)」』]*$")
 
 
@@ -52,10 +55,17 @@ def read_pdf(path: Path, encoding: str | None) -> Document:
     if heads:
         examples = ", ".join(repr(text) for text in list(dict.fromkeys(text for _, text in heads))[:3])
         notes.append(f"{len(heads)} lines of running heads and page numbers left out, such as {examples}")
+    leaders = sum(bool(LEADERS.search(line.text)) for page in pages for line in page.lines)
+    if leaders:
+        notes.append(f"{leaders} lines of a table of contents left out")
     if turned := [number for number, page in enumerate(pages, 1) if page.turned]:
         notes.append(f"text that is not upright left out on pages {_numbers(turned)}")
     kept = [
-        [line for line in page.lines if (number, line.text) not in heads or not _in_margin(line, page)]
+        [
+            line
+            for line in page.lines
+            if not LEADERS.search(line.text) and ((number, line.text) not in heads or not _in_margin(line, page))
+        ]
         for number, page in enumerate(pages)
     ]
     size = _text_size(kept)
@@ -65,7 +75,7 @@ def read_pdf(path: Path, encoding: str | None) -> Document:
         for group in blocks_of_page(lines):
             blocks += _block(group, number, size, levels)
     words = Counter(re.findall(r"[^\W_]+(?:-[^\W_]+)*", " ".join(line.text for lines in kept for line in lines)))
-    return Document(tuple(_continued(blocks, words)), tuple(notes))
+    return Document(tuple(_renumbered(_continued(blocks, words))), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -194,3 +204,9 @@ def _goes_on(before: Block, block: Block) -> bool:
         return False
     widths = [width_of(line) for line in before.text.split("\n")]
     return bool(re.match(r"[a-z\u4e00-\u9fff(]", block.text)) and widths[-1] > 0.75 * max(widths) and max(widths) > 20
+
+
+def _renumbered(blocks: list[Block]) -> list[Block]:
+    """The blocks, with levels of headings from 1 up without gaps."""
+    used = {level: number for number, level in enumerate(sorted({block.level for block in blocks if block.level}), 1)}
+    return [replace(block, level=used[block.level]) if block.level else block for block in blocks]

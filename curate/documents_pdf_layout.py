@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .documents_text import CJK
+from .documents_text import CJK, width_of
 
 GAP = 1.4
 """A line is cut where two characters are so many times their height apart: at a gutter, or between cells."""
@@ -15,8 +15,11 @@ GAP = 1.4
 COLUMN_LINES = 4
 """The fewest lines of a column of text."""
 
-FILL = 0.6
-"""Lines of a column of text fill this share of its width, in the median; cells of a table do not."""
+FILL = 0.5
+"""Lines of a column of text fill this share of its width, in the median."""
+
+COLUMN_WIDTH = 20
+"""The fewest letters of a line in a column of text, in the median; a Chinese character counts as two."""
 
 LIST_ITEM = re.compile(r"(?:[•●○▪■◆–*·-]|\(?\d{1,2}[.)、）]|[（(][一二三四五六七八九十]+[）)])\s*\S")
 HYPHENS = "\u00ad\x02\ufffe"
@@ -182,8 +185,11 @@ def _bands(lines: list[Line], gutter: float) -> list[tuple[list[Line], bool]]:
 
 
 def _is_text(lines: list[Line]) -> bool:
+    """Whether lines are a column of text: their rows fill its width, and have more words than cells of a table."""
     width = max(line.right for line in lines) - min(line.left for line in lines)
-    return statistics.median(line.right - line.left for line in lines) >= FILL * width
+    rows = _rows(lines)
+    columns = statistics.median(sum(width_of(cell.text) for cell in row.cells) for row in rows)
+    return statistics.median(row.right - row.left for row in rows) >= FILL * width and columns >= COLUMN_WIDTH
 
 
 def _rows(lines: list[Line]) -> list[Row]:

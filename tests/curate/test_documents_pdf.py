@@ -53,7 +53,7 @@ def test_headings_are_found_by_size_and_by_bold_numbers(tmp_path):
     ]
     document = read(tmp_path, [lines])
     found = [(block.level, block.text) for block in document.blocks if block.kind == "heading"]
-    assert found == [(1, "The Handbook"), (2, "Returns"), (4, "2.1 Exchanges")]
+    assert found == [(1, "The Handbook"), (2, "Returns"), (3, "2.1 Exchanges")]
     assert texts(document) == [LEFT.strip(), RIGHT.strip()]
 
 
@@ -84,6 +84,21 @@ def test_running_heads_and_page_numbers_are_left_out_and_told(tmp_path):
     assert document.notes == (
         "8 lines of running heads and page numbers left out, such as 'ACME handbook', 'Page 1 of 4', 'Page 2 of 4'",
     )
+
+
+def test_a_table_of_contents_is_left_out_and_told(tmp_path):
+    contents = [Put(50, 700 - 12 * i, f"{i} Part {'. ' * 30}{i}") for i in range(1, 5)]
+    document = read(tmp_path, [[*contents, *column(LEFT, 50, 500, width=90)]])
+    assert texts(document) == [LEFT.strip()] and document.notes == ("4 lines of a table of contents left out",)
+
+
+def test_a_table_in_a_column_stays_in_its_column(tmp_path):
+    left, right = column(LEFT, 50, 700, width=45), column(RIGHT * 2, 320, 700, width=45)
+    rows = [("Lamp", "12.50 pounds"), ("Chair", "99.00 pounds"), ("Table", "250.00 pounds")]
+    cells = [Put(50 + 150 * j, 570 - 14 * i, cell) for i, row in enumerate(rows) for j, cell in enumerate(row)]
+    document = read(tmp_path, [[*left, *cells, *right]])
+    assert [block.kind for block in document.blocks] == ["paragraph", "table", "paragraph"]
+    assert texts(document) == [LEFT.strip(), (RIGHT * 2).strip()]
 
 
 def test_words_cut_by_a_hyphen_are_whole_and_real_hyphens_stay(tmp_path):
