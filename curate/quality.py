@@ -5,6 +5,7 @@ None switches the rule off. Chinese texts have settings of their own, in the sec
 """
 
 import functools
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -123,11 +124,19 @@ def tables() -> dict[str, Any]:
 
 
 def sentence_ends(language: str) -> Callable[[str], bool]:
-    """Whether a line ends with a mark that ends sentences; in Chinese, also with "…", and with a quote or bracket after
-    the mark."""
-    marks = tables()["sentence_ends"]
+    """Whether a line ends with a mark that ends sentences.
+
+    In Chinese "…" is one too, and a quote, a bracket, or a remark of up to 20 characters in brackets may follow.
+    """
+    marks = tables()["sentence_ends"]["all"]
     if not is_chinese(language):
-        all_marks = tuple(marks["all"])
-        return lambda line: line.endswith(all_marks)
-    chinese, closing = tuple(marks["all"] + marks["zh"]), marks["zh_closing"]
-    return lambda line: line.rstrip().rstrip(closing).endswith(chinese)
+        ends = tuple(marks)
+        return lambda line: line.endswith(ends)
+    return lambda line: _chinese_end().search(line, max(0, len(line) - 60)) is not None
+
+
+@functools.cache
+def _chinese_end() -> re.Pattern:
+    marks = tables()["sentence_ends"]
+    every, closing = re.escape(marks["all"] + marks["zh"]), re.escape(marks["zh_closing"])
+    return re.compile(rf"[{every}][{closing}]*(?:[（(][^（）()]{{1,20}}[）)])?\s*$")

@@ -65,8 +65,8 @@ class C4Limits:
     """The largest number of places with bad words of a text that is kept."""
 
 
-CHINESE = C4Limits(max_word_length=None, min_num_sentences=3)
-"""Thresholds for Chinese, whose sentences are longer, and where the rule of long words would count whole lines."""
+CHINESE = C4Limits(max_word_length=None, min_num_sentences=2)
+"""Thresholds for Chinese, whose sentences are long: a piece of news may have two. Words are not what spaces part."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Numbers are those of datatrove's GopherQualityFilter for the same words. What di
 "……" is one ellipsis, and the stop words of a language are only asked of texts in it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -84,7 +83,7 @@ class Gopher(Quality, GopherLimits):
     def measure(self, text: str, language: str) -> dict[str, Number]:
         """The columns of a text. A text without words or lines has zeros."""
         found = tokens(text, language)
-        plain = [word for word in found if word[0].isalnum() or len(word) > 1]
+        plain = [word for word in found if word[0].isalnum() or any(map(str.isalnum, word))]
         count, lines = max(1, len(found)), text.splitlines() or [""]
         bullets = tuple(tables()["bullets"]["zh" if words.is_chinese(language) else "en"])
         measured = dict(
@@ -92,7 +91,7 @@ class Gopher(Quality, GopherLimits):
             gopher_hash_ratio=text.count("#") / count,
             gopher_ellipsis_ratio=(text.count("...") + text.replace("……", "…").count("…")) / count,
             gopher_bullet_lines=sum(line.lstrip().startswith(bullets) for line in lines) / len(lines),
-            gopher_ellipsis_lines=sum(map(is_cut(language), lines)) / len(lines),
+            gopher_ellipsis_lines=ellipsis_lines(lines, language),
             gopher_alpha_words=sum(any(map(str.isalpha, word)) for word in found) / count,
         )
         if not words.is_unsegmented(language):
@@ -108,8 +107,13 @@ class Gopher(Quality, GopherLimits):
         return set(given) if given is not None else None if known is None else set(known)
 
 
-def is_cut(language: str) -> Callable[[str], bool]:
-    """Whether a line ends with an ellipsis, as if it were cut. In Chinese "……" ends a sentence, and "…" a cut one."""
+def ellipsis_lines(lines: list[str], language: str) -> float:
+    """The share of lines that end with an ellipsis, as if they were cut.
+
+    In Chinese "……" ends a sentence, and a comment or story may end with "..." for effect: neither these lines nor the
+    last line count.
+    """
+    ended = [line.rstrip().endswith(("...", "…")) for line in lines]
     if words.is_chinese(language):
-        return lambda line: line.rstrip().endswith(("...", "…")) and not line.rstrip().endswith("……")
-    return lambda line: line.rstrip().endswith(("...", "…"))
+        ended = [end and not line.rstrip().endswith("……") for end, line in zip(ended[:-1], lines, strict=False)]
+    return sum(ended) / len(lines)

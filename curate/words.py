@@ -47,7 +47,7 @@ def split(text: str, language: str = "", *, punctuation: bool = False) -> list[s
       text: any text; Latin words in a Chinese text are words too.
       language: a code such as "en" or "zh-CN". Chinese characters are segmented by jieba where it names Chinese, and
         are a word each elsewhere.
-      punctuation: whether each punctuation mark and symbol is a word too.
+      punctuation: whether each punctuation mark and symbol is a word too. The points of an ellipsis are one.
 
     Raises UserError where jieba is needed and not installed.
     """
@@ -108,7 +108,7 @@ def _pattern() -> re.Pattern:
 
 @functools.cache
 def _with_punctuation() -> re.Pattern:
-    return re.compile(rf"{_source()}|[^\w\s]")
+    return re.compile(rf"{_source()}|\.{{2,}}|…+|[^\w\s]")
 
 
 def _ranges(categories: set[str]) -> str:
