@@ -83,7 +83,7 @@ def test_a_web_page_in_gb18030_is_read_as_it_says(tmp_path):
     assert found(tmp_path / "a.html") == [("paragraph", 0, "商品可以退回。")]
 
 
-def test_a_word_file_keeps_headings_lists_tables_footnotes_and_pages(tmp_path):
+def test_a_word_file_keeps_headings_lists_tables_and_pages(tmp_path):
     docx = pytest.importorskip("docx", reason="python-docx is not installed")
     from docx.oxml import OxmlElement
     from docx.oxml.ns import qn
@@ -124,6 +124,39 @@ def test_a_word_file_keeps_headings_lists_tables_footnotes_and_pages(tmp_path):
         ("paragraph", 0, "在下一页。"),
     ]
     assert [block.page for block in blocks] == [1] * 8 + [2]
+
+
+WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+
+
+def test_footnotes_and_text_boxes_of_a_word_file_are_kept(tmp_path):
+    docx = pytest.importorskip("docx", reason="python-docx is not installed")
+    from docx.opc.constants import RELATIONSHIP_TYPE
+    from docx.opc.packuri import PackURI
+    from docx.opc.part import Part
+    from docx.oxml import parse_xml
+
+    document = docx.Document()
+    paragraph = document.add_paragraph("Returns are free.")
+    box = (
+        f'<w:r xmlns:w="{WORD}" xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"><mc:AlternateContent>'
+        "<mc:Choice Requires='wps'><w:drawing><w:txbxContent><w:p><w:r><w:t>In a box.</w:t></w:r></w:p></w:txbxContent>"
+        "</w:drawing></mc:Choice><mc:Fallback><w:pict><w:txbxContent><w:p><w:r><w:t>In a box.</w:t></w:r></w:p>"
+        "</w:txbxContent></w:pict></mc:Fallback></mc:AlternateContent></w:r>"
+    )
+    paragraph._p.append(parse_xml(f'<w:r xmlns:w="{WORD}"><w:footnoteReference w:id="2"/></w:r>'))
+    paragraph._p.append(parse_xml(box))
+    note = '<w:footnote w:id="2"><w:p><w:r><w:t>Within 30 days.</w:t></w:r></w:p></w:footnote>'
+    notes = f'<w:footnotes xmlns:w="{WORD}"><w:footnote w:id="0"><w:p/></w:footnote>{note}</w:footnotes>'
+    kind = "application/vnd.openxmlformats-officedocument.wordprocessingml.footnotes+xml"
+    part = Part(PackURI("/word/footnotes.xml"), kind, notes.encode(), document.part.package)
+    document.part.relate_to(part, RELATIONSHIP_TYPE.FOOTNOTES)
+    document.save(tmp_path / "a.docx")
+    assert found(tmp_path / "a.docx") == [
+        ("paragraph", 0, "Returns are free.[^2]"),
+        ("paragraph", 0, "In a box."),
+        ("paragraph", 0, "[^2]: Within 30 days."),
+    ]
 
 
 @pytest.mark.parametrize(
