@@ -48,19 +48,18 @@ _NUMBER = r"(?P<number>[0-9０-９]{1,4})"
 _BEGIN = r"[\s>#*_\-•【\[]*"  # quote, heading, bold, bullet, bracket
 _HEADS = r"task|example|任务|示例|第"
 _LABEL = re.compile(
-    rf"(?P<begin>{_BEGIN}(?:(?:{_HEADS})?\s*#?{_NUMBER}\s*[.．、)）:：题】\]]*[\s*_]*)?)"
+    rf"(?P<begin>{_BEGIN}(?:(?:(?:{_HEADS})\s*+)?#?{_NUMBER}[\s.．、)）:：题】\]*_]*+)?)"
     rf"(?P<label>{'|'.join(sorted(_PART, key=len, reverse=True))})"
-    r"(?:\s*#?(?P<after>[0-9０-９]{1,4}))?\s*[】\]]?(?P<closed>\*\*|__)?\s*[:：](?P<rest>.*)",
+    r"(?:\s*+#?(?P<after>[0-9０-９]{1,4}))?\s*+[】\]]?(?P<closed>\*\*|__)?\s*+[:：](?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _HEADING = re.compile(
-    rf"{_BEGIN}(?:(?:(?:{_HEADS})\s*#?\s*{_NUMBER}[\s题】\].．、)）:：*_-]*(?P<title>.*))"
-    rf"|(?:{_NUMBER.replace('number', 'bare')}\s*[】\].．、)）:：]*[\s*_:：]*))$",
+    rf"{_BEGIN}(?:(?:(?:{_HEADS})\s*+#?\s*+{_NUMBER}[\s题】\].．、)）:：*_-]*+(?P<title>.*))"
+    rf"|(?:{_NUMBER.replace('number', 'bare')}[\s】\].．、)）:：*_]*+))$",
     re.IGNORECASE,
 )
-_NUMBERED = re.compile(r"[\s>#*_\-]*" + _NUMBER + r"\s*[.．、)）:：][\s*_]*(?P<rest>\S.*)", re.DOTALL)
+_NUMBERED = re.compile(rf"[\s>#*_\-]*{_NUMBER}\s*+[.．、)）:：][\s*_]*(?P<rest>\S.*)", re.DOTALL)
 _SEPARATOR = re.compile(r"\s*(?:#{2,}|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
-_JSON = re.compile(r"(?:^|\n)```(?:json)?\s*\n(.*)\n```\s*$", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,7 @@ def _tasks(text: str) -> Iterator[dict[str, list[str]]]:
     """The lines of each part of each task that begins in a text."""
     lines = text.split("\n")
     labels = _labels(lines)
+    after = _next_labels(len(lines), labels)
     numbered = sum(label["number"] is not None for label in labels.values()) * 2 > len(labels)
     task: dict[str, list[str]] = {}
     number, part = None, None
@@ -165,7 +165,7 @@ def _tasks(text: str) -> Iterator[dict[str, list[str]]]:
                 task = {}
             number, part = (given if given is not None else number), label["part"]
             task[part] = [label["rest"]]
-        elif (begun := _unlabelled(lines, labels, i, number, task)) is not None:
+        elif (begun := _unlabelled(lines, labels, after[i], i, number, task)) is not None:
             if task:
                 yield task
             number, rest = begun
@@ -197,30 +197,28 @@ def _begins_part(label: dict, numbered: bool, number: int | None, task: dict[str
     return part not in task or (part == "instruction" and "output" in task)
 
 
-def _unlabelled(lines: list[str], labels: dict[int, dict], i: int, number: int | None, task: dict):
+def _unlabelled(lines: list[str], labels: dict[int, dict], after: int | None, i: int, number: int | None, task: dict):
     """(number, instruction) of a task that begins in line i without a label, or None if none begins there.
 
     Such a line is a heading, a separator, or has the instruction after a number, as in "4. Sort the numbers.". Below a
     heading and a separator the label of a part has to follow. A numbered line after an output begins the next task only
-    if its number is the next one, and the next label is that of an input or an output.
+    if its number is the next one, and the next label, in line `after`, is that of an input or an output.
     """
-    line = lines[i]
-    if i in labels:
+    if i in labels or after is None:
         return None
-    if (heading := _HEADING.match(line)) and (_next_label(lines, labels, i) == i + 1 + _blank(lines, i)):
+    is_above = not any(line.strip() for line in lines[i + 1 : after])
+    if is_above and (heading := _HEADING.match(lines[i])):
         return int(heading["number"] or heading["bare"]), ""
-    if _SEPARATOR.match(line) and "output" in task and _next_label(lines, labels, i) == i + 1 + _blank(lines, i):
+    if is_above and "output" in task and _SEPARATOR.match(lines[i]):
         return number, ""
-    if not (match := _NUMBERED.match(line)):
+    if not (match := _NUMBERED.match(lines[i])) or labels[after]["part"] == "instruction":
         return None
-    given, following = int(match["number"]), _next_label(lines, labels, i)
-    if following is None or labels[following]["part"] == "instruction":
-        return None
-    if labels[following]["number"] not in (None, given):
+    given = int(match["number"])
+    if labels[after]["number"] not in (None, given):
         return None
     if task and ("output" not in task or (number is not None and given != number + 1)):
         return None
-    numbers = {int(found["number"]) for each in lines[i + 1 : following] if (found := _NUMBERED.match(each))}
+    numbers = {int(found["number"]) for each in lines[i + 1 : after] if (found := _NUMBERED.match(each))}
     if numbers & {given, given + 1}:
         return None
     return given, match["rest"]
@@ -241,17 +239,12 @@ def _labels(lines: list[str]) -> dict[int, dict]:
     return {i: label for i, label in found.items() if label["word"] in _SURE or label["part"] not in sure}
 
 
-def _next_label(lines: list[str], labels: dict[int, dict], i: int) -> int | None:
-    """The number of the next line after line i that begins with a label."""
-    return next((j for j in range(i + 1, len(lines)) if j in labels), None)
-
-
-def _blank(lines: list[str], i: int) -> int:
-    """Number of blank lines after line i."""
-    count = 0
-    while i + 1 + count < len(lines) and not lines[i + 1 + count].strip():
-        count += 1
-    return count
+def _next_labels(count: int, labels: dict[int, dict]) -> list[int | None]:
+    """For each of so many lines, the number of the next line after it that begins with a label."""
+    found: list[int | None] = [None] * count
+    for i in range(count - 2, -1, -1):
+        found[i] = i + 1 if i + 1 in labels else found[i + 1]
+    return found
 
 
 def _joined(task: dict[str, list[str]]) -> dict[str, str]:
@@ -274,9 +267,11 @@ def _is_unpaired_fence(lines: list[str]) -> bool:
 
 def _json_tasks(text: str) -> list[dict[str, str]]:
     """The parts of each task in an answer that is a list of objects in JSON; [] if it is none."""
-    match = _JSON.search(text)
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text.removesuffix("```").partition("\n")[2]
     try:
-        found = json.loads(match[1] if match else text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return []
     found = [found] if isinstance(found, dict) else found

@@ -1,8 +1,11 @@
 """Tasks are read from answers of many shapes, whole or with the reason why not, and none is emitted cut."""
 
 import itertools
+import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from camelid.curate.instruct_parsing import REASONS, parse_answer, parse_instance, parse_instructions, parse_tasks
 from camelid.curate.seeds import Task
@@ -183,3 +186,44 @@ def test_an_answer_as_it_stands_is_the_output():
         "cut",
         "empty_answer",
     ]
+
+
+PIECES = [
+    "Instruction",
+    "Input",
+    "Output",
+    "指令",
+    "输出",
+    "Task",
+    "4",
+    "5.",
+    ":",
+    "：",
+    "**",
+    "###",
+    "\n",
+    " ",
+    "x",
+    "```",
+    "{",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=40), st.sampled_from(["stop", "length", ""]))
+@settings(max_examples=200, deadline=None)
+def test_any_text_gives_candidates_with_known_reasons(pieces, finish_reason):
+    for read in (parse_tasks, parse_instructions):
+        found = read("".join(pieces), finish_reason)
+        assert found and all(each.reason in ("", *REASONS) for each in found)
+        assert all(each.reason or each.task.instruction for each in found)
+        assert finish_reason != "length" or found[-1].reason == "cut"
+
+
+@pytest.mark.parametrize(
+    "piece", [" ", "4 ", "Input ", "4. x\n", "Instruction", "```\n", "**", "\n", "4. Input: x\n", "[", "#"]
+)
+def test_an_answer_that_repeats_itself_is_read_in_little_time(piece):
+    for begin in ("", "4", "Task 4", "Instruction", "4. Instruction: x\n4. Output:"):
+        seconds = time.perf_counter()
+        parse_tasks(begin + piece * (20_000 // len(piece)) + "!")
+        assert time.perf_counter() - seconds < 4  # quadratic patterns take minutes
