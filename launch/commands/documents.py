@@ -112,16 +112,17 @@ def _documents(args: argparse.Namespace) -> None:
         print(ledger_of(asked))
     questions = [*found.records, *(asked.rows if asked else ())]
     dropped = [*rows, *(asked.rejected if asked else ())]
-    if not questions:
-        files, dropped = [*files, *dropped], []
-    elif not found.passages:
-        files, dropped = [], [*files, *dropped]
-    given = {"documents": (found.passages, files), "questions": (questions, dropped)}
-    for name, (kept, rejected) in given.items():
-        if not kept:
+    given = {}  # rows and rejected rows of each dataset; one that is not written leaves its rejected rows to the other
+    if questions or asked:
+        given["questions"] = questions, dropped if found.passages else [*files, *dropped]
+    if found.passages:
+        given["documents"] = found.passages, files if questions or asked else [*files, *dropped]
+    for name in places:
+        if name not in given:
             if places[name].exists():
                 raise UserError(f"{places[name]} is there from before, and this command makes no {name}: delete it")
             continue
+        kept, rejected = given[name]
         said = (
             about_documents(folder, found, settings, rejected, args.licence)
             if name == "documents"

@@ -89,6 +89,17 @@ def test_a_teacher_over_http_writes_questions_and_is_asked_once(folder, tmp_path
     assert "1 replies" in capsys.readouterr().out
 
 
+def test_a_teacher_that_writes_nothing_of_use_is_on_record(folder, tmp_path):
+    (folder / "faq.csv").unlink()
+    out = tmp_path / "out"
+    with misbehaving(write=lambda messages: "I cannot do that.") as server:
+        run(folder, f"--output={out}", f"--teacher={server.url}")
+    card = read_card(out / "questions")
+    assert card.splits == {} and card.steps["answer"].rejected["malformed"] == 1
+    (line,) = (out / "questions" / "rejected" / "part-00000-of-00001.jsonl").read_text().splitlines()
+    assert json.loads(line)["record"] == {"reply": "I cannot do that."}
+
+
 @pytest.mark.parametrize(
     "words,said",
     [
