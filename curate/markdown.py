@@ -11,7 +11,7 @@ math/tex) as their documentation describes it.
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -156,19 +156,26 @@ def _parse(html: str) -> "BeautifulSoup":
 
 def _replace_maths(soup: "BeautifulSoup") -> None:
     """Puts an element <tex> with the source in place of each formula and of all that stands for the same formula."""
-    for script in soup.find_all("script"):
+    for script in _in_tree(soup, soup.find_all("script")):
         for before in list(script.previous_siblings)[:2]:
             if any(_MATHS_CLASS.fullmatch(name) for name in _classes(before)):
                 before.decompose()
         _put_tex(soup, script, script.get_text(), "mode=display" in script.get("type", ""))
-    for annotation in soup.find_all("annotation", encoding="application/x-tex"):
+    for annotation in _in_tree(soup, soup.find_all("annotation", encoding="application/x-tex")):
         _put_tex(soup, annotation, annotation.get_text())
-    for maths in soup.find_all("math"):
+    for maths in _in_tree(soup, soup.find_all("math")):
         if "alttext" not in maths.attrs:
             raise ConversionError("maths_without_tex", f"the formula {maths.get_text()[:60]!r} is given as MathML only")
         _put_tex(soup, maths, maths["alttext"])
     for maths in soup.find_all(lambda tag: tag.name == "mjx-container" or "katex" in _classes(tag)):
         raise ConversionError("maths_without_tex", f"the formula {maths.get_text()[:60]!r} is given as glyphs only")
+
+
+def _in_tree(soup: "BeautifulSoup", elements: "Iterable[Tag]") -> "Iterator[Tag]":
+    """The elements that are still part of the document when their turn comes."""
+    for element in elements:
+        if any(around is soup for around in element.parents):
+            yield element
 
 
 def _put_tex(soup: "BeautifulSoup", element: "Tag", source: str, display: bool = False) -> None:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from camelid.curate.export_html import page_of
 from camelid.curate.markdown import ConversionError, Markdown, to_markdown
@@ -224,6 +226,23 @@ def test_time_grows_with_the_length_of_the_html(name):
 
     seconds(2)
     assert seconds(many) < 30 * seconds(few) + 0.2  # 100 times as long if it were quadratic
+
+
+TAGS = "p div pre code ol ul li table tr td th thead b i a img br hr h1 span button svg math annotation input script"
+ATTRIBUTES = 'class="katex language-x" start="3" colspan="2" type="math/tex" encoding="application/x-tex" alttext="z"'
+PIECE = st.one_of(
+    st.sampled_from([tag.format(name) for name in TAGS.split() for tag in ("<{}>", "</{}>", f"<{{}} {ATTRIBUTES}>")]),
+    st.sampled_from([" ", "a|b", "`", "$", "*", "\n", "你", "&lt;", "Copy code", "<!-- x -->"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(PIECE, max_size=25))
+def test_no_order_of_tags_is_too_much(pieces):
+    result = Markdown()(chat("q", '<div class="prose">begin ' + "".join(pieces)))
+    assert getattr(result, "reason", "maths_without_tex") == "maths_without_tex"
+    if not hasattr(result, "reason"):
+        assert "begin" in texts(result)[1] and "<div" not in texts(result)[1]
 
 
 def html_of(markdown):

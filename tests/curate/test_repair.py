@@ -1,6 +1,8 @@
 """Raw conversations of any export become conversations in order; what data/ reads already stays as it is."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from camelid.curate.repair import Conversation, in_order, with_turns
 from camelid.curate.rows import Rejected, Row
@@ -68,9 +70,7 @@ def test_each_repair_is_made_and_counted(turns, expected, columns):
     assert parse(dict(found.record)) == found.record  # data/ reads the result
 
 
-@pytest.mark.parametrize(
-    "name", ["GPT", "bing", "Bard", "chatgpt", "ChatGPT:", " Assistant ", "model", "助手："]
-)
+@pytest.mark.parametrize("name", ["GPT", "bing", "Bard", "chatgpt", "ChatGPT:", " Assistant ", "model", "助手："])
 def test_roles_of_all_exports_are_known(name):
     assert said(STEP(sharegpt(("Human", "q"), (name, "a")))) == "u:q a:a"
 
@@ -167,3 +167,39 @@ def test_only_turns_that_lost_their_text_are_left_out():
     assert pairs(found.record["chosen"] + found.record["rejected"]) == [("assistant", "better"), ("assistant", "")]
     turns[1] = {"role": "assistant", "content": " "}
     assert with_turns(row(record), turns).reason == "nothing_left"
+
+
+VALUE = (
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=4) | st.lists(st.none(), max_size=2)
+)
+ROLE = st.sampled_from(["human", "gpt", "system", "tool", "user", "function_call", "narrator"])
+TURN = st.dictionaries(
+    st.sampled_from(["from", "role", "value", "content", "tool_calls", "input", "weight"]), VALUE | ROLE, max_size=4
+)
+SPOKEN = st.fixed_dictionaries({"from": ROLE, "value": st.sampled_from(["", " ", "a", "b", "\ud800"])})
+FIELDS = {
+    "conversations": st.lists(SPOKEN, max_size=6) | st.lists(TURN, max_size=4) | VALUE,
+    "messages": st.lists(TURN, max_size=4),
+    **dict.fromkeys(("system", "tools", "chosen", "rejected", "text", "label", "type"), VALUE),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.fixed_dictionaries({}, optional=FIELDS))
+def test_every_record_is_parsed_or_has_a_reason(record):
+    found = STEP(row(record))
+    if isinstance(found, Rejected):
+        assert found.reason in STEP.reasons
+    else:
+        assert found.record["kind"] in ("text", "chat", "preference")
+        assert parse(dict(found.record)) == found.record
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["human", "gpt"]), st.sampled_from(["", " ", "a", "b"])), max_size=8))
+def test_no_turn_is_lost_but_those_that_are_counted(turns):
+    found = STEP(sharegpt(*turns))
+    if isinstance(found, Rejected):
+        assert "hg" not in "".join(role[0] for role, text in turns if text.strip())
+    else:
+        assert len(found.record["messages"]) + sum(found.columns.values()) == len(turns)
