@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from ..data.cards import Card, CardStep, Count, Parent, read_card
 from ..data.licences import CONFLICTS, Terms, conflicts, terms_in
+from ..data.locks import locked
 from ..errors import UserError, check_choice
 from .applying import RejectedRow
 from .dataset import About, Layout, write_sorted
@@ -148,7 +149,12 @@ def mix(
     both = _rows(parts, (HELDOUT, TRAIN))
     kept = (measure.with_size(row) for number, row in both if (row.id, number) not in rejected)
     layout = Layout(shards, keep_rejected=False)
-    return write_sorted(output, kept, left_out(), about, RunTable(measure), layout)
+    with locked(output / ".write.lock", lambda holder: _refuse(output, holder)):
+        return write_sorted(output, kept, left_out(), about, RunTable(measure), layout)
+
+
+def _refuse(output: Path, holder: str) -> None:
+    raise UserError(f"{output} is in use by {holder}: wait for it, or give another --output")
 
 
 def _check(parts: Sequence[Part], output: Path) -> None:
@@ -222,6 +228,9 @@ def _unweighted(tagged: _Tagged, rejected: Container[tuple[str, int]]) -> dict[t
     for id, number, split in tagged.seen:
         if split == TRAIN and (id, number) not in rejected:
             ids[number].append(id)
+    for part, rows in zip(tagged.parts, ids, strict=True):
+        if not rows:
+            raise UserError(f"{part.name} has no training row that is not in the others: leave it out of the weights")
     whole = min(len(rows) / part.weight for part, rows in zip(tagged.parts, ids, strict=True))
     found = {}
     for number, (part, rows) in enumerate(zip(tagged.parts, ids, strict=True)):

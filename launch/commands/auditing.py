@@ -171,6 +171,9 @@ def _of_run(args: argparse.Namespace) -> Any:
     refuse_unread(args, ("id",), "the folder of a dataset with a card.json")
     if args.row is not None and args.step is None:
         raise UserError(f"--row={args.row}: {args.path} is a training run; give --step=N too, and the row as a number")
+    path = Path(args.path).expanduser()
+    if path.is_dir() and not (path / "checkpoints").exists() and path.parent.name != "checkpoints":
+        raise UserError(f"{path} has neither a card.json, as datasets have, nor checkpoints, as training runs have")
     audit = RunAudit(args.path)
     if args.against:
         report = leak_report(audit.records(), _sets(args))
@@ -193,10 +196,14 @@ def _of_run(args: argparse.Namespace) -> Any:
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Any]:
-    """The evaluation sets of `--against`, by the names of their files."""
+    """The evaluation sets of `--against`, by the names of their files; of equal names by the whole paths."""
     from ...curate.evaluation_sets import EvaluationSet
 
-    return {Path(source).name.split(".")[0] or source: EvaluationSet(source) for source in args.against}
+    names = [Path(source).name.split(".")[0] for source in args.against]
+    return {
+        name if names.count(name) == 1 else source: EvaluationSet(source)
+        for name, source in zip(names, args.against, strict=True)
+    }
 
 
 # What is printed -----------------------------------------------------------------------------------------------------
@@ -302,4 +309,6 @@ def _print_run(report: Mapping[str, Any]) -> None:
     if not report["datasets"]:
         _line("no source is a dataset with a card, so no licence is recorded")
         return
+    if any(dataset["now"] != "the same" for dataset in report["datasets"].values()):
+        _line("what follows is said by the cards as they are now, not as they were when the run began")
     _print_licences(report)

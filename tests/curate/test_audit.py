@@ -15,8 +15,8 @@ from camelid.curate.pipeline import run as run_engine
 from camelid.curate.settings import read_config
 from camelid.data.cards import read_card
 from camelid.errors import UserError
-from camelid.launch import cli, run_audit
-from camelid.launch.commands.auditing import add_ledger
+from camelid.launch import run_audit
+from camelid.launch.cli import main
 from camelid.launch.run_audit import RunAudit
 
 from .datasets import lines, make
@@ -41,16 +41,9 @@ def folders(tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch):
+def command():
     """command(*words): runs `camelid curate ...` and returns its exit code."""
-
-    def parser():
-        found = cli.Parser(prog="camelid")
-        add_ledger(found.add_subparsers(parser_class=cli.Parser))
-        return found
-
-    monkeypatch.setattr(cli, "_parser", parser)
-    return lambda *words: cli.main(list(map(str, words)))
+    return lambda *words: main(["curate", *map(str, words)])
 
 
 def test_a_row_is_read_back_as_it_was_written(folders):
@@ -285,6 +278,7 @@ def test_the_command_mixes_and_audits_and_writes_what_it_prints(folders, command
         (["audit", "mix", "--id=00", "--row=x"], "--id and --row are different questions"),
         (["audit", "mix", "--step=3"], "mix is a dataset, and steps are those of a training run"),
         (["audit", "nowhere"], "no such checkpoint or run directory"),
+        (["audit", "mix/train"], "mix/train has neither a card.json, as datasets have, nor checkpoints"),
         (["mix", "again", "poems", "--output=x", "--weights=1"], "--weights=1: give 2 numbers"),
         (["mix", "again", "poems", "--output=x", "--weights=1,a"], "give numbers with commas"),
         (["mix", "again", "poems", "--output=x", "--allow_conflicts=all"], "allow_conflicts is 'all'"),

@@ -193,11 +193,13 @@ def test_a_dataset_whose_files_changed_is_not_mixed(folders):
         (lambda f: [Part(f / "faq"), Part(f / "sub/../faq")], "two datasets are called faq"),
         (lambda f: [Part(f / "faq", 1.0), Part(f / "chats")], "a weight to every dataset or to none"),
         (lambda f: [Part(f / "faq", 1.0), Part(f / "chats", 0.0)], "weight of chats is 0"),
+        (lambda f: [Part(f / "faq", 1.0), Part(f / "copy/faq2", 1.0)], "has no training row that is not in the others"),
         (lambda f: [Part(f / "faq"), Part(f / "mix")], "is one of the datasets|has no card"),
         (lambda f: [Part(f / "faq"), Part(f / "nowhere")], r"nowhere has no card\.json"),
     ],
 )
 def test_what_cannot_be_mixed_is_one_line(folders, chosen, said):
     (folders / "sub").mkdir()
+    shutil.copytree(folders / "faq", folders / "copy/faq2")
     with pytest.raises(UserError, match=said):
         mix(chosen(folders), folders / "mix")
