@@ -205,9 +205,10 @@ class Index:
         for item in items:
             self.items.append((item.set, item.place))
             texts = [(text, True) for text in item.questions] + [(text, False) for text in item.answers]
-            for text, is_question in texts:
+            for text, as_a_whole in texts:
                 for form in plain(_APOSTROPHE.sub("", text), settings.simplified):
-                    columns.append(self._ngrams_of(form, is_question, settings))
+                    columns.append(self._ngrams_of(form, as_a_whole, settings))
+                    as_a_whole |= len(columns[-1][0]) > 0  # an answer that is short only without its markup
         self._build(*(np.concatenate(column) for column in zip(*columns, strict=True)))
         item_of = np.array([passage.item for passage in self._passages], np.int64)
         pairs = np.unique(np.stack([self._ngram_of, item_of[self._passage_of]]), axis=1)
@@ -257,8 +258,14 @@ class Index:
         used |= {self._passages[passage].item for passages in self._whole.values() for passage in passages}
         return [item for number, item in enumerate(self.items) if number not in used]
 
-    def _ngrams_of(self, text: str, is_question: bool, settings: Ngrams) -> tuple[np.ndarray, ...]:
-        """The n-grams of a passage, which is added to the index: hash, anchor, length, start and passage of each."""
+    def _ngrams_of(self, text: str, as_a_whole: bool, settings: Ngrams) -> tuple[np.ndarray, ...]:
+        """The n-grams of a passage, which is added to the index: hash, anchor, length, start and passage of each.
+
+        Args:
+          text: the passage.
+          as_a_whole: whether it is looked for as a whole if it is shorter than an n-gram.
+          settings: which n-grams are looked for.
+        """
         letters = _Letters(text)
         starts, singles = letters.units()
         passage, none = len(self._passages), (*2 * [np.zeros(0, np.uint64)], *3 * [np.zeros(0, np.int64)])
@@ -270,7 +277,7 @@ class Index:
         whole = min(each[-1] for each in sums)
         if whole < full:
             shortest = settings.shortest * settings.characters
-            if not is_question or 2 * whole < shortest:
+            if not as_a_whole or 2 * whole < shortest:
                 return none
             if whole < shortest or letters.length < ANCHORS[-1]:
                 self._whole[_whole_hash(letters)].append(passage)

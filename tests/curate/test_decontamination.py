@@ -183,6 +183,17 @@ def test_very_short_questions_that_many_items_share_do_not_count(tmp_path):
     assert Index.from_sets(sets, Ngrams(common=5)).hits("Please explain it again.") == []
 
 
+def test_an_answer_that_is_short_without_its_calculations_is_found_without_them(tmp_path):
+    path = tmp_path / "set.jsonl"
+    answer = (
+        "A pen costs $1.20 + $0.30 = $<<1.20+0.30=1.50>>1.50.\nSo, 8 pens cost $1.50 x 8 = $<<8*1.5=12>>12.\n#### 12"
+    )
+    path.write_text(json.dumps({"question": "How much?", "answer": answer}))
+    index = Index.from_sets({"set": EvaluationSet(str(path))}, Ngrams())
+    assert index.hits("A **pen** costs $1.20 + $0.30 = **$1.50**. So, 8 pens cost $1.50 x 8 = $12. The answer: 12")
+    assert index.hits(answer.replace("costs", "*costs*"))
+
+
 def test_greek_letters_equal_their_names_in_latex(tmp_path):
     path = tmp_path / "set.jsonl"
     path.write_text(
