@@ -12,8 +12,8 @@ from ..errors import UserError
 from ..settings.leaves import Count, OneOf, Only, Path, Unset
 from .phrases import own_words, pattern, sentences, tables
 from .repair import answers_of
-from .rows import TOKENS, Rejected, Row, texts_of
-from .splitting import NoTemplate, pairs_of, size_by
+from .rows import TOKENS, Rejected, Row
+from .splitting import NoTemplate, lengths_of, pairs_of, size_by
 
 _NO_LIMIT = Unset("no limit")
 
@@ -68,10 +68,7 @@ class Length:
 
     def __call__(self, row: Row) -> Row | Rejected:
         """The row with its lengths, or why it is rejected. Raises UserError if there is no such tokenizer."""
-        found = {"characters": sum(map(len, texts_of(row.record)))}
-        if row.record.get("kind") != "text":
-            turns = [*row.record["messages"], *answers_of(row.record)[:1]]
-            found["turns"] = sum(turn["role"] in ("user", "assistant") for turn in turns)
+        found = lengths_of(row.record)
         if self.tokenizer is not None:
             try:
                 found[TOKENS] = size_by(self.tokenizer, self.template)(row.record)

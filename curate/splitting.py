@@ -33,6 +33,7 @@ class SplitLong:
     and texts stay always.
 
     Columns: `tokens`, if there is a tokenizer; `part`, from 1, and `parts`, in rows that are a part of a conversation.
+    The columns of the step `length` become those of the part.
     """
 
     reasons: ClassVar[tuple[str, ...]] = ("pair_too_long", "too_long", "not_rendered")
@@ -77,11 +78,11 @@ class SplitLong:
             return Rejected("pair_too_long", f"part {number} of {len(parts)} is one pair of {self._amount(max(sizes))}")
         if len(parts) == 1:
             return self._counted(row, record, whole)
-        rows = row.split(parts, parts=len(parts))
-        return [
-            self._counted(each, each.record, count, part=number)
-            for number, (each, count) in enumerate(zip(rows, sizes, strict=True), 1)
-        ]
+        found = []
+        for number, (part, count) in enumerate(zip(row.split(parts, parts=len(parts)), sizes, strict=True), 1):
+            lengths = {name: size for name, size in lengths_of(part.record).items() if name in row.columns}
+            found.append(self._counted(part, part.record, count, part=number, **lengths))
+        return found
 
     def _amount(self, size: int) -> str:
         return f"{size:,} {'tokens' if self.tokenizer else 'characters'}"
@@ -136,6 +137,19 @@ def pairs_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Mess
         pairs[-1].append(message)
         before = message["role"]
     return system, pairs
+
+
+def lengths_of(record: Mapping[str, Any]) -> dict[str, int]:
+    """The number of "characters" of all texts of a parsed record, and of its "turns", which a text does not have.
+
+    Turns are those of users and of the assistant; of a preference the chosen answer counts.
+    """
+    found = {"characters": _characters(record)}
+    if record.get("kind") != "text":
+        chosen = record.get("chosen", [])
+        turns = [*record["messages"], *(chosen if isinstance(chosen, list) else [chosen])]
+        found["turns"] = sum(turn["role"] in ("user", "assistant") for turn in turns)
+    return found
 
 
 def size_by(tokenizer: str | None, template: str | None) -> Size:

@@ -59,6 +59,14 @@ def test_parts_are_as_long_as_the_budget_allows_and_begin_with_the_system_turn()
     assert [part.columns for part in parts] == [{"parts": 5, "part": n} for n in range(1, 6)]
 
 
+def test_columns_of_length_become_those_of_the_part():
+    parts = SplitLong(budget=60)(Length()(conversation(("q" * 30, "a"), ("r" * 40, "b"))))
+    assert [part.columns for part in parts] == [
+        {"characters": 40, "turns": 2, "parts": 2, "part": 1},
+        {"characters": 50, "turns": 2, "parts": 2, "part": 2},
+    ]
+
+
 def test_the_last_pair_is_not_lost_and_no_part_is_empty():
     long, short = ("q" * 90, "a" * 90), ("q", "a")
     for pairs in itertools.product([long, short], repeat=4):
