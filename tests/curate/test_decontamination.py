@@ -190,7 +190,7 @@ def test_an_answer_that_is_short_without_its_calculations_is_found_without_them(
     )
     path.write_text(json.dumps({"question": "How much?", "answer": answer}))
     index = Index.from_sets({"set": EvaluationSet(str(path))}, Ngrams())
-    assert index.hits("A **pen** costs $1.20 + $0.30 = **$1.50**. So, 8 pens cost $1.50 x 8 = $12. The answer: 12")
+    assert index.hits("A **pen** costs $1.20 + $0.30 = **$1.50**. So, 8 pens cost $1.50 x 8 = $12. **12**")
     assert index.hits(answer.replace("costs", "*costs*"))
 
 
