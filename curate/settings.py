@@ -163,10 +163,11 @@ def source_of(config: CurateConfig, name: str) -> Source:
 
 
 def sources_at(locations: Iterable[str], **more: Any) -> dict[str, dict[str, Any]]:
-    """Sections for `config.sources`, named by the files. more: further leaves of each, such as its licence."""
+    """Sections for `config.sources`, named by files or folders. more: further leaves of each, such as its licence."""
     found: dict[str, dict[str, Any]] = {}
     for location in locations:
-        stem = re.sub(r"[^\w-]+", "_", location.rstrip("/").rpartition("/")[2].partition(".")[0]).strip("_") or "source"
+        parts = [re.sub(r"[^\w-]+", "_", part.partition(".")[0]).strip("_") for part in location.split("/")]
+        stem = next(filter(None, reversed(parts)), "source")
         name, number = stem, 1
         while name in found:
             name, number = f"{stem}{number}", number + 1

@@ -11,7 +11,7 @@ import pytest
 from camelid.curate import stages
 from camelid.curate.pipeline import Shard, run
 from camelid.curate.rows import id_of
-from camelid.curate.settings import read_config
+from camelid.curate.settings import read_config, sources_at
 from camelid.data.cards import read_card
 from camelid.data.sources import Source, read
 from camelid.errors import UserError
@@ -382,3 +382,18 @@ def test_the_content_of_a_file_that_a_setting_names_decides_with_the_setting(tmp
         keys.append([stage.key for stage in stages.plan_of(read_config(config), tmp_path / "work", {}).stages])
     assert keys[0] == keys[2] != keys[1]
     assert keys[0][:2] == keys[1][:2]
+
+
+@pytest.mark.parametrize(
+    "location, name",
+    [
+        ("sharegpt/*.json", "sharegpt"),
+        ("a b/some chats.jsonl.gz", "some_chats"),
+        ("gs://bucket/folder/", "folder"),
+        ("primer:chat", "primer_chat"),
+        ("*.json", "source"),
+        ("语料/对话.json", "对话"),
+    ],
+)
+def test_sources_are_named_by_their_files_or_folders(location, name):
+    assert list(sources_at([location, location])) == [name, f"{name}1"]
