@@ -73,6 +73,7 @@ _PASSWORD_IN_URL = re.compile(
     re.I | re.A,
 )
 _BEARER = re.compile(r"\bBearer (?P<secret>[\w\-.~+/]{20,2000}={0,2})", re.A)
+_BASIC = re.compile(r"\bBasic (?P<secret>[A-Za-z0-9+/]{8,2000}={0,2})(?![\w\-])", re.A)
 _STRING = re.compile(r"[A-Za-z0-9+/_\-]{20,}={0,2}", re.A)
 _SECRET_NAME = re.compile(
     r"(?:api[_\-]?key|secret|token|passwd|password|pwd|access[_\-]?key|private[_\-]?key|auth[_\-]?key|credentials?|密钥|令牌)"
@@ -82,7 +83,7 @@ _SECRET_NAME = re.compile(
 
 
 def keys(text: str) -> Iterator[Found]:
-    """Private keys in PEM, JSON web tokens, API keys and tokens by prefix, passwords in URLs, values of bearer headers,
+    """Private keys in PEM, JSON web tokens, API keys and tokens by prefix, passwords in URLs and authorization headers,
     and random strings that are assigned to a name such as api_key or password.
 
     Placeholders such as sk-xxxxxxxx and YOUR_API_KEY are left alone, and so are hashes under other names.
@@ -108,6 +109,8 @@ def keys(text: str) -> Iterator[Found]:
         yield from (_found(match, "secret") for match in _PASSWORD_IN_URL.finditer(text))
     if "Bearer " in text:
         yield from (_found(match, "secret") for match in _BEARER.finditer(text) if _is_random(match["secret"], 3))
+    if "Basic " in text:
+        yield from (_found(match, "secret") for match in _BASIC.finditer(text) if b":" in _decoded(match["secret"]))
     for match in _STRING.finditer(text):
         if len(match[0]) < 200 and _is_random(match[0], 3.2) and _is_assigned(match):
             yield _found(match)
@@ -145,9 +148,17 @@ def _is_random(value: str, bits: float, *, digits: bool = True) -> bool:
 def _is_json(part: str) -> bool:
     """Whether a part of a JSON web token is an object of JSON in base64url (RFC 7519)."""
     try:
-        return isinstance(json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))), dict)
+        return isinstance(json.loads(_decoded(part)), dict)
     except ValueError:
         return False
+
+
+def _decoded(part: str) -> bytes:
+    """What stands in base64 or base64url, with or without padding; b"" if it is neither."""
+    try:
+        return base64.urlsafe_b64decode(part.replace("+", "-").replace("/", "_").rstrip("=") + "==")
+    except ValueError:
+        return b""
 
 
 @functools.cache

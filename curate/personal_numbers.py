@@ -99,10 +99,15 @@ class Numbers:
         for match in self._matches(_ANY):
             value = _digits(match[0])
             is_number = (
-                7 <= len(value) <= 14 and not _DATE.match(match[0]) and match[0].count("(") == match[0].count(")")
+                7 <= len(value) <= 14 and not _NO_PHONE.match(match[0]) and match[0].count("(") == match[0].count(")")
             )
-            if is_number and _PHONE_HINT.search(self._left(match)):
+            if is_number and (_PHONE_HINT.search(self._left(match)) or self._is_called(match)):
                 yield Found(*match.span(), value)
+
+    def _is_called(self, match: re.Match) -> bool:
+        """Whether somebody is to be called at a US number, such as "call me at 415 555 2671"."""
+        amount = _AMOUNT_AFTER.match(self.text[match.end() : match.end() + 12])
+        return bool(not amount and _US_DIGITS.fullmatch(match[0]) and _CALLED.search(self._left(match)))
 
     def _left(self, match: re.Match) -> str:
         return self.text[max(0, match.start() - 40) : match.start()]
@@ -200,6 +205,7 @@ _MOBILE_CN = re.compile(
 _LANDLINE_CN = re.compile(
     rf"{_BEFORE}(?:(?:\+|00)?86[\- ]?)?(?:\(0(?:10|2\d|[3-9]\d\d)\) ?|0(?:10|2\d|[3-9]\d\d)(?:-\n?| ))"
     rf"[2-8]\d{{2,3}}[\- ]?\d{{4}}(?:-\d{{1,4}})?{_AFTER}"
+    rf"|{_BEFORE}(?<![\-+])(?:\+|00)?86[\- ](?:10|2\d|[3-9]\d\d)[\- ][2-8]\d{{2,3}}[\- ]?\d{{4}}{_AFTER}"
     rf"|{_BEFORE}400(?:-\d{{3}}-\d{{4}}|-\d{{4}}-\d{{3}}){_AFTER}",
     re.A,
 )
@@ -213,14 +219,23 @@ _INTERNATIONAL = re.compile(
 )
 _IBAN = re.compile(r"(?<![A-Za-z0-9_])([A-Z]{2})\d{2}(?=[ \-\n]?[A-Z0-9]{4})", re.A)
 _ANY = re.compile(rf"{_BEFORE}[+(]{{0,2}}\d(?:[ .()\-]{{0,2}}\d){{6,14}}{_AFTER}", re.A)
-_DATE = re.compile(
+_NO_PHONE = re.compile(
     r"(?:18|19|20)\d\d[ .\-]\d\d?[ .\-]|\d\d?[.\-]\d\d?[.\-]\d{4}|(?:18|19|20)\d\d[ \-]+(?:18|19|20)\d\d"
+    r"|\d+\.\d+$|\d{1,3}(?:\.\d{1,3}){3}$"
 )
+"""Dates, decimal fractions and IP addresses."""
+
 
 _PHONE_HINT = re.compile(
     r"(?:(?<![a-z])(?:(?:tele)?phone|tel|mobile|cell|fax|whatsapp)(?:[ _]?(?:number|no|num))?\.?['\"]?\s?"
     r"(?:is|at|[:=]|:=)?\s{0,2}['\"]?"
     r"|(?:电话|手机|手机号|传真|座机|固话|致电|拨打|联系方式)(?:号码?)?\s?(?:是|为|[:：])?\s{0,2}['\"]?)$",
+    re.I | re.A,
+)
+_US_DIGITS = re.compile(r"[2-9]\d\d ?[2-9]\d\d ?\d{4}", re.A)
+_CALLED = re.compile(
+    r"(?:(?<![a-z])(?:call|text|dial|ring|reach|contact)(?:s|ing)?(?: (?:me|us|him|her|them|you))?(?: (?:at|on))?"
+    r"|(?:(?<![a-z])(?:my|his|her|our|their|your)|'s) (?:new |old )?number(?: is)?):?\s$",
     re.I | re.A,
 )
 _AMOUNT_BEFORE = re.compile(r"(?:[$€£¥￥]|\b(?:USD|EUR|RMB|CNY|GBP))\s?$", re.I)

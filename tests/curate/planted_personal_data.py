@@ -290,7 +290,7 @@ PERSONAL: dict[str, tuple[str, Draw]] = {
 
 SENTENCES = {
     "English": [
-        "You can reach us at {}, any day.",
+        "You can find it at {}, any day.",
         "{}",
         "It was {} (see page 12).",
         "Values: {}; 7; 12.5",
