@@ -18,6 +18,7 @@ from camelid.errors import UserError
 from camelid.launch import run_audit
 from camelid.launch.cli import main
 from camelid.launch.run_audit import RunAudit
+from camelid.settings.config_files import load_config
 
 from .datasets import lines, make
 
@@ -131,7 +132,6 @@ def run(folders, corpus, monkeypatch):
     """A run of 5 steps on the mixture and on other files, as its checkpoint names it; nothing is trained."""
     from camelid.data.templates import load_template
     from camelid.data.tokenizer import Tokenizer
-    from camelid.settings.config_files import load_config
     from camelid.settings.sections import to_config
     from camelid.train.batches import data_of
     from camelid.train.ledger import trained_datasets
@@ -246,6 +246,17 @@ def test_data_that_changed_since_are_refused_and_datasets_say_so(run, folders):
     report = RunAudit("run").report("research")
     assert report["sources"] == [] and "fingerprint differs" in report["unknown"]
     assert report["datasets"]["mix"]["now"] == "another dataset now"
+
+
+def test_of_a_recipe_without_packed_rows_the_datasets_and_licences_are_told(folders, monkeypatch):
+    config = load_config(f"{TINY.with_name('tiny_rl.py')}:recipe=dpo,init_from=nowhere", [])
+    config.data.mixture = {"p": {"source": str(folders / "poems"), "format": "auto", "weight": 1.0, "columns": None}}
+    said = {"config": json.loads(config.to_json()), "step": 3, "total_steps": 9, "data_fingerprint": ""}
+    said["datasets"] = {"p": read_card(folders / "poems").hash}
+    monkeypatch.setattr(run_audit, "open_checkpoint", lambda path: SimpleNamespace(manifest=said))
+    report = RunAudit("run").report("research")
+    assert report["sources"] == [] and "a run of dpo" in report["unknown"]
+    assert report["datasets"]["p"]["now"] == "the same" and report["duties"]["attribution"] == ["(MIT)"]
 
 
 @pytest.mark.parametrize(("step", "row"), [(-1, 0), (0, 4), (3, -1)])
