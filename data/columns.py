@@ -20,11 +20,6 @@ def field_of(raw: Mapping, names: Iterable[str]) -> str | None:
     return next((name for name in names if name in raw), None)
 
 
-def is_question(raw: Mapping) -> bool:
-    """Whether a record has a question and an answer under names that are known."""
-    return field_of(raw, QUESTION) is not None and field_of(raw, ANSWER) is not None
-
-
 def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
     """Raises UserError if a key of a map is none of `fields`, or a value is no name of a column."""
     fields = sorted(fields)

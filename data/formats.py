@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from ..errors import shown
 from . import conversation_fields, labels, preferences
-from .columns import ANSWER, CONTEXT, QUESTION, field_of, is_question
+from .columns import ANSWER, CONTEXT, QUESTION, field_of
 from .json_values import kind_of, plain, present
 from .messages import (
     ALTERNATING,
@@ -138,8 +138,6 @@ def detect(raw: dict) -> str:
         return "hh_rlhf" if _is_transcript(raw) else "trl"
     if has("instruction"):
         return "alpaca"
-    if is_question(raw):
-        return "qa"
     if has("conversation"):
         return "sharegpt"
     if has("text"):
@@ -147,7 +145,7 @@ def detect(raw: dict) -> str:
     if has("type") and has("instances"):
         return "lmflow"  # its parser raises the error for an unknown type
     if field_of(raw, QUESTION):
-        return "qa"  # its parser raises the error for a missing answer
+        return "qa"  # last, so that other formats may have such a field; its parser raises the error for no answer
     fields = ", ".join(name if name.isprintable() else repr(name) for name in map(str, raw)) or "(none)"
     fields = fields if len(fields) < 300 else f"{fields[:300]}..."
     raise ValueError(f"no format has the fields {fields}; use those of {', '.join(FORMATS)}")

@@ -44,7 +44,9 @@ class Source:
     heldout: float = 0.01  # share of the records that is held out, from 0 to 1; tasks ignore it
     on_error: str = "raise"  # "raise" stops at the first bad record; "skip" leaves bad records out and counts them
     max_record_bytes: int = MAX_RECORD_BYTES  # limit of a line, a record of a .json list or a row of Parquet
-    columns: Mapping[str, str] = field(default_factory=dict)  # the column of the records for fields of the format
+    columns: Mapping[str, str] = field(
+        default_factory=dict, hash=False
+    )  # the column of the records for fields of the format
     system: str = ""  # the system prompt of conversations that have none
 
     def __post_init__(self):
