@@ -24,7 +24,7 @@ from ..errors import UserError, shown
 from ..settings.leaves import Count, OneOf, Path, Unset
 from ..settings.sections import read, to_config
 from .rows import Step, WholeStep
-from .steps import STEPS, find, make
+from .steps import find, make
 
 READ, WRITE = "read", "write"
 """Names under which the engine rejects rows itself, before the first step and after the last one."""
@@ -43,6 +43,9 @@ class CurateSource:
 
     format: Annotated[str, OneOf("auto", *FORMATS)] = "auto"
     """Format of the records; "auto" detects it from the fields of each record."""
+
+    columns: Annotated[dict[str, str] | None, Unset("the names as they are")] = None
+    """Names of columns under which the records have fields of the format, such as {"instruction": "question"}."""
 
     licence: Annotated[str | None, Unset("no licence that is recorded")] = None
     """Name of the records' licence, for the card (`data/licences.toml`)."""
@@ -157,6 +160,7 @@ def source_of(config: CurateConfig, name: str) -> Source:
         source.source,
         name,
         source.format,
+        columns=source.columns or {},
         on_error=config.on_error,
         max_record_bytes=config.max_record_bytes,
     )

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..data.sources import raw_rows
 from .applying import Result, call_step, is_change
-from .rows import Rejected, Row, id_of
+from .rows import Rejected, Row
 from .settings import CurateConfig, is_whole, named_steps, source_of
 from .stages import row_of
 
@@ -69,9 +69,9 @@ def sample_of(config: CurateConfig, size: int) -> list[Row]:
     out. All input is read. Raises UserError for a source that is not there."""
     found: dict[str, Row] = {}
     heap: list[tuple[int, str]] = []
-    for name in sorted(config.sources):
-        for place, raw in raw_rows(source_of(config, name)):
-            if not isinstance(raw, dict) or (id := id_of(name, raw)) in found:
+    for source in (source_of(config, name) for name in sorted(config.sources)):
+        for place, raw in raw_rows(source):
+            if not isinstance(raw, dict) or (id := (row := row_of(source, place, raw)).id) in found:
                 continue
             if len(heap) < size:
                 heapq.heappush(heap, (-int(id, 16), id))
@@ -79,7 +79,7 @@ def sample_of(config: CurateConfig, size: int) -> list[Row]:
                 del found[heapq.heapreplace(heap, (-int(id, 16), id))[1]]
             else:
                 continue
-            found[id] = row_of(source_of(config, name), place, raw)
+            found[id] = row
     return [found[id] for id in sorted(found)]
 
 

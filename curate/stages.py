@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..data.columns import rename
 from ..data.files import find_files
 from ..data.json_values import RestUnreadable, TooLarge, Unreadable
 from ..data.sources import Source, fingerprint, parts_of, raw_rows
@@ -107,7 +108,7 @@ def plan_of(config: CurateConfig, work: Path, versions: dict[str, str]) -> Plan:
     fingerprints = {name: fingerprint(source) for name, source in sources.items()}
     parts = tuple(part for source in sources.values() for part in parts_of(source))
     reading = {
-        "sources": [[name, source.location, source.format, fingerprints[name]] for name, source in sources.items()],
+        "sources": [[n, s.location, s.format, dict(s.columns), fingerprints[n]] for n, s in sources.items()],
         "how": [config.on_error, config.max_record_bytes, config.partitions],
         "code": _code_hash(),
         "versions": versions,
@@ -239,7 +240,8 @@ def read_part(config: CurateConfig, part: Source) -> Iterator[Row | RejectedRow]
 
 
 def row_of(source: Source, place: str, raw: dict[str, Any]) -> Row:
-    """The row of a raw record of a source."""
+    """The row of a raw record of a source, with its columns under the names of fields."""
+    raw = rename(raw, source.columns) if source.columns else raw
     columns = {} if source.format == "auto" else {FORMAT: source.format}
     return Row(id_of(source.name, raw), raw, source.name, place, columns)
 

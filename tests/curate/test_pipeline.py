@@ -397,3 +397,14 @@ def test_the_content_of_a_file_that_a_setting_names_decides_with_the_setting(tmp
 )
 def test_sources_are_named_by_their_files_or_folders(location, name):
     assert list(sources_at([location, location])) == [name, f"{name}1"]
+
+
+def test_columns_of_a_table_are_read_under_the_names_of_fields(tmp_path):
+    (tmp_path / "faq.csv").write_text("ask,reply,page\nTwo?,Yes.,7\n")
+    columns = {"instruction": "ask", "output": "reply"}
+    sources = {"faq": {"source": f"{tmp_path}/faq.csv", "columns": columns, "format": "alpaca"}}
+    run(read_config({"sources": sources, "steps": ["parse"], "step": {}}), tmp_path / "out")
+    [row] = lines_of(tmp_path / "out", "train")
+    assert [message["content"] for message in row["messages"]] == ["Two?", "Yes."]
+    assert row["meta"]["given"] == {"page": "7"} and row["meta"]["format"] == "alpaca"
+    assert row["id"] == id_of("faq", {"instruction": "Two?", "output": "Yes.", "page": "7"})
