@@ -15,7 +15,7 @@ from ..data.formats import FORMATS, parse
 from ..errors import DataError, UserError, bad_record
 from ..settings.leaves import Count, OneOf, Unset
 from .applying import RejectedRow
-from .documents import READERS, TABLES, Block, check_kind, hash_of, read_document
+from .documents import READERS, TABLES, Block, check_kind, decode, hash_of, read_document
 from .documents_tables import Table, tables_of
 from .passages import Passage, passages_of
 from .rows import LANGUAGE, Row, id_of
@@ -45,7 +45,8 @@ class Reading:
     """What happens at a file, or a row of a table, that cannot be read: raise ends the command, skip rejects it."""
 
     def check(self, where: str) -> None:
-        """Raises UserError for a map with unknown fields."""
+        """Raises UserError for a map with unknown fields, and an unknown encoding."""
+        decode(b"", self.encoding)
         check_columns(self.columns, FIELDS.union(*(each.fields for each in FORMATS.values())))
 
 

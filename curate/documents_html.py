@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .documents import HEADING, Block, Document
+from .documents import HEADING, Block, Document, decode
 from .documents_text import blocks_of
 
 AROUND = ("script", "style", "noscript", "template", "iframe", "svg", "canvas", "nav", "form", "button", "dialog")
@@ -15,9 +15,12 @@ LANDMARKS = ("banner", "navigation", "contentinfo", "search", "complementary")
 def read_html(path: Path, encoding: str | None) -> Document:
     """The content of a page: of <main> or of the only <article>, or else of <body> without header and footer."""
     import bs4
+    from bs4.dammit import EncodingDetector
     from markdownify import MarkdownConverter
 
-    soup = bs4.BeautifulSoup(path.read_bytes(), "html.parser", from_encoding=encoding)
+    raw = path.read_bytes()
+    encoding = encoding or EncodingDetector.find_declared_encoding(raw, is_html=True)
+    soup = bs4.BeautifulSoup(raw if encoding else decode(raw, None), "html.parser", from_encoding=encoding)
     content = soup.find("main") or soup.find(attrs={"role": "main"})
     articles = soup.find_all("article")
     content = content or (articles[0] if len(articles) == 1 else None)

@@ -107,6 +107,7 @@ def test_a_teacher_that_writes_nothing_of_use_is_on_record(folder, tmp_path):
         (['--columns={"instrction": "ask"}'], "did you mean instruction"),
         (["--questions=5"], "--questions=5 does nothing without --teacher"),
         (["--retries=3"], "--retries=3 does nothing without --teacher"),
+        (["--encoding=utf9"], "--encoding=utf9: there is no such encoding"),
         (["--passage=0"], "--passage 0: give 1 or more"),
     ],
 )
