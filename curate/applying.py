@@ -81,7 +81,7 @@ def apply_steps(
             result = call_step(name, step, each)
             watch(name, each, result)
             if isinstance(result, Rejected):
-                rejected.append(RejectedRow(each, name, result.reason, result.detail))
+                rejected.append(RejectedRow(each.with_(**result.columns), name, result.reason, result.detail))
             else:
                 following += [result] if isinstance(result, Row) else result
         rows = following

@@ -77,11 +77,12 @@ class Language:
     def __call__(self, row: Row) -> Row | Rejected:
         """The row with its language, or why it is rejected."""
         language, score = language_of(_texts(row.record))
+        columns = {LANGUAGE: language, "language_score": round(score, 3)}
         if self.keep and language not in self.keep:
-            return Rejected("other_language", f"{language}, with a score of {score:.2f}")
+            return Rejected("other_language", f"{language}, with a score of {score:.2f}", columns)
         if score < self.least_score:
-            return Rejected("unsure_language", f"{language}, with a score of {score:.2f}")
-        return row.with_(**{LANGUAGE: language, "language_score": round(score, 3)})
+            return Rejected("unsure_language", f"{language}, with a score of {score:.2f}", columns)
+        return row.with_(**columns)
 
 
 def language_of(texts: Iterable[str]) -> tuple[str, float]:

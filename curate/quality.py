@@ -81,7 +81,7 @@ class Quality:
         if broken:
             rule = broken[0]
             sign, threshold = "<" if rule.is_least else ">", getattr(limits, rule.setting)
-            return Rejected(rule.reason, f"{rule.column} {measured[rule.column]:g} {sign} {threshold:g}")
+            return Rejected(rule.reason, f"{rule.column} {measured[rule.column]:g} {sign} {threshold:g}", columns)
         return row.with_(**columns)
 
     def limits(self, language: str) -> Any:

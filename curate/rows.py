@@ -86,6 +86,9 @@ class Rejected:
     detail: str = ""
     """What was found in this row, for people who look at it, such as "7 characters"."""
 
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What the step found out about the row, which joins the row's columns."""
+
 
 class Step(Protocol):
     """A step from row to row.

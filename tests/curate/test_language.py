@@ -87,7 +87,8 @@ def test_the_larger_share_decides():
 def test_rows_are_kept_by_language_and_score():
     english, chinese, mixed = chat("Hi", ENGLISH), chat("你好", CHINESE), chat(ENGLISH, CHINESE)
     assert Language()(english).columns["language"] == "en"
-    assert Language(keep=["zh"])(english) == Rejected("other_language", "en, with a score of 0.91")
+    columns = Language()(english).columns
+    assert Language(keep=["zh"])(english) == Rejected("other_language", "en, with a score of 0.91", columns)
     assert Language(keep=["en", "zh"])(chinese).columns == {"language": "zh", "language_score": 1.0}
     assert Language(least_score=0.9)(mixed).reason == "unsure_language"
     assert Language(keep=["en"])(chat("Hi", "Hello")).reason == "other_language"
