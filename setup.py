@@ -43,7 +43,7 @@ setup(
     packages=["camelid", *(f"camelid.{name}" for name in PACKAGES)],
     package_data={
         "camelid.curate": ["*.toml", "prompts/*.toml"],
-        "camelid.data": ["templates/*.jinja"],
+        "camelid.data": ["templates/*.jinja", "*.toml"],
         "camelid.evals": ["judge_prompts/*.toml", "harness_tasks/*.yaml"],
         "camelid.launch": ["*.jinja"],
         "camelid.serve": ["page/*"],

@@ -187,7 +187,9 @@ def test_each_rule_names_itself_and_can_be_switched_off(reason):
 
 
 def test_a_rejection_says_what_was_measured():
-    assert Gopher()(row("too short")) == Rejected("gopher_short_doc", "gopher_words 2 < 50")
+    rejected = Gopher()(row("too short"))
+    assert (rejected.reason, rejected.detail) == ("gopher_short_doc", "gopher_words 2 < 50")
+    assert rejected.columns["gopher_words"] == 2
     assert FineWeb()(row("One line.\n\n\n\n\n\n")).reason == "short_line_ratio"
 
 

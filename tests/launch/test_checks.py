@@ -31,8 +31,10 @@ GIVEN = {  # arguments without which a config says that they are missing
     "sft/lora.py": "init_from=x,source=a",
     "sft/lisa.py": "init_from=x,source=a",
 }
-SHIPPED = sorted(
-    str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").glob("*/*.py") if path.stem != "__init__"
+SHIPPED = sorted(  # `configs/curate/` describes datasets, not runs
+    str(path.relative_to(ROOT / "configs"))
+    for path in (ROOT / "configs").glob("*/*.py")
+    if path.stem != "__init__" and path.parent.name != "curate"
 )
 
 
