@@ -271,8 +271,11 @@ def leaks(data: Path) -> None:
                 short += 1
                 continue
             for name, form in changes.items():
+                is_found = _leaks(index, item, changed_text := form(text))
                 tried[name] += 1
-                found[name] += _leaks(index, item, form(text))
+                found[name] += is_found
+                if not is_found:
+                    print(f"  missed, {name}: {changed_text!r}")
     print(f"{short} texts are too short to be looked for within others")
     for name in tried:
         print(f"  {name}: {found[name]:,} of {tried[name]:,} found")
