@@ -22,7 +22,15 @@ from typing import Any
 from camelid.curate.measure import text_of_any
 from camelid.curate.pipeline import run
 from camelid.curate.rows import Rejected, Row
-from camelid.curate.settings import CurateConfig, is_whole, named_steps, read_config, source_of, sources_at
+from camelid.curate.settings import (
+    CurateConfig,
+    CurateSource,
+    is_whole,
+    named_steps,
+    read_config,
+    source_of,
+    sources_at,
+)
 from camelid.curate.showing import sample_of
 from camelid.curate.workers import Workers
 from camelid.data.sources import raw_rows
@@ -32,18 +40,12 @@ from camelid.settings.config_files import load_config
 def copies_of(sources: list[str], copies: int, path: Path) -> None:
     """Writes the records of sources, and copies of them with their words in another order, into a file."""
     rng = random.Random(0)
-    config = CurateConfig(sources={name: read_source(section) for name, section in sources_at(sources).items()})
+    config = CurateConfig(sources={name: CurateSource(**section) for name, section in sources_at(sources).items()})
     with path.open("w", encoding="utf-8") as file:
         for name in config.sources:
             for _, raw in raw_rows(source_of(config, name)):
                 for copy in range(copies):
                     file.write(json.dumps(_shuffled(raw, rng) if copy else raw, ensure_ascii=False) + "\n")
-
-
-def read_source(section: dict[str, Any]):
-    from camelid.curate.settings import CurateSource
-
-    return CurateSource(**section)
 
 
 def _shuffled(value: Any, rng: random.Random) -> Any:

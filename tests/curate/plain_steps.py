@@ -1,6 +1,7 @@
 """Steps for tests of the engine, whose effects are easy to foresee, and rows for them."""
 
 import random
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -120,6 +121,15 @@ class Emptied:
 
     def __call__(self, row: Row) -> Row:
         return row.with_({**row.record, "text": ""}) if "owl" in text_of(row.record).split() else row
+
+
+def heavy_modules(number: int) -> list[str]:
+    """Modules of this process that no worker of the engine should import."""
+    return [name for name in ("jax", "flax", "tensorflow_datasets", "orbax") if name in sys.modules]
+
+
+def nothing() -> None:
+    """Begins a worker process."""
 
 
 def texts(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@ import collections
 import filecmp
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from camelid.curate import stages
 from camelid.curate.pipeline import Shard, run
 from camelid.curate.rows import id_of
 from camelid.curate.settings import read_config, sources_at
+from camelid.curate.workers import Workers
 from camelid.data.cards import read_card
 from camelid.data.sources import Source, read
 from camelid.errors import UserError
-from camelid.tests.curate.plain_steps import STEPS, texts
+from camelid.tests.curate.plain_steps import STEPS, heavy_modules, nothing, texts
 
 STEP = {
     "shout": {"use": f"{STEPS}:Shout"},
@@ -408,3 +410,18 @@ def test_columns_of_a_table_are_read_under_the_names_of_fields(tmp_path):
     assert [message["content"] for message in row["messages"]] == ["Two?", "Yes."]
     assert row["meta"]["given"] == {"page": "7"} and row["meta"]["format"] == "alpaca"
     assert row["id"] == id_of("faq", {"instruction": "Two?", "output": "Yes.", "page": "7"})
+
+
+def test_workers_import_no_accelerator_library_and_give_results_in_order(made):
+    with Workers(2, stages.start, stages.plan_of(read_config(config_of(made[0])), made[1], {})) as pool:
+        assert list(pool.map(heavy_modules, [(0,), (1,)])) == [[], []]
+        assert list(pool.map(abs, ((-n,) for n in range(30)))) == list(range(30))
+
+
+def _killed(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line():
+    with Workers(2, nothing) as pool, pytest.raises(ChildProcessError, match="a worker process was killed"):
+        list(pool.map(_killed, [(n,) for n in range(3)]))
