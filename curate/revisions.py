@@ -11,7 +11,7 @@ Each row is a candidate, which is kept or rejected by one of these steps:
     read        nothing can be made of the record, or it is a text without a question
     answer      the answer is of no use
     critique    the first criticism is of no use, or finds no fault
-    revision    the first revision is of no use, or has the words of the answer
+    revision    the first revision is of no use, or has the words of the answer or of the criticism
 
 With several rounds, a later reply of no use ends the revisions, and the last revision counts.
 """
@@ -43,7 +43,7 @@ STEPS = {
     READ: (*READ_REASONS, "text"),
     "answer": REPLY_REASONS,
     "critique": (*REPLY_REASONS, "no_fault"),
-    "revision": (*REPLY_REASONS, "equal"),
+    "revision": (*REPLY_REASONS, "equal", "echo"),
 }
 """Reasons of each step that rejects candidates."""
 
@@ -187,6 +187,8 @@ class _Draft:
         """Takes a revision."""
         if not text or same_words(text, self.texts[-1]):
             self.end("revision", Rejected("equal" if text else "empty"))
+        elif same_words(text, self.critiques[-1]):
+            self.end("revision", Rejected("echo", "it repeats the criticism"))
         else:
             self.texts.append(text)
             self.names.append(self.principle.name)

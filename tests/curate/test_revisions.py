@@ -95,6 +95,7 @@ def test_replies_of_no_use_reject_a_row_or_end_its_revisions_and_the_counts_add_
             (5, "revision"): "A0  of Name 5\nrivers.",
             (6, "revision"): "Sure! Here is the revised answer:\n\nOb and Lena.",
             (7, "revision"): "**Revised answer:**\n",
+            (11, "revision"): "Fault of A0 of Name 11 rivers.",
         }
         if number == 8 and kind == "critique" and about.startswith("Better"):
             return "没有问题。【OK】"
@@ -111,6 +112,7 @@ def test_replies_of_no_use_reject_a_row_or_end_its_revisions_and_the_counts_add_
         ("revision", "withheld"): 1,
         ("revision", "equal"): 2,
         ("revision", "empty"): 1,
+        ("revision", "echo"): 1,
         ("read", "repeated"): 1,
         ("read", "text"): 1,
     }
