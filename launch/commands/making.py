@@ -374,8 +374,10 @@ class _Starts:
 def _settings(args: argparse.Namespace, kind: type):
     """The dataclass that makes the rows, with what the options say. Also checks the other options."""
     from ...curate.dataset import check_replaceable
+    from ...data.licences import check_name
     from ...settings.sections import read
 
+    check_name(getattr(args, "licence", None), "--licence")
     check_asking(args, getattr(args, "source", []), folder=True)
     check_replaceable(args.output)
     given = {name: value for name in args.fields if (value := getattr(args, name)) is not None}
