@@ -192,7 +192,7 @@ def _is_attribute(found: list[tuple[str, str]], i: int) -> bool:
 @functools.cache
 def _tagger():
     """jieba's tagger on the dictionary of `words`, without a cache in the folder for temporary files."""
-    segmenter = words._segmenter()
+    segmenter = words.segmenter()
     import jieba.posseg
 
     return jieba.posseg.POSTokenizer(segmenter)

@@ -54,7 +54,7 @@ def split(text: str, language: str = "", *, punctuation: bool = False) -> list[s
     found = (_with_punctuation() if punctuation else _pattern()).findall(text)
     if not is_chinese(language):
         return [part for word in found for part in (word if _is_han(word) else (word,))]
-    cut = _segmenter().lcut
+    cut = segmenter().lcut
     words = []
     for word in found:
         if len(word) > 1 and _is_han(word):
@@ -70,7 +70,7 @@ def _is_han(word: str) -> bool:
 
 
 @functools.cache
-def _segmenter():
+def segmenter():
     """jieba's segmenter with the dictionary of the package.
 
     jieba would read any newer `jieba.cache` in the folder for temporary files, such as that of another version, so the

@@ -54,7 +54,7 @@ def test_a_dictionary_left_in_the_folder_for_temporary_files_changes_nothing(tmp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "jieba.cache").write_bytes(b"not a dictionary")
     jieba.add_word("南京市长")
-    words._segmenter.cache_clear()
+    words.segmenter.cache_clear()
     assert words.split("南京市长江大桥", "zh") == before
     jieba.del_word("南京市长")
 
@@ -67,7 +67,7 @@ def test_a_missing_jieba_is_one_line(monkeypatch):
             raise ModuleNotFoundError(name)
         return real(name, *rest)
 
-    words._segmenter.cache_clear()
+    words.segmenter.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without_jieba)
     with pytest.raises(UserError, match=r"pip install 'camelid\[curate\]'"):
         words.split("你好吗", "zh")
