@@ -26,6 +26,7 @@ STEPS = {
     "personal_data": "personal_data:PersonalData",
     "split_long": "splitting:SplitLong",
     "heldout": "heldout:Heldout",
+    "grounded": "grounding:Grounded",
     # rules of quality
     "gopher": "quality_gopher:Gopher",
     "gopher_repetition": "quality_repetition:GopherRepetition",
