@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data.cards import Card, has_card, read_card
 from ..data.licences import Terms, conflicts, duties, find, terms_in
@@ -13,8 +13,8 @@ from .evaluation_sets import EvaluationSet
 from .lineage import Line, Origin, find_id, find_text, origins_of, rows_of
 from .measure import text_of_any
 from .ngrams import Index, Ngrams
-from .rows import texts_of
-from .run_table import TRAIN
+from .rows import HELDOUT, TRAIN
+from .shingles import searched
 
 SHOWN_CHARACTERS = 300
 """Characters of a row's text that reports show."""
@@ -23,6 +23,19 @@ SHOWN_ROWS = 10
 """Rows with an item of an evaluation set that reports name."""
 
 Report = dict[str, Any]
+
+
+class Searched(NamedTuple):
+    """A row in which evaluation sets are looked for."""
+
+    row: str
+    """Its id, or where it was read."""
+
+    split: str
+    """train or heldout."""
+
+    texts: list[str]
+    """Its texts (`shingles.searched`)."""
 
 
 def dataset_report(folder: Path, card: Card, use: str) -> Report:
@@ -131,16 +144,18 @@ def _origin(origin: Origin) -> Report:
     }
 
 
-def texts_by_id(folder: Path, card: Card) -> Iterator[tuple[str, list[str]]]:
-    """Pairs (id, texts) of a dataset's training rows."""
-    return ((row.id, texts_of(row.record)) for row in rows_of(folder, card, TRAIN))
+def searched_rows(folder: Path, card: Card) -> Iterator[Searched]:
+    """The training rows of a dataset, then its held-out rows."""
+    for split in (TRAIN, HELDOUT):
+        for row in rows_of(folder, card, split):
+            yield Searched(row.id, split, searched(row.record))
 
 
-def leak_report(rows: Iterable[tuple[str, list[str]]], sets: Mapping[str, EvaluationSet]) -> Report:
-    """Which items of evaluation sets stand in training rows, by the rule of the step `decontaminate`.
+def leak_report(rows: Iterable[Searched], sets: Mapping[str, EvaluationSet]) -> Report:
+    """Which items of evaluation sets stand in rows of which split, by the rule of the step `decontaminate`.
 
     Args:
-      rows: pairs (id or place, texts) of the rows.
+      rows: the rows.
       sets: the evaluation sets by name.
 
     Raises:
@@ -148,19 +163,27 @@ def leak_report(rows: Iterable[tuple[str, list[str]]], sets: Mapping[str, Evalua
     """
     index = Index.from_sets(sets, Ngrams())
     found: dict[tuple[str, str], list[Report]] = defaultdict(list)
-    count = 0
-    for count, (id, texts) in enumerate(rows, 1):  # noqa: B007, the count is reported
+    count, leaked_in = Counter({TRAIN: 0}), defaultdict(set)
+    for row, split, texts in rows:
+        count[split] += 1
         for hit in index.hits(*texts):
-            found[hit.set, hit.item].append({"row": id, "ngram": hit.ngram, "share": hit.share})
+            found[hit.set, hit.item].append({"row": row, "split": split, "ngram": hit.ngram, "share": hit.share})
+            leaked_in[hit.set, split].add(hit.item)
     leaked = [
         {"set": set_, "item": item, "rows": len(hits), "found": sorted(hits, key=_by_share)[:SHOWN_ROWS]}
         for (set_, item), hits in sorted(found.items())
     ]
     items, unchecked = (Counter(set_ for set_, _ in each) for each in (index.items, index.unchecked))
-    per_set = Counter(each["set"] for each in leaked)
     return {
-        "rows": count,
-        "sets": {name: {"items": items[name], "leaked": per_set[name], "unchecked": unchecked[name]} for name in sets},
+        "rows": dict(count),
+        "sets": {
+            name: {
+                "items": items[name],
+                "leaked": {split: len(leaked_in[name, split]) for split in count},
+                "unchecked": unchecked[name],
+            }
+            for name in sets
+        },
         "leaked": leaked,
     }
 

@@ -1,7 +1,6 @@
 """The step `decontaminate`: rows that leak questions or answers of evaluation sets are rejected, or marked."""
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +9,7 @@ from ..settings.leaves import OneOf, Share
 from .evaluation_sets import EvaluationSet
 from .ngrams import Index, Ngrams
 from .rows import Rejected, Row
-from .shingles import compared
+from .shingles import searched
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Decontaminate:
         return Index.from_sets(self.against, self.ngrams)
 
     def __call__(self, row: Row) -> Row | Rejected:
-        hits = [hit for hit in self.index.hits(*_messages(row.record)) if hit.share >= self.share]
+        hits = [hit for hit in self.index.hits(*searched(row.record)) if hit.share >= self.share]
         if self.action == "mark":
             return row.with_(leaks=[f"{hit.set}: {hit.item}" for hit in hits])
         if not hits:
@@ -54,8 +53,3 @@ class Decontaminate:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "index"}
-
-
-def _messages(record: Mapping[str, Any]) -> list[str]:
-    """The texts of a record's messages."""
-    return [text for _, text in compared(record, "all")]

@@ -26,8 +26,18 @@ from ..data.sources import Source, read
 from ..errors import UserError
 from ..settings.leaves import Count, Path, Range
 from .evaluation_sets import EvaluationSet, Item, items_of
-from .rows import texts_of
-from .shingles import LETTER, MARK, SINGLE, STEP, character_kinds, character_values, code_points, powers, unit_starts
+from .shingles import (
+    LETTER,
+    MARK,
+    SINGLE,
+    STEP,
+    character_kinds,
+    character_values,
+    code_points,
+    powers,
+    searched,
+    unit_starts,
+)
 
 ANCHORS = (24, 12)
 """Letters at the beginning of an n-gram that are looked up first. An n-gram is looked up by the longest that fits."""
@@ -216,7 +226,7 @@ class Index:
         self._whole = {key: found for key, found in self._whole.items() if len({*item_of[found]}) <= settings.common}
         for place in settings.background:
             for record in read(Source(place)):
-                self._leave_out_found(texts_of(record))
+                self._leave_out_found(searched(record))
         self._sizes = np.bincount(self._passage_of[self._is_used[self._ngram_of]], minlength=len(self._passages))
 
     @classmethod
@@ -229,7 +239,7 @@ class Index:
         """The items that have n-grams in the texts: of largest share first, then by name of the set and the item.
 
         Args:
-          texts: the messages of a row. N-grams do not reach from one into the next.
+          texts: the texts of a row (`shingles.searched`). N-grams do not reach from one into the next.
         """
         found: dict[int, dict[int, int]] = defaultdict(dict)  # by passage: the n-grams, with where they start in it
         whole = set()

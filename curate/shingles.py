@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
+from .rows import texts_of
 
 COMPARED = ("all", "user", "answers", "first_turn")
 """What of a record is compared: all its texts, the turns of the user, the answers, or the first turn of the user. A
@@ -73,6 +74,15 @@ def compared(record: Mapping[str, Any], part: str) -> list[tuple[str, str]]:
     else:
         found = [turn for turn in turns if turn[0] == "user"][: 1 if part == "first_turn" else None]
     return [(role, text) for role, text in found if text]
+
+
+def searched(record: Mapping[str, Any]) -> list[str]:
+    """The texts of a parsed record in which other texts are looked for, each once.
+
+    A message is searched as a whole, so that an instruction with its input is one text as in evaluation sets, and its
+    parts are searched alone too.
+    """
+    return list(dict.fromkeys([*(text for _, text in compared(record, "all")), *texts_of(record)]))
 
 
 def _text(message: Mapping[str, Any]) -> str:

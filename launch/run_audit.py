@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from ..checkpoints import absolute_path
 from ..checkpoints import open as open_checkpoint
-from ..curate.audit import Report, licence_report, row_report, state_of
+from ..curate.audit import Report, Searched, licence_report, row_report, state_of
 from ..curate.lineage import Line
-from ..curate.rows import texts_of
+from ..curate.rows import TRAIN
+from ..curate.shingles import searched
 from ..data import sources
 from ..data.licences import terms_in
 from ..data.mixture import Mixture
@@ -135,11 +136,11 @@ class RunAudit:
             at += count
         return found
 
-    def records(self) -> Iterator[tuple[str, list[str]]]:
-        """Pairs (place, texts) of all records that the run trains on. Raises UserError as `batches` does."""
+    def records(self) -> Iterator[Searched]:
+        """The records that the run trains on. Raises UserError as `batches` does."""
         for source in self.batches.sources:
             for record in _read(source):
-                yield record.where, texts_of(record)
+                yield Searched(record.where, TRAIN, searched(record))
 
     def _of(self, name: str, record: Record) -> Report:
         """Where a record was read; of a row of a dataset with a card, its way back."""

@@ -81,7 +81,7 @@ def _add_audit(actions) -> None:
         action="append",
         default=[],
         metavar="FILES",
-        help="path or glob of an evaluation set whose questions and answers are looked for among the training rows; "
+        help="path or glob of an evaluation set whose questions and answers are looked for in the rows; "
         "give the option again for further sets",
     )
     parser.add_argument("--output", metavar="FILE", help="the .json file to write the report to as well")
@@ -148,7 +148,7 @@ def _of_dataset(args: argparse.Namespace, path: Path) -> Any:
         raise UserError(f"--step={args.step}: {args.path} is a dataset, and steps are those of a training run")
     card = read_card(path)
     if args.against:
-        report = audit.leak_report(audit.texts_by_id(path, card), _sets(args))
+        report = audit.leak_report(audit.searched_rows(path, card), _sets(args))
         _print_leaks(report)
     elif args.id is not None or args.row is not None:
         wanted = f"id {args.id}" if args.id is not None else f"text {args.row!r}"
@@ -289,11 +289,17 @@ def _print_row(row: Mapping[str, Any]) -> None:
 
 
 def _print_leaks(report: Mapping[str, Any]) -> None:
-    rows = [(name, s["items"], s["leaked"], s["unchecked"]) for name, s in report["sets"].items()]
-    _table(f"{report['rows']:,} rows", ["evaluation set", "items", "leaked", "too short to check"], rows)
+    splits = report["rows"]
+    rows = [
+        (name, each["items"], *(each["leaked"][split] for split in splits), each["unchecked"])
+        for name, each in report["sets"].items()
+    ]
+    header = ["evaluation set", "items", *(f"leaked in {split}" for split in splits), "too short to check"]
+    _table(", ".join(f"{count:,} rows in {split}" for split, count in splits.items()), header, rows)
     for item in report["leaked"]:
         first = item["found"][0]
-        _line(f"{item['set']} {item['item']}: {item['rows']} rows, such as {first['row']}: {_start(first['ngram'])}")
+        such = f"such as {first['row']} in {first['split']}: {_start(first['ngram'])}"
+        _line(f"{item['set']} {item['item']}: {item['rows']} rows, {such}")
 
 
 def _print_run(report: Mapping[str, Any]) -> None:

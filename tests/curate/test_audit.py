@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from camelid.curate import audit
+from camelid.curate.decontamination import Decontaminate
 from camelid.curate.evaluation_sets import EvaluationSet
 from camelid.curate.lineage import lines_of, origins_of, row_of
 from camelid.curate.mixing import Part, mix
 from camelid.curate.pipeline import run as run_engine
+from camelid.curate.rows import Row
 from camelid.curate.settings import read_config
+from camelid.curate.shingles import searched
 from camelid.data.cards import read_card
+from camelid.data.formats import parse
 from camelid.errors import UserError
 from camelid.launch import run_audit
 from camelid.launch.cli import main
@@ -115,13 +119,49 @@ def test_planted_questions_of_an_evaluation_set_are_found_with_their_rows(folder
     )
     make(tmp_path / "leaky", [*TALK[:5], (f"Please solve: {question.upper()}", "Seven.")])
     report = audit.leak_report(
-        audit.texts_by_id(tmp_path / "leaky", read_card(tmp_path / "leaky")),
+        audit.searched_rows(tmp_path / "leaky", read_card(tmp_path / "leaky")),
         {"exam": EvaluationSet(str(tmp_path / "exam.jsonl"))},
     )
-    assert report["sets"] == {"exam": {"items": 2, "leaked": 1, "unchecked": 0}}
+    assert report["sets"] == {"exam": {"items": 2, "leaked": {"train": 1}, "unchecked": 0}}
     (leaked,) = report["leaked"]
     (row,) = [line for line in lines(tmp_path / "leaky") if "Seven." in json.dumps(line)]
     assert leaked["item"] == "exam.jsonl:2" and [hit["row"] for hit in leaked["found"]] == [row["id"]]
+
+
+CELSIUS = {
+    "instruction": "Convert a temperature in Celsius to Fahrenheit given the temperature in Celsius.",
+    "input": "25",
+}
+SHORT = {"instruction": "Translate to French:", "input": "The cat sleeps."}
+
+
+@pytest.mark.parametrize("task", [CELSIUS, SHORT], ids=["eight to twelve words", "fewer than eight words"])
+@pytest.mark.parametrize("in_evaluation", ["two fields", "one text"])
+@pytest.mark.parametrize("in_row", ["two fields", "one text"])
+def test_an_instruction_with_its_input_is_one_text(tmp_path, task, in_evaluation, in_row):
+    one = {"instruction": f"{task['instruction']}\n\n{task['input']}", "input": ""}
+    raw = {name: (task if name == "two fields" else one) | {"output": "Done."} for name in ("two fields", "one text")}
+    other = {"instruction": task["instruction"], "input": "Another one.", "output": "Done."}
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (raw[in_evaluation], other)))
+    sets = {"exam": EvaluationSet(str(tmp_path / "exam.jsonl"))}
+    row = audit.Searched("r", "train", searched(parse(raw[in_row])))
+    report = audit.leak_report([row], sets)
+    assert [(each["item"], each["rows"]) for each in report["leaked"]] == [("exam.jsonl:1", 1)]
+    rejected = Decontaminate(sets)(Row("r", parse(raw[in_row]), "s", "p"))
+    assert rejected.reason == "leaks_evaluation" and "exam.jsonl:1" in rejected.detail
+
+
+def test_held_out_rows_that_leak_are_counted_apart(tmp_path):
+    questions = [
+        f"How many {fruit} does the tall miller carry up the hill on a rainy morning?" for fruit in ("figs", "nuts")
+    ]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps({"question": q}) + "\n" for q in questions))
+    make(tmp_path / "d", [(questions[0], "Two."), (f"{questions[1]} Now.", "Six."), (questions[1], "Six.")], heldout=1)
+    sets = {"exam": EvaluationSet(str(tmp_path / "exam.jsonl"))}
+    report = audit.leak_report(audit.searched_rows(tmp_path / "d", read_card(tmp_path / "d")), sets)
+    assert report["rows"] == {"train": 2, "heldout": 1}
+    assert report["sets"]["exam"]["leaked"] == {"train": 1, "heldout": 1}
+    assert [{hit["split"] for hit in each["found"]} for each in report["leaked"]] == [{"heldout"}, {"train"}]
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
