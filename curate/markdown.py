@@ -2,8 +2,9 @@
 
 Which texts are HTML is decided by `export_html.page_of`; all others stay as they are, to the byte. The conversion is
 markdownify's, with what chats need besides: code blocks with their language and without the header above them,
-maths as the TeX that it was written in, tables with one line for each row, and lists numbered as in the page. Letters
-that Markdown could take for markup (* and _) are not escaped: they are the letters that the model wrote.
+maths as the TeX that it was written in, tables with one line for each row, and lists numbered as in the page. Markdown
+has no form for <sup> and <sub>, so their tags stay. Letters that Markdown could take for markup (* and _) are not
+escaped: they are the letters that the model wrote.
 
 Sources: structure of KaTeX's output (annotation with encoding application/x-tex) and of MathJax 2 (script with type
 math/tex) as their documentation describes it.
@@ -25,13 +26,17 @@ from .rows import Rejected, Row
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
-_LANGUAGE = re.compile(r"(?:language|lang|highlight-source|brush:)-?([\w+#.-]+)")
+_LANGUAGE = re.compile(r"(?:language|lang|highlight-source|brush)[-:]([\w+#.][\w+#.-]*)")
 _LANGUAGE_NAME = re.compile(r"[A-Za-z][\w+#.-]{0,19}")
 _MATHS_CLASS = re.compile(
     r"katex(?:-display|-mathml)?|math(?:-inline|-display)?|MathJax(?:_\w+)?|MJX_Assistive_MathML|mwe-math-[\w-]+"
 )
 _DISPLAY_CLASS = re.compile(r"katex-display|math-display|MathJax_Display|mwe-math-[\w-]*display")
-_BACKTICKS = re.compile(r"`{3,}")
+_BACKTICKS = re.compile(r"`+")
+_WHITE_SPACE = re.compile(r"[ \t\r\n]+")
+
+MOST_COLUMNS = 100
+"""Columns of a table that cells of several rows or columns reach into, and to which short rows are filled up."""
 
 
 class ConversionError(ValueError):
@@ -129,11 +134,16 @@ def to_markdown(html: str, *, images: str = "alt") -> str:
     for element in soup.find_all(["svg", "style"]):
         element.decompose()
     _replace_maths(soup)
+    for element in soup.find_all(["sup", "sub"]):
+        if element.find_parent(["pre", "code", "kbd", "samp"]):
+            element.insert(0, "^" if element.name == "sup" else "_")
     _mark_code(soup)
     for element in soup.find_all(["script", "button"]):
         element.decompose()
     for items in soup.find_all(["ol", "ul"]):
         _describe_items(items)
+    for table in soup.find_all("table"):
+        _describe_cells(table)
     for box in soup.find_all("input"):
         space = "" if str(box.next_sibling or "")[:1].isspace() else " "
         box.replace_with(("[x]" if box.has_attr("checked") else "[ ]") + space)
@@ -142,7 +152,7 @@ def to_markdown(html: str, *, images: str = "alt") -> str:
             element.name = "verbatim"
     for image in soup.find_all("img"):
         image.replace_with(image.get("alt", "").strip() if images == "alt" else "")
-    return re.sub(r"[ \t]+\Z", "", _converter().convert_soup(soup)).strip("\n")
+    return _converter().convert_soup(soup).rstrip(" \t").strip("\n")
 
 
 def _parse(html: str) -> "BeautifulSoup":
@@ -210,7 +220,11 @@ def _is_display(element: "Tag") -> bool:
 
 
 def _mark_code(soup: "BeautifulSoup") -> None:
-    """Leaves of each <pre> its code alone, with the name of its language as an attribute."""
+    """Leaves of each <pre> its code alone, with the name of its language as an attribute.
+
+    The code is without the line break directly after <pre>, which HTML does not count (HTML standard, 13.1.2.5), and
+    without the one at its end, which renderers of Markdown write.
+    """
     for pre in soup.find_all("pre"):
         if pre.find_parent("pre"):
             continue
@@ -225,7 +239,8 @@ def _mark_code(soup: "BeautifulSoup") -> None:
             button.parent.decompose()
         for line_break in pre.find_all("br"):
             line_break.replace_with("\n")
-        code = "\n".join(tag.get_text() for tag in codes).replace("\u00a0", " ")
+        code = "\n".join(tag.get_text() for tag in codes).replace("\u00a0", " ").removesuffix("\n")
+        code = code.removeprefix("\n") if codes[0] is pre else code
         pre.clear()
         pre.string = code
         pre["data-language"] = language
@@ -252,6 +267,34 @@ def _describe_items(items: "Tag") -> None:
         number += 1
 
 
+def _describe_cells(table: "Tag") -> None:
+    """Gives cells and rows of a table the numbers of empty cells before and after them, as attributes.
+
+    They stand where a cell of several columns or rows reaches, and at the ends of rows that are shorter than others.
+    """
+    rows = [row for row in table.find_all("tr") if row.find_parent("table") is table]
+    reach: dict[int, int] = {}  # by column: in how many rows, with this one, a cell stands there
+    lengths = []
+    for row in rows:
+        place = 0
+        for cell in row.find_all(["td", "th"], recursive=False):
+            start = place
+            while place in reach:
+                place += 1
+            columns = max(1, min(_whole(cell.get("colspan"), 1), MOST_COLUMNS - place))
+            cell["data-before"], cell["data-after"] = place - start, columns - 1
+            if place < MOST_COLUMNS:
+                reach |= dict.fromkeys(range(place, place + columns), _whole(cell.get("rowspan"), 1) or len(rows))
+            place += columns
+        lengths.append((place, max(place, max(reach) + 1)) if place else (0, 0))
+        reach = {column: count - 1 for column, count in reach.items() if count > 1}
+    longest = columns = max((reached for _, reached in lengths), default=0)
+    for row, (length, reached) in zip(rows, lengths, strict=True):
+        if length:
+            row["data-after"] = max(reached, columns) - length
+            columns = min(longest, MOST_COLUMNS)  # of the rows below the first one, so that time stays linear
+
+
 def _whole(value: str | None, default: int) -> int:
     """The whole number that an attribute gives, or a default."""
     return int(value) if value and value.isascii() and value.isdigit() and len(value) < 10 else default
@@ -262,19 +305,38 @@ def _converter() -> Any:
     """A converter of markdownify with this module's forms of code, maths, lists, links and tables."""
     try:
         from markdownify import ATX, MarkdownConverter
+        from markdownify import should_remove_whitespace_inside as inside
+        from markdownify import should_remove_whitespace_outside as outside
     except ImportError as error:
         raise UserError(f"turning HTML into Markdown needs {error.name}: pip install 'camelid[curate]'") from None
 
     class Converter(MarkdownConverter):
         """Conversion functions, as markdownify calls them: the element, its converted content, names around it."""
 
+        def process_text(self, el, parent_tags=None):
+            if not parent_tags.isdisjoint(("pre", "tex", "verbatim")):
+                return ""  # their functions read the element
+            text = _WHITE_SPACE.sub(lambda match: "\n" if "\n" in match[0] or "\r" in match[0] else " ", el)
+            if outside(el.previous_sibling) or (inside(el.parent) and not el.previous_sibling):
+                text = text.lstrip(" \n")
+            if outside(el.next_sibling) or (inside(el.parent) and not el.next_sibling):
+                text = text.rstrip()
+            return text
+
         def convert_a(self, el, text, parent_tags):
-            return text if text.strip() == el.get("href") else super().convert_a(el, text, parent_tags)
+            address = el.get("href") or ""
+            if not address or text.strip() == address:
+                return text
+            el["href"] = _closed(_WHITE_SPACE.sub("%20", address.strip()), "()")
+            return super().convert_a(el, _closed(text, "[]"), parent_tags)
 
         def convert_pre(self, el, text, parent_tags):
-            code = re.sub(r"\A(?:[ \t]*\n)+|\s+\Z", "", el.get_text())
-            if not code:
+            code = el.get_text()
+            if not code.strip():
                 return ""
+            if "_inline" in parent_tags:  # in a heading or a cell, which are one line of Markdown
+                lines = (line.strip() for line in code.split("\n"))
+                return " " + "<br>".join(self.convert_code(el, line, set()) for line in lines if line) + " "
             fence = "`" * max([3, *(len(run) + 1 for run in _BACKTICKS.findall(code))])
             return f"\n\n{fence}{el.get('data-language', '')}\n{code}\n{fence}\n\n"
 
@@ -293,27 +355,39 @@ def _converter() -> Any:
             return mark + re.sub(r"\n(?=[^\n])", "\n" + " " * len(mark), text) + el.get("data-gap", "\n")
 
         def convert_td(self, el, text, parent_tags):
-            cells = max(1, min(_whole(el.get("colspan"), 1), 1000))
-            return f" {_in_cell(text)} |" + " |" * (cells - 1)
+            return _empty(el, "before") + f" {_in_cell(text)} |" + _empty(el, "after")
 
         convert_th = convert_td
 
         def convert_tr(self, el, text, parent_tags):
-            return f"|{text}\n" if text.strip() else ""
+            return f"|{text}{_empty(el, 'after')}\n" if text.strip() else ""
 
         def convert_table(self, el, text, parent_tags):
-            caption, _, rest = text.partition("|")
-            rows = [line for line in ("|" + rest).split("\n") if line.startswith("|")] if rest else []
+            rows = [line for line in text.split("\n") if line.startswith("|")]
+            around = "\n".join(line for line in text.split("\n") if not line.startswith("|")).strip()  # the caption
             if not rows:
-                return f"\n\n{text.strip()}\n\n" if text.strip() else ""
+                return f"\n\n{around}\n\n" if around else ""
             columns = max(len(_CELL_END.findall(row)) - 1 for row in rows)
-            first = el.find("tr")
-            has_head = first is not None and (first.parent.name == "thead" or not first.find("td"))
+            first = el.find(lambda tag: tag.name == "tr" and tag.find(["td", "th"]))
+            has_head = first.parent.name == "thead" or not first.find("td")
             head = rows.pop(0) if has_head else "|" + "  |" * columns
             lines = [head, _rule(first if has_head else None, columns), *rows]
-            return "\n\n".join(["", *filter(None, [caption.strip()]), "\n".join(lines), ""])
+            return "\n\n".join(["", *filter(None, [around]), "\n".join(lines), ""])
 
-    return Converter(autolinks=False, bullets="-", escape_asterisks=False, escape_underscores=False, heading_style=ATX)
+    return Converter(
+        **dict(autolinks=False, bullets="-", heading_style=ATX, sub_symbol="<sub>", sup_symbol="<sup>"),
+        **dict(escape_asterisks=False, escape_underscores=False),
+    )
+
+
+def _closed(text: str, pair: str) -> str:
+    """The text itself if each opening bracket of a pair has its closing one, or else with both escaped."""
+    depth = 0
+    for letter in text:
+        depth += (letter == pair[0]) - (letter == pair[1])
+        if depth < 0:
+            break
+    return text if not depth else re.sub(rf"[{re.escape(pair)}]", r"\\\g<0>", text)
 
 
 _ALIGN = re.compile(r"text-align:\s*(left|center|right)", re.IGNORECASE)
@@ -323,10 +397,17 @@ _CELL_END = re.compile(r"(?<!\\)\|")
 def _rule(head: "Tag | None", columns: int) -> str:
     """The line below the head of a table, with the alignment of each column. head: the row of the head, if any."""
     rules = {"left": ":---", "center": ":---:", "right": "---:"}
-    cells = head.find_all(["th", "td"])[:columns] if head is not None else []
-    styles = [_ALIGN.search(f"{cell.get('style', '')};text-align:{cell.get('align', '')}") for cell in cells]
-    marks = [rules.get(style[1].lower() if style else "", "---") for style in styles]
+    marks = []
+    for cell in head.find_all(["th", "td"], recursive=False) if head is not None else []:
+        style = _ALIGN.search(f"{cell.get('style', '')};text-align:{cell.get('align', '')}")
+        marks += ["---"] * _whole(cell.get("data-before"), 0)
+        marks += [rules.get(style[1].lower() if style else "", "---")] * (1 + _whole(cell.get("data-after"), 0))
     return "".join(f"| {mark} " for mark in [*marks, *["---"] * (columns - len(marks))]) + "|"
+
+
+def _empty(element: "Tag", side: str) -> str:
+    """The empty cells before or after a cell or a row."""
+    return " |" * _whole(element.get(f"data-{side}"), 0)
 
 
 def _in_cell(text: str) -> str:
