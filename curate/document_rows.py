@@ -15,7 +15,7 @@ from ..data.formats import FORMATS, parse
 from ..errors import DataError, UserError, bad_record
 from ..settings.leaves import Count, OneOf, Unset
 from .applying import RejectedRow
-from .documents import READERS, TABLES, Block, check_kind, decode, hash_of, read_document
+from .documents import HEADING, READERS, TABLES, Block, check_kind, decode, hash_of, read_document
 from .documents_tables import Table, tables_of
 from .passages import Passage, passages_of
 from .rows import LANGUAGE, Row, id_of
@@ -178,14 +178,19 @@ def _add_passages(found: Documents, report: FileReport, passages: list[Passage],
 
 
 def _add_table(found: Documents, report: FileReport, table: Table, about: dict, settings: Reading, source: str) -> None:
-    """Adds a table as records, if its columns are those of a format, else as passages."""
+    """Adds a table as records, if its columns are those of a format, else as passages. Bad rows are rejected."""
     about = {**about, **({"sheet": table.name} if table.name else {})}
     columns = settings.columns if set(settings.columns.values()) <= table.header.keys() else {}
-    if not any(_fits(raw, columns) for _, raw in table.records()):
-        heading = [Block("heading", table.name, level=1)] if table.name else []
-        blocks = [*heading, Block("table", table.markdown())]
-        return _add_passages(found, report, passages_of(blocks, settings.passage), about, source)
+    is_records = any(_fits(raw, columns) for _, raw in table.records())
+    if not is_records:
+        heading = [Block(HEADING, table.name, level=1)] if table.name else []
+        if blocks := table.blocks():
+            _add_passages(found, report, passages_of([*heading, *blocks], settings.passage), about, source)
+        elif not table.records():
+            report.notes.append(f"{f'sheet {table.name}: ' if table.name else ''}a header without rows")
     for number, (place, raw) in enumerate(table.records(), 1):
+        if not is_records and isinstance(raw, dict):
+            continue
         given = raw if isinstance(raw, dict) else {}
         row = Row(id_of(source, {**about, "row": number, "raw": given}), given, source, place, about)
         try:
@@ -198,7 +203,6 @@ def _add_table(found: Documents, report: FileReport, table: Table, about: dict, 
         row = row.with_(record, **{LANGUAGE: language_of(" ".join(given.values())) or "unknown"})
         (found.passages if record["kind"] == "text" else found.records).append(row)
         report.records += 1
-    return None
 
 
 def _fits(raw: dict | ValueError, columns: dict[str, str]) -> bool:

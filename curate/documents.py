@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..data.tables import CONTROL
 from ..errors import UserError
 
 HEADING, PARAGRAPH, TABLE, VERBATIM = "heading", "paragraph", "table", "verbatim"
@@ -105,21 +106,31 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def decode(content: bytes, encoding: str | None) -> str:
-    """Text with "\\n" at the ends of lines. encoding: None is UTF-8, or UTF-16 with a byte order mark.
+def decode(content: bytes, encoding: str | None, *, text: bool = True) -> str:
+    """The characters of a file, with "\\n" at the ends of lines.
 
-    Raises ValueError with advice if the bytes are of another encoding, UserError for an unknown one.
+    Args:
+      content: the bytes.
+      encoding: name of their encoding; None is UTF-8, or UTF-16 with a byte order mark.
+      text: whether control characters are refused.
+
+    Raises:
+      ValueError: the bytes are of another encoding, or no text; with advice.
+      UserError: there is no such encoding.
     """
     marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = content.decode(encoding or ("utf-16" if marked else "utf-8-sig"))
+        characters = content.decode(encoding or ("utf-16" if marked else "utf-8-sig"))
     except LookupError:
         raise UserError(f"--encoding={encoding}: there is no such encoding; gb18030 and cp1252 are two") from None
     except UnicodeDecodeError as error:
         name = error.encoding.upper()
         advice = "--encoding=gb18030 reads files of Chinese systems; or save it as UTF-8"
         raise ValueError(f"it is not {name} at byte {error.start + 1:,} ({advice})") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    if text and (bad := CONTROL.search(characters)):
+        where = f"character {bad.start() + 1:,} is the control character U+{ord(bad[0]):04X}"
+        raise ValueError(f"it is no text: {where}, which no text has")
+    return characters.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def markdown_table(rows: list[list[str]]) -> str:
@@ -131,4 +142,4 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return "<br>".join(" ".join(line.split()) for line in text.strip().splitlines() if line.strip()).replace("|", "\\|")
+    return "<br>".join(" ".join(line.split()) for line in text.strip().split("\n") if line.strip()).replace("|", "\\|")

@@ -6,18 +6,20 @@ value that the program stored, cells merged over rows in each of these rows. Hid
 
 import datetime
 import functools
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.json_values import MAX_RECORD_BYTES
-from ..data.tables import csv_cells, table_records
+from ..data.tables import TableParts, csv_cells, split_table
 from ..errors import UserError
-from .documents import decode, markdown_table
+from .documents import PARAGRAPH, TABLE, Block, decode, markdown_table
 from .documents_office import check_package
 
 Cells = tuple[str, list[str] | ValueError]
+Record = tuple[str, dict[str, str] | ValueError]
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,42 @@ class Table:
     """The cells of each row as text, with the place of the row; a ValueError for a row that cannot be read."""
 
     @functools.cached_property
+    def parts(self) -> tuple[TableParts, list[Record]]:
+        """The parts of the table, and the records below its header (`data/tables.py`)."""
+        parts = split_table(self.rows)
+        return parts, list(parts.records)
+
+    @functools.cached_property
     def header(self) -> dict[str, None]:
         """The names of the columns that have a value in any row, in their order."""
-        return dict.fromkeys(name for _, record in self.records() if isinstance(record, dict) for name in record)
+        parts, records = self.parts
+        used = set().union(*(record for _, record in records if isinstance(record, dict)))
+        return dict.fromkeys(name for name in parts.names if name in used)
 
-    def records(self) -> list[tuple[str, dict[str, str] | ValueError]]:
-        """Pairs (place, record) of the rows under the header (`data/tables.py`)."""
-        return list(table_records(self.rows))
+    def records(self) -> list[Record]:
+        """Pairs (place, record) of the rows under the header, with an error for each row that cannot be read."""
+        parts, records = self.parts
+        bad = [row for row in parts.above if isinstance(row[1], ValueError)]
+        return bad + records if bad else records
 
-    def markdown(self) -> str:
-        """The table as Markdown, from its header on. Raises ValueError for a row that cannot be read."""
-        records = self.records()
-        for place, record in records:
-            if isinstance(record, ValueError):
-                raise ValueError(f"{place.rpartition(':')[2] or place}: {record}")
-        names = list(self.header)
-        return markdown_table([names, *([record.get(name, "") for name in names] for _, record in records)])
+    def blocks(self) -> list[Block]:
+        """The table as text: its titles, and a Markdown table from the header on. A table of one column is paragraphs.
+
+        A header without rows gives no block. Rows that cannot be read are left out.
+        """
+        parts, records = self.parts
+        texts = [" ".join(filter(None, map(str.strip, cells))) for _, cells in parts.above if isinstance(cells, list)]
+        named = dict.fromkeys(name for name, cell in zip(parts.names, parts.header, strict=True) if cell.strip())
+        columns = [name for name in parts.names if name in named or name in self.header]
+        rows = [record for _, record in records if isinstance(record, dict)]
+        if len(columns) == 1:
+            texts += [cell.strip() for cell in parts.header if cell.strip()]
+            texts += [text for record in rows for text in record.values()]
+        blocks = [Block(PARAGRAPH, text) for text in texts]
+        if len(columns) > 1 and rows:
+            table = [columns, *([record.get(name, "") for name in columns] for record in rows)]
+            blocks.append(Block(TABLE, markdown_table(table)))
+        return blocks
 
 
 def tables_of(path: Path, name: str, encoding: str | None = None, limit: int = MAX_RECORD_BYTES) -> list[Table]:
@@ -65,7 +87,7 @@ def tables_of(path: Path, name: str, encoding: str | None = None, limit: int = M
     if path.suffix.lower() == ".xlsx":
         tables = list(_sheets(path, name))
     else:
-        lines = enumerate(decode(path.read_bytes(), encoding).splitlines(keepends=True), 1)
+        lines = enumerate(io.StringIO(decode(path.read_bytes(), encoding, text=False), newline="\n"), 1)
         tables = [Table("", tuple(csv_cells(lines, name, limit, "\t" if path.suffix.lower() == ".tsv" else None)))]
     return [table for table in tables if any(isinstance(cells, ValueError) or any(cells) for _, cells in table.rows)]
 

@@ -9,6 +9,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from .json_values import TooLarge
 
@@ -20,6 +21,9 @@ HEADER_WITHIN = 20
 
 SAMPLE_LINES = 200
 """Lines of a file that decide its delimiter."""
+
+CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x7f]")
+"""Control characters that no text has: those of ASCII but for white space and escape, with which terminals colour."""
 
 ENCODING_ADVICE = (
     "save the file as CSV UTF-8; for one of Excel on a Chinese system, iconv -f GB18030 -t UTF-8 FILE converts it"
@@ -41,25 +45,54 @@ def csv_rows(lines: Iterable[Line], where: str, limit: int, delimiter: str | Non
     return table_records(csv_cells(lines, where, limit, delimiter))
 
 
-def table_records(rows: Iterable[Cells]) -> Iterator[tuple]:
-    """Pairs (place, record) of a table. rows: the cells of each row, as text, with the place of the row.
+class TableParts(NamedTuple):
+    """A table, taken apart."""
 
-    The header is the first row with at least two filled cells and half as many as the fullest of the first rows. Rows
-    above it are titles, which are left out. A second field of one name is called "name (2)", and one without a name
-    "column 3". A row with more cells than the header is an error, since its delimiter probably stands in a text.
+    above: list[Cells]
+    """The rows above the header: titles, and rows that cannot be read."""
+
+    header: list[str]
+    """The cells of the header; [] if no row can be read."""
+
+    names: list[str]
+    """The names of the fields, each another one, as many as the header has cells."""
+
+    records: Iterator[tuple[str, dict[str, str] | ValueError]]
+    """Pairs (place, record) of the rows below the header, which are made as they are asked for."""
+
+
+def split_table(rows: Iterable[Cells]) -> TableParts:
+    """The parts of a table. rows: the cells of each row, as text, with the place of the row. Blank rows are left out.
+
+    The header is the first row with at least two filled cells and half as many as the fullest of the first rows. A
+    second field of one name is called "name (2)", and one without a name "column 3". A row with more cells than the
+    header is an error, since its delimiter probably stands in a text.
     """
     rows = ((place, cells) for place, cells in rows if isinstance(cells, ValueError) or any(map(str.strip, cells)))
-    first = list(itertools.islice(rows, HEADER_WITHIN))
-    filled = [0 if isinstance(cells, ValueError) else sum(map(bool, map(str.strip, cells))) for _, cells in first]
-    enough = max(min(2, max(filled, default=0)), max(filled, default=0) / 2)
-    header = next((number for number, count in enumerate(filled) if count >= enough and count), None)
-    if header is None:
-        yield from first
-        return
-    names = _names(first[header][1])
-    yield from (row for row in first[:header] if isinstance(row[1], ValueError))
-    for place, cells in itertools.chain(first[header + 1 :], rows):
-        yield place, cells if isinstance(cells, ValueError) else _record(names, cells)
+    first, counts = [], []
+    for place, cells in rows:
+        first.append((place, cells))
+        counts.append(0 if isinstance(cells, ValueError) else sum(map(bool, map(str.strip, cells))))
+        if sum(map(bool, counts)) == HEADER_WITHIN:
+            break
+    most = max(counts, default=0)
+    enough = max(min(2, most), most / 2, 1)
+    at = next((number for number, count in enumerate(counts) if count >= enough), len(first))
+    header = first[at][1] if at < len(first) else []
+    names = _names(header)
+    records = (
+        (place, cells if isinstance(cells, ValueError) else _record(names, cells))
+        for place, cells in itertools.chain(first[at + 1 :], rows)
+    )
+    return TableParts(first[:at], header, names, records)
+
+
+def table_records(rows: Iterable[Cells]) -> Iterator[tuple]:
+    """Pairs (place, record) of a table (`split_table`), with an error for each row that cannot be read. The titles
+    above the header are left out."""
+    parts = split_table(rows)
+    yield from (row for row in parts.above if isinstance(row[1], ValueError))
+    yield from parts.records
 
 
 def _names(cells: list[str]) -> list[str]:
@@ -121,9 +154,19 @@ def csv_cells(lines: Iterable[Line], where: str, limit: int, delimiter: str | No
         except ValueError as problem:
             advice = f"; {ENCODING_ADVICE}" if "UTF-8" in str(problem) else ""
             cells = problem if isinstance(problem, TooLarge) else ValueError(f"{problem}{advice}")
-        if not isinstance(cells, ValueError) and sum(map(len, cells)) > limit:
-            cells = TooLarge(f"a row of more than {limit:,} characters")
+        if not isinstance(cells, ValueError):
+            cells = _checked(cells, limit)
         yield f"{where}:{feed.begin}", cells
+
+
+def _checked(cells: list[str], limit: int) -> list[str] | ValueError:
+    """The cells of a row, or why they cannot be text."""
+    row = "".join(cells)
+    if len(row) > limit:
+        return TooLarge(f"a row of more than {limit:,} characters")
+    if bad := CONTROL.search(row):
+        return ValueError(f"the row has the control character U+{ord(bad[0]):04X}, which no text has: take it out")
+    return cells
 
 
 def _explained(problem: csv.Error, limit: int) -> ValueError:

@@ -7,6 +7,7 @@ import pytest
 from camelid.curate.document_rows import Reading, read_documents
 from camelid.curate.documents import Block, read_document
 from camelid.curate.documents_tables import shown_value, tables_of
+from camelid.data.sources import Source, read
 from camelid.errors import DataError, UserError
 
 
@@ -248,6 +249,7 @@ BAD = {
     "a.exe": (b"x", "this kind of file is not read; give .pdf, .docx"),
     "zip.docx": (b"PK\x03\x04garbage", "it is damaged, or no .docx"),
     "locked.xlsx": (bytes.fromhex("d0cf11e0a1b11ae1") + bytes(99), "it is encrypted, or an old office file"),
+    "binary.txt": (b"a\x1b[1mb\n\x00", "it is no text: character 8 is the control character U+0000"),
     "gb.txt": ("商品可以退回。".encode("gb18030"), "it is not UTF-8 at byte 1 (--encoding=gb18030 reads"),
     "gb.html": ("<p>商品可以退回。</p>".encode("gb18030"), "it is not UTF-8 at byte 4 (--encoding=gb18030 reads"),
     "gb.csv": ("问题,答案\n谁？,安。\n".encode("gb18030"), "it is not UTF-8 at byte 1 (--encoding=gb18030 reads"),
@@ -299,6 +301,61 @@ def test_a_large_workbook_of_questions_keeps_the_place_of_each(tmp_path):
     assert table.records()[299] == ("a.csv:301", {"question": "q299", "answer": "a299"})
     ids = {row.id for row in read_documents(tmp_path, Reading()).records}
     assert len(ids) == 300
+
+
+def test_lines_of_a_table_end_where_the_training_reader_ends_them(tmp_path):
+    text = "question,answer\nQ1?,a\u2028b\x0bc\x0cd\x85e\x1cf\n\nQ2?,ok\n"
+    (tmp_path / "a.csv").write_text(text, newline="")
+    rows = read_documents(tmp_path, Reading()).records
+    assert [(row.place, row.record["messages"][1]["content"]) for row in rows] == [
+        ("a.csv:2", "a\u2028b\x0bc\x0cd\x85e\x1cf"),
+        ("a.csv:4", "ok"),
+    ]
+    trained = list(read(Source(str(tmp_path / "a.csv"))))
+    assert [record["messages"] for record in trained] == [row.record["messages"] for row in rows]
+
+
+def test_text_without_a_table_below_it_is_kept_and_a_header_without_rows_is_told(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    book = openpyxl.Workbook()
+    book.active.title = "Notes"
+    book.active["A1"] = "All prices include tax."
+    for name, rows in {
+        "Lines": [["One."], ["Two."]],
+        "Head": [["question", "answer"]],
+        "Prices": [["Valid from May"], [], ["Item", None, "Price", "Stock"], ["Lamp", "x", None, "2"], ["Bed", "", 3]],
+    }.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(tmp_path / "a.xlsx")
+    (tmp_path / "b.csv").write_text("hello\n")
+    documents = read_documents(tmp_path, Reading())
+    assert [row.record["text"] for row in documents.passages] == [
+        "# Notes\n\nAll prices include tax.",
+        "# Lines\n\nOne.\n\nTwo.",
+        "# Prices\n\nValid from May\n\n| Item | column 2 | Price | Stock |\n| --- | --- | --- | --- |\n"
+        "| Lamp | x |  | 2 |\n| Bed |  | 3 |  |",
+        "hello",
+    ]
+    assert [each.notes for each in documents.files] == [["sheet Head: a header without rows"], []]
+    (tmp_path / "c.csv").write_text("question,answer\n")
+    with pytest.raises(DataError, match=r"c\.csv: a header without rows"):
+        read_documents(tmp_path, Reading())
+
+
+def test_a_bad_row_of_a_table_that_is_text_is_named_and_the_others_are_kept(tmp_path):
+    (tmp_path / "a.csv").write_text("item,price\nLamp,3\nBed,1,2\nDesk,a\x00b\nChair,4\n")
+    with pytest.raises(DataError, match=r"^a\.csv:3: the row has 3 cells and the header 2"):
+        read_documents(tmp_path, Reading())
+    documents = read_documents(tmp_path, Reading(on_error="skip"))
+    assert [row.record["text"] for row in documents.passages] == [
+        "| item | price |\n| --- | --- |\n| Lamp | 3 |\n| Chair | 4 |"
+    ]
+    assert {each.row.place: each.detail.partition(":")[0] for each in documents.rejected} == {
+        "a.csv:3": "the row has 3 cells and the header 2",
+        "a.csv:4": "the row has the control character U+0000, which no text has",
+    }
 
 
 def test_blocks_know_nothing_of_the_machine(tmp_path):
