@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..data.cards import Card, has_card, read_card
 from ..data.licences import Terms, conflicts, duties, find, terms_in
+from ..errors import UserError
 from .dataset import REJECTED
 from .evaluation_sets import EvaluationSet
 from .lineage import Line, Origin, find_id, find_text, origins_of, rows_of
@@ -83,7 +84,10 @@ def state_of(location: str, card_hash: str) -> str:
     folder = Path(location)
     if not has_card(folder):
         return "gone"
-    card = read_card(folder)
+    try:
+        card = read_card(folder)
+    except UserError as problem:
+        return str(problem)
     if card.hash != card_hash:
         return "another dataset now"
     return card.damage(folder) or "the same"

@@ -21,6 +21,9 @@ from ..errors import UserError
 from .checksums import damage, write_whole
 
 FILE = "card.json"
+WRITING = ".writing"
+"""Folder inside a dataset for files that are being written."""
+
 VERSION = 1
 """Version of the card's fields. A card of another version cannot be read."""
 
@@ -137,7 +140,7 @@ class Card:
 
     def to_json(self) -> str:
         """The content of card.json."""
-        return json.dumps({_MARK: VERSION, **dataclasses.asdict(self)}, ensure_ascii=False, indent=1) + "\n"
+        return _utf8({_MARK: VERSION, **dataclasses.asdict(self)}, indent=1).decode() + "\n"
 
     def write(self, folder: epath.PathLike) -> None:
         """Writes card.json into the dataset's folder."""
@@ -184,19 +187,39 @@ class Card:
 
 def hash_of(settings: Any) -> str:
     """SHA-256 of settings as JSON, in hexadecimal, for `Card.config`."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_utf8(settings, sort_keys=True)).hexdigest()
+
+
+def _utf8(value: Any, **how: Any) -> bytes:
+    """JSON in UTF-8. A lone surrogate, as in a file name that is not UTF-8, stands there as the escape of JSON."""
+    return json.dumps(value, ensure_ascii=False, **how).encode(errors="backslashreplace")
 
 
 def has_card(folder: epath.PathLike) -> bool:
-    """Whether a folder holds a dataset with a card. A card.json of another program is none."""
+    """Whether a folder holds a dataset with a card, which may be damaged. A card.json of another program is none."""
     path = epath.Path(folder) / FILE
-    if not path.exists():
+    try:
+        content = path.read_bytes() if path.exists() else b"{}"
+    except OSError:
         return False
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return _MARK.encode() in content or (path.parent / "train").is_dir()
     return isinstance(found, dict) and _MARK in found
+
+
+def check_complete(folder: epath.PathLike) -> None:
+    """Raises UserError for the folder of a dataset that has no card, since its writing or copying was cut short."""
+    path = epath.Path(folder)
+    if has_card(path) or not (path / "train").is_dir():
+        return
+    is_cut = (path / WRITING).is_dir() or any((path / kind).is_dir() for kind in ("heldout", "rejected"))
+    if is_cut and any(path.glob("train/part-*-of-*.jsonl")):
+        raise UserError(
+            f"{folder} is a dataset without its {FILE}: give the command that makes it again, copy it with its {FILE}, "
+            f"or give {path / 'train'} for its training rows"
+        )
 
 
 def read_card(folder: epath.PathLike) -> Card:
@@ -210,7 +233,7 @@ def read_card(folder: epath.PathLike) -> Card:
         found = json.loads(path.read_text("utf-8"))
     except OSError:
         raise UserError(f"{folder} has no {FILE}: give the folder of a dataset that `camelid curate` made") from None
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise UserError(f"{path} is damaged ({problem}): make the dataset anew") from None
     if not isinstance(found, dict) or _MARK not in found:
         raise UserError(f"{path} is no card of a dataset: give the folder of a dataset that `camelid curate` made")

@@ -44,11 +44,11 @@ def find_files(pattern: str) -> list[epath.Path]:
     """The files that a path, a glob or a folder names, local or gs://, sorted.
 
     A folder stands for all files below it, except hidden files and files about the data, such as README.md. The folder
-    of a dataset with a card (`cards.py`) stands for the files of its split train.
+    of a dataset with a card (`cards.py`), here or below, stands for the files of its split train.
 
     Raises:
-      UserError: there is no such file, a file is of a kind that cannot be read, or a dataset's file has another size
-        than its card says.
+      UserError: there is no such file, a file is of a kind that cannot be read, a dataset's card is damaged or missing,
+        or a file of the dataset has another size than the card says.
     """
     if not pattern:
         raise UserError(
@@ -98,17 +98,14 @@ def _check_regular(file: epath.Path) -> None:
         raise UserError(f"{shorten(str(file))} is a pipe, a socket or a device: save its data to a file and give that")
 
 
-def _files_of(folder: epath.Path) -> list[epath.Path]:
-    """The data files of a folder: all of them below it, or those of the split train of a dataset with a card."""
-    if not cards.has_card(folder):
-        return _files_below(folder, ())
-    card = cards.read_card(folder)
-    card.check_sizes(folder)
-    return [folder / name for name in card.files_of("train")]
-
-
-def _files_below(folder: epath.Path, above: tuple[str, ...]) -> list[epath.Path]:
-    """The files below `folder`. `above` holds the real paths of its parent folders; links to them are skipped."""
+def _files_of(folder: epath.Path, above: tuple[str, ...] = ()) -> list[epath.Path]:
+    """The data files of a folder: all of them below it, or those of the split train of a dataset with a card. `above`
+    holds the real paths of its parent folders; links to them are skipped."""
+    cards.check_complete(folder)
+    if cards.has_card(folder):
+        card = cards.read_card(folder)
+        card.check_sizes(folder)
+        return [folder / name for name in card.files_of("train")]
     real = os.path.realpath(folder)
     if real in above:
         return []
@@ -117,7 +114,7 @@ def _files_below(folder: epath.Path, above: tuple[str, ...]) -> list[epath.Path]
         for entry in folder.iterdir()
         if not entry.name.startswith(".") and (entry.is_dir() or not METADATA_FILE.fullmatch(entry.name))
     )
-    return [file for entry in entries for file in (_files_below(entry, (*above, real)) if entry.is_dir() else [entry])]
+    return [file for entry in entries for file in (_files_of(entry, (*above, real)) if entry.is_dir() else [entry])]
 
 
 def _glob(path: epath.Path) -> list[epath.Path]:
@@ -155,6 +152,8 @@ def _chunks(path: epath.Path, limit: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         packed = _is_gzipped(path)
         room = _unpacked_limit(path, limit) if packed else math.inf
+        if packed and not path.stat().length:
+            raise EOFError("a gzip file of 0 bytes is truncated")
         read = gzip.GzipFile(fileobj=file).read1 if packed else file.read  # read1 returns the bytes before an error
         size = 0
         while chunk := read(_CHUNK_BYTES):
@@ -277,7 +276,7 @@ def _json(text: str) -> object:
         except ValueError:  # an integer with more digits than Python converts
             return json.loads(text, parse_int=_integer)
     except json.JSONDecodeError as problem:
-        return ValueError(f"invalid JSON: {problem.msg} at column {problem.colno}")
+        return ValueError(f"invalid JSON: {problem.msg.removesuffix(' at')} at column {problem.colno}")
     except RecursionError:
         return ValueError("invalid JSON: nested too deeply")
 

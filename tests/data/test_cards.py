@@ -1,5 +1,7 @@
 """Cards of datasets: written and read, found from any location of their files, and what reading a dataset checks."""
 
+import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -74,7 +76,7 @@ def test_a_folder_without_a_card_or_with_half_of_one_says_so(tmp_path):
     with pytest.raises(UserError, match=r"has no card\.json"):
         read_card(tmp_path)
     (tmp_path / "card.json").write_text('{"camelid_card": 1, ')
-    assert not has_card(tmp_path)
+    assert has_card(tmp_path)
     with pytest.raises(UserError, match="is damaged"):
         read_card(tmp_path)
 
@@ -89,6 +91,49 @@ def test_the_folder_of_a_dataset_is_read_as_its_training_rows(tmp_path):
     ]
     assert sorted(record["text"] for record in read(Source(str(tmp_path)))) == ["a", "b", "c"]
     assert [record["text"] for record in read(Source(str(tmp_path / "heldout")))] == ["d"]
+
+
+@pytest.mark.parametrize("left", [0, 1, 5, 40, -2])
+def test_a_dataset_whose_card_is_cut_is_not_read_as_a_heap_of_files(tmp_path, left):
+    dataset(tmp_path / "set", ["a", "b"], heldout=["c"])
+    path = tmp_path / "set/card.json"
+    path.write_bytes(path.read_bytes()[:left])
+    for place in (tmp_path / "set", tmp_path, tmp_path / "set*"):
+        for on_error in ("raise", "skip"):
+            with pytest.raises(UserError, match=r"set/card\.json is damaged .*make the dataset anew"):
+                list(read(Source(str(place), on_error=on_error)))
+
+
+@pytest.mark.parametrize("beside", ["heldout", "rejected", ".writing"])
+def test_a_dataset_without_its_card_is_not_read_as_a_heap_of_files(tmp_path, beside):
+    dataset(tmp_path / "set", ["a", "b"])
+    (tmp_path / "set" / beside).mkdir()
+    (tmp_path / "set/card.json").unlink()
+    for place in (tmp_path / "set", tmp_path):
+        with pytest.raises(UserError, match=r"set is a dataset without its card\.json: give the command .*set/train"):
+            find_files(str(place))
+    assert sorted(record["text"] for record in read(Source(str(tmp_path / "set/train")))) == ["a", "b"]
+
+
+def test_folders_of_other_programs_with_a_train_split_are_read_whole(tmp_path):
+    for name in ("train/data-00000-of-00001.jsonl", "heldout/a.jsonl", "more/train/part-00000-of-00001.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"text": "b"}\n')
+    assert len(find_files(str(tmp_path))) == 3
+
+
+def test_the_training_rows_of_datasets_in_a_folder_are_read(tmp_path):
+    for name in ("one", "two"):
+        dataset(tmp_path / name, [name], heldout=["held out"])
+        (tmp_path / name / "report.md").write_text("# Report")
+    assert [record["text"] for record in read(Source(str(tmp_path)))] == ["one", "two"]
+
+
+def test_names_that_are_not_utf8_have_cards_and_hashes(tmp_path):
+    card = dataclasses.replace(dataset(tmp_path, ["a"]), name="bad\udcff", config=hash_of({"folder": "bad\udcff"}))
+    card.write(tmp_path)
+    assert read_card(tmp_path) == card and read_card(tmp_path).hash == card.hash
+    assert hash_of({"b": "é\udcff", "a": 1}) == hashlib.sha256(b'{"a": 1, "b": "\xc3\xa9\\udcff"}').hexdigest()
 
 
 def test_the_card_of_another_program_changes_nothing(tmp_path):
