@@ -21,17 +21,14 @@ from ..data.cards import FILE, Card, CardSource, CardStep, Parent, hash_of
 from ..data.checksums import writing
 from ..data.licences import with_origins
 from ..errors import UserError
-from .applying import RejectedRow, id_of_row
+from .applying import RejectedRow, check_columns, id_of_row
 from .forms import final_record
 from .measure import Measure
-from .rows import Row
-from .run_table import HELDOUT, TRAIN, RunTable, split_of, to_markdown
+from .outputs import REJECTED, REPORT, WRITING, check_replaceable, check_same
+from .rows import HELDOUT, TRAIN, Row
+from .run_table import RunTable, split_of, to_markdown
 from .shards import encode
-
-REPORT = "report.md"
-REJECTED = "rejected"
-WRITING = ".writing"
-"""Folder inside a dataset for files that are being written."""
+from .values import problem_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def write_dataset(
     """Writes rows that fit into memory, in any order, as a dataset.
 
     Args:
-      output: the folder. A dataset that stands there is replaced.
+      output: the folder. A dataset with the same card that stands there is written again.
       rows: the rows that are kept. Their records are parsed, and their ids differ.
       rejected: the rows that are not. Their steps are names of `about.steps`.
       about: what the card says.
@@ -94,7 +91,7 @@ def write_dataset(
       layout: how the files are written.
 
     Raises:
-      UserError: the form cannot hold a row, or the folder holds files that are no dataset.
+      UserError: the form cannot hold a row, or the folder holds another dataset or other files.
     """
     measure = Measure(tokenizer)
     sized = [measure.with_size(row) for row in sorted(rows, key=id_of_row)]
@@ -125,7 +122,8 @@ def write_sorted(
             raise ValueError(f"row {row.id} ({row.place}) comes after {last}: ids have to differ and to ascend")
         last = row.id
         table.keep(row)
-        parts.write(split_of(row), row.id, encode(final_record(row, layout.write_as)))
+        check_columns({}, row.columns, f"row {row.id} ({row.place})")
+        parts.write(split_of(row), row.id, _line(final_record(row, layout.write_as), row))
     for each in rejected:
         if each.step not in about.steps:
             raise ValueError(f"row {each.row.id} was rejected by {each.step}, which is none of the steps on the card")
@@ -133,8 +131,13 @@ def write_sorted(
         said = each.to_json()
         if not layout.keep_rejected:
             del said["record"], said["columns"]
-        parts.write(REJECTED, each.row.id, encode(said))
+        parts.write(REJECTED, each.row.id, _line(said, each.row))
     card = with_origins(_card(about, table, parts.close([TRAIN])))
+    try:
+        check_same(output, card)
+    except UserError:
+        shutil.rmtree(folder)
+        raise
     (output / FILE).unlink(missing_ok=True)
     for kind in (TRAIN, HELDOUT, REJECTED):
         shutil.rmtree(output / kind, ignore_errors=True)
@@ -148,12 +151,13 @@ def write_sorted(
     return card, table
 
 
-def check_replaceable(output: Path) -> None:
-    """Raises UserError if a folder holds `train`, `heldout` or `rejected` that no maker of datasets has left there."""
-    if not (output / FILE).exists() and not (output / WRITING).exists():
-        for name in (TRAIN, HELDOUT, REJECTED, REPORT):
-            if (output / name).exists():
-                raise UserError(f"{output} holds {name}, but no {FILE}: it is no dataset; give another --output")
+def _line(said: dict[str, Any], row: Row) -> bytes:
+    """A line of a file. Raises UserError if JSON cannot hold it."""
+    try:
+        return encode(said)
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = problem_of(said, "the field") or str(error)
+        raise UserError(f"row {row.id} ({row.place}): {problem}, which JSON cannot hold") from None
 
 
 def report_of(card: Card, table: RunTable, further: str = "") -> str:

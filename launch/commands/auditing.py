@@ -92,6 +92,7 @@ def _mix(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ...curate.mixing import Part, check_conflicts, mix
+    from ...curate.outputs import check_replaceable
     from ...curate.run_table import to_rich
     from ..outputs import check_writable
 
@@ -104,6 +105,7 @@ def _mix(args: argparse.Namespace) -> None:
     for allowed in check_conflicts(parts, args.use, allow):
         print(f"allowed: {allowed}")
     output = Path(args.output).expanduser()
+    check_replaceable(output, args.datasets)
     card, table = mix(parts, output, use=args.use, allow=allow, tokenizer=args.tokenizer, shards=args.shards)
     Console().print(to_rich(table.tables(card.steps)))
     splits = ", ".join(f"{count.rows:,} rows in {name}" for name, count in card.splits.items()) or "no rows"

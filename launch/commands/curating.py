@@ -105,6 +105,7 @@ def _add_options(parser: argparse.ArgumentParser, *, sources_required: bool) -> 
 def _run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from ...curate.outputs import check_replaceable
     from ...curate.pipeline import run
     from ...curate.run_table import to_rich
 
@@ -117,10 +118,11 @@ def _run(args: argparse.Namespace) -> None:
     refuse_unread(args, ("sample",), "--show")
     if args.output is None:
         raise UserError("give --output, the folder of the dataset, or --show=N to see what the steps do")
-    shard = _shard(args)
+    shard, output = _shard(args), Path(args.output).expanduser()
+    check_replaceable(output, [source.source for source in config.sources.values()])
     made = run(
         config,
-        Path(args.output).expanduser(),
+        output,
         workers=args.workers or os.cpu_count() or 1,
         shard=shard,
         wait=args.wait,
@@ -130,11 +132,17 @@ def _run(args: argparse.Namespace) -> None:
         return
     card, table = made
     if table is None:
-        print(f"{args.output} was complete before; its tables are in {Path(args.output) / 'report.md'}")
+        report = Path(args.output).expanduser() / "report.md"
+        tables = f"its tables are in {report}" if report.exists() else f"{report} is missing, card.json has its counts"
+        print(f"{args.output} was complete before; {tables}")
         return
     Console().print(to_rich(table.tables(card.steps)))
-    splits = ", ".join(f"{count.rows:,} rows in {name}" for name, count in card.splits.items()) or "no rows"
-    print(f"{args.output}: {splits}; data.mixture reads the folder as a source")
+    splits = ", ".join(f"{count.rows:,} rows in {name}" for name, count in card.splits.items())
+    if splits:
+        print(f"{args.output}: {splits}; data.mixture reads the folder as a source")
+        return
+    why = "the table says what was dropped" if table.came["read"] else "the sources hold no record"
+    print(f"camelid: {args.output} holds no rows: {why}", file=sys.stderr)
 
 
 def _config(args: argparse.Namespace):

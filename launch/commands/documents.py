@@ -77,10 +77,11 @@ def add_documents(actions) -> None:
 def _documents(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from ...curate.dataset import check_replaceable, write_dataset
+    from ...curate.dataset import write_dataset
     from ...curate.document_questions import Questions, ask_questions
     from ...curate.document_report import about_documents, about_questions, files_table, ledger_of, split_rejected
     from ...curate.document_rows import Reading, read_documents
+    from ...curate.outputs import check_replaceable
     from ...curate.run_table import to_rich
     from ...settings.sections import read
     from ..outputs import check_writable
@@ -97,7 +98,7 @@ def _documents(args: argparse.Namespace) -> None:
     settings = read(reading, Reading, "documents")
     places = {name: args.output / name for name in ("documents", "questions")}
     for place in places.values():
-        check_replaceable(place)
+        check_replaceable(place, [str(folder)])
     found = read_documents(folder, settings)
     console = Console()
     console.print(to_rich(iter([files_table(found)])))
@@ -117,11 +118,10 @@ def _documents(args: argparse.Namespace) -> None:
         given["questions"] = questions, dropped if found.passages else [*files, *dropped]
     if found.passages:
         given["documents"] = found.passages, files if questions or asked else [*files, *dropped]
-    for name in places:
-        if name not in given:
-            if places[name].exists():
-                raise UserError(f"{places[name]} is there from before, and this command makes no {name}: delete it")
-            continue
+    for name, place in places.items():
+        if name not in given and place.exists():
+            raise UserError(f"{place} is there from before, and this command makes no {name}: delete it")
+    for name in (name for name in places if name in given):
         kept, rejected = given[name]
         said = (
             about_documents(folder, found, settings, rejected, args.licence)

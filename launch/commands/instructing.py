@@ -56,16 +56,17 @@ def add_instruct(actions) -> None:
 
 
 def _instruct(args: argparse.Namespace) -> None:
-    from ...curate.dataset import Layout, check_replaceable, write_dataset
+    from ...curate.dataset import Layout, write_dataset
     from ...curate.instruct import instruct
     from ...curate.instruct_report import about, ledger_of
+    from ...curate.outputs import check_replaceable
     from ...curate.run_table import to_rich
     from ..outputs import check_writable
 
     check_asking(args, args.seeds, folder=True)
     check_least(args, rows=1, requests=1)
     settings = _settings(args)
-    check_replaceable(args.output)
+    check_replaceable(args.output, [wanted.seeds for wanted in settings.languages.values()])
     if args.report:
         check_writable(args.report, "--report")
     more = {} if args.seed is None else {"seed": args.seed}

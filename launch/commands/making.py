@@ -373,13 +373,14 @@ class _Starts:
 
 def _settings(args: argparse.Namespace, kind: type):
     """The dataclass that makes the rows, with what the options say. Also checks the other options."""
-    from ...curate.dataset import check_replaceable
+    from ...curate.outputs import check_replaceable
     from ...data.licences import check_name
     from ...settings.sections import read
 
     check_name(getattr(args, "licence", None), "--licence")
-    check_asking(args, getattr(args, "source", []), folder=True)
-    check_replaceable(args.output)
+    sources = getattr(args, "source", [])
+    check_asking(args, sources, folder=True)
+    check_replaceable(args.output, sources)
     given = {name: value for name in args.fields if (value := getattr(args, name)) is not None}
     try:
         return read(given, kind, "-")

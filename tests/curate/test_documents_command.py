@@ -1,6 +1,7 @@
 """`camelid curate documents` writes datasets that data/ reads, with a teacher over HTTP and without one."""
 
 import json
+import shutil
 
 import pytest
 
@@ -117,11 +118,18 @@ def test_a_wrong_option_is_told_in_one_line(folder, tmp_path, words, said):
     assert said in str(problem.value) and "\n" not in str(problem.value)
 
 
-def test_a_dataset_of_an_earlier_command_is_not_left_beside_new_ones(folder, tmp_path):
+def test_a_dataset_of_an_earlier_command_is_neither_replaced_nor_left_beside_new_ones(folder, tmp_path):
     out = tmp_path / "out"
     run(folder, f"--output={out}", COLUMNS)
+    before = bytes_of(out)
+    (folder / "returns.md").write_text(PASSAGE.replace("30", "40"))
+    with pytest.raises(UserError, match=r"documents holds a complete dataset that differs in .*its source documents"):
+        run(folder, f"--output={out}", COLUMNS)
+    assert bytes_of(out) == before
+    shutil.rmtree(out / "documents")
     (folder / "faq.csv").unlink()
-    with pytest.raises(
-        UserError, match=r"questions is there from before, and this command makes no questions: delete it"
-    ):
+    with pytest.raises(UserError, match=r"questions is there from before, and this command makes no questions: delete"):
         run(folder, f"--output={out}")
+    assert not (out / "documents").exists()
+    with pytest.raises(UserError, match=r"lies in the source .*shop: give a folder outside of it"):
+        run(folder, f"--output={folder / 'made'}")
