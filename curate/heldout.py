@@ -6,8 +6,7 @@ from typing import Annotated, ClassVar
 from ..data.sources import hash_fraction
 from ..errors import UserError
 from ..settings.leaves import OneOf, Share
-from .rows import Row, fraction_of
-from .run_table import HELDOUT, SPLIT, TRAIN
+from .rows import HELDOUT, SPLIT, TRAIN, Row, fraction_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from ..errors import UserError
 from .dataset import REJECTED
 from .forms import OWN
 from .measure import text_of_any
-from .rows import Row
-from .run_table import HELDOUT, TRAIN
+from .rows import HELDOUT, TRAIN, Row
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .rows import TOKENS, Row, text_of
+from .rows import TOKENS, Row, texts_of
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,26 @@ class Measure:
         return row if self.path is None else row.with_(**{TOKENS: self._tokens(row.record)})
 
     def _tokens(self, record: Any) -> int:
-        text = text_of_any(record).encode(errors="replace").decode()  # a raw record may have lone surrogates
-        return len(self.tokenizer.encode(text))
+        # A raw record may have lone surrogates.
+        texts = (text.encode(errors="replace").decode() for text in texts_of_any(record))
+        return sum(len(self.tokenizer.encode(text)) for text in texts)
 
     def size(self, row: Row) -> int:
         """Tokens of the texts of a row that `with_size` gave, or characters of its texts."""
-        return len(text_of_any(row.record)) if self.path is None else row.columns[TOKENS]
+        return sum(map(len, texts_of_any(row.record))) if self.path is None else row.columns[TOKENS]
 
 
 def text_of_any(record: Any) -> str:
     """All texts of a parsed record; of a raw record all its strings. One stands below the other."""
+    return "\n".join(texts_of_any(record))
+
+
+def texts_of_any(record: Any) -> list[str]:
+    """The texts of a parsed record; of a raw record all its strings."""
     try:
-        return text_of(record)
+        return texts_of(record)
     except (KeyError, TypeError, AttributeError):  # a raw record, whose fields may be of any kind
-        return "\n".join(_strings(record))
+        return list(_strings(record))
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -21,8 +21,8 @@ from .dataset import About, Layout, write_sorted
 from .exact_duplicates import ExactDuplicates
 from .lineage import rows_of
 from .measure import Measure
-from .rows import Row, fraction_of
-from .run_table import HELDOUT, TRAIN, RunTable
+from .rows import HELDOUT, TRAIN, Row, fraction_of
+from .run_table import RunTable
 
 STEP = "mix"
 """Name of the step that rejects rows of the datasets."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..data.sources import Source, parts_of
 from ..errors import UserError
-from .applying import LAST, RejectedRow, apply_steps, check_reason
+from .applying import LAST, RejectedRow, apply_steps, decisions
 from .forms import final_record
 from .measure import Measure
 from .rows import Row
@@ -91,7 +91,7 @@ def _columns(found: Row | RejectedRow, order: str) -> dict[str, Any]:
     """A row as columns of SCHEMA."""
     why = ("", "", "") if isinstance(found, Row) else (found.step, found.reason, found.detail)
     row = found if isinstance(found, Row) else found.row
-    content = (json.dumps(row.record, default=str), json.dumps(row.columns))
+    content = (json.dumps(row.record), json.dumps(row.columns))
     return dict(zip(SCHEMA, (row.id, order, row.source, row.place, *content, *why), strict=True))
 
 
@@ -136,14 +136,15 @@ def _applied(
     def change(block: "Table") -> "Table":
         measure, steps, out = Measure(config.tokenizer), _steps_of(config), []
         passed = [*((name, steps[name]) for name in names), *([LAST] if last else [])]
-        decisions = ray.get(decided[1]) if decided[1] is not None else {}
+        found = ray.get(decided[1]) if decided[1] is not None else {}
         for columns in block.to_pylist():
             if columns["step"]:
                 out.append(columns)
                 continue
             row = _row(columns)
-            if row.id in decisions:
-                rows, dropped = [], [RejectedRow(row, decided[0], *decisions[row.id])]
+            if row.id in found:
+                reason, detail, more = found[row.id]
+                rows, dropped = [], [RejectedRow(row.with_(**more), decided[0], reason, detail)]
             else:
                 rows, dropped = apply_steps(row, passed)
             rows = [measure.with_size(each) for each in rows] if last else rows
@@ -196,19 +197,18 @@ def _kept_in(block: "Table") -> Iterator[Row]:
 
 
 def _decide(dataset: "Dataset", name: str, step: Any) -> Any:
-    """A reference to {id: (reason, detail)} of the rows that a step rejects. dataset: materialised."""
+    """A reference to {id: (reason, detail, columns)} of the rows that a step rejects. dataset: materialised."""
     import ray
 
     first_id = ray.remote(lambda block: block["id"][0].as_py() if block.num_rows else "")
     blocks = dataset.to_arrow_refs()
     starts = ray.get([first_id.remote(block) for block in blocks])
     ordered = [block for _, block in sorted(zip(starts, blocks, strict=True), key=lambda pair: pair[0])]
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[str, str, Mapping[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        for id, why in step.decide(_AllRows(ordered, Path(folder), workers)):
-            check_reason(name, step.reasons, why, f"step {name} at row {id}")
+        for id, why in decisions(name, step, _AllRows(ordered, Path(folder), workers)):
             if id in found:
                 raise UserError(f"step {name} rejects the id {id} twice")
-            found[id] = why.reason, why.detail
+            found[id] = why.reason, why.detail, why.columns
     return ray.put(found)

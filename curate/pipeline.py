@@ -36,6 +36,7 @@ from .shards import is_done
 from .stages import (
     Plan,
     Stage,
+    check_mapped,
     decide,
     do_unit,
     named_files,
@@ -142,6 +143,7 @@ def _do_stage(plan: Plan, stage: Stage, shard: Shard, pool: Workers, wait: bool,
         todo = [number for number in shard.units(stage) if not is_done(plan.unit(stage, number))]
         if todo and stage.kind == "sort":
             _await(plan, plan.stages[0], wait)
+            check_mapped(plan)
         if todo and stage.kind == "steps" and plan.stages[stage.number - 1].kind == "decide":
             _await(plan, plan.stages[stage.number - 1], wait)
         for _ in pool.map(do_unit, ((stage, number) for number in todo)):

@@ -33,6 +33,12 @@ million."""
 LANGUAGE, TOKENS = "language", "tokens"
 """Names of the columns that the tables of a run are grouped by, and that they add up."""
 
+SPLIT = "split"
+"""Name of the column with the split of a row. A row without the column is in train."""
+
+HELDOUT, TRAIN = "heldout", "train"
+"""The splits: values of the column SPLIT."""
+
 T = TypeVar("T")
 
 

@@ -8,16 +8,10 @@ from typing import NamedTuple
 from ..data.cards import Count
 from .applying import RejectedRow
 from .measure import Measure
-from .rows import LANGUAGE, Row
+from .rows import LANGUAGE, SPLIT, TRAIN, Row
 
 UNKNOWN = "unknown"
 """The language of rows that no step has found a language of."""
-
-HELDOUT, TRAIN = "heldout", "train"
-"""The splits: values of the column SPLIT. A row without the column is in train."""
-
-SPLIT = "split"
-"""Name of the column with the split of a row."""
 
 
 class Table(NamedTuple):

@@ -29,6 +29,9 @@ from .steps import find, make
 READ, WRITE = "read", "write"
 """Names under which the engine rejects rows itself, before the first step and after the last one."""
 
+PARSING, RAW = ("parse", "conversation"), ("language", "personal_data")
+"""The engine's steps that parse records, and those that take raw records too. All others need parsed ones."""
+
 READ_REASONS, WRITE_REASONS = ("unreadable", "repeated"), ("malformed",)
 """Reasons of the engine's own rejections: a record that cannot be read (`on_error`) or that its source has twice, and a
 row that `data/` could not read from the output."""
@@ -121,17 +124,35 @@ def read_config(config: Mapping[str, Any]) -> CurateConfig:
     for name in found.step:
         if name not in found.steps and _is_changed(name, found.step[name]):
             raise UserError(f"config.step.{name} does nothing: {name} is not in config.steps; add it there")
-    if not any(
-        class_name(found, name) in ("parse", "conversation") or ":" in class_name(found, name) for name in found.steps
-    ):
+    if not any(_may_parse(found, name) for name in found.steps):
         raise UserError("config.steps has no step that parses records: add parse or conversation")
     list(named_steps(found))
+    _check_order(found)
     return found
+
+
+def _check_order(config: CurateConfig) -> None:
+    """Raises UserError for a step of the engine before the first step that can parse records, unless it takes raw
+    ones."""
+    for name in config.steps:
+        if _may_parse(config, name):
+            return
+        if class_name(config, name) not in RAW:
+            first = next(each for each in config.steps if _may_parse(config, each))
+            raise UserError(
+                f"config.steps has {name} before {first}, but {name} needs parsed records: put {first} before it"
+            )
 
 
 def class_name(config: CurateConfig, name: str) -> str:
     """The name in STEPS, or the class "package.module:Name", of the step that `config.steps` calls `name`."""
     return config.step.get(name, {}).get("use") or name
+
+
+def _may_parse(config: CurateConfig, name: str) -> bool:
+    """Whether a step parses records, or is one of the user's own, which may do so."""
+    used = class_name(config, name)
+    return used in PARSING or ":" in used
 
 
 def named_steps(config: CurateConfig) -> Iterator[tuple[str, Step | WholeStep]]:

@@ -1,8 +1,8 @@
 """Units of work on disk: folders of JSON lines that appear when they are complete, with checksums of every block.
 
 A unit is written into a hidden folder, which is renamed when all of it is on disk. So a unit that exists is complete,
-and one that was killed leaves nothing that is read. Its marker, done.json, holds the bytes of each file and the CRC-32
-of each block of BLOCK_BYTES; a reader compares them before it hands out a line.
+and one that was killed leaves nothing that is read. Its marker holds the bytes of each file and the CRC-32 of each
+block of BLOCK_BYTES, and in its last line its own CRC-32; a reader compares them before it hands out a line.
 """
 
 import contextlib
@@ -17,15 +17,19 @@ from typing import Any
 from ..data.checksums import write_whole, writing
 from ..errors import UserError
 
-MARKER = "done.json"
+MARKER = "done"
 BLOCK_BYTES = 1 << 18
 """Bytes whose checksum is compared at a time; a file that is being written holds as many in memory."""
 
-_UTF_8, _ASCII = (json.JSONEncoder(ensure_ascii=ascii, separators=(",", ":"), default=str) for ascii in (False, True))
+_UTF_8, _ASCII = (
+    json.JSONEncoder(ensure_ascii=ascii, separators=(",", ":"), allow_nan=False) for ascii in (False, True)
+)
 
 
 def encode(value: Any) -> bytes:
-    """A line of JSON in UTF-8. A value with a lone surrogate, which UTF-8 cannot write, is escaped as ASCII."""
+    """A line of JSON in UTF-8. A value with a lone surrogate, which UTF-8 cannot write, is escaped as ASCII.
+
+    Raises TypeError, ValueError or RecursionError for a value that JSON cannot hold (`values.problem_of`)."""
     try:
         return _UTF_8.encode(value).encode() + b"\n"
     except UnicodeEncodeError:
@@ -84,7 +88,8 @@ class UnitWriter:
     def close(self) -> None:
         """Writes the marker."""
         files = {name: file.close() for name, file in sorted(self._files.items())}
-        write_whole(self._folder / MARKER, json.dumps({"files": files, "facts": self.facts}))
+        content = json.dumps({"files": files, "facts": self.facts}).encode()
+        write_whole(self._folder / MARKER, b"%s\n%08x\n" % (content, zlib.crc32(content)))
 
     def abandon(self) -> None:
         for file in self._files.values():
@@ -106,9 +111,10 @@ def new_unit(unit: Path) -> Iterator[UnitWriter]:
         writer.close()
         try:
             folder.rename(unit)
-        except OSError:  # another process has completed the unit
-            if not is_done(unit):
-                raise
+        except OSError:
+            if not is_done(unit):  # no process has completed the unit: its marker is lost
+                shutil.rmtree(unit, ignore_errors=True)
+                folder.rename(unit)
     finally:
         writer.abandon()
         shutil.rmtree(folder, ignore_errors=True)
@@ -161,11 +167,12 @@ def read_lines(unit: Path, name: str) -> Iterator[bytes]:
 def _marker(unit: Path) -> dict[str, Any]:
     path = unit / MARKER
     try:
-        return json.loads(path.read_bytes())
+        content, _, crc = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
         raise _damaged(path, 0, "the file is missing") from None
-    except ValueError:
-        raise _damaged(path, 0, "it holds no JSON") from None
+    if crc != b"%08x\n" % zlib.crc32(content):
+        raise _damaged(path, 0, "its bytes are not those that were written")
+    return json.loads(content)
 
 
 def _damaged(path: Path, offset: int, problem: str) -> UserError:

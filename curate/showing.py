@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.sources import raw_rows
-from .applying import Result, call_step, is_change
+from .applying import Result, call_step, decisions, is_change
 from .rows import Rejected, Row
 from .settings import CurateConfig, is_whole, named_steps, source_of
-from .stages import row_of
+from .stages import raw_records, row_of
 
 T = TypeVar("T")
 
@@ -70,7 +69,7 @@ def sample_of(config: CurateConfig, size: int) -> list[Row]:
     found: dict[str, Row] = {}
     heap: list[tuple[int, str]] = []
     for source in (source_of(config, name) for name in sorted(config.sources)):
-        for place, raw in raw_rows(source):
+        for place, raw in raw_records(source):
             if not isinstance(raw, dict) or (id := (row := row_of(source, place, raw)).id) in found:
                 continue
             if len(heap) < size:
@@ -96,7 +95,7 @@ def steps_on(rows: Iterable[Row], steps: Iterable[tuple[str, Any]], most: int) -
         seen, following = Seen(name), []
         if is_whole(step):
             with tempfile.TemporaryDirectory() as folder:
-                decided = dict(step.decide(_SampleRows(rows, Path(folder))))
+                decided = dict(decisions(name, step, _SampleRows(rows, Path(folder))))
         for row in rows:
             result = decided.get(row.id, row) if is_whole(step) else call_step(name, step, row)
             seen.add(row, result, most)
@@ -171,7 +170,7 @@ def written(record: Mapping[str, Any]) -> list[str]:
     if record.get("kind") == "text":
         return record["text"].splitlines()
     if "kind" not in record or "messages" not in record:
-        return json.dumps(record, ensure_ascii=False, indent=1, default=str).splitlines()
+        return json.dumps(record, ensure_ascii=False, indent=1).splitlines()
     lines = []
     for side, messages in (("", record["messages"]), *((s, record[s]) for s in ("chosen", "rejected") if s in record)):
         for message in messages if isinstance(messages, list) else [messages]:

@@ -1,6 +1,6 @@
 """The stages of a run and their units of work: reading, sorting, row steps, and decisions about all rows.
 
-    read     a unit for each file of each source; it writes rows into a file for each partition
+    read     a unit for each file of each source, or for several small ones; it writes rows into a file per partition
     sort     a unit for each partition: rows in the order of their ids, without those that a source has twice
     decide   one unit: what a step that needs to see all rows rejects, by partition
     steps    a unit for each partition: applies the decision before it, then row steps up to the next decision
@@ -22,21 +22,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.columns import rename
+from etils import epath
+
+from ..data.columns import absent, rename
 from ..data.files import find_files
-from ..data.json_values import RestUnreadable, TooLarge, Unreadable
+from ..data.json_values import RestUnreadable, TooLarge
 from ..data.sources import Source, fingerprint, parts_of, raw_rows
 from ..errors import UserError
-from ..settings.functions import raised
-from .applying import LAST, Passing, RejectedRow, apply_steps, check_reason, id_of_row
+from .applying import LAST, Passing, RejectedRow, apply_steps, decisions, id_of_row
 from .measure import Measure
 from .parsing import FORMAT
 from .rows import Row, id_of
 from .settings import READ, CurateConfig, class_name, is_whole, named_steps, settings_of, source_of
 from .shards import UnitWriter, encode, facts_of, is_done, new_unit, read_lines
+from .values import problem_of, without_nan
 from .workers import Workers
 
 T = TypeVar("T")
+
+UNIT_BYTES = 1 << 22
+"""Most bytes of the files that one unit of the stage read takes together; a larger file is a unit of its own."""
 
 ROWS, REJECTED = "rows", "rejected"
 """Names of the files in a unit of the stages sort and steps."""
@@ -78,8 +83,8 @@ class Plan:
 
     config: CurateConfig
     work: Path
-    parts: tuple[Source, ...]
-    """The input of each unit of the stage read."""
+    parts: tuple[tuple[Source, ...], ...]
+    """The input of each unit of the stage read: files of one source, a task or a TensorFlow Dataset."""
 
     stages: tuple[Stage, ...]
     fingerprints: dict[str, str]
@@ -106,7 +111,7 @@ def plan_of(config: CurateConfig, work: Path, versions: dict[str, str]) -> Plan:
     """
     sources = {name: source_of(config, name) for name in sorted(config.sources)}
     fingerprints = {name: fingerprint(source) for name, source in sources.items()}
-    parts = tuple(part for source in sources.values() for part in parts_of(source))
+    parts = tuple(group for source in sources.values() for group in _grouped(parts_of(source)))
     reading = {
         "sources": [[n, s.location, s.format, dict(s.columns), fingerprints[n]] for n, s in sources.items()],
         "how": [config.on_error, config.max_record_bytes, config.partitions],
@@ -127,6 +132,20 @@ def plan_of(config: CurateConfig, work: Path, versions: dict[str, str]) -> Plan:
         last = [config.tokenizer and named_files([config.tokenizer])] if number == len(groups) - 1 else []
         add("steps", [name for name, _ in steps], [[content for _, content in steps], last])
     return Plan(config, work, parts, tuple(stages), fingerprints)
+
+
+def _grouped(parts: list[Source]) -> Iterator[tuple[Source, ...]]:
+    """The parts of a source in their order, in groups of at most UNIT_BYTES or of one file."""
+    group, held = [], 0
+    for part in parts:
+        path = epath.Path(part.location)
+        size = path.stat().length if len(parts) > 1 else 0
+        if group and held + size > UNIT_BYTES:
+            yield tuple(group)
+            group, held = [], 0
+        group.append(part)
+        held += size
+    yield tuple(group)
 
 
 def _groups(steps: list[tuple[str, bool, Any]]) -> list[tuple[tuple[str, Any] | None, list[tuple[str, Any]]]]:
@@ -211,13 +230,32 @@ def partition_of(id: str, partitions: int) -> int:
 
 
 def _read(stage: Stage, number: int, unit: UnitWriter) -> None:
-    config, part, read = _plan.config, _plan.parts[number], 0
-    for found in read_part(config, part):
-        read += 1
-        partition = f"{partition_of(id_of_row(found), config.partitions):03d}"
-        name = partition if isinstance(found, Row) else f"{partition}-{REJECTED}"
-        unit.write(name, encode(found.to_json()))
-    unit.facts = {"source": part.name, "read": read}
+    config, parts, read = _plan.config, _plan.parts[number], 0
+    first: list[str] = []  # the fields of the first record, and those of the map of columns that a record had
+    mapped: set[str] = set()
+    for part in parts:
+        for found in read_part(config, part):
+            read += 1
+            partition = f"{partition_of(id_of_row(found), config.partitions):03d}"
+            if isinstance(found, Row) and part.columns:
+                first = first or list(found.record)
+                mapped |= part.columns.keys() & found.record.keys()
+            name = partition if isinstance(found, Row) else f"{partition}-{REJECTED}"
+            unit.write(name, encode(found.to_json()))
+    unit.facts = {"source": parts[0].name, "read": read, "first": first[:50], "mapped": sorted(mapped)}
+
+
+def check_mapped(plan: Plan) -> None:
+    """Raises UserError for a column in the map of a source that none of its records has. All of them have been read."""
+    for name, source in plan.config.sources.items():
+        if not source.columns:
+            continue
+        found = [facts_of(plan.unit(plan.stages[0], n)) for n, p in enumerate(plan.parts) if p[0].name == name]
+        first = next((facts["first"] for facts in found if facts["first"]), None)
+        missing = source.columns.keys() - {field for facts in found for field in facts["mapped"]}
+        if first and missing:
+            clause = absent({"": source.columns[min(missing)]}, dict.fromkeys(first))
+            raise UserError(f"config.sources.{name}.columns: {clause}")
 
 
 def read_part(config: CurateConfig, part: Source) -> Iterator[Row | RejectedRow]:
@@ -226,10 +264,11 @@ def read_part(config: CurateConfig, part: Source) -> Iterator[Row | RejectedRow]
     Raises UserError for a record that cannot be read, and always if that is the rest of a file.
     """
     measure = Measure(config.tokenizer)
-    for place, raw in raw_rows(part):
-        if not (problem := _problem(raw)):
+    for place, raw in raw_records(part):
+        if isinstance(raw, dict):
             yield row_of(part, place, raw)
             continue
+        problem = str(raw)
         if isinstance(raw, RestUnreadable):
             raise UserError(f"{place}: {problem}: mend the file, or leave it out of the source")
         if config.on_error == "raise":
@@ -246,14 +285,22 @@ def row_of(source: Source, place: str, raw: dict[str, Any]) -> Row:
     return Row(id_of(source.name, raw), raw, source.name, place, columns)
 
 
-def _problem(raw: object) -> str:
-    """Why a raw record cannot be read; "" if it can."""
-    if isinstance(raw, ValueError):
-        return str(raw)
-    if not isinstance(raw, dict):
-        return "the record is no JSON object with named fields"
-    bad = [f"the field {name} is {value}" for name, value in raw.items() if isinstance(value, Unreadable)]
-    return bad[0] if bad else ""
+def raw_records(source: Source) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
+    """Pairs (place, raw record) of a source; a ValueError stands in for a record that cannot be read.
+
+    NaN, by which tables mark a value that is missing, is None. A value that JSON cannot hold cannot be read.
+    """
+    for place, raw in raw_rows(source):
+        if isinstance(raw, ValueError):
+            yield place, raw
+        elif not isinstance(raw, dict):
+            yield place, ValueError("the record is no JSON object with named fields")
+        elif not problem_of(raw):
+            yield place, raw
+        else:
+            raw = without_nan(raw)
+            problem = problem_of(raw)
+            yield place, ValueError(f"the field {problem}") if problem else raw
 
 
 def _sort(stage: Stage, number: int, unit: UnitWriter) -> None:
@@ -285,8 +332,8 @@ def _apply(stage: Stage, number: int, unit: UnitWriter) -> None:
         if whole:
             passing.came[whole] += 1
         if row.id in decided:
-            reason, detail = decided.pop(row.id)
-            kept, rejected = [], [RejectedRow(row, whole, reason, detail)]
+            reason, detail, columns = decided.pop(row.id)
+            kept, rejected = [], [RejectedRow(row.with_(**columns), whole, reason, detail)]
         else:
             kept, rejected = apply_steps(row, [*steps, LAST] if last else steps, passing)
         for each in kept:
@@ -298,17 +345,18 @@ def _apply(stage: Stage, number: int, unit: UnitWriter) -> None:
     unit.facts = {"came": passing.came, "changed": passing.changed}
 
 
-def _decided(stage: Stage, number: int) -> tuple[str, dict[str, tuple[str, str]]]:
-    """The step that decided just before a stage, and reason and detail by id in one partition; "" if none did."""
+def _decided(stage: Stage, number: int) -> tuple[str, dict[str, tuple[str, str, dict[str, Any]]]]:
+    """The step that decided just before a stage, "" if none did, and its decisions about one partition: reason, detail
+    and columns by id."""
     decision = _plan.stages[stage.number - 1]
     if decision.kind != "decide":
         return "", {}
     found = {}
     for line in read_lines(_plan.unit(decision, 0), f"{number:03d}"):
-        id, reason, detail = json.loads(line)
+        id, *why = json.loads(line)
         if id in found:
             raise UserError(f"step {decision.steps[0]} rejects the id {id} twice")
-        found[id] = reason, detail
+        found[id] = tuple(why)
     return decision.steps[0], found
 
 
@@ -354,14 +402,9 @@ def decide(plan: Plan, stage: Stage, workers: Workers) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
-            for id, found in step.decide(_AllRows(plan, plan.before(stage), workers, folder)):
-                check_reason(name, step.reasons, found, f"step {name} at row {id}")
+            for id, found in decisions(name, step, _AllRows(plan, plan.before(stage), workers, folder)):
                 number = partition_of(id, plan.config.partitions)
-                unit.write(f"{number:03d}", encode([id, found.reason, found.detail]))
-        except (UserError, OSError, MemoryError):
-            raise
-        except Exception as error:  # a step of one's own may raise anything
-            raise UserError(f"step {name} raised {raised(error)}") from error
+                unit.write(f"{number:03d}", encode([id, found.reason, found.detail, found.columns]))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """Describes values of raw records in error messages, and turns them into values that JSON can hold."""
 
 import json
+import math
 from collections.abc import Mapping
 
 MAX_RECORD_BYTES = 2**26
@@ -45,9 +46,10 @@ def present(raw: dict) -> dict:
 
 
 def plain(meta: dict) -> dict:
-    """`meta` if JSON in UTF-8 can hold it; else a copy in which text replaces every value that JSON cannot hold."""
+    """`meta` if JSON in UTF-8 can hold it; else a copy in which text replaces every value that JSON cannot hold, and
+    null replaces NaN."""
     try:
-        json.dumps(meta, ensure_ascii=False).encode()
+        json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
     except (RecursionError, TypeError, ValueError, OverflowError):
         return _plain(meta, _DEPTH)
     return meta
@@ -60,6 +62,8 @@ def _plain(value, depth: int):
         return {_text(str(name)): _plain(item, depth - 1) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, depth - 1) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
     return value if value is None or isinstance(value, bool | int | float) else _text(str(value))
 
 

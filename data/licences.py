@@ -112,12 +112,14 @@ def find(name: str | None) -> Licence | None:
 
 
 def check_name(name: str | None, where: str) -> None:
-    """Raises UserError, which begins with `where`, for a name that the table does not have; None is none."""
-    if name is not None and find(name) is None:
+    """Raises UserError, which begins with `where`, for a name that the table does not have; None is none.
+
+    A name "LicenseRef-..." (SPDX's form for licences outside its list) is recorded; its duties are unknown."""
+    if name is not None and find(name) is None and not re.fullmatch(r"LicenseRef-[A-Za-z0-9.-]+", name):
         near = did_you_mean(_normal(name), _table()[0])
         raise UserError(
-            f"{where}: the licence {name!r} is not in data/licences.toml{near}; give an SPDX name, own for your own "
-            "data, or leave it out where it is unknown"
+            f"{where}: the licence {name!r} is not in data/licences.toml{near}; give a name of that table, own "
+            "for your own data, LicenseRef-NAME for another licence, whose duties stay unknown, or leave it out"
         )
 
 

@@ -188,8 +188,10 @@ def check_turns(messages: list[Message], rule: dict, *, empty_answer: bool = Fal
         role = message["role"]
         if before not in rule[role]:
             place = f"follows {'another' if before == role else 'the'} {before} turn" if before else "comes first"
-            allowed = " or ".join(sorted(other or "nothing" for other in rule[role]))
-            raise ValueError(f"turn {i + 1} ({role}) {place}; before it may be {allowed}")
+            names = " or ".join(sorted(other for other in rule[role] if other))
+            allowed = [f"directly after a turn of {names}"] if names else []
+            allowed += ["as the first turn"] if None in rule[role] else []
+            raise ValueError(f"turn {i + 1} ({role}) {place}; it may stand only {' or '.join(allowed)}")
         says_something = message["content"].strip() or message.get("tool_calls") or role == "tool"
         if not says_something and not (empty_answer and i == len(messages) - 1):
             raise ValueError(f"turn {i + 1} ({role}) is empty")

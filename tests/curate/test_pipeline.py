@@ -242,7 +242,7 @@ def test_finished_units_are_not_computed_again(made, tmp_path, monkeypatch):
         "camelid.curate.pipeline.do_unit", lambda stage, n: (done.append((stage.kind, n)), original(stage, n))
     )
     run(config, tmp_path / "out")
-    assert len(done) == first == 2 + 1 + 3 * 8
+    assert len(done) == first == 1 + 1 + 3 * 8
 
 
 def _noted(monkeypatch) -> list[int]:

@@ -69,9 +69,22 @@ def test_bytes_behind_the_end_and_missing_files_are_errors(tmp_path):
 
 def test_a_damaged_marker_is_an_error(tmp_path):
     make(tmp_path / "unit", 3)
-    (tmp_path / "unit" / "done.json").write_text('{"files": {')
-    with pytest.raises(UserError, match=r"done.json is damaged at byte 0: it holds no JSON; remove the folder"):
-        list(read_lines(tmp_path / "unit", "rows"))
+    marker = tmp_path / "unit" / "done"
+    whole = marker.read_bytes()
+    for damaged in (b"", whole[:-1], whole[1:], b'{"files":{},"facts":{}}', whole.replace(b"3", b"4", 1), b"[]\n"):
+        marker.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"done is damaged at byte 0: its bytes are not .*; remove the folder"):
+            list(read_lines(tmp_path / "unit", "rows"))
+        with pytest.raises(UserError, match="done is damaged"):
+            facts_of(tmp_path / "unit")
+
+
+def test_a_unit_whose_marker_is_lost_is_made_anew(tmp_path):
+    lines = make(tmp_path / "unit", 3)
+    (tmp_path / "unit" / "done").unlink()
+    assert not is_done(tmp_path / "unit")
+    make(tmp_path / "unit", 3)
+    assert list(read_lines(tmp_path / "unit", "rows")) == lines
 
 
 def test_a_unit_that_an_error_ends_does_not_exist(tmp_path):
@@ -94,3 +107,9 @@ def test_of_two_processes_that_make_a_unit_the_first_one_stays(tmp_path):
 def test_lines_are_utf_8_and_lone_surrogates_are_escaped(tmp_path):
     assert encode({"a": "字"}) == '{"a":"字"}\n'.encode()
     assert json.loads(encode({"a": "\ud800"})) == {"a": "\ud800"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1}, object(), b"a", {(1, 2): 3}])
+def test_what_json_cannot_hold_is_never_written(value):
+    with pytest.raises((TypeError, ValueError)):
+        encode({"a": value})
