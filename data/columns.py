@@ -9,15 +9,26 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import UserError, did_you_mean, shown
 
-QUESTION = ("question", "Question", "QUESTION", "问题", "提问", "問題")
-ANSWER = ("answer", "Answer", "ANSWER", "答案", "回答", "解答")
+QUESTION = ("question", "Question", "QUESTION", "questions", "Questions", "QUESTIONS", "问题", "提问", "問題")
+ANSWER = ("answer", "Answer", "ANSWER", "answers", "Answers", "ANSWERS", "答案", "回答", "解答")
 CONTEXT = ("context", "Context", "CONTEXT", "上下文", "背景")
 """Names of the fields of a question with its answer, in English and Chinese. Of several, the first is preferred."""
+
+SHORT_QUESTION, SHORT_ANSWER = ("Q", "q", "问"), ("A", "a", "答")
+"""Further names, which count in a record without a column B: beside it, A is one of several choices."""
 
 
 def field_of(raw: Mapping, names: Iterable[str]) -> str | None:
     """The first of several names that a record has; None if it has none of them."""
     return next((name for name in names if name in raw), None)
+
+
+def qa_columns(raw: Mapping) -> tuple[str | None, str | None, str | None]:
+    """The names under which a record has a question, its answer and its context; None for what it lacks."""
+    question, answer = field_of(raw, QUESTION), field_of(raw, ANSWER)
+    if "B" not in raw and "b" not in raw:
+        question, answer = question or field_of(raw, SHORT_QUESTION), answer or field_of(raw, SHORT_ANSWER)
+    return question, answer, field_of(raw, CONTEXT)
 
 
 def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from ..errors import shown
 from . import conversation_fields, labels, preferences
-from .columns import ANSWER, CONTEXT, QUESTION, field_of
+from .columns import ANSWER, CONTEXT, QUESTION, SHORT_ANSWER, SHORT_QUESTION, qa_columns
 from .json_values import kind_of, plain, present
 from .messages import (
     ALTERNATING,
@@ -75,7 +75,8 @@ def parse(raw: dict, format: str = "auto") -> dict:
         raise ValueError("it is nested too deeply") from None
     except (TypeError, ValueError):
         raise ValueError("tools, tool_calls or documents hold a value that JSON cannot write") from None
-    meta = _meta(raw, chosen.fields | _shared_fields_of(record))
+    used = qa_columns(raw) if chosen.parse is qa else chosen.fields
+    meta = _meta(raw, _shared_fields_of(record).union(used))
     return record | {"meta": meta} if meta else record
 
 
@@ -144,7 +145,7 @@ def detect(raw: dict) -> str:
         return "text"
     if has("type") and has("instances"):
         return "lmflow"  # its parser raises the error for an unknown type
-    if field_of(raw, QUESTION):
+    if qa_columns(raw)[0]:
         return "qa"  # last, so that other formats may have such a field; its parser raises the error for no answer
     fields = ", ".join(name if name.isprintable() else repr(name) for name in map(str, raw)) or "(none)"
     fields = fields if len(fields) < 300 else f"{fields[:300]}..."
@@ -207,7 +208,7 @@ def qa(raw: dict) -> dict:
 
     The context is the input of the user's turn, which follows the question.
     """
-    question, answer, context = (field_of(raw, names) for names in (QUESTION, ANSWER, CONTEXT))
+    question, answer, context = qa_columns(raw)
     turn = {"role": "user", "content": string(raw, question or QUESTION[0])}
     if context and (more := optional_string(raw, context)):
         turn["input"] = more
@@ -345,7 +346,7 @@ _PREFERENCE_FIELDS = preferences.MARGIN_FIELDS | {"chosen", "rejected"}
 FORMATS = {
     "text": Format(text, frozenset({"text"})),
     "alpaca": Format(alpaca, _PREFERENCE_FIELDS | {"instruction", "input", "output", "history"}),
-    "qa": Format(qa, frozenset({*QUESTION, *ANSWER, *CONTEXT})),
+    "qa": Format(qa, frozenset({*QUESTION, *ANSWER, *CONTEXT, *SHORT_QUESTION, *SHORT_ANSWER})),
     "sharegpt": Format(sharegpt, _PREFERENCE_FIELDS | {"conversations", "conversation"}),
     "openai": Format(openai, _PREFERENCE_FIELDS | {"messages"}),
     "colossalchat": Format(colossalchat, _PREFERENCE_FIELDS | {"messages", "context"}),

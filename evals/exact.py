@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from ..checkpoints.console import tell
 from ..checkpoints.language_model import LanguageModel
-from ..data.columns import ANSWER, QUESTION, field_of
+from ..data.columns import ANSWER, QUESTION, qa_columns
 from ..data.files import file_rows, find_files
 from ..data.json_values import kind_of
 from ..errors import UserError
@@ -68,9 +68,8 @@ def _asked(record: object, where: str) -> Asked:
     check_fields(record, FIELDS, where)
     if "choices" in record:
         raise UserError(f'{where}: a question with "choices": ask it by --choices, or take the field out')
-    question, messages, answer = (
-        record.get(field_of(record, names) or names[0]) for names in (QUESTION, ("messages",), ANSWER)
-    )
+    asked, answered, _ = qa_columns(record)
+    question, messages, answer = record.get(asked), record.get("messages"), record.get(answered)
     if messages is None:
         messages = [{"role": "user", "content": question}]
         if not isinstance(question, str) or not question.strip():

@@ -66,6 +66,13 @@ TEXTS_AND_CHATS = [
         chat(system("Be brief."), user("Who?", input="Ann came."), assistant("Ann."), meta={"Nr": "7"}),
     ),
     ("qa", {"问题": "谁来了？", "答案": "安来了。"}, chat(user("谁来了？"), assistant("安来了。"))),
+    ("qa", {"Questions": "Who?", "Answers": "Ann.", "Nr": 1}, chat(user("Who?"), assistant("Ann."), meta={"Nr": 1})),
+    ("qa", {"Q": "Who?", "A": "Ann."}, chat(user("Who?"), assistant("Ann."))),
+    (
+        "qa",
+        {"question": "Who?", "answer": "Ann.", "answers": ["Ann.", "Eve."], "A": "Ann.", "B": "Eve."},
+        chat(user("Who?"), assistant("Ann."), meta={"answers": ["Ann.", "Eve."], "A": "Ann.", "B": "Eve."}),
+    ),
     (
         "sharegpt",
         {

@@ -23,6 +23,8 @@ MALFORMED = [
     ("auto", {"words": "Q", "answer": "A"}, "no format has the fields words, answer"),
     ("auto", {"question": "Q"}, "answer is missing"),
     ("qa", {"问题": "Q"}, "answer is missing"),
+    ("auto", {"Q": "Who?"}, "answer is missing"),
+    ("auto", {"question": "Who?", "A": "Ann", "B": "Eve"}, "answer is missing"),  # choices, not an answer
     ("qa", {"question": "Q", "answer": ["A"]}, "answer is a list, not a string"),
     ("qa", {"question": "Q", "answer": "A", "context": 7}, "context is a number, not a string"),
     ("auto", {}, "no format has the fields (none)"),
