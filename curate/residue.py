@@ -1,7 +1,8 @@
 """Removes what the pages of chats leave in exports: labels of buttons, page counters, names of speakers, times.
 
 Such lines are removed only where a page puts them: at the edge of a turn, as a paragraph of their own in an answer, and
-in the head of a block of code. They are never removed inside prose or code. The lines are in residue.toml.
+in the head of a block of code. They are never removed inside prose or code, nor where a line before them ends with a
+colon, as in "Press this button:". The lines are in residue.toml.
 """
 
 import functools
@@ -20,6 +21,7 @@ from .repair import answers_of, with_turns
 from .rows import Rejected, Row
 
 _MARKS = " \t\r#*_\u200b\ufeff"
+_FIELD = re.compile(r"[\w ]{1,24}[:：] ?\S")
 _LANGUAGE_NAME = r"[A-Za-z][\w+#.-]{0,19}"
 
 
@@ -30,6 +32,7 @@ class _Lines(NamedTuple):
     certain_anywhere: re.Pattern[str]  # whether a text has such a line at all
     speakers: Mapping[str, re.Pattern[str]]  # by role
     counters: re.Pattern[str]
+    bare_counter: re.Pattern[str]  # one that looks like a fraction
     repeated: tuple[re.Pattern[str], ...]
     code_head: re.Pattern[str]  # language, button and what follows, in the first line of a block
     button: re.Pattern[str]  # language and button, in the line above a block
@@ -46,6 +49,7 @@ def _patterns() -> _Lines:
         re.compile(rf"^[{_MARKS}]*(?:{certain})[{_MARKS}]*$", re.MULTILINE),
         {role: re.compile("|".join(found["speakers"][role])) for role in ("user", "assistant")},
         re.compile("|".join(found["counters"]["any"])),
+        re.compile(found["counters"]["bare"]),
         tuple(map(re.compile, [*found["repeated"]["en"], *found["repeated"]["zh"]])),
         re.compile(rf"(?P<language>(?:{_LANGUAGE_NAME}?)?) ?(?:{heads})(?P<rest>.*)"),
         re.compile(rf"(?P<language>(?:{_LANGUAGE_NAME}?)?) ?(?:{heads})"),
@@ -120,15 +124,27 @@ def _is_certain(line: str, role: str) -> bool:
     return bool(patterns.certain.fullmatch(line) or patterns.speakers[role].fullmatch(line))
 
 
-def _is_counter(line: str) -> bool:
-    """Whether a line, without marks, is a counter such as "1 / 2"."""
-    match = _patterns().counters.fullmatch(line) if "/" in line and len(line) < 16 else None
-    return bool(match) and 1 <= int(match["shown"] or match["shown2"]) <= int(match["all"] or match["all2"])
+def _is_counter(line: str, pattern: re.Pattern[str]) -> bool:
+    """Whether a line, without marks, is a counter of that form, such as "1 / 2"."""
+    match = pattern.fullmatch(line) if "/" in line and len(line) < 16 else None
+    return bool(match) and 1 <= int(match["shown"]) <= int(match["all"])
 
 
 def _repeated(line: str) -> str | None:
-    """The pattern of the table `repeated` that a line, without marks, matches; None if it matches none."""
+    """The pattern of the table `repeated`, or of a bare counter, that a line without marks matches; or None."""
+    if _is_counter(line, _patterns().bare_counter):
+        return _patterns().bare_counter.pattern
     return next((p.pattern for p in _patterns().repeated if p.fullmatch(line)), None) if len(line) < 48 else None
+
+
+def _announces(line: str) -> bool:
+    """Whether a line announces what is below it."""
+    return line.rstrip(_MARKS).endswith((":", "：", "="))
+
+
+def _is_in_list(bare: str, beside: str) -> bool:
+    """Whether a line such as "Model: GPT-4" stands beside another line with a name and a value."""
+    return bool(_FIELD.match(bare) and _FIELD.match(beside.strip(_MARKS)))
 
 
 def _edge(lines: Sequence[str], role: str, is_top: bool, familiar: frozenset[tuple[bool, str]]) -> int:
@@ -139,7 +155,9 @@ def _edge(lines: Sequence[str], role: str, is_top: bool, familiar: frozenset[tup
         bare = _bare(line)
         if not line.strip():
             continue
-        if _is_certain(bare, role) or _is_counter(bare):
+        if place + 1 < len(lines) and _is_in_list(bare, lines[place + 1]):
+            break
+        if _is_certain(bare, role) or _is_counter(bare, _patterns().counters):
             run.append(None)
         elif pattern := _repeated(bare):
             run.append(pattern)
@@ -147,8 +165,17 @@ def _edge(lines: Sequence[str], role: str, is_top: bool, familiar: frozenset[tup
             break
         places.append(place)
     beside_others = None in run
-    removed = itertools.takewhile(lambda p: p is None or beside_others or (is_top, p) in familiar, run)
-    count = len(list(removed))
+    counter = _patterns().bare_counter.pattern
+    several = run.count(counter) > 1  # a page has one counter, so these are fractions
+
+    def is_removed(pattern: str | None) -> bool:
+        if pattern == counter and several:
+            return False
+        return pattern is None or beside_others or (is_top, pattern) in familiar
+
+    count = len(list(itertools.takewhile(is_removed, run)))
+    if not is_top and count == len(run):
+        count = _unannounced(lines, places)
     if not count:
         return 0
     stop = places[count - 1] + 1
@@ -157,13 +184,33 @@ def _edge(lines: Sequence[str], role: str, is_top: bool, familiar: frozenset[tup
     return stop
 
 
+def _unannounced(lines: Sequence[str], places: Sequence[int]) -> int:
+    """How many lines at the end of a turn remain to be removed without those that the line before them announces.
+
+    Args:
+      lines: the lines of the turn, from its end.
+      places: where the lines are that look like those of a page, ascending.
+    """
+    before = next((line for line in lines[places[-1] + 1 :] if line.strip()), "") if places else ""
+    count = len(places)
+    if _announces(before):
+        count -= 1
+        while count and places[count - 1] == places[count] - 1:  # the same paragraph
+            count -= 1
+    return count
+
+
 def _familiar(turns: Sequence[Message]) -> frozenset[tuple[bool, str]]:
-    """The patterns of the table `repeated` that the same end of two turns or more has (True for the first line)."""
+    """The patterns of the table `repeated` that the same end of two turns or more has (True for the first line).
+
+    A bare counter counts as a first line only: many answers end with a fraction.
+    """
     count: Counter[tuple[bool, str]] = Counter()
     for turn in turns:
         lines = [line for line in turn["content"].split("\n") if line.strip()]
         for is_top in (True, False) if turn["role"] in ("user", "assistant") and len(lines) > 1 else ():
-            if pattern := _repeated(_bare(lines[0 if is_top else -1])):
+            pattern = _repeated(_bare(lines[0 if is_top else -1]))
+            if pattern and (is_top or pattern != _patterns().bare_counter.pattern):
                 count[is_top, pattern] += 1
     return frozenset(end for end, times in count.items() if times > 1)
 
@@ -209,12 +256,15 @@ def _without_paragraphs(lines: Sequence[str], role: str) -> tuple[list[str], int
         in_code[start:stop] = [True] * (stop - start)
     kept: list[str] = []
     count = 0
+    above = ""  # the line above with text
     for place, line in enumerate(lines):
         before = lines[place - 1].strip() if place else ""
+        above = before or above
         after = lines[place + 1].strip() if place + 1 < len(lines) else ""
         is_paragraph = not before and not after
         is_button = bool(_patterns().button.fullmatch(_bare(line))) and re.fullmatch(f"(?:{_LANGUAGE_NAME})?", before)
-        if not in_code[place] and (is_paragraph or is_button) and line.strip() and _is_certain(_bare(line), role):
+        is_apart = is_button or (is_paragraph and not _announces(above))
+        if not in_code[place] and is_apart and line.strip() and _is_certain(_bare(line), role):
             count += 1
         elif line.strip() or not count or not kept or kept[-1].strip() or in_code[place]:
             kept.append(line)

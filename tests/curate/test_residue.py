@@ -25,7 +25,12 @@ def texts(row):
         ("ChatGPT said:\n\nHello.", "Hello."),
         ("##### ChatGPT said:\nHello.", "Hello."),
         ("ChatGPT 说：\n你好。\n\n重新生成", "你好。"),
-        ("1 / 2\nHello.", "Hello."),
+        ("1 / 2\nChatGPT said:\nHello.", "Hello."),
+        ("Hello.\n1 / 2\n\nRegenerate response", "Hello."),
+        ("So it is:\n\n1 / 2\n\nRegenerate response", "So it is:\n\n1 / 2"),
+        ("They are\n\n1 / 2\n\n3 / 4\n\nRegenerate", "They are\n\n1 / 2\n\n3 / 4"),
+        ("Here it is:\n\nCopy code\n\nimport os", "Here it is:\n\nimport os"),
+        ("模型：GPT-4\n你好。", "你好。"),
         ("Hello.\n\n‹ 2/2 ›", "Hello."),
         ("Model: GPT-4\n\nHello.\nShare Prompt", "Hello."),
         ("Model: Default (GPT-3.5)\nHello.", "Hello."),
@@ -71,6 +76,18 @@ def test_the_button_above_code_becomes_the_language_of_the_block(text):
         "```\nCopy code from a to b\n```",
         "> Regenerate response",
         "1/2\n\nbecause one of two is half.",
+        "1 / 2\n\nis a half.",
+        "Therefore the answer is:\n\n3 / 4",
+        "答案是\n\n1 / 2",
+        "The series is:\n\n1 / 2\n\n2 / 3\n\n3 / 4",
+        "Model: GPT-4 is a model by OpenAI.\nIt is large.",
+        "Model: GPT-4\nMaker: OpenAI",
+        "It has\nMaker: OpenAI\nModel: GPT-4",
+        "模型：GPT-4是一个模型\n它很大。",
+        "Read the label:\nRegenerate response",
+        "看这个按钮：\n\n重新生成",
+        "Choose one of:\n\nShare\nRegenerate response",
+        "Press it:\n\nRegenerate response\n\nand wait.",
         "3 / 2\nis more than one.",
         "1 / 2",
         "Copy\nthis line.",
@@ -108,6 +125,18 @@ def test_times_and_short_labels_are_removed_where_turns_share_them():
     ]
 
 
+def test_counters_that_look_like_fractions_are_removed_above_two_turns_and_never_below_them():
+    assert texts(Residue()(chat("q", "2 / 2\nHello.", "3 / 3\nAnd then?", "No."))) == [
+        "q",
+        "Hello.",
+        "And then?",
+        "No.",
+    ]
+    for fractions in (("q", "It is\n\n1 / 2", "r", "It is\n\n2 / 3"), ("q", "1 / 2\nof it.", "r", "All.")):
+        row = chat(*fractions)
+        assert Residue()(row) is row
+
+
 def test_an_answer_of_nothing_but_an_error_is_left_out():
     row = Residue()(chat("q", "a", "r", "There was an error generating a response"))
     assert texts(row) == ["q", "a"]
@@ -127,15 +156,13 @@ def test_answers_of_preferences_are_cleaned():
         "kind": "preference",
         "messages": [{"role": "user", "content": "q"}],
         "chosen": [{"role": "assistant", "content": "a\n\nRegenerate response"}],
-        "rejected": [{"role": "assistant", "content": "1 / 2\nb"}],
+        "rejected": [{"role": "assistant", "content": "‹ 1/2 ›\nb"}],
     }
     found = Residue()(Row("0", record, "s", "p"))
     assert [found.record[side][0]["content"] for side in ("chosen", "rejected")] == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    "unit", ["Copy code\n", "```\nCopy code\n", "1 / 2\n", "Copy\n", "# ", "\n"]
-)
+@pytest.mark.parametrize("unit", ["Copy code\n", "```\nCopy code\n", "1 / 2\n", "Copy\n", "# ", "\n"])
 def test_time_grows_with_the_length_of_a_text(unit):
     def seconds(count):
         start = time.process_time()
