@@ -4,6 +4,7 @@ A table whose columns are those of a format, such as questions and answers, give
 become Markdown in passages. Every file is accounted for: read, left out with a reason, or an error that names it.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -186,6 +187,8 @@ def _add_table(found: Documents, report: FileReport, table: Table, about: dict, 
         heading = [Block(HEADING, table.name, level=1)] if table.name else []
         if blocks := table.blocks():
             _add_passages(found, report, passages_of([*heading, *blocks], settings.passage), about, source)
+            if len(table.header) > 1 and not settings.columns:
+                report.notes.append(_note_of(table))
         elif not table.records():
             report.notes.append(f"{f'sheet {table.name}: ' if table.name else ''}a header without rows")
     for number, (place, raw) in enumerate(table.records(), 1):
@@ -203,6 +206,15 @@ def _add_table(found: Documents, report: FileReport, table: Table, about: dict, 
         row = row.with_(record, **{LANGUAGE: language_of(" ".join(given.values())) or "unknown"})
         (found.passages if record["kind"] == "text" else found.records).append(row)
         report.records += 1
+
+
+def _note_of(table: Table) -> str:
+    """What tells the reader of a table that became text how it would become records."""
+    names = list(table.header)
+    columns = json.dumps(dict(zip(("instruction", "output"), names, strict=False)), ensure_ascii=False)
+    sheet = f"sheet {table.name}: " if table.name else ""
+    what = f"{sheet}read as text, as no format has the columns {', '.join(names[:8])}{', ...' if names[8:] else ''}"
+    return f"{what}; if they are questions and answers, give --columns='{columns}'"
 
 
 def _fits(raw: dict | ValueError, columns: dict[str, str]) -> bool:

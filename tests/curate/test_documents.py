@@ -1,6 +1,8 @@
 """Word, HTML, Markdown, text and workbooks with planted headings, tables, lists and defects."""
 
 import datetime
+import json
+import re
 
 import pytest
 
@@ -78,10 +80,71 @@ def test_a_web_page_is_its_content_without_menus(tmp_path):
     assert found(path) == [("paragraph", 0, "Only this.")]
 
 
+@pytest.mark.parametrize(
+    "html,texts",
+    [
+        ("<nav>menu</nav><form><p>In a form.</p><input value=x><select><option>o</select></form>", ["In a form."]),
+        (
+            "<header>site</header><article><header><h2>One</h2></header><p>1</p></article><article><header><h2>Two</h2>"
+            "</header><aside>Note.</aside></article><aside>bar</aside>",
+            ["One", "1", "Two", "Note."],
+        ),
+        ("<p>Before.</p><article>Inside.</article><p>After.</p>", ["Before.", "Inside.", "After."]),
+        ("<main><p>First.</p></main><p>no</p><div role=main>Second.</div>", ["First.", "Second."]),
+        ("<details><summary>Why?</summary>Because.</details>", ["Why?", "Because."]),
+        ("<p>snake_case 2*3</p><p>x <script>var y</script>z</p>", ["snake_case 2*3", "x z"]),
+    ],
+)
+def test_menus_and_edges_of_a_web_page_are_left_out_and_what_stands_beside_is_kept(tmp_path, html, texts):
+    (tmp_path / "a.html").write_text(f"<html><body>{html}</body></html>")
+    assert [block.text for block in read_document(tmp_path / "a.html").blocks] == texts
+
+
+@pytest.mark.parametrize(
+    "table,rows",
+    [
+        ("<tr><td>c1<td>c2<tr><td>c3", ["| c1 | c2 |", "| c3 | |"]),
+        ("<tr><th>A<th colspan=2>B<tr><td>a|b<td>c<td>d", ["| A | B | |", "| a\\|b | c | d |"]),
+        (
+            "<tr><td>A<td>B<td>C<tr><td colspan=2>ab<td rowspan=2>c<tr><td>d<td>e<tr><td rowspan=9>f<td>g<td>h",
+            ["| A | B | C |", "| ab | | c |", "| d | e | c |", "| f | g | h |"],
+        ),
+        ("<tr><td><table><tr><td>a<td>b<tr><td>c<td>d</table><td>", ["| a | b |", "| c | d |"]),
+    ],
+)
+def test_tables_of_a_web_page_keep_their_columns(tmp_path, table, rows):
+    (tmp_path / "a.html").write_text(f"<table>{table}</table>")
+    ((kind, _, text),) = found(tmp_path / "a.html")
+    head, rule, *rest = text.split("\n")
+    assert kind == "table" and rule == "|" + " --- |" * (rule.count("|") - 1) and [head, *rest] == rows
+
+
+def test_a_web_page_that_is_nested_too_deeply_is_refused(tmp_path):
+    for name, html in {"list": "<ul><li>" * 300, "div": "<div>" * 3000}.items():
+        (tmp_path / f"{name}.html").write_text(f"{html}Deep.")
+    (tmp_path / "flat.html").write_text("<div>" * 150 + "Text.")
+    documents = read_documents(tmp_path, Reading(on_error="skip"))
+    assert [row.record["text"] for row in documents.passages] == ["Text."]
+    assert [each.detail.partition(";")[0] for each in documents.rejected] == [
+        "its elements are nested 3,002 levels deep",
+        "its elements are nested 602 levels deep",
+    ]
+
+
+def test_formulas_of_a_web_page_are_their_tex_or_else_their_characters(tmp_path):
+    (tmp_path / "a.html").write_text('<p><script type="math/tex">z^2</script> <math><mi>x</mi></math></p>')
+    document = read_document(tmp_path / "a.html")
+    assert [block.text for block in document.blocks] == ["$z^2$ x"]
+    assert document.notes == ("formulas without TeX are read as their characters",)
+
+
 def test_a_web_page_in_gb18030_is_read_as_it_says(tmp_path):
     content = '<html><head><meta charset="gb18030"></head><body><p>商品可以退回。</p></body></html>'
     (tmp_path / "a.html").write_bytes(content.encode("gb18030"))
     assert found(tmp_path / "a.html") == [("paragraph", 0, "商品可以退回。")]
+    (tmp_path / "a.html").write_bytes(content.replace("gb18030", "utf-8").encode("gb18030"))
+    read = read_document(tmp_path / "a.html")
+    assert not read.blocks[0].text.isascii() and read.notes[0].startswith("it says utf-8 and is no such file: read as")
 
 
 def test_a_word_file_keeps_headings_lists_tables_and_pages(tmp_path):
@@ -240,6 +303,19 @@ def test_columns_of_ones_own_name_the_questions_of_the_tables_that_have_them(tmp
         read_documents(tmp_path, Reading(columns={"instruction": "ask", "output": "tel"}))
 
 
+def test_a_table_that_becomes_text_has_a_note_with_the_columns_that_would_make_it_records(tmp_path):
+    (tmp_path / "a.csv").write_text("Ask;Tell;Nr\nWho?;Ann.;1\nWhere?;Here.;2\n")
+    (tmp_path / "b.csv").write_text("Q;A\nWho?;Eve.\n")
+    (note,), none = (each.notes for each in read_documents(tmp_path, Reading()).files)
+    assert (
+        note.startswith("read as text, as no format has the columns Ask, Tell, Nr; if they are questions") and not none
+    )
+    columns = json.loads(re.search(r"--columns='(.*)'$", note)[1])
+    documents = read_documents(tmp_path, Reading(columns=columns))
+    assert [row.record["messages"][1]["content"] for row in documents.records] == ["Ann.", "Here.", "Eve."]
+    assert not any(each.notes for each in documents.files)
+
+
 BAD = {
     "empty.txt": (b"", "it is empty (0 bytes)"),
     "blank.txt": (b" \n\n", "it holds no text"),
@@ -338,7 +414,12 @@ def test_text_without_a_table_below_it_is_kept_and_a_header_without_rows_is_told
         "| Lamp | x |  | 2 |\n| Bed |  | 3 |  |",
         "hello",
     ]
-    assert [each.notes for each in documents.files] == [["sheet Head: a header without rows"], []]
+    head, prices = documents.files[0].notes
+    assert (head, prices[:27], documents.files[1].notes) == (
+        "sheet Head: a header without rows",
+        "sheet Prices: read as text,",
+        [],
+    )
     (tmp_path / "c.csv").write_text("question,answer\n")
     with pytest.raises(DataError, match=r"c\.csv: a header without rows"):
         read_documents(tmp_path, Reading())

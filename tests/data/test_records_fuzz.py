@@ -43,6 +43,11 @@ BASES = {
         {"instruction": "U1", "output": "A1", "system": "S0", "history": [["U0", "A0"]]},
         {"instruction": "U0", "output": "A0", "kto_tag": True},
     ],
+    "qa": [
+        {"question": "U0", "answer": "A0", "system": "S0", "id": 3},
+        {"Questions": "U0", "Answers": "A0", "Context": "I0"},
+        {"Q": "U0", "A": "A0", "answers": ["A0", "A1"]},
+    ],
     "sharegpt": [
         {"id": "a", "conversations": turns("from", "value", *TALK)},
         {"conversations": turns("from", "value", *TALK[:3]), "chosen": {"from": "gpt", "value": "C"}}
@@ -224,6 +229,8 @@ def answers(raw, form):
         found = earlier if isinstance(raw["prompt"], str) else spoken(raw["prompt"], form)
         completion = raw["completion"]
         found += [completion] if isinstance(completion, str) else spoken(completion, form)
+    elif form == "qa":
+        found = [next(raw[name] for name in ("answer", "Answers", "answers", "A") if name in raw)]
     else:
         history = raw.get("history") if form == "alpaca" else []
         earlier = [pair[1] for pair in history] if isinstance(history, list) else []
