@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-from ..data.cards import CardSource, CardStep, hash_of
+from ..data.cards import CardSource, CardStep, Count, hash_of
 from ..data.licences import terms_of
 from ..settings.sections import to_config
 from .dataset import About
@@ -48,7 +48,7 @@ def _source(made: Made, settings: Instruct, language: str, teacher: str) -> Card
     wanted, name = settings.languages[language], source_of(language)
     read = sum(row.source == name for row in made.rows) + sum(each.row.source == name for each in made.rejected)
     seeds = hash_of([[seed.instruction, seed.input, seed.output] for seed in read_seeds(wanted.seeds)])
-    return CardSource(wanted.seeds, seeds, read, wanted.licence, teacher=teacher, terms=terms_of(teacher))
+    return CardSource(wanted.seeds, seeds, read, Count(), wanted.licence, teacher, terms_of(teacher))
 
 
 def _steps(settings: Instruct) -> dict[str, CardStep]:

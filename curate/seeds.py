@@ -16,6 +16,7 @@ from typing import Any
 
 from ..data.files import file_rows, find_files
 from ..data.formats import parse, unfold
+from ..data.json_values import lone_surrogate
 from ..errors import UserError
 from .words import HAN
 
@@ -84,6 +85,8 @@ def _task(raw: Any) -> Task:
         parts = [raw.get(name) or "" for name in ("instruction", "input", "output")]
         if not all(isinstance(part, str) for part in parts) or not parts[0].strip():
             raise ValueError("instruction, input and output have to be texts, and instruction must not be empty")
+        if surrogate := lone_surrogate("".join(parts)):
+            raise ValueError(f"it has the lone surrogate {surrogate!r}, which UTF-8 cannot write")
         return Task(*(part.strip() for part in parts))
     record = parse(raw)
     turns = [message for message in record.get("messages", ()) if message["role"] in ("user", "assistant")]

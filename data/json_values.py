@@ -67,6 +67,15 @@ def _plain(value, depth: int):
     return value if value is None or isinstance(value, bool | int | float) else _text(str(value))
 
 
+def lone_surrogate(text: str) -> str | None:
+    """The first lone surrogate in a text, half a character that UTF-8 cannot write; None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
+
+
 def _text(text: str) -> str:
     """`text` with U+FFFD in place of each lone surrogate."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

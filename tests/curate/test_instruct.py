@@ -15,7 +15,7 @@ from camelid.curate.instruct_report import about, ledger_of, rounds_of
 from camelid.curate.rouge import rouge_l, rouge_words
 from camelid.curate.rows import Rejected, Row
 from camelid.curate.seeds import Task, read_seeds
-from camelid.data.cards import read_card
+from camelid.data.cards import Count, read_card
 from camelid.data.sources import Source
 from camelid.data.sources import read as read_source
 from camelid.errors import UserError
@@ -105,6 +105,19 @@ def test_two_runs_write_the_same_bytes_and_another_seed_shows_other_examples(met
         assert (source.kept.rows, source.read, source.teacher) == (kept, kept + rejected, "simulated")
         assert kept > 20 and rejected > 10
     assert "tokens of prompts" in (tmp_path / "a" / "report.md").read_text()
+
+
+def test_the_card_has_the_licence_of_each_language(wanted, tmp_path):
+    settings = Instruct(
+        languages={"en": replace(wanted["en"], licence="cc-by-4.0"), "zh": wanted["zh"]}, round_requests=8
+    )
+    made = instruct(settings, Teacher(finish=lambda text: "length"))  # no reply is whole: no row is kept
+    write_dataset(tmp_path / "a", [], made.rejected, about(made, settings, "simulated"))
+    sources = read_card(tmp_path / "a").sources
+    assert {name: (each.licence, each.kept) for name, each in sources.items()} == {
+        "self-instruct.en": ("cc-by-4.0", Count()),
+        "self-instruct.zh": (None, Count()),
+    }
 
 
 def test_later_rounds_show_kept_tasks_and_earlier_ones_seeds_alone(wanted):
