@@ -130,7 +130,12 @@ def to_markdown(html: str, *, images: str = "alt") -> str:
     page = page_of(html)
     if page and page.levels > MOST_LEVELS:
         raise ConversionError("nested_too_deeply", f"{page.levels} levels of elements; at most {MOST_LEVELS} are read")
-    soup = _parse(html.strip())
+    return markdown_of(_parse(html.strip()), images=images)
+
+
+def markdown_of(soup: "BeautifulSoup", *, images: str = "alt") -> str:
+    """The Markdown of parsed HTML, which is changed. Arguments and errors are those of `to_markdown`, but for the depth
+    of elements, which the caller has checked."""
     for element in soup.find_all(["svg", "style"]):
         element.decompose()
     _replace_maths(soup)
@@ -257,11 +262,11 @@ def _describe_items(items: "Tag") -> None:
 
     As in Markdown, a list whose items hold paragraphs has blank lines between them.
     """
-    number = _whole(items.get("start"), 1)
+    number = whole(items.get("start"), 1)
     found = items.find_all("li", recursive=False)
     is_loose = any(item.find("p", recursive=False) for item in found)
     for item in found:
-        number = _whole(item.get("value"), number)
+        number = whole(item.get("value"), number)
         item["data-mark"] = f"{number}. " if items.name == "ol" else "- "
         item["data-gap"] = "\n\n" if is_loose else "\n"
         number += 1
@@ -281,10 +286,10 @@ def _describe_cells(table: "Tag") -> None:
             start = place
             while place in reach:
                 place += 1
-            columns = max(1, min(_whole(cell.get("colspan"), 1), MOST_COLUMNS - place))
+            columns = max(1, min(whole(cell.get("colspan"), 1), MOST_COLUMNS - place))
             cell["data-before"], cell["data-after"] = place - start, columns - 1
             if place < MOST_COLUMNS:
-                reach |= dict.fromkeys(range(place, place + columns), _whole(cell.get("rowspan"), 1) or len(rows))
+                reach |= dict.fromkeys(range(place, place + columns), whole(cell.get("rowspan"), 1) or len(rows))
             place += columns
         lengths.append((place, max(place, max(reach) + 1)) if place else (0, 0))
         reach = {column: count - 1 for column, count in reach.items() if count > 1}
@@ -295,7 +300,7 @@ def _describe_cells(table: "Tag") -> None:
             columns = min(longest, MOST_COLUMNS)  # of the rows below the first one, so that time stays linear
 
 
-def _whole(value: str | None, default: int) -> int:
+def whole(value: str | None, default: int) -> int:
     """The whole number that an attribute gives, or a default."""
     return int(value) if value and value.isascii() and value.isdigit() and len(value) < 10 else default
 
@@ -400,14 +405,14 @@ def _rule(head: "Tag | None", columns: int) -> str:
     marks = []
     for cell in head.find_all(["th", "td"], recursive=False) if head is not None else []:
         style = _ALIGN.search(f"{cell.get('style', '')};text-align:{cell.get('align', '')}")
-        marks += ["---"] * _whole(cell.get("data-before"), 0)
-        marks += [rules.get(style[1].lower() if style else "", "---")] * (1 + _whole(cell.get("data-after"), 0))
+        marks += ["---"] * whole(cell.get("data-before"), 0)
+        marks += [rules.get(style[1].lower() if style else "", "---")] * (1 + whole(cell.get("data-after"), 0))
     return "".join(f"| {mark} " for mark in [*marks, *["---"] * (columns - len(marks))]) + "|"
 
 
 def _empty(element: "Tag", side: str) -> str:
     """The empty cells before or after a cell or a row."""
-    return " |" * _whole(element.get(f"data-{side}"), 0)
+    return " |" * whole(element.get(f"data-{side}"), 0)
 
 
 def _in_cell(text: str) -> str:

@@ -143,8 +143,8 @@ def test_a_web_page_in_gb18030_is_read_as_it_says(tmp_path):
     (tmp_path / "a.html").write_bytes(content.encode("gb18030"))
     assert found(tmp_path / "a.html") == [("paragraph", 0, "商品可以退回。")]
     (tmp_path / "a.html").write_bytes(content.replace("gb18030", "utf-8").encode("gb18030"))
-    read = read_document(tmp_path / "a.html")
-    assert not read.blocks[0].text.isascii() and read.notes[0].startswith("it says utf-8 and is no such file: read as")
+    page = read_document(tmp_path / "a.html")
+    assert not page.blocks[0].text.isascii() and page.notes[0].startswith("it says utf-8 and is no such file: read as")
 
 
 def test_a_word_file_keeps_headings_lists_tables_and_pages(tmp_path):
