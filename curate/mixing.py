@@ -235,6 +235,11 @@ def _unweighted(tagged: _Tagged, rejected: Container[tuple[str, int]]) -> dict[t
     found = {}
     for number, (part, rows) in enumerate(zip(tagged.parts, ids, strict=True)):
         count = round(part.weight * whole)
+        if not count:
+            raise UserError(
+                f"{part.name} would have none of its {len(rows):,} training rows: beside the other weights, its weight "
+                f"of {part.weight:g} stands for {part.weight * whole:.2g} rows; give it a larger one, or leave it out"
+            )
         order = sorted(rows, key=lambda id: fraction_of(id, STEP))
         detail = f"{count:,} of {len(rows):,} rows of {part.name} have their share"
         found |= {(id, number): ("weight", detail) for id in order[count:]}

@@ -87,6 +87,12 @@ def test_weights_keep_as_many_rows_as_exist_in_their_proportions(folders):
     assert card.steps["mix"].settings["weights"] == {"chats": 1.5, "faq": 0.5}
 
 
+def test_a_weight_by_which_no_row_of_a_dataset_is_kept_is_refused(folders):
+    with pytest.raises(UserError, match=r"faq would have none of its 9 training rows: .* of 1 stands for 0\.032 rows"):
+        mix(parts(folders, 1000, 1), folders / "mix")
+    assert not (folders / "mix/card.json").exists()
+
+
 def test_two_mixtures_of_the_same_datasets_have_the_same_bytes(folders):
     mix(parts(folders, 2, 1, 1), folders / "mix", shards=2)
     before = contents(folders / "mix")
