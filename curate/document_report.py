@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.cards import CardSource, CardStep, Count, hash_of
+from ..data.files import utf8_name
 from ..data.licences import terms_of
 from .applying import RejectedRow
 from .dataset import About
@@ -84,7 +85,7 @@ def about_questions(
         config |= {"questions": how, "teacher": teacher, "request": dict(more or {})}
         read = len(asked.rows) + len(asked.rejected)
         sources[SOURCE] = CardSource(
-            str(folder), _fingerprint(found), read, Count(), licence, teacher=teacher, terms=terms_of(teacher)
+            utf8_name(folder), _fingerprint(found), read, Count(), licence, teacher=teacher, terms=terms_of(teacher)
         )
         for name, reasons in QUESTION_REASONS.items():
             used = {"support": questions.support} if name == "grounded" else {}
@@ -111,7 +112,7 @@ def files_table(found: Documents) -> Table:
 
 
 def _source(folder: Path, found: Documents, read: int, licence: str | None) -> CardSource:
-    return CardSource(str(folder), _fingerprint(found), read, Count(), licence)
+    return CardSource(utf8_name(folder), _fingerprint(found), read, Count(), licence)
 
 
 def _fingerprint(found: Documents) -> str:

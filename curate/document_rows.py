@@ -11,7 +11,7 @@ from typing import Annotated
 
 from ..data.columns import absent, check_columns, rename
 from ..data.conversation_fields import FIELDS
-from ..data.files import METADATA_FILE
+from ..data.files import METADATA_FILE, utf8_name
 from ..data.formats import FORMATS, parse
 from ..errors import DataError, UserError, bad_record
 from ..settings.leaves import Count, OneOf, Unset
@@ -103,7 +103,7 @@ def read_documents(folder: Path, settings: Reading, source: str = "documents") -
     found, seen = Documents(), {}
     unseen, first = set(settings.columns.values()), {}  # columns that no table had so far, and the first table's
     for path in files_below(folder):
-        name = path.relative_to(folder).as_posix() if folder.is_dir() else path.name
+        name = utf8_name(path.relative_to(folder).as_posix() if folder.is_dir() else path.name)
         report = FileReport(name)
         found.files.append(report)
         try:

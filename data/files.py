@@ -88,6 +88,11 @@ def shorten(name: str) -> str:
     return name if len(name) < 200 and name.isprintable() else f"{name[:200]!r}"
 
 
+def utf8_name(path: os.PathLike | str) -> str:
+    """A path as text that UTF-8 can hold: a byte of a name that is not UTF-8 is written as \\xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _check_regular(file: epath.Path) -> None:
     """Raises UserError for a pipe, a socket or a device, which can be read only once or never end."""
     try:

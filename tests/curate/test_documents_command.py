@@ -1,6 +1,7 @@
 """`camelid curate documents` writes datasets that data/ reads, with a teacher over HTTP and without one."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -35,6 +36,19 @@ COLUMNS = '--columns={"instruction": "ask", "output": "tell"}'
 
 def bytes_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_names_that_are_not_utf8_are_written_with_their_bytes(folder, tmp_path):
+    try:
+        folder = folder.rename(os.fsdecode(os.fsencode(tmp_path) + b"/shop \xb5"))
+        (folder / "returns.md").rename(os.fsdecode(os.fsencode(folder) + b"/r\xfcck.md"))
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    run(folder, f"--output={tmp_path / 'out'}", COLUMNS)
+    (row,) = read(Source(str(tmp_path / "out/documents")))
+    assert row["meta"]["file"] == r"r\xfcck.md"
+    assert read_card(tmp_path / "out/documents").sources["documents"].location == rf"{tmp_path}/shop \xb5"
+    assert r"| r\xfcck.md |" in (tmp_path / "out/documents/report.md").read_text("utf-8")
 
 
 def test_passages_and_questions_are_datasets_with_cards(folder, tmp_path, capsys):
