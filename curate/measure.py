@@ -1,5 +1,6 @@
 """The size of rows, in tokens of a tokenizer or in characters."""
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,10 +49,11 @@ def text_of_any(record: Any) -> str:
 
 def texts_of_any(record: Any) -> list[str]:
     """The texts of a parsed record; of a raw record all its strings."""
-    try:
-        return texts_of(record)
-    except (KeyError, TypeError, AttributeError):  # a raw record, whose fields may be of any kind
-        return list(_strings(record))
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # of a raw record, whose fields may be of any kind
+        texts = texts_of(record)
+        if all(isinstance(text, str) for text in texts):
+            return texts
+    return list(_strings(record))
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -231,18 +231,16 @@ def partition_of(id: str, partitions: int) -> int:
 
 def _read(stage: Stage, number: int, unit: UnitWriter) -> None:
     config, parts, read = _plan.config, _plan.parts[number], 0
-    first: list[str] = []  # the fields of the first record, and those of the map of columns that a record had
-    mapped: set[str] = set()
+    mapped: set[str] = set()  # the fields in the map of columns that a record had
     for part in parts:
         for found in read_part(config, part):
             read += 1
             partition = f"{partition_of(id_of_row(found), config.partitions):03d}"
             if isinstance(found, Row) and part.columns:
-                first = first or list(found.record)
                 mapped |= part.columns.keys() & found.record.keys()
             name = partition if isinstance(found, Row) else f"{partition}-{REJECTED}"
             unit.write(name, encode(found.to_json()))
-    unit.facts = {"source": parts[0].name, "read": read, "first": first[:50], "mapped": sorted(mapped)}
+    unit.facts = {"source": parts[0].name, "read": read, "mapped": sorted(mapped)}
 
 
 def check_mapped(plan: Plan) -> None:
@@ -250,11 +248,11 @@ def check_mapped(plan: Plan) -> None:
     for name, source in plan.config.sources.items():
         if not source.columns:
             continue
-        found = [facts_of(plan.unit(plan.stages[0], n)) for n, p in enumerate(plan.parts) if p[0].name == name]
-        first = next((facts["first"] for facts in found if facts["first"]), None)
-        missing = source.columns.keys() - {field for facts in found for field in facts["mapped"]}
-        if first and missing:
-            clause = absent({"": source.columns[min(missing)]}, dict.fromkeys(first))
+        units = [plan.unit(plan.stages[0], n) for n, parts in enumerate(plan.parts) if parts[0].name == name]
+        missing = source.columns.keys() - {field for unit in units for field in facts_of(unit)["mapped"]}
+        records = (raw for _, raw in raw_records(source_of(plan.config, name)) if isinstance(raw, dict))
+        if missing and (first := next(records, None)):
+            clause = absent({"": source.columns[min(missing)]}, first)
             raise UserError(f"config.sources.{name}.columns: {clause}")
 
 

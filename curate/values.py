@@ -20,8 +20,8 @@ def problem_of(value: Any, name: str = "") -> str:
       value: the value of a field or a column, or a whole record.
       name: name of the field or column, with which the answer begins, as in "scores[2] is NaN".
     """
-    found = _problem(value, MAX_LEVELS)
-    return f"{name}{found[0]}".removeprefix(".") + f" {found[1]}" if found else ""
+    path, problem = _problem(value, MAX_LEVELS) or ("", "")
+    return f"{name}{path}".removeprefix(".") + f" {problem}" if problem else ""
 
 
 def without_nan(value: Any, levels: int = MAX_LEVELS) -> Any:
@@ -54,8 +54,8 @@ def _problem(value: Any, levels: int) -> tuple[str, str] | None:
     is_object = isinstance(value, dict)
     for name, each in value.items() if is_object else enumerate(value):
         if is_object and not isinstance(name, str):
-            return "", f"has the key {name!r:.60}, which is no string"
+            return "", f"has a key of the type {type(name).__name__}, not a text"
         if found := _problem(each, levels - 1):
-            here = f".{name}" if is_object else f"[{name}]"
-            return f"{here}{found[0]}"[:100], found[1]
+            path = f".{name}" if is_object else f"[{name}]"
+            return path + (found[0] if len(found[0]) < 60 else "..."), found[1]
     return None

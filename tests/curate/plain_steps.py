@@ -68,7 +68,7 @@ class SameBeginning:
         for found in rows.map(_beginnings):
             for id, beginning in found:
                 if beginning in first:
-                    yield id, Rejected("same_beginning", f"as {first[beginning]}")
+                    yield id, Rejected("same_beginning", f"as {first[beginning]}", {"beginning": beginning})
                 else:
                     first[beginning] = id
 

@@ -81,6 +81,8 @@ def test_every_record_that_was_read_is_kept_divided_or_rejected_with_a_reason(ma
     assert sum(source.read for source in card.sources.values()) == len(raw)
     assert {each["reason"] for each in rejected} == {"repeated", "too_short", "same_beginning"}
     assert all(each["detail"] and each["record"] and each["place"] for each in rejected)
+    decided = [each for each in rejected if each["reason"] == "same_beginning"]
+    assert decided and all(each["columns"]["beginning"] in each["record"]["text"] for each in decided)
 
 
 def test_steps_do_what_they_do_to_a_record_alone(made):
@@ -410,6 +412,59 @@ def test_columns_of_a_table_are_read_under_the_names_of_fields(tmp_path):
     assert [message["content"] for message in row["messages"]] == ["Two?", "Yes."]
     assert row["meta"]["given"] == {"page": "7"} and row["meta"]["format"] == "alpaca"
     assert row["id"] == id_of("faq", {"instruction": "Two?", "output": "Yes.", "page": "7"})
+
+
+def test_a_column_of_the_map_that_no_record_has_is_an_error(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [{"instruction": "Two?", "output": "Yes."}])
+    write_lines(tmp_path / "b.jsonl", [{"ask": "Three?", "output": "No."}])
+    for files, said in (("a", "in the column 'ask' of the map.*it has instruction, output"), ("[ab]", "")):
+        source = {"source": f"{tmp_path}/{files}.jsonl", "columns": {"instruction": "ask"}}
+        config = read_config({"sources": {"faq": source}, "steps": ["parse"], "step": {}})
+        if said:
+            with pytest.raises(UserError, match=rf"config.sources.faq.columns: there is no value {said}"):
+                run(config, tmp_path / files)
+        else:
+            assert run(config, tmp_path / files)[0].splits["train"].rows == 1
+
+
+def test_small_files_are_read_together_and_large_ones_alone(tmp_path, monkeypatch):
+    for number in range(40):
+        write_lines(tmp_path / f"{number:02d}.jsonl", [{"text": f"the text {number}"}])
+    monkeypatch.setattr(stages, "UNIT_BYTES", 100)
+    write_lines(tmp_path / "20.jsonl", [{"text": "a long text " * 20}])
+    config = read_config({"sources": {"a": {"source": str(tmp_path)}}, "steps": ["parse"], "step": {}})
+    parts = stages.plan_of(config, tmp_path / "work", {}).parts
+    assert [part.location for group in parts for part in group] == sorted(map(str, tmp_path.glob("*.jsonl")))
+    sizes = [[Path(part.location).stat().st_size for part in group] for group in parts]
+    assert [len(group) for group in sizes if sum(group) > 100] == [1] and max(map(len, sizes)) == 4
+    assert run(config, tmp_path / "out")[0].sources["a"].read == 40
+
+
+@pytest.mark.parametrize("value", ["1e999", "[[-Infinity]]", "[" * 200 + "]" * 200, "9" * 5000])
+def test_a_value_that_json_cannot_hold_makes_its_record_unreadable(tmp_path, value):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "one", "x": {value}}}\n{{"text": "two", "x": NaN}}\n')
+    config = {"sources": {"a": {"source": f"{tmp_path}/a.jsonl"}}, "steps": ["parse"], "step": {}, "partitions": 1}
+    with pytest.raises(UserError, match=r"a.jsonl:1: the field x.*on_error=skip"):
+        run(read_config(config), tmp_path / "out")
+    run(read_config(config | {"on_error": "skip"}), tmp_path / "out")
+    [row] = lines_of(tmp_path / "out", "train")
+    assert row["text"] == "two" and row["id"] == id_of("a", {"text": "two", "x": None})
+    assert [each["reason"] for each in lines_of(tmp_path / "out", "rejected")] == ["unreadable"]
+
+
+@pytest.mark.parametrize("steps", [["length", "parse"], ["language", "heldout", "conversation"]])
+def test_a_step_that_needs_parsed_records_stands_behind_one_that_parses(steps):
+    config = {"sources": {"a": {"source": "a.jsonl"}}, "step": {}}
+    wrong, parsing = steps[-2:]
+    with pytest.raises(UserError, match=f"config.steps has {wrong} before {parsing}.*: put {parsing} before it"):
+        read_config(config | {"steps": steps})
+    assert read_config(config | {"steps": ["language", "personal_data", parsing, wrong]})
+
+
+def test_characters_are_those_of_the_turns_alone(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", [{"instruction": "Two?", "input": "12", "output": "Yes."}])
+    config = {"sources": {"a": {"source": str(source)}}, "steps": ["parse"], "step": {}}
+    assert run(read_config(config), tmp_path / "out")[0].splits["train"].tokens == 10
 
 
 def test_workers_import_no_accelerator_library_and_give_results_in_order(made):
