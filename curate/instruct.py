@@ -250,7 +250,7 @@ class _Run:
             if settings.method == "alpaca" and not all(seed.output for seed in seeds):
                 raise UserError(
                     f"{wanted.seeds} has instructions without an answer, which the method alpaca cannot show: give "
-                    "tasks with outputs, or set method=self_instruct"
+                    "tasks with outputs, or --config.method=self_instruct"
                 )
             for number, seed in enumerate(seeds, 1):
                 self._add_to_pool(f"seed {number} of {language}", seed.instruction)

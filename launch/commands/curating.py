@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from .arguments import SOURCE, Parser, add_config, check_least, command, refuse_unread, require_output
@@ -12,6 +14,30 @@ CONVERSATIONS = Path(__file__).parents[2] / "configs" / "curate" / "conversation
 
 _OWN = ("format", "licence", "teacher")
 """The options that say something about each `--source`."""
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "identity": {
+        "choices": ("drop", "drop_pair", "rename"),
+        "help": "drop records, or pairs of turns, whose answers name another assistant, or rename it as "
+        "--config.step.identity.name and maker say (default: such answers stay)",
+    },
+    "refusals": {
+        "choices": ("drop", "drop_pair"),
+        "help": "drop records, or pairs of turns, whose answers refuse (default: such answers stay)",
+    },
+    "against": {"metavar": "FILES", "help": "path or glob of evaluation questions; records that hold one are dropped"},
+    "tokenizer": {
+        "metavar": "PATH",
+        "help": "tokenizer in whose tokens lengths are counted (default: characters are counted)",
+    },
+    "budget": {
+        "type": int,
+        "metavar": "N",
+        "help": "most tokens of a conversation, or characters without a tokenizer; longer ones are split (default: "
+        "2048 tokens, or 8192 characters)",
+    },
+}
+"""Arguments of CONVERSATIONS that are options of the command too, as argparse takes them."""
 
 
 def add_curate(commands):
@@ -31,9 +57,12 @@ def add_run(actions) -> None:
         "Clean exported conversations: repair, Markdown, languages, duplicates, personal data, splitting.",
         "camelid curate conversations --source='sharegpt/*.json' --output=datasets/chats\n"
         "camelid curate conversations --source=chats.json --show=3\n"
-        "camelid curate conversations --source=chats.json --output=datasets/zh --config.step.language.keep='[\"zh\"]'",
+        "camelid curate conversations --source=chats.json --output=datasets/zh --config.step.language.keep='[\"zh\"]'\n"
+        "camelid curate conversations --source=chats.json --output=datasets/own --identity=drop --refusals=drop_pair",
     )
-    parser.set_defaults(config=str(CONVERSATIONS))
+    parser.set_defaults(config=str(CONVERSATIONS), arguments=tuple(_ARGUMENTS))
+    for name, how in _ARGUMENTS.items():
+        parser.add_argument(f"--{name}", **how)
     _add_options(parser, sources_required=True)
     parser = command(
         actions,
@@ -44,6 +73,7 @@ def add_run(actions) -> None:
         "camelid curate run --config=mine.py --output=datasets/mine --shard=0/8 --wait",
     )
     add_config(parser)
+    parser.set_defaults(arguments=())
     _add_options(parser, sources_required=False)
 
 
@@ -109,7 +139,7 @@ def _run(args: argparse.Namespace) -> None:
     from ...curate.pipeline import run
     from ...curate.run_table import to_rich
 
-    check_least(args, workers=1, show=1, sample=1)
+    check_least(args, workers=1, show=1, sample=1, **({"budget": 1} if "budget" in args.arguments else {}))
     config = _config(args)
     if args.show is not None:
         refuse_unread(args, ("output", "shard", "wait"), "a run without --show")
@@ -152,7 +182,13 @@ def _config(args: argparse.Namespace):
     from ...curate.settings import read_config, sources_at
     from ...settings.config_files import load_config
 
-    config = load_config(args.config, args.overrides)
+    arguments = [f"{name}={value}" for name in args.arguments if (value := getattr(args, name)) is not None]
+    path = ":".join([args.config, *([",".join(a.replace(",", r"\,") for a in arguments)] if arguments else [])])
+    config = load_config(path, args.overrides)
+    for word in args.overrides:
+        if (step := re.match(r"--(?:no)?config\.step\.(\w+)", word)) and step[1] not in config.steps:
+            advice = f"give --{step[1]} too" if step[1] in args.arguments else "add it there"
+            raise UserError(f"{word} does nothing: {step[1]} is not in config.steps; {advice}")
     with config.unlocked():
         if args.source:
             told = {name: value for name in _OWN if (value := getattr(args, name)) is not None}

@@ -2,10 +2,13 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from ...errors import UserError
 from .arguments import add_config, check_least, command
 from .asking import add_teacher, asking, check_asking
+
+INSTRUCT = str(Path(__file__).parents[2] / "configs" / "curate" / "instruct.py")
 
 
 def add_instruct(actions) -> None:
@@ -21,13 +24,15 @@ def add_instruct(actions) -> None:
         "    --teacher=https://api.openai.com/v1 --model=gpt-4o --output=instructions --report=instructions-report",
     )
     add_config(parser, required=False)
+    parser.set_defaults(config=INSTRUCT)
     parser.add_argument(
         "--seeds",
         action="append",
         default=[],
         metavar="FILES",
         help="seed tasks of one language, which is detected: path, glob or folder of files in self-instruct's or "
-        "Alpaca's form, or a .txt file with an instruction on each line; give the option again for the other language",
+        "Alpaca's form, or a .txt file with an instruction on each line; give the option again for the other language. "
+        "Seeds without answers take the method self_instruct, unless a config says another",
     )
     parser.add_argument("--rows", type=int, metavar="N", help="tasks to keep in each language (default: the config's)")
     parser.add_argument(
@@ -94,12 +99,16 @@ def _settings(args: argparse.Namespace):
     """The settings of the config, with what the options say in its place."""
     from ...curate.instruct import Instruct
     from ...settings.config_files import load_config
-    from ...settings.sections import read, to_config
+    from ...settings.sections import read
 
-    config = to_config(Instruct()) if args.config is None else load_config(args.config, args.overrides)
+    config = load_config(args.config, args.overrides)
+    is_told = args.config != INSTRUCT or any(word.startswith("--config.method=") for word in args.overrides)
     with config.unlocked():
         if args.seeds:
             config.languages = _languages(args.seeds, config.languages)
+            if not is_told and (bare := next(filter(_is_bare, args.seeds), None)):
+                config.method = "self_instruct"
+                print(f"camelid: {bare} has seeds without an answer: config.method is self_instruct", file=sys.stderr)
         for wanted in config.languages.values():
             wanted.rows = args.rows or wanted.get("rows")
         for name in ("requests", "prompts"):
@@ -125,6 +134,13 @@ def _languages(paths: list[str], known) -> dict:
             raise UserError(f"--seeds={path} is neither English nor Chinese: tasks can be asked for in these two")
         found[language] = {**known.get(language, {"rows": None}), "seeds": path}
     return found
+
+
+def _is_bare(path: str) -> bool:
+    """Whether some seeds of a file have no answer."""
+    from ...curate.seeds import read_seeds
+
+    return not all(seed.output for seed in read_seeds(path))
 
 
 def _tell(round) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from camelid.configs.curate.base import base
+from camelid.curate.settings import read_config
+from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.tests.curate.plain_steps import STEPS, texts
 
@@ -86,15 +89,12 @@ def test_shards_say_what_is_missing_until_the_last_one_writes(files, capsys):
         (["--output=x", "--config.step.gopher.words=7"], "there is no config.step.gopher.words"),
         (
             ["--output=x", "--config.step.length.least_turns=2"],
-            "config.step.length does nothing",
+            "least_turns=2 does nothing: length is not in config.steps",
         ),
+        (["--output=x", "--config.step.length.least_turns=1"], "length is not in config.steps; add it there"),
         (
             ["--output=x", "--config.steps=['parse','shuot','least','heldout']"],
             "there is no step 'shuot', only parse",
-        ),
-        (
-            ["--output=x", "--config.steps=['heldout']", "--config.step.least.words=4"],
-            "no step that parses records",
         ),
         (["--output=x", "--config.partitions=3"], "config.partitions = 3: give one of 1, 2, 4"),
     ],
@@ -105,6 +105,13 @@ def test_what_does_not_fit_together_is_one_line(files, capsys, monkeypatch, argu
     assert main(["curate", "run", f"--config={config}:{source}", *arguments]) == 2
     line = capsys.readouterr().err
     assert said in line and line.count("\n") == 1
+
+
+def test_steps_that_parse_no_records_are_refused():
+    config = base("chats.json")
+    config.steps = ["heldout"]
+    with pytest.raises(UserError, match="no step that parses records"):
+        read_config(config)
 
 
 def test_conversations_are_cleaned_by_the_config_of_that_name(tmp_path, capsys):
@@ -121,6 +128,29 @@ def test_conversations_are_cleaned_by_the_config_of_that_name(tmp_path, capsys):
     assert rows[0]["messages"][1] == {"role": "assistant", "content": "Use `x`."}
     assert main([*arguments, "--show=1"]) == 0
     assert "markdown: 2 rows, 2 changed" in capsys.readouterr().out
+
+
+def test_options_of_conversations_are_arguments_of_its_config(tmp_path, capsys):
+    chat = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am ChatGPT by OpenAI."}]
+    question = {
+        "instruction": "How many legs has a spider of the garden, and how many eyes does it have?",
+        "output": "8",
+    }
+    (tmp_path / "chats.json").write_text(json.dumps([{"messages": chat}, question]))
+    (tmp_path / "eval, one.json").write_text(json.dumps([question]))
+    words = ["curate", "conversations", f"--source={tmp_path}/chats.json", "--workers=1"]
+    assert main([*words, f"--output={tmp_path}/all"]) == 0
+    options = ["--identity=drop", f"--against={tmp_path}/eval, one.json", "--budget=100"]
+    assert main([*words, f"--output={tmp_path}/out", *options]) == 0
+    assert len(lines_of(tmp_path / "all", "train") + lines_of(tmp_path / "all", "heldout")) == 2
+    assert {each["step"] for each in lines_of(tmp_path / "out", "rejected")} == {"identity", "decontaminate"}
+    settings = json.loads((tmp_path / "out" / "card.json").read_text())["steps"]
+    assert settings["split_long"]["settings"]["budget"] == 100
+    capsys.readouterr()
+    assert main([*words, "--show=1", "--config.step.identity.action=drop"]) == 2
+    assert "action=drop does nothing: identity is not in config.steps; give --identity too" in capsys.readouterr().err
+    assert main([*words, "--show=1", "--identity=drop", "--config.step.identity.action=drop_pair"]) == 0
+    assert main([*words, "--show=1", "--budget=0"]) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

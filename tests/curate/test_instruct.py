@@ -19,6 +19,7 @@ from camelid.data.cards import Count, read_card
 from camelid.data.sources import Source
 from camelid.data.sources import read as read_source
 from camelid.errors import UserError
+from camelid.launch.cli import main
 from camelid.settings.config_files import load_config
 from camelid.settings.sections import read
 from camelid.tests.curate import killed_command
@@ -233,6 +234,20 @@ def test_the_method_alpaca_needs_seeds_with_answers(tmp_path):
     assert make(wanted, method="instruction_wild").rows
 
 
+def test_the_command_takes_overrides_without_a_config_and_seeds_without_answers(tmp_path, capsys):
+    (tmp_path / "seeds.txt").write_text("Name a river of Europe.\nWrite a poem about the sea.\n")
+    words = ["curate", "instruct", f"--seeds={tmp_path}/seeds.txt", "--rows=2", "--config.round_requests=1"]
+    with misbehaving(write=answer) as server:
+        words += [f"--teacher={server.url}"]
+        assert main([*words, f"--output={tmp_path}/out"]) == 0
+        assert "seeds.txt has seeds without an answer: config.method is self_instruct" in capsys.readouterr().err
+        assert main([*words, f"--output={tmp_path}/wild", "--config.method=instruction_wild"]) == 0
+        assert "self_instruct" not in capsys.readouterr().err
+        assert main([*words, f"--output={tmp_path}/whole", "--config.method=alpaca"]) == 2
+        assert "or --config.method=self_instruct" in capsys.readouterr().err
+    assert read_card(tmp_path / "out").splits["train"].rows == 2 and read_card(tmp_path / "wild").splits["train"].rows
+
+
 def test_text_that_utf8_cannot_hold_is_rejected_and_written(wanted, tmp_path):
     settings = Instruct(languages={"en": wanted["en"]}, requests=1, round_requests=1)
     made = instruct(settings, Teacher(lambda messages: "1. Instruction: Sort these three numbers.\n1. Output: \ud800"))
@@ -265,7 +280,7 @@ def test_prompts_show_the_tasks_and_say_what_is_wanted(language):
 def test_own_prompts_replace_those_of_the_project_and_faults_in_them_are_told(wanted, tmp_path):
     own = tmp_path / "prompts"
     own.mkdir()
-    with pytest.raises(UserError, match=r"tasks.en.toml: No such file.*a folder of prompts needs this file"):
+    with pytest.raises(UserError, match=r"tasks.en.toml: No such file.*a folder of prompts has tasks.en.toml and tasks.zh.toml"):
         make(wanted, prompts=str(own))
     for path in FOLDER.glob("tasks.*.toml"):
         (own / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
