@@ -1,13 +1,11 @@
 """Tables of files (.csv, .tsv, .xlsx): as records under their header, or as Markdown.
 
-Cells of a workbook are read as they are shown: dates, percentages and fixed decimals by their format, formulas by the
-value that the program stored, cells merged over rows in each of these rows. Hidden sheets and rows are left out.
+Cells of a workbook are read as they are shown (`number_formats.py`), formulas by the value that the program stored,
+cells merged over rows in each of these rows. Hidden sheets and rows are left out.
 """
 
-import datetime
 import functools
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from ..data.tables import TableParts, csv_cells, split_table
 from ..errors import UserError
 from .documents import PARAGRAPH, TABLE, Block, decode, markdown_table
 from .documents_office import check_package
+from .number_formats import shown_value
 
 Cells = tuple[str, list[str] | ValueError]
 Record = tuple[str, dict[str, str] | ValueError]
@@ -134,60 +133,3 @@ def _rows(sheet, formulas, name: str) -> Iterator[Cells]:
                 break
             cells.append(shown_value(cell.value, cell.number_format or "General"))
         yield f"{name}, row {number}", cells
-
-
-def shown_value(value, number_format: str) -> str:
-    """A cell's value as a spreadsheet shows it.
-
-    Known are dates and times of digits, decimals, thousands and percentages with a text around them. Other formats show
-    a number with all its digits, and a date in ISO 8601.
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "TRUE" if value else "FALSE"
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return _shown_date(value, number_format)
-    if not isinstance(value, int | float):
-        return str(value).replace("_x000D_", "").strip()
-    plain = re.sub(r'"([^"]*)"|\\(.)|\[\$([^\]-]*)[^\]]*\]|_.|\*.', r"\1\2\3", number_format.split(";")[0])
-    match = re.fullmatch(r"([^#0%.,]*)([#0,]*0)(\.0+)?(%?)([^#0%.,]*)", plain)
-    if match is None or number_format == "General":
-        return f"{value:.15g}" if isinstance(value, float) else str(value)
-    before, digits, decimals, percent, after = match.groups()
-    number = value * 100 if percent else value
-    text = f"{number:{',' if ',' in digits else ''}.{len(decimals or '.') - 1}f}"
-    return f"{before}{text.zfill(len(digits) if set(digits) == {'0'} and not decimals else 0)}{percent}{after}".strip()
-
-
-DATE_PARTS = {
-    "yyyy": "%Y",
-    "yy": "%y",
-    "mmmm": "%B",
-    "mmm": "%b",
-    "mm": "%m",
-    "m": "{0.month}",
-    "dd": "%d",
-    "d": "{0.day}",
-    "hh": "%H",
-    "h": "{0.hour}",
-    "ss": "%S",
-}
-
-
-def _shown_date(value, number_format: str) -> str:
-    iso = value.isoformat(" ") if isinstance(value, datetime.datetime) else value.isoformat()
-    plain = re.sub(r"\[[^\]]*\]", "", number_format.split(";")[0]).lower()
-    if "s" in plain and "h" not in plain:
-        return iso  # minutes and seconds of a duration
-    if not re.fullmatch(r'(?:"[^"]*"|\\?[-/.,:\s年月日时分秒]|[ymdhs])+', plain):
-        return iso.removesuffix(" 00:00:00")
-    text, minutes = "", False
-    for quoted, letters, other in re.findall(r'"([^"]*)"|(y+|m+|d+|h+|s+)|\\?(.)', plain):
-        if letters.startswith("m") and minutes:
-            text, letters = text + "%M", ""
-        minutes = letters.startswith("h") or (minutes and not letters)
-        text += DATE_PARTS.get(letters, letters) if letters else (quoted or other).replace("%", "%%")
-    if isinstance(value, datetime.time) and re.search(r"%[YymdBb]|\{0\.(?:month|day)", text):
-        return iso
-    return value.strftime(text.format(value))

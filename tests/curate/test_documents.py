@@ -8,7 +8,7 @@ import pytest
 
 from camelid.curate.document_rows import Reading, read_documents
 from camelid.curate.documents import Block, read_document
-from camelid.curate.documents_tables import shown_value, tables_of
+from camelid.curate.documents_tables import tables_of
 from camelid.data.sources import Source, read
 from camelid.errors import DataError, UserError
 
@@ -221,31 +221,6 @@ def test_footnotes_and_text_boxes_of_a_word_file_are_kept(tmp_path):
         ("paragraph", 0, "In a box."),
         ("paragraph", 0, "[^2]: Within 30 days."),
     ]
-
-
-@pytest.mark.parametrize(
-    "value,shape,shown",
-    [
-        (3, "General", "3"),
-        (2.50, "General", "2.5"),
-        (0.1 + 0.2, "General", "0.3"),
-        (1234.5, "#,##0.00", "1,234.50"),
-        (0.125, "0%", "12%"),
-        (0.125, "0.0%", "12.5%"),
-        (12.5, '"$"#,##0.00', "$12.50"),
-        (12, "[$¥-804]0", "¥12"),
-        (7, "0000", "0007"),
-        (True, "General", "TRUE"),
-        (datetime.datetime(2024, 3, 5), "yyyy-mm-dd", "2024-03-05"),
-        (datetime.datetime(2024, 3, 5), 'yyyy"年"m"月"d"日"', "2024年3月5日"),
-        (datetime.datetime(2024, 3, 5, 9, 30), "dd/mm/yyyy hh:mm", "05/03/2024 09:30"),
-        (datetime.datetime(2024, 3, 5), "General", "2024-03-05"),
-        (datetime.time(9, 5), "h:mm", "9:05"),
-        (None, "General", ""),
-    ],
-)
-def test_cells_are_read_as_a_spreadsheet_shows_them(value, shape, shown):
-    assert shown_value(value, shape) == shown
 
 
 def workbook(path, **more):
