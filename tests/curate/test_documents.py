@@ -1,6 +1,5 @@
 """Word, HTML, Markdown, text and workbooks with planted headings, tables, lists and defects."""
 
-import datetime
 import json
 import re
 
