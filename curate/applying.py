@@ -11,6 +11,7 @@ from ..data.formats import parse
 from ..errors import UserError, shown
 from ..settings.functions import raised
 from .forms import OWN
+from .parsing import FORMAT
 from .rows import HELDOUT, ID_DIGITS, LANGUAGE, SPLIT, TRAIN, Rejected, Row, Rows, Step, WholeStep
 from .settings import WRITE, WRITE_REASONS
 from .shards import encode
@@ -19,8 +20,8 @@ from .values import problem_of
 _ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}(-[0-9]+)*")
 
 Result = Row | list[Row] | Rejected
-Watch = Callable[[str, Row, Result], None]
-"""Called with the name of a step, the row before it, and what the step made of it."""
+Watch = Callable[[str, Step, Row, Result], None]
+"""Called with the name of a step, the step, the row before it, and what the step made of it."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,22 @@ class Passing:
     changed: Counter[str] = field(default_factory=Counter)
     """Rows whose record the step changed or divided, by its name."""
 
-    def __call__(self, name: str, row: Row, result: Result) -> None:
+    def __call__(self, name: str, step: Step, row: Row, result: Result) -> None:
         self.came[name] += 1
-        self.changed[name] += is_change(row, result)
+        self.changed[name] += is_change(step, row, result)
 
 
-def is_change(row: Row, result: Result) -> bool:
-    """Whether a step gave a row another record, or several rows in its place."""
-    return isinstance(result, list) or (isinstance(result, Row) and result.record != row.record)
+def is_change(step: Step, row: Row, result: Result) -> bool:
+    """Whether a step gave a row another record, or several rows in its place. A raw record in camelid's form, with
+    nothing else changed, is the same record."""
+    if not isinstance(result, Row):
+        return isinstance(result, list)
+    if result.record == row.record:
+        return False
+    try:
+        return result.record != parse(dict(row.record), row.columns.get(FORMAT, getattr(step, "format", "auto")))
+    except (ValueError, KeyError):  # no record of a format, or a step of one's own with a setting of this name
+        return True
 
 
 def apply_steps(
@@ -86,7 +95,7 @@ def apply_steps(
         following: list[Row] = []
         for each in rows:
             result = call_step(name, step, each)
-            watch(name, each, result)
+            watch(name, step, each, result)
             if isinstance(result, Rejected):
                 rejected.append(RejectedRow(each.with_(**result.columns), name, result.reason, result.detail))
             else:

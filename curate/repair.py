@@ -36,6 +36,18 @@ MORE_ROLES = {
 """Names of roles in exports that `data/messages.py` does not know."""
 
 
+REPAIRS = {
+    "turns_empty": "turns without text, left out",
+    "turns_repeated": "turns equal to the one before, left out",
+    "turns_merged": "turns joined to the one before, of the same role",
+    "turns_leading": "answers before the first question, left out",
+    "turns_trailing": "turns behind the last answer, left out",
+    "html_turns": "turns of HTML that became Markdown",
+    "residue_lines": "lines that pages leave in turns, removed",
+}
+"""Columns that count repairs of a conversation, and what each counts."""
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Parses raw records into conversations, and repairs the order of their turns.
@@ -66,8 +78,8 @@ class Conversation:
     def _repaired(self, row: Row, error: ValueError) -> Row | Rejected:
         """The row with its turns repaired, or why it is rejected. error: why `data/formats.py` refuses the record."""
         raw = present(row.record)
-        field = next((name for name in TURN_FIELDS if name in raw), None)
-        if field is None or "chosen" in raw or "rejected" in raw:
+        field = _field_of_turns(raw)
+        if field is None:
             return Rejected("malformed", str(error))
         messages = _messages(raw, field)
         if isinstance(messages, Rejected):
@@ -81,6 +93,21 @@ class Conversation:
             return row.with_(formats.parse({**others, known: messages}), **repairs)
         except ValueError as remaining:
             return Rejected("malformed", str(remaining))
+
+
+def turns_of(raw: Mapping[str, Any]) -> list[Message]:
+    """The turns of a raw record in the order in which they stand there, for people to read; [] if none are found."""
+    raw = present(dict(raw))
+    field = _field_of_turns(raw)
+    messages = _messages(raw, field) if field else []
+    return [] if isinstance(messages, Rejected) else messages
+
+
+def _field_of_turns(raw: Mapping[str, Any]) -> str | None:
+    """The field with the turns of a raw record that is no preference."""
+    if "chosen" in raw or "rejected" in raw:
+        return None
+    return next((name for name in TURN_FIELDS if name in raw), None)
 
 
 def _messages(raw: Mapping[str, Any], field: str) -> list[Message] | Rejected:
@@ -202,8 +229,8 @@ def with_turns(row: Row, turns: Sequence[Message], **columns: Any) -> Row | Reje
       **columns: further columns.
 
     Returns:
-      The row, with the columns of `Conversation` if turns were left out. Or a rejection: with "nothing_left" if an
-      answer of a preference, or a turn before it, lost its text; or with a reason of `problem_of`.
+      The row, whose columns of `Conversation` count the turns that were left out too. Or a rejection: with
+      "nothing_left" if an answer of a preference, or a turn before it, lost its text; or with a reason of `problem_of`.
     """
     record, count = row.record, len(row.record["messages"])
     before = [*record["messages"], *answers_of(record)]
@@ -222,6 +249,7 @@ def with_turns(row: Row, turns: Sequence[Message], **columns: Any) -> Row | Reje
             several = isinstance(record[side], list)
             taken = [answers.pop(0) for _ in range(len(record[side]) if several else 1)]
             fields[side] = taken if several else taken[0]
+    repairs = {name: row.columns.get(name, 0) + number for name, number in repairs.items()}
     return row.with_({**record, **fields}, **columns, **repairs)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..data.cards import Count
 from .applying import RejectedRow
 from .measure import Measure
+from .repair import REPAIRS
 from .rows import LANGUAGE, SPLIT, TRAIN, Row
 
 UNKNOWN = "unknown"
@@ -41,8 +42,22 @@ class RunTable:
     changed: Counter[str] = field(default_factory=Counter)
     """Rows that each step changed."""
 
+    repaired: Counter[str] = field(default_factory=Counter)
+    """Rows that are kept and had repairs, by the column that counts these (`repair.REPAIRS`)."""
+
+    repairs: Counter[str] = field(default_factory=Counter)
+    """The repairs of these rows, by column."""
+
+    _whole: str = ""
+    """Id of the raw record that the last row is a part of."""
+
     def keep(self, row: Row) -> None:
-        """Adds a row that is kept."""
+        """Adds a row that is kept. Rows come in the order of their ids."""
+        whole = row.id.partition("-")[0]
+        if whole != self._whole:  # the parts of a row repeat its columns
+            self._whole, found = whole, {name: n for name in REPAIRS if isinstance(n := row.columns.get(name), int)}
+            self.repaired.update(found.keys())
+            self.repairs.update(found)
         key = (split_of(row), row.source, language_of(row))
         self.kept[key] = _with(self.kept.get(key), self.measure.size(row))
 
@@ -78,6 +93,9 @@ class RunTable:
             counts = [(self.came[name], self.changed[name], sum(self.rejected_of(name).values())) for name in steps]
             rows = [[name, *of_step] for name, of_step in zip(steps, counts, strict=True)]
             yield Table("What each step did", ["step", "rows in", "changed", "dropped"], rows)
+        if self.repairs:
+            rows = [[what, self.repaired[name], self.repairs[name]] for name, what in REPAIRS.items()]
+            yield Table("Repairs in what is kept", ["repair", "rows", "number"], [row for row in rows if row[1]])
         lines = sorted(self.dropped.items(), key=lambda line: (order[line[0][0]], *line[0][1:]))
         yield Table(
             "What was dropped",

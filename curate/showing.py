@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..data.formats import parse
 from .applying import Result, call_step, decisions, is_change
-from .rows import Rejected, Row
+from .repair import turns_of
+from .rows import Rejected, Row, Step
 from .settings import CurateConfig, is_whole, named_steps, source_of
 from .stages import raw_records, row_of
 
@@ -33,13 +35,13 @@ class Seen:
     examples: list[tuple[Row, Result]] = field(default_factory=list)
     """Rows before the step, and what it made of them: up to a number of changed ones and of each reason."""
 
-    def add(self, row: Row, result: Result, most: int) -> None:
-        """Counts a row, and keeps it as an example if there are fewer than `most` of its kind."""
+    def add(self, step: Step, row: Row, result: Result, most: int) -> None:
+        """Counts a row, and keeps it with what the step made of it if there are fewer than `most` of its kind."""
         self.came += 1
         if isinstance(result, Rejected):
             self.rejected[result.reason] += 1
             number = self.rejected[result.reason]
-        elif is_change(row, result):
+        elif is_change(step, row, result):
             self.changed += 1
             number = self.changed
         else:
@@ -98,7 +100,7 @@ def steps_on(rows: Iterable[Row], steps: Iterable[tuple[str, Any]], most: int) -
                 decided = dict(decisions(name, step, _SampleRows(rows, Path(folder))))
         for row in rows:
             result = decided.get(row.id, row) if is_whole(step) else call_step(name, step, row)
-            seen.add(row, result, most)
+            seen.add(step, row, result, most)
             if not isinstance(result, Rejected):
                 following += [result] if isinstance(result, Row) else result
         rows = sorted(following, key=lambda row: row.id)
@@ -166,10 +168,16 @@ def _common(one: str, other: str) -> int:
 
 
 def written(record: Mapping[str, Any]) -> list[str]:
-    """A record as lines that people read: turns below their roles, or the fields of a raw record as JSON."""
+    """A record as lines that people read: turns below their roles. Raw records without turns are shown as JSON."""
+    if "kind" not in record:
+        try:
+            record = parse(dict(record))
+        except ValueError:
+            turns = turns_of(record)
+            record = {"kind": "raw", "messages": turns} if turns else record
     if record.get("kind") == "text":
         return record["text"].splitlines()
-    if "kind" not in record or "messages" not in record:
+    if not record.get("messages"):
         return json.dumps(record, ensure_ascii=False, indent=1).splitlines()
     lines = []
     for side, messages in (("", record["messages"]), *((s, record[s]) for s in ("chosen", "rejected") if s in record)):
