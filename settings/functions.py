@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
@@ -44,7 +43,9 @@ def find_function(name: str, where: str, form: str, *arguments: Any) -> Callable
 def raised(error: Exception) -> str:
     """An exception in one line: type, message, and the first line of the user's code in its traceback."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = Path(__file__).parent.parent
-    users = [frame for frame in frames if own not in Path(frame.filename).parents and "importlib" not in frame.filename]
-    return f"{said} ({users[0].filename}, line {users[0].lineno})" if users else said
+    own = __name__.partition(".")[0]  # by module, not by file: a user's file may lie in the folder of a checkout
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if module not in (own, "importlib"):
+            return f"{said} ({frame.f_code.co_filename}, line {line})"
+    return said
