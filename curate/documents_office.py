@@ -1,7 +1,7 @@
-"""Word files (.docx) as blocks: headings by their styles, numbered lists, tables with merged cells, footnotes.
+"""Word files (.docx) as blocks: headings by their styles, numbered lists, tables with merged cells, notes.
 
-Text that was deleted with tracked changes is left out, inserted text is kept. Pages are those at which Word last broke
-the text; a file that no Word has laid out has none.
+Hidden text and text that was deleted with tracked changes are left out, inserted text is kept. Pages are those at which
+Word last broke the text; a file that no Word has laid out has none.
 """
 
 import re
@@ -12,8 +12,20 @@ from pathlib import Path
 
 from .documents import HEADING, PARAGRAPH, TABLE, Block, Document, markdown_table
 
+MOST_COLUMNS = 1000
+"""Columns of the widest table; Word has at most 63."""
+
 OLE = bytes.fromhex("d0cf11e0a1b11ae1")
 """How old office files begin, and encrypted new ones."""
+
+CONTENTS = "[Content_Types].xml"
+"""The file that every new office file has in it."""
+
+AROUND = ("w:sdt", "w:sdtContent", "w:ins", "w:moveTo", "w:customXml", "w:smartTag")
+"""Elements that stand around blocks, rows or cells: content controls, tracked changes, marks of programs."""
+
+NOTES = {"footnotes": "", "endnotes": "e"}
+"""The parts of a file that hold notes, and the letter before their numbers."""
 
 LEFT_OUT = ("w:del", "w:moveFrom", "mc:Fallback", "w:instrText", "w:delText", "w:pPr", "w:rPr")
 """Elements whose text is no text of the document."""
@@ -27,11 +39,13 @@ def check_package(path: Path, kind: str) -> None:
         raise ValueError(f"it is encrypted, or an old office file under the name of a {kind}: save it without password")
     try:
         with zipfile.ZipFile(path) as package:
-            damaged = package.testzip()
+            damaged, is_office = package.testzip(), CONTENTS in package.namelist()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"it is damaged, or no {kind}: {error}") from None
     if damaged:
         raise ValueError(f"it is damaged: the part {damaged} has a wrong checksum")
+    if not is_office:
+        raise ValueError(f"it is no {kind}, but another zip file")
 
 
 def read_docx(path: Path, encoding: str | None) -> Document:
@@ -53,14 +67,15 @@ class _Reader:
 
         nsmap.setdefault("mc", "http://schemas.openxmlformats.org/markup-compatibility/2006")
         self._qn, self._document = qn, document
-        self._left_out = {qn(name) for name in LEFT_OUT}
+        self._left_out, self._around = ({qn(name) for name in names} for names in (LEFT_OUT, AROUND))
         self._page, self._paged, self._boxes = 1, False, []
         self._begun: int | None = None  # the page of the first words of a paragraph
+        self._held = ""  # text before a paragraph mark that was deleted, which goes on in the next paragraph
         self._counts: Counter[tuple[str, int]] = Counter()
 
     def document(self) -> Document:
         found = [(self._page, block) for block in self._blocks(self._document.element.body)]
-        notes = [(self._page, Block(PARAGRAPH, text)) for text in self._footnotes()]
+        notes = [(self._page, Block(PARAGRAPH, text)) for text in self._notes()]
         blocks = [block for _, block in found + notes if block.text.strip()]
         if not self._paged:
             blocks = [Block(block.kind, block.text, None, block.level) for block in blocks]
@@ -69,23 +84,30 @@ class _Reader:
             tuple(Block(b.kind, b.text, b.page, b.level + titled) if b.kind == HEADING else b for b in blocks)
         )
 
-    def _blocks(self, parent) -> Iterator[Block]:
-        qn = self._qn
+    def _within(self, parent) -> Iterator:
+        """The elements of a parent, and in place of those of AROUND what they hold."""
         for element in parent:
-            if element.tag == qn("w:p"):
+            if element.tag in self._around:
+                yield from self._within(element)
+            else:
+                yield element
+
+    def _blocks(self, parent) -> Iterator[Block]:
+        for element in self._within(parent):
+            if element.tag == self._qn("w:p"):
                 yield from self._paragraph(element)
-            elif element.tag == qn("w:tbl"):
+            elif element.tag == self._qn("w:tbl"):
                 yield from self._table(element)
-            elif element.tag == qn("w:sdt"):
-                content = element.find(qn("w:sdtContent"))
-                yield from self._blocks(content if content is not None else [])
-            elif element.tag in (qn("w:ins"), qn("w:customXml")):
-                yield from self._blocks(element)
 
     def _paragraph(self, element) -> Iterator[Block]:
-        self._begun = None
-        text = self._text(element).strip()
-        page = self._begun or self._page
+        qn, self._begun = self._qn, None
+        text, after = self._held + self._text(element), element.getnext()
+        mark = element.find(f"{qn('w:pPr')}/{qn('w:rPr')}")
+        deleted = mark is not None and any(mark.find(qn(name)) is not None for name in ("w:del", "w:moveFrom"))
+        if deleted and after is not None and after.tag == qn("w:p"):
+            self._held = text
+            return
+        self._held, text, page = "", text.strip(), self._begun or self._page
         level = self._level(element)
         if text and level is not None:
             yield Block(HEADING, " ".join(text.split()), page, level)
@@ -108,8 +130,11 @@ class _Reader:
                 parts.append(" ")
             elif tag == qn("w:noBreakHyphen"):
                 parts.append("-")
-            elif tag == qn("w:footnoteReference"):
-                parts.append(f"[^{child.get(qn('w:id'))}]")
+            elif tag in (qn("w:footnoteReference"), qn("w:endnoteReference")):
+                letter = NOTES["endnotes" if tag == qn("w:endnoteReference") else "footnotes"]
+                parts.append(f"[^{letter}{child.get(qn('w:id'))}]")
+            elif tag == qn("w:r") and self._is_hidden(child):
+                continue
             elif tag == qn("w:lastRenderedPageBreak"):
                 self._page, self._paged = self._page + 1, True
             elif tag in (qn("w:br"), qn("w:cr")):
@@ -119,6 +144,11 @@ class _Reader:
             else:
                 parts.append(self._text(child))
         return "".join(parts)
+
+    def _is_hidden(self, run) -> bool:
+        """Whether the text of a run is hidden."""
+        hidden = run.find(f"{self._qn('w:rPr')}/{self._qn('w:vanish')}")
+        return hidden is not None and hidden.get(self._qn("w:val"), "true") not in ("0", "false", "off")
 
     def _style(self, element):
         """The style of a paragraph, and of the styles that it is based on."""
@@ -182,29 +212,51 @@ class _Reader:
         return None
 
     def _table(self, element) -> Iterator[Block]:
-        qn, page, rows = self._qn, self._page, []
-        for row in element.iter(qn("w:tr")):
-            if next(row.iterancestors(qn("w:tbl"))) is not element:
-                continue  # of a table within a cell
-            cells = []
-            for cell in row.iterfind(f"./{qn('w:tc')}"):
-                span, merge = (cell.find(f"{qn('w:tcPr')}/{qn(name)}") for name in ("w:gridSpan", "w:vMerge"))
-                text = "\n".join(filter(None, (self._text(p).strip() for p in cell.iter(qn("w:p")))))
-                if merge is not None and merge.get(qn("w:val")) != "restart" and rows and len(cells) < len(rows[-1]):
-                    text = rows[-1][len(cells)]
-                cells += [text] + [""] * (int(span.get(qn("w:val"))) - 1 if span is not None else 0)
-            rows.append(cells)
-        rows = [row for row in rows if any(row)]
+        page, rows = self._page, self._rows(element)
         if rows and max(map(len, rows)) > 1:
             yield Block(TABLE, markdown_table(rows), page)
         else:
             yield from (Block(PARAGRAPH, row[0], page) for row in rows)
 
-    def _footnotes(self) -> Iterator[str]:
+    def _rows(self, element) -> list[list[str]]:
+        """The texts of the cells of a table, in rows that have any."""
+        qn, rows = self._qn, []
+        for row in self._within(element):
+            if row.tag != qn("w:tr"):
+                continue
+            cells = [""] * self._number(row, "w:trPr/w:gridBefore", 0)
+            for cell in self._within(row):
+                if cell.tag != qn("w:tc"):
+                    continue
+                text = self._cell(cell)
+                merge = cell.find(f"{qn('w:tcPr')}/{qn('w:vMerge')}")
+                if merge is not None and merge.get(qn("w:val")) != "restart" and rows and len(cells) < len(rows[-1]):
+                    text = rows[-1][len(cells)]
+                cells += [text] + [""] * (self._number(cell, "w:tcPr/w:gridSpan", 1) - 1)
+            rows.append(cells)
+        return [row for row in rows if any(row)]
+
+    def _number(self, element, path: str, default: int) -> int:
+        """The number that a property of an element gives."""
+        found = element.find("/".join(map(self._qn, path.split("/"))))
+        return default if found is None else min(int(found.get(self._qn("w:val"))), MOST_COLUMNS)
+
+    def _cell(self, cell) -> str:
+        """The text of a cell: its paragraphs and text boxes, and the rows of tables within it, on lines."""
+        lines = []
+        for element in self._within(cell):
+            if element.tag == self._qn("w:tbl"):
+                lines += [", ".join(filter(None, row)) for row in self._rows(element)]
+            elif element.tag == self._qn("w:p"):
+                lines += [block.text for block in self._paragraph(element)]
+        return "\n".join(lines)
+
+    def _notes(self) -> Iterator[str]:
+        """The footnotes and endnotes."""
         from docx.oxml import parse_xml
 
         for relation in self._document.part.rels.values():
-            if relation.reltype.endswith("/footnotes"):
-                for note in parse_xml(relation.target_part.blob):
-                    if text := " ".join(self._text(note).split()):
-                        yield f"[^{note.get(self._qn('w:id'))}]: {text}"
+            letter = NOTES.get(relation.reltype.rpartition("/")[2])
+            for note in parse_xml(relation.target_part.blob) if letter is not None else ():
+                if text := " ".join(block.text for block in self._blocks(note)):
+                    yield f"[^{letter}{note.get(self._qn('w:id'))}]: {' '.join(text.split())}"

@@ -1,4 +1,4 @@
-"""Word, HTML, Markdown, text and workbooks with planted headings, tables, lists and defects."""
+"""HTML, Markdown, text and workbooks with planted headings, tables, lists and defects."""
 
 import json
 import re
@@ -144,82 +144,6 @@ def test_a_web_page_in_gb18030_is_read_as_it_says(tmp_path):
     (tmp_path / "a.html").write_bytes(content.replace("gb18030", "utf-8").encode("gb18030"))
     page = read_document(tmp_path / "a.html")
     assert not page.blocks[0].text.isascii() and page.notes[0].startswith("it says utf-8 and is no such file: read as")
-
-
-def test_a_word_file_keeps_headings_lists_tables_and_pages(tmp_path):
-    docx = pytest.importorskip("docx", reason="python-docx is not installed")
-    from docx.oxml import OxmlElement
-    from docx.oxml.ns import qn
-
-    document = docx.Document()
-    document.add_heading("Handbook", 0)
-    document.add_heading("Returns", 1)
-    paragraph = document.add_paragraph("Within 30 days.")
-    for tag, text_tag, text in (("w:ins", "w:t", " Inserted."), ("w:del", "w:delText", " Deleted.")):
-        change, run, words = OxmlElement(tag), OxmlElement("w:r"), OxmlElement(text_tag)
-        words.text = text
-        words.set(qn("xml:space"), "preserve")
-        run.append(words)
-        change.append(run)
-        paragraph._p.append(change)
-    for item in ("open", "close"):
-        document.add_paragraph(item, style="List Number")
-    document.add_paragraph("dot", style="List Bullet")
-    table = document.add_table(3, 3)
-    for i, row in enumerate([("Name", "Price", "Stock"), ("Lamp", "12", "3"), ("Chair", "99", "")]):
-        for j, text in enumerate(row):
-            table.cell(i, j).text = text
-    table.cell(1, 2).merge(table.cell(2, 2))
-    document.add_heading("第二页", 2)
-    last = document.add_paragraph("在下一页。")
-    last.runs[0]._r.insert(0, OxmlElement("w:lastRenderedPageBreak"))
-    document.save(tmp_path / "a.docx")
-    blocks = read_document(tmp_path / "a.docx").blocks
-    assert [(block.kind, block.level, block.text) for block in blocks] == [
-        ("heading", 1, "Handbook"),
-        ("heading", 2, "Returns"),
-        ("paragraph", 0, "Within 30 days. Inserted."),
-        ("paragraph", 0, "1. open"),
-        ("paragraph", 0, "2. close"),
-        ("paragraph", 0, "- dot"),
-        ("table", 0, "| Name | Price | Stock |\n| --- | --- | --- |\n| Lamp | 12 | 3 |\n| Chair | 99 | 3 |"),
-        ("heading", 3, "第二页"),
-        ("paragraph", 0, "在下一页。"),
-    ]
-    assert [block.page for block in blocks] == [1] * 8 + [2]
-
-
-WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
-
-
-def test_footnotes_and_text_boxes_of_a_word_file_are_kept(tmp_path):
-    docx = pytest.importorskip("docx", reason="python-docx is not installed")
-    from docx.opc.constants import RELATIONSHIP_TYPE
-    from docx.opc.packuri import PackURI
-    from docx.opc.part import Part
-    from docx.oxml import parse_xml
-
-    document = docx.Document()
-    paragraph = document.add_paragraph("Returns are free.")
-    box = (
-        f'<w:r xmlns:w="{WORD}" xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"><mc:AlternateContent>'
-        "<mc:Choice Requires='wps'><w:drawing><w:txbxContent><w:p><w:r><w:t>In a box.</w:t></w:r></w:p></w:txbxContent>"
-        "</w:drawing></mc:Choice><mc:Fallback><w:pict><w:txbxContent><w:p><w:r><w:t>In a box.</w:t></w:r></w:p>"
-        "</w:txbxContent></w:pict></mc:Fallback></mc:AlternateContent></w:r>"
-    )
-    paragraph._p.append(parse_xml(f'<w:r xmlns:w="{WORD}"><w:footnoteReference w:id="2"/></w:r>'))
-    paragraph._p.append(parse_xml(box))
-    note = '<w:footnote w:id="2"><w:p><w:r><w:t>Within 30 days.</w:t></w:r></w:p></w:footnote>'
-    notes = f'<w:footnotes xmlns:w="{WORD}"><w:footnote w:id="0"><w:p/></w:footnote>{note}</w:footnotes>'
-    kind = "application/vnd.openxmlformats-officedocument.wordprocessingml.footnotes+xml"
-    part = Part(PackURI("/word/footnotes.xml"), kind, notes.encode(), document.part.package)
-    document.part.relate_to(part, RELATIONSHIP_TYPE.FOOTNOTES)
-    document.save(tmp_path / "a.docx")
-    assert found(tmp_path / "a.docx") == [
-        ("paragraph", 0, "Returns are free.[^2]"),
-        ("paragraph", 0, "In a box."),
-        ("paragraph", 0, "[^2]: Within 30 days."),
-    ]
 
 
 def workbook(path, **more):
