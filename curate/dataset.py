@@ -143,7 +143,7 @@ def write_sorted(
         shutil.rmtree(output / kind, ignore_errors=True)
         if (folder / kind).exists():
             (folder / kind).rename(output / kind)
-    (folder / REPORT).write_text(report_of(card, table, about.report), encoding="utf-8")
+    (folder / REPORT).write_text(report_of(card, table, about.report), encoding="utf-8", errors="backslashreplace")
     card.write(folder)
     for name in (REPORT, FILE):
         (folder / name).replace(output / name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..data.cards import Card, CardStep, Count, Parent, read_card
+from ..data.files import utf8_name
 from ..data.licences import CONFLICTS, Terms, conflicts, terms_in
 from ..data.locks import locked
 from ..errors import UserError, check_choice
@@ -47,7 +48,7 @@ class Part:
     @property
     def name(self) -> str:
         """Name of the dataset in the mixture: that of its folder."""
-        return self.folder.resolve().name
+        return utf8_name(self.folder.resolve().name)
 
     @cached_property
     def card(self) -> Card:
@@ -135,7 +136,7 @@ def mix(
 
     settings = {"weights": {part.name: part.weight for part in parts}, "use": use, "allow_conflicts": list(allow)}
     about = About(
-        output.resolve().name,
+        utf8_name(output.resolve().name),
         {STEP: settings, "datasets": {part.name: part.card.hash for part in parts}, "shards": shards},
         {
             f"{part.name}/{n}": replace(source, kept=Count())

@@ -4,15 +4,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..data.cards import FILE, Card, CardSource, has_card, read_card
+from ..data.cards import FILE, WRITING, Card, CardSource, read_card
 from ..errors import UserError
 from .rows import HELDOUT, TRAIN
 
 REPORT = "report.md"
 REJECTED = "rejected"
-WRITING = ".writing"
-"""Folder inside a dataset for files that are being written."""
-
 _OWN = (TRAIN, HELDOUT, REJECTED, REPORT, FILE)
 _READ = (FILE, REPORT, f"{TRAIN}/part-00000-of-00001.jsonl")
 """Files of a dataset that a source's pattern may match."""
@@ -43,13 +40,21 @@ def check_replaceable(output: Path, sources: Iterable[str] = ()) -> None:
     names = sorted(path.name for path in output.iterdir() if path.name[0] != ".") if output.is_dir() else []
     if others := [name for name in names if name not in _OWN]:
         raise UserError(f"{output} holds {others[0]}, which is no file of a dataset: give another --output")
-    if FILE in names and not has_card(output):
+    if FILE in names and not _is_card(output):
         raise UserError(f"{output / FILE} is damaged, or no card of a dataset: remove it, or give another --output")
     if names and FILE not in names and not (output / WRITING).exists():
         raise UserError(f"{output} holds {names[0]}, but no {FILE}: it is no dataset; give another --output")
     for source in sources:
         if _is_read(source, output):
             raise UserError(f"--output={output} lies in the source {source}: give a folder outside of it")
+
+
+def _is_card(folder: Path) -> bool:
+    """Whether the card of a folder can be read."""
+    try:
+        return bool(read_card(folder))
+    except UserError:
+        return False
 
 
 def check_same(output: Path, card: Card) -> None:

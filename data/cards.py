@@ -234,7 +234,7 @@ def read_card(folder: epath.PathLike) -> Card:
     except OSError:
         raise UserError(f"{folder} has no {FILE}: give the folder of a dataset that `camelid curate` made") from None
     except (ValueError, RecursionError) as problem:
-        raise UserError(f"{path} is damaged ({problem}): make the dataset anew") from None
+        raise UserError(f"{path} is damaged ({problem}): remove the folder, and make the dataset anew") from None
     if not isinstance(found, dict) or _MARK not in found:
         raise UserError(f"{path} is no card of a dataset: give the folder of a dataset that `camelid curate` made")
     if (version := found.pop(_MARK)) != VERSION:

@@ -139,7 +139,8 @@ def _audit(args: argparse.Namespace) -> None:
     if args.output is not None:
         from ...data.checksums import write_whole
 
-        write_whole(args.output, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+        text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+        write_whole(args.output, text.encode(errors="backslashreplace"))  # a rejected row may have a lone surrogate
 
 
 def _of_dataset(args: argparse.Namespace, path: Path) -> Any:

@@ -1,6 +1,7 @@
 """Small datasets for tests of the ledger."""
 
 import json
+import shutil
 from pathlib import Path
 
 from camelid.curate.applying import RejectedRow
@@ -27,7 +28,9 @@ def make(
     rejected: int = 0,
     write_as: str = "camelid",
 ) -> Card:
-    """A dataset of conversations: the first `heldout` are held out, the last `rejected` rejected as too short."""
+    """A dataset of conversations: the first `heldout` are held out, the last `rejected` rejected as too short. It takes
+    the place of a dataset that stands there."""
+    shutil.rmtree(folder, ignore_errors=True)
     rows = [
         Row(
             id_of(source, {"q": question, "a": answer}),

@@ -1,6 +1,7 @@
 """Audits: where rows come from, why others are not there, what leaked, and what a run was trained on."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -280,6 +281,7 @@ def test_samples_keep_their_records_where_records_are_left_out(tmp_path, corpus)
 def test_data_that_changed_since_are_refused_and_datasets_say_so(run, folders):
     make(folders / "poems", TALK[:3])
     assert RunAudit("run").report("research")["datasets"]["mix"]["now"] == "the same"
+    shutil.rmtree(folders / "mix")
     mix([Part(folders / "sums"), Part(folders / "poems")], folders / "mix")
     with pytest.raises(UserError, match="are not those that the run was trained on"):
         RunAudit("run").row(0, 0)
@@ -320,6 +322,12 @@ def test_the_command_mixes_and_audits_and_writes_what_it_prints(folders, command
     assert command("audit", out, "--row=What is 7 plus 8 in the book?", f"--output={folders / 'row.json'}") == 0
     (row,) = json.loads((folders / "row.json").read_text())
     assert row["way"][-1]["record"] == "web.json, record 8" and "web.json, record 8" in capsys.readouterr().out
+
+
+def test_a_rejected_row_with_half_a_character_is_printed_and_written(folders, command, capsys):
+    make(folders / "half", [("Why?", "Since."), ("A smile \ud83d?", "Yes.")], rejected=1)
+    assert command("audit", folders / "half", "--row=A smile", f"--output={folders / 'row.json'}") == 0
+    assert json.loads((folders / "row.json").read_text("utf-8"))[0]["text"] == "A smile \ud83d?\nYes."
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Mixtures of datasets: which rows they have, what their cards say, and which licences they refuse."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +93,16 @@ def test_a_weight_by_which_no_row_of_a_dataset_is_kept_is_refused(folders):
     with pytest.raises(UserError, match=r"faq would have none of its 9 training rows: .* of 1 stands for 0\.032 rows"):
         mix(parts(folders, 1000, 1), folders / "mix")
     assert not (folders / "mix/card.json").exists()
+
+
+def test_folders_whose_names_are_not_utf8_are_mixed(folders):
+    try:
+        other = (folders / "faq").rename(os.fsdecode(os.fsencode(folders) + b"/faq\xff"))
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    card, _ = mix([Part(folders / "chats"), Part(other)], Path(os.fsdecode(os.fsencode(folders) + b"/m\xfe")))
+    assert card.name == r"m\xfe" and set(card.parents) == {"chats", r"faq\xff"}
+    assert read_card(card.parents[r"faq\xff"].location) == card.parents[r"faq\xff"].card
 
 
 def test_two_mixtures_of_the_same_datasets_have_the_same_bytes(folders):
