@@ -132,7 +132,8 @@ def _documents(args: argparse.Namespace) -> None:
         console.print(to_rich(table.tables(card.steps)))
         print(f"{len(kept):,} {'passages' if name == 'documents' else 'questions'} in {places[name]}")
     if notes := sum(bool(each.notes) for each in found.files):
-        print(f"camelid: the table of files has notes on {notes} of them", file=sys.stderr)
+        files = "1 file has a note" if notes == 1 else f"{notes} files have notes"
+        print(f"camelid: {files}: see the column notes of the table of files, also in report.md", file=sys.stderr)
 
 
 def _columns(text: str) -> dict[str, str]:
