@@ -32,14 +32,16 @@ def qa_columns(raw: Mapping) -> tuple[str | None, str | None, str | None]:
 
 
 def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
-    """Raises UserError if a key of a map is none of `fields`, or a value is no name of a column."""
-    fields = sorted(fields)
+    """Raises UserError if a key of a map is none of `fields`, a value is no name of a column, or one is named twice."""
+    fields, seen = sorted(fields), {}
     for field, column in columns.items():
         if field not in fields:
             near = did_you_mean(str(field), fields)
             raise UserError(f"columns: there is no field {shown(field)}{near}; the keys are fields of a format")
         if not isinstance(column, str) or not column:
             raise UserError(f"columns.{field} is {shown(column)}: give the name of a column")
+        if (other := seen.setdefault(column, field)) != field:
+            raise UserError(f"columns.{other} and columns.{field} are both {shown(column)}: give each its own column")
 
 
 def rename(raw: Mapping, columns: Mapping[str, str]) -> dict:

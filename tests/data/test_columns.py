@@ -104,6 +104,8 @@ def test_a_wrong_column_is_named_with_the_nearest_one(tmp_path):
     assert "there is no value in the column 'asks' of the map; did you mean ask?; it has ask, tell" in said
     said = fault(tmp_path, "x.csv", content, columns={"instrction": "ask"})
     assert "there is no field 'instrction'; did you mean instruction?" in said
+    said = fault(tmp_path, "x.csv", content, columns={"instruction": "ask", "output": "ask"})
+    assert said == "columns.instruction and columns.output are both 'ask': give each its own column"
     with pytest.raises(UserError, match="columns are for the records of files"):
         Source("primer:chat", columns={"instruction": "ask"})
 
