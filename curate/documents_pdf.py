@@ -1,7 +1,8 @@
 """PDF files as blocks: lines from the positions of characters, columns in the order of reading, headings by their size.
 
-Mended are what printing adds: running heads and page numbers, words hyphenated at the ends of lines, paragraphs that go
-on in the next column or page. Aligned cells become tables. A file without a text layer, a scan, is an error.
+Values of form fields stand where the page shows them. Mended are what printing adds: running heads and page numbers,
+words hyphenated at the ends of lines, paragraphs that go on in the next column or page. Aligned cells become tables. A
+file without a text layer, a scan, is an error.
 """
 
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .documents import HEADING, PARAGRAPH, TABLE, Block, Document, markdown_table
-from .documents_pdf_layout import LIST_ITEM, Line, Row, blocks_of_page, join_lines
+from .documents_pdf_layout import LIST_ITEM, WORD, Line, Row, blocks_of_page, join_lines
 from .documents_text import width_of
 
 HEADING_SIZE = 1.12
@@ -21,6 +22,9 @@ LONGEST_HEADING = 120
 
 MARGIN = 0.12
 """Share of a page's height, at its top and at its bottom, in which running heads and page numbers stand."""
+
+TEXT_SIZE = 12.0
+"""Height in points of the values of form fields on a page without other text."""
 
 UNKNOWN = 0.2
 """A page of which this share of characters has no meaning (a font without its table of characters) has no text."""
@@ -44,6 +48,7 @@ def read_pdf(path: Path, encoding: str | None) -> Document:
 
     try:
         pdf = pypdfium2.PdfDocument(path)
+        pdf.init_forms()
         pages = [_page(pdf[number]) for number in range(len(pdf))]
         pdf.close()
     except pypdfium2.PdfiumError as error:
@@ -74,7 +79,7 @@ def read_pdf(path: Path, encoding: str | None) -> Document:
     for number, lines in enumerate(kept, 1):
         for group in blocks_of_page(lines):
             blocks += _block(group, number, size, levels)
-    words = Counter(re.findall(r"[^\W_]+(?:-[^\W_]+)*", " ".join(line.text for lines in kept for line in lines)))
+    words = Counter(re.findall(WORD, " ".join(line.text for lines in kept for line in lines).lower()))
     return Document(tuple(_renumbered(_continued(blocks, words))), tuple(notes))
 
 
@@ -99,9 +104,10 @@ class Page:
 
 
 def _page(page) -> Page:
-    from .documents_pdf_layout import read_lines
+    from .documents_pdf_layout import read_fields, read_lines
 
     lines, turned, unknown = read_lines(page.get_textpage())
+    lines += read_fields(page, _text_size([lines]) or TEXT_SIZE) if page.formenv else []
     pictures = (
         sum(1 for _ in page.get_objects(filter=[3])) if not lines or unknown > UNKNOWN else 0
     )  # FPDF_PAGEOBJ_IMAGE
@@ -116,7 +122,8 @@ def _scans(pages: list[Page]) -> list[str]:
         if unknown:
             raise ValueError("its fonts do not say which characters they show: make a text layer by OCR")
         if scanned:
-            raise ValueError(f"a scan of {len(pages)} pages without a text layer: make one by OCR (such as ocrmypdf)")
+            count = f"{len(pages)} page{'s' * (len(pages) > 1)}"
+            raise ValueError(f"a scan of {count} without a text layer: make one by OCR (such as ocrmypdf)")
         raise ValueError("it has no text")
     notes = [f"pictures without text, which OCR would read, on pages {_numbers(scanned)}"] if scanned else []
     return notes + ([f"fonts that do not say what they show on pages {_numbers(unknown)}"] if unknown else [])

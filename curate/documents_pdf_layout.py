@@ -22,6 +22,12 @@ COLUMN_WIDTH = 20
 """The fewest letters of a line in a column of text, in the median; a Chinese character counts as two."""
 
 LIST_ITEM = re.compile(r"(?:[•●○▪■◆–*·-]|\(?\d{1,2}[.)、）]|[（(][一二三四五六七八九十]+[）)])\s*\S")
+WORD = r"[^\W_]+(?:-[^\W_]+)*"
+"""A word, or several with hyphens between them, for a regex."""
+
+COMPOUNDS = ("self", "well")
+"""First words of compounds, which keep their hyphen at the end of a line if the document does not tell."""
+
 HYPHENS = "\u00ad\x02\ufffe"
 """Hyphens at the end of a line, as pypdfium2 gives them. The first is in the file for this end alone."""
 
@@ -118,6 +124,43 @@ def read_lines(textpage) -> tuple[list[Line], bool, float]:
         text += character
     finish()
     return lines, turned, unknown / max(total, 1)
+
+
+def read_fields(page, size: float) -> list[Line]:
+    """The values of form fields of a page as lines where the page shows them: text, choices, and [x] for a mark.
+
+    Args:
+      page: a page of a document whose forms are initialised.
+      size: the height of the lines in points.
+    """
+    from pypdfium2 import raw
+
+    lines, box = [], raw.FS_RECTF()
+    for index in range(raw.FPDFPage_GetAnnotCount(page)):
+        field = raw.FPDFPage_GetAnnot(page, index)
+        shown = not raw.FPDFAnnot_GetFlags(field) & (raw.FPDF_ANNOT_FLAG_HIDDEN | raw.FPDF_ANNOT_FLAG_NOVIEW)
+        is_field = shown and raw.FPDFAnnot_GetSubtype(field) == raw.FPDF_ANNOT_WIDGET
+        if is_field and raw.FPDFAnnot_GetRect(field, ctypes.byref(box)):
+            kind = raw.FPDFAnnot_GetFormFieldType(page.formenv, field)
+            value = ""
+            if kind in (raw.FPDF_FORMFIELD_TEXTFIELD, raw.FPDF_FORMFIELD_COMBOBOX, raw.FPDF_FORMFIELD_LISTBOX):
+                value = " ".join(_value(page.formenv, field).split())
+            elif kind in (raw.FPDF_FORMFIELD_CHECKBOX, raw.FPDF_FORMFIELD_RADIOBUTTON):
+                value = "[x]" if raw.FPDFAnnot_IsChecked(page.formenv, field) else ""
+            bottom = (box.bottom + box.top - size) / 2
+            lines += [Line(value, box.left, box.right, bottom, bottom + size)] if value else []
+        raw.FPDFPage_CloseAnnot(field)
+    return lines
+
+
+def _value(forms, field) -> str:
+    """The value of a form field."""
+    from pypdfium2 import raw
+
+    size = raw.FPDFAnnot_GetFormFieldValue(forms, field, None, 0)
+    buffer = ctypes.create_string_buffer(size)
+    raw.FPDFAnnot_GetFormFieldValue(forms, field, ctypes.cast(buffer, ctypes.POINTER(raw.FPDF_WCHAR)), size)
+    return buffer.raw.decode("utf-16-le", "replace").rstrip("\0")
 
 
 def _adjoins(before: tuple, here: tuple) -> bool:
@@ -293,20 +336,23 @@ def join_lines(lines: list[str], words: Counter) -> str:
     """One text of the lines of a paragraph: a space between words, none between Chinese characters.
 
     A word that a hyphen cuts at the end of a line is made whole. The hyphen stays if the document has the word with it
-    elsewhere, and not without it.
+    more often than without it. If it has neither, the hyphen stays behind a compound, one of COMPOUNDS, and a single
+    letter, since no word is cut there (TeX's \\lefthyphenmin is 2).
 
     Args:
       lines: the lines.
-      words: how often the document has each word.
+      words: how often the document has each word, in small letters (WORD).
     """
     text = ""
     for line in map(str.strip, lines):
-        hyphen = re.search(rf"([^\W_]+)([-‐{HYPHENS}])$", text)
-        rest = re.match(r"[^\W_]+", line)
+        hyphen = re.search(rf"({WORD})([-‐{HYPHENS}])$", text)
+        rest = re.match(WORD, line)
         if hyphen and rest:
-            with_it, whole = f"{hyphen[1]}-{rest[0]}", hyphen[1] + rest[0]
-            proper = not (hyphen[1].isalpha() and rest[0].isalpha() and rest[0][0].islower())
-            keep = hyphen[2] != "\u00ad" and (proper or words[with_it] > words[whole])
+            first, second = hyphen[1].lower(), rest[0].lower()
+            proper = not (hyphen[1][-1].isalpha() and rest[0].partition("-")[0].isalpha() and rest[0][0].islower())
+            with_it, whole = words[f"{first}-{second}"], words[first + second]
+            compound = "-" in first or len(first) == 1 or first in COMPOUNDS
+            keep = hyphen[2] != "\u00ad" and (proper or with_it > whole or (compound and with_it == whole))
             text = text[:-1] + ("-" if keep else "") + line
         elif not text or (re.search(f"[{CJK}]$", text) and re.match(f"[{CJK}]", line)):
             text += line

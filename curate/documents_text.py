@@ -20,18 +20,37 @@ NARROWEST = 40
 """A paragraph whose longest line has fewer columns is a list or a poem: its lines are kept."""
 
 
+KEY = re.compile(r"[\w\"'][\w \"'.-]*:(?:\s|$)")
+"""The beginning of a line of metadata in YAML."""
+
+
 def read_markdown(path: Path, encoding: str | None) -> Document:
     """A Markdown file. Metadata in YAML at its beginning are left out."""
-    text = re.sub(r"\A---\n.*?\n(?:---|\.\.\.)\n", "", decode(path.read_bytes(), encoding), flags=re.DOTALL)
-    return Document(tuple(blocks_of(text)))
+    return Document(tuple(blocks_of(_without_metadata(decode(path.read_bytes(), encoding)))))
+
+
+def _without_metadata(text: str) -> str:
+    """The text without metadata: a line ---, lines of YAML of which the first has a key, and a line --- or ....
+
+    A first line --- above anything else is a rule of Markdown.
+    """
+    lines = text.split("\n")
+    if lines[0].rstrip() != "---" or len(lines) < 2 or not (KEY.match(lines[1]) or lines[1].startswith("#")):
+        return text
+    for number, line in enumerate(lines[1:], 1):
+        if line.rstrip() in ("---", "..."):
+            return "\n".join(lines[number + 1 :])
+        if line.strip() and not (KEY.match(line) or line.startswith((" ", "\t", "#", "- ", "]", "}"))):
+            return text
+    return text
 
 
 def blocks_of(text: str) -> list[Block]:
-    """The blocks of Markdown (CommonMark with tables). Lists, code and quotations stay as they are."""
+    """The blocks of Markdown (CommonMark with tables). Lists, code, quotations and definitions stay as they are."""
     from markdown_it import MarkdownIt
 
     lines, blocks = text.split("\n"), []
-    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    tokens = MarkdownIt("commonmark").enable("table").disable("reference").parse(text)
     for number, token in enumerate(tokens):
         if token.level or token.nesting < 0 or token.map is None:
             continue

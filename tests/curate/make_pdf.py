@@ -16,8 +16,14 @@ class Put(NamedTuple):
     font: str = "text"
 
 
-def pdf(pages: Sequence[Sequence[Put]], *, pictures: Sequence[int] = ()) -> bytes:
-    """A PDF with these pages of 600 x 800 points. pictures: indices of pages with a picture over the whole page."""
+def pdf(pages: Sequence[Sequence[Put]], *, pictures: Sequence[int] = (), fields: Sequence[Put] = ()) -> bytes:
+    """A PDF with these pages of 600 x 800 points.
+
+    Args:
+      pages: the lines of each page.
+      pictures: indices of pages with a picture over the whole page.
+      fields: values of text fields of a form on the first page; one of size 0 is hidden, and "[x]" is a marked box.
+    """
     objects = ["<< /Type /Catalog /Pages 2 0 R >>", ""]
     fonts = {}
     for name, base in FONTS.items():
@@ -38,7 +44,16 @@ def pdf(pages: Sequence[Sequence[Put]], *, pictures: Sequence[int] = ()) -> byte
         "<< /Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8 /Length 1 "
         ">>\nstream\n \nendstream"
     )
-    image, kids = len(objects), []
+    image, kids, forms = len(objects), [], []
+    for number, put in enumerate(fields):
+        marked, code = put.text == "[x]", ("\ufeff" + put.text).encode("utf-16-be").hex()
+        value = "/FT /Btn /V /Yes /AS /Yes" if marked else f"/FT /Tx /V <{code}>"
+        place = f"/Rect [{put.x} {put.y} {put.x + 200} {put.y + 20}] /F {4 if put.size else 2}"
+        states = " /AP << /N << /Yes << >> /Off << >> >> >>" if marked else ""
+        objects.append(f"<< /Type /Annot /Subtype /Widget /T (f{number}) {value} {place}{states} >>")
+        forms.append(f"{len(objects)} 0 R")
+    if forms:
+        objects[0] = f"<< /Type /Catalog /Pages 2 0 R /AcroForm << /Fields [{' '.join(forms)}] >> >>"
     named = " ".join(f"/{name} {number} 0 R" for name, number in fonts.items())
     for number, lines in enumerate(pages):
         drawn = "q 600 0 0 800 0 0 cm /picture Do Q\n" if number in pictures else ""
@@ -48,7 +63,7 @@ def pdf(pages: Sequence[Sequence[Put]], *, pictures: Sequence[int] = ()) -> byte
         objects.append(f"<< /Length {len(drawn)} >>\nstream\n{drawn}endstream")
         objects.append(
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents {len(objects)} 0 R /Resources << /Font << "
-            f"{named} >> /XObject << /picture {image} 0 R >> >> >>"
+            f"{named} >> /XObject << /picture {image} 0 R >> >> /Annots [{'' if number else ' '.join(forms)}] >>"
         )
         kids.append(f"{len(objects)} 0 R")
     objects[1] = f"<< /Type /Pages /Kids [{' '.join(kids)}] /Count {len(kids)} >>"

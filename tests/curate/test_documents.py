@@ -32,6 +32,25 @@ def test_a_markdown_file_is_its_headings_paragraphs_tables_and_code(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "text,texts",
+    [
+        ("---\n\nFirst.\n\n---\n\nRest.", ["First.", "Rest."]),
+        ("---\nFirst of all.\n---\nRest.", ["First of all.", "Rest."]),
+        ("---\ntitle: x\ntags:\n- a\n# note\n\n中文: |\n  b\n---\nRest.", ["Rest."]),
+        ("---\r\n'a b': x\r\n...\r\nRest.", ["Rest."]),
+        ("---\ntitle: x\nnever closed", ["title: x\nnever closed"]),
+        (
+            "See [1] and [^1].\n\n[^1]: foot\n\n[1]: http://x 'T'",
+            ["See [1] and [^1].", "[^1]: foot", "[1]: http://x 'T'"],
+        ),
+    ],
+)
+def test_of_markdown_only_metadata_are_left_out(tmp_path, text, texts):
+    (tmp_path / "a.md").write_text(text, newline="")
+    assert [block.text for block in read_document(tmp_path / "a.md").blocks] == texts
+
+
 def test_wrapped_lines_of_text_are_joined_and_chinese_ones_without_a_space(tmp_path):
     chinese = [
         "骆驼是沙漠里的动物，它可以很多天不喝水，所以",

@@ -116,6 +116,31 @@ def test_words_cut_by_a_hyphen_are_whole_and_real_hyphens_stay(tmp_path):
     ]
 
 
+def test_a_hyphen_at_the_end_of_a_line_stays_in_compounds_unless_the_document_has_the_word_without_it(tmp_path):
+    lines = [
+        "The state-of-the-",
+        "art and a well-",
+        "known e-",
+        "mail of self-",
+        "made co-",
+        "operation, and wellknown.",
+    ]
+    document = read(tmp_path, [[Put(50, 700 - 12 * i, line) for i, line in enumerate(lines)]])
+    assert texts(document) == ["The state-of-the-art and a wellknown e-mail of self-made cooperation, and wellknown."]
+
+
+def test_values_of_form_fields_stand_beside_their_labels(tmp_path):
+    lines = [Put(50, 700, "Name:"), Put(50, 660, "Town:"), Put(50, 620, "Paid:"), Put(50, 580, "Secret:")]
+    values = [Put(200, 695, "Ann 安"), Put(200, 655, "Oslo"), Put(200, 615, "[x]"), Put(200, 575, "hidden", 0)]
+    document = read(tmp_path, [lines, [Put(50, 700, "Second page.")]], fields=values)
+    words = " ".join(" ".join(block.text for block in document.blocks).replace("|", " ").split())
+    assert words.replace("--- --- ", "") == "Name: Ann 安 Town: Oslo Paid: [x] Secret: Second page."
+
+
+def test_a_form_without_labels_is_its_values(tmp_path):
+    assert texts(read(tmp_path, [[]], fields=[Put(50, 700, "Filled in by hand.")])) == ["Filled in by hand."]
+
+
 def test_chinese_lines_are_joined_without_spaces(tmp_path):
     document = read(tmp_path, [column(CHINESE * 3, 50, 700, width=40, font="chinese")])
     assert texts(document) == [CHINESE * 3]
@@ -125,6 +150,7 @@ def test_chinese_lines_are_joined_without_spaces(tmp_path):
     "content,reason",
     [
         (pdf([[], []], pictures=[0, 1]), "a scan of 2 pages without a text layer: make one by OCR"),
+        (pdf([[]], pictures=[0]), "a scan of 1 page without a text layer"),
         (pdf([[]]), "it has no text"),
         (b"%PDF-1.4 garbage", "it is damaged, or no PDF"),
         (pdf([[Put(50, 700, "Text.")]])[:700], "it is damaged, or no PDF"),
