@@ -23,11 +23,12 @@ class Found(NamedTuple):
     """The value without separators and in one case."""
 
 
-_LOCAL = r"(?<![\w.%+\-])[\w%+](?:[\w.%+\-]{0,62}[\w%+\-])?"
-_LABEL = r"[a-z0-9](?:[a-z0-9\-]{0,61}[a-z0-9])?"
-_TOP = r"(?:[a-z]{2,24}|xn--[a-z0-9\-]{2,59})"
-_END = r"(?![\w\-@(\[]|\.[a-z0-9])"
-_EMAIL = re.compile(rf"({_LOCAL})@\n?((?:{_LABEL}\.){{1,8}}({_TOP})){_END}", re.I | re.A)
+_LETTERS = "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u052f"  # Latin beyond ASCII, Greek, Cyrillic
+_LOCAL = rf"(?<![\w{_LETTERS}.%+\-])[\w{_LETTERS}%+](?:[\w{_LETTERS}.%+\-]{{0,62}}[\w{_LETTERS}%+\-])?"
+_LABEL = rf"[a-z0-9{_LETTERS}](?:[a-z0-9{_LETTERS}\-]{{0,61}}[a-z0-9{_LETTERS}])?"
+_TOP = rf"(?:[a-z{_LETTERS}]{{2,24}}|xn--[a-z0-9\-]{{2,59}})"
+_END = rf"(?![\w{_LETTERS}\-@(\[]|\.[a-z0-9{_LETTERS}])"
+_EMAIL = re.compile(rf"({_LOCAL})(?:@\n?|%40)((?:{_LABEL}\.){{1,8}}({_TOP})){_END}", re.I | re.A)
 
 _AT, _DOT = r"(?:\s?[\[({]\s?(?:at|@)\s?[\])}]\s?|\sat\s)", r"(?:\s?[\[({]\s?(?:dot|\.)\s?[\])}]\s?|\sdot\s|\.)"
 _SPELLED = re.compile(
@@ -38,9 +39,15 @@ _SPELLED = re.compile(
 
 _NO_TOP_LEVEL = re.compile(
     "png|jpe?g|gif|svg|webp|bmp|ico|pdf|css|jsx?|tsx?|json|html?|xml|ya?ml|toml|csv|txt|exe|dll"
-    "|transpose|shape|mean|sum|view|reshape|inv|conj|real|imag|flatten|astype|dtype|size"
+    "|transpose|permute|shape|mean|sum|view|reshape|inv|conj|real|imag|flatten|astype|dtype|size|weights?|bias|data"
+    "|values?|grad|detach|numpy|matmul|diag|diagonal|ravel|squeeze|unsqueeze|contiguous|clone|todense|toarray|tolist"
+    "|cpu|cuda|mark|method|fixture|parametrize|property|setter|getter|deleter|route|kernel|array|matrix|vector"
 )
-"""Ends of file names and of expressions of code, such as "icon@2x.png" and "q@k.transpose"."""
+"""Ends of file names and of expressions of code, such as "icon@2x.png", "q@k.transpose" and "@pytest.mark"."""
+
+_CODE_WORD = re.compile("self|cls|assert|return|print|yield|lambda|await|raise|def|class|import")
+_COMMON_TOP = re.compile("com|org|net|edu|gov|mil|int|info|biz|[a-z]{2}")
+"""Where a domain ends otherwise, such a word beside @ is code, as in "self@cls.method"."""
 
 _IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}(?![\w\-]|\.[a-z0-9])", re.A)
 _PART_OF_WORD = re.compile(r"[\w.\-]$", re.A)
@@ -50,7 +57,12 @@ _IPV6 = re.compile(
 _VERSION_BEFORE = re.compile(
     r"(?:(?<![a-z])(?:v|ver|versions?|releases?|released|build|firmware|driver|rev|revision|update|upgrade|patch|section|sec"
     r"|chapter|clause|paragraph|step|figure|fig|table|oid)(?![a-z])[\s.:#=v_'\"]{0,6}(?:\w{1,10}\s)?"
-    r"|(?:版本|固件|驱动|更新|升级|章节|第|条款|节|编号)[\s:：v号为是到至了]{0,4}"
+    r"|(?<![a-z])(?:python|pypy|java|jdk|jre|node(?:\.?js)?|php|ruby|perl|rust|swift|kotlin|scala|\.net|framework|windows"
+    r"|macos|ios|android|linux|ubuntu|debian|fedora|centos|kernel|chrome|chromium|firefox|safari|edge|opera|office|oracle"
+    r"|database|mysql|mariadb|postgres(?:ql)?|sqlite|mongodb|redis|db2|websphere|weblogic|tomcat|nginx|openssl|photoshop"
+    r"|acrobat|flash|unity|unreal|matlab|excel|word|outlook|exchange|sdk|app|software|library|package|plugin|client)"
+    r"(?:\s[a-z]\w{0,14})?\s"
+    r"|(?:版本|固件|韧体|韌體|驱动|驅動|更新|升级|升級|章节|章節|第|条款|條款|节|節|编号|編號)[\s:：v号號为為是到至了]{0,4}"
     r"|[=~<>!^]=\s?['\"]?|\w[\w.+\-:]{0,30}/|§\s?)$",
     re.I | re.A,
 )
@@ -61,15 +73,19 @@ _NAMED_ADDRESS = re.compile(
 
 
 def emails(text: str) -> Iterator[Found]:
-    """Mail addresses of ASCII letters (RFC 5321). The domain may begin on the next line.
+    """Mail addresses (RFC 5321), with Latin, Greek and Cyrillic letters (RFC 6531). Other scripts have no spaces around
+    an address, so their letters are no part of it. @ may be %40, and the domain may begin on the next line.
 
     Left alone are remotes such as git@host:path, versions such as package@1.2.3, names of image files, and products
     of matrices in code.
     """
-    if "@" not in text:
+    if "@" not in text and "%40" not in text:
         return
     for match in _EMAIL.finditer(text):
         local, domain, top = (part.lower() for part in match.groups())
+        is_code = any(_CODE_WORD.fullmatch(word) for word in (local, domain.partition(".")[0]))
+        if is_code and not _COMMON_TOP.fullmatch(top):
+            continue
         if ".." in local or _NO_TOP_LEVEL.fullmatch(top) or len(domain) > 255:
             continue
         if local in ("git", "hg") and text[match.end() : match.end() + 1] in (":", "/"):

@@ -50,7 +50,7 @@ class PersonalData:
 
     phone: Annotated[str | None, Unset("phone numbers stay")] = "<PHONE>"
     """Placeholder of phone numbers: international with +, US, Chinese mobile and landline, others after such a word as
-    "phone" or 电话."""
+    "phone" or 电话, and in a list behind one."""
 
     ip: Annotated[str | None, Unset("IP addresses stay")] = "<IP>"
     """Placeholder of IPv4 and IPv6 addresses."""

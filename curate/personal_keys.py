@@ -75,9 +75,12 @@ _PASSWORD_IN_URL = re.compile(
 _BEARER = re.compile(r"\bBearer (?P<secret>[\w\-.~+/]{20,2000}={0,2})", re.A)
 _BASIC = re.compile(r"\bBasic (?P<secret>[A-Za-z0-9+/]{8,2000}={0,2})(?![\w\-])", re.A)
 _STRING = re.compile(r"[A-Za-z0-9+/_\-]{20,}={0,2}", re.A)
+_EXPRESSION = re.compile(r"[(\[]|\.\w")
+"""What follows the beginning of an expression."""
 _SECRET_NAME = re.compile(
-    r"(?:api[_\-]?key|secret|token|passwd|password|pwd|access[_\-]?key|private[_\-]?key|auth[_\-]?key|credentials?|密钥|令牌)"
-    r"[\w\-]{0,16}[\"'`]?\s{0,2}(?::=|=>|[:=：])\s{0,2}[\"'`]?$",
+    r"(?:(?:api[_\- ]?key|secret|token|passwd|password|pwd|(?:access|private|auth)[_\- ]?key|credentials?"
+    r"|密[钥鑰码碼]|令牌)[\w\-]{0,16}[\"'`]?\s{0,2}(?::=|=>|[:=：]|\bis\s|[是为為])"
+    r"|(?:api|access|secret|private|auth)[_\- ]?key\s)\s{0,2}[\"'`]?$",
     re.I | re.A,
 )
 
@@ -119,7 +122,7 @@ def keys(text: str) -> Iterator[Found]:
 def _is_assigned(match: re.Match) -> bool:
     """Whether a string is the value of a name such as api_key or password, and not the beginning of an expression."""
     before = match.string[max(0, match.start() - 60) : match.start()]
-    return match.string[match.end() : match.end() + 1] not in (*".([",) and bool(_SECRET_NAME.search(before))
+    return not _EXPRESSION.match(match.string, match.end()) and bool(_SECRET_NAME.search(before))
 
 
 def _found(match: re.Match, group: str | int = 0) -> Found:

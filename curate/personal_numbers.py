@@ -15,7 +15,7 @@ from typing import Any
 
 from .personal_addresses import Found
 
-_RUN = re.compile(r"[+(]{0,2}\d[\d \t\n().+\-]{5,}[Xx]?", re.A)
+_RUN = re.compile(r"[+(]{0,2}\d[\d \t\n().+/\-]{5,}[Xx]?", re.A)
 """What may hold a number of at least seven digits."""
 
 _BEFORE = r"(?<![\w.])(?<![\w)][\-+])"
@@ -96,18 +96,32 @@ class Numbers:
         for match in self._matches(_INTERNATIONAL):
             if is_international(match[0]):
                 yield Found(*match.span(), _digits(match[0]))
+        for match in self._matches(_ABROAD):
+            if self._is_phone(match) and _is_abroad(match):
+                yield Found(*match.span(), "+" + _digits(match[0])[2:])
+        last = -1  # where the last number ends that a word before it names
         for match in self._matches(_ANY):
             value = _digits(match[0])
             is_number = (
                 7 <= len(value) <= 14 and not _NO_PHONE.match(match[0]) and match[0].count("(") == match[0].count(")")
             )
-            if is_number and (_PHONE_HINT.search(self._left(match)) or self._is_called(match)):
+            if not is_number:
+                continue
+            is_next = 0 <= match.start() - last < 10 and _AND.fullmatch(self.text, last, match.start())
+            if (is_next and self._is_phone(match)) or _PHONE_HINT.search(self._left(match)) or self._is_called(match):
+                last = match.end()
                 yield Found(*match.span(), value)
 
     def _is_called(self, match: re.Match) -> bool:
-        """Whether somebody is to be called at a US number, such as "call me at 415 555 2671"."""
-        amount = _AMOUNT_AFTER.match(self.text[match.end() : match.end() + 12])
-        return bool(not amount and _US_DIGITS.fullmatch(match[0]) and _CALLED.search(self._left(match)))
+        """Whether somebody is to be called at a number, such as "call me at 07911 123456" and "dial 415 555 2671"."""
+        left = self._left(match)
+        called = _CALLED.search(left)
+        if not called or _AMOUNT_AFTER.match(self.text[match.end() : match.end() + 12]):
+            return False
+        value = _digits(match[0])
+        if called["person"]:
+            return 10 <= len(value) <= 13
+        return bool(_US_DIGITS.fullmatch(match[0]) or (_TRUNK.fullmatch(match[0]) and "123456789" not in value))
 
     def _left(self, match: re.Match) -> str:
         return self.text[max(0, match.start() - 40) : match.start()]
@@ -175,11 +189,20 @@ def is_international(written: str) -> bool:
         return False
     if digits[0] == "1":
         return bool(re.fullmatch(r"1[2-9]\d\d[2-9]\d{6}", digits))
+    if digits[0] == "7":
+        return bool(re.fullmatch(r"7[3-9]\d{9}", digits))
     if digits.startswith("86"):
         return bool(re.fullmatch(r"86(?:1[3-9]\d{9}|0?(?:10\d{8}|[2-9]\d{8,10}))", digits))
     code = next((digits[:n] for n in (1, 2, 3) if digits[:n] in _tables()["country_codes"]), None)
     is_long = len(digits) > 13 and written[1:].isdigit()
     return code is not None and not is_long and not digits[len(code) :].startswith("00") and len(set(digits)) > 3
+
+
+def _is_abroad(match: re.Match) -> bool:
+    """Whether a number with 00 and the code of a country is a phone number, and no line of a table of numbers."""
+    lengths = [len(group) for group in re.findall(r"\d+", match["rest"])]
+    is_even = len(lengths) > 1 and len(set(lengths)) == 1 and lengths[0] < 5  # such as bytes in hexadecimal
+    return not is_even and sum(lengths) >= 8 and is_international(f"+{match['code']}{match['rest']}")
 
 
 _IDENTITY = re.compile(
@@ -218,29 +241,38 @@ _INTERNATIONAL = re.compile(
     rf"(?<![\w+)])\+[1-9]\d{{0,2}}(?:[\-. ]?\(\d{{1,4}}\))?(?:[\-. ]?\n?\d{{1,5}}){{1,5}}\d{{0,8}}{_AFTER}", re.A
 )
 _IBAN = re.compile(r"(?<![A-Za-z0-9_])([A-Z]{2})\d{2}(?=[ \-\n]?[A-Z0-9]{4})", re.A)
-_ANY = re.compile(rf"{_BEFORE}[+(]{{0,2}}\d(?:[ .()\-]{{0,2}}\d){{6,14}}{_AFTER}", re.A)
+_ANY = re.compile(rf"{_BEFORE}[+(]{{0,2}}\d(?:[ .()/\-]{{0,2}}\d){{6,14}}{_AFTER}", re.A)
+_ABROAD = re.compile(rf"{_BEFORE}00(?P<code>[1-9]\d{{0,2}})(?P<rest>(?:[ \-]\(?\d{{1,8}}\)?){{1,5}}){_AFTER}", re.A)
 _NO_PHONE = re.compile(
-    r"(?:18|19|20)\d\d[ .\-]\d\d?[ .\-]|\d\d?[.\-]\d\d?[.\-]\d{4}|(?:18|19|20)\d\d[ \-]+(?:18|19|20)\d\d"
+    r"(?:18|19|20)\d\d[ .\-/]\d\d?[ .\-/]|\d\d?[.\-/]\d\d?[.\-/]\d{4}|(?:18|19|20)\d\d[ \-]+(?:18|19|20)\d\d"
     r"|\d+\.\d+$|\d{1,3}(?:\.\d{1,3}){3}$"
 )
 """Dates, decimal fractions and IP addresses."""
 
 
 _PHONE_HINT = re.compile(
-    r"(?:(?<![a-z])(?:(?:tele)?phone|tel|mobile|cell|fax|whatsapp)(?:[ _]?(?:number|no|num))?\.?['\"]?\s?"
-    r"(?:is|at|[:=]|:=)?\s{0,2}['\"]?"
-    r"|(?:电话|手机|手机号|传真|座机|固话|致电|拨打|联系方式)(?:号码?)?\s?(?:是|为|[:：])?\s{0,2}['\"]?)$",
+    r"(?:(?:(?<![a-z])(?:(?:tele)?phone|tel|mobile|cell|fax|whatsapp|telefon[eo]?|tel[ée]fono|t[ée]l|handy|celular|móvil)"
+    r"|(?<![а-яА-Я])(?:[Тт]ел(?:ефон)?|[Мм]об)"
+    r"|(?<![a-z])(?:contact|ph|mob)(?=[ _]?(?:numbers?|nos?|num)\b|\.?\s?[:：]))"
+    r"(?:[ _]?(?:numbers?|nos?|num|nummer))?\.?['\"]?\s?(?:is|are|at|[:=：]|:=)?\s{0,2}['\"]?"
+    r"|(?:电话|電話|手机|手機|手机号|手機號|传真|傳真|座机|座機|固话|固話|致电|致電|拨打|撥打|联系方式|聯繫方式|聯絡方式|携帯|携帯電話"
+    r"|전화|휴대폰|연락처)(?:号码?|號碼?|番号|번호)?\s?(?:是|为|為|[:：])?\s{0,2}['\"]?)$",
     re.I | re.A,
 )
+_AND = re.compile(r"\s?(?:[,;/、，；]|and|or|和|或|及)\s?", re.A)
+"""What stands between phone numbers of one list."""
 _US_DIGITS = re.compile(r"[2-9]\d\d ?[2-9]\d\d ?\d{4}", re.A)
+_TRUNK = re.compile(r"\(?0(?:[ .()\-]{0,2}\d){9,10}", re.A)
+"""A number of ten or eleven digits with the 0 that most countries write before the area."""
 _CALLED = re.compile(
-    r"(?:(?<![a-z])(?:call|text|dial|ring|reach|contact)(?:s|ing)?(?: (?:me|us|him|her|them|you))?(?: (?:at|on))?"
+    r"(?:(?<![a-z])(?:call|text|dial|ring|reach|contact)(?:s|ing)?(?P<person> (?:me|us|him|her|them|you))?"
+    r"(?: (?:at|on))?"
     r"|(?:(?<![a-z])(?:my|his|her|our|their|your)|'s) (?:new |old )?number(?: is)?):?\s$",
     re.I | re.A,
 )
 _AMOUNT_BEFORE = re.compile(r"(?:[$€£¥￥]|\b(?:USD|EUR|RMB|CNY|GBP))\s?$", re.I)
 _AMOUNT_AFTER = re.compile(
-    r"\s?(?:[%‰°]|[元块万亿人次个年秒毫美字千米吨件倍票股条项户]"
+    r"\s?(?:[%‰°]|[元圆圓块塊万萬亿億人次个個年秒毫美字千米吨噸件倍票股条條项項户戶]"
     r"|(?:bytes?|bits?|ms|ns|km|kg|people|users|views|times|years|dollars|steps|items|rows)\b)",
     re.I,
 )
@@ -255,13 +287,14 @@ _NAMED = re.compile(
 
 _IS_PHONE_NAME = re.compile(
     r"phone|mobile|cell|tel|fax|whatsapp|contact|call|text|sms|dial|mob\b"
-    r"|手机|电话|联系|号码|传真|致电|拨打|热线|微信",
+    r"|手机|手機|电话|電話|联系|聯繫|聯絡|号码|號碼|传真|傳真|致电|致電|拨打|撥打|热线|熱線|微信",
     re.I,
 )
 _OTHER_NAME = re.compile(
     r"(?:^|[^a-z])(?:[a-z]*_)?(?:u?id|order|invoice|serial|sku|upc|ean|isbn|issn|timestamp|ts|time|date|seed|size|count"
     r"|total|hash|port|offset|version|number of|tracking|ticket|case|part|model|account|checksum|pid|epoch|qq)"
     r"(?:[ _](?:number|no|num|id|code))?s?\W*$"
-    r"|订单|单号|编号|流水|序列|批次|账单|运单|快递|QQ|学号|工号|条码|时间戳|数量|金额|代码|票号|书号|批号|版本",
+    r"|订单|单号|编号|流水|序列|批次|账单|运单|快递|QQ|学号|工号|条码|时间戳|数量|金额|代码|票号|书号|批号|版本"
+    r"|訂單|單號|編號|帳單|賬單|運單|快遞|學號|工號|條碼|時間戳|數量|金額|代碼|票號|書號|批號",
     re.I,
 )

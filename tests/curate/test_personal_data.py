@@ -67,6 +67,13 @@ def test_lookalikes_stay(name):
         "the numbers are 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16",
         "| 138 | 0013 | 8000 |",
         "x[2000::2], A::B::C, 12:30:45, 1:2:3",
+        "assert@pytest.mark, self@cls.method, y = x@self.weight, a@b.todense, return@b.thing",
+        "Python 3.11.7.1, Oracle Database 11.2.0.4, Microsoft Office 16.0.4266.1001, 驅動 8.2.3.4",
+        "0030 31 32 33 34 35 36, 0049 1234 5678 9012, 007-123-4567, 0012 345",
+        "phone: 01/02/2023, pH 7.4000000, contact 5551234, ph 1234567",
+        "call 0123456789 times; dial 0123456789; the text 5551234567",
+        "訂單號13800138000, 13800138000個",
+        "an api key for 27ab, token abcdefghijklmnopqrstuvwxyz12, the key is q8Zr2LmT9xWv4Bn7Kc1D",
     ],
 )
 def test_what_only_looks_like_personal_data_stays(text):
@@ -103,6 +110,26 @@ def test_what_only_looks_like_personal_data_stays(text):
         ("IBAN GB82 WEST 1234 5698 7654 32 BIC ABCD", "IBAN <IBAN> BIC ABCD"),
         ("身份证号11010519491231002x", "身份证号<IDENTITY_NUMBER>"),
         ("DNS is 2001:4860:4860::8888.", "DNS is <IP>."),
+        (
+            "電話 02-2345-6789, 電話：0912-345-678；手機號碼：0912345678",
+            "電話 <PHONE>, 電話：<PHONE>；手機號碼：<PHONE>",
+        ),
+        ("전화 010-1234-5678, 携帯：090-1234-5678", "전화 <PHONE>, 携帯：<PHONE>"),
+        ("phone numbers: 5551234567, 5559876543 and 5550001111", "phone numbers: <PHONE>, <PHONE> and <PHONE>"),
+        ("電話：02-2345-6789、03-2345-6789", "電話：<PHONE>、<PHONE>"),
+        ("Tel.: 030/901820, Telefon: 030 901820", "Tel.: <PHONE>, Telefon: <PHONE>"),
+        ("Tél : 01 23 45 67 89; teléfono 912 345 678", "Tél : <PHONE>; teléfono <PHONE>"),
+        ("тел. 8 (495) 123-45-67", "тел. <PHONE>"),
+        ("Ph: 9876543210, contact no. 9876543210", "Ph: <PHONE>, contact no. <PHONE>"),
+        ("call me at 07911 123456 or dial 0800 123 4567", "call me at <PHONE> or dial <PHONE>"),
+        ("text me on 5551234567", "text me on <PHONE>"),
+        ("0049 30 901820, 0044-20-7946-0958", "<PHONE>, <PHONE>"),
+        ("api-key q8Zr2LmT9xWv4Bn7Kc1D", "api-key <KEY>"),
+        ("My API key is q8Zr2LmT9xWv4Bn7Kc1D.", "My API key is <KEY>."),
+        ("密鑰為q8Zr2LmT9xWv4Bn7Kc1D", "密鑰為<KEY>"),
+        ("mailto:john%40example.com?x=1", "mailto:<EMAIL>?x=1"),
+        ("jøhn@example.com, john@münchen.de, почта@пример.рф", "<EMAIL>, <EMAIL>, <EMAIL>"),
+        ("self@cloudhead.net", "<EMAIL>"),
     ],
 )
 def test_forms_of_personal_data(text, expected):
@@ -287,6 +314,12 @@ def test_masking_twice_changes_no_more_than_masking_once(seed, count, number):
         "中1",
         "a@b.org ",
         "110105194912310021",
+        "a%40",
+        "ø@",
+        "0049 30 ",
+        "phone 1234567, ",
+        "1234567, ",
+        "/1",
     ],
 )
 def test_long_lines_take_time_in_proportion_to_their_length(unit):
