@@ -64,13 +64,20 @@ class Counting:
         self.replies.update(zip(map(self.key, requests), found, strict=True))
         return found
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens in the prompts of the replies, as far as they say."""
+        return sum(reply.prompt_tokens or 0 for reply in self.replies.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens in the answers of the replies, as far as they say."""
+        return sum(reply.completion_tokens or 0 for reply in self.replies.values())
+
     def __str__(self) -> str:
         """The number of replies and of their tokens. It depends on no failures and interruptions."""
-        prompts, answers = (
-            sum(getattr(reply, name) or 0 for reply in self.replies.values())
-            for name in ("prompt_tokens", "completion_tokens")
-        )
-        return f"{len(self.replies):,} replies of {self.name}, {prompts:,} tokens of prompts and {answers:,} of answers"
+        tokens = f"{self.prompt_tokens:,} tokens of prompts and {self.completion_tokens:,} of answers"
+        return f"{len(self.replies):,} replies of {self.name}, {tokens}"
 
 
 def problem_of(reply: Reply) -> Rejected | None:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from ..data.formats import parse
 from ..serve.journal import Asker, Reply, Request
 from ..settings.leaves import Count, NotNegative, Share, Unset, Whole
-from .applying import RejectedRow
+from .candidates import Counting, Made
 from .grounding import RESTS_ON, Grounded
 from .instruct_prompts import Prompts
 from .passages import size_of
@@ -72,23 +72,11 @@ class Questions:
 
 
 @dataclass
-class Asked:
-    """What a teacher wrote."""
+class Asked(Made):
+    """The questions that a teacher wrote, with their answers."""
 
-    rows: list[Row] = field(default_factory=list)
-    """Questions with their answers."""
-
-    rejected: list[RejectedRow] = field(default_factory=list)
-    """Questions that were rejected."""
-
-    replies: int = 0
-    """Number of replies that were read."""
-
-    prompt_tokens: int = 0
-    """Tokens in the prompts of these replies, as far as they say."""
-
-    completion_tokens: int = 0
-    """Tokens in the answers of these replies, as far as they say."""
+    teacher: Counting = field(kw_only=True, compare=False)
+    """The teacher, with its replies."""
 
 
 def ask_questions(
@@ -107,13 +95,10 @@ def ask_questions(
     """
     how = {"temperature": settings.temperature, "max_tokens": settings.max_tokens} | dict(more or {})
     how = {name: value for name, value in how.items() if value is not None}
-    prompts, times, asked, seen = Prompts(settings.prompts), Counter(), Asked(), {}
+    prompts, times, asked, seen = Prompts(settings.prompts), Counter(), Asked(teacher=Counting(asker)), {}
     chosen = [row for row in passages if size_of(row.record["text"]) >= settings.smallest]
     requests = [_request(row, prompts, settings, how, times) for row in chosen]
-    for passage, request, reply in zip(chosen, requests, asker.ask(requests), strict=True):
-        asked.replies += 1
-        asked.prompt_tokens += reply.prompt_tokens or 0
-        asked.completion_tokens += reply.completion_tokens or 0
+    for passage, request, reply in zip(chosen, requests, asked.teacher.ask(requests), strict=True):
         about = {name: passage.columns[name] for name in KEPT if name in passage.columns}
         about |= {"passage_id": passage.id, RESTS_ON: passage.record["text"], "teacher": asker.name}
         about |= {"version": reply.model} if reply.model else {}
@@ -170,4 +155,4 @@ def _take(asked: Asked, row: Row, dropped: Rejected | None, grounded: Grounded, 
     if dropped is None:
         asked.rows.append(row)
     else:
-        asked.rejected.append(RejectedRow(row, step, dropped.reason, dropped.detail))
+        asked.drop(row, step, dropped)

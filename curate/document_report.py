@@ -97,8 +97,7 @@ def about_questions(
 
 def ledger_of(asked: Asked) -> str:
     """What the teacher's replies took. It does not depend on failures and interruptions."""
-    tokens = f"{asked.prompt_tokens:,} tokens of prompts and {asked.completion_tokens:,} of answers"
-    return f"{asked.replies:,} replies, {tokens}: {len(asked.rows):,} questions kept, {len(asked.rejected):,} rejected"
+    return f"{asked.teacher}: {len(asked.rows):,} questions kept, {len(asked.rejected):,} rejected"
 
 
 def files_table(found: Documents) -> Table:

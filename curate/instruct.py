@@ -30,7 +30,9 @@ from ..data.licences import check_name
 from ..errors import UserError
 from ..serve.journal import Asker, Reply, Request
 from ..settings.leaves import Count, NotNegative, OneOf, Path, Share, Unset, Whole
-from .applying import RejectedRow, apply_steps
+from .applying import apply_steps
+from .candidates import Counting
+from .candidates import Made as MadeRows
 from .instruct_filters import Filters
 from .instruct_parsing import Candidate, parse_answer, parse_instance, parse_instructions, parse_tasks
 from .instruct_prompts import Prompts
@@ -177,29 +179,17 @@ class Round:
 
 
 @dataclass
-class Made:
-    """What self-instruct made."""
+class Made(MadeRows):
+    """The tasks that self-instruct made, the kept ones in the order in which they were kept."""
 
-    rows: list[Row] = field(default_factory=list)
-    """The tasks that were kept, in the order in which they were kept."""
-
-    rejected: list[RejectedRow] = field(default_factory=list)
-    """The tasks that were rejected."""
+    teacher: Counting = field(kw_only=True, compare=False)
+    """The teacher, with its replies."""
 
     rounds: list[Round] = field(default_factory=list)
     """The rounds of each language."""
 
     ended: dict[str, str] = field(default_factory=dict)
     """Why a language ended with fewer rows than wanted."""
-
-    replies: int = 0
-    """Number of replies that were read."""
-
-    prompt_tokens: int = 0
-    """Tokens in the prompts of these replies, as far as they say."""
-
-    completion_tokens: int = 0
-    """Tokens in the answers of these replies, as far as they say."""
 
 
 def instruct(
@@ -238,7 +228,8 @@ class _Run:
     """The state of a run between rounds."""
 
     def __init__(self, settings: Instruct, asker: Asker, how: Mapping[str, Any]):
-        self.made, self._settings, self._asker, self._how = Made(), settings, asker, how
+        self._asker = Counting(asker)
+        self.made, self._settings, self._how = Made(teacher=self._asker), settings, how
         self._prompts, self._steps = Prompts(settings.prompts), settings.made_steps()
         self._novelty, self._names = Novelty(settings.threshold), []
         self._texts: list[str] = []
@@ -271,7 +262,7 @@ class _Run:
             self._lists += count
             rounds[language] = Round(number, language, count)
             asked += [(language, self._request_list(language, number, i)) for i in range(count)]
-        replies = self._ask([request for _, request in asked])
+        replies = self._asker.ask([request for _, request in asked])
         lists = []
         for (language, request), reply in zip(asked, replies, strict=True):
             lists.append((rounds[language], self._candidates(rounds[language], request, reply)))
@@ -316,13 +307,6 @@ class _Run:
         sample = self._asked[content]
         self._asked[content] += 1
         return Request(messages, self._how, sample)
-
-    def _ask(self, requests: Sequence[Request]) -> list[Reply]:
-        replies = self._asker.ask(requests)
-        self.made.replies += len(replies)
-        self.made.prompt_tokens += sum(reply.prompt_tokens or 0 for reply in replies)
-        self.made.completion_tokens += sum(reply.completion_tokens or 0 for reply in replies)
-        return replies
 
     def _candidates(self, round: Round, request: Request, reply: Reply) -> list[tuple[Row, Candidate]]:
         """The tasks in a reply, each with its row."""
@@ -383,7 +367,7 @@ class _Run:
         """Asks for the rest of the tasks with these instructions, and keeps the whole tasks."""
         read = parse_instance if self._settings.method == "self_instruct" else parse_answer
         requests = [self._request_instance(*each) for each in asked]
-        for (round, row, text), request, reply in zip(asked, requests, self._ask(requests), strict=True):
+        for (round, row, text), request, reply in zip(asked, requests, self._asker.ask(requests), strict=True):
             candidate = read(text, reply.text, reply.finish_reason)
             row = row.with_(_raw(candidate.task), instance_request=self._asker.key(request))
             if candidate.reason:
@@ -446,7 +430,7 @@ class _Run:
         round.kept += 1
 
     def _reject(self, round: Round, row: Row, step: str, why: Rejected) -> None:
-        self.made.rejected.append(RejectedRow(row, step, why.reason, why.detail))
+        self.made.drop(row, step, why)
         round.rejected[why.reason] += 1
 
 

@@ -74,9 +74,8 @@ def rounds_of(made: Made) -> str:
 
 def ledger_of(made: Made, prices: tuple[float, float] = (0.0, 0.0)) -> str:
     """What the replies took that the rows were read from. It does not depend on failures and interruptions."""
-    tokens = f"{made.prompt_tokens:,} tokens of prompts and {made.completion_tokens:,} of answers"
-    cost = (made.prompt_tokens * prices[0] + made.completion_tokens * prices[1]) / 1e6
-    told = f"{made.replies:,} replies of the teacher, {tokens}"
+    cost = (made.teacher.prompt_tokens * prices[0] + made.teacher.completion_tokens * prices[1]) / 1e6
+    told = str(made.teacher)
     if made.rows:
-        told += f": {made.completion_tokens / len(made.rows):,.0f} tokens of answers for each kept row"
+        told += f": {made.teacher.completion_tokens / len(made.rows):,.0f} tokens of answers for each kept row"
     return f"## Ledger\n\n{told}{f'. They cost {cost:,.4f}' if any(prices) else ''}."

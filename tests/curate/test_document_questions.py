@@ -154,7 +154,7 @@ def test_questions_are_kept_with_their_passage_file_and_heading(passages):
         (GROUNDED, "not_in_passage", "a.md"),
         (REPEATED, "repeated", "b.md"),
     ]
-    assert (asked.replies, asked.prompt_tokens, asked.completion_tokens) == (3, 30, 15)
+    assert (len(asked.teacher.replies), asked.teacher.prompt_tokens, asked.teacher.completion_tokens) == (3, 30, 15)
     assert shown.rows[0].record["messages"][0]["input"] == PASSAGE
 
 

@@ -62,7 +62,7 @@ def test_each_task_in_the_replies_is_kept_or_rejected_once(method, wanted):
         numbers = sorted(task for request, task in places if request == key)
         assert numbers == list(range(1, len(numbers) + 1))
     assert len(lists) == sum(each.requests for each in made.rounds) and len(set(teacher.asked)) == len(teacher.asked)
-    assert made.replies == len(teacher.asked) and made.prompt_tokens == 100 * made.replies
+    assert len(made.teacher.replies) == len(teacher.asked) == made.teacher.prompt_tokens / 100
     assert {"filters", "novelty", "answer", "rows"} <= {each.step for each in made.rejected}
 
 
@@ -280,7 +280,9 @@ def test_prompts_show_the_tasks_and_say_what_is_wanted(language):
 def test_own_prompts_replace_those_of_the_project_and_faults_in_them_are_told(wanted, tmp_path):
     own = tmp_path / "prompts"
     own.mkdir()
-    with pytest.raises(UserError, match=r"tasks.en.toml: No such file.*a folder of prompts has tasks.en.toml and tasks.zh.toml"):
+    with pytest.raises(
+        UserError, match=r"tasks.en.toml: No such file.*a folder of prompts has tasks.en.toml and tasks.zh.toml"
+    ):
         make(wanted, prompts=str(own))
     for path in FOLDER.glob("tasks.*.toml"):
         (own / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
@@ -306,8 +308,8 @@ def test_own_prompts_replace_those_of_the_project_and_faults_in_them_are_told(wa
 def test_the_ledger_adds_up_the_replies_and_their_cost(wanted):
     made = make({"en": wanted["en"]})
     words = ledger_of(made, (1.5, 6.0))
-    cost = (made.prompt_tokens * 1.5 + made.completion_tokens * 6.0) / 1e6
-    assert f"{made.replies} replies" in words and f"They cost {cost:,.4f}" in words
+    cost = (made.teacher.prompt_tokens * 1.5 + made.teacher.completion_tokens * 6.0) / 1e6
+    assert f"{len(made.teacher.replies)} replies of simulated" in words and f"They cost {cost:,.4f}" in words
 
 
 CONFIGS = FOLDER.parents[1] / "configs" / "curate"
