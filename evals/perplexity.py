@@ -33,6 +33,7 @@ def perplexity(
     format: str = "auto",
     on_error: Annotated[str, OneOf("raise", "skip")] = "raise",
     max_record_bytes: Count = MAX_RECORD_BYTES,
+    columns: Annotated[dict[str, str] | None, Unset("the fields' own names")] = None,
     seq_len: Annotated[int | None, Range(least=2), Unset("512, or the model's context if that is shorter")] = None,
     borders: list[Count] = (),
     batch_size: Annotated[Count | None, Unset("4,096 tokens on each device")] = None,
@@ -48,6 +49,7 @@ def perplexity(
       format: format of the records.
       on_error: whether a bad record ends the evaluation or is left out.
       max_record_bytes: largest size of a record.
+      columns: the column of the records for each field of the format (`data/columns.py`).
       seq_len: the most tokens that predict a token; longer documents are cut into pieces.
       borders: positions that divide a piece into ranges, each with a perplexity of its own. (2048, 4096) gives
         "perplexity/0-2048", "perplexity/2048-4096" and "perplexity/4096-8192": how well a token is predicted with that
@@ -69,7 +71,7 @@ def perplexity(
             f"seq_len is {seq_len}, more than the model's context of {context:,} tokens: give that or less, or stretch "
             f"the context, as by --rope=yarn:{seq_len}"
         )
-    reading = dict(format=format, on_error=on_error, max_record_bytes=max_record_bytes)
+    reading = dict(format=format, on_error=on_error, max_record_bytes=max_record_bytes, columns=columns or {})
     cache = text_cache(model, Source(source, heldout=heldout, **reading), split, cache_dir)
     if cache.tally.skipped:
         problems = "; ".join(cache.tally.problems)
@@ -80,6 +82,7 @@ def perplexity(
 def asked_of(model: LanguageModel, settings: dict[str, Any]) -> dict[str, Any]:
     """What settings mean for a model, for the hash of results: the length of rows, and the content of the source."""
     about = {name: settings[name] for name in ("format", "on_error", "max_record_bytes", "heldout")}
+    about["columns"] = settings["columns"] or {}
     return {
         "seq_len": settings["seq_len"] or min(512, model.config.max_len),
         "source": fingerprint(Source(settings["source"], **about)),

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -96,9 +97,17 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"largest size of one line or record in bytes (default: {MAX_RECORD_BYTES})",
     )
+    parser.add_argument(
+        "--columns",
+        type=columns,
+        default={},
+        metavar="JSON",
+        help='the columns of the records that hold the fields of the format, as in \'{"instruction": "Ask", "output": '
+        "\"Tell\"}' (default: the fields' own names)",
+    )
 
 
-READING = ("format", "on_error", "max_record_bytes")
+READING = ("format", "on_error", "max_record_bytes", "columns")
 """The options of `add_reading`."""
 
 
@@ -114,6 +123,18 @@ def source_of(args: argparse.Namespace, location: str | None = None, **more: flo
 
     how = {name: getattr(args, name) for name in READING}
     return Source(args.source if location is None else location, **how, **more)
+
+
+def columns(text: str) -> dict[str, str]:
+    """A map from fields to columns on the command line."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        example = '{"instruction": "question", "output": "answer"}'
+        raise argparse.ArgumentTypeError(f"{text} is no JSON object of names, as in '{example}'")
+    return found
 
 
 def add_model(parser: argparse.ArgumentParser, or_else: str = "") -> None:

@@ -126,7 +126,7 @@ def add_eval(commands) -> None:
         metavar="FILE",
         help="earlier results to compare with; differences are to the first (default: none)",
     )
-    parser.set_defaults(format=None, on_error=None, max_record_bytes=None, stop=None)
+    parser.set_defaults(format=None, on_error=None, max_record_bytes=None, columns=None, stop=None)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +142,7 @@ READ = (
     "format",
     "on_error",
     "max_record_bytes",
+    "columns",
     "split",
     "borders",
     "include",

@@ -316,6 +316,19 @@ def test_bad_records_stop_a_command_or_are_counted_and_listed(tmp_path, capsys):
         assert f"{source}:21: instruction is empty" in said and f"{source}:22" in said
 
 
+def test_columns_on_the_command_line_name_the_fields_of_a_table(tuned, tmp_path, capsys):
+    table = tmp_path / "x.csv"
+    table.write_text("Ask,Tell\nWho?,Ann.\nWhere?,Here.\n")
+    prepare = ["data", "prepare", f"--source={table}", "--name=x", f"--output={tmp_path}", "--heldout=0"]
+    for command in (prepare, ["eval", str(tuned), f"--source={table}"]):
+        assert main(command) == 2
+        assert "no format has the fields Ask, Tell" in capsys.readouterr().err
+        assert main([*command, '--columns={"instruction": "Ask", "output": "Tel"}']) == 2
+        assert "no value in the column 'Tel' of the map; did you mean Tell?" in capsys.readouterr().err
+        assert main([*command, '--columns={"instruction": "Ask", "output": "Tell"}']) == 0
+        capsys.readouterr()
+
+
 def test_preparing_a_config_lists_what_its_sources_were_read_without(arguments, corpus, tmp_path, capsys):
     config = next(a for a in arguments("pretrain", tmp_path) if a.startswith("--config="))
     bad = tmp_path / "bad.jsonl"
