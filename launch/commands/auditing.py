@@ -126,7 +126,7 @@ def _weights(args: argparse.Namespace) -> list[float | None]:
 
 
 def _audit(args: argparse.Namespace) -> None:
-    from ...data.cards import has_card
+    from ...data.cards import check_complete, has_card
     from ..outputs import check_new_file
 
     require_output()
@@ -135,6 +135,7 @@ def _audit(args: argparse.Namespace) -> None:
     if (chosen := [name for name in ("id", "row", "against") if getattr(args, name)]) and len(chosen) > 1:
         raise UserError(f"--{chosen[0]} and --{chosen[1]} are different questions: give one of them")
     path = Path(args.path).expanduser()
+    check_complete(path)
     report = _of_dataset(args, path) if has_card(path) else _of_run(args)
     if args.output is not None:
         from ...data.checksums import write_whole

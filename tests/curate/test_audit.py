@@ -1,6 +1,7 @@
 """Audits: where rows come from, why others are not there, what leaked, and what a run was trained on."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -337,6 +338,8 @@ def test_a_rejected_row_with_half_a_character_is_printed_and_written(folders, co
         (["audit", "mix", "--id=00", "--row=x"], "--id and --row are different questions"),
         (["audit", "mix", "--step=3"], "mix is a dataset, and steps are those of a training run"),
         (["audit", "nowhere"], "no such checkpoint or run directory"),
+        (["audit", "cut"], "card.json is damaged"),
+        (["audit", "copied"], "copied is a dataset without its card.json"),
         (["audit", "mix/train"], "mix/train has neither a card.json, as datasets have, nor checkpoints"),
         (["mix", "again", "poems", "--output=x", "--weights=1"], "--weights=1: give 2 numbers"),
         (["mix", "again", "poems", "--output=x", "--weights=1,a"], "give numbers with commas"),
@@ -346,6 +349,10 @@ def test_a_rejected_row_with_half_a_character_is_printed_and_written(folders, co
 )
 def test_mistakes_are_one_line(folders, command, capsys, monkeypatch, words, said):
     monkeypatch.chdir(folders)
+    for name, left in (("cut", 900), ("copied", 0)):
+        shutil.copytree("sums", name)
+        os.truncate(f"{name}/card.json", left)
+    os.remove("copied/card.json")
     assert command(*words) == 2
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1
