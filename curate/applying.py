@@ -217,6 +217,8 @@ def _named(where: str) -> Iterator[None]:
     except MemoryError as error:
         advice = "out of memory: lower --workers or raise config.partitions, and give the command again"
         raise OSError(f"{where}: {advice}") from error
+    except ChildProcessError:  # a worker was killed, which the engine says itself
+        raise
     except OSError as error:
         raise OSError(f"{where}: {error}") from error
     except (Exception, SystemExit) as error:  # a step of one's own may raise anything

@@ -403,6 +403,10 @@ def decide(plan: Plan, stage: Stage, workers: Workers) -> None:
             for id, found in decisions(name, step, _AllRows(plan, plan.before(stage), workers, folder)):
                 number = partition_of(id, plan.config.partitions)
                 unit.write(f"{number:03d}", encode([id, found.reason, found.detail, found.columns]))
+        except ChildProcessError:
+            raise
+        except OSError as error:  # numpy names no file where a disk is full
+            raise OSError(f"{error} (the step's files are in {folder})") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

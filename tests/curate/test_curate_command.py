@@ -53,7 +53,21 @@ def test_a_config_is_run_over_sources_and_told_in_a_table(files, capsys):
     card = json.loads((output / "card.json").read_text())
     assert card["sources"]["some_texts"]["licence"] == "mit"
     assert main([*arguments, "--licence=mit", "--config.step.least.words=2"]) == 0
-    assert "was complete before" in capsys.readouterr().out
+    assert f"was complete before; its tables are in {output}/report.md" in capsys.readouterr().out
+    (output / "report.md").unlink()
+    assert main([*arguments, "--licence=mit", "--config.step.least.words=2"]) == 0
+    assert "report.md is missing, card.json has its counts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content, why", [("", "the sources hold no record"), ('{"text": "red"}\n', "the table says what was dropped")]
+)
+def test_a_dataset_without_rows_is_no_source(files, capsys, content, why):
+    config, source, output = files
+    source.write_text(content)
+    assert main(["curate", "run", f"--config={config}:{source}", f"--output={output}", "--workers=1"]) == 0
+    said = capsys.readouterr()
+    assert f"{output} holds no rows: {why}" in said.err and "reads the folder as a source" not in said.out
 
 
 def test_show_prints_examples_and_writes_nothing(files, capsys):

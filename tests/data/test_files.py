@@ -180,6 +180,7 @@ def test_a_list_is_read_record_by_record_and_each_has_the_limit(tmp_path):
         ('[{"text": "a"} {"text": "b"}, {"text": "c"}]', ["c"], "record 1: invalid JSON: Extra data"),
         ('[{"text": "a"}, {"text": "b}]', ["a"], "record 2: invalid JSON: the file ends before the list is closed"),
         ("nonsense", [], "x.json: invalid JSON: Expecting value at column 1"),
+        ('{"a": "\x01"}', [], "x.json: invalid JSON: Invalid control character at column 8"),
         ('{"text": "a"', [], "x.json: invalid JSON"),
         ("3", [], "x.json: a record must be an object with named fields, not a number"),
     ],
@@ -358,3 +359,12 @@ def test_settings_out_of_range_are_refused(tmp_path, options):
     path = write(tmp_path / "x.jsonl", 2)
     with pytest.raises(UserError, match=next(iter(options))):
         read(path, split="train", **options)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.json.gz", "x.txt.gz", "x.csv.gz"])
+def test_a_gzip_file_of_no_bytes_is_truncated(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{name}:?.*: a gzip file of 0 bytes is truncated"):
+        list(read(tmp_path / name))
+    (tmp_path / name).write_bytes(gzip.compress(b""))
+    assert list(read(tmp_path / name)) == []

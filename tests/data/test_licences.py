@@ -63,6 +63,7 @@ def test_a_misspelt_licence_is_one_line_with_the_nearest_name():
     with pytest.raises(UserError, match=r"config\.sources\.a\.licence: .*'apache-2\.1'.*did you mean apache-2\.0"):
         check_name("apache-2.1", "config.sources.a.licence")
     check_name("cc-by-4.0", "config.sources.a.licence")
+    check_name("LicenseRef-Statistics-2.0", "config.sources.a.licence")
 
 
 @pytest.mark.parametrize(

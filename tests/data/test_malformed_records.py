@@ -48,7 +48,7 @@ MALFORMED = [
     (
         "auto",
         {"conversations": turns(("human", "Q"), ("system", "S"))},
-        "turn 2 (system) follows the user turn",
+        "turn 2 (system) follows the user turn; it may stand only as the first turn",
     ),
     ("auto", {"conversations": turns(("system", "S"))}, "ends with a system turn"),
     (
