@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from ..data.json_values import lone_surrogate
+from ..errors import UserError
 from ..serve.journal import Asker, Reply, Request
 from ..settings.leaves import Count, NotNegative, Unset, Whole
 from .candidates import (
@@ -76,6 +78,11 @@ class Dialogues:
 
     seed: Annotated[Whole | None, Unset("0, and no seed is sent")] = None
     """Seed by which is drawn what kind of question comes next, and of the sampling."""
+
+    def check(self, where: str) -> None:
+        """Raises UserError for a system message that is not UTF-8."""
+        if self.system and lone_surrogate(self.system):
+            raise UserError(f"{where}.system is not UTF-8 ({self.system!r:.80}): type it in a terminal of UTF-8")
 
     def __call__(self, asker: Asker, rows: Sequence[Row], made: Made, more: Mapping[str, Any] = {}) -> Made:
         """Makes a conversation of each row, and adds it to `made`.

@@ -8,6 +8,7 @@ import pytest
 from camelid.curate.candidates import Made, start_rows
 from camelid.curate.dialogues import STEPS, Dialogues, parse_question
 from camelid.data.formats import parse
+from camelid.errors import UserError
 from camelid.serve.endpoint import Endpoint, Limits
 from camelid.serve.journal import Journal, Reply
 from camelid.settings.sections import read
@@ -155,6 +156,13 @@ def test_replies_of_no_use_end_a_conversation_or_reject_it_and_the_counts_add_up
 def test_what_a_user_says_is_read(said, text, reason):
     found, why = parse_question(Reply(said))
     assert (found, why and why.reason) == (text, reason)
+
+
+def test_a_system_message_that_rows_cannot_hold_is_refused_before_anything_is_asked():
+    teacher = Teacher(write)
+    with pytest.raises(UserError, match=r"system is not UTF-8 \('Be kind\\udcff'\)"):
+        made_of(teacher, RAW, system="Be kind\udcff")
+    assert not teacher.asked
 
 
 def test_a_run_over_http_with_a_teacher_that_fails_and_is_cut_off_ends_in_the_same_bytes(tmp_path):
