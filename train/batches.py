@@ -39,7 +39,7 @@ class MixtureEntry:
     format: Annotated[str, OneOf("auto", *FORMATS)] = "auto"
     """Format of the records (`data/formats.py`); auto goes by each record's fields."""
 
-    columns: dict[str, str] | None = None
+    columns: dict[Path, Path] | None = None
     """Names of columns under which the records have fields of the format, such as {"instruction": "question", "output":
     "answer"}. None: the records have the fields of a format."""
 

@@ -26,6 +26,7 @@ from camelid.settings.sections import leaves_of
 EVALUATORS = Evaluations()
 ROOT = Path(checks.__file__).parents[1]
 GIVEN = {  # arguments without which a config says that they are missing
+    "adapt/faq.py": "init_from=x,questions=walks:chat",
     "adapt/domain.py": "init_from=x,documents=a,questions=b",
     "adapt/vocabulary.py": "init_from=x,source=a",
     "sft/lora.py": "init_from=x,source=a",
