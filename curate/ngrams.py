@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -49,17 +50,21 @@ longer than `Ngrams.words`."""
 _FILTER_BITS = np.uint64(22)
 _INVERSE = np.uint64(pow(int(STEP), -1, 2**64))
 _MARKUP = re.compile(
-    r"""(?=[`!\[<\\]) (?:
+    r"""(?=[`!\[<\\\x1b]) (?:
         ``` [^\s`]*                             # the fence of a code block, with its language
-      | !? \[ ([^\]\n]*) \] \( [^()\s]* \)      # a link or picture, of which the text stays
+      | !? \[ ([^\]\n]{0,300}) \] \( [^()\s]* \)  # a link or picture, of which the text stays
       | << [^<>]{0,300} >>                      # a calculation in GSM8K
       | </? [A-Za-z] [^<>\n]{0,300} >           # a tag of HTML
+      | <!-- [\s\S]{0,300}? -->                 # a comment of HTML
+      | \x1b \[ [\d;?]{0,30} [A-Za-z]           # a colour or another code of a terminal
       | \\ (?: begin | end ) \{ [^{}\n]* \}     # an environment of LaTeX
       | \\ ([A-Za-z]+)                          # a command of LaTeX
     )
     | ^ [ \t>]* (?: [-*+\u2022\u00b7] | \(? (?: \d{1,3} | [A-Za-z] ) [.)] | [\u4e00-\u5341]{1,3}\u3001 ) (?= \s )""",
     re.VERBOSE | re.MULTILINE,
 )
+_ESCAPE = re.compile(r"\\(?:[nrt\"'/]|u(?P<point>[0-9A-Fa-f]{4}))|(?P<bytes>(?:%[0-9A-Fa-f]{2})+)")
+"""An escape of JSON or of a URL."""
 _APOSTROPHE = re.compile(r"(?<=\w)['\u2019](?=\w)")
 
 
@@ -185,6 +190,20 @@ def _converter():
     except ModuleNotFoundError:
         raise UserError("ngrams.simplified=True needs opencc: pip install 'camelid[curate]'") from None
     return opencc.OpenCC("t2s")
+
+
+def _unescaped(text: str) -> str:
+    """A text with escapes of JSON and URLs, such as \\n and %20 between words, as what they stand for."""
+    if "\\" not in text and "%" not in text:
+        return text
+    return _ESCAPE.sub(_meant, text)
+
+
+def _meant(escape: re.Match) -> str:
+    """What an escape stands for; a blank for those of white space and signs."""
+    if escape["bytes"]:
+        return unquote(escape["bytes"])
+    return chr(int(escape["point"], 16)) if escape["point"] else " "
 
 
 def _kept(markup: re.Match) -> str:
@@ -326,8 +345,10 @@ class Index:
             self._tables.append((length, anchors[ngrams], ngrams, filter_))
 
     def _letters(self, texts: Iterable[str]) -> Iterator[_Letters]:
-        """The letters of each text, with and without its markup."""
-        return (_Letters(form) for text in texts for form in plain(text, self._simplified))
+        """The letters of each text, with and without its markup and its escapes."""
+        for text in texts:
+            for written in dict.fromkeys([text, _unescaped(text)]):
+                yield from map(_Letters, plain(written, self._simplified))
 
     def _find(self, letters: _Letters) -> np.ndarray:
         """The numbers of the n-grams in a text, in no order, some of them more than once."""

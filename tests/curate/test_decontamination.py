@@ -4,7 +4,9 @@ import json
 import pickle
 import random
 import re
+import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -95,6 +97,10 @@ LEAKS = {
     "Markdown": markdown,
     "LaTeX": latex,
     "HTML": lambda text: f"<p class='q'>{text.replace('. ', '.<br/>')}</p>&nbsp;",
+    "comments": lambda text: re.sub(" |，", "<!-- a\n> b --> ", text),
+    "colours": lambda text: f"\x1b[1;31m{re.sub(' |，', chr(27) + '[0m ' + chr(27) + '[4m', text)}\x1b[K",
+    "JSON": lambda text: json.dumps({"text": re.sub(" |，", "\n", text)}),
+    "a URL": lambda text: "https://example.com/?q=" + quote(text),
     "soft hyphens": lambda text: "\u00ad".join(text),
     "one long line": lambda text: re.sub(r"\s", "", text),
     "in a long text": embedded,
@@ -119,6 +125,16 @@ def test_a_hit_names_the_ngram_in_the_words_of_the_item_and_its_share(index):
     assert index.hits("Hello " + " ".join(words[2:14])) == []
     assert index.hits(problem["question"])[0].share == 1
     assert index.hits(" ".join(words[:9]), " ".join(words[9:])) == []  # not from one message into the next
+
+
+@pytest.mark.parametrize("unit", ["[", "![a](", "```", "<a", "<!--", "<!-- ", "\x1b[", "\\", "\\n", "%20", "\\u4f60"])
+def test_time_grows_with_the_length_of_a_text(unit, index):
+    def seconds(length):
+        start = time.process_time()
+        index.hits(unit * (length // len(unit)))
+        return time.process_time() - start
+
+    assert seconds(100_000) < 30 * seconds(10_000) + 0.3  # 100 times as long if it were quadratic
 
 
 def test_made_rows_have_no_hits(index):
