@@ -5,6 +5,7 @@ become Markdown in passages. Every file is accounted for: read, left out with a 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,9 @@ from .documents_tables import Table, tables_of
 from .passages import Passage, passages_of
 from .rows import LANGUAGE, Row, id_of
 from .seeds import language_of
+
+TELL_ROWS = 100_000
+"""Rows of a table that are read between two lines about how far it is; so many take about 5 s."""
 
 READ = "read"
 """Name of the step that rejects files and rows of tables."""
@@ -88,13 +92,16 @@ class Documents:
     """What became of each file, in the order of their names."""
 
 
-def read_documents(folder: Path, settings: Reading, source: str = "documents") -> Documents:
+def read_documents(
+    folder: Path, settings: Reading, source: str = "documents", tell: Callable[[str], None] = lambda line: None
+) -> Documents:
     """Reads all documents below a folder, or one file.
 
     Args:
       folder: the folder or file. Hidden files and files about the data, such as README.md, are left out of a folder.
       settings: how it is read.
       source: name of the source, which is part of the rows' ids.
+      tell: takes a line about how far a large table is read.
 
     Raises:
       UserError: there is no file; with on_error="raise", a file or a row that cannot be read; with on_error="skip",
@@ -118,7 +125,7 @@ def read_documents(folder: Path, settings: Reading, source: str = "documents") -
             if path.suffix.lower() in TABLES:
                 for table in tables_of(path, name, settings.encoding):
                     unseen, first = unseen - table.header.keys(), first or table.header
-                    _add_table(found, report, table, about, settings, source)
+                    _add_table(found, report, table, about, settings, source, tell)
             else:
                 document = read_document(path, settings.encoding)
                 report.notes += document.notes
@@ -178,7 +185,15 @@ def _add_passages(found: Documents, report: FileReport, passages: list[Passage],
     report.passages += len(passages)
 
 
-def _add_table(found: Documents, report: FileReport, table: Table, about: dict, settings: Reading, source: str) -> None:
+def _add_table(
+    found: Documents,
+    report: FileReport,
+    table: Table,
+    about: dict,
+    settings: Reading,
+    source: str,
+    tell: Callable[[str], None],
+) -> None:
     """Adds a table as records, if its columns are those of a format, else as passages. Bad rows are rejected."""
     about = {**about, **({"sheet": table.name} if table.name else {})}
     columns = settings.columns if set(settings.columns.values()) <= table.header.keys() else {}
@@ -192,6 +207,8 @@ def _add_table(found: Documents, report: FileReport, table: Table, about: dict, 
         elif not table.records():
             report.notes.append(f"{f'sheet {table.name}: ' if table.name else ''}a header without rows")
     for number, (place, raw) in enumerate(table.records(), 1):
+        if is_records and number % TELL_ROWS == 0:
+            tell(f"{about['file']}: {number:,} of {len(table.records()):,} rows read")
         if not is_records and isinstance(raw, dict):
             continue
         given = raw if isinstance(raw, dict) else {}

@@ -1,5 +1,6 @@
 """The table that closes every run: what each step changed and dropped, by reason and language, in rows and tokens."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from .applying import RejectedRow
 from .measure import Measure
 from .repair import REPAIRS
 from .rows import LANGUAGE, SPLIT, TRAIN, Row
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 UNKNOWN = "unknown"
 """The language of rows that no step has found a language of."""
@@ -146,7 +149,10 @@ def to_rich(tables: Iterator[Table]):
 
 
 def _cell(value: str | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else value.replace("|", "\\|")
+    """A cell on one line: control characters, as names of files may have, are written as escapes."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], value).replace("|", "\\|")
 
 
 def _with(count: Count | None, size: int) -> Count:
