@@ -99,7 +99,7 @@ def _documents(args: argparse.Namespace) -> None:
     places = {name: args.output / name for name in ("documents", "questions")}
     for place in places.values():
         check_replaceable(place, [str(folder)])
-    found = read_documents(folder, settings)
+    found = read_documents(folder, settings, tell=lambda line: print(f"camelid: {line}", file=sys.stderr))
     console = Console()
     console.print(to_rich(iter([files_table(found)])))
     files, rows = split_rejected(found.rejected)

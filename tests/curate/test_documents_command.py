@@ -84,6 +84,13 @@ def test_files_that_cannot_be_read_end_the_command_or_are_rejected_by_name(folde
     assert "bad.docx" in (out / "documents" / "report.md").read_text() and "bad.docx" in capsys.readouterr().out
 
 
+def test_a_name_with_a_line_break_stays_on_one_line_of_the_report(folder, tmp_path):
+    (folder / "new\nline|.txt").write_text("Words.")
+    run(folder, f"--output={tmp_path / 'out'}", COLUMNS)
+    lines = (tmp_path / "out" / "documents" / "report.md").read_text().split("\n")
+    assert sum(line.startswith("| new\\nline\\|.txt |") and line.endswith(" |") for line in lines) == 1
+
+
 def test_a_teacher_over_http_writes_questions_and_is_asked_once(folder, tmp_path, capsys):
     def write(messages):
         return "Question: When?\nAnswer: Goods can be returned within 30 days.\nQuestion: Why?\nAnswer: For 99 reasons."
