@@ -204,13 +204,16 @@ class Journal:
             return self
         with contextlib.ExitStack() as held:
             held.enter_context(locked(Path(f"{os.path.realpath(self.path)}.lock"), self._refuse))
+            self._is_new = not self.path.exists()
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             held.callback(os.close, self._file)
             self._read()
             self._held = held.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is not None and self._file is not None and self._is_new and not os.fstat(self._file).st_size:
+            self.path.unlink(missing_ok=True)  # nothing was asked before the error
         self._held.close()
         self._file = None
 

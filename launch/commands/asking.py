@@ -16,8 +16,10 @@ import math
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ from ...errors import UserError
 from .arguments import MODEL_OPTIONS, check_least, load_model, refuse_unread
 
 if TYPE_CHECKING:
-    from ...serve.journal import Asker, Journal
+    from ...curate.applying import RejectedRow
+    from ...serve.journal import Asker, Journal, Reply, Request
 
 ENDPOINT = ("model", "concurrency", "requests_per_minute", "tokens_per_minute", "retries", "timeout_seconds")
 ENDPOINT += ("prompt_price", "completion_price")
@@ -33,6 +36,9 @@ ENDPOINT += ("prompt_price", "completion_price")
 
 _NAMED_URL = re.compile(r"(?:((?!https?://)[^=]+)=)?(https?://.*)", re.IGNORECASE | re.DOTALL)
 """The name of a model, if there is one, and the address of its endpoint."""
+
+SECONDS = 10
+"""Seconds between two lines about how far the asking is."""
 
 ANOTHER_OUTPUT = "give another --output, or delete it; --journal=FILE uses the replies of a journal again"
 """What to do where an output is in the way."""
@@ -193,7 +199,9 @@ def _endpoint(args: argparse.Namespace, address: str, journal: "Journal") -> "As
         args.concurrency, args.requests_per_minute, args.tokens_per_minute, args.retries, args.timeout_seconds
     )
     name = args.model if name is None else name
-    return Endpoint(address, name, journal=journal, key=key_for(address), limits=limits, report=_progress())
+    progress = _Progress()
+    key = key_for(address)
+    return _Told(Endpoint(address, name, journal=journal, key=key, limits=limits, report=progress.report), progress)
 
 
 def _local(args: argparse.Namespace, path: str, journal: "Journal") -> "Asker":
@@ -213,20 +221,69 @@ def _local(args: argparse.Namespace, path: str, journal: "Journal") -> "Asker":
         model = load(path)
     identity = [*found.identity[1:], how]
     name = Path(path).absolute().name
-    return Local(model, name, identity, journal=journal, batch_size=args.batch_size, report=_progress())
+    progress = _Progress()
+    how = {"journal": journal, "batch_size": args.batch_size, "report": progress.report}
+    return _Told(Local(model, name, identity, **how), progress)
 
 
-def _progress() -> Callable[[int, int], None]:
-    """A function that prints how many replies there are, every ten seconds, on standard error."""
-    last = time.monotonic()
+class _Progress:
+    """Tells on standard error, every SECONDS, how many replies of a model there are, also while none has come."""
 
-    def report(done: int, all: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            print(f"camelid: {done:,} of {all:,} replies", file=sys.stderr, flush=True)
+    def __init__(self):
+        self._done, self._all, self._last = 0, 0, None
 
-    return report
+    def report(self, done: int, all: int) -> None:
+        """Takes the number of replies so far and of requests."""
+        self._done, self._all = done, all
+
+    @contextlib.contextmanager
+    def told(self, name: str, count: int) -> Iterator[None]:
+        """Tells while a block asks the model `name` for `count` replies."""
+        begin, ended = time.monotonic(), threading.Event()
+        self._done, self._all, self._last = 0, count, begin if self._last is None else self._last
+
+        def tell() -> None:
+            while not ended.wait(max(0.0, self._last + SECONDS - time.monotonic())):
+                self._last = time.monotonic()
+                said = f"{self._done:,} of {self._all:,} replies of {name} after {self._last - begin:,.0f} s"
+                print(f"camelid: {said}", file=sys.stderr, flush=True)
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+class _Told:
+    """An `Asker` that tells its progress."""
+
+    def __init__(self, asker: "Asker", progress: _Progress):
+        self.name, self.key, self._asker, self._progress = asker.name, asker.key, asker, progress
+
+    def ask(self, requests: Sequence["Request"]) -> list["Reply"]:
+        """The replies to requests, as the asker gives them."""
+        with self._progress.told(self.name, len(requests)):
+            return self._asker.ask(requests)
+
+
+def tell_shortfall(kept: int, wanted: int, what: str, rejected: Iterable["RejectedRow"], advice: str) -> None:
+    """Says on standard error that fewer rows were kept than wanted, which reason took most, and what helps.
+
+    Args:
+      kept: number of rows that were kept.
+      wanted: number of rows that were asked for.
+      what: what the rows are, such as "questions".
+      rejected: the rows that were rejected.
+      advice: what to do.
+    """
+    if kept >= wanted:
+        return
+    reasons = Counter(f"{each.step}: {each.reason}" for each in rejected)
+    most = "".join(f"; {why} took most ({count:,} of {reasons.total():,})" for why, count in reasons.most_common(1))
+    print(f"camelid: {kept:,} of {wanted:,} {what} were kept{most}: {advice}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -235,7 +292,7 @@ def _cost_told(args: argparse.Namespace, has_endpoint: bool, journal: "Journal")
     try:
         yield
     finally:
-        if has_endpoint:
+        if has_endpoint and journal.ledger != type(journal.ledger)():
             ledger, prices = journal.ledger, (args.prompt_price, args.completion_price)
             cost = ledger.cost(*(price or 0.0 for price in prices))
             print(f"camelid: {ledger}{f'; the replies cost {cost:,.4f}' if any(prices) else ''}", file=sys.stderr)

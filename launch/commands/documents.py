@@ -1,13 +1,14 @@
 """The command `camelid curate documents`."""
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
 
 from ...errors import UserError
 from .arguments import check_least, command, refuse_unread
-from .asking import ENDPOINT, add_teacher, asking, check_asking
+from .asking import ENDPOINT, add_teacher, asking, check_asking, tell_shortfall
 
 TEACHER = ("questions", "context", "prompts", "model", "settings", "seed", "journal", "batch_size")
 """The options that only a teacher reads, beside those of endpoints."""
@@ -60,7 +61,7 @@ def add_documents(actions) -> None:
     )
     add_teacher(parser, required=False)
     parser.add_argument(
-        "--questions", type=int, default=3, metavar="N", help="with a teacher: questions for each passage (default: 3)"
+        "--questions", type=int, metavar="N", help="with a teacher: questions for each passage (default: 3)"
     )
     parser.add_argument(
         "--context",
@@ -99,18 +100,20 @@ def _documents(args: argparse.Namespace) -> None:
     places = {name: args.output / name for name in ("documents", "questions")}
     for place in places.values():
         check_replaceable(place, [str(folder)])
-    found = read_documents(folder, settings, tell=lambda line: print(f"camelid: {line}", file=sys.stderr))
     console = Console()
-    console.print(to_rich(iter([files_table(found)])))
-    files, rows = split_rejected(found.rejected)
+    per_passage = {} if args.questions is None else {"per_passage": args.questions}
+    how = Questions(**per_passage, context=args.context, prompts=args.prompts)
+    more = ({} if args.seed is None else {"seed": args.seed}) | args.settings
     asked, about = None, {}
-    if args.teacher is not None:
-        how = Questions(args.questions, args.context, prompts=args.prompts)
-        more = ({} if args.seed is None else {"seed": args.seed}) | args.settings
-        with asking(args, args.teacher) as asker:
+    with contextlib.ExitStack() as stack:  # a teacher that cannot be asked is told before anything is read
+        asker = None if args.teacher is None else stack.enter_context(asking(args, args.teacher))
+        found = read_documents(folder, settings, tell=lambda line: print(f"camelid: {line}", file=sys.stderr))
+        console.print(to_rich(iter([files_table(found)])))
+        files, rows = split_rejected(found.rejected)
+        if asker is not None:
             asked = ask_questions(found.passages, asker, how, more)
-        about = {"asked": asked, "questions": how, "teacher": asker.name, "more": more}
-        print(ledger_of(asked))
+            about = {"asked": asked, "questions": how, "teacher": asker.name, "more": more}
+            print(ledger_of(asked))
     questions = [*found.records, *(asked.rows if asked else ())]
     dropped = [*rows, *(asked.rejected if asked else ())]
     given = {}  # rows and rejected rows of each dataset; one that is not written leaves its rejected rows to the other
@@ -134,6 +137,13 @@ def _documents(args: argparse.Namespace) -> None:
     if notes := sum(bool(each.notes) for each in found.files):
         files = "1 file has a note" if notes == 1 else f"{notes} files have notes"
         print(f"camelid: {files}: see the column notes of the table of files, also in report.md", file=sys.stderr)
+    if asked is not None and not asked.teacher.replies:
+        print(f"camelid: no passage has {how.smallest} characters, so nothing was asked", file=sys.stderr)
+    elif asked is not None:
+        advice = "questions/rejected holds what the teacher wrote; another --teacher or --prompts may help"
+        tell_shortfall(
+            len(asked.rows), len(asked.teacher.replies) * how.per_passage, "questions", asked.rejected, advice
+        )
 
 
 def _columns(text: str) -> dict[str, str]:

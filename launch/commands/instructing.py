@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from .arguments import add_config, check_least, command
-from .asking import add_teacher, asking, check_asking
+from .asking import add_teacher, asking, check_asking, tell_shortfall
 
 INSTRUCT = str(Path(__file__).parents[2] / "configs" / "curate" / "instruct.py")
 
@@ -93,6 +93,9 @@ def _instruct(args: argparse.Namespace) -> None:
     for language, why in made.ended.items():
         print(f"camelid: {language} ended early: {why}", file=sys.stderr)
     print(f"{len(made.rows):,} tasks of {asker.name} in {args.output}")
+    wanted = sum(each.rows for each in settings.languages.values())
+    advice = "give more seeds, another --teacher, more --requests, or a lower --config.least_share"
+    tell_shortfall(len(made.rows), wanted, "tasks", made.rejected, advice)
 
 
 def _settings(args: argparse.Namespace):

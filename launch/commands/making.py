@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import UserError
 from .arguments import SOURCE, check_least, command, refuse_unread
-from .asking import add_teacher, asking, asking_several, check_asking, is_url
+from .asking import add_teacher, asking, asking_several, check_asking, is_url, tell_shortfall
 from .judging import is_reward_model, score_of
 
 
@@ -120,6 +120,8 @@ def _magpie(args: argparse.Namespace) -> None:
         sources = {NAME: source_of_model(made, teacher.name, settings)}
         about = {"template": template.fingerprint, "request": args.settings}
         _write(args, settings, made, STEPS, sources, [teacher], about)
+    advice = "raise --samples, or give another --teacher, more --topics or --temperatures"
+    tell_shortfall(len(made.rows), settings.rows, "conversations", made.rejected, advice)
 
 
 def _template_of(args: argparse.Namespace):
@@ -179,6 +181,7 @@ def _dialogues(args: argparse.Namespace) -> None:
         teacher = _counted(asker)
         made = settings(teacher, starts.rows, starts.made, args.settings)
         _write(args, settings, made, STEPS, starts.sources(teacher.name), [teacher], {"request": args.settings})
+    starts.tell_shortfall("conversations")
 
 
 def _add_pairs(actions) -> None:
@@ -244,6 +247,7 @@ def _pairs(args: argparse.Namespace) -> None:
         made = settings(answering, comparing(judge), judge.name, starts.rows, starts.made, args.settings)
         sources = starts.sources(", ".join(dict.fromkeys(each.name for each in answering)))
         _write(args, settings, made, STEPS, sources, counted, {"judge": judge.name, "request": args.settings})
+    starts.tell_shortfall("pairs")
 
 
 def _judge(args: argparse.Namespace, settings, asker, scores: bool):
@@ -336,6 +340,7 @@ def _revisions(args: argparse.Namespace) -> None:
         said = {language: [asdict(each) for each in every] for language, every in principles.items()}
         about = {"principles": said, "request": args.settings}
         _write(args, settings, made, STEPS, starts.sources(teacher.name), [teacher], about)
+    starts.tell_shortfall("pairs")
 
 
 class _Starts:
@@ -369,6 +374,14 @@ class _Starts:
             name: source_of_files(source, self.made, name, self._licence, teacher)
             for name, source in self._sources.items()
         }
+
+    def tell_shortfall(self, what: str) -> None:
+        """Says that fewer rows were made than there are to start from, once they are made."""
+        from ...curate.settings import READ
+
+        rejected = [each for each in self.made.rejected if each.step != READ]
+        advice = "rejected/ holds what the teacher wrote; another --teacher, --prompts or more --max_tokens may help"
+        tell_shortfall(len(self.made.rows), len(self.rows), what, rejected, advice)
 
 
 def _settings(args: argparse.Namespace, kind: type):

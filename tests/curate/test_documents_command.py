@@ -111,11 +111,20 @@ def test_a_teacher_over_http_writes_questions_and_is_asked_once(folder, tmp_path
     assert "1 replies" in capsys.readouterr().out
 
 
-def test_a_teacher_that_writes_nothing_of_use_is_on_record(folder, tmp_path):
+def test_a_teacher_that_cannot_be_asked_is_told_before_anything_is_read(folder, tmp_path):
+    (folder / "bad.docx").write_bytes(b"PK broken")
+    for teacher, said in (("http://127.0.0.1:9", "cannot be reached"), (tmp_path / "none", "none")):
+        with pytest.raises(UserError, match=said):
+            run(folder, f"--output={tmp_path / 'out'}", f"--teacher={teacher}")
+    assert [path.name for path in tmp_path.iterdir()] == ["shop"]
+
+
+def test_a_teacher_that_writes_nothing_of_use_is_on_record(folder, tmp_path, capsys):
     (folder / "faq.csv").unlink()
     out = tmp_path / "out"
     with misbehaving(write=lambda messages: "I cannot do that.") as server:
         run(folder, f"--output={out}", f"--teacher={server.url}")
+    assert "0 of 3 questions were kept; answer: malformed took most (1 of 1)" in capsys.readouterr().err
     card = read_card(out / "questions")
     assert card.splits == {} and card.steps["answer"].rejected["malformed"] == 1
     (line,) = (out / "questions" / "rejected" / "part-00000-of-00001.jsonl").read_text().splitlines()
@@ -128,6 +137,7 @@ def test_a_teacher_that_writes_nothing_of_use_is_on_record(folder, tmp_path):
         (["--columns={ask: tell}"], "is no JSON object of names"),
         (['--columns={"instrction": "ask"}'], "did you mean instruction"),
         (["--questions=5"], "--questions=5 does nothing without --teacher"),
+        (["--questions=3"], "--questions=3 does nothing without --teacher"),
         (["--retries=3"], "--retries=3 does nothing without --teacher"),
         (["--encoding=utf9"], "--encoding=utf9: there is no such encoding"),
         (["--passage=0"], "--passage 0: give 1 or more"),

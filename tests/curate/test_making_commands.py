@@ -110,7 +110,9 @@ def test_magpie_asks_a_model_in_memory_and_the_same_command_repeats_its_bytes(tm
     words = ["magpie", f"--teacher={model}", f"--output={out}", "--rows=2", "--samples=4", "--instruction_tokens=6"]
     run(*words, "--max_tokens=4", "--batch_size=4", "--seed=3")
     first = files_of(out)
-    assert "0 rows kept and 4 rejected" in capsys.readouterr().out  # an untrained model writes noise
+    said = capsys.readouterr()
+    assert "0 rows kept and 4 rejected" in said.out  # an untrained model writes noise
+    assert "0 of 2 conversations were kept; " in said.err and "raise --samples" in said.err
     run(*words, "--max_tokens=4", "--batch_size=4", "--seed=3")
     assert files_of(out) == first
     rejected = [json.loads(line) for line in first["rejected/part-00000-of-00001.jsonl"].decode().splitlines()]

@@ -1,10 +1,14 @@
 """The options by which commands ask a model: what they may be together, and when an output is in the way."""
 
+import time
+
 import pytest
 
+from camelid.curate.applying import RejectedRow
 from camelid.errors import UserError
+from camelid.launch.commands import asking
 from camelid.launch.commands.arguments import Parser, command
-from camelid.launch.commands.asking import add_teacher, asking_several, check_asking, is_url
+from camelid.launch.commands.asking import add_teacher, asking_several, check_asking, is_url, tell_shortfall
 from camelid.serve.journal import Request
 from camelid.tests.serve.misbehaving import misbehaving
 
@@ -82,3 +86,45 @@ def test_an_output_that_exists_is_repeated_from_its_journal_and_never_extended(t
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="a file, not a folder"):
             asked(f"--output={tmp_path / 'file'}")
+
+
+def test_a_reply_that_takes_long_is_waited_for_with_a_line_now_and_then(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(asking, "SECONDS", 0.2)
+
+    def write(messages):
+        time.sleep(0.7 if messages[-1]["content"] == "slow" else 0)
+        return "Yes."
+
+    requests = [Request([{"role": "user", "content": content}]) for content in ("quick", "slow")]
+    with misbehaving(write=write) as server:
+        args = parsed(tmp_path, f"--teacher={server.url}", "--model=own", "--concurrency=1")
+        check_asking(args, folder=True)
+        with asking_several(args, [args.teacher]) as (asker,):
+            asker.ask(requests)
+            told = [line for line in capsys.readouterr().err.splitlines() if "replies of own after" in line]
+            asker.ask(requests)  # from the journal
+    assert 2 <= len(told) <= 4 and all("1 of 2 replies" in line for line in told)
+    assert "after" not in capsys.readouterr().err
+
+
+def test_an_endpoint_that_cannot_be_reached_leaves_no_journal(tmp_path):
+    args = parsed(tmp_path, "--teacher=http://127.0.0.1:9")
+    check_asking(args, folder=True)
+    with pytest.raises(UserError, match="cannot be reached"), asking_several(args, [args.teacher]):
+        pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out.journal").touch()  # of an earlier command: it stays
+    with pytest.raises(UserError, match="cannot be reached"), asking_several(args, [args.teacher]):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out.journal"]
+
+
+def test_fewer_rows_than_wanted_are_told_with_the_reason_that_took_most(capsys):
+    rejected = [RejectedRow(None, "filters", reason) for reason in ("short", "long", "short")]
+    tell_shortfall(1, 1000, "tasks", rejected, "give more seeds")
+    line = "camelid: 1 of 1,000 tasks were kept; filters: short took most (2 of 3): give more seeds\n"
+    assert capsys.readouterr().err == line
+    tell_shortfall(0, 2, "tasks", [], "give more seeds")
+    assert capsys.readouterr().err == "camelid: 0 of 2 tasks were kept: give more seeds\n"
+    tell_shortfall(2, 2, "tasks", rejected, "give more seeds")
+    assert capsys.readouterr().err == ""
