@@ -20,8 +20,8 @@ PACKAGES = {
     ".pdf": ("pypdfium2",),
     ".docx": ("python-docx",),
     ".xlsx": ("openpyxl",),
-    ".html": ("markdownify", "beautifulsoup4", "markdown-it-py"),
-    ".htm": ("markdownify", "beautifulsoup4", "markdown-it-py"),
+    ".html": ("markdownify", "beautifulsoup4", "lxml", "markdown-it-py"),
+    ".htm": ("markdownify", "beautifulsoup4", "lxml", "markdown-it-py"),
     ".md": ("markdown-it-py",),
     ".markdown": ("markdown-it-py",),
 }
