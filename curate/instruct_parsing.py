@@ -61,6 +61,16 @@ _HEADING = re.compile(
 _NUMBERED = re.compile(rf"[\s>#*_\-]*{_NUMBER}\s*+[.．、)）:：][\s*_]*(?P<rest>\S.*)", re.DOTALL)
 _SEPARATOR = re.compile(r"\s*(?:#{2,}|-{3,}|={3,}|\*{3,}|_{3,})\s*$")
 
+_CLOSING = re.compile(
+    r"(?:(?:I |We )?hope (?:that )?(?:these|this|the)\b[^.!?]{0,60}"
+    r"|(?:Please )?let me know if you\b[^.!?]{0,30}\b(?:more|additional|further|other|any|changes)\b[^.!?]{0,60}"
+    r"|(?:These|The above|Above) (?:are|were)\b[^.!?]{0,60}"
+    r")\b(?:tasks|instructions)\b.*"
+    r"|(?:希望(?:这些|以上|上述)|(?:以上|这些)(?:就?是|为)|如果?[您你]?(?:还|需要|想要){1,2}(?:更多|其他|其它)).{0,30}(?:任务|指令).*",
+    re.IGNORECASE,
+)
+"""What a teacher says about the tasks behind the last one."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -87,6 +97,8 @@ def parse_tasks(text: str, finish_reason: str = "stop") -> list[Candidate]:
     if not text.strip():
         return [Candidate(Task(""), "cut" if cut else "empty_answer", f"finish_reason {finish_reason or 'unknown'}")]
     parts = _json_tasks(text) or [_joined(lines) for lines in _tasks(text)]
+    if len(parts) > 1 and "output" in parts[-1]:
+        parts[-1]["output"] = _without_closing(parts[-1]["output"])
     if not parts:
         return [Candidate(Task(""), "cut" if cut else "unreadable", " ".join(text.split())[:200])]
     found = [_candidate(part) for part in parts]
@@ -170,7 +182,7 @@ def _tasks(text: str) -> Iterator[dict[str, list[str]]]:
                 yield task
             number, rest = begun
             task, part = ({"instruction": [rest]}, "instruction") if rest else ({}, None)
-        elif part is not None:
+        elif part is not None and not (label and _is_repeated(label, part, numbered, task)):
             task[part].append(line)
     if task:
         yield task
@@ -195,6 +207,12 @@ def _begins_part(label: dict, numbered: bool, number: int | None, task: dict[str
             return part not in task or part == "instruction"
         return given == number + 1 or (part == "instruction" and ("output" in task or given > number))
     return part not in task or (part == "instruction" and "output" in task)
+
+
+def _is_repeated(label: dict, part: str, numbered: bool, task: dict[str, list[str]]) -> bool:
+    """Whether a label without text stands again in its own part, with a number or before any text of the part."""
+    is_again = label["part"] == part and not label["rest"].strip()
+    return is_again and ((numbered and label["number"] is not None) or not any(map(str.strip, task[part])))
 
 
 def _unlabelled(lines: list[str], labels: dict[int, dict], after: int | None, i: int, number: int | None, task: dict):
@@ -249,6 +267,14 @@ def _next_labels(count: int, labels: dict[int, dict]) -> list[int | None]:
 
 def _joined(task: dict[str, list[str]]) -> dict[str, str]:
     return {part: "\n".join(lines) for part, lines in task.items()}
+
+
+def _without_closing(output: str) -> str:
+    """The output of the last task without a last paragraph that speaks of the tasks."""
+    lines = _clean(output).split("\n")
+    if len(lines) > 2 and not (lines[-2].strip() and not _SEPARATOR.match(lines[-2])) and _CLOSING.match(lines[-1]):
+        return "\n".join(lines[:-1])
+    return output
 
 
 def _clean(text: str) -> str:

@@ -98,6 +98,39 @@ def test_a_task_without_a_label_for_its_instruction_begins_with_its_number():
     ]
 
 
+def test_a_label_that_is_written_twice_is_no_text():
+    text = "1. Instruction: Sort.\n1. Input:\n1. Input:\n3 1\n1. Output: 1 3\n2. Instruction: Add.\n2. Input: 1, 2\n"
+    text += "1. Input:\n2. Output:\n3\n"
+    assert [each.task for each in parse_tasks(text)] == [Task("Sort.", "3 1", "1 3"), Task("Add.", "1, 2", "3")]
+    text = "Instruction: Echo.\nInput:\nInput:\n3 1\nOutput:\nOutput: 5\nOutput:\nend"
+    assert [each.task for each in parse_tasks(text)] == [Task("Echo.", "3 1", "Output: 5\nOutput:\nend")]
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [
+        "I hope these tasks are what you asked for!",
+        "Let me know if you need any more tasks or other changes.",
+        "These are the ten tasks. They vary in length.",
+        "希望这些任务对您有帮助！",
+        "以上就是五个任务。",
+        "如果您需要更多任务，请告诉我。",
+    ],
+)
+def test_what_the_teacher_says_about_the_tasks_is_no_output(closing):
+    for between in ("\n\n", "\n\n---\n\n", "\n###\n"):
+        text = written(TASKS[:2], SHAPES["alpaca"], "None").rstrip() + between + closing
+        assert [each.task for each in parse_tasks(text)] == TASKS[:2], text
+    with_list = [TASKS[0], Task("Write to me.", "", f"Hello.\n{closing}")]
+    assert [each.task for each in parse_tasks(written(with_list, SHAPES["alpaca"], "None"))] == with_list
+
+
+@pytest.mark.parametrize("end", ["These tasks can wait.", "I hope this helps!", "Let me know if you need more help."])
+def test_the_last_paragraph_of_an_output_stays(end):
+    tasks = [TASKS[0], Task("How do I plan my day?", "", f"Write a list of tasks.\n\n{end}")]
+    assert [each.task for each in parse_tasks(written(tasks, SHAPES["alpaca"], "None"))] == tasks
+
+
 def test_words_that_can_be_labels_are_labels_where_nothing_else_is():
     text = "1. Question: How high is it?\n1. Answer: High.\n2. Question: How far?\n2. Answer: Far."
     assert [each.task for each in parse_tasks(text)] == [
