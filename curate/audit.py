@@ -17,6 +17,9 @@ from .ngrams import Index, Ngrams
 from .rows import HELDOUT, TRAIN
 from .shingles import searched
 
+WRITTEN = "as they were written"
+"""What a report says of a dataset's files that are not damaged."""
+
 SHOWN_CHARACTERS = 300
 """Characters of a row's text that reports show."""
 
@@ -48,7 +51,7 @@ def dataset_report(folder: Path, card: Card, use: str) -> Report:
         "dataset": str(folder),
         "card": card.hash,
         "unit": card.unit,
-        "files": card.damage(folder) or "as they were written",
+        "files": card.damage(folder) or WRITTEN,
         "splits": {name: asdict(count) for name, count in card.splits.items()},
         "languages": {name: asdict(count) for name, count in card.languages.items()},
         "sources": {name: _source(card, name) for name in card.sources},

@@ -5,6 +5,7 @@ The exit code says how a command ended:
     0    it is done
     1    it cannot go on: a check stopped the run, disk or memory is full, or another process died
     2    the user gave something wrong
+    3    an audit found items of an evaluation set
     129  SIGHUP: the terminal was closed
     130  Ctrl-C
     143  SIGTERM, which schedulers send before they take a machine away

@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
 from .arguments import command, refuse_unread, require_output
+
+LEAKED = 3
+"""Exit code of an audit that finds items of an evaluation set."""
 
 NO_ADVICE = "Licences are compared as data/licences.toml records them; nothing here is legal advice."
 
@@ -24,7 +28,7 @@ def _add_mix(actions) -> None:
         "mix",
         _mix,
         "Mix datasets into one, without exact repeats, unless their licences exclude each other or the use.",
-        f"camelid curate mix datasets/chats datasets/faq --output=datasets/mix --weights=3,1\n\n{NO_ADVICE}",
+        f"camelid curate mix datasets/chats datasets/faq/questions --output=datasets/mix --weights=3,1\n\n{NO_ADVICE}",
     )
     parser.add_argument("datasets", nargs="+", metavar="DIR", help="folders of datasets with a card.json")
     parser.add_argument(
@@ -68,6 +72,7 @@ def _add_audit(actions) -> None:
         "camelid curate audit datasets/mix --row='three tips for staying healthy'\n"
         "camelid curate audit datasets/mix --against=gsm8k_test.jsonl\n"
         "camelid curate audit runs/sft --step=7 --row=3\n\n"
+        f"The exit code is 1 if a file of the dataset is damaged, and {LEAKED} if --against finds anything.\n"
         f"{NO_ADVICE}",
     )
     parser.add_argument("path", metavar="DIR", help="folder of a dataset with a card.json, or of a training run")
@@ -125,7 +130,9 @@ def _weights(args: argparse.Namespace) -> list[float | None]:
     return weights
 
 
-def _audit(args: argparse.Namespace) -> None:
+def _audit(args: argparse.Namespace) -> int:
+    """Prints a report. Returns the exit code: 1 for a damaged dataset, LEAKED for items of an evaluation set."""
+    from ...curate.audit import WRITTEN
     from ...data.cards import check_complete, has_card
     from ..outputs import check_new_file
 
@@ -142,6 +149,13 @@ def _audit(args: argparse.Namespace) -> None:
 
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
         write_whole(args.output, text.encode(errors="backslashreplace"))  # a rejected row may have a lone surrogate
+    if args.against and (leaked := len(report["leaked"])):
+        print(f"camelid: {leaked:,} items of the evaluation sets are in the rows of {args.path}", file=sys.stderr)
+        return LEAKED
+    if isinstance(report, dict) and report.get("files", WRITTEN) != WRITTEN:
+        print(f"camelid: {args.path} is damaged: {report['files']}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _of_dataset(args: argparse.Namespace, path: Path) -> Any:
@@ -176,8 +190,14 @@ def _of_run(args: argparse.Namespace) -> Any:
     if args.row is not None and args.step is None:
         raise UserError(f"--row={args.row}: {args.path} is a training run; give --step=N too, and the row as a number")
     path = Path(args.path).expanduser()
+    if "://" not in args.path and not path.exists() and not Path(str(path).partition("@")[0]).exists():
+        raise UserError(f"{args.path}: there is no such dataset or training run")
     if path.is_dir() and not (path / "checkpoints").exists() and path.parent.name != "checkpoints":
-        raise UserError(f"{path} has neither a card.json, as datasets have, nor checkpoints, as training runs have")
+        phases = sorted(str(found.parent) for found in path.glob("*/checkpoints"))
+        hint = f"; it has phases: give {' or '.join(phases)}" if phases else ""
+        raise UserError(
+            f"{path} has neither a card.json, as datasets have, nor checkpoints, as training runs have{hint}"
+        )
     audit = RunAudit(args.path)
     if args.against:
         report = leak_report(audit.records(), _sets(args))

@@ -337,7 +337,7 @@ def test_a_rejected_row_with_half_a_character_is_printed_and_written(folders, co
         (["audit", "mix", "--id=00"], "has the id 00"),
         (["audit", "mix", "--id=00", "--row=x"], "--id and --row are different questions"),
         (["audit", "mix", "--step=3"], "mix is a dataset, and steps are those of a training run"),
-        (["audit", "nowhere"], "no such checkpoint or run directory"),
+        (["audit", "nowhere"], "there is no such dataset or training run"),
         (["audit", "cut"], "card.json is damaged"),
         (["audit", "copied"], "copied is a dataset without its card.json"),
         (["audit", "mix/train"], "mix/train has neither a card.json, as datasets have, nor checkpoints"),
@@ -357,3 +357,28 @@ def test_mistakes_are_one_line(folders, command, capsys, monkeypatch, words, sai
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1
     assert not (folders / "x/card.json").exists()
+
+
+def test_the_exit_code_tells_damage_and_leaks(tmp_path, command, capsys):
+    asked = "How many of the {} sheep that the old farmer of the valley sold at the market last week were white?"
+    make(tmp_path / "farm", [(asked.format(n), f"{n} of them.") for n in ("seven", "eight", "nine")])
+    questions, other = tmp_path / "questions.jsonl", tmp_path / "other.jsonl"
+    questions.write_text(json.dumps({"instruction": asked.format("eight"), "output": "Four."}))
+    other.write_text(json.dumps({"instruction": "How far is the third moon of the planet from here?", "output": "3."}))
+    assert command("audit", tmp_path / "farm") == 0
+    assert command("audit", tmp_path / "farm", f"--against={other}") == 0
+    assert command("audit", tmp_path / "farm", f"--against={questions}", f"--against={other}") == 3
+    assert "1 items of the evaluation sets are in the rows of" in capsys.readouterr().err
+    [path] = (tmp_path / "farm" / "train").iterdir()
+    path.write_bytes(path.read_bytes().replace(b"seven", b"SEVEN", 1))
+    assert command("audit", tmp_path / "farm") == 1
+    assert "farm is damaged: " in capsys.readouterr().err
+
+
+def test_what_is_no_dataset_and_no_run_is_told_from_one_with_phases(tmp_path, command, capsys):
+    assert command("audit", tmp_path / "none") == 2
+    assert "none: there is no such dataset or training run" in capsys.readouterr().err
+    for phase in ("questions", "pages"):
+        (tmp_path / "faq" / phase / "checkpoints").mkdir(parents=True)
+    assert command("audit", tmp_path / "faq") == 2
+    assert f"it has phases: give {tmp_path}/faq/pages or {tmp_path}/faq/questions" in capsys.readouterr().err
