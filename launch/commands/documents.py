@@ -2,12 +2,11 @@
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 
 from ...errors import UserError
-from .arguments import check_least, command, refuse_unread
+from .arguments import check_least, columns, command, refuse_unread
 from .asking import ENDPOINT, add_teacher, asking, check_asking, tell_shortfall
 
 TEACHER = ("questions", "context", "prompts", "model", "settings", "seed", "journal", "batch_size")
@@ -33,7 +32,7 @@ def add_documents(actions) -> None:
     )
     parser.add_argument(
         "--columns",
-        type=_columns,
+        type=columns,
         default={},
         metavar="JSON",
         help='the columns of tables that hold the fields of a format, as in \'{"instruction": "Ask", "output": '
@@ -144,15 +143,3 @@ def _documents(args: argparse.Namespace) -> None:
         tell_shortfall(
             len(asked.rows), len(asked.teacher.replies) * how.per_passage, "questions", asked.rejected, advice
         )
-
-
-def _columns(text: str) -> dict[str, str]:
-    """A map of columns on the command line."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        example = '{"instruction": "question", "output": "answer"}'
-        raise argparse.ArgumentTypeError(f"{text} is no JSON object of names, as in '{example}'")
-    return found
