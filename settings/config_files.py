@@ -135,7 +135,7 @@ def _override(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_col
     except flags.IllegalFlagValueError as error:
         raise UserError(_explain_value(str(error), config)) from None
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"overriding the config: {_one_line(error)}") from None
+        raise UserError(f"overriding the config: {_explain_type(error) or _one_line(error)}") from None
     if stray:
         raise UserError(f"{stray[0]} is no override: write --config.<name>=<value>")
     last = {item.partition("=")[0]: item for item in overrides}
@@ -215,6 +215,9 @@ def _explain_type(error: BaseException) -> str:
     if not (match := re.search(words, _one_line(error))):
         return ""
     kinds = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "True or False"}
+    items = (item.strip(" \"'") for item in match[2].strip("[]()").split(","))
+    items = (item if re.fullmatch(r"-?\d+(\.\d+)?", item) else f'"{item}"' for item in items)
+    kinds["list"] = f"a list, as in '[{', '.join(items)}]'"
     return f"{match[1]} = {match[2]}: give {kinds.get(match[3], 'a section' if 'Dict' in match[3] else match[3])}"
 
 
