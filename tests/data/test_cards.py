@@ -100,7 +100,8 @@ def test_a_dataset_whose_card_is_cut_is_not_read_as_a_heap_of_files(tmp_path, le
     path.write_bytes(path.read_bytes()[:left])
     for place in (tmp_path / "set", tmp_path, tmp_path / "set*"):
         for on_error in ("raise", "skip"):
-            with pytest.raises(UserError, match=r"set/card\.json is damaged .*remove the folder, and make the dataset anew"):
+            message = r"set/card\.json is damaged .*remove the folder, and make the dataset anew"
+            with pytest.raises(UserError, match=message):
                 list(read(Source(str(place), on_error=on_error)))
 
 
