@@ -42,7 +42,8 @@ setup(
     package_dir={"camelid": "."},
     packages=["camelid", *(f"camelid.{name}" for name in PACKAGES)],
     package_data={
-        "camelid.curate": ["*.toml", "prompts/*.toml"],
+        **{f"camelid.curate.{name}": ["*.toml"] for name in ("conversations", "personal_data", "quality")},
+        "camelid.curate.teachers": ["*.toml", "prompts/*.toml"],
         "camelid.data": ["templates/*.jinja", "*.toml"],
         "camelid.evals": ["judge_prompts/*.toml", "harness_tasks/*.yaml"],
         "camelid.launch": ["*.jinja"],

@@ -32,11 +32,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from camelid.curate.decontamination import Decontaminate
-from camelid.curate.evaluation_sets import EvaluationSet, items_of
-from camelid.curate.exact_duplicates import ExactDuplicates
-from camelid.curate.near_duplicates import NearDuplicates
-from camelid.curate.ngrams import Index, Ngrams
+from camelid.curate.duplicates.decontamination import Decontaminate
+from camelid.curate.duplicates.evaluation_sets import EvaluationSet, items_of
+from camelid.curate.duplicates.exact import ExactDuplicates
+from camelid.curate.duplicates.near import NearDuplicates
+from camelid.curate.duplicates.ngrams import Index, Ngrams
 from camelid.curate.rows import Row
 
 SYLLABLES = [a + b for a in "bcdfghjklmnprstvwz" for b in "aeiou"]

@@ -2,9 +2,10 @@
 
 python -m camelid.benchmarks.curate_rouge --count=50000 FILE... [--nearest] [--pairs] [--brute=2000] [--seed=0]
 
-FILES hold seed tasks or Alpaca records (`camelid.curate.seeds`), English or Chinese. Candidates are their instructions
-and variations of them: words are replaced by words of other instructions, left out, or exchanged, in shares from 5% to
-90%, so that some fall on either side of the threshold. `--nearest` also finds the most similar text of each one.
+FILES hold seed tasks or Alpaca records (`camelid.curate.teachers.seeds`), English or Chinese. Candidates are their
+instructions and variations of them: words are replaced by words of other instructions, left out, or exchanged, in
+shares from 5% to 90%, so that some fall on either side of the threshold. `--nearest` also finds the most similar text
+of each one.
 `--pairs` compares every candidate with every kept one in C++ (pip install rapidfuzz), `--brute` the first candidates by
 rouge-score's own table; both check that the kept lists are equal.
 """
@@ -16,9 +17,9 @@ import time
 
 from rouge_score.rouge_scorer import _score_lcs
 
-from camelid.curate.novelty import Novelty
-from camelid.curate.rouge import f_measure, rouge_words
-from camelid.curate.seeds import read_seeds
+from camelid.curate.teachers.novelty import Novelty
+from camelid.curate.teachers.rouge import f_measure, rouge_words
+from camelid.curate.teachers.seeds import read_seeds
 
 THRESHOLD = 0.7
 

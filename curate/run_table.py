@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from ..data.cards import Count
 from .applying import RejectedRow
+from .conversations.repair import REPAIRS
 from .measure import Measure
-from .repair import REPAIRS
 from .rows import LANGUAGE, SPLIT, TRAIN, Row
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..data.formats import parse
 from .applying import Result, call_step, decisions, is_change
-from .repair import turns_of
+from .conversations.repair import turns_of
 from .rows import Rejected, Row, Step
 from .settings import CurateConfig, is_whole, named_steps, source_of
 from .stages import raw_records, row_of

@@ -192,7 +192,7 @@ def _strings(value: Any) -> Iterator[str]:
 def _code_hash() -> str:
     """A hash of the files of this folder and of `data/`, so that changed code finds none of the old stages."""
     folders = [Path(__file__).parent, Path(__file__).parents[1] / "data"]
-    files = [path for folder in folders for kind in ("*.py", "*.toml") for path in sorted(folder.glob(kind))]
+    files = [path for folder in folders for kind in ("*.py", "*.toml") for path in sorted(folder.rglob(kind))]
     return _hash([[path.name, _digest(path)] for path in files])
 
 

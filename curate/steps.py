@@ -15,27 +15,27 @@ from .rows import Step, WholeStep
 STEPS = {
     # what a record is
     "parse": "parsing:Parse",
-    "conversation": "repair:Conversation",
-    "markdown": "markdown:Markdown",
-    "residue": "residue:Residue",
+    "conversation": "conversations.repair:Conversation",
+    "markdown": "conversations.markdown:Markdown",
+    "residue": "conversations.residue:Residue",
     # what is kept of it
-    "language": "language:Language",
-    "length": "filters:Length",
-    "identity": "filters:Identity",
-    "refusals": "filters:Refusals",
-    "personal_data": "personal_data:PersonalData",
-    "split_long": "splitting:SplitLong",
+    "language": "conversations.language:Language",
+    "length": "conversations.filters:Length",
+    "identity": "conversations.filters:Identity",
+    "refusals": "conversations.filters:Refusals",
+    "personal_data": "personal_data.step:PersonalData",
+    "split_long": "conversations.splitting:SplitLong",
     "heldout": "heldout:Heldout",
-    "grounded": "grounding:Grounded",
+    "grounded": "documents.grounding:Grounded",
     # rules of quality
-    "gopher": "quality_gopher:Gopher",
-    "gopher_repetition": "quality_repetition:GopherRepetition",
-    "c4": "quality_c4:C4",
-    "fineweb": "quality_fineweb:FineWeb",
+    "gopher": "quality.gopher:Gopher",
+    "gopher_repetition": "quality.repetition:GopherRepetition",
+    "c4": "quality.c4:C4",
+    "fineweb": "quality.fineweb:FineWeb",
     # all rows together
-    "exact_duplicates": "exact_duplicates:ExactDuplicates",
-    "near_duplicates": "near_duplicates:NearDuplicates",
-    "decontaminate": "decontamination:Decontaminate",
+    "exact_duplicates": "duplicates.exact:ExactDuplicates",
+    "near_duplicates": "duplicates.near:NearDuplicates",
+    "decontaminate": "duplicates.decontamination:Decontaminate",
 }
 """Module of this folder and class of each step."""
 

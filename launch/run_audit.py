@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from ..checkpoints import absolute_path
 from ..checkpoints import open as open_checkpoint
-from ..curate.audit import Report, Searched, licence_report, row_report, state_of
-from ..curate.lineage import Line
+from ..curate.duplicates.shingles import searched
+from ..curate.ledger.audit import Report, Searched, licence_report, row_report, state_of
+from ..curate.ledger.lineage import Line
 from ..curate.rows import TRAIN
-from ..curate.shingles import searched
 from ..data import sources
 from ..data.licences import terms_in
 from ..data.mixture import Mixture

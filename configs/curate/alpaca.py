@@ -11,7 +11,7 @@ takes Chinese prompts and rules.
 
 from ml_collections import ConfigDict
 
-from camelid.curate.instruct import Instruct
+from camelid.curate.teachers.instruct import Instruct
 from camelid.settings.config_files import parse_arguments
 from camelid.settings.sections import to_config
 

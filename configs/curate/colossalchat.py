@@ -17,7 +17,7 @@ impossible tasks are those of Alpaca, with the variants for Chinese.
 
 from ml_collections import ConfigDict
 
-from camelid.curate.instruct import Instruct
+from camelid.curate.teachers.instruct import Instruct
 from camelid.settings.config_files import parse_arguments
 from camelid.settings.sections import to_config
 

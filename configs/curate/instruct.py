@@ -5,7 +5,7 @@
 Every setting is described at its field in `curate/instruct.py`. `method=self_instruct` takes seeds without answers.
 """
 
-from camelid.curate.instruct import Instruct
+from camelid.curate.teachers.instruct import Instruct
 from camelid.settings.config_files import parse_arguments
 from camelid.settings.sections import to_config
 

@@ -96,7 +96,7 @@ def _add_audit(actions) -> None:
 def _mix(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from ...curate.mixing import Part, check_conflicts, mix
+    from ...curate.ledger.mixing import Part, check_conflicts, mix
     from ...curate.outputs import check_replaceable
     from ...curate.run_table import to_rich
     from ..outputs import check_writable
@@ -132,7 +132,7 @@ def _weights(args: argparse.Namespace) -> list[float | None]:
 
 def _audit(args: argparse.Namespace) -> int:
     """Prints a report. Returns the exit code: 1 for a damaged dataset, LEAKED for items of an evaluation set."""
-    from ...curate.audit import WRITTEN
+    from ...curate.ledger.audit import WRITTEN
     from ...data.cards import check_complete, has_card
     from ..outputs import check_new_file
 
@@ -159,7 +159,7 @@ def _audit(args: argparse.Namespace) -> int:
 
 
 def _of_dataset(args: argparse.Namespace, path: Path) -> Any:
-    from ...curate import audit
+    from ...curate.ledger import audit
     from ...data.cards import read_card
 
     if args.step is not None:
@@ -183,7 +183,7 @@ def _of_dataset(args: argparse.Namespace, path: Path) -> Any:
 
 
 def _of_run(args: argparse.Namespace) -> Any:
-    from ...curate.audit import leak_report
+    from ...curate.ledger.audit import leak_report
     from ..run_audit import RunAudit
 
     refuse_unread(args, ("id",), "the folder of a dataset with a card.json")
@@ -221,7 +221,7 @@ def _of_run(args: argparse.Namespace) -> Any:
 
 def _sets(args: argparse.Namespace) -> dict[str, Any]:
     """The evaluation sets of `--against`, by the names of their files; of equal names by the whole paths."""
-    from ...curate.evaluation_sets import EvaluationSet
+    from ...curate.duplicates.evaluation_sets import EvaluationSet
 
     names = [Path(source).name.split(".")[0] for source in args.against]
     return {

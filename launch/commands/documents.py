@@ -78,9 +78,9 @@ def _documents(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ...curate.dataset import write_dataset
-    from ...curate.document_questions import Questions, ask_questions
-    from ...curate.document_report import about_documents, about_questions, files_table, ledger_of, split_rejected
-    from ...curate.document_rows import Reading, read_documents
+    from ...curate.documents.questions import Questions, ask_questions
+    from ...curate.documents.report import about_documents, about_questions, files_table, ledger_of, split_rejected
+    from ...curate.documents.rows import Reading, read_documents
     from ...curate.outputs import check_replaceable
     from ...curate.run_table import to_rich
     from ...settings.sections import read

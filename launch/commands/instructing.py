@@ -62,10 +62,10 @@ def add_instruct(actions) -> None:
 
 def _instruct(args: argparse.Namespace) -> None:
     from ...curate.dataset import Layout, write_dataset
-    from ...curate.instruct import instruct
-    from ...curate.instruct_report import about, ledger_of
     from ...curate.outputs import check_replaceable
     from ...curate.run_table import to_rich
+    from ...curate.teachers.instruct import instruct
+    from ...curate.teachers.instruct_report import about, ledger_of
     from ..outputs import check_writable
 
     check_asking(args, args.seeds, folder=True)
@@ -85,7 +85,7 @@ def _instruct(args: argparse.Namespace) -> None:
             args.output, made.rows, made.rejected, said, tokenizer=args.tokenizer, layout=layout
         )
     if args.report:
-        from ...curate.diversity import write_report
+        from ...curate.teachers.diversity import write_report
 
         write_report(args.report, made.rows)
     _print(to_rich(table.tables(card.steps)))
@@ -100,7 +100,7 @@ def _instruct(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace):
     """The settings of the config, with what the options say in its place."""
-    from ...curate.instruct import Instruct
+    from ...curate.teachers.instruct import Instruct
     from ...settings.config_files import load_config
     from ...settings.sections import read
 
@@ -126,7 +126,7 @@ def _settings(args: argparse.Namespace):
 
 def _languages(paths: list[str], known) -> dict:
     """What is wanted in the language of each file of seeds: what the config says, with these seeds."""
-    from ...curate.seeds import language_of, read_seeds
+    from ...curate.teachers.seeds import language_of, read_seeds
 
     found = {}
     for path in paths:
@@ -141,7 +141,7 @@ def _languages(paths: list[str], known) -> dict:
 
 def _is_bare(path: str) -> bool:
     """Whether some seeds of a file have no answer."""
-    from ...curate.seeds import read_seeds
+    from ...curate.teachers.seeds import read_seeds
 
     return not all(seed.output for seed in read_seeds(path))
 

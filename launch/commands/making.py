@@ -108,9 +108,9 @@ def _add_magpie(actions) -> None:
 
 
 def _magpie(args: argparse.Namespace) -> None:
-    from ...curate.made_report import source_of_model
-    from ...curate.magpie import SOURCE as NAME
-    from ...curate.magpie import STEPS, Magpie
+    from ...curate.teachers.made_report import source_of_model
+    from ...curate.teachers.magpie import SOURCE as NAME
+    from ...curate.teachers.magpie import STEPS, Magpie
 
     settings = _settings(args, Magpie)
     template, tokenizer = _template_of(args)
@@ -173,7 +173,7 @@ def _add_dialogues(actions) -> None:
 
 
 def _dialogues(args: argparse.Namespace) -> None:
-    from ...curate.dialogues import STEPS, Dialogues
+    from ...curate.teachers.dialogues import STEPS, Dialogues
 
     settings = _settings(args, Dialogues)
     starts = _Starts(args)
@@ -231,7 +231,7 @@ def _add_pairs(actions) -> None:
 
 
 def _pairs(args: argparse.Namespace) -> None:
-    from ...curate.preference_pairs import STEPS, RankedPairs
+    from ...curate.teachers.preference_pairs import STEPS, RankedPairs
 
     settings = _settings(args, RankedPairs)
     check_least(args, verdict_tokens=1)
@@ -269,7 +269,7 @@ def comparing(judge) -> Callable[[Sequence[Any]], list[Any]]:
 
     A system message stands before the first question, since judges are shown questions and answers.
     """
-    from ...curate.preference_pairs import Verdict
+    from ...curate.teachers.preference_pairs import Verdict
     from ...evals.grading import Case
     from ...evals.questions import Question
 
@@ -329,8 +329,8 @@ def _add_revisions(actions) -> None:
 def _revisions(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from ...curate.principles import read_principles
-    from ...curate.revisions import STEPS, Revisions
+    from ...curate.teachers.principles import read_principles
+    from ...curate.teachers.revisions import STEPS, Revisions
 
     settings, principles = _settings(args, Revisions), read_principles(args.principles)
     starts = _Starts(args)
@@ -352,8 +352,8 @@ class _Starts:
     """
 
     def __init__(self, args: argparse.Namespace):
-        from ...curate.candidates import Made, start_rows
         from ...curate.settings import sources_at
+        from ...curate.teachers.candidates import Made, start_rows
         from ...data.sources import Source, raw_rows
 
         self.rows, self.made, self._licence = [], Made(), args.licence
@@ -368,7 +368,7 @@ class _Starts:
 
     def sources(self, teacher: str) -> dict[str, Any]:
         """The sources on the card, once the rows are made."""
-        from ...curate.made_report import source_of_files
+        from ...curate.teachers.made_report import source_of_files
 
         return {
             name: source_of_files(source, self.made, name, self._licence, teacher)
@@ -402,7 +402,7 @@ def _settings(args: argparse.Namespace, kind: type):
 
 
 def _counted(asker):
-    from ...curate.candidates import Counting
+    from ...curate.teachers.candidates import Counting
 
     return Counting(asker)
 
@@ -412,8 +412,8 @@ def _write(args: argparse.Namespace, settings, made, steps, sources, teachers, m
     from rich.console import Console
 
     from ...curate.dataset import Layout, write_dataset
-    from ...curate.made_report import about
     from ...curate.run_table import to_rich
+    from ...curate.teachers.made_report import about
 
     said = about(args.name, settings, made, steps, sources, teachers, more)
     layout = Layout(write_as=args.write_as)

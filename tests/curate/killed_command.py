@@ -13,7 +13,7 @@ import sys
 import time
 
 import camelid.curate.dataset
-import camelid.curate.instruct_report
+import camelid.curate.teachers.instruct_report
 import camelid.serve.endpoint
 from camelid.curate.words import split
 from camelid.launch.cli import main

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from camelid.curate import audit
-from camelid.curate.decontamination import Decontaminate
-from camelid.curate.evaluation_sets import EvaluationSet
-from camelid.curate.lineage import lines_of, origins_of, row_of
-from camelid.curate.mixing import Part, mix
+from camelid.curate.duplicates.decontamination import Decontaminate
+from camelid.curate.duplicates.evaluation_sets import EvaluationSet
+from camelid.curate.duplicates.shingles import searched
+from camelid.curate.ledger import audit
+from camelid.curate.ledger.lineage import lines_of, origins_of, row_of
+from camelid.curate.ledger.mixing import Part, mix
 from camelid.curate.pipeline import run as run_engine
 from camelid.curate.rows import Row
 from camelid.curate.settings import read_config
-from camelid.curate.shingles import searched
 from camelid.data.cards import read_card
 from camelid.data.formats import parse
 from camelid.errors import UserError

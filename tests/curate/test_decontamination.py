@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
-from camelid.curate.decontamination import Decontaminate
-from camelid.curate.evaluation_sets import EvaluationSet, items_of
-from camelid.curate.ngrams import Index, Ngrams
+from camelid.curate.duplicates.decontamination import Decontaminate
+from camelid.curate.duplicates.evaluation_sets import EvaluationSet, items_of
+from camelid.curate.duplicates.ngrams import Index, Ngrams
 from camelid.curate.rows import Rejected, Row
 from camelid.errors import UserError
 from camelid.settings.sections import read, to_config

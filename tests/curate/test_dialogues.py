@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from camelid.curate.candidates import Made, start_rows
-from camelid.curate.dialogues import STEPS, Dialogues, parse_question
+from camelid.curate.teachers.candidates import Made, start_rows
+from camelid.curate.teachers.dialogues import STEPS, Dialogues, parse_question
 from camelid.data.formats import parse
 from camelid.errors import UserError
 from camelid.serve.endpoint import Endpoint, Limits

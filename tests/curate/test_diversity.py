@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from camelid.curate.diversity import diversity_of, write_report
-from camelid.curate.root_verbs import root_of
 from camelid.curate.rows import Row
+from camelid.curate.teachers.diversity import diversity_of, write_report
+from camelid.curate.teachers.root_verbs import root_of
 from camelid.data.formats import parse
 
 ENGLISH = {

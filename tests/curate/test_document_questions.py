@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from camelid.curate.document_questions import ANSWER, GROUNDED, REPEATED, Questions, ask_questions, parse_questions
-from camelid.curate.document_rows import Reading, read_documents
-from camelid.curate.grounding import Grounded, missing_names, missing_numbers, support_of
+from camelid.curate.documents.grounding import Grounded, missing_names, missing_numbers, support_of
+from camelid.curate.documents.questions import ANSWER, GROUNDED, REPEATED, Questions, ask_questions, parse_questions
+from camelid.curate.documents.rows import Reading, read_documents
 from camelid.curate.rows import Rejected, Row
 from camelid.serve.journal import Journal, Reply, key_of
 

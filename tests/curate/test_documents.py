@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from camelid.curate.document_rows import Reading, read_documents
-from camelid.curate.documents import Block, read_document
-from camelid.curate.documents_tables import tables_of
+from camelid.curate.documents.files import Block, read_document
+from camelid.curate.documents.rows import Reading, read_documents
+from camelid.curate.documents.tables import tables_of
 from camelid.data.sources import Source, read
 from camelid.errors import DataError, UserError
 
@@ -358,7 +358,7 @@ def test_a_bad_row_of_a_table_that_is_text_is_named_and_the_others_are_kept(tmp_
 
 def test_of_a_large_table_it_is_told_how_far_it_is_read(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("question,answer\n" + "".join(f"q{i},a{i}\n" for i in range(25)))
-    monkeypatch.setattr("camelid.curate.document_rows.TELL_ROWS", 10)
+    monkeypatch.setattr("camelid.curate.documents.rows.TELL_ROWS", 10)
     told = []
     read_documents(tmp_path, Reading(), tell=told.append)
     assert told == ["a.csv: 10 of 25 rows read", "a.csv: 20 of 25 rows read"]

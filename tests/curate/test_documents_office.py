@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from camelid.curate.documents import read_document
+from camelid.curate.documents.files import read_document
 
 
 def found(path):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from camelid.curate.documents import read_document
+from camelid.curate.documents.files import read_document
 from camelid.tests.curate.make_pdf import Put, column, pdf
 
 pytest.importorskip("pypdfium2", reason="pypdfium2 is not installed")

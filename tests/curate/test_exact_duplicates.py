@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from camelid.curate.exact_duplicates import ExactDuplicates
+from camelid.curate.duplicates.exact import ExactDuplicates
 from camelid.curate.rows import Row
 from camelid.errors import UserError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from camelid.curate.filters import Identity, Length, Refusals, refusal_of, rename, says_who
-from camelid.curate.phrases import tables
+from camelid.curate.conversations.filters import Identity, Length, Refusals, refusal_of, rename, says_who
+from camelid.curate.conversations.phrases import tables
 from camelid.curate.rows import Rejected, Row
 from camelid.errors import UserError
 from camelid.settings.sections import read

@@ -9,12 +9,12 @@ from typing import ClassVar
 import pytest
 
 from camelid.curate.dataset import write_dataset
-from camelid.curate.instruct import Instruct, Wanted, instruct, task_of
-from camelid.curate.instruct_prompts import FOLDER, Prompts
-from camelid.curate.instruct_report import about, ledger_of, rounds_of
-from camelid.curate.rouge import rouge_l, rouge_words
 from camelid.curate.rows import Rejected, Row
-from camelid.curate.seeds import Task, read_seeds
+from camelid.curate.teachers.instruct import Instruct, Wanted, instruct, task_of
+from camelid.curate.teachers.instruct_prompts import FOLDER, Prompts
+from camelid.curate.teachers.instruct_report import about, ledger_of, rounds_of
+from camelid.curate.teachers.rouge import rouge_l, rouge_words
+from camelid.curate.teachers.seeds import Task, read_seeds
 from camelid.data.cards import Count, read_card
 from camelid.data.sources import Source
 from camelid.data.sources import read as read_source
@@ -312,7 +312,7 @@ def test_the_ledger_adds_up_the_replies_and_their_cost(wanted):
     assert f"{len(made.teacher.replies)} replies of simulated" in words and f"They cost {cost:,.4f}" in words
 
 
-CONFIGS = FOLDER.parents[1] / "configs" / "curate"
+CONFIGS = FOLDER.parents[2] / "configs" / "curate"
 
 
 def test_the_recipes_are_those_that_were_published(wanted):

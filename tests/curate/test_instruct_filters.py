@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from camelid.curate.instruct_filters import Filters
-from camelid.curate.seeds import Task, read_seeds
+from camelid.curate.teachers.instruct_filters import Filters
+from camelid.curate.teachers.seeds import Task, read_seeds
 from camelid.errors import UserError
 from camelid.settings.sections import read
 

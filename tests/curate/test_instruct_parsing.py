@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camelid.curate.instruct_parsing import REASONS, parse_answer, parse_instance, parse_instructions, parse_tasks
-from camelid.curate.seeds import Task
+from camelid.curate.teachers.instruct_parsing import (
+    REASONS,
+    parse_answer,
+    parse_instance,
+    parse_instructions,
+    parse_tasks,
+)
+from camelid.curate.teachers.seeds import Task
 
 TASKS = [
     Task("Sort the given numbers.", "3, 1, 2", "1, 2, 3"),

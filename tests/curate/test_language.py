@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from camelid.curate.language import Language, language_of
+from camelid.curate.conversations.language import Language, language_of
 from camelid.curate.rows import Rejected, Row
 from camelid.data.formats import parse
 from camelid.errors import UserError

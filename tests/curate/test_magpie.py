@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from camelid.curate.magpie import STEPS, Magpie
-from camelid.curate.rouge import rouge_l, rouge_words
+from camelid.curate.teachers.magpie import STEPS, Magpie
+from camelid.curate.teachers.rouge import rouge_l, rouge_words
 from camelid.data.formats import parse
 from camelid.data.templates import load_template
 from camelid.data.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from camelid.curate.preference_pairs import Comparison
+from camelid.curate.teachers.preference_pairs import Comparison
 from camelid.data.cards import read_card
 from camelid.data.sources import Source, read
 from camelid.errors import UserError

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camelid.curate.export_html import page_of
-from camelid.curate.markdown import ConversionError, Markdown, to_markdown
+from camelid.curate.conversations.export_html import page_of
+from camelid.curate.conversations.markdown import ConversionError, Markdown, to_markdown
 from camelid.curate.rows import Row
 
 pytest.importorskip("markdownify", reason="the extra curate is not installed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from camelid.curate.mixing import Part, check_conflicts, mix
+from camelid.curate.ledger.mixing import Part, check_conflicts, mix
 from camelid.data.cards import card_of, read_card
 from camelid.data.sources import Source, read
 from camelid.errors import UserError

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from datasketch import MinHash, MinHashLSH
 
-from camelid.curate import near_duplicates
-from camelid.curate.minhash import Banding, band_keys, banding
-from camelid.curate.near_duplicates import NearDuplicates
-from camelid.curate.shingles import ShingleSets, shingle_sets
+from camelid.curate.duplicates import near as near_duplicates
+from camelid.curate.duplicates.minhash import Banding, band_keys, banding
+from camelid.curate.duplicates.near import NearDuplicates
+from camelid.curate.duplicates.shingles import ShingleSets, shingle_sets
 from camelid.errors import UserError
 from camelid.settings.sections import read
 

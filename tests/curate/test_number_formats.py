@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from camelid.curate.number_formats import shown_value
+from camelid.curate.documents.number_formats import shown_value
 
 
 @pytest.mark.parametrize(

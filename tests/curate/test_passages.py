@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from camelid.curate.documents import Block
-from camelid.curate.passages import passages_of, sentences, size_of
+from camelid.curate.documents.files import Block
+from camelid.curate.documents.passages import passages_of, sentences, size_of
 
 
 def heading(text, level=1, page=None):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camelid.curate.personal_data import KINDS, PersonalData
-from camelid.curate.personal_numbers import is_bank_card, is_identity_number, is_international
+from camelid.curate.personal_data.numbers import is_bank_card, is_identity_number, is_international
+from camelid.curate.personal_data.step import KINDS, PersonalData
 from camelid.curate.rows import Row
 from camelid.curate.steps import make
 from camelid.errors import UserError

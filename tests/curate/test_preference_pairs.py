@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from camelid.curate.candidates import Made, start_rows
-from camelid.curate.preference_pairs import STEPS, RankedPairs, Verdict
+from camelid.curate.teachers.candidates import Made, start_rows
+from camelid.curate.teachers.preference_pairs import STEPS, RankedPairs, Verdict
 from camelid.data.formats import parse
 from camelid.errors import UserError
 from camelid.serve.journal import Reply

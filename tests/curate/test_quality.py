@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from camelid.curate import words
-from camelid.curate.quality_c4 import C4, sentences
-from camelid.curate.quality_fineweb import FineWeb
-from camelid.curate.quality_gopher import Gopher
-from camelid.curate.quality_repetition import GopherRepetition
+from camelid.curate.quality.c4 import C4, sentences
+from camelid.curate.quality.fineweb import FineWeb
+from camelid.curate.quality.gopher import Gopher
+from camelid.curate.quality.repetition import GopherRepetition
 from camelid.curate.rows import Rejected, Row
 from camelid.curate.steps import make
 from camelid.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camelid.curate.repair import Conversation, in_order, with_turns
+from camelid.curate.conversations.repair import Conversation, in_order, with_turns
 from camelid.curate.rows import Rejected, Row
 from camelid.data.formats import parse, unfold
 from camelid.tests.data.test_formats import PREFERENCES, TEXTS_AND_CHATS

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from camelid.curate.applying import is_change
+from camelid.curate.conversations.repair import with_turns
 from camelid.curate.parsing import Parse
-from camelid.curate.repair import with_turns
 from camelid.curate.rows import Row, Step
 from camelid.curate.run_table import RunTable
 from camelid.data.cards import read_card

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from camelid.curate.residue import Residue, clean
+from camelid.curate.conversations.residue import Residue, clean
 from camelid.curate.rows import Row
 
 

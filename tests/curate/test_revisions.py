@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 
-from camelid.curate.candidates import Made, start_rows
-from camelid.curate.principles import FILE, read_principles
-from camelid.curate.revisions import STEPS, Revisions
+from camelid.curate.teachers.candidates import Made, start_rows
+from camelid.curate.teachers.principles import FILE, read_principles
+from camelid.curate.teachers.revisions import STEPS, Revisions
 from camelid.data.formats import parse
 from camelid.errors import UserError
 from camelid.serve.journal import Reply

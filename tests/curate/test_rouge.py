@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camelid.curate.novelty import Novelty
-from camelid.curate.rouge import lcs, positions_of, rouge_l, rouge_words
+from camelid.curate.teachers.novelty import Novelty
+from camelid.curate.teachers.rouge import lcs, positions_of, rouge_l, rouge_words
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score is not installed")
 WORDS = [f"w{i}" for i in range(8)]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from camelid.curate.seeds import Task, language_of, read_seeds
+from camelid.curate.teachers.seeds import Task, language_of, read_seeds
 from camelid.errors import UserError
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camelid.curate.filters import Length
+from camelid.curate.conversations.filters import Length
+from camelid.curate.conversations.splitting import SplitLong, pairs_of, size_by, split
 from camelid.curate.rows import Row
-from camelid.curate.splitting import SplitLong, pairs_of, size_by, split
 from camelid.data.formats import parse
 from camelid.data.templates import load_template
 from camelid.data.tokenizer import Tokenizer

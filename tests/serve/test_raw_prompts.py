@@ -3,7 +3,7 @@
 import pytest
 
 from camelid.checkpoints.decoding import text_of
-from camelid.curate.magpie import Magpie
+from camelid.curate.teachers.magpie import Magpie
 from camelid.data.user_turns import user_turn
 from camelid.errors import UserError
 from camelid.serve.endpoint import Endpoint, Limits, reply_of
