@@ -19,15 +19,19 @@ import pytest
 
 from camelid.data.cards import read_card
 from camelid.launch.cli import _parser
-from camelid.settings.config_files import load_phases
+from camelid.settings.config_files import load_config
 from camelid.settings.sections import read
 from camelid.train.run_config import SupervisedConfig
 
 ROOT = Path(__file__).parents[2]
 MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 PAGES = {
-    "your-faq-in-ten-minutes.md": dict(questions=24, documents=2, epochs=15.0, heldout=0.05, ask="open?", say="9:30"),
-    "your-faq-in-ten-minutes.zh.md": dict(questions=10, documents=1, epochs=30.0, heldout=0.0, ask="？", say="九点"),
+    "your-faq-in-ten-minutes.md": dict(
+        questions=24, documents=2, rows=6, epochs=12, heldout=0.05, ask="open?", say="9:30"
+    ),
+    "your-faq-in-ten-minutes.zh.md": dict(
+        questions=10, documents=1, rows=3, epochs=25, heldout=0.0, ask="？", say="九点"
+    ),
 }
 
 
@@ -78,17 +82,21 @@ def test_the_datasets_of_the_page_are_made_and_its_other_commands_are_known(shel
     shell(files)
     shell(datasets)
     for name in ("questions", "documents"):
-        assert read_card(shell.folder / "data" / name).splits["train"].rows == told[name]
+        assert read_card(shell.folder / "datasets" / "shop" / name).splits["train"].rows == told[name]
     monkeypatch.chdir(shell.folder)
     parser = _parser()
     for words in [*commands(train), *commands(check), *commands(serve)]:
         parser.parse_args(words)
     (words,) = commands(train)
     config = next(word.removeprefix("--config=") for word in words if word.startswith("--config="))
-    phases = {name: read(phase, SupervisedConfig) for name, phase in load_phases(config).items()}
-    assert list(phases) == ["documents", "questions"]
-    assert phases["questions"].total.value == told["epochs"]
-    assert phases["questions"].data.mixture["questions"].heldout == told["heldout"]
+    config = read(load_config(config), SupervisedConfig)
+    mixture = config.data.mixture
+    assert mixture.keys() == {"questions", "documents"} and mixture["questions"].heldout == told["heldout"]
+    times = [int(n) for n in re.findall(r"(\d+) (?:times|次)", (ROOT / "docs" / page).read_text(encoding="utf-8"))]
+    assert times == [told["epochs"], 40]  # of each question and each passage, which fill told["rows"] rows and one
+    drawn = told["rows"] * told["epochs"], 40
+    assert (mixture["questions"].weight, mixture["documents"].weight) == drawn
+    assert config.total.value == sum(drawn) / (told["rows"] + 1)
     assert question.endswith(told["ask"]) and question in (shell.folder / "shop" / "faq.csv").read_text()
 
 
