@@ -31,14 +31,13 @@ def forked(arguments: list[str], seconds: float | None) -> str:
     if child == 0:
         os.dup2(2, 1)
         os._exit(run(arguments))
-    if seconds is not None:
-        time.sleep(seconds)
-        if os.waitpid(child, os.WNOHANG) == (0, 0):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "killed"
-        return "0"
-    return str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    time.sleep(seconds or 0)
+    ended, status = os.waitpid(child, 0 if seconds is None else os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return "killed"
+    return str(os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":
