@@ -121,7 +121,8 @@ def main() -> int:
         everything = megabytes(sample_of(config, 10**9))
         print(f"{everything:.1f} MB of text, {source.stat().st_size / 1e6:.1f} MB of JSON, {args.workers} processes")
         for name, seconds in stage_seconds(config, args.workers):
-            print(f"{name:60} {seconds:7.1f} s {everything / max(seconds, 1e-9):8.2f} MB/s of the input", flush=True)
+            speed = f"{everything / seconds:8.2f}" if seconds else f"{'-':>8}"  # stages tell tenths of a second
+            print(f"{name:60} {seconds:7.1f} s {speed} MB/s of the input", flush=True)
         parts = [(config, rows[number :: args.workers]) for number in range(args.workers)]
         with Workers(args.workers, nothing) as pool:
             measured = list(pool.map(time_steps, parts))
