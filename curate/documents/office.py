@@ -40,7 +40,7 @@ def check_package(path: Path, kind: str) -> None:
     try:
         with zipfile.ZipFile(path) as package:
             damaged, is_office = package.testzip(), CONTENTS in package.namelist()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:  # also unknown compression
         raise ValueError(f"it is damaged, or no {kind}: {error}") from None
     if damaged:
         raise ValueError(f"it is damaged: the part {damaged} has a wrong checksum")
@@ -201,7 +201,7 @@ class _Reader:
         qn = self._qn
         try:
             numbering = self._document.part.numbering_part.element
-        except (KeyError, NotImplementedError):
+        except (KeyError, NotImplementedError):  # python-docx, for a document that numbers no lists
             return None
         for number in numbering.iterfind(qn("w:num")):
             if number.get(qn("w:numId")) == name:

@@ -4,6 +4,7 @@ A step measures a text and writes each number into a column. A rule compares one
 None switches the rule off. Chinese texts have settings of their own, in the section `zh` of the step.
 """
 
+import abc
 import functools
 import re
 import tomllib
@@ -43,7 +44,7 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Quality:
+class Quality(abc.ABC):
     """The settings and the judgement that the steps of quality rules share."""
 
     rules: ClassVar[tuple[Rule, ...]] = ()
@@ -67,9 +68,9 @@ class Quality:
         language = row.columns.get(LANGUAGE) or self.language
         return self.judge(row, self.measure(text, language), language)
 
+    @abc.abstractmethod
     def measure(self, text: str, language: str) -> dict[str, Number]:
-        """The columns of a text."""
-        raise NotImplementedError
+        """What the rules compare with their thresholds: the number of each column for a text in a language."""
 
     def judge(self, row: Row, measured: Mapping[str, Number], language: str) -> Row | Rejected:
         """The row with columns, or why it is rejected."""
