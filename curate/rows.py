@@ -160,7 +160,7 @@ def texts_of(record: Mapping[str, Any]) -> list[str]:
     if record.get("kind") == "text":
         return [record["text"]]
     found = []
-    for message in [*record["messages"], *_answers(record)]:
+    for message in [*record["messages"], *answers_of(record)]:
         found += [message[name] for name in ("content", "input") if message.get(name)]
     return found
 
@@ -186,10 +186,12 @@ def map_texts(record: Mapping[str, Any], function: Callable[[str], str]) -> dict
     return {**record, **changed}
 
 
-def _answers(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The compared answers of a preference, as messages."""
-    found = []
-    for side in ("chosen", "rejected"):
-        answer = record.get(side, [])
-        found += answer if isinstance(answer, list) else [answer]
-    return found
+def side_of(record: Mapping[str, Any], side: str) -> list[Mapping[str, Any]]:
+    """The messages of a preference's answer, "chosen" or "rejected"; none for other records."""
+    answer = record.get(side, [])
+    return answer if isinstance(answer, list) else [answer]
+
+
+def answers_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The messages of the chosen answer of a preference, then those of the rejected one."""
+    return [*side_of(record, "chosen"), *side_of(record, "rejected")]

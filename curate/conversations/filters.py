@@ -10,9 +10,8 @@ from typing import Annotated, ClassVar, NamedTuple
 from ...data.messages import Message
 from ...errors import UserError
 from ...settings.leaves import Count, OneOf, Only, Path, Unset
-from ..rows import TOKENS, Rejected, Row
+from ..rows import TOKENS, Rejected, Row, answers_of
 from .phrases import own_words, pattern, sentences, tables
-from .repair import answers_of
 from .splitting import NoTemplate, lengths_of, pairs_of, size_by
 
 _NO_LIMIT = Unset("no limit")

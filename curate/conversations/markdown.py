@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from ...data.messages import Message
 from ...errors import UserError
 from ...settings.leaves import OneOf
-from ..rows import Rejected, Row
+from ..rows import Rejected, Row, answers_of
 from .export_html import BLOCKS, MOST_LEVELS, Page, page_of
-from .repair import answers_of, with_turns
+from .repair import with_turns
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag

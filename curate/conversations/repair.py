@@ -17,7 +17,7 @@ from ...data.conversation_fields import from_json, with_calls
 from ...data.json_values import kind_of, present
 from ...data.messages import LMFLOW, OPENAI, Message, read_messages
 from ...errors import shown
-from ..rows import Rejected, Row
+from ..rows import Rejected, Row, answers_of
 
 TURN_FIELDS = ("conversations", "conversation", "messages", "items", "turns", "dialogue", "dialog", "chat")
 """Fields of a raw record in which its turns are looked for; "items" is that of ShareGPT's own export."""
@@ -251,9 +251,3 @@ def with_turns(row: Row, turns: Sequence[Message], **columns: Any) -> Row | Reje
             fields[side] = taken if several else taken[0]
     repairs = {name: row.columns.get(name, 0) + number for name, number in repairs.items()}
     return row.with_({**record, **fields}, **columns, **repairs)
-
-
-def answers_of(record: Mapping[str, Any]) -> list[Message]:
-    """The messages of the chosen answer of a preference, then those of the rejected one."""
-    sides = [record[side] for side in ("chosen", "rejected") if side in record]
-    return [message for side in sides for message in (side if isinstance(side, list) else [side])]

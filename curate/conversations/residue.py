@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ...data.messages import Message
-from ..rows import Rejected, Row
+from ..rows import Rejected, Row, answers_of
 from .code_blocks import code_blocks, split_fence
-from .repair import answers_of, with_turns
+from .repair import with_turns
 
 _MARKS = " \t\r#*_\u200b\ufeff"
 _FIELD = re.compile(r"[\w ]{1,24}[:：] ?\S")

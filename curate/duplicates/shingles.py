@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import UserError
-from ..rows import texts_of
+from ..rows import side_of, texts_of
 
 COMPARED = ("all", "user", "answers", "first_turn")
 """What of a record is compared: all its texts, the turns of the user, the answers, or the first turn of the user. A
@@ -62,10 +62,7 @@ def compared(record: Mapping[str, Any], part: str) -> list[tuple[str, str]]:
         raise UserError("this step takes parsed records: put the step parse or conversation before it")
     if record["kind"] == "text":
         return [("text", record["text"])] if part == "all" and record["text"] else []
-    answers = []
-    for side in ("chosen", "rejected"):
-        turns = record.get(side, [])
-        answers += [(side, _text(turn)) for turn in (turns if isinstance(turns, list) else [turns])]
+    answers = [(side, _text(turn)) for side in ("chosen", "rejected") for turn in side_of(record, side)]
     turns = [(message["role"], _text(message)) for message in record["messages"]]
     if part == "all":
         found = turns + answers

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from ...settings.leaves import OneOf
-from ..rows import LANGUAGE, Rejected, Row, texts_of
+from ..rows import LANGUAGE, Rejected, Row, side_of, texts_of
 from ..words import is_chinese, split
 
 Number = float | int
@@ -94,8 +94,7 @@ def text_part(record: Mapping[str, Any], part: str) -> str | None:
     """The text of a parsed record that is judged. None: the record has no such part."""
     if part == "all" or record.get("kind") == "text":
         return "\n".join(texts_of(record))
-    chosen = record.get("chosen", [])
-    messages = [*record["messages"], *(chosen if isinstance(chosen, list) else [chosen])]
+    messages = [*record["messages"], *side_of(record, "chosen")]
     answers = [message["content"] for message in messages if message["role"] == "assistant" and message.get("content")]
     return "\n".join(answers) if answers else None
 
