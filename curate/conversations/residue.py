@@ -155,8 +155,8 @@ def _edge(lines: Sequence[str], role: str, is_top: bool, familiar: frozenset[tup
         bare = _bare(line)
         if not line.strip():
             continue
-        if place + 1 < len(lines) and _is_in_list(bare, lines[place + 1]):
-            break
+        if place + 1 < len(lines) and not _repeated(bare) and _is_in_list(bare, lines[place + 1]):
+            break  # a time has a colon too, and is no name with a value
         if _is_certain(bare, role) or _is_counter(bare, _patterns().counters):
             run.append(None)
         elif pattern := _repeated(bare):
