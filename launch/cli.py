@@ -31,15 +31,20 @@ from ..errors import DataError, UserError
 from .commands import (
     auditing,
     checkpoints,
+    comparing,
+    configs,
     curating,
     data,
+    doctor,
     documents,
     evaluating,
     instructing,
     judging,
+    launching,
     making,
     models,
     serving,
+    sweeping,
     training,
 )
 from .commands.arguments import Parser, replace_unencodable
@@ -193,6 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="camelid", description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     training.add_train(commands)
+    sweeping.add_sweep(commands)
+    launching.add_launch(commands)
+    configs.add_configs(commands)
+    comparing.add_compare(commands)
+    doctor.add_doctor(commands)
     data.add_tokenizer(commands)
     data.add_data(commands)
     actions = curating.add_curate(commands)

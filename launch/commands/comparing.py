@@ -1,0 +1,5 @@
+"""The command `camelid compare`."""
+
+
+def add_compare(commands) -> None:
+    """Adds `camelid compare`."""

@@ -1,0 +1,5 @@
+"""The command `camelid configs`."""
+
+
+def add_configs(commands) -> None:
+    """Adds `camelid configs`."""

@@ -1,0 +1,5 @@
+"""The command `camelid sweep`."""
+
+
+def add_sweep(commands) -> None:
+    """Adds `camelid sweep`."""
