@@ -1,18 +1,25 @@
-"""Functions that a user names as "package.module:name"."""
+"""Functions, classes and values that a user names as "package.module:name" or "file.py:name"."""
 
 import importlib
 import inspect
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
+from . import files
+
+FORMS = "package.module:name or file.py:name"
+"""How something of the user's own is named, for messages and help."""
 
 
 def find_function(name: str, where: str, form: str, *arguments: Any) -> Callable[..., Any]:
-    """Imports the function "package.module:name", which may be in the current folder.
+    """Imports the function "package.module:name" or "file.py:name", as `find` does.
 
     Args:
       name: the name.
@@ -23,14 +30,7 @@ def find_function(name: str, where: str, form: str, *arguments: Any) -> Callable
     Raises:
       UserError: it cannot be imported, or takes other arguments.
     """
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # the installed command does not look there, as `python -m` does
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        problem = str(error) if isinstance(error, ImportError | AttributeError) else raised(error)
-        raise UserError(f"{where}: {name!r} is no function as package.module:name ({problem})") from error
+    function = find(name, where)
     try:
         inspect.signature(function).bind(*arguments)
     except ValueError:  # a function written in C may have no signature
@@ -40,12 +40,95 @@ def find_function(name: str, where: str, form: str, *arguments: Any) -> Callable
     return function
 
 
-def raised(error: Exception) -> str:
+def find(name: str, where: str) -> Any:
+    """Imports what "package.module:name" or "file.py:name" names.
+
+    Modules and files may lie in the current folder and in the folder of the config, which `settings.config_files`
+    makes importable.
+
+    Raises:
+      UserError: there is no such module, file or name, or the code fails while it is imported. It begins with `where`.
+    """
+    module, _, attribute = name.rpartition(":")
+    files.make_importable(os.getcwd())  # the installed command does not look there, as `python -m` does
+    try:
+        found = _load(module)
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        raise UserError(f"{where}: {name!r} is no function as {FORMS} ({_problem(error)})") from error
+    if not hasattr(found, attribute):
+        raise UserError(f"{where}: {name!r} is no function as {FORMS} ({_no_attribute(found, attribute)})")
+    return getattr(found, attribute)
+
+
+def file_of(name: str) -> Path | None:
+    """The file that "file.py:name" names: in the current folder, else in a folder of `sys.path`, the last one first.
+
+    None for the name of a module, and for a file that is not there. Folders of installed packages are not searched.
+    Raises UserError where the current folder and another one hold different files of this name.
+    """
+    path = name.rpartition(":")[0]
+    if not path.endswith(".py"):
+        return None
+    file = Path(path).expanduser()
+    there = next((each for folder in _folders() if (each := Path(folder, file)).is_file()), None)
+    if not file.is_file():
+        return there
+    if there is not None and not _same(file, there):
+        raise UserError(f"there are {file.absolute()} and {there}: give the path of the one that is meant")
+    return file.absolute()
+
+
+def raised(error: BaseException) -> str:
     """An exception in one line: type, message, and the first line of the user's code in its traceback."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{said} ({place})" if (place := _place(error)) else said
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the first frame of the user's code in a traceback; "" where there is none."""
     own = __name__.partition(".")[0]  # by module, not by file: a user's file may lie in the folder of a checkout
     for frame, line in traceback.walk_tb(error.__traceback__):
-        module = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if module not in (own, "importlib"):
-            return f"{said} ({frame.f_code.co_filename}, line {line})"
+        name = str(frame.f_globals.get("__name__"))
+        if name.startswith(files.PREFIX) or name.partition(".")[0] not in (own, "importlib"):
+            return f"{frame.f_code.co_filename}, line {line}"
+    return ""
+
+
+def _problem(error: BaseException) -> str:
+    """What went wrong while a module was imported: the message alone where no code of the user ran."""
+    is_told = isinstance(error, UserError) or (isinstance(error, ImportError) and not _place(error))
+    return str(error) if is_told else raised(error)
+
+
+def _load(module: str) -> ModuleType:
+    if not module.endswith(".py"):
+        if not all(module.split(".")):
+            raise ImportError(f"{module!r} is no module" if module else "the module is missing")
+        return importlib.import_module(module)
+    if (file := file_of(f"{module}:")) is None:
+        within = os.path.dirname(module)
+        there = [each for folder in ("", *_folders()) for each in Path(folder, within).glob("*.py")]
+        raise ImportError(
+            f"no file {module}{did_you_mean(module, {os.path.join(within, each.name) for each in there})}"
+        )
+    return files.load_file(file)
+
+
+def _folders() -> list[str]:
+    """The folders of `sys.path` that hold no installed packages, the last one first."""
+    installed = {os.path.abspath(path) for path in sysconfig.get_paths().values()}
+    return [path for path in reversed(sys.path) if path and os.path.abspath(path) not in installed]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.samefile(other) or one.read_bytes() == other.read_bytes()
+
+
+def _no_attribute(module: ModuleType, name: str) -> str:
+    """That a module has nothing of this name; which names are near, and where the module lies."""
+    place = getattr(module, "__file__", None)
+    said = f"{place or module.__name__} has no {name!r}{did_you_mean(name, dir(module))}"
+    neighbour = Path(f"{module.__name__.replace('.', '/')}.py")
+    if place and neighbour.is_file() and not neighbour.samefile(place):
+        said += f"; {neighbour} of this folder is named as {neighbour}:{name}"
     return said

@@ -1,0 +1,52 @@
+"""Python files of users as modules, wherever they lie.
+
+The module of /home/me/loss.py is called `camelid.settings.files.%2Fhome%2Fme%2Floss%2Epy`. No installed module has such
+a name. Since the name holds the path, worker processes import the module by its name alone, so what it defines can be
+pickled.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+import urllib.parse
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__path__: list[str] = []  # Python looks for submodules only in a module that has a path
+
+PREFIX = f"{__name__}."
+"""What the names of all these modules begin with."""
+
+
+def load_file(path: str | os.PathLike) -> ModuleType:
+    """The module of a Python file, which runs when it is loaded for the first time.
+
+    The folder of the file is appended to `sys.path`, so that the file can import its neighbours. Whatever the file
+    raises is passed on.
+    """
+    path = os.path.abspath(path)
+    return importlib.import_module(PREFIX + urllib.parse.quote(path, safe="").replace(".", "%2E"))
+
+
+def make_importable(folder: str | os.PathLike) -> None:
+    """Appends a folder to `sys.path`. It stands last, so that no file in it hides an installed module."""
+    folder = os.path.abspath(folder)
+    if folder not in map(os.path.abspath, sys.path):
+        sys.path.append(folder)
+
+
+class _Finder:
+    """Finds the file of a module that `load_file` has named."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if not name.startswith(PREFIX):
+            return None
+        file = urllib.parse.unquote(name.removeprefix(PREFIX))
+        make_importable(os.path.dirname(file))
+        return importlib.util.spec_from_file_location(name, file)
+
+
+sys.meta_path.append(_Finder)
