@@ -1,0 +1,91 @@
+"""Weights & Biases: the section `config.wandb`, and the reports of a run that are sent there."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from etils import epath
+
+from ..errors import UserError
+from ..settings.leaves import OneOf, Only, Path, Unset
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """The section `config.wandb`: the project on Weights & Biases that gets the run's config, metrics and samples."""
+
+    project: Annotated[Path | None, Unset("nothing is sent")] = None
+    """Project on Weights & Biases that the run belongs to. None: nothing is sent."""
+
+    name: Annotated[Path | None, Only("project")] = None
+    """Name of the run. Default: the last two parts of the work directory, such as runs/sft."""
+
+    group: Annotated[Path | None, Only("project")] = None
+    """Name under which the project's table joins several runs, such as the seeds of one experiment. None: no group."""
+
+    tags: Annotated[list[Path] | None, Unset("no tags"), Only("project", default=[])] = None
+    """Words by which the project's runs can be filtered."""
+
+    entity: Annotated[Path | None, Only("project")] = None
+    """User or team that owns the project. None: the account's default."""
+
+    mode: Annotated[str | None, OneOf("online", "offline"), Only("project")] = None
+    """online: reports are sent as the run trains. offline: they are kept in WORKDIR/wandb until `wandb sync` sends
+    them. None: the environment variable WANDB_MODE, or online."""
+
+
+def check_installed(settings: WandbSettings) -> None:
+    """Raises UserError if the config asks for Weights & Biases and the package is missing."""
+    if settings.project is None:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"config.wandb.project = {settings.project!r} asks for Weights & Biases, which is missing: pip install wandb"
+        ) from None
+
+
+class WeightsAndBiases:
+    """Sends metrics and tables of samples to Weights & Biases. A run that resumes goes on under its own id there.
+
+    Args:
+      settings: the section `config.wandb`, with a project.
+      workdir: folder of the run, whose absolute path decides the run's id.
+      config: the settings of the run, as nested mappings.
+
+    Raises:
+      UserError: the package is missing.
+    """
+
+    def __init__(self, settings: WandbSettings, workdir: epath.Path, config: Mapping[str, Any]):
+        check_installed(settings)
+        import wandb
+
+        self._wandb = wandb
+        place = workdir.resolve()
+        self._run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            name=settings.name or "/".join(place.parts[-2:]),
+            group=settings.group,
+            tags=settings.tags and list(settings.tags),
+            mode=settings.mode,
+            config=dict(config),
+            id=hashlib.blake2b(os.fspath(place).encode(), digest_size=8).hexdigest(),
+            resume="allow",
+            dir=os.fspath(workdir),
+        )
+        self._run.define_metric("*", step_metric="step")  # steps may come out of order: evaluations, resumed runs
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        columns = list(rows[0]) if rows else []
+        self._run.log({"step": step, name: self._wandb.Table(columns, [list(row.values()) for row in rows])})
+
+    def close(self) -> None:
+        self._run.finish()
