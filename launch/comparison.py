@@ -1,0 +1,359 @@
+"""Runs compared: the settings in which they differ, and their metrics with intervals over seeds.
+
+runs = read_runs(["runs/lr-*"])
+for group in groups(runs):  # a group: runs that differ in their seed alone
+    group.leaves, group.best(Metric("eval/heldout/text/loss", "min"))  # {"optim.lr": 0.001}, an Estimate over the seeds
+"""
+
+import fnmatch
+import functools
+import glob
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from ..checkpoints import absolute_path, proof
+from ..errors import UserError, did_you_mean
+from ..evals.intervals import Estimate, ratio
+from ..train.metrics_file import read_metrics
+
+SEED = "seed"
+"""The leaf in which the runs of a group may differ."""
+
+PLACES = re.compile(r"(data|ptx)\.cache_dir|wandb\..*|wandb|profile\..*")
+"""Leaves that name places or reports: they change no number of a run, and are compared only where they are asked for."""
+
+LOWER = re.compile(r"(^|[/_])(loss|perplexity|bits\w*|nll|kl|error\w*|cost|skipped|seconds\w*)($|[/_])")
+"""Metrics of which lower values are better, by their names."""
+
+MOST_METRICS = 3
+"""Number of metrics that are compared where none is named."""
+
+MISSING = object()
+"""Stands for a leaf that a run's config does not have."""
+
+
+class Point(NamedTuple):
+    """The value of a metric at a step."""
+
+    value: float
+    """The value, which may be nan or infinite."""
+
+    step: int
+    """Steps that were done when it was reported."""
+
+
+class Metric(NamedTuple):
+    """A metric to compare."""
+
+    name: str
+    """As in metrics.jsonl, such as eval/heldout/text/loss."""
+
+    mode: str
+    """"max" if larger values are better, "min" if smaller ones are."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Metric":
+        """The metric of NAME, NAME:min or NAME:max. Without a direction its name decides: less of a loss is better."""
+        name, colon, mode = text.rpartition(":")
+        if not colon or mode not in ("min", "max"):
+            return cls(text, mode_of(text))
+        return cls(name, mode)
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether value `a` is better than `b`; nan is worse than every number."""
+        if math.isnan(a) or math.isnan(b):
+            return math.isnan(b) and not math.isnan(a)
+        return a < b if self.mode == "min" else a > b
+
+    def sorts(self, value: float) -> float:
+        """A number by which values are sorted from the best to the worst, nan last."""
+        return math.inf if math.isnan(value) else value if self.mode == "min" else -value
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """What a run's folder tells about it."""
+
+    path: epath.Path
+    """The run directory."""
+
+    name: str
+    """Its path below the folder that the compared runs have in common."""
+
+    leaves: Mapping[str, Any]
+    """Its resolved config: {dotted name of a leaf: value}."""
+
+    metrics: Mapping[int, Mapping[str, float]]
+    """Its reports by step, in ascending order."""
+
+    status: str
+    """running, finished, stopped early, preempted, failed or lost; unknown for runs of versions without run.json."""
+
+    goodput: float | None
+    """Share of the wall time that was spent in training steps that were kept; None where it is unknown."""
+
+    @property
+    def step(self) -> int:
+        """The step of the last report; 0 where nothing was reported."""
+        return next(reversed(self.metrics), 0)
+
+    @property
+    def seed(self) -> Any:
+        """The seed of the run; None where its config does not have it."""
+        return self.leaves.get(SEED)
+
+    def curve(self, name: str) -> list[Point]:
+        """The values of a metric at the steps where it was reported, in order; empty where it never was."""
+        return [Point(values[name], step) for step, values in self.metrics.items() if name in values]
+
+    def best(self, metric: Metric) -> Point | None:
+        """The best value of a metric, the later one of two equal values; None where it was never reported."""
+        found = None
+        for point in self.curve(metric.name):
+            if found is None or not metric.better(found.value, point.value):
+                found = point
+        return found
+
+    def last(self, metric: Metric) -> Point | None:
+        """The value of a metric where it was last reported; None where it never was."""
+        return next(reversed(self.curve(metric.name)), None)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings, which differ in their seed alone."""
+
+    leaves: Mapping[str, Any]
+    """The group's values of the leaves in which groups differ. A leaf that the config does not have is left out."""
+
+    runs: Sequence[ComparedRun]
+    """The runs, by their seeds."""
+
+    def best(self, metric: Metric) -> Estimate | None:
+        """The mean over seeds of each run's best value; None where no run has the metric."""
+        return over_seeds([point.value for run in self.runs if (point := run.best(metric))])
+
+    def last(self, metric: Metric) -> Estimate | None:
+        """The mean over seeds of each run's last value; None where no run has the metric."""
+        return over_seeds([point.value for run in self.runs if (point := run.last(metric))])
+
+    def curve(self, name: str) -> list[tuple[int, Estimate]]:
+        """The mean over seeds of a metric, at the steps at which every run that has the metric reported it."""
+        curves = [{point.step: point.value for point in curve} for run in self.runs if (curve := run.curve(name))]
+        steps = sorted(functools.reduce(lambda a, b: a & b.keys(), curves[1:], curves[0].keys())) if curves else []
+        return [(step, over_seeds([curve[step] for curve in curves])) for step in steps]
+
+
+def over_seeds(values: Sequence[float]) -> Estimate | None:
+    """The mean of one value for each seed, with Student's 95% interval; None without values.
+
+    The interval is nan with a single seed; the mean is nan where a value is.
+    """
+    if not values:
+        return None
+    if not all(map(math.isfinite, values)):
+        mean = math.fsum(values) if all(not math.isnan(value) for value in values) else math.nan
+        return Estimate(mean, math.nan, math.nan, math.nan, len(values), len(values))
+    return ratio(values, [1.0] * len(values))
+
+
+def mode_of(name: str) -> str:
+    """Whether smaller ("min") or larger ("max") values of a metric are better, by its name."""
+    return "min" if LOWER.search(name) else "max"
+
+
+def read_runs(patterns: Sequence[epath.PathLike]) -> list[ComparedRun]:
+    """Reads all runs that paths and globs name, each once, in the order in which they are named.
+
+    Args:
+      patterns: run directories, globs of run directories, or folders with runs anywhere below, such as the folder of a
+        sweep or of a config with phases.
+
+    Raises:
+      UserError: a path or a glob names no run, or a run's config cannot be read.
+    """
+    paths = list(dict.fromkeys(itertools.chain.from_iterable(map(find_runs, patterns))))
+    shared = os.path.commonpath([os.fspath(path.parent) for path in paths]) if _is_local(paths) else ""
+    return [read_run(path, os.path.relpath(path, shared) if shared else os.fspath(path)) for path in paths]
+
+
+def find_runs(pattern: epath.PathLike) -> list[epath.Path]:
+    """The run directories that a path or a glob names, sorted by their paths.
+
+    Raises:
+      UserError: there is none.
+    """
+    text = os.path.expanduser(os.fspath(pattern))
+    places = [text] if epath.Path(text).exists() or "://" in text else sorted(glob.glob(text))
+    if not places:
+        raise UserError(f"{pattern}: no such run directory, and no path matches it")
+    found = [run for place in places for run in _runs_below(absolute_path(place))]
+    if not found:
+        raise UserError(f"{pattern}: neither a run directory nor a folder with run directories")
+    return found
+
+
+def is_run(folder: epath.Path) -> bool:
+    """Whether a folder is a run directory, also of a run that has just begun."""
+    return any((folder / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoints"))
+
+
+def read_run(path: epath.PathLike, name: str | None = None) -> ComparedRun:
+    """Reads a run directory, also while the run trains.
+
+    Args:
+      path: the run directory.
+      name: what the run is called. Default: the last part of its path.
+
+    Raises:
+      UserError: neither config.json nor a checkpoint tells the config, or config.json is damaged.
+    """
+    path = absolute_path(path)
+    record = read_record(path)
+    return ComparedRun(
+        path=path,
+        name=name or path.name,
+        leaves=_from_phases_before(dict(_flat(_config_of(path))), path),
+        metrics=read_metrics(path),
+        status="unknown" if record is None else record.status,
+        goodput=None if record is None else record.goodput,
+    )
+
+
+def differing_leaves(runs: Sequence[ComparedRun], asked: Sequence[str] = ()) -> list[str]:
+    """The leaves in which runs differ, in the order of their configs.
+
+    Args:
+      runs: the runs.
+      asked: names or globs of leaves that are listed in any case, such as "optim.*". Leaves that name places
+        (`PLACES`) are listed only where they are asked for.
+
+    Raises:
+      UserError: no run has a leaf that is asked for.
+    """
+    names = list(dict.fromkeys(itertools.chain.from_iterable(run.leaves for run in runs)))
+    for pattern in asked:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"--leaves: no config has a leaf {pattern!r}{did_you_mean(pattern, names)}")
+    wanted = {name for pattern in asked for name in fnmatch.filter(names, pattern)}
+    return [name for name in names if name in wanted or (_differs(runs, name) and not PLACES.fullmatch(name))]
+
+
+def groups(runs: Sequence[ComparedRun]) -> list[Group]:
+    """Runs put together that differ in their seed alone, in the order of their first runs.
+
+    Two runs with one seed and the same settings are in one group too: they repeat each other.
+    """
+    leaves = [name for name in differing_leaves(runs) if name != SEED]
+    found: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        key = json.dumps([[name, run.leaves[name]] for name in leaves if name in run.leaves], sort_keys=True)
+        found.setdefault(key, []).append(run)
+    return [
+        Group(
+            {name: same[0].leaves[name] for name in leaves if name in same[0].leaves},
+            sorted(same, key=lambda run: (not isinstance(run.seed, int), run.seed or 0)),
+        )
+        for same in found.values()
+    ]
+
+
+def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
+    """The metrics that are compared where none is named, at most `MOST_METRICS`.
+
+    These are metrics of evaluations that all runs have reported: first the one by which a run keeps its best checkpoint
+    or stops early. Where there is none, it is train/loss. Runs that have reported nothing yet do not count.
+    """
+    reported = [names_of(run) for run in runs if run.metrics]
+    shared = [name for name in reported[0] if all(name in names for names in reported)] if reported else []
+    chosen = {}
+    for run in runs:
+        best = run.leaves.get("checkpoint.best") or [run.leaves.get("early_stopping.metric")]
+        if best[0] in shared:
+            chosen[best[0]] = best[1] if len(best) > 1 else run.leaves.get("early_stopping.mode") or mode_of(best[0])
+    for name in [name for name in shared if name.startswith("eval/")] or ["train/loss"]:
+        chosen.setdefault(name, mode_of(name))
+    return [Metric(*each) for each in itertools.islice(chosen.items(), MOST_METRICS)]
+
+
+def names_of(run: ComparedRun) -> list[str]:
+    """The names of all metrics that a run has reported, in the order of their first reports."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(run.metrics.values())))
+
+
+def _differs(runs: Sequence[ComparedRun], name: str) -> bool:
+    first = runs[0].leaves.get(name, MISSING)
+    return any(run.leaves.get(name, MISSING) != first for run in runs[1:])
+
+
+def _is_local(paths: Iterable[epath.Path]) -> bool:
+    return not any("://" in os.fspath(path) for path in paths)
+
+
+INSIDE = {"checkpoints", "tokenizer", "tensorboard", "profile", "wandb", "launch"}
+"""Folders of a run directory that hold no runs."""
+
+
+def _runs_below(folder: epath.Path) -> Iterator[epath.Path]:
+    if is_run(folder):
+        yield folder
+    for inner in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if inner.name not in INSIDE and not inner.name.startswith(".") and inner.is_dir():
+            yield from _runs_below(inner)
+
+
+def _config_of(run: epath.Path) -> Mapping[str, Any]:
+    """The resolved config of a run: its config.json; for versions without it, from the newest complete checkpoint."""
+    path = run / "config.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{path} is damaged: it holds no JSON object")
+        return found
+    steps = proof.complete_steps(run / "checkpoints")
+    found = proof.manifest_in(run / "checkpoints" / str(steps[-1])).get("config") if steps else None
+    if not isinstance(found, dict):
+        raise UserError(f"{run}: neither a config.json nor a complete checkpoint tells the config of this run")
+    return found
+
+
+def _flat(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _from_phases_before(leaves: dict[str, Any], run: epath.Path) -> dict[str, Any]:
+    """The leaves of a phase's run, with paths of the phases before it relative to its folder: two seeds of a config with
+    phases start from different runs that are the same phase."""
+    if not any((run.parent / name).exists() for name in ("phases.json", "config.json")):
+        return leaves
+    above = f"{os.fspath(run.parent)}/"
+    return {
+        name: f"../{os.path.abspath(value).removeprefix(above)}"
+        if isinstance(value, str) and "://" not in value and os.path.abspath(value).startswith(above)
+        else value
+        for name, value in leaves.items()
+    }
+
+
+def read_record(run: epath.Path) -> Any:
+    """The record of a run; None where it has none."""
+    try:
+        from ..train.run_record import read_record as read
+    except ImportError:
+        return None
+    return read(run)
