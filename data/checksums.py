@@ -18,8 +18,11 @@ Checksums = Mapping[str, list]
 """{path inside the folder: [bytes, CRC-32 in hexadecimal]}"""
 
 
-def write_whole(path: epath.PathLike, content: bytes | str) -> None:
-    """Writes `content` to a temporary file, then renames it to `path`: readers see the old file or the new one."""
+def write_whole(path: epath.PathLike, content: bytes | str, *, sync: bool = True) -> None:
+    """Writes `content` to a temporary file, then renames it to `path`: readers see the old file or the new one.
+
+    sync: whether the content is on the disk when the call returns, so that it outlives a loss of power.
+    """
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -27,7 +30,7 @@ def write_whole(path: epath.PathLike, content: bytes | str) -> None:
         with writing(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            if "://" not in os.fspath(path):
+            if sync and "://" not in os.fspath(path):
                 os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
