@@ -1,6 +1,5 @@
 """Checks of a config before any data or weights are read: every leaf, and this machine's devices and packages."""
 
-import importlib.util
 from collections.abc import Mapping
 
 import jax
@@ -10,6 +9,7 @@ from ..errors import UserError
 from ..train.evaluations import Evaluator, chosen
 from ..train.run import mesh_of
 from ..train.run_config import RunConfig
+from ..train.weights_and_biases import check_installed
 from .recipes import read_config
 
 KERNELS = {"splash": "tpu", "cudnn": "gpu"}
@@ -47,10 +47,7 @@ def _check_machine(config: RunConfig) -> None:
     Checks that wandb is installed if asked for, that the mesh fits the devices, and that the attention kernel supports
     the backend, the row length and the dtype.
     """
-    if config.wandb is not None and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            f"config.wandb = {config.wandb!r} asks for Weights & Biases, which is missing: pip install wandb"
-        )
+    check_installed(config.wandb)
     mesh, attention, backend = mesh_of(config.mesh), config.model.attention, jax.default_backend()
     if attention in KERNELS and backend != KERNELS[attention]:
         raise UserError(

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -28,7 +29,7 @@ SEED = "seed"
 """The leaf in which the runs of a group may differ."""
 
 PLACES = re.compile(r"(data|ptx)\.cache_dir|wandb\..*|wandb|profile\..*")
-"""Leaves that name places or reports: they change no number of a run, and are compared only where they are asked for."""
+"""Leaves that name places or reports and change no number of a run. They are compared only where they are asked for."""
 
 LOWER = re.compile(r"(^|[/_])(loss|perplexity|bits\w*|nll|kl|error\w*|cost|skipped|seconds\w*)($|[/_])")
 """Metrics of which lower values are better, by their names."""
@@ -337,15 +338,15 @@ def _flat(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
 
 
 def _from_phases_before(leaves: dict[str, Any], run: epath.Path) -> dict[str, Any]:
-    """The leaves of a phase's run, with paths of the phases before it relative to its folder: two seeds of a config with
-    phases start from different runs that are the same phase."""
+    """The leaves of a phase's run, with paths of the phases before it relative to its folder.
+
+    Two seeds of a config with phases start from different runs, which are the same phase of the config.
+    """
     if not any((run.parent / name).exists() for name in ("phases.json", "config.json")):
         return leaves
-    above = f"{os.fspath(run.parent)}/"
+    before = {f"{run.parent.name}/{each.name}": f"../{each.name}" for each in run.parent.iterdir() if is_run(each)}
     return {
-        name: f"../{os.path.abspath(value).removeprefix(above)}"
-        if isinstance(value, str) and "://" not in value and os.path.abspath(value).startswith(above)
-        else value
+        name: before.get("/".join(PurePath(value).parts[-2:]), value) if isinstance(value, str) else value
         for name, value in leaves.items()
     }
 

@@ -1,14 +1,13 @@
 """Reports of a run: on the console, as JSON lines, for TensorBoard and, on request, for Weights & Biases.
 
-Metrics are floats under names grouped by slashes ("train/loss", "eval/primer/all"); tables of samples are lists of
-rows. Only process 0 of a run writes. A run that resumes drops the reports of later steps than the one it resumes from.
+Each is an outlet with the methods `metrics(step, values)`, `table(step, name, rows)` and `close(finished)`. Metrics are
+floats under names grouped by slashes ("train/loss", "eval/primer/all"); tables of samples are lists of rows. Only
+process 0 of a run writes. A run that resumes drops the reports of later steps than the one it resumes from.
 """
 
 import contextlib
-import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ..data.checksums import write_whole, writing
-from ..errors import UserError
+from ..settings.sections import to_config
+from .tensorboard import TensorBoard
+from .weights_and_biases import WeightsAndBiases
 
 HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
 
@@ -37,11 +35,12 @@ class Reporter:
       total_steps: number of steps of the run; None: the progress line shows neither it nor the time left.
       start_step: the step that the run resumes from; 0 for a new run.
       headline: metrics of the progress line, with their labels.
-      wandb: the run's name on Weights & Biases; None: nothing is sent.
+      config: the settings of the run (`run_config.RunConfig`), for TensorBoard and Weights & Biases. Its section
+        `wandb` says what is sent to the latter. None: TensorBoard gets metrics and tables alone, and nothing is sent.
       console: where lines and tables are printed. Default: standard output.
 
     Raises:
-      UserError: `wandb` is given, and the package is not installed.
+      UserError: the config asks for Weights & Biases, and the package is not installed.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Reporter:
         *,
         start_step: int = 0,
         headline: Mapping[str, str] = HEADLINE,
-        wandb: str | None = None,
+        config: Any = None,
         console: Console | None = None,
     ):
         self._outlets = []
@@ -59,11 +58,12 @@ class Reporter:
             return
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        if wandb is not None:  # first: it may be missing, and nothing is open yet
-            self._outlets.append(_WandB(wandb, workdir))
+        settings = {} if config is None else to_config(config).to_dict()
+        if config is not None and config.wandb.project is not None:  # first: it may be missing, and nothing is open yet
+            self._outlets.append(WeightsAndBiases(config.wandb, workdir, settings))
         self._outlets += [
             _JsonLines(workdir, start_step),
-            _TensorBoard(workdir, start_step),
+            TensorBoard(workdir, start_step, settings),
             _Terminal(console or _Output(), total_steps, start_step, headline),
         ]
 
@@ -78,17 +78,18 @@ class Reporter:
         for outlet in self._outlets:
             outlet.table(step, name, rows)
 
-    def close(self) -> None:
+    def close(self, finished: bool = True) -> None:
+        """Closes the files. finished: whether the run came to its end, and was not cut off."""
         with contextlib.ExitStack() as closing:  # all of them, whatever one raises
             while self._outlets:
-                closing.callback(self._outlets.pop(0).close)
+                closing.callback(self._outlets.pop(0).close, finished)
 
     def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(self, kind, *exception) -> None:
         with contextlib.suppress(OSError) if kind is not None else contextlib.nullcontext():  # it has been said
-            self.close()
+            self.close(finished=kind is None)
 
 
 class _Output(Console):
@@ -133,7 +134,7 @@ class _Terminal:
         with writing("standard output"):
             self._console.print(table)
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         if self._progress:
             self._progress.stop()
 
@@ -168,7 +169,7 @@ class _JsonLines:
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         self._append("samples", {"step": step, "name": name, "rows": [dict(row) for row in rows]})
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         for file in self._files.values():
             file.close()
 
@@ -176,63 +177,6 @@ class _JsonLines:
         with writing(self._files[name].name):
             self._files[name].write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
             self._files[name].flush()
-
-
-class _TensorBoard:
-    """TensorBoard's event file, written in this thread: errors in tensorboardX's own thread would be lost."""
-
-    def __init__(self, workdir: epath.Path, start_step: int):
-        (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        self._file = EventsWriter(os.fspath(workdir / "tensorboard" / "events"), f".{start_step}")
-        self._directory, self._flushed = workdir / "tensorboard", 0.0
-        begin = start_step + 1 if start_step else 0  # TensorBoard hides what earlier runs wrote from there on
-        self._write(begin, file_version="brain.Event:2")
-        self._write(begin, session_log=SessionLog(status=SessionLog.START))
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._write(step, summary=summary.scalar(name, value))
-        if abs(time.time() - self._flushed) > 10:  # also when the clock was set back
-            with writing(self._directory):
-                self._file.flush()
-            self._flushed = time.time()
-
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
-        lines = [list(rows[0]), ["---"] * len(rows[0])] if rows else []
-        lines += [[_markdown(cell) for cell in row.values()] for row in rows]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        self._write(step, summary=summary.text(name, text))
-
-    def close(self) -> None:
-        with writing(self._directory):
-            self._file.close()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._file.write_event(Event(wall_time=time.time(), step=step, **content))
-
-
-class _WandB:
-    def __init__(self, name: str, workdir: epath.Path):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                f"wandb = {name!r} asks for Weights & Biases, which is missing: pip install wandb"
-            ) from None
-        self._wandb = wandb
-        where = hashlib.blake2b(os.fspath(workdir.resolve()).encode(), digest_size=8).hexdigest()
-        self._run = wandb.init(project="camelid", name=name, id=where, resume="allow", dir=os.fspath(workdir))
-        self._run.define_metric("*", step_metric="step")  # steps may come out of order: evaluations, resumed runs
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log({"step": step, **values})
-
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
-        columns = list(rows[0]) if rows else []
-        self._run.log({"step": step, name: self._wandb.Table(columns, [list(row.values()) for row in rows])})
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 def _drop_lines_after(path: epath.Path, step: int) -> None:
@@ -253,7 +197,3 @@ def _step_of(line: bytes) -> float:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _markdown(cell: str) -> str:
-    return str(cell).replace("|", "\\|").replace("\n", "<br>")

@@ -17,7 +17,7 @@ MAY_CHANGE = tuple(
         re.compile,
         (
             # What is told and kept, and when.
-            r"log_\w+|eval_\w+|evals\..*|eval_rewards\..*|checkpoint\..*|wandb|profile\..*|data\.heldout_prompts",
+            r"log_\w+|eval_\w+|evals\..*|eval_rewards\..*|checkpoint\..*|wandb\..*|profile\..*|data\.heldout_prompts",
             # What stops a run.
             r"watch\..*|guard\.max_streak",
             # Where and in how many parts it is computed: the same numbers but for their rounding.
@@ -69,6 +69,9 @@ FORMER_NAMES = {
     "cost.most": "cost.multiplier_max",
 }
 """Leaves and sections of configs by their former names, with the names that they have now."""
+
+FORMER_LEAVES = {"wandb": "wandb.name"}
+"""Leaves of configs in whose place a section stands now, with the leaf of the section that means the same."""
 
 FORMER_FUNCTIONS = {
     "camelid.data.primer:reward": "primer",
@@ -172,6 +175,7 @@ def _normal_leaves(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 def _renamed(leaf: str, value: Any) -> tuple[str, Any]:
     """A leaf of an older config by the name and value that it has now."""
+    leaf = FORMER_LEAVES.get(leaf, leaf)
     for former, name in FORMER_NAMES.items():
         if leaf == former or leaf.startswith(f"{former}."):
             leaf = name + leaf.removeprefix(former)

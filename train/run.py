@@ -385,7 +385,7 @@ class Run(Generic[C]):
             tell(
                 f"{total - begin:,} steps of {batches.batch_size:,} rows; passes over the sources in the run: {passes}"
             )
-            options = dict(start_step=begin, wandb=config.wandb, headline=headline)
+            options = dict(start_step=begin, headline=headline, config=config)
             with Reporter(self.workdir, total, **options) as reporter:
                 for name, rows in (tables or {}).items() if not begin else ():
                     reporter.text(0, name, rows)

@@ -20,6 +20,7 @@ from .lora_settings import LoraSettings
 from .optimizer import OptimSettings, ScheduleSettings
 from .trainable import LisaSettings
 from .update import Guard
+from .weights_and_biases import WandbSettings
 
 Axis = Annotated[str, OneOf(*AXES)]
 AxisSize = Annotated[int, Range(least=-1, most=2**20)]
@@ -110,8 +111,8 @@ class RunConfig:
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When states are saved, and which of them are kept."""
 
-    wandb: Path | None = None
-    """Name of the run on Weights & Biases. None: nothing is sent."""
+    wandb: WandbSettings = WandbSettings()
+    """What is sent to Weights & Biases."""
 
     profile: Profile = Profile()
     """Steps that are traced."""

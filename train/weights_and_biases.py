@@ -1,6 +1,7 @@
 """Weights & Biases: the section `config.wandb`, and the reports of a run that are sent there."""
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,14 +39,9 @@ class WandbSettings:
 
 def check_installed(settings: WandbSettings) -> None:
     """Raises UserError if the config asks for Weights & Biases and the package is missing."""
-    if settings.project is None:
-        return
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
-        raise UserError(
-            f"config.wandb.project = {settings.project!r} asks for Weights & Biases, which is missing: pip install wandb"
-        ) from None
+    if settings.project is not None and importlib.util.find_spec("wandb") is None:
+        asked = f"config.wandb.project = {settings.project!r}"
+        raise UserError(f"{asked} asks for Weights & Biases, which is missing: pip install wandb")
 
 
 class WeightsAndBiases:
@@ -87,5 +83,5 @@ class WeightsAndBiases:
         columns = list(rows[0]) if rows else []
         self._run.log({"step": step, name: self._wandb.Table(columns, [list(row.values()) for row in rows])})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, finished: bool) -> None:
+        self._run.finish(exit_code=0 if finished else 1)

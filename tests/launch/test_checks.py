@@ -1,5 +1,6 @@
 """What is known of a run before anything is read or built: every leaf of every shipped config, mutated."""
 
+import importlib.util
 import itertools
 import math
 import os
@@ -210,7 +211,8 @@ TOGETHER = {
     "too many answers for the controller": ("config.kl", {"coef": 0.1, "estimator": "k1", "controller": "adaptive",
         "target": 6.0, "horizon": 51}, "give more than 51.2"),
     "a mesh for other devices": ("config.mesh.data", 3, "does not fit 8 device(s)"),
-    "no Weights & Biases": ("config.wandb", "mine", "config.wandb = 'mine' asks for Weights & Biases"),
+    "no Weights & Biases": ("config.wandb.project", "mine",
+        "config.wandb.project = 'mine' asks for Weights & Biases"),
     "no such template": ("config.template", "chatlm", "no chat template 'chatlm'"),
     "a kernel for other devices": ("config.model.attention", "splash", "a kernel for TPUs, and the devices here"),
     "rewards that weigh nothing": ("config.reward.sources", {"a": {"function": "math:hypot", "weight": 0}},
@@ -225,8 +227,8 @@ TOGETHER = {
 
 @pytest.mark.parametrize("name", TOGETHER)
 def test_what_cannot_be_is_said_at_once(name, configs, monkeypatch):
-    find = checks.importlib.util.find_spec
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
     leaf, value, message = TOGETHER[name]
     assert message in said(changed(configs[PPO, ""], leaf, value))
 

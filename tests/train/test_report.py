@@ -1,6 +1,8 @@
 """Reports: JSON lines that survive a resume, the console with and without a terminal, TensorBoard, Weights & Biases."""
 
 import contextlib
+import dataclasses
+import importlib.machinery
 import io
 import json
 import math
@@ -14,10 +16,15 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto.api_pb2 import Status
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
 
 from camelid.errors import UserError
+from camelid.settings.sections import read
 from camelid.train.report import Reporter
+from camelid.train.run_config import SupervisedConfig
+from camelid.train.weights_and_biases import WandbSettings
 
 
 def quiet():
@@ -175,28 +182,104 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def sessions(directory):
+    """The settings and ends in TensorBoard's HParams sessions of a folder, in the order in which they were written."""
+    found = []
+    for event in tensorboard_events(directory):
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == "hparams":
+                data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                found.append((value.tag.removeprefix("_hparams_/"), getattr(data, data.WhichOneof("data"))))
+    return found
+
+
+def test_tensorboard_gets_the_settings_that_are_set_each_with_its_type(tmp_path):
+    config = SupervisedConfig(seed=3, ema_decay=0.9, z_loss=0.0, init_from="runs/base")
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, decay=[("head", False)]))
+    with Reporter(tmp_path, 10, config=config, console=quiet()):
+        pass
+    (start_kind, start), (end_kind, end) = sessions(tmp_path / "tensorboard")
+    assert (start_kind, end_kind) == ("session_start_info", "session_end_info")
+    assert Status.Name(end.status) == "STATUS_SUCCESS" and end.end_time_secs >= start.start_time_secs > 0
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    expected = {"seed": 3.0, "ema_decay": 0.9, "init_from": "runs/base", "optim.decay": "[('head', False)]"}
+    assert expected.items() <= values.items()
+    assert values["optim.offload"] is False and values["z_loss"] == 0.0 and "tokenizer" not in values
+
+
+def test_a_run_that_is_cut_off_and_resumed_is_one_session_of_tensorboard(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Reporter(tmp_path, 10, config=SupervisedConfig(seed=1), console=quiet()):
+        raise KeyboardInterrupt
+    assert [kind for kind, _ in sessions(tmp_path / "tensorboard")] == ["session_start_info"]
+    with Reporter(tmp_path, 10, start_step=4, config=SupervisedConfig(seed=1), console=quiet()):
+        pass
+    kinds = [kind for kind, _ in sessions(tmp_path / "tensorboard")]
+    assert kinds.count("session_end_info") == 1
+    with Reporter(tmp_path, 10, config=SupervisedConfig(seed=2), console=quiet()):  # the run starts over
+        pass
+    (_, start), _ = sessions(tmp_path / "tensorboard")
+    assert start.hparams["seed"].number_value == 2
+
+
+def with_wandb(**settings):
+    return SupervisedConfig(seed=7, wandb=WandbSettings(**settings))
+
+
 def test_weights_and_biases_asked_for_but_not_installed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb = 'my-run' asks for Weights & Biases, which is missing: pip install"):
-        Reporter(tmp_path, 10, wandb="my-run", console=quiet())
+    with pytest.raises(UserError, match=r"wandb\.project = 'mine' asks for Weights & Biases, which is missing: pip inst"):
+        Reporter(tmp_path, 10, config=with_wandb(project="mine"), console=quiet())
 
 
-def test_weights_and_biases_gets_the_same_run_and_numbers_when_asked_for(tmp_path, monkeypatch):
-    calls = []
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the package, which keeps what it is called with: `started` and `calls`."""
+    calls, started = [], []
     run = types.SimpleNamespace(
-        define_metric=lambda *a, **k: None, log=calls.append, finish=lambda: calls.append("finished")
+        define_metric=lambda *a, **k: None, log=calls.append, finish=lambda exit_code: calls.append(exit_code)
     )
-    started = []
-    fake = types.SimpleNamespace(init=lambda **k: started.append(k) or run, Table=lambda columns, data: (columns, data))
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    fake.init, fake.Table = lambda **k: started.append(k) or run, lambda columns, data: (columns, data)
+    fake.calls, fake.started = calls, started
     monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_weights_and_biases_gets_the_same_run_and_numbers_when_asked_for(tmp_path, wandb):
+    config = with_wandb(project="mine", name="my-run")
     for start_step in (0, 5):
-        with Reporter(tmp_path, 10, start_step=start_step, wandb="my-run", console=quiet()) as reporter:
+        with Reporter(tmp_path, 10, start_step=start_step, config=config, console=quiet()) as reporter:
             reporter.write(start_step + 1, {"train/loss": 1.0})
-    with Reporter(tmp_path / "other", 10, wandb="my-run", console=quiet()) as reporter:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Reporter(tmp_path / "other", 10, config=config, console=quiet()) as reporter,
+    ):
         reporter.text(2, "samples", [{"a": "b"}])
-    ids = [call["id"] for call in started]
-    assert ids[0] == ids[1] != ids[2] and {call["name"] for call in started} == {"my-run"}
-    assert calls == [
-        {"step": 1, "train/loss": 1.0}, "finished", {"step": 6, "train/loss": 1.0}, "finished",
-        {"step": 2, "samples": (["a"], [["b"]])}, "finished",
+        raise KeyboardInterrupt
+    ids = [call["id"] for call in wandb.started]
+    assert ids[0] == ids[1] != ids[2] and {call["name"] for call in wandb.started} == {"my-run"}
+    assert wandb.calls == [
+        {"step": 1, "train/loss": 1.0}, 0, {"step": 6, "train/loss": 1.0}, 0,
+        {"step": 2, "samples": (["a"], [["b"]])}, 1,
     ]  # fmt: skip
+
+
+def test_weights_and_biases_gets_the_config_tags_and_group(tmp_path, wandb):
+    config = with_wandb(project="mine", group="seeds", tags=["primer", "nano"], entity="us", mode="offline")
+    with Reporter(tmp_path / "runs" / "sft", 10, config=config, console=quiet()):
+        pass
+    (call,) = wandb.started
+    asked = ("project", "name", "group", "tags", "entity", "mode", "resume")
+    assert [call[name] for name in asked] == [
+        "mine", "runs/sft", "seeds", ["primer", "nano"], "us", "offline", "allow",
+    ]  # fmt: skip
+    assert call["config"]["seed"] == 7 and call["config"]["optim"]["lr"] == config.optim.lr
+
+
+def test_nothing_is_sent_to_weights_and_biases_unless_a_project_is_named(tmp_path, wandb):
+    with Reporter(tmp_path, 10, config=with_wandb(), console=quiet()):
+        pass
+    assert not wandb.started
+    with pytest.raises(UserError, match=r"config.wandb.tags = \['a'\] does nothing where config.wandb.project is None"):
+        read({"tags": ["a"], "project": None}, WandbSettings, "config.wandb")
