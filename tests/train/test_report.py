@@ -227,7 +227,7 @@ def with_wandb(**settings):
 
 def test_weights_and_biases_asked_for_but_not_installed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb\.project = 'mine' asks for Weights & Biases, which is missing: pip inst"):
+    with pytest.raises(UserError, match=r"wandb\.project = 'mine' asks for Weights & Biases, which is missing: pip"):
         Reporter(tmp_path, 10, config=with_wandb(project="mine"), console=quiet())
 
 
