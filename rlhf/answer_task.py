@@ -33,6 +33,7 @@ from ..train.update import Guard
 from . import rollout, watch
 from .costs import Cost
 from .prompt_batches import PromptDataSettings, prompts_of, sampling_of, split_text
+from .reward_functions import check_functions, score_all
 from .rewards import Rewards, RewardSettings, RewardSource, load_rewards
 from .rollout import Experience, Rollout, RolloutSettings
 from .watch import WatchSettings
@@ -155,6 +156,7 @@ class AnswerTask:
         self.shaping = config.reward.shaping
         self.score_parts = config.rollout.score_parts
         self.rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
+        self._functions_checked = False
 
     @property
     def _scored(self) -> list[Rewards]:
@@ -187,7 +189,7 @@ class AnswerTask:
                 return learn(state, rollout(state, frozen, prompts), text)
 
             return network.compile(one_program, frozen)
-        compiled_rollout = network.compile_read(rollout, frozen)
+        compiled_rollout = self._checked(network.compile_read(rollout, frozen))
         compiled_learn = network.compile(lambda state, batch: learn(state, *batch))
         split = jax.jit(split_text)
 
@@ -263,7 +265,7 @@ class AnswerTask:
         shown, prompts = self.run.config.eval_rows, self.heldout
         if prompts is None:
             return []
-        compiled_rollout, score_further = jax.jit(rollout), jax.jit(self.eval_rewards.of_models)
+        compiled_rollout, score_further = self._checked(jax.jit(rollout)), jax.jit(self.eval_rewards.of_models)
         add_function_scores = self._function_scores(prompts.records, [*self._scored, self.eval_rewards])
 
         def measure(params: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
@@ -284,6 +286,20 @@ class AnswerTask:
 
         return [Evaluation("heldout", every, measure)]
 
+    def _checked(self, draw: Callable) -> Callable:
+        """The function `draw`, before whose first call all Python functions of the run are called once
+        (`check_functions`). A run that is complete draws nothing, and so calls no function."""
+
+        def checked_draw(*args: Any) -> Any:
+            if not self._functions_checked:
+                sources = [*self._scored, *([self.eval_rewards] if self.heldout is not None else [])]
+                functions = {name: part.function for each in sources for name, part in each.functions.items()}
+                check_functions(functions, self.prompts.records)
+                self._functions_checked = True
+            return draw(*args)
+
+        return checked_draw
+
     def _function_scores(self, records: Sequence[Mapping], rewards: Sequence[Rewards]) -> Callable | None:
         """The function that adds the scores of all Python functions to an experience; None if there are none.
 
@@ -291,16 +307,14 @@ class AnswerTask:
           records: the records that `index_R` of the experience points into.
           rewards: the sources of scores.
         """
-        with_functions = [each for each in rewards if each.functions]
-        if not with_functions:
+        functions = {name: part.function for each in rewards for name, part in each.functions.items()}
+        if not functions:
             return None
         where = NamedSharding(self.run.mesh, PartitionSpec())
 
         def add(experience: Experience) -> Experience:
             texts, index = self.decode(experience.rows)
-            scores = {}
-            for each in with_functions:
-                scores |= each.of_functions([records[i] for i in index], texts)
+            scores = score_all(functions, [records[i] for i in index], texts)
             return experience._replace(scores=experience.scores | jax.device_put(scores, where))
 
         return add

@@ -1,5 +1,6 @@
 """Draws and scores many answers to each prompt, and makes preference pairs or best-of-n conversations of them."""
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,12 @@ from ..data.samples import Sample, Samples
 from ..errors import UserError
 from ..train.network import FrozenWeights
 from . import rewards
+from .reward_functions import RewardFunction, check_functions, score_all
 from .reward_model import RewardModel
-from .rewards import load_model, scores_of
+from .rewards import load_model
+
+SCORED_TOGETHER = 64
+"""Number of answers that a reward model, or a function reward(records, answers), scores at a time."""
 
 
 class ScoredAnswers(NamedTuple):
@@ -80,12 +85,12 @@ def sample_answers(
     Args:
       llama: the model.
       prompts: the prompts, encoded by `prompt_encoder`.
-      reward: a task's score ("walks"), a function ("package.module:name", see `rewards`), or the path of a reward
-        model. An answer that is cut at `settings.max_tokens` is scored like any other.
+      reward: a task's score ("walks"), a function ("package.module:name" or "file.py:name", see `reward_functions`), or
+        the path of a reward model. An answer that is cut at `settings.max_tokens` is scored like any other.
       settings: how answers are drawn.
       keep_repeated: whether answers to a prompt with the same text are all kept; otherwise the first of them is.
     """
-    score = score_function(llama, reward)  # loaded first: drawing answers takes long
+    score = score_function(llama, reward, [s.record for s in prompts.samples])  # first: drawing answers takes long
     tokenizer, n = llama.tokenizer, settings.n
     sampling = sampling_of(
         tokenizer,
@@ -107,13 +112,21 @@ def sample_answers(
     return [group._replace(scores=scores) for group, scores in zip(answers, score(answers), strict=True)]
 
 
-def score_function(llama: LanguageModel, reward: str) -> ScoreFunction:
-    """The function that scores answers by a reward: a task's score, a function, or the path of a reward model."""
+def score_function(llama: LanguageModel, reward: str, records: Sequence[Mapping] = ()) -> ScoreFunction:
+    """The function that scores answers by a reward.
+
+    Args:
+      llama: the model whose answers are scored.
+      reward: a task's score, a function, or the path of a reward model.
+      records: records of prompts, with which a function is tried (`reward_functions.check_functions`).
+    """
     is_task = reward.partition(":")[0] in tasks.NAMES
-    if is_task or ":" in reward:
-        source = rewards.RewardSource(**{"task" if is_task else "function": reward})
-        return _by_function(reward, source.find("--reward"))
-    return _by_model(reward, llama)
+    if not is_task and ":" not in reward:
+        return _by_model(reward, llama)
+    source = rewards.RewardSource(**{"task" if is_task else "function": reward})
+    function = dataclasses.replace(source.find("--reward"), batch_size=SCORED_TOGETHER)
+    check_functions({reward: function}, records)
+    return _by_function(reward, function)
 
 
 def score_again(llama: LanguageModel, reward: str, answers: Sequence[ScoredAnswers]) -> list[list[float]]:
@@ -121,9 +134,11 @@ def score_again(llama: LanguageModel, reward: str, answers: Sequence[ScoredAnswe
     return score_function(llama, reward)(answers)
 
 
-def _by_function(name: str, function: tasks.Score) -> ScoreFunction:
+def _by_function(name: str, function: RewardFunction) -> ScoreFunction:
     def score(answers):
-        return [scores_of(name, function, [a.prompt.record] * len(a.texts), a.texts).tolist() for a in answers]
+        records, texts = [a.prompt.record for a in answers for _ in a.texts], [t for a in answers for t in a.texts]
+        found = score_all({name: function}, records, texts)[name]
+        return [part.tolist() for part in np.split(found, _ends([a.texts for a in answers]))]
 
     return score
 
@@ -135,10 +150,15 @@ def _by_model(path: str, llama: LanguageModel) -> ScoreFunction:
 
     def score(answers):
         rows = [a.prompt.arrays["tokens"].tolist() + ids for a in answers for ids in a.tokens]
-        ends = np.cumsum([len(a.tokens) for a in answers])
-        return [part.tolist() for part in np.split(reward.score_tokens(rows, batch_size=64), ends[:-1])]
+        found = reward.score_tokens(rows, batch_size=SCORED_TOGETHER)
+        return [part.tolist() for part in np.split(found, _ends([a.tokens for a in answers]))]
 
     return score
+
+
+def _ends(groups: Sequence[Sequence]) -> np.ndarray:
+    """Where each group but the last ends when all stand one after the other."""
+    return np.cumsum([len(group) for group in groups])[:-1]
 
 
 def pairs_of(

@@ -1,16 +1,10 @@
 """The reward of an answer: a weighted sum of scores by reward models, tasks and functions, and its shaping.
 
-The score of a task ("walks", "safe_sums:cost") and a function ("package.module:name") check an answer's text. Both are
-called as
-
-    reward(record, answer) -> float
-
-where `record` is {"messages": the prompt, "reference": the answer in the data or None, "meta": {...}, ...}, as
-`data.prompts` describes it, and `answer` is the text.
+The score of a task ("walks", "safe_sums:cost") and a function ("package.module:name", "file.py:name") check an answer's
+text, as `reward_functions` describes.
 """
 
-import copy
-import math
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
@@ -24,15 +18,14 @@ from .. import tasks
 from ..checkpoints import Checkpoint
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..settings import functions
-from ..settings.leaves import Finite, NotNegative, OneOf, Only, Path, Positive, Unset
+from ..settings.functions import FORMS
+from ..settings.leaves import Count, Finite, NotNegative, OneOf, Only, Path, Positive, Unset
 from ..train.network import FrozenWeights
 from ..train.run import Run
 from . import scalar
+from .reward_functions import LIMIT, RewardFunction, find_reward_function, of_callable, score_all
 from .reward_model import load_network
 from .rollout import Rollout, at_last_token
-
-LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,8 @@ class RewardSource:
     """Name of a task's score, such as "walks" or "safe_sums:cost"."""
 
     function: Path | None = None
-    """Name of a function reward(record, answer) -> float, as "package.module:name"."""
+    """Name of a function, as "package.module:name" or "file.py:name": reward(record, answer) -> float, or
+    reward(records, answers) -> floats for all answers of a step; either may be `async def`."""
 
     weight: Finite = 1.0
     """Factor of the score in the sum over all sources."""
@@ -57,22 +51,49 @@ class RewardSource:
     pessimism: Annotated[NotNegative, Only("model", default=0.0)] = 0.0
     """The score of an ensemble is mean - pessimism * deviation over its heads (arXiv:2310.02743)."""
 
+    limit: Annotated[Count, Only("function", default=LIMIT)] = LIMIT
+    """The most calls of an `async` function at the same time."""
+
+    timeout_seconds: Annotated[Positive | None, Only("function"), Unset("no limit")] = None
+    """The longest time for a call of an `async` function, in seconds; a longer call ends the run. None: no limit."""
+
+    batch_size: Annotated[Count | None, Only("function"), Unset("all answers of a step")] = None
+    """The most answers in a call of a function reward(records, answers). None: all answers of a step."""
+
     def check(self, where: str) -> None:
         if sum(source is not None for source in (self.model, self.task, self.function)) != 1:
-            raise UserError(
-                f"{where}: give one of model=PATH, task=NAME (such as safe_sums:cost), function=package.module:name"
-            )
+            raise UserError(f"{where}: give one of model=PATH, task=NAME (such as safe_sums:cost), function={FORMS}")
         if self.model is None:
             self.find(where)
 
-    def find(self, where: str) -> tasks.Score:
-        """The function that `task` or `function` names; UserError, which begins with `where`, if there is none."""
-        if self.function is not None:
-            return find_function(self.function, where)
-        try:
-            return tasks.find_score(self.task)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+    def find(self, where: str) -> RewardFunction:
+        """The function that `task` or `function` names, called as the other settings say.
+
+        Raises UserError, which begins with `where`, if there is none, or if a setting does nothing for it.
+        """
+        if self.function is None:
+            try:
+                return of_callable(tasks.find_score(self.task), self.task)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+        found = find_reward_function(self.function, where)
+        if not found.awaited and self.timeout_seconds is not None:
+            raise UserError(
+                f"{where}.timeout_seconds is for an `async` function, and {self.function} is not; leave it out"
+            )
+        if not (found.awaited and (self.batch_size or not found.batched)) and self.limit != LIMIT:
+            raise UserError(
+                f"{where}.limit is for an `async` function with several calls in a step, and {self.function} is not; "
+                "leave it out"
+            )
+        if not found.batched and self.batch_size is not None:
+            raise UserError(
+                f"{where}.batch_size is for a function reward(records, answers), and {self.function} scores one answer "
+                "in a call; leave it out"
+            )
+        return dataclasses.replace(
+            found, limit=self.limit, timeout_seconds=self.timeout_seconds, batch_size=self.batch_size
+        )
 
 
 class ModelReward(NamedTuple):
@@ -89,8 +110,8 @@ class ModelReward(NamedTuple):
 class FunctionReward(NamedTuple):
     """A Python function, or the score of a task, that gives rewards."""
 
-    function: tasks.Score
-    """reward(record, answer) -> float."""
+    function: RewardFunction
+    """The function, with its form."""
     weight: float
     """Factor of its score."""
 
@@ -115,8 +136,8 @@ class Rewards(NamedTuple):
         return {name: score_rows(part, params[name], rows) for name, part in self.models.items()}
 
     def of_functions(self, records: Sequence[Mapping], answers: Sequence[str]) -> dict[str, np.ndarray]:
-        """The unweighted score of each answer by each function, float32 [R]; the errors of `scores_of`."""
-        return {name: scores_of(name, part.function, records, answers) for name, part in self.functions.items()}
+        """The unweighted score of each answer by each function, float32 [R]; the errors of `score_all`."""
+        return score_all({name: part.function for name, part in self.functions.items()}, records, answers)
 
     def total(self, scores: Mapping[str, Array]) -> Float[Array, " R"]:
         """The weighted sum of the scores [R] of all sources."""
@@ -180,41 +201,6 @@ def check_tokenizer(found: Checkpoint, tokenizer: Tokenizer) -> None:
         )
 
 
-def find_function(name: str, where: str) -> tasks.Score:
-    """Imports the function "package.module:name". Raises UserError, which begins with `where`, if it is no reward."""
-    return functions.find_function(name, where, "reward(record, answer)", {}, "")
-
-
-def scores_of(
-    name: str, function: tasks.Score, records: Sequence[Mapping], answers: Sequence[str]
-) -> Float[np.ndarray, " R"]:
-    """Calls a reward function for each answer, and returns the scores, float32 [R].
-
-    Args:
-      name: the reward's name, for messages.
-      function: the function.
-      records: the record of each answer's prompt; the function gets a copy.
-      answers: the texts.
-
-    Raises UserError if the function raises an exception or returns anything but a finite number.
-    """
-    scores = [_score(name, function, record, answer) for record, answer in zip(records, answers, strict=True)]
-    return np.array(scores, np.float32)
-
-
-def _score(name: str, function: tasks.Score, record: Mapping, answer: str) -> float:
-    try:
-        value = function(copy.deepcopy(record), answer)  # a function may write into it
-        score = float(value) if hasattr(value, "__float__") else math.nan
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's function may raise
-        raise UserError(f"reward {name}: {functions.raised(error)} for answer {answer!r}") from error
-    if not abs(score) <= LARGEST_SCORE:
-        raise UserError(f"reward {name}: gave {value!r} for answer {answer!r}; it must be a finite number")
-    return score
-
-
 @dataclass(frozen=True)
 class Shaping:
     """The section `config.reward.shaping`: from an answer's score to the reward at its last token. The steps are taken
@@ -254,8 +240,8 @@ class RewardSettings:
     """The section `config.reward`: the reward of an answer."""
 
     sources: dict[str, RewardSource] = field(default_factory=dict)
-    """Sources of scores by their names: {"model": path}, {"task": name} or {"function": "package.module:name"}, each
-    with a weight (default: 1). The score of an answer is their weighted sum."""
+    """Sources of scores by their names: {"model": path}, {"task": name} or {"function": "file.py:name"}, each with a
+    weight (default: 1). The score of an answer is their weighted sum."""
 
     shaping: Shaping = Shaping()
     """From the score of an answer to its reward."""

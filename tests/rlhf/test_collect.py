@@ -65,7 +65,7 @@ def test_answers_are_drawn_scored_and_kept_once(tuned, corpus, monkeypatch):
     prompts = read_samples(Source(str(corpus / "chat.jsonl")), "train", prompt_encoder(llama, 6), limit=6)
     name = f"{__name__}:longest"
     functions = {name: longest}
-    monkeypatch.setattr("camelid.rlhf.rewards.find_function", lambda found, where: functions[found])
+    monkeypatch.setattr("camelid.rlhf.reward_functions.find", lambda found, where: functions[found])
     found = sample_answers(llama, prompts, name, settings)
     every = sample_answers(llama, prompts, name, settings, keep_repeated=True)
     assert len(found) == len(every) == 6
@@ -119,7 +119,7 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
 def test_a_reward_that_is_none_is_said_before_any_answer_is_drawn():
     model = SimpleNamespace(tokenizer="t", template="t")  # which could not answer
     with pytest.raises(UserError, match="--reward: 'typo:f' is no function"):
-        sample_answers(model, [], "typo:f", DrawSettings(n=1, max_tokens=4))
+        sample_answers(model, SimpleNamespace(samples=[]), "typo:f", DrawSettings(n=1, max_tokens=4))
 
 
 def test_prompts_need_a_template_and_room(tuned):

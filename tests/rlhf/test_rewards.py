@@ -1,7 +1,5 @@
-"""From scores to rewards: sums by weight, the order of shaping, running statistics, and functions that misbehave."""
+"""From scores to rewards: sums by weight, the order of shaping, running statistics, and where sources are found."""
 
-import re
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -11,6 +9,7 @@ import pytest
 
 from camelid.errors import UserError
 from camelid.rlhf import rewards
+from camelid.rlhf.reward_functions import RewardFunction
 from camelid.rlhf.rewards import (
     FIRST_STATS,
     FunctionReward,
@@ -19,7 +18,6 @@ from camelid.rlhf.rewards import (
     RewardSource,
     Shaping,
     at_end,
-    find_function,
     load_rewards,
     score_rows,
     update_stats,
@@ -55,62 +53,27 @@ def test_the_total_is_the_weighted_sum_of_models_and_functions():
 
 
 def test_whole_numbers_beside_fractions_leave_those_as_they_are():
-    graders = Rewards(
-        {}, {"right": FunctionReward(lambda r, a: int(a == r), 1), "close": FunctionReward(lambda r, a: 0.7, 1)}
-    )
-    scores = graders.of_functions(["x", "y"], ["x", "x"])
+    right, close = RewardFunction(lambda record, answer: int(answer == "x")), RewardFunction(lambda record, answer: 0.7)
+    graders = Rewards({}, {"right": FunctionReward(right, 1), "close": FunctionReward(close, 1)})
+    scores = graders.of_functions([{}, {}], ["x", "y"])
     assert all(values.dtype == np.float32 for values in scores.values())
     np.testing.assert_allclose(graders.total(scores), [1.7, 0.7], rtol=1e-6)
     mixed = iter([1, 0.7, True])
-    found = Rewards({}, {"mixed": FunctionReward(lambda r, a: next(mixed), 1)}).of_functions("abc", "abc")
+    function = RewardFunction(lambda record, answer: next(mixed))
+    found = Rewards({}, {"mixed": FunctionReward(function, 1)}).of_functions([{}] * 3, "abc")
     np.testing.assert_allclose(found["mixed"], [1.0, 0.7, 1.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), None, "0.7", 1e39, [], {}])
-def test_a_function_that_gives_no_finite_number_stops_with_the_answer(bad):
-    graders = Rewards({}, {"odd": FunctionReward(lambda record, answer: bad if answer == "no" else 1, 1.0)})
-    with pytest.raises(
-        UserError, match=f"reward odd: gave {re.escape(repr(bad))} for answer 'no'; it must be a finite number"
-    ):
-        graders.of_functions([{}, {}], ["yes", "no"])
-
-
-def test_a_function_sees_the_record_and_the_text_in_that_order():
-    seen = []
-    graders = Rewards({}, {"f": FunctionReward(lambda record, answer: seen.append((record, answer)) or 0.0, 1.0)})
-    graders.of_functions([{"reference": "a"}, {"reference": "b"}], ["x", "y"])
-    assert seen == [({"reference": "a"}, "x"), ({"reference": "b"}, "y")]
-
-
-def test_what_a_function_writes_into_a_record_is_gone_for_the_next_answer():
-    def grader(record, answer):
-        record["messages"].append(answer)
-        return len(record["messages"])
-
-    record = {"messages": ["question"]}
-    graders = Rewards({}, {"f": FunctionReward(grader, 1.0)})
-    assert graders.of_functions([record] * 3, ["a", "b", "c"])["f"].tolist() == [2.0, 2.0, 2.0]
-    assert record == {"messages": ["question"]}
-
-
-@pytest.mark.parametrize("code", [0, 1, 3])
-def test_a_function_that_exits_is_a_mistake_and_no_end(code):
-    graders = Rewards({}, {"f": FunctionReward(lambda record, answer: sys.exit(code), 1.0)})
-    with pytest.raises(UserError, match=f"reward f: SystemExit: {code} .*for answer 'no'"):
-        graders.of_functions([{}], ["no"])
+def length(record, answer):
+    return len(answer)
 
 
 def test_functions_are_found_by_name_and_weigh_1_unless_told():
-    sources = {"sum": {"function": "math:hypot"}, "half": {"function": "math:hypot", "weight": 0.5}}
+    name = f"{__name__}:length"
+    sources = {"sum": {"function": name}, "half": {"function": name, "weight": 0.5}}
     graders = load_rewards(RUN, read_scorers(sources, "config.reward.sources"), "config.reward.sources")
     assert graders.params == {} and {n: f.weight for n, f in graders.functions.items()} == {"sum": 1.0, "half": 0.5}
-    np.testing.assert_allclose(graders.total(graders.of_functions([3], [4])), [7.5])
-    for name in ("math:hypo", "no_such_module:f", "math", "", ":", "math:", ".math:hypot"):
-        with pytest.raises(UserError, match=r"config\.here: .* is no function as package\.module:name"):
-            find_function(name, "config.here")
-    for name in ("math:pi", "json:loads", "dataclasses:dataclass"):
-        with pytest.raises(UserError, match=r"config\.here: .* cannot be called as reward\(record, answer\)"):
-            find_function(name, "config.here")
+    np.testing.assert_allclose(graders.total(graders.of_functions([{}], ["four"])), [6.0])
 
 
 def test_tasks_are_found_by_name():
@@ -122,7 +85,7 @@ def test_tasks_are_found_by_name():
     for source, says in (
         ({"task": "safe_sum"}, "there is no task 'safe_sum'; choose one of .*; did you mean safe_sums"),
         ({"task": "safe_sums:costs"}, "there is no score 'safe_sums:costs'; .*; did you mean safe_sums:cost"),
-        ({"task": "walks", "function": "math:hypot"}, "give one of model=PATH, task=NAME"),
+        ({"task": "walks", "function": "a:b"}, "give one of model=PATH, task=NAME"),
         ({}, "give one of model=PATH, task=NAME"),
     ):
         with pytest.raises(UserError, match=rf"config\.eval_rewards\.a: {says}"):
@@ -133,21 +96,6 @@ def test_pessimism_of_a_single_head_is_refused(monkeypatch):
     monkeypatch.setattr(rewards, "load_model", lambda *_: (ScalarModel(None, 1, None, None), {}))
     with pytest.raises(UserError, match=r"config\.reward\.sources\.a\.pessimism = 0.5 does nothing: /run has one head"):
         load_rewards(RUN, {"a": RewardSource(model="/run", pessimism=0.5)}, "config.reward.sources")
-
-
-def test_what_a_users_function_or_module_raises_is_told_with_its_line(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine_broken.py").write_text("x = 1\nraise RuntimeError('half\\nwritten')\n")
-    (tmp_path / "mine_spelt.py").write_text("def reward(record, answer)\n    return 1\n")
-    with pytest.raises(UserError, match=r"no function .* \(RuntimeError: half written \(.*mine_broken\.py, line 2\)\)"):
-        find_function("mine_broken:reward", "config.here")
-    with pytest.raises(UserError, match=r"no function .* \(SyntaxError: .*mine_spelt\.py, line 1"):
-        find_function("mine_spelt:reward", "config.here")
-    (tmp_path / "mine_fragile.py").write_text("\ndef reward(record, answer):\n    return record['gold'] == answer\n")
-    graders = Rewards({}, {"mine": FunctionReward(find_function("mine_fragile:reward", "config.here"), 1.0)})
-    assert graders.of_functions([{"gold": "a"}], ["a"])["mine"] == [1.0]
-    with pytest.raises(UserError, match=r"reward mine: KeyError: 'gold' \(.*mine_fragile\.py, line 3\) for answer 'b'"):
-        graders.of_functions([{}], ["b"])
 
 
 @pytest.mark.parametrize(
