@@ -1,28 +1,34 @@
 """Config files: their arguments, overrides on the command line, and phases.
 
-A config file holds `get_config()` or `get_config(arg)`, which returns an `ml_collections.ConfigDict`. Overrides are
-spelled as ml_collections spells them: `--config.optim.lr=1e-4`.
+A config file holds `get_config()` or `get_config(arg)`, which returns an `ml_collections.ConfigDict`. A .json file
+holds the leaves themselves (`settings/config_json.py`). Overrides are spelled as ml_collections spells them:
+`--config.optim.lr=1e-4` (`settings/overrides.py`).
 
 A config may describe several runs, each of which starts from the end of the run before. `phases` is then a list of
 (name, {leaf: value}) with the leaves that differ from the rest of the config, such as
 [("pretrain", {"optim.lr": 1e-4}), ("tune", {"recipe": "sft"})].
 """
 
-import ast
-import importlib.util
+import contextlib
+import importlib
+import os
 import re
 import traceback
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
-from ml_collections.config_flags import config_path
 
 from ..errors import UserError, did_you_mean
+from . import files
+from .config_json import read_json
+from .config_names import ConfigFile, find_config
+from .overrides import change, explain_type, one_line, override
+
+PACKAGE = __name__.partition(".")[0]
 
 
 def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
@@ -35,6 +41,8 @@ def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     Raises:
       UserError: an unknown key, or a value of another type.
     """
+    if (recorded := _RECORDED.get()) is not None:
+        recorded.append(dict(defaults))
     values = dict(defaults)
     for item in filter(None, split_escaped(arg or "", ",")):
         key, _, text = item.partition("=")
@@ -44,39 +52,53 @@ def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
+_RECORDED: ContextVar[list[dict[str, Any]] | None] = ContextVar("recorded", default=None)
+
+
+@contextlib.contextmanager
+def recorded_arguments() -> Iterator[list[dict[str, Any]]]:
+    """Yields a list that gets the defaults of each call of `parse_arguments`, by which a listing knows the arguments
+    of a config file."""
+    token = _RECORDED.set(found := [])
+    try:
+        yield found
+    finally:
+        _RECORDED.reset(token)
+
+
 def split_escaped(text: str, separator: str) -> list[str]:
     """Splits a text at a separator. A separator after a backslash belongs to the text; the backslash is removed."""
     parts = re.split(rf"(?<!\\){re.escape(separator)}", text)
     return [part.replace(f"\\{separator}", separator) for part in parts]
 
 
-def load_config(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+def load_config(name: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
     """The config of a file after overrides.
 
     Args:
-      path: `file.py` or `file.py:arguments`.
-      overrides: flags such as `--config.optim.lr=1e-4`. A leaf keeps its type: an int may stand for a float, lists and
-        leaves that are None take Python literals, and `=None` unsets any leaf.
+      name: a path or the name of a shipped config, with arguments or without (`config_names.find_config`).
+      overrides: flags such as `--config.optim.lr=1e-4` (`settings/overrides.py`).
 
     Raises:
       UserError: the file, an argument or an override is wrong, or the config has several phases.
     """
-    phases = load_phases(path, overrides)
+    phases = load_phases(name, overrides)
     if phases.keys() != {""}:
-        raise UserError(f"{path}: has the phases {', '.join(phases)}; one run is wanted here")
+        raise UserError(f"{name}: has the phases {', '.join(phases)}; one run is wanted here")
     return phases[""]
 
 
-def load_phases(path: str, overrides: Iterable[str] = ()) -> dict[str, ml_collections.ConfigDict]:
+def load_phases(name: str, overrides: Iterable[str] = ()) -> dict[str, ml_collections.ConfigDict]:
     """The config of each phase by its name, in order. A config without phases has one, named "".
 
     `--config.<leaf>=<value>` overrides a leaf in all phases, also where a phase sets it;
     `--config.phases.<name>.<leaf>=<value>` overrides it in one phase. Arguments and errors are those of `load_config`.
     """
-    config = _run_config_file(path)
-    file = path.partition(":")[0]
+    found = find_config(name)
+    config = _load(found)
+    file = os.fspath(found.path)
     phases = _phases_in(config, file)
-    common, own = [], {name: [] for name in phases}
+    common, own = [], {phase: [] for phase in phases}
     for item in overrides:
         match = re.match(r"--(?:no)?config\.phases\.(\w+)\.", item)
         if match and match[1] not in phases:
@@ -86,16 +108,11 @@ def load_phases(path: str, overrides: Iterable[str] = ()) -> dict[str, ml_collec
         else:
             common.append(item)
     configs = {}
-    for name, changes in phases.items():
-        phase = config.copy_and_resolve_references().lock()
-        for leaf, value in changes.items():
-            _check_exists(leaf, phase, f"{file}: phase {name}")
-            try:
-                config_path.set_value(leaf, phase, value)
-            except TypeError as error:
-                said = _explain_type(error) or f"{leaf}: {_one_line(error)}"
-                raise UserError(f"{file}: phase {name}: {said}") from None
-        configs[name] = _override(phase, common + own[name])
+    for phase, changes in phases.items():
+        configs[phase] = config.copy_and_resolve_references().lock()
+        change(configs[phase], changes, f"{file}: phase {phase}")
+        for given in (common, own[phase]):
+            override(configs[phase], given)
     return configs
 
 
@@ -121,104 +138,43 @@ def _phases_in(config: ml_collections.ConfigDict, file: str) -> dict[str, Mappin
     return phases
 
 
-def _override(config: ml_collections.ConfigDict, overrides: list[str]) -> ml_collections.ConfigDict:
-    for item in overrides:
-        if match := re.match(r"--?(?:no)?config\.([\w.]+)", item):
-            _check_exists(match[1], config, item)
-    argv = ["camelid", *(item for item in overrides if not item.endswith("=None"))]
-    flag_values = flags.FlagValues()
+def _load(found: ConfigFile) -> ml_collections.ConfigDict:
+    """The config of a file, locked. What the file names may lie in the current folder and in the file's own."""
+    files.make_importable(os.getcwd())
+    file = os.fspath(found.path)
+    if found.path.suffix == ".json":
+        if found.argument is not None:
+            raise UserError(f"{file}:{found.argument}: a .json file has no arguments; change leaves by --config.<leaf>")
+        return read_json(found.path)
+    module: ModuleType | None = None
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
-        stray = flag_values(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        stray = [f"--{error.flagname}"]
-    except flags.IllegalFlagValueError as error:
-        raise UserError(_explain_value(str(error), config)) from None
-    except (flags.Error, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"overriding the config: {_explain_type(error) or _one_line(error)}") from None
-    if stray:
-        raise UserError(f"{stray[0]} is no override: write --config.<name>=<value>")
-    last = {item.partition("=")[0]: item for item in overrides}
-    for flag, item in last.items():
-        if item == f"{flag}=None":
-            config_path.set_value(flag.lstrip("-").removeprefix("config."), config, None)
-    return config
-
-
-class _LiteralParser(flags.ArgumentParser):
-    """Parses lists, and any Python literal for a leaf that is None; ml_collections has no parser for them."""
-
-    def parse(self, argument: Any) -> Any:
-        if not isinstance(argument, str):
-            return argument
-        try:
-            return ast.literal_eval(argument)
-        except (SyntaxError, ValueError):
-            return argument
-
-
-for _type in (list, type(None)):
-    config_flags.register_flag_parser_for_type(_type, _LiteralParser())
-
-
-def _run_config_file(path: str) -> ml_collections.ConfigDict:
-    file, *argument = path.split(":", 1)
-    if not Path(file).is_file():
-        siblings = [str(p) for p in Path(file).parent.glob("*.py") if p.name != "__init__.py"]
-        raise UserError(f"{file}: no such config file{did_you_mean(file, siblings)}")
-    spec = importlib.util.spec_from_file_location("config", file)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*argument)
+        module = load_module(found)
+        config = module.get_config(*([] if found.argument is None else [found.argument]))
         if isinstance(config, ml_collections.ConfigDict):
             config.copy_and_resolve_references()  # raises for a required placeholder without a value
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == spec.origin]
+        if isinstance(error, AttributeError) and module is not None and not hasattr(module, "get_config"):
+            raise UserError(f"{file}: has no function get_config(), which returns the config") from None
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_of(frame, found)]
         where = f"{file}:{lines[-1]}" if lines else file
         if isinstance(error, ml_collections.config_dict.RequiredValueError):
             raise UserError(f"{file}: a required placeholder has no value: set it in get_config()") from None
         what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{where}: {_explain_type(error) or what + _one_line(error)}") from error
+        raise UserError(f"{where}: {explain_type(error) or what + one_line(error)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{file}: get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
     return config.lock()
 
 
-def _check_exists(leaf: str, config: ml_collections.ConfigDict, where: str) -> None:
-    section, found = config, "config"
-    for name in leaf.split("."):
-        if not isinstance(section, ml_collections.ConfigDict):
-            raise UserError(f"{where}: {found} is a value, not a section")
-        if name not in section:
-            path = f"config.{leaf}"
-            raise UserError(f"{where}: there is no {path}{did_you_mean(path, _leaves(config, 'config'))}")
-        section, found = section[name], f"{found}.{name}"
+def load_module(found: ConfigFile) -> ModuleType:
+    """The module of a config's Python file; a file of the user's runs anew. Whatever it raises is passed on."""
+    if found.is_shipped:
+        return importlib.import_module(f"{PACKAGE}.configs.{found.name.replace('/', '.')}")
+    return files.load_file(found.path, anew=True)
 
 
-def _explain_value(message: str, config: ml_collections.ConfigDict) -> str:
-    """An error of absl's about a flag's value, with the type of the leaf in place of a parser's complaint."""
-    match = re.match(r"flag (--?config\.([^=]+)=.*?): ", message)
-    if not match:
-        return _one_line(message)
-    value = config_path.get_value(match[2], config)
-    if isinstance(value, ml_collections.ConfigDict):
-        return f"{match[1]}: config.{match[2]} is a section; set its leaves, {', '.join(value)}"
-    kind = config_path.get_type(match[2], config).__name__
-    return f"{match[1]}: config.{match[2]} is of type {kind}, such as {value!r}"
-
-
-def _explain_type(error: BaseException) -> str:
-    """What ml_collections says of a value of another type than the leaf's, in one sentence; "" for other errors."""
-    words = r"Could not override field '(\w+)' \(reference\)\. (.*) is of .* casted to type <class '([\w.]+)'>"
-    if not (match := re.search(words, _one_line(error))):
-        return ""
-    kinds = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "True or False"}
-    items = (item.strip(" \"'") for item in match[2].strip("[]()").split(","))
-    items = (item if re.fullmatch(r"-?\d+(\.\d+)?", item) else f'"{item}"' for item in items)
-    kinds["list"] = f"a list, as in '[{', '.join(items)}]'"
-    return f"{match[1]} = {match[2]}: give {kinds.get(match[3], 'a section' if 'Dict' in match[3] else match[3])}"
+def _is_of(frame: traceback.FrameSummary, found: ConfigFile) -> bool:
+    return os.path.realpath(frame.filename) == os.path.realpath(found.path)
 
 
 def _convert(key: str, text: str, default: Any) -> Any:
@@ -233,15 +189,3 @@ def _convert(key: str, text: str, default: Any) -> Any:
         except ValueError:
             pass
     raise UserError(f"argument {key}={text}: needs {type(default).__name__}, such as {default!r}")
-
-
-def _leaves(config: ml_collections.ConfigDict, path: str) -> Iterator[str]:
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _leaves(value, f"{path}.{name}")
-        else:
-            yield f"{path}.{name}"
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())

@@ -20,14 +20,18 @@ PREFIX = f"{__name__}."
 """What the names of all these modules begin with."""
 
 
-def load_file(path: str | os.PathLike) -> ModuleType:
+def load_file(path: str | os.PathLike, *, anew: bool = False) -> ModuleType:
     """The module of a Python file, which runs when it is loaded for the first time.
 
     The folder of the file is appended to `sys.path`, so that the file can import its neighbours. Whatever the file
     raises is passed on.
+
+    anew: whether the file runs again, since its text may have changed.
     """
-    path = os.path.abspath(path)
-    return importlib.import_module(PREFIX + urllib.parse.quote(path, safe="").replace(".", "%2E"))
+    name = PREFIX + urllib.parse.quote(os.path.abspath(path), safe="").replace(".", "%2E")
+    if anew:
+        sys.modules.pop(name, None)
+    return importlib.import_module(name)
 
 
 def make_importable(folder: str | os.PathLike) -> None:

@@ -130,8 +130,8 @@ def test_a_wrong_override_is_one_clear_line(config_file, override, message):
         (f"{BASE}c.total_steps = 6\n    c.total_steps = 6.5\n    return c", "total_steps = 6.5: give a whole number"),
         (f"{BASE}c.optim.lr = '1e-3'\n    return c", "experiment.py:6: lr = 1e-3: give a number"),
         (f"{BASE}c.data.mixture = 'a'\n    return c", "experiment.py:6: mixture = a: give a section"),
-        (f"{BASE}c.wandb = required_placeholder(str)\n    return c", "a required placeholder has no value: set it"),
-        ("x = 1", "experiment.py: AttributeError: module 'config' has no attribute 'get_config'"),
+        (f"{BASE}c.init_from = required_placeholder(str)\n    return c", "a required placeholder has no value: set it"),
+        ("x = 1", "experiment.py: has no function get_config(), which returns the config"),
         ("import no_such_module", "experiment.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
     ],
 )

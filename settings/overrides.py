@@ -1,0 +1,204 @@
+"""Flags that change leaves of a config: `--config.optim.lr=1e-4`.
+
+A leaf keeps its type: an int may stand for a float, lists and leaves that are None take Python literals, and `=None`
+unsets any leaf. Two kinds of flags do more than set a leaf:
+
+- A length of time has a leaf for each of its units, such as `total_steps` and `total_epochs`. A flag for one of them
+  unsets the others.
+- A section of sections, such as `config.evals` or `config.data.mixture`, may get an entry under a new name, and an
+  entry leaves that it did not have; `=None` removes an entry. Whether somebody reads the new leaf is checked with all
+  others (`settings/sections.py`).
+"""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
+
+from ..errors import UserError, did_you_mean
+
+UNITS = ("steps", "epochs", "tokens", "percent", "seconds")
+"""The units of lengths of time, which are the ends of their leaves' names."""
+
+
+def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """Changes the leaves of a config that flags name, and returns the config. The last flag of a leaf counts.
+
+    Raises UserError for a flag whose leaf does not exist, and for a value of another type.
+    """
+    overrides = list(overrides)
+    names = {item: match[1] for item in overrides if (match := re.match(r"--?(?:no)?config\.([\w.-]+)", item))}
+    lengths = {leaf: others for leaf in names.values() if (others := other_units(leaf, config))}
+    for item, leaf in names.items():
+        check_exists(leaf, config, item, opens=not item.endswith("=None"))
+    argv = ["camelid", *(item for item in overrides if not item.endswith("=None"))]
+    flag_values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
+        stray = flag_values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        stray = [f"--{error.flagname}"]
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_explain_value(str(error), config)) from None
+    except (flags.Error, LookupError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"overriding the config: {explain_type(error) or one_line(error)}") from None
+    if stray:
+        raise UserError(f"{stray[0]} is no override: write --config.<name>=<value>")
+    last = {item.partition("=")[0]: item for item in overrides}
+    for flag, item in last.items():
+        if item == f"{flag}=None":
+            _unset(flag.lstrip("-").removeprefix("config."), config)
+    unset_other_units(lengths, names.values(), config)
+    return config
+
+
+def change(config: ConfigDict, changes: Mapping[str, Any], where: str) -> None:
+    """Sets leaves of a config by their dotted names, each with its type; a length in one unit unsets the others.
+
+    Raises UserError, which begins with `where`, for a leaf that does not exist, and for a value of another type.
+    """
+    lengths = {leaf: others for leaf in changes if (others := other_units(leaf, config))}
+    for leaf, value in changes.items():
+        check_exists(leaf, config, where)
+        try:
+            config_path.set_value(leaf, config, value)
+        except TypeError as error:
+            raise UserError(f"{where}: {explain_type(error) or f'{leaf}: {one_line(error)}'}") from None
+    unset_other_units(lengths, changes, config)
+
+
+def other_units(leaf: str, config: ConfigDict) -> list[str]:
+    """The leaves that give the length of `leaf` in other units, by their dotted names.
+
+    None where the name does not end in a unit, and none where two of the leaves are set, so that the config's own
+    mistake stays.
+    """
+    path, _, name = leaf.rpartition(".")
+    stem, _, unit = name.rpartition("_")
+    section = _get(config, path)
+    if not stem or unit not in UNITS or not isinstance(section, ConfigDict) or name not in section:
+        return []
+    group = [f"{stem}_{each}" for each in UNITS if f"{stem}_{each}" in section]
+    if sum(section[each] is not None for each in group) > 1:
+        return []
+    return [f"{path}.{each}".lstrip(".") for each in group if each != name]
+
+
+def unset_other_units(lengths: Mapping[str, list[str]], given: Iterable[str], config: ConfigDict) -> None:
+    """Unsets the other units of the lengths that are set now, but not those that are given too.
+
+    lengths: the other leaves of each leaf, as `other_units` found them before the change.
+    """
+    given = set(given)
+    for leaf, others in lengths.items():
+        if _get(config, leaf) is not None:
+            for other in others:
+                if other not in given:
+                    config_path.set_value(other, config, None)
+
+
+def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = False) -> None:
+    """Raises UserError if a config has no such leaf.
+
+    opens: whether a leaf that is missing within a section of sections, or within what is None, is made; it is None.
+    """
+    *sections, last = leaf.split(".")
+    section, found, within = config, "config", False
+    for name in (*sections, last):
+        if section is None and opens:
+            section, within = ConfigDict(), True
+            with config.unlocked():
+                config_path.set_value(found.removeprefix("config."), config, section)
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"{where}: {found} is a value, not a section")
+        within = within or (section is not config and _is_open(section))
+        if name not in section:
+            if not (opens and within):
+                path = f"config.{leaf}"
+                raise UserError(f"{where}: there is no {path}{did_you_mean(path, _leaves(config, 'config'))}")
+            with config.unlocked():
+                section[name] = None
+        section, found = section[name], f"{found}.{name}"
+
+
+def _is_open(section: ConfigDict) -> bool:
+    """Whether a section may be one of sections whose names the user chooses: it has no leaf of its own."""
+    return all(isinstance(value, ConfigDict) for value in section.values())
+
+
+def _unset(leaf: str, config: ConfigDict) -> None:
+    """Sets a leaf to None; removes the entry of a section of sections."""
+    path, _, name = leaf.rpartition(".")
+    section = _get(config, path)
+    if path and isinstance(section[name], ConfigDict) and _is_open(section):
+        with config.unlocked():
+            del section[name]
+    else:
+        config_path.set_value(leaf, config, None)
+
+
+def _get(config: ConfigDict, leaf: str) -> Any:
+    """What stands under a dotted name, None where nothing does; the config itself for ""."""
+    found = config
+    for name in leaf.split(".") if leaf else ():
+        if not isinstance(found, ConfigDict) or name not in found:
+            return None
+        found = found[name]
+    return found
+
+
+class _LiteralParser(flags.ArgumentParser):
+    """Parses lists, and any Python literal for a leaf that is None; ml_collections has no parser for them."""
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        try:
+            return ast.literal_eval(argument)
+        except (SyntaxError, ValueError):
+            return argument
+
+
+for _type in (list, type(None)):
+    config_flags.register_flag_parser_for_type(_type, _LiteralParser())
+
+
+def _explain_value(message: str, config: ConfigDict) -> str:
+    """An error of absl's about a flag's value, with the type of the leaf in place of a parser's complaint."""
+    match = re.match(r"flag (--?config\.([^=]+)=.*?): ", message)
+    if not match:
+        return one_line(message)
+    value = config_path.get_value(match[2], config)
+    if isinstance(value, ConfigDict):
+        return f"{match[1]}: config.{match[2]} is a section; set its leaves, {', '.join(value)}"
+    kind = config_path.get_type(match[2], config).__name__
+    return f"{match[1]}: config.{match[2]} is of type {kind}, such as {value!r}"
+
+
+def explain_type(error: BaseException) -> str:
+    """What ml_collections says of a value of another type than the leaf's, in one sentence; "" for other errors."""
+    words = r"Could not override field '(\w+)' \(reference\)\. (.*) is of .* casted to type <class '([\w.]+)'>"
+    if not (match := re.search(words, one_line(error))):
+        return ""
+    kinds = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "True or False"}
+    items = (item.strip(" \"'") for item in match[2].strip("[]()").split(","))
+    items = (item if re.fullmatch(r"-?\d+(\.\d+)?", item) else f'"{item}"' for item in items)
+    kinds["list"] = f"a list, as in '[{', '.join(items)}]'"
+    return f"{match[1]} = {match[2]}: give {kinds.get(match[3], 'a section' if 'Dict' in match[3] else match[3])}"
+
+
+def one_line(message: object) -> str:
+    """A message without its line breaks."""
+    return " ".join(str(message).split())
+
+
+def _leaves(config: ConfigDict, path: str) -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{path}.{name}")
+        else:
+            yield f"{path}.{name}"
