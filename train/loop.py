@@ -208,7 +208,8 @@ class Loop:
         words = "nothing new to save"
         if done > self._start:
             words = _save_stopped(error, done, self.state, self._checkpoints, self._manifest)
-        if self._received and isinstance(error, OSError) and words.endswith("is saved"):  # the terminal is gone as well
+        # OSError: the terminal is gone as well, or the rewards of a step were not waited for.
+        if self._received and isinstance(error, OSError) and (words.endswith("is saved") or done == self._start):
             return _interrupted(self._received, done, self._total)
         kind = next(kind for kind in (TrainingStopped, UserError, OSError) if isinstance(error, kind))
         return kind(f"{error} ({words})")
@@ -227,6 +228,8 @@ class Finished:
 def _interrupted(received: Sequence[int], done: int, total: int) -> Interrupted:
     number = received[0] if received else signal.SIGTERM
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    if not done:
+        return Interrupted(f"{name} ended the run before its first step was done; the same command starts it", number)
     return Interrupted(
         f"{name} ended the run at step {done} of {total}; it is saved, and the same command resumes it", number
     )
