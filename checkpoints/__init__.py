@@ -2,18 +2,21 @@
 
 checkpoint = checkpoints.open("runs/sft")     # a run directory, one checkpoint of a run, or RUN@best
 checkpoint = checkpoints.open("model.gguf")   # or a folder in the format of Hugging Face, Meta or PEFT
+checkpoint = checkpoints.open("owner/name")   # or a model on the Hugging Face Hub
 checkpoint.config, checkpoint.tokenizer, checkpoint.template
 params = checkpoint.load_params(abstract)     # in the shapes, dtypes and shardings of `abstract`
 """
 
 from etils import epath
 
+from ..data import hub
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from . import proof, reading
 from .adapters import AdapterCheckpoint, PEFTAdapters, RunAdapters
 from .checkpoint import Checkpoint
 from .foreign import ForeignCheckpoint, GGUFCheckpoint, HuggingFaceCheckpoint, MetaCheckpoint
+from .hub_files import model_files
 from .interop import gguf_files, huggingface, meta, peft
 from .paths import absolute_path
 from .runs import RunCheckpoint
@@ -37,8 +40,8 @@ def open(path: epath.PathLike, weights: str | None = None, *, base: epath.PathLi
     """Opens the model at a path; arrays stay on disk until they are read.
 
     Args:
-      path: a run directory (its latest checkpoint is opened), RUN@best, one checkpoint, a GGUF file, or a folder in the
-        format of Hugging Face, Meta or PEFT.
+      path: a run directory (its latest checkpoint is opened), RUN@best, one checkpoint, a GGUF file, a folder in the
+        format of Hugging Face, Meta or PEFT, or the name of a model on the Hugging Face Hub (`data/hub.py`).
       weights: "params" for the parameters of the last step, "ema" for their moving average. None takes the moving
         average if the run kept one.
       base: path of the base model for adapters at `path`; None takes the base that the adapters name.
@@ -47,7 +50,7 @@ def open(path: epath.PathLike, weights: str | None = None, *, base: epath.PathLi
       UserError: the path holds no model or a damaged one, there is no moving average to read, or `base` was given for
         a checkpoint that holds no adapters.
     """
-    found = _open(path, weights, base)
+    found = _open(hub.local_path(path, model_files), weights, base)
     if weights is not None:
         _ = found.weights  # raises here, at opening, where the run kept no moving average
     return found
@@ -80,6 +83,11 @@ def open_tokenizer(path: epath.PathLike) -> Tokenizer:
       UserError: the path holds neither a tokenizer nor a model with one.
     """
     where = epath.Path(path).expanduser()
+    on_hub = hub.name_of(path) is not None
+    if on_hub and where.suffix == ".gguf":
+        path = where = hub.local_path(path, model_files)
+    elif on_hub:
+        return Tokenizer.load(path)
     is_run = (where / "checkpoints").exists() or (where / proof.ORBAX_FILE).exists()
     if not (is_run or is_foreign(path)):
         return Tokenizer.load(where)

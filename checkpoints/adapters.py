@@ -2,7 +2,6 @@
 
 import abc
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
+from ..data import hub
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
@@ -177,22 +177,26 @@ class PEFTAdapters(AdapterCheckpoint):
         super().__init__(path, weights)
         self._open, self._base = open, base
         self.own_tokenizer = tokenizer_in(self.path)
-        self.own_template = template_of(self.own_tokenizer, self.path.name)
+        self.own_template = template_of(self.own_tokenizer, self.title)
 
     @functools.cached_property
     def base(self) -> Checkpoint:
-        named = self._base
-        if named is not None and not epath.Path(named).expanduser().exists():
-            raise UserError(f"base {named}: no such path")
-        if named is None:
-            with user_errors():
-                named = peft.base_name(self.path)
-        if not isinstance(named, str | os.PathLike) or not named or not epath.Path(named).expanduser().exists():
-            raise UserError(
-                f"{self.path / peft.CONFIG} names the base {named!r:.200}, which is no path on this machine: give "
-                "--base=PATH to convert, chat, generate or eval, or put the path into base_model_name_or_path"
-            )
-        return self._open(named)
+        if self._base is not None:
+            if not _is_somewhere(self._base):
+                raise UserError(f"base {self._base}: no such path")
+            return self._open(self._base)
+        with user_errors():
+            named = peft.base_name(self.path)
+        said = f"{self.path / peft.CONFIG} names the base {named!r:.200}"
+        advice = "give --base=PATH to convert, chat, generate or eval, or put the path into base_model_name_or_path"
+        if not isinstance(named, str) or not named or not _is_somewhere(named):
+            raise UserError(f"{said}, which is no path on this machine: {advice}")
+        try:
+            return self._open(named)
+        except UserError as error:
+            if hub.name_of(named) is None:
+                raise
+            raise UserError(f"{said}. {error}. Or {advice}") from error
 
     @property
     def config(self) -> LlamaConfig:
@@ -230,6 +234,11 @@ class PEFTAdapters(AdapterCheckpoint):
         with user_errors():
             found, own = peft.read_folder(self.path, config, matrix)
             return found, _laid_out(own, trained_shapes(found, abstract), abstract)
+
+
+def _is_somewhere(path: epath.PathLike) -> bool:
+    """Whether there is something at a path, or it names a model on the Hugging Face Hub, which is not asked here."""
+    return epath.Path(path).expanduser().exists() or hub.name_of(path) is not None
 
 
 def trained_shapes(found: Lora, abstract: Any) -> Any:

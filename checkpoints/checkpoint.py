@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ..data import hub
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from ..errors import UserError
@@ -41,7 +42,7 @@ class Checkpoint(abc.ABC):
     format: ClassVar[str]
     """The name of the format: camelid, huggingface, meta, gguf or peft."""
     name: str
-    """The path as the user gave it, for messages."""
+    """The path as the user gave it, or the name of a model on the Hugging Face Hub, for messages."""
     path: epath.Path
     """The absolute path, so that a run started from another directory finds the same files."""
     config: LlamaConfig
@@ -60,11 +61,23 @@ class Checkpoint(abc.ABC):
     """The training step at which a run saved the checkpoint; None for other formats."""
 
     def __init__(self, path: epath.PathLike, weights: str | None = None):
-        self.name = str(path)
+        self.name = hub.shown(path)
         self.path = absolute_path(path)
         self._asked = weights
         if weights is not None and weights not in WEIGHTS:
             raise UserError(f"weights {weights!r}: give params or ema")
+
+    @property
+    def address(self) -> str:
+        """What opens the checkpoint from any folder: its absolute path, or hf:owner/name@commit of one on the Hub."""
+        found = hub.Snapshot.of(self.path)
+        return str(self.path) if found is None else found.address
+
+    @property
+    def title(self) -> str:
+        """The name of the model without its folder or owner, such as for its chat template."""
+        found = hub.Snapshot.of(self.path)
+        return epath.Path(self.path if found is None else found.name).name
 
     @property
     def keeps_average(self) -> bool:
@@ -92,14 +105,15 @@ class Checkpoint(abc.ABC):
     def description(self) -> dict[str, Any]:
         """The record of this checkpoint in the manifest of a model that is made from it.
 
-        It has "path", "format" and "files": name, size and SHA-256 of each file. Computing it reads every file.
+        It has "path", which is the `address`, "format" and "files": name, size and SHA-256 of each file. Computing it
+        reads every file.
         """
-        return {"path": str(self.path), "format": self.format, "files": [file_record(file) for file in self._files()]}
+        return {"path": self.address, "format": self.format, "files": [file_record(file) for file in self._files()]}
 
     @functools.cached_property
     def identity(self) -> list:
-        """[path, step, hash, ...]. Two checkpoints with equal step and hashes hold the same parameters."""
-        return [str(self.path), None, *(file["sha256"] for file in self.description["files"])]
+        """[address, step, hash, ...]. Two checkpoints with equal step and hashes hold the same parameters."""
+        return [self.address, None, *(file["sha256"] for file in self.description["files"])]
 
     def _files(self) -> Iterable[epath.Path]:
         """The files whose hashes identify the checkpoint; empty for a run, whose step and checksums identify it."""

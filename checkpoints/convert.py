@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from .. import checkpoints
-from ..data import checksums
+from ..data import checksums, hub
 from ..data.locks import locked
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
@@ -116,8 +116,8 @@ def to_peft(
       source: path of the run.
       output: a new folder.
       weights: "params" or "ema"; None takes the moving average if the run kept one.
-      base_name: name of the base in the folder's config, a hub's id or a path; None takes the Hugging Face folder that
-        the run was started from.
+      base_name: name of the base in the folder's config, a model on the Hub or a path; None takes the Hugging Face
+        folder, or the model on the Hub with its commit, that the run was started from.
 
     Raises:
       UserError: the run has no adapters, or PEFT cannot express them or their base.
@@ -135,9 +135,11 @@ def to_peft(
         raise UserError(f"{source}: PEFT cannot express its rotary scaling: merge the adapters with --to=huggingface")
     own = jax.tree.map(np.asarray, found.load_adapters(llama.build(found.config).abstract_params))
     with new_output(output) as unfinished:
-        base = str(found.base.path) if base_name is None else base_name
+        on_hub = hub.Snapshot.of(found.base.path) if base_name is None else None
+        base = found.base.name if on_hub else base_name or str(found.base.path)
+        revision = on_hub and on_hub.commit
         with user_errors():
-            peft_export.write_folder(unfinished, found.lora, own, found.config, base=base)
+            peft_export.write_folder(unfinished, found.lora, own, found.config, base=base, revision=revision)
         if found.tokenizer is not None:
             save_for_transformers(found.tokenizer, found.template, unfinished)
 

@@ -65,7 +65,7 @@ class HuggingFaceCheckpoint(ForeignCheckpoint):
     def _open(self, path: epath.Path) -> None:
         self.source = huggingface.open_folder(path)
         self.tokenizer = tokenizer_in(path)
-        self.template = template_of(self.tokenizer, path.name)
+        self.template = template_of(self.tokenizer, self.title)
         self.generation = generation_config.read_folder(path, self.source.config.vocab_size)
 
 
@@ -97,7 +97,7 @@ class GGUFCheckpoint(ForeignCheckpoint):
         fields = self.source.extra["fields"]
         has_none = fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")  # llama.cpp's words
         self.tokenizer = None if has_none else Tokenizer(tokenizer_files(fields, str(path)), str(path))
-        self.template = template_of(self.tokenizer, path.stem)
+        self.template = template_of(self.tokenizer, epath.Path(self.title).stem)
         self.generation = generation_config.read_gguf(fields, str(path), self.source.config.vocab_size)
 
 

@@ -66,12 +66,12 @@ class RunCheckpoint(Checkpoint):
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
-        return {"path": str(self.path), "format": self.format, "step": self.step}
+        return {"path": self.address, "format": self.format, "step": self.step}
 
     @functools.cached_property
     def identity(self) -> list:
         digest = proof.digest(self.folder)  # versions without checksums have none
-        return [str(self.path), self.step, *([digest] if digest else [])]
+        return [self.address, self.step, *([digest] if digest else [])]
 
     @property
     def inside(self) -> list[str]:

@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from etils import epath
 
 from ..errors import UserError
+from . import hub
 from .checksums import write_whole
 from .tokenizer_huggingface import HuggingFaceVocabulary
 from .tokenizer_sentencepiece import SentencePieceVocabulary, TextPosition
@@ -92,12 +93,13 @@ class Tokenizer:
     def load(cls, path: str | epath.Path) -> "Tokenizer":
         """Loads a `tokenizer.model`, a `tokenizer.json`, or the folder that holds one, with the files beside it.
 
-        In a folder with both, a Hugging Face repository, `tokenizer.json` is used, which is the complete one.
+        In a folder with both, a Hugging Face repository, `tokenizer.json` is used, which is the complete one. The path
+        may be the name of a model on the Hugging Face Hub (`data/hub.py`), of which only the tokenizer is fetched.
 
         Raises:
             UserError: there is no such file, or it is not a tokenizer.
         """
-        path = epath.Path(path)
+        path = epath.Path(hub.local_path(path, _tokenizer_alone))
         if path.is_dir():
             names = (HUGGINGFACE_FILE, SENTENCEPIECE_FILE)
             path = next((path / name for name in names if _exists(path / name)), path)
@@ -109,7 +111,7 @@ class Tokenizer:
         for name in (CONFIG_FILE, MAP_FILE, ADDED_FILE, TEMPLATE_FILE):
             if _exists(path.parent / name):
                 files[name] = (path.parent / name).read_bytes()
-        return cls(files, str(path))
+        return cls(files, hub.shown(path))
 
     def save(self, directory: str | epath.Path) -> None:
         """Writes the model file and the configuration files that came with it into `directory`."""
@@ -336,6 +338,20 @@ class StreamDecoder:
     def flush(self) -> str:
         """Ends the text; returns U+FFFD for an unfinished character, else ""."""
         return self._utf8.decode(b"", final=True)
+
+
+def tokenizer_files(names: Iterable[str]) -> list[str]:
+    """Those names of files in a folder that `Tokenizer.load` reads."""
+    known = (HUGGINGFACE_FILE, SENTENCEPIECE_FILE, CONFIG_FILE, MAP_FILE, ADDED_FILE, TEMPLATE_FILE)
+    return [name for name in names if name in known]
+
+
+def _tokenizer_alone(names: Sequence[str], asked: str | None, read: Callable[[str], bytes]) -> list[str]:
+    """Chooses the files of a tokenizer in a repository of the Hub (`hub.Choose`)."""
+    del read
+    if asked is None and not {HUGGINGFACE_FILE, SENTENCEPIECE_FILE} & set(names):
+        raise UserError(f"has no {HUGGINGFACE_FILE} or {SENTENCEPIECE_FILE}: give the name of a model that has one")
+    return [name for name in names if name == asked or name in tokenizer_files(names)]
 
 
 def _exists(path: epath.Path) -> bool:

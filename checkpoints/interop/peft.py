@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from ...data import hub
 from ...model.config import LlamaConfig
 from ...model.lora import Lora
 from ...model.weights import input_axes, is_stacked, split_axes
@@ -66,8 +67,12 @@ def weight_file(path: epath.Path) -> epath.Path:
 
 
 def base_name(path: epath.PathLike) -> str | None:
-    """The base model that a folder's config names, a path or an id of a hub; None if it names none."""
-    return peft_config.read(epath.Path(path)).fields.get("base_model_name_or_path")
+    """The base model that a folder's config names: a path, or the name of a model on the Hugging Face Hub with the
+    revision that the config names; None if it names none."""
+    fields = peft_config.read(epath.Path(path)).fields
+    named, revision = fields.get("base_model_name_or_path"), fields.get("revision")
+    is_on_hub = isinstance(named, str) and isinstance(revision, str) and hub.name_of(named) is not None
+    return f"{named}@{revision}" if is_on_hub and "@" not in named else named
 
 
 def read_folder(path: epath.PathLike, config: LlamaConfig, base: Base | None = None) -> tuple[Lora, dict[str, Any]]:

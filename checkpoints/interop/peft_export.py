@@ -41,7 +41,15 @@ class Adapter(NamedTuple):
     """[out], DoRA's magnitudes; None without DoRA."""
 
 
-def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: LlamaConfig, *, base: str) -> None:
+def write_folder(
+    path: epath.PathLike,
+    lora: Lora,
+    own: dict[str, Any],
+    config: LlamaConfig,
+    *,
+    base: str,
+    revision: str | None = None,
+) -> None:
     """Writes adapters as a folder in PEFT's format.
 
     Adapters that began as principal components become ordinary ones of twice the rank, which hold their change since
@@ -53,6 +61,7 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
       own: tree of the trained numpy arrays, without the base weights.
       config: the network.
       base: name or path of the base model.
+      revision: commit of the base model on the Hugging Face Hub; None for a path.
 
     Raises:
       ValueError: PEFT cannot express the adapters.
@@ -89,6 +98,7 @@ def write_folder(path: epath.PathLike, lora: Lora, own: dict[str, Any], config: 
         tensors[f"{inside if f'{PREFIX}{module}.lora_A.weight' in tensors else PREFIX + module}.bias"] = value
     fields = _config(lora, ranks, gains) | {
         "base_model_name_or_path": base,
+        "revision": revision,
         "bias": "all" if biases else "none",
         "modules_to_save": sorted(whole) or None,
     }
