@@ -434,7 +434,7 @@ class Run(Generic[C]):
         if self.adapters is not None:
             base = start.base if isinstance(start, AdapterCheckpoint) else start
             described["adapter"] = {
-                "path": str(base.path),
+                "path": base.address,
                 "identity": base.identity,
                 "weights": base.weights,
                 "lora": dataclasses.asdict(self.adapters),
