@@ -166,6 +166,7 @@ def test_overrides_of_any_kind_are_one_line_or_accepted(configs):
 
 
 PPO = "ppo/primer.py"
+TENS = "camelid.tests.tiny_rl:tens"
 UNREAD = {
     "config.optim.momentum": (PPO, 0.9, "config.optim.name is 'adamw': it is for muon"),
     "config.optim.decay_rate": (PPO, 0.9, "config.optim.name is 'adamw': it is for adafactor"),
@@ -206,7 +207,7 @@ TOGETHER = {
     "no such function": ("config.eval_rewards.gold", {"function": "camelid.tasks.primer:rewrd"}, "is no function as"),
     "no such task": ("config.eval_rewards.gold.task", "primr", "there is no task 'primr'; choose one of primer,"),
     "no such score": ("config.eval_rewards.gold.task", "safe_sums:costs", "there is no score 'safe_sums:costs'"),
-    "a task and a function": ("config.eval_rewards.gold.function", "math:hypot", "give one of model=PATH, task=NAME"),
+    "a task and a function": ("config.eval_rewards.gold.function", TENS, "give one of model=PATH, task=NAME"),
     "no such evaluator": ("config.evals", {"golden": {}}, "there is no evaluation 'golden', only choices, "),
     "too many answers for the controller": ("config.kl", {"coef": 0.1, "estimator": "k1", "controller": "adaptive",
         "target": 6.0, "horizon": 51}, "give more than 51.2"),
@@ -215,10 +216,10 @@ TOGETHER = {
         "config.wandb.project = 'mine' asks for Weights & Biases"),
     "no such template": ("config.template", "chatlm", "no chat template 'chatlm'"),
     "a kernel for other devices": ("config.model.attention", "splash", "a kernel for TPUs, and the devices here"),
-    "rewards that weigh nothing": ("config.reward.sources", {"a": {"function": "math:hypot", "weight": 0}},
+    "rewards that weigh nothing": ("config.reward.sources", {"a": {"function": TENS, "weight": 0}},
         "with a weight other than 0"),
     "a watched metric twice": ("config.watch.gold", "eval/heldout/scores", "is the proxy too"),
-    "a multiplier above its limit": ("config.cost", {"source": {"function": "math:hypot"}, "threshold": 0.0,
+    "a multiplier above its limit": ("config.cost", {"source": {"function": TENS}, "threshold": 0.0,
         "multiplier_init": 2.0, "lr": 0.1, "multiplier_max": 1.0},
         "config.cost.multiplier_init = 2.0: give at most config.cost.multiplier_max, which is 1.0"),
     "float16": ("config.model.dtype", "float16", "config.model.dtype: 'float16' is none of float32, bfloat16"),

@@ -47,7 +47,7 @@ def test_help_does_not_wait_for_jax():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-COLLECT = ["data", "collect", "x", "--source=y", "--reward=math:hypot", "--output=pairs.jsonl"]
+COLLECT = ["data", "collect", "x", "--source=y", "--reward=camelid.tests.tiny_rl:tens", "--output=pairs.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ def longest(record, answer):
     return len(answer)
 
 
+def nothing(records, answers):
+    """A reward by which no two answers differ."""
+    return [0.0] * len(answers)
+
+
 def answers(*texts_and_scores):
     record = {"messages": [{"role": "user", "content": "1?"}], "reference": None, "meta": {"id": 7}}
     texts, scores = map(list, zip(*texts_and_scores, strict=True))
@@ -78,7 +83,7 @@ def test_answers_are_drawn_scored_and_kept_once(tuned, corpus, monkeypatch):
 
 def test_the_command_writes_pairs_that_the_reader_reads(tuned, corpus, tmp_path, capsys):
     arguments = [str(tuned), f"--source={corpus / 'chat.jsonl'}", "--prompts=40", "--n=3", "--max_tokens=8"]
-    reward = "--reward=operator:eq"  # of record and answer: never equal, so no two scores differ
+    reward = f"--reward={__name__}:nothing"
     assert main(["data", "collect", *arguments, reward, f"--output={tmp_path / 'none.jsonl'}"]) == 2
     assert "nothing to write" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
     best = tmp_path / "best.jsonl"
