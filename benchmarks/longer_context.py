@@ -20,7 +20,7 @@ from camelid.data.sources import Source, read
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.evals.items import metrics_of
 from camelid.evals.perplexity import of_cache, text_cache
-from camelid.launch.recipes import RECIPES, run_of
+from camelid.launch.recipes import recipe_of, run_of
 from camelid.settings.config_files import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "pretrain"
@@ -49,7 +49,7 @@ def train(config: str, workdir: Path, leaves: dict) -> LanguageModel:
     common = {"data.heldout": 0.0, "data.cache_dir": workdir.parent / "cache"}
     overrides = [f"--config.{name}={value}" for name, value in (common | leaves).items()]
     settings = load_config(f"{CONFIGS}/{config}", overrides)
-    model = RECIPES[settings.recipe].train(run_of(settings, epath.Path(workdir), {})).model
+    model = recipe_of(settings).train(run_of(settings, epath.Path(workdir), {})).model
     if model.step < leaves["total_steps"]:
         raise SystemExit(f"{workdir}: stopped at step {model.step}: give the same command again to resume")
     return model

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from camelid.checkpoints.language_model import load
 from camelid.data.samples import read_samples
 from camelid.data.sources import Source
-from camelid.launch.recipes import RECIPES, run_of
+from camelid.launch.recipes import recipe_of, run_of
 from camelid.rlhf.best_of_n import curve
 from camelid.rlhf.collect import DrawSettings, prompt_encoder, sample_answers, score_again
 from camelid.settings.config_files import load_config
@@ -41,7 +41,7 @@ def train(name: str, arguments: str, workdir: epath.Path, *overrides: str) -> No
       *overrides: settings to change.
     """
     config = load_config(f"{CONFIGS / name / 'primer.py'}:{arguments}", overrides)
-    RECIPES[config.recipe].train(run_of(config, workdir, {}))
+    recipe_of(config).train(run_of(config, workdir, {}))
 
 
 def ppo_curve(workdir: epath.Path) -> list[dict[str, float]]:

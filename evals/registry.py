@@ -15,7 +15,7 @@ NAMES = ("choices", "exact", "perplexity", "harness", *tasks.NAMES)
 
 
 def find(name: str, where: str = "evaluation") -> Evaluator:
-    """The evaluation called `name`, or the function "package.module:name".
+    """The evaluation called `name`, or the function "package.module:name" or "file.py:name".
 
     Raises UserError, which begins with `where`, if the function cannot be imported; KeyError for another name.
     """
@@ -29,7 +29,7 @@ def find(name: str, where: str = "evaluation") -> Evaluator:
 
 
 class Evaluations(Mapping[str, Any]):
-    """The evaluations that `config.evals` may name, as runs take them; also functions "package.module:name"."""
+    """The evaluations that `config.evals` may name, as runs take them; also functions of the user's own."""
 
     def __getitem__(self, name: str) -> Any:
         return in_training(find(name, "config.evals"), name)

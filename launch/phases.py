@@ -20,7 +20,7 @@ from ..train.evaluations import Evaluator
 from ..train.lock import only_process_of
 from .checks import check_phases
 from .outputs import check_writable
-from .recipes import RECIPES, run_of
+from .recipes import recipe_of, run_of
 
 Progress = dict[str, dict[str, float]]
 
@@ -40,7 +40,7 @@ def run(
             if before is not None:
                 config.init_from, config.model.preset = str(before), None
             before = workdir / name
-            RECIPES[config.recipe].train(run_of(config, before, evaluators))
+            recipe_of(config).train(run_of(config, before, evaluators))
         if jax.process_index() == 0 and "" not in phases:
             progress = read_progress(workdir, phases)
             write_whole(workdir / "phases.json", json.dumps(progress, indent=2))

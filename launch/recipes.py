@@ -1,5 +1,7 @@
-"""Every recipe by the name that `config.recipe` gives it."""
+"""Every recipe by the name that `config.recipe` gives it, and recipes of the user's own."""
 
+import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 
 from ..errors import UserError, did_you_mean, shown
 from ..rlhf import dpo, grpo, ppo, raft, reward
+from ..settings.functions import FORMS, find_function, is_function, raised
 from ..settings.sections import read
 from ..train import pretrain, sft
 from ..train.evaluations import Evaluator
@@ -34,14 +37,41 @@ RECIPES = {
 }
 
 
+def recipe_of(config: Mapping) -> Recipe:
+    """The recipe that `config.recipe` names: one of `RECIPES`, or a function train(run) "package.module:name" or
+    "file.py:name", whose argument is annotated with its config, as in `def train(run: Run[MyConfig]) -> Result`.
+
+    Raises UserError where there is no such recipe.
+    """
+    name = config.get("recipe")
+    if isinstance(name, str) and name in RECIPES:
+        return RECIPES[name]
+    if isinstance(name, str) and is_function(name):
+        train = find_function(name, "config.recipe", "train(run)", None)
+        return Recipe(train, _config_of(train, name))
+    known = f"{', '.join(RECIPES)}, or a function {FORMS}"
+    raise UserError(f"config.recipe: {shown(name)} is none of {known}{did_you_mean(str(name), RECIPES)}")
+
+
+def _config_of(train: Callable[..., object], name: str) -> type[RunConfig]:
+    """The class of the config of a recipe of the user's own, from the annotation of its argument."""
+    argument = next(iter(inspect.signature(train).parameters))
+    try:
+        annotation = typing.get_type_hints(train).get(argument)
+    except Exception as error:  # an annotation that is a string may be anything
+        raise UserError(f"config.recipe: {name!r}: its annotations cannot be read: {raised(error)}") from error
+    kind = next(iter(typing.get_args(annotation)), None)
+    if not (typing.get_origin(annotation) is Run and isinstance(kind, type) and issubclass(kind, RunConfig)):
+        raise UserError(
+            f"config.recipe: {name!r} does not say which config it has: annotate its argument, as in "
+            f"def {train.__name__}({argument}: Run[MyConfig]), where MyConfig is a dataclass from RunConfig"
+        )
+    return kind
+
+
 def read_config(config: ConfigDict) -> RunConfig:
     """The settings of a config, of the class of its recipe. Raises UserError as `settings.sections.read` does."""
-    recipe = config.get("recipe")
-    if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise UserError(
-            f"config.recipe: {shown(recipe)} is none of {', '.join(RECIPES)}{did_you_mean(str(recipe), RECIPES)}"
-        )
-    return read(config, RECIPES[recipe].config, complete=True)
+    return read(config, recipe_of(config).config, complete=True)
 
 
 def run_of(
@@ -50,7 +80,7 @@ def run_of(
     evaluators: Mapping[str, Evaluator],
     mesh: jax.sharding.Mesh | None = None,
 ) -> Run:
-    """The run of a config, which `RECIPES[config.recipe].train` begins or resumes.
+    """The run of a config, which `recipe_of(config).train` begins or resumes.
 
     Args:
       config: the config of one run.

@@ -20,15 +20,17 @@ from ..errors import UserError
 from ..model import llama
 from ..model.logprobs import token_logprobs
 from ..model.sharding import BATCH
+from ..settings.functions import find_function
 from ..settings.leaves import NotNegative, OneOf, Only, Positive, Range
 from ..settings.length import Length
 from ..train.batches import check_rows, data_tables
 from ..train.lengths import lengths_of
 from ..train.loop import Evaluation, check_streak
+from ..train.losses import call
 from ..train.optimizer import OptimSettings, ScheduleSettings
 from ..train.run import Result, Run
 from . import kto
-from .losses import dpo_loss, kto_loss, orpo_loss, simpo_loss, weighted_mean
+from .losses import dpo_loss, implicit_rewards, kto_loss, orpo_loss, simpo_loss, weighted_mean
 from .pair_batches import PairsConfig, describe_ranking, pairs_of
 
 PAIRWISE = ("sigmoid", "robust", "hinge", "ipo")
@@ -40,9 +42,10 @@ HEADLINE = {"train/loss": "loss", "rewards/accuracy": "accuracy", "train/tokens_
 class DPOSettings:
     """The section `config.dpo`."""
 
-    kind: Annotated[str, OneOf(*KINDS)] = "sigmoid"
+    kind: Annotated[str, OneOf(*KINDS, or_function=True)] = "sigmoid"
     """The loss: sigmoid (DPO), robust, hinge, ipo, kto, simpo or orpo. kto learns from labelled answers or pairs, the
-    others from pairs."""
+    others from pairs. A loss of one's own is a function loss(policy, reference, settings) (`PreferenceLoss`), named
+    "package.module:name" or "file.py:name"."""
 
     beta: Positive = 0.1
     """Factor of the log-ratio of policy and reference (arXiv:2305.18290, appendix B: 0.1). simpo: factor of the mean
@@ -64,6 +67,10 @@ class DPOSettings:
     def has_reference(self) -> bool:
         """Whether the loss compares the policy with a reference; simpo and orpo do not."""
         return self.kind not in ("simpo", "orpo")
+
+    def check(self, where: str) -> None:
+        if self.kind not in KINDS:
+            find_preference_loss(self.kind, f"{where}.kind")
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,16 @@ class AnswerScores(NamedTuple):
         return self.logp / jnp.maximum(self.tokens, 1.0)
 
 
+PreferenceLoss = Callable[[AnswerScores, AnswerScores, DPOSettings], tuple[Array, dict[str, Array]]]
+"""loss(policy, reference, settings) -> (mean loss over pairs, means of statistics by name). `config.dpo.kind` may name
+such a function. Scores are [B, 2]: column 0 is of the chosen answers, column 1 of the rejected ones."""
+
+
+def find_preference_loss(name: str, where: str) -> PreferenceLoss:
+    """The loss of the user's own called `name`. Raises UserError, which begins with `where`."""
+    return find_function(name, where, "loss(policy, reference, settings)", None, None, None)
+
+
 def score_pairs(model: llama.Model, params: llama.Params, batch: Mapping[str, Array]) -> AnswerScores:
     """Scores the answers of a batch with a network and its parameters.
 
@@ -131,6 +148,7 @@ def make_loss(model: llama.Model, settings: DPOSettings) -> Callable:
     times its size, and the number of pairs with an answer. Beside pairs, or labelled answers with "desirable" [B, 1], a
     batch holds what `make_prepare` adds: "reference" [B, S] and "kl" [B].
     """
+    own_loss = None if settings.kind in KINDS else find_preference_loss(settings.kind, "config.dpo.kind")
 
     def loss_fn(params, batch):
         own = score_pairs(model, params, batch)
@@ -160,6 +178,8 @@ def make_loss(model: llama.Model, settings: DPOSettings) -> Callable:
                 desirable_weight=settings.desirable_weight,
                 undesirable_weight=settings.undesirable_weight,
             )
+        elif own_loss is not None:
+            loss, stats = call_loss(own_loss, own, AnswerScores(ref_B2, own.tokens), settings)
         elif settings.kind == "simpo":
             loss, stats = simpo_loss(own.mean[:, 0], own.mean[:, 1], beta=settings.beta, gamma=settings.gamma)
         else:
@@ -173,6 +193,22 @@ def make_loss(model: llama.Model, settings: DPOSettings) -> Callable:
         return loss * all_pairs, pairs, sums
 
     return loss_fn
+
+
+def call_loss(
+    loss: PreferenceLoss, policy: AnswerScores, reference: AnswerScores, settings: DPOSettings
+) -> tuple[Array, dict[str, Array]]:
+    """The loss and the statistics of a loss of the user's own, with those of DPO's implicit rewards under names that it
+    does not use itself. Raises UserError where it fails, or returns anything else."""
+    where = f"config.dpo.kind = {settings.kind!r}"
+    found = call(where, loss, policy, reference, settings)
+    if not (isinstance(found, tuple | list) and len(found) == 2 and isinstance(found[1], Mapping)):
+        raise UserError(f"{where}: return the mean loss over pairs, a scalar, and a dict of statistics")
+    for name, value in {"the loss": found[0], **found[1]}.items():
+        if jnp.shape(value) != ():
+            raise UserError(f"{where}: {name} has the shape {list(value.shape)}: return a scalar, the mean over pairs")
+    rewards_B2 = settings.beta * jax.lax.stop_gradient(policy.logp - reference.logp)
+    return found[0], implicit_rewards(rewards_B2[:, 0], rewards_B2[:, 1]) | dict(found[1])
 
 
 def make_prepare(model: llama.Model, settings: DPOSettings) -> Callable:

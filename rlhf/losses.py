@@ -302,7 +302,7 @@ def dpo_loss(
         losses = (h - 0.5 / beta) ** 2
     else:
         raise ValueError(f"DPO loss {kind!r}: give sigmoid, robust, hinge or ipo")
-    return jnp.mean(losses), _implicit_rewards(beta * chosen, beta * rejected)
+    return jnp.mean(losses), implicit_rewards(beta * chosen, beta * rejected)
 
 
 def _log_ratio(policy: Float[Array, " B"], ref: Float[Array, " B"]) -> Float[Array, " B"]:
@@ -346,7 +346,7 @@ def simpo_loss(
     """SimPO (arXiv:2405.14734, equation 6): -log sigmoid(beta (mean_chosen - mean_rejected) - gamma), the mean over
     pairs, where mean_chosen and mean_rejected are the mean log-probabilities of the answers' tokens."""
     chosen, rejected = beta * mean_chosen.astype(jnp.float32), beta * mean_rejected.astype(jnp.float32)
-    return jnp.mean(jax.nn.softplus(gamma - (chosen - rejected))), _implicit_rewards(chosen, rejected)
+    return jnp.mean(jax.nn.softplus(gamma - (chosen - rejected))), implicit_rewards(chosen, rejected)
 
 
 def orpo_loss(
@@ -358,7 +358,7 @@ def orpo_loss(
     log p is the mean log-probability of the answer's tokens.
     """
     chosen, rejected = _log_odds(mean_chosen.astype(jnp.float32)), _log_odds(mean_rejected.astype(jnp.float32))
-    return beta * jnp.mean(jax.nn.softplus(rejected - chosen)), _implicit_rewards(beta * chosen, beta * rejected)
+    return beta * jnp.mean(jax.nn.softplus(rejected - chosen)), implicit_rewards(beta * chosen, beta * rejected)
 
 
 def _log_odds(logp: Float[Array, " B"]) -> Float[Array, " B"]:
@@ -366,7 +366,7 @@ def _log_odds(logp: Float[Array, " B"]) -> Float[Array, " B"]:
     return logp - jnp.log(-jnp.expm1(jnp.minimum(logp, -1e-6)))
 
 
-def _implicit_rewards(chosen: Float[Array, " B"], rejected: Float[Array, " B"]) -> Stats:
+def implicit_rewards(chosen: Float[Array, " B"], rejected: Float[Array, " B"]) -> Stats:
     """Statistics "rewards/..." of the implicit rewards of both answers, means over pairs."""
     gap = chosen - rejected
     stats = {"chosen": chosen, "rejected": rejected, "accuracy": _wins(gap), "margin": gap}

@@ -18,6 +18,12 @@ FORMS = "package.module:name or file.py:name"
 """How something of the user's own is named, for messages and help."""
 
 
+def is_function(name: str) -> bool:
+    """Whether a string has the form "package.module:name" or "file.py:name"."""
+    module, _, attribute = name.rpartition(":")
+    return bool(module.strip()) and attribute.isidentifier() and "\0" not in module
+
+
 def find_function(name: str, where: str, form: str, *arguments: Any) -> Callable[..., Any]:
     """Imports the function "package.module:name" or "file.py:name", as `find` does.
 

@@ -7,6 +7,7 @@ kind: Annotated[str, OneOf("sigmoid", "ipo")]              one of several names
 frozen: list[tuple[Regex, bool]] | None                    a list of pairs
 gamma: Annotated[float, Range(least=0), Only("kind", "simpo", default=0.5)]
 total: Annotated[Length, Units("steps", "epochs")]         one of the leaves total_steps and total_epochs
+loss: Function | None                                      "package.module:name" or "file.py:name"
 guard: Guard                                               a section in the section
 sources: dict[str, Source]                                 a section under each name that the user chooses
 """
@@ -24,6 +25,7 @@ import ml_collections
 import numpy as np
 
 from ..errors import shown
+from .functions import FORMS, is_function
 from .length import Length
 
 LARGEST = 2**31 - 1
@@ -82,11 +84,21 @@ class Unset(NamedTuple):
 class OneOf:
     """A choice between names."""
 
-    def __init__(self, *names: str):
-        self.names = names
+    def __init__(self, *names: str, or_function: bool = False):
+        """Says what may be given.
+
+        Args:
+          names: the names.
+          or_function: whether the name of a function of the user's own may stand there too (`settings/functions.py`).
+        """
+        self.names, self.or_function = names, or_function
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.names))
+        return ", ".join(map(str, self.names)) + (f", or a function {FORMS}" if self.or_function else "")
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is one of the names, or may be that of a function."""
+        return value in self.names or (self.or_function and isinstance(value, str) and is_function(value))
 
 
 class Only:
@@ -149,6 +161,10 @@ class Path(NamedTuple):
     """A string that is not empty."""
 
 
+class Function(NamedTuple):
+    """A string that names a function, class or file of the user's own (`settings/functions.py`)."""
+
+
 class Integral(NamedTuple):
     """Marks a number without a fraction, which may be written as a float, such as 1e4."""
 
@@ -188,6 +204,8 @@ def accepts(value: Any, annotation: Any) -> bool:
         return isinstance(value, str) and _compiles(value)
     if annotation is Path:
         return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+    if annotation is Function:
+        return isinstance(value, str) and is_function(value)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is list:
         return isinstance(value, list | tuple) and all(accepts(each, arguments[0]) for each in value)
@@ -208,7 +226,7 @@ def _allows(marker: Any, value: Any) -> bool:
     if isinstance(marker, Range) and isinstance(value, int | float):
         return marker.holds(value)
     if isinstance(marker, OneOf) and isinstance(value, str):
-        return value in marker.names
+        return marker.allows(value)
     if isinstance(marker, Integral):
         return abs(value) <= LARGEST and float(value).is_integer()
     return True
@@ -240,7 +258,8 @@ def describe(annotation: Any) -> str:
     if any(isinstance(m, Integral) for m in markers):
         inner = int
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a section"}
-    return {Regex: "a regular expression", Path: "a path or name"}.get(inner) or names.get(inner, str(inner)) + span
+    strings = {Regex: "a regular expression", Path: "a path or name", Function: f"a function {FORMS}"}
+    return strings.get(inner) or names.get(inner, str(inner)) + span
 
 
 def _plural(annotation: Any) -> str:

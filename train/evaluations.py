@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from ..errors import UserError, did_you_mean
+from ..settings.functions import FORMS
 from ..settings.leaves import Path, Units
 from ..settings.length import Length
 from ..settings.sections import read, read_arguments
@@ -19,7 +20,8 @@ class EvaluationSettings:
     """Settings that every section of `config.evals` may have, beside those of its evaluation."""
 
     use: Path | None = None
-    """Name of the evaluation, or a function "package.module:name". Default: the name of the section."""
+    """Name of the evaluation, or of a function "package.module:name" or "file.py:name". Default: the name of the
+    section."""
 
     every: Annotated[Length | None, Units("steps", "epochs", "tokens", "percent", least=1)] = None
     """Interval between two evaluations. Default: `config.eval`."""
@@ -60,7 +62,7 @@ def chosen(sections: Mapping[str, Mapping[str, Any]], evaluators: Mapping[str, E
         own = read({key: value for key, value in section.items() if key in OWN}, EvaluationSettings, where)
         use = own.use or name
         if use not in evaluators:
-            there = f"only {', '.join(evaluators)} or package.module:name{did_you_mean(use, evaluators)}"
+            there = f"only {', '.join(evaluators)}, or a function {FORMS}{did_you_mean(use, evaluators)}"
             raise UserError(f"{where}{'.use' if own.use else ''}: there is no evaluation {use!r}, {there}")
         evaluator = evaluators[use]
         rest = {key: value for key, value in section.items() if key not in OWN}

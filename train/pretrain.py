@@ -4,11 +4,11 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checkpoints.heldout_loss import heldout_loss
-from ..model.logprobs import next_token_loss
 from ..model.sharding import BATCH
 from .batches import check_rows, data_of, data_tables
 from .lengths import lengths_of
 from .loop import Evaluation, check_streak
+from .losses import loss_of
 from .run import Result, Run
 from .run_config import SupervisedConfig
 
@@ -32,8 +32,8 @@ def train(run: Run[SupervisedConfig]) -> Result:
         lengths = lengths_of(config, batches)
         network = run.network(run.initial(model.init, run.start), lengths, lisa=config.lisa)
 
-        # Loss and step: cross-entropy of every token, averaged over the whole batch.
-        loss_fn = next_token_loss(model, config.z_loss)
+        # Loss and step: cross-entropy of every token, or config.loss, averaged over the whole batch.
+        loss_fn = loss_of(model, config)
         step = network.compile(run.update(network, loss_fn))
 
         # Evaluations: the loss on what was held out of each source, and what config.evals names.

@@ -10,13 +10,14 @@ from typing import Annotated
 from ..data.templates import load_template
 from ..errors import UserError
 from ..model.sharding import AXES
-from ..settings.leaves import Count, NotNegative, OneOf, Only, Path, Range, Regex, Units, Unset, Whole
+from ..settings.leaves import Count, Function, NotNegative, OneOf, Only, Path, Range, Regex, Units, Unset, Whole
 from ..settings.length import Length
 from .architecture import ModelSettings
 from .batches import DataSettings
 from .lengths import CheckpointSettings, Every
 from .loop import Profile
 from .lora_settings import LoraSettings
+from .losses import find_loss
 from .optimizer import OptimSettings, ScheduleSettings
 from .trainable import LisaSettings
 from .update import Guard
@@ -53,7 +54,8 @@ class RunConfig:
     """The settings that all recipes share."""
 
     recipe: str = ""
-    """Name of the recipe: pretrain, sft, reward, dpo, ppo, grpo or raft."""
+    """Name of the recipe: pretrain, sft, reward, dpo, ppo, grpo or raft; or a function train(run) of one's own, named
+    "package.module:name" or "file.py:name"."""
 
     seed: Whole = 0
     """Seed of all randomness of the run."""
@@ -139,6 +141,10 @@ class SupervisedConfig(RunConfig):
     lisa: LisaSettings = LisaSettings()
     """Which layers learn."""
 
+    loss: Function | None = None
+    """A loss of one's own: the function make_loss(model, config) -> loss_fn (`train.losses`), named
+    "package.module:name" or "file.py:name". None: cross-entropy of the next token."""
+
     z_loss: NotNegative = 0.0
     """Weight of the squared log of the softmax's normaliser in the loss (PaLM, arXiv:2204.02311, section 5)."""
 
@@ -147,6 +153,8 @@ class SupervisedConfig(RunConfig):
 
     def check(self, where: str) -> None:
         super().check(where)
+        if self.loss is not None:
+            find_loss(self.loss, f"{where}.loss")
         if self.lisa.layers is not None and self.lora.targets is not None:
             raise UserError(
                 f"{where}.lisa and {where}.lora: adapters stand on layers that stay as they are; choose one"

@@ -17,6 +17,7 @@ from camelid.evals.perplexity import of_cache, text_cache
 from camelid.launch import phases
 from camelid.launch.cli import main
 from camelid.launch.quickstart import CONFIGS
+from camelid.launch.recipes import RECIPES
 from camelid.model.sharding import match, path_name
 from camelid.settings.config_files import load_phases
 from camelid.tests.train.test_resume import assert_same_bits, state_of
@@ -116,7 +117,7 @@ def test_a_phase_that_is_stopped_ends_the_command(tmp_path, monkeypatch):
         if run.workdir.name == "second":
             raise Interrupted("SIGTERM ended the run", 15)
 
-    monkeypatch.setitem(phases.RECIPES, "pretrain", phases.RECIPES["pretrain"]._replace(train=recipe))
+    monkeypatch.setitem(RECIPES, "pretrain", RECIPES["pretrain"]._replace(train=recipe))
     config = base()
     config.model.preset, config.total_steps = "nano-test", 8
     config.data.mixture.text = {"source": "text.jsonl", "format": "auto", "weight": 1.0}
