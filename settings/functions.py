@@ -1,12 +1,13 @@
 """Functions, classes and values that a user names as "package.module:name" or "file.py:name"."""
 
+import hashlib
 import importlib
 import inspect
 import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,6 +64,8 @@ def find(name: str, where: str) -> Any:
         raise UserError(f"{where}: {name!r} is no function as {FORMS} ({_problem(error)})") from error
     if not hasattr(found, attribute):
         raise UserError(f"{where}: {name!r} is no function as {FORMS} ({_no_attribute(found, attribute)})")
+    if file := getattr(found, "__file__", None):
+        _FILES[name] = file
     return getattr(found, attribute)
 
 
@@ -82,6 +85,29 @@ def file_of(name: str) -> Path | None:
     if there is not None and not _same(file, there):
         raise UserError(f"there are {file.absolute()} and {there}: give the path of the one that is meant")
     return file.absolute()
+
+
+def code_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of the file of each function that a config names, {"loss.py:make_loss": hash}, in hexadecimal.
+
+    Names count that have been found by now, as those of a config are when it is read. Of what a file imports nothing is
+    known here.
+    """
+    names = {value for value in _values(config) if isinstance(value, str) and value in _FILES}
+    return {name: hashlib.sha256(Path(_FILES[name]).read_bytes()).hexdigest() for name in sorted(names)}
+
+
+_FILES: dict[str, str] = {}
+"""The file of each function that was found, by its name in the config."""
+
+
+def _values(config: Any) -> Iterator[Any]:
+    """All values in nested mappings."""
+    for value in config.values():
+        if hasattr(value, "values"):
+            yield from _values(value)
+        else:
+            yield value
 
 
 def raised(error: BaseException) -> str:

@@ -133,6 +133,10 @@ def compare(saved: Mapping[str, Any], given: Mapping[str, Any], kind: type) -> C
         may = any(rule.fullmatch(leaf) for rule in MAY_CHANGE) and COMPARED.get(leaf, "config") in saved
         sentence = f"config.{leaf} was {_shown(old, leaf)} and is {_shown(new, leaf)}"
         (changes.told if may else changes.refused).append(sentence)
+    before, now = saved.get("code") or {}, given.get("code") or {}
+    for name in before.keys() & now.keys():
+        if before[name] != now[name]:
+            changes.told.append(f"the code of {name} is not that of the run so far")
     if manifest.same_tokenizer(saved.get("tokenizer"), given.get("tokenizer")):
         saved = dict(saved) | {"tokenizer": given.get("tokenizer")}
     for name, meaning in IDENTITIES.items():
