@@ -7,6 +7,7 @@ import ml_collections
 
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
+from ..settings.functions import code_of
 
 
 def describe(
@@ -25,6 +26,7 @@ def describe(
     """
     return {
         "config": json.loads(config.to_json()),
+        "code": code_of(config),
         "tokenizer": describe_tokenizer(tokenizer),
         "template": describe_template(template),
         "data_fingerprint": data_fingerprint,

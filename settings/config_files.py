@@ -110,7 +110,7 @@ def load_phases(name: str, overrides: Iterable[str] = ()) -> dict[str, ml_collec
     configs = {}
     for phase, changes in phases.items():
         configs[phase] = config.copy_and_resolve_references().lock()
-        change(configs[phase], changes, f"{file}: phase {phase}")
+        change(configs[phase], changes, f"{file}: phase {phase}", anew=found.path.suffix == ".json")
         for given in (common, own[phase]):
             override(configs[phase], given)
     return configs

@@ -56,14 +56,17 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     return config
 
 
-def change(config: ConfigDict, changes: Mapping[str, Any], where: str) -> None:
+def change(config: ConfigDict, changes: Mapping[str, Any], where: str, *, anew: bool = False) -> None:
     """Sets leaves of a config by their dotted names, each with its type; a length in one unit unsets the others.
+
+    anew: whether leaves and sections that the config does not have are made anywhere in it, and not only where flags
+    make them.
 
     Raises UserError, which begins with `where`, for a leaf that does not exist, and for a value of another type.
     """
     lengths = {leaf: others for leaf in changes if (others := other_units(leaf, config))}
     for leaf, value in changes.items():
-        check_exists(leaf, config, where)
+        check_exists(leaf, config, where, opens=True, anew=anew)
         try:
             config_path.set_value(leaf, config, value)
         except TypeError as error:
@@ -101,13 +104,14 @@ def unset_other_units(lengths: Mapping[str, list[str]], given: Iterable[str], co
                     config_path.set_value(other, config, None)
 
 
-def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = False) -> None:
+def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = False, anew: bool = False) -> None:
     """Raises UserError if a config has no such leaf.
 
     opens: whether a leaf that is missing within a section of sections, or within what is None, is made; it is None.
+    anew: whether this holds in all sections.
     """
     *sections, last = leaf.split(".")
-    section, found, within = config, "config", False
+    section, found, within = config, "config", anew
     for name in (*sections, last):
         if section is None and opens:
             section, within = ConfigDict(), True

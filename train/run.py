@@ -24,7 +24,6 @@ from ..errors import UserError, did_you_mean
 from ..model import llama, lora, storage
 from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
-from ..settings.functions import code_of
 from ..settings.sections import to_config
 from . import resume
 from .architecture import model_of
@@ -430,7 +429,6 @@ class Run(Generic[C]):
         described = manifest.describe(to_config(self.config), **said)
         described |= {"model": dataclasses.asdict(self.model.config), "generation": self.generation.to_dict()}
         described |= {"total_steps": lengths.total, "start": None, "datasets": trained_datasets(self.config)}
-        described["code"] = code_of(described["config"])
         if start is not None:
             described["start"] = {"identity": start.identity, "weights": start.weights}
         if self.adapters is not None:
