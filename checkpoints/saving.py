@@ -5,6 +5,9 @@ A run directory holds
     checkpoints/<step>/   the state after `step` updates, and the manifest
     tokenizer/            the tokenizer's files
 
+A checkpoint is regular, or temporary: saved because some time has passed or a signal ended the run, and deleted
+as soon as a newer one is complete.
+
 The manifest holds what a reader needs besides the arrays: the resolved config, the chat template, hashes, versions. It
 is stored as Orbax's custom metadata, so that one rename makes arrays and manifest appear together. The checksums of all
 files are written next and complete the checkpoint (`checkpoints/proof.py`).
@@ -34,6 +37,10 @@ from .reading import Best, check_fits, find, read_errors, stored_shapes, with_sh
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in str(record.msg))
 
 
+MAX_STEPS_UNASKED = 10_000
+"""Most steps after which several processes ask again whether a temporary save is due."""
+
+
 class NotSaved(OSError):
     """A checkpoint could not be written; the message names its step, the reason and the last complete checkpoint."""
 
@@ -53,7 +60,7 @@ class Checkpoints:
         workdir: epath.PathLike,
         *,
         every_steps: int | None = None,
-        every_seconds: float | None = None,
+        temporary_seconds: float | None = None,
         keep_last: int = 1,
         keep_every: int | None = None,
         best: Best | None = None,
@@ -63,16 +70,21 @@ class Checkpoints:
         Args:
           workdir: the run directory, which is created if needed.
           every_steps: saves at every multiple of this number of steps.
-          every_seconds: saves when so many seconds have passed since the last save, and at the first call, so that a
-            directory that cannot be written is noticed at the start.
-          keep_last: number of newest checkpoints that are kept.
+          temporary_seconds: saves when so many seconds have passed since the last save. Such a checkpoint is temporary:
+            it is deleted as soon as a newer one is complete, unless it is the best.
+          keep_last: number of newest checkpoints that are kept, temporary ones not counted.
           keep_every: saves at every multiple of this number of steps, and keeps these checkpoints for ever.
           best: saves and keeps the checkpoint whose evaluation is the best by this rule.
         """
         self.seconds_blocked = 0.0
         self._directory = absolute_path(workdir) / "checkpoints"
         self._multiples = [steps for steps in (every_steps, keep_every) if steps]
-        self._every_seconds, self._saved_at = every_seconds, -math.inf
+        self._temporary_seconds = temporary_seconds
+        self._saved_at: float | None = None  # when the last save began; None before the first step
+        self._kind: tuple[int, str | None] = (-1, None)  # a step, with the kind of save that is due there
+        self._ask = 0  # the next step at which process 0 is asked for the time
+        self._asked = 0, 0.0  # step and time of the last question
+        self._temporary: dict[int, bool] = {}  # whether the checkpoint of a step on disk is temporary
         self._keep_last, self._keep_every, self._best = keep_last, keep_every, best
         self._pending: tuple[int, Future] | None = None  # the save in progress
         self._replaceable: set[int] = set()  # steps on disk that a resumed run computes and saves again
@@ -91,11 +103,13 @@ class Checkpoints:
         force: bool = False,
         metrics: Mapping[str, float] | None = None,
         keep_others: bool = False,
+        temporary: bool = False,
+        again: bool = False,
     ) -> bool:
         """Starts to save the state after `step` updates if a save is due.
 
         Waits for the previous save first. Returns as soon as the arrays are copied off the devices, so that they may be
-        donated to the next update. A step whose checkpoint is already on disk is not written again.
+        donated to the next update. A step whose checkpoint is already on disk is not written again without `again`.
 
         Args:
           step: the number of updates so far.
@@ -104,6 +118,8 @@ class Checkpoints:
           force: saves even if no save is due.
           metrics: evaluation metrics of this state, by which the best checkpoint is chosen.
           keep_others: deletes no older checkpoint after this save.
+          temporary: whether a forced save, which is not due by its step, is a temporary one.
+          again: replaces the checkpoint of this step.
 
         Returns:
           Whether a save was started.
@@ -113,26 +129,34 @@ class Checkpoints:
         """
         metrics = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
         with self._blocking():
-            if not (force or self._due(step) or self._improves(step, metrics)):
+            kind, improves = self._due(step), self._improves(step, metrics)
+            if not (force or kind or improves):
                 return False
+            temporary = not improves and kind != "regular" and (kind == "temporary" or temporary)
             self._finish_pending()
             path = self.path(step)
-            if path.exists() and proof.is_complete(path) and step not in self._replaceable:
+            if path.exists() and proof.is_complete(path) and step not in self._replaceable and not again:
                 return False
             if jax.process_index() == 0 and path.exists():
-                (proof.delete if proof.is_cut_off(path) else proof.set_aside)(path)
+                (proof.delete if again or proof.is_cut_off(path) else proof.set_aside)(path)
             self._replaceable.discard(step)
             self._newest = None
+            self._temporary[step] = temporary
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"checkpoint {step}")
             metadata = {"step": step, "checksums": "crc32"} | ({"metrics": metrics} if metrics else {}) | manifest
+            metadata |= {"temporary": True} if temporary else {}
             try:
                 response = ocp.save_async(path, state, custom_metadata=metadata)
             except Exception as error:
                 raise self._not_saved(step, error) from error
             self._pending = (step, self._pool.submit(self._complete, step, response, keep_others))
-            self._saved_at = time.monotonic()
+            self._saved_at, self._kind = time.monotonic(), (step, None)
             return True
+
+    def due(self, step: int) -> bool:
+        """Whether `save` will save this step by its number or by the time, whatever its metrics are."""
+        return self._due(step) is not None
 
     def path(self, step: int) -> epath.Path:
         """The folder of a step's checkpoint, which need not exist."""
@@ -207,14 +231,35 @@ class Checkpoints:
         finally:
             self.seconds_blocked += time.perf_counter() - start
 
-    def _due(self, step: int) -> bool:
-        """Whether a save is due at a step; process 0 decides for all by its clock."""
+    def _due(self, step: int) -> str | None:
+        """The kind of save that is due at a step, regular or temporary; None for none."""
+        if self._kind[0] != step:
+            self._kind = step, self._kind_due(step)
+        return self._kind[1]
+
+    def _kind_due(self, step: int) -> str | None:
         if any(step % steps == 0 for steps in self._multiples):
-            return True
-        if not self._every_seconds:
+            return "regular"
+        return "temporary" if self._temporary_seconds and self._time_is_up(step, self._temporary_seconds) else None
+
+    def _time_is_up(self, step: int, seconds: float) -> bool:
+        """Whether so many seconds have passed since the last save, by the clock of process 0.
+
+        Several processes ask it at few steps: it answers how many steps take half of the time that is left.
+        """
+        now = time.monotonic()
+        if self._saved_at is None:
+            self._saved_at, self._asked = now, (step, now)
+        left = seconds - (now - self._saved_at)
+        if jax.process_count() == 1:
+            return left <= 0
+        if step < self._ask:
             return False
-        due = time.monotonic() - self._saved_at >= self._every_seconds
-        return bool(multihost_utils.broadcast_one_to_all(np.int32(due))) if jax.process_count() > 1 else due
+        steps, took = step - self._asked[0], now - self._asked[1]
+        wait = 0 if left <= 0 else min(max(1, int(left / 2 * steps / max(took, 1e-9))), MAX_STEPS_UNASKED)
+        wait = int(multihost_utils.broadcast_one_to_all(np.int32(wait)))
+        self._ask, self._asked = step + max(wait, 1), (step, now)
+        return wait == 0
 
     def _improves(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether these evaluation metrics are better than those of every checkpoint, including one being written."""
@@ -246,13 +291,21 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         """Deletes older checkpoints that need not be kept, and cut-off ones, after the save of step `newest`."""
         steps = [step for step in self._valid_steps() if step <= newest]
-        kept = {*steps[-self._keep_last :]}
-        kept |= {step for step in steps if self._keep_every and step % self._keep_every == 0}
+        regular = [step for step in steps if not self._is_temporary(step)]
+        kept = {*regular[-self._keep_last :]}
+        kept |= {step for step in regular if self._keep_every and step % self._keep_every == 0}
         kept |= {self._best.among(self._directory, steps)} if self._best is not None else set()
-        cut_off = [step for step in proof.numbered(self._directory) if proof.is_cut_off(self.path(step))]
-        for step in [*steps, *cut_off]:
-            if step < newest and step not in kept:
+        gone = [step for step in proof.numbered(self._directory) if proof.is_cut_off(self.path(step))]
+        gone += [step for step in self._replaceable if self._is_temporary(step)]  # no step need ever save them again
+        for step in {*steps, *gone}:
+            if step < newest and step not in kept and self.path(step).exists():
                 proof.delete(self.path(step))
+
+    def _is_temporary(self, step: int) -> bool:
+        """Whether the checkpoint of a step is kept only until a newer one is complete."""
+        if step not in self._temporary:
+            self._temporary[step] = bool(proof.manifest_in(self.path(step)).get("temporary"))
+        return self._temporary[step]
 
     def _finish_pending(self) -> None:
         """Waits for the save in progress. Raises NotSaved if it failed."""

@@ -1,13 +1,15 @@
 """The phases of a config as runs, each of which starts from the end of the run before, and a table of evaluations.
 
     WORKDIR/<phase>/      an ordinary run
+    WORKDIR/config.json   the config of all phases
     WORKDIR/phases.json   {metric: {"before": value, <phase>: value, ...}}
 
 The same command resumes the phase that was cut off; the phases before it are complete.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -16,11 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.checksums import write_whole
+from ..errors import UserError
+from ..train.config_record import CONFIG, phases_to_json
 from ..train.evaluations import Evaluator
 from ..train.lock import only_process_of
+from ..train.run_record import RECORD
 from .checks import check_phases
 from .outputs import check_writable
-from .recipes import recipe_of, run_of
+from .recipes import train
 
 Progress = dict[str, dict[str, float]]
 
@@ -35,16 +40,33 @@ def run(
     check_phases(phases, evaluators)
     check_writable(workdir)
     before = None
-    with only_process_of(workdir):
+    with only_process_of(workdir), _whole_config(phases, workdir):
         for name, config in phases.items():
             if before is not None:
                 config.init_from, config.model.preset = str(before), None
             before = workdir / name
-            recipe_of(config).train(run_of(config, before, evaluators))
+            train(config, before, evaluators)
         if jax.process_index() == 0 and "" not in phases:
             progress = read_progress(workdir, phases)
             write_whole(workdir / "phases.json", json.dumps(progress, indent=2))
             Console().print(progress_table(progress))
+
+
+@contextlib.contextmanager
+def _whole_config(phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path) -> Iterator[None]:
+    """Writes config.json of several phases, and removes it again where a mistake ends the command before any of them
+    has begun."""
+    if "" in phases or jax.process_index() != 0:  # a run writes its own
+        yield
+        return
+    write_whole(workdir / CONFIG, phases_to_json(phases))
+    try:
+        yield
+    except UserError:
+        if not any((workdir / name / RECORD).exists() for name in phases):
+            with contextlib.suppress(OSError):
+                (workdir / CONFIG).unlink()
+        raise
 
 
 def read_progress(workdir: epath.Path, phases: Iterable[str]) -> Progress:

@@ -31,7 +31,7 @@ from .checks import check_phases
 from .corpus import texts
 from .outputs import check_writable
 from .quickstart_report import write_report
-from .recipes import recipe_of, run_of
+from .recipes import train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("all", *primer.LANGUAGES, "greedy")
@@ -187,7 +187,7 @@ def _configs(root: epath.Path, steps: Steps, seed: int) -> dict[str, ml_collecti
 
 def _run(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
     """Trains a config in its run directory, and returns the model."""
-    return recipe_of(config).train(run_of(config, workdir, Evaluations())).model
+    return train(config, workdir, Evaluations()).model
 
 
 def _nested(metrics: Mapping[str, float]) -> dict:

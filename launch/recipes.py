@@ -74,6 +74,13 @@ def read_config(config: ConfigDict) -> RunConfig:
     return read(config, recipe_of(config).config, complete=True)
 
 
+def train(config: ConfigDict, workdir: epath.PathLike, evaluators: Mapping[str, Evaluator]) -> Result:
+    """Trains a config of one run, from its start or from where it was cut off, and records the attempt."""
+    run = run_of(config, workdir, evaluators)
+    with run.recorded():
+        return recipe_of(config).train(run)
+
+
 def run_of(
     config: ConfigDict,
     workdir: epath.PathLike,

@@ -15,6 +15,7 @@ Goodput is the share of `training`.
 """
 
 import contextlib
+import itertools
 import os
 import statistics
 import threading
@@ -46,6 +47,7 @@ def now() -> float:
 
 
 _imported = now()
+_attempts = itertools.count()
 
 
 def process_begin() -> float:
@@ -55,6 +57,11 @@ def process_begin() -> float:
         return float(after_name[19]) / os.sysconf("SC_CLK_TCK")  # since the boot
     except (OSError, ValueError, IndexError):
         return _imported
+
+
+def attempt_begin() -> float:
+    """When an attempt that begins now began, by `now`: for the first of a process, when the process was created."""
+    return process_begin() if next(_attempts) == 0 else now()
 
 
 class Clock:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 from ..checkpoints.reading import Best
 from ..errors import UserError
-from ..settings.leaves import Count, OneOf, Path, Units
+from ..settings.leaves import Count, OneOf, Path, Positive, Units, Unset
 from ..settings.length import Length
 
 Every = Annotated[Length, Units("steps", "epochs", "tokens", "percent", least=1)]
@@ -16,11 +16,15 @@ Every = Annotated[Length, Units("steps", "epochs", "tokens", "percent", least=1)
 class CheckpointSettings:
     """The section `config.checkpoint`: when states are saved, and which of them are kept."""
 
-    every: Annotated[Length | None, Units("steps", "epochs", "tokens", "percent", "seconds", least=1)] = None
-    """Interval between two saves. Default: a tenth of the run, so that a kill loses less than a tenth."""
+    every: Annotated[Length | None, Units("steps", "epochs", "tokens", "percent", least=1)] = None
+    """Interval between two regular checkpoints. Default: a tenth of the run."""
+
+    temporary_seconds: Annotated[Positive | None, Unset("no temporary checkpoints")] = 600.0
+    """Seconds since the last save after which a temporary checkpoint is saved, so that a kill loses no more than about
+    these. It is deleted as soon as a newer checkpoint is complete. None: there are none."""
 
     keep_last: Count = 2
-    """Number of latest checkpoints that are kept."""
+    """Number of latest regular checkpoints that are kept."""
 
     keep_every: Count | None = None
     """Checkpoints of steps that this number divides are kept for ever."""
@@ -67,10 +71,9 @@ def lengths_of(config: Any, batches: Any) -> Lengths:
 def saving_of(settings: CheckpointSettings, lengths: Lengths) -> dict[str, Any]:
     """`config.checkpoint` as keyword arguments of `Checkpoints`."""
     every = settings.every or Length(max(1, lengths.total // 10), "steps")
-    in_seconds = every.unit == "seconds"
     return {
-        "every_seconds": every.value if in_seconds else None,
-        "every_steps": None if in_seconds else lengths.steps(every),
+        "every_steps": lengths.steps(every),
+        "temporary_seconds": settings.temporary_seconds,
         "keep_last": settings.keep_last,
         "keep_every": settings.keep_every,
         "best": settings.best and Best(*settings.best),

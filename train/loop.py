@@ -17,13 +17,17 @@ import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from ..checkpoints.console import tell
 from ..checkpoints.saving import Checkpoints, NotSaved
 from ..data.prefetch import prefetch
 from ..errors import UserError
 from ..settings.leaves import Count, Only, Unset, Whole
+from .goodput import Clock
 from .lengths import Lengths
+from .means import Means
 from .report import Reporter
 from .state import State
+from .stopping import EarlyStopping, StoppingSettings
 from .throughput import Meter, memory
 
 
@@ -57,8 +61,13 @@ Step = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, Any]]]
 "loss", "tokens", "lr", "skipped" and "streak"."""
 
 Check = Callable[[int, Mapping[str, float]], None]
-"""check(step, metrics) sees the metrics of each step and of evaluations. It raises TrainingStopped to end the run."""
+"""check(step, metrics) sees the metrics of each step and of evaluations. It raises TrainingStopped to end the run. One
+that counts over steps has `counters`, which JSON can hold, and `restore(counters)`: a checkpoint keeps them."""
 
+HINT_AFTER = 3.0
+"""Seconds after which a line says that the first evaluation or step is being compiled."""
+COMPILED_AGAIN = 1.0
+"""Seconds of compiling in a later step of which a line tells."""
 
 Profiler = contextlib.AbstractContextManager[Callable[[int], None]]
 
@@ -88,6 +97,9 @@ class Loop:
     reward function fails (UserError), the state is saved too, unless it holds numbers that are not finite. All earlier
     checkpoints then stay.
 
+    What steps leave on the host, such as the sums of the next report, belongs to the state: metrics of a step are read
+    before it is saved, and `notes` says what else the manifest has to hold.
+
     Args:
       state: the state, whose "step" is the number of steps that are done. It is donated to the update.
       batches: batches by step, as `data.mixture.Mixture`.
@@ -101,6 +113,14 @@ class Loop:
       flops_per_token: model FLOPs of a step per token, for the reports.
       profiler: traces steps, made by `profiler`.
       finish: finish(state) -> the state that is saved after the last step.
+      stopping: may end the run after an evaluation.
+      clock: counts where the time goes.
+      means: sums of the next report.
+      missed: names of evaluations that the run left out at its first step, because a signal ended it there.
+      notes: notes() -> further entries of the manifest of a checkpoint that is saved now.
+
+    Attributes:
+      ended_early: whether `stopping` ended the run.
     """
 
     def __init__(
@@ -118,14 +138,22 @@ class Loop:
         flops_per_token: float,
         profiler: Profiler,
         finish: Callable[[State], State] | None = None,
+        stopping: EarlyStopping | None = None,
+        clock: Clock | None = None,
+        means: Means | None = None,
+        missed: Sequence[str] = (),
+        notes: Callable[[], Mapping[str, Any]] = dict,
     ):
-        self.state, self.metrics = state, {}
+        self.state, self.metrics, self.ended_early = state, {}, False
         self._batches, self._sharding, self._log, self._total = batches, sharding, lengths.log, lengths.total
         self._start = self._done = int(state["step"])
         self._evaluations, self._check, self._reporter = evaluations, check, reporter
         self._checkpoints, self._manifest, self._profiler, self._finish = checkpoints, manifest, profiler, finish
+        self._stopping, self._clock = stopping or EarlyStopping(StoppingSettings()), clock or Clock()
+        self._means, self._notes = means or Means(), notes
+        self._missed = [e for e in evaluations if e.name in missed]
         self._meter = Meter(flops_per_token)
-        self._seen: list[dict[str, float]] = []
+        self._tokens: list[float] = []  # trained by each step since the last report of speed
         self._pending: Mapping[str, jax.Array] | None = None
         self._received: Sequence[int] = ()
         self._stack = contextlib.ExitStack()
@@ -133,7 +161,8 @@ class Loop:
 
     def __enter__(self) -> "Loop":
         if self._start == 0:
-            _evaluate(self._evaluations, 0, self.state, self._check, self._reporter)
+            with hint("evaluating before the first step; what has to be compiled for it is compiled once"):
+                self._stopping.see(0, self._evaluate(self._evaluations))
         ready = prefetch(self._batches, self._start, self._total, self._sharding)
         self._ready = self._stack.enter_context(contextlib.closing(ready))
         self._received = self._stack.enter_context(_signals())
@@ -148,52 +177,102 @@ class Loop:
         with self._stack:
             if isinstance(error, TrainingStopped | UserError | OSError):
                 raise self._stopped(error) from error
-        if error is None and self._done < self._total:
+        self._clock.enter("checkpoint", "ending")
+        if error is None and self._done < self._total and not self.ended_early:
             raise _interrupted(self._received, self._done, self._total)
 
     def _run(self) -> Iterator[Mapping[str, jax.Array]]:
-        for step, batch in self._ready:
+        ends = bool(self._missed) and self._end_step(self._missed, again=True)
+        while not ends and (ready := self._next()) is not None:
+            step, batch = ready
             self._profile(step)
-            begin = time.perf_counter()
-            with jax.transfer_guard("disallow"):
+            with self._compiling(first=step == self._start), jax.transfer_guard("disallow"):
                 yield batch
-            if step == self._start:
-                self._meter.pause(time.perf_counter() - begin)  # compilation
             before, self._pending, self._done = self._pending, self.metrics, step + 1
             if before is not None:
                 self._take_in(step, before)
             done, total = self._done, self._total
             stop = done < total and _should_stop(self._received, step)
-            last = stop or done == total
-            due = [e for e in self._evaluations if done % e.every == 0 or done == total] if not stop else []
-            found = {}
-            if due or last:
+            due = [e for e in self._evaluations if done % e.every == 0 or done == total]
+            if due or stop or done == total or self._checkpoints.due(done):
                 metrics, self._pending = self._pending, None
-                self._take_in(done, metrics, last=last)
-                begin = time.perf_counter()
-                found = _evaluate(due, done, self.state, self._check, self._reporter)
-                self._meter.pause(time.perf_counter() - begin)
-            if done == total and self._finish is not None:
-                self.state = self._finish(self.state)
-            self._checkpoints.save(done, self.state, self._manifest, force=last, metrics=found)
-            if stop:
-                break
-        self._checkpoints.wait()
+                self._take_in(done, metrics, last=done == total)
+            self._clock.step_done(done)
+            ends = self._end_step(due, stop=stop)
+        with self._clock.time("checkpoint"):
+            self._checkpoints.wait()
+
+    def _next(self) -> tuple[int, Mapping[str, jax.Array]] | None:
+        """The next step with its batch; None after the last one."""
+        with self._clock.time("data"):
+            return next(self._ready, None)
+
+    @contextlib.contextmanager
+    def _compiling(self, first: bool) -> Iterator[None]:
+        """Around the call of a step: what it compiles is told, and left out of the speed."""
+        if first:
+            self._clock.enter("training")
+        before, begin = self._clock.seconds()["compile"], time.perf_counter()
+        slow = hint("compiling the step, once; this may take minutes for a large model") if first else _nothing()
+        with slow, self._clock.time("training", "compiling" if first else None):
+            yield
+        compiled = self._clock.seconds()["compile"] - before
+        self._meter.pause(time.perf_counter() - begin if first else compiled)
+        if first:
+            tell(f"compiling, once: {compiled:.1f} s")
+        elif compiled > COMPILED_AGAIN:
+            tell(f"compiling, for step {self._done}: {compiled:.1f} s")
+
+    def _end_step(self, due: Sequence[Evaluation], *, stop: bool = False, again: bool = False) -> bool:
+        """Evaluates and saves the state of a step.
+
+        Args:
+          due: evaluations that are due.
+          stop: whether the run is to end at once. The evaluations are then left to the process that resumes it.
+          again: whether these evaluations were left by the process before, which has saved this state.
+
+        Returns:
+          Whether the run ends.
+        """
+        done = self._done
+        found = {} if stop else self._evaluate(due)
+        enough, ends = self._stopping.see(done, found), done == self._total
+        if enough and not ends:
+            ends = self.ended_early = True
+            found |= self._evaluate([e for e in self._evaluations if e not in due])
+            if self._means:
+                self._report(done)
+            self._stopping.end()
+        if ends and self._finish is not None:
+            self.state = self._finish(self.state)
+        manifest = self._manifest | self._notes() | ({"missed": [e.name for e in due]} if stop and due else {})
+        how = dict(force=ends or stop or again, temporary=stop or again, again=again)
+        with self._clock.time("checkpoint"):
+            self._checkpoints.save(done, self.state, manifest, metrics=found, **how)
+        return ends or stop
+
+    def _evaluate(self, due: Sequence[Evaluation]) -> dict[str, float]:
+        """The metrics of evaluations, whose time is no training."""
+        begin = time.perf_counter()
+        with self._clock.time("evaluation") if due else _nothing():
+            found = _evaluate(due, self._done, self.state, self._check, self._reporter)
+        self._meter.pause(time.perf_counter() - begin)
+        return found
 
     def _take_in(self, done: int, metrics: Mapping[str, jax.Array], *, last: bool = False) -> None:
         """Takes in the metrics of the step before, after which `done` steps are done, and reports when it is due."""
         of_step = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._seen.append(of_step)
+        self._means.add(of_step)
+        self._tokens.append(of_step["tokens"])
         if done % self._log == 0 or last:
             self._report(done)
         self._check(done - 1, of_step)
 
     def _report(self, done: int) -> None:
-        seen = self._seen
-        values = _mean(seen) | self._meter.read(sum(m["tokens"] for m in seen), len(seen)) | memory()
+        values = self._means.read() | self._meter.read(sum(self._tokens), len(self._tokens)) | memory()
         values["seconds_waiting_for_data"] = self._ready.waited
         values["seconds_waiting_for_checkpoints"] = self._checkpoints.seconds_blocked
-        seen.clear()
+        self._tokens.clear()
         named = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
         self._reporter.write(done, named | _epochs(self._batches, done))
 
@@ -203,11 +282,11 @@ class Loop:
         with contextlib.suppress(TrainingStopped, UserError, OSError):
             if self._pending is not None:
                 self._take_in(done, self._pending, last=True)
-            elif self._seen:
+            elif self._means and done > self._start:
                 self._report(done)
         words = "nothing new to save"
         if done > self._start:
-            words = _save_stopped(error, done, self.state, self._checkpoints, self._manifest)
+            words = _save_stopped(error, done, self.state, self._checkpoints, self._manifest | self._notes())
         # OSError: the terminal is gone as well, or the rewards of a step were not waited for.
         if self._received and isinstance(error, OSError) and (words.endswith("is saved") or done == self._start):
             return _interrupted(self._received, done, self._total)
@@ -242,12 +321,28 @@ def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkp
     if not _all_finite([state[name] for name in ("params", "ema") if name in state]):
         return f"the parameters of step {done} are not finite and not saved; the last checkpoint stays"
     try:
-        checkpoints.save(done, state, manifest, force=True, keep_others=True)
+        checkpoints.save(done, state, manifest, force=True, temporary=True, keep_others=True)
         checkpoints.wait()
     except OSError as second:
         either = isinstance(error, NotSaved)  # for the same reason
         return f"the state of step {done} could not be saved{' either' if either else f': {second}'}"
     return f"the state of step {done} is saved"
+
+
+@contextlib.contextmanager
+def hint(line: str) -> Iterator[None]:
+    """Tells a line where what is inside takes longer than `HINT_AFTER` seconds."""
+    timer = threading.Timer(HINT_AFTER, tell, (line,))
+    timer.daemon = True
+    with contextlib.suppress(RuntimeError):  # no thread can be started
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+_nothing = contextlib.nullcontext
 
 
 @jax.jit
@@ -268,15 +363,6 @@ def check_streak(max_streak: int) -> Check:
             )
 
     return check
-
-
-def _mean(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of a report: means over its steps, weighted by tokens, and the last values of counters."""
-    last = seen[-1]
-    accepted = [m for m in seen if m["streak"] == 0] or [last]
-    tokens = sum(m["tokens"] for m in accepted)
-    means = {name: sum(m[name] * m["tokens"] for m in accepted) / max(tokens, 1) for name in last}
-    return means | {name: last[name] for name in ("lr", "skipped", "streak")} | {"tokens": last["tokens"]}
 
 
 def _epochs(batches: Any, done: int) -> dict[str, float]:

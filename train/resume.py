@@ -19,7 +19,7 @@ MAY_CHANGE = tuple(
             # What is told and kept, and when.
             r"log_\w+|eval_\w+|evals\..*|eval_rewards\..*|checkpoint\..*|wandb\..*|profile\..*|data\.heldout_prompts",
             # What stops a run.
-            r"watch\..*|guard\.max_streak",
+            r"watch\..*|guard\.max_streak|early_stopping\..*",
             # Where and in how many parts it is computed: the same numbers but for their rounding.
             r"mesh\..*|partition_rules|model\.(attention|remat|unroll)|optim\.accumulate|rollout\.score_parts",
             # Where things lie whose content is compared: `IDENTITIES`.

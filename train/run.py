@@ -12,32 +12,29 @@ import jax
 import optax
 from etils import epath
 
-from ..checkpoints import AdapterCheckpoint, Checkpoint, absolute_path, manifest, reading
+from ..checkpoints import AdapterCheckpoint, Checkpoint, absolute_path
 from ..checkpoints import open as open_checkpoint
-from ..checkpoints.console import tell
 from ..checkpoints.interop.generation_config import GenerationDefaults
 from ..checkpoints.language_model import LanguageModel
-from ..checkpoints.saving import Checkpoints, keep_tokenizer
 from ..data.templates import ChatTemplate, load_template
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError, did_you_mean
 from ..model import llama, lora, storage
 from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
-from ..settings.sections import to_config
-from . import resume
 from .architecture import model_of
 from .evaluations import Evaluator, chosen
-from .finish import UNFINISHED, Finish
-from .ledger import trained_datasets
-from .lengths import Lengths, saving_of
-from .loop import Check, Evaluation, Finished, Loop, profiler
+from .finish import Finish
+from .goodput import attempt_begin
+from .lengths import Lengths
+from .loop import Check, Evaluation, Finished, Loop
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
 from .optimizer import each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
-from .report import HEADLINE, Reporter
+from .recording import Recording
+from .report import HEADLINE
 from .run_config import MeshSettings, RunConfig
-from .state import State
+from .run_loop import run_loop
 from .trainable import LisaSettings, Rules, Trainable, by_rules, of_adapters, of_layers, split_frozen
 from .update import LossFn, Update, make_update
 
@@ -89,6 +86,20 @@ class Run(Generic[C]):
         self.evaluators = evaluators or {}
         self.frozen = FrozenWeights(mesh, config.partition_rules)
         self._opened: dict[tuple[str, str | None], Checkpoint] = {}
+        self._recording: Recording | None = None
+        self._began = attempt_begin()
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[Recording]:
+        """The record of this attempt at the run, around all of its work; within another such context, that record."""
+        if self._recording is not None:
+            yield self._recording
+            return
+        with Recording(self.workdir, self._began) as self._recording:
+            try:
+                yield self._recording
+            finally:
+                self._recording = None
 
     # What the run starts from ----------------------------------------------------------------------------------------
 
@@ -323,7 +334,6 @@ class Run(Generic[C]):
             for each in chosen(self.config.evals, self.evaluators)
         ]
 
-    @contextlib.contextmanager
     def loop(
         self,
         network: Network,
@@ -338,7 +348,7 @@ class Run(Generic[C]):
         tables: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
         headline: Mapping[str, str] = HEADLINE,
         finish: Finish | None = None,
-    ) -> Iterator[Loop]:
+    ) -> contextlib.AbstractContextManager[Loop | Finished]:
         """The loop from the run's latest checkpoint to its end; it has no steps where the run is complete.
 
         After the loop, `loop.state` is the last state, with whole networks.
@@ -360,56 +370,9 @@ class Run(Generic[C]):
           UserError: settings that do not fit.
           loop.TrainingStopped: the run cannot go on.
         """
-        config, total = self.config, lengths.total
-        first_traced = config.profile.at_step
-        if first_traced is not None and first_traced >= total:
-            raise UserError(f"config.profile.at_step {first_traced}: the run has the steps 0 to {total - 1}")
-        saving = saving_of(config.checkpoint, lengths)
-        best = saving["best"]
-        if best is not None and not evaluations:
-            raise UserError("config.checkpoint.best: this run has no evaluations, so no checkpoint could be the best")
-        if best is not None:
-            _check_best(best.metric, evaluations)
-        described = self._manifest(batches, lengths) | dict(manifest or {})
-
-        with Checkpoints(self.workdir, **saving) as saved:
-            state = self._resume(saved, network.abstract_state, described, finish)
-            if state is None:
-                state = network.first_state(config.seed)
-            begin = int(state["step"])
-            if begin >= total:
-                yield Finished(network.whole(state))
-                return
-            keep_tokenizer(self.workdir, self.tokenizer)
-            passes = ", ".join(f"{name} {times:.3g}" for name, times in batches.epochs(total).items())
-            tell(
-                f"{total - begin:,} steps of {batches.batch_size:,} rows; passes over the sources in the run: {passes}"
-            )
-            options = dict(start_step=begin, headline=headline, config=config)
-            with Reporter(self.workdir, total, **options) as reporter:
-                for name, rows in (tables or {}).items() if not begin else ():
-                    reporter.text(0, name, rows)
-                with Loop(
-                    state,
-                    batches,
-                    sharding,
-                    lengths,
-                    evaluations=[e._replace(run=_on_base(e.run, network)) for e in evaluations],
-                    check=check if best is None else _also_best(check, best.metric),
-                    reporter=reporter,
-                    checkpoints=saved,
-                    manifest=described,
-                    flops_per_token=flops_per_token,
-                    profiler=profiler(self.workdir / "profile", config.profile),
-                    finish=finish and functools.partial(finish.apply, network),
-                ) as loop:
-                    del state  # it is donated
-                    yield loop
-            loop.state.pop(UNFINISHED, None)
-            loop.state = network.whole(loop.state)
-            if jax.process_index() == 0:
-                kept = f", the best in checkpoints/{saved.best()}" if saved.best() is not None else ""
-                print(f"step {total}: checkpoints, metrics and samples are in {self.workdir}{kept}", flush=True)
+        how = dict(evaluations=evaluations, check=check, flops_per_token=flops_per_token, entries=manifest)
+        more = dict(tables=tables, headline=headline, finish=finish)
+        return run_loop(self, network, batches, sharding, lengths, **how, **more)
 
     def result(self, params: Any, loop: "Loop | Finished") -> Result:
         """The run's language model with these parameters of the last state, and the last metrics."""
@@ -421,79 +384,3 @@ class Run(Generic[C]):
         for line in path.read_text().splitlines() if path.exists() else ():
             found |= json.loads(line)
         return found
-
-    def _manifest(self, batches: Any, lengths: Lengths) -> dict[str, Any]:
-        """The manifest of the run's checkpoints."""
-        tokenizer, template, start = self.tokenizer, self.template, self.start
-        said = dict(tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint)
-        described = manifest.describe(to_config(self.config), **said)
-        described |= {"model": dataclasses.asdict(self.model.config), "generation": self.generation.to_dict()}
-        described |= {"total_steps": lengths.total, "start": None, "datasets": trained_datasets(self.config)}
-        if start is not None:
-            described["start"] = {"identity": start.identity, "weights": start.weights}
-        if self.adapters is not None:
-            base = start.base if isinstance(start, AdapterCheckpoint) else start
-            described["adapter"] = {
-                "path": base.address,
-                "identity": base.identity,
-                "weights": base.weights,
-                "lora": dataclasses.asdict(self.adapters),
-                "quantize": self.quantize,
-            }
-        return described
-
-    def _resume(
-        self, saved: Checkpoints, abstract: State, described: Mapping[str, Any], finish: Finish | None
-    ) -> State | None:
-        """The state of the newest whole checkpoint, of which a line tells; None where there is none.
-
-        For a finished run that is made longer, it is the state before `finish`. Raises UserError where settings differ
-        that a run must not change.
-        """
-        step = saved.latest()
-        if step is None:
-            return None
-        path = saved.path(step)
-        before = reading.manifest_of(path)
-        changes = resume.check(path, before, described, type(self.config))
-        complete = step >= before["total_steps"] == described["total_steps"]
-        if step > before["total_steps"] and not complete:  # versions before gave what `finish` made a step of its own
-            step = before["total_steps"]
-        with_shelf = finish is not None and saved.holds(step, UNFINISHED)
-        state = saved.restore(abstract | ({UNFINISHED: finish.shelve(abstract)} if with_shelf else {}), step)
-        shelf = state.pop(UNFINISHED, {})
-        if complete and finish is not None and not shelf and step == before["total_steps"]:
-            raise UserError(f"{path}: a version before was cut off just before the end: make the run a step longer")
-        if complete:
-            also = f"; changes have no effect any more: {'; '.join(changes)}" if changes else ""
-            tell(f"{path.parent.parent}: already complete, {step} steps; nothing was done{also}")
-            return state
-        tell(f"resuming from step {step}" + (f" with changes: {'; '.join(changes)}" if changes else ""))
-        return state | {kind: state[kind] | entries for kind, entries in shelf.items()}
-
-
-def _also_best(check: Check, metric: str) -> Check:
-    """A check that calls `check`, and refuses the evaluation that `config.checkpoint.best` names if its metric is not
-    among what it gives. Other evaluations may have schedules of their own."""
-    evaluation = "/".join(metric.split("/")[:2]) + "/"
-
-    def both(step: int, metrics: Mapping[str, float]) -> None:
-        check(step, metrics)
-        evaluated = [name for name in metrics if name.startswith(evaluation)]
-        if evaluated and metric not in metrics:
-            there = ", ".join(evaluated)
-            raise UserError(f"config.checkpoint.best: no evaluation gives {metric!r}; there are {there}")
-
-    return both
-
-
-def _check_best(metric: str, evaluations: Sequence[Evaluation]) -> None:
-    """Raises UserError if no evaluation of a run has the name in the metric of `config.checkpoint.best`."""
-    if not any(metric.startswith(f"eval/{each.name}/") for each in evaluations):
-        there = ", ".join(f"eval/{each.name}/..." for each in evaluations)
-        raise UserError(f"config.checkpoint.best: no evaluation gives {metric!r}; there are {there}")
-
-
-def _on_base(run: Callable, network: Network) -> Callable:
-    """An evaluation of a state's parameters, made of an evaluation of whole networks."""
-    return lambda params: run(network.whole({"params": params})["params"])

@@ -19,6 +19,7 @@ from .loop import Profile
 from .lora_settings import LoraSettings
 from .losses import find_loss
 from .optimizer import OptimSettings, ScheduleSettings
+from .stopping import StoppingSettings
 from .trainable import LisaSettings
 from .update import Guard
 from .weights_and_biases import WandbSettings
@@ -112,6 +113,9 @@ class RunConfig:
 
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When states are saved, and which of them are kept."""
+
+    early_stopping: StoppingSettings = StoppingSettings()
+    """Whether the run ends where a metric no longer improves."""
 
     wandb: WandbSettings = WandbSettings()
     """What is sent to Weights & Biases."""

@@ -117,13 +117,11 @@ class RunRecord:
     @property
     def status(self) -> str:
         """running, finished, "stopped early", preempted, failed or lost."""
-        beat = self.heartbeat or {}
-        if beat and beat.get("doing") != ENDED and beat.get("attempt", 0) >= len(self.attempts) - 1:
-            if is_alive(beat):
-                return "running"
-            if beat["attempt"] == len(self.attempts) - 1 and self.attempts[-1].exit is None:
-                return "lost"
-        return (self.attempts[-1].exit or "lost") if self.attempts else "lost"
+        beat, last = self.heartbeat, self.attempts[-1] if self.attempts else Attempt()
+        newest = len(self.attempts) - (last.exit is None and bool(self.attempts))  # number of the attempt that may run
+        if beat is not None and beat["doing"] != ENDED and beat["attempt"] == newest and is_alive(beat):
+            return "running"
+        return last.exit or "lost"
 
 
 def read_record(workdir: epath.PathLike) -> RunRecord | None:

@@ -1,0 +1,89 @@
+"""Early stopping: a run ends when a metric of an evaluation has not improved for some time."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ..settings.leaves import Count, NotNegative, OneOf, Only, Path, Unset
+
+
+@dataclass(frozen=True)
+class StoppingSettings:
+    """The section `config.early_stopping`: the run ends where a metric of an evaluation no longer improves."""
+
+    metric: Annotated[Path | None, Unset("the run goes on to its end")] = None
+    """Metric of an evaluation, such as eval/heldout/text/loss. None: the run goes on to its end."""
+
+    mode: Annotated[str, OneOf("min", "max"), Only("metric", default="min")] = "min"
+    """min: smaller values are better; max: larger values."""
+
+    patience: Annotated[Count, Only("metric", default=3)] = 3
+    """Evaluations in a row without an improvement after which the run ends."""
+
+    min_delta: Annotated[NotNegative, Only("metric", default=0.0)] = 0.0
+    """An improvement is a change of the metric for the better by more than this."""
+
+
+class EarlyStopping:
+    """Counts the evaluations that did not improve.
+
+    The evaluation before the first step counts as one. A value that is not finite is no improvement.
+
+    Attributes:
+      counters: the metric with its mode, the best value with its step, the number of evaluations since, and
+        whether they ended the run; a checkpoint keeps them.
+    """
+
+    def __init__(self, settings: StoppingSettings):
+        self._settings = settings
+        self.counters: dict[str, Any] = self._fresh()
+
+    def restore(self, counters: Mapping[str, Any], *, longer: bool) -> None:
+        """Takes the counters of a checkpoint, unless they are of another metric.
+
+        longer: whether the run is made longer than it was then. If it had ended early, it may try again: the count
+        starts over, and the best value stays.
+        """
+        fresh = self._fresh()
+        if all(counters.get(name) == fresh[name] for name in ("metric", "mode")):
+            self.counters = fresh | dict(counters)
+            if longer and self.counters["ended"]:
+                self.counters["count"] = 0
+            self.counters["ended"] = self.counters["ended"] and self._exhausted
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended early, and these settings do not let it go on."""
+        return self.counters["ended"]
+
+    def see(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Takes in the metrics of the evaluations after `step` steps. Returns whether the run has to end."""
+        value = metrics.get(self._settings.metric) if self._settings.metric is not None else None
+        if value is None:
+            return False
+        best = self.counters["best"]
+        sign = 1.0 if self._settings.mode == "max" else -1.0
+        if math.isfinite(value) and (best is None or sign * (value - best) > self._settings.min_delta):
+            self.counters |= {"best": float(value), "step": step, "count": 0}
+        else:
+            self.counters["count"] += 1
+        return self._exhausted
+
+    def end(self) -> None:
+        """Says that the run ends here, as it does at its last step; a run that resumes later goes on."""
+        self.counters["ended"] = True
+
+    def words(self) -> str:
+        """Why the run ends."""
+        best, step, count = (self.counters[name] for name in ("best", "step", "count"))
+        since = f"its best value, {best:.6g}, is that of step {step}" if best is not None else "it was never finite"
+        return f"{self._settings.metric} has not improved in {count} evaluations: {since}"
+
+    @property
+    def _exhausted(self) -> bool:
+        return self._settings.metric is not None and self.counters["count"] >= self._settings.patience
+
+    def _fresh(self) -> dict[str, Any]:
+        s = self._settings
+        return {"metric": s.metric, "mode": s.mode, "best": None, "step": None, "count": 0, "ended": False}
