@@ -1,11 +1,5 @@
-"""Progress lines of a command on standard error."""
+"""What a command tells on standard error while it works (`data.console`)."""
 
-import sys
+from ..data.console import tell, warn
 
-import jax
-
-
-def tell(line: str) -> None:
-    """Prints a line on standard error, from process 0 only; standard output is left to results."""
-    if jax.process_index() == 0:
-        print(f"camelid: {line}", file=sys.stderr)
+__all__ = ["tell", "warn"]

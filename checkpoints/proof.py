@@ -15,7 +15,7 @@ from etils import epath
 
 from ..data import checksums
 from ..errors import UserError
-from .console import tell
+from .console import warn
 
 ORBAX_FILE = "_CHECKPOINT_METADATA"  # Orbax writes this file into every checkpoint
 PROOF = "checksums.json"
@@ -99,7 +99,7 @@ def newest_whole(directory: epath.Path) -> int | None:
             return newest_whole(directory)
         if (str(path), problem) not in _told:
             _told.add((str(path), problem))
-            tell(f"{path} is damaged ({problem}): it is skipped")
+            warn(f"{path} is damaged ({problem}): it is skipped")
     if complete_steps(directory):
         raise UserError(f"{directory}: every checkpoint in it is damaged: move them away to start the run over")
     return None
@@ -145,4 +145,4 @@ def set_aside(path: epath.Path) -> None:
     while (aside := path.with_name(f"{path.name}.aside{number}")).exists():
         number += 1
     path.rename(aside)
-    tell(f"{path} stood in the way of a new checkpoint: it was renamed to {aside}")
+    warn(f"{path} stood in the way of a new checkpoint: it was renamed to {aside}")

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .console import LOGGER
+
 
 @contextlib.contextmanager
 def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
@@ -50,10 +52,8 @@ def _take(path: Path, busy: Callable[[str], None]) -> int | None:
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             os.close(file)
-            print(
-                f"camelid: {path}: cannot be locked ({error.strerror}): start no second process that writes there",
-                file=sys.stderr,
-            )
+            reason = f"cannot be locked ({error.strerror})"
+            LOGGER.warning("%s: %s: start no second process that writes there", path, reason)
             return None
         except BaseException:
             os.close(file)

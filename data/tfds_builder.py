@@ -16,7 +16,6 @@ import functools
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from etils import epath
 
 from ..errors import UserError
 from . import sources
+from .console import LOGGER
 from .locks import locked
 from .sources import Source
 from .tally import Tally
@@ -94,7 +94,7 @@ def _only_process_of(folder: epath.Path, lock: epath.Path) -> Iterator[None]:
         return
 
     def wait(holder: str) -> None:
-        print(f"camelid: waiting for {holder}, which is building {folder}", file=sys.stderr)
+        LOGGER.info("waiting for %s, which is building %s", holder, folder)
 
     with locked(Path(lock), wait):
         for unfinished in folder.parent.glob(f"incomplete.*_{folder.name}"):

@@ -42,6 +42,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..errors import UserError, bad_record
 from . import checksums, sources
+from .console import LOGGER, shows
 from .encoding import encoded, nothing_left
 from .formats import READING
 from .locks import locked
@@ -147,7 +148,7 @@ def build_cache(
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked(final.with_name(f".{final.name}.lock"), _wait_for), checksums.writing(final):
             if final.exists() and (problem := _problem_with(final)):
-                Console(stderr=True).print(f"{final} is {problem}: rebuilding it", markup=False, soft_wrap=True)
+                LOGGER.warning("%s is %s: rebuilding it", final, problem)
                 shutil.rmtree(final.rename(final.with_name(f"{final.name}.aside.{os.getpid()}")))
             if not final.exists():  # another process may have built it meanwhile
                 _build(final, source, inputs, encoder, workers or os.cpu_count())
@@ -176,8 +177,7 @@ def _checksum_of(info: dict) -> str:
 
 
 def _wait_for(holder: str) -> None:
-    message = f"waiting for {holder}, which is building this token cache"
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+    LOGGER.info("waiting for %s, which is building this token cache", holder)
 
 
 def _build(final: Path, source: Source, inputs: dict, encoder: TextEncoder, workers: int) -> None:
@@ -221,7 +221,7 @@ def _progress() -> Progress:
     """A progress display with the number of records and the elapsed time, on terminals only."""
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} records"), TimeElapsedColumn()
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    return Progress(*columns, console=console, disable=not (console.is_terminal and shows("info")))
 
 
 def _shards_of(records: Iterable[Record]) -> Iterator[list[Record]]:

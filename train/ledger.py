@@ -4,12 +4,12 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoints.console import tell
+from ..checkpoints.console import tell, warn
 from ..data.cards import Card, card_of
 from ..data.licences import conflicts, terms_in
 from ..errors import UserError
 
-_tell_once = functools.cache(tell)
+_tell_once, _warn_once = functools.cache(tell), functools.cache(warn)
 
 
 def cards_of(locations: Mapping[str, str]) -> dict[str, Card]:
@@ -42,7 +42,7 @@ def check_licences(locations: Mapping[str, str], use: str, refuse: bool) -> None
                 f"config.data.mixture: {message} (use: {use}); leave one of these datasets out, state another use with "
                 "config.data.use, or set config.data.licences=tell to train nevertheless"
             )
-        _tell_once(f"config.data.mixture: {message}")
+        _warn_once(f"config.data.mixture: {message}")
 
 
 def trained_datasets(config: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ..checkpoints.console import tell
+from ..checkpoints.console import warn
 from ..data.locks import locked
 from ..errors import UserError
 
@@ -44,7 +44,7 @@ def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(workdir: epath.PathLike) -> Iterator[None]:
     if "://" in os.fspath(workdir):
-        tell(f"{workdir}: object stores have no locks; do not start a second run in this work directory")
+        warn(f"{workdir}: object stores have no locks; do not start a second run in this work directory")
         yield
         return
 

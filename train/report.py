@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.checksums import write_whole, writing
+from ..data.console import shows
 from ..settings.sections import to_config
 from .tensorboard import TensorBoard
 from .weights_and_biases import WeightsAndBiases
@@ -100,7 +101,10 @@ class _Output(Console):
 
 
 class _Terminal:
-    """A progress bar on a terminal; elsewhere a line per report. Reports without a headline metric are always lines."""
+    """A progress bar on a terminal; elsewhere a line per report. Reports without a headline metric are always lines.
+
+    Nothing is printed at the levels warning and error (`data.console`).
+    """
 
     def __init__(self, console: Console, total_steps: int | None, start_step: int, headline: Mapping[str, str]):
         self._console = console
@@ -108,7 +112,7 @@ class _Terminal:
         self._headline = headline
         self._first = None  # (step, time) of the first report: from there speed is measured, without compilation
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[line]}"))
-        self._progress = Progress(*columns, console=console) if console.is_terminal else None
+        self._progress = Progress(*columns, console=console) if console.is_terminal and shows("info") else None
         if self._progress:
             self._task = self._progress.add_task("", total=total_steps, completed=start_step, line="")
             self._progress.start()
@@ -126,6 +130,8 @@ class _Terminal:
             self._print(f"step {step}{f'/{self._total}' if self._total else ''}  {line}")
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        if not shows("info"):
+            return
         table = Table(title=f"{name}, step {step}", show_lines=True)
         for column in rows[0] if rows else ():
             table.add_column(column, overflow="fold")
@@ -139,6 +145,8 @@ class _Terminal:
             self._progress.stop()
 
     def _print(self, line: str) -> None:
+        if not shows("info"):
+            return
         with writing("standard output"):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 

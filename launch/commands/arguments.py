@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from ...data.console import LEVELS, set_level
 from ...data.json_values import MAX_RECORD_BYTES
 from ...errors import UserError
 
@@ -62,6 +63,27 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
         metavar="FILE[:key=value,...]",
         help="Python file with get_config(), and arguments for it; --config.NAME=VALUE changes any setting in it",
     )
+
+
+def add_log_level(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for how much a command tells while it works; `set_log_level` reads them."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--log_level",
+        choices=LEVELS,
+        help="what is told: debug adds the messages of JAX and Orbax, warning leaves out reports and progress, error "
+        "leaves out warnings too (default: info)",
+    )
+    group.add_argument(
+        "--quiet",
+        action="store_true",
+        help="the same as --log_level=warning: tell warnings, errors and the result alone",
+    )
+
+
+def set_log_level(args: argparse.Namespace) -> None:
+    """Sets what is told while a command works, as the options of `add_log_level` say."""
+    set_level("warning" if args.quiet else args.log_level or "info")
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 
-from .arguments import add_config, check_least, command, keep_programs, refuse_unread
+from .arguments import add_config, add_log_level, check_least, command, keep_programs, refuse_unread, set_log_level
 
 
 def add_train(commands) -> None:
@@ -33,6 +33,7 @@ def add_train(commands) -> None:
     parser.add_argument(
         "--process_id", type=int, metavar="I", help="with --coordinator: number of this process, from 0"
     )
+    add_log_level(parser)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -40,6 +41,7 @@ def _train(args: argparse.Namespace) -> None:
 
     from ..distributed import joined
 
+    set_log_level(args)
     if not args.distributed:
         refuse_unread(args, ("coordinator", "num_processes", "process_id"), "--distributed")
     group = (args.coordinator, args.num_processes, args.process_id)
@@ -80,6 +82,7 @@ def add_quickstart(commands) -> None:
         help="number of prompts that are answered for preference pairs (default: 6000)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of PPO (default: 0)")
+    add_log_level(parser)
 
 
 def _quickstart(args: argparse.Namespace) -> None:
@@ -87,6 +90,7 @@ def _quickstart(args: argparse.Namespace) -> None:
 
     from ..quickstart import PAIR_PROMPTS, Steps, quickstart
 
+    set_log_level(args)
     check_least(args, pair_prompts=1)
     keep_programs()
     prompts = PAIR_PROMPTS if args.pair_prompts is None else args.pair_prompts

@@ -19,6 +19,7 @@ def config(tmp_path):
     """config(licences by name, other leaves of config.data): the settings of a run on datasets with these licences;
     one called plain has no card."""
     ledger._tell_once.cache_clear()
+    ledger._warn_once.cache_clear()
 
     def read(licences_of, **leaves):
         config = base()
