@@ -17,6 +17,9 @@ from pathlib import Path
 STALE = 120.0
 """Seconds after which the holder of a trial on another machine is taken for gone."""
 
+_HELD: set[str] = set()
+"""Lock files of trials that this process holds."""
+
 STUDY_STALE = 30.0
 """Seconds after which the holder of the study on another machine is taken for gone. It is held for milliseconds."""
 
@@ -87,9 +90,11 @@ class Claim:
     begins the trial before that process has ended too.
     """
 
-    def __init__(self, path: Path, file: int):
+    def __init__(self, path: Path, file: int, lost: bool):
         self.file = file
         """The descriptor that a trial's process inherits."""
+        self.lost = lost
+        """Whether the holder before was killed: it did not give the trial back."""
         self._path, self._touched = path, 0.0
 
     def touch(self) -> None:
@@ -104,6 +109,7 @@ class Claim:
         with contextlib.suppress(OSError):
             os.ftruncate(self.file, 0)
         os.close(self.file)
+        _HELD.discard(os.fspath(self._path))
 
 
 def claim(path: Path) -> Claim | None:
@@ -112,6 +118,8 @@ def claim(path: Path) -> Claim | None:
     Args:
       path: the lock file; its folder is made.
     """
+    if os.fspath(path) in _HELD:
+        return None
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -119,12 +127,14 @@ def claim(path: Path) -> Claim | None:
         if _held_elsewhere(path, locked):
             os.close(file)
             return None
+        lost = bool(_content(path))
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps({"machine": machine(), "pid": os.getpid()}).encode(), 0)
     except BlockingIOError:
         os.close(file)
         return None
-    return Claim(path, file)
+    _HELD.add(os.fspath(path))
+    return Claim(path, file, lost)
 
 
 def holder(path: Path) -> str | None:
@@ -148,15 +158,14 @@ def holder(path: Path) -> str | None:
 
 
 def _held_elsewhere(path: Path, locked: bool) -> bool:
-    """Whether a process that this machine's locks do not know holds a trial.
+    """Whether a process holds a trial of which the locks of this machine do not tell.
 
     locked: whether this process has the lock, and the file system has locks at all.
     """
     content = _content(path)
     if not content or (locked and content.get("machine") == machine()):
         return False
-    mine = content.get("machine") == machine() and content.get("pid") == os.getpid()
-    return not mine and _age(path) < STALE
+    return _age(path) < STALE
 
 
 def _content(path: Path) -> dict:

@@ -171,17 +171,17 @@ def begin_or_continue(sweep: Sweep, *, counted: bool) -> Sweep:
     """Writes sweep.json, after it was compared with the one that is there. Call it with the study's lock held.
 
     Args:
-      sweep: what the command says; its number of trials may be smaller than that of the sweep so far.
+      sweep: what the command says. The file keeps the largest number of trials that was asked for.
       counted: whether the sweep has trials that are over. As long as it has none, its objective may change.
 
     Returns:
-      The sweep with the larger number of trials.
+      The sweep, under the name that its study has.
 
     Raises:
       UserError: the sweep in the folder is another one; the message names what differs with both values.
     """
     path = sweep.folder / NAME
-    begun = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    begun, trials = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), sweep.trials
     if path.exists():
         before = read_sweep(sweep.folder)
         changes = differences(before.identity, sweep.identity, counted=counted)
@@ -194,15 +194,14 @@ def begin_or_continue(sweep: Sweep, *, counted: bool) -> Sweep:
             )
         begun = json.loads(path.read_text(encoding="utf-8")).get("begun", begun)
         study = before.study if before.identity.hash == sweep.identity.hash else sweep.study
-        sweep = dataclasses.replace(sweep, study=study, trials=max(sweep.trials, before.trials))
-        if before == sweep:
-            return sweep
+        sweep = dataclasses.replace(sweep, study=study)
+        trials = max(sweep.trials, before.trials)
     content = {
         "hash": sweep.identity.hash,
         "begun": begun,
         "study": sweep.study,
         "storage": sweep.storage,
-        "trials": sweep.trials,
+        "trials": trials,
         "phases": sweep.phases,
         "config_path": sweep.config_path,
         "overrides": sweep.overrides,

@@ -11,7 +11,6 @@ seed, so that a metric's mean and its interval over seeds can be given.
 """
 
 import ast
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,13 +150,18 @@ class Space:
         """Whether the space is a grid."""
         return all(isinstance(values, Choice) for values in self.settings.values())
 
-    def grid(self) -> list[dict[str, Any]]:
-        """The points of a space of choices without their seeds; the last setting changes fastest."""
-        names = list(self.searched)
-        return [
-            dict(zip(names, values, strict=True))
-            for values in itertools.product(*(values.values for values in self.searched.values()))
-        ]
+    @property
+    def grid_size(self) -> int:
+        """Number of points of a space of choices, without their seeds."""
+        return math.prod(len(values.values) for values in self.searched.values())
+
+    def grid_point(self, number: int) -> dict[str, Any]:
+        """A point of a space of choices by its number; the last setting changes fastest."""
+        point = {}
+        for name, values in reversed(self.searched.items()):
+            number, at = divmod(number, len(values.values))
+            point[name] = values.values[at]
+        return {name: point[name] for name in self.searched}
 
     def probes(self) -> Iterator[dict[str, Any]]:
         """Points by which a config is checked: each setting at its ends or choices, the others at their first value."""

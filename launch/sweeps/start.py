@@ -1,0 +1,254 @@
+"""Begins or continues a sweep: from the options of a command to workers."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...errors import UserError, did_you_mean
+from ...evals.registry import Evaluations
+from ...settings.config_files import load_phases
+from ..checks import check_phases
+from ..outputs import check_writable
+from .claims import StudyLock
+from .devices import environments, look
+from .identity import (
+    NAME,
+    Identity,
+    Objective,
+    Pruning,
+    Sweep,
+    begin_or_continue,
+    read_sweep,
+    resolved,
+    study_name,
+    without_password,
+)
+from .results import Results, summary, table
+from .space import Point, Range, Space, config_of, shown
+from .study import Study, import_optuna
+from .trials import PACKAGE, importable
+from .workers import LOG, STOP, Log, Options, Workers
+
+METHODS = ("grid", "random", "tpe")
+
+CHECKED = 256
+"""Points of a grid that are checked before anything starts; of larger grids and of ranges, the ends are checked."""
+
+SHOWN = 20
+"""Rows of the table that a sweep ends with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a command asks for."""
+
+    folder: Path
+    """The sweep's folder."""
+
+    config: str
+    """The config file with its arguments."""
+
+    overrides: tuple[str, ...]
+    """Flags --config.NAME=VALUE."""
+
+    space: Space
+    """The settings that vary."""
+
+    objective: str
+    """METRIC:min or METRIC:max."""
+
+    at: str = "last"
+    """The evaluation that counts: last or best."""
+
+    trials: int | None = None
+    """Number of trials in total; None: all of a grid, or as many as the sweep had so far."""
+
+    method: str | None = None
+    """grid, random or tpe; None: grid for a space of choices, else tpe."""
+
+    seed: int = 0
+    """Seed of the points that random and tpe draw."""
+
+    prune: Pruning | None = None
+    """How trials are ended early."""
+
+    storage: str = "journal"
+    """journal, sqlite, or the URL of a database."""
+
+    command: tuple[str, ...] = ()
+    """The arguments of the command."""
+
+
+def begin(asked: Asked) -> tuple[Sweep, Study]:
+    """The sweep that a command asks for, checked, and its study, which is made if it is new.
+
+    Raises:
+      UserError: something is wrong, or the folder has another sweep; the message names what differs.
+    """
+    import_optuna()
+    check_writable(asked.folder)
+    sweep = _planned(asked)
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    lock = StudyLock(sweep.folder)
+    with lock:
+        counted = (sweep.folder / NAME).exists() and _is_counted(read_sweep(sweep.folder), lock, asked.storage)
+        sweep = begin_or_continue(sweep, counted=counted)
+        return sweep, Study(sweep, lock, url=asked.storage)
+
+
+def run(sweep: Sweep, study: Study, options: Options) -> Results:
+    """Works on a sweep until all its trials are over, and prints the table of its results.
+
+    Raises:
+      Interrupted: a signal or `--stop` ended it; the same command goes on.
+      UserError: no trial can run.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        (sweep.folder / STOP).unlink()
+    log = Log(sweep.folder)
+    places = environments(options.workers, look()) if options.workers > 1 else [{}]
+    results, objective = Results(sweep, study), sweep.identity.objective
+    log(f"sweep {sweep.folder}: {summary(results)}, {sweep.identity.method} over {sweep.identity.space}, {objective}")
+    log(f"it outlives the terminal: camelid sweep --workdir={sweep.folder} --show tells its state, --stop ends it")
+    Workers(sweep, study, options, places, log).run()
+    results = Results(sweep, study)
+    log(summary(results))
+    print_results(results, SHOWN)
+    return results
+
+
+def print_results(results: Results, most: int | None = None) -> None:
+    """Prints the leaderboard, failed trials with their reasons, and where the best run lies."""
+    from rich.console import Console
+
+    console = Console()
+    if results.trials:
+        console.print(table(results, most))
+    if most is not None and len(results.points) > most:
+        print(f"({len(results.points) - most} more points: --show lists all)")
+    for trial in results.trials:
+        if trial.state in ("failed", "running"):
+            by = f"on {trial.reason}" if trial.state == "running" else trial.reason
+            print(f"trial {trial.number} {trial.state}: {by}  ({trial.folder})")
+    if results.best is not None:
+        print(f"best trial: {results.best.number} with {shown(results.best.point)}, in {results.best.folder}")
+
+
+def detach(sweep: Sweep, argv: Sequence[str]) -> int:
+    """Starts a camelid command that outlives the terminal and writes into the sweep's log. Returns its process id."""
+    with (sweep.folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", f"{PACKAGE}.launch.sweeps.child", "0", *argv],
+            env=os.environ | importable(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # the lines are in the log already
+            stderr=log,
+            start_new_session=True,
+        )
+    return process.pid
+
+
+def _planned(asked: Asked) -> Sweep:
+    """The sweep of a command, after every setting was checked with the config."""
+    method = _method(asked)
+    phases = _check_space(asked, method)
+    identity = Identity(
+        space=asked.space,
+        objective=_objective(asked),
+        method=method,
+        seed=asked.seed,
+        prune=asked.prune,
+        config=resolved(phases, asked.space),
+    )
+    folder = asked.folder.expanduser().absolute()
+    return Sweep(
+        folder=folder,
+        identity=identity,
+        config_path=asked.config,
+        overrides=asked.overrides,
+        phases=tuple(phases),
+        storage=without_password(asked.storage),
+        study=study_name(identity, folder, asked.storage),
+        trials=_trials(asked, method, folder),
+        command=asked.command,
+    )
+
+
+def _method(asked: Asked) -> str:
+    method = asked.method or ("grid" if asked.space.only_choices else "tpe")
+    ranges = [f"{name}={values}" for name, values in asked.space.settings.items() if isinstance(values, Range)]
+    if method == "grid" and ranges:
+        raise UserError(f"--method=grid needs choices, such as {{1e-4,1e-3}}, and {ranges[0]} is a range")
+    if method != "grid" and not asked.space.searched:
+        raise UserError(f"--method={method}: --space has nothing but seeds to choose from; use --method=grid")
+    return method
+
+
+def _objective(asked: Asked) -> Objective:
+    metric, _, mode = asked.objective.rpartition(":")
+    if not metric or mode not in ("min", "max"):
+        near = did_you_mean(mode, ("min", "max")) if metric else ""
+        raise UserError(f"--objective={asked.objective}: write METRIC:min or METRIC:max{near}")
+    return Objective(metric, mode, asked.at)
+
+
+def _trials(asked: Asked, method: str, folder: Path) -> int:
+    """The number of trials in total."""
+    size = asked.space.grid_size * (len(asked.space.seeds) or 1) if method == "grid" else math.inf
+    if asked.trials is not None:
+        return min(asked.trials, size)
+    if method == "grid":
+        return size
+    if (folder / NAME).exists():
+        return read_sweep(folder).trials
+    raise UserError(f"--method={method} draws points without end: give --trials=N, their number in total")
+
+
+def _check_space(asked: Asked, method: str) -> dict:
+    """Checks the config at points of the space. Returns its phases at the first of them."""
+    for name in asked.space.settings:
+        flag = re.compile(rf"--(no)?config\.{re.escape(name)}(=.*)?")
+        if given := next((each for each in asked.overrides if flag.fullmatch(each)), None):
+            raise UserError(f"{given} and --space both set {name}: give one of them")
+    points = list(asked.space.probes())
+    if method == "grid" and asked.space.grid_size <= CHECKED:
+        seed = {name: value for name, value in points[0].items() if name not in asked.space.searched}
+        points = [asked.space.grid_point(number) | seed for number in range(asked.space.grid_size)] + points
+    evaluations, first = Evaluations(), None
+    for point in points:
+        config, flags = config_of(asked.config, point)
+        try:
+            phases = load_phases(config, [*asked.overrides, *flags])
+            check_phases(phases, evaluations, here=False)
+        except UserError as error:
+            _explain(error, asked, point)
+        first = first or phases
+    return first
+
+
+def _explain(error: UserError, asked: Asked, point: Point) -> None:
+    """Raises the error of a point of the space with words about the space; of a config that is wrong by itself, as it
+    is."""
+    if not any(name.startswith(":") for name in point):
+        check_phases(load_phases(asked.config, asked.overrides), Evaluations(), here=False)
+    wholes = [
+        name
+        for name, values in asked.space.settings.items()
+        if isinstance(values, Range) and not values.whole and f"config.{name}" in str(error)
+    ]
+    hint = f"; for whole numbers write {wholes[0]}=int(low,high) or int(low,high,log)" if wholes else ""
+    raise UserError(f"--space: at {shown(point)}: {error}{hint}") from None
+
+
+def _is_counted(before: Sweep, lock: StudyLock, url: str) -> bool:
+    """Whether a sweep has trials that are over."""
+    try:
+        return any(trial.stored.state.is_finished() for trial in Study(before, lock, url=url, create=False).trials())
+    except UserError:  # it was cut off before it had a study, or is stored elsewhere, which is refused
+        return False
