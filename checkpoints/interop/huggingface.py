@@ -62,8 +62,17 @@ ROPE_FIELDS: dict[str, dict[str, str]] = {
 
 
 def is_folder(path: epath.Path) -> bool:
-    """Whether a path is a folder in Hugging Face's format."""
-    return exists_or_broken_link(path / CONFIG)
+    """Whether a path is a folder in Hugging Face's format; a run of camelid has a file of the same name."""
+    return exists_or_broken_link(path / CONFIG) and not _is_of_run(path / CONFIG)
+
+
+def _is_of_run(path: epath.Path) -> bool:
+    """Whether a `config.json` is the config of a run of camelid, which names its recipe, or its phases."""
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(fields, dict) and "model_type" not in fields and ("recipe" in fields or "phases" in fields)
 
 
 def open_folder(path: epath.PathLike) -> TensorSource:
