@@ -127,6 +127,13 @@ class Clock:
                     self._trained = self._seconds["training"]
             self._steps.append(took)
 
+    def move(self, bucket: str, seconds: float) -> None:
+        """Moves seconds from the current bucket, as many as it has, to another one: what others did while this run
+        waited for them."""
+        with self._lock:
+            self._count()
+            self._move(bucket, seconds)
+
     @contextlib.contextmanager
     def watching_compiler(self) -> Iterator[None]:
         """Moves the time in which this thread compiles, wherever it does, to the bucket "compile"."""

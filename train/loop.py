@@ -4,6 +4,7 @@ Nothing here knows what is being trained.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -121,6 +122,7 @@ class Loop:
 
     Attributes:
       ended_early: whether `stopping` ended the run.
+      guard: guard() -> a context around each step, in which nothing moves between host and devices unasked.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class Loop:
         notes: Callable[[], Mapping[str, Any]] = dict,
     ):
         self.state, self.metrics, self.ended_early = state, {}, False
+        self.guard: Callable[[], contextlib.AbstractContextManager] = functools.partial(jax.transfer_guard, "disallow")
         self._batches, self._sharding, self._log, self._total = batches, sharding, lengths.log, lengths.total
         self._start = self._done = int(state["step"])
         self._evaluations, self._check, self._reporter = evaluations, check, reporter
@@ -165,7 +168,7 @@ class Loop:
                 self._stopping.see(0, self._evaluate(self._evaluations))
         ready = prefetch(self._batches, self._start, self._total, self._sharding)
         self._ready = self._stack.enter_context(contextlib.closing(ready))
-        self._received = self._stack.enter_context(_signals())
+        self._received = self._stack.enter_context(signals())
         self._profile = self._stack.enter_context(self._profiler)
         return self
 
@@ -186,7 +189,7 @@ class Loop:
         while not ends and (ready := self._next()) is not None:
             step, batch = ready
             self._profile(step)
-            with self._compiling(first=step == self._start), jax.transfer_guard("disallow"):
+            with self._compiling(first=step == self._start), self.guard():
                 yield batch
             before, self._pending, self._done = self._pending, self.metrics, step + 1
             if before is not None:
@@ -391,13 +394,21 @@ def _should_stop(received: list[int], step: int) -> bool:
     return bool(received)
 
 
+_received: list[list[int]] = []
+"""The list of the outermost context of `signals` that is entered; empty outside of it."""
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """A list to which SIGTERM, SIGHUP (not under `nohup`) and Ctrl-C are appended, instead of ending the process.
 
     A second Ctrl-C ends the process. Where several processes train together, JAX's coordination service handles
-    SIGTERM, and Ctrl-C is sent on as SIGTERM.
+    SIGTERM, and Ctrl-C is sent on as SIGTERM. A context within another one gives the list of the outer one, so that
+    all loops of a process see the same signals.
     """
+    if _received:
+        yield _received[0]
+        return
     received: list[int] = []
     together = jax.process_count() > 1
 
@@ -415,9 +426,11 @@ def _signals() -> Iterator[list[int]]:
         listened_to += (signal.SIGHUP,)
     listened_to += () if together or not listened_to else (signal.SIGTERM,)
     before = {number: signal.signal(number, note) for number in listened_to}
+    _received.append(received)
     try:
         yield received
     finally:
+        _received.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 

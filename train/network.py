@@ -218,14 +218,18 @@ class Network:
     def first_state(self, seed: int) -> State:
         """The state before the first step: parameters of the checkpoint that the run starts from, or random ones."""
         if self.initial.load is None:
-            make = jax.jit(lambda key: self._make(self.initial.init(key)), out_shardings=self.shardings)
-            return make(jax.random.key(seed))
+            return self._random_state(jax.random.key(seed))
 
         def make(params: Params, base: Params) -> State:
             return without_base(self._make(join(params, base)), base)
 
         params = self.initial.load(self.abstract_state["params"])
         return jax.jit(make, out_shardings=self.shardings)(params, self.base)
+
+    @functools.cached_property
+    def _random_state(self) -> Callable[[jax.Array], State]:
+        """The compiled function from a key to a state with random parameters."""
+        return jax.jit(lambda key: self._make(self.initial.init(key)), out_shardings=self.shardings)
 
     def _make(self, params: Params) -> State:
         return state_of(params, self.optimizer, self.trainable, ema=self.ema, extra=self.extra)

@@ -188,7 +188,7 @@ def make_optimizer(
 
     trees = params, by_rules("decay", decay, params), by_rules("lr_multipliers", lr_multipliers, params)
     multiplier = max(float(multiplier) for _, multiplier in lr_multipliers)
-    finite = _stays_finite(schedule, multiplier, weight_decay, _longest(clip_norm, arguments.get("eps")))
+    finite = _stays_finite(schedule, multiplier, weight_decay, clip_norm, arguments.get("eps"))
     if offload or (name == "adamw8bit" and not restarts):
         layers, rest = (steps(*parts) for parts in zip(*map(split_layers, trees), strict=True))
         return by_layer(layers, rest, clip_norm, finite, host=offload)
@@ -197,25 +197,28 @@ def make_optimizer(
     return whole if name == "adafactor" else whole._replace(finite=finite)
 
 
-def _longest(clip_norm: float | None, eps: float | None) -> float:
+def _longest(clip_norm: float | None, eps: float | None) -> float | jax.Array:
     """An upper bound of the numbers of a direction, for all optimisers but adafactor.
 
     A direction is a sign, a part of an orthogonal matrix scaled by the root of its size, or a mean of gradients, whose
     squares are finite, divided by at least `eps`.
     """
-    return 1e9 + (0.0 if eps is None else min(clip_norm or 2.0**64, 2.0**64) / eps)
+    if eps is None:
+        return 1e9
+    return 1e9 + (2.0**64 if clip_norm is None else jnp.minimum(clip_norm, 2.0**64)) / eps
 
 
 def _stays_finite(
-    schedule: optax.Schedule, multiplier: float, weight_decay: float, longest: float
+    schedule: optax.Schedule, multiplier: float, weight_decay: float, clip_norm: float | None, eps: float | None
 ) -> Callable[..., jax.Array]:
-    """`Optimizer.finite` by bounds: the largest number of each parameter, and `longest` for those of a direction.
+    """`Optimizer.finite` by bounds: the largest number of each parameter, and `_longest` for those of a direction.
 
     The step itself is then computed once, and no parameter is in memory twice.
     """
 
     def finite(grads, state, params, count, **further) -> jax.Array:
         del grads, state, further
+        longest = _longest(clip_norm, eps)
 
         def stays(x: jax.Array) -> jax.Array:
             size = jnp.max(jnp.abs(x), initial=0.0).astype(jnp.float32)
