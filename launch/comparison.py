@@ -24,6 +24,8 @@ from ..checkpoints import absolute_path, proof
 from ..errors import UserError, did_you_mean
 from ..evals.intervals import Estimate, ratio
 from ..train.metrics_file import read_metrics
+from ..train.resume import OPEN_SECTIONS
+from ..train.run_record import read_record
 
 SEED = "seed"
 """The leaf in which the runs of a group may differ."""
@@ -232,6 +234,9 @@ def read_run(path: epath.PathLike, name: str | None = None) -> ComparedRun:
 def differing_leaves(runs: Sequence[ComparedRun], asked: Sequence[str] = ()) -> list[str]:
     """The leaves in which runs differ, in the order of their configs.
 
+    A leaf that some of the configs do not have is compared among the others: it belongs to another recipe, or came with
+    a version of camelid. In sections in which users choose the names, a missing leaf is a difference.
+
     Args:
       runs: the runs.
       asked: names or globs of leaves that are listed in any case, such as "optim.*". Leaves that name places
@@ -270,8 +275,9 @@ def groups(runs: Sequence[ComparedRun]) -> list[Group]:
 def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
     """The metrics that are compared where none is named, at most `MOST_METRICS`.
 
-    These are metrics of evaluations that all runs have reported: first the one by which a run keeps its best checkpoint
-    or stops early. Where there is none, it is train/loss. Runs that have reported nothing yet do not count.
+    These are metrics that all runs have reported: first the one by which a run keeps its best checkpoint or stops early,
+    then the first metric of each evaluation. Where there is none, it is train/loss. Runs that have reported nothing yet
+    do not count.
     """
     reported = [names_of(run) for run in runs if run.metrics]
     shared = [name for name in reported[0] if all(name in names for names in reported)] if reported else []
@@ -280,9 +286,19 @@ def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
         best = run.leaves.get("checkpoint.best") or [run.leaves.get("early_stopping.metric")]
         if best[0] in shared:
             chosen[best[0]] = best[1] if len(best) > 1 else run.leaves.get("early_stopping.mode") or mode_of(best[0])
-    for name in [name for name in shared if name.startswith("eval/")] or ["train/loss"]:
-        chosen.setdefault(name, mode_of(name))
+    seen = {_section(name) for name in chosen}
+    for name in shared:
+        if name.startswith("eval/") and _section(name) not in seen:
+            seen.add(_section(name))
+            chosen[name] = mode_of(name)
+    if not chosen and "train/loss" in shared:
+        chosen["train/loss"] = "min"
     return [Metric(*each) for each in itertools.islice(chosen.items(), MOST_METRICS)]
+
+
+def _section(name: str) -> str:
+    """The name of a metric without its last part."""
+    return name.rpartition("/")[0]
 
 
 def names_of(run: ComparedRun) -> list[str]:
@@ -291,8 +307,10 @@ def names_of(run: ComparedRun) -> list[str]:
 
 
 def _differs(runs: Sequence[ComparedRun], name: str) -> bool:
-    first = runs[0].leaves.get(name, MISSING)
-    return any(run.leaves.get(name, MISSING) != first for run in runs[1:])
+    values = [run.leaves.get(name, MISSING) for run in runs]
+    if not OPEN_SECTIONS.fullmatch(name):
+        values = [value for value in values if value is not MISSING]
+    return any(value != values[0] for value in values)
 
 
 def _is_local(paths: Iterable[epath.Path]) -> bool:
@@ -349,12 +367,3 @@ def _from_phases_before(leaves: dict[str, Any], run: epath.Path) -> dict[str, An
         name: before.get("/".join(PurePath(value).parts[-2:]), value) if isinstance(value, str) else value
         for name, value in leaves.items()
     }
-
-
-def read_record(run: epath.Path) -> Any:
-    """The record of a run; None where it has none."""
-    try:
-        from ..train.run_record import read_record as read
-    except ImportError:
-        return None
-    return read(run)

@@ -77,7 +77,7 @@ def add_log_level(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quiet",
         action="store_true",
-        help="the same as --log_level=warning: tell warnings, errors and the result alone",
+        help="as --log_level=warning: tell warnings, errors and the result alone",
     )
 
 

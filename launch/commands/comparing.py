@@ -1,5 +1,125 @@
 """The command `camelid compare`."""
 
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ...errors import UserError
+from .arguments import command
+
+KINDS = (".svg", ".png")
+
 
 def add_compare(commands) -> None:
     """Adds `camelid compare`."""
+    parser = command(
+        commands,
+        "compare",
+        _compare,
+        "Compare runs: the settings in which they differ, and the best and last values of their metrics. Runs that "
+        "differ in their seed alone are one line, with means and 95%% intervals.",
+        "camelid compare runs/lr-*\n"
+        "camelid compare runs/sweep --metric=eval/heldout/text/loss:min --csv=sweep.csv --figure=sweep.svg",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, glob, or folder with runs anywhere below, such as that of a sweep or a config with phases",
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME[:min|max]",
+        help="metric of metrics.jsonl, and whether less or more of it is better; give the option again for further "
+        "metrics (default: the first metric of each evaluation, else train/loss; less of a loss, perplexity, kl, "
+        "error or cost is better, and more of others)",
+    )
+    parser.add_argument(
+        "--leaves",
+        default="",
+        metavar="LEAF,...",
+        help="leaves to show although they do not differ, or only name places, such as optim.*,data.cache_dir (default: "
+        "those that differ)",
+    )
+    parser.add_argument("--each", action="store_true", help="show every run below the line of its seeds' mean")
+    parser.add_argument(
+        "--goodput", action="store_true", help="show the share of wall time that went into training steps that count"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write the table as Markdown (default: no file)")
+    parser.add_argument("--csv", metavar="FILE", help="write the table as CSV, with all digits (default: no file)")
+    parser.add_argument("--json", metavar="FILE", help="write groups, runs and intervals as JSON (default: no file)")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        help="draw the metrics over the steps, with intervals over seeds as bands, as .svg or .png (default: no file)",
+    )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from ...checkpoints.console import tell
+    from ...data.checksums import write_whole
+    from ..comparison import default_metrics, read_runs
+    from ..comparison_tables import MOST_COLUMNS, Comparison
+    from ..outputs import check_new_file
+
+    outputs = {flag: path for flag in ("output", "csv", "json", "figure") if (path := getattr(args, flag)) is not None}
+    for flag, path in outputs.items():
+        check_new_file(path, f"--{flag}")
+    if args.figure is not None and Path(args.figure).suffix not in KINDS:
+        raise UserError(f"--figure={args.figure}: give a name that ends in {' or '.join(KINDS)}")
+    runs = read_runs(args.runs)
+    metrics = _asked(args.metric, runs) or default_metrics(runs)
+    asked = [name.strip().removeprefix("config.") for name in args.leaves.split(",") if name.strip()]
+    found = Comparison(runs, metrics, asked, each=args.each, goodput=args.goodput)
+    contents = {"output": found.markdown, "csv": found.csv, "json": found.json}
+    if args.figure is not None:
+        from ..comparison_figure import draw
+
+        if not metrics:
+            raise UserError(f"--figure={args.figure}: no run has reported a metric yet; leave --figure out")
+        contents["figure"] = lambda: draw(found.groups, metrics, Path(args.figure).suffix[1:])
+    for flag, path in outputs.items():
+        write_whole(path, contents[flag]())
+    for line in _notes(runs, metrics, len(found.leaves) - MOST_COLUMNS):
+        tell(line)
+    wide = None if sys.stdout.isatty() else 500  # a pipe has no width: no cell is broken
+    print(found.title())
+    Console(width=wide).print(found.table())
+    for flag, path in outputs.items():
+        print(f"{flag}: {path}")
+
+
+def _asked(texts: Sequence[str], runs: Sequence) -> list:
+    """The metrics that are asked for. Raises UserError for one that no run has reported, or that is named twice."""
+    from ...errors import did_you_mean
+    from ..comparison import Metric, names_of
+
+    found = [Metric.parse(text) for text in texts]
+    there = list(dict.fromkeys(name for run in runs for name in names_of(run)))
+    for metric in found:
+        if metric.name not in there:
+            raise UserError(f"--metric={metric.name}: no run has reported it{did_you_mean(metric.name, there)}")
+        if [each.name for each in found].count(metric.name) > 1:
+            raise UserError(f"--metric={metric.name} is given twice: give it once")
+    return found
+
+
+def _notes(runs: Sequence, metrics: Sequence, hidden: int) -> list[str]:
+    """Sentences about what the table does not compare."""
+    notes = []
+    recipes = sorted({str(run.leaves.get("recipe")) for run in runs})
+    if len(recipes) > 1:
+        notes.append(f"runs of different recipes ({', '.join(recipes)}): only the leaves that they share are compared")
+    if not any(run.metrics for run in runs):
+        notes.append("no run has reported a metric yet")
+    elif not metrics:
+        notes.append("the runs have reported no metric in common: name some by --metric=NAME")
+    if hidden > 0:
+        notes.append(f"{hidden} more leaves differ: --csv and --json have them all")
+    return notes
