@@ -275,9 +275,9 @@ def groups(runs: Sequence[ComparedRun]) -> list[Group]:
 def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
     """The metrics that are compared where none is named, at most `MOST_METRICS`.
 
-    These are metrics that all runs have reported: first the one by which a run keeps its best checkpoint or stops early,
-    then the first metric of each evaluation. Where there is none, it is train/loss. Runs that have reported nothing yet
-    do not count.
+    All runs have reported these metrics; runs that have reported nothing yet do not count. First comes the metric by
+    which a run keeps its best checkpoint or stops early, then the first metric of each evaluation. Where there is none,
+    it is train/loss.
     """
     reported = [names_of(run) for run in runs if run.metrics]
     shared = [name for name in reported[0] if all(name in names for names in reported)] if reported else []

@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -238,7 +239,8 @@ def estimated(estimate: Estimate | None) -> str:
 def _label(runs: Sequence[ComparedRun]) -> str:
     if len(runs) == 1:
         return runs[0].name
-    start = os.path.commonprefix([run.name for run in runs])
+    letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*(run.name for run in runs), strict=False))
+    start = "".join(column[0] for column in letters)
     return f"{start}*" if start else f"{len(runs)} runs"
 
 
