@@ -7,6 +7,7 @@ says where that is, so that config.json can be given from any folder.
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +38,27 @@ def read_json(path: epath.Path) -> ConfigDict:
 def folders_of(path: epath.PathLike) -> list[str]:
     """The folders in which what a config.json names may lie, its own first.
 
-    Where it is that of a run, they are also the folder in which the run was started, and that of the config that it was
-    started with, which may be another run's.
+    Where it is that of a run, they are also the folders in which the run was started, and those of the configs that it
+    was started with, which may be other runs'.
     """
-    folders: list[str] = []
-    while path is not None and (own := os.path.dirname(os.path.abspath(path))) not in folders:
-        folders.append(own)
-        path, folder = _start_of(path) if str(path).endswith(".json") else (None, None)
-        folders += [] if folder is None else [folder]
+    folders, configs = [], [str(path)]
+    for config in configs:
+        folders.append(os.path.dirname(os.path.abspath(config)))
+        for given, folder in _starts_of(config) if config.endswith(".json") else ():
+            folders.append(folder)
+            configs += [given] if given not in configs else []
     return [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
 
 
-def _start_of(path: epath.PathLike) -> tuple[str | None, str | None]:
-    """The config that a run was last started with, and the folder in which it was. They are None where no run.json, in
-    the folder of the config.json or of a phase, says so."""
-    for pattern in ("run.json", "*/run.json"):
-        for record in sorted(Path(path).parent.glob(pattern)):
-            try:
-                attempt: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))["attempts"][-1]
-                folder, command = str(attempt["folder"]), "\n".join(map(str, attempt["command"]))
-            except (OSError, ValueError, LookupError, TypeError):  # of another version, or cut off
-                continue
-            if given := re.search(r"^--config[=\n](.*)$", command, re.MULTILINE):
-                return os.path.join(folder, split_name(given[1])[0]), folder
-    return None, None
+def _starts_of(path: str) -> Iterator[tuple[str, str]]:
+    """For each attempt at a run, the newest first: the config that it was started with, and the folder in which it was.
+    They stand in the run.json beside the config.json, or in those of its phases."""
+    for record in (Path(path).with_name("run.json"), *sorted(Path(path).parent.glob("*/run.json"))):
+        try:
+            attempts: list[dict[str, Any]] = json.loads(record.read_text(encoding="utf-8"))["attempts"]
+            for attempt in reversed(attempts):
+                given = re.search(r"^--config[=\n](.*)$", "\n".join(map(str, attempt["command"])), re.MULTILINE)
+                if given:
+                    yield os.path.join(attempt["folder"], split_name(given[1])[0]), attempt["folder"]
+        except (OSError, ValueError, LookupError, TypeError):  # there is none, it is cut off, or of another version
+            continue
