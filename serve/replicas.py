@@ -61,11 +61,19 @@ def environments(count: int, devices: int) -> list[dict[str, str]]:
 
     Raises UserError if there are not enough devices, or they cannot be divided.
     """
+    platform, version, there = devices_here()
+    return divide(count, devices, platform=platform, version=version, there=there, environment=os.environ)
+
+
+def devices_here() -> tuple[str, str, int]:
+    """JAX's name of this machine's platform, the description of its software, and the number of devices (TPU: chips).
+
+    A process of its own asks, which leaves the devices free. Raises UserError if JAX finds none.
+    """
     probe = subprocess.run([*PYTHON, "-c", _PROBE], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if probe.returncode:
         raise UserError(f"JAX finds no devices: {(probe.stderr.strip().splitlines() or ['no message'])[-1]}")
-    platform, version, there = json.loads(probe.stdout.splitlines()[-1])
-    return divide(count, devices, platform=platform, version=version, there=there, environment=os.environ)
+    return tuple(json.loads(probe.stdout.splitlines()[-1]))
 
 
 def divide(

@@ -1,0 +1,67 @@
+"""Checks of a command before a job with it is submitted, so that a mistake costs no time in a queue."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from ...errors import UserError, did_you_mean
+
+ADDED = ("distributed", "coordinator", "num_processes", "process_id")
+"""Options that a job gives to each of its processes."""
+ON_A_TERMINAL = ("chat", "launch")
+"""Commands that no job can run."""
+
+
+def check_command(commands: Any, words: Sequence[str]) -> argparse.Namespace:
+    """Parses the command of a job, and checks its config file; nothing is written.
+
+    Args:
+      commands: argparse's subparsers with all commands of camelid.
+      words: the words after `camelid`.
+
+    Raises:
+      UserError: the command cannot be run, as far as that is known without data, weights and devices.
+    """
+    if not words:
+        raise UserError(
+            "there is no command: give one after --, as in: camelid launch --on=slurm -- train --config=..."
+        )
+    name, *rest = words
+    if name not in commands.choices or name in ON_A_TERMINAL:
+        near = did_you_mean(name, [choice for choice in commands.choices if choice not in ON_A_TERMINAL])
+        raise UserError(f"`camelid {name}` cannot be launched{near}")
+    args, others = commands.choices[name].parse_known_args(rest)
+    args.overrides = [word for word in others if word.startswith("--config.")]
+    stray = [word for word in others if word not in args.overrides]
+    if stray or (args.overrides and getattr(args, "config", None) is None):
+        hint = "see its --help" if stray else "it has no --config=FILE"
+        raise UserError(f"`camelid {name}` takes no {(stray or args.overrides)[0]} ({hint})")
+    for option in ADDED:
+        if getattr(args, option, None):
+            raise UserError(f"`camelid {name} --{option}`: leave it out: the job gives it to each of its processes")
+    if name == "train":
+        from ...evals.registry import Evaluations
+        from ...settings.config_files import load_phases
+        from ..checks import check_phases
+
+        check_phases(load_phases(args.config, args.overrides), Evaluations(), here=False)
+    if name == "sweep":
+        _check_sweep(args)
+    return args
+
+
+def _check_sweep(args: argparse.Namespace) -> None:
+    """Raises UserError for options of a sweep that no worker of a job can have, or a config that it cannot read."""
+    if args.show or args.stop or args.detach:
+        given = next(option for option in ("show", "stop", "detach") if getattr(args, option))
+        raise UserError(f"`camelid sweep --{given}` is not for a job: leave --{given} out, or give it without launch")
+    if args.workers != args.parser.get_default("workers"):
+        raise UserError(
+            f"--workers={args.workers} stands before --: camelid launch --workers={args.workers} -- sweep ..."
+        )
+    if args.config is not None:
+        from ...evals.registry import Evaluations
+        from ...settings.config_files import load_phases
+        from ..checks import check_phases
+
+        check_phases(load_phases(args.config, args.overrides), Evaluations(), here=False)

@@ -1,0 +1,38 @@
+"""The platforms that `camelid launch --on=NAME` knows. A further one is a file beside this one and a line here."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from . import local, slurm
+from .job import Job, Launched
+
+
+class Platform(NamedTuple):
+    """How a job is written, submitted, seen and ended on one platform."""
+
+    add_options: Callable[[argparse.ArgumentParser], None]
+    """Adds the options that only this platform reads."""
+
+    processes: Callable[[argparse.Namespace], int]
+    """The number of processes that the options ask for."""
+
+    describe: Callable[[Job, argparse.Namespace], str]
+    """The text of what `launch` would write, for --dry_run."""
+
+    launch: Callable[[Job, argparse.Namespace], Launched]
+    """Writes the job in the platform's vocabulary and submits it. `job.launch` exists."""
+
+    state: Callable[[Launched], str | None]
+    """The job's state in the platform's words; None once it has ended."""
+
+    stop: Callable[[Launched], None]
+    """Tells the job to save and to end, for good."""
+
+
+PLATFORMS = {
+    module.__name__.rpartition(".")[2]: Platform(
+        module.add_options, module.processes, module.describe, module.launch, module.state, module.stop
+    )
+    for module in (local, slurm)
+}
