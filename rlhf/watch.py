@@ -1,13 +1,10 @@
 """Checks of a policy's metrics that stop its run: broken invariants, collapse, exploitation of the reward."""
 
 import itertools
-import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
-
-from etils import epath
+from typing import Annotated, Any
 
 from ..errors import UserError, did_you_mean
 from ..settings.leaves import Count, Only, Path, Positive, Share, Unset
@@ -114,16 +111,21 @@ class Watch:
       limits: `config.watch`.
       dtype: dtype of the computation, which sets the default tolerance of ratios.
       max_streak: `config.guard.max_streak`.
-      workdir: the run's directory. A resumed run reads its earlier evaluations from metrics.jsonl there.
+
+    Attributes:
+      counters: steps in a row in which too few answers ended, and proxy and gold of the last evaluations; a checkpoint
+        keeps them.
     """
 
-    def __init__(self, limits: WatchSettings, dtype: str, max_streak: int, workdir: epath.Path):
+    def __init__(self, limits: WatchSettings, dtype: str, max_streak: int):
         self._limits = limits
         self._check_streak = check_streak(max_streak)
         self._tolerance = limits.ratio_tolerance or RATIO_TOLERANCE[dtype]
-        self._path = epath.Path(workdir) / "metrics.jsonl"
-        self._steps_below = 0
-        self._pairs: list[tuple[float, float]] | None = None
+        self.counters: dict[str, Any] = {"steps_below": 0, "pairs": []}
+
+    def restore(self, counters: Mapping[str, Any]) -> None:
+        """Takes over the counters of a checkpoint."""
+        self.counters = {"steps_below": counters["steps_below"], "pairs": [tuple(pair) for pair in counters["pairs"]]}
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Checks the metrics of a step."""
@@ -149,19 +151,17 @@ class Watch:
             )
 
     def _check_ends(self, step: int, eos_rate: float) -> None:
-        self._steps_below = self._steps_below + 1 if eos_rate < self._limits.min_eos_rate else 0
-        if self._steps_below >= self._limits.patience:
+        below = self.counters["steps_below"] + 1 if eos_rate < self._limits.min_eos_rate else 0
+        self.counters["steps_below"] = below
+        if below >= self._limits.patience:
             raise TrainingStopped(
-                f"step {step}: for {self._steps_below} steps fewer than {self._limits.min_eos_rate:.0%} of answers "
+                f"step {step}: for {below} steps fewer than {self._limits.min_eos_rate:.0%} of answers "
                 "ended by themselves; set config.reward.shaping.missing_eos, or raise config.rollout.max_tokens"
             )
 
     def _check_hacking(self, step: int, proxy: float, gold: float) -> None:
-        if self._pairs is None:
-            self._pairs = _read_pairs(self._path, self._limits.proxy, self._limits.gold, before=step)
-        self._pairs.append((proxy, gold))
         n = self._limits.patience_evaluations
-        recent = self._pairs[-n - 1 :]
+        recent = self.counters["pairs"] = [*self.counters["pairs"], (proxy, gold)][-n - 1 :]
         moves = list(itertools.pairwise(recent))
         if len(moves) == n and all(new[0] > old[0] and new[1] < old[1] for old, new in moves):
             raise TrainingStopped(
@@ -169,13 +169,3 @@ class Watch:
                 "the policy exploits the reward; raise config.kl.coef or config.grpo.kl_coef, or end the "
                 f"run where {self._limits.gold} is best"
             )
-
-
-def _read_pairs(path: epath.Path, proxy: str, gold: str, before: int) -> list[tuple[float, float]]:
-    """The values of the metrics `proxy` and `gold` at every evaluation before a step, from metrics.jsonl at `path`."""
-    steps: dict[int, dict] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        record = json.loads(line)
-        if record["step"] < before:
-            steps.setdefault(record["step"], {}).update(record)
-    return [(record[proxy], record[gold]) for record in steps.values() if proxy in record and gold in record]

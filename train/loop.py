@@ -153,7 +153,7 @@ class Loop:
         self._evaluations, self._check, self._reporter = evaluations, check, reporter
         self._checkpoints, self._manifest, self._profiler, self._finish = checkpoints, manifest, profiler, finish
         self._stopping, self._clock = stopping or EarlyStopping(StoppingSettings()), clock or Clock()
-        self._means, self._notes = means or Means(), notes
+        self._means, self._notes = Means() if means is None else means, notes
         self._missed = [e for e in evaluations if e.name in missed]
         self._meter = Meter(flops_per_token)
         self._tokens: list[float] = []  # trained by each step since the last report of speed
@@ -243,7 +243,7 @@ class Loop:
         if enough and not ends:
             ends = self.ended_early = True
             found |= self._evaluate([e for e in self._evaluations if e not in due])
-            if self._means:
+            if not self._means.is_empty:
                 self._report(done)
             self._stopping.end()
         if ends and self._finish is not None:
@@ -285,7 +285,7 @@ class Loop:
         with contextlib.suppress(TrainingStopped, UserError, OSError):
             if self._pending is not None:
                 self._take_in(done, self._pending, last=True)
-            elif self._means and done > self._start:
+            elif not self._means.is_empty and done > self._start:
                 self._report(done)
         words = "nothing new to save"
         if done > self._start:

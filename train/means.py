@@ -17,9 +17,10 @@ class Means:
     def __init__(self) -> None:
         self._clear()
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to report."""
-        return bool(self._last)
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to report."""
+        return not self._last
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Takes in the metrics of a step."""

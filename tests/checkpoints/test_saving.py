@@ -172,14 +172,54 @@ def test_every_step_is_saved_when_due_and_the_last_and_the_permanent_ones_are_ke
     assert reading.find(tmp_path).name == "13"
 
 
-def test_checkpoints_are_saved_by_the_clock_at_first_and_once_the_interval_is_over(tmp_path):
-    state = {"params": {"w": jnp.ones((2,))}}
-    with Checkpoints(tmp_path, every_seconds=3600) as store:
-        assert [store.save(step, state, MANIFEST) for step in (1, 2, 3)] == [True, False, False]
-    with Checkpoints(tmp_path / "second", every_seconds=1e-3) as store:
-        for step in (1, 2, 3):
-            assert store.save(step, state, MANIFEST)
+def test_temporary_checkpoints_are_saved_by_the_clock_and_deleted_once_a_newer_one_is_complete(tmp_path, monkeypatch):
+    state, now = {"params": {"w": jnp.ones((2,))}}, [0.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+    on_disk = []
+    with Checkpoints(tmp_path, every_steps=10, keep_last=2, temporary_seconds=60) as store:
+        for step in range(1, 36):
+            now[0] += 15  # 5 steps until 60 seconds have passed since the first; then 4 from save to save
+            due = store.due(step)
+            assert store.save(step, state, MANIFEST) == due
             store.wait()
+            on_disk.append((step, steps_on_disk(tmp_path))) if due else None
+    assert on_disk == [
+        *[(5, [5]), (9, [9]), (10, [10]), (14, [10, 14]), (18, [10, 18]), (20, [10, 20]), (24, [10, 20, 24])],
+        *[(28, [10, 20, 28]), (30, [20, 30]), (34, [20, 30, 34])],
+    ]
+    with Checkpoints(tmp_path, every_steps=10, keep_last=2) as store:  # another process finds out which are temporary
+        store.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state), 34)
+        assert store.save(40, state, MANIFEST)
+    assert steps_on_disk(tmp_path) == [30, 40]
+
+
+def test_what_a_signal_saves_is_temporary_unless_it_is_the_best_or_due(tmp_path):
+    state = {"params": {"w": jnp.ones((2,))}}
+    with Checkpoints(tmp_path, every_steps=10, keep_last=1, best=reading.Best("eval/loss", "min")) as store:
+        for step, loss in ((10, None), (13, None), (15, 1.0), (20, None), (23, None), (30, None)):
+            metrics = {} if loss is None else {"eval/loss": loss}
+            assert store.save(step, state, MANIFEST, force=step % 10 > 0, temporary=step % 10 > 0, metrics=metrics)
+            store.wait()
+        assert steps_on_disk(tmp_path) == [15, 30] and store.best() == 15
+        assert store.save(30, state, MANIFEST, force=True, again=True, metrics={"eval/loss": 0.5})
+    assert steps_on_disk(tmp_path) == [30] and reading.manifest_of(tmp_path / "checkpoints" / "30")["metrics"]
+
+
+def test_several_processes_seldom_ask_for_the_time_of_the_first(tmp_path, monkeypatch):
+    asked, now = [], [0.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(saving.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(saving.multihost_utils, "broadcast_one_to_all", lambda x: (asked.append(step), x)[1])
+    store = Checkpoints(tmp_path, every_steps=10**6, temporary_seconds=600)
+    due = []
+    for step in range(1, 5000):
+        now[0] += 0.5 if step < 500 else 0.25  # steps become faster
+        if store.due(step):
+            due.append(now[0])
+            store._saved_at = now[0]
+    store.close()
+    assert np.diff([0.5, *due]) == pytest.approx([600.0] * len(due), abs=1.0) and len(due) == 2
+    assert len(asked) < 60
 
 
 def test_a_checkpoint_is_found_by_its_own_path_and_by_its_run(tmp_path, monkeypatch):

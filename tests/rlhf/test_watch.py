@@ -20,11 +20,11 @@ FINE = {"loss": 0.5, "grad_norm": 1.0, "streak": 0.0, "policy/first_ratio_error"
 
 
 @pytest.fixture
-def watch(tmp_path):
-    """watch(dtype, **limits): what watches a run in tmp_path."""
+def watch():
+    """watch(dtype, **limits): what watches a run."""
 
     def make(dtype="float32", max_streak=2, **limits) -> Watch:
-        return Watch(dataclasses.replace(LIMITS, **limits), dtype, max_streak, tmp_path)
+        return Watch(dataclasses.replace(LIMITS, **limits), dtype, max_streak)
 
     return make
 
@@ -101,36 +101,19 @@ def test_what_is_not_named_is_not_watched(watch):
     evaluations(watch(gold=None), falling)
 
 
-def write(path, pairs, first=10):
-    """Lines as a run writes them: proxy and gold apart, a step's own metrics beside them."""
-    records = []
-    for step, (proxy, gold) in enumerate(pairs):
-        at = {"step": first + 10 * step}
-        records += [at | {"train/loss": 1.0}, at | {PROXY: proxy}, at | {GOLD: gold}]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def test_a_resumed_run_remembers_the_evaluations_before_it(watch, tmp_path):
-    write(tmp_path, [(0.0, 0.9), (0.1, 0.8), (0.2, 0.7)])
+def test_a_resumed_run_goes_on_with_the_counters_of_its_checkpoint(watch):
+    first = watch(patience=3)
+    evaluations(first, [(0.0, 0.9), (0.1, 0.8), (0.2, 0.7)], first=10)
+    for step in (38, 39):
+        first(step, FINE | {"tokens/eos_rate": 0.09})
+    saved = json.loads(json.dumps(first.counters))
+    resumed = watch(patience=3)
+    resumed.restore(saved)
+    with pytest.raises(TrainingStopped, match="step 40: for 3 steps fewer than"):
+        resumed(40, FINE | {"tokens/eos_rate": 0.09})
     with pytest.raises(TrainingStopped, match="step 40: in 3 evaluations in a row"):
-        watch()(40, {PROXY: 0.3, GOLD: 0.6})
-
-
-def test_a_resumed_run_does_not_count_an_evaluation_twice(watch, tmp_path):
-    """That of the step itself stands in the file by the time that it is checked."""
-    write(tmp_path, [(0.0, 0.9), (0.1, 0.8), (0.2, 0.7), (0.3, 0.6)])
-    check = watch()
-    check(30, {PROXY: 0.2, GOLD: 0.7})
-    with pytest.raises(TrainingStopped, match="step 40"):
-        check(40, {PROXY: 0.3, GOLD: 0.6})
-
-
-def test_a_resumed_run_counts_what_came_before_only_where_it_went_wrong(watch, tmp_path):
-    write(tmp_path, [(0.0, 0.9), (0.1, 1.0), (0.2, 0.7)])
-    check = watch()
-    check(40, {PROXY: 0.3, GOLD: 0.6})
-    with pytest.raises(TrainingStopped, match="step 50"):
-        check(50, {PROXY: 0.4, GOLD: 0.5})
+        resumed(40, {PROXY: 0.3, GOLD: 0.6})
+    watch(patience=3)(40, {PROXY: 0.3, GOLD: 0.6})
 
 
 def limits(proxy, gold):

@@ -244,7 +244,6 @@ def test_no_shipped_recipe_can_lose_more_than_a_tenth_of_a_run(path):
         for steps in (3, 10, 11, 19, 250, 9999):  # of an epoch
             lengths = lengths_of(read_config(config), Epochs(steps))
             saving = saving_of(read_config(config).checkpoint, lengths)
-            assert saving["every_seconds"] is None
             assert saving["every_steps"] <= max(1, lengths.total / 10), (lengths, saving)
 
 
@@ -261,8 +260,7 @@ def test_no_shipped_recipe_can_lose_more_than_a_tenth_of_a_run(path):
 def test_the_cadence_is_a_length_of_time_like_others(given, expected):
     lengths = lengths_of(SupervisedConfig(total=Length(100, "steps")), Epochs(20))
     assert saving_of(CheckpointSettings(given), lengths)["every_steps"] == expected
-    saving = saving_of(CheckpointSettings(Length(60, "seconds")), lengths)
-    assert (saving["every_steps"], saving["every_seconds"]) == (None, 60)
+    assert saving_of(CheckpointSettings(given, temporary_seconds=60), lengths)["temporary_seconds"] == 60
 
 
 @pytest.mark.parametrize("best", ["eval/loss", ("eval/loss",), ("eval/loss", "lowest"), (3, "min")])

@@ -1,7 +1,10 @@
 """The loop with an update of a few lines: what is reported when, evaluated when, saved when, and how it ends."""
 
 import errno
+import functools
+import json
 import os
+import re
 import signal
 import time
 import types
@@ -16,9 +19,13 @@ from camelid.checkpoints.saving import NotSaved
 from camelid.data.packed_rows import DTYPES
 from camelid.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
+from camelid.train import loop as loop_module
 from camelid.train import throughput
+from camelid.train.goodput import Clock
 from camelid.train.lengths import Lengths
 from camelid.train.loop import Evaluation, Interrupted, Loop, Profile, TrainingStopped, check_streak, profiler
+from camelid.train.means import Means
+from camelid.train.stopping import EarlyStopping, StoppingSettings
 
 TOKENS = [8, 1, 4, 8, 2, 8, 8, 3, 8, 5, 8, 8]  # trained on, by step
 
@@ -63,7 +70,8 @@ class Log:
     def __init__(self):
         self.events = []
         self.reports = {}
-        self.saved, self.measured, self.kept = {}, {}, {}
+        self.saved, self.measured, self.kept, self.temporary, self.again = {}, {}, {}, {}, {}
+        self.due_at = ()
         self.stop_at, self.signal = None, signal.SIGTERM
 
     def write(self, step, metrics):
@@ -73,8 +81,12 @@ class Log:
     def text(self, step, name, rows):
         self.events.append(("text", step, name, rows))
 
-    def save(self, step, state, manifest, *, force, metrics=None, keep_others=False):
+    def due(self, step):
+        return step in self.due_at
+
+    def save(self, step, state, manifest, *, force, metrics=None, keep_others=False, temporary=False, again=False):
         self.events.append(("save", step))
+        self.temporary[step], self.again[step] = temporary, again
         self.saved[step] = (int(state["step"]), manifest, force)
         self.measured[step], self.kept[step] = metrics, keep_others
 
@@ -91,7 +103,7 @@ class Log:
 
 def run(
     tmp_path, *, start=0, total=10, log=1, bad=100, evaluations=(), step=None, profile=(None, 1), check=None,
-    observer=None, finish=None, **changes,
+    observer=None, finish=None, loop=None, **changes,
 ):  # fmt: skip
     mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
     observer = observer or Log()
@@ -111,10 +123,11 @@ def run(
         manifest={"run": 1},
         flops_per_token=1.0,
         profiler=profiler(tmp_path / "profile", Profile(*profile)),
-    ) as loop:
-        for batch in loop:
-            loop.state, loop.metrics = update(loop.state, batch)
-    return loop.state, observer
+        **(loop or {}),
+    ) as steps:
+        for batch in steps:
+            steps.state, steps.metrics = update(steps.state, batch)
+    return steps.state, observer
 
 
 def losses(observer):
@@ -199,15 +212,17 @@ def test_evaluations_take_the_moving_average_where_there_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("log_steps", [1, 3])
-def test_sigterm_saves_reports_and_stops_at_the_end_of_the_step(tmp_path, log_steps):
+def test_sigterm_saves_and_stops_at_the_end_of_the_step(tmp_path, log_steps):
     before = signal.getsignal(signal.SIGTERM)
     evaluation = Evaluation("quiz", 4, lambda params: pytest.fail("no time for evaluations") if params else ({}, []))
     log = Log()
     with pytest.raises(Interrupted, match="SIGTERM ended the run at step 4 of 10; it is saved") as left:
         run(tmp_path, total=10, log=log_steps, stop_at=3, evaluations=[evaluation], observer=log)
     assert left.value.number == signal.SIGTERM
-    assert log.saved[4] == (4, {"run": 1}, True)
-    assert losses(log)[4] == 3.0
+    assert log.saved[4] == (4, {"run": 1, "missed": ["quiz"]}, True) and log.temporary[4]
+    assert losses(log) == (
+        {1: 0.0, 2: 1.0, 3: 2.0, 4: 3.0} if log_steps == 1 else {3: np.average([0, 1, 2], weights=[8, 1, 4])}
+    )
     assert log.events[-1] == ("wait",)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -332,6 +347,93 @@ def test_what_an_evaluation_found_goes_with_the_checkpoint_of_its_step(tmp_path)
     evaluation = Evaluation("quiz", 2, lambda params: ({"score": float(params)}, []))
     _, log = run(tmp_path, total=4, evaluations=[evaluation])
     assert log.measured == {1: {}, 2: {"eval/quiz/score": 2.0}, 3: {}, 4: {"eval/quiz/score": 4.0}}
+
+
+def test_the_metrics_of_a_step_are_read_before_it_is_saved_and_the_sums_of_the_next_report_with_it(tmp_path):
+    def killed(at):
+        """The loop's sums in the checkpoint of a step, where the run is to be resumed."""
+        means, log = Means(), Log()
+        log.due_at = (at,)
+
+        def save(step, state, manifest, **_):
+            if step == at:
+                log.events.append("saved")
+                log.counters = json.loads(json.dumps(means.counters))
+
+        log.save = save
+        run(tmp_path, total=7, log=3, bad=5, observer=log, loop={"means": means})
+        return log.counters
+
+    _, straight = run(tmp_path, total=7, log=3, bad=5)
+    for at in range(1, 7):
+        means, log = Means(), Log()
+        means.restore(killed(at))
+        run(tmp_path, start=at, total=7, log=3, bad=5, observer=log, loop={"means": means}, streak=max(0, at - 5))
+        np.testing.assert_equal(losses(log), {step: loss for step, loss in losses(straight).items() if step > at})
+        for step, values in log.reports.items():
+            same = {name: x for name, x in values.items() if "second" not in name and "memory" not in name}
+            np.testing.assert_equal(same, {name: straight.reports[step][name] for name in same})
+
+
+def test_a_run_ends_early_as_at_its_last_step(tmp_path):
+    scores = [1.0, 3.0, 2.0, 2.5, 4.0]
+    quiz = Evaluation("quiz", 2, lambda params: ({"score": scores[int(params) // 2]}, []))
+    others = []
+    rare = Evaluation("rare", 100, lambda params: (others.append(float(params)), ({"x": 1.0}, []))[1])
+    stopping = EarlyStopping(StoppingSettings("eval/quiz/score", mode="max", patience=2))
+    finish = lambda state: state | {"bad": jnp.int32(77)}  # noqa: E731
+    state, log = run(tmp_path, total=10, log=4, evaluations=[quiz, rare], finish=finish, loop={"stopping": stopping})
+    assert (int(state["step"]), int(state["bad"]), stopping.ended) == (6, 77, True)
+    assert others == [0.0, 6.0] and losses(log)[6] == pytest.approx(np.average([4, 5], weights=TOKENS[4:6]))
+    assert log.saved[6][2] and not log.temporary[6]
+    assert log.measured[6] == {"eval/quiz/score": 2.5, "eval/rare/x": 1.0} and log.events[-1] == ("wait",)
+
+
+def test_evaluations_that_a_signal_left_out_are_made_when_the_run_resumes(tmp_path):
+    seen = []
+    quiz = Evaluation("quiz", 2, lambda params: (seen.append(float(params)), ({"score": float(params)}, []))[1])
+    other = Evaluation("other", 5, lambda params: ({}, []))
+    with pytest.raises(Interrupted):
+        run(tmp_path, total=8, stop_at=3, evaluations=[quiz, other], observer=(first := Log()))
+    assert first.saved[4][1] == {"run": 1, "missed": ["quiz"]} and seen == [0, 2]
+    _, log = run(tmp_path, start=4, total=8, evaluations=[quiz, other], loop={"missed": ["quiz"]})
+    assert seen == [0, 2, 4, 6, 8]
+    assert log.again[4] and log.saved[4] == (4, {"run": 1}, True) and log.measured[4] == {"eval/quiz/score": 4.0}
+    assert list(log.saved) == [4, 5, 6, 7, 8] and log.events.index(("save", 4)) < log.events.index(("update", 4))
+
+
+def test_what_the_manifest_has_to_hold_is_asked_at_each_save(tmp_path):
+    numbers = iter(range(100))
+    _, log = run(tmp_path, total=3, loop={"notes": lambda: {"number": next(numbers)}})
+    assert [manifest for _, manifest, _ in log.saved.values()] == [{"run": 1, "number": n} for n in range(3)]
+
+
+def test_compiling_is_told_once_and_when_a_later_step_compiles_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop_module, "HINT_AFTER", 0.05)
+    monkeypatch.setattr(loop_module, "COMPILED_AGAIN", 0.0)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def update_anew(state, batch, late):
+        time.sleep(0.1)  # while it is traced
+        return update(state, batch)
+
+    clock = Clock()
+    with clock.watching_compiler():
+        run(
+            tmp_path,
+            total=12,
+            step=lambda state, batch: update_anew(state, batch, int(state["step"]) >= 5),
+            loop={"clock": clock},
+        )
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("camelid: compiling the step, once; this may take minutes")
+    assert [re.sub(r"\d+\.\d", "N", line) for line in said[1:]] == [
+        "camelid: compiling, once: N s",
+        "camelid: compiling, for step 5: N s",
+    ]
+    seconds = clock.seconds()
+    assert seconds["compile"] > 0.2 and clock.step == 12
+    assert seconds["training"] + seconds["stall"] < 10 and {"data", "checkpoint"} < {k for k, v in seconds.items() if v}
 
 
 def test_the_last_state_is_finished_before_it_is_saved(tmp_path):
