@@ -1,6 +1,6 @@
 """Opens a model on disk, whatever its format: `checkpoints.open(path)` returns a `Checkpoint`.
 
-checkpoint = checkpoints.open("runs/sft")     # a run directory, one checkpoint of a run, or RUN@best
+checkpoint = checkpoints.open("runs/sft")     # a run directory, one checkpoint of a run, RUN@best or RUN@500
 checkpoint = checkpoints.open("model.gguf")   # or a folder in the format of Hugging Face, Meta or PEFT
 checkpoint = checkpoints.open("owner/name")   # or a model on the Hugging Face Hub
 checkpoint.config, checkpoint.tokenizer, checkpoint.template
@@ -36,20 +36,29 @@ FOREIGN = ((gguf_files.is_file, GGUFCheckpoint), (huggingface.is_folder, Hugging
 FOREIGN += ((meta.is_folder, MetaCheckpoint),)
 
 
-def open(path: epath.PathLike, weights: str | None = None, *, base: epath.PathLike | None = None) -> Checkpoint:
+def open(
+    path: epath.PathLike,
+    weights: str | None = None,
+    *,
+    base: epath.PathLike | None = None,
+    step: int | str | None = None,
+) -> Checkpoint:
     """Opens the model at a path; arrays stay on disk until they are read.
 
     Args:
-      path: a run directory (its latest checkpoint is opened), RUN@best, one checkpoint, a GGUF file, a folder in the
-        format of Hugging Face, Meta or PEFT, or the name of a model on the Hugging Face Hub (`data/hub.py`).
+      path: a run directory (its latest checkpoint is opened), RUN@best, RUN@STEP, one checkpoint, a GGUF file, a folder
+        in the format of Hugging Face, Meta or PEFT, or the name of a model on the Hugging Face Hub (`data/hub.py`).
       weights: "params" for the parameters of the last step, "ema" for their moving average. None takes the moving
         average if the run kept one.
       base: path of the base model for adapters at `path`; None takes the base that the adapters name.
+      step: which checkpoint of the run at `path` is opened: that of a step, such as 500, or "best", the one that
+        `config.checkpoint.best` keeps. None takes the latest one.
 
     Raises:
-      UserError: the path holds no model or a damaged one, there is no moving average to read, or `base` was given for
-        a checkpoint that holds no adapters.
+      UserError: the path holds no model or a damaged one, the run has no checkpoint of the step, there is no moving
+        average to read, or `base` was given for a checkpoint that holds no adapters.
     """
+    path = reading.at_step(path, step)
     found = _open(hub.local_path(path, model_files), weights, base)
     if weights is not None:
         _ = found.weights  # raises here, at opening, where the run kept no moving average
@@ -88,7 +97,7 @@ def open_tokenizer(path: epath.PathLike) -> Tokenizer:
         path = where = hub.local_path(path, model_files)
     elif on_hub:
         return Tokenizer.load(path)
-    is_run = (where / "checkpoints").exists() or (where / proof.ORBAX_FILE).exists()
+    is_run = (where / "checkpoints").exists() or (where / proof.ORBAX_FILE).exists() or bool(reading.run_and_step(path))
     if not (is_run or is_foreign(path)):
         return Tokenizer.load(where)
     tokenizer = open(path).tokenizer

@@ -237,8 +237,9 @@ class PEFTAdapters(AdapterCheckpoint):
 
 
 def _is_somewhere(path: epath.PathLike) -> bool:
-    """Whether there is something at a path, or it names a model on the Hugging Face Hub, which is not asked here."""
-    return epath.Path(path).expanduser().exists() or hub.name_of(path) is not None
+    """Whether there is something at a path, it is RUN@STEP, or it names a model on the Hub, which is not asked here."""
+    there = epath.Path(path).expanduser().exists() or reading.run_and_step(path) is not None
+    return there or hub.name_of(path) is not None
 
 
 def trained_shapes(found: Lora, abstract: Any) -> Any:

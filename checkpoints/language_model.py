@@ -33,6 +33,7 @@ from .decoding import sampling_of, strings_of, text_of
 from .draft import Draft
 from .foreign import ForeignCheckpoint, GGUFCheckpoint
 from .interop.generation_config import GenerationDefaults
+from .reading import at_step
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -407,6 +408,7 @@ class LanguageModel:
 def load(
     path: epath.PathLike,
     *,
+    step: int | str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
     weights: str | None = None,
@@ -419,8 +421,10 @@ def load(
     """Loads a language model from disk.
 
     Args:
-      path: a run directory (its latest checkpoint), RUN@best, one checkpoint, a GGUF file, or a folder in the format of
-        Hugging Face, Meta or PEFT.
+      path: a run directory (its latest checkpoint), RUN@best, RUN@STEP, one checkpoint, a GGUF file, a folder in the
+        format of Hugging Face, Meta or PEFT, or the name of a model on the Hugging Face Hub.
+      step: which checkpoint of the run at `path`: that of a step, such as 500, or "best", the one that its
+        `config.checkpoint.best` keeps; default: the latest one.
       mesh: devices for the parameters; default: one device.
       dtype: dtype of parameters and computation; default: as trained or stored.
       weights: "params" for the parameters of the last step, "ema" for their moving average. Default: the moving average
@@ -434,8 +438,9 @@ def load(
         rows; each added row is the mean of the others.
 
     Raises:
-      UserError: the path holds no language model, or an option does not fit it.
+      UserError: the path holds no language model, the run has no checkpoint of the step, or an option does not fit.
     """
+    path = at_step(path, step)
     if base is not None:
         if weights is not None:
             raise UserError(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from .manifest import describe_tokenizer, same_tokenizer
 from .paths import absolute_path
 from .proof import ORBAX_FILE
 
-BEST = "@best"  # RUN@best names the checkpoint that a run keeps by its `config.checkpoint.best`
+BEST = "best"
+AT = re.compile(rf"(?P<run>.+)@(?P<step>{BEST}|\d+)/?")
+"""RUN@best names the checkpoint that a run keeps by its `config.checkpoint.best`, RUN@500 that of step 500."""
 SHOWN = 10  # at most so many leaves of each kind are listed in an error message
 
 
@@ -78,15 +81,16 @@ def find(path: epath.PathLike) -> epath.Path:
 
     Args:
       path: a checkpoint, a run directory (its newest whole checkpoint is found; damaged newer ones are reported on
-        standard error and skipped), or RUN@best.
+        standard error and skipped), RUN@best or RUN@STEP.
 
     Raises:
       UserError: there is no checkpoint, or the one named is damaged.
     """
-    given = os.fspath(path)
+    named = run_and_step(path)
     path = absolute_path(path)
-    if given.endswith(BEST) and not path.exists():
-        return _find_best(absolute_path(given.removesuffix(BEST)))
+    if named is not None:
+        run = absolute_path(named[0])
+        return _find_best(run) if named[1] == BEST else _find_step(run, int(named[1]))
     if not path.exists():
         of_run = path.parent.name == "checkpoints" and path.parent.exists()
         gone = "; a run deletes its older checkpoints as it trains: try again, or name another" if of_run else ""
@@ -101,16 +105,51 @@ def find(path: epath.PathLike) -> epath.Path:
     return path / "checkpoints" / str(newest)
 
 
+def run_and_step(path: epath.PathLike) -> tuple[str, str] | None:
+    """The run directory and the step, or "best", that RUN@STEP names; None for other paths, and for one that exists."""
+    match = AT.fullmatch(os.fspath(path))
+    return None if match is None or absolute_path(path).exists() else (match["run"], match["step"])
+
+
+def at_step(path: epath.PathLike, step: int | str | None) -> epath.PathLike:
+    """The path RUN@STEP of a run's checkpoint; the path itself for None.
+
+    Raises:
+      UserError: the step is neither "best" nor a number from 0 up, or the path has a step of its own.
+    """
+    if step is None:
+        return path
+    if step != BEST and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+        raise UserError(f'step {step!r}: give "best" or a number of steps, such as 500')
+    if run_and_step(path) is not None:
+        raise UserError(f"{path} names a step, and so does step={step!r}: give only one of the two")
+    return f"{os.fspath(path).rstrip('/')}@{step}"
+
+
+def _find_step(run: epath.Path, step: int) -> epath.Path:
+    """The folder of a run's checkpoint of a step, after its files were compared with their checksums."""
+    directory = run / "checkpoints"
+    if not directory.exists():
+        raise UserError(f"{run}@{step}: {run} is no run directory, so it has no checkpoint of a step")
+    steps = proof.complete_steps(directory)
+    if step in steps:
+        return find(directory / str(step))
+    there = f"only of {', '.join(map(str, steps))}" if steps else "and none of another step"
+    raise UserError(
+        f"{run}@{step}: there is no checkpoint of step {step}, {there}; config.checkpoint.keep_every keeps more of them"
+    )
+
+
 def _find_best(run: epath.Path) -> epath.Path:
     """The folder of a run's best checkpoint, after its files were compared with their checksums."""
     newest = find(run)
     asked = manifest_of(newest)["config"].get("checkpoint", {}).get("best")
     if not asked:
-        raise UserError(f"{run}{BEST}: the run had no config.checkpoint.best, so it kept no best checkpoint")
+        raise UserError(f"{run}@{BEST}: the run had no config.checkpoint.best, so it kept no best checkpoint")
     directory = run / "checkpoints"
     step = Best(*asked).among(directory, proof.complete_steps(directory))
     if step is None:
-        raise UserError(f"{run}{BEST}: no checkpoint of the run was saved at an evaluation that gave {asked[0]}")
+        raise UserError(f"{run}@{BEST}: no checkpoint of the run was saved at an evaluation that gave {asked[0]}")
     best = directory / str(step)
     return newest if best == newest else find(best)  # `find` reads every file of a checkpoint
 

@@ -34,7 +34,7 @@ class RunCheckpoint(Checkpoint):
         """Opens a checkpoint.
 
         Args:
-          path: the path that the user gave: a run directory, RUN@best or a checkpoint.
+          path: the path that the user gave: a run directory, RUN@best, RUN@STEP or a checkpoint.
           folder: the folder that `reading.find(path)` returned, whose checksums were compared there.
           weights: "params" or "ema"; None takes the moving average if the run kept one.
         """

@@ -146,6 +146,7 @@ class RewardModel:
 def load_reward(
     path: epath.PathLike,
     *,
+    step: int | str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
     weights: str | None = None,
@@ -153,16 +154,19 @@ def load_reward(
     """Loads a reward or cost model from disk.
 
     Args:
-      path: a run of the recipe `reward` (its latest checkpoint), RUN@best, or one checkpoint.
+      path: a run of the recipe `reward` (its latest checkpoint), RUN@best, RUN@STEP, or one checkpoint.
+      step: which checkpoint of the run at `path`: that of a step, such as 500, or "best", the one that its
+        `config.checkpoint.best` keeps; default: the latest one.
       mesh: devices for the parameters; default: one device.
       dtype: dtype of parameters and computation; default: as trained.
       weights: "params" for the parameters of the last step, "ema" for their moving average. Default: the moving average
         if the run kept one.
 
     Raises:
-      UserError: the path holds no reward or cost model, or an option does not fit it.
+      UserError: the path holds no reward or cost model, the run has no checkpoint of the step, or an option does not
+        fit.
     """
-    found = checkpoints.open(path, weights)
+    found = checkpoints.open(path, weights, step=step)
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     with user_errors():
         changes = {} if dtype is None else dict(dtype=dtype, param_dtype=dtype)

@@ -40,7 +40,7 @@ def add_compare(commands) -> None:
         "--leaves",
         default="",
         metavar="LEAF,...",
-        help="leaves to show also where they do not differ, such as optim.*,data.cache_dir (default: those that differ)",
+        help="leaves to show even if they do not differ, such as optim.*,data.cache_dir (default: those that differ)",
     )
     parser.add_argument("--each", action="store_true", help="show every run below the line of its seeds' mean")
     parser.add_argument(
