@@ -22,7 +22,7 @@ from ..data.tokenizer_merging import split_of_new
 from ..errors import UserError
 from ..model import llama, vocabulary
 from ..model.config import LlamaConfig
-from . import manifest, saving, streaming
+from . import manifest, model_card, saving, streaming
 from .adapters import AdapterCheckpoint
 from .checkpoint import Checkpoint, check_rows, excess, user_errors
 from .interop import generation_config, gguf_files, huggingface, peft_export, tensors
@@ -45,6 +45,8 @@ class Contents(NamedTuple):
     """Every parameter, a layer at a time, in the order of `tensors.places` and the dtype of `config.param_dtype`."""
     generation: GenerationDefaults = GenerationDefaults()
     """The recommended sampling settings to write."""
+    origin: Checkpoint | None = None
+    """The checkpoint whose card is written with an export; None writes none."""
 
 
 def contents(
@@ -86,7 +88,7 @@ def contents(
         values = _new_rows(values, config, lambda table: vocabulary.pad_rows(table, vocab_size))
         config = config.replace(vocab_size=vocab_size)
     check_rows(own, config.vocab_size, found.name, "--vocab_size={}")
-    return Contents(config, own, template or found.template, values, found.generation)
+    return Contents(config, own, template or found.template, values, found.generation, found)
 
 
 def _new_rows(
@@ -110,7 +112,7 @@ def _new_rows(
 def to_peft(
     source: epath.PathLike, output: epath.PathLike, *, weights: str | None = None, base_name: str | None = None
 ) -> None:
-    """Writes the adapters of a run as a folder in PEFT's format, with tokenizer and chat template.
+    """Writes the adapters of a run as a folder in PEFT's format, with tokenizer, chat template and model card.
 
     Args:
       source: path of the run.
@@ -142,6 +144,8 @@ def to_peft(
             peft_export.write_folder(unfinished, found.lora, own, found.config, base=base, revision=revision)
         if found.tokenizer is not None:
             save_for_transformers(found.tokenizer, found.template, unfinished)
+            _write_generation_config(unfinished, found)
+        _write_card(unfinished, found, epath.Path(output).name, adapters=True, base_name=base)
 
 
 def to_camelid(source: epath.PathLike, output: epath.PathLike, **options: Any) -> None:
@@ -204,7 +208,7 @@ def write_camelid(
 def to_huggingface(
     source: epath.PathLike, output: epath.PathLike, *, max_file_bytes: int = 5_000_000_000, **options: Any
 ) -> None:
-    """Writes a model as a folder in the format of transformers' `save_pretrained`, with tokenizer and chat template.
+    """Writes a model as a folder of transformers' `save_pretrained`, with tokenizer, chat template and model card.
 
     Args:
       source: path of the model.
@@ -213,7 +217,9 @@ def to_huggingface(
       **options: those of `open_contents`.
     """
     with new_output(output) as unfinished:
-        write_huggingface(unfinished, open_contents(source, **options)[0], max_file_bytes)
+        found, _ = open_contents(source, **options)
+        write_huggingface(unfinished, found, max_file_bytes)
+        _write_card(unfinished, found.origin, epath.Path(output).name, dtype=found.config.param_dtype)
 
 
 def write_huggingface(output: epath.Path, found: Contents, max_file_bytes: int = 5_000_000_000) -> None:
@@ -230,16 +236,26 @@ def write_huggingface(output: epath.Path, found: Contents, max_file_bytes: int =
         huggingface.write_folder(output, found.config, values, max_file_bytes=max_file_bytes, **more)
     if found.tokenizer is not None:
         save_for_transformers(found.tokenizer, found.template, output)
-        said = generation_config.write_config(found.generation, found.tokenizer.bos_id, _stops(found))
-        (output / generation_config.FILE).write_text(json.dumps(said, indent=2))
+        _write_generation_config(output, found)
 
 
-def _stops(found: Contents) -> list[int]:
+def _write_card(folder: epath.Path, found: Checkpoint, name: str, **options: Any) -> None:
+    """Writes the model card of an export. `name` is that of the export, `options` are those of `model_card`."""
+    (folder / model_card.FILE).write_text(model_card.model_card(found, name, **options))
+
+
+def _write_generation_config(folder: epath.Path, found: Contents | Checkpoint) -> None:
+    """Writes the ids that end an answer and the recommended sampling settings, as transformers reads them."""
+    said = generation_config.write_config(found.generation, found.tokenizer.bos_id, _stops(found))
+    (folder / generation_config.FILE).write_text(json.dumps(said, indent=2))
+
+
+def _stops(found: Contents | Checkpoint) -> list[int]:
     """The ids that end an answer: end of text, the chat template's end of a turn, and the model's own stop ids."""
     return sorted({found.tokenizer.eos_id, *_turn_ends(found), *found.generation.stop_ids})
 
 
-def _turn_ends(found: Contents) -> tuple[int, ...]:
+def _turn_ends(found: Contents | Checkpoint) -> tuple[int, ...]:
     return found.template.stop_ids(found.tokenizer) if found.template is not None else ()
 
 
@@ -260,6 +276,7 @@ def to_gguf(source: epath.PathLike, output: epath.PathLike, *, encoding: str | N
         fields["tokenizer.chat_template"] = with_bos(found.template, found.tokenizer)
     if found.tokenizer is not None:
         fields |= generation_config.gguf_fields(found.generation, found.tokenizer.eos_id, _turn_ends(found))
+    fields |= model_card.gguf_fields(found.origin)
     name = epath.Path(source).name
     with new_output(output) as unfinished:
         unfinished.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,9 @@ STEP = re.compile(r"checkpoints/(?P<step>\d+)/.*", re.DOTALL)
 """Matches the files of a run's checkpoint in the run directory."""
 
 META_PART = re.compile(r"consolidated\.\d+\.pth")
+CARD = "README.md"
+"""The model card, which names the model's licence."""
+
 SHOWN = 5  # so many GGUF files are listed in an error message
 
 
@@ -25,14 +28,15 @@ def model_files(names: Sequence[str], asked: str | None, read: Callable[[str], b
     """
     if asked is not None:
         return _gguf_parts(names, asked)
+    card = [name for name in names if name == CARD]
     if peft.CONFIG in names:
         weights = [file for file in (peft.WEIGHTS, peft.TORCH_WEIGHTS) if file in names][:1]
-        return [peft.CONFIG, *weights, *tokenizer_files(names)]
+        return [peft.CONFIG, *weights, *tokenizer_files(names), *card]
     if huggingface.CONFIG in names and (weights := _weights(names, read)):
         more = [file for file in (generation_config.FILE,) if file in names]
-        return [huggingface.CONFIG, *more, *weights, *tokenizer_files(names)]
+        return [huggingface.CONFIG, *more, *weights, *tokenizer_files(names), *card]
     if meta.PARAMS in names and (weights := [name for name in names if META_PART.fullmatch(name)]):
-        return [meta.PARAMS, *weights, *tokenizer_files(names)]
+        return [meta.PARAMS, *weights, *tokenizer_files(names), *card]
     if steps := {int(match["step"]) for name in names if (match := STEP.fullmatch(name))}:
         newest = f"checkpoints/{max(steps)}/"
         return [name for name in names if name.startswith((newest, "tokenizer/"))]

@@ -10,18 +10,20 @@ So a misspelt path below a folder that is here is never asked for on the Hub. Fi
 library huggingface_hub, which several programs share, and are read from there.
 """
 
+import contextlib
 import functools
 import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from etils import epath
 
 from ..errors import UserError, did_you_mean
+from .console import shows, tell
 
 PREFIX = re.compile(r"hf:/{0,2}")
 NAME = re.compile(
@@ -153,13 +155,15 @@ def _fetch(name: HubName, choose: Choose, given: str) -> str:
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
 
     def read(file: str) -> bytes:
-        return Path(hub.hf_hub_download(name.repository, file, revision=name.revision)).read_bytes()
+        with _progress(hub):
+            return Path(hub.hf_hub_download(name.repository, file, revision=name.revision)).read_bytes()
 
     try:
         files = _choose(name, list(sizes), choose, read, given)
         _announce(hub, name, {file: sizes[file] for file in files}, info.sha)
         patterns = [re.sub(r"([*?[])", r"[\1]", file) for file in files]
-        folder = hub.snapshot_download(name.repository, revision=name.revision, allow_patterns=patterns)
+        with _progress(hub):
+            folder = hub.snapshot_download(name.repository, revision=name.revision, allow_patterns=patterns)
     except UserError:
         raise
     except Exception as error:
@@ -193,7 +197,7 @@ def _cached(hub: Any, name: HubName, choose: Choose, given: str, why: Exception)
     if missing := [file for file in files if not (folder / file).exists()]:
         raise UserError(f"{partly}: {missing[0]} is missing") from why
     if not hub.constants.HF_HUB_OFFLINE:
-        _tell(f"{given}: {said}; its copy of commit {folder.name[:12]} in the cache is used")
+        tell(f"{given}: {said}; its copy of commit {folder.name[:12]} in the cache is used")
     return os.path.join(folder, name.inside or "").rstrip("/")
 
 
@@ -231,11 +235,30 @@ def _announce(hub: Any, name: HubName, sizes: dict[str, int], commit: str) -> No
     if missing:
         size = sum(sizes[file] for file in missing)
         amount = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-        _tell(f"{name.repository}: fetching {len(missing)} file(s), {amount}, of commit {commit[:12]} from the Hub")
+        tell(f"{name.repository}: fetching {len(missing)} file(s), {amount}, of commit {commit[:12]} from the Hub")
 
 
-def _tell(line: str) -> None:
-    print(f"camelid: {line}", file=sys.stderr)
+@contextlib.contextmanager
+def _progress(hub: Any) -> Iterator[None]:
+    """Shows the library's progress bars on a terminal only, and not where progress is not asked for."""
+    if (sys.stderr.isatty() and shows("info")) or hub.utils.are_progress_bars_disabled():
+        yield
+        return
+    hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub.utils.enable_progress_bars()
+
+
+def cached_file(name: HubName, file: str) -> str | None:
+    """The path of a file of a repository in the cache; None if it is not there. The Hub is not asked."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(name.repository, file, revision=name.revision)
+    return found if isinstance(found, str) else None
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from camelid.tests.checkpoints.interop import folders
 from camelid.tests.hub_server import HubServer
 
 TOKENS = np.arange(3, 23).reshape(2, 10)
-NOT_READ = {"README.md": "# a card", "pytorch_model.bin": "not asked for", "onnx/model.onnx": "x", "flax.msgpack": "x"}
+NOT_READ = {"pytorch_model.bin": "not asked for", "onnx/model.onnx": "x", "flax.msgpack": "x"}
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none"}
 
 
@@ -36,6 +36,7 @@ def models(tmp_path_factory):
     folders.write_folder(root / "farm" / "parts", config, max_file_bytes=20_000)
     for folder in (plain, root / "farm" / "parts"):
         tokenizer.save(folder)
+        (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
         for name, text in NOT_READ.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
@@ -96,9 +97,12 @@ def test_a_name_opens_the_model_and_only_files_that_are_read_are_fetched(server,
     assert found.tokenizer.fingerprint == expected.tokenizer.fingerprint
     assert found.generation.temperature == 0.5
     assert names(server, "farm/plain") == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.model"
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "README.md"
     }  # fmt: skip
-    assert "farm/plain: fetching 4 file(s)" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "etching" in line] == [
+        f"camelid: farm/plain: fetching 5 file(s), 0.2 MB, of commit {server.commit('farm/plain')[:12]} from the Hub"
+    ]
     del server.fetched[:]
     hub._fetch.cache_clear()
     camelid.load("farm/plain")
@@ -162,7 +166,9 @@ def test_a_tokenizer_is_fetched_alone(server, models):
     assert checkpoints.open_tokenizer("farm/plain").fingerprint == found.fingerprint
     assert checkpoints.open_tokenizer("farm/files/small.F32.gguf").vocab_size == found.vocab_size
     assert Tokenizer.load("farm/plain/tokenizer.model").fingerprint == found.fingerprint
-    with pytest.raises(UserError, match="farm/files: farm/files on the Hub has no tokenizer.json or tokenizer.model"):
+    with pytest.raises(
+        UserError, match=r"^farm/files: farm/files on the Hub has no tokenizer\.json or tokenizer\.model"
+    ):
         Tokenizer.load("farm/files")
 
 
@@ -254,6 +260,8 @@ def test_without_the_library_a_line_says_what_to_install(monkeypatch, tmp_path):
 def test_a_run_starts_from_a_name_and_its_adapters_find_their_base_at_the_same_commit(
     server, models, pretrained, arguments, tmp_path, one_device, capsys
 ):
+    from huggingface_hub import ModelCard
+
     convert.to_huggingface(pretrained, models / "farm" / "language")
     line = arguments("sft", tmp_path / "run", init_from="farm/language")
     line[1] += ",lora=lora"
@@ -270,3 +278,8 @@ def test_a_run_starts_from_a_name_and_its_adapters_find_their_base_at_the_same_c
     fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (fields["base_model_name_or_path"], fields["revision"]) == ("farm/language", commit)
     assert checkpoints.open(tmp_path / "adapter").base.identity == found.base.identity
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert (card.data.base_model, card.data["base_model_relation"]) == ("farm/language", "adapter")
+    assert card.data.library_name == "peft" and f"at commit `{commit}`" in card.text
+    ends = json.loads((tmp_path / "adapter" / "generation_config.json").read_text())["eos_token_id"]
+    assert found.tokenizer.special["<|im_end|>"] in ends
