@@ -5,6 +5,8 @@ import functools
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -339,3 +341,39 @@ def test_settings_of_a_call_reach_the_function():
     given = {"function": f"{__name__}:of_lengths", "limit": 4, "batch_size": 8}
     found = read(given, RewardSource, "config.r").find("config.r")
     assert (found.awaited, found.batched, found.limit, found.batch_size) == (True, True, 4, 8)
+
+
+TOGETHER = """
+import random, sys
+from camelid.launch.distributed import joined
+with joined(sys.argv[1], 2, int(sys.argv[2])):
+    from camelid.errors import UserError
+    from camelid.rlhf.reward_functions import RewardFunction, score_all
+    called = []
+    def judge(record, answer):
+        called.append(answer)
+        if answer == "bad":
+            raise ValueError("no")
+        return random.random()
+    function = {"judge": RewardFunction(judge)}
+    print(score_all(function, [{}] * 3, ["a", "b", "c"])["judge"].tolist(), len(called))
+    try:
+        score_all(function, [{}], ["bad"])
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_processes_that_train_together_get_the_scores_and_errors_of_process_0():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    command, environment = [sys.executable, "-c", TOGETHER, address], os.environ | {"XLA_FLAGS": ""}
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    processes = [subprocess.Popen([*command, str(i)], **pipe) for i in range(2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    lines = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said]
+    assert all(len(each) == 2 for each in lines), said
+    assert lines[0][0].split("]")[0] == lines[1][0].split("]")[0]  # random scores
+    assert [each[0].split("]")[1] for each in lines] == [" 3", " 0"]
+    assert lines[0][1] == lines[1][1] and lines[0][1].startswith("reward judge: ValueError: no")
