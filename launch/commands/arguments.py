@@ -15,7 +15,10 @@ from ...errors import UserError
 WEIGHTS = "parameters to read of a run: params of the last step, or ema, their moving average (default: ema if kept)"
 TEMPLATE = "chat template: alpaca, vicuna, chatml, llama2, llama3 or a path of a jinja file (default: the model's own)"
 SOURCE = "path or glob of files, a dataset tfds:name/config:split, or a built-in task such as primer:chat"
-MODEL = "run directory, RUN@best, RUN@STEP, checkpoint, .gguf file, or folder of Hugging Face, Meta or PEFT"
+MODEL = (
+    "run directory, RUN@best, RUN@STEP, checkpoint, .gguf file, folder of Hugging Face, Meta or PEFT, or owner/name on "
+    "the Hugging Face Hub"
+)
 BASE = "path or Hub name of the base model for adapters (default: the base that the adapters name)"
 
 
