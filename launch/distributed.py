@@ -9,24 +9,34 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ..errors import UserError
+from .launching.verdict import LOST as LOST_PEER
+from .launching.verdict import write_exit
 
 HEARTBEAT_SECONDS = 15  # a process that is silent for so long counts as dead
 SHUTDOWN_SECONDS = 10  # a process that ends waits so long for the others
+JOIN_SECONDS = 300  # a process waits so long at the start for the others
 LOST = re.compile(
     r"gloo|nccl|peer|connection (closed|reset)|unavailable|deadline|heartbeat|barrier|coordination", re.IGNORECASE
 )
 RECORD = re.compile(rb"[IWEF]\d{4} ")  # the beginning of a record in XLA's log
-OF_COORDINATION = re.compile(rb"[IWEF]\d{4} .*(coordination|preemption_sync|distributed)")
+OF_COORDINATION = re.compile(rb"[IWEF]\d{4} .*(coordination|preemption|distributed)")
 DIED = "another process of this run died or cannot be reached: start all again to resume from the last checkpoint"
+APART = (
+    "the processes of this run did not find each other within {} seconds: start all of them, with a "
+    "coordinator address at which the others reach process 0"
+)
 
 
 @contextlib.contextmanager
-def joined(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Iterator[None]:
+def joined(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, *, seconds: int = JOIN_SECONDS
+) -> Iterator[None]:
     """Joins the processes of a run, and leaves them at the end.
 
     Meanwhile the death of another process ends this one within 30 seconds, with one line and exit code 1. So does an
@@ -36,18 +46,31 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
       coordinator: address HOST:PORT of process 0.
       num_processes: number of processes in the run.
       process_id: number of this process, from 0.
+      seconds: time that a process waits at the start for the others.
 
     JAX finds an argument that is None by itself, on TPU VMs, Slurm and Kubernetes.
+
+    Raises UserError if another program listens on the port of the coordinator, or the arguments contradict each other.
     """
     import jax
 
     from ..train.loop import Interrupted, TrainingStopped
 
-    _one_line_instead_of_abort()
+    _check_port(coordinator, process_id)
+    words = [APART.format(seconds)]
+    _one_line_instead_of_abort(words)
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    seconds = dict(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
-    jax.distributed.initialize(coordinator, num_processes, process_id, **seconds)
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        local_device_ids=devices_of_task(os.environ),
+        initialization_timeout=seconds,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+    words[0] = DIED
     try:
         yield
     except (UserError, Interrupted, TrainingStopped):  # all processes raise this at the same step
@@ -57,7 +80,43 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
             _end(str(error))
         if not LOST.search(str(error)):
             raise
+        write_exit(LOST_PEER)
         _end(DIED)
+
+
+def devices_of_task(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs that a task of Slurm uses, among those that it sees; empty: all of them. None: JAX decides.
+
+    JAX gives each task on a node the GPU of its number: one task on a node with eight GPUs would use one of them, and
+    tasks that Slurm bound to a GPU each would look for a second one.
+
+    Args:
+      environment: the variables of the process.
+    """
+    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if tasks is None or "SLURM_LOCALID" not in environment or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    per_node, number = int(tasks[0]), int(environment["SLURM_LOCALID"])
+    seen = [part for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    if per_node == 1 or (seen and len(seen) % per_node):
+        return []
+    each = len(seen) // per_node
+    return list(range(number * each, (number + 1) * each)) if seen else None
+
+
+def _check_port(coordinator: str | None, process_id: int | None) -> None:
+    """Raises UserError in process 0 if its port as the coordinator is taken, at which JAX would crash."""
+    number = os.environ.get("SLURM_PROCID") if process_id is None else process_id
+    port = os.environ.get("JAX_COORDINATOR_PORT", "") if coordinator is None else coordinator.rpartition(":")[2]
+    if str(number) != "0" or not port.isdecimal():
+        return
+    with contextlib.closing(socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("", int(port)))
+        except OSError as error:
+            place = f"port {port} of {socket.gethostname()}"
+            raise UserError(f"{place} cannot be the coordinator's: {error.strerror}: give another one") from None
 
 
 def _end(words: str) -> None:
@@ -68,15 +127,16 @@ def _end(words: str) -> None:
     os._exit(1)
 
 
-def _one_line_instead_of_abort() -> None:
-    """Makes abort() after a lost process print `DIED` and exit with 1, and hides the coordination service's log."""
+def _one_line_instead_of_abort(words: list[str]) -> None:
+    """Makes abort() after a lost process print words[0] and exit with 1, and hides the coordination service's log."""
     real, lost = os.dup(2), threading.Event()
 
     def end(_: int) -> None:
         if not lost.wait(2.0):  # abort() has another reason
             libc.signal(signal.SIGABRT, None)
             return
-        os.write(real, f"camelid: {DIED}\n".encode())
+        write_exit(LOST_PEER)
+        os.write(real, f"camelid: {words[0]}\n".encode())
         os._exit(1)
 
     global _handler  # must outlive this call: C keeps its address

@@ -1,5 +1,159 @@
 """The command `camelid doctor`."""
 
+import argparse
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from .arguments import check_least, command, keep_programs, refuse_unread
+
+SECONDS = 60
+
 
 def add_doctor(commands) -> None:
     """Adds `camelid doctor`."""
+    parser = command(
+        commands,
+        "doctor",
+        _doctor,
+        "Check within a minute what runs need: devices, packages, disk, clock, limits, and the cache of programs. "
+        "Each finding is a line: ok, warn or fail. The exit code is 1 if one of them is fail.",
+        "camelid doctor --workdir=runs\n"
+        "camelid launch --on=slurm --nodes=2 --gpus_per_node=8 --workdir=runs/doctor -- doctor",
+    )
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder whose disk, locks and clock are checked (default: the current one)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
+    parser.add_argument(
+        "--seconds",
+        type=int,
+        default=SECONDS,
+        metavar="S",
+        help=f"seconds after which a check that does not answer has failed (default: {SECONDS})",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="check together with the other processes of a cluster; start the same command on each host",
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="with --distributed: address of process 0 (default: found by JAX on TPU VMs, Slurm and Kubernetes)",
+    )
+    parser.add_argument("--num_processes", type=int, metavar="N", help="with --coordinator: total number of processes")
+    parser.add_argument(
+        "--process_id", type=int, metavar="I", help="with --coordinator: number of this process, from 0"
+    )
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    check_least(args, seconds=1)
+    if not args.distributed:
+        refuse_unread(args, ("coordinator", "num_processes", "process_id"), "--distributed")
+    from ..doctor.finding import Finding, run_checks
+    from ..doctor.host import check_cores, check_limits, check_memory, check_ntp
+    from ..doctor.software import check_extras, check_packages, check_python, check_variables
+    from ..doctor.storage import check_storage
+
+    workdir = Path(args.workdir or ".").expanduser()
+    findings: list[Finding] = []
+    with _watchdog(args, findings) as doing:
+        before = [
+            ("python", check_python),
+            ("packages", check_packages),
+            ("extras", check_extras),
+            ("variables", check_variables),
+            ("cores", check_cores),
+            ("memory", check_memory),
+            ("limits", check_limits),
+            ("disk", lambda: check_storage(workdir)),
+            ("clock", check_ntp),
+        ]
+        shows = not args.json and not args.distributed
+        for finding in run_checks(before, doing):
+            _add(findings, finding, shows)
+        from ..distributed import joined
+
+        doing[0] = "network"
+        group = (args.coordinator, args.num_processes, args.process_id)
+        with joined(*group, seconds=args.seconds) if args.distributed else contextlib.nullcontext():
+            return _with_jax(args, findings, doing)
+
+
+def _with_jax(args: argparse.Namespace, findings: list, doing: list[str]) -> int:
+    """Runs the checks that need JAX, and ends the report. Returns the exit code."""
+    import jax
+
+    from ..doctor.cache import check_cache
+    from ..doctor.devices import check_collectives, check_devices, check_driver, check_product
+    from ..doctor.finding import run_checks
+    from ..doctor.group import check_group, gather
+
+    keep_programs()
+    checks = [
+        ("driver", check_driver),
+        ("devices", check_devices),
+        ("compute", check_product),
+        ("collectives", check_collectives),
+        ("compile cache", check_cache),
+    ]
+    together = jax.process_count() > 1
+    if together:
+        checks.append(("network", check_group))
+    for finding in run_checks(checks, doing):
+        _add(findings, finding, not args.json and not args.distributed)
+    merged = gather(findings) if together else findings
+    failed = any(finding.status == "fail" for finding in merged)
+    if jax.process_index() == 0:
+        _end(args, merged)
+    return int(failed)
+
+
+def _add(findings: list, finding, shows: bool) -> None:
+    findings.append(finding)
+    if shows:
+        print(finding.line(), flush=True)
+
+
+def _end(args: argparse.Namespace, findings: list) -> None:
+    """Prints what is left of the report: all findings of a group of processes, or the counts."""
+    if args.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2, ensure_ascii=False))
+        return
+    if args.distributed:
+        print(*(finding.line() for finding in findings), sep="\n")
+    counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "fail")}
+    print(f"{counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failed")
+
+
+@contextlib.contextmanager
+def _watchdog(args: argparse.Namespace, findings: list) -> Iterator[list[str]]:
+    """Ends the command with a finding that failed when a check does not answer in time.
+
+    The context gives a list, whose only element is the name of the check that runs.
+    """
+    doing = ["python"]
+
+    def end() -> None:
+        from ..doctor.finding import Finding
+
+        text = f"no answer within {args.seconds} seconds of the whole check"
+        _add(findings, Finding(doing[0], "fail", text, "see what it waits for, or give --seconds"), not args.json)
+        _end(args, findings)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(1)
+
+    timer = threading.Timer(args.seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield doing
+    finally:
+        timer.cancel()

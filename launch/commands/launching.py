@@ -198,7 +198,8 @@ def _show(launched: Launched, workdir: Path, state: str | None) -> int:
         record = read_record(folder if folder == workdir else folder.parent)
         if record is not None:
             where = "run" if folder == workdir else f"phase {folder.parent.name}"
-            print(f"  {where:<10}{record.status} at step {record.attempts[-1].to_step}")
+            doing = f", {record.heartbeat['doing']}" if record.heartbeat and record.status == "running" else ""
+            print(f"  {where:<10}{record.status} at step {record.step}{doing}")
     for log in sorted(glob.glob(launched.log)):
         lines = Path(log).read_text(errors="replace").splitlines()[-3:]
         print(f"{log}:", *lines, sep="\n  ")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ...data.locks import locked
 from .job import PYTHON
+from .ports import free_port
 from .verdict import judge_attempt
 
 POLL_SECONDS = 0.05
@@ -66,7 +67,11 @@ class Supervisor:
         self._say(f"attempt {restarts + 1}, on {socket.gethostname()}, {now}")
         commands = [self.command]
         if self.processes > 1:
-            together = ["--distributed", f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={self.processes}"]
+            together = [
+                "--distributed",
+                f"--coordinator=127.0.0.1:{free_port(os.getpid())}",
+                f"--num_processes={self.processes}",
+            ]
             commands = [[*self.command, *together, f"--process_id={i}"] for i in range(self.processes)]
         for i, command in enumerate(commands):
             if not self.told_to_end:
@@ -119,13 +124,6 @@ class Supervisor:
         """Writes a line into the log."""
         with (self.launch / "log").open("a") as log:
             log.write(f"camelid: {words}\n")
-
-
-def free_port() -> int:
-    """A port of this machine on which nothing listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def main() -> int:

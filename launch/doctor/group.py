@@ -1,0 +1,56 @@
+"""Checks of several processes together, and the findings of all of them in one list."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from .finding import Finding
+
+SKEW = 1.0
+"""Seconds between the clocks of two hosts from which on it is told."""
+ROUNDS = 10
+
+
+def check_group() -> Iterator[Finding]:
+    """The hosts of the processes, the time of an exchange between all of them, and the difference of their clocks."""
+    hosts = [text for text in _gather(socket.gethostname()) if text]
+    times, exchanges = [], []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        times.append(_gather(repr(time.time())))
+        exchanges.append(time.perf_counter() - begin)
+    quickest = exchanges.index(min(exchanges))
+    text = f"{len(hosts)} processes on {len(set(hosts))} hosts, {min(exchanges) * 1000:.1f} ms for an exchange of all"
+    yield Finding("network", "ok", text)
+    clocks = [float(clock) for clock in times[quickest]]
+    skew = max(clocks) - min(clocks)
+    status = "ok" if skew < SKEW + min(exchanges) else "warn"
+    advice = "" if status == "ok" else "synchronise the clocks of all hosts (NTP): heartbeats and logs disagree"
+    yield Finding("clock", status, f"at most {skew:.2f} s between the processes", advice)
+
+
+def gather(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings of this process, and those of the others that are not ok, with their hosts."""
+    words = json.dumps([finding for finding in findings if finding.status != "ok"])
+    everyone = _gather(f"{socket.gethostname()} {words}")
+    merged = list(findings)
+    for number, text in enumerate(everyone):
+        host, _, rest = text.partition(" ")
+        if number != jax.process_index():
+            merged += [Finding(*found)._replace(host=f"{host} (process {number})") for found in json.loads(rest)]
+    return merged
+
+
+def _gather(text: str) -> list[str]:
+    """A text of each process, in the order of their numbers, in all processes."""
+    content = text.encode()
+    longest = int(multihost_utils.process_allgather(np.int32(len(content))).max())
+    padded = np.zeros(longest + 1, np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row).rstrip(b"\0").decode() for row in np.atleast_2d(rows)]
