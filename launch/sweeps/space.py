@@ -286,10 +286,8 @@ def _values(name: str, text: str) -> Values:
                 f"{where}: {kind} is none of log, uniform, int{did_you_mean(kind, ['log', 'uniform', 'int'])}"
             )
         return _range(where, kind, ends)
-    braces = (
-        "" if re.search(r"[({]", text) else f" (outside of quotes the shell expands {{a,b}}: write '{name}={{a,b}}')"
-    )
-    raise UserError(f"{where}: one value is no choice, give {FORMS}{braces}")
+    quotes = "" if re.search(r"[({]", text) else f"; in quotes, '{name}={{a,b}}', or the shell expands the braces"
+    raise UserError(f"{where}: this is no choice of values; give {FORMS}{quotes}")
 
 
 def _choice(where: str, items: list[str]) -> Choice:

@@ -6,6 +6,7 @@ follows from its number alone, so that a sweep whose workers were killed equals 
 """
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -122,14 +123,9 @@ class Study:
         import optuna
 
         with self._lock, _quiet(), _explained(self.sweep.storage):
-            live = optuna.Trial(self.study, trial.stored._trial_id)
-            live.report(value, evaluation)
-            complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            longest = max((each.last_step for each in complete if each.last_step is not None), default=None)
-            if self._identity.prune is None or longest is None:
-                return False
-            self.study.pruner = _hyperband(self._identity.prune, longest)
-            return live.should_prune()
+            optuna.Trial(self.study, trial.stored._trial_id).report(value, evaluation)
+            longest = self._longest()
+            return longest > 0 and self._reaches_rungs(trial, evaluation, longest)
 
     def finish(self, claimed: Claimed, state: str, value: float | None = None, reason: str | None = None) -> None:
         """Writes the end of a trial, and gives its lock back.
@@ -145,6 +141,9 @@ class Study:
         states = optuna.trial.TrialState
         told = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[state]
         with self._lock, _quiet(), _explained(self.sweep.storage):
+            if state == "finished" and self._identity.prune is not None:
+                own = self._latest(claimed.trial).last_step or 0
+                self._reaches_rungs(claimed.trial, own, max(own, self._longest()))  # later trials are compared with it
             if reason is not None:
                 optuna.Trial(self.study, claimed.trial.stored._trial_id).set_user_attr("reason", reason)
             self.study.tell(claimed.trial.stored.number, value, told)
@@ -157,6 +156,30 @@ class Study:
         with self._lock, _quiet(), _explained(self.sweep.storage):
             optuna.Trial(self.study, trial.stored._trial_id).set_user_attr(name, value)
 
+    def _longest(self) -> int:
+        """The most evaluations of a complete trial; 0 without any: Hyperband's rungs are not known yet."""
+        import optuna
+
+        complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        return max((trial.last_step or 0 for trial in complete), default=0)
+
+    def _reaches_rungs(self, trial: Trial, evaluation: int, longest: int) -> bool:
+        """Notes the rungs that a trial has reached with its evaluations so far. Returns whether it shall end at one.
+
+        The first trials reach rungs before these are known; all evaluations are therefore gone through each time.
+        """
+        pruner = _hyperband(self._identity.prune, longest)
+        for step in range(1, evaluation + 1):
+            then = copy.copy(self._latest(trial))
+            then.intermediate_values = {at: x for at, x in then.intermediate_values.items() if at <= step}
+            if pruner.prune(self.study, then):
+                return True
+        return False
+
+    def _latest(self, trial: Trial) -> Any:
+        """A trial as the storage has it now."""
+        return self.study.get_trials(deepcopy=False)[trial.stored.number]
+
     def _whole_trials(self) -> list[Trial]:
         """All trials, after those were completed that a process was making when it was killed."""
         import optuna
@@ -165,7 +188,7 @@ class Study:
         for at, trial in enumerate(trials):
             if len(trial.point) < len(self._space.settings) and not trial.stored.state.is_finished():
                 self._draw(optuna.Trial(self.study, trial.stored._trial_id), trial.number)
-                stored = self.study.get_trials(deepcopy=False)[trial.stored.number]
+                stored = self._latest(trial)
                 trials[at] = Trial(trial.number, stored, self._point(trial.number, stored))
         return trials
 

@@ -19,6 +19,9 @@ from .study import Claimed
 LOG = "log.txt"
 """The file in a trial's folder with what its process printed."""
 
+READ = 1.0
+"""Seconds between two looks at the metrics of a trial."""
+
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -94,7 +97,7 @@ class TrialProcess:
         """The values of the objective's metric by step, in the order of steps; those of step 0 are left out. Files are
         read at most once a second, when they have grown."""
         path = self._sweep.run_folder(self.number) / "metrics.jsonl"
-        if time.monotonic() - self._looked < 1:
+        if time.monotonic() - self._looked < READ:
             return self._curve
         self._looked = time.monotonic()
         with contextlib.suppress(OSError):
