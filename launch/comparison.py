@@ -23,6 +23,7 @@ from etils import epath
 from ..checkpoints import absolute_path, proof
 from ..errors import UserError, did_you_mean
 from ..evals.intervals import Estimate, ratio
+from ..train.config_record import CONFIG
 from ..train.metrics_file import read_metrics
 from ..train.resume import OPEN_SECTIONS
 from ..train.run_record import read_record
@@ -331,7 +332,7 @@ def _runs_below(folder: epath.Path) -> Iterator[epath.Path]:
 
 def _config_of(run: epath.Path) -> Mapping[str, Any]:
     """The resolved config of a run: its config.json; for versions without it, from the newest complete checkpoint."""
-    path = run / "config.json"
+    path = run / CONFIG
     if path.exists():
         try:
             found = json.loads(path.read_text())
@@ -343,7 +344,7 @@ def _config_of(run: epath.Path) -> Mapping[str, Any]:
     steps = proof.complete_steps(run / "checkpoints")
     found = proof.manifest_in(run / "checkpoints" / str(steps[-1])).get("config") if steps else None
     if not isinstance(found, dict):
-        raise UserError(f"{run}: neither a config.json nor a complete checkpoint tells the config of this run")
+        raise UserError(f"{run}: neither a {CONFIG} nor a complete checkpoint tells the config of this run")
     return found
 
 
@@ -360,7 +361,7 @@ def _from_phases_before(leaves: dict[str, Any], run: epath.Path) -> dict[str, An
 
     Two seeds of a config with phases start from different runs, which are the same phase of the config.
     """
-    if not any((run.parent / name).exists() for name in ("phases.json", "config.json")):
+    if not any((run.parent / name).exists() for name in ("phases.json", CONFIG)):
         return leaves
     before = {f"{run.parent.name}/{each.name}": f"../{each.name}" for each in run.parent.iterdir() if is_run(each)}
     return {

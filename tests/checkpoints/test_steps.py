@@ -26,7 +26,7 @@ def test_a_step_that_is_not_there_is_answered_with_those_that_are(pretrained, ca
     said = "there is no checkpoint of step 13, only of 12, 24; config.checkpoint.keep_every keeps more of them"
     with pytest.raises(UserError, match=f"{pretrained}@13: {said}"):
         camelid.load(pretrained, step=13)
-    assert main(["generate", f"{pretrained}@13", "--prompt=a"]) == 2
+    assert main(["generate", f"{pretrained}@13", "a"]) == 2
     assert said in capsys.readouterr().err
 
 
