@@ -1,4 +1,4 @@
-"""Runs compared: which leaves differ, what is one group, intervals over seeds, and each way in which they are written."""
+"""Runs compared: the leaves that differ, groups of seeds with their intervals, and each way in which they are written."""
 
 import csv
 import io
@@ -175,7 +175,7 @@ def test_a_run_that_is_being_written_and_one_with_a_damaged_line_are_read(tmp_pa
     with pytest.raises(UserError, match=r"config.json is damaged"):
         read_run(tmp_path / "b")
     (tmp_path / "b" / "config.json").unlink()
-    with pytest.raises(UserError, match="neither a config.json nor a complete checkpoint tells the config"):
+    with pytest.raises(UserError, match=r"neither a config\.json nor a complete checkpoint tells the config"):
         read_run(tmp_path / "b")
 
 
