@@ -164,7 +164,7 @@ class Loop:
 
     def __enter__(self) -> "Loop":
         if self._start == 0:
-            with hint("evaluating before the first step; what has to be compiled for it is compiled once"):
+            with hint("evaluating before the first step; its programs are compiled once"):
                 self._stopping.see(0, self._evaluate(self._evaluations))
         ready = prefetch(self._batches, self._start, self._total, self._sharding)
         self._ready = self._stack.enter_context(contextlib.closing(ready))

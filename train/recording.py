@@ -25,7 +25,7 @@ from . import config_record, run_record
 from .code_version import PACKAGE, Checkout, checkouts, versions
 from .goodput import Clock, now
 from .heartbeat import Heartbeat
-from .run_record import ENDED, HEARTBEAT, RECORD, Attempt
+from .run_record import COMPLETE, ENDED, HEARTBEAT, RECORD, Attempt
 
 EVERY = 1.0
 """Seconds between two heartbeats; `EVERY_REMOTE` where the run directory is in an object store."""
@@ -39,8 +39,9 @@ class Recording:
     """The record of one attempt at a run, as a context around all of its work.
 
     From the start of the context heartbeats are written. `begin` adds the attempt to run.json. The end of the context
-    writes how the attempt ended, by the exception that ended it. Only process 0 writes; files that cannot be written
-    never end a run.
+    writes how the attempt ended, by the exception that ended it. A run that is complete already, or whose command is
+    refused before it begins (UserError), gets no attempt. Only process 0 writes; files that cannot be written never end
+    a run.
 
     Args:
       workdir: the run directory.
@@ -60,6 +61,7 @@ class Recording:
         self._number = 0  # of the attempt
         self._begun = self._discarded = self._told = self._made = False
         self._exit, self._reason = "finished", None
+        self._former: bytes | None = None  # heartbeat.json of the attempt before
         self._attempts: list[Attempt] = []
         self._own = Attempt(
             command=_command(),
@@ -86,15 +88,12 @@ class Recording:
             if not self._writes:
                 return
             self._heartbeat.stop()
-            if isinstance(error, UserError) and not self._begun and not self._attempts:  # nothing has been done
-                with contextlib.suppress(OSError):
-                    (self._workdir / HEARTBEAT).unlink(missing_ok=True)
-                    if self._made:
-                        self._workdir.rmdir()  # unless something else is in it
+            complete = bool(self._attempts) and self._attempts[-1].exit in COMPLETE
+            if self._discarded or (not self._begun and (isinstance(error, UserError) or complete)):
+                self._leave_no_trace()
                 return
-            if not self._discarded:
-                self._own = dataclasses.replace(self._own, **self._end(error), stop=run_record.iso(time.time()))
-                self._write_record()
+            self._own = dataclasses.replace(self._own, **self._end(error), stop=run_record.iso(time.time()))
+            self._write_record()
             self._write(HEARTBEAT, json.dumps(self._beat_content() | {"doing": ENDED}))
 
     def begin(self, config: ConfigDict, step: int, saved: Mapping[str, Any] | None) -> None:
@@ -149,6 +148,16 @@ class Recording:
         """The entry "attempt" of the manifest of a checkpoint that is saved now."""
         return {"number": self._number, "seconds": self.clock.seconds()}
 
+    def _leave_no_trace(self) -> None:
+        """Puts heartbeat.json back as it was: a run that is complete, or is refused, stays as it is."""
+        with contextlib.suppress(OSError):
+            if self._former is not None:
+                write_whole(self._workdir / HEARTBEAT, self._former)
+                return
+            (self._workdir / HEARTBEAT).unlink(missing_ok=True)
+            if self._made:
+                self._workdir.rmdir()  # unless something else is in it
+
     def _take_up(self) -> None:
         """Reads the attempts before this one, and removes what a killed process left half written."""
         try:
@@ -157,6 +166,8 @@ class Recording:
             for path in list(self._workdir.glob(".*.json.*.tmp")):
                 if LEFTOVER.fullmatch(path.name):
                     path.unlink(missing_ok=True)
+            beat = self._workdir / HEARTBEAT
+            self._former = beat.read_bytes() if beat.exists() else None
         except OSError as error:
             self._tell(error)
         record = run_record.read_record(self._workdir)

@@ -23,6 +23,8 @@ from ..checkpoints.console import tell
 from .goodput import BUCKETS, goodput
 
 RECORD, HEARTBEAT = "run.json", "heartbeat.json"
+COMPLETE = ("finished", "stopped early")
+"""Ends of an attempt after which a run is complete."""
 ENDED = "ended"
 """What the last heartbeat of an attempt that ended by itself says it is doing."""
 

@@ -167,12 +167,16 @@ def test_a_run_that_ends_early_says_so_and_config_json_has_its_settings(record, 
     assert json.loads((tmp_path / "run" / "heartbeat.json").read_text())["doing"] == "ended"
 
 
-def test_a_mistake_before_a_run_has_begun_leaves_nothing_and_later_it_is_recorded(record, tmp_path):
+def test_a_command_that_is_refused_before_its_run_begins_leaves_no_trace(record, tmp_path):
     assert record(UserError("no such file"), begins=False) is None and not (tmp_path / "run").exists()
-    (tmp_path / "run").mkdir()
-    assert record(OSError("disk full"), begins=False).status == "failed"
-    assert record(UserError("no such file"), begins=False).attempts[-1].reason == "no such file"
-    assert len(record(step=5).attempts) == 3
+    for error in (OSError("disk full"), Interrupted("SIGTERM", 15), None):
+        before = record(error, begins=error is None)
+        found = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        assert record(UserError("no such file"), begins=False) == before
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == found
+    assert [each.exit for each in before.attempts] == ["failed", "preempted", "finished"]
+    assert [each.seconds["lost"] > 0 for each in before.attempts] == [True, True, False]
+    assert record(OSError("disk full"), begins=False) == before  # a finished run stays so
 
 
 def test_a_run_that_was_complete_gets_no_attempt_but_is_finished_if_it_was_killed_at_its_end(record, tmp_path):
