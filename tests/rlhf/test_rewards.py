@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from camelid import tasks
 from camelid.errors import UserError
 from camelid.rlhf import rewards
 from camelid.rlhf.reward_functions import RewardFunction
@@ -90,6 +91,13 @@ def test_tasks_are_found_by_name():
     ):
         with pytest.raises(UserError, match=rf"config\.eval_rewards\.a: {says}"):
             read_scorers({"a": source}, "config.eval_rewards")
+
+
+def test_every_score_of_every_task_has_a_form_that_rewards_may_have():
+    for name in tasks.NAMES:
+        for score in tasks.find(name).SCORES:
+            function = RewardSource(task=f"{name}:{score}").find("config.here")
+            assert function.call is tasks.find_score(f"{name}:{score}") and not (function.batched or function.awaited)
 
 
 def test_pessimism_of_a_single_head_is_refused(monkeypatch):
