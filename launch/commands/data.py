@@ -178,7 +178,8 @@ def _add_collect(actions) -> None:
         "--reward",
         required=True,
         metavar="R",
-        help="scorer of the answers: a task such as primer, a function file.py:name or package.module:name, or a reward model's run",
+        help="scorer of the answers: a task such as primer, a function file.py:name or package.module:name, or the run "
+        "of a reward model",
     )
     parser.add_argument(
         "--keep",
