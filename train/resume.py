@@ -22,6 +22,7 @@ MAY_CHANGE = tuple(
             r"watch\..*|guard\.max_streak|early_stopping\..*",
             # Where and in how many parts it is computed: the same numbers but for their rounding.
             r"mesh\..*|partition_rules|model\.(attention|remat|unroll)|optim\.accumulate|rollout\.score_parts",
+            r"(reward\.sources\.\w+|cost\.source)\.(limit|timeout_seconds)",
             # Where things lie whose content is compared: `IDENTITIES`.
             r"(data|ptx)\.cache_dir|(data|ptx)\.mixture\.\w+\.source|(reward\.sources\.\w+|cost\.source)\.model",
             r"init_from|init_weights|critic\.init_from|tokenizer|template|data\.(on_error|max_record_bytes)",
