@@ -40,20 +40,26 @@ def run(
     check_phases(phases, evaluators)
     check_writable(workdir)
     before = None
-    with only_process_of(workdir), _whole_config(phases, workdir):
+    with only_process_of(workdir), whole_config(phases, workdir):
         for name, config in phases.items():
             if before is not None:
                 config.init_from, config.model.preset = str(before), None
             before = workdir / name
             train(config, before, evaluators)
-        if jax.process_index() == 0 and "" not in phases:
-            progress = read_progress(workdir, phases)
-            write_whole(workdir / "phases.json", json.dumps(progress, indent=2))
-            Console().print(progress_table(progress))
+        report_progress(phases, workdir)
+
+
+def report_progress(phases: Iterable[str], workdir: epath.Path) -> None:
+    """Prints the table of all evaluations of finished phases, and writes phases.json; nothing for a config without
+    phases."""
+    if jax.process_index() == 0 and "" not in phases:
+        progress = read_progress(workdir, phases)
+        write_whole(workdir / "phases.json", json.dumps(progress, indent=2))
+        Console().print(progress_table(progress))
 
 
 @contextlib.contextmanager
-def _whole_config(phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path) -> Iterator[None]:
+def whole_config(phases: Mapping[str, ml_collections.ConfigDict], workdir: epath.Path) -> Iterator[None]:
     """Writes config.json of several phases, and removes it again where a mistake ends the command before any of them
     has begun."""
     if "" in phases or jax.process_index() != 0:  # a run writes its own

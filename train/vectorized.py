@@ -11,7 +11,8 @@ ones (`benchmarks/vmap_gain.py`).
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,25 +48,30 @@ def train(
     runs: Sequence[Run[SupervisedConfig]],
     around: Around = lambda number: contextlib.nullcontext(),
     *,
+    absent: Container[int] = (),
     vmap: bool | None = None,
 ) -> list[Exception | None]:
     """Trains runs in one program. A run that fails or ends early leaves the others going.
 
     Args:
-      runs: the members. A program that computes all members at once gives the same bits again for the same members in
-        the same order; members that are complete may be among them.
+      runs: the members.
       around: around(number of a member) -> a context around what is done for this member alone.
+      absent: numbers of members that keep their place and are not trained. A program that computes all members at once
+        resumes bit for bit where it has as many members as before, each in its place.
       vmap: whether all members are computed at once. Default: on accelerators.
 
     Returns:
-      What ended each run: None for one that is complete, or what its own `train` would have raised.
+      What ended each run: what its own `train` would have raised; None for one that is complete, or absent.
 
     Raises:
       UserError: the configs belong to different programs, or to none of several runs.
     """
+    if jax.process_count() > 1:
+        raise UserError("runs share a program within one process: leave --distributed out")
     for run in runs:
         check(run.config)
-    scalars, first = scalars_of([run.config for run in runs]), runs[0]
+    scalars = scalars_of([run.config for run in runs])
+    first = next(run for number, run in enumerate(runs) if number not in absent)
     config, model = first.config, first.model
     with jax.set_mesh(first.mesh), signals():  # one signal ends all runs
         # Data: the same rows for all members, each in the order of its own seed.
@@ -79,7 +85,7 @@ def train(
 
         # Networks: which of their parameters learn is what config.optim.frozen, config.lora and config.lisa say.
         lengths = lengths_of(config, batches)
-        networks = _networks(runs, lengths)
+        networks = _networks([first if number in absent else run for number, run in enumerate(runs)], lengths)
 
         # Loss and step: those of a single run, in whose config arguments of the program stand in place of scalars.
         def update(scalars: Scalars, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -99,12 +105,12 @@ def train(
         evaluations += first.further_evaluations(lengths, first.language_model)
 
         # Loops: those of single runs. All of them wait for a step, which the program takes for all that go on.
-        members = [Member(number, run, around) for number, run in enumerate(runs)]
+        members = [Member(number, run, around) for number, run in enumerate(runs) if number not in absent]
         with contextlib.ExitStack() as leaving:
-            for member, network in zip(members, networks, strict=True):
+            for member in members:
                 leaving.push(member.abandon)
                 member.begin(
-                    network,
+                    networks[member.number],
                     orders[member.run.config.seed],
                     rows,
                     lengths,
@@ -116,7 +122,8 @@ def train(
             while going := advance(members):
                 with jax.transfer_guard("disallow"):
                     step(going)
-        return [member.error for member in members]
+        errors = {member.number: member.error for member in members}
+        return [errors.get(number) for number in range(len(runs))]
 
 
 def check(config: RunConfig) -> None:
@@ -132,8 +139,6 @@ def check(config: RunConfig) -> None:
             f"config.wandb.project = {config.wandb.project!r}: a process reports one run to Weights & Biases, and runs "
             "that share a program share their process; leave it None"
         )
-    if jax.process_count() > 1:
-        raise UserError("runs share a program within one process: leave --distributed out")
 
 
 def _networks(runs: Sequence[Run], lengths: Lengths) -> list[Network]:
@@ -170,9 +175,7 @@ def _one_by_one(networks: Sequence[Network], update: Update, scalars: Scalars) -
 def _all_at_once(networks: Sequence[Network], update: Update, scalars: Scalars) -> Step:
     """A program of all members. In the place of one that has ended it computes something that nobody reads."""
     bases, given = [network.base for network in networks], _on_devices(scalars, networks[0])
-    shared = all(
-        a is b for base in bases for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(bases[0]), strict=True)
-    )
+    shared = all(jax.tree.all(jax.tree.map(operator.is_, base, bases[0])) for base in bases)
     numbers = range(len(networks))
 
     def program(bases: list, scalars: Scalars, states: list[State], batches: list[Batch]) -> list[tuple[State, dict]]:

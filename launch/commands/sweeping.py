@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 from ...errors import UserError
-from .arguments import add_config, check_least, command
+from .arguments import add_config, add_log_level, check_least, command, set_log_level
 
 RUNNING = (
     *("config", "space", "objective", "at", "trials", "method", "seed", "prune", "min_evaluations", "reduction"),
-    *("workers", "retries", "retry_failed", "keep_going", "no_wait", "detach"),
+    *("workers", "vmap", "retries", "retry_failed", "keep_going", "no_wait", "detach"),
 )
 """The options that a command needs or reads which runs trials."""
 
@@ -74,6 +74,7 @@ def add_sweep(commands) -> None:
         help="ask the workers of the sweep, on all machines, to save their trials and end",
     )
     parser.add_argument("--json", action="store_true", help="with --show: print the results as JSON")
+    add_log_level(parser)
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +121,15 @@ def _add_working(parser: argparse.ArgumentParser) -> None:
         help="number of trials at a time; they divide the GPUs of this machine (default: 1)",
     )
     parser.add_argument(
+        "--vmap",
+        type=int,
+        nargs="?",
+        const=8,
+        metavar="N",
+        help="each worker trains up to N trials (8 if N is left out) in one program, for small networks; those of a "
+        "program differ in seed and scalars of the optimiser alone (default: one trial a worker)",
+    )
+    parser.add_argument(
         "--retries",
         type=int,
         default=3,
@@ -150,7 +160,11 @@ def _sweep(args: argparse.Namespace) -> int:
             if getattr(args, name) != args.parser.get_default(name):
                 raise UserError(f"--{name} does nothing with --{'show' if args.show else 'stop'}: leave it out")
         return _show(args) if args.show else _stop(args)
-    asked, options = _asked(args), _options(args)
+    from ..sweeps.stopping import last_asked
+
+    mark = last_asked(Path(args.workdir))  # before anything that takes time
+    set_log_level(args)
+    asked, options = asked_of(args), _options(args, mark)
     from ..sweeps import start
 
     sweep, study = start.begin(asked)
@@ -163,7 +177,7 @@ def _sweep(args: argparse.Namespace) -> int:
     return 0 if results.best is not None else 1
 
 
-def _asked(args: argparse.Namespace):
+def asked_of(args: argparse.Namespace):
     """What the options ask for. Raises UserError for options that are missing or do nothing."""
     for name, example in {
         "config": "FILE",
@@ -194,15 +208,24 @@ def _asked(args: argparse.Namespace):
         prune=None if args.prune == "none" else Pruning(args.min_evaluations, args.reduction),
         storage=args.storage,
         command=tuple(args.argv),
+        vmap=args.vmap is not None,
     )
 
 
-def _options(args: argparse.Namespace):
+def _options(args: argparse.Namespace, stop_mark: int):
     """How this process works on the sweep."""
-    check_least(args, workers=1, retries=0)
+    check_least(args, workers=1, retries=0, vmap=2)
     from ..sweeps.workers import Options
 
-    return Options(args.workers, args.retries, args.retry_failed, args.keep_going, wait=not args.no_wait)
+    return Options(
+        workers=args.workers,
+        retries=args.retries,
+        retry_failed=args.retry_failed,
+        keep_going=args.keep_going,
+        wait=not args.no_wait,
+        stop_mark=stop_mark,
+        vmap=args.vmap,
+    )
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -220,9 +243,9 @@ def _show(args: argparse.Namespace) -> int:
 
 def _stop(args: argparse.Namespace) -> int:
     from ..sweeps.identity import read_sweep
-    from ..sweeps.workers import STOP
+    from ..sweeps.stopping import ask
 
     sweep = read_sweep(args.workdir)
-    (sweep.folder / STOP).touch()
+    ask(sweep.folder)
     print(f"the workers of {sweep.folder} save their trials and end; the sweep's own command goes on later")
     return 0

@@ -15,14 +15,25 @@ PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Runs the command of this process's arguments; PARENT is the process id of the worker;
     with 0 the command outlives whoever started it."""
-    parent = int(sys.argv.pop(1))
-    if parent and sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # it was killed before
-            return 128 + signal.SIGTERM
+    if not follow(int(sys.argv.pop(1))):
+        return 128 + signal.SIGTERM
     from ..cli import main as camelid
 
     return camelid()
+
+
+def follow(parent: int) -> bool:
+    """Lets the operating system send SIGTERM to this process when its parent ends (Linux).
+
+    parent: the parent's process id; 0: this process outlives it.
+
+    Returns:
+      Whether the parent has not ended yet.
+    """
+    if not parent or sys.platform != "linux":
+        return True
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    return os.getppid() == parent
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Begins or continues a sweep: from the options of a command to workers."""
 
-import contextlib
 import dataclasses
 import math
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import ml_collections
 
 from ...errors import UserError, did_you_mean
 from ...evals.registry import Evaluations
@@ -32,8 +33,9 @@ from .identity import (
 from .results import Results, summary, table
 from .space import Point, Range, Space, config_of, shown
 from .study import Study, import_optuna
-from .trials import PACKAGE, importable
-from .workers import LOG, STOP, Log, Options, Workers
+from .trials import PACKAGE, TrialProcess, importable
+from .vectorized import Programs, check_programs
+from .workers import LOG, Log, Options, Workers
 
 METHODS = ("grid", "random", "tpe")
 
@@ -84,6 +86,9 @@ class Asked:
     command: tuple[str, ...] = ()
     """The arguments of the command."""
 
+    vmap: bool = False
+    """Whether the workers of this command train several trials in one program."""
+
 
 def begin(asked: Asked) -> tuple[Sweep, Study]:
     """The sweep that a command asks for, checked, and its study, which is made if it is new.
@@ -93,7 +98,7 @@ def begin(asked: Asked) -> tuple[Sweep, Study]:
     """
     import_optuna()
     check_writable(asked.folder)
-    sweep = _planned(asked)
+    sweep = planned(asked)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     lock = StudyLock(sweep.folder)
     with lock:
@@ -109,18 +114,21 @@ def run(sweep: Sweep, study: Study, options: Options) -> Results:
       Interrupted: a signal or `--stop` ended it; the same command goes on.
       UserError: no trial can run.
     """
-    with contextlib.suppress(FileNotFoundError):
-        (sweep.folder / STOP).unlink()
     log = Log(sweep.folder)
     places = environments(options.workers, look()) if options.workers > 1 else [{}]
     results, objective = Results(sweep, study), sweep.identity.objective
     log(f"sweep {sweep.folder}: {summary(results)}, {sweep.identity.method} over {sweep.identity.space}, {objective}")
     log(f"it outlives the terminal: camelid sweep --workdir={sweep.folder} --show tells its state, --stop ends it")
-    Workers(sweep, study, options, places, log).run()
+    Workers(sweep, study, options, places, log, _processes(options)).run()
     results = Results(sweep, study)
     log(summary(results))
     print_results(results, SHOWN)
     return results
+
+
+def _processes(options: Options):
+    """What starts the process of a trial."""
+    return TrialProcess if options.vmap is None else Programs(options.vmap)
 
 
 def print_results(results: Results, most: int | None = None) -> None:
@@ -147,14 +155,14 @@ def detach(sweep: Sweep, argv: Sequence[str]) -> int:
             [sys.executable, "-P", "-m", f"{PACKAGE}.launch.sweeps.child", "0", *argv],
             env=os.environ | importable(),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # the lines are in the log already
+            stdout=subprocess.DEVNULL,
             stderr=log,
             start_new_session=True,
         )
     return process.pid
 
 
-def _planned(asked: Asked) -> Sweep:
+def planned(asked: Asked) -> Sweep:
     """The sweep of a command, after every setting was checked with the config."""
     method = _method(asked)
     phases = _check_space(asked, method)
@@ -167,17 +175,20 @@ def _planned(asked: Asked) -> Sweep:
         config=resolved(phases, asked.space),
     )
     folder = asked.folder.expanduser().absolute()
-    return Sweep(
+    sweep = Sweep(
         folder=folder,
         identity=identity,
         config_path=asked.config,
-        overrides=asked.overrides,
+        overrides=(*asked.overrides, *_group_flags(phases, folder)),
         phases=tuple(phases),
         storage=without_password(asked.storage),
         study=study_name(identity, folder, asked.storage),
         trials=_trials(asked, method, folder),
         command=asked.command,
     )
+    if asked.vmap:
+        check_programs(sweep)
+    return sweep
 
 
 def _method(asked: Asked) -> str:
@@ -210,7 +221,7 @@ def _trials(asked: Asked, method: str, folder: Path) -> int:
     raise UserError(f"--method={method} draws points without end: give --trials=N, their number in total")
 
 
-def _check_space(asked: Asked, method: str) -> dict:
+def _check_space(asked: Asked, method: str) -> dict[str, ml_collections.ConfigDict]:
     """Checks the config at points of the space. Returns its phases at the first of them."""
     for name in asked.space.settings:
         flag = re.compile(rf"--(no)?config\.{re.escape(name)}(=.*)?")
@@ -232,17 +243,26 @@ def _check_space(asked: Asked, method: str) -> dict:
     return first
 
 
+def _group_flags(phases: Mapping[str, ml_collections.ConfigDict], folder: Path) -> list[str]:
+    """The flag that joins the trials on Weights & Biases, where they are sent there and the config names no group."""
+    sent = [phase.wandb for phase in phases.values() if phase.wandb.project is not None]
+    if len(sent) < len(phases) or any(section.group is not None for section in sent):
+        return []
+    return [f"--config.wandb.group={folder.name}"]
+
+
 def _explain(error: UserError, asked: Asked, point: Point) -> None:
     """Raises the error of a point of the space with words about the space; of a config that is wrong by itself, as it
     is."""
     if not any(name.startswith(":") for name in point):
         check_phases(load_phases(asked.config, asked.overrides), Evaluations(), here=False)
+    wants_whole = "of type int" in str(error) or "a whole number" in str(error)
     wholes = [
         name
         for name, values in asked.space.settings.items()
         if isinstance(values, Range) and not values.whole and f"config.{name}" in str(error)
     ]
-    hint = f"; for whole numbers write {wholes[0]}=int(low,high) or int(low,high,log)" if wholes else ""
+    hint = f"; for whole numbers write {wholes[0]}=int(low,high) or int(low,high,log)" if wholes and wants_whole else ""
     raise UserError(f"--space: at {shown(point)}: {error}{hint}") from None
 
 

@@ -109,17 +109,21 @@ class TrialProcess:
 
     def last_line(self) -> str:
         """The last line that the process printed."""
-        path = self._sweep.trial_folder(self.number) / LOG
-        with contextlib.suppress(OSError):
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - 8192))
-                lines = file.read().decode(errors="replace").split("\n")
-            return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("camelid: ")
-        return ""
+        return last_line(self._sweep.trial_folder(self.number) / LOG)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log, without the command's name; empty where there is none."""
+    with contextlib.suppress(OSError):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 8192))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("camelid: ")
+    return ""
 
 
 def curve(sweep: Sweep, number: int) -> dict[int, float]:

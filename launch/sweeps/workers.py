@@ -12,23 +12,22 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...data.console import LOGGER
 from ...errors import UserError
 from ...train.loop import Interrupted
 from .identity import Sweep
 from .results import Results
 from .space import short, shown
+from .stopping import last_asked
 from .study import Claimed, Study
 from .trials import TrialProcess, curve, misses_objective, no_objective
 
 LOG = "sweep.log"
 """The file in a sweep's folder with the lines of all its workers."""
-
-STOP = "stop"
-"""The file in a sweep's folder that asks its workers to save and end."""
 
 LOOK = 0.1
 """Seconds between two looks at the trials that run."""
@@ -57,21 +56,32 @@ class Options:
     """Whether to wait, with nothing left to begin, for trials that other processes run, and to take them over where
     those processes die."""
 
+    stop_mark: int = 0
+    """`stopping.last_asked` when the command was given: what was asked before does not end it."""
+
+    vmap: int | None = None
+    """The most trials that a worker trains in one program; None: each trial has a process of its own."""
+
 
 class Log:
-    """Prints lines, and adds them to the sweep's log. Once the terminal is gone it only does the latter."""
+    """Tells lines on standard error, and adds them to the sweep's log; once the terminal is gone, to the log alone.
+
+    It does not ask JAX whether this is process 0, as `data.console.tell` does: the devices belong to the trials.
+    """
 
     def __init__(self, folder: Path):
         self._path = folder / LOG
         self._terminals = [number for number in (0, 1, 2) if os.isatty(number)] if _has_files() else []
 
     def __call__(self, line: str) -> None:
-        """Prints a line."""
+        """Tells a line."""
         now = datetime.datetime.now().isoformat(" ", "seconds")
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{now}  {socket.gethostname()}:{os.getpid()}  {line}\n")
+            if os.path.samestat(os.fstat(file.fileno()), os.fstat(2)):  # of a sweep in the background
+                return
         with contextlib.suppress(OSError):
-            print(line, flush=True)
+            LOGGER.info("%s", line)
 
     def leave_terminal(self) -> None:
         """Goes on without the terminal, which is gone."""
@@ -90,6 +100,7 @@ class Workers:
       options: how this process works.
       environments: variables for the trials of each worker.
       log: where lines go.
+      process: starts the process of a trial: `TrialProcess`, or one that trials share.
     """
 
     def __init__(
@@ -99,10 +110,12 @@ class Workers:
         options: Options,
         environments: Sequence[Mapping[str, str]],
         log: Log,
+        process: Callable[[Sweep, Claimed, Mapping[str, str]], TrialProcess] = TrialProcess,
     ):
         self._sweep, self._study, self._options, self._log = sweep, study, options, log
-        self._environments = environments
-        self._running: dict[int, TrialProcess] = {}  # by the number of the worker
+        self._environments, self._process = environments, process
+        self._places = options.workers * (options.vmap or 1)
+        self._running: dict[int, TrialProcess] = {}  # by the number of the place
         self._kills: dict[int, int] = {}  # by the number of the trial
         self._waited, self._ending, self._next_claim = False, False, 0.0
         failed = (trial.stored for trial in study.trials() if trial.stored.state.name == "FAIL")
@@ -118,7 +131,7 @@ class Workers:
         with _signals(self._log) as received:
             try:
                 while not self._is_over():
-                    if received or (self._sweep.folder / STOP).exists():
+                    if received or last_asked(self._sweep.folder) != self._options.stop_mark:
                         self._interrupt(received)
                     for worker, process in list(self._running.items()):
                         self._look(worker, process, received)
@@ -129,7 +142,7 @@ class Workers:
 
     def _is_over(self) -> bool:
         """Begins trials with free workers. Returns whether there is nothing left to do."""
-        free = [number for number in range(self._options.workers) if number not in self._running]
+        free = [number for number in range(self._places) if number not in self._running]
         if not free or time.monotonic() < self._next_claim:
             return False
         claimed = self._study.claim_next(limit=len(free), retry=self._retry)
@@ -164,7 +177,9 @@ class Workers:
             self._study.note(trial, "kills", kills)
         how = "goes on" if claimed.resumed else "begins"
         self._log(f"trial {trial.number} {how}: {shown(trial.point)}")
-        self._running[worker] = TrialProcess(self._sweep, claimed, self._environments[worker])
+        self._running[worker] = self._process(
+            self._sweep, claimed, self._environments[worker // (self._options.vmap or 1)]
+        )
 
     def _look(self, worker: int, process: TrialProcess, received: Sequence[int]) -> None:
         """Sees whether a trial has ended, and whether it shall."""
