@@ -23,10 +23,44 @@ BASE = "path or Hub name of the base model for adapters (default: the base that 
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake as a UserError of one line."""
+    """A parser that reports a mistake as a UserError of one line.
+
+    Attributes:
+      takes_config: whether the command takes --config: its help then lists the config that is given beside --help.
+    """
+
+    takes_config = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        if self.takes_config and not {"-h", "--help"}.isdisjoint(words) and (config := _value_of("--config", words)):
+            self.print_help()
+            _print_config(config, [word for word in words if word.startswith(("--config.", "--noconfig."))])
+            self.exit()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def _value_of(option: str, words: list[str]) -> str | None:
+    """The value of an option on a command line, as --option=value or as two words; the last one counts."""
+    found = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word.startswith(f"{option}="):
+            found = word.removeprefix(f"{option}=")
+        elif word == option:
+            found = following
+    return found
+
+
+def _print_config(config: str, overrides: list[str]) -> None:
+    """Prints a config with its leaves below the help of a command."""
+    from ..config_listing import listing_of
+    from .configs import print_listing
+
+    print()
+    print_listing(listing_of(config, overrides))
 
 
 def command(commands, name: str, run, help: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -58,13 +92,16 @@ def refuse_unread(args: argparse.Namespace, names: Iterable[str], reader: str) -
             raise UserError(f"--{name}={value} does nothing without {reader}: give {reader}, or leave --{name} out")
 
 
-def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds the option for a config file."""
+def add_config(parser: Parser, *, required: bool = True) -> None:
+    """Adds the option for a config."""
+    parser.takes_config = True
     parser.add_argument(
         "--config",
         required=required,
-        metavar="FILE[:key=value,...]",
-        help="Python file with get_config(), and arguments for it; --config.NAME=VALUE changes any setting in it",
+        metavar="NAME[:key=value,...]",
+        help="shipped config such as sft/lora (`camelid configs` lists them), Python file with get_config(), or "
+        "config.json of a run, and arguments for it; --config.NAME=VALUE changes any setting in it, and --help beside "
+        "it lists them",
     )
 
 
