@@ -56,6 +56,7 @@ def test_a_signal_while_a_judge_hangs_saves_and_ends_the_run_which_then_goes_on(
     )
     assert reading.read_manifest(tmp_path)["step"] == 1
     CALLS.update(tried=0, hangs=0)
+    config += ["--config.reward.sources.blue.limit=8", "--config.reward.sources.blue.timeout_seconds=60"]
     assert main(config) == 0
     assert CALLS["tried"] == 1 + 2 * answers and max(metrics(tmp_path)) == 3
     assert main(config) == 0  # it is complete: nothing is drawn, and no function called
