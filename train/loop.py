@@ -184,6 +184,12 @@ class Loop:
         if error is None and self._done < self._total and not self.ended_early:
             raise _interrupted(self._received, self._done, self._total)
 
+    def waited(self, bucket: str, seconds: float) -> None:
+        """Counts seconds in which this run waited for others of its process, between two steps, to a bucket of the
+        clock; they are no training."""
+        self._clock.move(bucket, seconds)
+        self._meter.pause(seconds)
+
     def _run(self) -> Iterator[Mapping[str, jax.Array]]:
         ends = bool(self._missed) and self._end_step(self._missed, again=True)
         while not ends and (ready := self._next()) is not None:
