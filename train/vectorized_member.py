@@ -61,10 +61,10 @@ class Member:
 
         spent: the seconds that all members have spent so far.
         """
-        for bucket in COUNTED if self.going else ():
+        for bucket in COUNTED if self.going and self.batch is not None else ():
             waited = spent[bucket] - self.spent[bucket] - self._waited[bucket]
             if waited > LEAST:
-                self._clock.move(bucket, waited)
+                self.loop.waited(bucket, waited)
                 self._waited[bucket] += waited
 
     def abandon(self, *error: Any) -> None:

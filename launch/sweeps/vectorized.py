@@ -28,7 +28,7 @@ from ..recipes import read_config
 from .identity import Sweep
 from .space import Point, config_of
 from .study import Claimed
-from .trials import PACKAGE, TrialProcess, importable, last_line
+from .trials import PACKAGE, TrialProcess, importable, last_line, train_command
 
 Plan = dict[int, Point]
 """The trials of a program with their points, in the order of its members."""
@@ -232,8 +232,13 @@ def _keep_plan(sweep: Sweep, plan: Plan) -> None:
 def _asked(sweep: Sweep, number: int, point: Point) -> dict[str, Any]:
     """What the process of a program has to know of a trial."""
     config, flags = config_of(sweep.config_path, point)
-    folder = os.fspath(sweep.trial_folder(number))
-    return {"number": number, "config": config, "overrides": [*sweep.overrides, *flags], "folder": folder}
+    return {
+        "number": number,
+        "config": config,
+        "overrides": [*sweep.overrides, *flags],
+        "folder": os.fspath(sweep.trial_folder(number)),
+        "command": train_command(sweep, number, point),
+    }
 
 
 def _program_key(sweep: Sweep, point: Point) -> str:

@@ -46,8 +46,8 @@ def train(trials: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     """Trains trials in one program, and says in the log of each how it ended.
 
     Args:
-      trials: of each trial its "number", "config" with "overrides", its "folder", and whether it "trains"; one that
-        does not keeps its place in the program.
+      trials: of each trial its "number", "config" with "overrides", its "folder", the "command" that trains it alone,
+        and whether it "trains"; one that does not keeps its place in the program.
 
     Returns:
       The exit code of each trial that was trained, by its number.
@@ -59,7 +59,7 @@ def train(trials: Sequence[Mapping[str, Any]]) -> dict[int, int]:
             stack.enter_context(log)
 
         def around(number: int) -> contextlib.AbstractContextManager:
-            return _output(logs[number])
+            return _as_trial(logs[number], trials[number]["command"])
 
         for number, error in _train(trials, around).items():
             if error is not None:
@@ -119,10 +119,15 @@ def _log(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _output(log: Any) -> Iterator[None]:
-    """Sends what is printed inside into a file."""
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        yield
+def _as_trial(log: Any, command: Sequence[str]) -> Iterator[None]:
+    """Around what is done for one trial: its log takes what is printed, and its record names its own command."""
+    before = sys.argv
+    sys.argv = [before[0], *command]
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        sys.argv = before
 
 
 def _tell(error: Exception) -> None:
