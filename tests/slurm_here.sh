@@ -2,7 +2,7 @@
 # Sets up Slurm on this machine for the tests of `camelid launch --on=slurm`: one node, no accounting, no cgroups.
 #
 #     apt-get install slurm-wlm munge
-#     eval "$(tests/slurm_here.sh start)"     # starts the daemons as root, and sets SLURM_CONF for its clients
+#     eval "$(tests/slurm_here.sh start)"     # starts the daemons as root, and sets variables for clients and tests
 #     python -m pytest tests/launch/test_slurm.py
 #     tests/slurm_here.sh stop
 #
@@ -64,7 +64,7 @@ CONF
         sleep 0.5
     done
     [ "$(sinfo --noheader --format=%t)" = idle ] || { echo "the node is not idle: see $folder/slurmd.log" >&2; exit 1; }
-    echo "export SLURM_CONF=$SLURM_CONF"
+    echo "export SLURM_CONF=$SLURM_CONF CAMELID_TEST_SLURM=1"
 }
 
 stop() {

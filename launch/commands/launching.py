@@ -77,8 +77,9 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
 
     parsed = check_command(commands, args.words)
     job, platform = _job(args, parsed), PLATFORMS[args.on]
+    text = platform.describe(job, args)
     if args.dry_run:
-        print(platform.describe(job, args), end="")
+        print(text, end="")
         return 0
     check_writable(job.workdir)
     _refuse_second(job.workdir)
@@ -86,7 +87,7 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
     from ..launching.following import follow, sizes
 
     begin = sizes(job.launch)
-    launched = platform.launch(job, args)
+    launched = platform.launch(job, text)
     launched.write(job.launch)
     _tell(launched, job)
     if not args.wait or launched.id is None:

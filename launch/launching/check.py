@@ -23,14 +23,13 @@ def check_command(commands: Any, words: Sequence[str]) -> argparse.Namespace:
       UserError: the command cannot be run, as far as that is known without data, weights and devices.
     """
     if not words:
-        raise UserError(
-            "there is no command: give one after --, as in: camelid launch --on=slurm -- train --config=..."
-        )
+        raise UserError("no command is given: add one after --, as in: camelid launch --on=slurm -- train --config=...")
     name, *rest = words
     if name not in commands.choices or name in ON_A_TERMINAL:
         near = did_you_mean(name, [choice for choice in commands.choices if choice not in ON_A_TERMINAL])
         raise UserError(f"`camelid {name}` cannot be launched{near}")
     args, others = commands.choices[name].parse_known_args(rest)
+    args.argv = list(words)
     args.overrides = [word for word in others if word.startswith("--config.")]
     stray = [word for word in others if word not in args.overrides]
     if stray or (args.overrides and getattr(args, "config", None) is None):
@@ -51,17 +50,15 @@ def check_command(commands: Any, words: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_sweep(args: argparse.Namespace) -> None:
-    """Raises UserError for options of a sweep that no worker of a job can have, or a config that it cannot read."""
+    """Raises UserError for options that a worker in a job cannot have, or a sweep that cannot run."""
     if args.show or args.stop or args.detach:
         given = next(option for option in ("show", "stop", "detach") if getattr(args, option))
         raise UserError(f"`camelid sweep --{given}` is not for a job: leave --{given} out, or give it without launch")
     if args.workers != args.parser.get_default("workers"):
         raise UserError(
-            f"--workers={args.workers} stands before --: camelid launch --workers={args.workers} -- sweep ..."
+            f"--workers={args.workers} stands after --: give it to launch, before --, which divides the workers"
         )
-    if args.config is not None:
-        from ...evals.registry import Evaluations
-        from ...settings.config_files import load_phases
-        from ..checks import check_phases
+    from ..commands.sweeping import asked_of
+    from ..sweeps.start import planned
 
-        check_phases(load_phases(args.config, args.overrides), Evaluations(), here=False)
+    planned(asked_of(args))

@@ -60,13 +60,13 @@ def describe(job: Job, args: argparse.Namespace) -> str:
     return json.dumps(plan, indent=2) + "\n"
 
 
-def launch(job: Job, args: argparse.Namespace) -> Launched:
+def launch(job: Job, text: str) -> Launched:
     """Starts the supervisor of a job in the background.
 
-    Raises UserError if there are too few devices for the processes, or the supervisor does not start.
+    Raises UserError if the supervisor does not start.
     """
     file = job.launch / "local.json"
-    file.write_text(describe(job, args))
+    file.write_text(text)
     supervisor = [*PYTHON, "-m", f"{__package__}.supervisor", str(file)]
     log = job.launch / "log"
     with log.open("ab") as output:

@@ -18,10 +18,10 @@ class Platform(NamedTuple):
     """The number of processes that the options ask for."""
 
     describe: Callable[[Job, argparse.Namespace], str]
-    """The text of what `launch` would write, for --dry_run."""
+    """The text of the job file, in the platform's vocabulary."""
 
-    launch: Callable[[Job, argparse.Namespace], Launched]
-    """Writes the job in the platform's vocabulary and submits it. `job.launch` exists."""
+    launch: Callable[[Job, str], Launched]
+    """Writes the job file with the text of `describe` into `job.launch`, which exists, and submits it."""
 
     state: Callable[[Launched], str | None]
     """The job's state in the platform's words; None once it has ended."""

@@ -73,13 +73,13 @@ def processes(args: argparse.Namespace) -> int:
     return args.nodes * each
 
 
-def launch(job: Job, args: argparse.Namespace) -> Launched:
+def launch(job: Job, text: str) -> Launched:
     """Writes the job file, and submits it if there is `sbatch` on this machine.
 
     Raises UserError if sbatch refuses it.
     """
     file = job.launch / "job.sh"
-    file.write_text(describe(job, args))
+    file.write_text(text)
     file.chmod(0o755)
     log = str(job.launch / ("log" if job.workers is None else "log-*"))
     if shutil.which("sbatch") is None:

@@ -1,0 +1,351 @@
+"""Jobs of Slurm: the job file by programs in Slurm's place, and whole jobs where Slurm runs (`tests/slurm_here.sh`)."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from camelid.checkpoints import reading
+from camelid.launch.cli import main
+from camelid.launch.launching.job import read_last
+
+SRUN = """#!/bin/bash
+echo "$@" > $FAKE/srun.arguments
+env | grep -E '^(JAX_COORDINATOR_PORT|PYTHONUNBUFFERED)=' > $FAKE/srun.environment
+[ -n "$FAKE_TERM" ] && kill -TERM $PPID  # what Slurm sends to a job that is cancelled
+for word in "$@"; do case $word in --exits=*) exits=${word#--exits=} ;; esac; done
+mkdir -p "$exits"
+number=0
+for said in $FAKE_SAID; do echo $said > "$exits/$number"; number=$((number + 1)); done
+exit $FAKE_CODE
+"""
+SCONTROL = """#!/bin/bash
+echo "$@" >> $FAKE/scontrol.arguments
+[ "$1 $2" = "show job" ] && echo "JobId=12 JobName=x JobState=$FAKE_STATE Reason=${FAKE_REASON:-None} Restarts=0"
+exit 0
+"""
+SBATCH = """#!/bin/bash
+echo "$@" > $FAKE/sbatch.arguments
+if [ -n "$FAKE_REFUSES" ]; then echo "sbatch: error: $FAKE_REFUSES" >&2; exit 1; fi
+echo "12;cluster"
+"""
+SQUEUE = """#!/bin/bash
+[ -f $FAKE/queue ] && cat $FAKE/queue
+exit 0
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A folder for what programs in Slurm's place were given; they are first on the PATH."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    for name, text in {
+        "srun": SRUN,
+        "scontrol": SCONTROL,
+        "sbatch": SBATCH,
+        "squeue": SQUEUE,
+        "scancel": SCONTROL,
+    }.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def launch(*options, command=("doctor",), workdir="work") -> int:
+    return main(["launch", "--on=slurm", f"--workdir={workdir}", *options, "--", *command])
+
+
+def job_file(workdir: Path) -> str:
+    return (workdir / "launch" / "job.sh").read_text()
+
+
+def run_job(fake, code, said, state="RUNNING", restarts=0, **more) -> tuple[int, str, list[str]]:
+    """Runs the job file as Slurm would. Returns its exit code, its output, and the requeues that it asked for."""
+    settings = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_RESTART_COUNT": str(restarts)}
+    settings |= {"FAKE_CODE": str(code), "FAKE_SAID": " ".join(said), "FAKE_STATE": state} | more
+    (fake / "scontrol.arguments").unlink(missing_ok=True)
+    ended = subprocess.run(
+        ["bash", "work/launch/job.sh"],
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=fake.parent,
+    )
+    asked = (fake / "scontrol.arguments").read_text().splitlines()
+    return ended.returncode, ended.stdout, [line for line in asked if line.startswith("requeue")]
+
+
+def test_a_job_file_asks_for_what_the_options_say_and_is_valid_bash(fake, capsys):
+    options = [
+        "--nodes=2",
+        "--gpus_per_node=8",
+        "--cpus_per_task=4",
+        "--mem=500G",
+        "--time=12:00:00",
+        "--partition=gpu",
+    ]
+    assert launch(*options, "--account=lab", "--signal_seconds=300", "--sbatch=--qos=high --exclude=node7 -C a100") == 0
+    text = job_file(fake.parent / "work")
+    asked = re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
+    assert asked == [
+        "--job-name=camelid-work",
+        f"--chdir={fake.parent}",
+        f"--output={fake.parent}/work/launch/log",
+        "--open-mode=append",
+        "--partition=gpu",
+        "--account=lab",
+        "--time=12:00:00",
+        "--nodes=2",
+        "--ntasks-per-node=8",
+        "--gpus-per-node=8",
+        "--cpus-per-task=4",
+        "--mem=500G",
+        "--qos=high",
+        "--exclude=node7",
+        "-C a100",
+        "--requeue",
+        "--signal=TERM@300",
+    ]
+    assert subprocess.run(["bash", "-n", "work/launch/job.sh"]).returncode == 0
+    assert (fake / "sbatch.arguments").read_text().strip() == f"--parsable {fake.parent}/work/launch/job.sh"
+    said = capsys.readouterr().out
+    assert "job 12 on slurm: camelid-work, 16 processes" in said
+    for line in ("squeue --jobs=12", f"tail -F {fake.parent}/work/launch/log", "scontrol requeue 12", "scancel 12"):
+        assert line in said
+
+
+def test_several_processes_train_together_and_meet_at_a_port_that_is_free(fake):
+    assert launch("--tasks_per_node=2") == 0
+    assert run_job(fake, 0, ["0", "0"])[0] == 0
+    arguments = (fake / "srun.arguments").read_text()
+    assert arguments.strip().endswith("-- doctor --distributed") and "--label" in arguments
+    port = int(re.search(r"JAX_COORDINATOR_PORT=(\d+)", (fake / "srun.environment").read_text())[1])
+    assert 61440 <= port < 65536
+
+
+def test_one_process_is_not_distributed(fake):
+    assert launch() == 0
+    assert run_job(fake, 0, ["0"])[0] == 0
+    assert (fake / "srun.arguments").read_text().strip().endswith("-- doctor")
+    assert "JAX_COORDINATOR_PORT" not in (fake / "srun.environment").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "state", "requeued"),
+    [
+        (0, ["0", "0"], "RUNNING", False),
+        (0, ["0"], "RUNNING", False),
+        (143, ["143", "143"], "RUNNING", True),
+        (137, ["lost"], "RUNNING", True),
+        (1, ["lost", "lost"], "RUNNING", True),
+        (1, ["1", "1"], "RUNNING", False),
+        (2, ["2", "2"], "RUNNING", False),
+        (143, ["143", "143"], "COMPLETING", False),  # cancelled or preempted: Slurm's own matter
+    ],
+)
+def test_a_job_is_requeued_by_how_its_processes_ended(fake, code, said, state, requeued):
+    assert launch("--tasks_per_node=2") == 0
+    found, text, asked = run_job(fake, code, said, state)
+    assert asked == (["requeue 12"] if requeued else []), text
+    assert found == (0 if (code, said) == (0, ["0", "0"]) else code or 1)
+
+
+def test_a_job_whose_time_is_over_before_it_ended_is_requeued(fake):
+    assert launch() == 0
+    assert run_job(fake, 143, ["143"], "COMPLETING", FAKE_REASON="TimeLimit")[2] == ["requeue 12"]
+
+
+def test_the_shell_of_a_job_outlives_the_signal_that_ends_it(fake):
+    assert launch() == 0
+    code, text, _ = run_job(fake, 143, ["143"], "COMPLETING", FAKE_TERM="1")
+    assert code == 143 and "attempt 1 was cut off: JobState=COMPLETING" in text
+
+
+def test_a_job_is_not_requeued_for_ever(fake):
+    assert launch("--restarts=3") == 0
+    assert run_job(fake, 143, ["143"], restarts=2)[2] == ["requeue 12"]
+    code, text, asked = run_job(fake, 143, ["143"], restarts=3)
+    assert code == 143 and not asked and "it has been restarted 3 times already" in text
+
+
+def test_what_an_attempt_before_said_does_not_count(fake):
+    assert launch() == 0
+    assert run_job(fake, 0, ["0"])[0] == 0
+    assert run_job(fake, 0, [])[0] == 1
+
+
+def test_the_workers_of_a_sweep_are_an_array(fake, capsys):
+    config = f"--config={Path(__file__).parents[1] / 'tiny.py'}:root=/nowhere"
+    objective = "--objective=eval/heldout/text/loss:min"
+    sweep = ["sweep", config, "--space=seed={0,1}", objective, "--workdir=sweeps/lr"]
+    assert main(["launch", "--on=slurm", "--workers=8", "--gpus_per_node=1", "--dry_run", "--", *sweep]) == 0
+    text = capsys.readouterr().out
+    assert "#SBATCH --array=0-7" in text and "#SBATCH --ntasks-per-node=1" in text
+    assert f"#SBATCH --output={fake.parent}/sweeps/lr/launch/log-%a" in text
+    assert "    --workers=1\n" in text and "--distributed" not in text
+    assert not Path("sweeps").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "words"),
+    [
+        (["--processes=2"], ["doctor"], "--processes=2 does nothing without --on=local"),
+        (["--workers=2"], ["doctor"], "--workers=2 does nothing without the command sweep"),
+        (["--nodes=2"], ["quickstart"], "2 processes: `camelid quickstart` runs as one process"),
+        ([], ["doctor", "--distributed"], "leave it out"),
+        ([], ["doctor", "--jsn"], "takes no --jsn"),
+        ([], ["trian"], "did you mean train?"),
+        ([], ["chat", "runs/x"], "`camelid chat` cannot be launched"),
+        ([], [], "no command is given"),
+        (["--sbatch=--output=x"], ["doctor"], "--output is what camelid launch sets itself"),
+        (["--sbatch=qos"], ["doctor"], "qos is no option"),
+        (["--name=a b"], ["doctor"], "--name=a b"),
+        ([], ["train", "--config=missing.py", "--workdir=work"], "missing.py"),
+        ([], ["sweep", "--workdir=work", "--workers=3"], "give it to launch"),
+        ([], ["sweep", "--workdir=work", "--show"], "is not for a job"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_submitted(fake, options, command, words, capsys):
+    assert launch(*options, command=command) == 2
+    assert words in capsys.readouterr().err
+    assert not (fake / "sbatch.arguments").exists() and not Path("work").exists()
+
+
+def test_without_sbatch_the_job_file_is_written_and_the_command_to_submit_it_told(fake, capsys, monkeypatch):
+    (fake / "sbatch").unlink()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert launch() == 0
+    said = capsys.readouterr().out
+    assert "is written and not submitted" in said and f"sbatch {fake.parent}/work/launch/job.sh" in said
+    assert main(["launch", "--status=work"]) == 2
+
+
+def test_what_sbatch_refuses_is_told_in_one_line(fake, capsys, monkeypatch):
+    monkeypatch.setenv("FAKE_REFUSES", "Batch job submission failed: Invalid partition name specified")
+    assert launch("--partition=nowhere") == 2
+    assert "sbatch refused" in (said := capsys.readouterr().err) and "Invalid partition name" in said
+
+
+def test_a_job_that_waits_or_runs_is_not_submitted_again(fake, capsys):
+    assert launch() == 0
+    (fake / "queue").write_text("PENDING|Resources\n")
+    assert launch() == 2
+    assert "job 12 on slurm is PENDING (Resources): `camelid launch --stop=" in capsys.readouterr().err
+    assert main(["launch", "--stop=work"]) == 0
+    assert (fake / "scontrol.arguments").read_text() == "12\n"
+    (fake / "queue").unlink()
+    assert launch() == 0
+
+
+def test_the_state_and_the_end_of_a_job_are_told(fake, capsys):
+    assert launch() == 0
+    (fake / "queue").write_text("RUNNING|None\n")
+    assert main(["launch", "--status=work"]) == 0
+    assert ": RUNNING\n" in capsys.readouterr().out
+    (fake / "queue").unlink()
+    assert main(["launch", "--status=work"]) == 1
+    assert "ended before the end of its first attempt" in capsys.readouterr().out
+    run_job(fake, 143, ["143"])
+    run_job(fake, 0, ["0"], restarts=1)
+    assert main(["launch", "--follow=work"]) == 0
+    assert "job 12 finished after 2 attempts" in capsys.readouterr().out
+    run_job(fake, 2, ["2"])
+    assert main(["launch", "--follow=work"]) == 2
+
+
+# Whole jobs, where Slurm runs for these tests.
+
+real = pytest.mark.skipif("CAMELID_TEST_SLURM" not in os.environ, reason="no Slurm for tests: see tests/slurm_here.sh")
+
+
+@pytest.fixture
+def job(arguments, tmp_path, monkeypatch):
+    """job(name, *settings): submits a run of two tasks. Returns its work directory and the job's id."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last one counts
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    submitted = []
+
+    def submit(name, *settings) -> tuple[Path, str]:
+        line = [
+            *arguments("pretrain", tmp_path / name),
+            "--config.total_steps=200",
+            "--config.checkpoint.every_steps=20",
+        ]
+        options = ["--tasks_per_node=2", "--time=20", "--signal_seconds=60"]
+        assert main(["launch", "--on=slurm", *options, "--", *line, *settings]) == 0
+        submitted.append(read_last(tmp_path / name).id)
+        return tmp_path / name, submitted[-1]
+
+    yield submit
+    subprocess.run(["scancel", *submitted])
+
+
+def wait_for(workdir: Path, words: str) -> None:
+    """Waits until the log of a job has the words."""
+    log, end = workdir / "launch" / "log", time.monotonic() + 300
+    while not log.exists() or words not in log.read_text():
+        assert time.monotonic() < end, log.read_text() if log.exists() else "the job has not begun"
+        time.sleep(0.1)
+
+
+def state(run: Path) -> dict[str, bytes]:
+    """The arrays of a run's last checkpoint: parameters and the optimiser's."""
+    path, here = reading.find(run), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), reading.stored_shapes(path))
+    leaves = jax.tree_util.tree_leaves_with_path(reading.load_part(path, shapes, ()))
+    return {jax.tree_util.keystr(place): np.asarray(leaf).tobytes() for place, leaf in leaves}
+
+
+@real
+def test_a_run_that_is_requeued_twice_ends_as_an_undisturbed_one_bit_for_bit(job, capfd):
+    """Once by `scontrol requeue`, and once because a task was killed."""
+    disturbed, number = job("disturbed")
+    undisturbed, _ = job("undisturbed")
+    wait_for(disturbed, "step 30/200")
+    subprocess.run(["scontrol", "requeue", number], check=True)
+    wait_for(disturbed, "attempt 2")
+    wait_for(disturbed, "step 70/200")
+    tasks = subprocess.run(["scontrol", "listpids", f"{number}.0"], capture_output=True, text=True, check=True).stdout
+    pid = next(int(line.split()[0]) for line in tasks.splitlines() if line.split()[-1] == "1")
+    os.kill(pid, signal.SIGKILL)
+    died = time.monotonic()
+    wait_for(disturbed, "waits for its next attempt")
+    assert time.monotonic() - died < 30
+    for run in (disturbed, undisturbed):
+        assert main(["launch", f"--follow={run}"]) == 0
+    said = (disturbed / "launch" / "log").read_text()
+    assert "camelid: another process of this run died" in said and "resuming from step" in said
+    assert f"job {number} finished after 3 attempts" in capfd.readouterr().out
+    found, expected = state(disturbed), state(undisturbed)
+    assert found.keys() == expected.keys() and len(found) > 10
+    assert [place for place in found if found[place] != expected[place]] == []
+
+
+@real
+def test_a_run_that_fails_is_not_requeued(job, capfd):
+    run, number = job("failing", "--config.data.mixture.text.source=/nowhere.jsonl")
+    assert main(["launch", f"--follow={run}"]) == 2
+    assert f"job {number} failed (exit code 2" in capfd.readouterr().out
+
+
+@real
+def test_a_run_that_is_stopped_is_saved_and_not_requeued(job, capfd):
+    run, number = job("stopped")
+    wait_for(run, "step 30/200")
+    assert main(["launch", f"--stop={run}"]) == 0
+    assert main(["launch", f"--follow={run}"]) == 143
+    assert f"job {number} was ended after 1 attempt" in capfd.readouterr().out
+    assert reading.read_manifest(run)["step"] >= 30
