@@ -1,10 +1,13 @@
 """TensorBoard: the metrics, samples and settings of a run as event files.
 
-Settings are a session of TensorBoard's HParams page. No summary of the whole experiment is written: TensorBoard would
-read that of one run alone. Without it the page has the leaves and metrics of all runs below its --logdir.
+Settings are a session of TensorBoard's HParams page. They have a file of their own, the first one of the folder, which
+a run that resumes replaces: TensorBoard keeps the first settings that it finds in a folder. No summary of the whole
+experiment is written, because TensorBoard would read that of one run alone. Without it the page has the leaves and
+metrics of all runs below its --logdir.
 """
 
 import os
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +19,13 @@ from tensorboardX.proto.api_pb2 import STATUS_SUCCESS
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.record_writer import masked_crc32c
 
-from ..data.checksums import writing
+from ..data.checksums import write_whole, writing
 
 FLUSH_SECONDS = 10
+SETTINGS = "events.out.tfevents.0000000000.settings"
+"""Name of the file of settings, which comes before the names that tensorboardX gives."""
 
 
 class TensorBoard:
@@ -35,17 +41,14 @@ class TensorBoard:
         self._directory, self._flushed = workdir / "tensorboard", 0.0
         self._directory.mkdir(parents=True, exist_ok=True)
         for former in self._directory.glob("events.*") if not start_step else ():
-            former.unlink()  # TensorBoard keeps the first session that it finds in a folder
+            former.unlink()
+        self._config = config
+        if config:
+            write_whole(self._directory / SETTINGS, _record(_session("session_start_info", _start_of(config))))
         self._file = EventsWriter(os.fspath(self._directory / "events"), f".{start_step}")
         begin = start_step + 1 if start_step else 0  # TensorBoard hides what earlier runs wrote from there on
         self._write(begin, file_version="brain.Event:2")
         self._write(begin, session_log=SessionLog(status=SessionLog.START))
-        self._config = config
-        start = SessionStartInfo(start_time_secs=time.time())
-        for name, value in _scalars(config):
-            field = {bool: "bool_value", int: "number_value", float: "number_value"}.get(type(value), "string_value")
-            setattr(start.hparams[name], field, value)
-        self._write_session("session_start_info", start)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -62,21 +65,39 @@ class TensorBoard:
         self._write(step, summary=summary.text(name, text))
 
     def close(self, finished: bool) -> None:
-        if finished:
-            self._write_session("session_end_info", SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=time.time()))
+        if finished and self._config:
+            end = SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=time.time())
+            self._file.write_event(_session("session_end_info", end))
         with writing(self._directory):
             self._file.close()
 
-    def _write_session(self, kind: str, info: SessionStartInfo | SessionEndInfo) -> None:
-        if not self._config:
-            return
-        content = HParamsPluginData(version=0, **{kind: info}).SerializeToString()
-        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="hparams", content=content))
-        value = Summary.Value(tag=f"_hparams_/{kind}", metadata=metadata)
-        self._write(0, summary=Summary(value=[value]))
-
     def _write(self, step: int, **content: Any) -> None:
         self._file.write_event(Event(wall_time=time.time(), step=step, **content))
+
+
+def _start_of(config: Mapping[str, Any]) -> SessionStartInfo:
+    """The session of a run with its settings."""
+    start = SessionStartInfo(start_time_secs=time.time())
+    for name, value in _scalars(config):
+        field = {bool: "bool_value", int: "number_value", float: "number_value"}.get(type(value), "string_value")
+        setattr(start.hparams[name], field, value)
+    return start
+
+
+def _session(kind: str, info: SessionStartInfo | SessionEndInfo) -> Event:
+    """The event that begins or ends a session of the HParams page."""
+    content = HParamsPluginData(version=0, **{kind: info}).SerializeToString()
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="hparams", content=content))
+    value = Summary.Value(tag=f"_hparams_/{kind}", metadata=metadata)
+    return Event(wall_time=time.time(), step=0, summary=Summary(value=[value]))
+
+
+def _record(event: Event) -> bytes:
+    """An event as a record of an event file: length, its checksum, data, its checksum."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    return length + next(sums) + data + next(sums)
 
 
 def _scalars(section: Mapping[str, Any], path: str = "") -> list[tuple[str, bool | int | float | str]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from etils import epath
 
+from ..data.console import shows
 from ..errors import UserError
 from ..settings.leaves import OneOf, Only, Path, Unset
 
@@ -73,6 +74,7 @@ class WeightsAndBiases:
             id=hashlib.blake2b(os.fspath(place).encode(), digest_size=8).hexdigest(),
             resume="allow",
             dir=os.fspath(workdir),
+            settings=wandb.Settings(silent=not shows("info")),  # it prints a summary at the end
         )
         self._run.define_metric("*", step_metric="step")  # steps may come out of order: evaluations, resumed runs
 

@@ -211,10 +211,11 @@ def test_a_run_that_is_cut_off_and_resumed_is_one_session_of_tensorboard(tmp_pat
     with pytest.raises(KeyboardInterrupt), Reporter(tmp_path, 10, config=SupervisedConfig(seed=1), console=quiet()):
         raise KeyboardInterrupt
     assert [kind for kind, _ in sessions(tmp_path / "tensorboard")] == ["session_start_info"]
-    with Reporter(tmp_path, 10, start_step=4, config=SupervisedConfig(seed=1), console=quiet()):
+    with Reporter(tmp_path, 10, start_step=4, config=SupervisedConfig(seed=1, z_loss=0.5), console=quiet()):
         pass
-    kinds = [kind for kind, _ in sessions(tmp_path / "tensorboard")]
-    assert kinds.count("session_end_info") == 1
+    (start_kind, start), (end_kind, _) = sessions(tmp_path / "tensorboard")
+    assert (start_kind, end_kind) == ("session_start_info", "session_end_info")
+    assert start.hparams["z_loss"].number_value == 0.5, "the settings are those of the last attempt"
     with Reporter(tmp_path, 10, config=SupervisedConfig(seed=2), console=quiet()):  # the run starts over
         pass
     (_, start), _ = sessions(tmp_path / "tensorboard")
@@ -241,7 +242,7 @@ def wandb(monkeypatch):
     fake = types.ModuleType("wandb")
     fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     fake.init, fake.Table = lambda **k: started.append(k) or run, lambda columns, data: (columns, data)
-    fake.calls, fake.started = calls, started
+    fake.Settings, fake.calls, fake.started = types.SimpleNamespace, calls, started
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
 
@@ -274,7 +275,9 @@ def test_weights_and_biases_gets_the_config_tags_and_group(tmp_path, wandb):
     assert [call[name] for name in asked] == [
         "mine", "runs/sft", "seeds", ["primer", "nano"], "us", "offline", "allow",
     ]  # fmt: skip
-    assert call["config"]["seed"] == 7 and call["config"]["optim"]["lr"] == config.optim.lr
+    assert (
+        not call["settings"].silent and call["config"]["seed"] == 7 and call["config"]["optim"]["lr"] == config.optim.lr
+    )
 
 
 def test_nothing_is_sent_to_weights_and_biases_unless_a_project_is_named(tmp_path, wandb):
