@@ -92,8 +92,9 @@ def print_listing(listing, pattern: str | None = None) -> None:
             if text:
                 console.print(Text(f"\n{text}"), soft_wrap=True)  # a docstring has its own lines, and commands
     if listing.problem:
-        given = f"{split_name(listing.name)[0]}:key=value"
-        raise UserError(f"{listing.problem}; leaves are listed of a config that can be read, as with {given}")
+        given = f"{split_name(listing.name)[0]}:{next(iter(listing.arguments), 'key')}=VALUE"
+        advice = f"; with other arguments, as in {given}, its leaves may be known" if listing.arguments else ""
+        raise UserError(f"{listing.problem}{advice}")
     chosen = chosen_leaves(listing, pattern)
     if pattern is None:
         console.print("\nA value in parentheses is the recipe's default, where the config has another one.")
