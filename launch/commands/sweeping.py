@@ -73,6 +73,11 @@ def add_sweep(commands) -> None:
         action="store_true",
         help="ask the workers of the sweep, on all machines, to save their trials and end",
     )
+    shows.add_argument(
+        "--page",
+        action="store_true",
+        help="write the report of the sweep so far into DIR/report.html, and run nothing; a sweep that runs also writes it",
+    )
     parser.add_argument("--json", action="store_true", help="with --show: print the results as JSON")
     add_log_level(parser)
 
@@ -155,11 +160,12 @@ def _add_working(parser: argparse.ArgumentParser) -> None:
 def _sweep(args: argparse.Namespace) -> int:
     if args.json and not args.show:
         raise UserError("--json does nothing without --show")
-    if args.show or args.stop:
+    instead = {"show": _show, "stop": _stop, "page": _page}
+    if given := next((name for name in instead if getattr(args, name)), None):
         for name in RUNNING:
             if getattr(args, name) != args.parser.get_default(name):
-                raise UserError(f"--{name} does nothing with --{'show' if args.show else 'stop'}: leave it out")
-        return _show(args) if args.show else _stop(args)
+                raise UserError(f"--{name} does nothing with --{given}: leave it out")
+        return instead[given](args)
     from ..sweeps.stopping import last_asked
 
     mark = last_asked(Path(args.workdir))  # before anything that takes time
@@ -228,11 +234,25 @@ def _options(args: argparse.Namespace, stop_mark: int):
     )
 
 
+def _results(args: argparse.Namespace):
+    """The results of the sweep so far."""
+    from ..sweeps.results import read_results
+
+    return read_results(args.workdir, url=None if args.storage == "journal" else args.storage)
+
+
+def _page(args: argparse.Namespace) -> int:
+    from ..sweeps.page import write_page
+
+    print(write_page(_results(args)))
+    return 0
+
+
 def _show(args: argparse.Namespace) -> int:
-    from ..sweeps.results import as_json, read_results, summary
+    from ..sweeps.results import as_json, summary
     from ..sweeps.start import print_results
 
-    results = read_results(args.workdir, url=None if args.storage == "journal" else args.storage)
+    results = _results(args)
     if args.json:
         print(json.dumps(as_json(results), indent=2, ensure_ascii=False))
         return 0

@@ -30,6 +30,7 @@ from .identity import (
     study_name,
     without_password,
 )
+from .page import LivePage
 from .results import Results, summary, table
 from .space import Point, Range, Space, config_of, shown
 from .study import Study, import_optuna
@@ -39,7 +40,7 @@ from .workers import LOG, Log, Options, Workers
 
 METHODS = ("grid", "random", "tpe")
 
-CHECKED = 256
+CHECKED = 64
 """Points of a grid that are checked before anything starts; of larger grids and of ranges, the ends are checked."""
 
 SHOWN = 20
@@ -108,7 +109,7 @@ def begin(asked: Asked) -> tuple[Sweep, Study]:
 
 
 def run(sweep: Sweep, study: Study, options: Options) -> Results:
-    """Works on a sweep until all its trials are over, and prints the table of its results.
+    """Works on a sweep until all its trials are over, prints the table of its results and writes its page.
 
     Raises:
       Interrupted: a signal or `--stop` ended it; the same command goes on.
@@ -119,10 +120,13 @@ def run(sweep: Sweep, study: Study, options: Options) -> Results:
     results, objective = Results(sweep, study), sweep.identity.objective
     log(f"sweep {sweep.folder}: {summary(results)}, {sweep.identity.method} over {sweep.identity.space}, {objective}")
     log(f"it outlives the terminal: camelid sweep --workdir={sweep.folder} --show tells its state, --stop ends it")
-    Workers(sweep, study, options, places, log, _processes(options)).run()
+    page = LivePage(sweep, study)
+    Workers(sweep, study, options, places, log, _processes(options), page.update).run()
     results = Results(sweep, study)
     log(summary(results))
     print_results(results, SHOWN)
+    if (path := page.write(results)) is not None:
+        print(f"report: {path}")
     return results
 
 
@@ -230,7 +234,8 @@ def _check_space(asked: Asked, method: str) -> dict[str, ml_collections.ConfigDi
     points = list(asked.space.probes())
     if method == "grid" and asked.space.grid_size <= CHECKED:
         seed = {name: value for name, value in points[0].items() if name not in asked.space.searched}
-        points = [asked.space.grid_point(number) | seed for number in range(asked.space.grid_size)] + points
+        points += [asked.space.grid_point(number) | seed for number in range(asked.space.grid_size)]
+        points = list({shown(point): point for point in points}.values())
     evaluations, first = Evaluations(), None
     for point in points:
         config, flags = config_of(asked.config, point)

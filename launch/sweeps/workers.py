@@ -101,6 +101,7 @@ class Workers:
       environments: variables for the trials of each worker.
       log: where lines go.
       process: starts the process of a trial: `TrialProcess`, or one that trials share.
+      trial_ended: called after the end of a trial is written down.
     """
 
     def __init__(
@@ -111,9 +112,10 @@ class Workers:
         environments: Sequence[Mapping[str, str]],
         log: Log,
         process: Callable[[Sweep, Claimed, Mapping[str, str]], TrialProcess] = TrialProcess,
+        trial_ended: Callable[[], None] = lambda: None,
     ):
         self._sweep, self._study, self._options, self._log = sweep, study, options, log
-        self._environments, self._process = environments, process
+        self._environments, self._process, self._trial_ended = environments, process, trial_ended
         self._places = options.workers * (options.vmap or 1)
         self._running: dict[int, TrialProcess] = {}  # by the number of the place
         self._kills: dict[int, int] = {}  # by the number of the trial
@@ -188,6 +190,7 @@ class Workers:
             del self._running[worker]
             self._next_claim = 0.0
             self._ended(worker, process, code)
+            self._trial_ended()
         elif process.ending is None:
             self._report(process)
 

@@ -1,0 +1,22 @@
+"""Asks the workers of a sweep to end, on whatever machine they are: `camelid sweep --stop`."""
+
+import contextlib
+from pathlib import Path
+
+NAME = ".stop"
+
+
+def ask(folder: Path) -> None:
+    """Asks all workers that work on the sweep in a folder now to save their trials and end."""
+    path = folder / NAME
+    before = last_asked(folder)
+    path.touch()
+    while last_asked(folder) == before:  # a file system may count in seconds
+        path.touch()
+
+
+def last_asked(folder: Path) -> int:
+    """A mark of the last time that the workers were asked; a worker ends when it is another one than at its start."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / NAME).stat().st_mtime_ns
+    return 0
