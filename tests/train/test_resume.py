@@ -1,5 +1,6 @@
 """Runs as processes that die by kill -9 and by SIGTERM, and go on bit for bit as if nothing had been."""
 
+import json
 import random
 import re
 import shutil
@@ -17,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 import camelid
 from camelid.checkpoints import reading
 from camelid.launch.cli import main
+from camelid.train.run_record import read_record
 
 STEPS = 24
 
@@ -63,13 +65,15 @@ def assert_same_bits(found, expected):
 
 class Runs(NamedTuple):
     """straight: the directory of a run that nothing disturbs. ended: that of the same one, ended twice; the last step
-    whose metrics it had told each time, the one that it went on from, and what it had said."""
+    whose metrics it had told each time, the one that it went on from, what it had said, and the seconds that all of its
+    processes lived."""
 
     straight: Path
     ended: Path
     told: list[int]
     resumed_from: list[int]
     said: list[str]
+    lived: list[float]
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +87,18 @@ def runs(arguments, start, metrics, pretrained, tmp_path_factory):
             for name in ("straight", "ended")
         )
         finish(start(straight))
-        found = Runs(root / "straight", root / "ended", [], [], [])
+        found = Runs(root / "straight", root / "ended", [], [], [], [])
         for step, number in ENDS[recipe]:
+            begin = time.monotonic()
             process = start(ended)
             send_at(process, step, number, found.ended, metrics)
             found.said.append(finish(process, code=143 if number == signal.SIGTERM else -number))
+            found.lived.append(time.monotonic() - begin)
             found.told.append(max(metrics(found.ended)))
             found.resumed_from.append(reading.read_manifest(found.ended)["step"])
+        begin = time.monotonic()
         finish(start(ended))
+        found.lived.append(time.monotonic() - begin)
         return found
 
     with ThreadPoolExecutor(2) as pool:
@@ -99,7 +107,7 @@ def runs(arguments, start, metrics, pretrained, tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", ENDS)
 def test_a_run_that_was_ended_twice_ends_with_the_same_bits(recipe, runs, metrics):
-    straight, killed, _, resumed_from, _ = runs[recipe]
+    straight, killed, _, resumed_from, *_ = runs[recipe]
     assert 0 < resumed_from[0] <= resumed_from[1] < STEPS
     found, expected = state_of(killed), state_of(straight)
     assert int(found["step"]) == STEPS
@@ -121,6 +129,43 @@ def test_sigterm_saves_and_ends_with_a_code_of_its_own(runs):
     assert 6 <= stopped < STEPS
     assert f"camelid: SIGTERM ended the run at step {stopped} of {STEPS}; it is saved" in runs["pretrain"].said[0]
     assert runs["pretrain"].told[0] == stopped
+
+
+def test_the_record_of_a_run_that_was_ended_twice_accounts_for_the_time_of_all_its_processes(runs):
+    """A kill leaves up to a second untold, and what Python needs to end is in no bucket."""
+    for name, ends in {"pretrain": ["preempted", "lost", "finished"], "sft": ["lost", "lost", "finished"]}.items():
+        record = read_record(runs[name].ended)
+        assert [each.exit for each in record.attempts] == ends and record.status == "finished"
+        assert [each.from_step for each in record.attempts] == [0, *runs[name].resumed_from]
+        assert record.attempts[-1].to_step == record.step == STEPS
+        assert sum(record.seconds.values()) == pytest.approx(sum(runs[name].lived), rel=0.02, abs=2.0)
+        killed = [each for each in record.attempts if each.exit == "lost"]
+        assert all(each.seconds["lost"] > 0 and each.exit_code is None for each in killed)
+        assert 0 < record.goodput < 1
+    [stopped, *_] = read_record(runs["pretrain"].ended).attempts
+    assert stopped.exit_code == 143 and stopped.reason.startswith("SIGTERM ended the run at step")
+    assert stopped.seconds["lost"] == 0  # what it had done is saved
+    told = [line for said in runs["sft"].said for line in said.splitlines() if "compiling, once: " in line]
+    assert len(told) == 2
+
+
+def test_a_run_that_no_longer_improves_ends_early_and_goes_on_with_more_patience(arguments, tmp_path, capsys):
+    stop = ["--config.early_stopping.metric=eval/heldout/text/loss", "--config.early_stopping.min_delta=100.0"]
+    short = [*arguments("pretrain", tmp_path), "--config.total_steps=6", "--config.eval_steps=2", *stop]
+    short += ["--config.eval_percent=None"]
+    assert main([*short, "--config.early_stopping.patience=2"]) == 0
+    said = capsys.readouterr()
+    why = "eval/heldout/text/loss has not improved in 2 evaluations: its best value, "
+    assert f"stopped early at step 4 of 6: {why}" in said.err and "step 4: checkpoints, metrics" in said.out
+    assert read_record(tmp_path).status == "stopped early" and read_record(tmp_path).attempts[0].reason.startswith(why)
+    assert main([*short, "--config.early_stopping.patience=2"]) == 0
+    assert "already complete, stopped early at step 4 of 6; nothing was done" in capsys.readouterr().err
+    assert camelid.load(tmp_path).step == 4 and len(read_record(tmp_path).attempts) == 1
+    assert main([*short, "--config.early_stopping.patience=3"]) == 0
+    assert "resuming from step 4 with changes: config.early_stopping.patience was 2" in capsys.readouterr().err
+    assert [each.exit for each in read_record(tmp_path).attempts] == ["stopped early", "finished"]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["early_stopping"]["patience"] == 3 and config["total_steps"] == 6
 
 
 def test_a_run_does_not_go_on_with_other_data(pretrained, arguments, tmp_path, capsys):
