@@ -88,8 +88,8 @@ def _environments(count: int) -> list[dict[str, str]]:
 
     Raises UserError if there are not enough devices, or they cannot be divided evenly.
     """
-    if count == 1:
-        return [{}]
+    if count == 1 or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return [{} for _ in range(count)]
     from ...serve.replicas import devices_here, divide
 
     platform, version, there = devices_here()

@@ -21,6 +21,8 @@ from .job import PYTHON
 from .ports import free_port
 from .verdict import judge_attempt
 
+TASK = f"{__package__}.task"
+"""The module that runs one process of the command."""
 POLL_SECONDS = 0.05
 PEER_SECONDS = 60.0
 """Time in which the other processes of an attempt must end after one of them has; then they are killed."""
@@ -83,7 +85,7 @@ class Supervisor:
         environment = os.environ | self.environments[number] | {"PYTHONUNBUFFERED": "1"}
         with (self.launch / "log").open("ab") as log:
             return subprocess.Popen(
-                [*PYTHON, "-m", f"{__package__}.task", f"--exits={self.exits}", f"--number={number}", "--", *command],
+                [*PYTHON, "-m", TASK, f"--exits={self.exits}", f"--number={number}", "--", *command],
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,

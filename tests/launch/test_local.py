@@ -1,0 +1,162 @@
+"""Jobs of this machine: attempts and their ends by a small program in place of training, and a whole command."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from camelid.errors import UserError
+from camelid.launch.cli import main
+from camelid.launch.launching import job, local, platforms, ports
+from camelid.launch.launching.job import read_last
+
+# In each attempt a process does the next word of its plan: an exit code; "kill", itself; "lost", as one whose peer
+# died; or "wait", until SIGTERM, for which it ends with 143.
+TASK = """
+import os, signal, sys, time
+from pathlib import Path
+
+exits, number = (Path(word.partition("=")[2]) for word in sys.argv[1:3])
+folder = Path(os.environ["PLANS"])
+(folder / "commands").open("a").write(" ".join(sys.argv[4:]) + "\\n")
+plan = (folder / number).read_text().split()
+(folder / number).write_text(" ".join(plan[1:]))
+exits.mkdir(parents=True, exist_ok=True)
+
+def end(said, code):
+    (exits / number).write_text(said)
+    os._exit(code)
+
+print("begun", flush=True)
+signal.signal(signal.SIGTERM, lambda *_: end("143", 143))
+if plan[0] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if plan[0] == "lost":
+    end("lost", 1)
+if plan[0] == "wait":
+    (folder / "waits").touch()
+    time.sleep(60)
+end(plan[0], int(plan[0]))
+"""
+SUPERVISE = "import sys; from camelid.launch.launching import supervisor as s; s.TASK = 'fake_task'; sys.exit(s.main())"
+
+
+@pytest.fixture
+def supervise(tmp_path, monkeypatch):
+    """supervise(plan of each process, restarts=100): a supervisor as a process, with its log at its standard output."""
+    (tmp_path / "fake_task.py").write_text(TASK)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PLANS", str(tmp_path))
+    started = []
+
+    def start(*plans, restarts=100) -> subprocess.Popen:
+        launch = tmp_path / "launch"
+        launch.mkdir(exist_ok=True)
+        for number, plan in enumerate(plans):
+            (tmp_path / str(number)).write_text(plan)
+        plan = dict(command=["train"], workdir=str(tmp_path), folder=str(tmp_path), processes=len(plans))
+        plan |= dict(environments=[{}] * len(plans), most_restarts=restarts)
+        (launch / "local.json").write_text(json.dumps(plan))
+        started.append(subprocess.Popen([sys.executable, "-P", "-c", SUPERVISE, str(launch / "local.json")]))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def log(folder: Path) -> str:
+    return (folder / "launch" / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "attempts", "words"),
+    [
+        ("0", 0, 1, "camelid: finished"),
+        ("143 kill 0", 0, 3, "camelid: exit code 137: a process was killed: it is started again"),
+        ("1", 1, 1, "failed: exit code 1"),
+        ("2", 2, 1, "failed: exit code 2"),
+        ("kill kill kill", 137, 3, "3 times in a row without a new checkpoint"),
+        ("143 143 143", 143, 3, "it has been restarted 2 times already"),
+    ],
+)
+def test_a_job_is_started_again_by_how_it_ended(supervise, tmp_path, plan, code, attempts, words):
+    assert supervise(plan, restarts=100 if "kill" in plan else 2).wait(60) == code
+    assert log(tmp_path).count("camelid: attempt") == attempts and words in log(tmp_path)
+
+
+def test_two_processes_meet_at_a_port_of_each_attempt_and_end_by_the_one_that_was_killed(supervise, tmp_path):
+    assert supervise("kill 0", "lost 0").wait(60) == 0
+    commands = (tmp_path / "commands").read_text().splitlines()
+    assert len(commands) == 4 and "attempt 2" in log(tmp_path)
+    pattern = r"train --distributed --coordinator=127\.0\.0\.1:\d+ --num_processes=2 --process_id=[01]"
+    assert all(re.fullmatch(pattern, command) for command in commands)
+
+
+def test_a_job_that_is_told_to_end_saves_and_is_not_started_again(supervise, tmp_path):
+    process = supervise("wait wait")
+    while not (tmp_path / "waits").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert log(tmp_path).count("camelid: attempt") == 1 and "SIGTERM ended it; the same command resumes it" in log(
+        tmp_path
+    )
+
+
+def test_a_second_supervisor_of_a_folder_is_refused(supervise, tmp_path):
+    first = supervise("wait")
+    while not (tmp_path / "waits").exists():
+        time.sleep(0.02)
+    assert supervise("wait").wait(60) == 2
+    assert first.poll() is None
+
+
+def test_a_command_goes_on_in_the_background_and_its_end_is_told(tmp_path, capfd):
+    """With a command that ends at once: a config that is not there by the time the job reads it."""
+    (tmp_path / "c.py").write_text((Path(__file__).parents[1] / "tiny.py").read_text())
+    words = ["train", f"--config={tmp_path / 'c.py'}:root=/nowhere", f"--workdir={tmp_path / 'run'}"]
+    assert main(["launch", "--on=local", "--dry_run", "--processes=2", "--", *words]) == 0
+    assert json.loads(capfd.readouterr().out)["processes"] == 2 and not (tmp_path / "run").exists()
+    assert main(["launch", "--on=local", "--wait", "--", *words]) == 2
+    said, launched = capfd.readouterr().out, read_last(tmp_path / "run")
+    assert f"job {launched.id} on local: camelid-run, 1 process" in said and f"kill {launched.id}" in said
+    assert "/nowhere" in said and f"job {launched.id} failed (exit code 2" in said
+    assert local.state(launched) is None
+    assert main(["launch", f"--status={tmp_path / 'run'}"]) == 2
+    assert "failed (exit code 2" in capfd.readouterr().out
+    assert main(["launch", f"--stop={tmp_path / 'run'}"]) == 0
+    assert "has ended already" in capfd.readouterr().out
+    assert main(["launch", f"--stop={tmp_path}"]) == 2
+    assert "nothing was launched there" in capfd.readouterr().err
+
+
+def test_a_job_of_another_host_is_not_taken_for_one_of_this(tmp_path):
+    launched = job.Launched("local", "1", ("train",), str(tmp_path / "launch" / "log"), {}, host="elsewhere")
+    with pytest.raises(UserError, match="the job runs on elsewhere"):
+        local.state(launched)
+
+
+def test_ports_differ_between_jobs_and_are_free():
+    import socket
+
+    port = ports.free_port(4)
+    assert ports.FIRST <= port < ports.FIRST + ports.COUNT
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("", port))
+        listener.listen()
+        assert ports.free_port(4) != port != ports.free_port(port - ports.FIRST)
+
+
+def test_a_platform_is_one_module():
+    assert set(platforms.PLATFORMS) == {"local", "slurm"}
+    for name, platform in platforms.PLATFORMS.items():
+        assert all(each.__module__.endswith(f"launching.{name}") for each in platform)
