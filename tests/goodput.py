@@ -3,8 +3,8 @@
     python -m camelid.tests.goodput --kills=5
 
 The seconds of all buckets in run.json have to be within 1% of the time that the processes lived, as this script
-measures it; otherwise the exit code is 1. Kills come up to 20 seconds after the first heartbeat of a process: nothing is
-known of one that is killed before that, while it imports JAX.
+measures it; otherwise the exit code is 1. Kills come up to 20 seconds after the first heartbeat of a process; nothing
+is known of one that is killed before that, while it imports JAX.
 """
 
 import argparse
