@@ -76,7 +76,7 @@ def add_sweep(commands) -> None:
     shows.add_argument(
         "--page",
         action="store_true",
-        help="write the report of the sweep so far into DIR/report.html, and run nothing; a sweep that runs also writes it",
+        help="write the report of the sweep so far into DIR/report.html, which a running sweep writes too; run nothing",
     )
     parser.add_argument("--json", action="store_true", help="with --show: print the results as JSON")
     add_log_level(parser)

@@ -9,10 +9,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from camelid.launch.cli import main
 from camelid.launch.sweeps import page, page_figures
 from camelid.launch.sweeps.identity import Identity, Objective, Pruning, Sweep
 from camelid.launch.sweeps.results import Results, TrialResult
 from camelid.launch.sweeps.space import read_space
+from camelid.tests.launch.sweeps.worker_processes import work
 
 METRIC = "eval/a/loss"
 VOID = {"meta", "link", "br", "wbr"}
@@ -243,3 +245,17 @@ def test_a_running_sweep_writes_its_page_seldom_enough_and_a_full_disk_ends_no_s
         live.update()
     assert written == [10.0, 52.0, 94.0]  # 2 seconds are a twentieth of 40
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_sweep_has_its_page_at_its_end_and_the_command_writes_it_again(tmp_path, capsys):
+    work({"folder": tmp_path, "lines": ["lr={0.1,0.2}"], "method": "grid", "trials": 2, "options": {"workers": 2}})
+    assert f"report: {tmp_path / page.FILE}" in capsys.readouterr().out
+    first = (tmp_path / page.FILE).read_text()
+    assert "2 finished</li>" in first and 'class="wide curves"' in first
+    (tmp_path / page.FILE).unlink()
+    assert main(["sweep", "--page", f"--workdir={tmp_path}"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / page.FILE}\n"
+    again = (tmp_path / page.FILE).read_text()
+    assert re.sub(r"Written .*? UTC", "", again) == re.sub(r"Written .*? UTC", "", first)
+    assert main(["sweep", "--page", "--workers=2", f"--workdir={tmp_path}"]) == 2
+    assert "--workers does nothing with --page" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from camelid.launch import cli
-from camelid.launch.sweeps import start, stopping, trials, workers
+from camelid.launch.sweeps import page, start, stopping, trials, workers
 from camelid.launch.sweeps.claims import StudyLock
 from camelid.launch.sweeps.devices import Devices
 from camelid.launch.sweeps.identity import (
@@ -57,6 +57,7 @@ def work(asked: dict) -> Results:
         patch.setattr(trials, "READ", 0.0)
         patch.setattr(workers, "LOOK", 0.02)
         patch.setattr(workers, "CLAIM", 0.1)
+        patch.setattr(page, "SECONDS_BETWEEN", 3600.0)  # the page is written at the end alone
         patch.setattr(start, "look", lambda: Devices("cpu", 1))
         mark = stopping.last_asked(Path(asked["folder"]))
         return start.run(*sweep_of(asked), workers.Options(stop_mark=mark, **asked.get("options", {})))
