@@ -61,11 +61,12 @@ class Member:
 
         spent: the seconds that all members have spent so far.
         """
-        for bucket in COUNTED if self.going and self.batch is not None else ():
+        for bucket in COUNTED:
             waited = spent[bucket] - self.spent[bucket] - self._waited[bucket]
             if waited > LEAST:
-                self.loop.waited(bucket, waited)
                 self._waited[bucket] += waited
+                if self.batch is not None:  # not before its first step, nor after its last one
+                    self.loop.waited(bucket, waited)
 
     def abandon(self, *error: Any) -> None:
         """Leaves the loop because of an error that is not this member's own."""
