@@ -75,7 +75,7 @@ class CurateConfig:
 
     step: dict = field(default_factory=dict)
     """Settings of each step by its name. A section with a name of one's own has `use`, the name of a step or a class
-    "package.module:Name"."""
+    "package.module:Name" or "file.py:Name"."""
 
     tokenizer: Annotated[str | None, Unset("a count of characters in place of tokens")] = None
     """Folder or file of the tokenizer that counts tokens, for the tables, the card and the column tokens."""

@@ -1,6 +1,6 @@
 """Every step by the name that configs give it, and steps made from a config.
 
-A step of one's own is a class "package.module:Name" like those of `curate/rows.py`.
+A step of one's own is a class "package.module:Name" or "file.py:Name" like those of `curate/rows.py`.
 """
 
 import importlib
@@ -41,7 +41,7 @@ STEPS = {
 
 
 def find(name: str, where: str = "config.steps") -> type:
-    """The class of the step called `name`, or the class "package.module:Name".
+    """The class of the step called `name`, or the class "package.module:Name" or "file.py:Name".
 
     Raises UserError, which begins with `where`, for an unknown name, a class that cannot be imported, and a package
     that is not installed.

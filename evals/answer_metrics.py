@@ -1,4 +1,4 @@
-"""Scores of an answer beside its references: metrics by name, or functions of the user's as "package.module:name".
+"""Scores of an answer beside its references: metrics by name, or functions of the user's own.
 
 A metric is a function metric(answer, references) -> float, larger is better.
 """
@@ -111,10 +111,10 @@ METRICS: dict[str, Metric] = {each.__name__: each for each in (exact, starts, co
 
 
 def find(name: str, where: str) -> Metric:
-    """The metric called `name`, or the function "package.module:name". Raises UserError, which begins with `where`."""
+    """The metric called `name`, or a function of the user's own. Raises UserError, which begins with `where`."""
     if ":" in name:
         return functions.find_function(name, where, "metric(answer, references)", "", [""])
     if name not in METRICS:
-        known = f"{', '.join(METRICS)} or package.module:name"
+        known = f"{', '.join(METRICS)} or a function {functions.FORMS}"
         raise UserError(f"{where}: there is no metric {name!r}, only {known}{did_you_mean(name, METRICS)}")
     return METRICS[name]

@@ -116,7 +116,7 @@ def exact(
     Args:
       model: the model.
       file: the questions, see `read_asked`.
-      metric: exact, starts, contains, number, f1, or a function "package.module:name" (`evals.answer_metrics`).
+      metric: exact, starts, contains, number, f1, or a function such as "file.py:name" (`evals.answer_metrics`).
       shots: number of examples before each question.
       shots_file: questions with answers that serve as examples.
       chat: whether the chat template is used. Without it questions stand after "Question:", and an answer ends before

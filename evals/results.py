@@ -11,7 +11,6 @@ asked the same.
 import glob
 import hashlib
 import importlib.metadata
-import importlib.util
 import inspect
 import json
 import math
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 from ..data.checksums import write_whole
 from ..data.json_values import plain
 from ..errors import UserError
+from ..settings import functions
 from .intervals import Estimate, difference, in_words
 from .items import Evaluator, Item, checked, groups_of, metrics_of
 from .lm import LM
@@ -109,14 +109,9 @@ def asked_of(evaluation: str, evaluate: Evaluator, settings: Mapping[str, Any], 
 
 
 def _code(name: str) -> str | None:
-    """The hash of the file of a function "package.module:name"; None if it is no such name."""
-    try:
-        spec = importlib.util.find_spec(name.partition(":")[0])
-    except (ImportError, ValueError):
-        return None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        return None
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+    """The hash of the file of a function "package.module:name" or "file.py:name"; None if it is no such name."""
+    file = functions.source_of(name)
+    return file and hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def result_of(lm: LM, evaluated: Mapping[str, Evaluated], command: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -79,12 +80,26 @@ def file_of(name: str) -> Path | None:
     if not path.endswith(".py"):
         return None
     file = Path(path).expanduser()
-    there = next((each for folder in _folders() if (each := Path(folder, file)).is_file()), None)
+    beside = (Path(folder, file) for folder in _folders() if os.path.abspath(folder) != os.getcwd())
+    there = next((each for each in beside if each.is_file()), None)
     if not file.is_file():
         return there
     if there is not None and not _same(file, there):
         raise UserError(f"there are {file.absolute()} and {there}: give the path of the one that is meant")
     return file.absolute()
+
+
+def source_of(name: str) -> Path | None:
+    """The source file of "package.module:name" or "file.py:name", without running it; None where there is none."""
+    module = name.rpartition(":")[0]
+    if module.endswith(".py"):
+        return file_of(name)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    origin = None if spec is None or spec.origin is None else Path(spec.origin)
+    return origin if origin is not None and origin.is_file() else None
 
 
 def code_of(config: Mapping[str, Any]) -> dict[str, str]:

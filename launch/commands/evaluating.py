@@ -34,7 +34,7 @@ SETTINGS = {
     "shots_file": (str, "FILE", "questions with answers that serve as examples (default: an exam's own, or the last)"),
     "limit": (int, "N", "number of questions, from the beginning (default: all)"),
     "answer_by": (str, "KIND", "with --choices: compare each text, or each letter (default: letter for exams' CSV)"),
-    "metric": (str, "NAME", "with --exact: exact, starts, contains, number, f1 or module:function (default: exact)"),
+    "metric": (str, "NAME", "with --exact: exact, starts, contains, number, f1 or file.py:function (default: exact)"),
     "max_tokens": (int, "N", "the most tokens in an answer (default: 48 in built-in tasks, else 256)"),
     "temperature": (float, "T", "temperature of sampling; 0 is greedy decoding (default: 0)"),
     "n": (int, "N", "with --exact: number of answers to each question; more than one also give maj@n (default: 1)"),
@@ -92,7 +92,8 @@ def add_eval(commands) -> None:
         "--evaluation",
         action="append",
         metavar="NAME|JSON",
-        help="function module:name that returns items, or a section of config.evals as JSON with that name under use",
+        help="function file.py:name or module:name that returns items, or a section of config.evals as JSON with that "
+        "name under use",
     )
     for name, (kind, placeholder, said) in SETTINGS.items():
         parser.add_argument(f"--{name}", type=kind, metavar=placeholder, help=said)
@@ -226,7 +227,7 @@ def _own(text: str) -> Planned:
     except ValueError as error:
         raise UserError(f"--evaluation is no JSON: {error}") from None
     if not isinstance(section.get("use"), str):
-        raise UserError('--evaluation needs the name of an evaluation: give it as {"use": "module:function", ...}')
+        raise UserError('--evaluation needs the name of an evaluation: give it as {"use": "file.py:function", ...}')
     use = section.pop("use")
     return use.rpartition(":")[2], use, section
 
