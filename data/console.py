@@ -44,10 +44,15 @@ def warn(line: str) -> None:
 
 
 def _from_process_0(level: int, line: str) -> None:
+    if LOGGER.isEnabledFor(level) and _process_index() == 0:
+        LOGGER.log(level, "%s", line)
+
+
+def _process_index() -> int:
+    """The number of this process among those that train together. A process by itself takes no devices to find out."""
     import jax
 
-    if LOGGER.isEnabledFor(level) and jax.process_index() == 0:
-        LOGGER.log(level, "%s", line)
+    return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def shows(level: str) -> bool:

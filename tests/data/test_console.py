@@ -39,10 +39,17 @@ def test_a_level_shows_what_is_at_least_as_serious(level, expected, capsys, monk
 
 
 def test_only_process_0_tells(capsys, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     tell("a line")
     warn("a warning")
     assert capsys.readouterr().err == ""
+
+
+def test_a_process_by_itself_takes_no_devices_to_tell(capsys, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: pytest.fail("devices are taken"))
+    tell("a line")
+    assert capsys.readouterr().err == "camelid: a line\n"
 
 
 def test_a_program_may_handle_the_messages_itself_and_sees_each_once():
