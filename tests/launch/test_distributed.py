@@ -1,0 +1,64 @@
+"""How the processes of a run find each other and their devices. `tests/train/test_processes.py` trains with them."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from camelid.errors import UserError
+from camelid.launch import distributed
+from camelid.launch.distributed import devices_of_task
+from camelid.launch.launching.ports import free_port
+from camelid.launch.launching.verdict import EXIT_FILE
+
+
+@pytest.mark.parametrize(
+    ("tasks", "number", "gpus", "found"),
+    [
+        ("1", 0, "0,1,2,3,4,5,6,7", []),  # one task on a node has all
+        ("1(x2)", 0, "", []),
+        ("8(x2)", 3, "0,1,2,3,4,5,6,7", [3]),  # one each, as JAX divides them
+        ("2", 1, "0,1,2,3,4,5,6,7", [4, 5, 6, 7]),
+        ("8", 3, "0", []),  # Slurm has bound a GPU to each task
+        ("2", 1, "", None),  # no GPUs, or all visible: JAX decides
+    ],
+)
+def test_a_task_of_slurm_has_its_share_of_the_gpus(tasks, number, gpus, found):
+    environment = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_LOCALID": str(number), "CUDA_VISIBLE_DEVICES": gpus}
+    assert devices_of_task(environment) == found
+    assert devices_of_task(environment | {"JAX_LOCAL_DEVICE_IDS": "0"}) is None
+    assert devices_of_task({"CUDA_VISIBLE_DEVICES": gpus}) is None
+
+
+def test_a_port_that_is_taken_is_one_line_and_no_crash(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} of .* cannot be the coordinator's"):
+            distributed._check_port(f"127.0.0.1:{port}", 0)
+        distributed._check_port(f"127.0.0.1:{port}", 1)  # the port of another process's host
+        monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
+        with pytest.raises(UserError, match=f"port {port}"):
+            distributed._check_port(None, None)
+
+
+ALONE = "import sys; from camelid.launch.distributed import joined\nwith joined(sys.argv[1], 2, 1, seconds=2): pass"
+
+
+def test_a_process_that_finds_no_others_ends_with_one_line(tmp_path):
+    address = f"127.0.0.1:{free_port(os.getpid())}"
+    ended = subprocess.run(
+        [sys.executable, "-c", ALONE, address],
+        env=os.environ | {"XLA_FLAGS": "", EXIT_FILE: str(tmp_path / "1")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert "did not find each other within 2 seconds" in ended.stderr
+    assert (tmp_path / "1").read_text() == "lost"
