@@ -46,6 +46,8 @@ def find_config(name: str) -> ConfigFile:
       UserError: there is no such file; the message has the nearest name.
     """
     file, argument = split_name(name)
+    if not file.strip():
+        raise UserError("the name of the config is empty: `camelid configs` lists the shipped ones")
     shipped = shipped_configs()
     path = epath.Path(file).expanduser()
     try:
@@ -62,7 +64,7 @@ def find_config(name: str) -> ConfigFile:
         return ConfigFile(epath.Path(shipped[short]), argument, short, True)
     if path.is_dir():
         raise UserError(f"{file} is a folder, not a config file; `camelid configs` lists the shipped configs")
-    siblings = [str(each) for each in path.parent.glob("*.py") if each.name != "__init__.py"] if file else []
+    siblings = [str(each) for each in path.parent.glob("*.py") if each.name != "__init__.py"]
     near = did_you_mean(file, siblings) or did_you_mean(short, shipped)
     raise UserError(f"{file}: no such config file{near or '; `camelid configs` lists the shipped configs'}")
 
