@@ -38,8 +38,9 @@ def outcome(launched: Launched, workdir: Path) -> tuple[int, str]:
     verdicts = read_verdicts(workdir / "launch", launched.id)
     if not verdicts:
         return 1, "ended before the end of its first attempt: see its log"
-    verdict, attempts = max(verdicts, key=lambda found: found[0].code)
-    counted = f"after {attempts} attempt{'s' * (attempts != 1)}"
+    verdict = max((verdict for verdict, _ in verdicts), key=lambda verdict: verdict.code)
+    attempts, jobs = sum(number for _, number in verdicts), len(verdicts)
+    counted = f"after {attempts} attempt{'s' * (attempts != 1)}" + f" of {jobs} workers" * (jobs > 1)
     if verdict.word == "again":  # and yet it has ended
         return verdict.code, f"was ended {counted} ({verdict.reason}); the same command resumes it"
     return verdict.code, f"{'finished' if verdict.word == 'finished' else f'failed ({verdict.reason})'} {counted}"
