@@ -141,7 +141,8 @@ class Clock:
         try:
             yield
         finally:
-            jax.monitoring.unregister_event_duration_listener(self._on_event)
+            with contextlib.suppress(AssertionError):  # somebody has removed all listeners
+                jax.monitoring.unregister_event_duration_listener(self._on_event)
 
     def _on_event(self, event: str, seconds: float, **_) -> None:
         if not event.startswith(COMPILING) or threading.get_ident() != self._thread:
