@@ -34,7 +34,9 @@ def learning_curves(groups: Sequence[Group], metrics: Sequence[Metric]) -> Figur
       metrics: the metrics. Without any the figure has one empty panel.
     """
     number = max(1, len(metrics))
-    figure = Figure(figsize=(5.2 * number + 0.4, 4.0), layout="constrained")
+    columns = min(3 * number, 6)
+    rows = -(-min(len(groups), MOST_LINES) // columns)
+    figure = Figure(figsize=(5.2 * number + 0.4, 3.6 + 0.22 * rows), layout="constrained")
     panels = figure.subplots(1, number, squeeze=False)[0]
     names = labels(groups)
     for axes, metric in zip(panels, metrics, strict=False):
@@ -47,7 +49,7 @@ def learning_curves(groups: Sequence[Group], metrics: Sequence[Metric]) -> Figur
     lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
     named = [name for name in names[:MOST_LINES] if name in lines]
     if len(groups) > 1 and named:
-        columns = min(len(named), 3 * number, 6)
+        columns = min(len(named), columns)
         figure.legend([lines[name] for name in named], named, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
