@@ -1,5 +1,6 @@
 """Which code runs: the commit of its checkout, and versions of packages."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -37,6 +38,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache  # the code that runs is that of the beginning of the process
 def checkouts(folder: str) -> tuple[Checkout | None, Checkout | None]:
     """The checkout of this package, and that around a folder where it is another one.
 

@@ -65,7 +65,7 @@ class Recording:
         self._attempts: list[Attempt] = []
         self._own = Attempt(
             command=_command(),
-            folder=os.getcwd(),
+            folder=_folder(),
             host=socket.gethostname(),
             pid=os.getpid(),
             start=run_record.iso(time.time() - (now() - began)),
@@ -233,6 +233,13 @@ class Recording:
         if not self._told:
             tell(f"the record of the run cannot be written, and the run goes on: {error}")
         self._told = True
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""
 
 
 def _command() -> list[str]:

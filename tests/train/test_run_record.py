@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from camelid.errors import UserError
-from camelid.train import config_record, recording, run_record
+from camelid.train import code_version, config_record, recording, run_record
 from camelid.train.goodput import BUCKETS, goodput
 from camelid.train.loop import Interrupted, TrainingStopped
 from camelid.train.recording import Recording
@@ -224,3 +224,34 @@ def test_the_config_of_phases_has_the_leaves_of_all_and_what_each_changes():
             ["b", {"data.x.weight": 0.0, "data.evals.q.n": 2, "recipe": "sft"}],
         ],
     }
+
+
+def git(folder, *arguments):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", "-C", folder, *who, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_code_that_runs_is_told_by_its_commit_and_whether_tracked_files_differ(tmp_path, monkeypatch):
+    look = code_version.checkouts.__wrapped__
+    package, project = tmp_path / "camelid", tmp_path / "mine"
+    monkeypatch.setattr(code_version, "PACKAGE", package)
+    for folder in (package, project):
+        folder.mkdir()
+        (folder / "errors.py").touch()
+    assert look(str(project)) == (None, None)  # neither is a checkout
+    for folder in (package, project):
+        git(folder, "init", "-q")
+        git(folder, "add", "errors.py")
+        git(folder, "commit", "-q", "-m", folder.name)
+    (project / "errors.py").write_text("changed")
+    (package / "new.py").touch()  # runs and notes lie about in any checkout
+    own, around = look(str(project))
+    assert own == (str(package), git(package, "rev-parse", "HEAD").strip(), False)
+    assert around == (str(project), git(project, "rev-parse", "HEAD").strip(), True)
+    assert look(str(package)) == (own, None)  # the same one
+    monkeypatch.setattr(code_version, "PACKAGE", project / "site-packages" / "camelid")
+    (project / "site-packages" / "camelid").mkdir(parents=True)
+    (project / "site-packages" / "camelid" / "errors.py").touch()
+    assert look(str(project)) == (None, around)  # installed into somebody's checkout
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert look(str(project)) == (None, None)  # no git
