@@ -2,10 +2,14 @@
 
 import argparse
 import json
+import textwrap
 
 from ...errors import UserError
 from ...settings.config_names import split_name
 from .arguments import command, refuse_unread, require_output
+
+INDENT = 6 * " "
+"""What stands before the meaning of a leaf."""
 
 
 def add_configs(commands) -> None:
@@ -80,17 +84,21 @@ def _print_table(found) -> None:
 def print_listing(listing, pattern: str | None = None) -> None:
     """Prints a config: docstring, arguments, command, and its leaves, or only those that a pattern chooses."""
     from rich.console import Console
-    from rich.padding import Padding
     from rich.text import Text
 
     from ..config_listing import chosen_leaves, sections_of
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=True)
+    width = min(console.width, 120)
+    wrap, wrap_meaning = (
+        textwrap.TextWrapper(each, break_long_words=False, break_on_hyphens=False)
+        for each in (width, max(20, width - len(INDENT)))
+    )
     if pattern is None:
-        console.print(Text(f"{listing.name} ({listing.file})", style="bold"), soft_wrap=True)
+        console.print(Text(f"{listing.name} ({listing.file})", style="bold"))
         for text in (listing.about, _arguments(listing), _start(listing)):
             if text:
-                console.print(Text(f"\n{text}"), soft_wrap=True)  # a docstring has its own lines, and commands
+                console.print(Text(f"\n{text}"))  # as it stands: a docstring has its own lines, and commands
     if listing.problem:
         given = f"{split_name(listing.name)[0]}:{next(iter(listing.arguments), 'key')}=VALUE"
         advice = f"; with other arguments, as in {given}, its leaves may be known" if listing.arguments else ""
@@ -101,13 +109,14 @@ def print_listing(listing, pattern: str | None = None) -> None:
     for name, by_phase in sections_of(chosen):
         leaf = next(iter(by_phase.values()))
         if leaf.is_section:
-            console.print(Padding(Text(f"{name}: {leaf.meaning}"), (1, 0, 0, 0)))
+            console.print(Text("\n" + wrap.fill(f"{name}: {leaf.meaning}")))
             continue
         values = _values(by_phase, len(listing.phases))
         is_changed = any(each.is_changed for each in by_phase.values())
         console.print(Text(f"  {name}", style="bold yellow" if is_changed else "bold").append(values, style="not bold"))
         allowed = f"Give {leaf.allowed}." if leaf.allowed not in ("nothing", "any value") else ""
-        console.print(Padding(Text(f"{leaf.meaning} {allowed}".strip(), style="dim"), (0, 0, 0, 6)))
+        said = textwrap.indent(wrap_meaning.fill(f"{leaf.meaning} {allowed}".strip()), INDENT)
+        console.print(Text(said, style="dim"))
 
 
 def _values(by_phase, phases: int) -> str:
