@@ -11,12 +11,12 @@ import numpy as np
 from etils import epath
 
 from ..data import hub
+from ..data.console import tell
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import HUGGINGFACE_FILE, SENTENCEPIECE_FILE, Tokenizer
 from ..errors import UserError
 from ..model.config import LlamaConfig
 from ..model.storage import Rules
-from .console import tell
 from .interop import tensors
 from .interop.generation_config import GenerationDefaults
 from .interop.headers import exists_or_broken_link

@@ -14,8 +14,8 @@ from typing import Any
 from etils import epath
 
 from ..data import checksums
+from ..data.console import warn
 from ..errors import UserError
-from .console import warn
 
 ORBAX_FILE = "_CHECKPOINT_METADATA"  # Orbax writes this file into every checkpoint
 PROOF = "checksums.json"

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import numpy as np
 
-from ..checkpoints.console import tell
 from ..checkpoints.language_model import LanguageModel
+from ..data.console import tell
 from ..data.samples import CJK
 from ..errors import UserError
 from ..settings.leaves import Count, OneOf, Path, Unset, Whole

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from ..checkpoints.console import tell
 from ..checkpoints.language_model import LanguageModel
 from ..data.columns import ANSWER, QUESTION, qa_columns
+from ..data.console import tell
 from ..data.files import file_rows, find_files
 from ..data.json_values import kind_of
 from ..errors import UserError

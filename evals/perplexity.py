@@ -8,8 +8,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from ..checkpoints import scoring
-from ..checkpoints.console import tell
 from ..checkpoints.language_model import LanguageModel
+from ..data.console import tell
 from ..data.json_values import MAX_RECORD_BYTES
 from ..data.packing import cut
 from ..data.sources import Source, fingerprint

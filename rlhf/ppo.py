@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..checkpoints.console import tell
+from ..data.console import tell
 from ..errors import UserError, shown
 from ..model import llama
 from ..model.logprobs import head_logprobs, masked_mean, next_token_loss

@@ -31,7 +31,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-from ..checkpoints.console import tell
+from ..data.console import tell
 from ..errors import UserError
 from ..settings.functions import find, raised
 

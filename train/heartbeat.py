@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from ..checkpoints.console import tell
+from ..data.console import tell
 
 
 class Heartbeat:

@@ -4,8 +4,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoints.console import tell, warn
 from ..data.cards import Card, card_of
+from ..data.console import tell, warn
 from ..data.licences import conflicts, terms_in
 from ..errors import UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ..checkpoints.console import warn
+from ..data.console import warn
 from ..data.locks import locked
 from ..errors import UserError
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ..checkpoints.console import tell
 from ..checkpoints.saving import Checkpoints, NotSaved
+from ..data.console import tell
 from ..data.prefetch import prefetch
 from ..errors import UserError
 from ..settings.leaves import Count, Only, Unset, Whole

@@ -18,8 +18,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from ..checkpoints.console import tell
 from ..data.checksums import write_whole
+from ..data.console import tell
 from ..errors import UserError
 from . import config_record, run_record
 from .code_version import PACKAGE, Checkout, checkouts, versions

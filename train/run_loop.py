@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from ..checkpoints import AdapterCheckpoint, manifest, reading
-from ..checkpoints.console import tell
 from ..checkpoints.saving import Checkpoints, keep_tokenizer
+from ..data.console import tell
 from ..errors import UserError
 from ..settings.sections import to_config
 from . import resume

@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from ..checkpoints.console import tell
+from ..data.console import tell
 from .goodput import BUCKETS, goodput
 
 RECORD, HEARTBEAT = "run.json", "heartbeat.json"

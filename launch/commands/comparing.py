@@ -61,8 +61,8 @@ def _compare(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from ...checkpoints.console import tell
     from ...data.checksums import write_whole
+    from ...data.console import tell
     from ..comparison import default_metrics, read_runs
     from ..comparison_tables import MOST_COLUMNS, Comparison
     from ..outputs import check_new_file
