@@ -1,4 +1,4 @@
-"""A student of 0.09 M parameters learns the primer's conversations from the start model.
+"""A student of 0.06 M parameters learns the primer's conversations from the start model.
 
 camelid train --config=config.py --workdir=../runs/own_recipe
 """

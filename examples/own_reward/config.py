@@ -15,7 +15,7 @@ def get_config(arg=None):
         "shorter": {"function": "reward.py:shorter", "weight": a.brevity},
     }
     c.eval_rewards.truth = {"task": "primer"}  # measured only: the score that the words stand in for
-    c.optim.lr = 2e-3
+    c.optim.lr = 3e-4
     c.eval_percent = 50.0
     c.log_steps = 10
     c.evals = {}

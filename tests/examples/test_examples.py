@@ -12,14 +12,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import camelid
 from camelid.launch.cli import main
+from camelid.tests.conftest import SHARED
 
 ROOT = Path(camelid.__file__).parent
 EXAMPLES = ROOT / "examples"
 TRIAL = "--config.total_steps=4"
+CACHE = {
+    "jax_enable_compilation_cache": True,
+    "jax_compilation_cache_dir": str(SHARED / "compiled"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}
 
 pytestmark = pytest.mark.usefixtures("one_device", "corpus")  # `corpus`: a whole run, which comes first and is slow
 
@@ -41,7 +49,20 @@ def run_page(folder: Path, monkeypatch, *more: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory):
+def cached():
+    """Programs are kept in a folder while the examples run: two runs of an example share most of them."""
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    for name, value in CACHE.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory, cached):
     """A copy of examples/ with the start model that its page makes."""
     folder = tmp_path_factory.mktemp("copy") / "examples"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("runs", "__pycache__"))
