@@ -158,6 +158,8 @@ def _add_working(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    if "://" in args.workdir:
+        raise UserError(f"--workdir={args.workdir}: a sweep needs a folder of a file system, for its locks")
     if args.json and not args.show:
         raise UserError("--json does nothing without --show")
     instead = {"show": _show, "stop": _stop, "page": _page}

@@ -262,8 +262,11 @@ def resolved(phases: Mapping[str, ml_collections.ConfigDict], space: Space) -> d
             found[leaf] = values[0]
         else:
             found |= {f"phases.{name}.{leaf}": leaves[leaf] for name, leaves in flat.items() if leaf in leaves}
-    varied = {re.sub(r"^phases\.\w+\.", "", name) for name in space.settings}
-    return {leaf: value for leaf, value in found.items() if re.sub(r"^phases\.\w+\.", "", leaf) not in varied}
+    return {
+        leaf: value
+        for leaf, value in found.items()
+        if space.settings.keys().isdisjoint({leaf, re.sub(r"^phases\.\w+\.", "", leaf)})
+    }
 
 
 _MISSING = object()

@@ -200,6 +200,8 @@ def _method(asked: Asked) -> str:
     ranges = [f"{name}={values}" for name, values in asked.space.settings.items() if isinstance(values, Range)]
     if method == "grid" and ranges:
         raise UserError(f"--method=grid needs choices, such as {{1e-4,1e-3}}, and {ranges[0]} is a range")
+    if method == "grid" and asked.seed:
+        raise UserError(f"--seed={asked.seed} does nothing with --method=grid; seeds of the trials are in --space")
     if method != "grid" and not asked.space.searched:
         raise UserError(f"--method={method}: --space has nothing but seeds to choose from; use --method=grid")
     return method

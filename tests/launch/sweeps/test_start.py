@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,8 @@ def test_settings_are_checked_at_both_ends_before_anything_begins(tmp_path, spac
     ("more", "said"),
     [
         ({"method": "grid"}, "--method=grid needs choices"),
+        ({"space": "optim.lr={0.1,0.2}", "seed": 3}, "--seed=3 does nothing with --method=grid"),
+        ({"space": "seed={0,1}", "method": "tpe"}, "nothing but seeds to choose from"),
         ({"trials": None}, "give --trials=N"),
         ({"objective": "loss"}, "write METRIC:min or METRIC:max"),
         ({"objective": "loss:mim"}, "did you mean min?"),
@@ -64,8 +67,14 @@ def test_settings_are_checked_at_both_ends_before_anything_begins(tmp_path, spac
 )
 def test_options_that_make_no_sweep_are_told(tmp_path, more, said):
     with pytest.raises(UserError) as error:
-        starting.begin(asked(tmp_path, "optim.lr=log(1e-4,1e-2)", **({"trials": 4} | more)))
+        starting.begin(asked(tmp_path, **({"space": "optim.lr=log(1e-4,1e-2)", "trials": 4} | more)))
     assert said in str(error.value)
+
+
+def test_without_optuna_there_is_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"camelid sweep needs optuna: pip install 'camelid\[sweep\]'"):
+        starting.begin(asked(tmp_path, "optim.lr={0.1,0.2}"))
 
 
 def test_a_length_of_the_space_unsets_the_one_of_the_config(tmp_path):
@@ -102,7 +111,9 @@ def test_the_objective_is_read_from_the_last_phase(tmp_path):
         asked(tmp_path / "sweep", "phases.first.optim.lr={0.1,0.2}", config=f"{tmp_path / 'two.py'}:root=/nowhere")
     )
     assert sweep.run_folder(3) == tmp_path / "sweep" / "trials" / "0003" / "second"
-    assert sweep.identity.config["phases.second.total_steps"] == 8 and "optim.lr" not in sweep.identity.config
+    assert sweep.identity.config["phases.second.total_steps"] == 8
+    assert sweep.identity.config["phases.second.optim.lr"] == 1e-4
+    assert sweep.identity.config.keys().isdisjoint({"phases.first.optim.lr", "optim.lr"})
     command = train_command(sweep, 3, {"phases.first.optim.lr": 0.1})
     assert command[0] == "train" and "--config.phases.first.optim.lr=0.1" in command
 
@@ -132,6 +143,7 @@ def test_options_that_do_nothing_are_refused(tmp_path, capsys):
         ("sweep", f"--workdir={tmp_path}", "--show", "--workers=2"): "--workers does nothing with --show",
         ("sweep", f"--workdir={tmp_path}", "--show"): "there is no sweep here",
         ("sweep", f"--workdir={tmp_path}"): "give --config=FILE",
+        ("sweep", "--workdir=gs://bucket/sweep", "--show"): "a sweep needs a folder of a file system",
     }.items():
         assert main(list(line)) == 2
         assert said in capsys.readouterr().err

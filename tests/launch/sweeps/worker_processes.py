@@ -25,6 +25,7 @@ from camelid.launch.sweeps.identity import (
     begin_or_continue,
     read_sweep,
     study_name,
+    without_password,
 )
 from camelid.launch.sweeps.results import Results
 from camelid.launch.sweeps.space import read_space
@@ -41,13 +42,13 @@ def sweep_of(asked: dict) -> tuple[Sweep, Study]:
     identity = Identity(read_space(asked["lines"]), objective, asked["method"], 0, prune, {})
     name = study_name(identity, folder, storage)
     flags = tuple(asked.get("flags", ()))
-    sweep = Sweep(folder, identity, "c.py", flags, ("",), storage, name, asked["trials"], ())
+    sweep = Sweep(folder, identity, "c.py", flags, ("",), without_password(storage), name, asked["trials"], ())
     folder.mkdir(parents=True, exist_ok=True)
     lock = StudyLock(folder)
     with lock:
         counted = (folder / NAME).exists() and start._is_counted(read_sweep(folder), lock, storage)
         sweep = begin_or_continue(sweep, counted=counted)
-        return sweep, Study(sweep, lock)
+        return sweep, Study(sweep, lock, url=storage)
 
 
 def work(asked: dict) -> Results:
