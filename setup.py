@@ -46,9 +46,11 @@ setup(
     package_data={
         **{f"camelid.curate.{name}": ["*.toml"] for name in ("conversations", "personal_data", "quality")},
         "camelid.curate.teachers": ["*.toml", "prompts/*.toml"],
+        "camelid.checkpoints": ["*.jinja"],
         "camelid.data": ["templates/*.jinja", "*.toml"],
         "camelid.evals": ["judge_prompts/*.toml", "harness_tasks/*.yaml"],
         "camelid.launch": ["*.jinja"],
+        "camelid.launch.sweeps": ["*.jinja"],
         "camelid.serve": ["page/*"],
         "camelid.tasks": ["*.toml"],
         "camelid.tasks.primer": ["*.toml"],

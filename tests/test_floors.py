@@ -11,7 +11,7 @@ BELOW = {
     "model": set(),
     "tasks": set(),
     "data": {"tasks"},
-    "checkpoints": {"model", "data"},
+    "checkpoints": {"settings", "model", "data"},
     "evals": {"settings", "model", "tasks", "data", "checkpoints", "serve"},
     "curate": {"settings", "data", "serve"},
     "train": {"settings", "model", "data", "checkpoints"},
