@@ -36,6 +36,9 @@ def check_cache() -> Iterator[Finding]:
         advice = "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"
         yield Finding("compile cache", "warn", f"{folder} cannot be written: {error.strerror}", advice)
         return
+    if jax.process_index():
+        yield Finding("compile cache", "ok", f"{folder}, into which process 0 writes for all")
+        return
     with _all_kept():
         events = _events_of_two_compilations()
     files = [file for file in place.iterdir() if file.name.endswith("-cache")]

@@ -38,11 +38,14 @@ def gather(findings: Sequence[Finding]) -> list[Finding]:
     """The findings of this process, and those of the others that are not ok, with their hosts."""
     words = json.dumps([finding for finding in findings if finding.status != "ok"])
     everyone = _gather(f"{socket.gethostname()} {words}")
-    merged = list(findings)
+    hosts = [text.partition(" ")[0] for text in everyone]
+    merged, told = list(findings), {(hosts[jax.process_index()], each.check, each.text) for each in findings}
     for number, text in enumerate(everyone):
-        host, _, rest = text.partition(" ")
-        if number != jax.process_index():
-            merged += [Finding(*found)._replace(host=f"{host} (process {number})") for found in json.loads(rest)]
+        for found in (Finding(*each) for each in json.loads(text.partition(" ")[2])):
+            key = (hosts[number], found.check, found.text)
+            if number != jax.process_index() and key not in told:  # processes of one host find the same
+                merged.append(found._replace(host=f"{hosts[number]} (process {number})"))
+                told.add(key)
     return merged
 
 
