@@ -1,4 +1,4 @@
-"""Runs compared: the leaves that differ, groups of seeds with their intervals, and each way in which they are written."""
+"""Runs compared: the leaves that differ, groups of seeds with their intervals, and each way in which they are shown."""
 
 import csv
 import io
