@@ -53,6 +53,8 @@ class TrialProcess:
         self.reported = len(claimed.trial.stored.intermediate_values)
         """Number of evaluations that the study knows."""
         self._sweep, self._environment = sweep, environment
+        self.fresh = False
+        """Whether the last call of `new_values` found that the metrics have grown."""
         self._seen: tuple[int, int] | None = None
         self._looked = 0.0
         self._curve: dict[int, float] = {}
@@ -96,14 +98,14 @@ class TrialProcess:
     def new_values(self) -> dict[int, float]:
         """The values of the objective's metric by step, in the order of steps; those of step 0 are left out. Files are
         read at most once a second, when they have grown."""
-        path = self._sweep.run_folder(self.number) / "metrics.jsonl"
+        path, self.fresh = self._sweep.run_folder(self.number) / "metrics.jsonl", False
         if time.monotonic() - self._looked < READ:
             return self._curve
         self._looked = time.monotonic()
         with contextlib.suppress(OSError):
             stat = path.stat()
             if (stat.st_mtime_ns, stat.st_size) != self._seen:
-                self._seen = (stat.st_mtime_ns, stat.st_size)
+                self._seen, self.fresh = (stat.st_mtime_ns, stat.st_size), True
                 self._curve = curve(self._sweep, self.number)
         return self._curve
 

@@ -197,7 +197,7 @@ class Workers:
     def _report(self, process: TrialProcess) -> None:
         """Reports new values of a trial that runs, and ends it where Hyperband says so."""
         values = process.new_values()
-        if not values and misses_objective(self._sweep, process.number):
+        if process.fresh and not values and misses_objective(self._sweep, process.number) and self._may_refuse():
             self._refuse(no_objective(self._sweep, process.number))
         if self._sweep.identity.prune is None:
             return
@@ -225,7 +225,7 @@ class Workers:
             self._log(f"trial {process.number} goes on: {how}")
             process.start()
             self._running[worker] = process
-        elif code == 2 and not self._options.keep_going and not self._has_ended_well():
+        elif code == 2 and self._may_refuse():
             claimed.lock.release()
             self._refuse(f"trial {process.number} cannot run: {process.last_line()}")
         else:
@@ -237,7 +237,7 @@ class Workers:
         value = objective.of(curve(self._sweep, number))
         if value is None:
             reason = no_objective(self._sweep, number)
-            if not self._ending and not self._options.keep_going and not self._has_ended_well():
+            if not self._ending and self._may_refuse():
                 claimed.lock.release()
                 self._refuse(reason)
             self._fail(claimed, reason)
@@ -254,9 +254,10 @@ class Workers:
         self._study.finish(claimed, "failed", reason=reason)
         self._log(f"trial {claimed.trial.number} failed: {reason}")
 
-    def _has_ended_well(self) -> bool:
-        """Whether a trial of the sweep has run: what ends another one is then not the fault of all."""
-        return any(trial.stored.state.name in ("COMPLETE", "PRUNED") for trial in self._study.trials())
+    def _may_refuse(self) -> bool:
+        """Whether a mistake ends the sweep: no trial has run to its end yet, so that it may be the mistake of all."""
+        ran = any(trial.stored.state.name in ("COMPLETE", "PRUNED") for trial in self._study.trials())
+        return not ran and not self._options.keep_going
 
     def _refuse(self, problem: str) -> None:
         raise UserError(

@@ -125,6 +125,13 @@ def test_an_objective_that_no_run_reports_is_refused_and_may_be_mended(tmp_path)
         work(asked | {"metric": "eval/b/loss"})
 
 
+def test_a_trial_without_the_objective_fails_where_others_have_it(tmp_path):
+    asked = {"folder": tmp_path, "lines": ["fate={finish,nameless}"], "method": "grid", "trials": 2}
+    results = work(asked | {"flags": ["--config.steps=5"]})
+    assert [trial.state for trial in results.trials] == ["finished", "failed"]
+    assert results.trials[1].reason.startswith("the run reports no eval/a/loss after its first step; ")
+
+
 def test_hyperband_ends_trials_that_do_worse_and_they_are_saved(tmp_path):
     prune = {"min_evaluations": 4, "reduction": 2}  # one rung, at which the better half goes on
     asked = {"folder": tmp_path, "lines": ["lr={0.01,0.5,0.6,0.005}"], "method": "grid", "trials": 4, "prune": prune}
