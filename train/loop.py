@@ -5,6 +5,7 @@ Nothing here knows what is being trained.
 
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import threading
@@ -201,7 +202,7 @@ class Loop:
             if before is not None:
                 self._take_in(step, before)
             done, total = self._done, self._total
-            stop = done < total and _should_stop(self._received, step)
+            stop = done < total and _should_stop(self._received)
             due = [e for e in self._evaluations if done % e.every == 0 or done == total]
             if due or stop or done == total or self._checkpoints.due(done):
                 metrics, self._pending = self._pending, None
@@ -393,10 +394,18 @@ def _evaluate(due: Sequence[Evaluation], done: int, state: State, check: Check, 
     return found
 
 
-def _should_stop(received: list[int], step: int) -> bool:
-    """Whether a signal asks to save and end after this step. The processes of a run agree on the step."""
+_ASKED = itertools.count(1)
+"""Numbers the questions of `_should_stop` to the coordination service, over all loops of this process."""
+
+
+def _should_stop(received: list[int]) -> bool:
+    """Whether a signal asks to save and end after this step. The processes of a run agree on the step.
+
+    JAX plans the end for the question after the one that was last asked, by their numbers. Numbers that begin at the
+    step of a resumed run would skip the planned one, and a signal before its first step would be lost.
+    """
     if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(next(_ASKED))
     return bool(received)
 
 
