@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from .finding import Finding, size
 
-SECONDS = 1.0
+SECONDS = 0.5
 """Time for which a product or a collective is repeated."""
 UNEVEN = 0.7
 """A device below this share of the fastest one's speed is told."""

@@ -62,3 +62,35 @@ def test_a_process_that_finds_no_others_ends_with_one_line(tmp_path):
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert "did not find each other within 2 seconds" in ended.stderr
     assert (tmp_path / "1").read_text() == "lost"
+
+
+STEPS = """
+import os, signal, sys, time
+from camelid.launch.distributed import joined
+with joined(sys.argv[1], 2, int(sys.argv[2])):
+    from camelid.train.loop import _should_stop
+    if sys.argv[2] == "0":
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2)  # as long as the step compiles
+    for step in range(39, 69):
+        if _should_stop([]):
+            os.write(1, str(step).encode())
+            break
+        time.sleep(0.05)
+"""
+
+
+def test_a_signal_before_the_first_step_of_a_resumed_run_ends_all_processes_at_the_same_step():
+    address = f"127.0.0.1:{free_port(os.getpid())}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", STEPS, address, str(i)],
+            env=os.environ | {"XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    found = [process.communicate(timeout=120) for process in processes]
+    assert found[0][0] == found[1][0] and int(found[0][0]) < 42, found
