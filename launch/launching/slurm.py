@@ -108,8 +108,7 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         command.append("--workers=1")
     array = job.workers is not None
     per_task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID"
-    environment = [("PYTHONUNBUFFERED", "1")]
-    environment += [(name, shlex.quote(os.environ[name])) for name in ("PYTHONPATH",) if os.environ.get(name)]
+    environment = [(name, shlex.quote(os.environ[name])) for name in ("PYTHONPATH",) if os.environ.get(name)]
     loader = jinja2.FileSystemLoader(Path(__file__).parents[1])
     maker = jinja2.Environment(
         loader=loader,

@@ -122,6 +122,7 @@ def judge_attempt(code: int, exits: Path, workdir: Path, processes: int, *, rest
       most: largest number of restarts.
     """
     said = read_exits(exits)
+    exits.parent.mkdir(parents=True, exist_ok=True)  # no process may have begun
     killed = exits.with_suffix(".killed")
     verdict = judge(code, said, processes, restarts=restarts, most=most, stuck=False)
     if code not in SAVED and verdict.word == "again":

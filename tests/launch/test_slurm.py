@@ -19,7 +19,8 @@ from camelid.launch.launching.job import read_last
 SRUN = """#!/bin/bash
 echo "$@" > $FAKE/srun.arguments
 env | grep -E '^(JAX_COORDINATOR_PORT|PYTHONUNBUFFERED)=' > $FAKE/srun.environment
-[ -n "$FAKE_TERM" ] && kill -TERM $PPID  # what Slurm sends to a job that is cancelled
+[ -n "$FAKE_TERM" ] && kill -TERM $PPID && sleep 0.5  # what Slurm sends to a job that is cancelled
+[ -n "$FAKE_KILL" ] && sleep 3 && kill -KILL $PPID  # what it does to a job that is still there after KillWait
 for word in "$@"; do case $word in --exits=*) exits=${word#--exits=} ;; esac; done
 mkdir -p "$exits"
 number=0
@@ -173,6 +174,16 @@ def test_the_shell_of_a_job_outlives_the_signal_that_ends_it(fake):
     assert code == 143 and "attempt 1 was cut off: JobState=COMPLETING" in text
 
 
+def test_a_job_that_is_killed_at_its_time_limit_is_requeued_before(fake):
+    assert launch() == 0
+    over = dict(FAKE_REASON="TimeLimit", FAKE_TERM="1", FAKE_KILL="1")
+    for restarts in range(2):
+        assert run_job(fake, 0, [], "COMPLETING", restarts, **over)[::2] == (-9, ["requeue 12"])
+    code, text, asked = run_job(fake, 0, [], "COMPLETING", 2, **over)
+    assert code == -9 and not asked and "3 times in a row without a new checkpoint" in text
+    assert run_job(fake, 143, ["143"], "COMPLETING", 3, **over | {"FAKE_KILL": ""})[2] == ["requeue 12"]  # once
+
+
 def test_a_job_is_not_requeued_for_ever(fake):
     assert launch("--restarts=3") == 0
     assert run_job(fake, 143, ["143"], restarts=2)[2] == ["requeue 12"]
@@ -194,7 +205,7 @@ def test_the_workers_of_a_sweep_are_an_array(fake, capsys):
     text = capsys.readouterr().out
     assert "#SBATCH --array=0-7" in text and "#SBATCH --ntasks-per-node=1" in text
     assert f"#SBATCH --output={fake.parent}/sweeps/lr/launch/log-%a" in text
-    assert "    --workers=1\n" in text and "--distributed" not in text
+    assert "    --workers=1 &\n" in text and "--distributed" not in text
     assert not Path("sweeps").exists()
 
 
