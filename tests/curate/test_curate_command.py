@@ -100,7 +100,10 @@ def test_shards_say_what_is_missing_until_the_last_one_writes(files, capsys):
         (["--output=x", "--show=1"], "--output=x does nothing without a run without --show"),
         (["--output=x", "--sample=7"], "--sample=7 does nothing without --show"),
         (["--output=x", "--licence=mit"], "--licence=mit does nothing without --source"),
-        (["--output=x", "--config.step.gopher.words=7"], "--config.step.gopher.words=7 does nothing: gopher is not in config.steps"),
+        (
+            ["--output=x", "--config.step.gopher.words=7"],
+            "--config.step.gopher.words=7 does nothing: gopher is not in config.steps",
+        ),
         (
             ["--output=x", "--config.step.length.least_turns=2"],
             "least_turns=2 does nothing: length is not in config.steps",
