@@ -14,7 +14,7 @@ from .arguments import check_least, command, refuse_unread
 EXAMPLES = """\
 camelid launch --on=local -- train --config=configs/sft/primer.py --workdir=runs/sft
 camelid launch --on=slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 -- \\
-  train --config=configs/pretrain/7b.py --workdir=/shared/runs/7b
+  train --config=configs/pretrain/llama.py:size=7b --workdir=/shared/runs/7b
 camelid launch --on=slurm --workers=8 --gpus_per_node=1 -- sweep --config=... --workdir=/shared/sweeps/lr
 camelid launch --follow=runs/sft"""
 

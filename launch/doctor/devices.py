@@ -81,14 +81,19 @@ def check_product() -> Iterator[Finding]:
             text = f"{name} is wrong on devices {', '.join(map(str, wrong))}"
             yield Finding("compute", "fail", text, "do not use these devices")
             continue
-        slow = [f"{d.id} ({s / 1e12:.3g})" for d, s in zip(tested, speeds, strict=True) if s < UNEVEN * max(speeds)]
+        slow = [f"{d.id} ({_speed(s)})" for d, s in zip(tested, speeds, strict=True) if s < UNEVEN * max(speeds)]
         where = "one device" if len(tested) == 1 else "the fastest device"
-        text = f"{name}: {max(speeds) / 1e12:.3g} TFLOP/s on {where}"
+        text = f"{name}: {_speed(max(speeds))} on {where}"
         if slow:
             text += f", far less on {', '.join(slow)}"
             yield Finding("compute", "warn", text, "the slowest device sets the pace: see its temperature and clocks")
         else:
             yield Finding("compute", "ok", text)
+
+
+def _speed(flops: float) -> str:
+    """FLOP/s in words."""
+    return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP/s"
 
 
 def _product_speed(device: jax.Device, dtype: Any, width: int) -> float:
