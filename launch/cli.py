@@ -2,7 +2,7 @@
 
 The exit code says how a command ended:
 
-    0    it is done
+    0    it is done, or stopped early as its config says
     1    it cannot go on: a check stopped the run, disk or memory is full, or another process died
     2    the user gave something wrong
     3    an audit found items of an evaluation set
