@@ -341,15 +341,25 @@ def _save_stopped(error: Exception, done: int, state: State, checkpoints: Checkp
 
 @contextlib.contextmanager
 def hint(line: str) -> Iterator[None]:
-    """Tells a line where what is inside takes longer than `HINT_AFTER` seconds."""
+    """Tells a line where what is inside takes longer than `HINT_AFTER` seconds; once, where several runs of a process
+    wait for the same."""
+    if line in _hints:
+        yield
+        return
     timer = threading.Timer(HINT_AFTER, tell, (line,))
     timer.daemon = True
+    _hints.add(line)
     with contextlib.suppress(RuntimeError):  # no thread can be started
         timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        _hints.discard(line)
+
+
+_hints: set[str] = set()
+"""Lines of contexts of `hint` that are entered."""
 
 
 _nothing = contextlib.nullcontext
