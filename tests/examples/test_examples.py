@@ -81,12 +81,13 @@ def test_the_page_says_how_a_trial_is_made_short():
 
 def test_own_reward(examples, metrics, monkeypatch):
     run_page(examples / "own_reward", monkeypatch, TRIAL)
-    both, alone = examples / "runs/own_reward", examples / "runs/overlap_alone"
-    assert settings(both)["reward"]["sources"]["shorter"]["function"] == "reward.py:shorter"
-    assert settings(alone)["reward"]["sources"]["shorter"]["weight"] == 0
-    steps = metrics(both)
+    run = examples / "runs/own_reward"
+    assert settings(run)["reward"]["sources"]["shorter"]["function"] == "reward.py:shorter"
+    steps = metrics(run)
     assert max(steps) == 4
     assert all(0 <= steps[0][f"eval/heldout/scores/{name}"] <= 1 for name in ("overlap", "shorter", "truth"))
+    pairs = [json.loads(line) for line in (examples / "runs/pairs.jsonl").read_text().splitlines()]
+    assert pairs and all(pair["margin"] > 0 for pair in pairs)
 
 
 def test_own_rewards_compare_words_and_lengths(examples, monkeypatch):
