@@ -13,6 +13,7 @@ and all processes get its scores: a function that is not deterministic, such as 
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import copy
 import functools
@@ -33,7 +34,7 @@ from jaxtyping import Float
 
 from ..data.console import tell
 from ..errors import UserError
-from ..settings.functions import find, raised
+from ..settings.functions import find, is_users, raised
 
 FORMS = "reward(record, answer) or reward(records, answers)"
 LIMIT = 32  # calls of an async function at the same time
@@ -198,10 +199,15 @@ def _score_here(
             for name in [name for name in functions if name not in awaited]:
                 _score_called(name, functions[name], records, answers, scores[name], progress, ended)
             if waiting:
-                waiting.result()
+                with contextlib.suppress(concurrent.futures.CancelledError):
+                    waiting.result()
         finally:
             if waiting:
                 waiting.cancel()
+    for name in awaited:
+        if progress.scored[name] < len(answers):
+            told = f"{progress.scored[name]} of {len(answers)} answers are scored"
+            raise UserError(f"reward {name}: {told}; a function has cancelled tasks that are not its own")
     return scores
 
 
@@ -218,12 +224,12 @@ def _score_called(
     for rows in function.calls(len(answers)):
         with _told(name, function, answers[rows]):
             value = _listed(function.call(*_arguments(function, records[rows], answers[rows])))
-        if ended.is_set():  # the function caught what should have ended it
-            raise _Ended
-        if inspect.isawaitable(value):
-            getattr(value, "close", lambda: None)()
-            raise UserError(f"reward {name}: gave a {type(value).__name__}; define the function with `async def`")
-        scores_R[rows] = _scores(name, function, value, answers[rows])
+            if ended.is_set():  # the function caught what should have ended it
+                raise _Ended
+            if inspect.isawaitable(value):
+                getattr(value, "close", lambda: None)()
+                raise UserError(f"reward {name}: gave a {type(value).__name__}; define the function with `async def`")
+            scores_R[rows] = _scores(name, function, value, answers[rows])
         progress.scored[name] = rows.stop
 
 
@@ -238,8 +244,9 @@ async def _score_awaited(
 
     async def work(name: str, function: RewardFunction, calls: Iterator[slice]) -> None:
         for rows in calls:  # the workers of a function share them
-            value = await _awaited_value(name, function, records[rows], answers[rows])
-            scores[name][rows] = _scores(name, function, value, answers[rows])
+            with _told(name, function, answers[rows], passed=(asyncio.CancelledError, GeneratorExit)):
+                value = await _awaited_value(name, function, records[rows], answers[rows])
+                scores[name][rows] = _scores(name, function, value, answers[rows])
             progress.scored[name] += rows.stop - rows.start
 
     workers = []
@@ -262,20 +269,23 @@ async def _awaited_value(
     name: str, function: RewardFunction, records: Sequence[Mapping], answers: Sequence[str]
 ) -> Any:
     """What a call of an `async` function gives. Raises UserError for a call that fails or takes too long."""
-    limit = asyncio.timeout(function.timeout_seconds)
-    with _told(name, function, answers):
-        try:
-            async with limit:
-                return _listed(await function.call(*_arguments(function, records, answers)))
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            seconds = f"{function.timeout_seconds:g} s (timeout_seconds)"
-            raise UserError(f"reward {name}: no score after {seconds} for {_which(function, answers)}") from None
-        except asyncio.CancelledError:
-            if asyncio.current_task().cancelling():
-                raise
-            raise UserError(f"reward {name}: the call cancelled itself for {_which(function, answers)}") from None
+    call = asyncio.ensure_future(
+        function.call(*_arguments(function, records, answers))
+    )  # which may refuse to be cancelled
+    try:
+        in_time, _ = await asyncio.wait([call], timeout=function.timeout_seconds)
+    finally:
+        if not call.done():
+            call.cancel()
+            await asyncio.wait([call], timeout=CANCEL_SECONDS)
+        if call.done() and not call.cancelled():
+            call.exception()  # asyncio tells of exceptions that nobody asks for
+    if not in_time:
+        seconds = f"{function.timeout_seconds:g} s (timeout_seconds)"
+        raise UserError(f"reward {name}: no score after {seconds} for {_which(function, answers)}")
+    if call.cancelled():
+        raise UserError(f"reward {name}: the call cancelled itself for {_which(function, answers)}")
+    return _listed(call.result())
 
 
 def _in_event_loop(coroutine: Coroutine) -> Any:
@@ -287,7 +297,13 @@ def _in_event_loop(coroutine: Coroutine) -> Any:
 def _event_loop() -> asyncio.AbstractEventLoop:
     """The event loop of all `async` functions. Its thread ends with the process; the main thread is left to signals."""
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="rewards", daemon=True).start()
+
+    def run() -> None:
+        while not loop.is_closed():  # a user's function may stop the loop, or end it by a SystemExit in a callback
+            with contextlib.suppress(BaseException):
+                loop.run_forever()
+
+    threading.Thread(target=run, name="rewards", daemon=True).start()
     return loop
 
 
@@ -301,13 +317,24 @@ def _arguments(function: RewardFunction, records: Sequence[Mapping], answers: Se
 
 
 @contextlib.contextmanager
-def _told(name: str, function: RewardFunction, answers: Sequence[str]) -> Iterator[None]:
-    """Makes one line of whatever a user's function may raise."""
+def _told(
+    name: str,
+    function: RewardFunction,
+    answers: Sequence[str],
+    passed: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+) -> Iterator[None]:
+    """Makes one line of whatever a user's function may raise.
+
+    passed: what goes on as it is, because it may come from outside of the function. So do this package's own exceptions
+    that end a command, which signal handlers raise.
+    """
     try:
         yield
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, passed) or not (isinstance(error, Exception) or is_users(type(error).__module__)):
+            raise
         raise UserError(f"reward {name}: {raised(error)} for {_which(function, answers)}") from error
 
 
@@ -338,7 +365,10 @@ def _scores(name: str, function: RewardFunction, value: Any, answers: Sequence[s
 
 def _number(name: str, value: Any, answer: str) -> float:
     is_number = hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
-    score = float(value) if is_number else math.nan
+    try:
+        score = float(value) if is_number else math.nan
+    except (ArithmeticError, ValueError, TypeError):  # a whole number beyond all floats, a signalling NaN
+        score = math.nan
     if not abs(score) <= LARGEST_SCORE:
         said = f"gave {_shorten.repr(value)} for answer {_shorten.repr(answer)}"
         raise UserError(f"reward {name}: {said}; it must be a finite number")

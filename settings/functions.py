@@ -127,16 +127,26 @@ def _values(config: Any) -> Iterator[Any]:
 
 def raised(error: BaseException) -> str:
     """An exception in one line: type, message, and the first line of the user's code in its traceback."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        message = str(error)
+    except Exception:  # a class of the user's own may have any __str__
+        message = "its message cannot be shown"
+    said = f"{type(error).__name__}: {' '.join(message.split())}"
     return f"{said} ({place})" if (place := _place(error)) else said
+
+
+def is_users(module: str) -> bool:
+    """Whether a module of this name is no part of this package nor of Python's import system.
+
+    By its name, not by its file: a user's file may lie in the folder of a checkout.
+    """
+    return module.startswith(files.PREFIX) or module.partition(".")[0] not in (__name__.partition(".")[0], "importlib")
 
 
 def _place(error: BaseException) -> str:
     """File and line of the first frame of the user's code in a traceback; "" where there is none."""
-    own = __name__.partition(".")[0]  # by module, not by file: a user's file may lie in the folder of a checkout
     for frame, line in traceback.walk_tb(error.__traceback__):
-        name = str(frame.f_globals.get("__name__"))
-        if name.startswith(files.PREFIX) or name.partition(".")[0] not in (own, "importlib"):
+        if is_users(str(frame.f_globals.get("__name__"))):
             return f"{frame.f_code.co_filename}, line {line}"
     return ""
 

@@ -1,6 +1,8 @@
 """Reward functions of every form: how they are called, what they may give, and how their failures are told."""
 
 import asyncio
+import contextlib
+import decimal
 import functools
 import os
 import re
@@ -131,6 +133,12 @@ def test_what_a_function_writes_into_a_record_is_gone_for_the_next_answer():
     assert record == {"messages": ["question"]}
 
 
+@pytest.mark.parametrize("bad", [10**39, 10**400, decimal.Decimal("sNaN")])
+def test_a_number_that_is_no_float_is_refused(bad):
+    with pytest.raises(UserError, match=r"reward f: gave .* for answer 'no'; it must be a finite number"):
+        scores(lambda record, answer: bad, ["no"])
+
+
 def map_list(function, *arguments):
     return list(map(function, *arguments))
 
@@ -250,6 +258,56 @@ def test_a_call_that_takes_too_long_or_is_cancelled_is_told():
         scores(cancels, ["a"])
     with pytest.raises(UserError, match="reward f: TimeoutError: the server"):
         scores(own, ["a"], timeout_seconds=9)
+
+
+class _Odd(BaseException):
+    def __str__(self):
+        raise ValueError
+
+
+def test_a_function_that_is_odd_is_told_and_ends_nothing_but_its_run(monkeypatch):
+    """Whatever it does to its task or to the event loop, no score is invented, nothing waits, and the loop lives on."""
+    monkeypatch.setattr(reward_functions, "CANCEL_SECONDS", 0.1)
+
+    async def interrupts(record, answer):
+        raise KeyboardInterrupt
+
+    async def odd(record, answer):
+        raise _Odd
+
+    async def cancels_itself(record, answer):
+        asyncio.current_task().cancel()
+        await asyncio.sleep(60)
+
+    async def cancels_all(record, answer):
+        for task in asyncio.all_tasks():
+            task.cancel()
+        await asyncio.sleep(60)
+
+    async def refuses_to_end(record, answer):
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    async def stops_the_loop(record, answer):
+        asyncio.get_running_loop().stop()
+        return 2
+
+    def raises_odd(record, answer):
+        raise _Odd
+
+    for function, says in (
+        (interrupts, "KeyboardInterrupt"),
+        (odd, "_Odd: its message cannot be shown"),
+        (raises_odd, "_Odd: its message cannot be shown"),
+        (cancels_itself, "the call cancelled itself for answer 'a'"),
+        (cancels_all, "0 of 2 answers are scored; a function has cancelled tasks that are not its own"),
+        (refuses_to_end, r"no score after 0\.05 s"),
+    ):
+        limit = {"timeout_seconds": 0.05} if function is refuses_to_end else {}
+        with pytest.raises(UserError, match=f"^reward f: {says}"):
+            scores(function, ["a", "b"], **limit)
+    assert scores(stops_the_loop, ["a", "b"]) == [2.0, 2.0] and scores(sleeps, ["a"]) == [1.0]
 
 
 def test_a_user_is_told_what_is_waited_for(monkeypatch, capsys):
