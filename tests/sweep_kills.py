@@ -82,6 +82,7 @@ def run() -> int:
     shutil.rmtree(disturbed, ignore_errors=True)
     begin = time.monotonic()
     assert sweep(root, alone, 36, 2).wait() == 0
+    assert read_results(alone).counts == {"finished": 36}
     print(f"undisturbed: {time.monotonic() - begin:.0f} s", flush=True)
     begin = time.monotonic()
     processes = [sweep(root, disturbed, 24, 1) for _ in range(8)]
