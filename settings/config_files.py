@@ -153,12 +153,14 @@ def _load(found: ConfigFile) -> ml_collections.ConfigDict:
         if isinstance(config, ml_collections.ConfigDict):
             config.copy_and_resolve_references()  # raises for a required placeholder without a value
     except (Exception, SystemExit) as error:
-        if isinstance(error, AttributeError) and module is not None and not hasattr(module, "get_config"):
+        if module is not None and not callable(getattr(module, "get_config", None)):
             raise UserError(f"{file}: has no function get_config(), which returns the config") from None
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_of(frame, found)]
         where = f"{file}:{lines[-1]}" if lines else file
         if isinstance(error, ml_collections.config_dict.RequiredValueError):
             raise UserError(f"{file}: a required placeholder has no value: set it in get_config()") from None
+        if isinstance(error, TypeError) and found.argument is not None and module is not None and not lines:
+            raise UserError(f"{file}: its get_config() takes no arguments: leave out :{found.argument}") from None
         what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         raise UserError(f"{where}: {explain_type(error) or what + one_line(error)}") from error
     if not isinstance(config, ml_collections.ConfigDict):

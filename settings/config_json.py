@@ -26,13 +26,16 @@ def read_json(path: epath.Path) -> ConfigDict:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, and of bytes that are no text
+    except (ValueError, RecursionError) as error:  # of JSON, and of bytes that are no text
         raise UserError(f"{path}: is no JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no config: an object with sections and leaves is wanted")
     for folder in folders_of(path):
         files.make_importable(folder)
-    return ConfigDict(config).lock()
+    try:
+        return ConfigDict(config).lock()
+    except (ValueError, RecursionError) as error:  # a name with a dot, or sections without end
+        raise UserError(f"{path}: holds no config: {error}") from None
 
 
 def folders_of(path: epath.PathLike) -> list[str]:

@@ -49,11 +49,15 @@ def find_config(name: str) -> ConfigFile:
     if not file.strip():
         raise UserError("the name of the config is empty: `camelid configs` lists the shipped ones")
     shipped = shipped_configs()
-    path = epath.Path(file).expanduser()
     try:
-        is_there = path.is_file()
+        path = epath.Path(file).expanduser()
+        is_there = path.exists() and not path.is_dir()
     except ImportError as error:  # of a package for object stores
         raise UserError(f"{file}: {error}") from None
+    except KeyError:  # a scheme that etils does not know
+        raise UserError(f"{file}: give a path, a gs:// or s3:// address, or the name of a shipped config") from None
+    if is_there and path.suffix not in (".py", ".json"):
+        raise UserError(f"{file}: a config is a Python file, whose name ends in .py, or the config.json of a run")
     if is_there:
         known = next((each for each, there in shipped.items() if Path(path).resolve() == there), None)
         return ConfigFile(path, argument, known or file, known is not None)
@@ -64,7 +68,7 @@ def find_config(name: str) -> ConfigFile:
         return ConfigFile(epath.Path(shipped[short]), argument, short, True)
     if path.is_dir():
         raise UserError(f"{file} is a folder, not a config file; `camelid configs` lists the shipped configs")
-    siblings = [str(each) for each in path.parent.glob("*.py") if each.name != "__init__.py"]
+    siblings = [str(each) for each in path.parent.glob("*.py") if each.name != "__init__.py" and each.exists()]
     near = did_you_mean(file, siblings) or did_you_mean(short, shipped)
     raise UserError(f"{file}: no such config file{near or '; `camelid configs` lists the shipped configs'}")
 

@@ -23,8 +23,8 @@ PREFIX = f"{__name__}."
 def load_file(path: str | os.PathLike, *, anew: bool = False) -> ModuleType:
     """The module of a Python file, which runs when it is loaded for the first time.
 
-    The folder of the file is appended to `sys.path`, so that the file can import its neighbours. Whatever the file
-    raises is passed on.
+    The folder of the file is appended to `sys.path`, so that the file can import its neighbours. They go before files of
+    the current folder. Whatever the file raises is passed on.
 
     anew: whether the file runs again, since its text may have changed.
     """
@@ -34,11 +34,23 @@ def load_file(path: str | os.PathLike, *, anew: bool = False) -> ModuleType:
     return importlib.import_module(name)
 
 
-def make_importable(folder: str | os.PathLike) -> None:
-    """Appends a folder to `sys.path`. It stands last, so that no file in it hides an installed module."""
+def make_importable(folder: str | os.PathLike, *, first: bool = False) -> None:
+    """Appends a folder to `sys.path`. It stands last, so that no file in it hides an installed module.
+
+    first: whether it goes before all other folders that were appended, because a file in it is about to run, which
+    means its neighbours by what it imports.
+    """
     folder = os.path.abspath(folder)
+    if first and folder in _APPENDED and folder in sys.path:
+        sys.path.remove(folder)
     if folder not in map(os.path.abspath, sys.path):
-        sys.path.append(folder)
+        places = [sys.path.index(each) for each in _APPENDED if each in sys.path]
+        sys.path.insert(min(places, default=len(sys.path)) if first else len(sys.path), folder)
+        _APPENDED.add(folder)
+
+
+_APPENDED: set[str] = set()
+"""The folders that `make_importable` has appended."""
 
 
 class _Finder:
@@ -49,7 +61,9 @@ class _Finder:
         if not name.startswith(PREFIX):
             return None
         file = urllib.parse.unquote(name.removeprefix(PREFIX))
-        make_importable(os.path.dirname(file))
+        if not os.path.isabs(file):  # `from .loss import x` in a user's file, which is in no package
+            raise ImportError(f"a file that is named by its path has no package: write `import {file}` without a dot")
+        make_importable(os.path.dirname(file), first=True)
         return importlib.util.spec_from_file_location(name, file)
 
 

@@ -11,6 +11,7 @@ unsets any leaf. Two kinds of flags do more than set a leaf:
 """
 
 import ast
+import keyword
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -24,6 +25,9 @@ from ..errors import UserError, did_you_mean
 UNITS = ("steps", "epochs", "tokens", "percent", "seconds")
 """The units of lengths of time, which are the ends of their leaves' names."""
 
+FLAG = re.compile(r"--?(?:no)?config\.(?P<leaf>\w[\w-]*(\.\w[\w-]*)*)(?=$|[=\[])", re.DOTALL)
+"""Matches the beginning of a flag that changes a leaf, up to its value."""
+
 
 def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     """Changes the leaves of a config that flags name, and returns the config. The last flag of a leaf counts.
@@ -31,11 +35,15 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     Raises UserError for a flag whose leaf does not exist, and for a value of another type.
     """
     overrides = list(overrides)
-    names = {item: match[1] for item in overrides if (match := re.match(r"--?(?:no)?config\.([\w.-]+)", item))}
+    found = {item: match for item in overrides if (match := FLAG.match(item))}
+    names = {item: match["leaf"] for item, match in found.items()}
+    if wrong := next((item for item in overrides if item.startswith("--config.") and item not in found), None):
+        raise UserError(f"{wrong} is no override: write --config.<name>=<value>; names have letters, digits and . _ -")
     lengths = {leaf: others for leaf in names.values() if (others := other_units(leaf, config))}
     for item, leaf in names.items():
         check_exists(leaf, config, item, opens=not item.endswith("=None"))
-    argv = ["camelid", *(item for item in overrides if not item.endswith("=None"))]
+    given = [item for item in overrides if not item.endswith("=None")]
+    argv = ["camelid", *(_quoted(item, found[item]) if item in found else item for item in given)]
     flag_values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
@@ -68,7 +76,7 @@ def change(config: ConfigDict, changes: Mapping[str, Any], where: str, *, anew: 
     for leaf, value in changes.items():
         check_exists(leaf, config, where, opens=True, anew=anew)
         try:
-            config_path.set_value(leaf, config, value)
+            config_path.set_value(_path(leaf), config, value)
         except TypeError as error:
             raise UserError(f"{where}: {explain_type(error) or f'{leaf}: {one_line(error)}'}") from None
     unset_other_units(lengths, changes, config)
@@ -101,7 +109,7 @@ def unset_other_units(lengths: Mapping[str, list[str]], given: Iterable[str], co
         if _get(config, leaf) is not None:
             for other in others:
                 if other not in given:
-                    config_path.set_value(other, config, None)
+                    config_path.set_value(_path(other), config, None)
 
 
 def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = False, anew: bool = False) -> None:
@@ -116,7 +124,7 @@ def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = Fal
         if section is None and opens:
             section, within = ConfigDict(), True
             with config.unlocked():
-                config_path.set_value(found.removeprefix("config."), config, section)
+                config_path.set_value(_path(found.removeprefix("config.")), config, section)
         if not isinstance(section, ConfigDict):
             raise UserError(f"{where}: {found} is a value, not a section")
         within = within or (section is not config and _is_open(section))
@@ -124,6 +132,8 @@ def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = Fal
             if not (opens and within):
                 path = f"config.{leaf}"
                 raise UserError(f"{where}: there is no {path}{did_you_mean(path, _leaves(config, 'config'))}")
+            if hasattr(section, name):  # a method of ConfigDict
+                raise UserError(f"{where}: {found}.{name}: the name {name} is taken; choose another one")
             with config.unlocked():
                 section[name] = None
         section, found = section[name], f"{found}.{name}"
@@ -142,7 +152,19 @@ def _unset(leaf: str, config: ConfigDict) -> None:
         with config.unlocked():
             del section[name]
     else:
-        config_path.set_value(leaf, config, None)
+        config_path.set_value(_path(leaf), config, None)
+
+
+def _path(leaf: str) -> str:
+    """A dotted name as ml_collections reads it: a part that is no name in Python stands in brackets."""
+    is_name = {part: part.isidentifier() and not keyword.iskeyword(part) for part in leaf.split(".")}
+    parts = (f".{part}" if is_name[part] else f"[{part!r}]" for part in leaf.split("."))
+    return "".join(parts).removeprefix(".")
+
+
+def _quoted(item: str, match: re.Match) -> str:
+    """A flag with the name of its leaf as ml_collections reads it."""
+    return f"{item[: match.start('leaf')]}{_path(match['leaf'])}{item[match.end('leaf') :]}"
 
 
 def _get(config: ConfigDict, leaf: str) -> Any:

@@ -131,6 +131,11 @@ def test_a_wrong_override_is_one_clear_line(config_file, override, message):
         (f"{BASE}c.optim.lr = '1e-3'\n    return c", "experiment.py:6: lr = 1e-3: give a number"),
         (f"{BASE}c.data.mixture = 'a'\n    return c", "experiment.py:6: mixture = a: give a section"),
         (f"{BASE}c.init_from = required_placeholder(str)\n    return c", "a required placeholder has no value: set it"),
+        ("get_config = 1", "experiment.py: has no function get_config(), which returns the config"),
+        (
+            "from .a import b",
+            "experiment.py:1: ImportError: a file that is named by its path has no package: write `im",
+        ),
         ("x = 1", "experiment.py: has no function get_config(), which returns the config"),
         ("import no_such_module", "experiment.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
     ],
@@ -139,6 +144,11 @@ def test_what_goes_wrong_in_a_config_file_is_one_line_with_its_place(tmp_path, s
     with pytest.raises(UserError) as error:
         load_config(write(tmp_path, source))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_argument_for_a_file_that_takes_none_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"its get_config\(\) takes no arguments: leave out :size=3$"):
+        load_config(f"{write(tmp_path, f'{BASE}return c')}:size=3")
 
 
 def test_a_wrong_argument_in_the_path_of_a_config_is_one_line(config_file):

@@ -43,6 +43,8 @@ def test_a_config_that_is_not_there_is_named_with_the_nearest_one(tmp_path):
         (":rank=8", "the name of the config is empty"),
         ("zzz", "zzz: no such config file; `camelid configs` lists the shipped configs"),
         (str(tmp_path), "is a folder, not a config file"),
+        ("http://host/a.py", "http://host/a.py: give a path, a gs:// or s3:// address, or the name of a shipped"),
+        ("/dev/null", "/dev/null: a config is a Python file, whose name ends in .py, or the config.json of a run"),
     ):
         with pytest.raises(UserError) as error:
             find_config(name)
@@ -89,6 +91,8 @@ def test_the_config_json_of_a_run_in_phases_gives_its_phases_back(tmp_path):
     [
         ("{", "config.json", "config.json: is no JSON: "),
         ("[1]", "config.json", "config.json: holds no config: an object with sections and leaves is wanted"),
+        ("[" * 100_000, "config.json", "config.json: is no JSON: maximum recursion depth"),
+        ('{"a.b": 1}', "config.json", "config.json: holds no config: ConfigDict does not accept dots"),
         ("{}", "config.json:steps=3", "a .json file has no arguments; change leaves by --config.<leaf>"),
         ('{"phases": 3}', "config.json", "config.phases is a list of (name, {leaf: value})"),
     ],

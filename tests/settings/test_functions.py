@@ -55,6 +55,21 @@ def test_the_users_modules_hide_no_installed_ones_and_are_found_by_file(here):
     assert find("json:loads", "config.here")("[1]") == [1]
 
 
+def test_a_file_means_its_own_neighbours_whatever_the_current_folder_has(here):
+    files.make_importable(here)
+    (here / "project").mkdir()
+    (here / "project" / "own_neighbour.py").write_text("factor = 7.0\n")
+    (here / "project" / "other.py").write_text("from own_neighbour import factor\n")
+    assert find("project/other.py:factor", "config.here") == 7.0
+
+
+def test_a_relative_import_of_a_file_is_told_with_its_cure(here):
+    for line in ("from .own_neighbour import factor", "from . import own_neighbour"):
+        (here / "relative.py").write_text(f"{line}\n")
+        with pytest.raises(UserError, match=r"has no package: write `import own_neighbour`.*relative\.py, line 1"):
+            find("relative.py:factor", "config.here")
+
+
 def test_worker_processes_import_what_a_file_defines_by_its_name_alone(here, tmp_path):
     pickled = pickle.dumps(find("mine.py:reward", "config.here"))
     code = f"import pickle; print(pickle.loads({pickled!r})({{}}, 'abcd'))"

@@ -81,6 +81,15 @@ def test_flags_make_entries_of_open_sections_and_leaves_in_them():
     assert found.cost.source.task == "walks" and found.is_locked
 
 
+@pytest.mark.parametrize("name", ["en-wiki", "2024", "class", "书", "a_b"])
+def test_an_entry_may_have_any_name_of_letters_digits_underscores_and_dashes(name):
+    found = override(config(), [f"--config.evals.{name}.n=3"])
+    assert found.evals[name].n == 3
+    change(found, {f"evals.{name}.n": 4, f"evals.{name}.total_steps": 5}, "phase", anew=True)
+    assert override(found, [f"--config.evals.{name}.n=None"]).evals[name].to_dict() == {"n": None, "total_steps": 5}
+    assert name not in override(found, [f"--config.evals.{name}=None"]).evals
+
+
 def test_none_removes_an_entry():
     found = override(config(), ["--config.evals.primer=None"])
     assert found.evals.to_dict() == {}
@@ -95,6 +104,10 @@ def test_none_removes_an_entry():
         ("--config.evls.primer.per_group=1", "did you mean config.evals.primer.per_group?"),
         ("--config.data.mixtur.a.weight=1", "there is no config.data.mixtur.a.weight"),
         ("--config.max_tokens.x=1", "config.max_tokens is a value, not a section"),
+        ("--config.evals.items.n=3", "the name items is taken"),
+        ("--config.", "--config. is no override: write --config.<name>=<value>"),
+        ("--config..seed=1", "is no override: write --config.<name>=<value>; names have letters, digits and . _ -"),
+        ("--config.a b=1", "is no override"),
         ("--config.evals=3", "config.evals is a section; set its leaves, primer"),
     ],
 )
