@@ -66,6 +66,8 @@ def _config_of(train: Callable[..., object], name: str) -> type[RunConfig]:
             f"config.recipe: {name!r} does not say which config it has: annotate its argument, as in "
             f"def {train.__name__}({argument}: Run[MyConfig]), where MyConfig is a dataclass from RunConfig"
         )
+    if inspect.get_annotations(kind) and "__dataclass_fields__" not in vars(kind):  # else its fields are no fields
+        raise UserError(f"config.recipe: {name!r}: write @dataclass(frozen=True) above class {kind.__name__}")
     return kind
 
 

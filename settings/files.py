@@ -23,8 +23,8 @@ PREFIX = f"{__name__}."
 def load_file(path: str | os.PathLike, *, anew: bool = False) -> ModuleType:
     """The module of a Python file, which runs when it is loaded for the first time.
 
-    The folder of the file is appended to `sys.path`, so that the file can import its neighbours. They go before files of
-    the current folder. Whatever the file raises is passed on.
+    The folder of the file is appended to `sys.path`, so that the file can import its neighbours, which go before those
+    of the current folder. Whatever the file raises is passed on.
 
     anew: whether the file runs again, since its text may have changed.
     """

@@ -24,8 +24,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import ml_collections
 import numpy as np
 
-from ..errors import shown
-from .functions import FORMS, is_function
+from ..errors import UserError, shown
+from .functions import FORMS, is_function, raised
 from .length import Length
 
 LARGEST = 2**31 - 1
@@ -295,7 +295,10 @@ def is_section(annotation: Any) -> bool:
 @functools.cache
 def fields_of(kind: type | Callable) -> dict[str, Any]:
     """The annotations of a section's class, markers included; of a function, those of its arguments but the first."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+    try:
+        hints = typing.get_type_hints(kind, include_extras=True)
+    except Exception as error:  # an annotation of the user's own that is a string may be anything
+        raise UserError(f"{kind.__qualname__}: its annotations cannot be read: {raised(error)}") from error
     if is_section(kind):
         return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     return {name: hints.get(name, Any) for name in list(inspect.signature(kind).parameters)[1:]}

@@ -6,7 +6,7 @@ import textwrap
 
 from ...errors import UserError
 from ...settings.config_names import split_name
-from .arguments import command, refuse_unread, require_output
+from .arguments import command, require_output
 
 INDENT = 6 * " "
 """What stands before the meaning of a leaf."""
@@ -47,7 +47,10 @@ def _configs(args: argparse.Namespace) -> None:
     from ..config_listing import folders, listing_of, shipped, to_json
 
     if args.config is None or args.config.rstrip("/") in folders():
-        refuse_unread(args, ("pattern",), "a config")
+        if args.pattern is not None:
+            raise UserError(
+                f"PATTERN {args.pattern} chooses leaves of a config, and {args.config} is a folder of configs"
+            )
         found = shipped((args.config or "").rstrip("/"))
         if args.overrides:
             raise UserError(f"{args.overrides[0]} changes a config, and {args.config} is a folder of configs")

@@ -11,10 +11,13 @@ import pytest
 import camelid
 from camelid.checkpoints import manifest
 from camelid.errors import UserError
+from camelid.evals.registry import Evaluations
 from camelid.launch.cli import main
 from camelid.launch.recipes import RECIPES, recipe_of
 from camelid.rlhf.dpo import AnswerScores, DPOSettings, call_loss
 from camelid.rlhf.losses import dpo_loss
+from camelid.settings.sections import read
+from camelid.train.evaluations import chosen
 from camelid.train.losses import checked, loss_of
 
 RECIPE = '''
@@ -66,6 +69,24 @@ def plain(run: Run): ...
 
 
 def strange(run: "Rnu[OwnConfig]"): ...
+
+
+class Undecorated(SupervisedConfig):
+    power: Positive = 2.0
+
+
+def undecorated(run: Run[Undecorated]): ...
+
+
+@dataclass(frozen=True)
+class Misspelt(SupervisedConfig):
+    power: "Positve" = 2.0
+
+
+def misspelt(run: Run[Misspelt]): ...
+
+
+def misspelt_evaluation(model, *, n: "Cuont" = 1): ...
 
 
 def nothing(model, config): ...
@@ -146,6 +167,7 @@ def test_recipes_of_one_s_own_say_their_config(project, monkeypatch):
         ("own_code.py:untyped", r"annotate its argument, as in def untyped\(run: Run\[MyConfig\]\)"),
         ("own_code.py:plain", "does not say which config it has"),
         ("own_code.py:strange", "its annotations cannot be read: NameError: name 'Rnu'"),
+        ("own_code.py:undecorated", r"write @dataclass\(frozen=True\) above class Undecorated"),
         ("own_code.py:trian", "did you mean train?"),
         ("own_code.py:OwnConfig.train", "none of pretrain, .*, or a function package.module:name or file.py:name"),
         ("stf", "did you mean sft?"),
@@ -153,6 +175,14 @@ def test_recipes_of_one_s_own_say_their_config(project, monkeypatch):
     ):
         with pytest.raises(UserError, match=rf"^config\.recipe: .*{says}"):
             recipe_of({"recipe": name})
+
+
+def test_annotations_of_one_s_own_that_cannot_be_read_are_one_line(project, monkeypatch):
+    monkeypatch.chdir(project)
+    with pytest.raises(UserError, match=r"^Misspelt: its annotations cannot be read: NameError: name 'Positve'"):
+        read({}, recipe_of({"recipe": "own_code.py:misspelt"}).config)
+    with pytest.raises(UserError, match=r"^misspelt_evaluation: its annotations cannot be read: .* 'Cuont'"):
+        chosen({"a": {"use": "own_code.py:misspelt_evaluation"}}, Evaluations())
 
 
 def test_what_an_own_loss_returns_or_raises_is_one_clear_line(project, monkeypatch):
