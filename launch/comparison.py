@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from ..checkpoints import absolute_path, proof
+from ..data.console import tell
 from ..errors import UserError, did_you_mean
 from ..evals.intervals import Estimate, ratio
 from ..train.config_record import CONFIG
@@ -42,6 +43,10 @@ MOST_METRICS = 3
 
 MISSING = object()
 """Stands for a leaf that a run's config does not have."""
+
+
+class NotBegun(UserError):
+    """Nothing tells the config of a run, as where it is still starting."""
 
 
 class Point(NamedTuple):
@@ -181,12 +186,26 @@ def read_runs(patterns: Sequence[epath.PathLike]) -> list[ComparedRun]:
       patterns: run directories, globs of run directories, or folders with runs anywhere below, such as the folder of a
         sweep or of a config with phases.
 
+    A run that has not begun yet is left out, with a line on standard error, unless it is named itself.
+
     Raises:
-      UserError: a path or a glob names no run, or a run's config cannot be read.
+      UserError: a path or a glob names no run, a run that is named has not begun, or a config cannot be read.
     """
-    paths = list(dict.fromkeys(itertools.chain.from_iterable(map(find_runs, patterns))))
+    paths = _each_once(itertools.chain.from_iterable(map(find_runs, patterns)))
     shared = os.path.commonpath([os.fspath(path.parent) for path in paths]) if _is_local(paths) else ""
-    return [read_run(path, os.path.relpath(path, shared) if shared else os.fspath(path)) for path in paths]
+    named, found, waiting = {absolute_path(pattern) for pattern in patterns}, [], []
+    for path in paths:
+        try:
+            found.append(read_run(path, os.path.relpath(path, shared) if shared else os.fspath(path)))
+        except NotBegun as error:
+            if path in named:
+                raise
+            waiting.append(error)
+    if not found:
+        raise waiting[0]
+    for error in waiting:
+        tell(f"{error}; it is left out")
+    return found
 
 
 def find_runs(pattern: epath.PathLike) -> list[epath.Path]:
@@ -218,7 +237,8 @@ def read_run(path: epath.PathLike, name: str | None = None) -> ComparedRun:
       name: what the run is called. Default: the last part of its path.
 
     Raises:
-      UserError: neither config.json nor a checkpoint tells the config, or config.json is damaged.
+      NotBegun: neither config.json nor a checkpoint tells the config.
+      UserError: config.json is damaged.
     """
     path = absolute_path(path)
     record = read_record(path)
@@ -322,12 +342,27 @@ INSIDE = {"checkpoints", "tokenizer", "tensorboard", "profile", "wandb", "launch
 """Folders of a run directory that hold no runs."""
 
 
-def _runs_below(folder: epath.Path) -> Iterator[epath.Path]:
+def _runs_below(folder: epath.Path, above: tuple[str, ...] = ()) -> Iterator[epath.Path]:
+    """The runs in a folder. above: the real paths of the folders around it, to which a link may lead back."""
     if is_run(folder):
         yield folder
+    above += (_real(folder),)
     for inner in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if inner.name not in INSIDE and not inner.name.startswith(".") and inner.is_dir():
-            yield from _runs_below(inner)
+        if inner.name not in INSIDE and not inner.name.startswith(".") and inner.is_dir() and _real(inner) not in above:
+            yield from _runs_below(inner, above)
+
+
+def _each_once(paths: Iterable[epath.Path]) -> list[epath.Path]:
+    """Paths without those that lead to the folder of another one, of which the one through fewest links stays."""
+    found: dict[str, list[epath.Path]] = {}
+    for path in paths:
+        found.setdefault(_real(path), []).append(path)
+    links = lambda path: sum(map(os.path.islink, [path, *path.parents]))  # noqa: E731
+    return [min(same, key=links) for same in found.values()]
+
+
+def _real(path: epath.Path) -> str:
+    return os.path.realpath(path) if _is_local([path]) else os.fspath(path)
 
 
 def _config_of(run: epath.Path) -> Mapping[str, Any]:
@@ -344,7 +379,7 @@ def _config_of(run: epath.Path) -> Mapping[str, Any]:
     steps = proof.complete_steps(run / "checkpoints")
     found = proof.manifest_in(run / "checkpoints" / str(steps[-1])).get("config") if steps else None
     if not isinstance(found, dict):
-        raise UserError(f"{run}: neither a {CONFIG} nor a complete checkpoint tells the config of this run")
+        raise NotBegun(f"{run}: neither a {CONFIG} nor a complete checkpoint tells the config of this run")
     return found
 
 

@@ -7,16 +7,22 @@ from ..errors import UserError
 
 
 def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
-    """Raises an error if a folder cannot be created or written; URLs are not checked.
+    """Raises an error if a folder cannot be created or written; of URLs only the name is checked.
 
     Args:
       folder: the folder, which need not exist.
       flag: the option that named it, for the message.
 
     Raises:
-      UserError: a file or a broken link stands in its place.
+      UserError: a file or a broken link stands in its place, or the bytes of its absolute path are not UTF-8, which
+        checkpoints cannot be written to.
       PermissionError: the user may not write there.
     """
+    try:
+        os.path.abspath(folder).encode()
+    except UnicodeEncodeError:
+        shown = os.path.abspath(folder).encode(errors="backslashreplace").decode()
+        raise UserError(f"{flag}={shown}: the name is not UTF-8: give or rename a folder") from None
     if "://" in os.fspath(folder):
         return
     there = Path(folder).expanduser().absolute()

@@ -9,6 +9,7 @@ The same command resumes the phase that was cut off; the phases before it are co
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
@@ -22,6 +23,7 @@ from ..errors import UserError
 from ..train.config_record import CONFIG, phases_to_json
 from ..train.evaluations import Evaluator
 from ..train.lock import only_process_of
+from ..train.metrics_file import read_metrics
 from ..train.run_record import RECORD
 from .checks import check_phases
 from .outputs import check_writable
@@ -54,7 +56,8 @@ def report_progress(phases: Iterable[str], workdir: epath.Path) -> None:
     phases."""
     if jax.process_index() == 0 and "" not in phases:
         progress = read_progress(workdir, phases)
-        write_whole(workdir / "phases.json", json.dumps(progress, indent=2))
+        told = {metric: {when: _told(x) for when, x in values.items()} for metric, values in progress.items()}
+        write_whole(workdir / "phases.json", json.dumps(told, indent=2))
         Console().print(progress_table(progress))
 
 
@@ -80,13 +83,17 @@ def read_progress(workdir: epath.Path, phases: Iterable[str]) -> Progress:
     progress: Progress = {}
     first = next(iter(phases))
     for name in phases:
-        for line in (workdir / name / "metrics.jsonl").read_text().splitlines():
-            record = json.loads(line)
-            when = "before" if name == first and record["step"] == 0 else name
-            for metric, value in record.items():
+        for step, values in read_metrics(workdir / name).items():
+            when = "before" if name == first and step == 0 else name
+            for metric, value in values.items():
                 if metric.startswith("eval/"):
                     progress.setdefault(metric.removeprefix("eval/"), {})[when] = value
     return progress
+
+
+def _told(value: float) -> float | str:
+    """A value as metrics.jsonl has it: JSON has no numbers that are not finite."""
+    return value if math.isfinite(value) else str(value)
 
 
 def progress_table(progress: Progress) -> Table:
@@ -94,5 +101,5 @@ def progress_table(progress: Progress) -> Table:
     columns = list(dict.fromkeys(name for values in progress.values() for name in values))
     table = Table("", *columns)
     for metric, values in progress.items():
-        table.add_row(metric, *(f"{float(values[name]):.4g}" if name in values else "" for name in columns))
+        table.add_row(metric, *(f"{values[name]:.4g}" if name in values else "" for name in columns))
     return table

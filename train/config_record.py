@@ -13,7 +13,7 @@ Leaf = tuple[str, Any]
 
 def to_json(config: ConfigDict) -> str:
     """A config as nested JSON."""
-    return json.dumps(json.loads(config.to_json()), indent=2, ensure_ascii=False)
+    return as_text(json.loads(config.to_json()))
 
 
 def phases_to_json(phases: Mapping[str, ConfigDict]) -> str:
@@ -31,7 +31,17 @@ def phases_to_json(phases: Mapping[str, ConfigDict]) -> str:
     own = lambda each: {leaf: x for leaf, x in each.items() if leaf in changed or leaf not in same}  # noqa: E731
     whole = _nested({leaf: first[leaf] for leaf in same})
     whole["phases"] = [[name, own(each)] for name, each in leaves.items()]
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+    return as_text(whole)
+
+
+def as_text(content: Any) -> str:
+    """Content as readable JSON. Paths whose bytes are no UTF-8 are written with escapes, and are read back the same."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=2)
+    return text
 
 
 def _leaves(section: Mapping[str, Any], path: str = "") -> Iterator[Leaf]:

@@ -16,6 +16,7 @@ Goodput is the share of `training`.
 
 import contextlib
 import itertools
+import math
 import os
 import statistics
 import threading
@@ -52,11 +53,22 @@ _attempts = itertools.count()
 
 def process_begin() -> float:
     """When this process was created, by `now`. Where the system does not tell, when this module was imported."""
+    created = process_created(os.getpid())
+    return _imported if created is None else created
+
+
+def process_created(pid: int) -> float | None:
+    """When a process of this host was created, by `now`; infinity where it does not run any more, also where nobody has
+    asked for its exit code yet. None where the system does not tell."""
+    if not Path("/proc/self/stat").exists():
+        return None
     try:
-        after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        return float(after_name[19]) / os.sysconf("SC_CLK_TCK")  # since the boot
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return math.inf if after_name[0] in "ZX" else float(after_name[19]) / os.sysconf("SC_CLK_TCK")  # since the boot
+    except (FileNotFoundError, ProcessLookupError):
+        return math.inf
     except (OSError, ValueError, IndexError):
-        return _imported
+        return None
 
 
 def attempt_begin() -> float:

@@ -16,13 +16,15 @@ def read_metrics(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         if record := _record(line):
-            found.setdefault(record.pop("step"), {}).update({name: float(value) for name, value in record.items()})
+            found.setdefault(record.pop("step"), {}).update(record)
     return dict(sorted(found.items()))
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            return None
+        return {name: value if name == "step" else float(value) for name, value in record.items()}
+    except (ValueError, TypeError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

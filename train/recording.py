@@ -173,6 +173,8 @@ class Recording:
         record = run_record.read_record(self._workdir)
         if record is not None:
             self._attempts = run_record.closed(record.attempts, record.heartbeat)
+            if self._attempts != record.attempts:  # before this attempt's heartbeat takes the place of what was known
+                self._write(RECORD, run_record.to_json(self._attempts))
             self._number = len(self._attempts)
             step = self._attempts[-1].to_step if self._attempts else 0
             self._own = dataclasses.replace(self._own, from_step=step, to_step=step)

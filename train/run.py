@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -28,6 +27,7 @@ from .finish import Finish
 from .goodput import attempt_begin
 from .lengths import Lengths
 from .loop import Check, Evaluation, Finished, Loop
+from .metrics_file import read_metrics
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
 from .optimizer import each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
@@ -380,7 +380,5 @@ class Run(Generic[C]):
 
     def last_metrics(self) -> dict[str, float]:
         """The last value of every metric that the run has reported."""
-        path, found = self.workdir / "metrics.jsonl", {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            found |= json.loads(line)
-        return found
+        reports = read_metrics(self.workdir)
+        return {name: value for values in reports.values() for name, value in values.items()}

@@ -12,21 +12,27 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
 from ..data.console import tell
-from .goodput import BUCKETS, goodput
+from .config_record import as_text
+from .goodput import BUCKETS, goodput, now, process_created
+
+T = TypeVar("T")
 
 RECORD, HEARTBEAT = "run.json", "heartbeat.json"
 COMPLETE = ("finished", "stopped early")
 """Ends of an attempt after which a run is complete."""
 ENDED = "ended"
 """What the last heartbeat of an attempt that ended by itself says it is doing."""
+
+CLOCKS_DIFFER = 10.0
+"""Seconds by which the wall clock and the clock since the boot may differ over the time of a heartbeat."""
 
 SILENT = 30.0
 """Seconds without a heartbeat after which a run on another host counts as lost; more where heartbeats are rarer."""
@@ -129,19 +135,17 @@ class RunRecord:
 def read_record(workdir: epath.PathLike) -> RunRecord | None:
     """The record of a run, also while it runs; None where no attempt has begun, or the run is of an older version."""
     workdir = epath.Path(workdir)
-    record, beat = _read_json(workdir / RECORD), _read_json(workdir / HEARTBEAT)
-    if record is None and beat is None:
+    attempts, beat = _read(workdir / RECORD, _attempts_in), _read(workdir / HEARTBEAT, _heartbeat_in)
+    if attempts is None and beat is None:
         return None
-    known = {each.name for each in dataclasses.fields(Attempt)}  # a later version may write more
-    listed = record.get("attempts", []) if record else []
-    return RunRecord([Attempt(**{key: each[key] for key in each.keys() & known}) for each in listed], beat)
+    return RunRecord(attempts or [], beat)
 
 
 def to_json(attempts: Sequence[Attempt]) -> str:
     """The content of run.json."""
     total = seconds_of(attempts)
     content = {"attempts": [dataclasses.asdict(each) for each in attempts], "seconds": total, "goodput": goodput(total)}
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return as_text(content)
 
 
 def seconds_of(attempts: Sequence[Attempt]) -> dict[str, float]:
@@ -150,10 +154,15 @@ def seconds_of(attempts: Sequence[Attempt]) -> dict[str, float]:
 
 
 def is_alive(beat: Mapping[str, Any]) -> bool:
-    """Whether the process of a heartbeat still runs: on this host by its id, on others by the age of the heartbeat."""
-    if beat["host"] == socket.gethostname() and not _exists(beat["pid"]):
-        return False
-    return time.time() - beat["time"] < max(SILENT, 3 * beat["every"])
+    """Whether the process of a heartbeat still runs: on this host by its id, also where it is suspended or cannot write;
+    on others by the age of the heartbeat."""
+    age, silent = time.time() - beat["time"], max(SILENT, 3 * beat["every"])
+    if beat["host"] != socket.gethostname():
+        return age < silent
+    created = process_created(beat["pid"])
+    if created is None:  # the system does not tell: another process may have got the id since
+        return _exists(beat["pid"]) and age < silent
+    return now() - created > age - CLOCKS_DIFFER
 
 
 def with_heartbeat(attempts: Sequence[Attempt], beat: Mapping[str, Any] | None) -> list[Attempt]:
@@ -171,20 +180,22 @@ def with_heartbeat(attempts: Sequence[Attempt], beat: Mapping[str, Any] | None) 
 
 
 def closed(attempts: Sequence[Attempt], beat: Mapping[str, Any] | None) -> list[Attempt]:
-    """The attempts of a run that another process takes up: one that did not say how it ended was lost.
+    """The attempts of a run that another process takes up: those that did not say how they ended were lost.
 
-    It lived on for half an interval after its last heartbeat on average, which is counted as lost.
+    The last one lived on for half an interval after its last heartbeat on average, which is counted as lost.
     """
+    killed = "killed, or its machine was lost"
     attempts = with_heartbeat(attempts, beat)
+    before = [each if each.exit else dataclasses.replace(each, exit="lost", reason=killed) for each in attempts[:-1]]
     if not attempts or attempts[-1].exit is not None:
-        return attempts
-    last, stop, reason = attempts[-1], None, "killed, or its machine was lost"
+        return before + attempts[-1:]
+    last, stop, reason = attempts[-1], None, killed
     seconds = dict(last.seconds)
     if beat and beat["attempt"] == len(attempts) - 1:
         seconds["lost"] = seconds.get("lost", 0.0) + beat["every"] / 2
         stop = iso(beat["time"] + beat["every"] / 2)
         reason += f", while {beat['doing']} at step {beat['step']}"
-    return [*attempts[:-1], dataclasses.replace(last, exit="lost", stop=stop, reason=reason, seconds=seconds)]
+    return [*before, dataclasses.replace(last, exit="lost", stop=stop, reason=reason, seconds=seconds)]
 
 
 def resumed(attempts: Sequence[Attempt], step: int, saved: Mapping[str, Any] | None) -> list[Attempt]:
@@ -229,11 +240,32 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def _read_json(path: epath.Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is none. Files are written whole, so that a damaged one is rare."""
+def _read(path: epath.Path, content: Callable[[Any], T]) -> T | None:
+    """What `content` finds in a JSON file; None where there is none. Files are written whole, so that a damaged one is
+    rare: a line says that it is left out."""
     try:
-        found = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
-        tell(f"{path} cannot be read, and is left out: {error}")
+        return content(json.loads(path.read_text())) if path.exists() else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        tell(f"{path} cannot be read, and is left out: {type(error).__name__}: {error}")
         return None
-    return found if isinstance(found, dict) else None
+
+
+def _attempts_in(record: Any) -> list[Attempt]:
+    known = {each.name for each in dataclasses.fields(Attempt)}  # a later version may write more
+    found = []
+    for each in record["attempts"]:
+        numbers = {name: int(each[name]) for name in ("from_step", "to_step") if name in each}
+        numbers["seconds"] = _seconds_in(each.get("seconds") or {})
+        found.append(Attempt(**{key: each[key] for key in each.keys() & known} | numbers))
+    return found
+
+
+def _heartbeat_in(beat: Any) -> dict[str, Any]:
+    numbers = {name: int(beat[name]) for name in ("attempt", "pid", "step")}
+    numbers |= {name: float(beat[name]) for name in ("time", "every")}
+    words = {name: str(beat[name]) for name in ("host", "doing", "start")}
+    return beat | numbers | words | {"command": list(beat["command"]), "seconds": _seconds_in(beat["seconds"])}
+
+
+def _seconds_in(seconds: Any) -> dict[str, float]:
+    return {str(bucket): float(spent) for bucket, spent in seconds.items()}

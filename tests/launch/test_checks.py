@@ -278,6 +278,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_built(tmp_pa
     with pytest.raises(UserError, match="is a file, not a folder"):
         check_writable(epath.Path(tmp_path / "file" / "run"))
     (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"caf\\udce9/run: the name is not UTF-8"):
+        check_writable(epath.Path(tmp_path / os.fsdecode(b"caf\xe9") / "run"))
     with pytest.raises(UserError, match="link is a broken link"):
         check_writable(tmp_path / "link" / "run")
     with pytest.raises(UserError, match=r"--output=.* is a folder: give the name of a file"):

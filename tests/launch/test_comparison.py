@@ -165,6 +165,24 @@ def test_runs_are_found_by_path_glob_and_folder_each_once(sweep):
             find_runs(f"{sweep}/{pattern}")
 
 
+def test_a_run_to_which_links_lead_is_read_once_and_under_its_own_name(sweep):
+    """A link to the newest run would otherwise count as another seed, and make the interval narrower."""
+    for link, target in (("0latest", sweep / "lr0.1-s0"), ("again", sweep)):
+        (sweep / link).symlink_to(target)
+    names = [f"lr{lr}-s{seed}" for lr in (0.01, 0.1) for seed in range(3)]
+    assert sorted(run.name for run in read_runs([sweep])) == names
+    assert [run.name for run in read_runs([sweep / "0latest"])] == ["0latest"]
+
+
+def test_a_run_that_has_not_begun_is_left_out_of_a_folder_and_refused_by_name(sweep, capsys):
+    number = len(read_runs([sweep]))
+    (sweep / "new" / "checkpoints").mkdir(parents=True)
+    assert len(read_runs([sweep])) == len(read_runs([f"{sweep}/*"])) == number
+    assert f"{sweep}/new: neither" in capsys.readouterr().err
+    with pytest.raises(UserError, match="neither a config.json nor"):
+        read_runs([sweep, sweep / "new"])
+
+
 def test_a_run_that_is_being_written_and_one_with_a_damaged_line_are_read(tmp_path):
     whole = json.dumps({"step": 10, LOSS: 2.0}) + "\n"
     run = read_run(make_run(tmp_path / "a", lines=f'{whole}{{"step": 15, {whole}[1]\n{{"step": 20, "{LOSS}": 1.'))

@@ -80,6 +80,7 @@ def write(folder, attempts, heartbeat):
 
 
 OPEN = Attempt(["camelid"], seconds=seconds())
+COLLECTED = time.time()
 GONE = subprocess.Popen([sys.executable, "-c", ""])
 GONE.wait()
 
@@ -91,7 +92,7 @@ GONE.wait()
         ([], beat(0, doing="starting"), "running"),
         ([attempt("failed")], beat(1), "running"),
         ([OPEN], beat(0, pid=GONE.pid), "lost"),
-        ([OPEN], beat(0, time=time.time() - 60), "lost"),
+        ([OPEN], beat(0, time=time.time() - 10**6), "lost"),  # another process has the id since
         ([OPEN], beat(0, host="elsewhere", pid=GONE.pid), "running"),
         ([OPEN], beat(0, host="elsewhere", time=time.time() - 40), "lost"),
         ([OPEN], beat(0, host="elsewhere", time=time.time() - 40, every=30.0), "running"),
@@ -102,7 +103,49 @@ GONE.wait()
     ],
 )
 def test_the_status_of_a_run_is_known_from_outside(tmp_path, attempts, heartbeat, status):
+    if heartbeat is not None:  # ages are those of the beginning, however long the tests before took
+        heartbeat = heartbeat | {"time": heartbeat["time"] + time.time() - COLLECTED}
     assert write(tmp_path, attempts, heartbeat).status == status
+
+
+def test_a_process_of_this_host_that_is_suspended_or_cannot_write_is_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_record, "process_created", lambda pid: run_record.now() - 1000)
+    assert write(tmp_path, [OPEN], beat(0, time=time.time() - 900)).status == "running"
+    assert write(tmp_path, [OPEN], beat(0, time=time.time() - 1100)).status == "lost"  # it is younger than the beat
+    monkeypatch.setattr(run_record, "process_created", lambda pid: None)  # a system without /proc
+    assert write(tmp_path, [OPEN], beat(0, time=time.time() - 900)).status == "lost"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not tell")
+def test_a_killed_process_is_lost_also_before_its_parent_has_asked(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert write(tmp_path, [OPEN], beat(0, pid=process.pid)).status == "running"
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert write(tmp_path, [OPEN], beat(0, pid=process.pid)).status == "lost"
+    process.communicate()
+
+
+def test_a_run_that_is_killed_again_while_it_starts_keeps_the_time_of_both(tmp_path, monkeypatch):
+    """The second process overwrites the heartbeat of the first, which knew more than run.json."""
+    monkeypatch.setattr(recording, "checkouts", lambda folder: (None, None))
+    write(tmp_path, [attempt(None, training=2.0)], beat(0, pid=GONE.pid))
+    killed = Recording(tmp_path, recording.now())
+    killed._take_up()
+    found = write(tmp_path, None, beat(1, doing="starting", seconds=seconds(start=3.0)))
+    ends = closed(found.attempts, found.heartbeat)
+    assert [each.exit for each in ends] == ["lost", "lost"] and ends[0].reason.endswith("while training at step 25")
+    assert [sum(each.seconds.values()) for each in ends] == [9.5, 3.5]
+    unclosed = closed([attempt(None, training=2.0)], beat(1, doing="starting"))  # run.json could not be written
+    assert [each.exit for each in unclosed] == ["lost", "lost"]
+
+
+def test_paths_whose_bytes_are_no_utf_8_are_told_as_they_are(record, tmp_path, monkeypatch):
+    name = os.fsdecode(b"caf\xe9")
+    monkeypatch.setattr(sys, "argv", ["camelid", "train", f"--workdir={name}"])
+    assert record(workdir=tmp_path / name).attempts[0].command[-1] == f"--workdir={name}"
+    assert json.loads(config_record.to_json(ConfigDict({"path": name}))) == {"path": name}
+    assert "é" in config_record.to_json(ConfigDict({"path": "é"}))  # readable where it can be
 
 
 def test_a_running_attempt_is_as_far_as_its_last_heartbeat(tmp_path):
@@ -115,6 +158,23 @@ def test_a_record_that_is_missing_damaged_or_of_a_later_version_can_be_read(tmp_
     assert read_record(tmp_path) is None
     (tmp_path / "run.json").write_text('{"attempts": [')
     assert read_record(tmp_path) is None and "run.json cannot be read" in capsys.readouterr().err
+    for damaged in (
+        '{"attempts": null}',
+        '{"attempts": ["x"]}',
+        '{"attempts": [{"seconds": 3}]}',
+        "[]",
+        "null",
+        "[" * 10**5,
+    ):
+        (tmp_path / "run.json").write_text(damaged)
+        assert read_record(tmp_path) is None and "run.json cannot be read" in capsys.readouterr().err
+    (tmp_path / "run.json").unlink()
+    for name in ("attempt", "pid", "time", "doing", "seconds"):
+        for other in ({name: None}, {}):
+            content = {key: value for key, value in beat(0).items() if key != name} | other
+            (tmp_path / "heartbeat.json").write_text(json.dumps(content))
+            read_record(tmp_path)  # a word for what cannot be used, and no error
+    (tmp_path / "heartbeat.json").unlink()
     (tmp_path / "run.json").write_text('{"attempts": [{"exit": "finished", "new": 1}], "also": 2}')
     assert read_record(tmp_path).attempts == [Attempt(exit="finished")]
 
