@@ -154,8 +154,10 @@ def seconds_of(attempts: Sequence[Attempt]) -> dict[str, float]:
 
 
 def is_alive(beat: Mapping[str, Any]) -> bool:
-    """Whether the process of a heartbeat still runs: on this host by its id, also where it is suspended or cannot write;
-    on others by the age of the heartbeat."""
+    """Whether the process of a heartbeat still runs: on this host by its id, on others by the age of the heartbeat.
+
+    On this host a process that is suspended or cannot write runs too.
+    """
     age, silent = time.time() - beat["time"], max(SILENT, 3 * beat["every"])
     if beat["host"] != socket.gethostname():
         return age < silent

@@ -179,7 +179,7 @@ def test_a_run_that_has_not_begun_is_left_out_of_a_folder_and_refused_by_name(sw
     (sweep / "new" / "checkpoints").mkdir(parents=True)
     assert len(read_runs([sweep])) == len(read_runs([f"{sweep}/*"])) == number
     assert f"{sweep}/new: neither" in capsys.readouterr().err
-    with pytest.raises(UserError, match="neither a config.json nor"):
+    with pytest.raises(UserError, match=r"neither a config\.json nor"):
         read_runs([sweep, sweep / "new"])
 
 
