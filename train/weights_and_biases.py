@@ -3,13 +3,13 @@
 import hashlib
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from etils import epath
 
-from ..data.console import shows
+from ..data.console import shows, tell
 from ..errors import UserError
 from ..settings.leaves import OneOf, Only, Path, Unset
 
@@ -48,13 +48,16 @@ def check_installed(settings: WandbSettings) -> None:
 class WeightsAndBiases:
     """Sends metrics and tables of samples to Weights & Biases. A run that resumes goes on under its own id there.
 
+    What cannot be sent while the run trains never ends it: a line says so, and nothing more is sent.
+
     Args:
       settings: the section `config.wandb`, with a project.
       workdir: folder of the run, whose absolute path decides the run's id.
       config: the settings of the run, as nested mappings.
 
     Raises:
-      UserError: the package is missing.
+      UserError: the package is missing, or Weights & Biases refuses the settings, such as where nobody is logged in.
+      OSError: Weights & Biases cannot be reached.
     """
 
     def __init__(self, settings: WandbSettings, workdir: epath.Path, config: Mapping[str, Any]):
@@ -63,7 +66,7 @@ class WeightsAndBiases:
 
         self._wandb = wandb
         place = workdir.resolve()
-        self._run = wandb.init(
+        asked = dict(
             project=settings.project,
             entity=settings.entity,
             name=settings.name or "/".join(place.parts[-2:]),
@@ -76,14 +79,35 @@ class WeightsAndBiases:
             dir=os.fspath(workdir),
             settings=wandb.Settings(silent=not shows("info")),  # it prints a summary at the end
         )
-        self._run.define_metric("*", step_metric="step")  # steps may come out of order: evaluations, resumed runs
+        try:
+            self._run: Any = wandb.init(**asked)
+            self._run.define_metric("*", step_metric="step")  # steps may come out of order: evaluations, resumed runs
+        except Exception as error:  # its own errors, and those of the libraries beneath it
+            is_mistake = any(each.__name__ == "UsageError" for each in type(error).__mro__)
+            raise (UserError if is_mistake else OSError)(
+                f"Weights & Biases: {_words(error)}; config.wandb.mode=offline keeps the reports for `wandb sync`"
+            ) from error
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log({"step": step, **values})
+        self._send(lambda run: run.log({"step": step, **values}))
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         columns = list(rows[0]) if rows else []
-        self._run.log({"step": step, name: self._wandb.Table(columns, [list(row.values()) for row in rows])})
+        cells = [list(row.values()) for row in rows]
+        self._send(lambda run: run.log({"step": step, name: self._wandb.Table(columns, cells)}))
 
     def close(self, finished: bool) -> None:
-        self._run.finish(exit_code=0 if finished else 1)
+        self._send(lambda run: run.finish(exit_code=0 if finished else 1))
+
+    def _send(self, content: Callable[[Any], Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            content(self._run)
+        except Exception as error:  # such as where the process that sends was killed
+            self._run = None
+            tell(f"Weights & Biases gets no more reports of this run, which goes on: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

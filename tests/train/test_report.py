@@ -22,6 +22,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from camelid.errors import UserError
 from camelid.settings.sections import read
+from camelid.train.metrics_file import read_metrics
 from camelid.train.report import Reporter
 from camelid.train.run_config import SupervisedConfig
 from camelid.train.weights_and_biases import WandbSettings
@@ -278,6 +279,29 @@ def test_weights_and_biases_gets_the_config_tags_and_group(tmp_path, wandb):
     assert (
         not call["settings"].silent and call["config"]["seed"] == 7 and call["config"]["optim"]["lr"] == config.optim.lr
     )
+
+
+def test_reports_that_cannot_be_sent_do_not_end_a_run(tmp_path, wandb, capsys):
+    def fail(content):
+        wandb.calls.append(content)
+        raise BrokenPipeError("the service is gone")
+
+    with Reporter(tmp_path, 10, config=with_wandb(project="mine"), console=quiet()) as reporter:
+        reporter._outlets[0]._run.log = fail
+        for step in (1, 2):
+            reporter.write(step, {"train/loss": 1.0})
+    assert len(wandb.calls) == 1 and sorted(read_metrics(tmp_path)) == [1, 2]
+    assert capsys.readouterr().err.count("gets no more reports of this run, which goes on: BrokenPipeError: the") == 1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("UsageError", UserError), ("CommError", OSError)])
+def test_a_run_that_weights_and_biases_refuses_says_so_in_a_line(tmp_path, wandb, name, kind):
+    def init(**settings):
+        raise type(name, (Exception,), {})("no\nAPI key")
+
+    wandb.init = init
+    with pytest.raises(kind, match=f"Weights & Biases: {name}: no API key; config.wandb.mode=offline keeps"):
+        Reporter(tmp_path, 10, config=with_wandb(project="mine"), console=quiet())
 
 
 def test_nothing_is_sent_to_weights_and_biases_unless_a_project_is_named(tmp_path, wandb):
