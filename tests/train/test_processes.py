@@ -1,6 +1,7 @@
 """Two processes of two devices each, joined by JAX's distributed runtime over gloo, against one process."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from camelid.checkpoints import language_model, reading
+from camelid.launch.cli import main
 
 
 def free_port() -> int:
@@ -37,7 +39,7 @@ def finish(processes, codes=(0, 0)) -> list[str]:
     return outputs
 
 
-def test_two_processes_train_as_one(pretrained, arguments, start_two, metrics, tmp_path):
+def test_two_processes_train_as_one_and_one_takes_over(pretrained, arguments, start_two, metrics, tmp_path, one_device):
     outputs = finish(start_two(arguments("pretrain", tmp_path)))
     assert "step 24/24" in outputs[0] and "step 24/24" not in outputs[1]  # one of them reports
     together, alone = metrics(tmp_path), metrics(pretrained)
@@ -50,6 +52,16 @@ def test_two_processes_train_as_one(pretrained, arguments, start_two, metrics, t
     assert found.step == 24
     assert found.tokenizer.fingerprint == expected.tokenizer.fingerprint
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+    shutil.rmtree(tmp_path / "checkpoints" / "24")
+    assert main(arguments("pretrain", tmp_path)) == 0
+    resumed = metrics(tmp_path)
+    for step, line in together.items():
+        if "train/loss" in line:
+            limit = 0 if step <= 12 else 1e-5
+            assert resumed[step]["train/loss"] == pytest.approx(line["train/loss"], abs=limit), step
+    for a, b in zip(jax.tree.leaves(language_model.load(tmp_path).params), jax.tree.leaves(found.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
