@@ -91,6 +91,7 @@ def open_tokenizer(path: epath.PathLike) -> Tokenizer:
     Raises:
       UserError: the path holds neither a tokenizer nor a model with one.
     """
+    hub.refuse_address(path)
     where = epath.Path(path).expanduser()
     on_hub = hub.name_of(path) is not None
     if on_hub and where.suffix == ".gguf":

@@ -5,9 +5,12 @@ from typing import Any
 
 from etils import epath
 
+from ..data import hub
+
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
     """The absolute form of a path, with `~` expanded; a URL such as gs://... is returned unchanged."""
+    hub.refuse_address(path)
     path = epath.Path(path).expanduser()
     return path if path.is_absolute() else path.resolve()  # resolve() would take gs:// for a folder's name
 

@@ -29,6 +29,9 @@ PREFIX = re.compile(r"hf:/{0,2}")
 NAME = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>refs/\w+/[^/@]+|[^/@]+))?(/(?P<inside>[^/].*))?", re.ASCII
 )
+WEB = re.compile(r"(hf:/{0,2})?((https?|file):/|(www\.)?(huggingface|hf)\.co/).*")
+"""Matches the address of a page or of a file."""
+
 OTHER_FILES = (
     ".bin", ".gguf", ".h5", ".jinja", ".json", ".jsonl", ".model", ".msgpack", ".npz", ".parquet", ".pt", ".pth", ".py",
     ".safetensors", ".tar", ".toml", ".txt", ".vocab", ".yaml", ".yml", ".zip",
@@ -116,6 +119,15 @@ def _is_local(given: str, match: re.Match) -> bool:
     return is_file or os.path.lexists(given) or os.path.lexists(given.partition("/")[0])
 
 
+def refuse_address(path: epath.PathLike) -> None:
+    """Raises UserError if the path of a model is the address of a web page or of a file."""
+    given = os.fspath(path)
+    if WEB.fullmatch(given):
+        named = re.search(r"\.co/([\w.-]+/[\w.-]+)", given)
+        near = f", as in {named[1]}" if named else ""
+        raise UserError(f"{given}: give a path, or the name of a model on the Hub without its address{near}")
+
+
 def shown(path: epath.PathLike) -> str:
     """The name of a path for messages: that of the model on the Hub for a path in the cache of huggingface_hub."""
     found = Snapshot.of(path)
@@ -133,9 +145,10 @@ def local_path(path: epath.PathLike, choose: Choose) -> epath.PathLike:
       choose: chooses the files to fetch.
 
     Raises:
-      UserError: there is no such model, access to it is not granted, it has no files to read, or the Hub cannot be
-        reached and the cache has no whole copy.
+      UserError: the path is the address of a web page, there is no such model, access to it is not granted, it has no
+        files to read, or the Hub cannot be reached and the cache has no whole copy.
     """
+    refuse_address(path)
     name = name_of(path)
     return path if name is None else epath.Path(_fetch(name, choose, os.fspath(path)))
 
@@ -309,6 +322,8 @@ def _refuse(hub: Any, error: Exception, name: HubName, given: str) -> NoReturn:
         said = f"{given}: {name.repository} on the Hub has no revision {name.revision}"
     elif isinstance(error, errors.RepositoryNotFoundError):
         said = f"{_not_here(given)}no model {name.repository} on the Hub ({page}); if it is private, {token}"
+    elif isinstance(error, errors.HFValidationError):
+        said = f"{_not_here(given)}it is no name on the Hub: {_first_line(error)}"
     elif _not_reached(hub, error):
         said = f"{_not_here(given)}{_why_not_reached(hub, error)}"
     elif isinstance(error, errors.HfHubHTTPError):

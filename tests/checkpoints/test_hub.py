@@ -201,6 +201,10 @@ def test_what_the_hub_refuses_is_one_line(server, capsys):
         "farm/parts": "its owner gives access on request",
         "farm/text": "has no model that camelid reads",
         "hf:nothing": "give hf:OWNER/NAME",
+        "farm/" + "n" * 100: "it is no name on the Hub: Repo id must use alphanumeric chars",
+        "https://huggingface.co/farm/plain/tree/main": "on the Hub without its address, as in farm/plain",
+        "huggingface.co/farm/plain": "on the Hub without its address, as in farm/plain",
+        "file:///farm/plain": "give a path, or the name of a model on the Hub without its address",
     }.items():
         assert main(["convert", path, "out"]) == 2
         err = capsys.readouterr().err
