@@ -73,11 +73,14 @@ SLOW_FILES = {
         "checkpoints": "differences streaming",
         "checkpoints/interop": "families gguf huggingface peft",
         "evals": "code_execution harness llama_protocol",
+        "examples": "examples",
+        "launch": "distributed doctor local slurm",
+        "launch/sweeps": "page start study vectorized workers",
         "model": "attention cache config decode llama logprobs lora quantization sampling sharding speculative",
         "rlhf": "dpo losses ppo rollout",
         "serve": "adapters embeddings engine grammar",
         "tasks": "primer",
-        "train": "adam_8bit by_layer lisa longer optimizer processes state",
+        "train": "adam_8bit by_layer lisa longer loss_goldens optimizer other_meshes processes state vectorized",
     }.items()
     for name in names.split()
 }
