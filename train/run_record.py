@@ -174,7 +174,9 @@ def with_heartbeat(attempts: Sequence[Attempt], beat: Mapping[str, Any] | None) 
     if not beat or beat["doing"] == ENDED or beat["attempt"] not in (len(attempts), len(attempts) - 1):
         return attempts
     if beat["attempt"] == len(attempts):
-        attempts.append(Attempt(beat["command"], host=beat["host"], pid=beat["pid"], start=beat["start"]))
+        step = min(beat["step"], attempts[-1].to_step if attempts else 0)  # from which it would have gone on
+        whose = {name: beat[name] for name in ("command", "host", "pid", "start")}
+        attempts.append(Attempt(**whose, from_step=step))
     if attempts[-1].exit is None:
         step = max(beat["step"], attempts[-1].to_step)
         attempts[-1] = dataclasses.replace(attempts[-1], to_step=step, seconds=dict(beat["seconds"]))

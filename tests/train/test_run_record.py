@@ -136,6 +136,7 @@ def test_a_run_that_is_killed_again_while_it_starts_keeps_the_time_of_both(tmp_p
     ends = closed(found.attempts, found.heartbeat)
     assert [each.exit for each in ends] == ["lost", "lost"] and ends[0].reason.endswith("while training at step 25")
     assert [sum(each.seconds.values()) for each in ends] == [9.5, 3.5]
+    assert (ends[1].from_step, ends[1].to_step) == (25, 25)
     unclosed = closed([attempt(None, training=2.0)], beat(1, doing="starting"))  # run.json could not be written
     assert [each.exit for each in unclosed] == ["lost", "lost"]
 
