@@ -42,13 +42,13 @@ class EarlyStopping:
     def restore(self, counters: Mapping[str, Any], *, longer: bool) -> None:
         """Takes the counters of a checkpoint, unless they are of another metric.
 
-        longer: whether the run is made longer than it was then. If it had ended early, it may try again: the count
-        starts over, and the best value stays.
+        longer: whether the run is made longer than it was then. If its patience was at an end, it may try again: the
+        count starts over, and the best value stays.
         """
         fresh = self._fresh()
         if all(counters.get(name) == fresh[name] for name in ("metric", "mode")):
             self.counters = fresh | dict(counters)
-            if longer and self.counters["ended"]:
+            if longer and (self.counters["ended"] or self._exhausted):  # at the last step a full count ends nothing
                 self.counters["count"] = 0
             self.counters["ended"] = self.counters["ended"] and self._exhausted
 

@@ -73,6 +73,14 @@ def test_a_run_that_has_ended_stays_so_until_its_patience_or_its_length_grows():
     assert ended().words() == f"{LOSS} has not improved in 2 evaluations: its best value, 4, is that of step 10"
 
 
+def test_a_run_whose_patience_ended_at_its_last_step_starts_the_count_over_where_it_is_made_longer():
+    complete = EarlyStopping(StoppingSettings(LOSS, patience=2))
+    assert stops_at([4.0, 4.1, 4.2], complete) == 2 and not complete.ended  # the last step ends the run by itself
+    longer = EarlyStopping(StoppingSettings(LOSS, patience=2))
+    longer.restore(complete.counters, longer=True)
+    assert stops_at([4.2, 4.1], longer) == 1
+
+
 def test_a_patience_that_is_lowered_while_a_run_goes_on_ends_it_at_its_next_evaluation():
     first = EarlyStopping(StoppingSettings(LOSS, patience=9))
     assert stops_at([5.0, 6.0, 6.0, 6.0], first) is None
