@@ -3,10 +3,10 @@
 python -m camelid.tests.kills train --count=100 --seed=0
 
 Kinds: train (tuning, from a run that this script makes), best (with its best checkpoint kept), lora, reward, dpo, ppo,
-phases (two runs, the second from the first), cache (`data prepare --config`), prepare (`data prepare --source`),
-tokenizer, collect, convert, diff and peft. Each time: a fresh folder, one to three kills, then the command to its end.
-In a run every second kill comes when a checkpoint is just being saved. Counted are the ends that are the same bit for
-bit, and those that differ, show a traceback, are an error or a hang.
+grpo (with all that the host counts), phases (two runs, the second from the first), cache (`data prepare --config`),
+prepare (`data prepare --source`), tokenizer, collect, convert, diff and peft. Each time: a fresh folder, one to three
+kills, then the command to its end. In a run every second kill comes when a checkpoint is just being saved. Counted are
+the ends that are the same bit for bit, and those that differ, show a traceback, are an error or a hang.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TIMING = re.compile(r"second|memory|mfu")  # metrics that no two runs share
-RUNS = ("train", "best", "lora", "reward", "dpo", "ppo", "phases")
+RUNS = ("train", "best", "lora", "reward", "dpo", "ppo", "grpo", "phases")
 OTHERS = ("cache", "prepare", "tokenizer", "collect", "convert", "diff", "peft")
 CAMELID = [sys.executable, "-c", "import sys; from camelid.launch.cli import main; sys.exit(main())"]
 LIMIT = 900  # seconds for a command
@@ -55,6 +55,20 @@ class Kind:
             case "ppo":
                 steps = ["--config.total_steps=6", "--config.checkpoint.every_steps=1"]
                 return ["train", f"{rl}ppo,{tuned}", f"--workdir={folder}", *steps]
+            case "grpo":
+                counted = ["--config.watch.min_eos_rate=1.0", "--config.watch.patience=100"]
+                counted += ["--config.watch.proxy=eval/heldout/scores", "--config.watch.gold=eval/heldout/length"]
+                counted += ["--config.early_stopping.metric=eval/heldout/scores", "--config.early_stopping.mode=max"]
+                counted += ["--config.early_stopping.patience=9", "--config.watch.patience_evaluations=9"]
+                steps = ["--config.total_steps=8", "--config.checkpoint.every_steps=1", "--config.log_steps=3"]
+                return [
+                    "train",
+                    f"{rl}grpo,{tuned}",
+                    f"--workdir={folder}",
+                    *steps,
+                    "--config.eval_percent=25",
+                    *counted,
+                ]
             case "phases":
                 given = f"init_from={self.root / 'base'},documents={self.root / 'text.jsonl'}"
                 given += f",questions={self.root / 'chat.jsonl'},seq_len=64,batch_size=8,rank=0,template=chatml"
@@ -89,7 +103,9 @@ class Kind:
         if self.name == "diff":
             return self._state(folder / "out")
         if self.name in RUNS:
-            return self._state(folder), self._metrics(folder)
+            from camelid.checkpoints.reading import read_manifest
+
+            return self._state(folder), self._metrics(folder), read_manifest(folder)["counters"]
         if self.name == "prepare":
             from camelid.data.sources import Source, read
 
