@@ -3,7 +3,26 @@
 import os
 from pathlib import Path
 
+from etils import epath
+
 from ..errors import UserError
+
+
+def output_folder(path: str, flag: str = "--workdir") -> epath.Path:
+    """The folder that an option names, on this machine or in an object store.
+
+    Args:
+      path: the option's value.
+      flag: the option, for the message.
+
+    Raises:
+      UserError: an address of another kind, such as that of a web page.
+    """
+    try:
+        return epath.Path(path)
+    except KeyError:
+        kind = path.partition("://")[0]
+        raise UserError(f"{flag}={path}: {kind}:// cannot be written: give a folder, or gs:// or s3://") from None
 
 
 def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:

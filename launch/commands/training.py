@@ -37,8 +37,6 @@ def add_train(commands) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from etils import epath
-
     from ..distributed import joined
 
     set_log_level(args)
@@ -48,10 +46,11 @@ def _train(args: argparse.Namespace) -> None:
     with joined(*group) if args.distributed else contextlib.nullcontext():
         from ...evals.registry import Evaluations
         from ...settings.config_files import load_phases
+        from ..outputs import output_folder
         from ..phases import run
 
         keep_programs()
-        run(load_phases(args.config, args.overrides), epath.Path(args.workdir), Evaluations())
+        run(load_phases(args.config, args.overrides), output_folder(args.workdir), Evaluations())
 
 
 def add_quickstart(commands) -> None:
@@ -86,8 +85,7 @@ def add_quickstart(commands) -> None:
 
 
 def _quickstart(args: argparse.Namespace) -> None:
-    from etils import epath
-
+    from ..outputs import output_folder
     from ..quickstart import PAIR_PROMPTS, Steps, quickstart
 
     set_log_level(args)
@@ -95,4 +93,4 @@ def _quickstart(args: argparse.Namespace) -> None:
     keep_programs()
     prompts = PAIR_PROMPTS if args.pair_prompts is None else args.pair_prompts
     steps = Steps(args.pretrain_steps, args.sft_steps, args.reward_steps, args.ppo_steps, prompts)
-    quickstart(epath.Path(args.workdir), steps, seed=args.seed)
+    quickstart(output_folder(args.workdir), steps, seed=args.seed)

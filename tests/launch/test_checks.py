@@ -17,7 +17,7 @@ from camelid.evals.registry import Evaluations
 from camelid.launch import checks
 from camelid.launch.checks import check_config, check_phases
 from camelid.launch.cli import main
-from camelid.launch.outputs import check_new_file, check_writable
+from camelid.launch.outputs import check_new_file, check_writable, output_folder
 from camelid.launch.recipes import RECIPES
 from camelid.settings.config_files import load_phases
 from camelid.settings.leaves import Function, Integral, OneOf, Range, Regex, fields_of, is_section
@@ -287,3 +287,9 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_built(tmp_pa
     monkeypatch.setattr(os, "access", lambda path, how: False)
     with pytest.raises(PermissionError, match="no permission to write in"):
         check_writable(epath.Path(tmp_path / "a" / "b"))
+
+
+def test_the_address_of_a_web_page_is_no_folder_to_write_in():
+    with pytest.raises(UserError, match="--workdir=https://x/y: https:// cannot be written"):
+        output_folder("https://x/y")
+    assert os.fspath(output_folder("gs://bucket/run")) == "gs://bucket/run"
