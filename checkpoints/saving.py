@@ -119,7 +119,7 @@ class Checkpoints:
           metrics: evaluation metrics of this state, by which the best checkpoint is chosen.
           keep_others: deletes no older checkpoint after this save.
           temporary: whether a forced save, which is not due by its step, is a temporary one.
-          again: replaces the checkpoint of this step.
+          again: replaces the checkpoint of this step, if the save is forced or its evaluation is the best.
 
         Returns:
           Whether a save was started.
@@ -135,6 +135,7 @@ class Checkpoints:
             temporary = not improves and kind != "regular" and (kind == "temporary" or temporary)
             self._finish_pending()
             path = self.path(step)
+            again = again and (force or improves)
             if path.exists() and proof.is_complete(path) and step not in self._replaceable and not again:
                 return False
             if jax.process_index() == 0 and path.exists():

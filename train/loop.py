@@ -256,7 +256,7 @@ class Loop:
         if ends and self._finish is not None:
             self.state = self._finish(self.state)
         manifest = self._manifest | self._notes() | ({"missed": [e.name for e in due]} if stop and due else {})
-        how = dict(force=ends or stop or again, temporary=stop or again, again=again)
+        how = dict(force=ends or stop, temporary=stop, again=again)
         with self._clock.time("checkpoint"):
             self._checkpoints.save(done, self.state, manifest, metrics=found, **how)
         return ends or stop

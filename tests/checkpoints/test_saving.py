@@ -201,7 +201,10 @@ def test_what_a_signal_saves_is_temporary_unless_it_is_the_best_or_due(tmp_path)
             assert store.save(step, state, MANIFEST, force=step % 10 > 0, temporary=step % 10 > 0, metrics=metrics)
             store.wait()
         assert steps_on_disk(tmp_path) == [15, 30] and store.best() == 15
-        assert store.save(30, state, MANIFEST, force=True, again=True, metrics={"eval/loss": 0.5})
+        written = (tmp_path / "checkpoints" / "30" / "checksums.json").stat().st_mtime_ns
+        assert not store.save(30, state, MANIFEST, again=True, metrics={"eval/loss": 2.0})  # nothing to keep it for
+        assert (tmp_path / "checkpoints" / "30" / "checksums.json").stat().st_mtime_ns == written
+        assert store.save(30, state, MANIFEST, again=True, metrics={"eval/loss": 0.5})
     assert steps_on_disk(tmp_path) == [30] and reading.manifest_of(tmp_path / "checkpoints" / "30")["metrics"]
 
 

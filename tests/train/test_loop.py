@@ -398,7 +398,7 @@ def test_evaluations_that_a_signal_left_out_are_made_when_the_run_resumes(tmp_pa
     assert first.saved[4][1] == {"run": 1, "missed": ["quiz"]} and seen == [0, 2]
     _, log = run(tmp_path, start=4, total=8, evaluations=[quiz, other], loop={"missed": ["quiz"]})
     assert seen == [0, 2, 4, 6, 8]
-    assert log.again[4] and log.saved[4] == (4, {"run": 1}, True) and log.measured[4] == {"eval/quiz/score": 4.0}
+    assert log.again[4] and log.saved[4] == (4, {"run": 1}, False) and log.measured[4] == {"eval/quiz/score": 4.0}
     assert list(log.saved) == [4, 5, 6, 7, 8] and log.events.index(("save", 4)) < log.events.index(("update", 4))
 
 
