@@ -24,6 +24,7 @@ JOIN_SECONDS = 300  # a process waits so long at the start for the others
 LOST = re.compile(
     r"gloo|nccl|peer|connection (closed|reset)|unavailable|deadline|heartbeat|barrier|coordination", re.IGNORECASE
 )
+LOST_IN_A_SAVE = re.compile(r"CoordinationService|gloo", re.IGNORECASE)  # a file's error may speak of peers of its own
 RECORD = re.compile(rb"[IWEF]\d{4} ")  # the beginning of a record in XLA's log
 OF_COORDINATION = re.compile(rb"[IWEF]\d{4} .*(coordination|preemption|distributed)")
 DIED = "another process of this run died or cannot be reached: start all again to resume from the last checkpoint"
@@ -76,12 +77,13 @@ def joined(
     except (UserError, Interrupted, TrainingStopped):  # all processes raise this at the same step
         raise
     except Exception as error:
-        if isinstance(error, OSError):
+        failed_file = isinstance(error, OSError)
+        if (LOST_IN_A_SAVE if failed_file else LOST).search(str(error)):
+            write_exit(LOST_PEER)
+            _end(DIED)
+        if failed_file:
             _end(str(error))
-        if not LOST.search(str(error)):
-            raise
-        write_exit(LOST_PEER)
-        _end(DIED)
+        raise
 
 
 def devices_of_task(environment: Mapping[str, str]) -> list[int] | None:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from camelid.errors import UserError
@@ -30,6 +31,39 @@ def test_a_task_of_slurm_has_its_share_of_the_gpus(tasks, number, gpus, found):
     assert devices_of_task(environment) == found
     assert devices_of_task(environment | {"JAX_LOCAL_DEVICE_IDS": "0"}) is None
     assert devices_of_task({"CUDA_VISIBLE_DEVICES": gpus}) is None
+
+
+BARRIER = (
+    "the checkpoint of step 4 was not written to /runs/a/checkpoints: Timeout waiting at barrier '[op=4.state]'. "
+    "INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task 1 heartbeat timeout. "
+    "[type.googleapis.com/tensorflow.CoordinationServiceError=''] (the last complete one is of step 3)"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (OSError(BARRIER), True),  # the other process died while both saved
+        (RuntimeError("UNKNOWN: [gloo] Connection closed by peer"), True),
+        (OSError("the checkpoint of step 4 was not written: gs://a: Connection reset by peer"), False),
+        (OSError("No space left on device"), False),
+    ],
+)
+def test_only_an_error_of_what_joins_the_processes_says_that_another_one_is_lost(error, lost, monkeypatch):
+    said, written = [], []
+    monkeypatch.setattr(distributed, "_one_line_instead_of_abort", lambda words: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **settings: None)
+    monkeypatch.setattr(distributed, "write_exit", written.append)
+
+    def end(words):
+        said.append(words)
+        raise SystemExit(1)
+
+    monkeypatch.setattr(distributed, "_end", end)
+    with pytest.raises(SystemExit), distributed.joined("127.0.0.1:0", 2, 1):
+        raise error
+    assert said == ([distributed.DIED] if lost else [str(error)])
+    assert written == (["lost"] if lost else [])
 
 
 def test_a_port_that_is_taken_is_one_line_and_no_crash(monkeypatch):
