@@ -25,6 +25,12 @@ from camelid.train import vectorized
 
 CAMELID = [sys.executable, "-m", "camelid"]
 SPECIAL = ("<|im_start|>", "<|im_end|>")
+NAMES = {
+    "alone": "runs one after the other",
+    "workers": "--workers=2",
+    "program": "--vmap={seeds}",
+    "at_once": "one program, all at once",
+}
 
 
 class Cost(NamedTuple):
@@ -52,14 +58,19 @@ def main() -> None:
         special = [f"--special={token}" for token in SPECIAL]
         made = [*CAMELID, "tokenizer", "train", *sources, *special, "--vocab_size=1024", f"--output={tokenizer}"]
         subprocess.run(made, check=True)
-    rows = {}
+    print(f"{args.seeds} seeds of {args.preset}, {args.steps} steps, {os.cpu_count()} cores\n")
+    print("| | cache | wall | CPU | wall, relative | CPU, relative |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for cache in ("empty", "filled"):
+        base = None
         for name, command in commands(args).items():
             compiled, runs = args.workdir / f"compiled-{name}", args.workdir / f"runs-{name}"
             for folder in [runs] + ([compiled] if cache == "empty" else []):
                 shutil.rmtree(folder, ignore_errors=True)
-            rows[name, cache] = measured(command, compiled, args.workdir / f"{name}.log")
-    print_table(rows, args)
+            cost = measured(command, compiled, args.workdir / f"{name}.log")
+            base = base or cost
+            parts = f"{cost.wall:.0f} s | {cost.cpu:.0f} s | {cost.wall / base.wall:.2f} | {cost.cpu / base.cpu:.2f}"
+            print(f"| {NAMES[name].format(seeds=args.seeds)} | {cache} | {parts} |", flush=True)
 
 
 def commands(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -105,22 +116,6 @@ def measured(command: list[str], compiled: Path, log: Path) -> Cost:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Cost(time.monotonic() - begin, cpu)
-
-
-def print_table(rows: dict[tuple[str, str], Cost], args: argparse.Namespace) -> None:
-    names = {
-        "alone": "runs one after the other",
-        "workers": "the same with --workers=2",
-        "program": f"--vmap={args.seeds}",
-        "at_once": "one program, computed at once",
-    }
-    print(f"{args.seeds} seeds of {args.preset}, {args.steps} steps, {os.cpu_count()} cores\n")
-    print("| | cache | wall | CPU | wall, relative | CPU, relative |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for (name, cache), cost in rows.items():
-        base = rows["alone", cache]
-        parts = f"{cost.wall:.0f} s | {cost.cpu:.0f} s | {cost.wall / base.wall:.2f} | {cost.cpu / base.cpu:.2f}"
-        print(f"| {names[name]} | {cache} | {parts} |")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ Scalars = dict[str, np.ndarray]
 
 def program_of(config: RunConfig) -> str:
     """What is the same in the configs of all members of a program, as a string."""
-    leaves = {name: value for name, value in _leaves(config) if not AROUND.fullmatch(name)}
+    leaves = {name: value for name, value in _leaves(config).items() if not AROUND.fullmatch(name)}
     return json.dumps(leaves | {name: "a number" for name in SCALARS if leaves.get(name) is not None}, default=str)
 
 
@@ -54,7 +54,7 @@ def scalars_of(configs: Sequence[RunConfig]) -> Scalars:
 
     Raises UserError if the configs do not belong to one program; the message names the leaf with its values.
     """
-    every = [dict(_leaves(config)) for config in configs]
+    every = [_leaves(config) for config in configs]
     names = dict.fromkeys(name for leaves in every for name in leaves)
     differ = {name: [leaves.get(name) for leaves in every] for name in names if not AROUND.fullmatch(name)}
     differ = {name: values for name, values in differ.items() if any(value != values[0] for value in values)}
@@ -87,9 +87,10 @@ def _replaced(section: Any, path: Sequence[str], value: Any) -> Any:
     return dataclasses.replace(section, **{name: new})
 
 
-def _leaves(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Each leaf of a config by its dotted name."""
-    return _flat(to_config(config), "")
+def _leaves(config: RunConfig) -> dict[str, Any]:
+    """The leaves of a config by their dotted names, with the optimiser's arguments that the config leaves to it."""
+    arguments = {f"optim.{name}": value for name, value in config.optim.arguments().items()}
+    return dict(_flat(to_config(config), "")) | arguments
 
 
 def _flat(section: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:

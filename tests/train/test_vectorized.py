@@ -205,7 +205,8 @@ def test_what_would_be_another_program_is_refused_with_its_leaf(config):
             scalars_of([one, one, other])
     same = [read_config(config(**{leaf: value})) for leaf, value in OTHER.items()]
     assert {program_of(each) for each in same} == {program_of(one)}
-    assert program_of(read_config(config(**{"early_stopping.metric": "eval/a/loss"}))) == program_of(one)
+    for leaf, value in {"early_stopping.metric": "eval/a/loss", "optim.b2": 0.99}.items():
+        assert program_of(read_config(config(**{leaf: value}))) == program_of(one)
     scalars = scalars_of([one, *same])
     assert scalars.keys() == OTHER.keys() and all(len(values) == len(OTHER) + 1 for values in scalars.values())
     changed = with_scalars(one, {name: scalars[name][1 + k] for k, name in enumerate(OTHER)})
