@@ -6,6 +6,7 @@ experiment is written, because TensorBoard would read that of one run alone. Wit
 metrics of all runs below its --logdir.
 """
 
+import logging
 import os
 import struct
 import time
@@ -22,6 +23,9 @@ from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.record_writer import masked_crc32c
 
 from ..data.checksums import write_whole, writing
+
+# Of a loss that is not finite the run tells by itself; tensorboardX would warn at each report without saying where.
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 FLUSH_SECONDS = 10
 SETTINGS = "events.out.tfevents.0000000000.settings"

@@ -130,11 +130,11 @@ def test_what_is_asked_decides_what_is_compared_and_not_where_it_lies(pretrained
     after = evaluate("after", f"--choices={tmp_path / 'b'}/*.jsonl")
     with pytest.raises(UserError, match="were asked differently"):
         results.compare([before, after])
-    (tmp_path / "own_code.py").write_text(OWN)
+    (tmp_path / "own_length.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    before = evaluate("code_before", "--evaluation=own_code:length")
-    (tmp_path / "own_code.py").write_text(OWN.replace("float(i)", "float(i + 1)"))
-    after = evaluate("code_after", "--evaluation=own_code:length")
+    before = evaluate("code_before", "--evaluation=own_length:length")
+    (tmp_path / "own_length.py").write_text(OWN.replace("float(i)", "float(i + 1)"))
+    after = evaluate("code_after", "--evaluation=own_length:length")
     with pytest.raises(UserError, match="were asked differently"):
         results.compare([before, after])
 

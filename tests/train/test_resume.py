@@ -139,7 +139,7 @@ def test_the_record_of_a_run_that_was_ended_twice_accounts_for_the_time_of_all_i
         assert [each.exit for each in record.attempts] == ends and record.status == "finished"
         assert [each.from_step for each in record.attempts] == [0, *runs[name].resumed_from]
         assert record.attempts[-1].to_step == record.step == STEPS
-        assert sum(record.seconds.values()) == pytest.approx(sum(runs[name].lived), rel=0.1, abs=2.0)
+        assert sum(record.seconds.values()) == pytest.approx(sum(runs[name].lived), abs=2.0 * len(ends))
         killed = [each for each in record.attempts if each.exit == "lost"]
         assert all(each.seconds["lost"] > 0 and each.exit_code is None for each in killed)
         assert 0 < record.goodput < 1
