@@ -423,8 +423,7 @@ def load(
     Args:
       path: a run directory (its latest checkpoint), RUN@best, RUN@STEP, one checkpoint, a GGUF file, a folder in the
         format of Hugging Face, Meta or PEFT, or the name of a model on the Hugging Face Hub.
-      step: which checkpoint of the run at `path`: that of a step, such as 500, or "best", the one that its
-        `config.checkpoint.best` keeps; default: the latest one.
+      step: a step of the run at `path`, such as 500, or "best" (`config.checkpoint.best`); default: the latest one.
       mesh: devices for the parameters; default: one device.
       dtype: dtype of parameters and computation; default: as trained or stored.
       weights: "params" for the parameters of the last step, "ema" for their moving average. Default: the moving average
