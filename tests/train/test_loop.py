@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,6 @@ from camelid.data.packed_rows import DTYPES
 from camelid.errors import UserError
 from camelid.model.sharding import BATCH, make_mesh
 from camelid.train import loop as loop_module
-from camelid.train import throughput
 from camelid.train.goodput import Clock
 from camelid.train.lengths import Lengths
 from camelid.train.loop import Evaluation, Interrupted, Loop, Profile, TrainingStopped, check_streak, profiler
@@ -476,32 +474,6 @@ def test_a_report_tells_speed_memory_and_waiting(tmp_path):
     assert values["host_memory_peak_bytes"] > 50e6
     assert values["seconds_waiting_for_checkpoints"] == 0.25
     assert values["seconds_waiting_for_data"] >= 0
-
-
-def test_speed_leaves_out_pauses_and_mfu_is_the_share_of_the_devices_peak(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(throughput, "peak_flops", lambda device: 5e3)
-    meter = throughput.Meter(flops_per_token=20.0)
-    now[0] = 130.0
-    meter.pause(20.0)
-    rates = meter.read(tokens=8000, steps=4)
-    assert rates == {
-        "seconds_per_step": 2.5,
-        "tokens_per_second": 800.0,
-        "tokens_per_second_per_device": 100.0,
-        "mfu": pytest.approx(100.0 * 20.0 / 5e3),
-    }
-    now[0] = 140.0
-    assert meter.read(tokens=8000, steps=4)["tokens_per_second"] == 800.0  # each reading starts anew
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("cpu", None)],
-)
-def test_a_devices_peak_is_found_by_the_longest_name(kind, peak):
-    assert throughput.peak_flops(types.SimpleNamespace(device_kind=kind)) == peak
 
 
 def test_compilation_and_evaluation_do_not_count_as_training_time(tmp_path):
