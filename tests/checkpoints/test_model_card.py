@@ -29,7 +29,7 @@ def of(*cards, root=None) -> Lineage:
 
 
 def hub_root(licence):
-    return Root("farm/plain", True, "c0ffee", licence)
+    return Root("lab/plain", True, "c0ffee", licence)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_a_header_names_base_languages_and_licence_as_the_hub_writes_them(tuned,
 
     found = checkpoints.open(tuned)
     chain = of(dataset("ODC-By-1.0", "no"), dataset("ODC-By-1.0", "zh"), root=hub_root("odc-by"))
-    fields = model_card.header(found, chain, "farm/plain", adapters=False)
+    fields = model_card.header(found, chain, "lab/plain", adapters=False)
     lines = "\n".join(f"{name}:{model_card._yaml(value)}" for name, value in fields.items())
     said = ModelCard(f"---\n{lines}\n---\n").data
     assert said.license == "odc-by" and said.language == ["no", "zh"]
-    assert (said.base_model, said["base_model_relation"]) == ("farm/plain", "finetune")
+    assert (said.base_model, said["base_model_relation"]) == ("lab/plain", "finetune")
     other = model_card.header(found, of(dataset("LicenseRef-House")), None, adapters=False)
     assert (other["license"], other["license_name"]) == ("other", "licenseref-house")
 

@@ -63,7 +63,7 @@ def fake(tmp_path, monkeypatch):
     return folder
 
 
-def launch(*options, command=("doctor",), workdir="work") -> int:
+def launch(*options, command=("doctor",), workdir="job") -> int:
     return main(["launch", "--on=slurm", f"--workdir={workdir}", *options, "--", *command])
 
 
@@ -77,7 +77,7 @@ def run_job(fake, code, said, state="RUNNING", restarts=0, **more) -> tuple[int,
     settings |= {"FAKE_CODE": str(code), "FAKE_SAID": " ".join(said), "FAKE_STATE": state} | more
     (fake / "scontrol.arguments").unlink(missing_ok=True)
     ended = subprocess.run(
-        ["bash", "work/launch/job.sh"],
+        ["bash", "job/launch/job.sh"],
         env=os.environ | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -98,12 +98,12 @@ def test_a_job_file_asks_for_what_the_options_say_and_is_valid_bash(fake, capsys
         "--partition=gpu",
     ]
     assert launch(*options, "--account=lab", "--signal_seconds=300", "--sbatch=--qos=high --exclude=node7 -C a100") == 0
-    text = job_file(fake.parent / "work")
+    text = job_file(fake.parent / "job")
     asked = re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
     assert asked == [
-        "--job-name=camelid-work",
+        "--job-name=camelid-job",
         f"--chdir={fake.parent}",
-        f"--output={fake.parent}/work/launch/log",
+        f"--output={fake.parent}/job/launch/log",
         "--open-mode=append",
         "--partition=gpu",
         "--account=lab",
@@ -119,11 +119,11 @@ def test_a_job_file_asks_for_what_the_options_say_and_is_valid_bash(fake, capsys
         "--requeue",
         "--signal=TERM@300",
     ]
-    assert subprocess.run(["bash", "-n", "work/launch/job.sh"]).returncode == 0
-    assert (fake / "sbatch.arguments").read_text().strip() == f"--parsable {fake.parent}/work/launch/job.sh"
+    assert subprocess.run(["bash", "-n", "job/launch/job.sh"]).returncode == 0
+    assert (fake / "sbatch.arguments").read_text().strip() == f"--parsable {fake.parent}/job/launch/job.sh"
     said = capsys.readouterr().out
-    assert "job 12 on slurm: camelid-work, 16 processes" in said
-    for line in ("squeue --jobs=12", f"tail -F {fake.parent}/work/launch/log", "scontrol requeue 12", "scancel 12"):
+    assert "job 12 on slurm: camelid-job, 16 processes" in said
+    for line in ("squeue --jobs=12", f"tail -F {fake.parent}/job/launch/log", "scontrol requeue 12", "scancel 12"):
         assert line in said
 
 
@@ -223,15 +223,15 @@ def test_the_workers_of_a_sweep_are_an_array(fake, capsys):
         (["--sbatch=--output=x"], ["doctor"], "--output is what camelid launch sets itself"),
         (["--sbatch=qos"], ["doctor"], "qos is no option"),
         (["--name=a b"], ["doctor"], "--name=a b"),
-        ([], ["train", "--config=missing.py", "--workdir=work"], "missing.py"),
-        ([], ["sweep", "--workdir=work", "--workers=3"], "give it to launch"),
-        ([], ["sweep", "--workdir=work", "--show"], "is not for a job"),
+        ([], ["train", "--config=missing.py", "--workdir=job"], "missing.py"),
+        ([], ["sweep", "--workdir=job", "--workers=3"], "give it to launch"),
+        ([], ["sweep", "--workdir=job", "--show"], "is not for a job"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_submitted(fake, options, command, words, capsys):
     assert launch(*options, command=command) == 2
     assert words in capsys.readouterr().err
-    assert not (fake / "sbatch.arguments").exists() and not Path("work").exists()
+    assert not (fake / "sbatch.arguments").exists() and not Path("job").exists()
 
 
 def test_without_sbatch_the_job_file_is_written_and_the_command_to_submit_it_told(fake, capsys, monkeypatch):
@@ -239,8 +239,8 @@ def test_without_sbatch_the_job_file_is_written_and_the_command_to_submit_it_tol
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert launch() == 0
     said = capsys.readouterr().out
-    assert "is written and not submitted" in said and f"sbatch {fake.parent}/work/launch/job.sh" in said
-    assert main(["launch", "--status=work"]) == 2
+    assert "is written and not submitted" in said and f"sbatch {fake.parent}/job/launch/job.sh" in said
+    assert main(["launch", "--status=job"]) == 2
 
 
 def test_what_sbatch_refuses_is_told_in_one_line(fake, capsys, monkeypatch):
@@ -254,7 +254,7 @@ def test_a_job_that_waits_or_runs_is_not_submitted_again(fake, capsys):
     (fake / "queue").write_text("PENDING|Resources\n")
     assert launch() == 2
     assert "job 12 on slurm is PENDING (Resources): `camelid launch --stop=" in capsys.readouterr().err
-    assert main(["launch", "--stop=work"]) == 0
+    assert main(["launch", "--stop=job"]) == 0
     assert (fake / "scontrol.arguments").read_text() == "12\n"
     (fake / "queue").unlink()
     assert launch() == 0
@@ -263,17 +263,17 @@ def test_a_job_that_waits_or_runs_is_not_submitted_again(fake, capsys):
 def test_the_state_and_the_end_of_a_job_are_told(fake, capsys):
     assert launch() == 0
     (fake / "queue").write_text("RUNNING|None\n")
-    assert main(["launch", "--status=work"]) == 0
+    assert main(["launch", "--status=job"]) == 0
     assert ": RUNNING\n" in capsys.readouterr().out
     (fake / "queue").unlink()
-    assert main(["launch", "--status=work"]) == 1
+    assert main(["launch", "--status=job"]) == 1
     assert "ended before the end of its first attempt" in capsys.readouterr().out
     run_job(fake, 143, ["143"])
     run_job(fake, 0, ["0"], restarts=1)
-    assert main(["launch", "--follow=work"]) == 0
+    assert main(["launch", "--follow=job"]) == 0
     assert "job 12 finished after 2 attempts" in capsys.readouterr().out
     run_job(fake, 2, ["2"])
-    assert main(["launch", "--follow=work"]) == 2
+    assert main(["launch", "--follow=job"]) == 2
 
 
 # Whole jobs, where Slurm runs for these tests.
