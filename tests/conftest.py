@@ -122,6 +122,14 @@ def finished_run(name: str, arguments: Callable[[Path], list[str]]) -> Path:
     return shared(name, make)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def folders_of_modules():
+    """What a file's tests appended to `sys.path`, as reading a config does, is gone for the next file."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
 @pytest.fixture(scope="module")
 def one_device():
     """Runs of a module that asks for this take as many of the eight devices as their mesh names, and one by default,

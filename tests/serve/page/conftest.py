@@ -39,9 +39,9 @@ def tab(browser):
 
 
 def show(page, url):
-    """Goes to the page and waits until it has started."""
+    """Goes to the page and waits until it has started, which ends with the list of models."""
     page.goto(url)
-    page.wait_for_selector("#model option", state="attached")
+    page.wait_for_selector("#model option:not([value=''])", state="attached")
 
 
 def clear(page, url):

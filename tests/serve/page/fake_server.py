@@ -102,8 +102,9 @@ class Handler(BaseHTTPRequestHandler):
         said = body["messages"][-1]["content"]
         if body["messages"][-1]["role"] == "assistant":
             said = "more"
-        if body.get("model", "camel-1b") not in self.server.models:
-            self.fail(404, f"there is no model {body['model']!r}", "not_found_error", "model_not_found")
+        model = body.get("model", "camel-1b")  # the page asks without one until it has read the list
+        if model not in self.server.models:
+            self.fail(404, f"there is no model {model!r}", "not_found_error", "model_not_found")
         elif said == "fail once" and not self.server.failed:
             self.server.failed = True
             self.fail(429, "<b>the queue is full</b>", "rate_limit_error", "queue_full")
@@ -138,7 +139,8 @@ class Handler(BaseHTTPRequestHandler):
         """The chunks of an answer: role, text, end, usage."""
         answers = {"empty": "", "markdown": MARKDOWN, "slow": "word " * 400, "long": f"{MARKDOWN}\n\n" * 20}
         text = (answers | self.server.answers).get(said, f"You said: {said}")
-        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+        model = body.get("model", "camel-1b")
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": model}
         pieces = tokens_of(text)
 
         def chunk(delta: dict, reason: str | None = None, logprobs: dict | None = None) -> dict:
