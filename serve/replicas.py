@@ -6,7 +6,6 @@ own: Ctrl-C reaches the parent alone, which lets answers end first.
 """
 
 import collections
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from ..errors import UserError
 from .backends import Backend
 from .listen import say
 
@@ -33,10 +31,6 @@ HANG_SECONDS = 60.0
 """Time for which a server that was well may fail its health checks until it is ended and started again."""
 END_SECONDS = 5.0
 """Time in which a server must end after SIGTERM, once it has no more answers to write."""
-_PROBE = """import json, jax
-devices = jax.local_devices()
-chips = {str(getattr(device, "coords", device.id)) for device in devices}
-print(json.dumps([devices[0].platform, devices[0].client.platform_version, len(chips)]))"""
 
 
 def end_with_parent() -> None:
@@ -48,66 +42,6 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
-
-
-def environments(count: int, devices: int) -> list[dict[str, str]]:
-    """The variables that give each replica devices of its own.
-
-    On CPU there are none: replicas share the cores.
-
-    Args:
-      count: number of replicas.
-      devices: number of devices of each, the size of its mesh.
-
-    Raises UserError if there are not enough devices, or they cannot be divided.
-    """
-    platform, version, there = devices_here()
-    return divide(count, devices, platform=platform, version=version, there=there, environment=os.environ)
-
-
-def devices_here() -> tuple[str, str, int]:
-    """JAX's name of this machine's platform, the description of its software, and the number of devices (TPU: chips).
-
-    A process of its own asks, which leaves the devices free. Raises UserError if JAX finds none.
-    """
-    probe = subprocess.run([*PYTHON, "-c", _PROBE], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if probe.returncode:
-        raise UserError(f"JAX finds no devices: {(probe.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return tuple(json.loads(probe.stdout.splitlines()[-1]))
-
-
-def divide(
-    count: int, devices: int, *, platform: str, version: str, there: int, environment: Mapping[str, str]
-) -> list[dict[str, str]]:
-    """The variables that give each replica devices of its own.
-
-    Args:
-      count: number of replicas.
-      devices: number of devices of each.
-      platform: JAX's name of the platform: cpu, gpu or tpu.
-      version: JAX's description of the platform's software, which tells CUDA from ROCm.
-      there: number of the machine's devices; of a TPU, chips.
-      environment: the variables of this process.
-
-    Raises UserError if there are not enough devices, or they cannot be divided.
-    """
-    if platform == "cpu":
-        return [{} for _ in range(count)]
-    if platform == "tpu" and devices > 1:
-        raise UserError(f"--mesh of {devices} devices: with --replicas on TPU each replica has one chip: leave it out")
-    if platform not in ("gpu", "tpu"):
-        raise UserError(f"--replicas={count}: devices of {platform} cannot be divided: start one server for each")
-    if count * devices > there:
-        each = f"{devices} devices each" if devices > 1 else "a device each"
-        raise UserError(f"--replicas={count} with {each}: there are {there}: give at most {there // devices} replicas")
-    name = "TPU_VISIBLE_CHIPS" if platform == "tpu" else "CUDA_VISIBLE_DEVICES"
-    if "rocm" in version.lower():
-        name = "ROCR_VISIBLE_DEVICES"
-    seen = [part.strip() for part in environment.get(name, "").split(",") if part.strip()]
-    seen = seen or [str(i) for i in range(there)]
-    parts = [",".join(seen[i * devices : (i + 1) * devices]) for i in range(count)]
-    one_chip = dict(TPU_PROCESS_BOUNDS="1,1,1", TPU_CHIPS_PER_PROCESS_BOUNDS="1,1,1") if platform == "tpu" else {}
-    return [{name: part} | one_chip for part in parts]
 
 
 class Replica(threading.Thread):

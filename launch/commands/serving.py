@@ -155,14 +155,15 @@ from camelid.launch.cli import main; sys.exit(main())"
 def _serve_replicas(args: argparse.Namespace) -> int:
     """Serves a model with several processes behind a router."""
     with _installed("serve"):
+        from ...model.host_devices import divide, host_devices
         from ...serve.backends import Backend
         from ...serve.listen import Listener, bind, listen, say_ready
-        from ...serve.replicas import PYTHON, Replicas, environments, reason
+        from ...serve.replicas import PYTHON, Replicas, reason
         from ...serve.router import Router, make_router
 
     devices = math.prod(getattr(args, f"mesh.{axis}") or 1 for axis in MESH)
     bound = bind(args.host, args.port)
-    variables = environments(args.replicas, devices)
+    variables = divide(host_devices(), args.replicas, devices, f"--replicas={args.replicas}")
     listen(bound)
     own = ["--replicas=1", "--host=127.0.0.1", "--port=0"]  # they stand last, and so count
     router = Router([Backend(f"replica {i}") for i in range(args.replicas)], key=args.api_key)

@@ -123,7 +123,7 @@ def _add_working(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="number of trials at a time; they divide the GPUs of this machine (default: 1)",
+        help="number of trials at a time; they divide the GPUs or chips of this machine (default: 1)",
     )
     parser.add_argument(
         "--vmap",

@@ -90,17 +90,18 @@ def _environments(count: int) -> list[dict[str, str]]:
     """
     if count == 1 or os.environ.get("JAX_PLATFORMS") == "cpu":
         return [{} for _ in range(count)]
-    from ...serve.replicas import devices_here, divide
+    from ...model.host_devices import divide, host_devices
 
-    platform, version, there = devices_here()
-    if platform == "tpu":
-        raise UserError(f"--processes={count}: one process has all chips of a TPU host: leave --processes out")
-    if platform != "cpu" and there % count:
+    devices, option = host_devices(), f"--processes={count}"
+    if devices.platform == "tpu":
+        raise UserError(f"{option}: one process has all chips of a TPU host: leave --processes out")
+    if devices.platform == "cpu":
+        return divide(devices, count, 1, option)
+    if devices.count % count:
         raise UserError(
-            f"--processes={count}: the {there} devices here cannot be divided evenly: give a divisor of {there}"
+            f"{option}: the {devices.count} devices here cannot be divided evenly: give a divisor of {devices.count}"
         )
-    each = 1 if platform == "cpu" else there // count
-    return divide(count, each, platform=platform, version=version, there=there, environment=os.environ)
+    return divide(devices, count, devices.count // count, option)
 
 
 def state(launched: Launched) -> str | None:

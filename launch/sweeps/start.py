@@ -13,11 +13,12 @@ import ml_collections
 
 from ...errors import UserError, did_you_mean
 from ...evals.registry import Evaluations
+from ...model.host_devices import host_devices
 from ...settings.config_files import load_phases
 from ..checks import check_phases
 from ..outputs import check_writable
 from .claims import StudyLock
-from .devices import environments, look
+from .devices import environments
 from .identity import (
     NAME,
     Identity,
@@ -116,7 +117,7 @@ def run(sweep: Sweep, study: Study, options: Options) -> Results:
       UserError: no trial can run.
     """
     log = Log(sweep.folder)
-    places = environments(options.workers, look()) if options.workers > 1 else [{}]
+    places = environments(options.workers, host_devices()) if options.workers > 1 else [{}]
     results, objective = Results(sweep, study), sweep.identity.objective
     log(f"sweep {sweep.folder}: {summary(results)}, {sweep.identity.method} over {sweep.identity.space}, {objective}")
     log(f"it outlives the terminal: camelid sweep --workdir={sweep.folder} --show tells its state, --stop ends it")

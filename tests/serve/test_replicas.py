@@ -18,7 +18,6 @@ import pytest
 from camelid.checkpoints.interop.tokenizer_export import save_for_transformers
 from camelid.data.templates import load_template
 from camelid.data.tokenizer import Tokenizer
-from camelid.errors import UserError
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.serve import backends, replicas
@@ -346,26 +345,3 @@ def test_a_command_that_does_not_exist_is_told():
     replica = replicas.Replica(0, ["/nowhere"], {}, Backend("replica 0"), lambda *failure: failed.append(failure))
     replica.run()
     assert failed[0][0] == 1 and "no process can be started: [Errno 2] No such file" in failed[0][1]
-
-
-GPU = dict(platform="gpu", version="PJRT C API cuda 12080")
-
-
-def test_each_replica_has_devices_of_its_own():
-    def divide(count, devices, there=8, environment={}, **platform):  # noqa: B006
-        return replicas.divide(count, devices, there=there, environment=environment, **platform)
-
-    assert divide(2, 1, 1, platform="cpu", version="") == [{}, {}]
-    assert divide(2, 2, **GPU) == [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
-    given = {"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b,7"}
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in divide(3, 1, 3, given, **GPU)] == ["GPU-a", "GPU-b", "7"]
-    assert divide(1, 1, platform="gpu", version="PJRT C API rocm 60000") == [{"ROCR_VISIBLE_DEVICES": "0"}]
-    tpu = divide(4, 1, 4, platform="tpu", version="")
-    assert [each["TPU_VISIBLE_CHIPS"] for each in tpu] == ["0", "1", "2", "3"]
-    assert all(each["TPU_PROCESS_BOUNDS"] == each["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "1,1,1" for each in tpu)
-    with pytest.raises(UserError, match="--replicas=3 with 4 devices each: there are 8: give at most 2 replicas"):
-        divide(3, 4, **GPU)
-    with pytest.raises(UserError, match="--replicas=2 with a device each: there are 1: give at most 1 replicas"):
-        divide(2, 1, 1, **GPU)
-    with pytest.raises(UserError, match="on TPU each replica has one chip"):
-        divide(2, 2, platform="tpu", version="")

@@ -10,10 +10,11 @@ import pytest
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.launch.sweeps import start as starting
-from camelid.launch.sweeps.devices import MEMORY, Devices, environments
+from camelid.launch.sweeps.devices import MEMORY, environments
 from camelid.launch.sweeps.identity import Pruning, read_sweep
 from camelid.launch.sweeps.space import read_space
 from camelid.launch.sweeps.trials import train_command
+from camelid.model.host_devices import HostDevices
 
 CONFIG = Path(__file__).parents[2] / "tiny.py"
 PHASES = """
@@ -124,15 +125,18 @@ def test_trials_have_one_group_on_weights_and_biases(tmp_path):
 
 
 def test_workers_divide_gpus_or_share_them(monkeypatch):
-    assert environments(3, Devices("cpu", 1)) == [{}, {}, {}]
-    eight = environments(2, Devices("cuda", 8))
+    assert environments(3, HostDevices("cpu", 1)) == [{}, {}, {}]
+    eight = environments(2, HostDevices("cuda", 8))
     assert eight == [{"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    shared = environments(3, Devices("cuda", 2))
+    shared = environments(3, HostDevices("cuda", 2))
     assert [each["CUDA_VISIBLE_DEVICES"] for each in shared] == ["5", "7", "5"]
     assert [float(each[MEMORY]) for each in shared] == [0.375, 0.75, 0.375]
-    with pytest.raises(UserError, match="start the same command on each machine"):
-        environments(2, Devices("tpu", 4))
+    assert [each["TPU_VISIBLE_CHIPS"] for each in environments(4, HostDevices("tpu", 4))] == ["0", "1", "2", "3"]
+    with pytest.raises(UserError, match="--workers=2 with 2 chips each: a process has one chip of a TPU or all 4"):
+        environments(2, HostDevices("tpu", 4))
+    with pytest.raises(UserError, match="--workers=5 with a device each: there are 4: give at most 4"):
+        environments(5, HostDevices("tpu", 4))
 
 
 def test_options_that_do_nothing_are_refused(tmp_path, capsys):
