@@ -80,6 +80,12 @@ class LanguageModel:
         self.checkpoint = checkpoint
         self._apply = jax.jit(model.apply)
 
+    def __repr__(self) -> str:
+        """Where it comes from and how large it is, in a line."""
+        name = "" if self.checkpoint is None else f"{self.checkpoint.name}, "
+        step = "" if self.step is None else f"step {self.step}, "
+        return f"<LanguageModel: {name}{step}{self.config.family}, {self.config.n_params:,} parameters>"
+
     @property
     def config(self) -> LlamaConfig:
         return self.model.config

@@ -77,10 +77,17 @@ def read_config(config: ConfigDict) -> RunConfig:
 
 
 def train(config: ConfigDict, workdir: epath.PathLike, evaluators: Mapping[str, Evaluator]) -> Result:
-    """Trains a config of one run, from its start or from where it was cut off, and records the attempt."""
+    """Trains a config of one run, from its start or from where it was cut off, and records the attempt.
+
+    Raises UserError if a recipe of the user's own gives no `Result`.
+    """
     run = run_of(config, workdir, evaluators)
     with run.recorded():
-        return recipe_of(config).train(run)
+        result = recipe_of(config).train(run)
+        if not isinstance(result, Result):
+            said = f"gave {shown(result)} and no Result: let it end with `return run.result(params, loop)`"
+            raise UserError(f"config.recipe: {config.recipe!r} {said}")
+        return result
 
 
 def run_of(

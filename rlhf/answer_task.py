@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checkpoints.decoding import text_of
+from ..data.console import tell
 from ..data.prefetch import device_batch
 from ..errors import UserError
 from ..model.sharding import BATCH
@@ -157,6 +158,8 @@ class AnswerTask:
         self.score_parts = config.rollout.score_parts
         self.rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
         self._functions_checked = False
+        sums = [f"{source.weight:g} × {name} ({source.said})" for name, source in config.reward.sources.items()]
+        tell(f"reward of an answer: {' + '.join(sums) or '0'}")
 
     @property
     def _scored(self) -> list[Rewards]:

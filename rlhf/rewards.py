@@ -66,6 +66,13 @@ class RewardSource:
         if self.model is None:
             self.find(where)
 
+    @property
+    def said(self) -> str:
+        """What gives the scores, in words: "model runs/reward", "task primer" or "reward.py:judge"."""
+        if self.function is not None:
+            return self.function
+        return f"task {self.task}" if self.model is None else f"model {self.model}"
+
     def find(self, where: str) -> RewardFunction:
         """The function that `task` or `function` names, called as the other settings say.
 

@@ -123,11 +123,14 @@ def finished_run(name: str, arguments: Callable[[Path], list[str]]) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folders_of_modules():
-    """What a file's tests appended to `sys.path`, as reading a config does, is gone for the next file."""
+def alone():
+    """What a file's tests leave in the process is gone for the next file: folders that they appended to `sys.path`, as
+    reading a config does, and their compiled programs, which would take gigabytes in the end."""
     before = list(sys.path)
     yield
     sys.path[:] = before
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

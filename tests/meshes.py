@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from camelid.tests.make_loss_goldens import START, write_data
+from camelid.tests import make_loss_goldens as goldens
 
 HERE = Path(__file__).parent
 STEPS, SAVED = 8, 4
@@ -68,7 +68,7 @@ def command(case: str, root: Path, workdir: Path, layout: Layout, steps: int) ->
     axes = [f"--config.mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), layout.axes, strict=True)]
     fixed = [f"--config.total_steps={steps}", "--config.data.heldout=0.0", "--config.schedule.name=constant"]
     saved = ["--config.checkpoint.every_steps=2", "--config.checkpoint.keep_last=9"]
-    config = f"--config={HERE / config},root={root},init_from={START}"
+    config = f"--config={HERE / config},root={root},init_from={root / goldens.START}"
     return ["train", config, f"--workdir={workdir}", *fixed, *saved, *axes, *more]
 
 
@@ -190,7 +190,8 @@ def run() -> int:
     if unknown := set(args.cases) - set(CASES):
         parser.error(f"there is no case {', '.join(sorted(unknown))}")
     args.root.mkdir(parents=True, exist_ok=True)
-    write_data(args.root)
+    goldens.write_data(args.root)
+    goldens.train(goldens.START, args.root)
     for case in args.cases or CASES:
         for line in compare(case, args.root, args.layouts.split(",")):
             print(line, flush=True)

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from camelid.tests.make_loss_goldens import START, write_data
+from camelid.tests import make_loss_goldens as goldens
 
 CAMELID = [sys.executable, "-c", "import sys; from camelid.launch.cli import main; sys.exit(main())"]
 LIMIT, GIVE_UP = 30, 120  # seconds
@@ -64,7 +64,7 @@ def start(moment: str, root: Path, workdir: Path) -> list[Process]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
-    config = f"--config={Path(__file__).with_name('tiny.py')}:root={root},recipe=sft,init_from={START}"
+    config = f"--config={Path(__file__).with_name('tiny.py')}:root={root},recipe=sft,init_from={root / goldens.START}"
     argv = ["train", config, f"--workdir={workdir}", "--config.total_steps=100000", *OFTEN[moment]]
     cluster = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     return [Process([*argv, *cluster, f"--process_id={i}"], environment) for i in range(2)]
@@ -115,7 +115,8 @@ def run() -> int:
     args = parser.parse_args()
     rng, bad = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory(prefix="camelid-peers-") as folder:
-        write_data(Path(folder))
+        goldens.write_data(Path(folder))
+        goldens.train(goldens.START, Path(folder))
         for n in range(args.repeat):
             for moment in args.moments or OFTEN:
                 for victim in map(int, args.victims.split(",")):

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -23,16 +23,14 @@ from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
 from .architecture import model_of
 from .evaluations import Evaluator, chosen
-from .finish import Finish
 from .goodput import attempt_begin
 from .lengths import Lengths
-from .loop import Check, Evaluation, Finished, Loop
+from .loop import Evaluation, Finished, Loop
 from .metrics_file import read_metrics
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
 from .optimizer import each_part, make_optimizer, make_schedule
 from .randomness import purpose_key
 from .recording import Recording
-from .report import HEADLINE
 from .run_config import MeshSettings, RunConfig
 from .run_loop import run_loop
 from .trainable import LisaSettings, Rules, Trainable, by_rules, of_adapters, of_layers, split_frozen
@@ -334,45 +332,7 @@ class Run(Generic[C]):
             for each in chosen(self.config.evals, self.evaluators)
         ]
 
-    def loop(
-        self,
-        network: Network,
-        batches: Any,
-        sharding: jax.sharding.Sharding,
-        lengths: Lengths,
-        *,
-        evaluations: Sequence[Evaluation],
-        check: Check,
-        flops_per_token: float,
-        manifest: Mapping[str, Any] | None = None,
-        tables: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
-        headline: Mapping[str, str] = HEADLINE,
-        finish: Finish | None = None,
-    ) -> contextlib.AbstractContextManager[Loop | Finished]:
-        """The loop from the run's latest checkpoint to its end; it has no steps where the run is complete.
-
-        After the loop, `loop.state` is the last state, with whole networks.
-
-        Args:
-          network: the network that is trained.
-          batches: batches by step, as `data.prefetch` takes them.
-          sharding: the sharding of batches.
-          lengths: the lengths of the run.
-          evaluations: evaluations of whole networks.
-          check: sees all metrics and may stop the run.
-          flops_per_token: model FLOPs of a step per token, for the reports.
-          manifest: further entries of the manifests of checkpoints.
-          tables: tables to show at the start, by name.
-          headline: metrics of the progress line, with their labels.
-          finish: changes the parameters after the last step.
-
-        Raises:
-          UserError: settings that do not fit.
-          loop.TrainingStopped: the run cannot go on.
-        """
-        how = dict(evaluations=evaluations, check=check, flops_per_token=flops_per_token, entries=manifest)
-        more = dict(tables=tables, headline=headline, finish=finish)
-        return run_loop(self, network, batches, sharding, lengths, **how, **more)
+    loop = run_loop
 
     def result(self, params: Any, loop: "Loop | Finished") -> Result:
         """The run's language model with these parameters of the last state, and the last metrics."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from ..checkpoints import AdapterCheckpoint, manifest, reading
+from ..checkpoints import AdapterCheckpoint, reading
+from ..checkpoints.manifest import describe
 from ..checkpoints.saving import Checkpoints, keep_tokenizer
 from ..data.console import tell
 from ..errors import UserError
@@ -39,16 +40,37 @@ def run_loop(
     evaluations: Sequence[Evaluation],
     check: Check,
     flops_per_token: float,
-    entries: Mapping[str, Any] | None = None,
+    manifest: Mapping[str, Any] | None = None,
     tables: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
     headline: Mapping[str, str] = HEADLINE,
     finish: Finish | None = None,
 ) -> Iterator[Loop | Finished]:
-    """The loop of `Run.loop`, which has the same arguments; `entries` are the further entries of manifests."""
+    """The loop from a run's latest checkpoint to its end, which `Run.loop` is. A complete run has no steps left.
+
+    After the loop, `loop.state` is the last state, with whole networks.
+
+    Args:
+      run: the run.
+      network: the network that is trained.
+      batches: batches by step, as `data.prefetch` takes them.
+      sharding: the sharding of batches.
+      lengths: the lengths of the run.
+      evaluations: evaluations of whole networks.
+      check: sees all metrics and may stop the run.
+      flops_per_token: model FLOPs of a step per token, for the reports.
+      manifest: further entries of the manifests of checkpoints.
+      tables: tables to show at the start, by name.
+      headline: metrics of the progress line, with their labels.
+      finish: changes the parameters after the last step.
+
+    Raises:
+      UserError: settings that do not fit.
+      loop.TrainingStopped: the run cannot go on.
+    """
     config, total = run.config, lengths.total
     _check_settings(run, lengths, evaluations)
     saving = saving_of(config.checkpoint, lengths)
-    described = _describe(run, batches, lengths) | dict(entries or {})
+    described = _describe(run, batches, lengths) | dict(manifest or {})
     means, stopping = Means(), EarlyStopping(config.early_stopping)
     counted = {"report": means, "early_stopping": stopping} | ({"check": check} if hasattr(check, "counters") else {})
 
@@ -165,7 +187,7 @@ def _describe(run: "Run", batches: Any, lengths: Lengths) -> dict[str, Any]:
     """The manifest of the run's checkpoints."""
     tokenizer, template, start = run.tokenizer, run.template, run.start
     said = dict(tokenizer=tokenizer, template=template, data_fingerprint=batches.fingerprint)
-    described = manifest.describe(to_config(run.config), **said)
+    described = describe(to_config(run.config), **said)
     described |= {"model": dataclasses.asdict(run.model.config), "generation": run.generation.to_dict()}
     described |= {"total_steps": lengths.total, "start": None, "datasets": trained_datasets(run.config)}
     if start is not None:

@@ -31,8 +31,9 @@ class EarlyStopping:
     The evaluation before the first step counts as one. A value that is not finite is no improvement.
 
     Attributes:
-      counters: the metric with its mode, the best value with its step, the number of evaluations since, and
-        whether they ended the run; a checkpoint keeps them.
+      counters: the metric with its mode, the value of the last improvement with its step, the number of evaluations
+        since, the best value with its step, which may be better by up to `min_delta`, and whether the evaluations ended
+        the run; a checkpoint keeps them.
     """
 
     def __init__(self, settings: StoppingSettings):
@@ -47,7 +48,8 @@ class EarlyStopping:
         """
         fresh = self._fresh()
         if all(counters.get(name) == fresh[name] for name in ("metric", "mode")):
-            self.counters = fresh | dict(counters)
+            same = {"peak": counters.get("best"), "peak_step": counters.get("step")}  # in checkpoints that lack them
+            self.counters = fresh | same | dict(counters)
             if longer and (self.counters["ended"] or self._exhausted):  # at the last step a full count ends nothing
                 self.counters["count"] = 0
             self.counters["ended"] = self.counters["ended"] and self._exhausted
@@ -62,13 +64,17 @@ class EarlyStopping:
         value = metrics.get(self._settings.metric) if self._settings.metric is not None else None
         if value is None:
             return False
-        best = self.counters["best"]
-        sign = 1.0 if self._settings.mode == "max" else -1.0
-        if math.isfinite(value) and (best is None or sign * (value - best) > self._settings.min_delta):
+        if self._improves(value, self.counters["peak"], 0.0):
+            self.counters |= {"peak": float(value), "peak_step": step}
+        if self._improves(value, self.counters["best"], self._settings.min_delta):
             self.counters |= {"best": float(value), "step": step, "count": 0}
         else:
             self.counters["count"] += 1
         return self._exhausted
+
+    def _improves(self, value: float, best: float | None, least: float) -> bool:
+        sign = 1.0 if self._settings.mode == "max" else -1.0
+        return math.isfinite(value) and (best is None or sign * (value - best) > least)
 
     def end(self) -> None:
         """Says that the run ends here, as it does at its last step; a run that resumes later goes on."""
@@ -76,9 +82,15 @@ class EarlyStopping:
 
     def words(self) -> str:
         """Why the run ends."""
-        best, step, count = (self.counters[name] for name in ("best", "step", "count"))
-        since = f"its best value, {best:.6g}, is that of step {step}" if best is not None else "it was never finite"
-        return f"{self._settings.metric} has not improved in {count} evaluations: {since}"
+        names = ("best", "step", "count", "peak", "peak_step")
+        best, step, count, peak, peak_step = (self.counters[name] for name in names)
+        least = f" by more than {self._settings.min_delta:g}" if self._settings.min_delta else ""
+        said = f"{self._settings.metric} has not improved{least} in {count} evaluation{'s' if count != 1 else ''}"
+        if best is None:
+            return f"{said}: it was never finite"
+        if peak_step in (None, step):
+            return f"{said}: its best value, {best:.6g}, is that of step {step}"
+        return f"{said} since step {step} ({best:.6g}); its best value, {peak:.6g}, is that of step {peak_step}"
 
     @property
     def _exhausted(self) -> bool:
@@ -86,4 +98,5 @@ class EarlyStopping:
 
     def _fresh(self) -> dict[str, Any]:
         s = self._settings
-        return {"metric": s.metric, "mode": s.mode, "best": None, "step": None, "count": 0, "ended": False}
+        best = dict.fromkeys(("best", "step", "peak", "peak_step"))
+        return {"metric": s.metric, "mode": s.mode, **best, "count": 0, "ended": False}

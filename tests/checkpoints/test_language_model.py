@@ -56,6 +56,11 @@ def with_defaults(llama: LanguageModel, **said) -> LanguageModel:
     return LanguageModel(*own, generation=GenerationDefaults(**said))
 
 
+def test_a_model_says_in_a_line_what_it_is(llama, pretrained):
+    assert repr(llama) == f"<LanguageModel: {llama.config.family}, {llama.config.n_params:,} parameters>"
+    assert f"{pretrained}, step 24, " in repr(language_model.load(pretrained))
+
+
 def test_no_id_without_a_token_is_drawn_by_any_way_of_decoding(llama):
     tokens = [[1, *llama.tokenizer.encode(prompt)] for prompt in PROMPTS]
     ends = (llama.tokenizer.eos_id,)

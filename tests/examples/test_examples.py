@@ -5,6 +5,7 @@ The commands run with the shorter lengths that `examples/README.md` names for a 
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -128,7 +129,7 @@ def test_the_changes_of_the_page_on_ppo_train(examples, metrics, monkeypatch):
     """The copy that the page makes is changed by all of its diffs, and trains with the page's config."""
     page = (ROOT / "docs/change-ppo.md").read_text()
     monkeypatch.chdir(examples)
-    shutil.copytree(ROOT / "rlhf", examples.parent / "rlhf", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     copying = re.search(r"^    (sed (?:.|\n)*?my_ppo\.py)$", page, re.MULTILINE).group(1)
     subprocess.run(["sh", "-c", copying], check=True)
     code = Path("my_ppo.py").read_text()

@@ -71,6 +71,9 @@ def plain(run: Run): ...
 def strange(run: "Rnu[OwnConfig]"): ...
 
 
+def forgetful(run: Run[OwnConfig]): ...
+
+
 class Undecorated(SupervisedConfig):
     power: Positive = 2.0
 
@@ -156,6 +159,12 @@ def test_a_run_of_an_own_recipe_with_an_own_loss_and_evaluation(project, corpus,
     assert "<|im_start|>" in capsys.readouterr().out
     (project / "own_code.py").unlink()
     assert camelid.load(str(run)).step == 3  # which needs none of the run's code
+
+
+def test_an_own_recipe_that_gives_no_result_is_told(project, corpus, tmp_path, capsys):
+    command = ["train", f"--config={project}/config.py:root={corpus}", f"--workdir={tmp_path / 'run'}"]
+    assert main([*command, "--config.recipe=own_code.py:forgetful"]) == 2
+    assert "config.recipe: 'own_code.py:forgetful' gave None and no Result: let it end" in capsys.readouterr().err
 
 
 def test_recipes_of_one_s_own_say_their_config(project, monkeypatch):

@@ -5,7 +5,6 @@ import math
 
 import pytest
 
-from camelid.launch.cli import main
 from camelid.tests import make_loss_goldens as goldens
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -24,9 +23,9 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_thirty_steps_have_the_losses_of_the_golden(name, data, tmp_path):
-    assert main(goldens.arguments(name, data, tmp_path / "run")) == 0
-    assert goldens.complaints(goldens.series(tmp_path / "run"), goldens.golden_of(name)) == []
+def test_thirty_steps_have_the_losses_of_the_golden(name, data):
+    found = goldens.series(goldens.train(name, data))
+    assert goldens.complaints(found, goldens.golden_of(name)) == []
 
 
 def test_every_golden_is_of_a_recipe_has_thirty_steps_and_says_what_it_was_made_with():

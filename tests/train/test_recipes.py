@@ -120,7 +120,7 @@ def test_where_no_template_is_named_it_is_that_of_the_start(arguments, pretraine
 def test_a_run_whose_steps_keep_failing_stops_with_one_line_and_exit_code_1(arguments, tmp_path, capsys):
     overrides = ["--config.z_loss=1e38", "--config.guard.max_streak=2"]  # the loss overflows
     assert main([*arguments("pretrain", tmp_path), *overrides]) == 1
-    begun, compiled, said = capsys.readouterr().err.splitlines()
+    begun, *_, compiled, said = capsys.readouterr().err.splitlines()  # a slow machine tells that it still compiles
     assert begun.startswith("camelid: 24 steps") and compiled.startswith("camelid: compiling, once: ")
     assert said.startswith("camelid: step 1: 2 steps in a row were skipped (loss inf")
 

@@ -73,6 +73,17 @@ def test_a_run_that_has_ended_stays_so_until_its_patience_or_its_length_grows():
     assert ended().words() == f"{LOSS} has not improved in 2 evaluations: its best value, 4, is that of step 10"
 
 
+def test_the_reason_names_the_best_value_where_it_is_better_by_less_than_min_delta():
+    stopping = EarlyStopping(StoppingSettings(LOSS, patience=1, min_delta=0.4))
+    assert stops_at([5.0, 4.5, 4.2, 4.3], stopping) == 2
+    said = f"{LOSS} has not improved by more than 0.4 in 1 evaluation since step 10 (4.5); its best value, 4.2, is"
+    assert stopping.words() == f"{said} that of step 20"
+    older = EarlyStopping(StoppingSettings(LOSS))
+    older.restore({k: v for k, v in stopping.counters.items() if not k.startswith("peak")}, longer=False)
+    older.see(30, {LOSS: 4.6})
+    assert (older.counters["peak"], older.counters["peak_step"]) == (4.5, 10)
+
+
 def test_a_run_whose_patience_ended_at_its_last_step_starts_the_count_over_where_it_is_made_longer():
     complete = EarlyStopping(StoppingSettings(LOSS, patience=2))
     assert stops_at([4.0, 4.1, 4.2], complete) == 2 and not complete.ended  # the last step ends the run by itself
