@@ -20,7 +20,7 @@ import markupsafe
 from ...data.checksums import write_whole
 from ...data.console import warn
 from .identity import Sweep
-from .page_figures import Curve, Line, curves_figure, cut, parallel_figure
+from .page_figures import FITTING_NAME, POINTS, Curve, Line, curves_figure, cut, parallel_figure
 from .results import PointResult, Results, TrialResult
 from .space import Choice, Range, short, shown
 from .study import Study, import_optuna
@@ -119,7 +119,7 @@ def render(results: Results) -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"short": short, "shown": shown, "duration": _duration, "link": lambda f: _link(sweep, f)}
     environment.filters |= {"cut": cut, "breakable": _breakable}
-    rows = _rows(results)
+    rows, colors = _rows(results), _colors(results)
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         sweep=sweep,
         identity=identity,
@@ -134,7 +134,8 @@ def render(results: Results) -> str:
         more=rows[FIRST_ROWS:],
         importance=importance(results),
         parallel=_parallel(results),
-        curves=_curves(results, curves),
+        curves=_curves(results, curves, colors),
+        colors=[(color, _point_words(point)) for point, color in zip(results.points, colors, strict=False)],
         unfinished=[trial for trial in results.trials if trial.state in ("running", "waiting")],
         steps={number: max(values, default=None) for number, values in curves.items()},
         failed=[trial for trial in results.trials if trial.state == "failed"],
@@ -253,10 +254,10 @@ def _link(sweep: Sweep, folder: Path) -> str:
 
 
 def _parallel(results: Results) -> str | None:
-    """The picture of parallel coordinates; None without a finished point."""
+    """The picture of parallel coordinates; None without a finished point, and for fewer than two settings."""
     objective, searched = results.sweep.identity.objective, results.sweep.identity.space.searched
     points = [point for point in results.points if (mean := _mean(point)) is not None and mean == mean]
-    if not points or not searched:
+    if not points or len(searched) < 2:
         return None
     low, high = _without_outliers([_mean(point) for point in points])
     lines = []
@@ -266,7 +267,8 @@ def _parallel(results: Results) -> str | None:
         title = f"{shown(point.point)}: {objective.metric} {_mean(point):.5g}"
         lines.append(Line([*heights, height], 1 - place / len(points), title))
     ends = {0.5: short(low)} if high == low else {share: short(low + share * (high - low)) for share in (0, 0.5, 1)}
-    axes = {name: _ticks(values) for name, values in searched.items()} | {f"{objective.metric} (mean)": ends}
+    metric = objective.metric if len(objective.metric) <= FITTING_NAME else f"…{objective.metric[1 - FITTING_NAME :]}"
+    axes = {name: _ticks(values) for name, values in searched.items()} | {metric: ends}
     return parallel_figure(axes, lines)
 
 
@@ -290,14 +292,28 @@ def _ticks(values: Choice | Range) -> dict[float, str]:
     return {_position(values, mark): short(mark) for mark in dict.fromkeys(marks)}
 
 
-def _curves(results: Results, curves: Mapping[int, Mapping[int, float]]) -> str | None:
+def _colors(results: Results) -> Sequence[str]:
+    """A colour for the curves of each point, the best first; empty where there are too many points to tell apart."""
+    return POINTS[: len(results.points)] if 1 < len(results.points) <= len(POINTS) else ()
+
+
+def _point_words(point: PointResult) -> str:
+    """A point in a line; the seeds where the space has nothing else."""
+    return shown(point.point) or "all seeds"
+
+
+def _curves(results: Results, curves: Mapping[int, Mapping[int, float]], colors: Sequence[str]) -> str | None:
     """The picture of the objective by step; None where no trial has reported it."""
     best = results.best.number if results.best else None
+    color = {
+        trial.number: color for point, color in zip(results.points, colors, strict=False) for trial in point.trials
+    }
     found = [
         Curve(
             [(step, value) for step, value in sorted(curves[trial.number].items()) if math.isfinite(value)],
             "best" if trial.number == best else trial.state,
             f"trial {trial.number}, {trial.state}: {shown(trial.point)}",
+            color.get(trial.number),
         )
         for trial in results.trials
     ]

@@ -29,11 +29,19 @@ STATES = {
 }
 """How the curve of a trial is drawn by its state."""
 
+POINTS = ("#e8590c", "#2f7df6", "#2b9348", "#9c36b5", "#0c8599", "#d9a400", "#d6336c", "#868e96")
+"""Colours of the curves of each point, the best point first, where there are no more points than colours."""
+
 MOST_POINTS = 200
 """A curve with more points is thinned out."""
 
+LARGEST = 1.4
+"""Pixels on the page of a unit of a picture, at most: text of 10 units has 14 pixels, as the page's own has."""
+
 SETTINGS = {"svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "camelid", "font.size": 10}
 LONGEST_LABEL = 26
+FITTING_NAME = 19
+"""Characters of an axis' name that have room between two axes."""
 
 
 class Line(NamedTuple):
@@ -56,6 +64,8 @@ class Curve(NamedTuple):
     """A key of `STATES`."""
     title: str
     """What is said of it where the pointer rests."""
+    color: str | None = None
+    """Its colour; None for that of its state."""
 
 
 def parallel_figure(axes: Mapping[str, Mapping[float, str]], lines: Sequence[Line]) -> str:
@@ -71,7 +81,7 @@ def parallel_figure(axes: Mapping[str, Mapping[float, str]], lines: Sequence[Lin
         plot = figure.add_axes((0.2 / width, 0.22, 1 - 0.2 / width, 0.73))
         plot.axis("off")
         plot.set(xlim=(-0.1, len(axes) - 0.1 + 0.6), ylim=(-0.06, 1.06))
-        titles = {}
+        titles, slope = {}, 0 if max(map(len, axes)) <= FITTING_NAME else -18
         for number, line in reversed(list(enumerate(lines))):
             best = number == 0
             look = {"color": BEST if best else to_hex(SCALE(line.goodness)), "linewidth": 2.4 if best else 1.1}
@@ -85,7 +95,7 @@ def parallel_figure(axes: Mapping[str, Mapping[float, str]], lines: Sequence[Lin
             for height, label in _spread(ticks).items():
                 plot.plot([x - 0.02, x], [height, height], color=INK, linewidth=1, zorder=6)
                 plot.text(x + 0.04, height, cut(label), va="center", color=INK, fontsize=9, zorder=7)
-            plot.text(x, -0.09, cut(name), ha="left", va="top", color=INK, rotation=-18, rotation_mode="anchor")
+            plot.text(x, -0.09, cut(name), ha="left", va="top", color=INK, rotation=slope, rotation_mode="anchor")
         return _svg(figure, titles)
 
 
@@ -97,15 +107,15 @@ def curves_figure(curves: Sequence[Curve], metric: str) -> str:
       metric: name of the metric.
     """
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(7.4, 4.0), layout="constrained")
+        figure = Figure(figsize=(9.6, 4.4), layout="constrained")
         plot = figure.subplots()
         titles = {}
         for number, curve in enumerate(curves):
             points = thinned(curve.points)
             marker = "." if len(points) == 1 else None
-            look = dict(STATES[curve.state])
+            look = STATES[curve.state] | ({} if curve.color is None else {"color": curve.color})
             if curve.state in ("finished", "pruned"):
-                look["alpha"] = _alpha(len(curves)) * (0.7 if curve.state == "finished" else 0.9)
+                look["alpha"] = _alpha(len(curves)) * (0.7 if curve.state == "finished" and not curve.color else 0.9)
             [drawn] = plot.plot(*zip(*points, strict=True), marker=marker, **look)
             drawn.set_gid(name := f"curve-{number}")
             titles[name] = curve.title
@@ -184,6 +194,8 @@ def _svg(figure: Figure, titles: Mapping[str, str]) -> str:
     for style in root.iter(f"{{{SVG}}}style"):
         style.text = ""  # matplotlib's own, which would hold for the whole page
     root.attrib.pop("width"), root.attrib.pop("height")
+    width = float(root.get("viewBox").split()[2])
+    root.set("style", f"min-width: {0.9 * width:.0f}px; max-width: {LARGEST * width:.0f}px")
     root.set("aria-hidden", "true")
     text = ElementTree.tostring(root, encoding="unicode")
     return re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?px) [^;\"]*", r"font-size: \1", text).replace(INK, "currentColor")

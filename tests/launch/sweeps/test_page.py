@@ -150,8 +150,8 @@ def test_a_page_is_whole_in_every_state_of_every_space(lines, trials, made):
     checked = Checked(text)
     assert "so far" in text and not checked.scripts
     finished = any(state == "finished" for _, state, _ in trials)
-    searched = any(not line.startswith("seed") for line in lines)
-    assert ('class="wide parallel"' in text) == (finished and searched)
+    searched = sum(not line.startswith("seed") for line in lines)
+    assert ('class="wide parallel"' in text) == (finished and searched > 1)
     for state in ("finished", "failed", "pruned", "running", "waiting"):
         number = sum(s == state for _, s, _ in trials)
         assert (f"{number} {state}</li>" in text) == (number > 0)
@@ -195,6 +195,17 @@ def test_the_pictures_have_a_line_for_each_point_and_each_trial_with_what_it_is(
     text = ElementTree.tostring(parallel, encoding="unicode")
     assert all(label in text for label in ("lr", "layers", "kind", "wd", "1e-05", "0.001", "muon", "None"))
     assert page_figures.INK not in text and "currentColor" in text
+
+
+def test_the_curves_of_few_points_have_the_colour_of_their_point_and_the_caption_names_it(made):
+    def drawn(points):
+        trials = [({"lr": 0.1 * (1 + p), "seed": s}, "finished", [2.0, 1.0 + p]) for p in range(points) for s in (0, 1)]
+        return page.render(made(["lr=uniform(0.1,0.9)", "seed={0,1}"], trials, name=f"of {points}"))
+
+    few, colors = drawn(3), page_figures.POINTS
+    assert [few.count(f"stroke: {color}") for color in colors[:4]] == [2, 2, 2, 0]
+    assert all(f'style="color: {colors[p]}"></span>lr=0.{1 + p}' in few for p in range(3))
+    assert "finished <span" not in few and "finished <span" in drawn(len(colors) + 1)
 
 
 def test_axes_are_logarithmic_where_the_space_is_and_in_order_for_choices():

@@ -15,7 +15,6 @@ import pytest
 from camelid.launch import cli
 from camelid.launch.sweeps import page, start, stopping, trials, workers
 from camelid.launch.sweeps.claims import StudyLock
-from camelid.launch.sweeps.devices import Devices
 from camelid.launch.sweeps.identity import (
     NAME,
     Identity,
@@ -30,6 +29,7 @@ from camelid.launch.sweeps.identity import (
 from camelid.launch.sweeps.results import Results
 from camelid.launch.sweeps.space import read_space
 from camelid.launch.sweeps.study import Study
+from camelid.model.host_devices import HostDevices
 
 FAKE = Path(__file__).with_name("fake_trial.py")
 
@@ -59,7 +59,7 @@ def work(asked: dict) -> Results:
         patch.setattr(workers, "LOOK", 0.02)
         patch.setattr(workers, "CLAIM", 0.1)
         patch.setattr(page, "SECONDS_BETWEEN", 3600.0)  # the page is written at the end alone
-        patch.setattr(start, "look", lambda: Devices("cpu", 1))
+        patch.setattr(start, "host_devices", lambda: HostDevices("cpu", 1))
         mark = stopping.last_asked(Path(asked["folder"]))
         return start.run(*sweep_of(asked), workers.Options(stop_mark=mark, **asked.get("options", {})))
 
