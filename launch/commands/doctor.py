@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from .arguments import check_least, command, keep_programs, refuse_unread
+from .arguments import add_distributed, check_distributed, check_least, command, joined_processes, keep_programs
 
 SECONDS = 60
 
@@ -36,26 +36,12 @@ def add_doctor(commands) -> None:
         metavar="S",
         help=f"seconds after which a check that does not answer has failed (default: {SECONDS})",
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="check together with the other processes of a cluster; start the same command on each host",
-    )
-    parser.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="with --distributed: address of process 0 (default: found by JAX on TPU VMs, Slurm and Kubernetes)",
-    )
-    parser.add_argument("--num_processes", type=int, metavar="N", help="with --coordinator: total number of processes")
-    parser.add_argument(
-        "--process_id", type=int, metavar="I", help="with --coordinator: number of this process, from 0"
-    )
+    add_distributed(parser, "check")
 
 
 def _doctor(args: argparse.Namespace) -> int:
     check_least(args, seconds=1)
-    if not args.distributed:
-        refuse_unread(args, ("coordinator", "num_processes", "process_id"), "--distributed")
+    check_distributed(args)
     from ..doctor.finding import Finding, run_checks
     from ..doctor.host import check_cores, check_limits, check_memory, check_ntp
     from ..doctor.software import check_extras, check_packages, check_python, check_variables
@@ -78,11 +64,8 @@ def _doctor(args: argparse.Namespace) -> int:
         shows = not args.json and not args.distributed
         for finding in run_checks(before, doing):
             _add(findings, finding, shows)
-        from ..distributed import joined
-
         doing[0] = "network"
-        group = (args.coordinator, args.num_processes, args.process_id)
-        with joined(*group, seconds=args.seconds) if args.distributed else contextlib.nullcontext():
+        with joined_processes(args, seconds=args.seconds):
             return _with_jax(args, findings, doing)
 
 
