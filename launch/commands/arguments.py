@@ -28,9 +28,11 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
       takes_config: whether the command takes --config: its help then lists the config that is given beside --help.
+      takes_command: whether the command takes another command as `words` after --, without which its options are wrong.
     """
 
     takes_config = False
+    takes_command = False
 
     def parse_known_args(self, args=None, namespace=None):
         words = list(sys.argv[1:] if args is None else args)
@@ -38,7 +40,12 @@ class Parser(argparse.ArgumentParser):
             self.print_help()
             _print_config(config, [word for word in words if word.startswith(("--config.", "--noconfig."))])
             self.exit()
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        if self.takes_command and rest and found.words:
+            raise UserError(
+                f"{rest[0]} is no option of `{self.prog}`: give -- before the command, as in -- {found.words[0]}"
+            )
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")

@@ -28,6 +28,7 @@ def add_launch(commands) -> None:
         "Run a command of camelid as a job, which outlives the terminal and goes on after it was cut off.",
         EXAMPLES,
     )
+    parser.takes_command = True
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--on", choices=PLATFORMS, help="where the command after -- runs: this machine, or a cluster")
     what.add_argument("--status", metavar="DIR", help="print the state of the last job in a work directory")
@@ -82,13 +83,22 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
         print(text, end="")
         return 0
     check_writable(job.workdir)
-    _refuse_second(job.workdir)
-    job.launch.mkdir(parents=True, exist_ok=True)
+    from ...data.locks import locked
     from ..launching.following import follow, sizes
 
-    begin = sizes(job.launch)
-    launched = platform.launch(job, text)
-    launched.write(job.launch)
+    def refuse(holder: str) -> None:
+        raise UserError(f"{job.workdir}: {holder} launches a job there at this moment")
+
+    with locked(job.launch / "launching", refuse):
+        _refuse_second(job.workdir)
+        begin = sizes(job.launch)
+        launched = platform.launch(job, text)
+        try:
+            launched.write(job.launch)
+        except OSError:  # a job without a record could not be stopped
+            if launched.id is not None:
+                platform.stop(launched)
+            raise
     _tell(launched, job)
     if not args.wait or launched.id is None:
         return 0
@@ -117,7 +127,9 @@ def _job(args: argparse.Namespace, parsed: argparse.Namespace) -> Job:
     if not re.fullmatch(r"[\w.-]+", title):
         raise UserError(f"--name={title}: give letters, digits, dots, hyphens and underscores")
     workers = (args.workers or 1) if name == "sweep" else None
-    return Job(tuple(args.words), workdir, title, processes, workers, args.restarts)
+    own = str(getattr(parsed, "workdir", None) or workdir)
+    progress = own if "://" in own else str(Path(own).expanduser().absolute())
+    return Job(tuple(args.words), workdir, title, processes, workers, args.restarts, progress)
 
 
 def _refuse_of_others(args: argparse.Namespace) -> None:
@@ -139,7 +151,8 @@ def _refuse_second(workdir: Path) -> None:
         return
     if (state := state_of(last)) is not None:
         raise UserError(
-            f"{workdir}: job {last.id} on {last.platform} is {state}: `camelid launch --stop={workdir}` ends it"
+            f"{workdir}: job {last.id} on {last.platform} is {state}: "
+            f"`camelid launch --stop={shlex.quote(str(workdir))}` ends it"
         )
 
 

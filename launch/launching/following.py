@@ -1,5 +1,6 @@
 """What became of a job that was launched: its log as it grows, its state, its exit code."""
 
+import codecs
 import glob
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ def last_launch(workdir: Path) -> Launched:
 
 def state_of(launched: Launched) -> str | None:
     """The state of a job in the words of its platform; None once it has ended."""
+    if launched.platform not in PLATFORMS:
+        raise UserError(f"job {launched.id} was launched on {launched.platform}, which this version does not know")
     return PLATFORMS[launched.platform].state(launched)
 
 
@@ -55,6 +58,7 @@ def follow(launched: Launched, workdir: Path, begin: dict[str, int] | None = Non
       begin: {log: bytes that are left out}; default: the last 4,000 bytes of each log are printed first.
     """
     read = dict(begin or {})
+    decoders: dict[str, codecs.IncrementalDecoder] = {}  # a character may be written in two parts
     asked, ended = 0.0, False
     while True:
         if time.monotonic() - asked > STATE_SECONDS:
@@ -65,8 +69,11 @@ def follow(launched: Launched, workdir: Path, begin: dict[str, int] | None = Non
             if size > start:
                 with open(log, "rb") as file:
                     file.seek(start)
-                    text = file.read(size - start)
-                print(text.decode(errors="replace"), end="", flush=True)
+                    content = file.read(size - start)
+                if start and log not in read:  # somewhere in a line
+                    content = content.partition(b"\n")[2]
+                decoder = decoders.setdefault(log, codecs.getincrementaldecoder("utf-8")("replace"))
+                print(decoder.decode(content), end="", flush=True)
             read[log] = size
         if ended:
             code, words = outcome(launched, workdir)

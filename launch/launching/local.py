@@ -51,7 +51,7 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         command.append(f"--workers={job.workers}")
     plan = {
         "command": command,
-        "workdir": str(job.workdir),
+        "workdir": job.progress,
         "folder": str(job.folder),
         "processes": job.processes,
         "environments": _environments(job.processes),

@@ -143,7 +143,7 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         python=shlex.join(PYTHON),
         package=__package__,
         command=_in_lines(command),
-        workdir=shlex.quote(str(job.workdir)),
+        workdir=shlex.quote(job.progress),
         most_restarts=job.most_restarts,
     )
 
