@@ -25,6 +25,19 @@ def output_folder(path: str, flag: str = "--workdir") -> epath.Path:
         raise UserError(f"{flag}={path}: {kind}:// cannot be written: give a folder, or gs:// or s3://") from None
 
 
+def check_home(folder: str | os.PathLike, flag: str = "--workdir") -> None:
+    """Raises UserError for a path that begins with `~` and a name that is no user's.
+
+    Args:
+      folder: the path.
+      flag: the option that named it, for the message.
+    """
+    try:
+        Path(folder).expanduser()
+    except RuntimeError:
+        raise UserError(f"{flag}={folder}: {Path(folder).parts[0]} is no user's home: give another folder") from None
+
+
 def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
     """Raises an error if a folder cannot be created or written; of URLs only the name is checked.
 
@@ -44,6 +57,7 @@ def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
         raise UserError(f"{flag}={shown}: the name is not UTF-8: give or rename a folder") from None
     if "://" in os.fspath(folder):
         return
+    check_home(folder, flag)
     there = Path(folder).expanduser().absolute()
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from ...errors import UserError
+from ..outputs import check_home
 from .arguments import add_config, add_log_level, check_least, command, set_log_level
 
 RUNNING = (
@@ -160,6 +162,8 @@ def _add_working(parser: argparse.ArgumentParser) -> None:
 def _sweep(args: argparse.Namespace) -> int:
     if "://" in args.workdir:
         raise UserError(f"--workdir={args.workdir}: a sweep needs a folder of a file system, for its locks")
+    check_home(args.workdir)
+    args.workdir = Path(args.workdir).expanduser()  # a shell leaves ~ as it is after =
     if args.json and not args.show:
         raise UserError("--json does nothing without --show")
     instead = {"show": _show, "stop": _stop, "page": _page}
@@ -170,7 +174,7 @@ def _sweep(args: argparse.Namespace) -> int:
         return instead[given](args)
     from ..sweeps.stopping import last_asked
 
-    mark = last_asked(Path(args.workdir))  # before anything that takes time
+    mark = last_asked(args.workdir)  # before anything that takes time
     set_log_level(args)
     asked, options = asked_of(args), _options(args, mark)
     from ..sweeps import start
@@ -179,7 +183,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.detach:
         pid = start.detach(sweep, [word for word in args.argv if word != "--detach"])
         print(f"the sweep goes on in process {pid}; its lines are in {sweep.folder / 'sweep.log'}")
-        print(f"camelid sweep --workdir={args.workdir} --show tells its state, and --stop ends it")
+        print(f"camelid sweep --workdir={shlex.quote(str(args.workdir))} --show tells its state, and --stop ends it")
         return 0
     results = start.run(sweep, study, options)
     return 0 if results.best is not None else 1

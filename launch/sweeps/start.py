@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ import ml_collections
 
 from ...errors import UserError, did_you_mean
 from ...evals.registry import Evaluations
-from ...settings.config_files import load_phases
+from ...settings.config_files import load_phases, split_escaped
+from ...settings.config_names import split_name
 from ..checks import check_phases
 from ..outputs import check_writable
 from .claims import StudyLock
@@ -119,7 +121,8 @@ def run(sweep: Sweep, study: Study, options: Options) -> Results:
     places = environments(options.workers, look()) if options.workers > 1 else [{}]
     results, objective = Results(sweep, study), sweep.identity.objective
     log(f"sweep {sweep.folder}: {summary(results)}, {sweep.identity.method} over {sweep.identity.space}, {objective}")
-    log(f"it outlives the terminal: camelid sweep --workdir={sweep.folder} --show tells its state, --stop ends it")
+    quoted = shlex.quote(os.fspath(sweep.folder))
+    log(f"it outlives the terminal: camelid sweep --workdir={quoted} --show tells its state, --stop ends it")
     page = LivePage(sweep, study)
     Workers(sweep, study, options, places, log, _processes(options), page.update).run()
     results = Results(sweep, study)
@@ -229,6 +232,10 @@ def _trials(asked: Asked, method: str, folder: Path) -> int:
 
 def _check_space(asked: Asked, method: str) -> dict[str, ml_collections.ConfigDict]:
     """Checks the config at points of the space. Returns its phases at the first of them."""
+    given = split_escaped(split_name(asked.config)[1] or "", ",")
+    for argument in given:
+        if (name := f":{argument.partition('=')[0]}") in asked.space.settings:
+            raise UserError(f"--config has {argument}, and --space sets {name} too: give one of them")
     for name in asked.space.settings:
         flag = re.compile(rf"--(no)?config\.{re.escape(name)}(=.*)?")
         if given := next((each for each in asked.overrides if flag.fullmatch(each)), None):

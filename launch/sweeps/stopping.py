@@ -17,6 +17,6 @@ def ask(folder: Path) -> None:
 
 def last_asked(folder: Path) -> int:
     """A mark of the last time that the workers were asked; a worker ends when it is another one than at its start."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return (folder / NAME).stat().st_mtime_ns
     return 0

@@ -12,7 +12,9 @@ from camelid.launch.cli import main
 from camelid.launch.sweeps import start as starting
 from camelid.launch.sweeps.devices import MEMORY, Devices, environments
 from camelid.launch.sweeps.identity import Pruning, read_sweep
+from camelid.launch.sweeps.results import Results
 from camelid.launch.sweeps.space import read_space
+from camelid.launch.sweeps.stopping import last_asked
 from camelid.launch.sweeps.trials import train_command
 
 CONFIG = Path(__file__).parents[2] / "tiny.py"
@@ -41,7 +43,7 @@ def asked(folder: Path, space: str, **more) -> starting.Asked:
         "total_steps=uniform(8,32)": "for whole numbers write total_steps=int(low,high)",
         "total_steps={8,16} total_tokens={1e4,2e4}": "the config sets config.total_steps and config.total_tokens",
         ":recipe={pretrain,sftt}": "did you mean sft?",
-        ":root={a,b} :siz={1,2}": "unknown argument 'siz'",
+        ":lora={a,b} :siz={1,2}": "unknown argument 'siz'",
     }.items(),
 )
 def test_settings_are_checked_at_both_ends_before_anything_begins(tmp_path, space, said):
@@ -144,9 +146,24 @@ def test_options_that_do_nothing_are_refused(tmp_path, capsys):
         ("sweep", f"--workdir={tmp_path}", "--show"): "there is no sweep here",
         ("sweep", f"--workdir={tmp_path}"): "give --config=FILE",
         ("sweep", "--workdir=gs://bucket/sweep", "--show"): "a sweep needs a folder of a file system",
+        ("sweep", "--workdir=~nobody-here/sweep", "--show"): "~nobody-here is no user's home",
+        (*base[:-1], f"--workdir={CONFIG}"): "is a file, not a folder",
+        (base[0], f"{base[1]}:root=a", "--space=:root={b,c}", *base[3:]): "--space sets :root too: give one of them",
     }.items():
         assert main(list(line)) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_sweep_in_the_home_folder_goes_on_after_it_was_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    marks = []
+    monkeypatch.setattr(
+        starting, "run", lambda sweep, study, options: marks.append(options.stop_mark) or Results(sweep, study)
+    )
+    base = ["sweep", f"--config={CONFIG}:root=/nowhere", "--space=seed={0,1}", "--objective=x:min"]
+    assert main([*base, "--workdir=~/sweep"]) == 1 and main(["sweep", "--workdir=~/sweep", "--stop"]) == 0
+    assert main([*base, "--workdir=~/sweep"]) == 1 and marks == [0, last_asked(tmp_path / "sweep")]
+    assert marks[1] > 0 and f"the workers of {tmp_path}/sweep save" in capsys.readouterr().out
 
 
 def test_a_trial_is_an_ordinary_run(corpus, tmp_path, monkeypatch, capsys):
