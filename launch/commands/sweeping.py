@@ -172,16 +172,16 @@ def _sweep(args: argparse.Namespace) -> int:
             if getattr(args, name) != args.parser.get_default(name):
                 raise UserError(f"--{name} does nothing with --{given}: leave it out")
         return instead[given](args)
-    from ..sweeps.stopping import last_asked
+    from ..sweeps.stopping import asked_before
 
-    mark = last_asked(args.workdir)  # before anything that takes time
+    mark = asked_before(args.workdir)  # before anything that takes time
     set_log_level(args)
     asked, options = asked_of(args), _options(args, mark)
     from ..sweeps import start
 
     sweep, study = start.begin(asked)
     if args.detach:
-        pid = start.detach(sweep, [word for word in args.argv if word != "--detach"])
+        pid = start.detach(sweep, [word for word in args.argv if word != "--detach"], mark)
         print(f"the sweep goes on in process {pid}; its lines are in {sweep.folder / 'sweep.log'}")
         print(f"camelid sweep --workdir={shlex.quote(str(args.workdir))} --show tells its state, and --stop ends it")
         return 0

@@ -35,6 +35,7 @@ from .identity import (
 from .page import LivePage
 from .results import Results, summary, table
 from .space import Point, Range, Space, config_of, shown
+from .stopping import MARK
 from .study import Study, import_optuna
 from .trials import PACKAGE, TrialProcess, importable
 from .vectorized import Programs, check_programs
@@ -155,12 +156,21 @@ def print_results(results: Results, most: int | None = None) -> None:
         print(f"best trial: {results.best.number} with {shown(results.best.point)}, in {results.best.folder}")
 
 
-def detach(sweep: Sweep, argv: Sequence[str]) -> int:
-    """Starts a camelid command that outlives the terminal and writes into the sweep's log. Returns its process id."""
+def detach(sweep: Sweep, argv: Sequence[str], stop_mark: int) -> int:
+    """Starts a camelid command that outlives the terminal and writes into the sweep's log.
+
+    Args:
+      sweep: the sweep.
+      argv: the arguments of the command.
+      stop_mark: `stopping.asked_before` of this command.
+
+    Returns:
+      The process id.
+    """
     with (sweep.folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", f"{PACKAGE}.launch.sweeps.child", "0", *argv],
-            env=os.environ | importable(),
+            env=os.environ | importable() | {MARK: str(stop_mark)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,

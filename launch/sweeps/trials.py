@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import site
 import subprocess
@@ -123,9 +124,15 @@ def last_line(path: Path) -> str:
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 8192))
-            lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("camelid: ")
+            lines = map(_printable, re.split(r"[\r\n]", file.read().decode(errors="replace")))
+        return next((line for line in reversed(list(lines)) if line), "").removeprefix("camelid: ")
     return ""
+
+
+def _printable(line: str) -> str:
+    """A line without escape sequences of terminals and other characters that nobody sees."""
+    shown = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|.)", "", line)
+    return "".join(letter for letter in shown.replace("\t", " ") if letter.isprintable()).strip()
 
 
 def curve(sweep: Sweep, number: int) -> dict[int, float]:
