@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from ..checkpoints import absolute_path, proof
@@ -28,6 +29,7 @@ from ..train.config_record import CONFIG
 from ..train.metrics_file import read_metrics
 from ..train.resume import OPEN_SECTIONS
 from ..train.run_record import read_record
+from .outputs import check_address
 
 SEED = "seed"
 """The leaf in which the runs of a group may differ."""
@@ -169,9 +171,10 @@ def over_seeds(values: Sequence[float]) -> Estimate | None:
     if not values:
         return None
     if not all(map(math.isfinite, values)):
-        mean = math.fsum(values) if all(not math.isnan(value) for value in values) else math.nan
+        mean = sum(values)  # inf, -inf or nan
         return Estimate(mean, math.nan, math.nan, math.nan, len(values), len(values))
-    return ratio(values, [1.0] * len(values))
+    with np.errstate(over="ignore", invalid="ignore"):  # the largest floats, whose sum is infinite
+        return ratio(values, [1.0] * len(values))
 
 
 def mode_of(name: str) -> str:
@@ -215,6 +218,7 @@ def find_runs(pattern: epath.PathLike) -> list[epath.Path]:
       UserError: there is none.
     """
     text = os.path.expanduser(os.fspath(pattern))
+    check_address(text, text)
     places = [text] if epath.Path(text).exists() or "://" in text else sorted(glob.glob(text))
     if not places:
         raise UserError(f"{pattern}: no such run directory, and no path matches it")
@@ -287,7 +291,7 @@ def groups(runs: Sequence[ComparedRun]) -> list[Group]:
     return [
         Group(
             {name: same[0].leaves[name] for name in leaves if name in same[0].leaves},
-            sorted(same, key=lambda run: (not isinstance(run.seed, int), run.seed or 0)),
+            sorted(same, key=lambda run: (0, run.seed, "") if isinstance(run.seed, int) else (1, 0, str(run.seed))),
         )
         for same in found.values()
     ]
@@ -304,9 +308,9 @@ def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
     shared = [name for name in reported[0] if all(name in names for names in reported)] if reported else []
     chosen = {}
     for run in runs:
-        best = run.leaves.get("checkpoint.best") or [run.leaves.get("early_stopping.metric")]
-        if best[0] in shared:
-            chosen[best[0]] = best[1] if len(best) > 1 else run.leaves.get("early_stopping.mode") or mode_of(best[0])
+        name, mode = _best_of(run.leaves)
+        if name in shared:
+            chosen[name] = mode if mode in ("min", "max") else mode_of(name)
     seen = {_section(name) for name in chosen}
     for name in shared:
         if name.startswith("eval/") and _section(name) not in seen:
@@ -315,6 +319,14 @@ def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
     if not chosen and "train/loss" in shared:
         chosen["train/loss"] = "min"
     return [Metric(*each) for each in itertools.islice(chosen.items(), MOST_METRICS)]
+
+
+def _best_of(leaves: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The metric by which a run keeps its best checkpoint or stops early, and its mode; None where there is none."""
+    best = leaves.get("checkpoint.best")
+    if isinstance(best, list | tuple) and len(best) == 2:
+        return best[0], best[1]
+    return leaves.get("early_stopping.metric"), leaves.get("early_stopping.mode")
 
 
 def _section(name: str) -> str:
@@ -371,7 +383,7 @@ def _config_of(run: epath.Path) -> Mapping[str, Any]:
     if path.exists():
         try:
             found = json.loads(path.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise UserError(f"{path} is damaged: it holds no JSON object")

@@ -126,13 +126,21 @@ class Comparison:
         leaves = self.leaves[:MOST_COLUMNS]
         with_seeds = any(len(group.runs) > 1 for group in self.groups)
         short = short_names(self.leaves)
-        head = ["run", *(short[name] for name in leaves), *(["seeds"] if with_seeds else []), "status", "step"]
+        head = [
+            "run",
+            *(printable(short[name]) for name in leaves),
+            *(["seeds"] if with_seeds else []),
+            "status",
+            "step",
+        ]
         head += ["goodput"] if self.goodput else []
         for metric in self.metrics:
-            head += [f"{metric.name}\nbest ({metric.mode})", f"{metric.name}\nlast"]
+            name = printable(metric.name)
+            head += [f"{name}\nbest ({metric.mode})", f"{name}\nlast"]
         body = []
         for row in self.rows:
             cells = [row.label, *(", ".join(map(shown, row.leaf(name))) for name in leaves)]
+            cells = list(map(printable, cells))
             cells += [row.seeds] if with_seeds else []
             cells += [row.status, row.step]
             cells += [] if not self.goodput else ["" if row.goodput is None else f"{row.goodput:.1%}"]
@@ -148,10 +156,17 @@ class Comparison:
         head, body = self._columns()
         table = Table()
         for name in head:
-            table.add_column(name, overflow="fold")
+            table.add_column(Text(name), overflow="fold")
         for cells in body:
             table.add_row(*map(Text, cells))
         return table
+
+    def blocks(self) -> str:
+        """The comparison for a narrow terminal: a block for each line of the table, with a line for each column."""
+        head, body = self._columns()
+        names = [name.replace("\n", " ") for name in head]
+        blocks = [[cells[0].strip(), *map("  {}: {}".format, names[1:], cells[1:])] for cells in body]
+        return "\n\n".join("\n".join(lines) for lines in blocks)
 
     def markdown(self) -> str:
         """The comparison as a table of Markdown."""
@@ -218,6 +233,11 @@ def short_names(leaves: Sequence[str]) -> dict[str, str]:
     ends = {name: [".".join(name.split(".")[i:]) for i in range(name.count(".") + 1)][::-1] for name in leaves}
     taken = Counter(end for each in ends.values() for end in each)
     return {name: next((end for end in each if taken[end] == 1), name) for name, each in ends.items()}
+
+
+def printable(text: str) -> str:
+    """A text with escapes in place of characters that would move the cursor, colour the terminal or be no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: Any) -> str:

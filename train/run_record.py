@@ -249,7 +249,7 @@ def _read(path: epath.Path, content: Callable[[Any], T]) -> T | None:
     rare: a line says that it is left out."""
     try:
         return content(json.loads(path.read_text())) if path.exists() else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         tell(f"{path} cannot be read, and is left out: {type(error).__name__}: {error}")
         return None
 

@@ -1,11 +1,12 @@
 """The command `camelid compare`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from ...errors import UserError
-from .arguments import command
+from .arguments import command, require_output
 
 KINDS = (".svg", ".png")
 
@@ -67,9 +68,12 @@ def _compare(args: argparse.Namespace) -> None:
     from ..comparison_tables import MOST_COLUMNS, Comparison
     from ..outputs import check_new_file
 
+    require_output()
     outputs = {flag: path for flag in ("output", "csv", "json", "figure") if (path := getattr(args, flag)) is not None}
     for flag, path in outputs.items():
         check_new_file(path, f"--{flag}")
+        if list(map(os.path.abspath, outputs.values())).count(os.path.abspath(path)) > 1:
+            raise UserError(f"--{flag}={path}: another option names the same file: give each a file of its own")
     if args.figure is not None and Path(args.figure).suffix not in KINDS:
         raise UserError(f"--figure={args.figure}: give a name that ends in {' or '.join(KINDS)}")
     runs = read_runs(args.runs)
@@ -81,15 +85,21 @@ def _compare(args: argparse.Namespace) -> None:
         from ..comparison_figure import draw
 
         if not metrics:
-            raise UserError(f"--figure={args.figure}: no run has reported a metric yet; leave --figure out")
+            raise UserError(f"--figure={args.figure}: {_no_metric(runs)}")
         contents["figure"] = lambda: draw(found.groups, metrics, Path(args.figure).suffix[1:])
     for flag, path in outputs.items():
-        write_whole(path, contents[flag]())
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        content = contents[flag]()  # names of files may be no UTF-8
+        write_whole(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
     for line in _notes(runs, metrics, len(found.leaves) - MOST_COLUMNS):
         tell(line)
-    wide = None if sys.stdout.isatty() else 500  # a pipe has no width: no cell is broken
+    console = Console(width=None if sys.stdout.isatty() else 500)  # a pipe has no width: no cell is broken
+    table = found.table()
     print(found.title())
-    Console(width=wide).print(found.table())
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum > 2 * console.width:
+        print(found.blocks())  # columns of few letters say nothing
+    else:
+        console.print(table)
     for flag, path in outputs.items():
         print(f"{flag}: {path}")
 
@@ -109,16 +119,21 @@ def _asked(texts: Sequence[str], runs: Sequence) -> list:
     return found
 
 
+def _no_metric(runs: Sequence) -> str:
+    """Why there is no metric to compare."""
+    if any(run.metrics for run in runs):
+        return "the runs have reported no metric in common: name some by --metric=NAME"
+    return "no run has reported a metric yet"
+
+
 def _notes(runs: Sequence, metrics: Sequence, hidden: int) -> list[str]:
     """Sentences about what the table does not compare."""
     notes = []
     recipes = sorted({str(run.leaves.get("recipe")) for run in runs})
     if len(recipes) > 1:
         notes.append(f"runs of different recipes ({', '.join(recipes)}): only the leaves that they share are compared")
-    if not any(run.metrics for run in runs):
-        notes.append("no run has reported a metric yet")
-    elif not metrics:
-        notes.append("the runs have reported no metric in common: name some by --metric=NAME")
+    if not metrics or not any(run.metrics for run in runs):
+        notes.append(_no_metric(runs))
     if hidden > 0:
         notes.append(f"{hidden} more leaves differ: --csv and --json have them all")
     return notes

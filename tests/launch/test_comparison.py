@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,7 @@ def test_a_single_seed_has_no_interval_and_a_diverged_one_leaves_no_mean():
     assert math.isnan(over_seeds([1.5]).low) and over_seeds([1.5]).value == 1.5
     assert math.isnan(over_seeds([1.5, math.nan]).value)
     assert over_seeds([1.5, math.inf]).value == math.inf and math.isnan(over_seeds([1.5, math.inf]).high)
+    assert math.isnan(over_seeds([math.inf, -math.inf]).value)
     assert over_seeds([]) is None
 
 
@@ -310,11 +313,55 @@ def test_what_cannot_be_compared_is_said_in_a_line(sweep, capsys):
     assert "is given twice" in capsys.readouterr().err
     assert main(["compare", str(sweep), "--figure=a.pdf"]) == 2
     assert "--figure=a.pdf: give a name that ends in .svg or .png" in capsys.readouterr().err
+    assert main(["compare", str(sweep), "--figure=a.svg"]) == 2
+    assert "--figure=a.svg: the runs have reported no metric in common" in capsys.readouterr().err
     make_run(sweep / "new" / "run", losses=())
     assert main(["compare", str(sweep / "new"), "--figure=a.svg"]) == 2
     assert "no run has reported a metric yet" in capsys.readouterr().err
     assert main(["compare", str(sweep / "new")]) == 0
     assert "no run has reported a metric yet" in capsys.readouterr().err
+
+
+def test_damaged_and_odd_files_of_runs_are_compared_or_told_in_a_line(tmp_path, capsys):
+    huge = f'{{"step": 1, "{LOSS}": 1{"0" * 400}}}\n{{"step": 2, "{LOSS}": 2.0}}\n'
+    odd = make_run(tmp_path / "runs" / "\x1b[31ma\nb", lines=huge, seed="x", checkpoint__best=7)
+    make_run(tmp_path / "runs" / os.fsdecode(b"caf\xe9"), seed=None, optim__lr=0.5)
+    make_run(tmp_path / "runs" / "c", seed=0.5, checkpoint__best=[LOSS, "sideways"])
+    (odd / "run.json").write_text('{"attempts": [{"from_step": 1e400}]}')
+    files = [f"--{kind}={tmp_path}/new/{kind}" for kind in ("csv", "json", "output")]
+    assert main(["compare", str(tmp_path / "runs"), "--each", *files]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out and r"\x1b[31ma\nb" in said.out and r"caf\udce9" in said.out
+    assert "run.json cannot be read, and is left out" in said.err
+    assert json.loads((tmp_path / "new" / "json").read_text())["groups"]
+    (odd / "config.json").write_text('{"a":' * 100_000)
+    assert main(["compare", str(odd)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_metric_whose_name_looks_like_markup_has_its_name(tmp_path, capsys):
+    make_run(tmp_path / "a", lines='{"step": 1, "eval/[/x]/loss": 1.0, "eval/[red]y/loss": 2.0}\n')
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "eval/[/x]/loss" in (said := capsys.readouterr().out) and "eval/[red]y/loss" in said
+
+
+def test_a_narrow_terminal_has_a_block_for_each_line(sweep, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["compare", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert "\nlr0.1-s*\n  lr: 0.1\n" in said and f"  {LOSS} best (min): 1.1 ± 0.25\n" in said and "┃" not in said
+
+
+def test_two_outputs_of_one_name_are_refused(sweep, tmp_path, capsys):
+    assert main(["compare", str(sweep), f"--csv={tmp_path}/x", f"--json={tmp_path}/./x"]) == 2
+    assert "another option names the same file" in capsys.readouterr().err
+
+
+def test_no_standard_output_is_one_line(sweep, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["compare", str(sweep)]) == 1
+    assert "standard output was closed" in capsys.readouterr().err
 
 
 def test_runs_of_versions_without_config_json_are_read_from_their_checkpoints(pretrained, monkeypatch):
