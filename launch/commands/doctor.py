@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 from .arguments import add_distributed, check_distributed, check_least, command, joined_processes, keep_programs
 
@@ -43,11 +42,10 @@ def _doctor(args: argparse.Namespace) -> int:
     check_least(args, seconds=1)
     check_distributed(args)
     from ..doctor.finding import Finding, run_checks
-    from ..doctor.host import check_cores, check_limits, check_memory, check_ntp
+    from ..doctor.host import check_cores, check_driver, check_limits, check_memory, check_ntp
     from ..doctor.software import check_extras, check_packages, check_python, check_variables
     from ..doctor.storage import check_storage
 
-    workdir = Path(args.workdir or ".").expanduser()
     findings: list[Finding] = []
     with _watchdog(args, findings) as doing:
         before = [
@@ -58,12 +56,21 @@ def _doctor(args: argparse.Namespace) -> int:
             ("cores", check_cores),
             ("memory", check_memory),
             ("limits", check_limits),
-            ("disk", lambda: check_storage(workdir)),
+            ("disk", lambda: check_storage(args.workdir or ".")),
             ("clock", check_ntp),
+            ("driver", check_driver),
         ]
         shows = not args.json and not args.distributed
         for finding in run_checks(before, doing):
             _add(findings, finding, shows)
+        doing[0] = "jax"
+        try:
+            import jax  # noqa: F401
+        except Exception as error:  # whatever a broken installation raises
+            text = f"it cannot be imported: {' '.join(str(error).split())[:300]}"
+            _add(findings, Finding("jax", "fail", text, "pip install --force-reinstall jax jaxlib"), not args.json)
+            _end(args, findings)
+            return 1
         doing[0] = "network"
         with joined_processes(args, seconds=args.seconds):
             return _with_jax(args, findings, doing)
@@ -74,13 +81,12 @@ def _with_jax(args: argparse.Namespace, findings: list, doing: list[str]) -> int
     import jax
 
     from ..doctor.cache import check_cache
-    from ..doctor.devices import check_collectives, check_devices, check_driver, check_product
+    from ..doctor.devices import check_collectives, check_devices, check_product
     from ..doctor.finding import run_checks
     from ..doctor.group import check_group, gather
 
     keep_programs()
     checks = [
-        ("driver", check_driver),
         ("devices", check_devices),
         ("compute", check_product),
         ("collectives", check_collectives),
@@ -112,7 +118,7 @@ def _end(args: argparse.Namespace, findings: list) -> None:
     if args.distributed:
         print(*(finding.line() for finding in findings), sep="\n")
     counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "fail")}
-    print(f"{counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failed")
+    print(f"{counts['ok']} ok, {counts['warn']} warning{'s' * (counts['warn'] != 1)}, {counts['fail']} failed")
 
 
 @contextlib.contextmanager
@@ -133,7 +139,7 @@ def _watchdog(args: argparse.Namespace, findings: list) -> Iterator[list[str]]:
             sys.stdout.flush()
         os._exit(1)
 
-    timer = threading.Timer(args.seconds, end)
+    timer = threading.Timer(min(args.seconds, threading.TIMEOUT_MAX), end)
     timer.daemon = True
     timer.start()
     try:
