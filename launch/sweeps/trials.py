@@ -153,13 +153,16 @@ def no_objective(sweep: Sweep, number: int) -> str:
 
 
 def misses_objective(sweep: Sweep, number: int) -> bool:
-    """Whether a run has been through an evaluation, after its first step, that did not give the objective."""
+    """Whether a run has been through two evaluations after its first step, and none has ever given the objective.
+
+    One that was given before the first step has an interval of its own (`config.evals.<name>.every`) and is awaited.
+    """
     metric = sweep.identity.objective.metric
     if not metric.startswith("eval/"):
         return False
     metrics = read_metrics(sweep.run_folder(number))
     evaluated = [step for step, values in metrics.items() if any(name.startswith("eval/") for name in values)]
-    return len(evaluated) > 2 and not any(metric in values for step, values in metrics.items() if step > 0)
+    return len(evaluated) > 2 and not any(metric in values for values in metrics.values())
 
 
 def importable() -> dict[str, str]:
