@@ -104,6 +104,8 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
         return 0
     try:
         return follow(launched, job.workdir, begin)
+    except Exception:  # the job goes on where its state or its log cannot be read
+        raise
     except BaseException:  # a signal: the user, or whoever waits for the job, ends it
         platform.stop(launched)
         raise
@@ -200,10 +202,8 @@ def _own(args: argparse.Namespace) -> set[str]:
 
 def _show(launched: Launched, workdir: Path, state: str | None) -> int:
     """Prints the state of a job and of its run, and the end of its log."""
-    import glob
-
     from ...train.run_record import read_record
-    from ..launching.following import outcome
+    from ..launching.following import logs_of, outcome
 
     code, words = (0, state) if state is not None else outcome(launched, workdir)
     print(f"job {launched.id} on {launched.platform}, launched {launched.time}: {words}")
@@ -214,7 +214,7 @@ def _show(launched: Launched, workdir: Path, state: str | None) -> int:
             where = "run" if folder == workdir else f"phase {folder.parent.name}"
             doing = f", {record.heartbeat['doing']}" if record.heartbeat and record.status == "running" else ""
             print(f"  {where:<10}{record.status} at step {record.step}{doing}")
-    for log in sorted(glob.glob(launched.log)):
-        lines = Path(log).read_text(errors="replace").splitlines()[-3:]
+    for log in logs_of(launched):
+        lines = log.read_text(errors="replace").splitlines()[-3:]
         print(f"{log}:", *lines, sep="\n  ")
     return code

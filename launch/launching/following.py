@@ -1,10 +1,10 @@
 """What became of a job that was launched: its log as it grows, its state, its exit code."""
 
 import codecs
-import glob
 import time
 from pathlib import Path
 
+from ...data.console import tell
 from ...errors import UserError
 from .job import Launched, read_last
 from .platforms import PLATFORMS
@@ -24,6 +24,12 @@ def last_launch(workdir: Path) -> Launched:
     if found.id is None:
         raise UserError(f"{workdir}: the last launch wrote {found.file} and did not submit it")
     return found
+
+
+def logs_of(launched: Launched) -> list[Path]:
+    """The logs that a job has begun to write: one, or one for each worker."""
+    log = Path(launched.log)
+    return sorted(log.parent.glob(log.name))  # the folder may have characters of a pattern
 
 
 def state_of(launched: Launched) -> str | None:
@@ -56,14 +62,22 @@ def follow(launched: Launched, workdir: Path, begin: dict[str, int] | None = Non
       launched: the job.
       workdir: its work directory.
       begin: {log: bytes that are left out}; default: the last 4,000 bytes of each log are printed first.
+
+    Raises UserError if the state is not told at the beginning; later it is asked for again.
     """
     read = dict(begin or {})
     decoders: dict[str, codecs.IncrementalDecoder] = {}  # a character may be written in two parts
     asked, ended = 0.0, False
     while True:
         if time.monotonic() - asked > STATE_SECONDS:
-            ended, asked = state_of(launched) is None, time.monotonic()
-        for log in sorted(glob.glob(launched.log)):
+            try:
+                ended = state_of(launched) is None
+            except UserError as error:  # a controller that is busy, as of a large cluster
+                if not asked:
+                    raise
+                tell(f"{error}; the job is followed on")
+            asked = time.monotonic()
+        for log in map(str, logs_of(launched)):
             size = Path(log).stat().st_size
             start = read.get(log, 0 if begin is not None else max(0, size - 4000))
             if size > start:

@@ -101,7 +101,7 @@ def launch(job: Job, text: str) -> Launched:
     number = said.stdout.strip().partition(";")[0]
     ways = {
         "see": f"squeue --jobs={number}",
-        "follow": f"tail -F {shlex.quote(log) if job.workers is None else log}",
+        "follow": f"tail -F {shlex.quote(str(job.launch))}/{Path(log).name}",
         "requeue": f"scontrol requeue {number}",
         "end": f"scancel {number}",
     }

@@ -216,8 +216,8 @@ def test_a_process_ends_with_its_supervisor():
 
 
 def test_a_log_is_followed_from_the_beginning_of_a_line_and_without_broken_characters(tmp_path, monkeypatch, capsys):
-    log = tmp_path / "launch" / "log"
-    log.parent.mkdir()
+    log = tmp_path / "[a]" / "launch" / "log"
+    log.parent.mkdir(parents=True)
     log.write_text("羊驼\n" * 3000)
     states = iter(["running", None])
 
@@ -236,6 +236,36 @@ def test_a_log_is_followed_from_the_beginning_of_a_line_and_without_broken_chara
     following.follow(job.Launched("local", "7", ("doctor",), str(log), {}), tmp_path)
     lines = capsys.readouterr().out.splitlines()[:-1]
     assert set(lines[:-1]) == {"羊驼"} and lines[-1] == "羊"
+
+
+def test_a_cluster_that_does_not_answer_for_a_while_ends_neither_the_job_nor_its_log(tmp_path, monkeypatch, capsys):
+    answers = iter(["running", UserError("squeue did not answer"), None])
+
+    def state(_):
+        if isinstance(found := next(answers), UserError):
+            raise found
+        return found
+
+    monkeypatch.setattr(following, "state_of", state)
+    monkeypatch.setattr(following, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(following, "LOG_SECONDS", 0.0)
+    started = job.Launched("local", "7", ("doctor",), str(tmp_path / "log"), {})
+    assert following.follow(started, tmp_path) == 1
+    assert "squeue did not answer; the job is followed on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "stopped"), [(UserError("no answer"), 0), (KeyboardInterrupt(), 1)])
+def test_only_a_signal_ends_the_job_for_which_a_launch_waits(tmp_path, monkeypatch, error, stopped):
+    def fail(*_):
+        raise error
+
+    ended = []
+    started = job.Launched("local", "7", ("doctor",), str(tmp_path / "log"), {})
+    platform = platforms.PLATFORMS["local"]._replace(launch=lambda *_: started, stop=ended.append)
+    monkeypatch.setitem(platforms.PLATFORMS, "local", platform)
+    monkeypatch.setattr(following, "follow", fail)
+    assert main(["launch", "--on=local", "--wait", f"--workdir={tmp_path}", "--", "doctor"]) != 0
+    assert len(ended) == stopped
 
 
 def test_a_command_without_the_hyphens_before_it_is_one_line(capsys):

@@ -133,7 +133,7 @@ def test_what_users_give_stays_within_its_line_of_the_job_file(fake, tmp_path, m
     prompt = "--prompt=a\ntouch owned\n#SBATCH --nodes=9 '"
     assert launch('--sbatch=--comment="a b#c"', command=["generate", "runs/x", prompt], workdir="100% 羊驼") == 0
     text = job_file(tmp_path / "my folder #1" / "100% 羊驼")
-    before_code = text.partition("\nexport ")[0].splitlines()
+    before_code = text.partition('\n: "')[0].splitlines()
     assert all(line.startswith("#") or not line for line in before_code)
     asked = [line.removeprefix("#SBATCH ") for line in before_code if line.startswith("#SBATCH ")]
     assert f'--chdir="{tmp_path}/my folder #1"' in asked and '--comment="a b#c"' in asked and "--nodes=9" not in asked
