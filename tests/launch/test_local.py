@@ -268,6 +268,13 @@ def test_only_a_signal_ends_the_job_for_which_a_launch_waits(tmp_path, monkeypat
     assert len(ended) == stopped
 
 
+def test_a_supervisor_that_cannot_begin_is_no_launch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(local, "PYTHON", ("/bin/false",))
+    assert main(["launch", "--on=local", f"--workdir={tmp_path}", "--", "doctor"]) == 2
+    assert "the supervisor ended before it began: see" in capsys.readouterr().err
+    assert read_last(tmp_path) is None
+
+
 def test_a_command_without_the_hyphens_before_it_is_one_line(capsys):
     assert main(["launch", "--on=local", "train", "--config=sft/lora", "--workdir=runs/x"]) == 2
     assert "give -- before the command, as in -- train" in capsys.readouterr().err
