@@ -24,7 +24,7 @@ def add_sweep(commands) -> None:
         _sweep,
         "Train with many settings and compare. The same command continues a sweep, also from several machines at once.",
         "camelid sweep --config=configs/sft/primer.py:steps=300 --space='optim.lr=log(1e-4,1e-2) seed={0,1,2}' \\\n"
-        "  --objective=eval/heldout/text/loss:min --trials=24 --workdir=runs/lr",
+        "  --objective=eval/heldout/primer/loss:min --trials=24 --workdir=runs/lr",
     )
     add_config(parser, required=False)
     parser.add_argument(
