@@ -83,7 +83,7 @@ def command(commands, name: str, run, help: str, epilog: str = "") -> argparse.A
     """
     parser = commands.add_parser(
         name,
-        help=help,
+        help=help.replace("%", "%%"),  # which argparse formats, unlike a description
         description=help,
         epilog=epilog,
         allow_abbrev=False,
@@ -157,9 +157,12 @@ def add_distributed(parser: argparse.ArgumentParser, doing: str) -> None:
 
 
 def check_distributed(args: argparse.Namespace) -> None:
-    """Raises UserError for options of `add_distributed` without `--distributed`."""
+    """Raises UserError for options of `add_distributed` that are wrong, or without `--distributed`."""
+    from ..distributed import check_group
+
     if not args.distributed:
         refuse_unread(args, DISTRIBUTED[1:], "--distributed")
+    check_group(args.coordinator, args.num_processes, args.process_id)
 
 
 def joined_processes(args: argparse.Namespace, **settings: int) -> contextlib.AbstractContextManager[None]:
