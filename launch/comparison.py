@@ -1,7 +1,7 @@
 """Runs compared: the settings in which they differ, and their metrics with intervals over seeds.
 
 runs = read_runs(["runs/lr-*"])
-for group in groups(runs):  # a group: runs that differ in their seed alone
+for group in groups(runs):  # a group: runs that differ in their seed alone; of repeated seeds one run counts
     group.leaves, group.best(Metric("eval/heldout/text/loss", "min"))  # {"optim.lr": 0.001}, an Estimate over the seeds
 """
 
@@ -25,10 +25,11 @@ from ..checkpoints import absolute_path, proof
 from ..data.console import tell
 from ..errors import UserError, did_you_mean
 from ..evals.intervals import Estimate, ratio
+from ..settings.functions import is_function
 from ..train.config_record import CONFIG
 from ..train.metrics_file import read_metrics
 from ..train.resume import OPEN_SECTIONS
-from ..train.run_record import read_record
+from ..train.run_record import COMPLETE, Attempt, RunRecord, read_record
 from .outputs import check_address
 
 SEED = "seed"
@@ -42,6 +43,9 @@ LOWER = re.compile(r"(^|[/_])(loss|perplexity|bits\w*|nll|kl|error\w*|cost|skipp
 
 MOST_METRICS = 3
 """Number of metrics that are compared where none is named."""
+
+CODE = "code "
+"""The hash of a file of own code is compared like a leaf, whose name is this and the file, such as "code loss.py"."""
 
 MISSING = object()
 """Stands for a leaf that a run's config does not have."""
@@ -100,21 +104,22 @@ class ComparedRun:
     """Its path below the folder that the compared runs have in common."""
 
     leaves: Mapping[str, Any]
-    """Its resolved config: {dotted name of a leaf: value}."""
+    """Its resolved config: {dotted name of a leaf: value}, and {"code FILE": SHA-256} for files of own code."""
 
     metrics: Mapping[int, Mapping[str, float]]
     """Its reports by step, in ascending order."""
 
     status: str
-    """running, finished, stopped early, preempted, failed or lost; unknown for runs of versions without run.json."""
+    """running, finished, stopped early, interrupted, failed or lost; unknown for runs of versions without run.json."""
 
     goodput: float | None
     """Share of the wall time that was spent in training steps that were kept; None where it is unknown."""
 
-    @property
-    def step(self) -> int:
-        """The step of the last report; 0 where nothing was reported."""
-        return next(reversed(self.metrics), 0)
+    step: int
+    """The last step that was done, as far as it is known; at least that of the last report."""
+
+    versions: Sequence[str]
+    """The versions of camelid that trained it: commits of its checkout, or versions of the package."""
 
     @property
     def seed(self) -> Any:
@@ -126,9 +131,12 @@ class ComparedRun:
         return [Point(values[name], step) for step, values in self.metrics.items() if name in values]
 
     def best(self, metric: Metric) -> Point | None:
-        """The best value of a metric, the later one of two equal values; None where it was never reported."""
-        found = None
-        for point in self.curve(metric.name):
+        """The best value of a metric, the later one of two equal values; None where it was never reported.
+
+        The value of step 0, before the run has trained, counts only where there is no other.
+        """
+        found, curve = None, self.curve(metric.name)
+        for point in [point for point in curve if point.step > 0] or curve:
             if found is None or not metric.better(found.value, point.value):
                 found = point
         return found
@@ -140,7 +148,10 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same settings, which differ in their seed alone."""
+    """Runs with the same settings and the same own code, which differ in their seed alone.
+
+    Runs with one seed repeat each other and are no further evidence: of these only one counts (`counted`).
+    """
 
     leaves: Mapping[str, Any]
     """The group's values of the leaves in which groups differ. A leaf that the config does not have is left out."""
@@ -148,17 +159,25 @@ class Group:
     runs: Sequence[ComparedRun]
     """The runs, by their seeds."""
 
+    @functools.cached_property
+    def counted(self) -> list[ComparedRun]:
+        """One run for each seed: the one that went furthest, of equal ones a complete one, else the first."""
+        by_seed: dict[str, list[ComparedRun]] = {}
+        for run in self.runs:
+            by_seed.setdefault(json.dumps(run.seed), []).append(run)
+        return [max(same, key=lambda run: (run.step, run.status in COMPLETE)) for same in by_seed.values()]
+
     def best(self, metric: Metric) -> Estimate | None:
         """The mean over seeds of each run's best value; None where no run has the metric."""
-        return over_seeds([point.value for run in self.runs if (point := run.best(metric))])
+        return over_seeds([point.value for run in self.counted if (point := run.best(metric))])
 
     def last(self, metric: Metric) -> Estimate | None:
         """The mean over seeds of each run's last value; None where no run has the metric."""
-        return over_seeds([point.value for run in self.runs if (point := run.last(metric))])
+        return over_seeds([point.value for run in self.counted if (point := run.last(metric))])
 
     def curve(self, name: str) -> list[tuple[int, Estimate]]:
         """The mean over seeds of a metric, at the steps at which every run that has the metric reported it."""
-        curves = [{point.step: point.value for point in curve} for run in self.runs if (curve := run.curve(name))]
+        curves = [{point.step: point.value for point in curve} for run in self.counted if (curve := run.curve(name))]
         steps = sorted(functools.reduce(lambda a, b: a & b.keys(), curves[1:], curves[0].keys())) if curves else []
         return [(step, over_seeds([curve[step] for curve in curves])) for step in steps]
 
@@ -245,15 +264,25 @@ def read_run(path: epath.PathLike, name: str | None = None) -> ComparedRun:
       UserError: config.json is damaged.
     """
     path = absolute_path(path)
-    record = read_record(path)
+    record, metrics = read_record(path), read_metrics(path)
+    leaves = _from_phases_before(dict(_flat(_config_of(path))), path)
     return ComparedRun(
         path=path,
         name=name or path.name,
-        leaves=_from_phases_before(dict(_flat(_config_of(path))), path),
-        metrics=read_metrics(path),
+        leaves=leaves | _own_code(path, record, leaves),
+        metrics=metrics,
         status="unknown" if record is None else record.status,
         goodput=None if record is None else record.goodput,
+        step=max(next(reversed(metrics), 0), 0 if record is None else record.step),
+        versions=[] if record is None else list(dict.fromkeys(filter(None, map(version_of, record.attempts)))),
     )
+
+
+def version_of(attempt: Attempt) -> str:
+    """The code of camelid that an attempt ran, in a few words; "" where the attempt does not tell."""
+    if attempt.commit:
+        return f"{str(attempt.commit)[:7]}{' with changed files' if attempt.dirty else ''}"
+    return f"camelid {attempt.versions['camelid']}" if "camelid" in attempt.versions else ""
 
 
 def differing_leaves(runs: Sequence[ComparedRun], asked: Sequence[str] = ()) -> list[str]:
@@ -281,7 +310,7 @@ def differing_leaves(runs: Sequence[ComparedRun], asked: Sequence[str] = ()) -> 
 def groups(runs: Sequence[ComparedRun]) -> list[Group]:
     """Runs put together that differ in their seed alone, in the order of their first runs.
 
-    Two runs with one seed and the same settings are in one group too: they repeat each other.
+    Two runs with one seed and the same settings are in one group too: they repeat each other, and one of them counts.
     """
     leaves = [name for name in differing_leaves(runs) if name != SEED]
     found: dict[str, list[ComparedRun]] = {}
@@ -301,8 +330,8 @@ def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
     """The metrics that are compared where none is named, at most `MOST_METRICS`.
 
     All runs have reported these metrics; runs that have reported nothing yet do not count. First comes the metric by
-    which a run keeps its best checkpoint or stops early, then the first metric of each evaluation. Where there is none,
-    it is train/loss.
+    which a run keeps its best checkpoint or stops early, then of each evaluation the metric whose name has the fewest
+    parts, the first of these. Where there is none, it is train/loss.
     """
     reported = [names_of(run) for run in runs if run.metrics]
     shared = [name for name in reported[0] if all(name in names for names in reported)] if reported else []
@@ -311,11 +340,14 @@ def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
         name, mode = _best_of(run.leaves)
         if name in shared:
             chosen[name] = mode if mode in ("min", "max") else mode_of(name)
-    seen = {_section(name) for name in chosen}
+    evaluations: dict[str, list[str]] = {}
     for name in shared:
-        if name.startswith("eval/") and _section(name) not in seen:
-            seen.add(_section(name))
-            chosen[name] = mode_of(name)
+        if name.startswith("eval/"):
+            evaluations.setdefault(_evaluation(name, shared), []).append(name)
+    for names in evaluations.values():
+        if chosen.keys().isdisjoint(names):
+            shortest = min(names, key=lambda name: name.count("/"))
+            chosen[shortest] = mode_of(shortest)
     if not chosen and "train/loss" in shared:
         chosen["train/loss"] = "min"
     return [Metric(*each) for each in itertools.islice(chosen.items(), MOST_METRICS)]
@@ -329,9 +361,14 @@ def _best_of(leaves: Mapping[str, Any]) -> tuple[Any, Any]:
     return leaves.get("early_stopping.metric"), leaves.get("early_stopping.mode")
 
 
-def _section(name: str) -> str:
-    """The name of a metric without its last part."""
-    return name.rpartition("/")[0]
+def _evaluation(name: str, names: Iterable[str]) -> str:
+    """The evaluation that a metric belongs to, among `names`: eval/<name>, or eval/heldout/<source> of held-out texts.
+
+    eval/heldout/scores/gold/en is a part of the metric eval/heldout/scores, and so of the evaluation eval/heldout.
+    """
+    parts = name.split("/")
+    section = "/".join(parts[:3])
+    return section if parts[1:2] == ["heldout"] and len(parts) > 3 and section not in names else "/".join(parts[:2])
 
 
 def names_of(run: ComparedRun) -> list[str]:
@@ -393,6 +430,23 @@ def _config_of(run: epath.Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise NotBegun(f"{run}: neither a {CONFIG} nor a complete checkpoint tells the config of this run")
     return found
+
+
+def _own_code(run: epath.Path, record: RunRecord | None, leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of files of own code, {"code loss.py": SHA-256}: of a run that resumed with changed code all hashes.
+
+    Attempts that did no step do not count. Versions that did not write them into run.json wrote them into checkpoints.
+    """
+    attempts = [each for each in ([] if record is None else record.attempts) if isinstance(each.code, dict)]
+    found = [each.code for each in attempts if each.to_step > each.from_step] or [each.code for each in attempts]
+    if not found and any(isinstance(value, str) and is_function(value) for value in leaves.values()):
+        steps = proof.complete_steps(run / "checkpoints")
+        found = [proof.manifest_in(run / "checkpoints" / str(step)).get("code") or {} for step in steps[-1:]]
+    hashes: dict[str, list[str]] = {}
+    for name, value in itertools.chain.from_iterable(code.items() for code in found):
+        known = hashes.setdefault(name.rpartition(":")[0], [])
+        known.extend([] if value in known else [str(value)])
+    return {f"{CODE}{file}": ", ".join(known) for file, known in hashes.items()}
 
 
 def _flat(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
