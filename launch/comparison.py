@@ -1,7 +1,7 @@
 """Runs compared: the settings in which they differ, and their metrics with intervals over seeds.
 
 runs = read_runs(["runs/lr-*"])
-for group in groups(runs):  # a group: runs that differ in their seed alone
+for group in groups(runs):  # a group: runs that differ in their seed alone; of repeated seeds one run counts
     group.leaves, group.best(Metric("eval/heldout/text/loss", "min"))  # {"optim.lr": 0.001}, an Estimate over the seeds
 """
 
@@ -18,16 +18,19 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from ..checkpoints import absolute_path, proof
 from ..data.console import tell
 from ..errors import UserError, did_you_mean
 from ..evals.intervals import Estimate, ratio
+from ..settings.functions import is_function
 from ..train.config_record import CONFIG
 from ..train.metrics_file import read_metrics
 from ..train.resume import OPEN_SECTIONS
-from ..train.run_record import read_record
+from ..train.run_record import COMPLETE, Attempt, RunRecord, read_record
+from .outputs import check_address
 
 SEED = "seed"
 """The leaf in which the runs of a group may differ."""
@@ -40,6 +43,9 @@ LOWER = re.compile(r"(^|[/_])(loss|perplexity|bits\w*|nll|kl|error\w*|cost|skipp
 
 MOST_METRICS = 3
 """Number of metrics that are compared where none is named."""
+
+CODE = "code "
+"""The hash of a file of own code is compared like a leaf, whose name is this and the file, such as "code loss.py"."""
 
 MISSING = object()
 """Stands for a leaf that a run's config does not have."""
@@ -98,21 +104,22 @@ class ComparedRun:
     """Its path below the folder that the compared runs have in common."""
 
     leaves: Mapping[str, Any]
-    """Its resolved config: {dotted name of a leaf: value}."""
+    """Its resolved config: {dotted name of a leaf: value}, and {"code FILE": SHA-256} for files of own code."""
 
     metrics: Mapping[int, Mapping[str, float]]
     """Its reports by step, in ascending order."""
 
     status: str
-    """running, finished, stopped early, preempted, failed or lost; unknown for runs of versions without run.json."""
+    """running, finished, stopped early, interrupted, failed or lost; unknown for runs of versions without run.json."""
 
     goodput: float | None
     """Share of the wall time that was spent in training steps that were kept; None where it is unknown."""
 
-    @property
-    def step(self) -> int:
-        """The step of the last report; 0 where nothing was reported."""
-        return next(reversed(self.metrics), 0)
+    step: int
+    """The last step that was done, as far as it is known; at least that of the last report."""
+
+    versions: Sequence[str]
+    """The versions of camelid that trained it: commits of its checkout, or versions of the package."""
 
     @property
     def seed(self) -> Any:
@@ -124,9 +131,12 @@ class ComparedRun:
         return [Point(values[name], step) for step, values in self.metrics.items() if name in values]
 
     def best(self, metric: Metric) -> Point | None:
-        """The best value of a metric, the later one of two equal values; None where it was never reported."""
-        found = None
-        for point in self.curve(metric.name):
+        """The best value of a metric, the later one of two equal values; None where it was never reported.
+
+        The value of step 0, before the run has trained, counts only where there is no other.
+        """
+        found, curve = None, self.curve(metric.name)
+        for point in [point for point in curve if point.step > 0] or curve:
             if found is None or not metric.better(found.value, point.value):
                 found = point
         return found
@@ -138,7 +148,10 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same settings, which differ in their seed alone."""
+    """Runs with the same settings and the same own code, which differ in their seed alone.
+
+    Runs with one seed repeat each other and are no further evidence: of these only one counts (`counted`).
+    """
 
     leaves: Mapping[str, Any]
     """The group's values of the leaves in which groups differ. A leaf that the config does not have is left out."""
@@ -146,17 +159,25 @@ class Group:
     runs: Sequence[ComparedRun]
     """The runs, by their seeds."""
 
+    @functools.cached_property
+    def counted(self) -> list[ComparedRun]:
+        """One run for each seed: the one that went furthest, of equal ones a complete one, else the first."""
+        by_seed: dict[str, list[ComparedRun]] = {}
+        for run in self.runs:
+            by_seed.setdefault(json.dumps(run.seed), []).append(run)
+        return [max(same, key=lambda run: (run.step, run.status in COMPLETE)) for same in by_seed.values()]
+
     def best(self, metric: Metric) -> Estimate | None:
         """The mean over seeds of each run's best value; None where no run has the metric."""
-        return over_seeds([point.value for run in self.runs if (point := run.best(metric))])
+        return over_seeds([point.value for run in self.counted if (point := run.best(metric))])
 
     def last(self, metric: Metric) -> Estimate | None:
         """The mean over seeds of each run's last value; None where no run has the metric."""
-        return over_seeds([point.value for run in self.runs if (point := run.last(metric))])
+        return over_seeds([point.value for run in self.counted if (point := run.last(metric))])
 
     def curve(self, name: str) -> list[tuple[int, Estimate]]:
         """The mean over seeds of a metric, at the steps at which every run that has the metric reported it."""
-        curves = [{point.step: point.value for point in curve} for run in self.runs if (curve := run.curve(name))]
+        curves = [{point.step: point.value for point in curve} for run in self.counted if (curve := run.curve(name))]
         steps = sorted(functools.reduce(lambda a, b: a & b.keys(), curves[1:], curves[0].keys())) if curves else []
         return [(step, over_seeds([curve[step] for curve in curves])) for step in steps]
 
@@ -169,9 +190,10 @@ def over_seeds(values: Sequence[float]) -> Estimate | None:
     if not values:
         return None
     if not all(map(math.isfinite, values)):
-        mean = math.fsum(values) if all(not math.isnan(value) for value in values) else math.nan
+        mean = sum(values)  # inf, -inf or nan
         return Estimate(mean, math.nan, math.nan, math.nan, len(values), len(values))
-    return ratio(values, [1.0] * len(values))
+    with np.errstate(over="ignore", invalid="ignore"):  # the largest floats, whose sum is infinite
+        return ratio(values, [1.0] * len(values))
 
 
 def mode_of(name: str) -> str:
@@ -215,6 +237,7 @@ def find_runs(pattern: epath.PathLike) -> list[epath.Path]:
       UserError: there is none.
     """
     text = os.path.expanduser(os.fspath(pattern))
+    check_address(text, text)
     places = [text] if epath.Path(text).exists() or "://" in text else sorted(glob.glob(text))
     if not places:
         raise UserError(f"{pattern}: no such run directory, and no path matches it")
@@ -241,15 +264,25 @@ def read_run(path: epath.PathLike, name: str | None = None) -> ComparedRun:
       UserError: config.json is damaged.
     """
     path = absolute_path(path)
-    record = read_record(path)
+    record, metrics = read_record(path), read_metrics(path)
+    leaves = _from_phases_before(dict(_flat(_config_of(path))), path)
     return ComparedRun(
         path=path,
         name=name or path.name,
-        leaves=_from_phases_before(dict(_flat(_config_of(path))), path),
-        metrics=read_metrics(path),
+        leaves=leaves | _own_code(path, record, leaves),
+        metrics=metrics,
         status="unknown" if record is None else record.status,
         goodput=None if record is None else record.goodput,
+        step=max(next(reversed(metrics), 0), 0 if record is None else record.step),
+        versions=[] if record is None else list(dict.fromkeys(filter(None, map(version_of, record.attempts)))),
     )
+
+
+def version_of(attempt: Attempt) -> str:
+    """The code of camelid that an attempt ran, in a few words; "" where the attempt does not tell."""
+    if attempt.commit:
+        return f"{str(attempt.commit)[:7]}{' with changed files' if attempt.dirty else ''}"
+    return f"camelid {attempt.versions['camelid']}" if "camelid" in attempt.versions else ""
 
 
 def differing_leaves(runs: Sequence[ComparedRun], asked: Sequence[str] = ()) -> list[str]:
@@ -277,7 +310,7 @@ def differing_leaves(runs: Sequence[ComparedRun], asked: Sequence[str] = ()) -> 
 def groups(runs: Sequence[ComparedRun]) -> list[Group]:
     """Runs put together that differ in their seed alone, in the order of their first runs.
 
-    Two runs with one seed and the same settings are in one group too: they repeat each other.
+    Two runs with one seed and the same settings are in one group too: they repeat each other, and one of them counts.
     """
     leaves = [name for name in differing_leaves(runs) if name != SEED]
     found: dict[str, list[ComparedRun]] = {}
@@ -287,7 +320,7 @@ def groups(runs: Sequence[ComparedRun]) -> list[Group]:
     return [
         Group(
             {name: same[0].leaves[name] for name in leaves if name in same[0].leaves},
-            sorted(same, key=lambda run: (not isinstance(run.seed, int), run.seed or 0)),
+            sorted(same, key=lambda run: (0, run.seed, "") if isinstance(run.seed, int) else (1, 0, str(run.seed))),
         )
         for same in found.values()
     ]
@@ -297,29 +330,45 @@ def default_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
     """The metrics that are compared where none is named, at most `MOST_METRICS`.
 
     All runs have reported these metrics; runs that have reported nothing yet do not count. First comes the metric by
-    which a run keeps its best checkpoint or stops early, then the first metric of each evaluation. Where there is none,
-    it is train/loss.
+    which a run keeps its best checkpoint or stops early, then of each evaluation the metric whose name has the fewest
+    parts, the first of these. Where there is none, it is train/loss.
     """
     reported = [names_of(run) for run in runs if run.metrics]
     shared = [name for name in reported[0] if all(name in names for names in reported)] if reported else []
     chosen = {}
     for run in runs:
-        best = run.leaves.get("checkpoint.best") or [run.leaves.get("early_stopping.metric")]
-        if best[0] in shared:
-            chosen[best[0]] = best[1] if len(best) > 1 else run.leaves.get("early_stopping.mode") or mode_of(best[0])
-    seen = {_section(name) for name in chosen}
+        name, mode = _best_of(run.leaves)
+        if name in shared:
+            chosen[name] = mode if mode in ("min", "max") else mode_of(name)
+    evaluations: dict[str, list[str]] = {}
     for name in shared:
-        if name.startswith("eval/") and _section(name) not in seen:
-            seen.add(_section(name))
-            chosen[name] = mode_of(name)
+        if name.startswith("eval/"):
+            evaluations.setdefault(_evaluation(name, shared), []).append(name)
+    for names in evaluations.values():
+        if chosen.keys().isdisjoint(names):
+            shortest = min(names, key=lambda name: name.count("/"))
+            chosen[shortest] = mode_of(shortest)
     if not chosen and "train/loss" in shared:
         chosen["train/loss"] = "min"
     return [Metric(*each) for each in itertools.islice(chosen.items(), MOST_METRICS)]
 
 
-def _section(name: str) -> str:
-    """The name of a metric without its last part."""
-    return name.rpartition("/")[0]
+def _best_of(leaves: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The metric by which a run keeps its best checkpoint or stops early, and its mode; None where there is none."""
+    best = leaves.get("checkpoint.best")
+    if isinstance(best, list | tuple) and len(best) == 2:
+        return best[0], best[1]
+    return leaves.get("early_stopping.metric"), leaves.get("early_stopping.mode")
+
+
+def _evaluation(name: str, names: Iterable[str]) -> str:
+    """The evaluation that a metric belongs to, among `names`: eval/<name>, or eval/heldout/<source> of held-out texts.
+
+    eval/heldout/scores/gold/en is a part of the metric eval/heldout/scores, and so of the evaluation eval/heldout.
+    """
+    parts = name.split("/")
+    section = "/".join(parts[:3])
+    return section if parts[1:2] == ["heldout"] and len(parts) > 3 and section not in names else "/".join(parts[:2])
 
 
 def names_of(run: ComparedRun) -> list[str]:
@@ -371,7 +420,7 @@ def _config_of(run: epath.Path) -> Mapping[str, Any]:
     if path.exists():
         try:
             found = json.loads(path.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise UserError(f"{path} is damaged: it holds no JSON object")
@@ -381,6 +430,23 @@ def _config_of(run: epath.Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise NotBegun(f"{run}: neither a {CONFIG} nor a complete checkpoint tells the config of this run")
     return found
+
+
+def _own_code(run: epath.Path, record: RunRecord | None, leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of files of own code, {"code loss.py": SHA-256}: of a run that resumed with changed code all hashes.
+
+    Attempts that did no step do not count. Versions that did not write them into run.json wrote them into checkpoints.
+    """
+    attempts = [each for each in ([] if record is None else record.attempts) if isinstance(each.code, dict)]
+    found = [each.code for each in attempts if each.to_step > each.from_step] or [each.code for each in attempts]
+    if not found and any(isinstance(value, str) and is_function(value) for value in leaves.values()):
+        steps = proof.complete_steps(run / "checkpoints")
+        found = [proof.manifest_in(run / "checkpoints" / str(step)).get("code") or {} for step in steps[-1:]]
+    hashes: dict[str, list[str]] = {}
+    for name, value in itertools.chain.from_iterable(code.items() for code in found):
+        known = hashes.setdefault(name.rpartition(":")[0], [])
+        known.extend([] if value in known else [str(value)])
+    return {f"{CODE}{file}": ", ".join(known) for file, known in hashes.items()}
 
 
 def _flat(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -68,7 +68,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
     """A short name for each group: the leaves in which it differs from other groups, or the name of its first run."""
     short = short_names(list(dict.fromkeys(itertools.chain.from_iterable(group.leaves for group in groups))))
     names = [
-        ", ".join(f"{short[name]}={shown(value)}" for name, value in group.leaves.items() if name != SEED)
+        ", ".join(f"{short[name]}={shown(name, value)}" for name, value in group.leaves.items() if name != SEED)
         or group.runs[0].name
         for group in groups
     ]

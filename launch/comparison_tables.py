@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evals.intervals import Estimate
-from .comparison import SEED, ComparedRun, Group, Metric, Point, differing_leaves, groups
+from .comparison import CODE, SEED, ComparedRun, Group, Metric, Point, differing_leaves, groups
 
 MOST_COLUMNS = 12
 """Number of leaves that a table shows; CSV and JSON have all."""
@@ -32,30 +32,52 @@ class Row:
     runs: Sequence[ComparedRun]
     """The runs."""
 
+    repeats_another: bool = False
+    """Whether it is a single run that does not count, because another one with its seed does."""
+
+    @property
+    def counted(self) -> Sequence[ComparedRun]:
+        """The runs that count, one for each seed."""
+        return self.group.counted
+
     @property
     def seeds(self) -> str:
-        return ", ".join(str(run.seed) for run in self.runs)
+        """The seeds, each once."""
+        return ", ".join(str(run.seed) for run in self.counted)
+
+    @property
+    def repeats(self) -> int:
+        """Number of runs that do not count."""
+        return 1 if self.repeats_another else len(self.runs) - len(self.counted)
+
+    @property
+    def seeds_and_repeats(self) -> str:
+        """The seeds, each once, and how many runs repeat others."""
+        if self.repeats_another:
+            return f"{self.seeds} (repeat)"
+        return f"{self.seeds} (+{_count(self.repeats, 'repeat')})" if self.repeats else self.seeds
 
     @property
     def status(self) -> str:
-        """The status that all runs have, or how many runs have each."""
-        counts = Counter(run.status for run in self.runs)
+        """The status that all runs have which count, or how many runs have each."""
+        counts = Counter(run.status for run in self.counted)
         return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
 
     @property
     def step(self) -> str:
-        """The step of the last report, or the lowest and the highest one."""
-        steps = sorted({run.step for run in self.runs})
+        """The last step that was done, or the lowest and the highest one of several runs."""
+        steps = sorted({run.step for run in self.counted})
         return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
 
     @property
     def goodput(self) -> float | None:
         """The mean goodput of the runs that know it."""
-        known = [run.goodput for run in self.runs if run.goodput is not None]
+        known = [run.goodput for run in self.counted if run.goodput is not None]
         return math.fsum(known) / len(known) if known else None
 
-    @property
+    @functools.cached_property
     def group(self) -> Group:
+        """The runs as a group."""
         return Group({}, self.runs)
 
     def leaf(self, name: str) -> list[Any]:
@@ -67,8 +89,8 @@ class Row:
         return found
 
     def best_point(self, metric: Metric) -> Point | None:
-        """The best value with its step, of a single run; None for several."""
-        return self.runs[0].best(metric) if len(self.runs) == 1 else None
+        """The best value with its step, of a single run that counts; None for several."""
+        return self.counted[0].best(metric) if len(self.counted) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -113,27 +135,35 @@ class Comparison:
         for group in self.groups:
             yield Row(_label(group.runs), group.runs)
             for run in group.runs if self.each and len(group.runs) > 1 else ():
-                yield Row(f"  {run.name}", [run])
+                yield Row(f"  {run.name}", [run], repeats_another=run not in group.counted)
 
     def title(self) -> str:
         """What is compared, in words."""
-        largest = max(len(group.runs) for group in self.groups)
+        largest = max(len(group.counted) for group in self.groups)
         seeds = "; mean ± half of the 95% interval over seeds" if largest > 1 else ""
         return f"{_count(len(self.runs), 'run')}, {_count(len(self.groups), 'setting')}{seeds}"
 
     def _columns(self) -> tuple[list[str], list[list[str]]]:
-        """The head of the table and the cells of each line, as texts."""
+        """The head of the table and the cells of each line, as texts. The last columns are two for each metric."""
         leaves = self.leaves[:MOST_COLUMNS]
         with_seeds = any(len(group.runs) > 1 for group in self.groups)
         short = short_names(self.leaves)
-        head = ["run", *(short[name] for name in leaves), *(["seeds"] if with_seeds else []), "status", "step"]
+        head = [
+            "run",
+            *(printable(short[name]) for name in leaves),
+            *(["seeds"] if with_seeds else []),
+            "status",
+            "step",
+        ]
         head += ["goodput"] if self.goodput else []
         for metric in self.metrics:
-            head += [f"{metric.name}\nbest ({metric.mode})", f"{metric.name}\nlast"]
+            name = printable(metric.name)
+            head += [f"{name}\nbest ({metric.mode})", f"{name}\nlast"]
         body = []
         for row in self.rows:
-            cells = [row.label, *(", ".join(map(shown, row.leaf(name))) for name in leaves)]
-            cells += [row.seeds] if with_seeds else []
+            cells = [row.label, *(", ".join(shown(name, value) for value in row.leaf(name)) for name in leaves)]
+            cells = list(map(printable, cells))
+            cells += [row.seeds_and_repeats] if with_seeds else []
             cells += [row.status, row.step]
             cells += [] if not self.goodput else ["" if row.goodput is None else f"{row.goodput:.1%}"]
             for metric in self.metrics:
@@ -144,14 +174,29 @@ class Comparison:
         return head, body
 
     def table(self) -> Table:
-        """The comparison for a terminal."""
+        """The comparison for a terminal: the best and the last value of a metric stand under one head."""
         head, body = self._columns()
+        first = len(head) - 2 * len(self.metrics)
+        lines = [line[:first] for line in (head, *body)]
+        for metric, place in zip(self.metrics, range(first, len(head), 2), strict=True):
+            pairs = [[f"best ({metric.mode})", "last"], *(cells[place : place + 2] for cells in body)]
+            width = max(len(best) for best, _ in pairs)
+            joined = [f"{best:{width}}  {last}" for best, last in pairs]
+            for line, cell in zip(lines, [f"{printable(metric.name)}\n{joined[0]}", *joined[1:]], strict=True):
+                line.append(cell)
         table = Table()
-        for name in head:
-            table.add_column(name, overflow="fold")
-        for cells in body:
+        for name in lines[0]:
+            table.add_column(Text(name), overflow="fold")
+        for cells in lines[1:]:
             table.add_row(*map(Text, cells))
         return table
+
+    def blocks(self) -> str:
+        """The comparison for a narrow terminal: a block for each line of the table, with a line for each column."""
+        head, body = self._columns()
+        names = [name.replace("\n", " ") for name in head]
+        blocks = [[cells[0].strip(), *map("  {}: {}".format, names[1:], cells[1:])] for cells in body]
+        return "\n\n".join("\n".join(lines) for lines in blocks)
 
     def markdown(self) -> str:
         """The comparison as a table of Markdown."""
@@ -165,7 +210,7 @@ class Comparison:
 
         A cell is empty where there is no value; the ends of an interval are empty for a single seed.
         """
-        head = ["run", "n", "seeds", *self.leaves, "status", "step", "goodput"]
+        head = ["run", "n", "seeds", "repeats", *self.leaves, "status", "step", "goodput"]
         ends = ("", " low", " high")
         for metric in self.metrics:
             head += [f"{metric.name} best{end}" for end in (*ends, " step")] + [f"{metric.name} last{e}" for e in ends]
@@ -173,7 +218,8 @@ class Comparison:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(head)
         for row in self.rows:
-            cells = [row.label.strip(), len(row.runs), row.seeds, *(_joined(row.leaf(name)) for name in self.leaves)]
+            cells = [row.label.strip(), len(row.counted), row.seeds, row.repeats]
+            cells += [_joined(row.leaf(name)) for name in self.leaves]
             cells += [row.status, row.step, row.goodput]
             for metric in self.metrics:
                 point = row.best_point(metric)
@@ -196,7 +242,7 @@ class Comparison:
                         metric.name: {"best": _fields(group.best(metric)), "last": _fields(group.last(metric))}
                         for metric in self.metrics
                     },
-                    "runs": [self._run(run) for run in group.runs],
+                    "runs": [self._run(run) | {"counts": run in group.counted} for run in group.runs],
                 }
                 for group in self.groups
             ],
@@ -210,18 +256,39 @@ class Comparison:
         }
         leaves = {name: run.leaves[name] for name in self.leaves if name in run.leaves}
         about = {"path": os.fspath(run.path), "name": run.name, "seed": run.seed, "status": run.status}
+        about |= {"versions": list(run.versions)}
         return about | {"step": run.step, "goodput": run.goodput, "leaves": leaves, "metrics": values}
 
 
 def short_names(leaves: Sequence[str]) -> dict[str, str]:
-    """Each leaf's name without the sections that nobody needs to tell it from the other leaves."""
-    ends = {name: [".".join(name.split(".")[i:]) for i in range(name.count(".") + 1)][::-1] for name in leaves}
+    """Each leaf's name without the sections that nobody needs to tell it from the other leaves.
+
+    The section in which a leaf stands is kept, for the last part alone says little: optim.lr, checkpoint.best. Of the
+    path of a file of own code the name of the file is kept.
+    """
+    ends = {name: _ends_of(name) for name in leaves}
     taken = Counter(end for each in ends.values() for end in each)
     return {name: next((end for end in each if taken[end] == 1), name) for name, each in ends.items()}
 
 
-def shown(value: Any) -> str:
-    """A value of a leaf in a table: numbers in few digits, everything else as in JSON or as it is."""
+def _ends_of(name: str) -> list[str]:
+    """The names by which a leaf may be called, the shortest first."""
+    if name.startswith(CODE):
+        parts = name.removeprefix(CODE).split("/")
+        return [CODE + "/".join(parts[i:]) for i in reversed(range(len(parts)))]
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in reversed(range(max(1, len(parts) - 1)))]
+
+
+def printable(text: str) -> str:
+    """A text with escapes in place of characters that would move the cursor, colour the terminal or be no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(name: str, value: Any) -> str:
+    """A value of a leaf in a table: numbers and hashes of own code in few digits, everything else as it is."""
+    if name.startswith(CODE):
+        return ", ".join(each[:7] for each in value.split(", "))
     if isinstance(value, bool) or not isinstance(value, float):
         return value if isinstance(value, str) else str(value)
     return f"{value:g}"

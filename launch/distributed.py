@@ -57,20 +57,25 @@ def joined(
 
     from ..train.loop import Interrupted, TrainingStopped
 
+    check_group(coordinator, num_processes, process_id)
     _check_port(coordinator, process_id)
     words = [APART.format(seconds)]
     _one_line_instead_of_abort(words)
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
-        local_device_ids=devices_of_task(os.environ),
-        initialization_timeout=seconds,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            local_device_ids=devices_of_task(os.environ),
+            initialization_timeout=seconds,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:  # nothing tells what is not given
+        options = "give --coordinator=HOST:PORT, --num_processes=N and --process_id=I"
+        raise UserError(f"--distributed: JAX finds no cluster here ({error}): {options}") from None
     words[0] = DIED
     try:
         yield
@@ -84,6 +89,23 @@ def joined(
         if failed_file:
             _end(str(error))
         raise
+
+
+def check_group(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Raises UserError for arguments of `joined` that are wrong or contradict each other."""
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not _is_port(port):
+            raise UserError(f"--coordinator={coordinator}: give HOST:PORT of process 0, as in 10.0.0.1:8476")
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num_processes={num_processes}: give 1 or more")
+    if process_id is not None and (process_id < 0 or process_id >= (num_processes or process_id + 1)):
+        most = "0 or more" if num_processes is None else f"0 to {num_processes - 1}"
+        raise UserError(f"--process_id={process_id}: give {most}, to each process another one")
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and 0 < int(text) < 65536
 
 
 def devices_of_task(environment: Mapping[str, str]) -> list[int] | None:
@@ -110,7 +132,7 @@ def _check_port(coordinator: str | None, process_id: int | None) -> None:
     """Raises UserError in process 0 if its port as the coordinator is taken, at which JAX would crash."""
     number = os.environ.get("SLURM_PROCID") if process_id is None else process_id
     port = os.environ.get("JAX_COORDINATOR_PORT", "") if coordinator is None else coordinator.rpartition(":")[2]
-    if str(number) != "0" or not port.isdecimal():
+    if str(number) != "0" or not _is_port(port):
         return
     with contextlib.closing(socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

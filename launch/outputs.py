@@ -1,8 +1,10 @@
 """Checks that a command can write its output, before anything is read or computed."""
 
+import importlib.util
 import os
 from pathlib import Path
 
+import fsspec
 from etils import epath
 
 from ..errors import UserError
@@ -19,10 +21,41 @@ def output_folder(path: str, flag: str = "--workdir") -> epath.Path:
       UserError: an address of another kind, such as that of a web page.
     """
     try:
-        return epath.Path(path)
+        folder = epath.Path(path)
     except KeyError:
         kind = path.partition("://")[0]
         raise UserError(f"{flag}={path}: {kind}:// cannot be written: give a folder, or gs:// or s3://") from None
+    check_address(path, f"{flag}={path}")
+    return folder
+
+
+def check_address(path: str, name: str) -> None:
+    """Raises UserError if the package that opens an address such as gs://bucket/run is missing; folders need none.
+
+    Args:
+      path: a folder or an address.
+      name: what the message begins with.
+    """
+    kind, sign, _ = path.partition("://")
+    if not sign or importlib.util.find_spec("tensorflow") is not None:  # etils then opens addresses by TensorFlow
+        return
+    try:
+        fsspec.get_filesystem_class(kind)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def check_home(folder: str | os.PathLike, flag: str = "--workdir") -> None:
+    """Raises UserError for a path that begins with `~` and a name that is no user's.
+
+    Args:
+      folder: the path.
+      flag: the option that named it, for the message.
+    """
+    try:
+        Path(folder).expanduser()
+    except RuntimeError:
+        raise UserError(f"{flag}={folder}: {Path(folder).parts[0]} is no user's home: give another folder") from None
 
 
 def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
@@ -44,6 +77,7 @@ def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
         raise UserError(f"{flag}={shown}: the name is not UTF-8: give or rename a folder") from None
     if "://" in os.fspath(folder):
         return
+    check_home(folder, flag)
     there = Path(folder).expanduser().absolute()
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent

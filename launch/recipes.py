@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ..errors import UserError, did_you_mean, shown
 from ..rlhf import dpo, grpo, ppo, raft, reward
-from ..settings.functions import FORMS, find_function, is_function, raised
+from ..settings.functions import FORMS, find_function, first_annotation, is_function
 from ..settings.sections import read
 from ..train import pretrain, sft
 from ..train.evaluations import Evaluator
@@ -56,10 +56,7 @@ def recipe_of(config: Mapping) -> Recipe:
 def _config_of(train: Callable[..., object], name: str) -> type[RunConfig]:
     """The class of the config of a recipe of the user's own, from the annotation of its argument."""
     argument = next(iter(inspect.signature(train).parameters))
-    try:
-        annotation = typing.get_type_hints(train).get(argument)
-    except Exception as error:  # an annotation that is a string may be anything
-        raise UserError(f"config.recipe: {name!r}: its annotations cannot be read: {raised(error)}") from error
+    annotation = first_annotation(train, name)
     kind = next(iter(typing.get_args(annotation)), None)
     if not (typing.get_origin(annotation) is Run and isinstance(kind, type) and issubclass(kind, RunConfig)):
         raise UserError(

@@ -8,6 +8,7 @@ import os
 import sys
 import sysconfig
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -68,6 +69,18 @@ def find(name: str, where: str) -> Any:
     if file := getattr(found, "__file__", None):
         _FILES[name] = file
     return getattr(found, attribute)
+
+
+def first_annotation(train: Callable[..., Any], name: str) -> Any:
+    """The annotation of a recipe's first argument, such as `Run[MyConfig]`; None where it has none.
+
+    Raises UserError where annotations cannot be read. name: what `config.recipe` is.
+    """
+    argument = next(iter(inspect.signature(train).parameters), None)
+    try:
+        return typing.get_type_hints(train).get(argument)
+    except Exception as error:  # an annotation that is a string may be anything
+        raise UserError(f"config.recipe: {name!r}: its annotations cannot be read: {raised(error)}") from error
 
 
 def file_of(name: str) -> Path | None:

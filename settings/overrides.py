@@ -1,29 +1,32 @@
 """Flags that change leaves of a config: `--config.optim.lr=1e-4`.
 
 A leaf keeps its type: an int may stand for a float, lists and leaves that are None take Python literals, and `=None`
-unsets any leaf. Two kinds of flags do more than set a leaf:
+unsets a leaf. Flags count in their order. Three kinds of flags do more than set a leaf:
 
 - A length of time has a leaf for each of its units, such as `total_steps` and `total_epochs`. A flag for one of them
   unsets the others.
 - A section of sections, such as `config.evals` or `config.data.mixture`, may get an entry under a new name, and an
-  entry leaves that it did not have; `=None` removes an entry. Whether somebody reads the new leaf is checked with all
-  others (`settings/sections.py`).
+  entry leaves that it did not have; `=None` removes an entry, and empties the section. Whether somebody reads the new
+  leaf is checked with all others (`settings/sections.py`).
+- A leaf that the config's file leaves out is made where the class of a recipe of the user's own has it.
 """
 
 import ast
 import keyword
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
-from ..errors import UserError, did_you_mean
-
-UNITS = ("steps", "epochs", "tokens", "percent", "seconds")
-"""The units of lengths of time, which are the ends of their leaves' names."""
+from ..errors import UserError
+from .functions import find, first_annotation, is_function
+from .leaf_names import UNITS, did_you_mean_leaf
+from .leaves import is_section
+from .meanings import ABSENT
+from .sections import to_config
 
 FLAG = re.compile(r"--?(?:no)?config\.(?P<leaf>\w[\w-]*(\.\w[\w-]*)*)(?=$|[=\[])", re.DOTALL)
 """Matches the beginning of a flag that changes a leaf, up to its value."""
@@ -34,16 +37,38 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
     Raises UserError for a flag whose leaf does not exist, and for a value of another type.
     """
-    overrides = list(overrides)
+    overrides = sorted(overrides, key=lambda item: not item.startswith("--config.recipe="))  # it says what leaves mean
     found = {item: match for item in overrides if (match := FLAG.match(item))}
     names = {item: match["leaf"] for item, match in found.items()}
     if wrong := next((item for item in overrides if item.startswith("--config.") and item not in found), None):
         raise UserError(f"{wrong} is no override: write --config.<name>=<value>; names have letters, digits and . _ -")
     lengths = {leaf: others for leaf in names.values() if (others := other_units(leaf, config))}
-    for item, leaf in names.items():
-        check_exists(leaf, config, item, opens=not item.endswith("=None"))
-    given = [item for item in overrides if not item.endswith("=None")]
-    argv = ["camelid", *(_quoted(item, found[item]) if item in found else item for item in given)]
+    there = {leaf for leaf in names.values() if _has(config, leaf)}
+    last = {item.partition("=")[0]: at for at, item in enumerate(overrides)}
+    waiting: list[str] = []
+    for at, item in enumerate(overrides):
+        leaf, unsets = names.get(item), item.endswith("=None")
+        if unsets and last[item.partition("=")[0]] != at:
+            continue
+        if leaf is None or not (unsets or isinstance(_get(config, leaf), ConfigDict)):
+            waiting.append(item)
+            continue
+        _set(waiting, names, config)  # before a flag that may remove what they are about
+        waiting = [] if unsets else [item]
+        if unsets and (_has(config, leaf) or leaf not in there):
+            check_exists(leaf, config, item)
+            _unset(leaf, config)
+    _set(waiting, names, config)
+    unset_other_units(lengths, names.values(), config)
+    return config
+
+
+def _set(given: list[str], names: Mapping[str, str], config: ConfigDict) -> None:
+    """Changes leaves as flags with values say. names: the leaf of each flag that names one."""
+    for item in given:
+        if item in names:
+            check_exists(names[item], config, item, opens=True)
+    argv = ["camelid", *(_quoted(item, FLAG.match(item)) if item in names else item for item in given)]
     flag_values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
@@ -56,12 +81,6 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         raise UserError(f"overriding the config: {explain_type(error) or one_line(error)}") from None
     if stray:
         raise UserError(f"{stray[0]} is no override: write --config.<name>=<value>")
-    last = {item.partition("=")[0]: item for item in overrides}
-    for flag, item in last.items():
-        if item == f"{flag}=None":
-            _unset(flag.lstrip("-").removeprefix("config."), config)
-    unset_other_units(lengths, names.values(), config)
-    return config
 
 
 def change(config: ConfigDict, changes: Mapping[str, Any], where: str, *, anew: bool = False) -> None:
@@ -117,6 +136,8 @@ def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = Fal
 
     opens: whether a leaf that is missing within a section of sections, or within what is None, is made; it is None.
     anew: whether this holds in all sections.
+
+    A leaf that is missing and that the class of a recipe of the user's own has is made with its default.
     """
     *sections, last = leaf.split(".")
     section, found, within = config, "config", anew
@@ -129,13 +150,14 @@ def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = Fal
             raise UserError(f"{where}: {found} is a value, not a section")
         within = within or (section is not config and _is_open(section))
         if name not in section:
-            if not (opens and within):
-                path = f"config.{leaf}"
-                raise UserError(f"{where}: there is no {path}{did_you_mean(path, _leaves(config, 'config'))}")
+            made = opens and within
+            own = ABSENT if made else _default_of(f"{found}.{name}".removeprefix("config."), config)
+            if own is ABSENT and not made:
+                raise UserError(f"{where}: there is no config.{leaf}{did_you_mean_leaf(leaf, names_in(config))}")
             if hasattr(section, name):  # a method of ConfigDict
                 raise UserError(f"{where}: {found}.{name}: the name {name} is taken; choose another one")
             with config.unlocked():
-                section[name] = None
+                section[name] = None if own is ABSENT else own
         section, found = section[name], f"{found}.{name}"
 
 
@@ -144,15 +166,33 @@ def _is_open(section: ConfigDict) -> bool:
     return all(isinstance(value, ConfigDict) for value in section.values())
 
 
+def _default_of(leaf: str, config: ConfigDict) -> Any:
+    """The default of a leaf or section that the class of the user's own recipe has; ABSENT where it has none."""
+    recipe = config.get("recipe")
+    if not (isinstance(recipe, str) and is_function(recipe)):
+        return ABSENT
+    try:
+        kind = next(iter(get_args(first_annotation(find(recipe, "config.recipe"), recipe))), None)
+        defaults = to_config(kind()) if is_section(kind) else ConfigDict()
+    except (UserError, TypeError):  # no such recipe, or a field without a default: told where the config is read
+        return ABSENT
+    return _get(defaults, leaf) if _has(defaults, leaf) else ABSENT
+
+
 def _unset(leaf: str, config: ConfigDict) -> None:
-    """Sets a leaf to None; removes the entry of a section of sections."""
+    """Sets a leaf to None; empties a section of sections, and removes an entry of one."""
     path, _, name = leaf.rpartition(".")
     section = _get(config, path)
-    if path and isinstance(section[name], ConfigDict) and _is_open(section):
-        with config.unlocked():
+    value = section[name]
+    is_entry = bool(path) and _is_open(section)
+    with config.unlocked():
+        if isinstance(value, ConfigDict) and _is_open(value) and (value or not is_entry):
+            for entry in list(value):
+                del value[entry]
+        elif isinstance(value, ConfigDict) and is_entry:
             del section[name]
-    else:
-        config_path.set_value(_path(leaf), config, None)
+        else:
+            config_path.set_value(_path(leaf), config, None)
 
 
 def _path(leaf: str) -> str:
@@ -165,6 +205,13 @@ def _path(leaf: str) -> str:
 def _quoted(item: str, match: re.Match) -> str:
     """A flag with the name of its leaf as ml_collections reads it."""
     return f"{item[: match.start('leaf')]}{_path(match['leaf'])}{item[match.end('leaf') :]}"
+
+
+def _has(config: ConfigDict, leaf: str) -> bool:
+    """Whether a config has a leaf or section of a dotted name."""
+    path, _, name = leaf.rpartition(".")
+    section = _get(config, path)
+    return isinstance(section, ConfigDict) and name in section
 
 
 def _get(config: ConfigDict, leaf: str) -> Any:
@@ -222,9 +269,9 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def _leaves(config: ConfigDict, path: str) -> Iterator[str]:
+def names_in(config: ConfigDict, path: str = "config") -> Iterator[str]:
+    """The dotted names of all leaves and sections of a config."""
     for name, value in config.items():
+        yield f"{path}.{name}"
         if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{path}.{name}")
-        else:
-            yield f"{path}.{name}"
+            yield from names_in(value, f"{path}.{name}")

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from ..errors import UserError, did_you_mean, shown
+from ..errors import UserError, shown
+from .leaf_names import did_you_mean_leaf
 from .leaves import (
     LARGEST,
     LARGEST_FLOAT,
@@ -137,12 +138,12 @@ def _arguments(values: Mapping[str, Any], kind: type | Callable, where: str, com
     fields, leaves, values = fields_of(kind), _leaf_annotations(kind), dict(values.items())
     for name in values:
         if name not in leaves:
-            near = did_you_mean(f"{where}.{name}", [f"{where}.{leaf}" for leaf in leaves])
+            near = did_you_mean_leaf(f"{where}.{name}", [f"{where}.{leaf}" for leaf in leaves])
             raise UserError(f"nothing reads {where}.{name}{near}")
     optional = set() if complete else _fields_with_default(kind)
     for name, annotation in fields.items():
         if name not in values and name not in optional and not marker_of(annotation, Units):
-            raise UserError(f"the config has no {where}.{name}{did_you_mean(name, values)}")
+            raise UserError(f"the config has no {where}.{name}{_default_advice(kind, name, where)}")
     read = {name: _read_leaf(f"{where}.{name}", value, leaves[name], complete) for name, value in values.items()}
     found = {}
     for name, annotation in fields.items():
@@ -186,6 +187,18 @@ def _one_length(path: str, by_unit: Mapping[str, float | None]) -> Length | None
     if len(given) > 1:
         raise UserError(_set_one(path, by_unit, [f"{path}_{unit}" for unit in given]))
     return next((Length(value, unit, f"{path}_{unit}") for unit, value in given.items()), None)
+
+
+def _default_advice(kind: type | Callable, name: str, where: str) -> str:
+    """What to do about a field that a config lacks: where it has a default, how to set it; else ""."""
+    unset = dataclasses.MISSING
+    default = (
+        next((f.default for f in dataclasses.fields(kind) if f.name == name), unset) if is_section(kind) else unset
+    )
+    if default is unset or dataclasses.is_dataclass(default):
+        return ""
+    leaf = f"{where}.{name}".removeprefix("config.")
+    return f": give --config.{leaf}={default}, or write c.{leaf} = {default!r} in the config's file"
 
 
 def _set_one(path: str, units: typing.Iterable[str], given: list[str]) -> str:

@@ -26,5 +26,5 @@ def _record(line: bytes) -> dict[str, Any] | None:
         if not isinstance(record, dict) or type(record.get("step")) is not int:
             return None
         return {name: value if name == "step" else float(value) for name, value in record.items()}
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None

@@ -21,11 +21,12 @@ from ml_collections import ConfigDict
 from ..data.checksums import write_whole
 from ..data.console import tell
 from ..errors import UserError
+from ..settings.functions import code_of
 from . import config_record, run_record
 from .code_version import PACKAGE, Checkout, checkouts, versions
 from .goodput import Clock, now
 from .heartbeat import Heartbeat
-from .run_record import COMPLETE, ENDED, HEARTBEAT, RECORD, Attempt
+from .run_record import COMPLETE, ENDED, HEARTBEAT, INTERRUPTED, RECORD, Attempt
 
 EVERY = 1.0
 """Seconds between two heartbeats; `EVERY_REMOTE` where the run directory is in an object store."""
@@ -96,13 +97,14 @@ class Recording:
             self._write_record()
             self._write(HEARTBEAT, json.dumps(self._beat_content() | {"doing": ENDED}))
 
-    def begin(self, config: ConfigDict, step: int, saved: Mapping[str, Any] | None) -> None:
+    def begin(self, config: ConfigDict, step: int, saved: Mapping[str, Any] | None, total: int | None = None) -> None:
         """Adds the attempt to run.json, and writes config.json.
 
         Args:
           config: the config of the run.
           step: the step from which it resumes; 0 for a new run.
           saved: the entry "attempt" of the manifest of the checkpoint from which it resumes, if it has one.
+          total: number of steps of the whole run, if it is known.
         """
         self.clock.step = step
         if not self._writes:
@@ -116,6 +118,7 @@ class Recording:
             commit=code and code.commit,
             dirty=code and code.dirty,
             project=project and project._asdict(),
+            code=code_of(config),
             versions=versions(),
             devices={
                 "platform": devices[0].platform,
@@ -125,6 +128,7 @@ class Recording:
             },
             from_step=step,
             to_step=step,
+            total_steps=total,
         )
         self._begun = True
         self._write(config_record.CONFIG, config_record.to_json(config))
@@ -188,7 +192,7 @@ class Recording:
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else getattr(error, "number", None)
         if number is not None:  # `loop.Interrupted`, or a signal before the loop
             name = signal.Signals(number).name
-            return dict(exit="preempted", reason=words if len(words) > 3 else name, exit_code=128 + number)
+            return dict(exit=INTERRUPTED, reason=words if len(words) > 3 else name, exit_code=128 + number)
         if isinstance(error, SystemExit):
             return dict(exit="failed", reason="the process was told to exit", exit_code=1)
         known = isinstance(error, UserError | OSError) or type(error).__name__ == "TrainingStopped"

@@ -97,7 +97,7 @@ def run_loop(
             state = network.first_state(config.seed)
         step = int(state["step"])
         keep_tokenizer(run.workdir, run.tokenizer)
-        recording.begin(to_config(config), step, begun and begun.manifest.get("attempt"))
+        recording.begin(to_config(config), step, begun and begun.manifest.get("attempt"), total)
         passes = ", ".join(f"{name} {times:.3g}" for name, times in batches.epochs(total).items())
         tell(f"{total - step:,} steps of {batches.batch_size:,} rows; passes over the sources in the run: {passes}")
         with Reporter(run.workdir, total, start_step=step, headline=headline, config=config) as reporter:

@@ -28,6 +28,10 @@ T = TypeVar("T")
 RECORD, HEARTBEAT = "run.json", "heartbeat.json"
 COMPLETE = ("finished", "stopped early")
 """Ends of an attempt after which a run is complete."""
+INTERRUPTED = "interrupted"
+"""The end of an attempt that a signal ended: Ctrl-C, a command that stops it, or a scheduler that takes the machine."""
+FORMER_EXITS = {"preempted": INTERRUPTED}
+"""Ends of attempts by the names that older versions wrote, with the names that they have now."""
 ENDED = "ended"
 """What the last heartbeat of an attempt that ended by itself says it is doing."""
 
@@ -64,6 +68,10 @@ class Attempt:
     """{"folder", "commit", "dirty"} of the checkout around `folder`, where it is another one; None where there is none.
     Own rewards, losses and recipes are often there."""
 
+    code: dict[str, str] | None = None
+    """Own code: {name of a function in the config: SHA-256 of its file}. None where an older version ran, which did not
+    say."""
+
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of Python and packages."""
 
@@ -77,8 +85,8 @@ class Attempt:
     """When it ended, ISO 8601 in UTC. None: it is running, or nobody knows yet."""
 
     exit: str | None = None
-    """finished, "stopped early", preempted, failed, or lost (it was killed, or its machine was lost). None: it is
-    running, or lost and not yet followed by another attempt."""
+    """finished, "stopped early", interrupted (by a signal), failed, or lost (it was killed, or its machine was lost).
+    None: it is running, or lost and not yet followed by another attempt."""
 
     reason: str | None = None
     """In a sentence, why it ended before the end of the run."""
@@ -91,6 +99,9 @@ class Attempt:
 
     to_step: int = 0
     """The last step that it did."""
+
+    total_steps: int | None = None
+    """Number of steps of the whole run; None where an older version ran, which did not say."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds in each bucket (`train/goodput.py`)."""
@@ -124,7 +135,7 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """running, finished, "stopped early", preempted, failed or lost."""
+        """running, finished, "stopped early", interrupted, failed or lost."""
         beat, last = self.heartbeat, self.attempts[-1] if self.attempts else Attempt()
         newest = len(self.attempts) - (last.exit is None and bool(self.attempts))  # number of the attempt that may run
         if beat is not None and beat["doing"] != ENDED and beat["attempt"] == newest and is_alive(beat):
@@ -249,18 +260,26 @@ def _read(path: epath.Path, content: Callable[[Any], T]) -> T | None:
     rare: a line says that it is left out."""
     try:
         return content(json.loads(path.read_text())) if path.exists() else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         tell(f"{path} cannot be read, and is left out: {type(error).__name__}: {error}")
         return None
+
+
+KINDS = {"command": list, "versions": dict, "devices": dict}
+"""Types of entries of an attempt that readers go through."""
 
 
 def _attempts_in(record: Any) -> list[Attempt]:
     known = {each.name for each in dataclasses.fields(Attempt)}  # a later version may write more
     found = []
     for each in record["attempts"]:
+        for name, kind in KINDS.items():
+            if not isinstance(each.get(name, kind()), kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
         numbers = {name: int(each[name]) for name in ("from_step", "to_step") if name in each}
         numbers["seconds"] = _seconds_in(each.get("seconds") or {})
-        found.append(Attempt(**{key: each[key] for key in each.keys() & known} | numbers))
+        end = {"exit": FORMER_EXITS.get(each.get("exit"), each.get("exit"))}
+        found.append(Attempt(**{key: each[key] for key in each.keys() & known} | numbers | end))
     return found
 
 

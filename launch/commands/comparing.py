@@ -1,11 +1,12 @@
 """The command `camelid compare`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from ...errors import UserError
-from .arguments import command
+from .arguments import command, require_output
 
 KINDS = (".svg", ".png")
 
@@ -17,7 +18,7 @@ def add_compare(commands) -> None:
         "compare",
         _compare,
         "Compare runs: the settings in which they differ, and the best and last values of their metrics. Runs that "
-        "differ in their seed alone are one line, with means and 95%% intervals.",
+        "differ in their seed alone are one line, with means and 95% intervals.",
         "camelid compare runs/lr-*\n"
         "camelid compare runs/sweep --metric=eval/heldout/text/loss:min --csv=sweep.csv --figure=sweep.svg",
     )
@@ -33,14 +34,15 @@ def add_compare(commands) -> None:
         default=[],
         metavar="NAME[:min|max]",
         help="metric of metrics.jsonl, and whether less or more of it is better; give the option again for further "
-        "metrics (default: the first metric of each evaluation, else train/loss; less of a loss, perplexity, kl, "
+        "metrics (default: one metric of each evaluation, else train/loss; less of a loss, perplexity, kl, "
         "error or cost is better, and more of others)",
     )
     parser.add_argument(
         "--leaves",
         default="",
         metavar="LEAF,...",
-        help="leaves to show even if they do not differ, such as optim.*,data.cache_dir (default: those that differ)",
+        help="leaves to show even if they do not differ, such as optim.*,data.cache_dir, or 'code *' for the hashes of "
+        "own code (default: those that differ)",
     )
     parser.add_argument("--each", action="store_true", help="show every run below the line of its seeds' mean")
     parser.add_argument(
@@ -64,12 +66,16 @@ def _compare(args: argparse.Namespace) -> None:
     from ...data.checksums import write_whole
     from ...data.console import tell
     from ..comparison import default_metrics, read_runs
-    from ..comparison_tables import MOST_COLUMNS, Comparison
+    from ..comparison_notes import no_metric, notes
+    from ..comparison_tables import Comparison
     from ..outputs import check_new_file
 
+    require_output()
     outputs = {flag: path for flag in ("output", "csv", "json", "figure") if (path := getattr(args, flag)) is not None}
     for flag, path in outputs.items():
         check_new_file(path, f"--{flag}")
+        if list(map(os.path.abspath, outputs.values())).count(os.path.abspath(path)) > 1:
+            raise UserError(f"--{flag}={path}: another option names the same file: give each a file of its own")
     if args.figure is not None and Path(args.figure).suffix not in KINDS:
         raise UserError(f"--figure={args.figure}: give a name that ends in {' or '.join(KINDS)}")
     runs = read_runs(args.runs)
@@ -81,15 +87,21 @@ def _compare(args: argparse.Namespace) -> None:
         from ..comparison_figure import draw
 
         if not metrics:
-            raise UserError(f"--figure={args.figure}: no run has reported a metric yet; leave --figure out")
+            raise UserError(f"--figure={args.figure}: {no_metric(runs)}")
         contents["figure"] = lambda: draw(found.groups, metrics, Path(args.figure).suffix[1:])
     for flag, path in outputs.items():
-        write_whole(path, contents[flag]())
-    for line in _notes(runs, metrics, len(found.leaves) - MOST_COLUMNS):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        content = contents[flag]()  # names of files may be no UTF-8
+        write_whole(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+    for line in notes(found):
         tell(line)
-    wide = None if sys.stdout.isatty() else 500  # a pipe has no width: no cell is broken
+    console = Console(width=None if sys.stdout.isatty() else 500)  # a pipe has no width: no cell is broken
+    table = found.table()
     print(found.title())
-    Console(width=wide).print(found.table())
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
+        print(found.blocks())
+    else:
+        console.print(table)
     for flag, path in outputs.items():
         print(f"{flag}: {path}")
 
@@ -107,18 +119,3 @@ def _asked(texts: Sequence[str], runs: Sequence) -> list:
         if [each.name for each in found].count(metric.name) > 1:
             raise UserError(f"--metric={metric.name} is given twice: give it once")
     return found
-
-
-def _notes(runs: Sequence, metrics: Sequence, hidden: int) -> list[str]:
-    """Sentences about what the table does not compare."""
-    notes = []
-    recipes = sorted({str(run.leaves.get("recipe")) for run in runs})
-    if len(recipes) > 1:
-        notes.append(f"runs of different recipes ({', '.join(recipes)}): only the leaves that they share are compared")
-    if not any(run.metrics for run in runs):
-        notes.append("no run has reported a metric yet")
-    elif not metrics:
-        notes.append("the runs have reported no metric in common: name some by --metric=NAME")
-    if hidden > 0:
-        notes.append(f"{hidden} more leaves differ: --csv and --json have them all")
-    return notes

@@ -7,9 +7,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
-from .arguments import check_least, command, keep_programs, refuse_unread
+from .arguments import add_distributed, check_distributed, check_least, command, joined_processes, keep_programs
 
 SECONDS = 60
 
@@ -36,32 +35,17 @@ def add_doctor(commands) -> None:
         metavar="S",
         help=f"seconds after which a check that does not answer has failed (default: {SECONDS})",
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="check together with the other processes of a cluster; start the same command on each host",
-    )
-    parser.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="with --distributed: address of process 0 (default: found by JAX on TPU VMs, Slurm and Kubernetes)",
-    )
-    parser.add_argument("--num_processes", type=int, metavar="N", help="with --coordinator: total number of processes")
-    parser.add_argument(
-        "--process_id", type=int, metavar="I", help="with --coordinator: number of this process, from 0"
-    )
+    add_distributed(parser, "check")
 
 
 def _doctor(args: argparse.Namespace) -> int:
     check_least(args, seconds=1)
-    if not args.distributed:
-        refuse_unread(args, ("coordinator", "num_processes", "process_id"), "--distributed")
+    check_distributed(args)
     from ..doctor.finding import Finding, run_checks
-    from ..doctor.host import check_cores, check_limits, check_memory, check_ntp
+    from ..doctor.host import check_cores, check_driver, check_limits, check_memory, check_ntp
     from ..doctor.software import check_extras, check_packages, check_python, check_variables
     from ..doctor.storage import check_storage
 
-    workdir = Path(args.workdir or ".").expanduser()
     findings: list[Finding] = []
     with _watchdog(args, findings) as doing:
         before = [
@@ -72,17 +56,23 @@ def _doctor(args: argparse.Namespace) -> int:
             ("cores", check_cores),
             ("memory", check_memory),
             ("limits", check_limits),
-            ("disk", lambda: check_storage(workdir)),
+            ("disk", lambda: check_storage(args.workdir or ".")),
             ("clock", check_ntp),
+            ("driver", check_driver),
         ]
         shows = not args.json and not args.distributed
         for finding in run_checks(before, doing):
             _add(findings, finding, shows)
-        from ..distributed import joined
-
+        doing[0] = "jax"
+        try:
+            import jax  # noqa: F401
+        except Exception as error:  # whatever a broken installation raises
+            text = f"it cannot be imported: {' '.join(str(error).split())[:300]}"
+            _add(findings, Finding("jax", "fail", text, "pip install --force-reinstall jax jaxlib"), not args.json)
+            _end(args, findings)
+            return 1
         doing[0] = "network"
-        group = (args.coordinator, args.num_processes, args.process_id)
-        with joined(*group, seconds=args.seconds) if args.distributed else contextlib.nullcontext():
+        with joined_processes(args, seconds=args.seconds):
             return _with_jax(args, findings, doing)
 
 
@@ -91,13 +81,12 @@ def _with_jax(args: argparse.Namespace, findings: list, doing: list[str]) -> int
     import jax
 
     from ..doctor.cache import check_cache
-    from ..doctor.devices import check_collectives, check_devices, check_driver, check_product
+    from ..doctor.devices import check_collectives, check_devices, check_product
     from ..doctor.finding import run_checks
     from ..doctor.group import check_group, gather
 
     keep_programs()
     checks = [
-        ("driver", check_driver),
         ("devices", check_devices),
         ("compute", check_product),
         ("collectives", check_collectives),
@@ -129,7 +118,7 @@ def _end(args: argparse.Namespace, findings: list) -> None:
     if args.distributed:
         print(*(finding.line() for finding in findings), sep="\n")
     counts = {status: sum(finding.status == status for finding in findings) for status in ("ok", "warn", "fail")}
-    print(f"{counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failed")
+    print(f"{counts['ok']} ok, {counts['warn']} warning{'s' * (counts['warn'] != 1)}, {counts['fail']} failed")
 
 
 @contextlib.contextmanager
@@ -150,7 +139,7 @@ def _watchdog(args: argparse.Namespace, findings: list) -> Iterator[list[str]]:
             sys.stdout.flush()
         os._exit(1)
 
-    timer = threading.Timer(args.seconds, end)
+    timer = threading.Timer(min(args.seconds, threading.TIMEOUT_MAX), end)
     timer.daemon = True
     timer.start()
     try:

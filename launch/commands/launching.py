@@ -28,6 +28,7 @@ def add_launch(commands) -> None:
         "Run a command of camelid as a job, which outlives the terminal and goes on after it was cut off.",
         EXAMPLES,
     )
+    parser.takes_command = True
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--on", choices=PLATFORMS, help="where the command after -- runs: this machine, or a cluster")
     what.add_argument("--status", metavar="DIR", help="print the state of the last job in a work directory")
@@ -82,18 +83,29 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
         print(text, end="")
         return 0
     check_writable(job.workdir)
-    _refuse_second(job.workdir)
-    job.launch.mkdir(parents=True, exist_ok=True)
+    from ...data.locks import locked
     from ..launching.following import follow, sizes
 
-    begin = sizes(job.launch)
-    launched = platform.launch(job, text)
-    launched.write(job.launch)
+    def refuse(holder: str) -> None:
+        raise UserError(f"{job.workdir}: {holder} launches a job there at this moment")
+
+    with locked(job.launch / "launching", refuse):
+        _refuse_second(job.workdir)
+        begin = sizes(job.launch)
+        launched = platform.launch(job, text)
+        try:
+            launched.write(job.launch)
+        except OSError:  # a job without a record could not be stopped
+            if launched.id is not None:
+                platform.stop(launched)
+            raise
     _tell(launched, job)
     if not args.wait or launched.id is None:
         return 0
     try:
         return follow(launched, job.workdir, begin)
+    except Exception:  # the job goes on where its state or its log cannot be read
+        raise
     except BaseException:  # a signal: the user, or whoever waits for the job, ends it
         platform.stop(launched)
         raise
@@ -117,7 +129,9 @@ def _job(args: argparse.Namespace, parsed: argparse.Namespace) -> Job:
     if not re.fullmatch(r"[\w.-]+", title):
         raise UserError(f"--name={title}: give letters, digits, dots, hyphens and underscores")
     workers = (args.workers or 1) if name == "sweep" else None
-    return Job(tuple(args.words), workdir, title, processes, workers, args.restarts)
+    own = str(getattr(parsed, "workdir", None) or workdir)
+    progress = own if "://" in own else str(Path(own).expanduser().absolute())
+    return Job(tuple(args.words), workdir, title, processes, workers, args.restarts, progress)
 
 
 def _refuse_of_others(args: argparse.Namespace) -> None:
@@ -139,7 +153,8 @@ def _refuse_second(workdir: Path) -> None:
         return
     if (state := state_of(last)) is not None:
         raise UserError(
-            f"{workdir}: job {last.id} on {last.platform} is {state}: `camelid launch --stop={workdir}` ends it"
+            f"{workdir}: job {last.id} on {last.platform} is {state}: "
+            f"`camelid launch --stop={shlex.quote(str(workdir))}` ends it"
         )
 
 
@@ -187,10 +202,8 @@ def _own(args: argparse.Namespace) -> set[str]:
 
 def _show(launched: Launched, workdir: Path, state: str | None) -> int:
     """Prints the state of a job and of its run, and the end of its log."""
-    import glob
-
     from ...train.run_record import read_record
-    from ..launching.following import outcome
+    from ..launching.following import logs_of, outcome
 
     code, words = (0, state) if state is not None else outcome(launched, workdir)
     print(f"job {launched.id} on {launched.platform}, launched {launched.time}: {words}")
@@ -201,7 +214,7 @@ def _show(launched: Launched, workdir: Path, state: str | None) -> int:
             where = "run" if folder == workdir else f"phase {folder.parent.name}"
             doing = f", {record.heartbeat['doing']}" if record.heartbeat and record.status == "running" else ""
             print(f"  {where:<10}{record.status} at step {record.step}{doing}")
-    for log in sorted(glob.glob(launched.log)):
-        lines = Path(log).read_text(errors="replace").splitlines()[-3:]
+    for log in logs_of(launched):
+        lines = log.read_text(errors="replace").splitlines()[-3:]
         print(f"{log}:", *lines, sep="\n  ")
     return code

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from ...errors import UserError
+from ..outputs import check_home
 from .arguments import add_config, add_log_level, check_least, command, set_log_level
 
 RUNNING = (
@@ -22,7 +24,7 @@ def add_sweep(commands) -> None:
         _sweep,
         "Train with many settings and compare. The same command continues a sweep, also from several machines at once.",
         "camelid sweep --config=configs/sft/primer.py:steps=300 --space='optim.lr=log(1e-4,1e-2) seed={0,1,2}' \\\n"
-        "  --objective=eval/heldout/text/loss:min --trials=24 --workdir=runs/lr",
+        "  --objective=eval/heldout/primer/loss:min --trials=24 --workdir=runs/lr",
     )
     add_config(parser, required=False)
     parser.add_argument(
@@ -160,6 +162,8 @@ def _add_working(parser: argparse.ArgumentParser) -> None:
 def _sweep(args: argparse.Namespace) -> int:
     if "://" in args.workdir:
         raise UserError(f"--workdir={args.workdir}: a sweep needs a folder of a file system, for its locks")
+    check_home(args.workdir)
+    args.workdir = Path(args.workdir).expanduser()  # a shell leaves ~ as it is after =
     if args.json and not args.show:
         raise UserError("--json does nothing without --show")
     instead = {"show": _show, "stop": _stop, "page": _page}
@@ -168,18 +172,18 @@ def _sweep(args: argparse.Namespace) -> int:
             if getattr(args, name) != args.parser.get_default(name):
                 raise UserError(f"--{name} does nothing with --{given}: leave it out")
         return instead[given](args)
-    from ..sweeps.stopping import last_asked
+    from ..sweeps.stopping import asked_before
 
-    mark = last_asked(Path(args.workdir))  # before anything that takes time
+    mark = asked_before(args.workdir)  # before anything that takes time
     set_log_level(args)
     asked, options = asked_of(args), _options(args, mark)
     from ..sweeps import start
 
     sweep, study = start.begin(asked)
     if args.detach:
-        pid = start.detach(sweep, [word for word in args.argv if word != "--detach"])
+        pid = start.detach(sweep, [word for word in args.argv if word != "--detach"], mark)
         print(f"the sweep goes on in process {pid}; its lines are in {sweep.folder / 'sweep.log'}")
-        print(f"camelid sweep --workdir={args.workdir} --show tells its state, and --stop ends it")
+        print(f"camelid sweep --workdir={shlex.quote(str(args.workdir))} --show tells its state, and --stop ends it")
         return 0
     results = start.run(sweep, study, options)
     return 0 if results.best is not None else 1

@@ -1,9 +1,18 @@
 """The commands `camelid train` and `camelid quickstart`."""
 
 import argparse
-import contextlib
 
-from .arguments import add_config, add_log_level, check_least, command, keep_programs, refuse_unread, set_log_level
+from .arguments import (
+    add_config,
+    add_distributed,
+    add_log_level,
+    check_distributed,
+    check_least,
+    command,
+    joined_processes,
+    keep_programs,
+    set_log_level,
+)
 
 
 def add_train(commands) -> None:
@@ -19,31 +28,14 @@ def add_train(commands) -> None:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="run directory, for checkpoints, metrics and samples"
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="train together with the other processes of a cluster; start the same command on each host",
-    )
-    parser.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="with --distributed: address of process 0 (default: found by JAX on TPU VMs, Slurm and Kubernetes)",
-    )
-    parser.add_argument("--num_processes", type=int, metavar="N", help="with --coordinator: total number of processes")
-    parser.add_argument(
-        "--process_id", type=int, metavar="I", help="with --coordinator: number of this process, from 0"
-    )
+    add_distributed(parser, "train")
     add_log_level(parser)
 
 
 def _train(args: argparse.Namespace) -> None:
-    from ..distributed import joined
-
     set_log_level(args)
-    if not args.distributed:
-        refuse_unread(args, ("coordinator", "num_processes", "process_id"), "--distributed")
-    group = (args.coordinator, args.num_processes, args.process_id)
-    with joined(*group) if args.distributed else contextlib.nullcontext():
+    check_distributed(args)
+    with joined_processes(args):
         from ...evals.registry import Evaluations
         from ...settings.config_files import load_phases
         from ..outputs import output_folder

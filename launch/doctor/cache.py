@@ -18,11 +18,12 @@ def check_cache() -> Iterator[Finding]:
 
     `keep_programs` must have been called.
     """
-    advice = "unset JAX_ENABLE_COMPILATION_CACHE: else each start compiles for seconds to minutes"
-    if not jax.config.jax_enable_compilation_cache:
+    names = "JAX_ENABLE_COMPILATION_CACHE and JAX_COMPILATION_CACHE_DIR"
+    advice = f"unset {names}: else each start compiles for seconds to minutes"
+    folder = jax.config.jax_compilation_cache_dir
+    if not jax.config.jax_enable_compilation_cache or not folder:  # JAX_COMPILATION_CACHE_DIR may be empty
         yield Finding("compile cache", "warn", "compiled programs are not kept", advice)
         return
-    folder = jax.config.jax_compilation_cache_dir
     if "://" in folder:
         yield Finding("compile cache", "ok", f"{folder}, which is not opened for this check")
         return

@@ -2,8 +2,6 @@
 
 import math
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,28 +22,6 @@ UNEVEN = 0.7
 HARDWARE = {"gpu": ("/dev/nvidia0", "/dev/kfd"), "tpu": ("/dev/accel0", "/dev/vfio/0")}
 """{platform: files that show that this host has devices of it}."""
 INSTALL = {"gpu": "pip install 'jax[cuda12]'", "tpu": "pip install 'jax[tpu]'"}
-
-
-def check_driver() -> Iterator[Finding]:
-    """The GPUs that the driver knows, and memory that other processes hold. Asked before JAX takes memory."""
-    if shutil.which("nvidia-smi") is None:
-        return
-    query = "--query-gpu=name,driver_version,memory.used,memory.total,ecc.errors.uncorrected.volatile.total"
-    words = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    said = subprocess.run(words, capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
-    if said.returncode:
-        text = f"nvidia-smi fails: {' '.join((said.stderr or said.stdout).split())[:200]}"
-        yield Finding("driver", "fail", text, "load the driver, or ask whoever runs the machine")
-        return
-    rows = [[part.strip() for part in line.split(",")] for line in said.stdout.splitlines()]
-    for number, (name, _, used, total, errors) in enumerate(rows):
-        if errors.isdecimal() and int(errors):
-            text = f"GPU {number} ({name}) has had {errors} uncorrectable memory errors"
-            yield Finding("driver", "fail", text, "have the GPU reset or replaced")
-        if int(used) > 0.1 * int(total):
-            text = f"GPU {number} ({name}) has {used} of {total} MiB in use by other processes"
-            yield Finding("driver", "warn", text, "see them with nvidia-smi; JAX needs most of the memory")
-    yield Finding("driver", "ok", f"{len(rows)} × {rows[0][0]}, driver {rows[0][1]}")
 
 
 def check_devices() -> Iterator[Finding]:

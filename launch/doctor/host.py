@@ -1,4 +1,4 @@
-"""Checks of the host: cores, memory, limits and the clock."""
+"""Checks of the host: cores, memory, limits, the clock, and the driver of its GPUs."""
 
 import os
 import re
@@ -87,3 +87,28 @@ def check_ntp() -> Iterator[Finding]:
         yield Finding("clock", "ok", "synchronised over the network (NTP)")
     elif said == "no":
         yield Finding("clock", "warn", "not synchronised over the network", "start chrony or systemd-timesyncd")
+
+
+def check_driver() -> Iterator[Finding]:
+    """The GPUs that the driver knows, and memory that other processes hold.
+
+    It is asked before JAX takes memory, and before the processes of a group are joined, which do so afterwards.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return
+    query = "--query-gpu=name,driver_version,memory.used,memory.total,ecc.errors.uncorrected.volatile.total"
+    words = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
+    if said.returncode:
+        text = f"nvidia-smi fails: {' '.join((said.stderr or said.stdout).split())[:200]}"
+        yield Finding("driver", "fail", text, "load the driver, or ask whoever runs the machine")
+        return
+    rows = [[part.strip() for part in line.split(",")] for line in said.stdout.splitlines()]
+    for number, (name, _, used, total, errors) in enumerate(rows):
+        if errors.isdecimal() and int(errors):
+            text = f"GPU {number} ({name}) has had {errors} uncorrectable memory errors"
+            yield Finding("driver", "fail", text, "have the GPU reset or replaced")
+        if used.isdecimal() and total.isdecimal() and int(used) > 0.1 * int(total):  # [N/A] where memory is the host's
+            text = f"GPU {number} ({name}) has {used} of {total} MiB in use by other processes"
+            yield Finding("driver", "warn", text, "see them with nvidia-smi; JAX needs most of the memory")
+    yield Finding("driver", "ok", f"{len(rows)} × {rows[0][0]}, driver {rows[0][1]}")

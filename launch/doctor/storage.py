@@ -29,9 +29,12 @@ else:
     print("free")"""
 
 
-def check_storage(workdir: Path) -> Iterator[Finding]:
+def check_storage(workdir: str | os.PathLike) -> Iterator[Finding]:
     """All checks in a temporary folder inside of the work directory, or of the nearest folder that exists."""
-    place = workdir.absolute()
+    if "://" in os.fspath(workdir):
+        yield Finding("disk", "warn", f"{workdir} is not checked: it is no folder of this host")
+        return
+    place = Path(workdir).expanduser().absolute()
     while not place.exists():
         place = place.parent
     yield from _space(place)

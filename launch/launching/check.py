@@ -6,8 +6,6 @@ from typing import Any
 
 from ...errors import UserError, did_you_mean
 
-ADDED = ("distributed", "coordinator", "num_processes", "process_id")
-"""Options that a job gives to each of its processes."""
 ON_A_TERMINAL = ("chat", "launch")
 """Commands that no job can run."""
 
@@ -35,7 +33,9 @@ def check_command(commands: Any, words: Sequence[str]) -> argparse.Namespace:
     if stray or (args.overrides and getattr(args, "config", None) is None):
         hint = "see its --help" if stray else "it has no --config=FILE"
         raise UserError(f"`camelid {name}` takes no {(stray or args.overrides)[0]} ({hint})")
-    for option in ADDED:
+    from ..commands.arguments import DISTRIBUTED
+
+    for option in DISTRIBUTED:
         if getattr(args, option, None):
             raise UserError(f"`camelid {name} --{option}`: leave it out: the job gives it to each of its processes")
     if name == "train":

@@ -1,9 +1,10 @@
 """What became of a job that was launched: its log as it grows, its state, its exit code."""
 
-import glob
+import codecs
 import time
 from pathlib import Path
 
+from ...data.console import tell
 from ...errors import UserError
 from .job import Launched, read_last
 from .platforms import PLATFORMS
@@ -25,8 +26,16 @@ def last_launch(workdir: Path) -> Launched:
     return found
 
 
+def logs_of(launched: Launched) -> list[Path]:
+    """The logs that a job has begun to write: one, or one for each worker."""
+    log = Path(launched.log)
+    return sorted(log.parent.glob(log.name))  # the folder may have characters of a pattern
+
+
 def state_of(launched: Launched) -> str | None:
     """The state of a job in the words of its platform; None once it has ended."""
+    if launched.platform not in PLATFORMS:
+        raise UserError(f"job {launched.id} was launched on {launched.platform}, which this version does not know")
     return PLATFORMS[launched.platform].state(launched)
 
 
@@ -53,20 +62,32 @@ def follow(launched: Launched, workdir: Path, begin: dict[str, int] | None = Non
       launched: the job.
       workdir: its work directory.
       begin: {log: bytes that are left out}; default: the last 4,000 bytes of each log are printed first.
+
+    Raises UserError if the state is not told at the beginning; later it is asked for again.
     """
     read = dict(begin or {})
+    decoders: dict[str, codecs.IncrementalDecoder] = {}  # a character may be written in two parts
     asked, ended = 0.0, False
     while True:
         if time.monotonic() - asked > STATE_SECONDS:
-            ended, asked = state_of(launched) is None, time.monotonic()
-        for log in sorted(glob.glob(launched.log)):
+            try:
+                ended = state_of(launched) is None
+            except UserError as error:  # a controller that is busy, as of a large cluster
+                if not asked:
+                    raise
+                tell(f"{error}; the job is followed on")
+            asked = time.monotonic()
+        for log in map(str, logs_of(launched)):
             size = Path(log).stat().st_size
             start = read.get(log, 0 if begin is not None else max(0, size - 4000))
             if size > start:
                 with open(log, "rb") as file:
                     file.seek(start)
-                    text = file.read(size - start)
-                print(text.decode(errors="replace"), end="", flush=True)
+                    content = file.read(size - start)
+                if start and log not in read:  # somewhere in a line
+                    content = content.partition(b"\n")[2]
+                decoder = decoders.setdefault(log, codecs.getincrementaldecoder("utf-8")("replace"))
+                print(decoder.decode(content), end="", flush=True)
             read[log] = size
         if ended:
             code, words = outcome(launched, workdir)

@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...errors import UserError
+
 PYTHON = (sys.executable, "-P")
 """Python that does not import from the folder it is started in."""
 
@@ -40,6 +42,10 @@ class Job:
 
     most_restarts: int
     """Largest number of restarts."""
+
+    progress: str
+    """Absolute path or address of the folder whose checkpoints show that the command gets further: its own --workdir,
+    which may be another one than `workdir`."""
 
     folder: Path = field(default_factory=Path.cwd)
     """Folder in which the command runs."""
@@ -93,10 +99,17 @@ class Launched:
 
 
 def read_last(workdir: Path) -> Launched | None:
-    """The record of the last launch in a work directory; None if there was none."""
+    """The record of the last launch in a work directory; None if there was none.
+
+    Raises UserError if the record is damaged.
+    """
     file = workdir / "launch" / "launches.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_bytes().splitlines() if file.exists() else []
     if not lines:
         return None
-    record = json.loads(lines[-1])
-    return Launched(**record | {"command": tuple(record["command"])})
+    try:
+        record = json.loads(lines[-1])
+        known = {each.name: record[each.name] for each in dataclasses.fields(Launched) if each.name in record}
+        return Launched(**known | {"command": tuple(record["command"])})  # a later version may write more
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{file}: its last line is damaged: see whether its job still runs, and delete it") from None

@@ -51,7 +51,7 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         command.append(f"--workers={job.workers}")
     plan = {
         "command": command,
-        "workdir": str(job.workdir),
+        "workdir": job.progress,
         "folder": str(job.folder),
         "processes": job.processes,
         "environments": _environments(job.processes),
@@ -79,6 +79,8 @@ def launch(job: Job, text: str) -> Launched:
             process.kill()
             raise UserError(f"the supervisor did not start within {BEGIN_SECONDS:.0f} seconds: see {log}")
         time.sleep(0.02)
+    if process.poll() is not None and not (job.launch / "exits" / f"{process.pid}.verdict").exists():
+        raise UserError(f"the supervisor ended before it began: see {log}")
     ways = {"see": f"ps -p {process.pid}", "follow": f"tail -F {shlex.quote(str(log))}", "end": f"kill {process.pid}"}
     return Launched("local", str(process.pid), job.command, str(log), ways, str(file))
 

@@ -22,6 +22,15 @@ COMMENTS = {
 """Sentences above the first option of a group."""
 SECONDS = 30.0
 """Time that a command of Slurm may take."""
+OWN = (
+    *("requeue", "no-requeue", "signal", "open-mode", "output", "error", "array", "job-name", "chdir", "wait"),
+    *("test-only", "time", "nodes", "ntasks", "ntasks-per-node"),
+)
+"""Options of sbatch that `--sbatch` cannot give: the job file has them, or counts on what they are."""
+OWN_SHORT = "oeaJDWtNn"
+"""The short forms of the options in `OWN`."""
+TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+"""A time limit: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds]."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +101,7 @@ def launch(job: Job, text: str) -> Launched:
     number = said.stdout.strip().partition(";")[0]
     ways = {
         "see": f"squeue --jobs={number}",
-        "follow": f"tail -F {shlex.quote(log) if job.workers is None else log}",
+        "follow": f"tail -F {shlex.quote(str(job.launch))}/{Path(log).name}",
         "requeue": f"scontrol requeue {number}",
         "end": f"scancel {number}",
     }
@@ -106,6 +115,7 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         command.append("--distributed")
     if job.workers is not None:
         command.append("--workers=1")
+    _check_notice(args)
     array = job.workers is not None
     per_task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID"
     environment = [(name, shlex.quote(os.environ[name])) for name in ("PYTHONPATH",) if os.environ.get(name)]
@@ -121,10 +131,10 @@ def describe(job: Job, args: argparse.Namespace) -> str:
     return maker.get_template("slurm_job.sh.jinja").render(
         what=f"{job.workers} workers of a sweep, one process each" if array else together,
         file=shlex.quote(str(job.launch / "job.sh")),
-        shown=f"camelid {shlex.join(job.command)}",
+        shown=f"camelid {shlex.join(job.command)}".replace("\n", "\n#     "),
         name=job.name,
-        folder=_for_slurm(job.folder),
-        log_of_slurm=_for_slurm(job.launch / "log").replace("%", "%%") + ("-%a" if array else ""),
+        folder=_quoted(_for_slurm(job.folder)),
+        log_of_slurm=_quoted(_for_slurm(job.launch / "log").replace("%", "%%") + ("-%a" if array else "")),
         options=_options(job, args),
         signal_seconds=args.signal_seconds,
         environment=environment,
@@ -133,7 +143,7 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         python=shlex.join(PYTHON),
         package=__package__,
         command=_in_lines(command),
-        workdir=shlex.quote(str(job.workdir)),
+        workdir=shlex.quote(job.progress),
         most_restarts=job.most_restarts,
     )
 
@@ -147,6 +157,8 @@ def _options(job: Job, args: argparse.Namespace) -> list[tuple[str, str]]:
     for name, value in values.items():
         if value is None:
             continue
+        if re.search(r"[\s#\"'\\]", str(value)) or value == "":
+            raise UserError(f"--{name}={value}: give one word of sbatch, without spaces and quotes")
         group = "partition" if name in ("partition", "account", "time") else "nodes"
         comment = "" if said == group else COMMENTS[group]
         said = group
@@ -166,25 +178,65 @@ def _words(text: str) -> list[str]:
     joined: list[str] = []
     for word in words:
         if word.startswith("-"):
-            joined.append(word)
+            _check_not_own(word, text)
+            name, sign, value = word.partition("=")
+            joined.append(name + sign + _quoted(value))
         elif joined and "=" not in joined[-1]:
-            joined[-1] += f" {word}"
+            joined[-1] += f" {_quoted(word)}"
         else:
             raise UserError(
                 f"--sbatch={text}: {word} is no option of sbatch: give options, as in --sbatch='--qos=high'"
             )
-    own = re.compile(r"--(requeue|no-requeue|signal|open-mode|output|array|job-name|chdir)\b|-[oaJD]\b")
-    for word in joined:
-        if own.match(word):
-            raise UserError(f"--sbatch={text}: {word.partition('=')[0]} is what camelid launch sets itself")
     return joined
 
 
+def _check_not_own(word: str, text: str) -> None:
+    """Raises UserError for an option that camelid launch sets itself, also for a short or shortened form of one."""
+    name = word.partition("=")[0]
+    if name.startswith("--"):
+        own = len(name) > 2 and any(each.startswith(name[2:]) for each in OWN)
+    else:
+        own = word[1:2] in OWN_SHORT and word != "-"
+    if own:
+        raise UserError(f"--sbatch={text}: {name} is what camelid launch sets itself: see its own options (--help)")
+
+
+def _check_notice(args: argparse.Namespace) -> None:
+    """Raises UserError for a time limit that is none, or that leaves no time before the notice of its end."""
+    if args.time is None or args.time.upper() in ("UNLIMITED", "INFINITE"):
+        return
+    if (parts := TIME.fullmatch(args.time)) is None:
+        raise UserError(f"--time={args.time}: give minutes, or hours:minutes:seconds, or days-hours")
+    days, *numbers = parts.groups()
+    first, second, third = (int(number or 0) for number in numbers)
+    if days is not None or numbers[2] is not None:
+        limit = int(days or 0) * 86400 + first * 3600 + second * 60 + third
+    else:
+        limit = first * 60 + second
+    if 0 < limit <= args.signal_seconds:
+        raise UserError(
+            f"--time={args.time} is no longer than the notice of --signal_seconds={args.signal_seconds}: an attempt "
+            "would be told to end as it begins: give more time, or less notice"
+        )
+
+
 def _for_slurm(path: Path) -> str:
-    """A path in an `#SBATCH` line. Raises UserError for one that such a line cannot hold."""
-    if re.search(r"[\s\"'\\]", str(path)):
-        raise UserError(f"{path}: an #SBATCH line takes no path with spaces or quotes: use another folder")
-    return str(path)
+    """The text of a path in an `#SBATCH` line. Raises UserError for a path that such a line cannot hold."""
+    text = str(path)
+    if re.search(r"[\"\\]", text) or not text.isprintable():
+        shown = text.encode(errors="backslashreplace").decode()
+        raise UserError(
+            f"{shown}: an #SBATCH line takes no path with double quotes, backslashes or control characters: use "
+            "another folder"
+        )
+    return text
+
+
+def _quoted(word: str) -> str:
+    """A word for an `#SBATCH` line, where # begins a comment; in quotes where it needs them."""
+    if not re.search(r"[\s#\"'\\]", word):
+        return word
+    return '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
 
 
 def _in_lines(words: list[str]) -> str:

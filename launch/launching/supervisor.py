@@ -37,7 +37,7 @@ class Supervisor:
 
     def __init__(self, file: Path):
         plan = json.loads(file.read_text())
-        self.command, self.folder, self.workdir = plan["command"], plan["folder"], Path(plan["workdir"])
+        self.command, self.folder, self.workdir = plan["command"], plan["folder"], plan["workdir"]
         self.processes, self.environments = plan["processes"], plan["environments"]
         self.most_restarts, self.launch = plan["most_restarts"], file.parent
         self.exits = self.launch / "exits" / str(os.getpid())
@@ -46,8 +46,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Runs attempts until the job has finished or failed, or is told to end. Returns the exit code of the job."""
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, self._pass_on)
+        for suffix in (".verdict", ".killed"):  # of a job before the last reboot, whose supervisor had the same id
+            self.exits.with_suffix(suffix).unlink(missing_ok=True)
         restarts = 0
         while True:
             code = self._attempt(restarts)
@@ -61,6 +61,11 @@ class Supervisor:
                 return self._end(words, verdict.code)
             self._say(f"{verdict.reason}: it is started again")
             restarts += 1
+
+    def listen(self) -> None:
+        """Begins to handle the signals that end the job."""
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, self._pass_on)
 
     def _attempt(self, restarts: int) -> int:
         """Runs all processes once. Returns the highest exit code, with 137 for one that was killed."""
@@ -78,14 +83,17 @@ class Supervisor:
         for i, command in enumerate(commands):
             if not self.told_to_end:
                 self._running.append(self._start(i, command))
+        if self.told_to_end:  # perhaps while a process was started, which the handler does not know yet
+            self._pass_on(self.told_to_end, None)
         codes = self._wait()
         return max(codes) if codes else 128 + self.told_to_end
 
     def _start(self, number: int, command: list[str]) -> subprocess.Popen:
+        parent = f"--parent={os.getpid()}"
         environment = os.environ | self.environments[number] | {"PYTHONUNBUFFERED": "1"}
         with (self.launch / "log").open("ab") as log:
             return subprocess.Popen(
-                [*PYTHON, "-m", TASK, f"--exits={self.exits}", f"--number={number}", "--", *command],
+                [*PYTHON, "-m", TASK, f"--exits={self.exits}", f"--number={number}", parent, "--", *command],
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -136,8 +144,10 @@ def main() -> int:
         print(f"camelid: {file.parent} has a supervisor already: {holder}", file=sys.stderr)
         sys.exit(2)
 
+    supervisor = Supervisor(file)
+    supervisor.listen()
     with locked(file.parent / "supervisor", refuse):
-        return Supervisor(file).run()
+        return supervisor.run()
 
 
 if __name__ == "__main__":

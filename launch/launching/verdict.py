@@ -22,7 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from etils import epath
+
 from ...data.checksums import write_whole
+from ...errors import UserError
 
 SAVED = {129: "SIGHUP", 130: "Ctrl-C", 143: "SIGTERM"}
 """Exit codes after a signal at which the state was saved, with the name of the signal."""
@@ -79,7 +82,7 @@ def judge(code: int, said: Sequence[str], processes: int, *, restarts: int, most
     return Verdict("again", code, reason)
 
 
-def note_kill(file: Path, workdir: Path) -> bool:
+def note_kill(file: Path, workdir: epath.PathLike) -> bool:
     """Notes in `file` that an attempt was killed, and which checkpoints there were.
 
     Returns whether that makes `KILLS` attempts in a row without a new checkpoint.
@@ -90,13 +93,17 @@ def note_kill(file: Path, workdir: Path) -> bool:
     return marks[-KILLS:] == [mark] * KILLS
 
 
-def hash_of_checkpoints(workdir: Path) -> int:
-    """A hash of the names of all checkpoints in a work directory: of a run, of phases, of the trials of a sweep."""
+def hash_of_checkpoints(workdir: epath.PathLike) -> int:
+    """A hash of the names of all checkpoints in a work directory: of a run, of phases, of the trials of a sweep.
+
+    Args:
+      workdir: a folder, on this machine or in an object store.
+    """
     found = sorted(
         str(step)
         for pattern in ("checkpoints", "*/checkpoints", "trials/*/checkpoints", "trials/*/*/checkpoints")
-        for folder in workdir.glob(pattern)
-        for step in folder.iterdir()
+        for folder in epath.Path(workdir).glob(pattern)
+        for step in (folder.iterdir() if folder.is_dir() else ())
         if step.name.isdecimal()
     )
     return zlib.crc32("\n".join(found).encode())
@@ -104,11 +111,14 @@ def hash_of_checkpoints(workdir: Path) -> int:
 
 def read_exits(folder: Path) -> list[str]:
     """What the processes of an attempt wrote into their exit files, in the order of their numbers."""
-    files = sorted(folder.iterdir(), key=lambda file: int(file.name)) if folder.is_dir() else []
+    there = folder.iterdir() if folder.is_dir() else ()  # NFS adds .nfs... for files that are deleted while open
+    files = sorted((file for file in there if file.name.isdecimal()), key=lambda file: int(file.name))
     return [file.read_text().strip() for file in files]
 
 
-def judge_attempt(code: int, exits: Path, workdir: Path, processes: int, *, restarts: int, most: int) -> Verdict:
+def judge_attempt(
+    code: int, exits: Path, workdir: epath.PathLike, processes: int, *, restarts: int, most: int
+) -> Verdict:
     """What follows from an attempt, by `judge`, from the files of its job.
 
     Beside the folder of the exit files, `<job>.verdict` gets the verdict; `<job>.killed` is the file of `note_kill`.
@@ -116,7 +126,7 @@ def judge_attempt(code: int, exits: Path, workdir: Path, processes: int, *, rest
     Args:
       code: the exit code of the attempt.
       exits: the folder of the exit files.
-      workdir: the work directory of the command.
+      workdir: the work directory of the command, or its address.
       processes: number of processes.
       restarts: number of attempts before this one.
       most: largest number of restarts.
@@ -136,8 +146,15 @@ def judge_attempt(code: int, exits: Path, workdir: Path, processes: int, *, rest
 def read_verdicts(launch: Path, job: str) -> list[tuple[Verdict, int]]:
     """The verdict on the last attempt of a job and its number of attempts, for each job of an array."""
     files = sorted(file for name in (job, f"{job}_*") for file in (launch / "exits").glob(f"{name}.verdict"))
-    records = [json.loads(file.read_text()) for file in files]
-    return [(Verdict(record["word"], record["code"], record["reason"]), record["attempt"]) for record in records]
+    return [_read_verdict(file) for file in files]
+
+
+def _read_verdict(file: Path) -> tuple[Verdict, int]:
+    try:
+        record = json.loads(file.read_bytes())
+        return Verdict(record["word"], record["code"], record["reason"]), record["attempt"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{file} is damaged: see the job's log for how it ended") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="camelid.launch.launching.verdict", allow_abbrev=False)
     parser.add_argument("--code", type=int, required=True, help="exit code of the attempt")
     parser.add_argument("--exits", type=Path, required=True, help="folder of the exit files")
-    parser.add_argument("--workdir", type=Path, required=True, help="work directory of the command")
+    parser.add_argument("--workdir", required=True, help="work directory of the command, or its address")
     parser.add_argument("--processes", type=int, required=True, help="number of processes")
     parser.add_argument("--restarts", type=int, required=True, help="number of attempts before this one")
     parser.add_argument("--most", type=int, required=True, help="largest number of restarts")

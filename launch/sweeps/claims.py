@@ -6,6 +6,7 @@ that is touched every few seconds decides therefore: who has not touched it for 
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import json
@@ -19,6 +20,9 @@ STALE = 120.0
 
 _HELD: set[str] = set()
 """Lock files of trials that this process holds."""
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a folder in which no file can be made."""
 
 STUDY_STALE = 30.0
 """Seconds after which the holder of the study on another machine is taken for gone. It is held for milliseconds."""
@@ -38,30 +42,42 @@ class StudyLock:
 
     Args:
       folder: the sweep's folder.
+      only_reads: whether the study is not changed under the lock. It is then also read where no lock can be made, such
+        as on a full disk: a line that another process is just writing is not read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, only_reads: bool = False):
+        self._only_reads = only_reads
         self._path, self._owner = folder / ".study.lock", folder / ".study.owner"
-        self._depth, self._file, self._locked = 0, -1, False
+        self._depth, self._file, self._locked = 0, None, False
 
     def __enter__(self) -> "StudyLock":
         if self._depth == 0:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                self._locked = _flock(self._file, fcntl.LOCK_EX)
-                self._own()
-            except BaseException:
-                os.close(self._file)
-                raise
+                self._take()
+            except OSError as error:
+                if not self._only_reads or error.errno not in UNWRITABLE:
+                    raise
+                self._file = None
         self._depth += 1
         return self
 
     def __exit__(self, *error: object) -> None:
         self._depth -= 1
-        if self._depth == 0:
+        if self._depth == 0 and self._file is not None:
             with contextlib.suppress(OSError):
                 self._owner.unlink()
             os.close(self._file)
+
+    def _take(self) -> None:
+        """Waits for the lock."""
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._locked = _flock(self._file, fcntl.LOCK_EX)
+            self._own()
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def _own(self) -> None:
         """Waits until no other machine holds the study."""
@@ -69,8 +85,13 @@ class StudyLock:
         while True:
             with contextlib.suppress(FileExistsError):
                 owner = os.open(self._owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-                os.write(owner, machine().encode())
-                os.close(owner)
+                try:
+                    os.write(owner, machine().encode())
+                except OSError:  # a full disk
+                    self._owner.unlink()
+                    raise
+                finally:
+                    os.close(owner)
                 return
             with contextlib.suppress(FileNotFoundError):
                 here = self._locked and self._owner.read_text() == machine()  # left by a process that was killed
@@ -192,11 +213,17 @@ def _age(path: Path) -> float:
     probe = _own_file(path.with_name(".now"))
     try:
         probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime
+        now = probe.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+    except OSError:  # of a folder that cannot be written
+        now = time.time()
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        return now - path.stat().st_mtime
+    return 0.0
 
 
 def _own_file(path: Path) -> Path:

@@ -135,7 +135,7 @@ def read_results(folder: str | os.PathLike, *, url: str | None = None) -> Result
       UserError: there is no sweep or it cannot be read.
     """
     sweep = read_sweep(folder)
-    return Results(sweep, Study(sweep, StudyLock(sweep.folder), url=url, create=False))
+    return Results(sweep, Study(sweep, StudyLock(sweep.folder, only_reads=True), url=url, create=False))
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -209,7 +209,8 @@ def table(results: Results, most: int | None = None):
 def summary(results: Results) -> str:
     """How many of the sweep's trials are in which state, in a line."""
     counts = ", ".join(f"{number} {state}" for state, number in results.counts.items())
-    return f"{len(results.trials)} of {results.sweep.trials} trials: {counts or 'none yet'}"
+    count = len(results.trials)
+    return f"{count} of {max(count, results.sweep.trials)} trials: {counts or 'none yet'}"
 
 
 def _trial_words(trial: TrialResult) -> str:

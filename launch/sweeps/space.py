@@ -13,17 +13,22 @@ seed, so that a metric's mean and its interval over seeds can be given.
 import ast
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError, did_you_mean
+from ...settings.config_names import split_name
 
 SEED = "seed"
 """The leaf whose values every point is run with."""
 
 KINDS = ("log", "uniform", "int")
+LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
+"""Types of values that are written as in Python."""
+
 FORMS = "log(low,high), uniform(low,high), int(low,high) or {a,b,c}"
 
 Point = Mapping[str, Any]
@@ -214,7 +219,7 @@ def config_of(path: str, point: Point) -> tuple[str, list[str]]:
     """
     arguments = [f"{name[1:]}={_escaped(value)}" for name, value in point.items() if name.startswith(":")]
     flags = [f"--config.{name}={written(value)}" for name, value in point.items() if not name.startswith(":")]
-    separator = "," if ":" in path else ":"
+    separator = ":" if split_name(path)[1] is None else ","
     return (f"{path}{separator}{','.join(arguments)}" if arguments else path), flags
 
 
@@ -245,7 +250,20 @@ def _content(text: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(f"--space={text}: neither NAME={FORMS}, nor a file that can be read ({said})") from None
-    return "\n".join("" if line.lstrip().startswith("#") else line for line in lines)
+    return "\n".join(map(_without_comment, lines))
+
+
+def _without_comment(line: str) -> str:
+    """A line without what follows a `#` at its beginning or after a space, outside of quotes."""
+    quote = None
+    for at, letter in enumerate(line):
+        if quote is not None:
+            quote = None if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter == "#" and not line[at - 1 : at].strip():
+            return line[:at]
+    return line
 
 
 CLOSES = {"(": ")", "{": "}", "[": "]", "'": "'", '"': '"'}
@@ -266,6 +284,8 @@ def _split(text: str, separator: str | None) -> list[str]:
             open_.pop()
         elif letter in CLOSES and not (open_ and open_[-1] in "'\""):
             open_.append(CLOSES[letter])
+        elif not open_ and letter in ")}]":
+            raise UserError(f"--space: {text!r}: {letter} closes nothing; settings are separated by spaces")
         elif not open_ and (letter == separator if separator else letter.isspace()):
             parts.append("")
             continue
@@ -333,10 +353,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _parsed(text: str) -> Any:
+    """The value of a Python literal that a config may have; any other text as it is."""
     try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+        with warnings.catch_warnings():  # Python's, of words such as 1or2
+            warnings.simplefilter("ignore")
+            value = ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         return text
+    is_infinite = isinstance(value, float) and math.isinf(value)  # 1e400
+    return value if isinstance(value, LITERALS) and not is_infinite else text
 
 
 def _literal(value: Any) -> str:

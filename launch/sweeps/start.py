@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ import ml_collections
 from ...errors import UserError, did_you_mean
 from ...evals.registry import Evaluations
 from ...model.host_devices import host_devices
-from ...settings.config_files import load_phases
+from ...settings.config_files import load_phases, split_escaped
+from ...settings.config_names import split_name
 from ..checks import check_phases
 from ..outputs import check_writable
 from .claims import StudyLock
@@ -34,6 +36,7 @@ from .identity import (
 from .page import LivePage
 from .results import Results, summary, table
 from .space import Point, Range, Space, config_of, shown
+from .stopping import MARK
 from .study import Study, import_optuna
 from .trials import PACKAGE, TrialProcess, importable
 from .vectorized import Programs, check_programs
@@ -120,7 +123,8 @@ def run(sweep: Sweep, study: Study, options: Options) -> Results:
     places = environments(options.workers, host_devices()) if options.workers > 1 else [{}]
     results, objective = Results(sweep, study), sweep.identity.objective
     log(f"sweep {sweep.folder}: {summary(results)}, {sweep.identity.method} over {sweep.identity.space}, {objective}")
-    log(f"it outlives the terminal: camelid sweep --workdir={sweep.folder} --show tells its state, --stop ends it")
+    quoted = shlex.quote(os.fspath(sweep.folder))
+    log(f"it outlives the terminal: camelid sweep --workdir={quoted} --show tells its state, --stop ends it")
     page = LivePage(sweep, study)
     Workers(sweep, study, options, places, log, _processes(options), page.update).run()
     results = Results(sweep, study)
@@ -153,12 +157,21 @@ def print_results(results: Results, most: int | None = None) -> None:
         print(f"best trial: {results.best.number} with {shown(results.best.point)}, in {results.best.folder}")
 
 
-def detach(sweep: Sweep, argv: Sequence[str]) -> int:
-    """Starts a camelid command that outlives the terminal and writes into the sweep's log. Returns its process id."""
+def detach(sweep: Sweep, argv: Sequence[str], stop_mark: int) -> int:
+    """Starts a camelid command that outlives the terminal and writes into the sweep's log.
+
+    Args:
+      sweep: the sweep.
+      argv: the arguments of the command.
+      stop_mark: `stopping.asked_before` of this command.
+
+    Returns:
+      The process id.
+    """
     with (sweep.folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", f"{PACKAGE}.launch.sweeps.child", "0", *argv],
-            env=os.environ | importable(),
+            env=os.environ | importable() | {MARK: str(stop_mark)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -230,6 +243,10 @@ def _trials(asked: Asked, method: str, folder: Path) -> int:
 
 def _check_space(asked: Asked, method: str) -> dict[str, ml_collections.ConfigDict]:
     """Checks the config at points of the space. Returns its phases at the first of them."""
+    given = split_escaped(split_name(asked.config)[1] or "", ",")
+    for argument in given:
+        if (name := f":{argument.partition('=')[0]}") in asked.space.settings:
+            raise UserError(f"--config has {argument}, and --space sets {name} too: give one of them")
     for name in asked.space.settings:
         flag = re.compile(rf"--(no)?config\.{re.escape(name)}(=.*)?")
         if given := next((each for each in asked.overrides if flag.fullmatch(each)), None):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import site
 import subprocess
@@ -123,9 +124,15 @@ def last_line(path: Path) -> str:
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 8192))
-            lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("camelid: ")
+            lines = map(_printable, re.split(r"[\r\n]", file.read().decode(errors="replace")))
+        return next((line for line in reversed(list(lines)) if line), "").removeprefix("camelid: ")
     return ""
+
+
+def _printable(line: str) -> str:
+    """A line without escape sequences of terminals and other characters that nobody sees."""
+    shown = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|.)", "", line)
+    return "".join(letter for letter in shown.replace("\t", " ") if letter.isprintable()).strip()
 
 
 def curve(sweep: Sweep, number: int) -> dict[int, float]:
@@ -146,13 +153,16 @@ def no_objective(sweep: Sweep, number: int) -> str:
 
 
 def misses_objective(sweep: Sweep, number: int) -> bool:
-    """Whether a run has been through an evaluation, after its first step, that did not give the objective."""
+    """Whether a run has been through two evaluations after its first step, and none has ever given the objective.
+
+    One that was given before the first step has an interval of its own (`config.evals.<name>.every`) and is awaited.
+    """
     metric = sweep.identity.objective.metric
     if not metric.startswith("eval/"):
         return False
     metrics = read_metrics(sweep.run_folder(number))
     evaluated = [step for step, values in metrics.items() if any(name.startswith("eval/") for name in values)]
-    return len(evaluated) > 2 and not any(metric in values for step, values in metrics.items() if step > 0)
+    return len(evaluated) > 2 and not any(metric in values for values in metrics.values())
 
 
 def importable() -> dict[str, str]:

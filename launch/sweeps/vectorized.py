@@ -218,7 +218,10 @@ def read_plans(sweep: Sweep) -> dict[int, Plan]:
     """The plan of the program of each trial that has been in one."""
     found = {}
     for path in sorted((sweep.folder / PROGRAMS).glob("*.json")):
-        plan = {int(number): point for number, point in json.loads(path.read_text(encoding="utf-8")).items()}
+        try:
+            plan = {int(number): dict(point) for number, point in json.loads(path.read_text("utf-8")).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it; its trials then make a program anew") from None
         found |= dict.fromkeys(plan, plan)
     return found
 

@@ -173,7 +173,7 @@ class Workers:
         kills = trial.stored.user_attrs.get("kills", 0) + (claimed.resumed and claimed.lock.lost)
         self._kills[trial.number] = kills
         if kills > self._options.retries:
-            self._fail(claimed, f"it was killed {kills} times, and its worker with it")
+            self._fail(claimed, f"it was killed {_count(kills, 'time')}, and its worker with it")
             return
         if kills:
             self._study.note(trial, "kills", kills)
@@ -219,7 +219,7 @@ class Workers:
             kills = self._kills[process.number] = self._kills[process.number] + 1
             how = f"its process was ended by {_signal_name(code - 128)}"
             if kills > self._options.retries:
-                self._fail(claimed, f"{how}, for the {kills}. time")
+                self._fail(claimed, f"{how}, {_count(kills, 'time')} in all")
                 return
             self._study.note(claimed.trial, "kills", kills)
             self._log(f"trial {process.number} goes on: {how}")

@@ -289,7 +289,16 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_built(tmp_pa
         check_writable(epath.Path(tmp_path / "a" / "b"))
 
 
-def test_the_address_of_a_web_page_is_no_folder_to_write_in():
+def test_an_address_is_a_folder_to_write_in_where_a_package_opens_it(monkeypatch):
     with pytest.raises(UserError, match="--workdir=https://x/y: https:// cannot be written"):
         output_folder("https://x/y")
+    monkeypatch.setattr("fsspec.get_filesystem_class", lambda kind: object)
     assert os.fspath(output_folder("gs://bucket/run")) == "gs://bucket/run"
+
+    def missing(kind):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--workdir=gs://bucket/run: Please install gcsfs"):
+        output_folder("gs://bucket/run")

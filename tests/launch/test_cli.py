@@ -1,5 +1,6 @@
 """The commands that look at data and models; training and its mistakes are tested in tests/train."""
 
+import argparse
 import errno
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 
 from camelid.errors import UserError
 from camelid.launch import phases
-from camelid.launch.cli import main
+from camelid.launch.cli import _parser, main
 from camelid.launch.commands import training
 from camelid.launch.commands.arguments import keep_programs
 from camelid.tests import tiny_rl
@@ -39,6 +40,23 @@ def test_every_command_explains_itself(command, capsys):
         main([*command, "--help"])
     assert left.value.code == 0
     assert f"usage: camelid {' '.join(command)}".strip() in " ".join(capsys.readouterr().out.split())
+
+
+def parsers_of(parser):
+    """A parser with those of all commands and actions below it."""
+    yield parser
+    for action in parser._actions:
+        for inner in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from parsers_of(inner)
+
+
+def test_no_help_shows_marks_of_its_own_formatting():
+    """argparse formats the help of options, where a percent sign is written twice, but not descriptions."""
+    found = {parser.prog: parser.format_help() for parser in parsers_of(_parser())}
+    assert len(found) > 20
+    assert not [prog for prog, text in found.items() if "%%" in text or "%(" in text]
+    compare = " ".join(found["camelid compare"].split())
+    assert "95% intervals" in compare and "95% intervals" in " ".join(found["camelid"].split())
 
 
 def test_help_does_not_wait_for_jax():

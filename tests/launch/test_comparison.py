@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import math
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,9 @@ from camelid.launch.comparison import (
     read_runs,
 )
 from camelid.launch.comparison_figure import MOST_LINES, draw, labels, learning_curves
+from camelid.launch.comparison_notes import notes
 from camelid.launch.comparison_tables import Comparison, short_names
+from camelid.launch.sweeps.identity import Objective
 
 LOSS = "eval/heldout/text/loss"
 CONFIG = {
@@ -90,6 +95,7 @@ def test_a_single_seed_has_no_interval_and_a_diverged_one_leaves_no_mean():
     assert math.isnan(over_seeds([1.5]).low) and over_seeds([1.5]).value == 1.5
     assert math.isnan(over_seeds([1.5, math.nan]).value)
     assert over_seeds([1.5, math.inf]).value == math.inf and math.isnan(over_seeds([1.5, math.inf]).high)
+    assert math.isnan(over_seeds([math.inf, -math.inf]).value)
     assert over_seeds([]) is None
 
 
@@ -212,6 +218,94 @@ def test_the_metrics_by_default_are_the_one_that_chooses_the_best_and_one_of_eac
     assert default_metrics(read_runs([tmp_path])) == []
 
 
+def test_an_evaluation_has_the_metric_with_the_shortest_name(tmp_path):
+    names = ("scores/gold/en", "scores/gold", "scores", "kl")
+    rewards = {f"eval/heldout/{name}": 1.0 for name in names} | {"eval/exam/de/all": 0.5, "eval/exam/all": 0.4}
+    make_run(tmp_path / "a", lines=json.dumps({"step": 3, **rewards, LOSS: 2.0}) + "\n")
+    found = default_metrics(read_runs([tmp_path]))
+    assert found == [("eval/heldout/scores", "max"), ("eval/exam/all", "max"), (LOSS, "min")]
+
+
+def test_the_value_before_the_first_step_is_the_best_only_where_there_is_no_other(tmp_path):
+    run = read_run(make_run(tmp_path / "worse", (1.0, 2.0, 3.0)))
+    assert run.best(Metric(LOSS, "min")) == (2.0, 10)
+    assert read_run(make_run(tmp_path / "new", (1.0,))).best(Metric(LOSS, "min")) == (1.0, 0)
+    for objective in (Objective(LOSS, "min", "best"), Objective(LOSS, "max", "best")):  # of a sweep
+        curve = {point.step: point.value for point in run.curve(LOSS)}
+        assert objective.of(curve) == run.best(Metric(LOSS, objective.mode)).value
+
+
+def test_repeats_of_a_seed_are_no_evidence_and_the_one_that_went_furthest_counts(sweep, tmp_path, capsys):
+    once = groups(read_runs([sweep]))[1].best(Metric(LOSS, "min"))
+    for copy in ("a", "b"):
+        shutil.copytree(sweep / "lr0.1-s1", sweep / f"{copy}-copy")
+    make_run(sweep / "c-further", (5.0, 1.1, 1.6, 1.1), optim__lr=0.1, seed=1)
+    runs = read_runs([sweep])
+    group = next(group for group in groups(runs) if group.leaves == {"optim.lr": 0.1})
+    assert len(group.runs) == 6 and [run.name for run in group.counted] == ["lr0.1-s0", "c-further", "lr0.1-s2"]
+    assert group.best(Metric(LOSS, "min")) == once and once.n == 3
+    found = Comparison(runs, [Metric(LOSS, "min")], each=True)
+    assert [row.seeds_and_repeats for row in found.rows][:7] == [
+        "0, 1, 2 (+3 repeats)", "0", "1 (repeat)", "1 (repeat)", "1", "1 (repeat)", "2",
+    ]  # fmt: skip
+    assert notes(found) == []
+    (row, *_) = csv.DictReader(io.StringIO(found.csv()))
+    assert (row["n"], row["seeds"], row["repeats"]) == ("3", "0, 1, 2", "3")
+    assert [run["counts"] for run in json.loads(found.json())["groups"][0]["runs"]].count(True) == 3
+    make_run(sweep / "d-other", (5.0, 1.1, 1.7), optim__lr=0.1, seed=1)
+    assert main(["compare", str(sweep)]) == 0
+    assert (
+        "1 run repeats another with the same seed and settings, but with other values: "
+        f"d-other ({LOSS} 1.7 at step 20, 1.6 in c-further); of each seed the run that went furthest counts"
+    ) in capsys.readouterr().err
+
+
+def record_of(folder, *attempts, **leaves):
+    """A run directory whose run.json has attempts of 20 steps."""
+    make_run(folder, **leaves)
+    ends = {"exit": "finished", "from_step": 0, "to_step": 20}
+    (folder / "run.json").write_text(json.dumps({"attempts": [ends | each for each in attempts]}))
+
+
+def test_runs_with_other_own_code_are_other_settings(tmp_path, capsys):
+    old, new, changed = ({"code": {"mine/loss.py:make": digit * 64}} for digit in "abc")
+    idle = changed | {"to_step": 0}
+    for seed, attempts in enumerate([[old], [old, idle], [new], [old, new | {"from_step": 10}]]):
+        record_of(tmp_path / f"s{seed}", *attempts, seed=seed, loss="mine/loss.py:make")
+    found = groups(read_runs([tmp_path]))
+    assert [[run.seed for run in group.runs] for group in found] == [[0, 1], [2], [3]]
+    assert [group.leaves["code mine/loss.py"] for group in found] == ["a" * 64, "b" * 64, f"{'a' * 64}, {'b' * 64}"]
+    record_of(tmp_path / "s4", {}, seed=4, loss="mine/loss.py:make")  # a version that did not say
+    assert main(["compare", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "code loss.py" in said and "│ aaaaaaa, bbbbbbb │" in said and "a" * 8 not in said
+    assert main(["compare", str(tmp_path / "s0"), "--leaves=code *"]) == 0
+    assert "│ aaaaaaa" in capsys.readouterr().out
+
+
+def test_commits_of_camelid_separate_no_settings_and_are_told(tmp_path, capsys):
+    commits = ["1" * 40, "2" * 40, "2" * 40]
+    for seed, commit in enumerate(commits):
+        record_of(tmp_path / f"s{seed}", {"commit": commit, "dirty": seed == 2}, seed=seed)
+    runs = read_runs([tmp_path])
+    assert len(groups(runs)) == 1
+    (said,) = notes(Comparison(runs, [Metric(LOSS, "min")]))
+    assert said == (
+        "the runs were made by 2 commits of camelid: 1111111, 2222222, 2222222 with changed files; run.json has them"
+    )
+    (said,) = notes(Comparison(runs[1:], [Metric(LOSS, "min")]))
+    assert said.startswith("some of the runs were made by commit 2222222, others by its changed files")
+    record_of(tmp_path / "s3", {"versions": {"camelid": "0.1.0"}}, seed=3)
+    (said,) = notes(Comparison(read_runs([tmp_path]), [Metric(LOSS, "min")]))
+    assert said.startswith("the runs were made by 4 versions of camelid: 1111111,")
+
+
+def test_the_step_is_that_which_the_run_reached(tmp_path):
+    record_of(tmp_path / "a", {"to_step": 25, "exit": "preempted"})
+    run = read_run(tmp_path / "a")
+    assert (run.step, run.status, next(reversed(run.metrics))) == (25, "interrupted", 20)
+
+
 def test_the_best_group_comes_first_and_one_without_the_metric_last(sweep):
     make_run(sweep / "none", losses=(), optim__lr=1.0)
     found = Comparison(read_runs([sweep]), [Metric(LOSS, "min")])
@@ -251,9 +345,12 @@ def test_json_is_valid_where_a_run_diverged(tmp_path):
 
 
 def test_names_of_leaves_are_as_short_as_they_can_be_told_apart():
-    leaves = ["optim.lr", "critic.optim.lr", "model.n_layers", "seed"]
+    leaves = ["optim.lr", "critic.optim.lr", "critic.optim.schedule.name", "seed", "code a/loss.py", "code a/c/b.py"]
+    leaves += ["code b/c/b.py"]
     assert short_names(leaves) == {
-        "optim.lr": "optim.lr", "critic.optim.lr": "critic.optim.lr", "model.n_layers": "n_layers", "seed": "seed",
+        "optim.lr": "optim.lr", "critic.optim.lr": "critic.optim.lr", "critic.optim.schedule.name": "schedule.name",
+        "seed": "seed", "code a/loss.py": "code loss.py", "code a/c/b.py": "code a/c/b.py",
+        "code b/c/b.py": "code b/c/b.py",
     }  # fmt: skip
 
 
@@ -263,12 +360,14 @@ def test_a_figure_has_a_line_for_each_setting_and_a_band_where_there_are_seeds(s
     figure = learning_curves(found.groups, found.metrics)
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.get_lines()}
-    assert set(lines) == {"lr=0.1", "lr=0.01", "lr=0.5"} and len(axes.collections) == 2
-    np.testing.assert_allclose(lines["lr=0.1"].get_data(), [(0, 10, 20), (5.0, 1.1, 1.6)])
+    assert set(lines) == {"optim.lr=0.1", "optim.lr=0.01", "optim.lr=0.5"} and len(axes.collections) == 2
+    np.testing.assert_allclose(lines["optim.lr=0.1"].get_data(), [(0, 10, 20), (5.0, 1.1, 1.6)])
     assert len({line.get_color() for line in axes.get_lines()}) == 3
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lr=0.1", "lr=0.5", "lr=0.01"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "optim.lr=0.1", "optim.lr=0.5", "optim.lr=0.01",
+    ]  # fmt: skip
     svg = draw(found.groups, found.metrics, "svg")
-    assert svg == draw(found.groups, found.metrics, "svg") and b"lr=0.1" in svg
+    assert svg == draw(found.groups, found.metrics, "svg") and b"optim.lr=0.1" in svg
     assert draw(found.groups, found.metrics, "png").startswith(b"\x89PNG")
 
 
@@ -291,7 +390,7 @@ def test_the_command_prints_and_writes_what_it_found(sweep, tmp_path, capsys):
     assert main(line) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("6 runs, 2 settings; mean ± half of the 95% interval over seeds\n")
-    assert "│ lr0.1-s*    │ 0.1  │ 0, 1, 2 │ unknown │ 20   │" in printed.out and "1.1 ± 0.25" in printed.out
+    assert "│ lr0.1-s*    │ 0.1      │ 0, 1, 2 │ unknown │ 20   │" in printed.out and "1.1 ± 0.25" in printed.out
     assert not printed.err
     assert "| lr0.1-s* | 0.1 | 0, 1, 2 | unknown | 20 |" in files["output"].read_text()
     assert files["figure"].read_text().startswith("<?xml") and json.loads(files["json"].read_text())["groups"]
@@ -310,11 +409,55 @@ def test_what_cannot_be_compared_is_said_in_a_line(sweep, capsys):
     assert "is given twice" in capsys.readouterr().err
     assert main(["compare", str(sweep), "--figure=a.pdf"]) == 2
     assert "--figure=a.pdf: give a name that ends in .svg or .png" in capsys.readouterr().err
+    assert main(["compare", str(sweep), "--figure=a.svg"]) == 2
+    assert "--figure=a.svg: the runs have reported no metric in common" in capsys.readouterr().err
     make_run(sweep / "new" / "run", losses=())
     assert main(["compare", str(sweep / "new"), "--figure=a.svg"]) == 2
     assert "no run has reported a metric yet" in capsys.readouterr().err
     assert main(["compare", str(sweep / "new")]) == 0
     assert "no run has reported a metric yet" in capsys.readouterr().err
+
+
+def test_damaged_and_odd_files_of_runs_are_compared_or_told_in_a_line(tmp_path, capsys):
+    huge = f'{{"step": 1, "{LOSS}": 1{"0" * 400}}}\n{{"step": 2, "{LOSS}": 2.0}}\n'
+    odd = make_run(tmp_path / "runs" / "\x1b[31ma\nb", lines=huge, seed="x", checkpoint__best=7)
+    make_run(tmp_path / "runs" / os.fsdecode(b"caf\xe9"), seed=None, optim__lr=0.5)
+    make_run(tmp_path / "runs" / "c", seed=0.5, checkpoint__best=[LOSS, "sideways"])
+    (odd / "run.json").write_text('{"attempts": [{"from_step": 1e400}]}')
+    files = [f"--{kind}={tmp_path}/new/{kind}" for kind in ("csv", "json", "output")]
+    assert main(["compare", str(tmp_path / "runs"), "--each", *files]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out and r"\x1b[31ma\nb" in said.out and r"caf\udce9" in said.out
+    assert "run.json cannot be read, and is left out" in said.err
+    assert json.loads((tmp_path / "new" / "json").read_text())["groups"]
+    (odd / "config.json").write_text('{"a":' * 100_000)
+    assert main(["compare", str(odd)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_metric_whose_name_looks_like_markup_has_its_name(tmp_path, capsys):
+    make_run(tmp_path / "a", lines='{"step": 1, "eval/[/x]/loss": 1.0, "eval/[red]y/loss": 2.0}\n')
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "eval/[/x]/loss" in (said := capsys.readouterr().out) and "eval/[red]y/loss" in said
+
+
+def test_a_narrow_terminal_has_a_block_for_each_line(sweep, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["compare", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert "\nlr0.1-s*\n  optim.lr: 0.1\n" in said and f"  {LOSS} best (min): 1.1 ± 0.25\n" in said and "┃" not in said
+
+
+def test_two_outputs_of_one_name_are_refused(sweep, tmp_path, capsys):
+    assert main(["compare", str(sweep), f"--csv={tmp_path}/x", f"--json={tmp_path}/./x"]) == 2
+    assert "another option names the same file" in capsys.readouterr().err
+
+
+def test_no_standard_output_is_one_line(sweep, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["compare", str(sweep)]) == 1
+    assert "standard output was closed" in capsys.readouterr().err
 
 
 def test_runs_of_versions_without_config_json_are_read_from_their_checkpoints(pretrained, monkeypatch):

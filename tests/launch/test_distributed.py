@@ -10,6 +10,7 @@ import pytest
 
 from camelid.errors import UserError
 from camelid.launch import distributed
+from camelid.launch.cli import main
 from camelid.launch.distributed import devices_of_task
 from camelid.launch.launching.ports import free_port
 from camelid.launch.launching.verdict import EXIT_FILE
@@ -60,7 +61,7 @@ def test_only_an_error_of_what_joins_the_processes_says_that_another_one_is_lost
         raise SystemExit(1)
 
     monkeypatch.setattr(distributed, "_end", end)
-    with pytest.raises(SystemExit), distributed.joined("127.0.0.1:0", 2, 1):
+    with pytest.raises(SystemExit), distributed.joined("127.0.0.1:1", 2, 1):
         raise error
     assert said == ([distributed.DIED] if lost else [str(error)])
     assert written == (["lost"] if lost else [])
@@ -81,6 +82,34 @@ def test_a_port_that_is_taken_is_one_line_and_no_crash(monkeypatch):
 
 
 ALONE = "import sys; from camelid.launch.distributed import joined\nwith joined(sys.argv[1], 2, 1, seconds=2): pass"
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["train", "--config=x", "--workdir=y"]])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--coordinator=nonsense"], "--coordinator=nonsense: give HOST:PORT"),
+        (["--coordinator=:8476"], "--coordinator=:8476: give HOST:PORT"),
+        (["--coordinator=host:99999"], "--coordinator=host:99999: give HOST:PORT"),
+        (["--num_processes=0"], "--num_processes=0: give 1 or more"),
+        (["--num_processes=2", "--process_id=2"], "--process_id=2: give 0 to 1"),
+        (["--process_id=-1"], "--process_id=-1: give 0 or more"),
+    ],
+)
+def test_a_wrong_option_of_several_processes_is_one_line(command, options, words, capsys):
+    assert main([*command, "--distributed", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_where_jax_finds_no_cluster_the_options_are_named(monkeypatch):
+    def initialize(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(distributed, "_one_line_instead_of_abort", lambda words: None)
+    words = r"JAX finds no cluster here .*: give --coordinator=HOST:PORT"
+    with pytest.raises(UserError, match=words), distributed.joined(None, None, None):
+        pass
 
 
 def test_a_process_that_finds_no_others_ends_with_one_line(tmp_path):

@@ -6,8 +6,10 @@ import fcntl
 import json
 import math
 import os
+import re
 import resource
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -199,12 +201,14 @@ def test_the_driver_tells_of_memory_in_use_and_of_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "nvidia-smi").write_text(NVIDIA)
     (tmp_path / "nvidia-smi").chmod(0o755)
-    found = list(devices.check_driver())
+    found = list(host.check_driver())
     assert statuses(found) == ["fail", "warn", "ok"]
     assert "GPU 1" in found[0].text and "2 uncorrectable" in found[0].text and "40000 of 81559 MiB" in found[1].text
     assert found[2].text == "2 × NVIDIA H100 80GB HBM3, driver 570.86.15"
     (tmp_path / "nvidia-smi").write_text("#!/bin/bash\necho 'Driver/library version mismatch'\nexit 18\n")
-    assert "version mismatch" in next(devices.check_driver()).text
+    assert "version mismatch" in next(host.check_driver()).text
+    (tmp_path / "nvidia-smi").write_text("#!/bin/bash\necho 'NVIDIA GB10, 580.95, [N/A], [N/A], [N/A]'\n")
+    assert statuses(host.check_driver()) == ["ok"]
 
 
 def test_the_cache_is_well_where_a_program_is_read_again(tmp_path):
@@ -214,6 +218,8 @@ def test_the_cache_is_well_where_a_program_is_read_again(tmp_path):
         jax.config.update("jax_enable_compilation_cache", False)
         assert "are not kept" in next(cache.check_cache()).text
         jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_compilation_cache_dir", "")
+        assert "are not kept" in next(cache.check_cache()).text
         (tmp_path / "file").touch()
         jax.config.update("jax_compilation_cache_dir", str(tmp_path / "file"))
         assert "cannot be written" in next(cache.check_cache()).text
@@ -229,11 +235,25 @@ def test_the_command_prints_a_line_for_each_finding(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out
     lines = said.splitlines()
     assert all(line[:5] in ("ok   ", "warn ") for line in lines[:-1]), said
-    assert lines[-1].endswith(" warnings, 0 failed")
+    assert re.fullmatch(r"\d+ ok, (1 warning|\d+ warnings), 0 failed", lines[-1])
     for check in ("python", "packages", "disk", "locks", "clock", "devices", "compute", "collectives", "compile cache"):
         assert any(line[5:].startswith(f"{check} ") for line in lines), check
     assert main(["doctor", "--num_processes=2"]) == 2
     assert "--num_processes=2 does nothing without --distributed" in capsys.readouterr().err
+
+
+def test_what_was_found_is_printed_where_jax_cannot_be_imported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setattr(storage, "BYTES", 1 << 20)
+    assert main(["doctor", f"--workdir={tmp_path}"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok   python") and lines[-1].endswith(" 1 failed")
+    assert re.match(r"fail jax +it cannot be imported: .+ -> pip install", lines[-2])
+
+
+def test_an_address_is_not_taken_for_a_folder_of_this_host():
+    (found,) = storage.check_storage("gs://bucket/runs")
+    assert found.status == "warn" and "gs://bucket/runs is not checked" in found.text
 
 
 def test_a_check_that_does_not_answer_ends_the_command_with_what_was_found(start, tmp_path):

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from camelid.data.locks import locked
 from camelid.errors import UserError
 from camelid.launch.cli import main
-from camelid.launch.launching import job, local, platforms, ports
+from camelid.launch.launching import following, job, local, platforms, ports, supervisor
 from camelid.launch.launching.job import read_last
 
 # In each attempt a process does the next word of its plan: an exit code; "kill", itself; "lost", as one whose peer
@@ -24,7 +25,7 @@ from pathlib import Path
 
 exits, number = (Path(word.partition("=")[2]) for word in sys.argv[1:3])
 folder = Path(os.environ["PLANS"])
-(folder / "commands").open("a").write(" ".join(sys.argv[4:]) + "\\n")
+(folder / "commands").open("a").write(" ".join(sys.argv[sys.argv.index("--") + 1 :]) + "\\n")
 plan = (folder / number).read_text().split()
 (folder / number).write_text(" ".join(plan[1:]))
 exits.mkdir(parents=True, exist_ok=True)
@@ -136,6 +137,157 @@ def test_a_command_goes_on_in_the_background_and_its_end_is_told(tmp_path, capfd
     assert "has ended already" in capfd.readouterr().out
     assert main(["launch", f"--stop={tmp_path}"]) == 2
     assert "nothing was launched there" in capfd.readouterr().err
+
+
+def test_two_launches_at_once_start_one_job(tmp_path, capsys):
+    def busy(holder):
+        raise AssertionError(holder)
+
+    with locked(tmp_path / "launch" / "launching", busy):
+        assert main(["launch", "--on=local", f"--workdir={tmp_path}", "--", "doctor"]) == 2
+    assert "launches a job there at this moment" in capsys.readouterr().err
+    assert not (tmp_path / "launch" / "launches.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "its last line is damaged"),
+        ('{"platform": "local", "id": "1"', "its last line is damaged"),
+        ("null", "its last line is damaged"),
+        ('{"platform": "local", "command": ["doctor"]}', "its last line is damaged"),
+        (
+            '{"platform": "moon", "id": "1", "command": [], "log": "log", "ways": {}}',
+            "which this version does not know",
+        ),
+    ],
+)
+@pytest.mark.parametrize("options", [["--status=job"], ["--on=local", "--workdir=job", "--", "doctor"]])
+def test_a_damaged_record_of_launches_is_one_line(tmp_path, monkeypatch, capsys, line, words, options):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job" / "launch").mkdir(parents=True)
+    (tmp_path / "job" / "launch" / "launches.jsonl").write_text(f"{line}\n")
+    assert main(["launch", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_record_of_a_later_version_is_read(tmp_path):
+    (tmp_path / "launch").mkdir()
+    line = '{"platform": "local", "id": "1", "command": ["doctor"], "log": "log", "ways": {}, "colour": "red"}'
+    (tmp_path / "launch" / "launches.jsonl").write_text(f"{line}\n")
+    assert read_last(tmp_path).command == ("doctor",)
+
+
+def test_a_job_whose_record_cannot_be_written_is_ended(tmp_path, monkeypatch):
+    ended = []
+    started = job.Launched("local", "7", ("doctor",), str(tmp_path / "log"), {})
+    platform = platforms.PLATFORMS["local"]._replace(launch=lambda *_: started, stop=ended.append)
+    monkeypatch.setitem(platforms.PLATFORMS, "local", platform)
+    (tmp_path / "launch" / "launches.jsonl").mkdir(parents=True)
+    monkeypatch.setattr("camelid.launch.launching.job.read_last", lambda workdir: None)
+    assert main(["launch", "--on=local", f"--workdir={tmp_path}", "--", "doctor"]) == 1
+    assert ended == [started]
+
+
+def test_a_supervisor_forgets_a_job_before_the_reboot_that_had_its_process_id(tmp_path, monkeypatch):
+    plan = dict(command=["doctor"], workdir=str(tmp_path), folder=str(tmp_path), processes=1, environments=[{}])
+    (tmp_path / "local.json").write_text(json.dumps(plan | {"most_restarts": 1}))
+    one = supervisor.Supervisor(tmp_path / "local.json")
+    one.exits.parent.mkdir()
+    for suffix in (".killed", ".verdict"):
+        one.exits.with_suffix(suffix).write_text("before\n")
+    monkeypatch.setattr(one, "_attempt", lambda restarts: 3 + len(list(one.exits.parent.iterdir())))
+    assert one.run() == 3
+    assert json.loads(one.exits.with_suffix(".verdict").read_text())["word"] == "failed"
+
+
+def test_a_process_ends_with_its_supervisor():
+    child = "import os, time; from camelid.launch.launching.task import _end_with; _end_with(os.getppid()); "
+    child += "print(os.getpid(), flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    number = int(process.stdout.readline())
+    process.kill()
+    assert process.stdout.read() == ""  # closed, because the child has ended too
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(number, 0)
+            time.sleep(0.05)
+
+
+def test_a_log_is_followed_from_the_beginning_of_a_line_and_without_broken_characters(tmp_path, monkeypatch, capsys):
+    log = tmp_path / "[a]" / "launch" / "log"
+    log.parent.mkdir(parents=True)
+    log.write_text("羊驼\n" * 3000)
+    states = iter(["running", None])
+
+    def state(_):
+        if (found := next(states)) is None:
+            with log.open("ab") as file:
+                file.write("羊".encode()[1:] + b"\n")
+        else:
+            with log.open("ab") as file:
+                file.write("羊".encode()[:1])
+        return found
+
+    monkeypatch.setattr(following, "state_of", state)
+    monkeypatch.setattr(following, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(following, "LOG_SECONDS", 0.0)
+    following.follow(job.Launched("local", "7", ("doctor",), str(log), {}), tmp_path)
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert set(lines[:-1]) == {"羊驼"} and lines[-1] == "羊"
+
+
+def test_a_cluster_that_does_not_answer_for_a_while_ends_neither_the_job_nor_its_log(tmp_path, monkeypatch, capsys):
+    answers = iter(["running", UserError("squeue did not answer"), None])
+
+    def state(_):
+        if isinstance(found := next(answers), UserError):
+            raise found
+        return found
+
+    monkeypatch.setattr(following, "state_of", state)
+    monkeypatch.setattr(following, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(following, "LOG_SECONDS", 0.0)
+    started = job.Launched("local", "7", ("doctor",), str(tmp_path / "log"), {})
+    assert following.follow(started, tmp_path) == 1
+    assert "squeue did not answer; the job is followed on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "stopped"), [(UserError("no answer"), 0), (KeyboardInterrupt(), 1)])
+def test_only_a_signal_ends_the_job_for_which_a_launch_waits(tmp_path, monkeypatch, error, stopped):
+    def fail(*_):
+        raise error
+
+    ended = []
+    started = job.Launched("local", "7", ("doctor",), str(tmp_path / "log"), {})
+    platform = platforms.PLATFORMS["local"]._replace(launch=lambda *_: started, stop=ended.append)
+    monkeypatch.setitem(platforms.PLATFORMS, "local", platform)
+    monkeypatch.setattr(following, "follow", fail)
+    assert main(["launch", "--on=local", "--wait", f"--workdir={tmp_path}", "--", "doctor"]) != 0
+    assert len(ended) == stopped
+
+
+def test_a_supervisor_that_cannot_begin_is_no_launch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(local, "PYTHON", ("/bin/false",))
+    assert main(["launch", "--on=local", f"--workdir={tmp_path}", "--", "doctor"]) == 2
+    assert "the supervisor ended before it began: see" in capsys.readouterr().err
+    assert read_last(tmp_path) is None
+
+
+def test_a_command_without_the_hyphens_before_it_is_one_line(capsys):
+    assert main(["launch", "--on=local", "train", "--config=sft/lora", "--workdir=runs/x"]) == 2
+    assert "give -- before the command, as in -- train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", ["gs://bucket/run", "/elsewhere/run"])
+def test_the_checkpoints_by_which_a_job_gets_further_are_those_of_its_command(tmp_path, monkeypatch, capsys, own):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", f"--config={Path(__file__).parents[1] / 'tiny.py'}:root=/nowhere", f"--workdir={own}"]
+    for platform in platforms.PLATFORMS:
+        assert main(["launch", f"--on={platform}", "--dry_run", "--workdir=logs", "--", *train]) == 0
+    text = capsys.readouterr().out
+    assert f'"workdir": "{own}"' in text and f" --workdir={own} " in text and f"{tmp_path}/logs/launch/log" in text
 
 
 def test_a_job_of_another_host_is_not_taken_for_one_of_this(tmp_path):

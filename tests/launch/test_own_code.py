@@ -152,13 +152,16 @@ def test_a_run_of_an_own_recipe_with_an_own_loss_and_evaluation(project, corpus,
     assert "config.loss was 'own_code.py:make_loss' and is None" in capsys.readouterr().err
     with (project / "own_code.py").open("a") as file:
         file.write("# Another line.\n")
-    assert main(again) == 0
+    assert main([*again, "--config.total_steps=4"]) == 0
+    before, after = (each["code"] for each in json.loads((run / "run.json").read_text())["attempts"])
+    assert before.keys() == after.keys() == {"own_code.py:train", "own_code.py:make_loss", "own_code.py:brevity"}
+    assert all(before[name] != after[name] for name in before)
     assert "the code of own_code.py:make_loss is not that of the run so far" in capsys.readouterr().err
 
     assert main(["data", "show", f"--config={run}/config.json", "--rows=1"]) == 0
     assert "<|im_start|>" in capsys.readouterr().out
     (project / "own_code.py").unlink()
-    assert camelid.load(str(run)).step == 3  # which needs none of the run's code
+    assert camelid.load(str(run)).step == 4  # which needs none of the run's code
 
 
 def test_an_own_recipe_that_gives_no_result_is_told(project, corpus, tmp_path, capsys):

@@ -127,6 +127,26 @@ def test_a_job_file_asks_for_what_the_options_say_and_is_valid_bash(fake, capsys
         assert line in said
 
 
+def test_what_users_give_stays_within_its_line_of_the_job_file(fake, tmp_path, monkeypatch):
+    (tmp_path / "my folder #1").mkdir()
+    monkeypatch.chdir(tmp_path / "my folder #1")
+    prompt = "--prompt=a\ntouch owned\n#SBATCH --nodes=9 '"
+    assert launch('--sbatch=--comment="a b#c"', command=["generate", "runs/x", prompt], workdir="100% 羊驼") == 0
+    text = job_file(tmp_path / "my folder #1" / "100% 羊驼")
+    before_code = text.partition('\n: "')[0].splitlines()
+    assert all(line.startswith("#") or not line for line in before_code)
+    asked = [line.removeprefix("#SBATCH ") for line in before_code if line.startswith("#SBATCH ")]
+    assert f'--chdir="{tmp_path}/my folder #1"' in asked and '--comment="a b#c"' in asked and "--nodes=9" not in asked
+    assert f'--output="{tmp_path}/my folder #1/100%% 羊驼/launch/log"' in asked
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_srun_is_told_what_it_does_not_take_from_a_job(fake):
+    assert launch("--cpus_per_task=4") == 0
+    run_job(fake, 0, ["0"], SLURM_CPUS_PER_TASK="4")
+    assert "--export=ALL --cpus-per-task=4" in (fake / "srun.arguments").read_text()
+
+
 def test_several_processes_train_together_and_meet_at_a_port_that_is_free(fake):
     assert launch("--tasks_per_node=2") == 0
     assert run_job(fake, 0, ["0", "0"])[0] == 0
@@ -221,7 +241,16 @@ def test_the_workers_of_a_sweep_are_an_array(fake, capsys):
         ([], ["chat", "runs/x"], "`camelid chat` cannot be launched"),
         ([], [], "no command is given"),
         (["--sbatch=--output=x"], ["doctor"], "--output is what camelid launch sets itself"),
+        (["--sbatch=-N 3"], ["doctor"], "-N is what camelid launch sets itself"),
+        (["--sbatch=-Jmine"], ["doctor"], "-Jmine is what camelid launch sets itself"),
+        (["--sbatch=--ntasks=4"], ["doctor"], "--ntasks is what camelid launch sets itself"),
+        (["--sbatch=--out=x"], ["doctor"], "--out is what camelid launch sets itself"),
         (["--sbatch=qos"], ["doctor"], "qos is no option"),
+        (["--partition=a b"], ["doctor"], "--partition=a b: give one word"),
+        (["--account="], ["doctor"], "--account=: give one word"),
+        (["--time=2 days"], ["doctor"], "--time=2 days: give minutes"),
+        (["--time=2"], ["doctor"], "--time=2 is no longer than the notice of --signal_seconds=120"),
+        (["--time=0-0:10:00", "--signal_seconds=600"], ["doctor"], "is no longer than the notice"),
         (["--name=a b"], ["doctor"], "--name=a b"),
         ([], ["train", "--config=missing.py", "--workdir=job"], "missing.py"),
         ([], ["sweep", "--workdir=job", "--workers=3"], "give it to launch"),

@@ -56,6 +56,15 @@ def test_attempts_that_are_killed_without_a_new_checkpoint_between_them_end_the_
     assert found.word == "failed" and f"{verdict.KILLS} times in a row" in found.reason and attempts == 8
 
 
+def test_files_that_no_process_wrote_do_not_disturb_a_verdict(tmp_path):
+    exits = tmp_path / "launch" / "exits" / "7"
+    exits.mkdir(parents=True)
+    (exits / "0").write_text("0")
+    (exits / ".nfs000000000001").write_text("")  # of a file that NFS deletes once it is closed
+    (tmp_path / "checkpoints").write_text("no folder")
+    assert attempt(tmp_path, 0, 0) == "finished" and attempt(tmp_path, 137, 0) == "again"
+
+
 def test_the_trials_of_a_sweep_count_as_progress(tmp_path):
     before = verdict.hash_of_checkpoints(tmp_path)
     step = tmp_path / "trials" / "0007" / "checkpoints" / "12"

@@ -5,8 +5,9 @@ from ml_collections import ConfigDict
 
 from camelid.errors import UserError
 from camelid.launch.recipes import RECIPES
+from camelid.settings.leaf_names import UNITS
 from camelid.settings.leaves import Units, fields_of, marker_of
-from camelid.settings.overrides import UNITS, change, override
+from camelid.settings.overrides import change, override
 from camelid.tests.settings.test_sections import SECTIONS
 
 
@@ -98,6 +99,29 @@ def test_none_removes_an_entry():
 
 
 @pytest.mark.parametrize(
+    ("flags", "evals"),
+    [
+        (["evals.primer=None", "evals={}"], {}),
+        (["evals={}", "evals.primer=None"], {}),
+        (["evals=None"], {}),
+        (["evals=None", "evals=None", "data.mixture=None"], {}),
+        (["evals.primer.per_group=3", "evals=None"], {}),
+        (["evals=None", "evals.mine.n=3"], {"mine": {"n": 3}}),
+        (["evals.primer=None", "evals.primer.n=3"], {"primer": {"n": 3}}),
+        (["evals={'mine': {'n': 3}}", "evals.mine.n=4"], {"mine": {"n": 4}}),
+    ],
+)
+def test_flags_about_sections_count_in_their_order_and_none_empties_a_section_of_sections(flags, evals):
+    assert override(config(), [f"--config.{flag}" for flag in flags]).evals.to_dict() == evals
+
+
+def test_a_leaf_that_is_unset_and_set_keeps_its_type():
+    found = config()
+    assert override(found, ["--config.schedule.name=None", "--config.schedule.name=3"]).schedule.name == "3"
+    assert override(found, ["--config.cost.source.task=walks", "--config.cost.source=None"]).cost.source is None
+
+
+@pytest.mark.parametrize(
     ("flag", "says"),
     [
         ("--config.schedule.warmup_step=1", "did you mean config.schedule.warmup_steps?"),
@@ -109,6 +133,7 @@ def test_none_removes_an_entry():
         ("--config..seed=1", "is no override: write --config.<name>=<value>; names have letters, digits and . _ -"),
         ("--config.a b=1", "is no override"),
         ("--config.evals=3", "config.evals is a section; set its leaves, primer"),
+        ("--config.evals.other=None", "there is no config.evals.other"),
     ],
 )
 def test_elsewhere_a_leaf_that_does_not_exist_is_refused(flag, says):

@@ -134,7 +134,7 @@ def test_sigterm_saves_and_ends_with_a_code_of_its_own(runs):
 def test_the_record_of_a_run_that_was_ended_twice_accounts_for_the_time_of_all_its_processes(runs):
     """A kill leaves up to a second untold, and what Python needs to end is in no bucket: on a busy machine that is more
     (`tests/goodput.py` measures it over longer lives)."""
-    for name, ends in {"pretrain": ["preempted", "lost", "finished"], "sft": ["lost", "lost", "finished"]}.items():
+    for name, ends in {"pretrain": ["interrupted", "lost", "finished"], "sft": ["lost", "lost", "finished"]}.items():
         record = read_record(runs[name].ended)
         assert [each.exit for each in record.attempts] == ends and record.status == "finished"
         assert [each.from_step for each in record.attempts] == [0, *runs[name].resumed_from]

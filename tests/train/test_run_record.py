@@ -25,7 +25,7 @@ def seconds(**given):
     return dict.fromkeys(BUCKETS, 0.0) | given
 
 
-def attempt(exit="preempted", to_step=20, **spent):
+def attempt(exit="interrupted", to_step=20, **spent):
     return Attempt(["camelid"], exit=exit, to_step=to_step, seconds=seconds(**spent))
 
 
@@ -43,7 +43,7 @@ def test_work_after_the_checkpoint_from_which_a_run_resumes_is_lost():
 
 
 def test_what_a_run_did_while_its_last_checkpoint_was_written_is_not_lost_if_it_ended_itself():
-    ended = attempt("preempted", to_step=20, training=12.0, checkpoint=3.0)
+    ended = attempt("interrupted", to_step=20, training=12.0, checkpoint=3.0)
     saved = {"number": 0, "seconds": seconds(training=12.0)}
     assert resumed([ended], 20, saved) == [ended]
     assert resumed([dataclasses.replace(ended, exit="lost")], 20, saved)[0].seconds["lost"] == 3.0
@@ -69,7 +69,7 @@ def test_an_attempt_that_says_no_end_is_closed_by_its_last_heartbeat():
     assert closed([attempt()], beat(0)) == [attempt()]
     assert closed([open_], None)[0].exit == "lost"
     starting = closed([attempt()], beat(1, doing="starting"))  # killed before it trained
-    assert [x.exit for x in starting] == ["preempted", "lost"]
+    assert [x.exit for x in starting] == ["interrupted", "lost"]
     assert closed([attempt()], beat(1, doing="ended")) == [attempt()]
 
 
@@ -98,7 +98,7 @@ GONE.wait()
         ([OPEN], beat(0, host="elsewhere", time=time.time() - 40, every=30.0), "running"),
         ([attempt("finished")], beat(0, doing="ended"), "finished"),
         ([attempt("stopped early")], beat(0), "stopped early"),
-        ([attempt("failed"), attempt("preempted")], beat(2, pid=GONE.pid), "preempted"),
+        ([attempt("failed"), attempt("interrupted")], beat(2, pid=GONE.pid), "interrupted"),
         ([OPEN], None, "lost"),
     ],
 )
@@ -178,6 +178,15 @@ def test_a_record_that_is_missing_damaged_or_of_a_later_version_can_be_read(tmp_
     (tmp_path / "heartbeat.json").unlink()
     (tmp_path / "run.json").write_text('{"attempts": [{"exit": "finished", "new": 1}], "also": 2}')
     assert read_record(tmp_path).attempts == [Attempt(exit="finished")]
+    for name, kind in {"versions": 1, "command": "camelid", "devices": None}.items():
+        (tmp_path / "run.json").write_text(json.dumps({"attempts": [{name: kind}]}))
+        assert read_record(tmp_path) is None
+
+
+def test_an_end_by_its_former_name_is_read_by_the_name_of_today(tmp_path):
+    (tmp_path / "run.json").write_text('{"attempts": [{"exit": "preempted", "to_step": 4}]}')
+    found = read_record(tmp_path)
+    assert (found.status, found.attempts[0].code, found.attempts[0].total_steps) == ("interrupted", None, None)
 
 
 @pytest.fixture
@@ -189,7 +198,7 @@ def record(tmp_path, monkeypatch):
         try:
             with Recording(workdir, recording.now()) as r:
                 if begins:
-                    r.begin(CONFIG, step, None)
+                    r.begin(CONFIG, step, None, total=40)
                     r.clock.step_done(step + 5)
                 if early:
                     r.stopped_early(early)
@@ -206,8 +215,8 @@ def record(tmp_path, monkeypatch):
     ("error", "end"),
     [
         (None, ("finished", None, 0)),
-        (Interrupted("SIGTERM ended the run", 15), ("preempted", "SIGTERM ended the run", 143)),
-        (KeyboardInterrupt(), ("preempted", "SIGINT", 130)),
+        (Interrupted("SIGTERM ended the run", 15), ("interrupted", "SIGTERM ended the run", 143)),
+        (KeyboardInterrupt(), ("interrupted", "SIGINT", 130)),
         (UserError("reward odd:\n gave nan"), ("failed", "reward odd: gave nan", 2)),
         (TrainingStopped("step 4: enough"), ("failed", "step 4: enough", 1)),
         (OSError("disk full"), ("failed", "disk full", 1)),
@@ -218,6 +227,7 @@ def test_an_attempt_ends_as_its_process_does(record, error, end):
     [last] = record(error).attempts
     assert (last.exit, last.reason, last.exit_code) == end
     assert (last.from_step, last.to_step, last.pid) == (0, 5, os.getpid()) and last.start < last.stop
+    assert (last.code, last.total_steps) == ({}, 40)
     assert last.devices == {"platform": "cpu", "kind": "cpu", "count": 8, "processes": 1}
     assert {"python", "camelid", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"} == last.versions.keys()
 
@@ -235,7 +245,7 @@ def test_a_command_that_is_refused_before_its_run_begins_leaves_no_trace(record,
         found = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
         assert record(UserError("no such file"), begins=False) == before
         assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == found
-    assert [each.exit for each in before.attempts] == ["failed", "preempted", "finished"]
+    assert [each.exit for each in before.attempts] == ["failed", "interrupted", "finished"]
     assert [each.seconds["lost"] > 0 for each in before.attempts] == [True, True, False]
     assert record(OSError("disk full"), begins=False) == before  # a finished run stays so
 

@@ -123,7 +123,7 @@ def test_members_that_are_cut_off_resume_bit_for_bit(together, config, tmp_path)
 
     ended = vectorized.train(pair(config, tmp_path), kill, absent={0}, vmap=True)
     assert ended[0] is None and isinstance(ended[1], Interrupted)
-    assert read_record(tmp_path / "other").status == "preempted" and not (tmp_path / "same").exists()
+    assert read_record(tmp_path / "other").status == "interrupted" and not (tmp_path / "same").exists()
     assert vectorized.train(pair(config, tmp_path), vmap=True) == [None, None]
     assert 0 < read_record(tmp_path / "other").attempts[-1].from_step < 24
     for name in ("same", "other"):

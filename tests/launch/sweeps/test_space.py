@@ -32,8 +32,17 @@ def test_every_form_is_read_and_written_back():
 
 
 def test_a_file_has_a_setting_a_line_and_comments(tmp_path):
-    (tmp_path / "space.txt").write_text("# the optimiser\noptim.lr={1e-3,1e-2}\n\n  # seeds\nseed={0,1}\n")
-    assert read_space([str(tmp_path / "space.txt")]) == read_space(["optim.lr={1e-3,1e-2}", "seed={0,1}"])
+    (tmp_path / "space.txt").write_text(
+        "# the optimiser's\noptim.lr={1e-3,  # small\n  1e-2}\n\n  # seeds\nseed={0,1} # it's two\nname={'a # b',c#d}\n"
+    )
+    same = ["optim.lr={1e-3,1e-2}", "seed={0,1}", "name={'a # b','c#d'}"]
+    assert read_space([str(tmp_path / "space.txt")]) == read_space(same)
+
+
+def test_what_is_no_value_of_a_config_is_a_word(recwarn):
+    space = read_space(["a={...,1or2,1e400,1j,b'x'}"])
+    assert space.settings["a"] == Choice(("...", "1or2", "1e400", "1j", "b'x'")) and not recwarn
+    assert read_space(space.lines()) == space
 
 
 @pytest.mark.parametrize(
@@ -42,6 +51,8 @@ def test_a_file_has_a_setting_a_line_and_comments(tmp_path):
         "optim.lr": "neither NAME=",
         "a=1": "in quotes, 'a={a,b}', or the shell expands the braces",
         "a={1,2": "lacks a closing }",
+        "a={1,2}}": "} closes nothing",
+        "a={1,2},seed={0,1}": "settings are separated by spaces",
         "a=lag(1,2)": "did you mean log?",
         "a=log(0,1)": "ends above 0",
         "a=log(1,2,3)": "write log(low,high)",

@@ -12,8 +12,10 @@ from camelid.launch.cli import main
 from camelid.launch.sweeps import start as starting
 from camelid.launch.sweeps.devices import MEMORY, environments
 from camelid.launch.sweeps.identity import Pruning, read_sweep
+from camelid.launch.sweeps.results import Results
 from camelid.launch.sweeps.space import read_space
-from camelid.launch.sweeps.trials import train_command
+from camelid.launch.sweeps.stopping import MARK, last_asked
+from camelid.launch.sweeps.trials import last_line, train_command
 from camelid.model.host_devices import HostDevices
 
 CONFIG = Path(__file__).parents[2] / "tiny.py"
@@ -42,7 +44,7 @@ def asked(folder: Path, space: str, **more) -> starting.Asked:
         "total_steps=uniform(8,32)": "for whole numbers write total_steps=int(low,high)",
         "total_steps={8,16} total_tokens={1e4,2e4}": "the config sets config.total_steps and config.total_tokens",
         ":recipe={pretrain,sftt}": "did you mean sft?",
-        ":root={a,b} :siz={1,2}": "unknown argument 'siz'",
+        ":lora={a,b} :siz={1,2}": "unknown argument 'siz'",
     }.items(),
 )
 def test_settings_are_checked_at_both_ends_before_anything_begins(tmp_path, space, said):
@@ -124,6 +126,18 @@ def test_trials_have_one_group_on_weights_and_biases(tmp_path):
     assert sweep.overrides == ("--config.wandb.project=p", "--config.wandb.group=s")
 
 
+def test_the_last_line_of_a_log_is_what_a_terminal_shows_of_it(tmp_path):
+    log = tmp_path / "log.txt"
+    for said, line in {
+        b"50%\r99%\rdone\r\n\n": "done",
+        b"camelid: \x1b[31mred\x1b[0m \x1b]x\xe2\x80\xaelive\x07 \xe7\x8b\x90\n\x1b[0m\n": "red xlive \u72d0",
+        b"\xff\xfe": "\ufffd\ufffd",
+        b"": "",
+    }.items():
+        log.write_bytes(said)
+        assert last_line(log) == line
+
+
 def test_workers_divide_gpus_or_share_them(monkeypatch):
     assert environments(3, HostDevices("cpu", 1)) == [{}, {}, {}]
     eight = environments(2, HostDevices("cuda", 8))
@@ -148,9 +162,44 @@ def test_options_that_do_nothing_are_refused(tmp_path, capsys):
         ("sweep", f"--workdir={tmp_path}", "--show"): "there is no sweep here",
         ("sweep", f"--workdir={tmp_path}"): "give --config=FILE",
         ("sweep", "--workdir=gs://bucket/sweep", "--show"): "a sweep needs a folder of a file system",
+        ("sweep", "--workdir=~nobody-here/sweep", "--show"): "~nobody-here is no user's home",
+        (*base[:-1], f"--workdir={CONFIG}"): "is a file, not a folder",
+        (base[0], f"{base[1]}:root=a", "--space=:root={b,c}", *base[3:]): "--space sets :root too: give one of them",
     }.items():
         assert main(list(line)) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_sweep_in_the_home_folder_goes_on_after_it_was_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    marks = []
+    monkeypatch.setattr(
+        starting, "run", lambda sweep, study, options: marks.append(options.stop_mark) or Results(sweep, study)
+    )
+    base = ["sweep", f"--config={CONFIG}:root=/nowhere", "--space=seed={0,1}", "--objective=x:min"]
+    assert main([*base, "--workdir=~/sweep"]) == 1 and main(["sweep", "--workdir=~/sweep", "--stop"]) == 0
+    assert main([*base, "--workdir=~/sweep"]) == 1 and marks == [0, last_asked(tmp_path / "sweep")]
+    assert marks[1] > 0 and f"the workers of {tmp_path}/sweep save" in capsys.readouterr().out
+
+
+def test_what_was_asked_of_a_sweep_in_the_background_ends_it_also_while_it_starts(tmp_path, monkeypatch, capsys):
+    started, marks = [], []
+
+    class Background:
+        def __init__(self, argv, env, **_):
+            started.append((argv[argv.index("sweep") :], env[MARK]))
+            self.pid = 7
+
+    monkeypatch.setattr(starting.subprocess, "Popen", Background)
+    monkeypatch.setattr(starting, "run", lambda _, study, options: marks.append(options.stop_mark) or Results(_, study))
+    base = ["sweep", f"--config={CONFIG}:root=/nowhere", "--space=seed={0,1}", "--objective=x:min"]
+    assert main([*base, f"--workdir={tmp_path}/a b", "--detach"]) == 0
+    assert f"camelid sweep --workdir='{tmp_path}/a b' --show" in capsys.readouterr().out
+    assert main(["sweep", f"--workdir={tmp_path}/a b", "--stop"]) == 0
+    [(argv, mark)] = started
+    monkeypatch.setenv(MARK, mark)
+    assert main(argv) == 1 and marks == [0] and last_asked(tmp_path / "a b") > 0
+    assert main(argv) == 1 and marks[1] == last_asked(tmp_path / "a b")
 
 
 def test_a_trial_is_an_ordinary_run(corpus, tmp_path, monkeypatch, capsys):

@@ -181,6 +181,38 @@ def test_the_study_is_held_by_one_machine_at_a_time(tmp_path, monkeypatch):
     assert list(tmp_path.glob(".study.owner*")) == [] and list(tmp_path.glob(".now*")) == []
 
 
+def test_results_are_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    _, study = sweep_of(asked(tmp_path, trials=4))
+    [claimed] = study.claim_next()
+    monkeypatch.setattr(claims, "machine", lambda: "there/0")  # the trial is held by another machine
+    shown = read_results(tmp_path).counts
+    there = os.open
+
+    def full(path, *how):
+        if ".study" in os.fspath(path):
+            raise OSError(30, "Read-only file system")
+        return there(path, *how)
+
+    monkeypatch.setattr(claims.os, "open", full)
+    monkeypatch.setattr(claims, "_own_file", lambda path: tmp_path / "no" / "folder" / ("a" * 300))
+    assert read_results(tmp_path).counts == shown == {"running": 1}
+    with pytest.raises(OSError, match="Read-only"):
+        study.finish(claimed, "finished", 1.0)
+
+
+def test_a_full_disk_leaves_no_owner_of_the_study(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.os, "write", full)
+        with pytest.raises(OSError, match="No space"), StudyLock(tmp_path):
+            pass
+    assert not (tmp_path / ".study.owner").exists()
+    with StudyLock(tmp_path):
+        pass
+
+
 def test_without_locks_a_process_does_not_begin_its_own_trials_twice(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")

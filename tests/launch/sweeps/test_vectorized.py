@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from camelid.checkpoints import language_model
+from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.launch.sweeps import vectorized
 from camelid.launch.sweeps.results import read_results
@@ -76,6 +77,11 @@ def test_a_trial_that_goes_on_has_its_place_in_the_same_program(begin):
     assert [member.exit_code() for member in members] == [0, 0, None, None]
     assert [program.plan for program in begin.programs] == [[1, 2, 3], [1, 2, 3], [4, 5]]
     assert [program.trained for program in begin.programs] == [[1, 2, 3], [3, 2], [4, 5]]
+    plan = begin.sweep.folder / "programs" / "0001.json"
+    for damaged in ("", "[1]", '{"1": 2}', '{"a": {}}', "\0"):
+        plan.write_text(damaged)
+        with pytest.raises(UserError, match=r"0001\.json is damaged .* delete it"):
+            read_plans(begin.sweep)
 
 
 def test_a_trial_whose_settings_no_program_has_fails_by_itself_and_one_that_has_not_begun_ends_at_once(begin):

@@ -18,7 +18,8 @@ import pytest
 from camelid.errors import UserError
 from camelid.launch.cli import main
 from camelid.launch.sweeps.results import as_json, read_results
-from camelid.tests.launch.sweeps.worker_processes import work
+from camelid.launch.sweeps.trials import misses_objective
+from camelid.tests.launch.sweeps.worker_processes import sweep_of, work
 
 
 def outcome(folder: Path) -> dict[int, tuple]:
@@ -123,6 +124,15 @@ def test_an_objective_that_no_run_reports_is_refused_and_may_be_mended(tmp_path)
     assert work(asked).counts == {"finished": 2}
     with pytest.raises(UserError, match="--objective was eval/a/loss:min and is eval/b/loss:min"):
         work(asked | {"metric": "eval/b/loss"})
+
+
+def test_an_objective_that_is_evaluated_more_seldom_than_others_is_awaited(tmp_path):
+    sweep, _ = sweep_of({"folder": tmp_path, "lines": ["lr={0.1,0.2}"], "method": "grid", "trials": 2})
+    sweep.run_folder(0).mkdir(parents=True)
+    for first, misses in {"eval/a/loss": False, "eval/c/loss": True}.items():
+        steps = [{"step": 0, first: 2.0}, *({"step": step, "eval/b/loss": 1.0} for step in (0, 2, 4, 6))]
+        (sweep.run_folder(0) / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in steps))
+        assert misses_objective(sweep, 0) == misses
 
 
 def test_a_trial_without_the_objective_fails_where_others_have_it(tmp_path):
