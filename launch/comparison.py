@@ -118,6 +118,9 @@ class ComparedRun:
     step: int
     """The last step that was done, as far as it is known; at least that of the last report."""
 
+    record: RunRecord | None
+    """Its attempts and last heartbeat; None for runs of versions without run.json."""
+
     versions: Sequence[str]
     """The versions of camelid that trained it: commits of its checkout, or versions of the package."""
 
@@ -249,15 +252,16 @@ def find_runs(pattern: epath.PathLike) -> list[epath.Path]:
 
 def is_run(folder: epath.Path) -> bool:
     """Whether a folder is a run directory, also of a run that has just begun."""
-    return any((folder / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoints"))
+    return any((folder / name).exists() for name in ("run.json", "heartbeat.json", "metrics.jsonl", "checkpoints"))
 
 
-def read_run(path: epath.PathLike, name: str | None = None) -> ComparedRun:
+def read_run(path: epath.PathLike, name: str | None = None, leaves: Mapping[str, Any] | None = None) -> ComparedRun:
     """Reads a run directory, also while the run trains.
 
     Args:
       path: the run directory.
       name: what the run is called. Default: the last part of its path.
+      leaves: the leaves of its config. Default: they are read.
 
     Raises:
       NotBegun: neither config.json nor a checkpoint tells the config.
@@ -265,17 +269,28 @@ def read_run(path: epath.PathLike, name: str | None = None) -> ComparedRun:
     """
     path = absolute_path(path)
     record, metrics = read_record(path), read_metrics(path)
-    leaves = _from_phases_before(dict(_flat(_config_of(path))), path)
+    leaves = leaves_of(path) if leaves is None else leaves
     return ComparedRun(
         path=path,
         name=name or path.name,
-        leaves=leaves | _own_code(path, record, leaves),
+        leaves={**leaves, **_own_code(path, record, leaves)},
         metrics=metrics,
         status="unknown" if record is None else record.status,
         goodput=None if record is None else record.goodput,
         step=max(next(reversed(metrics), 0), 0 if record is None else record.step),
+        record=record,
         versions=[] if record is None else list(dict.fromkeys(filter(None, map(version_of, record.attempts)))),
     )
+
+
+def leaves_of(run: epath.Path) -> dict[str, Any]:
+    """The resolved config of a run, {dotted name of a leaf: value}.
+
+    Raises:
+      NotBegun: neither config.json nor a checkpoint tells the config.
+      UserError: config.json is damaged.
+    """
+    return _from_phases_before(dict(_flat(_config_of(run))), run)
 
 
 def version_of(attempt: Attempt) -> str:

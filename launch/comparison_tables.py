@@ -247,7 +247,7 @@ class Comparison:
                 for group in self.groups
             ],
         }
-        return json.dumps(_finite(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(finite(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def _run(self, run: ComparedRun) -> dict[str, Any]:
         values = {
@@ -336,9 +336,10 @@ def _fields(value: Estimate | Point | None) -> dict[str, Any] | None:
     return {"value": value.value, "low": low, "high": high, "n": value.n}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Nested JSON with numbers that are not finite as the strings nan, inf and -inf."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list) else value
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list) else value

@@ -251,5 +251,6 @@ def _folder() -> str:
 def _command() -> list[str]:
     """The command line of this process, without the path of the interpreter where it is `camelid`."""
     program = Path(sys.argv[0] or "-")
-    is_own = program.name in ("camelid", "-c") or program.resolve() == PACKAGE / "__main__.py"
+    file = program.resolve()  # a trial of a sweep has a file of `launch/`
+    is_own = program.name in ("camelid", "-c") or file == PACKAGE / "__main__.py" or PACKAGE / "launch" in file.parents
     return ["camelid" if is_own else os.fspath(program), *sys.argv[1:]]

@@ -135,10 +135,12 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """running, finished, "stopped early", interrupted, failed or lost."""
+        """running, finished, "stopped early", interrupted, failed or lost; unknown where it ended without run.json."""
         beat, last = self.heartbeat, self.attempts[-1] if self.attempts else Attempt()
         newest = len(self.attempts) - (last.exit is None and bool(self.attempts))  # number of the attempt that may run
-        if beat is not None and beat["doing"] != ENDED and beat["attempt"] == newest and is_alive(beat):
+        if beat is not None and beat["doing"] == ENDED and not self.attempts:
+            return "unknown"
+        if beat is not None and beat["doing"] != ENDED and beat["attempt"] >= newest and is_alive(beat):
             return "running"
         return last.exit or "lost"
 

@@ -100,6 +100,9 @@ GONE.wait()
         ([attempt("stopped early")], beat(0), "stopped early"),
         ([attempt("failed"), attempt("interrupted")], beat(2, pid=GONE.pid), "interrupted"),
         ([OPEN], None, "lost"),
+        ([], beat(2), "running"),  # run.json is damaged or gone
+        ([], beat(2, pid=GONE.pid), "lost"),
+        ([], beat(2, doing="ended"), "unknown"),
     ],
 )
 def test_the_status_of_a_run_is_known_from_outside(tmp_path, attempts, heartbeat, status):
