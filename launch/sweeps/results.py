@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...evals.intervals import Estimate, ratio
+from ...train.run_record import read_record
 from .claims import StudyLock, holder
 from .identity import Sweep, read_sweep
 from .space import SEED, short
@@ -49,6 +50,9 @@ class TrialResult:
 
     kills: int
     """How often its process was killed."""
+
+    step: int | None = None
+    """The step that a running trial has come to, as far as its run has told; None in other states."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Results:
         sign = 1 if self.sweep.identity.objective.mode == "min" else -1
         return sorted(found, key=lambda point: sign * point.estimate.value if point.estimate else math.inf)
 
+    @property
+    def best_point(self) -> PointResult | None:
+        """The point with the best mean over its seeds; None without a finished trial."""
+        return self.points[0] if self.points and self.points[0].estimate else None
+
     def _is_seed(self, name: str) -> bool:
         return name == SEED and bool(self.sweep.identity.space.seeds)
 
@@ -170,6 +179,7 @@ def as_json(results: Results) -> dict[str, Any]:
                 "folder": os.fspath(trial.folder),
                 "seconds": trial.seconds,
                 "kills": trial.kills,
+                "step": trial.step,
             }
             for trial in results.trials
         ],
@@ -210,7 +220,7 @@ def summary(results: Results) -> str:
     """How many of the sweep's trials are in which state, in a line."""
     counts = ", ".join(f"{number} {state}" for state, number in results.counts.items())
     count = len(results.trials)
-    return f"{count} of {max(count, results.sweep.trials)} trials: {counts or 'none yet'}"
+    return f"{count} of {max(count, results.sweep.trials)} trials{counts and f': {counts}'}"
 
 
 def _trial_words(trial: TrialResult) -> str:
@@ -223,7 +233,8 @@ def _result(sweep: Sweep, trial: Trial) -> TrialResult:
     if state is None:
         reason = holder(sweep.trial_folder(trial.number) / ".worker")
         state = "running" if reason else "waiting"
-    ends = stored.datetime_start, stored.datetime_complete
+    folder, ends = sweep.run_folder(trial.number), (stored.datetime_start, stored.datetime_complete)
+    record = read_record(folder) if state == "running" else None
     value = stored.value if state in ("finished", "pruned") else None
     return TrialResult(
         number=trial.number,
@@ -231,9 +242,10 @@ def _result(sweep: Sweep, trial: Trial) -> TrialResult:
         point=trial.point,
         value=value,
         reason=reason,
-        folder=sweep.run_folder(trial.number),
+        folder=folder,
         seconds=_seconds(*ends),
         kills=stored.user_attrs.get("kills", 0),
+        step=record.step if record is not None else None,
     )
 
 

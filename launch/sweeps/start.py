@@ -17,6 +17,7 @@ from ...evals.registry import Evaluations
 from ...model.host_devices import host_devices
 from ...settings.config_files import load_phases, split_escaped
 from ...settings.config_names import split_name
+from ...train.loop import Interrupted
 from ..checks import check_phases
 from ..outputs import check_writable
 from .claims import StudyLock
@@ -35,7 +36,7 @@ from .identity import (
 )
 from .page import LivePage
 from .results import Results, summary, table
-from .space import Point, Range, Space, config_of, shown
+from .space import Point, Range, Space, config_of, short, shown
 from .stopping import MARK
 from .study import Study, import_optuna
 from .trials import PACKAGE, TrialProcess, importable
@@ -123,10 +124,17 @@ def run(sweep: Sweep, study: Study, options: Options) -> Results:
     places = environments(options.workers, host_devices()) if options.workers > 1 else [{}]
     results, objective = Results(sweep, study), sweep.identity.objective
     log(f"sweep {sweep.folder}: {summary(results)}, {sweep.identity.method} over {sweep.identity.space}, {objective}")
+    seeds = len(sweep.identity.space.seeds) or 1
+    if sweep.trials % seeds:
+        log(f"the last of {sweep.trials} trials is number {sweep.trials % seeds} of the {seeds} seeds of its point")
     quoted = shlex.quote(os.fspath(sweep.folder))
     log(f"it outlives the terminal: camelid sweep --workdir={quoted} --show tells its state, --stop ends it")
     page = LivePage(sweep, study)
-    Workers(sweep, study, options, places, log, _processes(options), page.update).run()
+    try:
+        Workers(sweep, study, options, places, log, _processes(options), page.update).run()
+    except Interrupted:
+        page.write(Results(sweep, study))
+        raise
     results = Results(sweep, study)
     log(summary(results))
     print_results(results, SHOWN)
@@ -150,11 +158,18 @@ def print_results(results: Results, most: int | None = None) -> None:
     if most is not None and len(results.points) > most:
         print(f"({len(results.points) - most} more points: --show lists all)")
     for trial in results.trials:
-        if trial.state in ("failed", "running"):
-            by = f"on {trial.reason}" if trial.state == "running" else trial.reason
-            print(f"trial {trial.number} {trial.state}: {by}  ({trial.folder})")
-    if results.best is not None:
-        print(f"best trial: {results.best.number} with {shown(results.best.point)}, in {results.best.folder}")
+        if trial.state == "failed":
+            print(f"trial {trial.number} failed: {trial.reason}  ({trial.folder})")
+        elif trial.state == "running":
+            at = "" if trial.step is None else f" at step {trial.step}"
+            print(f"trial {trial.number} runs{at}, in {trial.reason}  ({trial.folder})")
+    best, point = results.best, results.best_point
+    if point is not None and results.sweep.identity.space.seeds and point.point:
+        seeds = sum(trial.state == "finished" for trial in point.trials)
+        mean = f"{results.sweep.identity.objective.metric} {short(point.estimate.value)}"
+        print(f"best point: {shown(point.point)}, with a mean {mean} over {seeds} seed{'s' if seeds > 1 else ''}")
+    if best is not None:
+        print(f"best trial: {best.number} with {shown(best.point)}, in {best.folder}")
 
 
 def detach(sweep: Sweep, argv: Sequence[str], stop_mark: int) -> int:

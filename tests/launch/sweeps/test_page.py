@@ -1,5 +1,6 @@
 """The report of a sweep: what stands in it, and that it holds for every space and every state of the trials."""
 
+import dataclasses
 import html
 import json
 import re
@@ -10,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from camelid.launch.cli import main
-from camelid.launch.sweeps import page, page_figures
+from camelid.launch.sweeps import page, page_figures, start
 from camelid.launch.sweeps.identity import Identity, Objective, Pruning, Sweep
 from camelid.launch.sweeps.results import Results, TrialResult
 from camelid.launch.sweeps.space import read_space
@@ -206,6 +207,21 @@ def test_the_curves_of_few_points_have_the_colour_of_their_point_and_the_caption
     assert [few.count(f"stroke: {color}") for color in colors[:4]] == [2, 2, 2, 0]
     assert all(f'style="color: {colors[p]}"></span>lr=0.{1 + p}' in few for p in range(3))
     assert "finished <span" not in few and "finished <span" in drawn(len(colors) + 1)
+
+
+def test_what_is_printed_names_the_step_of_running_trials_and_the_best_point_over_seeds(made, capsys):
+    states = [
+        (0.1, 0, "finished", [1.0]),
+        (0.1, 1, "finished", [3.0]),
+        (0.2, 0, "finished", [1.5]),
+        (0.2, 1, "running", []),
+    ]
+    results = made(["lr={0.1,0.2}", "seed={0,1}"], [({"lr": r, "seed": s}, state, v) for r, s, state, v in states])
+    results.trials[3] = dataclasses.replace(results.trials[3], step=40, reason="process 7 on here")
+    start.print_results(results)
+    said = capsys.readouterr().out
+    assert "trial 3 runs at step 40, in process 7 on here" in said
+    assert f"best point: lr=0.2, with a mean {METRIC} 1.5 over 1 seed\nbest trial: 0 with lr=0.1 seed=0" in said
 
 
 def test_axes_are_logarithmic_where_the_space_is_and_in_order_for_choices():

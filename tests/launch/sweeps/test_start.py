@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from camelid.errors import UserError
@@ -203,6 +205,7 @@ def test_what_was_asked_of_a_sweep_in_the_background_ends_it_also_while_it_start
 
 
 def test_a_trial_is_an_ordinary_run(corpus, tmp_path, monkeypatch, capsys):
+    jax.devices()  # those of this process; the flags are for its children
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1")
     metric = "eval/heldout/text/loss"
     lines = [
@@ -211,6 +214,7 @@ def test_a_trial_is_an_ordinary_run(corpus, tmp_path, monkeypatch, capsys):
     ]
     assert main(lines) == 0
     said = capsys.readouterr()
+    assert re.search(rf"best point: optim.lr=0.02, with a mean {metric} \d.* over 1 seed\nbest trial: 0 with", said.out)
     assert "best trial: 0 with optim.lr=0.02 seed=3" in said.out and said.err == ""
     run = tmp_path / "trials" / "0000"
     assert (run / "checkpoints" / "2").is_dir() and "step 2/2" in (run / "log.txt").read_text()

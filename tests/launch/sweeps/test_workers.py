@@ -206,6 +206,7 @@ def test_signals_and_stop_save_trials_and_the_terminal_may_close(undisturbed, st
             rf"camelid: {name} ended the sweep: \d+ of 16 trials are over, those that ran are saved; the", said
         )
         assert read_results(tmp_path).counts.keys() <= {"finished", "waiting"}
+        assert "waiting" in (tmp_path / "report.html").read_text()
         assert words(tmp_path, "begin") == words(tmp_path, "end")
     work(asked | {"folder": tmp_path, "options": {"workers": 8}})
     assert outcome(tmp_path) == undisturbed
