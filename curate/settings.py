@@ -41,19 +41,19 @@ row that `data/` could not read from the output."""
 class CurateSource:
     """A source of raw records."""
 
-    source: Annotated[str, Path()]
+    source: Path
     """Path, glob or folder, tfds:name:split, or a task's records such as primer:chat (`data/sources.py`)."""
 
     format: Annotated[str, OneOf("auto", *FORMATS)] = "auto"
     """Format of the records; "auto" detects it from the fields of each record."""
 
-    columns: Annotated[dict[str, str] | None, Unset("the names as they are")] = None
+    columns: Annotated[dict[str, str] | None, Unset("the fields' own names")] = None
     """Names of columns under which the records have fields of the format, such as {"instruction": "question"}."""
 
-    licence: Annotated[str | None, Unset("no licence that is recorded")] = None
+    licence: Annotated[str | None, Unset("no recorded licence")] = None
     """Name of the records' licence, for the card (`data/licences.toml`)."""
 
-    teacher: Annotated[str | None, Unset("no model that wrote the answers")] = None
+    teacher: Annotated[str | None, Unset("no recorded teacher")] = None
     """Name of the model that wrote the answers, for the card."""
 
     def check(self, where: str) -> None:

@@ -122,7 +122,7 @@ def exact(
       chat: whether the chat template is used. Without it questions stand after "Question:", and an answer ends before
         the next "Question:".
       max_tokens: the most tokens in an answer.
-      temperature: of sampling; 0 takes the likeliest token.
+      temperature: temperature of sampling; 0 takes the likeliest token.
       n: number of answers to each question. With more than one, the score is their mean, and "maj@n" is the score of
         the answer that most of them give.
       stop: strings before which an answer ends.

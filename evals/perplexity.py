@@ -34,7 +34,7 @@ def perplexity(
     on_error: Annotated[str, OneOf("raise", "skip")] = "raise",
     max_record_bytes: Count = MAX_RECORD_BYTES,
     columns: Annotated[dict[str, str] | None, Unset("the fields' own names")] = None,
-    seq_len: Annotated[int | None, Range(least=2), Unset("512, or the model's context if that is shorter")] = None,
+    seq_len: Annotated[int | None, Range(least=2), Unset("512 or the model's shorter context")] = None,
     borders: list[Count] = (),
     batch_size: Annotated[Count | None, Unset("4,096 tokens on each device")] = None,
     cache_dir: Path = "~/.cache/camelid",

@@ -35,7 +35,7 @@ def evaluator(name: str) -> Evaluator:
           model: the model.
           per_group: number of prompts in each group.
           max_tokens: the most tokens in an answer.
-          temperature: of sampling; 0 takes the likeliest token.
+          temperature: temperature of sampling; 0 takes the likeliest token.
           shown: number of answers of each group that a report of a training run shows.
           batch_size: number of prompts that are answered together.
 

@@ -273,7 +273,7 @@ def read_run(path: epath.PathLike, name: str | None = None, leaves: Mapping[str,
     return ComparedRun(
         path=path,
         name=name or path.name,
-        leaves={**leaves, **_own_code(path, record, leaves)},
+        leaves={**_own_code(path, record, leaves), **leaves},
         metrics=metrics,
         status="unknown" if record is None else record.status,
         goodput=None if record is None else record.goodput,

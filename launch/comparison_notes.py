@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from .comparison import ComparedRun, Group, Metric
 from .comparison_tables import MOST_COLUMNS, Comparison
 
+PACKAGE = "camelid "
+"""What the version of an installed package begins with, where no commit is known."""
+
 MOST_NAMED = 3
 """Number of runs or versions that a sentence names."""
 
@@ -40,11 +43,17 @@ def _versions(runs: Sequence[ComparedRun]) -> str:
     versions = list(dict.fromkeys(itertools.chain.from_iterable(run.versions for run in runs)))
     if len(versions) < 2:
         return ""
-    kind = "versions" if any(version.startswith("camelid ") for version in versions) else "commits"
-    commits = list(dict.fromkeys(version.partition(" ")[0] for version in versions)) if kind == "commits" else versions
-    if len(commits) == 1:
-        return f"some of the runs were made by commit {commits[0]}, others by its changed files: run.json says which"
-    return f"the runs were made by {len(commits)} {kind} of camelid: {_listed(versions)}; run.json has them"
+    by_commit: dict[str, str] = {}
+    for version in sorted(versions):  # one with changed files comes after the commit itself, and takes its place
+        by_commit[version if version.startswith(PACKAGE) else version.partition(" ")[0]] = version
+    if len(by_commit) == 1:
+        return (
+            f"some of the runs were made by commit {versions[0][:7]}, others by its changed files: run.json says which"
+        )
+    kind = "versions" if any(name.startswith(PACKAGE) for name in by_commit) else "commits"
+    return (
+        f"the runs were made by {len(by_commit)} {kind} of camelid: {_listed([*by_commit.values()])}; run.json has them"
+    )
 
 
 def _repeats(groups: Sequence[Group], metrics: Sequence[Metric]) -> str:

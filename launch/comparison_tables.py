@@ -146,7 +146,7 @@ class Comparison:
     def _columns(self) -> tuple[list[str], list[list[str]]]:
         """The head of the table and the cells of each line, as texts. The last columns are two for each metric."""
         leaves = self.leaves[:MOST_COLUMNS]
-        with_seeds = any(len(group.runs) > 1 for group in self.groups)
+        with_seeds = any(len(group.runs) > 1 for group in self.groups) or len({str(run.seed) for run in self.runs}) > 1
         short = short_names(self.leaves)
         head = [
             "run",

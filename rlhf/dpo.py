@@ -78,7 +78,7 @@ class DPOConfig(PairsConfig):
     """The config of direct preference optimisation."""
 
     recipe: str = "dpo"
-    """dpo."""
+    """Name of the recipe: dpo, or a function train(run) of one's own."""
 
     optim: OptimSettings = OptimSettings(lr=1e-6, weight_decay=0.0)
     """The optimiser (learning rate: arXiv:2305.18290, appendix B)."""

@@ -90,7 +90,7 @@ class GRPOConfig(GroupConfig):
     """The config of GRPO and RLOO."""
 
     recipe: str = "grpo"
-    """grpo."""
+    """Name of the recipe: grpo, or a function train(run) of one's own."""
 
     data: PromptDataSettings = PromptDataSettings(batch_size=16)
     """Prompts to answer."""

@@ -56,7 +56,7 @@ class PPOSettings:
     clip: Positive = 0.2
     """Distance of the probability ratio from 1 beyond which its gradient is 0 (arXiv:1707.06347, table 1)."""
 
-    value_clip: Annotated[Positive | None, Unset("any move")] = 0.2
+    value_clip: Annotated[Positive | None, Unset("no clipping")] = 0.2
     """Distance of a value from the value at the rollout beyond which its error is clipped (OpenAI, TRL). None: no
     clipping."""
 
@@ -112,7 +112,7 @@ class PPOConfig(AnswerConfig):
     """The config of PPO."""
 
     recipe: str = "ppo"
-    """ppo."""
+    """Name of the recipe: ppo, or a function train(run) of one's own."""
 
     kl: Penalty = Penalty()
     """The penalty on the KL divergence from the reference."""

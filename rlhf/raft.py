@@ -48,7 +48,7 @@ class RAFTConfig(GroupConfig):
     """The config of RAFT."""
 
     recipe: str = "raft"
-    """raft."""
+    """Name of the recipe: raft, or a function train(run) of one's own."""
 
     optim: OptimSettings = OptimSettings(lr=2e-5, weight_decay=0.0, b2=0.999)
     """The optimiser (learning rate: arXiv:2304.06767, section 4.1)."""

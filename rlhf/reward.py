@@ -99,7 +99,7 @@ class RewardConfig(PairsConfig):
     """The config of a reward or cost model."""
 
     recipe: str = "reward"
-    """reward."""
+    """Name of the recipe: reward, or a function train(run) of one's own."""
 
     data: ComparisonDataSettings = ComparisonDataSettings()
     """Comparisons of answers."""

@@ -19,7 +19,7 @@ from ..checkpoints import Checkpoint
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..settings.functions import FORMS
-from ..settings.leaves import Count, Finite, NotNegative, OneOf, Only, Path, Positive, Unset
+from ..settings.leaves import Count, Finite, Name, NotNegative, OneOf, Only, Path, Positive, Unset
 from ..train.network import FrozenWeights
 from ..train.run import Run
 from . import scalar
@@ -35,10 +35,10 @@ class RewardSource:
     model: Path | None = None
     """Path of a reward or cost model."""
 
-    task: Path | None = None
+    task: Name | None = None
     """Name of a task's score, such as "walks" or "safe_sums:cost"."""
 
-    function: Path | None = None
+    function: Name | None = None
     """Name of a function, as "package.module:name" or "file.py:name": reward(record, answer) -> float, or
     reward(records, answers) -> floats for all answers of a step; either may be `async def`."""
 
@@ -216,7 +216,7 @@ class Shaping:
     normalise: bool = False
     """Whether the running mean of all scores is subtracted, and the result divided by their running deviation."""
 
-    clip: Annotated[Positive | None, Unset("any score")] = None
+    clip: Annotated[Positive | None, Unset("no clipping")] = None
     """Scores are clipped to [-clip, clip]. None: no clipping."""
 
     missing_eos: Annotated[Finite | None, Unset("its own score")] = None

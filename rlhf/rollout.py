@@ -21,7 +21,7 @@ from ..model import decode, llama
 from ..model.logprobs import TokenScores, head_logprobs
 from ..model.rows import align_right
 from ..model.sampling import GREEDY_BELOW, Sampling
-from ..settings.leaves import Count, Path, Range
+from ..settings.leaves import Count, Range, Text
 from ..train.batches import RowLength
 
 
@@ -41,7 +41,7 @@ class RolloutSettings:
     score_parts: Count = 1
     """Number of equal parts in which a step's answers are scored one after the other, to save memory."""
 
-    stop: list[Path] = ()
+    stop: list[Text] = ()
     """Strings that end an answer, like the template's end of a turn. Reward functions see the text before the string;
     reward models see its tokens too."""
 

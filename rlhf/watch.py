@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ..errors import UserError, did_you_mean
-from ..settings.leaves import Count, Only, Path, Positive, Share, Unset
+from ..settings.leaves import Count, Name, Only, Positive, Share, Unset
 from ..train.evaluations import Chosen
 from ..train.loop import TrainingStopped, check_streak
 
@@ -26,7 +26,7 @@ come from the same network and tokens, so that only rounding separates them."""
 class WatchSettings:
     """The section `config.watch`: what stops a run."""
 
-    ratio_tolerance: Annotated[Positive | None, Unset("that of the compute dtype")] = None
+    ratio_tolerance: Annotated[Positive | None, Unset("the default of the compute dtype")] = None
     """How far the mean probability ratio of a step's first minibatch may be from 1. Default: 1e-4 in float32, 2e-2 in
     bfloat16."""
 
@@ -37,10 +37,10 @@ class WatchSettings:
     patience: Count = 20
     """Number of steps in a row with a share below `min_eos_rate` that stops the run."""
 
-    proxy: Path | None = None
+    proxy: Name | None = None
     """Metric of an evaluation that the policy could exploit, such as "eval/heldout/scores". None: not watched."""
 
-    gold: Path | None = None
+    gold: Name | None = None
     """Metric of an evaluation that falls when the policy exploits the proxy. None: not watched."""
 
     patience_evaluations: Annotated[Count, Only("proxy", default=3)] = 3

@@ -150,16 +150,20 @@ CLOSE = 0.75
 CLOSE_END = 0.8
 """That share where only the last parts of two names are compared."""
 
+CLOSE_BESIDE = 0.6
+"""That share where the last parts of two names of the same section are compared."""
+
 
 def did_you_mean_leaf(given: str, leaves: Iterable[str]) -> str:
     """The end of an error message: the leaf that somebody means by a dotted name, or "" where nothing is near.
 
     Args:
-      given: the name, with "config." or without.
-      leaves: dotted names of leaves and sections, all with "config." or all without.
+      given: the name, with "config." or without, as the suggestion then has it.
+      leaves: dotted names of leaves and sections.
     """
+    prefix = "config." if given.startswith("config.") else ""
     found = nearest_leaf(given, leaves)
-    return f"; did you mean config.{found.removeprefix('config.')}?" if found else ""
+    return f"; did you mean {prefix}{found}?" if found else ""
 
 
 def nearest_leaf(given: str, leaves: Iterable[str], *, only_known: bool = False) -> str | None:
@@ -189,11 +193,14 @@ def nearest_leaf(given: str, leaves: Iterable[str], *, only_known: bool = False)
     if only_known:
         return None
     others = [name for name in names if not given.startswith(f"{name}.")]
+    beside = {name.rpartition(".")[2]: name for name in there}
     if whole := difflib.get_close_matches(given, others, n=1, cutoff=CLOSE):
         return whole[0]
     ends = {name.rpartition(".")[2]: name for name in reversed(others)}
-    near = difflib.get_close_matches(last, ends, n=1, cutoff=CLOSE_END)
-    return ends[near[0]] if near else None
+    for parts, cutoff in ((ends, CLOSE_END), (beside, CLOSE_BESIDE)):
+        if near := difflib.get_close_matches(last, parts, n=1, cutoff=cutoff):
+            return parts[near[0]]
+    return None
 
 
 def synonyms(word: str, leaves: Iterable[str]) -> list[str]:

@@ -161,6 +161,14 @@ class Path(NamedTuple):
     """A string that is not empty."""
 
 
+class Name(NamedTuple):
+    """A string that is not empty and names something, such as a metric."""
+
+
+class Text(NamedTuple):
+    """A string that is not empty and is read by people or models."""
+
+
 class Function(NamedTuple):
     """A string that names a function, class or file of the user's own (`settings/functions.py`)."""
 
@@ -202,7 +210,7 @@ def accepts(value: Any, annotation: Any) -> bool:
         return isinstance(value, MAPPINGS)
     if annotation is Regex:
         return isinstance(value, str) and _compiles(value)
-    if annotation is Path:
+    if annotation in (Path, Name, Text):
         return isinstance(value, str) and bool(value.strip()) and "\0" not in value
     if annotation is Function:
         return isinstance(value, str) and is_function(value)
@@ -250,21 +258,41 @@ def describe(annotation: Any) -> str:
     if origin is list:
         return f"a list of {_plural(arguments[0])}"
     if origin is tuple:
-        return f"({', '.join(map(describe, arguments))})"
+        return f"({', '.join(describe(each).replace(', or ', ' or ') for each in arguments)})"
+    if origin is dict and arguments[1] is not dict:
+        return "a section of named sections" if is_section(arguments[1]) else f"a map to {_plural(arguments[1])}"
     if origin is dict:
-        return "a section of named sections" if is_section(arguments[1]) else "a section"
+        return "a section of named sections"
     if is_section(inner):
         return f"a section of {', '.join(fields_of(inner))}"
     if any(isinstance(m, Integral) for m in markers):
         inner = int
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a section"}
-    strings = {Regex: "a regular expression", Path: "a path or name", Function: f"a function {FORMS}"}
+    strings = {Path: "a path or name", Name: "a name", Text: "a text"}
+    strings |= {Regex: "a regular expression", Function: f"a function {FORMS}"}
     return strings.get(inner) or names.get(inner, str(inner)) + span
 
 
+_PLURALS = {
+    "a string": "strings",
+    "a path or name": "paths or names",
+    "a name": "names",
+    "a text": "texts",
+    "a number": "numbers",
+    "a whole number": "whole numbers",
+    "a regular expression": "regular expressions",
+}
+
+
 def _plural(annotation: Any) -> str:
-    is_tuple = typing.get_origin(annotation) is tuple
-    return describe(annotation) if is_tuple else f"items, each {describe(annotation)}"
+    """The items of a list, in words that follow "a list of"."""
+    one = describe(annotation)
+    if typing.get_origin(annotation) is tuple:
+        return one
+    for single, many in _PLURALS.items():
+        if re.match(rf"{single}( from| greater| of|$)", one):
+            return one.replace(single, many, 1)
+    return one.replace("one of", "names out of", 1) if marker_of(annotation, OneOf) else f"items, each {one}"
 
 
 def members_of(annotation: Any) -> tuple[Any, ...]:

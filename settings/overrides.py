@@ -153,7 +153,9 @@ def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = Fal
             made = opens and within
             own = ABSENT if made else _default_of(f"{found}.{name}".removeprefix("config."), config)
             if own is ABSENT and not made:
-                raise UserError(f"{where}: there is no config.{leaf}{did_you_mean_leaf(leaf, names_in(config))}")
+                raise UserError(
+                    f"{where}: there is no config.{leaf}{did_you_mean_leaf(f'config.{leaf}', names_in(config))}"
+                )
             if hasattr(section, name):  # a method of ConfigDict
                 raise UserError(f"{where}: {found}.{name}: the name {name} is taken; choose another one")
             with config.unlocked():

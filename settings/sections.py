@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True)
     class Guard:
-        spike_sigma: Annotated[Positive | None, Unset("no loss is too high")] = 10.0
+        spike_sigma: Annotated[Positive | None, Unset("no limit of the loss")] = 10.0
         \"\"\"Standard deviations above the running mean beyond which a step is skipped.\"\"\"
 
         def check(self, where: str) -> None: ...       # optional: raises UserError for leaves that do not fit together

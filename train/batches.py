@@ -18,7 +18,7 @@ from ..data.text_encoder import TextEncoder
 from ..data.token_cache import build_cache
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..settings.leaves import Count, NotNegative, OneOf, Path, Range, Share, Unset
+from ..settings.leaves import Count, Name, NotNegative, OneOf, Path, Range, Share, Text, Unset
 from .ledger import check_licences
 
 Packing = Annotated[str, OneOf("contiguous", "best_fit", "fewest_cuts")]
@@ -39,7 +39,7 @@ class MixtureEntry:
     format: Annotated[str, OneOf("auto", *FORMATS)] = "auto"
     """Format of the records (`data/formats.py`); auto goes by each record's fields."""
 
-    columns: dict[Path, Path] | None = None
+    columns: dict[Name, Name] | None = None
     """Names of columns under which the records have fields of the format, such as {"instruction": "question", "output":
     "answer"}. None: the records have the fields of a format."""
 
@@ -69,7 +69,7 @@ class ReadingSettings:
     """What happens at a bad record: raise ends the run, skip leaves the record out, counts it and lists it."""
 
     max_record_bytes: Count = 2**26
-    """Bytes of a line, record or row above which it is a bad one."""
+    """The most bytes of a line, record or row. A larger one is a bad record."""
 
     use: Annotated[str, OneOf(*USES)] = "research"
     """What the trained model is for: research or commercial. Licences in the cards of datasets are compared with it."""
@@ -77,7 +77,7 @@ class ReadingSettings:
     licences: Annotated[str, OneOf("refuse", "tell")] = "refuse"
     """What happens where licences exclude each other or the use: refuse ends the run, tell prints a line."""
 
-    system: Annotated[Path | None, Unset("no system prompt is added")] = None
+    system: Annotated[Text | None, Unset("no system prompt")] = None
     """System prompt of all conversations that have none of their own. The chat template has to write it."""
 
     def check(self, where: str) -> None:

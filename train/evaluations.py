@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 from ..errors import UserError, did_you_mean
 from ..settings.functions import FORMS
-from ..settings.leaves import Path, Units
+from ..settings.leaves import Name, Units
 from ..settings.length import Length
 from ..settings.sections import read, read_arguments
 
@@ -19,12 +19,12 @@ Evaluator = Callable[..., tuple[Mapping[str, float], Sequence[Mapping[str, str]]
 class EvaluationSettings:
     """Settings that every section of `config.evals` may have, beside those of its evaluation."""
 
-    use: Path | None = None
+    use: Name | None = None
     """Name of the evaluation, or of a function "package.module:name" or "file.py:name". Default: the name of the
     section."""
 
     every: Annotated[Length | None, Units("steps", "epochs", "tokens", "percent", least=1)] = None
-    """Interval between two evaluations. Default: `config.eval`."""
+    """Interval between two evaluations. Default: `eval_steps` and its other units."""
 
 
 class Chosen(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 from ..checkpoints.reading import Best
 from ..errors import UserError
-from ..settings.leaves import Count, OneOf, Path, Positive, Units, Unset
+from ..settings.leaves import Count, Name, OneOf, Positive, Units, Unset
 from ..settings.length import Length
 
 Every = Annotated[Length, Units("steps", "epochs", "tokens", "percent", least=1)]
@@ -29,7 +29,7 @@ class CheckpointSettings:
     keep_every: Count | None = None
     """Checkpoints of steps that this number divides are kept for ever."""
 
-    best: tuple[Path, Annotated[str, OneOf("max", "min")]] | None = None
+    best: tuple[Name, Annotated[str, OneOf("max", "min")]] | None = None
     """A metric of an evaluation, such as ("eval/heldout/text/loss", "min"): its best checkpoint is kept too."""
 
 

@@ -32,7 +32,7 @@ class LoraSettings:
     quantize: Annotated[
         Annotated[str, OneOf(*MATRICES)] | list[tuple[Regex, str | None]] | None,
         Only("targets"),
-        Unset("as it is"),
+        Unset("no quantisation"),
     ] = None
     """How the base is stored in memory: int8, int4, nf4 (QLoRA), stored (as a GGUF file has it), or a list of
     (regex, kind). None: as it is."""

@@ -96,7 +96,7 @@ class RunConfig:
     """Which steps are skipped."""
 
     mesh: MeshSettings = MeshSettings()
-    """Devices along each axis."""
+    """Devices along each axis. -1 stands for all devices that are left."""
 
     partition_rules: list[tuple[Regex, list[Axis | list[Axis] | None]]] | None = None
     """(regex over parameter paths, mesh axes of each array axis). None: `model/sharding.py` PARTITION_RULES."""
@@ -108,8 +108,8 @@ class RunConfig:
     """Interval between two evaluations."""
 
     evals: dict[str, dict] = field(default_factory=dict)
-    """Further evaluations: sections under names of one's own choice, with the settings of the evaluation that
-    `train.evaluations.EvaluationSettings.use` names."""
+    """Further evaluations: sections under names of one's own choice. Each has the settings of the evaluation that its
+    leaf `use`, or else its name, names."""
 
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When states are saved, and which of them are kept."""
@@ -137,7 +137,7 @@ class SupervisedConfig(RunConfig):
     """The config of pretraining (`recipe = "pretrain"`) and of instruction tuning (`recipe = "sft"`)."""
 
     recipe: str = "pretrain"
-    """pretrain or sft."""
+    """Name of the recipe: pretrain, sft, or a function train(run) of one's own."""
 
     data: DataSettings = DataSettings()
     """Text and conversations."""
@@ -153,7 +153,7 @@ class SupervisedConfig(RunConfig):
     """Weight of the squared log of the softmax's normaliser in the loss (PaLM, arXiv:2204.02311, section 5)."""
 
     eval_batches: Count = 16
-    """Most batches of each source's held-out part that an evaluation reads."""
+    """The most batches of each source's held-out part that an evaluation reads."""
 
     def check(self, where: str) -> None:
         super().check(where)

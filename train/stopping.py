@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ..settings.leaves import Count, NotNegative, OneOf, Only, Path, Unset
+from ..settings.leaves import Count, Name, NotNegative, OneOf, Only, Unset
 
 
 @dataclass(frozen=True)
 class StoppingSettings:
     """The section `config.early_stopping`: the run ends where a metric of an evaluation no longer improves."""
 
-    metric: Annotated[Path | None, Unset("the run goes on to its end")] = None
+    metric: Annotated[Name | None, Unset("no early end")] = None
     """Metric of an evaluation, such as eval/heldout/text/loss. None: the run goes on to its end."""
 
     mode: Annotated[str, OneOf("min", "max"), Only("metric", default="min")] = "min"

@@ -25,7 +25,7 @@ Update = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.A
 class Guard:
     """The section `config.guard`: which steps are skipped beside those whose numbers are not finite."""
 
-    spike_sigma: Annotated[Positive | None, Unset("no loss is too high")] = 10.0
+    spike_sigma: Annotated[Positive | None, Unset("no limit of the loss")] = 10.0
     """A step is skipped if its loss is more than this many standard deviations above the running mean of accepted
     steps. None: no loss is too high."""
 

@@ -11,26 +11,26 @@ from etils import epath
 
 from ..data.console import shows, tell
 from ..errors import UserError
-from ..settings.leaves import OneOf, Only, Path, Unset
+from ..settings.leaves import Name, OneOf, Only, Unset
 
 
 @dataclass(frozen=True)
 class WandbSettings:
     """The section `config.wandb`: the project on Weights & Biases that gets the run's config, metrics and samples."""
 
-    project: Annotated[Path | None, Unset("nothing is sent")] = None
+    project: Annotated[Name | None, Unset("no reports to Weights & Biases")] = None
     """Project on Weights & Biases that the run belongs to. None: nothing is sent."""
 
-    name: Annotated[Path | None, Only("project")] = None
+    name: Annotated[Name | None, Only("project")] = None
     """Name of the run. Default: the last two parts of the work directory, such as runs/sft."""
 
-    group: Annotated[Path | None, Only("project")] = None
+    group: Annotated[Name | None, Only("project")] = None
     """Name under which the project's table joins several runs, such as the seeds of one experiment. None: no group."""
 
-    tags: Annotated[list[Path] | None, Unset("no tags"), Only("project", default=[])] = None
+    tags: Annotated[list[Name] | None, Unset("no tags"), Only("project", default=[])] = None
     """Words by which the project's runs can be filtered."""
 
-    entity: Annotated[Path | None, Only("project")] = None
+    entity: Annotated[Name | None, Only("project")] = None
     """User or team that owns the project. None: the account's default."""
 
     mode: Annotated[str | None, OneOf("online", "offline"), Only("project")] = None

@@ -52,7 +52,7 @@ class Length:
     most_tokens: Annotated[Count | None, _NO_LIMIT, Only("tokenizer")] = None
     """The most tokens of a record that is kept."""
 
-    tokenizer: Annotated[Path | None, Unset("counting no tokens")] = None
+    tokenizer: Annotated[Path | None, Unset("no count of tokens")] = None
     """A tokenizer.model or tokenizer.json, or the folder with one, by which tokens are counted."""
 
     template: Annotated[str | None, Unset("the tokenizer's own"), Only("tokenizer")] = None

@@ -41,7 +41,7 @@ class SplitLong:
     budget: Count = 2048
     """The most tokens of a part, or characters if there is no tokenizer. For training: its sequence length."""
 
-    tokenizer: Annotated[Path | None, Unset("counting characters")] = None
+    tokenizer: Annotated[Path | None, Unset("a count of characters")] = None
     """A tokenizer.model or tokenizer.json, or the folder with one, by which tokens are counted."""
 
     template: Annotated[str | None, Unset("the tokenizer's own"), Only("tokenizer")] = None

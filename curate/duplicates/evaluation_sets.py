@@ -24,10 +24,10 @@ class EvaluationSet:
     source: Path
     """A path, glob or folder of files that `data/` reads: JSON, JSON lines, Parquet or text."""
 
-    question: Annotated[list[str] | None, Unset("the fields that are known")] = None
+    question: Annotated[list[str] | None, Unset("the known fields")] = None
     """The fields that hold questions: a string, or a list with a question for each turn."""
 
-    answer: Annotated[list[str] | None, Unset("the fields that are known")] = None
+    answer: Annotated[list[str] | None, Unset("the known fields")] = None
     """The fields that hold answers: a string, or a list such as choices."""
 
 

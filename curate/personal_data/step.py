@@ -45,29 +45,29 @@ class PersonalData:
 
     reasons: ClassVar = ()
 
-    email: Annotated[str | None, Unset("mail addresses stay")] = "<EMAIL>"
+    email: Annotated[str | None, Unset("no masking of mail addresses")] = "<EMAIL>"
     """Placeholder of mail addresses."""
 
-    phone: Annotated[str | None, Unset("phone numbers stay")] = "<PHONE>"
+    phone: Annotated[str | None, Unset("no masking of phone numbers")] = "<PHONE>"
     """Placeholder of phone numbers: international with +, US, Chinese mobile and landline, others after such a word as
     "phone" or 电话, and in a list behind one."""
 
-    ip: Annotated[str | None, Unset("IP addresses stay")] = "<IP>"
+    ip: Annotated[str | None, Unset("no masking of IP addresses")] = "<IP>"
     """Placeholder of IPv4 and IPv6 addresses."""
 
-    key: Annotated[str | None, Unset("keys and tokens stay")] = "<KEY>"
+    key: Annotated[str | None, Unset("no masking of keys and tokens")] = "<KEY>"
     """Placeholder of API keys, tokens, private keys and passwords in URLs."""
 
-    identity_number: Annotated[str | None, Unset("identity numbers stay")] = "<IDENTITY_NUMBER>"
+    identity_number: Annotated[str | None, Unset("no masking of identity numbers")] = "<IDENTITY_NUMBER>"
     """Placeholder of Chinese identity numbers of 18 digits."""
 
-    bank_card: Annotated[str | None, Unset("card numbers stay")] = "<BANK_CARD>"
+    bank_card: Annotated[str | None, Unset("no masking of card numbers")] = "<BANK_CARD>"
     """Placeholder of numbers of bank cards."""
 
-    iban: Annotated[str | None, Unset("account numbers stay")] = "<IBAN>"
+    iban: Annotated[str | None, Unset("no masking of account numbers")] = "<IBAN>"
     """Placeholder of international bank account numbers."""
 
-    ssn: Annotated[str | None, Unset("social security numbers stay")] = "<SSN>"
+    ssn: Annotated[str | None, Unset("no masking of social security numbers")] = "<SSN>"
     """Placeholder of US social security numbers."""
 
     number: bool = False

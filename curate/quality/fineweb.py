@@ -21,7 +21,7 @@ class FineWebLimits:
     """The least share of lines that end with a mark that ends sentences."""
 
     line_punct_exclude_zero: bool = False
-    """Whether texts stay of which no line ends with such a mark."""
+    """Whether texts are kept in which no line ends with a mark that ends sentences."""
 
     short_line_thr: Annotated[Share | None, OFF] = 0.67
     """The largest share of short lines."""

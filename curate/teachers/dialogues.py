@@ -76,7 +76,7 @@ class Dialogues:
     prompts: Annotated[str | None, Unset("the project's own prompts")] = None
     """Folder with prompts of one's own for the simulated user, dialogue.en.toml and dialogue.zh.toml."""
 
-    seed: Annotated[Whole | None, Unset("0, and no seed is sent")] = None
+    seed: Annotated[Whole | None, Unset("0 and no seed in requests")] = None
     """Seed by which is drawn what kind of question comes next, and of the sampling."""
 
     def check(self, where: str) -> None:

@@ -54,13 +54,13 @@ FEWEST = 8
 class Wanted:
     """What is wanted in a language."""
 
-    seeds: Annotated[str, Path()]
+    seeds: Path
     """Path, glob or folder of the seed tasks (`seeds.read_seeds`)."""
 
     rows: Count
     """Number of tasks to keep."""
 
-    licence: Annotated[str | None, Unset("no licence that is recorded")] = None
+    licence: Annotated[str | None, Unset("no recorded licence")] = None
     """Name of the licence of the rows, for the card (`data/licences.toml`)."""
 
     def check(self, where: str) -> None:
@@ -83,8 +83,8 @@ class Instruct:
     and the teacher answers each new one as it stands."""
 
     shown_seeds: Count = 3
-    """Seeds that a request shows; 3 in Alpaca, 5 in InstructionWild, 6 in self-instruct. Fewer where there are
-    fewer."""
+    """Seeds that a request shows; 3 in Alpaca, 5 in InstructionWild, 6 in self-instruct. A language with fewer seeds
+    shows all of them."""
 
     shown_kept: Whole = 0
     """Tasks kept in earlier rounds that a request shows; 0 in Alpaca, 2 in self-instruct."""
@@ -125,7 +125,7 @@ class Instruct:
     such as language, refusals, personal_data, heldout, or a check of safety."""
 
     step: dict = field(default_factory=dict)
-    """Settings of each of these steps by its name."""
+    """Settings of each step in `steps` by its name."""
 
     def check(self, where: str) -> None:
         """Raises UserError for languages that there are no prompts for, and for steps that need all rows."""

@@ -95,7 +95,7 @@ class Magpie:
     """Folder with system prompts of one's own, files magpie.TOPIC.LANGUAGE.toml with `system` and `user`, "" for no
     system prompt. `user` is not used."""
 
-    seed: Annotated[Whole | None, Unset("no seed is sent")] = None
+    seed: Annotated[Whole | None, Unset("no seed")] = None
     """Seed of the sampling; the number of the sample is added to it."""
 
     def check(self, where: str) -> None:

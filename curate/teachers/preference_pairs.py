@@ -81,7 +81,7 @@ class RankedPairs:
     max_tokens: Count = 1024
     """The most tokens of an answer."""
 
-    seed: Annotated[Whole | None, Unset("no seed is sent")] = None
+    seed: Annotated[Whole | None, Unset("no seed")] = None
     """Seed of the sampling; the number of the answer is added to it."""
 
     def check(self, where: str) -> None:

@@ -80,7 +80,7 @@ class Revisions:
     prompts: Annotated[str | None, Unset("the project's own prompts")] = None
     """Folder with prompts of one's own, critique and revision, each in .en.toml and .zh.toml."""
 
-    seed: Annotated[Whole | None, Unset("0, and no seed is sent")] = None
+    seed: Annotated[Whole | None, Unset("0 and no seed in requests")] = None
     """Seed by which principles are drawn, and of the sampling."""
 
     def __call__(

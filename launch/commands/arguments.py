@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -45,7 +46,29 @@ class Parser(argparse.ArgumentParser):
             raise UserError(
                 f"{rest[0]} is no option of `{self.prog}`: give -- before the command, as in -- {found.words[0]}"
             )
+        if self.takes_config and getattr(found, "config", None) is not None:
+            self._refuse_settings(found.config, rest)
         return found, rest
+
+    def _refuse_settings(self, config: str, rest: list[str]) -> None:
+        """Raises UserError for words such as --lr=1e-3 and optim.lr=1e-3 that mean a leaf of the config."""
+        words = [word for word in rest if not word.startswith(("--config.", "--noconfig."))]
+        words = [word for word in words if word.startswith("--") or re.match(r"-?[\w.]+=", word)]
+        if not words:
+            return
+        from ...settings.config_files import load_phases
+        from ...settings.leaf_names import nearest_leaf
+        from ...settings.overrides import names_in
+
+        try:
+            names = list(dict.fromkeys(name for phase in load_phases(config).values() for name in names_in(phase)))
+        except UserError:  # told by whoever reads the config
+            return
+        for word in words:
+            name, _, value = word.lstrip("-").partition("=")
+            if leaf := nearest_leaf(name, names, only_known=True):
+                meant = f"--config.{leaf}={value or 'VALUE'}"
+                raise UserError(f"unknown argument {word}; did you mean {meant}? (see `{self.prog} --help`)")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")

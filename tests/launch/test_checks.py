@@ -20,7 +20,7 @@ from camelid.launch.cli import main
 from camelid.launch.outputs import check_new_file, check_writable, output_folder
 from camelid.launch.recipes import RECIPES
 from camelid.settings.config_files import load_phases
-from camelid.settings.leaves import Function, Integral, OneOf, Range, Regex, fields_of, is_section
+from camelid.settings.leaves import Function, Integral, Name, OneOf, Range, Regex, Text, fields_of, is_section
 from camelid.settings.leaves import Path as NotEmpty
 from camelid.settings.sections import leaves_of
 
@@ -90,7 +90,8 @@ def test_every_number_has_a_range_and_every_name_its_choices(configs):
                     assert any(isinstance(marker, Range | Integral) for marker in markers), leaf
                 if kind is str and leaf != "config.lora.quantize":  # kinds of a list of rules: model/storage.py
                     assert any(isinstance(marker, OneOf) for marker in markers), leaf
-                assert kind in (int, float, str, bool, type(None), NotEmpty, Regex, Function, typing.Any), (leaf, kind)
+                strings = (str, NotEmpty, Name, Text, Regex, Function)
+                assert kind in (int, float, bool, type(None), typing.Any, *strings), (leaf, kind)
     assert {"config.optim.clip_norm", "config.checkpoint.keep_last", "config.ppo.clip", "config.seed"} <= seen
 
 

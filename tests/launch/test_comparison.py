@@ -278,7 +278,8 @@ def test_runs_with_other_own_code_are_other_settings(tmp_path, capsys):
     record_of(tmp_path / "s4", {}, seed=4, loss="mine/loss.py:make")  # a version that did not say
     assert main(["compare", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "code loss.py" in said and "│ aaaaaaa, bbbbbbb │" in said and "a" * 8 not in said
+    assert "┃ run ┃ code loss.py     ┃ seeds ┃" in said and "a" * 8 not in said
+    assert "│ s2  │ bbbbbbb          │ 2     │" in said and "│ s3  │ aaaaaaa, bbbbbbb │ 3     │" in said
     assert main(["compare", str(tmp_path / "s0"), "--leaves=code *"]) == 0
     assert "│ aaaaaaa" in capsys.readouterr().out
 
@@ -291,13 +292,13 @@ def test_commits_of_camelid_separate_no_settings_and_are_told(tmp_path, capsys):
     assert len(groups(runs)) == 1
     (said,) = notes(Comparison(runs, [Metric(LOSS, "min")]))
     assert said == (
-        "the runs were made by 2 commits of camelid: 1111111, 2222222, 2222222 with changed files; run.json has them"
+        "the runs were made by 2 commits of camelid: 1111111, 2222222 with changed files; run.json has them"
     )
     (said,) = notes(Comparison(runs[1:], [Metric(LOSS, "min")]))
     assert said.startswith("some of the runs were made by commit 2222222, others by its changed files")
     record_of(tmp_path / "s3", {"versions": {"camelid": "0.1.0"}}, seed=3)
     (said,) = notes(Comparison(read_runs([tmp_path]), [Metric(LOSS, "min")]))
-    assert said.startswith("the runs were made by 4 versions of camelid: 1111111,")
+    assert said.startswith("the runs were made by 3 versions of camelid: 1111111,")
 
 
 def test_the_step_is_that_which_the_run_reached(tmp_path):

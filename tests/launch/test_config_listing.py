@@ -1,6 +1,7 @@
 """`camelid configs`: shipped configs by name, and every leaf of a config with its default, range and meaning."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 
@@ -52,6 +53,8 @@ def test_every_leaf_of_every_shipped_config_is_explained(name):
     assert len(leaves) > 20
     for leaf in leaves:
         assert leaf.meaning.rstrip('"').endswith(".") and leaf.allowed not in ("", "nothing", "any value"), leaf
+        assert not re.search(r" for .*\b(is|are|stay|goes|sent)\b", leaf.allowed), f"{leaf}: None for a noun, no clause"
+        assert not (leaf.meaning.startswith("Metric") and "path" in leaf.allowed), leaf
 
 
 def test_shipped_configs_are_listed_by_folder_without_running_them(capsys, monkeypatch):

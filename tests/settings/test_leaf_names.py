@@ -38,6 +38,7 @@ def test_every_synonym_means_leaves_that_there_are(leaves):
         ("dim", "model.dim"),
         ("seeed", "seed"),
         ("early_stopping.patiense", "early_stopping.patience"),
+        ("optim.nane", "optim.name"),
         ("lisa.period_seconds", "lisa.period_steps"),
         ("data.mixtur.primer.weight", "data.mixture.primer.weight"),
         ("evals.other", None),
@@ -51,7 +52,7 @@ def test_the_last_part_decides_then_synonyms_then_spelling_and_far_names_mean_no
 
 
 def test_a_synonym_means_the_leaf_that_the_config_has(leaves):
-    found = {name: did_you_mean_leaf("cliprange", leaves[name]) for name in CONFIGS}
+    found = {name: did_you_mean_leaf("config.cliprange", leaves[name]) for name in CONFIGS}
     assert found["ppo/primer"] == "; did you mean config.ppo.clip?"
     assert found["grpo/primer"] == "; did you mean config.grpo.clip?"
-    assert did_you_mean_leaf("lora_alpha", ["config.lora"]) == "; did you mean config.lora.alpha?"
+    assert did_you_mean_leaf("lora_alpha", ["lora"]) == "; did you mean lora.alpha?"

@@ -125,7 +125,7 @@ def test_values_within_their_ranges_are_accepted(values):
         ({"rules": [("(", True)]}, "config.s.rules = [('(', True)]: give a list of (a regular expression"),
         ({"rules": [("a", 1)]}, "config.s.rules"),
         ({"rules": [("a", True, 3)]}, "config.s.rules"),
-        ({"layers": 0}, "config.s.layers = 0: give a whole number from 1 up, a list of items, each a whole number, or"),
+        ({"layers": 0}, "config.s.layers = 0: give a whole number from 1 up, a list of whole numbers, or"),
         ({"layers": [1.5]}, "config.s.layers = [1.5]"),
         ({"total_steps": 0}, "config.s.total_steps = 0: give a whole number from 1 up, or None"),
         ({"total_steps": 1.5}, "config.s.total_steps = 1.5: give a whole number"),
