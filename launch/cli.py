@@ -44,6 +44,7 @@ from .commands import (
     making,
     models,
     serving,
+    showing,
     sweeping,
     training,
 )
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _end(1, str(error))
         if "RESOURCE_EXHAUSTED" in str(error):
             return _end(1, f"{OUT_OF_MEMORY} ({' '.join(str(error).split())[:200]})")
+        if "home directory" in str(error):  # of pathlib, for a path such as ~nobody/run
+            return _end(2, "a path begins with ~ and a name that is no user's: give another path")
         if "can't start new thread" in str(error):
             return _end(1, "no thread can be started: free memory, or raise the limit of processes (ulimit -u)")
         raise
@@ -201,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     sweeping.add_sweep(commands)
     launching.add_launch(commands)
     configs.add_configs(commands)
+    showing.add_show(commands)
     comparing.add_compare(commands)
     doctor.add_doctor(commands)
     data.add_tokenizer(commands)

@@ -18,8 +18,10 @@ def output_folder(path: str, flag: str = "--workdir") -> epath.Path:
       flag: the option, for the message.
 
     Raises:
-      UserError: an address of another kind, such as that of a web page.
+      UserError: nothing, or an address of another kind, such as that of a web page.
     """
+    if not path.strip():
+        raise UserError(f"{flag}={path}: the name is empty: give a folder")
     try:
         folder = epath.Path(path)
     except KeyError:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from ...errors import UserError
-from ..outputs import check_home
+from ..outputs import check_home, output_folder
 from .arguments import add_config, add_log_level, check_least, command, set_log_level
 
 RUNNING = (
@@ -162,6 +162,7 @@ def _add_working(parser: argparse.ArgumentParser) -> None:
 def _sweep(args: argparse.Namespace) -> int:
     if "://" in args.workdir:
         raise UserError(f"--workdir={args.workdir}: a sweep needs a folder of a file system, for its locks")
+    output_folder(args.workdir)
     check_home(args.workdir)
     args.workdir = Path(args.workdir).expanduser()  # a shell leaves ~ as it is after =
     if args.json and not args.show:

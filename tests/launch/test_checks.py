@@ -293,6 +293,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_built(tmp_pa
 def test_an_address_is_a_folder_to_write_in_where_a_package_opens_it(monkeypatch):
     with pytest.raises(UserError, match="--workdir=https://x/y: https:// cannot be written"):
         output_folder("https://x/y")
+    with pytest.raises(UserError, match="--workdir=: the name is empty"):
+        output_folder("")
     monkeypatch.setattr("fsspec.get_filesystem_class", lambda kind: object)
     assert os.fspath(output_folder("gs://bucket/run")) == "gs://bucket/run"
 

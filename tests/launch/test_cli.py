@@ -157,6 +157,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path
         (Interrupted("Ctrl-C ended the run", signal.SIGINT), 130, "Ctrl-C ended the run"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (UserError("a mistake"), 2, "a mistake"),
+        (RuntimeError("Could not determine home directory."), 2, "begins with ~ and a name that is no user's"),
     ],
     ids=repr,
 )
