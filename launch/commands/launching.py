@@ -1,11 +1,14 @@
 """The command `camelid launch`."""
 
 import argparse
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+from ...data.console import tell
 from ...errors import UserError
 from ..launching.job import Job, Launched
 from ..launching.platforms import PLATFORMS
@@ -54,7 +57,7 @@ def add_launch(commands) -> None:
         help="largest number of further attempts after preemption, time limits and lost machines (default: 100)",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="check the command and print the job file; nothing is written or started"
+        "--dry_run", action="store_true", help="check the command and print what would be started; nothing is written"
     )
     parser.add_argument(
         "--wait", action="store_true", help="print the log here until the job has ended; Ctrl-C ends the job"
@@ -69,7 +72,7 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
         if getattr(args, action) is not None:
             return _of_last(args, action)
     _refuse_of_others(args)
-    check_least(args, workers=1, restarts=0, processes=1, nodes=1, tasks_per_node=1, gpus_per_node=0, cpus_per_task=1)
+    check_least(args, workers=1, restarts=0, processes=1, nodes=1, tasks_per_node=1, cpus_per_task=1)
     check_least(args, signal_seconds=1)
     if args.dry_run and args.wait:
         raise UserError("--wait does nothing with --dry_run: leave one of them out")
@@ -80,7 +83,9 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
     job, platform = _job(args, parsed), PLATFORMS[args.on]
     text = platform.describe(job, args)
     if args.dry_run:
-        print(text, end="")
+        print(platform.preview(job, text), end="")
+        for hint in platform.hints(job, args):
+            tell(hint)
         return 0
     check_writable(job.workdir)
     from ...data.locks import locked
@@ -99,7 +104,7 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
             if launched.id is not None:
                 platform.stop(launched)
             raise
-    _tell(launched, job)
+    _tell(launched, job, platform.hints(job, args))
     if not args.wait or launched.id is None:
         return 0
     try:
@@ -158,18 +163,19 @@ def _refuse_second(workdir: Path) -> None:
         )
 
 
-def _tell(launched: Launched, job: Job) -> None:
-    """Prints what was done, and how to follow it."""
+def _tell(launched: Launched, job: Job, hints: list[str]) -> None:
+    """Prints what was done, and how to follow it. A reader that has read enough (`| head -1`) is no fault."""
     parts = [f"{job.processes} processes" if job.processes > 1 else "1 process"]
     if job.workers is not None:
         parts = [f"{job.workers} worker{'s' * (job.workers > 1)}"]
     if launched.id is None:
-        print(f"the job file is written and not submitted: there is no {launched.platform} client on this machine")
+        first = f"the job file is written and not submitted: there is no {launched.platform} client on this machine"
     else:
-        print(f"job {launched.id} on {launched.platform}: {job.name}, {parts[0]}")
-    print(*launched.lines(), sep="\n")
-    if launched.id is not None:
-        print(f"  state     camelid launch --status={shlex.quote(str(job.workdir))}")
+        first = f"job {launched.id} on {launched.platform}: {job.name}, {parts[0]}"
+    try:
+        print(first, *launched.lines(job.workdir), *(f"hint: {hint}" for hint in hints), sep="\n", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _of_last(args: argparse.Namespace, action: str) -> int:
@@ -207,7 +213,7 @@ def _show(launched: Launched, workdir: Path, state: str | None) -> int:
 
     code, words = (0, state) if state is not None else outcome(launched, workdir)
     print(f"job {launched.id} on {launched.platform}, launched {launched.time}: {words}")
-    print(*launched.lines(), sep="\n")
+    print(*launched.lines(workdir), sep="\n")
     for folder in (workdir, *sorted(workdir.glob("*/run.json"))):
         record = read_record(folder if folder == workdir else folder.parent)
         if record is not None:

@@ -112,6 +112,16 @@ def test_a_job_that_is_told_to_end_saves_and_is_not_started_again(supervise, tmp
     )
 
 
+def test_the_state_of_a_job_tells_its_attempt_and_why_there_is_another(supervise, tmp_path):
+    process = supervise("kill wait")
+    launched = job.Launched("local", str(process.pid), ("train",), str(tmp_path / "launch" / "log"), {})
+    while not (tmp_path / "waits").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    killed = "after exit code 137: a process was killed"
+    assert local.state(launched) == f"running as process {process.pid}, attempt 2, {killed}"
+
+
 def test_a_second_supervisor_of_a_folder_is_refused(supervise, tmp_path):
     first = supervise("wait")
     while not (tmp_path / "waits").exists():
@@ -125,7 +135,10 @@ def test_a_command_goes_on_in_the_background_and_its_end_is_told(tmp_path, capfd
     (tmp_path / "c.py").write_text((Path(__file__).parents[1] / "tiny.py").read_text())
     words = ["train", f"--config={tmp_path / 'c.py'}:root=/nowhere", f"--workdir={tmp_path / 'run'}"]
     assert main(["launch", "--on=local", "--dry_run", "--processes=2", "--", *words]) == 0
-    assert json.loads(capfd.readouterr().out)["processes"] == 2 and not (tmp_path / "run").exists()
+    said = capfd.readouterr().out
+    assert f"command    camelid train --config={tmp_path}/c.py:root=/nowhere" in said and "{" not in said
+    assert "2 processes together" in said and "process 1  the variables of this shell" in said
+    assert not (tmp_path / "run").exists()
     assert main(["launch", "--on=local", "--wait", "--", *words]) == 2
     said, launched = capfd.readouterr().out, read_last(tmp_path / "run")
     assert f"job {launched.id} on local: camelid-run, 1 process" in said and f"kill {launched.id}" in said
@@ -287,7 +300,7 @@ def test_the_checkpoints_by_which_a_job_gets_further_are_those_of_its_command(tm
     for platform in platforms.PLATFORMS:
         assert main(["launch", f"--on={platform}", "--dry_run", "--workdir=logs", "--", *train]) == 0
     text = capsys.readouterr().out
-    assert f'"workdir": "{own}"' in text and f" --workdir={own} " in text and f"{tmp_path}/logs/launch/log" in text
+    assert f"checkpoints {own}\n" in text and f" --workdir={own} " in text and f"{tmp_path}/logs/launch/log" in text
 
 
 def test_a_job_of_another_host_is_not_taken_for_one_of_this(tmp_path):
