@@ -129,6 +129,11 @@ class ComparedRun:
         """The seed of the run; None where its config does not have it."""
         return self.leaves.get(SEED)
 
+    @property
+    def seed_key(self) -> str:
+        """The seed as JSON, which equals that of a run with the same seed, whatever the config has in its place."""
+        return json.dumps(self.seed)
+
     def curve(self, name: str) -> list[Point]:
         """The values of a metric at the steps where it was reported, in order; empty where it never was."""
         return [Point(values[name], step) for step, values in self.metrics.items() if name in values]
@@ -167,7 +172,7 @@ class Group:
         """One run for each seed: the one that went furthest, of equal ones a complete one, else the first."""
         by_seed: dict[str, list[ComparedRun]] = {}
         for run in self.runs:
-            by_seed.setdefault(json.dumps(run.seed), []).append(run)
+            by_seed.setdefault(run.seed_key, []).append(run)
         return [max(same, key=lambda run: (run.step, run.status in COMPLETE)) for same in by_seed.values()]
 
     def best(self, metric: Metric) -> Estimate | None:

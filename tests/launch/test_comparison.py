@@ -424,6 +424,8 @@ def test_damaged_and_odd_files_of_runs_are_compared_or_told_in_a_line(tmp_path, 
     odd = make_run(tmp_path / "runs" / "\x1b[31ma\nb", lines=huge, seed="x", checkpoint__best=7)
     make_run(tmp_path / "runs" / os.fsdecode(b"caf\xe9"), seed=None, optim__lr=0.5)
     make_run(tmp_path / "runs" / "c", seed=0.5, checkpoint__best=[LOSS, "sideways"])
+    for name in ("d", "e"):
+        make_run(tmp_path / "runs" / name, seed=math.nan, optim__lr=0.7)
     (odd / "run.json").write_text('{"attempts": [{"from_step": 1e400}]}')
     files = [f"--{kind}={tmp_path}/new/{kind}" for kind in ("csv", "json", "output")]
     assert main(["compare", str(tmp_path / "runs"), "--each", *files]) == 0
