@@ -25,7 +25,6 @@ from ..errors import UserError
 from .functions import find, first_annotation, is_function
 from .leaf_names import UNITS, did_you_mean_leaf
 from .leaves import is_section
-from .meanings import ABSENT
 from .sections import to_config
 
 FLAG = re.compile(r"--?(?:no)?config\.(?P<leaf>\w[\w-]*(\.\w[\w-]*)*)(?=$|[=\[])", re.DOTALL)
@@ -150,16 +149,16 @@ def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = Fal
             raise UserError(f"{where}: {found} is a value, not a section")
         within = within or (section is not config and _is_open(section))
         if name not in section:
-            made = opens and within
-            own = ABSENT if made else _default_of(f"{found}.{name}".removeprefix("config."), config)
-            if own is ABSENT and not made:
-                raise UserError(
-                    f"{where}: there is no config.{leaf}{did_you_mean_leaf(f'config.{leaf}', names_in(config))}"
-                )
+            is_made = opens and within
+            defaults = ConfigDict() if is_made else _defaults_of(config)
+            own = f"{found}.{name}".removeprefix("config.")
+            if not is_made and not _has(defaults, own):
+                near = did_you_mean_leaf(f"config.{leaf}", [*names_in(config), *names_in(defaults)])
+                raise UserError(f"{where}: there is no config.{leaf}{near}")
             if hasattr(section, name):  # a method of ConfigDict
                 raise UserError(f"{where}: {found}.{name}: the name {name} is taken; choose another one")
             with config.unlocked():
-                section[name] = None if own is ABSENT else own
+                section[name] = _get(defaults, own)
         section, found = section[name], f"{found}.{name}"
 
 
@@ -168,17 +167,16 @@ def _is_open(section: ConfigDict) -> bool:
     return all(isinstance(value, ConfigDict) for value in section.values())
 
 
-def _default_of(leaf: str, config: ConfigDict) -> Any:
-    """The default of a leaf or section that the class of the user's own recipe has; ABSENT where it has none."""
+def _defaults_of(config: ConfigDict) -> ConfigDict:
+    """The leaves that the class of the user's own recipe has, with their defaults; empty for other recipes."""
     recipe = config.get("recipe")
     if not (isinstance(recipe, str) and is_function(recipe)):
-        return ABSENT
+        return ConfigDict()
     try:
         kind = next(iter(get_args(first_annotation(find(recipe, "config.recipe"), recipe))), None)
-        defaults = to_config(kind()) if is_section(kind) else ConfigDict()
-    except (UserError, TypeError):  # no such recipe, or a field without a default: told where the config is read
-        return ABSENT
-    return _get(defaults, leaf) if _has(defaults, leaf) else ABSENT
+        return to_config(kind()) if is_section(kind) else ConfigDict()
+    except Exception:  # of the user's code; what is wrong with it is told where the config is read
+        return ConfigDict()
 
 
 def _unset(leaf: str, config: ConfigDict) -> None:
