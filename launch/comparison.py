@@ -29,7 +29,7 @@ from ..settings.functions import is_function
 from ..train.config_record import CONFIG
 from ..train.metrics_file import read_metrics
 from ..train.resume import OPEN_SECTIONS
-from ..train.run_record import COMPLETE, Attempt, RunRecord, read_record
+from ..train.run_record import COMPLETE, RunRecord, read_record
 from .outputs import check_address
 
 SEED = "seed"
@@ -273,7 +273,7 @@ def read_run(path: epath.PathLike, name: str | None = None, leaves: Mapping[str,
       UserError: config.json is damaged.
     """
     path = absolute_path(path)
-    record, metrics = read_record(path), read_metrics(path)
+    record, metrics = read_record(path), _metrics_of(path)
     leaves = leaves_of(path) if leaves is None else leaves
     return ComparedRun(
         path=path,
@@ -284,7 +284,9 @@ def read_run(path: epath.PathLike, name: str | None = None, leaves: Mapping[str,
         goodput=None if record is None else record.goodput,
         step=max(next(reversed(metrics), 0), 0 if record is None else record.step),
         record=record,
-        versions=[] if record is None else list(dict.fromkeys(filter(None, map(version_of, record.attempts)))),
+        versions=[]
+        if record is None
+        else list(dict.fromkeys(each.version for each in record.attempts if each.version)),
     )
 
 
@@ -296,13 +298,6 @@ def leaves_of(run: epath.Path) -> dict[str, Any]:
       UserError: config.json is damaged.
     """
     return _from_phases_before(dict(_flat(_config_of(run))), run)
-
-
-def version_of(attempt: Attempt) -> str:
-    """The code of camelid that an attempt ran, in a few words; "" where the attempt does not tell."""
-    if attempt.commit:
-        return f"{str(attempt.commit)[:7]}{' with changed files' if attempt.dirty else ''}"
-    return f"camelid {attempt.versions['camelid']}" if "camelid" in attempt.versions else ""
 
 
 def differing_leaves(runs: Sequence[ComparedRun], asked: Sequence[str] = ()) -> list[str]:
@@ -450,6 +445,15 @@ def _config_of(run: epath.Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise NotBegun(f"{run}: neither a {CONFIG} nor a complete checkpoint tells the config of this run")
     return found
+
+
+def _metrics_of(run: epath.Path) -> dict[int, dict[str, float]]:
+    """The metrics of a run; none where the file cannot be read, with a line on standard error."""
+    try:
+        return read_metrics(run)
+    except OSError as error:
+        tell(f"{run}/metrics.jsonl cannot be read, and is left out: {error}")
+        return {}
 
 
 def _own_code(run: epath.Path, record: RunRecord | None, leaves: Mapping[str, Any]) -> dict[str, str]:

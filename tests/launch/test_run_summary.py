@@ -165,9 +165,11 @@ def test_damaged_and_missing_files_are_told_and_the_rest_is_shown(run, capsys):
         "run.json",
         "heartbeat.json",
     ]
-    for name in ("config.json", "run.json", "heartbeat.json"):
+    for name in ("config.json", "run.json", "heartbeat.json", "metrics.jsonl"):
         (run / name).unlink()
+    (run / "metrics.jsonl").mkdir()
     show(run)
-    assert "neither a config.json nor a complete checkpoint tells the config" in capsys.readouterr().out
+    assert "neither a config.json nor a complete checkpoint tells the config" in (said := capsys.readouterr()).out
+    assert "metrics.jsonl cannot be read, and is left out" in said.err
     with pytest.raises(UserError, match="no such run directory"):
         show(run / "nothing")
