@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...data.console import tell
+from ...data.console import tell, warn
 from ...errors import UserError
 from ..launching.job import Job, Launched
 from ..launching.platforms import PLATFORMS
@@ -82,6 +82,7 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
     parsed = check_command(commands, args.words)
     job, platform = _job(args, parsed), PLATFORMS[args.on]
     text = platform.describe(job, args)
+    _check_inputs(args, parsed, job)
     if args.dry_run:
         print(platform.preview(job, text), end="")
         for hint in platform.hints(job, args):
@@ -137,6 +138,16 @@ def _job(args: argparse.Namespace, parsed: argparse.Namespace) -> Job:
     own = str(getattr(parsed, "workdir", None) or workdir)
     progress = own if "://" in own else str(Path(own).expanduser().absolute())
     return Job(tuple(args.words), workdir, title, processes, workers, args.restarts, progress)
+
+
+def _check_inputs(args: argparse.Namespace, parsed: argparse.Namespace, job: Job) -> None:
+    """Raises UserError for an input of the command's config that is missing, or warns where the job may yet find it."""
+    from ..launching.check import missing_inputs
+
+    for missing in missing_inputs(parsed):
+        if missing.certain and PLATFORMS[args.on].sees(missing.path, job, args):
+            raise UserError(missing.problem)
+        warn(f"{missing.problem} (here; the job fails unless it is there on its machine)")
 
 
 def _refuse_of_others(args: argparse.Namespace) -> None:

@@ -75,6 +75,11 @@ def preview(job: Job, text: str) -> str:
     return "".join(f"{what:<10} {words}\n" for what, words in rows)
 
 
+def sees(path: str, job: Job, args: argparse.Namespace) -> bool:
+    """Always: the job runs here, and now."""
+    return True
+
+
 def hints(job: Job, args: argparse.Namespace) -> list[str]:
     """None: a job has all of this machine."""
     return []

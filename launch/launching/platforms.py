@@ -23,6 +23,9 @@ class Platform(NamedTuple):
     preview: Callable[[Job, str], str]
     """What `--dry_run` prints of a job and the text of `describe`, for people."""
 
+    sees: Callable[[str, Job, argparse.Namespace], bool]
+    """Whether what is missing at a path now and here is missing for the job too."""
+
     hints: Callable[[Job, argparse.Namespace], list[str]]
     """Sentences about a job that is as its options say, and perhaps not as its user meant it."""
 

@@ -174,6 +174,18 @@ def preview(job: Job, text: str) -> str:
     return text
 
 
+def sees(path: str, job: Job, args: argparse.Namespace) -> bool:
+    """Whether what is missing at a path now and here is missing for the job too.
+
+    So it is below the folders that a job has to share with this machine, unless the job waits for other jobs.
+    """
+    given = [words[0] for text in args.sbatch for words in options_in(text, "sbatch")]
+    waits = any(word.startswith("-d") or word.partition("=")[0] in ("--dependency", "--begin") for word in given)
+    place = Path(job.folder, Path(path).expanduser())
+    shared = any(place.is_relative_to(folder) for folder in (job.folder, job.workdir))
+    return shared and not waits and shutil.which("sbatch") is not None
+
+
 def hints(job: Job, args: argparse.Namespace) -> list[str]:
     """What a job gets that asks for no cores and memory, and how long its attempts may take together."""
     found = []
