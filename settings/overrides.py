@@ -49,12 +49,14 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         leaf, unsets = names.get(item), item.endswith("=None")
         if unsets and last[item.partition("=")[0]] != at:
             continue
-        if leaf is None or not (unsets or isinstance(_get(config, leaf), ConfigDict)):
+        if leaf is None or not (unsets or leaf == "recipe" or isinstance(_get(config, leaf), ConfigDict)):
             waiting.append(item)
             continue
         _set(waiting, names, config)  # before a flag that may remove what they are about
-        waiting = [] if unsets else [item]
-        if unsets and (_has(config, leaf) or leaf not in there):
+        waiting = []
+        if not unsets:
+            _set([item], names, config)
+        elif _has(config, leaf) or leaf not in there:
             check_exists(leaf, config, item)
             _unset(leaf, config)
     _set(waiting, names, config)
@@ -64,6 +66,8 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
 def _set(given: list[str], names: Mapping[str, str], config: ConfigDict) -> None:
     """Changes leaves as flags with values say. names: the leaf of each flag that names one."""
+    if not given:
+        return
     for item in given:
         if item in names:
             check_exists(names[item], config, item, opens=True)
