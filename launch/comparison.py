@@ -7,7 +7,6 @@ for group in groups(runs):  # a group: runs that differ in their seed alone; of 
 
 import fnmatch
 import functools
-import glob
 import itertools
 import json
 import math
@@ -22,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from ..checkpoints import absolute_path, proof
-from ..data.console import tell
+from ..data.console import tell, warn
 from ..errors import UserError, did_you_mean
 from ..evals.intervals import Estimate, ratio
 from ..settings.functions import is_function
@@ -30,7 +29,7 @@ from ..train.config_record import CONFIG
 from ..train.metrics_file import read_metrics
 from ..train.resume import OPEN_SECTIONS
 from ..train.run_record import COMPLETE, RunRecord, read_record
-from .outputs import check_address
+from .run_folders import each_once, find_runs, is_local, is_run
 
 SEED = "seed"
 """The leaf in which the runs of a group may differ."""
@@ -221,8 +220,8 @@ def read_runs(patterns: Sequence[epath.PathLike]) -> list[ComparedRun]:
     Raises:
       UserError: a path or a glob names no run, a run that is named has not begun, or a config cannot be read.
     """
-    paths = _each_once(itertools.chain.from_iterable(map(find_runs, patterns)))
-    shared = os.path.commonpath([os.fspath(path.parent) for path in paths]) if _is_local(paths) else ""
+    paths = each_once(itertools.chain.from_iterable(map(find_runs, patterns)))
+    shared = os.path.commonpath([os.fspath(path.parent) for path in paths]) if is_local(paths) else ""
     named, found, waiting = {absolute_path(pattern) for pattern in patterns}, [], []
     for path in paths:
         try:
@@ -231,33 +230,15 @@ def read_runs(patterns: Sequence[epath.PathLike]) -> list[ComparedRun]:
             if path in named:
                 raise
             waiting.append(error)
+        except OSError as error:
+            if path in named:
+                raise
+            warn(f"{path} cannot be read ({error.strerror}): it is left out")
     if not found:
-        raise waiting[0]
+        raise waiting[0] if waiting else UserError(f"none of the runs of {', '.join(map(str, patterns))} can be read")
     for error in waiting:
         tell(f"{error}; it is left out")
     return found
-
-
-def find_runs(pattern: epath.PathLike) -> list[epath.Path]:
-    """The run directories that a path or a glob names, sorted by their paths.
-
-    Raises:
-      UserError: there is none.
-    """
-    text = os.path.expanduser(os.fspath(pattern))
-    check_address(text, text)
-    places = [text] if epath.Path(text).exists() or "://" in text else sorted(glob.glob(text))
-    if not places:
-        raise UserError(f"{pattern}: no such run directory, and no path matches it")
-    found = [run for place in places for run in _runs_below(absolute_path(place))]
-    if not found:
-        raise UserError(f"{pattern}: neither a run directory nor a folder with run directories")
-    return found
-
-
-def is_run(folder: epath.Path) -> bool:
-    """Whether a folder is a run directory, also of a run that has just begun."""
-    return any((folder / name).exists() for name in ("run.json", "heartbeat.json", "metrics.jsonl", "checkpoints"))
 
 
 def read_run(path: epath.PathLike, name: str | None = None, leaves: Mapping[str, Any] | None = None) -> ComparedRun:
@@ -396,37 +377,6 @@ def _differs(runs: Sequence[ComparedRun], name: str) -> bool:
     if not OPEN_SECTIONS.fullmatch(name):
         values = [value for value in values if value is not MISSING]
     return any(value != values[0] for value in values)
-
-
-def _is_local(paths: Iterable[epath.Path]) -> bool:
-    return not any("://" in os.fspath(path) for path in paths)
-
-
-INSIDE = {"checkpoints", "tokenizer", "tensorboard", "profile", "wandb", "launch"}
-"""Folders of a run directory that hold no runs."""
-
-
-def _runs_below(folder: epath.Path, above: tuple[str, ...] = ()) -> Iterator[epath.Path]:
-    """The runs in a folder. above: the real paths of the folders around it, to which a link may lead back."""
-    if is_run(folder):
-        yield folder
-    above += (_real(folder),)
-    for inner in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if inner.name not in INSIDE and not inner.name.startswith(".") and inner.is_dir() and _real(inner) not in above:
-            yield from _runs_below(inner, above)
-
-
-def _each_once(paths: Iterable[epath.Path]) -> list[epath.Path]:
-    """Paths without those that lead to the folder of another one, of which the one through fewest links stays."""
-    found: dict[str, list[epath.Path]] = {}
-    for path in paths:
-        found.setdefault(_real(path), []).append(path)
-    links = lambda path: sum(map(os.path.islink, [path, *path.parents]))  # noqa: E731
-    return [min(same, key=links) for same in found.values()]
-
-
-def _real(path: epath.Path) -> str:
-    return os.path.realpath(path) if _is_local([path]) else os.fspath(path)
 
 
 def _config_of(run: epath.Path) -> Mapping[str, Any]:

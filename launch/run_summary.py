@@ -22,7 +22,8 @@ from ..checkpoints.reading import Best
 from ..errors import UserError
 from ..train.config_record import CONFIG
 from ..train.run_record import Attempt, RunRecord, closed, with_heartbeat
-from .comparison import ComparedRun, Metric, default_metrics, find_runs, is_run, leaves_of, read_run
+from .comparison import ComparedRun, Metric, default_metrics, leaves_of, read_run
+from .run_folders import find_runs, is_run
 
 NOT_BEGUN = "not begun"
 """The status of a phase that has no files yet."""

@@ -1,10 +1,12 @@
 """The command `camelid launch`."""
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,12 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
     def refuse(holder: str) -> None:
         raise UserError(f"{job.workdir}: {holder} launches a job there at this moment")
 
-    with locked(job.launch / "launching", refuse):
+    if job.launch.exists() and not job.launch.is_dir():
+        raise UserError(
+            f"{job.launch} is a file, and a job has its files in a folder of this name: rename it, or give launch "
+            "another --workdir before --"
+        )
+    with _named(job.launch), locked(job.launch / "launching", refuse):
         _refuse_second(job.workdir)
         begin = sizes(job.launch)
         launched = platform.launch(job, text)
@@ -138,6 +145,17 @@ def _job(args: argparse.Namespace, parsed: argparse.Namespace) -> Job:
     own = str(getattr(parsed, "workdir", None) or workdir)
     progress = own if "://" in own else str(Path(own).expanduser().absolute())
     return Job(tuple(args.words), workdir, title, processes, workers, args.restarts, progress)
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Adds a folder to errors that name no file, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _check_inputs(args: argparse.Namespace, parsed: argparse.Namespace, job: Job) -> None:

@@ -327,3 +327,40 @@ def test_a_platform_is_one_module():
     assert set(platforms.PLATFORMS) == {"local", "slurm"}
     for name, platform in platforms.PLATFORMS.items():
         assert all(each.__module__.endswith(f"launching.{name}") for each in platform)
+
+
+def launched_at_once(monkeypatch, launch) -> None:
+    """Makes the platform local do nothing but `launch`."""
+    platform = platforms.PLATFORMS["local"]._replace(launch=launch)
+    monkeypatch.setitem(platforms.PLATFORMS, "local", platform)
+
+
+def test_a_reader_that_has_read_enough_of_a_launch_is_no_fault(tmp_path):
+    line = f"launch --on=slurm --workdir={tmp_path} -- doctor"
+    code = "import sys, shutil; shutil.which = lambda name: None; from camelid.launch.cli import main; "
+    code += f"sys.exit(main({line.split()!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(60) == 0 and process.stderr.read() == b""
+    assert (tmp_path / "launch" / "launches.jsonl").exists()
+
+
+def test_a_full_disk_and_a_file_in_place_of_the_launch_folder_are_told_with_their_paths(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    launched_at_once(monkeypatch, fail)
+    command = ["launch", "--on=local", f"--workdir={tmp_path}", "--", "doctor"]
+    assert main(command) == 1
+    assert f"No space left on device: '{tmp_path}/launch'" in capsys.readouterr().err
+    (tmp_path / "launch").rename(tmp_path / "before")
+    (tmp_path / "launch").touch()
+    assert main(command) == 2
+    assert f"{tmp_path}/launch is a file, and a job has its files in a folder" in capsys.readouterr().err
+
+
+def test_options_that_do_nothing_are_told_as_they_were_given(capsys):
+    assert main(["launch", "--status=x", "--wait"]) == 2
+    assert "--wait does nothing without --on" in capsys.readouterr().err
+    assert main(["launch", "--on=local", "--workdir=x", "--setup=module load cuda", "--", "doctor"]) == 2
+    assert "--setup=module load cuda does nothing without --on=slurm" in capsys.readouterr().err
