@@ -7,7 +7,6 @@ for group in groups(runs):  # a group: runs that differ in their seed alone; of 
 
 import fnmatch
 import functools
-import glob
 import itertools
 import json
 import math
@@ -22,15 +21,15 @@ import numpy as np
 from etils import epath
 
 from ..checkpoints import absolute_path, proof
-from ..data.console import tell
+from ..data.console import tell, warn
 from ..errors import UserError, did_you_mean
 from ..evals.intervals import Estimate, ratio
 from ..settings.functions import is_function
 from ..train.config_record import CONFIG
 from ..train.metrics_file import read_metrics
 from ..train.resume import OPEN_SECTIONS
-from ..train.run_record import COMPLETE, Attempt, RunRecord, read_record
-from .outputs import check_address
+from ..train.run_record import COMPLETE, RunRecord, read_record
+from .run_folders import each_once, find_runs, is_local, is_run
 
 SEED = "seed"
 """The leaf in which the runs of a group may differ."""
@@ -129,6 +128,11 @@ class ComparedRun:
         """The seed of the run; None where its config does not have it."""
         return self.leaves.get(SEED)
 
+    @property
+    def seed_key(self) -> str:
+        """The seed as JSON, which equals that of a run with the same seed, whatever the config has in its place."""
+        return json.dumps(self.seed)
+
     def curve(self, name: str) -> list[Point]:
         """The values of a metric at the steps where it was reported, in order; empty where it never was."""
         return [Point(values[name], step) for step, values in self.metrics.items() if name in values]
@@ -167,7 +171,7 @@ class Group:
         """One run for each seed: the one that went furthest, of equal ones a complete one, else the first."""
         by_seed: dict[str, list[ComparedRun]] = {}
         for run in self.runs:
-            by_seed.setdefault(json.dumps(run.seed), []).append(run)
+            by_seed.setdefault(run.seed_key, []).append(run)
         return [max(same, key=lambda run: (run.step, run.status in COMPLETE)) for same in by_seed.values()]
 
     def best(self, metric: Metric) -> Estimate | None:
@@ -216,8 +220,8 @@ def read_runs(patterns: Sequence[epath.PathLike]) -> list[ComparedRun]:
     Raises:
       UserError: a path or a glob names no run, a run that is named has not begun, or a config cannot be read.
     """
-    paths = _each_once(itertools.chain.from_iterable(map(find_runs, patterns)))
-    shared = os.path.commonpath([os.fspath(path.parent) for path in paths]) if _is_local(paths) else ""
+    paths = each_once(itertools.chain.from_iterable(map(find_runs, patterns)))
+    shared = os.path.commonpath([os.fspath(path.parent) for path in paths]) if is_local(paths) else ""
     named, found, waiting = {absolute_path(pattern) for pattern in patterns}, [], []
     for path in paths:
         try:
@@ -226,33 +230,15 @@ def read_runs(patterns: Sequence[epath.PathLike]) -> list[ComparedRun]:
             if path in named:
                 raise
             waiting.append(error)
+        except OSError as error:
+            if path in named:
+                raise
+            warn(f"{path} cannot be read ({error.strerror}): it is left out")
     if not found:
-        raise waiting[0]
+        raise waiting[0] if waiting else UserError(f"none of the runs of {', '.join(map(str, patterns))} can be read")
     for error in waiting:
         tell(f"{error}; it is left out")
     return found
-
-
-def find_runs(pattern: epath.PathLike) -> list[epath.Path]:
-    """The run directories that a path or a glob names, sorted by their paths.
-
-    Raises:
-      UserError: there is none.
-    """
-    text = os.path.expanduser(os.fspath(pattern))
-    check_address(text, text)
-    places = [text] if epath.Path(text).exists() or "://" in text else sorted(glob.glob(text))
-    if not places:
-        raise UserError(f"{pattern}: no such run directory, and no path matches it")
-    found = [run for place in places for run in _runs_below(absolute_path(place))]
-    if not found:
-        raise UserError(f"{pattern}: neither a run directory nor a folder with run directories")
-    return found
-
-
-def is_run(folder: epath.Path) -> bool:
-    """Whether a folder is a run directory, also of a run that has just begun."""
-    return any((folder / name).exists() for name in ("run.json", "heartbeat.json", "metrics.jsonl", "checkpoints"))
 
 
 def read_run(path: epath.PathLike, name: str | None = None, leaves: Mapping[str, Any] | None = None) -> ComparedRun:
@@ -268,7 +254,7 @@ def read_run(path: epath.PathLike, name: str | None = None, leaves: Mapping[str,
       UserError: config.json is damaged.
     """
     path = absolute_path(path)
-    record, metrics = read_record(path), read_metrics(path)
+    record, metrics = read_record(path), _metrics_of(path)
     leaves = leaves_of(path) if leaves is None else leaves
     return ComparedRun(
         path=path,
@@ -279,7 +265,9 @@ def read_run(path: epath.PathLike, name: str | None = None, leaves: Mapping[str,
         goodput=None if record is None else record.goodput,
         step=max(next(reversed(metrics), 0), 0 if record is None else record.step),
         record=record,
-        versions=[] if record is None else list(dict.fromkeys(filter(None, map(version_of, record.attempts)))),
+        versions=[]
+        if record is None
+        else list(dict.fromkeys(each.version for each in record.attempts if each.version)),
     )
 
 
@@ -291,13 +279,6 @@ def leaves_of(run: epath.Path) -> dict[str, Any]:
       UserError: config.json is damaged.
     """
     return _from_phases_before(dict(_flat(_config_of(run))), run)
-
-
-def version_of(attempt: Attempt) -> str:
-    """The code of camelid that an attempt ran, in a few words; "" where the attempt does not tell."""
-    if attempt.commit:
-        return f"{str(attempt.commit)[:7]}{' with changed files' if attempt.dirty else ''}"
-    return f"camelid {attempt.versions['camelid']}" if "camelid" in attempt.versions else ""
 
 
 def differing_leaves(runs: Sequence[ComparedRun], asked: Sequence[str] = ()) -> list[str]:
@@ -398,37 +379,6 @@ def _differs(runs: Sequence[ComparedRun], name: str) -> bool:
     return any(value != values[0] for value in values)
 
 
-def _is_local(paths: Iterable[epath.Path]) -> bool:
-    return not any("://" in os.fspath(path) for path in paths)
-
-
-INSIDE = {"checkpoints", "tokenizer", "tensorboard", "profile", "wandb", "launch"}
-"""Folders of a run directory that hold no runs."""
-
-
-def _runs_below(folder: epath.Path, above: tuple[str, ...] = ()) -> Iterator[epath.Path]:
-    """The runs in a folder. above: the real paths of the folders around it, to which a link may lead back."""
-    if is_run(folder):
-        yield folder
-    above += (_real(folder),)
-    for inner in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if inner.name not in INSIDE and not inner.name.startswith(".") and inner.is_dir() and _real(inner) not in above:
-            yield from _runs_below(inner, above)
-
-
-def _each_once(paths: Iterable[epath.Path]) -> list[epath.Path]:
-    """Paths without those that lead to the folder of another one, of which the one through fewest links stays."""
-    found: dict[str, list[epath.Path]] = {}
-    for path in paths:
-        found.setdefault(_real(path), []).append(path)
-    links = lambda path: sum(map(os.path.islink, [path, *path.parents]))  # noqa: E731
-    return [min(same, key=links) for same in found.values()]
-
-
-def _real(path: epath.Path) -> str:
-    return os.path.realpath(path) if _is_local([path]) else os.fspath(path)
-
-
 def _config_of(run: epath.Path) -> Mapping[str, Any]:
     """The resolved config of a run: its config.json; for versions without it, from the newest complete checkpoint."""
     path = run / CONFIG
@@ -445,6 +395,15 @@ def _config_of(run: epath.Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise NotBegun(f"{run}: neither a {CONFIG} nor a complete checkpoint tells the config of this run")
     return found
+
+
+def _metrics_of(run: epath.Path) -> dict[int, dict[str, float]]:
+    """The metrics of a run; none where the file cannot be read, with a line on standard error."""
+    try:
+        return read_metrics(run)
+    except OSError as error:
+        tell(f"{run}/metrics.jsonl cannot be read, and is left out: {error}")
+        return {}
 
 
 def _own_code(run: epath.Path, record: RunRecord | None, leaves: Mapping[str, Any]) -> dict[str, str]:

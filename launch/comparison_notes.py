@@ -60,9 +60,9 @@ def _repeats(groups: Sequence[Group], metrics: Sequence[Metric]) -> str:
     """That runs with the same settings, code and seed have reported other values."""
     found = []
     for group in groups:
-        by_seed = {str(run.seed): run for run in group.counted}
+        by_seed = {run.seed_key: run for run in group.counted}
         for run in group.runs:
-            if difference := _difference(run, by_seed[str(run.seed)], metrics):
+            if difference := _difference(run, by_seed[run.seed_key], metrics):
                 found.append(difference)
     if not found:
         return ""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError
 from ..settings.config_files import load_phases, recorded_arguments
 from ..settings.config_names import find_config, shipped_configs
+from ..settings.leaf_names import did_you_mean_leaf, synonyms
 from ..settings.meanings import ABSENT, Leaf, meaning_of_leaves
 
 
@@ -23,6 +24,19 @@ class Shipped(NamedTuple):
 
     about: str
     """The first sentence of its docstring."""
+
+
+class Section(NamedTuple):
+    """A section of a config."""
+
+    name: str
+    """Its dotted name, such as "config.optim"."""
+
+    leaves: int
+    """The number of leaves in it and in the sections within it."""
+
+    meaning: str
+    """The first sentence of its meaning."""
 
 
 @dataclass
@@ -107,19 +121,61 @@ def _add_leaves(listing: Listing, phases: Mapping[str, ConfigDict]) -> None:
 
 
 def chosen_leaves(listing: Listing, pattern: str | None) -> dict[str, dict[str, Leaf]]:
-    """The leaves of a listing whose names match a regular expression, without sections; all with the sections before
-    them for None. Raises UserError where none matches."""
+    """The leaves of a listing that a pattern chooses, without sections; all with the sections before them for None.
+
+    A regular expression chooses the leaves in whose names it is found, and a word of other projects the leaves that it
+    means (`settings/leaf_names.py`). Where no name has it, those count in whose meanings it is found.
+
+    Raises:
+      UserError: the pattern chooses no leaf, and no argument of the config's file either.
+    """
     if pattern is None:
         return listing.leaves
+    rule = _rule(pattern)
+    leaves = {name: by_phase for name, by_phase in listing.leaves.items() if not _first(by_phase).is_section}
+    chosen = {name for name in leaves if rule.search(name) or rule.search(name.replace("_", " "))}
+    meant = {f"config.{name}" for name in synonyms(pattern.removeprefix("config."), leaves)}
+    if not chosen:
+        in_words = _rule(pattern.replace("_", " "))
+        meant |= {name for name, by_phase in leaves.items() if in_words.search(_first(by_phase).meaning)}
+    found = {name: by_phase for name, by_phase in leaves.items() if name in chosen | meant}
+    if not found and not chosen_arguments(listing, pattern):
+        raise UserError(f"{pattern}: {listing.name} has no such leaf{did_you_mean_leaf(pattern, leaves)}")
+    return found
+
+
+def chosen_arguments(listing: Listing, pattern: str | None) -> dict[str, Any]:
+    """The arguments of a config's file, with their defaults, in whose names a pattern is found; all for None."""
+    if pattern is None:
+        return listing.arguments
+    return {name: value for name, value in listing.arguments.items() if _rule(pattern).search(name)}
+
+
+def _rule(pattern: str) -> re.Pattern:
     try:
-        rule = re.compile(pattern)
+        return re.compile(pattern, re.IGNORECASE)
     except re.error as error:
         raise UserError(f"{pattern}: is no regular expression: {error}") from None
-    leaves = {name: by_phase for name, by_phase in listing.leaves.items() if not _first(by_phase).is_section}
-    found = {name: by_phase for name, by_phase in leaves.items() if rule.search(name)}
-    if not found:
-        names = [*leaves, *(name.rpartition(".")[2] for name in leaves)]
-        raise UserError(f"{pattern}: {listing.name} has no such leaf{did_you_mean(pattern, names)}")
+
+
+def changed_leaves(listing: Listing) -> dict[str, dict[str, Leaf]]:
+    """The leaves to which a config, or one of its phases, gives another value than the recipe's default."""
+    return {
+        name: by_phase
+        for name, by_phase in listing.leaves.items()
+        if any(leaf.is_changed for leaf in by_phase.values())
+    }
+
+
+def sections_in(listing: Listing) -> list[Section]:
+    """The sections of a config that are in no other section, with "config" for the leaves of no section."""
+    leaves = [name for name, by_phase in listing.leaves.items() if not _first(by_phase).is_section]
+    alone = [name for name in leaves if name.count(".") == 1]
+    found = [Section("config", len(alone), "Leaves of no section.")]
+    for name, by_phase in listing.leaves.items():
+        inside = sum(leaf.startswith(f"{name}.") for leaf in leaves)
+        if name.count(".") == 1 and inside:
+            found.append(Section(name, inside, first_sentence(_first(by_phase).meaning)))
     return found
 
 

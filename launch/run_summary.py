@@ -22,7 +22,8 @@ from ..checkpoints.reading import Best
 from ..errors import UserError
 from ..train.config_record import CONFIG
 from ..train.run_record import Attempt, RunRecord, closed, with_heartbeat
-from .comparison import ComparedRun, Metric, default_metrics, find_runs, is_run, leaves_of, read_run
+from .comparison import ComparedRun, Metric, default_metrics, leaves_of, read_run
+from .run_folders import each_once, find_runs, is_run
 
 NOT_BEGUN = "not begun"
 """The status of a phase that has no files yet."""
@@ -134,7 +135,7 @@ def summaries(patterns: Sequence[epath.PathLike]) -> list[Summary]:
     Raises:
       UserError: a path or a glob names no run.
     """
-    paths = list(dict.fromkeys(path for pattern in patterns for path in _runs_of(pattern)))
+    paths = each_once(path for pattern in patterns for path in _runs_of(pattern))
     return [summary_of(path) if is_run(path) else Summary(str(path), NOT_BEGUN) for path in paths]
 
 
@@ -144,7 +145,7 @@ def summary_of(path: epath.PathLike) -> Summary:
     problems: list[str] = []
     try:
         leaves = leaves_of(path)
-    except UserError as error:
+    except (UserError, OSError) as error:
         leaves = {}
         problems.append(str(error))
     run = read_run(path, leaves=leaves)

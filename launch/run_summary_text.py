@@ -8,7 +8,6 @@ from datetime import datetime
 
 from ..train.goodput import BUCKETS
 from ..train.run_record import Attempt
-from .comparison import version_of
 from .comparison_tables import printable
 from .run_summary import NOT_BEGUN, Checkpoint, Summary
 
@@ -43,7 +42,7 @@ def _entries(summary: Summary) -> Iterator[tuple[str, Sequence[str]]]:
     yield "ended", [_when(summary.stop)] if summary.stop else []
     yield "command", [shlex.join(map(str, last.command))] if last.command else []
     yield "folder", [f"{last.folder} on {last.host}"] if last.folder else []
-    yield "camelid", [version_of(last)] if version_of(last) else []
+    yield "camelid", [last.version] if last.version else []
     yield "project", [_project(last)] if isinstance(last.project, dict) else []
     versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
     yield "versions", [versions] if versions else []

@@ -25,7 +25,6 @@ from ..errors import UserError
 from .functions import find, first_annotation, is_function
 from .leaf_names import UNITS, did_you_mean_leaf
 from .leaves import is_section
-from .meanings import ABSENT
 from .sections import to_config
 
 FLAG = re.compile(r"--?(?:no)?config\.(?P<leaf>\w[\w-]*(\.\w[\w-]*)*)(?=$|[=\[])", re.DOTALL)
@@ -50,12 +49,14 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         leaf, unsets = names.get(item), item.endswith("=None")
         if unsets and last[item.partition("=")[0]] != at:
             continue
-        if leaf is None or not (unsets or isinstance(_get(config, leaf), ConfigDict)):
+        if leaf is None or not (unsets or leaf == "recipe" or isinstance(_get(config, leaf), ConfigDict)):
             waiting.append(item)
             continue
         _set(waiting, names, config)  # before a flag that may remove what they are about
-        waiting = [] if unsets else [item]
-        if unsets and (_has(config, leaf) or leaf not in there):
+        waiting = []
+        if not unsets:
+            _set([item], names, config)
+        elif _has(config, leaf) or leaf not in there:
             check_exists(leaf, config, item)
             _unset(leaf, config)
     _set(waiting, names, config)
@@ -65,6 +66,8 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
 def _set(given: list[str], names: Mapping[str, str], config: ConfigDict) -> None:
     """Changes leaves as flags with values say. names: the leaf of each flag that names one."""
+    if not given:
+        return
     for item in given:
         if item in names:
             check_exists(names[item], config, item, opens=True)
@@ -150,16 +153,16 @@ def check_exists(leaf: str, config: ConfigDict, where: str, *, opens: bool = Fal
             raise UserError(f"{where}: {found} is a value, not a section")
         within = within or (section is not config and _is_open(section))
         if name not in section:
-            made = opens and within
-            own = ABSENT if made else _default_of(f"{found}.{name}".removeprefix("config."), config)
-            if own is ABSENT and not made:
-                raise UserError(
-                    f"{where}: there is no config.{leaf}{did_you_mean_leaf(f'config.{leaf}', names_in(config))}"
-                )
+            is_made = opens and within
+            defaults = ConfigDict() if is_made else _defaults_of(config)
+            own = f"{found}.{name}".removeprefix("config.")
+            if not is_made and not _has(defaults, own):
+                near = did_you_mean_leaf(f"config.{leaf}", [*names_in(config), *names_in(defaults)])
+                raise UserError(f"{where}: there is no config.{leaf}{near}")
             if hasattr(section, name):  # a method of ConfigDict
                 raise UserError(f"{where}: {found}.{name}: the name {name} is taken; choose another one")
             with config.unlocked():
-                section[name] = None if own is ABSENT else own
+                section[name] = _get(defaults, own)
         section, found = section[name], f"{found}.{name}"
 
 
@@ -168,17 +171,16 @@ def _is_open(section: ConfigDict) -> bool:
     return all(isinstance(value, ConfigDict) for value in section.values())
 
 
-def _default_of(leaf: str, config: ConfigDict) -> Any:
-    """The default of a leaf or section that the class of the user's own recipe has; ABSENT where it has none."""
+def _defaults_of(config: ConfigDict) -> ConfigDict:
+    """The leaves that the class of the user's own recipe has, with their defaults; empty for other recipes."""
     recipe = config.get("recipe")
     if not (isinstance(recipe, str) and is_function(recipe)):
-        return ABSENT
+        return ConfigDict()
     try:
         kind = next(iter(get_args(first_annotation(find(recipe, "config.recipe"), recipe))), None)
-        defaults = to_config(kind()) if is_section(kind) else ConfigDict()
-    except (UserError, TypeError):  # no such recipe, or a field without a default: told where the config is read
-        return ABSENT
-    return _get(defaults, leaf) if _has(defaults, leaf) else ABSENT
+        return to_config(kind()) if is_section(kind) else ConfigDict()
+    except Exception:  # of the user's code; what is wrong with it is told where the config is read
+        return ConfigDict()
 
 
 def _unset(leaf: str, config: ConfigDict) -> None:

@@ -183,12 +183,47 @@ def check_rows(batch_size: int, seq_len: int, accumulate: int, mesh: jax.shardin
         )
 
 
+COUNTS = {
+    "share": "share of the batches (%)",
+    "records": "records",
+    "samples": "samples",
+    "tokens": "tokens",
+    "trained": "trained tokens",
+    "longest": "longest sample (tokens)",
+    "rows": "rows",
+    "fill": "fill of the rows (%)",
+    "skipped": "bad records",
+    "empty": "records without a trained token",
+    "truncated": "samples cut",
+    "left_out": "samples left out",
+}
+"""{count of a source's summary: the head of its column}."""
+
+HELD_OUT = ("records", "tokens", "skipped", "empty", "truncated", "left_out")
+"""Counts of held-out parts that are reported."""
+
+
 def report_data(batches: Mixture, heldout: Mapping[str, EvalPass]) -> list[dict[str, str]]:
-    """Rows of a table: each count of each source and split."""
-    columns = {f"{name} train": counts for name, counts in batches.summary().items()}
-    columns |= {f"{name} heldout": source.summary() for name, source in heldout.items()}
-    names = dict.fromkeys(name for counts in columns.values() for name in counts)
-    return [{"": name, **{column: _shown(counts.get(name)) for column, counts in columns.items()}} for name in names]
+    """A row for each source with its counts, without columns that say nothing: zeros alone, and samples where each
+    record is one."""
+    found: dict[str, dict[str, float]] = {name: {} for name in (*batches.summary(), *heldout)}
+    for name, counts in batches.summary().items():
+        found[name] |= {COUNTS[each]: counts[each] * _factor(each) for each in COUNTS if each in counts}
+    for name, part in heldout.items():
+        counts = part.summary()
+        found[name] |= {f"held-out {COUNTS[each]}": counts[each] for each in HELD_OUT if each in counts}
+    heads = [head for head in _HEADS if any(counts.get(head) for counts in found.values())]
+    if all(counts.get("samples") == counts.get("records") for counts in found.values()):
+        heads = [head for head in heads if head != "samples"]
+    return [{"source": name} | {head: _shown(counts.get(head)) for head in heads} for name, counts in found.items()]
+
+
+_HEADS = [*COUNTS.values(), *(f"held-out {COUNTS[each]}" for each in HELD_OUT)]
+
+
+def _factor(count: str) -> int:
+    """What a count is multiplied with for its column: shares are shown in percent."""
+    return 100 if count in ("share", "fill") else 1
 
 
 def _shown(value: float | None) -> str:

@@ -25,6 +25,12 @@ from ..settings.sections import to_config
 from .tensorboard import TensorBoard
 from .weights_and_biases import WeightsAndBiases
 
+SHOWN = 8
+"""The most metrics of an evaluation on the terminal."""
+
+SHORT = 24
+"""The most characters of a cell in a table of one row that is printed as a line."""
+
 HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
 
 
@@ -103,6 +109,7 @@ class _Output(Console):
 class _Terminal:
     """A progress bar on a terminal; elsewhere a line per report. Reports without a headline metric are always lines.
 
+    Of an evaluation the main metrics are printed (`main_metrics`), and a table of one row of short cells is a line.
     Nothing is printed at the levels warning and error (`data.console`).
     """
 
@@ -119,9 +126,11 @@ class _Terminal:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         shown = {label: values[name] for name, label in self._headline.items() if name in values}
-        line = "  ".join(f"{label} {_number(value)}" for label, value in (shown or values).items())
+        main = shown or main_metrics(values)
+        line = "  ".join(f"{label} {_number(value)}" for label, value in main.items())
         if not shown:
-            self._print(f"step {step}  {line}")
+            more = len(values) - len(main)
+            self._print(f"step {step}  {line}{f'  ({more} more in metrics.jsonl)' if more else ''}")
             return
         line += self._time_left(step)
         if self._progress:
@@ -131,6 +140,10 @@ class _Terminal:
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         if not shows("info"):
+            return
+        cells = {name: str(cell) for row in rows for name, cell in row.items()}
+        if len(rows) == 1 and all(len(cell) <= SHORT and "\n" not in cell for cell in cells.values()):
+            self._print(f"{name}, step {step}: {', '.join(f'{head} {cell}' for head, cell in cells.items() if cell)}")
             return
         table = Table(title=f"{name}, step {step}", show_lines=True)
         for column in rows[0] if rows else ():
@@ -158,6 +171,22 @@ class _Terminal:
             return ""
         left = round((self._total - step) * seconds / steps)
         return f"  left {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+
+
+def main_metrics(values: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of an evaluation that a line has room for, at most SHOWN of them.
+
+    A metric of a group is left out where that of all groups is there, as "all" or under the name before the last slash:
+    "eval/primer/sort" beside "eval/primer/all", and "eval/heldout/scores/en" beside "eval/heldout/scores".
+    """
+
+    def is_part(name: str) -> bool:
+        above, _, last = name.rpartition("/")
+        prefixes = [name[:at] for at, letter in enumerate(name) if letter == "/"]
+        return any(prefix in values for prefix in prefixes) or (last != "all" and f"{above}/all" in values)
+
+    main = [name for name in values if not is_part(name)]
+    return {name: values[name] for name in main[:SHOWN]}
 
 
 class _JsonLines:

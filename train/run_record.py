@@ -106,6 +106,13 @@ class Attempt:
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds in each bucket (`train/goodput.py`)."""
 
+    @property
+    def version(self) -> str:
+        """The code of camelid that ran, in a few words; "" where that is not known."""
+        if self.commit:
+            return f"{str(self.commit)[:7]}{' with changed files' if self.dirty else ''}"
+        return f"camelid {self.versions['camelid']}" if "camelid" in self.versions else ""
+
 
 @dataclass(frozen=True)
 class RunRecord:

@@ -120,7 +120,9 @@ def refuse_unread(args: argparse.Namespace, names: Iterable[str], reader: str) -
     """Raises UserError if one of the options `names` was given, because the option `reader` that uses it was not."""
     for name in names:
         if (value := getattr(args, name)) != args.parser.get_default(name):
-            raise UserError(f"--{name}={value} does nothing without {reader}: give {reader}, or leave --{name} out")
+            first = value[0] if isinstance(value, list) else value
+            given = f"--{name}" if value is True else f"--{name}={first}"
+            raise UserError(f"{given} does nothing without {reader}: give {reader}, or leave --{name} out")
 
 
 def add_config(parser: Parser, *, required: bool = True) -> None:

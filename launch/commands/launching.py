@@ -1,11 +1,16 @@
 """The command `camelid launch`."""
 
 import argparse
+import contextlib
+import os
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...data.console import tell, warn
 from ...errors import UserError
 from ..launching.job import Job, Launched
 from ..launching.platforms import PLATFORMS
@@ -54,7 +59,7 @@ def add_launch(commands) -> None:
         help="largest number of further attempts after preemption, time limits and lost machines (default: 100)",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="check the command and print the job file; nothing is written or started"
+        "--dry_run", action="store_true", help="check the command and print what would be started; nothing is written"
     )
     parser.add_argument(
         "--wait", action="store_true", help="print the log here until the job has ended; Ctrl-C ends the job"
@@ -69,7 +74,7 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
         if getattr(args, action) is not None:
             return _of_last(args, action)
     _refuse_of_others(args)
-    check_least(args, workers=1, restarts=0, processes=1, nodes=1, tasks_per_node=1, gpus_per_node=0, cpus_per_task=1)
+    check_least(args, workers=1, restarts=0, processes=1, nodes=1, tasks_per_node=1, cpus_per_task=1)
     check_least(args, signal_seconds=1)
     if args.dry_run and args.wait:
         raise UserError("--wait does nothing with --dry_run: leave one of them out")
@@ -79,8 +84,11 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
     parsed = check_command(commands, args.words)
     job, platform = _job(args, parsed), PLATFORMS[args.on]
     text = platform.describe(job, args)
+    _check_inputs(args, parsed, job)
     if args.dry_run:
-        print(text, end="")
+        print(platform.preview(job, text), end="")
+        for hint in platform.hints(job, args):
+            tell(hint)
         return 0
     check_writable(job.workdir)
     from ...data.locks import locked
@@ -89,7 +97,12 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
     def refuse(holder: str) -> None:
         raise UserError(f"{job.workdir}: {holder} launches a job there at this moment")
 
-    with locked(job.launch / "launching", refuse):
+    if job.launch.exists() and not job.launch.is_dir():
+        raise UserError(
+            f"{job.launch} is a file, and a job has its files in a folder of this name: rename it, or give launch "
+            "another --workdir before --"
+        )
+    with _named(job.launch), locked(job.launch / "launching", refuse):
         _refuse_second(job.workdir)
         begin = sizes(job.launch)
         launched = platform.launch(job, text)
@@ -99,7 +112,7 @@ def _launch(args: argparse.Namespace, commands: Any) -> int:
             if launched.id is not None:
                 platform.stop(launched)
             raise
-    _tell(launched, job)
+    _tell(launched, job, platform.hints(job, args))
     if not args.wait or launched.id is None:
         return 0
     try:
@@ -134,6 +147,27 @@ def _job(args: argparse.Namespace, parsed: argparse.Namespace) -> Job:
     return Job(tuple(args.words), workdir, title, processes, workers, args.restarts, progress)
 
 
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Adds a folder to errors that name no file, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def _check_inputs(args: argparse.Namespace, parsed: argparse.Namespace, job: Job) -> None:
+    """Raises UserError for an input of the command's config that is missing, or warns where the job may yet find it."""
+    from ..launching.check import missing_inputs
+
+    for missing in missing_inputs(parsed):
+        if missing.certain and PLATFORMS[args.on].sees(missing.path, job, args):
+            raise UserError(missing.problem)
+        warn(f"{missing.problem} (here; the job fails unless it is there on its machine)")
+
+
 def _refuse_of_others(args: argparse.Namespace) -> None:
     """Raises UserError for an option that only another platform reads."""
     for name, platform in PLATFORMS.items():
@@ -158,18 +192,19 @@ def _refuse_second(workdir: Path) -> None:
         )
 
 
-def _tell(launched: Launched, job: Job) -> None:
-    """Prints what was done, and how to follow it."""
+def _tell(launched: Launched, job: Job, hints: list[str]) -> None:
+    """Prints what was done, and how to follow it. A reader that has read enough (`| head -1`) is no fault."""
     parts = [f"{job.processes} processes" if job.processes > 1 else "1 process"]
     if job.workers is not None:
         parts = [f"{job.workers} worker{'s' * (job.workers > 1)}"]
     if launched.id is None:
-        print(f"the job file is written and not submitted: there is no {launched.platform} client on this machine")
+        first = f"the job file is written and not submitted: there is no {launched.platform} client on this machine"
     else:
-        print(f"job {launched.id} on {launched.platform}: {job.name}, {parts[0]}")
-    print(*launched.lines(), sep="\n")
-    if launched.id is not None:
-        print(f"  state     camelid launch --status={shlex.quote(str(job.workdir))}")
+        first = f"job {launched.id} on {launched.platform}: {job.name}, {parts[0]}"
+    try:
+        print(first, *launched.lines(job.workdir), *(f"hint: {hint}" for hint in hints), sep="\n", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _of_last(args: argparse.Namespace, action: str) -> int:
@@ -207,7 +242,7 @@ def _show(launched: Launched, workdir: Path, state: str | None) -> int:
 
     code, words = (0, state) if state is not None else outcome(launched, workdir)
     print(f"job {launched.id} on {launched.platform}, launched {launched.time}: {words}")
-    print(*launched.lines(), sep="\n")
+    print(*launched.lines(workdir), sep="\n")
     for folder in (workdir, *sorted(workdir.glob("*/run.json"))):
         record = read_record(folder if folder == workdir else folder.parent)
         if record is not None:

@@ -19,13 +19,15 @@ ROUNDS = 10
 def check_group() -> Iterator[Finding]:
     """The hosts of the processes, the time of an exchange between all of them, and the difference of their clocks."""
     hosts = [text for text in _gather(socket.gethostname()) if text]
+    count = len(set(hosts))
     times, exchanges = [], []
     for _ in range(ROUNDS):
         begin = time.perf_counter()
         times.append(_gather(repr(time.time())))
         exchanges.append(time.perf_counter() - begin)
     quickest = exchanges.index(min(exchanges))
-    text = f"{len(hosts)} processes on {len(set(hosts))} hosts, {min(exchanges) * 1000:.1f} ms for an exchange of all"
+    where = f"{len(hosts)} processes on {count} host{'s' * (count != 1)}"
+    text = f"{where}, {min(exchanges) * 1000:.1f} ms for an exchange of all"
     yield Finding("network", "ok", text)
     clocks = [float(clock) for clock in times[quickest]]
     skew = max(clocks) - min(clocks)

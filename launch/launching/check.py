@@ -2,9 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # which would load JAX
+    from ..inputs import Missing
 
 ON_A_TERMINAL = ("chat", "launch")
 """Commands that no job can run."""
@@ -47,6 +50,29 @@ def check_command(commands: Any, words: Sequence[str]) -> argparse.Namespace:
     if name == "sweep":
         _check_sweep(args)
     return args
+
+
+def missing_inputs(args: argparse.Namespace) -> list["Missing"]:
+    """What the config of a checked command reads and is not on this machine; empty for commands without a config.
+
+    Args:
+      args: what `check_command` returned.
+    """
+    if args.argv[0] not in ("train", "sweep"):
+        return []
+    from ...evals.registry import Evaluations
+    from ...settings.config_files import load_phases
+    from .. import inputs
+
+    leave_out: frozenset[str] = frozenset()
+    if args.argv[0] == "sweep":
+        from ..commands.sweeping import asked_of
+
+        leave_out = frozenset(asked_of(args).space.settings)
+        if any(name.startswith(":") for name in leave_out):  # an argument of the config, which may name any input
+            return []
+    phases = load_phases(args.config, args.overrides)
+    return inputs.missing_inputs(phases, Evaluations(), args.workdir, leave_out)
 
 
 def _check_sweep(args: argparse.Namespace) -> None:

@@ -92,10 +92,17 @@ class Launched:
         with (launch / "launches.jsonl").open("a") as file:
             file.write(json.dumps(dataclasses.asdict(self)) + "\n")
 
-    def lines(self) -> list[str]:
-        """What was launched, and how to follow it, for the terminal."""
-        rows = {"command": f"camelid {shlex.join(self.command)}", "job file": self.file, "log": self.log, **self.ways}
-        return [f"  {what:<10}{text}" for what, text in rows.items() if text is not None]
+    def lines(self, workdir: Path) -> list[str]:
+        """What was launched in a work directory, and how to follow it, for the terminal."""
+        rows = {"command": f"camelid {shlex.join(self.command)}", "job file": self.file, "log": self.log}
+        if self.id is not None:
+            where = shlex.quote(str(workdir))
+            rows |= {action: f"camelid launch --{action}={where}" for action in ("status", "follow", "stop")}
+        return [
+            *(f"  {what:<10}{text}" for what, text in rows.items() if text is not None),
+            *([f"by {self.platform}'s own commands:" if self.platform != "local" else "by commands of the system:"]),
+            *(f"  {what:<10}{text}" for what, text in self.ways.items()),
+        ]
 
 
 def read_last(workdir: Path) -> Launched | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from .job import PYTHON, Job, Launched
+from .verdict import read_verdicts
 
 BEGIN_SECONDS = 30.0
 """Time in which the supervisor must have its lock."""
@@ -58,6 +59,30 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         "most_restarts": job.most_restarts,
     }
     return json.dumps(plan, indent=2) + "\n"
+
+
+def preview(job: Job, text: str) -> str:
+    """The command, its processes and their variables, in words."""
+    plan = json.loads(text)
+    count = plan["processes"]
+    together = "1 process" if count == 1 else f"{count} processes together, which meet at a free port of this machine"
+    rows = [("command", f"camelid {shlex.join(plan['command'])}"), ("folder", plan["folder"]), ("processes", together)]
+    for number, variables in enumerate(plan["environments"]):
+        said = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+        rows.append((f"process {number}" if count > 1 else "variables", said or "the variables of this shell"))
+    rows += [("restarts", f"at most {plan['most_restarts']}"), ("checkpoints", plan["workdir"])]
+    rows += [("log", str(job.launch / "log"))]
+    return "".join(f"{what:<10} {words}\n" for what, words in rows)
+
+
+def sees(path: str, job: Job, args: argparse.Namespace) -> bool:
+    """Always: the job runs here, and now."""
+    return True
+
+
+def hints(job: Job, args: argparse.Namespace) -> list[str]:
+    """None: a job has all of this machine."""
+    return []
 
 
 def launch(job: Job, text: str) -> Launched:
@@ -111,7 +136,11 @@ def state(launched: Launched) -> str | None:
     if launched.host != socket.gethostname():
         raise UserError(f"the job runs on {launched.host}, and this is {socket.gethostname()}: ask there")
     pid = _pid(Path(launched.log).parent)
-    return None if pid is None or str(pid) != launched.id else f"running as process {pid}"
+    if pid is None or str(pid) != launched.id:
+        return None
+    verdicts = read_verdicts(Path(launched.log).parent, launched.id)  # on the attempts before
+    after = f", attempt {verdicts[0][1] + 1}, after {verdicts[0][0].reason}" if verdicts else ", attempt 1"
+    return f"running as process {pid}{after}"
 
 
 def stop(launched: Launched) -> None:

@@ -20,6 +20,15 @@ class Platform(NamedTuple):
     describe: Callable[[Job, argparse.Namespace], str]
     """The text of the job file, in the platform's vocabulary."""
 
+    preview: Callable[[Job, str], str]
+    """What `--dry_run` prints of a job and the text of `describe`, for people."""
+
+    sees: Callable[[str, Job, argparse.Namespace], bool]
+    """Whether what is missing at a path now and here is missing for the job too."""
+
+    hints: Callable[[Job, argparse.Namespace], list[str]]
+    """Sentences about a job that is as its options say, and perhaps not as its user meant it."""
+
     launch: Callable[[Job, str], Launched]
     """Writes the job file with the text of `describe` into `job.launch`, which exists, and submits it."""
 
@@ -31,8 +40,6 @@ class Platform(NamedTuple):
 
 
 PLATFORMS = {
-    module.__name__.rpartition(".")[2]: Platform(
-        module.add_options, module.processes, module.describe, module.launch, module.state, module.stop
-    )
+    module.__name__.rpartition(".")[2]: Platform(*(getattr(module, name) for name in Platform._fields))
     for module in (local, slurm)
 }

@@ -12,6 +12,7 @@ import jinja2
 
 from ...errors import UserError
 from .job import PYTHON, Job, Launched
+from .slurm_words import check_bash, check_notice, for_file, gpus, options_in, quoted, seconds_of
 
 ASKED = ("partition", "account", "time", "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem")
 """Options of `camelid launch` that are options of sbatch, in the order of the job file."""
@@ -22,15 +23,6 @@ COMMENTS = {
 """Sentences above the first option of a group."""
 SECONDS = 30.0
 """Time that a command of Slurm may take."""
-OWN = (
-    *("requeue", "no-requeue", "signal", "open-mode", "output", "error", "array", "job-name", "chdir", "wait"),
-    *("test-only", "time", "nodes", "ntasks", "ntasks-per-node"),
-)
-"""Options of sbatch that `--sbatch` cannot give: the job file has them, or counts on what they are."""
-OWN_SHORT = "oeaJDWtNn"
-"""The short forms of the options in `OWN`."""
-TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-"""A time limit: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds]."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="number of processes on each machine (default: one for each GPU, or 1)",
     )
     group.add_argument(
-        "--gpus_per_node", type=int, metavar="N", help="number of GPUs of each machine (default: none is asked for)"
+        "--gpus_per_node",
+        metavar="[TYPE:]N",
+        help="number of GPUs of each machine, such as 8 or a100:8 (default: none is asked for)",
     )
     group.add_argument(
         "--cpus_per_task", type=int, metavar="N", help="number of cores of each process (default: as Slurm gives)"
@@ -72,13 +66,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="OPTIONS",
         help="further options in sbatch's own words, such as '--qos=high --exclude=node7'; may be given again",
     )
+    group.add_argument(
+        "--srun",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
+        help="further options in srun's own words, such as '--container-image=lab+jax'; may be given again",
+    )
+    group.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="BASH",
+        help="commands of bash that the job file runs on the first machine before the processes start, which get its "
+        "variables, such as 'module load cuda; export NCCL_DEBUG=INFO'; may be given again",
+    )
 
 
 def processes(args: argparse.Namespace) -> int:
-    """The number of processes that the options ask for."""
-    each = args.tasks_per_node
+    """The number of processes that the options ask for. Raises UserError if the GPUs cannot be divided among them."""
+    there, each = gpus(args.gpus_per_node), args.tasks_per_node
     if each is None:
-        each = 1 if args.workers else args.gpus_per_node or 1
+        each = 1 if args.workers else there or 1
+    if there % each:
+        divisors = ", ".join(str(number) for number in range(1, there + 1) if there % number == 0)
+        raise UserError(
+            f"--tasks_per_node={each}: {there} GPU{'s' * (there != 1)} of --gpus_per_node cannot be divided evenly "
+            f"among {each} processes: give one of {divisors}"
+        )
     return args.nodes * each
 
 
@@ -115,9 +130,10 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         command.append("--distributed")
     if job.workers is not None:
         command.append("--workers=1")
-    _check_notice(args)
+    check_notice(args.time, args.signal_seconds)
+    for text in args.setup:
+        check_bash(text)
     array = job.workers is not None
-    per_task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID"
     environment = [(name, shlex.quote(os.environ[name])) for name in ("PYTHONPATH",) if os.environ.get(name)]
     loader = jinja2.FileSystemLoader(Path(__file__).parents[1])
     maker = jinja2.Environment(
@@ -133,12 +149,17 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         file=shlex.quote(str(job.launch / "job.sh")),
         shown=f"camelid {shlex.join(job.command)}".replace("\n", "\n#     "),
         name=job.name,
-        folder=_quoted(_for_slurm(job.folder)),
-        log_of_slurm=_quoted(_for_slurm(job.launch / "log").replace("%", "%%") + ("-%a" if array else "")),
+        folder=quoted(for_file(job.folder)),
+        log_of_slurm=quoted(for_file(job.launch / "log").replace("%", "%%") + ("-%a" if array else "")),
         options=_options(job, args),
         signal_seconds=args.signal_seconds,
         environment=environment,
-        exits=f'{shlex.quote(str(job.launch))}/exits/"{per_task}"',
+        array=array,
+        job="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID",
+        exits=f'{shlex.quote(str(job.launch))}/exits/"$job"',
+        setup=args.setup,
+        quote=shlex.quote,
+        srun=[shlex.join(words) for text in args.srun for words in options_in(text, "srun")],
         processes=job.processes,
         python=shlex.join(PYTHON),
         package=__package__,
@@ -146,6 +167,45 @@ def describe(job: Job, args: argparse.Namespace) -> str:
         workdir=shlex.quote(job.progress),
         most_restarts=job.most_restarts,
     )
+
+
+def preview(job: Job, text: str) -> str:
+    """The job file itself, which is written for people too."""
+    return text
+
+
+def sees(path: str, job: Job, args: argparse.Namespace) -> bool:
+    """Whether what is missing at a path now and here is missing for the job too.
+
+    So it is below the folders that a job has to share with this machine, unless the job waits for other jobs.
+    """
+    given = [words[0] for text in args.sbatch for words in options_in(text, "sbatch")]
+    waits = any(word.startswith("-d") or word.partition("=")[0] in ("--dependency", "--begin") for word in given)
+    place = Path(job.folder, Path(path).expanduser())
+    shared = any(place.is_relative_to(folder) for folder in (job.folder, job.workdir))
+    return shared and not waits and shutil.which("sbatch") is not None
+
+
+def hints(job: Job, args: argparse.Namespace) -> list[str]:
+    """What a job gets that asks for no cores and memory, and how long its attempts may take together."""
+    found = []
+    if missing := [f"--{name}" for name in ("cpus_per_task", "mem") if getattr(args, name) is None]:
+        found.append(
+            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not given: most clusters then give a "
+            "process one core and little memory"
+        )
+    attempts, limit = job.most_restarts + 1, seconds_of(args.time)
+    if limit:
+        found.append(f"at most {attempts} attempts of {args.time}, {_days(attempts * limit)} in all (--restarts)")
+    elif attempts > 1:
+        found.append(f"at most {attempts} attempts, each as long as the partition allows (--restarts, --time)")
+    return found
+
+
+def _days(seconds: int) -> str:
+    """A time in hours, or in days from two days on."""
+    hours = seconds / 3600
+    return f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.1f} hours"
 
 
 def _options(job: Job, args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -166,77 +226,14 @@ def _options(job: Job, args: argparse.Namespace) -> list[tuple[str, str]]:
         found.append((comment, f"--{option}={value}"))
     if job.workers is not None:
         found.append(("One job for each worker; all share the sweep's folder.", f"--array=0-{job.workers - 1}"))
-    return found + [("", option) for text in args.sbatch for option in _words(text)]
+    given = [words for text in args.sbatch for words in options_in(text, "sbatch")]
+    return found + [("", " ".join(_in_file(word) for word in words)) for words in given]
 
 
-def _words(text: str) -> list[str]:
-    """The options in a text of sbatch's own words. Raises UserError for a text that is no list of options."""
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"--sbatch={text}: {error}") from None
-    joined: list[str] = []
-    for word in words:
-        if word.startswith("-"):
-            _check_not_own(word, text)
-            name, sign, value = word.partition("=")
-            joined.append(name + sign + _quoted(value))
-        elif joined and "=" not in joined[-1]:
-            joined[-1] += f" {_quoted(word)}"
-        else:
-            raise UserError(
-                f"--sbatch={text}: {word} is no option of sbatch: give options, as in --sbatch='--qos=high'"
-            )
-    return joined
-
-
-def _check_not_own(word: str, text: str) -> None:
-    """Raises UserError for an option that camelid launch sets itself, also for a short or shortened form of one."""
-    name = word.partition("=")[0]
-    if name.startswith("--"):
-        own = len(name) > 2 and any(each.startswith(name[2:]) for each in OWN)
-    else:
-        own = word[1:2] in OWN_SHORT and word != "-"
-    if own:
-        raise UserError(f"--sbatch={text}: {name} is what camelid launch sets itself: see its own options (--help)")
-
-
-def _check_notice(args: argparse.Namespace) -> None:
-    """Raises UserError for a time limit that is none, or that leaves no time before the notice of its end."""
-    if args.time is None or args.time.upper() in ("UNLIMITED", "INFINITE"):
-        return
-    if (parts := TIME.fullmatch(args.time)) is None:
-        raise UserError(f"--time={args.time}: give minutes, or hours:minutes:seconds, or days-hours")
-    days, *numbers = parts.groups()
-    first, second, third = (int(number or 0) for number in numbers)
-    if days is not None or numbers[2] is not None:
-        limit = int(days or 0) * 86400 + first * 3600 + second * 60 + third
-    else:
-        limit = first * 60 + second
-    if 0 < limit <= args.signal_seconds:
-        raise UserError(
-            f"--time={args.time} is no longer than the notice of --signal_seconds={args.signal_seconds}: an attempt "
-            "would be told to end as it begins: give more time, or less notice"
-        )
-
-
-def _for_slurm(path: Path) -> str:
-    """The text of a path in an `#SBATCH` line. Raises UserError for a path that such a line cannot hold."""
-    text = str(path)
-    if re.search(r"[\"\\]", text) or not text.isprintable():
-        shown = text.encode(errors="backslashreplace").decode()
-        raise UserError(
-            f"{shown}: an #SBATCH line takes no path with double quotes, backslashes or control characters: use "
-            "another folder"
-        )
-    return text
-
-
-def _quoted(word: str) -> str:
-    """A word for an `#SBATCH` line, where # begins a comment; in quotes where it needs them."""
-    if not re.search(r"[\s#\"'\\]", word):
-        return word
-    return '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
+def _in_file(word: str) -> str:
+    """An option or a value of one for an `#SBATCH` line."""
+    name, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return name + sign + quoted(value)
 
 
 def _in_lines(words: list[str]) -> str:

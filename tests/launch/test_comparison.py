@@ -14,13 +14,12 @@ import pytest
 from scipy import stats
 
 from camelid.errors import UserError
-from camelid.launch import comparison
+from camelid.launch import comparison, run_folders
 from camelid.launch.cli import main
 from camelid.launch.comparison import (
     Metric,
     default_metrics,
     differing_leaves,
-    find_runs,
     groups,
     over_seeds,
     read_run,
@@ -29,6 +28,7 @@ from camelid.launch.comparison import (
 from camelid.launch.comparison_figure import MOST_LINES, draw, labels, learning_curves
 from camelid.launch.comparison_notes import notes
 from camelid.launch.comparison_tables import Comparison, short_names
+from camelid.launch.run_folders import find_runs
 from camelid.launch.sweeps.identity import Objective
 
 LOSS = "eval/heldout/text/loss"
@@ -424,6 +424,8 @@ def test_damaged_and_odd_files_of_runs_are_compared_or_told_in_a_line(tmp_path, 
     odd = make_run(tmp_path / "runs" / "\x1b[31ma\nb", lines=huge, seed="x", checkpoint__best=7)
     make_run(tmp_path / "runs" / os.fsdecode(b"caf\xe9"), seed=None, optim__lr=0.5)
     make_run(tmp_path / "runs" / "c", seed=0.5, checkpoint__best=[LOSS, "sideways"])
+    for name in ("d", "e"):
+        make_run(tmp_path / "runs" / name, seed=math.nan, optim__lr=0.7)
     (odd / "run.json").write_text('{"attempts": [{"from_step": 1e400}]}')
     files = [f"--{kind}={tmp_path}/new/{kind}" for kind in ("csv", "json", "output")]
     assert main(["compare", str(tmp_path / "runs"), "--each", *files]) == 0
@@ -468,3 +470,24 @@ def test_runs_of_versions_without_config_json_are_read_from_their_checkpoints(pr
     new = read_run(pretrained)
     assert old.leaves["optim.lr"] == 0.01 and old.leaves == new.leaves and new.step == 24
     assert new.status == "finished" and 0 < new.goodput < 1
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+@pytest.mark.parametrize(
+    ("module", "name", "rest"), [(run_folders, "is_run", "its runs are"), (comparison, "read_record", "it is")]
+)
+def test_a_folder_that_cannot_be_read_is_told_and_the_others_are_compared(
+    sweep, monkeypatch, capsys, pattern, module, name, rest
+):
+    usual, private = getattr(module, name), sweep / "lr0.1-s0"
+
+    def refuse(folder):
+        if folder.name == private.name:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return usual(folder)
+
+    monkeypatch.setattr(module, name, refuse)
+    assert len(read_runs([sweep / pattern])) == 5
+    assert capsys.readouterr().err == f"camelid: {private} cannot be read (Permission denied): {rest} left out\n"
+    with pytest.raises(PermissionError):
+        read_runs([private])

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from camelid.errors import UserError
 from camelid.launch import config_listing
 from camelid.launch.cli import main
 from camelid.launch.config_listing import first_sentence, listing_of
+from camelid.launch.recipes import RECIPES, read_config
+from camelid.settings.config_files import load_config
 from camelid.settings.config_names import shipped_configs
 from camelid.settings.leaves import Count
 from camelid.settings.meanings import ABSENT, meanings_of
@@ -68,7 +71,7 @@ def test_shipped_configs_are_listed_by_folder_without_running_them(capsys, monke
 
 
 def test_a_config_is_shown_with_docstring_arguments_command_and_leaves(capsys):
-    shown = printed(capsys, "sft/lora:rank=4", "--config.optim.lr=1e-3")
+    shown = printed(capsys, "sft/lora:rank=4", "--all", "--config.optim.lr=1e-3")
     for text in (
         "Tunes an existing model on your own records with low-rank adapters.\n",
         "rank=16, lr=0.0002, quantize=",
@@ -84,6 +87,47 @@ def test_a_config_is_shown_with_docstring_arguments_command_and_leaves(capsys):
         assert text in shown, text
 
 
+def test_of_a_config_are_shown_what_it_changes_and_its_sections(capsys):
+    shown = printed(capsys, "sft/lora:rank=4", "--config.optim.lr=1e-3")
+    for text in (
+        "Start it: camelid train --config=sft/lora --workdir=DIR",
+        "config.optim.lr = 0.001 (default: 0.0003)\n      The highest learning rate.\n",
+        "config.lora            8   Low-rank adapters.\n",
+        "`camelid configs sft/lora model` lists a section, and `camelid configs sft/lora --all` every leaf.",
+    ):
+        assert text in shown, text
+    assert "config.seed" not in shown and "Give " not in shown and len(shown.splitlines()) < 80
+    assert main(["configs", "sft/lora", "lr", "--all"]) == 2
+    assert "--all lists every leaf, and PATTERN lr some" in capsys.readouterr().err
+
+
+def test_what_is_piped_is_neither_wrapped_nor_padded(capsys):
+    tables = (printed(capsys), printed(capsys, "sft/primer"), printed(capsys, "sft/primer", "--all"))
+    assert all(line == line.rstrip() for table in tables for line in table.splitlines())
+    meaning = meanings_of(RECIPES["sft"].config)["loss"]
+    assert f"{meaning} Give a function package.module:name or file.py:name, or None.\n" in tables[-1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "named", "absent"),
+    [
+        ("learning_rate", "config.optim.lr = ", "config.seed"),
+        ("Learning rate", "config.optim.lr = ", "config.seed"),
+        ("early stop", "config.early_stopping.patience = ", "config.optim.lr"),
+        ("early_stop", "config.early_stopping.patience = ", "config.optim.lr"),
+        ("rank", "  rank = 16\n      Argument of the config's file: --config=sft/lora:rank=VALUE", "config.optim.lr"),
+        ("rank", "config.lora.targets = ", "config.seed"),
+        ("quantize", "config.lora.quantize = None", "config.seed"),
+        ("held out for evaluation", "config.data.heldout = ", "config.seed"),
+        ("optim", "config.optim.b1 = ", "config.seed"),
+        ("bf16", "config.model.dtype = ", "config.seed"),
+    ],
+)
+def test_leaves_are_found_by_names_synonyms_arguments_and_meanings(capsys, pattern, named, absent):
+    shown = printed(capsys, "sft/lora", pattern)
+    assert named in shown and absent not in shown
+
+
 def test_a_pattern_chooses_leaves_and_json_has_them_for_programs(capsys):
     found = json.loads(printed(capsys, "adapt/domain:document_epochs=2", "total_epochs|evals", "--json"))
     assert [(each["name"], each["phase"], each["value"], each["changed"]) for each in found["leaves"]] == [
@@ -93,7 +137,7 @@ def test_a_pattern_chooses_leaves_and_json_has_them_for_programs(capsys):
     assert found["leaves"][0]["allowed"] == "a number greater than 0, or None"
     assert "= 2.0 in documents, 1.0 in questions" in printed(capsys, "adapt/domain:document_epochs=2", "total_epochs")
     assert main(["configs", "sft/lora", "lrr"]) == 2
-    assert "sft/lora has no such leaf; did you mean lr?" in capsys.readouterr().err
+    assert "sft/lora has no such leaf; did you mean optim.lr?" in capsys.readouterr().err
 
 
 def test_a_config_of_one_s_own_lists_the_fields_of_its_own_recipe(own, capsys):
@@ -106,6 +150,40 @@ def test_a_config_of_one_s_own_lists_the_fields_of_its_own_recipe(own, capsys):
     assert "own.py:15: TypeError" in err and "with other arguments, as in own.py:steps=VALUE" in err
     assert main(["configs", "own.py:steps=3", "--config.recipe=own_recipe.py:untyped"]) == 2
     assert "annotate its argument, as in def untyped(run: Run[MyConfig])" in capsys.readouterr().err
+
+
+def test_a_flag_makes_a_leaf_that_the_recipe_s_class_has_and_the_file_leaves_out(own, capsys):
+    (own / "short.py").write_text(
+        "from camelid.settings.sections import to_config\nfrom camelid.train.run_config import RunConfig\n\n\n"
+        "def get_config():\n    c = to_config(RunConfig())\n    c.recipe, c.total_steps = 'own_recipe.py:train', 3\n    "
+        "c.model.preset = 'nano-test'\n    return c\n"
+    )
+    assert "config.sharpness = 3.0 (default: 2.0)" in printed(capsys, "short.py", "sharp", "--config.sharpness=3")
+    read_config(load_config("short.py", ["--config.sharpness=3"]))
+    with pytest.raises(UserError, match=r"config has no config\.sharpness: give --config\.sharpness=2\.0, or write"):
+        read_config(load_config("short.py"))
+    with pytest.raises(UserError, match=r"sharpness=x: config\.sharpness is of type float, such as 2\.0"):
+        load_config("short.py", ["--config.sharpness=x"])
+    with pytest.raises(UserError, match=r"there is no config\.sharpnes; did you mean config\.sharpness\?"):
+        load_config("short.py", ["--config.sharpnes=3"])
+    flags = ["--config.sharpness=3", "--config.recipe=own_recipe.py:train"]
+    assert load_config("sft/primer", flags).sharpness == 3.0
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--lr=1e-3", "did you mean --config.optim.lr=1e-3?"),
+        ("optim.lr=1e-3", "did you mean --config.optim.lr=1e-3?"),
+        ("config.optim.lr=1e-3", "did you mean --config.optim.lr=1e-3?"),
+        ("--learning_rate", "did you mean --config.optim.lr=VALUE?"),
+        ("--workdri=x", "did you mean --workdir?"),
+    ],
+)
+def test_a_setting_without_its_prefix_is_told_the_flag_that_it_means(word, meant, capsys, tmp_path):
+    for command in ("train", "sweep"):
+        assert main([command, "--config=sft/primer", f"--workdir={tmp_path}", word]) == 2
+        assert f"unknown argument {word}; {meant} (see `camelid {command} --help`)" in capsys.readouterr().err
 
 
 def test_the_help_of_a_command_lists_the_config_that_stands_beside_it(own, capsys):

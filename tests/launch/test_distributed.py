@@ -21,6 +21,8 @@ from camelid.launch.launching.verdict import EXIT_FILE
     [
         ("1", 0, "0,1,2,3,4,5,6,7", []),  # one task on a node has all
         ("1(x2)", 0, "", []),
+        ("1(x4)", 0, "0,1,2,3,4,5,6,7", []),  # one task on each of four nodes has all of its node
+        ("2(x4)", 1, "0,1,2,3,4,5,6,7", [4, 5, 6, 7]),
         ("8(x2)", 3, "0,1,2,3,4,5,6,7", [3]),  # one each, as JAX divides them
         ("2", 1, "0,1,2,3,4,5,6,7", [4, 5, 6, 7]),
         ("8", 3, "0", []),  # Slurm has bound a GPU to each task

@@ -275,7 +275,7 @@ def test_two_processes_are_checked_together(start, tmp_path):
     first, second = (process.communicate(timeout=300)[0] for process in processes)
     assert [process.returncode for process in processes] == [1, 1], first + second
     assert "all-reduce of 4.19 MB over 4 devices of 2 processes" in first
-    assert "2 processes on 1 hosts" in first and "between the processes" in first
+    assert "2 processes on 1 host," in first and "between the processes" in first
     there = [line for line in first.splitlines() if "(process 1): " in line and line.startswith("fail disk")]
     assert len(there) == 1 and "cannot be written" in there[0] and first.rstrip().endswith("1 failed")
     assert "fail" not in second and "a program that was compiled is read again" in first

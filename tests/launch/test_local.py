@@ -112,6 +112,16 @@ def test_a_job_that_is_told_to_end_saves_and_is_not_started_again(supervise, tmp
     )
 
 
+def test_the_state_of_a_job_tells_its_attempt_and_why_there_is_another(supervise, tmp_path):
+    process = supervise("kill wait")
+    launched = job.Launched("local", str(process.pid), ("train",), str(tmp_path / "launch" / "log"), {})
+    while not (tmp_path / "waits").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    killed = "after exit code 137: a process was killed"
+    assert local.state(launched) == f"running as process {process.pid}, attempt 2, {killed}"
+
+
 def test_a_second_supervisor_of_a_folder_is_refused(supervise, tmp_path):
     first = supervise("wait")
     while not (tmp_path / "waits").exists():
@@ -121,12 +131,15 @@ def test_a_second_supervisor_of_a_folder_is_refused(supervise, tmp_path):
 
 
 def test_a_command_goes_on_in_the_background_and_its_end_is_told(tmp_path, capfd):
-    """With a command that ends at once: a config that is not there by the time the job reads it."""
-    (tmp_path / "c.py").write_text((Path(__file__).parents[1] / "tiny.py").read_text())
-    words = ["train", f"--config={tmp_path / 'c.py'}:root=/nowhere", f"--workdir={tmp_path / 'run'}"]
-    assert main(["launch", "--on=local", "--dry_run", "--processes=2", "--", *words]) == 0
-    assert json.loads(capfd.readouterr().out)["processes"] == 2 and not (tmp_path / "run").exists()
-    assert main(["launch", "--on=local", "--wait", "--", *words]) == 2
+    """With a command that ends at once: a model that is not there."""
+    words = ["generate", "/nowhere", "x"]
+    launch = ["launch", "--on=local", f"--workdir={tmp_path / 'run'}"]
+    assert main([*launch, "--dry_run", "--processes=2", "--", "doctor"]) == 0
+    said = capfd.readouterr().out
+    assert "command    camelid doctor\n" in said and "{" not in said
+    assert "2 processes together" in said and "process 1  the variables of this shell" in said
+    assert not (tmp_path / "run").exists()
+    assert main([*launch, "--wait", "--", *words]) == 2
     said, launched = capfd.readouterr().out, read_last(tmp_path / "run")
     assert f"job {launched.id} on local: camelid-run, 1 process" in said and f"kill {launched.id}" in said
     assert "/nowhere" in said and f"job {launched.id} failed (exit code 2" in said
@@ -281,13 +294,15 @@ def test_a_command_without_the_hyphens_before_it_is_one_line(capsys):
 
 
 @pytest.mark.parametrize("own", ["gs://bucket/run", "/elsewhere/run"])
-def test_the_checkpoints_by_which_a_job_gets_further_are_those_of_its_command(tmp_path, monkeypatch, capsys, own):
+def test_the_checkpoints_by_which_a_job_gets_further_are_those_of_its_command(
+    arguments, tmp_path, monkeypatch, capsys, own
+):
     monkeypatch.chdir(tmp_path)
-    train = ["train", f"--config={Path(__file__).parents[1] / 'tiny.py'}:root=/nowhere", f"--workdir={own}"]
+    train = arguments("pretrain", own)
     for platform in platforms.PLATFORMS:
         assert main(["launch", f"--on={platform}", "--dry_run", "--workdir=logs", "--", *train]) == 0
     text = capsys.readouterr().out
-    assert f'"workdir": "{own}"' in text and f" --workdir={own} " in text and f"{tmp_path}/logs/launch/log" in text
+    assert f"checkpoints {own}\n" in text and f" --workdir={own} " in text and f"{tmp_path}/logs/launch/log" in text
 
 
 def test_a_job_of_another_host_is_not_taken_for_one_of_this(tmp_path):
@@ -312,3 +327,40 @@ def test_a_platform_is_one_module():
     assert set(platforms.PLATFORMS) == {"local", "slurm"}
     for name, platform in platforms.PLATFORMS.items():
         assert all(each.__module__.endswith(f"launching.{name}") for each in platform)
+
+
+def launched_at_once(monkeypatch, launch) -> None:
+    """Makes the platform local do nothing but `launch`."""
+    platform = platforms.PLATFORMS["local"]._replace(launch=launch)
+    monkeypatch.setitem(platforms.PLATFORMS, "local", platform)
+
+
+def test_a_reader_that_has_read_enough_of_a_launch_is_no_fault(tmp_path):
+    line = f"launch --on=slurm --workdir={tmp_path} -- doctor"
+    code = "import sys, shutil; shutil.which = lambda name: None; from camelid.launch.cli import main; "
+    code += f"sys.exit(main({line.split()!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(60) == 0 and process.stderr.read() == b""
+    assert (tmp_path / "launch" / "launches.jsonl").exists()
+
+
+def test_a_full_disk_and_a_file_in_place_of_the_launch_folder_are_told_with_their_paths(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    launched_at_once(monkeypatch, fail)
+    command = ["launch", "--on=local", f"--workdir={tmp_path}", "--", "doctor"]
+    assert main(command) == 1
+    assert f"No space left on device: '{tmp_path}/launch'" in capsys.readouterr().err
+    (tmp_path / "launch").rename(tmp_path / "before")
+    (tmp_path / "launch").touch()
+    assert main(command) == 2
+    assert f"{tmp_path}/launch is a file, and a job has its files in a folder" in capsys.readouterr().err
+
+
+def test_options_that_do_nothing_are_told_as_they_were_given(capsys):
+    assert main(["launch", "--status=x", "--wait"]) == 2
+    assert "--wait does nothing without --on" in capsys.readouterr().err
+    assert main(["launch", "--on=local", "--workdir=x", "--setup=module load cuda", "--", "doctor"]) == 2
+    assert "--setup=module load cuda does nothing without --on=slurm" in capsys.readouterr().err

@@ -142,6 +142,12 @@ def test_a_run_that_was_killed_says_so_before_it_is_resumed(run):
     assert (found.status, found.reason, found.attempts[-1].exit) == ("lost", "killed, or its machine was lost", "lost")
 
 
+def test_a_run_to_which_a_link_leads_is_shown_once(run):
+    (run.parent / "latest").symlink_to(run)
+    assert [each.path for each in summaries([run.parent, run.parent / "latest"])] == [str(run)]
+    assert [each.path for each in summaries([run.parent / "latest"])] == [str(run.parent / "latest")]
+
+
 def test_phases_have_a_block_each_in_their_order(tmp_path, capsys):
     make_run(tmp_path / "all" / "tune", LAST, recipe="dpo")
     make_run(tmp_path / "all" / "base", LOST, recipe="pretrain")
@@ -165,9 +171,16 @@ def test_damaged_and_missing_files_are_told_and_the_rest_is_shown(run, capsys):
         "run.json",
         "heartbeat.json",
     ]
-    for name in ("config.json", "run.json", "heartbeat.json"):
-        (run / name).unlink()
+    (run / "config.json").unlink()
+    (run / "config.json").mkdir()
     show(run)
-    assert "neither a config.json nor a complete checkpoint tells the config" in capsys.readouterr().out
+    assert "problems     [Errno 21] Is a directory" in capsys.readouterr().out
+    (run / "config.json").rmdir()
+    for name in ("run.json", "heartbeat.json", "metrics.jsonl"):
+        (run / name).unlink()
+    (run / "metrics.jsonl").mkdir()
+    show(run)
+    assert "neither a config.json nor a complete checkpoint tells the config" in (said := capsys.readouterr()).out
+    assert "metrics.jsonl cannot be read, and is left out" in said.err
     with pytest.raises(UserError, match="no such run directory"):
         show(run / "nothing")

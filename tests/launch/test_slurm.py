@@ -84,7 +84,8 @@ def run_job(fake, code, said, state="RUNNING", restarts=0, **more) -> tuple[int,
         text=True,
         cwd=fake.parent,
     )
-    asked = (fake / "scontrol.arguments").read_text().splitlines()
+    file = fake / "scontrol.arguments"
+    asked = file.read_text().splitlines() if file.exists() else []
     return ended.returncode, ended.stdout, [line for line in asked if line.startswith("requeue")]
 
 
@@ -123,6 +124,10 @@ def test_a_job_file_asks_for_what_the_options_say_and_is_valid_bash(fake, capsys
     assert (fake / "sbatch.arguments").read_text().strip() == f"--parsable {fake.parent}/job/launch/job.sh"
     said = capsys.readouterr().out
     assert "job 12 on slurm: camelid-job, 16 processes" in said
+    own = [f"camelid launch --{action}={fake.parent}/job" for action in ("status", "follow", "stop")]
+    assert [line.split(maxsplit=1)[1] for line in said.splitlines() if "camelid launch" in line] == own
+    assert said.index(own[2]) < said.index("squeue --jobs=12") and "most clusters" not in said
+    assert "at most 101 attempts of 12:00:00, 50 days in all (--restarts)" in said
     for line in ("squeue --jobs=12", f"tail -F {fake.parent}/job/launch/log", "scontrol requeue 12", "scancel 12"):
         assert line in said
 
@@ -145,6 +150,38 @@ def test_srun_is_told_what_it_does_not_take_from_a_job(fake):
     assert launch("--cpus_per_task=4") == 0
     run_job(fake, 0, ["0"], SLURM_CPUS_PER_TASK="4")
     assert "--export=ALL --cpus-per-task=4" in (fake / "srun.arguments").read_text()
+
+
+def test_options_of_srun_and_lines_of_setup_are_given_to_the_processes(fake):
+    setup = ["--setup=export SITE='a b' # our own", "--setup=if true; then\n  export PYTHONUNBUFFERED=$SITE\nfi"]
+    assert launch(*setup, "--srun=--container-image='lab + jax' --mpi none", "--srun=-v") == 0
+    assert run_job(fake, 0, ["0"])[0] == 0
+    arguments = (fake / "srun.arguments").read_text()
+    assert "--export=ALL --container-image=lab + jax --mpi none -v " in arguments
+    assert (fake / "srun.environment").read_text() == "PYTHONUNBUFFERED=a b\n"
+
+
+def test_a_setup_that_fails_ends_the_job_before_its_processes(fake):
+    assert launch("--setup=export A=1; (exit 3)") == 0
+    code, text, asked = run_job(fake, 0, ["0"])
+    assert code == 2 and "camelid: --setup failed with exit code 3: export A=1; (exit 3)" in text
+    assert not asked and not (fake / "srun.arguments").exists()
+    assert main(["launch", "--status=job"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks", "gpus"),
+    [
+        (["--gpus_per_node=a100:4"], 4, "a100:4"),
+        (["--gpus_per_node=a100:8", "--tasks_per_node=2"], 2, "a100:8"),
+        (["--gpus_per_node=8", "--tasks_per_node=1"], 1, "8"),
+        (["--gpus_per_node=0", "--tasks_per_node=3"], 3, "0"),
+    ],
+)
+def test_processes_are_counted_by_gpus_of_any_type(fake, options, tasks, gpus):
+    assert launch(*options) == 0
+    text = job_file(fake.parent / "job")
+    assert f"#SBATCH --ntasks-per-node={tasks}\n#SBATCH --gpus-per-node={gpus}\n" in text
 
 
 def test_several_processes_train_together_and_meet_at_a_port_that_is_free(fake):
@@ -229,6 +266,20 @@ def test_the_workers_of_a_sweep_are_an_array(fake, capsys):
     assert not Path("sweeps").exists()
 
 
+@pytest.mark.parametrize("worker", [0, 2])
+def test_a_worker_that_was_cut_off_is_seen_and_requeued_alone(fake, worker):
+    """SLURM_JOB_ID of the last worker is that of the array, for which Slurm would take all workers."""
+    config = f"--config={Path(__file__).parents[1] / 'tiny.py'}:root=/nowhere"
+    sweep = ["sweep", config, "--space=seed={0,1}", "--objective=eval/heldout/text/loss:min", "--workdir=job"]
+    assert launch("--workers=3", command=sweep) == 0
+    of_array = dict(SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID=str(worker))
+    code, _, requeued = run_job(fake, 143, ["143"], **of_array)
+    assert code == 143 and requeued == [f"requeue 12_{worker}"]
+    asked = (fake / "scontrol.arguments").read_text().splitlines()
+    assert {line.split()[-1] for line in asked} == {f"12_{worker}"}
+    assert (Path("job") / "launch" / "exits" / f"12_{worker}.verdict").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "command", "words"),
     [
@@ -246,6 +297,18 @@ def test_the_workers_of_a_sweep_are_an_array(fake, capsys):
         (["--sbatch=--ntasks=4"], ["doctor"], "--ntasks is what camelid launch sets itself"),
         (["--sbatch=--out=x"], ["doctor"], "--out is what camelid launch sets itself"),
         (["--sbatch=qos"], ["doctor"], "qos is no option"),
+        (["--sbatch=-- x"], ["doctor"], "-- is what camelid launch sets itself"),
+        (["--srun=--export=NONE"], ["doctor"], "--srun=--export=NONE: --export is what camelid launch sets itself"),
+        (["--srun=-n 3"], ["doctor"], "-n is what camelid launch sets itself"),
+        (["--srun=--mpi=none bash"], ["doctor"], "bash is no option of srun"),
+        (["--setup=if true"], ["doctor"], "--setup=if true: bash cannot read it"),
+        (["--setup=echo 'a"], ["doctor"], "bash cannot read it"),
+        (["--setup=cat <<END"], ["doctor"], "bash cannot read it"),
+        (["--setup= "], ["doctor"], "--setup= is empty"),
+        (["--gpus_per_node=a100"], ["doctor"], "--gpus_per_node=a100: give a number, or a type and a number"),
+        (["--gpus_per_node=-1"], ["doctor"], "--gpus_per_node=-1: give a number"),
+        (["--gpus_per_node=8", "--tasks_per_node=3"], ["doctor"], "cannot be divided evenly among 3 processes: give"),
+        (["--gpus_per_node=a100:1", "--tasks_per_node=2"], ["doctor"], "1 GPU of --gpus_per_node cannot be divided"),
         (["--partition=a b"], ["doctor"], "--partition=a b: give one word"),
         (["--account="], ["doctor"], "--account=: give one word"),
         (["--time=2 days"], ["doctor"], "--time=2 days: give minutes"),

@@ -133,6 +133,7 @@ def test_a_leaf_that_is_unset_and_set_keeps_its_type():
         ("--config..seed=1", "is no override: write --config.<name>=<value>; names have letters, digits and . _ -"),
         ("--config.a b=1", "is no override"),
         ("--config.evals=3", "config.evals is a section; set its leaves, primer"),
+        ("seed=None", "seed=None is no override"),
         ("--config.evals.other=None", "there is no config.evals.other"),
     ],
 )

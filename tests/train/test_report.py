@@ -94,8 +94,29 @@ def test_without_a_terminal_each_report_is_one_plain_line(tmp_path):
     printed = console.file.getvalue().splitlines()
     assert printed[0] == "step 1/10  loss 2.346  tokens/s 12,346"
     assert printed[1].startswith("step 2/10  loss 2  left 0:00:0")
-    assert printed[2].startswith("step 2  eval/[a]/loss 1.5  ") and printed[2].endswith("eval/[j]/loss 1.5")
+    assert printed[2].startswith("step 2  eval/[a]/loss 1.5  ")
+    assert printed[2].endswith("eval/[h]/loss 1.5  (2 more in metrics.jsonl)")
     assert len(printed) == 3
+
+
+def test_of_an_evaluation_the_metrics_of_all_groups_are_printed_and_the_file_has_every_one(tmp_path):
+    groups = {"all": 0.5, "en": 0.5, "sort": 0.5, "sort/en": 0.5, "cost/all": 0.1, "cost/en": 0.2, "scores": 1}
+    values = {f"eval/primer/{name}": value for name, value in {**groups, "scores/en": 2}.items()}
+    console = quiet()
+    with Reporter(tmp_path, 10, console=console) as reporter:
+        reporter.write(3, values)
+        reporter.write(4, {"eval/heldout/scores/en": 1, "eval/heldout/scores": 2, "eval/heldout/kl": 3})
+    first, second = console.file.getvalue().splitlines()
+    assert first == "step 3  eval/primer/all 0.5  eval/primer/cost/all 0.1  (6 more in metrics.jsonl)"
+    assert second == "step 4  eval/heldout/scores 2  eval/heldout/kl 3  (1 more in metrics.jsonl)"
+    assert lines(tmp_path / "metrics.jsonl")[0] == {"step": 3, **values}
+
+
+def test_a_table_of_one_row_of_short_cells_is_a_line(tmp_path):
+    console = quiet()
+    with Reporter(tmp_path, 10, console=console) as reporter:
+        reporter.text(0, "data", [{"source": "text", "records": "1,259", "held-out records": ""}])
+    assert console.file.getvalue() == "data, step 0: source text, records 1,259\n"
 
 
 def test_the_time_left_follows_from_the_speed_since_the_first_report(tmp_path, monkeypatch):

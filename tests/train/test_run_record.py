@@ -329,3 +329,11 @@ def test_the_code_that_runs_is_told_by_its_commit_and_whether_tracked_files_diff
     assert look(str(project)) == (None, around)  # installed into somebody's checkout
     monkeypatch.setenv("PATH", str(tmp_path))
     assert look(str(project)) == (None, None)  # no git
+
+
+def test_a_trial_of_a_sweep_has_a_command_that_can_be_given_again(monkeypatch):
+    for program in (code_version.PACKAGE / "launch" / "sweeps" / "child.py", code_version.PACKAGE / "__main__.py"):
+        monkeypatch.setattr(sys, "argv", [str(program), "train", "--config=sft/primer"])
+        assert recording._command() == ["camelid", "train", "--config=sft/primer"]
+    monkeypatch.setattr(sys, "argv", ["mine/train.py", "--config=x"])
+    assert recording._command() == ["mine/train.py", "--config=x"]

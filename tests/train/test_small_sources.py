@@ -8,7 +8,7 @@ from camelid.data.tokenizer import Tokenizer
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 from camelid.settings.length import Length
-from camelid.train.batches import DataSettings, TextEntry, data_of
+from camelid.train.batches import DataSettings, TextEntry, data_of, data_tables, report_data
 from camelid.train.lengths import lengths_of
 
 
@@ -50,3 +50,16 @@ def test_a_single_record_trains_if_nothing_is_held_out(tmp_path, tokenizer):
     batches, heldout = data(tmp_path, tokenizer, 1, heldout=0.0)
     assert not heldout and len(np.unique(batches[0]["tokens"], axis=0)) == 1
     assert lengths_of(Config, batches).total == 1
+
+
+def test_the_report_of_the_data_has_a_row_for_each_source_and_no_column_of_zeros(tmp_path, tokenizer):
+    batches, heldout = data(tmp_path, tokenizer, 10)
+    (row,) = data_tables(batches, heldout)["data"]
+    assert list(row)[:3] == ["source", "share of the batches (%)", "records"]
+    counts = batches.summary()["faq"]
+    assert (row["source"], row["records"], row["share of the batches (%)"]) == ("faq", str(counts["records"]), "100")
+    assert row["trained tokens"] == f"{counts['trained']:,}" and 0 < float(row["fill of the rows (%)"]) <= 100
+    assert row["held-out records"] == str(heldout["faq"].summary()["records"])
+    assert not {"samples", "bad records", "samples cut", "held-out bad records"} & set(row)
+    two = report_data(batches, heldout | {"other": heldout["faq"]})
+    assert [each["source"] for each in two] == ["faq", "other"] and two[1]["records"] == ""
