@@ -127,7 +127,7 @@ def test_a_job_file_asks_for_what_the_options_say_and_is_valid_bash(fake, capsys
     own = [f"camelid launch --{action}={fake.parent}/job" for action in ("status", "follow", "stop")]
     assert [line.split(maxsplit=1)[1] for line in said.splitlines() if "camelid launch" in line] == own
     assert said.index(own[2]) < said.index("squeue --jobs=12") and "most clusters" not in said
-    assert "at most 101 attempts of 12:00:00, 50 days in all (--restarts)" in said
+    assert "at most 101 attempts of --time=12:00:00, 50 days in all (--restarts)" in said
     for line in ("squeue --jobs=12", f"tail -F {fake.parent}/job/launch/log", "scontrol requeue 12", "scancel 12"):
         assert line in said
 
