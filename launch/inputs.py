@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from etils import epath
 
+from .. import tasks
 from ..checkpoints import reading
 from ..data import files, hub, sources
 from ..data.tokenizer import Tokenizer
@@ -59,13 +60,16 @@ def missing_inputs(
             if own or "://" in value or value in found or where.removeprefix("config.") in leave_out:
                 continue
             phase = f"phase {name}: " if name else ""
-            problem, certain = check(value)
+            try:
+                problem, certain = check(value)
+            except (UserError, OSError) as error:
+                problem, certain = str(error).removeprefix(f"{value}: "), True
             if problem:
                 found[value] = Missing(value, f"{phase}{where} = {value!r}: {problem}", certain)
     return list(found.values())
 
 
-def _paths_in(section: Any, where: str) -> Iterator[tuple[str, str, Callable]]:
+def _paths_in(section: Any, where: str) -> Iterator[tuple[str, str, "Check"]]:
     """(dotted name, path, check) of each input in a section and in those below it."""
     kinds = fields_of(type(section))
     for field in dataclasses.fields(section):
@@ -78,9 +82,7 @@ def _paths_in(section: Any, where: str) -> Iterator[tuple[str, str, Callable]]:
                 yield from _paths_in(part, name if key is None else f"{name}.{key}")
 
 
-def _paths_of_evaluations(
-    sections: Mapping, evaluators: Mapping[str, Evaluator]
-) -> Iterator[tuple[str, str, Callable]]:
+def _paths_of_evaluations(sections: Mapping, evaluators: Mapping[str, Evaluator]) -> Iterator[tuple[str, str, "Check"]]:
     """(dotted name, path, check) of each input of the evaluations of `config.evals`."""
     for each in chosen(sections, evaluators):
         kinds = fields_of(each.evaluator)
@@ -92,10 +94,7 @@ def _paths_of_evaluations(
 def _check_tokenizer(path: str) -> tuple[str, bool]:
     if (on_hub := _on_hub(path)) is not None:
         return on_hub
-    try:
-        Tokenizer.load(path)
-    except (UserError, OSError) as error:
-        return str(error), True
+    Tokenizer.load(path)
     return "", True
 
 
@@ -109,20 +108,17 @@ def _check_model(path: str) -> tuple[str, bool]:
 
 def _check_source(location: str) -> tuple[str, bool]:
     source = sources.Source(location)
-    if source.scheme != "tfds":  # which may be prepared by the run
-        try:
-            sources.parts_of(source)
-        except UserError as error:
-            return str(error).removeprefix(f"{location}: "), True
+    if source.scheme in tasks.NAMES:
+        sources.read(source)  # raises at once where the task has no such records
+    elif source.scheme != "tfds":  # which the run may prepare
+        sources.parts_of(source)
     return "", True
 
 
 def _check_file(path: str) -> tuple[str, bool]:
-    try:
-        there = epath.Path(path).expanduser().exists() or files.find_files(path)
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: "), True
-    return "" if there else "no such file", True
+    if not epath.Path(path).expanduser().exists():
+        files.find_files(path)  # a glob
+    return "", True
 
 
 def _on_hub(path: str) -> tuple[str, bool] | None:
@@ -134,7 +130,10 @@ def _on_hub(path: str) -> tuple[str, bool] | None:
     return f"there is no folder {path.partition('/')[0]} here; the run will ask the Hugging Face Hub for it", False
 
 
-CHECKS: dict[str, Callable[[str], tuple[str, bool]]] = {
+Check = Callable[[str], tuple[str, bool]]
+"""check(path) -> (what is wrong or "", whether it is certain). Raises UserError or OSError for what is wrong too."""
+
+CHECKS: dict[str, Check] = {
     "tokenizer": _check_tokenizer,
     "init_from": _check_model,
     "model": _check_model,
@@ -142,4 +141,4 @@ CHECKS: dict[str, Callable[[str], tuple[str, bool]]] = {
     "file": _check_file,
     "shots_file": _check_file,
 }
-"""The check of a path by the name of its leaf: check(path) -> (what is wrong or "", whether it is certain)."""
+"""The check of a path by the name of its leaf."""

@@ -29,7 +29,7 @@ SHOWN = 8
 """The most metrics of an evaluation on the terminal."""
 
 SHORT = 24
-"""The most characters of a cell in a table of one row that is printed as a line."""
+"""The most characters of the cells in a table whose rows may be printed as lines."""
 
 HEADLINE = {"train/loss": "loss", "train/tokens_per_second": "tokens/s"}
 
@@ -109,7 +109,8 @@ class _Output(Console):
 class _Terminal:
     """A progress bar on a terminal; elsewhere a line per report. Reports without a headline metric are always lines.
 
-    Of an evaluation the main metrics are printed (`main_metrics`), and a table of one row of short cells is a line.
+    Of an evaluation the main metrics are printed (`main_metrics`), and a table of short cells is lines where it has
+    one row, or is wider than the terminal.
     Nothing is printed at the levels warning and error (`data.console`).
     """
 
@@ -141,11 +142,13 @@ class _Terminal:
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         if not shows("info"):
             return
-        cells = {name: str(cell) for row in rows for name, cell in row.items()}
-        if len(rows) == 1 and all(len(cell) <= SHORT and "\n" not in cell for cell in cells.values()):
-            self._print(f"{name}, step {step}: {', '.join(f'{head} {cell}' for head, cell in cells.items() if cell)}")
+        is_short = all(len(cell) <= SHORT and "\n" not in cell for row in rows for cell in map(str, row.values()))
+        if rows and is_short and (len(rows) == 1 or _least_width(rows) > self._console.width):
+            for row in rows:
+                said = ", ".join(f"{head} {cell}" for head, cell in row.items() if str(cell))
+                self._print(f"{name}, step {step}: {said}")
             return
-        table = Table(title=f"{name}, step {step}", show_lines=True)
+        table = Table(title=f"{name}, step {step}", show_lines=not is_short)
         for column in rows[0] if rows else ():
             table.add_column(column, overflow="fold")
         for row in rows:
@@ -171,6 +174,12 @@ class _Terminal:
             return ""
         left = round((self._total - step) * seconds / steps)
         return f"  left {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+
+
+def _least_width(rows: Sequence[Mapping[str, str]]) -> int:
+    """The width of a table in which no word of its heads and cells is cut."""
+    columns = [[head, *(str(row[head]) for row in rows)] for head in rows[0]]
+    return sum(3 + max(len(word) for text in column for word in text.split() or [""]) for column in columns) + 1
 
 
 def main_metrics(values: Mapping[str, float]) -> dict[str, float]:

@@ -95,7 +95,7 @@ def test_shards_say_what_is_missing_until_the_last_one_writes(files, capsys):
     "arguments, said",
     [
         (["--output=x", "--shard=2/2"], "--shard=2/2: give I/N with I from 0 to N - 1"),
-        (["--output=x", "--wait"], "--wait=True does nothing without --shard"),
+        (["--output=x", "--wait"], "--wait does nothing without --shard"),
         ([], "give --output"),
         (["--output=x", "--show=1"], "--output=x does nothing without a run without --show"),
         (["--output=x", "--sample=7"], "--sample=7 does nothing without --show"),

@@ -1,5 +1,6 @@
 """What a config reads and is not there, told before a job with it waits in a queue."""
 
+import re
 import shutil
 
 import pytest
@@ -33,7 +34,7 @@ def missing(name, *flags, leave_out=()) -> list[tuple[str, bool]]:
     """(leaf and value, whether it is certain) of each missing input of a config."""
     phases = load_phases(name, [f"--config.{flag}" for flag in flags])
     found = missing_inputs(phases, Evaluations(), "runs/x", leave_out)
-    return [(each.problem.rpartition(": ")[0], each.certain) for each in found]
+    return [(re.match(r".*? = '.*?'", each.problem)[0], each.certain) for each in found]
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,10 @@ def missing(name, *flags, leave_out=()) -> list[tuple[str, bool]]:
     [
         ("sft/primer:init_from=runs/sft", [], []),
         ("sft/primer:init_from=runs/nope", [], ["init_from = 'runs/nope'"]),
+        ("sft/primer:init_from=hf:nope", [], ["init_from = 'hf:nope'"]),
         ("sft/primer:init_from=runs/nope@best", [], ["init_from = 'runs/nope@best'"]),
         ("sft/primer:init_from=runs/sft,source=data/*.jsonl", [], ["data.mixture.primer.source = 'data/*.jsonl'"]),
+        ("sft/primer:init_from=runs/sft,source=primer:chats", [], ["data.mixture.primer.source = 'primer:chats'"]),
         ("ppo/primer:init_from=runs/sft,reward=runs/rm", [], ["reward.sources.proxy.model = 'runs/rm'"]),
         (
             "sft/primer:init_from=runs/sft",

@@ -127,7 +127,7 @@ def test_a_job_file_asks_for_what_the_options_say_and_is_valid_bash(fake, capsys
     own = [f"camelid launch --{action}={fake.parent}/job" for action in ("status", "follow", "stop")]
     assert [line.split(maxsplit=1)[1] for line in said.splitlines() if "camelid launch" in line] == own
     assert said.index(own[2]) < said.index("squeue --jobs=12") and "most clusters" not in said
-    assert "at most 101 attempts of 12:00:00, 50 days in all (--restarts)" in said
+    assert "at most 101 attempts of --time=12:00:00, 50 days in all (--restarts)" in said
     for line in ("squeue --jobs=12", f"tail -F {fake.parent}/job/launch/log", "scontrol requeue 12", "scancel 12"):
         assert line in said
 
@@ -452,3 +452,32 @@ def test_a_run_that_is_stopped_is_saved_and_not_requeued(job, capfd):
     assert main(["launch", f"--follow={run}"]) == 143
     assert f"job {number} was ended after 1 attempt" in capfd.readouterr().out
     assert reading.read_manifest(run)["step"] >= 30
+
+
+@real
+def test_a_worker_that_is_cancelled_or_requeued_leaves_the_others_alone(arguments, tmp_path):
+    _, config, workdir, *_ = arguments("pretrain", tmp_path / "sweep")
+    sweep = ["sweep", config, workdir, "--space=seed={0,1,2}", "--objective=eval/heldout/text/loss:min"]
+    assert main(["launch", "--on=slurm", "--workers=3", "--", *sweep]) == 0
+    number, launch = read_last(tmp_path / "sweep").id, tmp_path / "sweep" / "launch"
+    attempts = lambda: [log.read_text().count("camelid: job") for log in sorted(launch.glob("log-*"))]  # noqa: E731
+    shown = ["squeue", "--noheader", "--array", f"--jobs={number}", "--format=%i"]
+    waiting = lambda: subprocess.run(shown, capture_output=True, text=True, check=True).stdout.split()  # noqa: E731
+    try:
+        wait_until(lambda: attempts() == [1, 1, 1])
+        time.sleep(2)
+        subprocess.run(["scancel", f"{number}_2"], check=True)  # the one whose id is that of the array
+        subprocess.run(["scontrol", "requeue", f"{number}_1"], check=True)
+        wait_until(lambda: attempts() == [1, 2, 1] and f"{number}_2" not in waiting())
+        time.sleep(5)
+        assert attempts() == [1, 2, 1] and set(waiting()) == {f"{number}_0", f"{number}_1"}
+    finally:
+        subprocess.run(["scancel", number])
+
+
+def wait_until(holds) -> None:
+    """Waits until a condition holds."""
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)

@@ -112,11 +112,19 @@ def test_of_an_evaluation_the_metrics_of_all_groups_are_printed_and_the_file_has
     assert lines(tmp_path / "metrics.jsonl")[0] == {"step": 3, **values}
 
 
-def test_a_table_of_one_row_of_short_cells_is_a_line(tmp_path):
+def test_a_table_of_short_cells_is_lines_where_it_has_one_row_or_does_not_fit(tmp_path):
     console = quiet()
+    row = {"source": "text", "records": "1,259", "held-out records": ""}
     with Reporter(tmp_path, 10, console=console) as reporter:
-        reporter.text(0, "data", [{"source": "text", "records": "1,259", "held-out records": ""}])
-    assert console.file.getvalue() == "data, step 0: source text, records 1,259\n"
+        reporter.text(0, "data", [row])
+        reporter.text(0, "wide", [row | {f"count{n}": str(n) for n in range(12)}] * 2)
+        reporter.text(0, "narrow", [row] * 2)
+    printed = console.file.getvalue().splitlines()
+    assert printed[0] == "data, step 0: source text, records 1,259"
+    assert [line.startswith("wide, step 0: source text, records 1,259, count0 0, ") for line in printed[1:3]] == [
+        True
+    ] * 2
+    assert printed[3].strip() == "narrow, step 0" and sum("1,259" in line for line in printed[3:]) == 2
 
 
 def test_the_time_left_follows_from_the_speed_since_the_first_report(tmp_path, monkeypatch):
