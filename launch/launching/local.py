@@ -72,7 +72,7 @@ def preview(job: Job, text: str) -> str:
         rows.append((f"process {number}" if count > 1 else "variables", said or "the variables of this shell"))
     rows += [("restarts", f"at most {plan['most_restarts']}"), ("checkpoints", plan["workdir"])]
     rows += [("log", str(job.launch / "log"))]
-    return "".join(f"{what:<10} {words}\n" for what, words in rows)
+    return "".join(f"{what:<12}{words}\n" for what, words in rows)
 
 
 def sees(path: str, job: Job, args: argparse.Namespace) -> bool:

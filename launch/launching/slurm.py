@@ -196,7 +196,9 @@ def hints(job: Job, args: argparse.Namespace) -> list[str]:
         )
     attempts, limit = job.most_restarts + 1, seconds_of(args.time)
     if limit:
-        found.append(f"at most {attempts} attempts of --time={args.time}, {_days(attempts * limit)} in all (--restarts)")
+        found.append(
+            f"at most {attempts} attempts of --time={args.time}, {_days(attempts * limit)} in all (--restarts)"
+        )
     elif attempts > 1:
         found.append(f"at most {attempts} attempts, each as long as the partition allows (--restarts, --time)")
     return found

@@ -136,8 +136,8 @@ def test_a_command_goes_on_in_the_background_and_its_end_is_told(tmp_path, capfd
     launch = ["launch", "--on=local", f"--workdir={tmp_path / 'run'}"]
     assert main([*launch, "--dry_run", "--processes=2", "--", "doctor"]) == 0
     said = capfd.readouterr().out
-    assert "command    camelid doctor\n" in said and "{" not in said
-    assert "2 processes together" in said and "process 1  the variables of this shell" in said
+    assert "command     camelid doctor\n" in said and "{" not in said
+    assert "2 processes together" in said and "process 1   the variables of this shell" in said
     assert not (tmp_path / "run").exists()
     assert main([*launch, "--wait", "--", *words]) == 2
     said, launched = capfd.readouterr().out, read_last(tmp_path / "run")
