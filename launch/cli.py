@@ -160,7 +160,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if stray := [word for word in rest if word not in overrides]:
         flag = stray[0].partition("=")[0]
         options = [option for action in args.parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(flag, [*options, "--config."], n=1)
+        near = difflib.get_close_matches(flag, [*options, "--config."], n=1, cutoff=0.75)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown argument {stray[0]}{hint} (see `{args.parser.prog} --help`)")
     if overrides and getattr(args, "config", None) is None:
