@@ -155,8 +155,8 @@ def test_a_config_of_one_s_own_lists_the_fields_of_its_own_recipe(own, capsys):
 def test_a_flag_makes_a_leaf_that_the_recipe_s_class_has_and_the_file_leaves_out(own, capsys):
     (own / "short.py").write_text(
         "from camelid.settings.sections import to_config\nfrom camelid.train.run_config import RunConfig\n\n\n"
-        "def get_config():\n    c = to_config(RunConfig())\n    c.recipe, c.total_steps = 'own_recipe.py:train', 3\n    "
-        "c.model.preset = 'nano-test'\n    return c\n"
+        "def get_config():\n    c = to_config(RunConfig())\n    c.recipe, c.total_steps = 'own_recipe.py:train', 3\n"
+        "    c.model.preset = 'nano-test'\n    return c\n"
     )
     assert "config.sharpness = 3.0 (default: 2.0)" in printed(capsys, "short.py", "sharp", "--config.sharpness=3")
     read_config(load_config("short.py", ["--config.sharpness=3"]))
