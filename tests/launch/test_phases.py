@@ -22,6 +22,7 @@ from camelid.model.sharding import match, path_name
 from camelid.settings.config_files import load_phases
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.train.loop import Interrupted
+from camelid.train.run import Result
 
 pytestmark = pytest.mark.usefixtures("one_device")
 SMALL = [
@@ -116,6 +117,7 @@ def test_a_phase_that_is_stopped_ends_the_command(tmp_path, monkeypatch):
         begun.append((run.workdir.name, run.config.init_from, run.config.model.preset))
         if run.workdir.name == "second":
             raise Interrupted("SIGTERM ended the run", 15)
+        return Result(None, {})
 
     monkeypatch.setitem(RECIPES, "pretrain", RECIPES["pretrain"]._replace(train=recipe))
     config = base()
