@@ -23,7 +23,7 @@ from ..errors import TooLong, UserError
 from ..model import decode, llama, lora, speculative, storage
 from ..model.config import LlamaConfig, RopeKind
 from ..model.sampling import Sampling
-from ..model.sharding import PARTITION_RULES, make_mesh, shardings
+from ..model.sharding import make_mesh, placed, shardings
 from ..model.storage import Rules
 from ..model.weights import join, without
 from . import scoring
@@ -81,10 +81,9 @@ class LanguageModel:
         self._apply = jax.jit(model.apply)
 
     def __repr__(self) -> str:
-        """Where it comes from and how large it is, in a line."""
-        name = "" if self.checkpoint is None else f"{self.checkpoint.name}, "
-        step = "" if self.step is None else f"step {self.step}, "
-        return f"<LanguageModel: {name}{step}{self.config.family}, {self.config.n_params:,} parameters>"
+        known = [self.checkpoint and self.checkpoint.name, self.step is not None and f"step {self.step}"]
+        about = [*filter(None, known), self.config.family, f"{self.config.n_params:,} parameters"]
+        return f"<LanguageModel: {', '.join(about)}>"
 
     @property
     def config(self) -> LlamaConfig:
@@ -132,7 +131,7 @@ class LanguageModel:
             raise UserError(
                 f"{path} holds a whole network, not adapters: give the path of a run or PEFT folder of adapters"
             )
-        abstract = _abstract_params(self.model, self.mesh)
+        abstract = placed(self.model.abstract_params, shardings(self.model.abstract_params, self.mesh))
         put, own = found.load_onto(abstract, self.config, self._matrix)
         trained_whole = without(abstract, lora.base_of(put, abstract))
         params = join(own, without(self.params, trained_whole))
@@ -483,7 +482,7 @@ def load(
             config = config.stretched(rope[0], max_len=rope[1])
     mesh = mesh if mesh is not None else make_mesh({}, jax.local_devices()[:1])
     model = llama.build(config)
-    params = found.load_params(_abstract_params(model, mesh), quantize=rules)
+    params = found.load_params(placed(model.abstract_params, shardings(model.abstract_params, mesh)), quantize=rules)
     about = dict(step=found.step, generation=found.generation, checkpoint=found)
     return LanguageModel(model, params, found.tokenizer, found.template, mesh, **about)
 
@@ -498,9 +497,3 @@ def _key(seed: int) -> jax.Array:
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: give 0 to {2**32 - 1}")
     return jax.random.key(seed)
-
-
-def _abstract_params(model: llama.Model, mesh: jax.sharding.Mesh) -> llama.Params:
-    """The shapes, dtypes and shardings of a network's parameters on a mesh."""
-    where = shardings(model.abstract_params, mesh, PARTITION_RULES)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, where)

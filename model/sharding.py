@@ -123,6 +123,11 @@ def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str,
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
+def placed(abstract: Any, where: Any) -> Any:
+    """A tree of shapes and dtypes with the shardings of a tree of the same structure."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+
+
 def part_sharding(
     sharding: NamedSharding, matrix: str, parts: tuple[str, ...], shape: tuple[int, ...]
 ) -> NamedSharding:

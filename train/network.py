@@ -19,7 +19,7 @@ from ..checkpoints import AdapterCheckpoint, Checkpoint
 from ..errors import UserError
 from ..model import lora, storage
 from ..model.lora import Lora
-from ..model.sharding import PARTITION_RULES, path_name, shardings
+from ..model.sharding import PARTITION_RULES, path_name, placed, shardings
 from ..model.weights import is_weight, join, without
 from .by_layer import Optimizer
 from .state import State, state_of, state_shardings
@@ -45,7 +45,7 @@ class FrozenWeights:
             where = shardings(abstract, self._mesh, self._rules)
         except ValueError as error:
             raise UserError(str(error)) from None
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+        return placed(abstract, where)
 
     def load(self, start: Checkpoint, abstract: Any, quantize: storage.Rules | None) -> Params:
         """The parameters of a checkpoint that a tree of shapes names. quantize: how matrices are stored in memory."""
@@ -202,8 +202,7 @@ class Network:
             where = state_shardings(abstract, self.mesh, self.partition_rules or PARTITION_RULES)
         except ValueError as error:
             raise UserError(str(error)) from None
-        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
-        return without_base(placed, self.initial.base_shapes)
+        return without_base(placed(abstract, where), self.initial.base_shapes)
 
     @functools.cached_property
     def shardings(self) -> State:

@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from .arguments import add_distributed, check_distributed, check_least, command, joined_processes, keep_programs
+from .arguments import check_least, command, keep_programs
+from .distributed_arguments import add_distributed, check_distributed, joined_processes
 
 SECONDS = 60
 

@@ -2,17 +2,8 @@
 
 import argparse
 
-from .arguments import (
-    add_config,
-    add_distributed,
-    add_log_level,
-    check_distributed,
-    check_least,
-    command,
-    joined_processes,
-    keep_programs,
-    set_log_level,
-)
+from .arguments import add_config, add_log_level, check_least, command, keep_programs, set_log_level
+from .distributed_arguments import add_distributed, check_distributed, joined_processes
 
 
 def add_train(commands) -> None:

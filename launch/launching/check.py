@@ -36,7 +36,7 @@ def check_command(commands: Any, words: Sequence[str]) -> argparse.Namespace:
     if stray or (args.overrides and getattr(args, "config", None) is None):
         hint = "see its --help" if stray else "it has no --config=FILE"
         raise UserError(f"`camelid {name}` takes no {(stray or args.overrides)[0]} ({hint})")
-    from ..commands.arguments import DISTRIBUTED
+    from ..commands.distributed_arguments import DISTRIBUTED
 
     for option in DISTRIBUTED:
         if getattr(args, option, None):

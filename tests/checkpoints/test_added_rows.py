@@ -11,7 +11,7 @@ from camelid import checkpoints
 from camelid.data.tokenizer_training import train_sentencepiece
 from camelid.errors import UserError
 from camelid.launch.cli import main
-from camelid.model.sharding import make_mesh
+from camelid.model.sharding import make_mesh, placed, shardings
 from camelid.tests.checkpoints.interop import folders
 from camelid.train.architecture import ModelSettings, model_of
 
@@ -79,10 +79,7 @@ def test_load_gives_new_rows_the_mean_of_the_others(alpaca, params):
 def test_a_run_starts_from_the_new_rows(alpaca, params):
     model = model_of(ModelSettings(vocab_size=304), *start(alpaca))
     mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
-    shardings = folders.shardings(model.abstract_params, mesh, folders.PARTITION_RULES)
-    asked = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), model.abstract_params, shardings
-    )
+    asked = placed(model.abstract_params, shardings(model.abstract_params, mesh))
     check_rows(checkpoints.open(alpaca).load_params(asked), params, 304)
     with pytest.raises(UserError, match="vocab_size 299 is less than the 300 of"):
         model_of(ModelSettings(vocab_size=299), *start(alpaca))

@@ -14,7 +14,7 @@ from camelid.checkpoints.interop import gguf_files, huggingface, peft_export, te
 from camelid.errors import UserError
 from camelid.model import llama, lora
 from camelid.model.lora import Lora
-from camelid.model.sharding import PARTITION_RULES, make_mesh, shardings
+from camelid.model.sharding import make_mesh, placed, shardings
 from camelid.model.weights import without
 from camelid.tests.checkpoints.interop import folders
 from camelid.tests.checkpoints.interop.folders import TINY
@@ -122,11 +122,7 @@ def assert_loads_by_orbax(workdir, params):
     """On one device and on eight."""
     for mesh in (make_mesh({}, jax.devices()[:1]), make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
         abstract = llama.build(DEEP).abstract_params
-        asked = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            abstract,
-            shardings(abstract, mesh, PARTITION_RULES),
-        )
+        asked = placed(abstract, shardings(abstract, mesh))
         found = reading.load_part(reading.find(workdir), asked, ["params"])
         folders.assert_same_params(found, params)
         assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {mesh.size}

@@ -53,7 +53,7 @@ def model_gradient(mesh) -> dict:
     config = LlamaConfig.preset("llama-7b", n_layers=2, dtype="bfloat16", attention="splash", remat="full")
     model = llama.build(config)
     specs = sharding.shardings(model.abstract_params, mesh)
-    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract_params, specs)
+    params = sharding.placed(model.abstract_params, specs)
     tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=NamedSharding(mesh, BATCH))
 
     def loss(params, tokens, segments, positions):

@@ -10,7 +10,7 @@ import safetensors.numpy
 from camelid.checkpoints.interop import huggingface, tensors
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
-from camelid.model.sharding import PARTITION_RULES, make_mesh, shardings
+from camelid.model.sharding import make_mesh, placed, shardings
 from camelid.tests.model.golden import make_llama as golden
 
 # float32 on both sides, the same sums in another order.
@@ -86,11 +86,7 @@ def assert_loads_in_parts(source: tensors.TensorSource, expected: llama.Params) 
 
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     abstract = llama.build(source.config).abstract_params
-    asked = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract,
-        shardings(abstract, mesh, PARTITION_RULES),
-    )
+    asked = placed(abstract, shardings(abstract, mesh))
     found = tensors.load_params(source._replace(read=spy), asked)
     assert_same_params(found, expected)
     for leaf, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(asked), strict=True):
