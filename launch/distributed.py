@@ -33,6 +33,9 @@ APART = (
     "coordinator address at which the others reach process 0"
 )
 
+_ENDING = threading.Lock()
+"""Held by the thread that ends this process: the others wait, so that one line is printed."""
+
 
 @contextlib.contextmanager
 def joined(
@@ -145,10 +148,11 @@ def _check_port(coordinator: str | None, process_id: int | None) -> None:
 
 def _end(words: str) -> None:
     """Prints a line and exits at once; JAX's own exit would wait for the other processes, which wait for this one."""
-    print(f"camelid: {' '.join(words.split())}", file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(1)
+    with _ENDING:
+        print(f"camelid: {' '.join(words.split())}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(1)
 
 
 def _one_line_instead_of_abort(words: list[str]) -> None:
@@ -159,9 +163,10 @@ def _one_line_instead_of_abort(words: list[str]) -> None:
         if not lost.wait(2.0):  # abort() has another reason
             libc.signal(signal.SIGABRT, None)
             return
-        write_exit(LOST_PEER)
-        os.write(real, f"camelid: {words[0]}\n".encode())
-        os._exit(1)
+        with _ENDING:
+            write_exit(LOST_PEER)
+            os.write(real, f"camelid: {words[0]}\n".encode())
+            os._exit(1)
 
     global _handler  # must outlive this call: C keeps its address
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)

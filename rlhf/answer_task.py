@@ -158,8 +158,6 @@ class AnswerTask:
         self.score_parts = config.rollout.score_parts
         self.rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
         self._functions_checked = False
-        sums = [f"{source.weight:g} × {name} ({source.said})" for name, source in config.reward.sources.items()]
-        tell(f"reward of an answer: {' + '.join(sums) or '0'}")
 
     @property
     def _scored(self) -> list[Rewards]:
@@ -229,6 +227,8 @@ class AnswerTask:
         names += watch.evaluation_names(chosen(config.evals, run.evaluators))
         watch.check_names(config.watch, "config.watch", names)
         policy = lambda params: run.language_model(params["policy"])  # noqa: E731
+        sums = [f"{source.weight:g} × {name} ({source.said})" for name, source in config.reward.sources.items()]
+        tell(f"reward of an answer: {' + '.join(sums) or '0'}")
         return run.loop(
             network,
             batches,

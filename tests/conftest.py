@@ -123,7 +123,7 @@ def finished_run(name: str, arguments: Callable[[Path], list[str]]) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def alone():
+def leave_nothing():
     """What a file's tests leave in the process is gone for the next file: folders that they appended to `sys.path`, as
     reading a config does, and their compiled programs, which would take gigabytes in the end."""
     before = list(sys.path)

@@ -156,7 +156,7 @@ def test_a_run_that_no_longer_improves_ends_early_and_goes_on_with_more_patience
     short += ["--config.eval_percent=None"]
     assert main([*short, "--config.early_stopping.patience=2"]) == 0
     said = capsys.readouterr()
-    why = "eval/heldout/text/loss has not improved in 2 evaluations: its best value, "
+    why = "eval/heldout/text/loss has not improved by more than 100 in 2 evaluations since step 0 ("
     assert f"stopped early at step 4 of 6: {why}" in said.err and "step 4: checkpoints, metrics" in said.out
     assert read_record(tmp_path).status == "stopped early" and read_record(tmp_path).attempts[0].reason.startswith(why)
     assert main([*short, "--config.early_stopping.patience=2"]) == 0
