@@ -365,6 +365,8 @@ def _converter() -> Any:
         convert_th = convert_td
 
         def convert_tr(self, el, text, parent_tags):
+            if not el.find(["td", "th"]):  # text outside of cells is no row, whatever it begins with
+                return f"{_in_cell(text)}\n"
             return f"|{text}{_empty(el, 'after')}\n" if text.strip() else ""
 
         def convert_table(self, el, text, parent_tags):

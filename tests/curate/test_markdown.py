@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from camelid.curate.conversations.export_html import page_of
@@ -286,7 +286,13 @@ PIECE = st.one_of(
 )
 
 
+def test_text_in_a_row_but_in_no_cell_stands_beside_the_table():
+    assert to_markdown(export("<table><tr>|a|b</tr></table>")) == "\\|a\\|b"
+    assert to_markdown(export("<table><tr>|a</tr><tr><td>1</td></tr></table>")) == "\\|a\n\n|  |\n| --- |\n| 1 |"
+
+
 @settings(max_examples=60, deadline=None)
+@example(["<table>", "<tr>", "a|b"])
 @given(st.lists(PIECE, max_size=25))
 def test_no_order_of_tags_is_too_much(pieces):
     html = '<div class="prose">begin ' + "".join(pieces)

@@ -134,6 +134,7 @@ def test_sigterm_saves_and_ends_with_a_code_of_its_own(runs):
 def test_the_record_of_a_run_that_was_ended_twice_accounts_for_the_time_of_all_its_processes(runs):
     """A kill leaves up to a second untold, and what Python needs to end is in no bucket: on a busy machine that is more
     (`tests/goodput.py` measures it over longer lives)."""
+    lost = 0.0
     for name, ends in {"pretrain": ["interrupted", "lost", "finished"], "sft": ["lost", "lost", "finished"]}.items():
         record = read_record(runs[name].ended)
         assert [each.exit for each in record.attempts] == ends and record.status == "finished"
@@ -141,8 +142,10 @@ def test_the_record_of_a_run_that_was_ended_twice_accounts_for_the_time_of_all_i
         assert record.attempts[-1].to_step == record.step == STEPS
         assert sum(record.seconds.values()) == pytest.approx(sum(runs[name].lived), abs=2.0 * len(ends))
         killed = [each for each in record.attempts if each.exit == "lost"]
-        assert all(each.seconds["lost"] > 0 and each.exit_code is None for each in killed)
+        assert all(each.exit_code is None for each in killed)
+        lost += sum(each.seconds["lost"] for each in killed)  # nothing, if it was killed before the beat after a save
         assert 0 < record.goodput < 1
+    assert lost > 0
     [stopped, *_] = read_record(runs["pretrain"].ended).attempts
     assert stopped.exit_code == 143 and stopped.reason.startswith("SIGTERM ended the run at step")
     assert stopped.seconds["lost"] == 0  # what it had done is saved
