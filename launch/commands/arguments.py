@@ -90,7 +90,7 @@ def _print_config(config: str, overrides: list[str]) -> None:
     from .configs import print_listing
 
     print()
-    print_listing(listing_of(config, overrides))
+    print_listing(listing_of(config, overrides), every=True)
 
 
 def command(commands, name: str, run, help: str, epilog: str = "") -> argparse.ArgumentParser:
