@@ -144,7 +144,7 @@ class AnswerTask:
             rollout.check_sampling(self.sampling)
         except ValueError as error:
             raise UserError(f"config.rollout: {error}") from None
-        self.prompts, self.heldout = prompts_of(config.data, run.tokenizer, run.template, config.seed)
+        self.prompts, self.heldout = run.read(prompts_of)
         context = run.model.config.max_len
         if self.prompts.length + self.sampling.max_tokens > context:
             raise UserError(
@@ -190,13 +190,17 @@ class AnswerTask:
                 return learn(state, rollout(state, frozen, prompts), text)
 
             return network.compile(one_program, frozen)
-        compiled_rollout = self._checked(network.compile_read(rollout, frozen))
+
+        def draw(state, frozen, batch):
+            prompts, text = split_text(batch)
+            return rollout(state, frozen, prompts), text
+
+        compiled_draw = self._checked(network.compile_read(draw, frozen))
         compiled_learn = network.compile(lambda state, batch: learn(state, *batch))
-        split = jax.jit(split_text)
 
         def two_programs(state, batch):
-            prompts, text = split(batch)
-            return compiled_learn(state, (add_function_scores(compiled_rollout(state, prompts)), text))
+            experience, text = compiled_draw(state, batch)
+            return compiled_learn(state, (add_function_scores(experience), text))
 
         return two_programs
 
@@ -320,7 +324,12 @@ class AnswerTask:
             scores = score_all(functions, [records[i] for i in index], texts)
             return experience._replace(scores=experience.scores | jax.device_put(scores, where))
 
-        return add
+        def shapes(experience: Experience) -> Experience:
+            answers = experience.rows.index_R.shape
+            scores = {name: jax.ShapeDtypeStruct(answers, jnp.float32, sharding=where) for name in functions}
+            return experience._replace(scores=experience.scores | scores)
+
+        return self.run.on_host(add, shapes)
 
     def decode(self, rows: Rollout) -> tuple[list[str], list[int]]:
         """The texts of all answers, without stop token or stop string, and the indices of their prompts' records.

@@ -290,12 +290,10 @@ def train(run: Run[DPOConfig]) -> Result:
     config, model, settings = run.config, run.model, run.config.dpo
     with jax.set_mesh(run.mesh):
         # Data: pairs of a better and a worse answer, or, for KTO, single answers with labels.
-        template = run.need_template()
+        run.need_template()
         check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)
         run.check_rules()
-        labelled = settings.kind == "kto" and kto.is_labelled(config.data)
-        data_of = kto.answers_of if labelled else pairs_of
-        batches, heldout = data_of(config.data, run.tokenizer, template, config.seed)
+        batches, heldout = run.read(kto.answers_or_pairs_of if settings.kind == "kto" else pairs_of)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
         # Networks: the policy is trained; the reference is the model that it starts from, frozen.
@@ -312,7 +310,7 @@ def train(run: Run[DPOConfig]) -> Result:
         )
 
         # Evaluations: how well the policy's implicit rewards rank held-out answers, and the tasks of config.evals.
-        measurement = kto.heldout_answers if labelled else heldout_pairs
+        measurement = kto.heldout_answers if "desirable" in batches.shapes else heldout_pairs
         measure = measurement(make_rewards(model, settings), reference, heldout, rows, config.eval_batches)
         evaluations = [Evaluation("heldout", lengths.evaluate, measure)] if heldout else []
         evaluations += run.further_evaluations(lengths, run.language_model)

@@ -20,7 +20,7 @@ from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..train.batches import check_system, sources_of
-from .pair_batches import PairDataSettings, samples_of
+from .pair_batches import PairDataSettings, pairs_of, samples_of
 
 _MULTIPLIER = 0x9E3779B1  # of the hash; odd, so that its powers never become 0 in 32 bits
 
@@ -60,6 +60,13 @@ def answers_of(
     check_system(settings.system, template, tokenizer)
     encoder = AnswerEncoder(tokenizer, template, settings.seq_len)
     return samples_of(settings, encoder, seed, heldout=encoder)
+
+
+def answers_or_pairs_of(
+    settings: PairDataSettings, tokenizer: Tokenizer, template: ChatTemplate, seed: int
+) -> tuple[Mixture, dict[str, EvalPass]]:
+    """`answers_of` where the mixture holds labelled answers, `pairs_of` where it holds pairs; same arguments."""
+    return (answers_of if is_labelled(settings) else pairs_of)(settings, tokenizer, template, seed)
 
 
 def mismatch_answers(batch: Mapping[str, Array]) -> tuple[dict[str, Array], Float[Array, " B"]]:

@@ -322,7 +322,7 @@ def train(run: Run[PPOConfig]) -> Result:
     with jax.set_mesh(run.mesh):
         # Data and rewards: prompts, the rewards and cost of answers, and text for every minibatch (config.ptx).
         task = AnswerTask(run, costs.load_cost(run, config.cost))
-        batches = add_text(config.ptx, config.data, task.prompts, run.tokenizer, run.template, config.seed)
+        batches = add_text(run, config.ptx, task.prompts)
         lengths = lengths_of(config, batches)
         if config.critic.first_steps >= lengths.total:
             first = config.critic.first_steps

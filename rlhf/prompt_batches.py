@@ -157,24 +157,28 @@ class MixedBatches:
         return self.prompts.epochs(step) | {f"mix/{name}": n for name, n in self.text.epochs(step).items()}
 
 
-def add_text(
-    settings: PtxSettings,
-    reading: PromptDataSettings,
-    prompts: Mixture,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    seed: int,
-) -> Mixture | MixedBatches:
-    """Adds rows of the text of `config.ptx.mixture` to batches of prompts; without a mixture they stay unchanged.
+def text_batches_of(
+    reading: PromptDataSettings, tokenizer: Tokenizer, template: ChatTemplate, seed: int, *, settings: PtxSettings
+) -> Mixture:
+    """Endless batches of the text of `config.ptx.mixture`.
 
     Args:
-      settings: `config.ptx`.
       reading: `config.data`, whose rules for bad records hold for the text too.
-      prompts: the batches of prompts.
       tokenizer: the run's tokenizer.
       template: the run's chat template, for conversations in the mixture.
       seed: seed of the order of rows.
+      settings: `config.ptx`.
     """
+    encoder = TextEncoder(tokenizer, template)
+
+    def rows(source: Source) -> PackedRows:
+        return PackedRows(build_cache(source, "train", encoder, settings.cache_dir), settings.seq_len, settings.packing)
+
+    return Mixture(sources_of(settings.mixture, reading), rows, settings.batch_size, seed)
+
+
+def add_text(run: Run, settings: PtxSettings, prompts: Mixture) -> Mixture | MixedBatches:
+    """Adds rows of the text of `config.ptx.mixture` to batches of prompts; without a mixture they stay unchanged."""
     if not settings.mixture:
         return prompts
     if settings.batch_size % prompts.batch_size:
@@ -182,12 +186,7 @@ def add_text(
             f"config.ptx.batch_size = {settings.batch_size}: give a multiple of config.data.batch_size = "
             f"{prompts.batch_size}, so that each prompt goes with the same number of rows of text"
         )
-    encoder = TextEncoder(tokenizer, template)
-
-    def rows(source: Source) -> PackedRows:
-        return PackedRows(build_cache(source, "train", encoder, settings.cache_dir), settings.seq_len, settings.packing)
-
-    return MixedBatches(prompts, Mixture(sources_of(settings.mixture, reading), rows, settings.batch_size, seed))
+    return MixedBatches(prompts, run.read(text_batches_of, settings=settings))
 
 
 def split_text(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,6 +22,8 @@ from jaxtyping import Array, Float
 from ..data.mixture import EvalPass, Mixture
 from ..data.prefetch import device_batch
 from ..data.prompts import PromptEncoder, heldout_prompts
+from ..data.templates import ChatTemplate
+from ..data.tokenizer import Tokenizer
 from ..errors import UserError, shown
 from ..model.sharding import BATCH
 from ..settings.leaves import Count, NotNegative, OneOf, Only, Range, Whole
@@ -253,10 +255,9 @@ def train(run: Run[RewardConfig]) -> Result:
     config, data, objective, policy = run.config, run.config.data, run.config.objective, run.model
     with jax.set_mesh(run.mesh):
         # Data: answers to a prompt, the preferred one first.
-        template, each = run.need_template(), data.answers_per_prompt
+        template = run.need_template()
         check_rows(data.batch_size, data.seq_len, config.optim.accumulate, run.mesh, policy.config.max_len)
-        batches, heldout = pairs_of(data, run.tokenizer, template, config.seed, answers_per_prompt=each)
-        check_labels(objective, batches, each)
+        batches, heldout = run.read(comparisons_of, objective=objective)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
         # Network: the layers of config.init_from, with new heads that give a score each instead of the output head.
@@ -296,6 +297,24 @@ def train(run: Run[RewardConfig]) -> Result:
         return Result(RewardModel(model, params, run.tokenizer, template, run.mesh, steps), run.last_metrics())
 
 
+def comparisons_of(
+    settings: ComparisonDataSettings, tokenizer: Tokenizer, template: ChatTemplate, seed: int, *, objective: Objective
+) -> tuple[Mixture, dict[str, EvalPass]]:
+    """Endless batches of the comparisons of `config.data.mixture`, and one pass over each source's held-out pairs.
+
+    Args:
+      settings: `config.data`.
+      tokenizer: the run's tokenizer.
+      template: the run's chat template.
+      seed: seed of the order of comparisons.
+      objective: `config.objective`. UserError if no training pair has the labels that it asks for.
+    """
+    sides = settings.answers_per_prompt
+    batches, heldout = pairs_of(settings, tokenizer, template, seed, answers_per_prompt=sides)
+    check_labels(objective, batches, sides)
+    return batches, heldout
+
+
 def check_labels(objective: Objective, batches: Mixture, answers_per_prompt: int) -> None:
     """Raises UserError if no training pair has the labels, margins or further answers that the settings ask for.
 
@@ -327,6 +346,20 @@ def _any_nonzero(batches: Mixture, name: str, first: int = 0) -> bool:
     return any(np.any(np.atleast_1d(array)[first:]) for array in arrays)
 
 
+def calibration_prompts(
+    settings: ComparisonDataSettings,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    seed: int,
+    *,
+    count: int,
+    max_tokens: int,
+) -> EvalPass:
+    """One pass over `count` held-out prompts of at most `max_tokens` tokens; the seed is not used."""
+    sources, encoder = sources_of(settings.mixture, settings), PromptEncoder(tokenizer, template, max_tokens)
+    return EvalPass(heldout_prompts(sources, count, encoder), settings.batch_size)
+
+
 def make_calibration(run: Run, model: scalar.ScalarModel, rows: NamedSharding) -> Callable[[Any], Any] | None:
     """Makes the function that shifts and scales the heads of a reward model (`config.calibrate`).
 
@@ -345,8 +378,7 @@ def make_calibration(run: Run, model: scalar.ScalarModel, rows: NamedSharding) -
     given = dict(max_tokens=settings.max_tokens, temperature=settings.temperature)
     sampling = sampling_of(run, "config.calibrate", **given)
     room = config.data.seq_len - sampling.max_tokens
-    sources, encoder = sources_of(config.data.mixture, config.data), PromptEncoder(run.tokenizer, run.template, room)
-    batches = EvalPass(heldout_prompts(sources, settings.prompts, encoder), config.data.batch_size)
+    batches = run.read(calibration_prompts, count=settings.prompts, max_tokens=room)
     reference = run.reference()
 
     @jax.jit

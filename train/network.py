@@ -248,8 +248,7 @@ class Network:
 
     def compile_read(self, read: Callable, *frozen: Any) -> Callable[[State, Any], Any]:
         """The compiled function of read(state, *frozen, batch), which does not change the state."""
-        run = jax.jit(lambda base, frozen, state, batch: read(with_base(state, base), *frozen, batch))
-        return functools.partial(run, self.base, frozen)
+        return functools.partial(self._jit_read(read), self.base, frozen)
 
     def lower(self, update: Callable, batch: Any, *frozen: Any) -> jax.stages.Lowered:
         """The program of `compile`, lowered from shapes alone: neither data nor weights are read.
@@ -260,6 +259,9 @@ class Network:
           frozen: trees of `jax.ShapeDtypeStruct`.
         """
         return self._jit(update).lower(self.initial.base_shapes, frozen, self.abstract_state, batch)
+
+    def _jit_read(self, read: Callable) -> Callable:
+        return jax.jit(lambda base, frozen, state, batch: read(with_base(state, base), *frozen, batch))
 
     def _jit(self, update: Callable) -> Callable:
         def step(base: Any, frozen: tuple, state: State, batch: Any) -> tuple[State, dict]:

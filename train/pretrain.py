@@ -22,10 +22,9 @@ def train(run: Run[SupervisedConfig]) -> Result:
     config, model = run.config, run.model
     with jax.set_mesh(run.mesh):
         # Data: rows of text, cut from documents that follow one another.
-        template = run.template
         check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)
         run.check_rules()
-        batches, heldout = data_of(config.data, run.tokenizer, template, config.seed)
+        batches, heldout = run.read(data_of)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH, "context"))
 
         # Network: which of its parameters learn is what config.optim.frozen, config.lora and config.lisa say.

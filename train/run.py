@@ -37,6 +37,7 @@ from .trainable import LisaSettings, Rules, Trainable, by_rules, of_adapters, of
 from .update import LossFn, Update, make_update
 
 C = TypeVar("C", bound=RunConfig)
+T = TypeVar("T")
 
 NO_LISA = LisaSettings()
 
@@ -160,6 +161,22 @@ class Run(Generic[C]):
         return LanguageModel(
             self.model, params, self.tokenizer, self.template, self.mesh, step=step, generation=self.generation
         )
+
+    # What it reads ---------------------------------------------------------------------------------------------------
+
+    def read(self, reader: Callable[..., T], **options: Any) -> T:
+        """What reader(config.data, tokenizer, template, seed, **options) gives, such as `batches.data_of`.
+
+        Recipes read data through this method, so that a plan can put shapes in the place of data.
+        """
+        return reader(self.config.data, self.tokenizer, self.template, self.config.seed, **options)
+
+    def on_host(self, function: Callable[..., T], shapes: Callable[..., T]) -> Callable[..., T]:
+        """A function that reads arrays on the host, between two compiled ones: `function` itself.
+
+        A plan, which has no arrays, takes shapes(...) in its place.
+        """
+        return function
 
     # Networks --------------------------------------------------------------------------------------------------------
 

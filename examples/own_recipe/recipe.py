@@ -70,11 +70,11 @@ def train(run: Run[DistillConfig]) -> Result:
     config, student = run.config, run.model
     with jax.set_mesh(run.mesh):
         # Data: packed conversations, as in instruction tuning.
-        template = run.need_template()
+        run.need_template()
         check_rows(
             config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, student.config.max_len
         )
-        batches, heldout = data_of(config.data, run.tokenizer, template, config.seed)
+        batches, heldout = run.read(data_of)
         lengths = lengths_of(config, batches)
         rows = NamedSharding(run.mesh, PartitionSpec(BATCH, "context"))
 
