@@ -288,7 +288,7 @@ def heldout_pairs(
 def train(run: Run[DPOConfig]) -> Result:
     """Tunes the model `config.init_from` on the preferences of `config.data.mixture`, and returns the policy."""
     config, model, settings = run.config, run.model, run.config.dpo
-    with jax.set_mesh(run.mesh):
+    with run.on_mesh():
         # Data: pairs of a better and a worse answer, or, for KTO, single answers with labels.
         run.need_template()
         check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)

@@ -239,7 +239,7 @@ def train(run: Run[GRPOConfig]) -> Result:
     """Trains the model `config.init_from` by GRPO against the rewards of `config.reward`, and returns the policy."""
     config, model, settings = run.config, run.model, run.config.grpo
     check_rows(config, run.mesh, settings.minibatches)
-    with jax.set_mesh(run.mesh):
+    with run.on_mesh():
         # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and the rewards of answers.
         task = AnswerTask(run)
         lengths = lengths_of(config, task.prompts)

@@ -319,7 +319,7 @@ def train(run: Run[PPOConfig]) -> Result:
     """Trains the model `config.init_from` by PPO against the rewards of `config.reward`, and returns the policy."""
     config, model, settings = run.config, run.model, run.config.ppo
     check_rows(config, run.mesh, settings.minibatches)
-    with jax.set_mesh(run.mesh):
+    with run.on_mesh():
         # Data and rewards: prompts, the rewards and cost of answers, and text for every minibatch (config.ptx).
         task = AnswerTask(run, costs.load_cost(run, config.cost))
         batches = add_text(run, config.ptx, task.prompts)

@@ -124,7 +124,7 @@ def train(run: Run[RAFTConfig]) -> Result:
     """Tunes the model `config.init_from` on its own best answers by `config.reward`, and returns the policy."""
     config, model, settings = run.config, run.model, run.config.raft
     check_rows(config, run.mesh, settings.minibatches, kept=config.rollout.n)
-    with jax.set_mesh(run.mesh):
+    with run.on_mesh():
         # Data and rewards: prompts, to each of which config.rollout.n answers are drawn, and the rewards of answers.
         task = AnswerTask(run)
         lengths = lengths_of(config, task.prompts)

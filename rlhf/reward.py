@@ -253,7 +253,7 @@ def heldout_ranking(
 def train(run: Run[RewardConfig]) -> Result:
     """Trains a reward or cost model on `config.data.mixture`, from `config.init_from`, and returns a `RewardModel`."""
     config, data, objective, policy = run.config, run.config.data, run.config.objective, run.model
-    with jax.set_mesh(run.mesh):
+    with run.on_mesh():
         # Data: answers to a prompt, the preferred one first.
         template = run.need_template()
         check_rows(data.batch_size, data.seq_len, config.optim.accumulate, run.mesh, policy.config.max_len)

@@ -1,6 +1,5 @@
 """Pretraining: the next token of raw text (LLaMA, arXiv:2302.13971, section 2)."""
 
-import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checkpoints.heldout_loss import heldout_loss
@@ -20,7 +19,7 @@ def train(run: Run[SupervisedConfig]) -> Result:
     become text.
     """
     config, model = run.config, run.model
-    with jax.set_mesh(run.mesh):
+    with run.on_mesh():
         # Data: rows of text, cut from documents that follow one another.
         check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)
         run.check_rules()

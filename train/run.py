@@ -69,7 +69,7 @@ class Run(Generic[C]):
     Attributes:
       config: the settings, of the recipe's own class.
       workdir: folder of checkpoints and metrics.
-      mesh: the devices. Recipes work under `jax.set_mesh(run.mesh)`. None where only data are read.
+      mesh: the devices. Recipes work under `run.on_mesh()`. None where only data are read.
       evaluators: the evaluations that `config.evals` may name.
       frozen: frozen weights, which the run's networks share in memory.
     """
@@ -87,6 +87,10 @@ class Run(Generic[C]):
         self._opened: dict[tuple[str, str | None], Checkpoint] = {}
         self._recording: Recording | None = None
         self._began = attempt_begin()
+
+    def on_mesh(self) -> contextlib.AbstractContextManager:
+        """A context in which functions compile for the run's mesh."""
+        return jax.set_mesh(self.mesh)
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[Recording]:

@@ -4,7 +4,6 @@ Alpaca and Vicuna by other data: the loss covers the tokens that the chat templa
 one of them weighs the same, however conversations are packed into rows.
 """
 
-import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checkpoints.heldout_loss import heldout_loss
@@ -20,7 +19,7 @@ from .run_config import SupervisedConfig
 def train(run: Run[SupervisedConfig]) -> Result:
     """Tunes the model of `config.init_from`, or a network from nothing, as the run's config says."""
     config, model = run.config, run.model
-    with jax.set_mesh(run.mesh):
+    with run.on_mesh():
         # Data: conversations, several in a row, of which no one sees another.
         run.need_template()
         check_rows(config.data.batch_size, config.data.seq_len, config.optim.accumulate, run.mesh, model.config.max_len)

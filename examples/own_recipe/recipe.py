@@ -7,7 +7,6 @@ The loss of a token is (1 - weight) * cross-entropy + weight * KL(teacher || stu
 from dataclasses import dataclass
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -68,7 +67,7 @@ def make_loss(student: llama.Model, teacher: llama.Model, teacher_params: llama.
 def train(run: Run[DistillConfig]) -> Result:
     """Trains the student on conversations and on the teacher's distributions."""
     config, student = run.config, run.model
-    with jax.set_mesh(run.mesh):
+    with run.on_mesh():
         # Data: packed conversations, as in instruction tuning.
         run.need_template()
         check_rows(

@@ -16,15 +16,15 @@ import numpy as np
 from etils import epath
 
 from ...checkpoints import Checkpoint
-from ...data.labelled_answers import AnswerEncoder
 from ...data.packed_rows import DTYPES
 from ...data.pairs import PairEncoder
 from ...data.prompts import PromptEncoder
 from ...errors import UserError
 from ...model import storage
 from ...model.config import LlamaConfig
-from ...rlhf import dpo, kto, pair_batches, prompt_batches, reward
+from ...rlhf import kto, pair_batches, prompt_batches, reward
 from ...train import batches as text_batches
+from ...train.evaluations import Evaluator
 from ...train.lengths import Lengths
 from ...train.loop import Evaluation
 from ...train.network import FrozenWeights, Network
@@ -52,7 +52,7 @@ class Program:
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
         """The compiled program. Raises jax.errors.JaxRuntimeError where the compiler refuses it."""
-        with jax.set_mesh(self.mesh):
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return self.traced.lower().compile()
 
 
@@ -94,16 +94,25 @@ class _Loop:
 class PlannedRun(Run):
     """A run of a recipe over shapes."""
 
-    def __init__(self, config: RunConfig, mesh: jax.sharding.Mesh, architecture: LlamaConfig | None, *, chain: bool):
+    def __init__(
+        self,
+        config: RunConfig,
+        mesh: jax.sharding.Mesh,
+        architecture: LlamaConfig | None,
+        evaluators: Mapping[str, Evaluator],
+        *,
+        chain: bool,
+    ):
         """
         Args:
           config: the settings, of the recipe's own class.
           mesh: the devices, which may be absent ones.
           architecture: that of checkpoints which are not on this machine.
+          evaluators: the evaluations that `config.evals` may name.
           chain: whether the shardings of what one program hands to the next are those that the compiler chooses, for
             which the first is compiled; else they are left open.
         """
-        super().__init__(config, epath.Path("."), mesh)
+        super().__init__(config, epath.Path("."), mesh, evaluators)
         self.frozen = _PlannedWeights(mesh, config.partition_rules)
         self._programs: list[Program] = []
         self._architecture, self._chain = architecture, chain
@@ -115,6 +124,10 @@ class PlannedRun(Run):
         except _Planned as planned:
             return planned.step
         raise UserError("config.recipe: the recipe has no loop (`run.loop`), so there is no step to plan")
+
+    def on_mesh(self) -> contextlib.AbstractContextManager:
+        """A context in which functions compile for the plan's mesh. What is computed at once runs on this machine."""
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     # What a run reads ------------------------------------------------------------------------------------------------
 

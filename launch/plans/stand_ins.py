@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
-from tokenizers import decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as TokenizerFile
+from tokenizers import decoders, models, pre_tokenizers
 
 from ...checkpoints import Checkpoint
 from ...checkpoints.interop.generation_config import GenerationDefaults
@@ -30,7 +30,7 @@ def tokenizer_of(vocab_size: int) -> Tokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = ["<unk>", "<s>", "</s>", *letters, *(f"<planned_{i}>" for i in range(vocab_size))][:vocab_size]
     file = TokenizerFile(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>"))
-    file.add_special_tokens([piece for piece in pieces[:3]])
+    file.add_special_tokens(pieces[:3])
     file.pre_tokenizer, file.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     files = {"tokenizer.json": file.to_str().encode(), "tokenizer_config.json": json.dumps(names).encode()}
