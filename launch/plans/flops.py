@@ -19,10 +19,24 @@ from jax.extend import core
 CUDNN_PRODUCTS = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 5}
 """Matrix products of queries, keys and values in a call of cuDNN's attention, by primitive."""
 
-OPAQUE = (
-    "cholesky eig eigh ffi_call householder_product io_callback lu pure_callback qr ragged_dot_general scaled_matmul schur "
-    "svd triangular_solve dot_product_attention_fp8_fwd dot_product_attention_fp8_bwd"
-).split()
+OPAQUE = {
+    "cholesky",
+    "eig",
+    "eigh",
+    "ffi_call",
+    "householder_product",
+    "io_callback",
+    "lu",
+    "pure_callback",
+    "qr",
+    "ragged_dot_general",
+    "scaled_matmul",
+    "schur",
+    "svd",
+    "triangular_solve",
+    "dot_product_attention_fp8_fwd",
+    "dot_product_attention_fp8_bwd",
+}
 """Primitives that may multiply matrices and are not counted."""
 
 FOLDED = {
@@ -166,7 +180,8 @@ def _of_while(eqn: core.JaxprEqn, known: Known) -> Flops:
     condition |= {
         x: value for x, value, same in zip(carry, begin, unchanged, strict=True) if same and value is not None
     }
-    limits = list(_limits(params["cond_jaxpr"].jaxpr, condition, dict(zip(carry, zip(begin, steps, strict=True)))))
+    counters = dict(zip(carry, zip(begin, steps, strict=True), strict=True))
+    limits = list(_limits(params["cond_jaxpr"].jaxpr, condition, counters))
     where = str(eqn.source_info.name_stack) or "a while loop"
     if not limits:
         note = f"turns of a loop after the first ({where}): their number is not a constant"

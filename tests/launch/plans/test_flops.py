@@ -81,7 +81,9 @@ def test_scans_branches_and_loops_multiply():
 
 def test_a_loop_with_a_limit_and_another_condition_is_a_bound():
     def generate(x):
-        more = lambda carry: (carry[0] < 9) & jnp.any(carry[1] > 0)
+        def more(carry):
+            return (carry[0] < 9) & jnp.any(carry[1] > 0)
+
         return jax.lax.while_loop(more, lambda carry: (carry[0] + 2, carry[1] @ carry[1]), (1, x))
 
     found = counted(generate, X)
@@ -121,7 +123,7 @@ def splash_gradient(window):
 def test_splash_attention_counts_the_blocks_that_its_mask_leaves(window, blocks):
     segments = jax.ShapeDtypeStruct((B, LONG), jnp.int32)
     found = counted(splash_gradient(window), heads(H), heads(K), heads(K), segments)
-    # 2 x 2 blocks of 512 x 512, one of which is in the future: 2 products forward, 4 for keys and values, 3 for queries.
+    # 2 x 2 blocks of 512 x 512, one in the future: 2 products forward, 4 for keys and values, 3 for queries.
     assert found.attention == (2 + 4 + 3) * 2 * B * H * blocks * 512 * 512 * E
     assert found.matrix == 2 * B * H * LONG * E and not found.bounds  # sums of output times its gradient
 
