@@ -220,7 +220,7 @@ def _unknown(events: Schedule) -> Iterator[str]:
 
 
 def mfu(chip: Chip, n_devices: int, model_flops: float, seconds: float | None) -> float | None:
-    """Model FLOPs utilisation: model FLOPs of a step over what the devices could compute in its time, at bfloat16's peak.
+    """Model FLOPs utilisation: model FLOPs of a step over those that its devices do in its time at their bfloat16 peak.
 
     Args:
       chip: the kind of device.

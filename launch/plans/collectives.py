@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -141,13 +142,17 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _mesh_groups(axes: str, devices: str, chosen: str) -> np.ndarray:
-    """The groups of `mesh['a'=8,'b'=64] {'b'}`; `'b':(2)4` is the part of axis b of size 4 after a part of size 2."""
+    """The groups of `mesh['a'=2,'b'=64], device_ids=([64,2]T(1,0)) {'b'}`, whose devices are numbers in order, reshaped
+    and transposed. `'b':(2)4` is the part of axis b of size 4 after a part of size 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
     numbers = np.arange(math.prod(sizes.values()))
-    if iota := re.search(r"\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?", devices):
-        numbers = _iota(iota[0]).reshape(-1)
-    elif listed := re.search(r"device_ids=[(\[]([\d, ]+)[)\]]", devices):
+    if iota := re.search(r"device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\)", devices):
+        old, order = ([int(n) for n in each.split(",")] for each in iota.groups())
+        numbers = np.arange(math.prod(old)).reshape(old).transpose(order).reshape(-1)
+    elif listed := re.search(r"device_ids=\(([\d, ]+)\)", devices):
         numbers = np.array([int(n) for n in listed[1].split(",")])
+    elif devices:
+        raise ValueError(f"the mesh of replica groups has its devices in an unknown form: {devices}")
     shape, inside = [], []
     parts = [(name, before, size) for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", chosen)]
     for name, size in sizes.items():
@@ -156,7 +161,7 @@ def _mesh_groups(axes: str, devices: str, chosen: str) -> np.ndarray:
         for before, part in wanted:
             borders |= {before, before * part}
         edges = sorted(borders)
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             inside.append(any(before <= low and high <= before * part for before, part in wanted))
             shape.append(high // low)
     order = [i for i, chosen in enumerate(inside) if not chosen] + [i for i, chosen in enumerate(inside) if chosen]

@@ -1,9 +1,9 @@
 """Reading the text of a compiled program, `compiled.as_text()`: its computations, its loops, and its schedule.
 
-XLA gives a program after optimisation as HLO text, in the order in which a device executes it. A schedule is what a plan
-needs of it: the cycles that XLA estimates for computation, the collectives between, and how often each loop turns.
+XLA gives a program after optimisation as HLO text, in the order in which a device executes it. A schedule is what a
+plan needs of it: the cycles that XLA estimates for computation, the collectives between, and how often each loop turns.
 
-TPU programs hold an estimate of cycles for nearly every instruction. Kernels of Pallas have none, nor have GPU programs.
+TPU programs hold an estimate of cycles for nearly every instruction. Pallas kernels have none, nor have GPU programs.
 """
 
 import math
@@ -28,6 +28,9 @@ KINDS = (
 
 KERNELS = ("tpu_custom_call", "triton", "cudnn", "cublas", "Mosaic", "mosaic")
 """Starts of `custom_call_target` (after underscores) of kernels that compute, of which XLA estimates no cycles."""
+
+CALLERS = 3
+"""Number of functions that are named for an instruction: the one that it comes from, and those that call it."""
 
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -132,7 +135,7 @@ class Module:
     entry: str
     """The name of the computation that it runs."""
     frames: Mapping[int, str] = field(default_factory=dict)
-    """{`stack_frame_id` of an instruction: the function, file and line of Python code that it comes from}."""
+    """{`stack_frame_id` of an instruction: functions, files and lines of Python code, the innermost last}."""
 
 
 def parse(text: str) -> Module:
@@ -171,8 +174,18 @@ def _frames(tables: Mapping[str, Sequence[str]]) -> dict[int, str]:
         if found := re.match(r"(\d+) \{file_name_id=(\d+) function_name_id=(\d+) line=(\d+)", line):
             file, function = names["FileNames"].get(found[2], "?"), names["FunctionNames"].get(found[3], "?")
             places[found[1]] = f"{function} ({'/'.join(file.split('/')[-2:])}:{found[4]})"
-    found = (re.match(r"(\d+) \{file_location_id=(\d+)", line) for line in tables.get("StackFrames", ()))
-    return {int(each[1]): places[each[2]] for each in found if each and each[2] in places}
+    rows = [
+        re.match(r"(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", line)
+        for line in tables.get("StackFrames", ())
+    ]
+    frames = {int(row[1]): (places.get(row[2], "?"), int(row[3] or 0)) for row in rows if row}
+    shifted = any(parent >= own for own, (_, parent) in frames.items())  # 1 means none there, and else 0
+    parents = {own: parent - shifted for own, (_, parent) in frames.items()}
+    chains = {own: [own] for own in frames}
+    for chain in chains.values():
+        while len(chain) < CALLERS and (parent := parents[chain[0]]) in frames and parent not in chain:
+            chain.insert(0, parent)
+    return {own: " > ".join(frames[each][0] for each in chain) for own, chain in chains.items()}
 
 
 def _instruction(line: str) -> Instruction:
