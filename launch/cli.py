@@ -43,6 +43,7 @@ from .commands import (
     launching,
     making,
     models,
+    planning,
     serving,
     showing,
     sweeping,
@@ -207,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_show(commands)
     comparing.add_compare(commands)
     doctor.add_doctor(commands)
+    planning.add_plan(commands)
     data.add_tokenizer(commands)
     data.add_data(commands)
     actions = curating.add_curate(commands)

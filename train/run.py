@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -45,10 +45,10 @@ RULES = ("frozen", "decay", "lr_multipliers")
 """Fields of `config.optim` that are lists of rules for parameters by their paths."""
 
 
-def mesh_of(settings: MeshSettings) -> jax.sharding.Mesh:
-    """The mesh of `config.mesh`."""
+def mesh_of(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh of `config.mesh` over these devices; None: all."""
     try:
-        return make_mesh(dict(vars(settings)))
+        return make_mesh(dict(vars(settings)), devices)
     except ValueError as error:
         raise UserError(f"config.mesh: {error}") from None
 

@@ -8,6 +8,7 @@ The loop has one step, from the shapes of a state and of a batch. A plan thus se
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ class Program:
     """A program that a step of a run executes."""
 
     name: str
-    """step, or in a recipe that scores answers on the host: rollout, and learn."""
+    """step, or in a recipe that scores answers on the host: rollout, and step."""
 
     traced: jax.stages.Traced
     """The program before it is lowered."""
@@ -70,7 +71,7 @@ class PlannedStep:
     """Model FLOPs of a step per token of its batch."""
 
     tokens: int
-    """Tokens of a batch."""
+    """Tokens of a step: of a batch's rows, of all sides of its pairs, or of its prompts with the longest answers."""
 
 
 class _Planned(Exception):
@@ -207,7 +208,9 @@ class PlannedRun(Run):
             for name, (shape, dtype) in batches.shapes.items()
         }
         yield _Loop(network.abstract_state, batch)
-        tokens = batches.batch_size * batches.length
+        tokens, rollout = math.prod(batches.shapes["tokens"][0]), getattr(self.config, "rollout", None)
+        if rollout is not None:
+            tokens = batches.batch_size * rollout.n * (batches.length + rollout.max_tokens)
         raise _Planned(PlannedStep(tuple(self._programs), lengths, flops_per_token, tokens))
 
 

@@ -1,0 +1,169 @@
+"""The plan of a run: memory, work, collectives and time of a step on devices that may be absent, from its programs."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...model.config import LlamaConfig
+from ...train.evaluations import Evaluator
+from ...train.run import mesh_of
+from ..recipes import read_config, recipe_of
+from .bound import Modelled, Roofline, mfu, modelled, roofline
+from .collectives import Counted, collectives_of
+from .flops import Flops, flops_of
+from .hlo import parse, schedule
+from .links import Links
+from .memory import Memory, memory_of
+from .planned_run import PlannedRun, Program
+from .topologies import Topology
+
+NOT_PLANNED = "evaluations, saving, loading and the host"
+"""What a plan leaves out."""
+
+
+@dataclass(frozen=True)
+class ProgramPlan:
+    """What one program of a step costs."""
+
+    name: str
+    """step, or in a recipe that scores answers on the host: rollout, and step."""
+    flops: Flops
+    """FLOPs as the hardware computes them, over all devices, counted in the jaxpr."""
+    collectives: tuple[Counted, ...] = ()
+    """Collectives of a device, loops multiplied out; compiled."""
+    roofline: Roofline | None = None
+    """Lower bounds of its time from datasheets."""
+    modelled: Modelled | None = None
+    """Its time by XLA's schedule; None where XLA estimates no cycles."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of one run."""
+
+    phase: str
+    """Name of the phase; empty for a config without phases."""
+    recipe: str
+    """Name of the recipe."""
+    topology: Topology
+    """The devices."""
+    mesh: Mapping[str, int]
+    """Devices along each axis."""
+    parameters: int
+    """Parameters of the network."""
+    tokens: int
+    """Tokens of a step: of its rows, of both sides of its pairs, or of its prompts with the longest answers."""
+    model_flops: float
+    """FLOPs that the algorithm needs: tokens times FLOPs of a forward and a backward pass per token."""
+    steps: int | None
+    """Steps of the run; None where they depend on the data."""
+    memory: Memory
+    """Memory of a device."""
+    programs: tuple[ProgramPlan, ...]
+    """The programs of a step."""
+    compile_seconds: float
+    """Seconds that compiling took here."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Bytes of a device that a program may use; None for a chip without a datasheet."""
+        chip = self.topology.chip
+        total = chip.hbm_usable or chip.hbm_bytes
+        return total and total // chip.devices_per_chip
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether a step fits into a device's memory; None where the capacity is not known."""
+        if self.memory.refused:
+            return False
+        return None if self.capacity is None else self.memory.peak <= self.capacity
+
+    @property
+    def hardware_flops(self) -> int:
+        """FLOPs of a step as the hardware computes them, over all devices."""
+        return sum(program.flops.total for program in self.programs)
+
+    @property
+    def roofline_seconds(self) -> float | None:
+        """The roofline of a step."""
+        return _sum(program.roofline and program.roofline.seconds for program in self.programs)
+
+    @property
+    def modelled_seconds(self) -> float | None:
+        """The modelled bound of a step."""
+        return _sum(program.modelled and program.modelled.seconds for program in self.programs)
+
+    @property
+    def seconds(self) -> float | None:
+        """The best known lower bound of a step's time: modelled, else by the roofline."""
+        return self.modelled_seconds or self.roofline_seconds
+
+    def mfu(self, seconds: float | None) -> float | None:
+        """The model FLOPs utilisation of a step that takes `seconds`."""
+        return mfu(self.topology.chip, self.topology.n_devices, self.model_flops, seconds)
+
+
+def _sum(values: Any) -> float | None:
+    values = list(values)
+    return None if any(value is None for value in values) else sum(values)
+
+
+def plan(
+    config: Any,
+    topology: Topology,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    architecture: LlamaConfig | None = None,
+    phase: str = "",
+    compiles: bool = True,
+) -> Plan:
+    """Plans the run of a config.
+
+    Args:
+      config: the config of one run, an `ml_collections.ConfigDict`.
+      topology: the devices.
+      evaluators: the evaluations that `config.evals` may name.
+      architecture: that of checkpoints which the config names and which are not on this machine.
+      phase: name of the phase.
+      compiles: whether programs are compiled. Without, memory is only what stays between steps, and nothing is said of
+        collectives and time.
+
+    Raises UserError for a config that cannot run on these devices.
+    """
+    settings, began = read_config(config), time.perf_counter()
+    mesh = mesh_of(settings.mesh, topology.devices)
+    run = PlannedRun(settings, mesh, architecture, evaluators, chain=compiles)
+    step = run.plan(recipe_of(config).train)
+    memory = memory_of(step, compiles)
+    whole = compiles and not memory.refused
+    programs = tuple(_program(each, Links(topology.chip, mesh), whole) for each in step.programs)
+    return Plan(
+        phase=phase,
+        recipe=settings.recipe,
+        topology=topology,
+        mesh=dict(mesh.shape),
+        parameters=run.model.config.n_params,
+        tokens=step.tokens,
+        model_flops=step.flops_per_token * step.tokens,
+        steps=step.lengths.total if settings.total.unit in ("steps", "tokens") else None,
+        memory=memory,
+        programs=programs,
+        compile_seconds=time.perf_counter() - began,
+    )
+
+
+def _program(program: Program, links: Links, whole: bool) -> ProgramPlan:
+    flops = flops_of(program.traced.jaxpr)
+    if not whole:
+        return ProgramPlan(program.name, flops)
+    module = parse(program.compiled.as_text())
+    events = schedule(module)
+    counted = collectives_of(module, links.mesh.shape, events)
+    return ProgramPlan(
+        program.name,
+        flops,
+        tuple(counted),
+        roofline(links, flops.total, None, counted),
+        modelled(links, module, events, flops.attention),
+    )

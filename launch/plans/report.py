@@ -1,0 +1,212 @@
+"""A plan as text for a terminal, and as JSON. Every figure says where it comes from.
+
+compiled: read from the compiled program. counted: in the jaxpr of the program. modelled: computed from the program with
+assumptions (`bound.py`). datasheet: from the vendor's page (`chips.py`).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from .plan import NOT_PLANNED, Plan
+
+GIB = 2**30
+SECONDS_PER_DAY = 86_400
+
+
+def lines(plan: Plan, price: float | None = None) -> Iterator[str]:
+    """The lines of a report.
+
+    Args:
+      plan: the plan.
+      price: price of a chip for an hour, in any currency.
+    """
+    yield from _head(plan)
+    yield from _memory(plan)
+    yield from _work(plan)
+    yield from _collectives(plan)
+    yield from _time(plan)
+    yield from _run(plan, price)
+
+
+def _head(plan: Plan) -> Iterator[str]:
+    topology = plan.topology
+    axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
+    phase = f"phase {plan.phase}: " if plan.phase else ""
+    yield (
+        f"{phase}{plan.recipe}, {_count(plan.parameters)} parameters, on {topology.name}: {topology.n_chips:,} x "
+        f"{topology.chip.title}"
+    )
+    if topology.note:
+        yield f"  {topology.note}"
+    yield f"  mesh {axes}; {plan.tokens:,} tokens a step; planned in {plan.compile_seconds:.0f} s"
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    memory, capacity = plan.memory, plan.capacity
+    yield "memory of a device, GiB (compiled)"
+    for kind, size in memory.stays.items():
+        yield _row(kind, f"{size / GIB:.2f}")
+    for program in memory.programs:
+        yield _row(f"{program.name}: activations, gradients, temporaries", f"{program.temporaries / GIB:.2f}")
+        if program.results:
+            yield _row(f"{program.name}: results", f"{program.results / GIB:.2f}")
+    if hosted := memory.on_host + max((program.host for program in memory.programs), default=0):
+        yield _row("in the host's memory", f"{hosted / GIB:.2f}")
+    if memory.refused:
+        yield f"  does not fit: {memory.refused}"
+    if memory.programs or memory.needed_if_refused:
+        share = "" if capacity is None else f" of {capacity / GIB:.2f} (datasheet), {memory.peak / capacity:.0%}"
+        yield _row("peak", f"{memory.peak / GIB:.2f}{share}")
+    elif memory.refused:
+        yield _row("peak", "not told by the compiler")
+
+
+def _work(plan: Plan) -> Iterator[str]:
+    yield "work of a step, all devices"
+    yield _row("model FLOPs (modelled)", f"{plan.model_flops:.3e}")
+    hardware, share = plan.hardware_flops, plan.model_flops / plan.hardware_flops if plan.hardware_flops else 0
+    yield _row("hardware FLOPs (counted)", f"{hardware:.3e}, of which the model's are {share:.1%}")
+    for note in dict.fromkeys(note for program in plan.programs for note in program.flops.bounds):
+        yield f"    an upper bound: {note}"
+    for note in dict.fromkeys(note for program in plan.programs for note in program.flops.uncounted):
+        yield f"    not counted: {note}"
+
+
+def _collectives(plan: Plan) -> Iterator[str]:
+    groups: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
+    for program in plan.programs:
+        for counted in program.collectives:
+            one = counted.collective
+            total = groups[" and ".join(one.axes), one.kind]
+            total[0] += counted.times
+            total[1] += counted.times * one.moved
+            total[2] += counted.times * one.moved * one.asynchronous
+    if not groups:
+        return
+    yield "collectives of a device in a step (compiled)"
+    for (axes, kind), (times, moved, hidden) in sorted(groups.items(), key=lambda item: -item[1][1]):
+        share = f", {hidden / moved:.0%} asynchronous" if moved else ""
+        yield _row(f"{kind} along {axes}", f"{times:,} x, {moved / GIB:.1f} GiB sent{share}")
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    roofline, modelled = plan.roofline_seconds, plan.modelled_seconds
+    if roofline is not None:
+        limit = max((p.roofline for p in plan.programs), key=lambda each: each.seconds).limit
+        yield "time of a step, at best"
+        yield _row("roofline (datasheet)", _speed(plan, roofline, limit))
+    if modelled is None:
+        return
+    limit = max((p.modelled for p in plan.programs), key=lambda each: each.seconds).limit
+    yield _row("by XLA's schedule (modelled)", _speed(plan, modelled, limit))
+    parts: dict[str, float] = defaultdict(float)
+    for each in (program.modelled for program in plan.programs):
+        parts["computation"] += each.compute + each.kernels
+        for axes, seconds in each.exposed.items():
+            parts[f"waiting for collectives along {' and '.join(axes)}"] += seconds
+    for name, seconds in sorted(parts.items(), key=lambda item: -item[1]):
+        yield _row(f"  {name}", f"{seconds:.3g} s, {seconds / modelled:.1%}")
+    hidden = sum(sum(each.modelled.busy.values()) for each in plan.programs)
+    exposed = sum(sum(each.modelled.exposed.values()) for each in plan.programs)
+    if hidden:
+        yield _row("  collectives that computation hides", f"{1 - exposed / hidden:.0%}")
+
+
+def _speed(plan: Plan, seconds: float, limit: str) -> str:
+    share = plan.mfu(seconds)
+    mfu = "" if share is None else f", {share:.1%} of peak"
+    return f"{seconds:.3g} s{mfu}; limited by {limit}"
+
+
+def _run(plan: Plan, price: float | None) -> Iterator[str]:
+    if not plan.seconds:
+        return
+    chips = plan.topology.n_chips
+    per_second = plan.tokens / plan.seconds
+    yield "the run, at that speed (modelled)"
+    yield _row("tokens", f"{per_second:,.0f} a second, {per_second / chips:,.1f} for a chip")
+    yield _row("tokens a day", _count(per_second * SECONDS_PER_DAY))
+    if plan.steps is None:
+        yield _row("days", "unknown: the run's length depends on the data")
+        return
+    days = plan.steps * plan.seconds / SECONDS_PER_DAY
+    hours = days * 24 * chips
+    cost = "" if price is None else f", at {price:g} an hour {hours * price:,.0f}"
+    yield _row("days", f"{days:,.3g} for {plan.steps:,} steps; {hours:,.0f} chip-hours{cost}")
+    yield f"  without {NOT_PLANNED}"
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:<48} {value}"
+
+
+def _count(number: float) -> str:
+    """A number with a unit: 65.3 billion."""
+    for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return f"{number:,.0f}"
+
+
+def to_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
+    """A plan for JSON: bytes, FLOPs and seconds, in sections named by where the figures come from."""
+    chip, memory = plan.topology.chip, plan.memory
+    hours = plan.steps and plan.seconds and plan.steps * plan.seconds / 3600 * plan.topology.n_chips
+    return {
+        "phase": plan.phase,
+        "recipe": plan.recipe,
+        "topology": plan.topology.name,
+        "chips": plan.topology.n_chips,
+        "devices": plan.topology.n_devices,
+        "mesh": dict(plan.mesh),
+        "parameters": plan.parameters,
+        "tokens_per_step": plan.tokens,
+        "steps": plan.steps,
+        "fits": plan.fits,
+        "datasheet": {
+            "source": chip.source,
+            "capacity": plan.capacity,
+            "flops_bf16": chip.flops_bf16,
+            "hbm_bandwidth": chip.hbm_bandwidth,
+            "roofline_seconds": plan.roofline_seconds,
+            "roofline_mfu": plan.mfu(plan.roofline_seconds),
+        },
+        "compiled": {
+            "stays": dict(memory.stays),
+            "programs": {p.name: {"temporaries": p.temporaries, "results": p.results} for p in memory.programs},
+            "on_host": memory.on_host,
+            "peak": memory.peak if memory.programs or memory.needed_if_refused else None,
+            "refused": memory.refused or None,
+            "collectives": [_collective(p.name, counted) for p in plan.programs for counted in p.collectives],
+        },
+        "counted": {"hardware_flops": plan.hardware_flops},
+        "modelled": {
+            "model_flops": plan.model_flops,
+            "seconds": plan.modelled_seconds,
+            "mfu": plan.mfu(plan.modelled_seconds),
+            "exposed": {
+                p.name: {"+".join(axes): seconds for axes, seconds in p.modelled.exposed.items()}
+                for p in plan.programs
+                if p.modelled
+            },
+            "tokens_per_day": plan.seconds and plan.tokens / plan.seconds * SECONDS_PER_DAY,
+            "chip_hours": hours,
+            "price": hours and price and hours * price,
+        },
+    }
+
+
+def _collective(program: str, counted: Any) -> dict[str, Any]:
+    one = counted.collective
+    return {
+        "program": program,
+        "kind": one.kind,
+        "axes": list(one.axes),
+        "times": counted.times,
+        "bytes": one.bytes,
+        "dtype": one.dtype,
+        "asynchronous": one.asynchronous,
+        "what": one.what,
+        "source": one.source,
+    }
