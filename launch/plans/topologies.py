@@ -184,7 +184,10 @@ def _tpus(read: _Name) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=str(read), **options).devices
     except jax.errors.JaxRuntimeError as error:
-        why = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        kind, _, why = str(error).splitlines()[0].partition(": ")
+        if kind != "INVALID_ARGUMENT":
+            message = "set ALLOW_MULTIPLE_LIBTPU_LOAD=1 for other processes that use libtpu, or wait for their end"
+            raise UserError(f"--topology={read}: libtpu does not start ({kind}: {why}): {message}") from None
         raise _refused(read, f"libtpu refuses this shape ({why})") from None
 
 
