@@ -184,6 +184,25 @@ def test_a_collective_in_an_asynchronous_computation_is_found():
     assert found.collective.asynchronous and found.collective.bytes == 64 * 4 and found.collective.moved == 56 * 4
 
 
+def test_an_all_reduce_of_which_a_fusion_keeps_a_part_is_a_reduce_scatter():
+    module = hlo.parse("""HloModule m
+
+%all-reduce-scatter (i: f32[64]) -> f32[8] {
+  %i = f32[64]{0:T(128)} parameter(0)
+  %whole = f32[64]{0:T(128)} all-reduce(%i), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %at = s32[] constant(0)
+  ROOT %part = f32[8]{0:T(128)} dynamic-slice(%whole, %at), dynamic_slice_sizes={8}
+}
+
+ENTRY %main (p: f32[64]) -> f32[8] {
+  %p = f32[64]{0:T(128)} parameter(0)
+  ROOT %f = f32[8]{0:T(128)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter, metadata={op_name="gradient"}
+}
+""")
+    (found,) = (each.collective for each in collectives_of(module, {"fsdp": 8}, hlo.schedule(module)))
+    assert (found.kind, found.bytes, found.moved, found.what) == ("reduce-scatter", 256, 224, "gradient")
+
+
 def test_a_start_with_several_arrays_counts_its_results():
     line = (
         "  %s = ((f32[2]{0}, bf16[4]{0}), (f32[16]{0}, bf16[32]{0})) all-gather-start(%x, %y), "
