@@ -221,7 +221,7 @@ def _split(text: str) -> list[str]:
 
 
 def arrays(shape: str) -> list[tuple[str, int]]:
-    """The (element type, bytes) of each array of a shape; scalars of synchronisation in memory spaces are left out."""
+    """The (element type, bytes) of each array of a shape, without padding."""
     found = []
     for match in _SHAPE.finditer(re.sub(r"\{[^{}]*\}", "", shape)):
         size = math.prod(int(n.removeprefix("<=")) for n in match[2].split(",") if n)
@@ -265,15 +265,9 @@ def _limit(module: Module, condition: Computation) -> tuple[int, int] | None:
     if direction in ("GT", "GE"):
         sides, direction = sides[::-1], direction.replace("G", "L")
     counter, limit = sides
-    if (
-        direction not in ("LT", "LE", "NE")
-        or None in sides
-        or (counter.opcode, limit.opcode)
-        != (
-            "get-tuple-element",
-            "constant",
-        )
-    ):
+    if direction not in ("LT", "LE", "NE") or counter is None or limit is None:
+        return None
+    if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
         return None
     index = int(re.search(r"index=(\d+)", counter.attributes)[1])
     return index, int(limit.operands[0]) + (direction == "LE")
