@@ -33,13 +33,15 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Compares with Hugging Face on PyTorch, which goes into an environment of its own.
-bench: .venv/installed .venv-bench/installed
-	$(BIN)/python benchmarks/compare.py --peer_python=.venv-bench/bin/python
+# Compares with Hugging Face on PyTorch and with tunix, each of which goes into an environment of its own: the transformers
+# of the first needs a safetensors that the second excludes.
+bench: .venv/installed .venv-bench/installed .venv-tunix/installed
+	$(BIN)/python benchmarks/compare.py --peer_python=.venv-bench/bin/python --tunix_python=.venv-tunix/bin/python
 
-# The same for an iteration of PPO, with TRL.
-bench-ppo: .venv/installed .venv-bench/installed
+# The same for an iteration of PPO, with TRL, and for a step of GRPO, with TRL and tunix.
+bench-ppo: .venv/installed .venv-bench/installed .venv-tunix/installed
 	$(BIN)/python benchmarks/ppo_compare.py --peer_python=.venv-bench/bin/python
+	$(BIN)/python benchmarks/grpo_compare.py --peer_python=.venv-bench/bin/python --tunix_python=.venv-tunix/bin/python
 
 # A real model: numbers against Hugging Face's, speed against it and llama.cpp (which is compiled from source).
 bench-smollm2: .venv/installed .venv-bench/installed .venv-llamacpp/installed models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -81,5 +83,10 @@ models/%.gguf:
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
 	touch $@
 
+.venv-tunix/installed: benchmarks/requirements-tunix.txt
+	test -d .venv-tunix || $(PYTHON) -m venv .venv-tunix
+	.venv-tunix/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements-tunix.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-bench .venv-llamacpp models *.egg-info build
+	rm -rf .venv .venv-bench .venv-tunix .venv-llamacpp models *.egg-info build

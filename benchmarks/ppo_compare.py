@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from camelid.benchmarks import ppo_task as task
-from camelid.benchmarks.compare import Side, spread
+from camelid.benchmarks.compare import Side, spread, written_networks
 
 CORES = 2
 PIECES = {"seconds": "iteration", "rollout": "rollout", "scoring": "scoring", "update": "update"}
@@ -37,8 +37,9 @@ def take_turns(peer_python: str, rounds: int) -> list[tuple[dict[str, float], di
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    sides = Side.start(sys.executable, "camelid_ppo.py"), Side.start(peer_python, "trl_ppo.py")
-    results = [tuple(side.measure("iteration") for side in sides) for _ in range(rounds + 1)]
+    with written_networks([task.SHAPE]) as shared:
+        sides = Side.start(sys.executable, "camelid_ppo.py"), Side.start(peer_python, "trl_ppo.py", shared)
+        results = [tuple(side.measure("iteration") for side in sides) for _ in range(rounds + 1)]
     for side in sides:
         side.stop()
     return results

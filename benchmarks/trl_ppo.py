@@ -1,6 +1,7 @@
 """TRL's side of `ppo_compare.py`: its `PPOTrainer`, last released in TRL 1.12. Does not need camelid.
 
-The trainer runs its own loop. A callback stops it before each iteration until the next line of input.
+The trainer runs its own loop. A callback stops it before each iteration until the next line of input. Argument: a folder
+with a network of the shape in Hugging Face's format, of which only the shape is read.
 """
 
 import contextlib
@@ -15,12 +16,11 @@ from typing import TextIO
 import ppo_task as task
 import torch
 import transformers
-from huggingface_side import COMMON, SHAPES
 from transformers.trainer_callback import PrinterCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-CONFIG = transformers.LlamaConfig(
-    **(COMMON | SHAPES[task.SHAPE]), num_labels=1, bos_token_id=None, eos_token_id=None, pad_token_id=None
+CONFIG = transformers.LlamaConfig.from_pretrained(
+    f"{sys.argv[1]}/{task.SHAPE}", num_labels=1, bos_token_id=None, eos_token_id=None, pad_token_id=None
 )
 OUTSIDE = CONFIG.vocab_size  # an id that is never sampled
 

@@ -17,7 +17,7 @@ from ..model.attention import BRANCHES
 from ..model.config import LlamaConfig
 from ..model.linear import linear
 from ..model.logprobs import CHUNK
-from ..model.sharding import BATCH
+from ..model.sharding import BATCH, compile_platform
 
 if TYPE_CHECKING:
     from .language_model import LanguageModel
@@ -103,7 +103,7 @@ class _Text(NamedTuple):
 
 def _shares_contexts(config: LlamaConfig) -> bool:
     """Whether continuations of a context can share it. The kernels of TPUs and GPUs know no such mask."""
-    is_xla = config.attention == "xla" or (config.attention == "auto" and jax.default_backend() == "cpu")
+    is_xla = config.attention == "xla" or (config.attention == "auto" and compile_platform() == "cpu")
     return is_xla and config.window is None
 
 

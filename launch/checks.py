@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-import jax
 import ml_collections
 
 from ..errors import UserError
+from ..model.sharding import compile_platform
 from ..train.evaluations import Evaluator, chosen
 from ..train.run import mesh_of
 from ..train.run_config import RunConfig
@@ -13,7 +13,7 @@ from ..train.weights_and_biases import check_installed
 from .recipes import read_config
 
 KERNELS = {"splash": "tpu", "cudnn": "gpu"}
-"""Implementations of attention that need one kind of device, with its backend."""
+"""Implementations of attention that need one kind of device, with its platform."""
 
 
 def check_phases(
@@ -48,11 +48,11 @@ def _check_machine(config: RunConfig) -> None:
     the backend, the row length and the dtype.
     """
     check_installed(config.wandb)
-    mesh, attention, backend = mesh_of(config.mesh), config.model.attention, jax.default_backend()
-    if attention in KERNELS and backend != KERNELS[attention]:
+    mesh, attention, platform = mesh_of(config.mesh), config.model.attention, compile_platform()
+    if attention in KERNELS and platform != KERNELS[attention]:
         raise UserError(
             f"config.model.attention = {attention!r}: a kernel for {KERNELS[attention].upper()}s, and the devices here "
-            f"are of the kind {backend}: give auto or xla"
+            f"are of the kind {platform}: give auto or xla"
         )
     multiple = 128 * mesh.shape["context"]
     length = getattr(config.data, "seq_len", 0)  # of prompts there is none

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from . import xla_cpu
-from .sharding import BATCH, axis_size, constrain
+from .sharding import BATCH, axis_size, compile_platform, constrain
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
 BRANCHES = "branches"
@@ -51,10 +51,10 @@ def attention(
 
 
 def _choose(q_BTHE: jax.Array) -> str:
-    backend = jax.default_backend()
-    if backend == "tpu" and q_BTHE.shape[1] % (128 * axis_size("context")) == 0:
+    platform = compile_platform()
+    if platform == "tpu" and q_BTHE.shape[1] % (128 * axis_size("context")) == 0:
         return "splash"
-    if backend == "gpu" and q_BTHE.dtype in (jnp.bfloat16, jnp.float16):
+    if platform == "gpu" and q_BTHE.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
     return "xla"
 

@@ -160,6 +160,17 @@ def constrain(x: jax.Array, *spec: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def compile_platform() -> str:
+    """The platform that a function traced here is compiled for: "cpu", "gpu" or "tpu".
+
+    It is that of the devices under `jax.set_mesh`, which need not be there, and JAX's default backend without a mesh.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    return "gpu" if device.platform in ("cuda", "rocm") else device.platform
+
+
 def axis_size(axis: str) -> int:
     """The size of an axis of the mesh that is set with `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int8, Shaped, UInt8
 
 from .dynamic_codes import signed_table, signed_values
-from .sharding import BATCH, axis_size, constrain
+from .sharding import BATCH, axis_size, compile_platform, constrain
 from .weights import CODE_PARTS
 
 
 def is_backend() -> bool:
-    """Whether compiled functions run on XLA's CPU backend."""
-    return jax.default_backend() == "cpu"
+    """Whether a function traced here is compiled by XLA's CPU backend."""
+    return compile_platform() == "cpu"
 
 
 # Matrix products ------------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def base_of(adapters: Lora, params: Params) -> Params:
 
 
 def together(starts: Mapping[str, InitialParams]) -> InitialParams:
-    """The initial parameters of several networks in one tree, {name: parameters}."""
+    """The initial parameters of several networks in one tree, {name: parameters}: all are read, or all are random."""
 
     def init(key: jax.Array) -> Params:
         return {name: start.init(jax.random.fold_in(key, i)) for i, (name, start) in enumerate(starts.items())}
@@ -163,7 +163,8 @@ def together(starts: Mapping[str, InitialParams]) -> InitialParams:
 
     shapes = {name: start.base_shapes for name, start in starts.items() if start.base_shapes}
     load_base = lambda: {name: starts[name].load_base() for name in shapes}  # noqa: E731
-    return InitialParams(init, load, shapes, load_base, tuple(starts))
+    read = None if all(start.load is None for start in starts.values()) else load
+    return InitialParams(init, read, shapes, load_base, tuple(starts))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checkpoints.heldout_loss import heldout_loss
 from ..errors import UserError
-from ..model.sharding import BATCH
+from ..model.sharding import BATCH, compile_platform
 from .batches import check_rows, data_of, data_tables
 from .lengths import Lengths, lengths_of
 from .loop import Evaluation, check_streak, signals
@@ -94,7 +94,7 @@ def train(
             network = run.network(networks[0].initial, lengths, lisa=config.lisa)
             return run.update(network, loss_of(model, run.config))(state, batch)
 
-        at_once = jax.default_backend() != "cpu" if vmap is None else vmap
+        at_once = compile_platform() != "cpu" if vmap is None else vmap
         step = (_all_at_once if at_once else _one_by_one)(networks, update, scalars)
 
         # Evaluations: the loss on what was held out of each source, and what config.evals names.

@@ -179,7 +179,7 @@ class _Timeline:
 
     def _transfer(self, event: Start | Transfer) -> None:
         starts = isinstance(event, Start)
-        one = collective_of(self.module, self.links.mesh.shape, event.instruction, event.where, starts)
+        one = collective_of(self.module, self.links.mesh.shape, event.site, starts)
         seconds = self.links.seconds(one)
         if seconds is None:
             raise _MissingFigure

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .hlo import Computation, Instruction, Loop, Module, Schedule, Start, Transfer, arrays
+from .hlo import Computation, Instruction, Loop, Module, Schedule, Site, Start, Transfer, arrays
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Collective:
     bytes: int
     """Bytes of the whole array on a device: what an all-gather returns, and what a reduce-scatter reads."""
     asynchronous: bool
-    """Whether the device computes meanwhile."""
+    """Whether it starts and ends in two instructions, or in one that computes as well, so that it may be hidden."""
     what: str
     """The path of the JAX operation that it serves, or its shape where XLA does not say."""
     source: str
@@ -64,33 +64,35 @@ class Counted:
     """Executions in a step, loops multiplied out."""
 
 
-def collective_of(
-    module: Module, mesh_shape: Mapping[str, int], instruction: Instruction, where: Computation, asynchronous: bool
-) -> Collective:
-    """Describes the collective of an instruction.
+def collective_of(module: Module, mesh_shape: Mapping[str, int], site: Site, asynchronous: bool) -> Collective:
+    """Describes a collective.
 
     Args:
       module: the program.
       mesh_shape: sizes of the mesh by axis, in order, as `mesh.shape`.
-      instruction: the collective.
-      where: the computation that holds it.
-      asynchronous: whether the device computes meanwhile.
+      site: where it stands.
+      asynchronous: whether it starts and ends in two instructions, or in one that computes as well.
     """
-    kind, groups = instruction.collective, groups_of(instruction, math.prod(mesh_shape.values()))
+    instruction, kind = site.collective, site.collective.collective
+    groups = groups_of(instruction, math.prod(mesh_shape.values()))
     own = _sizes(instruction)
     group = groups.shape[1] if kind != "collective-permute" else _ring(groups, mesh_shape)
-    named = instruction if instruction.op_name else _user(instruction, where)
+    size = sum(size for _, size in own) * (group if kind == "reduce-scatter" else 1)
+    gathers = kind == "all-reduce" and _is_placed(module, site.where, instruction.operands[0])
+    if kind == "all-reduce" and site.where is not site.outside and site.where.root.opcode == "dynamic-slice":
+        kind = "reduce-scatter"  # a TPU's fusion of both reduces only the device's own part
+    named = _named(site.scheduled, site.outside, gathers or kind == "all-gather")
     frame = re.search(r"stack_frame_id=(\d+)", named.attributes)
     return Collective(
         kind,
         axes_of(groups, mesh_shape),
         group,
         ",".join(dict.fromkeys(dtype for dtype, _ in own)),
-        sum(size for _, size in own) * (group if kind == "reduce-scatter" else 1),
+        size,
         asynchronous,
         named.op_name or re.sub(r"\{[^{}]*\}", "", instruction.shape),
         module.frames.get(int(frame[1]), "") if frame else "",
-        kind == "all-reduce" and _is_placed(module, where, instruction.operands[0]),
+        gathers,
         _shift(groups, mesh_shape) if kind == "collective-permute" else None,
     )
 
@@ -98,19 +100,18 @@ def collective_of(
 def collectives_of(module: Module, mesh_shape: Mapping[str, int], events: Schedule) -> list[Counted]:
     """The collectives of a schedule of `module`; those that differ in nothing are counted together."""
     found: dict[Collective, int] = {}
-    for instruction, where, asynchronous, times in _walk(events, 1):
-        one = collective_of(module, mesh_shape, instruction, where, asynchronous)
+    for site, asynchronous, times in _walk(events, 1):
+        one = collective_of(module, mesh_shape, site, asynchronous)
         found[one] = found.get(one, 0) + times
     return [Counted(one, times) for one, times in found.items()]
 
 
-def _walk(events: Schedule, times: int) -> Iterator[tuple[Instruction, Computation, bool, int]]:
+def _walk(events: Schedule, times: int) -> Iterator[tuple[Site, bool, int]]:
     for event in events:
         if isinstance(event, Loop):
             yield from _walk(event.body, times * event.turns)
         elif isinstance(event, Start | Transfer):
-            hidden = isinstance(event, Start) or event.cycles > 0
-            yield event.instruction, event.where, hidden, times
+            yield event.site, isinstance(event, Start) or event.cycles > 0, times
 
 
 def groups_of(instruction: Instruction, n_devices: int) -> np.ndarray:
@@ -202,15 +203,33 @@ def _sizes(instruction: Instruction) -> list[tuple[str, int]]:
     return found
 
 
-def _user(instruction: Instruction, where: Computation) -> Instruction:
-    """The first instruction with a name among those that use a value, directly or through others."""
+def _named(instruction: Instruction, where: Computation, gathers: bool) -> Instruction:
+    """The instruction that says what a collective serves: itself, or else the nearest with a name among those that use
+    its result, as for what is gathered, or among those that make its operand."""
+    if instruction.op_name:
+        return instruction
+    found = [_user(instruction, where), _maker(instruction, where)]
+    return next(filter(None, found if gathers else found[::-1]), instruction)
+
+
+def _user(instruction: Instruction, where: Computation) -> Instruction | None:
     names = {instruction.name}
     for each in where.instructions:
         if names & set(each.operands):
             if each.op_name:
                 return each
             names.add(each.name)
-    return instruction
+    return None
+
+
+def _maker(instruction: Instruction, where: Computation) -> Instruction | None:
+    names = set(instruction.operands)
+    for each in reversed(where.instructions):
+        if each.name in names:
+            if each.op_name:
+                return each
+            names |= set(each.operands)
+    return None
 
 
 def _is_placed(module: Module, where: Computation, name: str) -> bool:

@@ -221,7 +221,7 @@ def _split(text: str) -> list[str]:
 
 
 def arrays(shape: str) -> list[tuple[str, int]]:
-    """The (element type, bytes) of each array of a shape; scalars of synchronisation in memory spaces are left out."""
+    """The (element type, bytes) of each array of a shape, without padding."""
     found = []
     for match in _SHAPE.finditer(re.sub(r"\{[^{}]*\}", "", shape)):
         size = math.prod(int(n.removeprefix("<=")) for n in match[2].split(",") if n)
@@ -265,15 +265,9 @@ def _limit(module: Module, condition: Computation) -> tuple[int, int] | None:
     if direction in ("GT", "GE"):
         sides, direction = sides[::-1], direction.replace("G", "L")
     counter, limit = sides
-    if (
-        direction not in ("LT", "LE", "NE")
-        or None in sides
-        or (counter.opcode, limit.opcode)
-        != (
-            "get-tuple-element",
-            "constant",
-        )
-    ):
+    if direction not in ("LT", "LE", "NE") or counter is None or limit is None:
+        return None
+    if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
         return None
     index = int(re.search(r"index=(\d+)", counter.attributes)[1])
     return index, int(limit.operands[0]) + (direction == "LE")
@@ -323,13 +317,25 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A collective that the program waits for, with what the device computes in the same instruction."""
+class Site:
+    """Where a collective stands in a program."""
 
-    instruction: Instruction
+    collective: Instruction
     """The collective."""
     where: Computation
     """The computation that holds it."""
+    scheduled: Instruction
+    """The instruction that executes it: itself, or the fusion or asynchronous operation around it."""
+    outside: Computation
+    """The computation that holds the scheduled instruction."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A collective that the program waits for, with what the device computes in the same instruction."""
+
+    site: Site
+    """The collective."""
     cycles: int = 0
     """Estimate of the computation in the same fusion."""
 
@@ -338,10 +344,8 @@ class Transfer:
 class Start:
     """The start of an asynchronous collective."""
 
-    instruction: Instruction
+    site: Site
     """The collective."""
-    where: Computation
-    """The computation that holds it."""
     key: str
     """Its name, that its end has too."""
 
@@ -383,7 +387,7 @@ def _events(module: Module, computation: Computation) -> Iterator[Compute | Kern
             n = turns(module, each, computation)
             yield Loop(1 if n is None else n, n is not None, each.op_name, schedule(module, each.attribute("body")))
         elif each.opcode == "conditional":
-            cases = [schedule(module, case) for case in _branches(each)]
+            cases = [schedule(module, case) for case in branches(each)]
             yield Loop(1, True, each.op_name, max(cases, key=total_cycles))
         elif each.opcode == "call":
             yield Loop(1, True, each.op_name, schedule(module, each.called))
@@ -392,11 +396,8 @@ def _events(module: Module, computation: Computation) -> Iterator[Compute | Kern
             if each.opcode.endswith("-done") and _collective_of(module, start, computation) is not None:
                 yield Done(start.name)
         elif (collective := _collective_of(module, each, computation)) is not None:
-            inner, where = collective
-            if each.opcode.endswith("-start"):
-                yield Start(inner, where, each.name)
-            else:
-                yield Transfer(inner, where, each.cycles or 0)
+            site = Site(*collective, each, computation)
+            yield Start(site, each.name) if each.opcode.endswith("-start") else Transfer(site, each.cycles or 0)
         elif each.opcode == "custom-call" and each.target.strip("_").startswith(KERNELS):
             yield Kernel(each.name)
         elif each.cycles:
@@ -424,7 +425,8 @@ def _first(computation: Computation, done: Instruction) -> Instruction:
     return found
 
 
-def _branches(conditional: Instruction) -> list[str]:
+def branches(conditional: Instruction) -> list[str]:
+    """The computations of which a conditional runs one."""
     listed = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
     if listed:
         return [name.strip().lstrip("%") for name in listed[1].split(",")]

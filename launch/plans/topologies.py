@@ -42,6 +42,9 @@ LIBTPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 """What libtpu reads from the environment when it is loaded."""
+REINSTALL = f"install the one of JAX {jax.__version__} with pip install 'camelid[plan-gpu]'"
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+"""Stops XLA from writing to stderr that a compilation is slow. Errors are still raised."""
 
 
 class Topology(NamedTuple):
@@ -96,12 +99,12 @@ def environment_for(name: str) -> dict[str, str]:
     """
     read = _read(name)
     if read.chip.platform == "tpu":
-        return {"JAX_PLATFORMS": "cpu", **LIBTPU}
+        return {"JAX_PLATFORMS": "cpu", **LIBTPU, **QUIET}
     if read.chip.platform == "gpu":
-        return {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+        return {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", **QUIET}
     flag = "--xla_force_host_platform_device_count"
     others = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(flag)]
-    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*others, f"{flag}={read.shape[0]}"])}
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*others, f"{flag}={read.shape[0]}"]), **QUIET}
 
 
 def _read(name: str) -> _Name:
@@ -184,7 +187,10 @@ def _tpus(read: _Name) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=str(read), **options).devices
     except jax.errors.JaxRuntimeError as error:
-        why = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        kind, _, why = str(error).splitlines()[0].partition(": ")
+        if kind != "INVALID_ARGUMENT":
+            message = "set ALLOW_MULTIPLE_LIBTPU_LOAD=1 for other processes that use libtpu, or wait for their end"
+            raise UserError(f"--topology={read}: libtpu does not start ({kind}: {why}): {message}") from None
         raise _refused(read, f"libtpu refuses this shape ({why})") from None
 
 
@@ -195,10 +201,13 @@ def _gpus(read: _Name) -> Sequence[jax.Device]:
             f"--topology={read}: JAX's CUDA plugin, which compiles for GPUs, is not installed: "
             "pip install 'camelid[plan-gpu]'"
         )
-    text = target_text(read.chip)
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=text, topology=f"1x{_written(read.shape)}"
-    ).devices
+    size = f"1x{_written(read.shape)}"  # slices x hosts x GPUs of a host
+    try:
+        text = target_text(read.chip)
+        return topologies.get_topology_desc(platform="cuda", target_config=text, topology=size).devices
+    except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"--topology={read}: JAX's CUDA plugin cannot be used ({why}): {REINSTALL}") from None
 
 
 def _cpus(read: _Name) -> Sequence[jax.Device]:

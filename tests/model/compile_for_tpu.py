@@ -1,7 +1,7 @@
 """Compiles attention, or the gradient of a two-layer llama-7b, for eight TPU chips without a TPU; prints JSON.
 
-Needs libtpu and a process of its own: `JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python compile_for_tpu.py attention`,
-or `model`, which takes a minute.
+Needs libtpu and a process of its own: `JAX_PLATFORMS=cpu python compile_for_tpu.py attention`, or `model`, which takes
+a minute. The implementation of attention is "auto": the devices to compile for decide.
 """
 
 import json
@@ -10,9 +10,9 @@ import time
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from camelid.launch.plans.topologies import topology
 from camelid.model import llama, sharding
 from camelid.model.attention import attention
 from camelid.model.config import LlamaConfig
@@ -39,7 +39,7 @@ def compiled(mesh, function, *args, out_shardings=None) -> dict:
 
 def attention_gradient(mesh, n_heads: int, n_kv_heads: int, head_dim: int) -> dict:
     def loss(q, k, v, segments):
-        return jnp.sum(attention(q, k, v, segments, "splash").astype(jnp.float32) ** 2)
+        return jnp.sum(attention(q, k, v, segments).astype(jnp.float32) ** 2)
 
     def heads(n):
         return jax.ShapeDtypeStruct((ROWS, LENGTH, n, head_dim), jnp.bfloat16, sharding=NamedSharding(mesh, HEADS))
@@ -50,7 +50,7 @@ def attention_gradient(mesh, n_heads: int, n_kv_heads: int, head_dim: int) -> di
 
 
 def model_gradient(mesh) -> dict:
-    config = LlamaConfig.preset("llama-7b", n_layers=2, dtype="bfloat16", attention="splash", remat="full")
+    config = LlamaConfig.preset("llama-7b", n_layers=2, dtype="bfloat16", remat="full")
     model = llama.build(config)
     specs = sharding.shardings(model.abstract_params, mesh)
     params = sharding.placed(model.abstract_params, specs)
@@ -64,8 +64,7 @@ def model_gradient(mesh) -> dict:
 
 
 def main(part: str):
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x2")
-    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2, "context": 2}, topology.devices)
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2, "context": 2}, topology("v5p:2x2x2").devices)
     if part == "attention":
         report = [attention_gradient(mesh, 8, 4, 128), attention_gradient(mesh, 8, 8, 64)]
     else:

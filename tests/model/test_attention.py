@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from camelid.model import attention as implementations
+from camelid.model import xla_cpu
 from camelid.model.attention import attention, splash
-from camelid.model.sharding import make_mesh
+from camelid.model.sharding import AXES, make_mesh
 
 interpreted_splash = functools.partial(splash, interpret=True)
 xla = functools.partial(attention, implementation="xla")
@@ -144,16 +146,44 @@ def test_a_position_sees_exactly_the_earlier_ones_of_its_segment(implementation)
         np.testing.assert_array_equal(changed, expected, err_msg=f"position {s} changed")
 
 
-def test_auto_takes_the_kernel_of_the_hardware_where_it_can_run(monkeypatch):
-    def choice(backend, T, dtype=jnp.bfloat16):
-        monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        return implementations._choose(jnp.zeros((1, T, 1, 8), dtype))
+def absent(platform: str, context: int = 1):
+    """A context in which functions are traced for eight devices that are not there."""
+    device = AbstractDevice(device_kind=f"a {platform}", num_cores=None, platform=platform)
+    kinds = (AxisType.Auto,) * len(AXES)
+    mesh = AbstractMesh((1, 8 // context, 1, context), AXES, axis_types=kinds, abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
 
-    assert choice("cpu", 256) == "xla"
-    assert (choice("tpu", 256), choice("tpu", 200)) == ("splash", "xla")
-    assert (choice("gpu", 200), choice("gpu", 200, jnp.float32)) == ("cudnn", "xla")
-    with jax.set_mesh(make_mesh({"fsdp": -1, "context": 2})):
-        assert (choice("tpu", 256), choice("tpu", 128)) == ("splash", "xla")
+
+def choice(T: int, dtype=jnp.bfloat16) -> str:
+    return implementations._choose(jax.ShapeDtypeStruct((1, T, 1, 8), dtype))
+
+
+def test_auto_takes_the_kernel_of_the_hardware_where_it_can_run(monkeypatch):
+    for platform, expected in (("cpu", "xla"), ("tpu", "splash"), ("gpu", "cudnn")):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert choice(256) == expected
+    assert choice(200, jnp.float32) == "xla"
+
+
+def test_auto_chooses_for_the_devices_of_the_mesh_which_need_not_be_here():
+    with absent("tpu"):
+        assert (choice(256), choice(200)) == ("splash", "xla")
+    with absent("tpu", context=2):
+        assert (choice(256), choice(128)) == ("splash", "xla")
+    for platform in ("gpu", "cuda"):
+        with absent(platform):
+            assert (choice(200), choice(200, jnp.float32)) == ("cudnn", "xla")
+    with jax.set_mesh(make_mesh()):
+        assert choice(256) == "xla"
+
+
+def test_forms_for_xlas_cpu_backend_are_not_compiled_for_other_devices(monkeypatch):
+    with absent("tpu"):
+        assert not xla_cpu.is_backend()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert not xla_cpu.is_backend()
+    with jax.set_mesh(make_mesh()):
+        assert xla_cpu.is_backend()
 
 
 def test_an_implementation_that_is_unknown_or_cannot_run_raises():
@@ -185,7 +215,7 @@ needs_libtpu = pytest.mark.skipif(
 
 def compile_for_tpu(part: str):
     script = Path(__file__).with_name("compile_for_tpu.py")
-    report = run_elsewhere(str(script), part, JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+    report = run_elsewhere(str(script), part, JAX_PLATFORMS="cpu")
     print(report)  # seconds and bytes, shown by pytest -rP
     return json.loads(report.splitlines()[-1])
 

@@ -23,7 +23,7 @@ from camelid.settings.config_files import load_config
 from camelid.tests import tiny_lora
 from camelid.tests.train.test_resume import assert_same_bits, state_of
 from camelid.tests.train.test_state import by_path
-from camelid.train.network import InitialParams
+from camelid.train.network import InitialParams, together
 from camelid.train.run import Run, mesh_of
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -57,6 +57,14 @@ def test_rules_are_for_each_of_several_networks_or_for_the_one_whose_name_they_b
         with pytest.raises(UserError, match=rf"config\.optim\.{setting}: '{pattern[:5]}.*' matches no parameter"):
             rules_of(settings)
         settings.optim[setting] = None
+
+
+def test_several_networks_without_a_checkpoint_start_at_random_and_differ():
+    draw = InitialParams(lambda key: jax.random.normal(key, (3,)))
+    initial = together({"policy": draw, "critic": draw})
+    assert initial.load is None
+    drawn = initial.init(jax.random.key(0))
+    assert jnp.all(drawn["policy"] != drawn["critic"])
 
 
 def command(arguments, workdir, start, lora, *further) -> list[str]:
