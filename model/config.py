@@ -242,18 +242,23 @@ class LlamaConfig:
         layer += (2 * self.ffn_dim + self.dim) * self.mlp_bias
         return self.n_layers * layer + self.dim + self.vocab_size * self.dim * (1 if self.tied else 2)
 
-    def flops_per_token(self, seq_len: int) -> float:
+    def flops_per_token(self, seq_len: int, frozen: bool = False) -> float:
         """Model FLOPs of one training step per token (PaLM, arXiv:2204.02311, appendix B).
 
         They are 6 for each weight in a matrix product, and 12 N H E for each position that a token attends to: on
         average T / 2 positions in rows of T = `seq_len` tokens, or W - W^2 / 2T with a window W below T. Recomputation
         is not counted, so that model FLOPs utilisation (MFU) can be compared across remat policies.
+
+        Args:
+          seq_len: tokens of a row.
+          frozen: whether the weights do not learn, as under adapters. Their own gradient is then not computed, which
+            leaves 4 for each weight; products of adapters are not counted.
         """
         attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim) + self.vocab_size * self.dim
         window = min(self.window or seq_len, seq_len)
         attended = window - window * window / (2 * seq_len)
-        return 6.0 * weights + 12.0 * self.n_layers * attended * self.n_heads * self.head_dim
+        return (4.0 if frozen else 6.0) * weights + 12.0 * self.n_layers * attended * self.n_heads * self.head_dim
 
 
 def _llama(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **fields: Any) -> dict[str, Any]:

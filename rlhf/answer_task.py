@@ -243,7 +243,7 @@ class AnswerTask:
                 *run.further_evaluations(lengths, policy),
             ],
             check=watch.Watch(config.watch, run.model.config.dtype, config.guard.max_streak),
-            flops_per_token=run.model.config.flops_per_token(self.prompts.length + self.sampling.max_tokens),
+            flops_per_token=run.flops_per_token(self.prompts.length + self.sampling.max_tokens),
             manifest={"policy": "policy"} | self._lineage(critic_from),
             tables=data_tables(self.prompts, {}),
             headline=watch.HEADLINE,

@@ -323,7 +323,7 @@ def train(run: Run[DPOConfig]) -> Result:
             lengths,
             evaluations=evaluations,
             check=check_streak(config.guard.max_streak),
-            flops_per_token=model.config.flops_per_token(batches.length),
+            flops_per_token=run.flops_per_token(batches.length),
             manifest={"frozen": {"reference": run.start.identity}},
             tables=data_tables(batches, heldout),
             headline=HEADLINE,

@@ -19,6 +19,7 @@ from ..data.templates import ChatTemplate, load_template
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError, did_you_mean
 from ..model import llama, lora, storage
+from ..model.config import LlamaConfig
 from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
 from .architecture import model_of
@@ -183,6 +184,13 @@ class Run(Generic[C]):
         return function
 
     # Networks --------------------------------------------------------------------------------------------------------
+
+    def flops_per_token(self, seq_len: int, config: LlamaConfig | None = None) -> float:
+        """Model FLOPs of a training step per token, in rows of `seq_len` tokens.
+
+        config: that of the network; default: the run's.
+        """
+        return (config or self.model.config).flops_per_token(seq_len, frozen=self.adapters is not None)
 
     @functools.cached_property
     def adapters(self) -> Lora | None:

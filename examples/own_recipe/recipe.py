@@ -103,7 +103,7 @@ def train(run: Run[DistillConfig]) -> Result:
             lengths,
             evaluations=evaluations,
             check=check_streak(config.guard.max_streak),
-            flops_per_token=student.config.flops_per_token(batches.length),
+            flops_per_token=run.flops_per_token(batches.length),
             tables=data_tables(batches, heldout),
         ) as loop:
             for batch in loop:

@@ -14,8 +14,8 @@ def add_plan(commands) -> None:
         "plan",
         _plan,
         "Tell what a step of a run needs on devices that may be absent: memory, FLOPs, collectives, time and price. "
-        "The step of `camelid train` is compiled, with no data, tokenizer or weights. The exit code is 1 if it does not "
-        "fit.",
+        "It compiles the step of `camelid train`, and reads no data, tokenizer or weights. The exit code is 1 if the "
+        "step does not fit.",
         "camelid plan --config=configs/pretrain/llama.py:size=65b --topology=v5p:8x8x8\n"
         "camelid plan --config=configs/sft/lora.py --architecture=llama-7b --topology=rtx4090:1",
     )

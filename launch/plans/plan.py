@@ -15,6 +15,7 @@ from .flops import Flops, flops_of
 from .hlo import parse, schedule
 from .links import Links
 from .memory import Memory, memory_of
+from .memory_traffic import memory_bytes
 from .planned_run import PlannedRun, Program
 from .topologies import Topology
 
@@ -30,6 +31,8 @@ class ProgramPlan:
     """step, or in a recipe that scores answers on the host: rollout, and step."""
     flops: Flops
     """FLOPs as the hardware computes them, over all devices, counted in the jaxpr."""
+    memory_bytes: int | None = None
+    """Bytes that a device reads and writes in its memory, by the compiled program."""
     collectives: tuple[Counted, ...] = ()
     """Collectives of a device, loops multiplied out; compiled."""
     roofline: Roofline | None = None
@@ -159,11 +162,12 @@ def _program(program: Program, links: Links, whole: bool) -> ProgramPlan:
         return ProgramPlan(program.name, flops)
     module = parse(program.compiled.as_text())
     events = schedule(module)
-    counted = collectives_of(module, links.mesh.shape, events)
+    counted, traffic = collectives_of(module, links.mesh.shape, events), memory_bytes(module)
     return ProgramPlan(
         program.name,
         flops,
+        traffic,
         tuple(counted),
-        roofline(links, flops.total, None, counted),
+        roofline(links, flops.total, traffic, counted),
         modelled(links, module, events, flops.attention),
     )

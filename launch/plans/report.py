@@ -46,18 +46,18 @@ def _memory(plan: Plan) -> Iterator[str]:
     memory, capacity = plan.memory, plan.capacity
     yield "memory of a device, GiB (compiled)"
     for kind, size in memory.stays.items():
-        yield _row(kind, f"{size / GIB:.2f}")
+        yield _row(kind, _gib(size))
     for program in memory.programs:
-        yield _row(f"{program.name}: activations, gradients, temporaries", f"{program.temporaries / GIB:.2f}")
+        yield _row(f"{program.name}: activations, gradients, temporaries", _gib(program.temporaries))
         if program.results:
-            yield _row(f"{program.name}: results", f"{program.results / GIB:.2f}")
+            yield _row(f"{program.name}: results", _gib(program.results))
     if hosted := memory.on_host + max((program.host for program in memory.programs), default=0):
-        yield _row("in the host's memory", f"{hosted / GIB:.2f}")
+        yield _row("in the host's memory", _gib(hosted))
     if memory.refused:
         yield f"  does not fit: {memory.refused}"
     if memory.programs or memory.needed_if_refused:
-        share = "" if capacity is None else f" of {capacity / GIB:.2f} (datasheet), {memory.peak / capacity:.0%}"
-        yield _row("peak", f"{memory.peak / GIB:.2f}{share}")
+        share = "" if capacity is None else f" of {_gib(capacity)} (datasheet), {memory.peak / capacity:.0%}"
+        yield _row("peak", f"{_gib(memory.peak)}{share}")
     elif memory.refused:
         yield _row("peak", "not told by the compiler")
 
@@ -67,6 +67,9 @@ def _work(plan: Plan) -> Iterator[str]:
     yield _row("model FLOPs (modelled)", f"{plan.model_flops:.3e}")
     hardware, share = plan.hardware_flops, plan.model_flops / plan.hardware_flops if plan.hardware_flops else 0
     yield _row("hardware FLOPs (counted)", f"{hardware:.3e}, of which the model's are {share:.1%}")
+    traffic = sum(program.memory_bytes or 0 for program in plan.programs)
+    if traffic:
+        yield _row("bytes read and written by a device (compiled)", f"{traffic / GIB:,.0f} GiB")
     for note in dict.fromkeys(note for program in plan.programs for note in program.flops.bounds):
         yield f"    an upper bound: {note}"
     for note in dict.fromkeys(note for program in plan.programs for note in program.flops.uncounted):
@@ -141,6 +144,11 @@ def _row(name: str, value: str) -> str:
     return f"  {name:<48} {value}"
 
 
+def _gib(size: float) -> str:
+    """Bytes in GiB, with two digits at least."""
+    return f"{size / GIB:,.2f}" if size > GIB / 10 else f"{size / GIB:.2g}"
+
+
 def _count(number: float) -> str:
     """A number with a unit: 65.3 billion."""
     for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
@@ -176,6 +184,7 @@ def to_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
             "stays": dict(memory.stays),
             "programs": {p.name: {"temporaries": p.temporaries, "results": p.results} for p in memory.programs},
             "on_host": memory.on_host,
+            "memory_bytes": {p.name: p.memory_bytes for p in plan.programs},
             "peak": memory.peak if memory.programs or memory.needed_if_refused else None,
             "refused": memory.refused or None,
             "collectives": [_collective(p.name, counted) for p in plan.programs for counted in p.collectives],
