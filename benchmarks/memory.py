@@ -107,14 +107,14 @@ def lowered(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.
 
 def count(case: Case, preset: str, rows: int, length: int, mesh: jax.sharding.Mesh) -> list[str]:
     """The memory columns of a case's row, in GiB; the arguments are those of `lowered`."""
-    with jax.set_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         network, step = lowered(case, preset, rows, length, mesh)
     stored = jax.tree.leaves((network.initial.base_shapes, network.abstract_state))
     here, there = ([x for x in stored if _on_host(x) == host] for host in (False, True))
     stays, host = (sum(x.size * x.dtype.itemsize for x in leaves) / GIB for leaves in (here, there))
     remark = ""
     try:
-        with jax.set_mesh(mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             memory = step.compile().memory_analysis()
         needed = (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / GIB
         host += memory.host_temp_size_in_bytes / GIB

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .weights import SCALE_PARTS, matrix_of, part_spec
@@ -85,7 +86,12 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     for axis in free:
         sizes[axis] = len(devices) // taken
     shape = tuple(sizes[axis] for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # an axis takes a part of a dimension of a TPU slice, such as 2 of 4 chips
+        places = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(places, AXES, axis_types=types)
 
 
 def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str, tuple]] = PARTITION_RULES) -> Any:

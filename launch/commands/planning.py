@@ -3,8 +3,9 @@
 import argparse
 import json
 import os
+from typing import Any
 
-from .arguments import add_config, command
+from .arguments import add_config, check_least, command
 
 
 def add_plan(commands) -> None:
@@ -38,7 +39,46 @@ def add_plan(commands) -> None:
         action="store_true",
         help="compile nothing: tell FLOPs, and the memory that stays between steps, within seconds",
     )
+    parser.add_argument(
+        "--search",
+        nargs="?",
+        type=int,
+        const=4,
+        metavar="N",
+        help="choose mesh, remat policy and parts of a batch: compile the N most promising settings (default: 4) and "
+        "tell which are the best in time or memory; a leaf that is given as a flag keeps its value",
+    )
     parser.add_argument("--json", action="store_true", help="print the plans of all phases as a JSON list")
+
+
+def _search(args: argparse.Namespace, devices: Any, architecture: Any) -> int:
+    """Prints what a search found. The exit code is 1 if none of the settings fits."""
+    from ...errors import UserError
+    from ...evals.registry import Evaluations
+    from ...settings.config_files import load_phases
+    from ..plans.report import search_lines, to_json
+    from ..plans.search import LEAVES, flags, pareto, search
+
+    check_least(args, search=1)
+    phases = load_phases(args.config, args.overrides)
+    if len(phases) > 1:
+        raise UserError(f"--search: {args.config} has {len(phases)} phases; give the config of one run")
+    (config,) = phases.values()
+    given = [word.removeprefix("--config.").split("=")[0] for word in args.overrides]
+    options = dict(architecture=architecture, fixed=[name for name in given if name in LEAVES], most=args.search)
+    found = []
+    for each in search(config, devices, Evaluations(), **options):
+        found.append(each)
+        if not args.json:
+            print("\n".join(search_lines(each, flags(each, config))), flush=True)
+    best = pareto(found)
+    if args.json:
+        told = [{"flags": flags(each, config), "best": each in best} | to_json(each.plan, args.price) for each in found]
+        print(json.dumps(told, indent=2))
+    else:
+        print("the best in time or memory:" if best else "none of these fits")
+        print("\n".join(f"  {flags(each, config)}" for each in best))
+    return int(not best)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -51,7 +91,7 @@ def _plan(args: argparse.Namespace) -> int:
     from ...evals.registry import Evaluations
     from ...model.config import LlamaConfig
     from ...settings.config_files import load_phases
-    from ..plans.plan import plan
+    from ..plans.plan import plan_phases
     from ..plans.report import lines, to_json
 
     jax.config.update("jax_platforms", "cpu")
@@ -59,12 +99,14 @@ def _plan(args: argparse.Namespace) -> int:
         architecture = args.architecture and LlamaConfig.preset(args.architecture)
     except ValueError as error:
         raise UserError(f"--architecture: {error}") from None
-    devices, plans = topology(args.topology), []
-    for phase, config in load_phases(args.config, args.overrides).items():
-        options = dict(architecture=architecture, phase=phase, compiles=not args.count_only)
-        plans.append(plan(config, devices, Evaluations(), **options))
+    if args.search is not None:
+        return _search(args, topology(args.topology), architecture)
+    phases, plans = load_phases(args.config, args.overrides), []
+    options = dict(architecture=architecture, compiles=not args.count_only)
+    for found in plan_phases(phases, topology(args.topology), Evaluations(), **options):
+        plans.append(found)
         if not args.json:
-            print("\n".join(lines(plans[-1], args.price)), flush=True)
+            print("\n".join(lines(found, args.price)), flush=True)
     if args.json:
         print(json.dumps([to_json(each, args.price) for each in plans], indent=2))
     return int(any(each.fits is False for each in plans))

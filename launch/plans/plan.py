@@ -1,7 +1,7 @@
 """The plan of a run: memory, work, collectives and time of a step on devices that may be absent, from its programs."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ class ProgramPlan:
 
     name: str
     """step, or in a recipe that scores answers on the host: rollout, and step."""
+    jaxpr: Any
+    """The program before it is lowered, a closed jaxpr."""
     flops: Flops
     """FLOPs as the hardware computes them, over all devices, counted in the jaxpr."""
     memory_bytes: int | None = None
@@ -53,8 +55,8 @@ class Plan:
     """The devices."""
     mesh: Mapping[str, int]
     """Devices along each axis."""
-    parameters: int
-    """Parameters of the network."""
+    architecture: LlamaConfig
+    """The network."""
     tokens: int
     """Tokens of a step: of its rows, of both sides of its pairs, or of its prompts with the longest answers."""
     model_flops: float
@@ -112,6 +114,31 @@ def _sum(values: Any) -> float | None:
     return None if any(value is None for value in values) else sum(values)
 
 
+def plan_phases(
+    phases: Mapping[str, Any],
+    topology: Topology,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    architecture: LlamaConfig | None = None,
+    compiles: bool = True,
+) -> Iterator[Plan]:
+    """The plans of a config's phases, each of which starts from the model of the phase before.
+
+    Args:
+      phases: the phases, as `settings.config_files.load_phases` gives them.
+      topology: the devices.
+      evaluators: the evaluations that `config.evals` may name.
+      architecture: that of checkpoints which are not on this machine.
+      compiles: as in `plan`.
+    """
+    for number, (phase, config) in enumerate(phases.items()):
+        if number:
+            config.init_from, config.model.preset = "the phase before", None
+        found = plan(config, topology, evaluators, architecture=architecture, phase=phase, compiles=compiles)
+        architecture = found.architecture
+        yield found
+
+
 def plan(
     config: Any,
     topology: Topology,
@@ -146,7 +173,7 @@ def plan(
         recipe=settings.recipe,
         topology=topology,
         mesh=dict(mesh.shape),
-        parameters=run.model.config.n_params,
+        architecture=run.model.config,
         tokens=step.tokens,
         model_flops=step.flops_per_token * step.tokens,
         steps=step.lengths.total if settings.total.unit in ("steps", "tokens") else None,
@@ -157,14 +184,15 @@ def plan(
 
 
 def _program(program: Program, links: Links, whole: bool) -> ProgramPlan:
-    flops = flops_of(program.traced.jaxpr)
+    jaxpr, flops = program.traced.jaxpr, flops_of(program.traced.jaxpr)
     if not whole:
-        return ProgramPlan(program.name, flops)
+        return ProgramPlan(program.name, jaxpr, flops)
     module = parse(program.compiled.as_text())
     events = schedule(module)
     counted, traffic = collectives_of(module, links.mesh.shape, events), memory_bytes(module)
     return ProgramPlan(
         program.name,
+        jaxpr,
         flops,
         traffic,
         tuple(counted),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .plan import NOT_PLANNED, Plan
+from .search import Found
 
 GIB = 2**30
 SECONDS_PER_DAY = 86_400
@@ -33,10 +34,8 @@ def _head(plan: Plan) -> Iterator[str]:
     topology = plan.topology
     axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     phase = f"phase {plan.phase}: " if plan.phase else ""
-    yield (
-        f"{phase}{plan.recipe}, {_count(plan.parameters)} parameters, on {topology.name}: {topology.n_chips:,} x "
-        f"{topology.chip.title}"
-    )
+    network = f"{_count(plan.architecture.n_params)} parameters"
+    yield f"{phase}{plan.recipe}, {network}, on {topology.name}: {topology.n_chips:,} x {topology.chip.title}"
     if topology.note:
         yield f"  {topology.note}"
     yield f"  mesh {axes}; {plan.tokens:,} tokens a step; planned in {plan.compile_seconds:.0f} s"
@@ -140,6 +139,20 @@ def _run(plan: Plan, price: float | None) -> Iterator[str]:
     yield f"  without {NOT_PLANNED}"
 
 
+def search_lines(found: Found, flags: str) -> Iterator[str]:
+    """The lines of settings that a search compiled; `flags` are those that change the config to them."""
+    plan = found.plan
+    yield flags
+    peak = "unknown" if plan.memory.refused and not plan.memory.needed_if_refused else f"{_gib(plan.memory.peak)} GiB"
+    if not plan.fits:
+        yield _row("does not fit", f"{peak} of {_gib(plan.capacity)}")
+        return
+    yield _row("memory of a device", f"{peak} of {_gib(plan.capacity)}")
+    yield _row("model's share of hardware FLOPs", f"{plan.model_flops / plan.hardware_flops:.1%}")
+    kind = "roofline" if plan.modelled_seconds is None else "modelled"
+    yield _row(f"time of a step ({kind})", f"{plan.seconds:.3g} s, {plan.mfu(plan.seconds):.1%} of peak")
+
+
 def _row(name: str, value: str) -> str:
     return f"  {name:<48} {value}"
 
@@ -168,7 +181,7 @@ def to_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
         "chips": plan.topology.n_chips,
         "devices": plan.topology.n_devices,
         "mesh": dict(plan.mesh),
-        "parameters": plan.parameters,
+        "parameters": plan.architecture.n_params,
         "tokens_per_step": plan.tokens,
         "steps": plan.steps,
         "fits": plan.fits,

@@ -5,6 +5,7 @@ A topology is named by a chip and how many of it stand where: `v5p:8x8x8` is a s
 `v5p-512`, are translated to a chip and the default shape.
 """
 
+import dataclasses
 import difflib
 import importlib.util
 import math
@@ -35,6 +36,20 @@ SHAPES = {
 """{TPU: the slices that Google Cloud offers}, of which libtpu knows others as well."""
 ACCELERATOR_TYPES = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5e": ("v5e", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 """{name before the dash of an accelerator type: (chip, cores of a chip where the type counts cores, else 1)}."""
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA A100": "a100-80gb",
+    "NVIDIA H100": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA L4": "l4",
+    "NVIDIA GeForce RTX 3090": "rtx3090",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+}
+"""{how the name of a device's kind begins: its chip}. The longest one that fits counts."""
 LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server, which only TPU hosts have
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may load libtpu at once; one aborts otherwise
@@ -90,6 +105,22 @@ def topology(name: str) -> Topology:
     n_chips = math.prod(read.shape)
     hosts = len({device.process_index for device in devices})
     return Topology(str(read), read.chip, read.shape, devices, n_chips, len(devices), hosts, read.note)
+
+
+def local() -> Topology:
+    """The devices of this machine, or of all processes of a run. A device has the memory that its backend reports; the
+    devices of a CPU share that of the host."""
+    devices = jax.devices()
+    first, hosts = devices[0], len({device.process_index for device in devices})
+    names = [kind for kind in KINDS if first.device_kind.startswith(kind)]
+    unknown = Chip(first.device_kind, first.device_kind, first.platform, "no datasheet")
+    chip = CHIPS[KINDS[max(names, key=len)]] if names else unknown
+    if first.platform == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    else:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    chip = dataclasses.replace(chip, title=first.device_kind, hbm_bytes=memory, hbm_usable=memory, devices_per_chip=1)
+    return Topology("this machine", chip, (len(devices),), devices, len(devices), len(devices), hosts)
 
 
 def environment_for(name: str) -> dict[str, str]:

@@ -140,7 +140,7 @@ def test_the_record_of_a_run_that_was_ended_twice_accounts_for_the_time_of_all_i
         assert [each.exit for each in record.attempts] == ends and record.status == "finished"
         assert [each.from_step for each in record.attempts] == [0, *runs[name].resumed_from]
         assert record.attempts[-1].to_step == record.step == STEPS
-        assert sum(record.seconds.values()) == pytest.approx(sum(runs[name].lived), abs=2.0 * len(ends))
+        assert sum(record.seconds.values()) == pytest.approx(sum(runs[name].lived), rel=0.15, abs=2.0 * len(ends))
         killed = [each for each in record.attempts if each.exit == "lost"]
         assert all(each.exit_code is None for each in killed)
         lost += sum(each.seconds["lost"] for each in killed)  # nothing, if it was killed before the beat after a save

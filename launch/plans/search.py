@@ -1,0 +1,283 @@
+"""The fastest settings that fit: meshes, remat policies and parts of a batch, by estimates and then by compiling.
+
+Counting FLOPs takes a second, compiling minutes. Every combination is thus estimated from a few traced programs; those
+that should fit are compiled, the fastest first. What is reported is of compiled programs only.
+
+The estimate of a device's memory is the state over the devices that split it, gradients like parameters, and what the
+forward pass of one part of a batch keeps for the backward pass. That of a step's time is FLOPs at peak, and collectives
+at the bandwidth of their links that nothing hides: with `fsdp` a gather of all weights in each pass over a part, and
+one reduction of the gradients; with `tensor` four reductions of the residual stream in each layer and pass.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax.extend import core
+
+from ...errors import UserError
+from ...model.config import LlamaConfig
+from ...model.llama import REMAT
+from ...train.evaluations import Evaluator
+from ...train.run import mesh_of
+from ...train.run_config import MeshSettings
+from .links import Links
+from .plan import Plan, plan
+from .topologies import Topology
+
+LEAVES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.remat", "optim.accumulate")
+"""Leaves that a search sets. One that the caller fixes keeps its value."""
+
+POLICIES = tuple(name for name in REMAT if name not in ("none", "offload"))
+"""Remat policies that a search tries: `none` keeps what no large network has room for, and what `offload` costs depends
+on the host."""
+
+LONG_ROWS = 8192
+"""Tokens of a row from which on rows may be split over `context`."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings, and what is estimated of them."""
+
+    settings: Mapping[str, Any]
+    """{leaf: value}."""
+    memory: float
+    """Bytes of a device."""
+    seconds: float
+    """Time of a step."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Settings whose step was compiled."""
+
+    candidate: Candidate
+    """The settings."""
+    plan: Plan
+    """The plan with these settings."""
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """What one traced program tells of all candidates with its remat policy."""
+
+    flops: float
+    saved: float
+    state: float
+    parameters: float
+
+
+def search(
+    config: Any,
+    topology: Topology,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    architecture: LlamaConfig | None = None,
+    fixed: Sequence[str] = (),
+    most: int = 4,
+    policies: Sequence[str] = POLICIES,
+) -> Iterator[Found]:
+    """Compiles the most promising settings, the fastest by estimate first, and yields those that compile.
+
+    Args:
+      config: the config of one run.
+      topology: the devices.
+      evaluators: the evaluations that `config.evals` may name.
+      architecture: that of checkpoints which are not on this machine.
+      fixed: leaves of `LEAVES` that keep their values.
+      most: the most settings that are compiled.
+      policies: remat policies to try.
+    """
+    check_topology(topology)
+    options = dict(topology=topology, evaluators=evaluators, architecture=architecture)
+    for candidate in itertools.islice(candidates(config, fixed=fixed, policies=policies, **options), most):
+        yield Found(candidate, plan(with_settings(config, candidate.settings), **options))
+
+
+def candidates(
+    config: Any,
+    topology: Topology,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    architecture: LlamaConfig | None,
+    fixed: Sequence[str],
+    policies: Sequence[str],
+) -> list[Candidate]:
+    """All settings that should fit, the fastest by estimate first; the arguments are those of `search`."""
+    own = config.model.remat
+    tried = [own] if "model.remat" in fixed else dict.fromkeys((own, *policies))
+    capacity = topology.chip.hbm_usable or topology.chip.hbm_bytes or math.inf
+    capacity /= topology.chip.devices_per_chip
+    found = []
+    for remat in tried:
+        traced, network = _trace(with_settings(config, {"model.remat": remat}), topology, evaluators, architecture)
+        for sizes in _meshes(config, topology, network, fixed):
+            mesh = mesh_of(MeshSettings(**sizes), topology.devices)
+            for parts in _parts(config, sizes, fixed):
+                settings = {f"mesh.{axis}": size for axis, size in sizes.items()}
+                settings |= {"model.remat": remat, "optim.accumulate": parts}
+                found.append(_estimate(settings, sizes, parts, traced, Links(topology.chip, mesh), network, config))
+    return sorted((each for each in found if each.memory <= capacity), key=lambda each: each.seconds)
+
+
+def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
+    """A copy of a config with other values of some leaves, {dotted name: value}."""
+    config = config.copy_and_resolve_references()
+    for name, value in settings.items():
+        section, leaf = name.rsplit(".", 1)
+        config[section][leaf] = value
+    return config
+
+
+def _trace(
+    config: Any, topology: Topology, evaluators: Mapping[str, Evaluator], architecture: LlamaConfig | None
+) -> tuple[_Traced, LlamaConfig]:
+    """The FLOPs and sizes of a step on one device, as one part."""
+    config = with_settings(
+        config, {"optim.accumulate": 1, **{f"mesh.{axis}": 1 for axis in ("data", "tensor", "context")}}
+    )
+    config.mesh.fsdp = 1
+    one = topology._replace(devices=topology.devices[:1], n_devices=1)
+    found = plan(config, one, evaluators, architecture=architecture, compiles=False)
+    stays = found.memory.stays
+    saved = max(saved_bytes(program.jaxpr) for program in found.programs)
+    state = sum(size for kind, size in stays.items() if kind != "batch")
+    return _Traced(found.hardware_flops, saved, state, stays.get("parameters", 0)), found.architecture
+
+
+def saved_bytes(closed: core.ClosedJaxpr) -> int:
+    """The most bytes that one loop of a program keeps for later, over all its turns: with a loop over layers, what the
+    forward pass keeps for the backward pass."""
+    most = 0
+    for eqn in closed.jaxpr.eqns:
+        if eqn.primitive.name == "scan":
+            kept = eqn.outvars[eqn.params["num_carry"] :]
+            most = max(most, sum(x.aval.size * x.aval.dtype.itemsize for x in kept))
+        most = max([most, *(saved_bytes(inner) for inner in _inner(eqn.params))])
+    return most
+
+
+def _inner(params: Mapping[str, Any]) -> Iterator[core.ClosedJaxpr]:
+    for value in params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, core.ClosedJaxpr):
+                yield each
+            elif isinstance(each, core.Jaxpr):
+                yield core.ClosedJaxpr(each, ())
+
+
+def _meshes(config: Any, topology: Topology, network: LlamaConfig, fixed: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Sizes of meshes: powers of two times what is left over, where heads and rows divide evenly."""
+    n = topology.n_devices
+    most = topology.chip.devices_per_host if topology.chip.platform == "gpu" else 16
+    seq_len = config.data.get("seq_len", 0)
+    tensors = [size for size in _powers(n) if size <= most and network.n_kv_heads % size == 0]
+    contexts = [size for size in _powers(n) if seq_len >= LONG_ROWS and seq_len % size == 0] or [1]
+    for tensor, context in itertools.product(tensors, contexts):
+        for fsdp in _powers(n):
+            if n % (tensor * context * fsdp):
+                continue
+            sizes = {"data": n // (tensor * context * fsdp), "fsdp": fsdp, "tensor": tensor, "context": context}
+            kept = {name.removeprefix("mesh.") for name in fixed if name.startswith("mesh.")}
+            if all(config.mesh[axis] in (-1, sizes[axis]) for axis in kept):
+                yield sizes
+
+
+def _powers(n: int) -> list[int]:
+    return [2**i for i in range(n.bit_length()) if n % 2**i == 0]
+
+
+def _parts(config: Any, sizes: Mapping[str, int], fixed: Sequence[str]) -> Iterator[int]:
+    """Numbers of parts of a batch that divide its rows over the devices."""
+    rows, devices = config.data.batch_size, sizes["data"] * sizes["fsdp"]
+    own = config.optim.accumulate
+    for parts in [own] if "optim.accumulate" in fixed else sorted({own, *(2**i for i in range(11))}):
+        if rows % (parts * devices) == 0:
+            yield parts
+
+
+def _estimate(
+    settings: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    parts: int,
+    traced: _Traced,
+    links: Links,
+    network: LlamaConfig,
+    config: Any,
+) -> Candidate:
+    split, rows = sizes["fsdp"] * sizes["tensor"], sizes["data"] * sizes["fsdp"] * sizes["context"]
+    chip = links.chip
+    memory = (traced.state + traced.parameters) / split + traced.saved / rows / parts
+    seconds = traced.flops * chip.devices_per_chip / links.mesh.size / (chip.flops_bf16 or 1.0)
+
+    def ring(size: float, axis: str) -> float:
+        n, bandwidth = sizes[axis], links.bandwidth((axis,)) if sizes[axis] > 1 else None
+        return size * (n - 1) / n / bandwidth if bandwidth else 0.0
+
+    weights = traced.parameters / sizes["tensor"]
+    seconds += ring(weights / 2 * 2 * parts, "fsdp") + ring(weights, "fsdp") + ring(2 * weights / sizes["fsdp"], "data")
+    tokens = config.data.batch_size * config.data.get("seq_len", 1) / rows
+    stream = tokens * network.dim * 2
+    seconds += ring(2 * stream * network.n_layers * 4, "tensor")
+    return Candidate(settings, memory, seconds)
+
+
+def pareto(found: Sequence[Found]) -> list[Found]:
+    """Of settings that fit, those that no other one beats in both time and memory, the fastest first."""
+    known = sorted((each for each in found if each.plan.fits is not False), key=_cost)
+    front: list[Found] = []
+    for each in known:
+        if not front or each.plan.memory.peak < front[-1].plan.memory.peak:
+            front.append(each)
+    return front
+
+
+def _cost(found: Found) -> tuple[float, int]:
+    return found.plan.seconds or found.candidate.seconds, found.plan.memory.peak
+
+
+def nearest_that_fits(
+    config: Any,
+    topology: Topology,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    architecture: LlamaConfig | None = None,
+    most: int = 4,
+    policies: Sequence[str] = POLICIES,
+) -> Found | None:
+    """Settings that fit, with the fewest changes of a config whose step does not; None if none of `most` does.
+
+    The mesh stays. The arguments are those of `search`.
+    """
+    fixed = tuple(name for name in LEAVES if name.startswith("mesh."))
+    options = dict(topology=topology, evaluators=evaluators, architecture=architecture)
+    own = {"model.remat": config.model.remat, "optim.accumulate": config.optim.accumulate}
+    found = candidates(config, fixed=fixed, policies=policies, **options)
+    changes = lambda each: sum(each.settings[name] != value for name, value in own.items())  # noqa: E731
+    for candidate in sorted(found, key=lambda each: (changes(each), each.seconds))[: most + 1]:
+        if changes(candidate):
+            planned = plan(with_settings(config, candidate.settings), **options)
+            if planned.fits:
+                return Found(candidate, planned)
+    return None
+
+
+def flags(found: Found, config: Any) -> str:
+    """The flags that change a config to found settings."""
+    changed = {name: value for name, value in found.candidate.settings.items() if _value(config, name) != value}
+    return " ".join(f"--config.{name}={value}" for name, value in changed.items()) or "no change"
+
+
+def _value(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def check_topology(topology: Topology) -> None:
+    """Raises UserError for devices without datasheet, among which a search cannot choose."""
+    if topology.chip.flops_bf16 is None:
+        raise UserError(f"--search: the datasheet of {topology.chip.title} is not known; give a TPU or GPU topology")
