@@ -31,6 +31,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from camelid.benchmarks import camelid_ppo, ppo_task
 from camelid.data.sources import Source
@@ -284,15 +285,20 @@ def panel(axes: Axes, curve: Curve) -> None:
     axes.set_xlabel(curve.axis, fontsize="small")
     axes.set_ylabel("seconds" if curve.unit == "s" else curve.unit, fontsize="small")
     axes.set_xticks(curve.sizes, [f"{size:,}" for size in curve.sizes], fontsize="x-small")
-    axes.tick_params(axis="y", which="both", labelsize="x-small")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.tick_params(axis="y", labelsize="x-small")
     axes.minorticks_off()
+    said = "slope {:.2f}\nexpected {:.2f}".format(*curve.slopes)
+    axes.text(0.04, 0.95, said, transform=axes.transAxes, verticalalignment="top", fontsize="x-small")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw(found: Sequence[Curve]) -> bytes:
-    """All curves as an SVG file, five panels to a row: times first, then memory."""
-    order = sorted(found, key=lambda curve: curve.unit != "s")
+    """All curves as an SVG file, five panels to a row: times of the training step, its memory, and the rest."""
+    training = [curve for curve in found if curve.title.startswith("training step")]
+    order = sorted(training, key=lambda curve: curve.unit != "s") + [curve for curve in found if curve not in training]
     columns = min(5, len(order))
     rows = -(-len(order) // columns)
     figure = Figure(figsize=(2.9 * columns, 2.6 * rows + 0.3), layout="constrained")
