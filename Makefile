@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LLAMACPP := 0.3.36
 
-.PHONY: quickstart test test-fast lint format bench bench-ppo bench-smollm2 bench-serve clean
+.PHONY: quickstart test test-fast lint format bench bench-ppo bench-growth bench-smollm2 bench-serve clean
 
 quickstart: .venv/installed
 	$(BIN)/camelid quickstart
@@ -42,6 +42,10 @@ bench: .venv/installed .venv-bench/installed .venv-tunix/installed
 bench-ppo: .venv/installed .venv-bench/installed .venv-tunix/installed
 	$(BIN)/python benchmarks/ppo_compare.py --peer_python=.venv-bench/bin/python
 	$(BIN)/python benchmarks/grpo_compare.py --peer_python=.venv-bench/bin/python --tunix_python=.venv-tunix/bin/python
+
+# How cost grows with the sizes of model, batch, answers and data: prints a table, and draws docs/growth.svg. On a CPU.
+bench-growth: .venv/installed
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/growth.py --figure=docs/growth.svg
 
 # A real model: numbers against Hugging Face's, speed against it and llama.cpp (which is compiled from source).
 bench-smollm2: .venv/installed .venv-bench/installed .venv-llamacpp/installed models/SmolLM2-135M-Instruct.Q4_1.gguf

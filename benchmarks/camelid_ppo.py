@@ -64,17 +64,17 @@ def frozen_networks() -> dict[str, Any]:
     return {"reference": jax.jit(MODEL.init)(keys[0]), "rewards": {"reward": jax.jit(SCALAR.init)(keys[1])}}
 
 
-def halves(mesh: jax.sharding.Mesh) -> tuple[Callable, Callable, Network]:
+def halves(mesh: jax.sharding.Mesh, sampling: Sampling = SAMPLING) -> tuple[Callable, Callable, Network]:
     """The functions for the rollout and the update of a PPO step, and the network that it trains."""
     initial = together({"policy": InitialParams(MODEL.init), "critic": InitialParams(SCALAR.init)})
     schedule = make_schedule(name="constant", lr=task.LR, total_steps=1, warmup_steps=0, final=1.0)
     settings = OptimSettings(weight_decay=0.0, clip_norm=None, b2=0.999)
     networks = jax.eval_shape(initial.init, jax.random.key(0))
     optimizer = each_part({name: make_optimizer(params, settings, schedule) for name, params in networks.items()})
-    loss = make_loss(MODEL, CRITICS, SETTINGS, SAMPLING.temperature, ptx_coef=0.0)
+    loss = make_loss(MODEL, CRITICS, SETTINGS, sampling.temperature, ptx_coef=0.0)
     update = make_update(loss, optimizer, schedule, guard=Guard(spike_sigma=None))
-    rollout = make_rollout(MODEL, CRITICS, REWARDS, None, SAMPLING, seed=0, score_parts=1)
-    worth = SimpleNamespace(rewards=REWARDS, cost=None, shaping=Shaping(), sampling=SAMPLING)
+    rollout = make_rollout(MODEL, CRITICS, REWARDS, None, sampling, seed=0, score_parts=1)
+    worth = SimpleNamespace(rewards=REWARDS, cost=None, shaping=Shaping(), sampling=sampling)
     learn = make_learn(update, CRITICS, worth, SETTINGS, PENALTY, seed=0)
     extra = {"kl_coef": PENALTY.coef, "score_stats": FIRST_STATS, "multiplier": 0.0}
     return rollout, learn, Network(initial, Trainable(), optimizer, schedule, mesh, extra=extra)

@@ -4,12 +4,12 @@
 
 A step (`grpo_task.py`) is a rollout of several answers to each prompt by the policy's own sampler, their rewards by a
 Python function of the text, and one update on all answers. Policy and reference begin with the same random weights of
-the shape `nano-1m` in float32. The sides are processes that stay warm and take turns on the same two cores. The ratio is
-the peer's seconds divided by camelid's, with its median and range over rounds.
+the shape `nano-1m` in float32. The sides are processes that stay warm and take turns on the same two cores. The ratio
+is the peer's seconds divided by camelid's, with its median and range over rounds.
 
 Every side draws answers of the same length and takes one update. camelid also scores the answers with the policy once
-more before the update, and reports entropy and exact KL divergence; with one update for each rollout, TRL and tunix take
-the first probability ratio to be 1.
+more before the update, and reports entropy and exact KL divergence. With one update for each rollout, TRL and tunix
+take the first probability ratio to be 1.
 """
 
 import argparse

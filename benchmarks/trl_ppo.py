@@ -1,7 +1,7 @@
 """TRL's side of `ppo_compare.py`: its `PPOTrainer`, last released in TRL 1.12. Does not need camelid.
 
-The trainer runs its own loop. A callback stops it before each iteration until the next line of input. Argument: a folder
-with a network of the shape in Hugging Face's format, of which only the shape is read.
+The trainer runs its own loop. A callback stops it before each iteration until the next line of input. Argument: the
+folder that `camelid_side.py` has written, of which only the network's shape is read.
 """
 
 import contextlib

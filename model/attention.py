@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -40,6 +41,7 @@ def attention(
     window: how many positions a position sees, itself among them (None: all). scale: None for 1 / sqrt(E).
     Query head h reads key/value head h // (H / K). `auto` takes splash on a TPU where each device's part of the row is
     a multiple of 128 tokens, cudnn on a GPU in a 16-bit dtype, else xla. A named implementation that cannot run raises.
+    What a backward pass needs of it beside its inputs has the name "attention" (`remat.py`).
     """
     if implementation == "auto":
         implementation = _choose(q_BTHE)
@@ -47,7 +49,9 @@ def attention(
         raise ValueError(f"attention {implementation!r}: give one of {', '.join(IMPLEMENTATIONS)}")
     branches = functools.partial(_xla, branches=True)
     function = {"xla": _xla, "splash": splash, "cudnn": _cudnn, BRANCHES: branches}[implementation]
-    return function(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, window=window, scale=scale)
+    out_BTHE = function(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, window=window, scale=scale)
+    # Splash attention names its output itself, with the softmax's denominators.
+    return out_BTHE if implementation == "splash" else checkpoint_name(out_BTHE, "attention")
 
 
 def _choose(q_BTHE: jax.Array) -> str:
@@ -263,6 +267,7 @@ def splash(
         head_shards=tensor,
         q_seq_shards=context,
         block_sizes=_splash_blocks(block),
+        residual_checkpoint_name="attention",
         interpret=interpret,
     )
 

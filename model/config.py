@@ -145,7 +145,7 @@ class LlamaConfig:
     attention: str = "auto"
     """Implementation of attention (`attention.attention`)."""
     remat: str = "none"
-    """What a layer keeps for its backward pass, which recomputes the rest: a policy of `llama.REMAT`."""
+    """What a layer keeps for its backward pass, which recomputes the rest: a policy of `remat.py`."""
     unroll: int = 1
     """Number of layers that one turn of the scan over layers computes; on a CPU, all layers of a small model."""
     cache: str | None = None

@@ -22,26 +22,12 @@ from .attention import attention
 from .config import LlamaConfig
 from .layer_subset import LayerSubset
 from .linear import linear
+from .remat import policy_of
 from .rope import angles, rotate
-from .sharding import BATCH, constrain
+from .sharding import BATCH, axis_size, constrain
 from .weights import Weight, is_weight, wrap
 
 Params = dict[str, Any]
-
-REMAT: dict[str, Callable | None] = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["layer_input"],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
-"""What a layer keeps for its backward pass: everything, its weight products, attention's output, only its input, or
-its input in the host's memory."""
 
 
 def _weight(config: LlamaConfig, rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
@@ -114,10 +100,12 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD, rotary, segment_ids_BT):
         q, k, v = self.project(x_BTD, rotary)
-        q, k, v = (constrain(x, BATCH, "context", "tensor", None) for x in (q, k, v))
+        q, k, v = (
+            checkpoint_name(constrain(x, BATCH, "context", "tensor", None), name)
+            for x, name in ((q, "query"), (k, "key"), (v, "value"))
+        )
         config = self.config
         out_BTHE = attention(q, k, v, segment_ids_BT, config.attention, config.window, config.attention_scale)
-        out_BTHE = checkpoint_name(out_BTHE, "attention")
         return self.merge_heads(out_BTHE), (k, v)
 
 
@@ -139,7 +127,7 @@ class MLP(nnx.Module):
         return tuple(add_bias(linear(x_BTD, matrix.get_value()), bias) for matrix, bias in pairs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate_BTF, up_BTF = self.branches(x_BTD)
+        gate_BTF, up_BTF = map(checkpoint_name, self.branches(x_BTD), ("gate", "up"))
         hidden_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, BATCH, "context", "tensor")
         return add_bias(linear(hidden_BTF, self.down.get_value()), self.down_bias)
 
@@ -156,10 +144,25 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, rotary, past):
         """`past` is what attention looks back at: segment ids of the row, or a key/value cache (cache.py)."""
-        mixed_BTD, kv = self.attention(self.attention_norm(x_BTD), rotary, past)
-        x_BTD = x_BTD + _times(mixed_BTD, self.multiplier)
-        x_BTD = x_BTD + _times(self.mlp(self.mlp_norm(x_BTD)), self.multiplier)
-        return constrain(x_BTD, BATCH, "context", None), kv
+        mixed_BTD, kv = self.attention(_gathered(self.attention_norm(x_BTD)), rotary, past)
+        x_BTD = checkpoint_name(_by_position(x_BTD + _times(mixed_BTD, self.multiplier)), "residual")
+        x_BTD = x_BTD + _times(self.mlp(_gathered(self.mlp_norm(x_BTD))), self.multiplier)
+        return _by_position(x_BTD), kv
+
+
+def _by_position(x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The residual stream, whose positions the mesh axis `tensor` splits as well, where it divides them.
+
+    Norms and additions are then split too, and the sum over `tensor` after a product is a reduce-scatter, instead of an
+    all-reduce (sequence parallelism, arXiv:2205.05198, section 4.2.2).
+    """
+    divides = x_BTD.shape[1] % (axis_size("context") * axis_size("tensor")) == 0
+    return constrain(x_BTD, BATCH, ("context", "tensor") if divides else "context", None)
+
+
+def _gathered(x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """A part of the residual stream as products need it: each device of `tensor` has all positions."""
+    return constrain(x_BTD, BATCH, "context", None) if axis_size("tensor") > 1 else x_BTD
 
 
 class Embedding(nnx.Module):
@@ -219,7 +222,7 @@ class Transformer(nnx.Module):
             The states that the output head reads, and the results of `keep`, stacked by layer.
         """
         x_BTD = embeddings(self.config, self.embed.embedding.get_value(), tokens_BT)
-        x_BTD = constrain(x_BTD, BATCH, "context", None)
+        x_BTD = _by_position(x_BTD)
         rotary = angles(self.config, positions_BT)
         block, layers = nnx.split(self.layers)
 
@@ -229,7 +232,7 @@ class Transformer(nnx.Module):
             return x_BTD, keep and keep(*kv)
 
         if self.config.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
+            layer = jax.checkpoint(layer, policy=policy_of(self.config.remat), prevent_cse=False)
         unroll, past = min(self.config.unroll, self.config.n_layers), (rotary, segment_ids_BT)
         if subset is not None:
             return self.norm(layer_subset.scan(layer, x_BTD, nnx.to_pure_dict(layers), past, subset, unroll)), None
@@ -267,8 +270,7 @@ def build(config: LlamaConfig) -> Model:
     gives float32 logits [B, T, V]; hidden(...) gives what the head reads, [B, T, D] in the compute dtype, to be
     turned into log-probabilities in chunks. Raises ValueError for an unknown remat policy.
     """
-    if config.remat not in REMAT:
-        raise ValueError(f"remat {config.remat!r}: give one of {', '.join(REMAT)}")
+    policy_of(config.remat)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
 
     def init(key: jax.Array) -> Params:

@@ -18,7 +18,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import ml_collections
@@ -84,21 +84,26 @@ class Unset(NamedTuple):
 class OneOf:
     """A choice between names."""
 
-    def __init__(self, *names: str, or_function: bool = False):
+    def __init__(self, *names: str, or_function: bool = False, several: Sequence[str] = ()):
         """Says what may be given.
 
         Args:
           names: the names.
           or_function: whether the name of a function of the user's own may stand there too (`settings/functions.py`).
+          several: names of which several may stand there instead, joined by commas.
         """
-        self.names, self.or_function = names, or_function
+        self.names, self.or_function, self.several = names, or_function, tuple(several)
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.names)) + (f", or a function {FORMS}" if self.or_function else "")
+        also = f", or a function {FORMS}" if self.or_function else ""
+        also += f", or several of {', '.join(self.several)}, joined by commas" if self.several else ""
+        return ", ".join(map(str, self.names)) + also
 
     def allows(self, value: Any) -> bool:
         """Whether a value is one of the names, or may be that of a function."""
-        return value in self.names or (self.or_function and isinstance(value, str) and is_function(value))
+        if value in self.names or not isinstance(value, str):
+            return value in self.names
+        return set(value.split(",")) <= set(self.several) or (self.or_function and is_function(value))
 
 
 class Only:

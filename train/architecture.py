@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..model import llama
 from ..model.attention import IMPLEMENTATIONS
 from ..model.config import PRESETS, FamilyName, LlamaConfig, RopeKind
-from ..model.llama import REMAT
+from ..model.remat import KEPT, REMAT
 from ..model.sharding import path_name
 from ..settings.leaves import Count, OneOf, Positive, Range
 
@@ -79,9 +79,13 @@ class ModelSettings:
     attention: Annotated[str, OneOf(*IMPLEMENTATIONS)] = "auto"
     """Implementation of attention: xla, splash (TPU), cudnn (GPU), or auto, which chooses by device."""
 
-    remat: Annotated[str, OneOf(*REMAT)] = "none"
+    remat: Annotated[str, OneOf(*REMAT, several=KEPT)] = "none"
     """What a layer keeps for its backward pass; the rest is recomputed. none: everything; dots: products with weights;
-    attention: attention's output; full: its input; offload: its input, in the host's memory."""
+    attention: attention's output; full: its input; offload: its input, in the host's memory.
+
+    Or names of what it keeps beside its input, joined by commas: query, key, value, attention, residual (the stream
+    after attention), gate, up. `model/remat.py` has the bytes and FLOPs of each.
+    """
 
     dim: Size | None = None
     """Width of the residual stream."""

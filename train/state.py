@@ -52,7 +52,8 @@ def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> S
     """The sharding of each leaf of a state.
 
     Moments, and the scales of their blocks, have the sharding of their parameter; so do moments of some layers of a
-    stack. Everything else is replicated. Arrays under `by_layer.ON_HOST` lie in the host's memory.
+    stack. With several networks in one tree, a network's moments stand below its name (`optimizer.each_part`).
+    Everything else is replicated. Arrays under `by_layer.ON_HOST` lie in the host's memory.
 
     Args:
       abstract: shapes of the state.
@@ -74,9 +75,11 @@ def state_shardings(abstract: State, mesh: jax.sharding.Mesh, rules: Rules) -> S
         return sharding.with_memory_kind("pinned_host") if ON_HOST in parts and leaf.ndim else sharding
 
     def of_parts(parts, leaf):
+        network = f"{parts[1]}/" if len(parts) > 1 and parts[1] in abstract["params"] else ""
         for start in range(len(parts)):
             suffix = "/".join(parts[start:])
-            shape, sharding = by_path.get(suffix.removesuffix("/codes").removesuffix("/scales"), (None, None))
+            parameter = suffix.removesuffix("/codes").removesuffix("/scales")
+            shape, sharding = by_path.get(parameter) or by_path.get(network + parameter, (None, None))
             if shape is None:
                 continue
             sharding = NamedSharding(mesh, PartitionSpec(*sharding.spec[: leaf.ndim]))  # scales may lack the last axis

@@ -11,6 +11,7 @@ import pytest
 
 from camelid.model import llama
 from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.remat import KEPT, REMAT
 from camelid.tests.model.golden import make_llama as golden
 
 # float32 on both sides, the same sums in another order. A wrong epsilon (1e-5 for 1e-6) deviates 1,000 times as much.
@@ -211,17 +212,37 @@ def test_remat_policies_give_the_same_gradients_in_less_memory():
     config = TINY.replace(n_layers=8)
     params = jax.jit(llama.build(config).init)(jax.random.key(0))
     tokens = tokens_of(4, 129)
-    compiled = {name: gradients(config.replace(remat=name), params, tokens) for name in llama.REMAT}
+    some = "attention,residual,gate,up"
+    compiled = {name: gradients(config.replace(remat=name), params, tokens) for name in (*REMAT, some)}
     expected = compiled["none"](params)
     for name, gradient in compiled.items():
         jax.tree.map(
             lambda a, b, n=name: np.testing.assert_allclose(a, b, atol=1e-6, err_msg=n), gradient(params), expected
         )
     memory = {name: gradient.memory_analysis().temp_size_in_bytes for name, gradient in compiled.items()}
-    assert memory["full"] < memory["attention"] < memory["dots"] < memory["none"], memory
+    assert memory["full"] < memory["attention"] < memory[some] < memory["dots"] < memory["none"], memory
 
 
-@pytest.mark.parametrize("remat", llama.REMAT)
+def kept(config: LlamaConfig, B: int, T: int) -> int:
+    """Bytes that the forward pass over the layers keeps for the backward pass."""
+    model, tokens = llama.build(config), tokens_of(B, T)
+    program = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(model.apply(params, tokens))))(model.abstract_params)
+    forward = next(e for e in program.jaxpr.eqns if e.primitive.name == "scan")
+    return sum(x.aval.size * x.aval.dtype.itemsize for x in forward.outvars[forward.params["num_carry"] :])
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_layer_keeps_its_input_and_what_is_named(name):
+    config, (B, T) = TINY.replace(n_layers=3, dtype="bfloat16", n_kv_heads=1), (2, 64)
+    D, H, K, E, F = config.dim, config.n_heads, config.n_kv_heads, config.head_dim, config.ffn_dim
+    width = dict(query=H * E, key=K * E, value=K * E, attention=H * E, residual=D, gate=F, up=F)[name]
+    a_number_each = 2 * config.n_layers * B * T
+    assert kept(config.replace(remat="full"), B, T) == a_number_each * D
+    assert kept(config.replace(remat=name), B, T) == a_number_each * (D + width)
+    assert kept(config.replace(remat=f"{name},gate"), B, T) == a_number_each * (D + width + (name != "gate") * F)
+
+
+@pytest.mark.parametrize("remat", [*REMAT, ",".join(KEPT)])
 def test_what_is_offloaded_are_the_inputs_of_layers_and_nothing_else(remat):
     config = TINY.replace(n_layers=3, remat=remat)
     model, tokens = llama.build(config), tokens_of(4, 64)
@@ -233,8 +254,10 @@ def test_what_is_offloaded_are_the_inputs_of_layers_and_nothing_else(remat):
 
 
 def test_an_unknown_remat_policy_is_an_error_that_lists_the_known():
-    with pytest.raises(ValueError, match="'some': give one of none, dots, attention, full"):
-        llama.build(TINY.replace(remat="some"))
+    known = "give one of none, dots, .* or several of query, key, .* joined by commas"
+    for remat in ("some", "attention,some", "full,gate", ""):
+        with pytest.raises(ValueError, match=f"'{remat}': {known}"):
+            llama.build(TINY.replace(remat=remat))
 
 
 def equations(jaxpr):

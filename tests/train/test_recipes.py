@@ -189,6 +189,10 @@ PRETRAIN_MISTAKES = {
     "an unknown dtype": ("--config.model.dtype=float23", "config.model.dtype: 'float23' is none of float32, bfloat16"),
     "an unknown attention": ("--config.model.attention=flash", "config.model.attention: 'flash' is none of auto"),
     "an unknown remat": ("--config.model.remat=som", "config.model.remat: 'som' is none of none"),
+    "an unknown name to keep": (
+        "--config.model.remat=attention,som",
+        "config.model.remat: 'attention,som' is none of none, dots, attention, full, offload, or several of query, key,",
+    ),
     "a mesh that does not fit": ("--config.mesh.tensor=3", "does not fit 8 device(s)"),
     "a mesh that does not divide": ("--config.mesh.tensor=8", "layers/attention/k (2, 64, 2, 16): mesh axis 'tensor'"),
     "rows that do not divide": ("--config.data.batch_size=12", "config.data.batch_size 12 is not a multiple of"),

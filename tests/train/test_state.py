@@ -15,7 +15,7 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import PARTITION_RULES, make_mesh
 from camelid.train.by_layer import round_stochastically
-from camelid.train.optimizer import OptimSettings, make_optimizer, make_schedule
+from camelid.train.optimizer import OptimSettings, each_part, make_optimizer, make_schedule
 from camelid.train.state import state_of, state_shardings
 from camelid.train.trainable import Trainable, split_frozen
 from camelid.train.update import Guard, make_update
@@ -251,6 +251,22 @@ def test_every_moment_and_average_lies_where_its_parameter_lies(name, moments):
             assert sharding.is_fully_replicated
     matrix = re.compile(r"layers/(attention|mlp)/")
     assert found == {p: moments or (1 if matrix.match(p) else 2) for p in params}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_moments_of_several_networks_lie_where_those_of_one_network_do(name):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    params = llama.build(LlamaConfig.preset("nano-test")).abstract_params
+    optimizer = make_optimizer(params, OptimSettings(name=name), SCHEDULE)
+    both = each_part({"policy": optimizer, "critic": optimizer})
+    states = [
+        jax.eval_shape(lambda params, optimizer=each: state_of(params, optimizer, NONE, ema=False), tree)
+        for each, tree in ((optimizer, params), (both, {"policy": params, "critic": params}))
+    ]
+    alone, together = (by_path(state_shardings(each, mesh, PARTITION_RULES)["opt_state"]) for each in states)
+    assert not all(sharding.is_fully_replicated for sharding in alone.values())
+    for network in ("policy", "critic"):
+        assert {path: together[f"{network}/{path}"] for path in alone} == alone
 
 
 def test_a_state_is_made_already_sharded_and_never_whole_on_one_device():
