@@ -50,6 +50,7 @@ from .commands import (
     training,
 )
 from .commands.arguments import Parser, replace_unencodable
+from .libtpu import quiet_without_tpus
 
 CLOSED = "standard output was closed before all of it was written"
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "the terminal was closed"}
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = _format_warning
     sys.unraisablehook = _show_unraisable
     replace_unencodable(sys.stdout)
+    quiet_without_tpus()
     try:
         with _signals():
             args = _parse(argv)

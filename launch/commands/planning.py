@@ -54,7 +54,6 @@ def add_plan(commands) -> None:
 def _search(args: argparse.Namespace, devices: Any, architecture: Any) -> int:
     """Prints what a search found. The exit code is 1 if none of the settings fits."""
     from ...errors import UserError
-    from ...evals.registry import Evaluations
     from ...settings.config_files import load_phases
     from ..plans.report import search_lines, to_json
     from ..plans.search import LEAVES, flags, pareto, search
@@ -67,7 +66,7 @@ def _search(args: argparse.Namespace, devices: Any, architecture: Any) -> int:
     given = [word.removeprefix("--config.").split("=")[0] for word in args.overrides]
     options = dict(architecture=architecture, fixed=[name for name in given if name in LEAVES], most=args.search)
     found = []
-    for each in search(config, devices, Evaluations(), **options):
+    for each in search(config, devices, **options):
         found.append(each)
         if not args.json:
             print("\n".join(search_lines(each, flags(each, config))), flush=True)
@@ -82,13 +81,13 @@ def _search(args: argparse.Namespace, devices: Any, architecture: Any) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read where JAX is imported; XLA warns of slow compiling
     from ..plans.topologies import environment_for, topology
 
     os.environ.update(environment_for(args.topology))  # before JAX starts a backend
     import jax
 
     from ...errors import UserError
-    from ...evals.registry import Evaluations
     from ...model.config import LlamaConfig
     from ...settings.config_files import load_phases
     from ..plans.plan import plan_phases
@@ -103,7 +102,7 @@ def _plan(args: argparse.Namespace) -> int:
         return _search(args, topology(args.topology), architecture)
     phases, plans = load_phases(args.config, args.overrides), []
     options = dict(architecture=architecture, compiles=not args.count_only)
-    for found in plan_phases(phases, topology(args.topology), Evaluations(), **options):
+    for found in plan_phases(phases, topology(args.topology), **options):
         plans.append(found)
         if not args.json:
             print("\n".join(lines(found, args.price)), flush=True)

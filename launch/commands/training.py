@@ -19,6 +19,11 @@ def add_train(commands) -> None:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="run directory, for checkpoints, metrics and samples"
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="compile the step first, and refuse to start one that does not fit into the memory of the devices",
+    )
     add_distributed(parser, "train")
     add_log_level(parser)
 
@@ -33,7 +38,12 @@ def _train(args: argparse.Namespace) -> None:
         from ..phases import run
 
         keep_programs()
-        run(load_phases(args.config, args.overrides), output_folder(args.workdir), Evaluations())
+        phases = load_phases(args.config, args.overrides)
+        if args.plan:
+            from ..plans.check import check_fits
+
+            check_fits(phases)
+        run(phases, output_folder(args.workdir), Evaluations())
 
 
 def add_quickstart(commands) -> None:

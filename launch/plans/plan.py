@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...model.config import LlamaConfig
-from ...train.evaluations import Evaluator
 from ...train.run import mesh_of
 from ..recipes import read_config, recipe_of
 from .bound import Modelled, Roofline, mfu, modelled, roofline
@@ -117,7 +116,6 @@ def _sum(values: Any) -> float | None:
 def plan_phases(
     phases: Mapping[str, Any],
     topology: Topology,
-    evaluators: Mapping[str, Evaluator],
     *,
     architecture: LlamaConfig | None = None,
     compiles: bool = True,
@@ -127,14 +125,13 @@ def plan_phases(
     Args:
       phases: the phases, as `settings.config_files.load_phases` gives them.
       topology: the devices.
-      evaluators: the evaluations that `config.evals` may name.
       architecture: that of checkpoints which are not on this machine.
       compiles: as in `plan`.
     """
     for number, (phase, config) in enumerate(phases.items()):
         if number:
             config.init_from, config.model.preset = "the phase before", None
-        found = plan(config, topology, evaluators, architecture=architecture, phase=phase, compiles=compiles)
+        found = plan(config, topology, architecture=architecture, phase=phase, compiles=compiles)
         architecture = found.architecture
         yield found
 
@@ -142,7 +139,6 @@ def plan_phases(
 def plan(
     config: Any,
     topology: Topology,
-    evaluators: Mapping[str, Evaluator],
     *,
     architecture: LlamaConfig | None = None,
     phase: str = "",
@@ -153,7 +149,6 @@ def plan(
     Args:
       config: the config of one run, an `ml_collections.ConfigDict`.
       topology: the devices.
-      evaluators: the evaluations that `config.evals` may name.
       architecture: that of checkpoints which the config names and which are not on this machine.
       phase: name of the phase.
       compiles: whether programs are compiled. Without, memory is only what stays between steps, and nothing is said of
@@ -163,7 +158,7 @@ def plan(
     """
     settings, began = read_config(config), time.perf_counter()
     mesh = mesh_of(settings.mesh, topology.devices)
-    run = PlannedRun(settings, mesh, architecture, evaluators, chain=compiles)
+    run = PlannedRun(settings, mesh, architecture, chain=compiles)
     step = run.plan(recipe_of(config).train)
     memory = memory_of(step, compiles)
     whole = compiles and not memory.refused

@@ -24,10 +24,9 @@ from ...errors import UserError
 from ...model import storage
 from ...model.config import LlamaConfig
 from ...rlhf import kto, pair_batches, prompt_batches, reward
+from ...rlhf.watch import WatchSettings
 from ...train import batches as text_batches
-from ...train.evaluations import Evaluator
 from ...train.lengths import Lengths
-from ...train.loop import Evaluation
 from ...train.network import FrozenWeights, Network
 from ...train.run import Run
 from ...train.run_config import RunConfig
@@ -100,7 +99,6 @@ class PlannedRun(Run):
         config: RunConfig,
         mesh: jax.sharding.Mesh,
         architecture: LlamaConfig | None,
-        evaluators: Mapping[str, Evaluator],
         *,
         chain: bool,
     ):
@@ -109,11 +107,10 @@ class PlannedRun(Run):
           config: the settings, of the recipe's own class.
           mesh: the devices, which may be absent ones.
           architecture: that of checkpoints which are not on this machine.
-          evaluators: the evaluations that `config.evals` may name.
           chain: whether the shardings of what one program hands to the next are those that the compiler chooses, for
             which the first is compiled; else they are left open.
         """
-        super().__init__(config, epath.Path("."), mesh, evaluators)
+        super().__init__(_of_the_step(config), epath.Path("."), mesh)
         self.frozen = _PlannedWeights(mesh, config.partition_rules)
         self._programs: list[Program] = []
         self._architecture, self._chain = architecture, chain
@@ -137,14 +134,16 @@ class PlannedRun(Run):
 
         A stand-in for `config.init_from` is a language model, any other one a scalar model.
         """
-        try:
-            return super().open(path, weights)
-        except UserError as error:
-            if epath.Path(path).exists():
-                raise
-            if self._architecture is None:
+        if self._architecture is None:
+            try:
+                return super().open(path, weights)
+            except UserError as error:
+                if epath.Path(path).exists():
+                    raise
                 said = f"{error}; to plan without it, give its architecture, such as --architecture=llama-7b"
                 raise UserError(said) from None
+        if epath.Path(path).exists():
+            return super().open(path, weights)
         kind = None if path == self.config.init_from else "scalar"
         return PlannedCheckpoint(str(path), self._architecture, kind)
 
@@ -177,10 +176,6 @@ class PlannedRun(Run):
         """The function `shapes`, in place of one that reads arrays on the host."""
         return shapes
 
-    def further_evaluations(self, lengths: Lengths, model_of: Callable) -> list[Evaluation]:
-        """No evaluations: a plan is about the step."""
-        return []
-
     # What it compiles ------------------------------------------------------------------------------------------------
 
     def network(self, *args: Any, **kwargs: Any) -> "PlannedNetwork":
@@ -212,6 +207,12 @@ class PlannedRun(Run):
         if rollout is not None:
             tokens = batches.batch_size * rollout.n * (batches.length + rollout.max_tokens)
         raise _Planned(PlannedStep(tuple(self._programs), lengths, flops_per_token, tokens))
+
+
+def _of_the_step(config: RunConfig) -> RunConfig:
+    """A config without what is about evaluations: these a plan leaves out, with what watches them."""
+    changes = {"evals": {}} | ({"watch": WatchSettings()} if hasattr(config, "watch") else {})
+    return dataclasses.replace(config, **changes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ at the bandwidth of their links that nothing hides: with `fsdp` a gather of all 
 one reduction of the gradients; with `tensor` four reductions of the residual stream in each layer and pass.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,6 @@ from jax.extend import core
 
 from ...errors import UserError
 from ...model.config import LlamaConfig
-from ...model.llama import REMAT
-from ...train.evaluations import Evaluator
 from ...train.run import mesh_of
 from ...train.run_config import MeshSettings
 from .links import Links
@@ -30,9 +29,8 @@ from .topologies import Topology
 LEAVES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.remat", "optim.accumulate")
 """Leaves that a search sets. One that the caller fixes keeps its value."""
 
-POLICIES = tuple(name for name in REMAT if name not in ("none", "offload"))
-"""Remat policies that a search tries: `none` keeps what no large network has room for, and what `offload` costs depends
-on the host."""
+POLICIES = ("full", "attention", "attention,residual", "attention,residual,gate", "attention,residual,gate,up", "dots")
+"""Remat policies that a search tries, from the least memory to the fewest FLOPs."""
 
 LONG_ROWS = 8192
 """Tokens of a row from which on rows may be split over `context`."""
@@ -73,7 +71,6 @@ class _Traced:
 def search(
     config: Any,
     topology: Topology,
-    evaluators: Mapping[str, Evaluator],
     *,
     architecture: LlamaConfig | None = None,
     fixed: Sequence[str] = (),
@@ -85,14 +82,13 @@ def search(
     Args:
       config: the config of one run.
       topology: the devices.
-      evaluators: the evaluations that `config.evals` may name.
       architecture: that of checkpoints which are not on this machine.
       fixed: leaves of `LEAVES` that keep their values.
       most: the most settings that are compiled.
       policies: remat policies to try.
     """
     check_topology(topology)
-    options = dict(topology=topology, evaluators=evaluators, architecture=architecture)
+    options = dict(topology=topology, architecture=architecture)
     for candidate in itertools.islice(candidates(config, fixed=fixed, policies=policies, **options), most):
         yield Found(candidate, plan(with_settings(config, candidate.settings), **options))
 
@@ -100,7 +96,6 @@ def search(
 def candidates(
     config: Any,
     topology: Topology,
-    evaluators: Mapping[str, Evaluator],
     *,
     architecture: LlamaConfig | None,
     fixed: Sequence[str],
@@ -113,7 +108,7 @@ def candidates(
     capacity /= topology.chip.devices_per_chip
     found = []
     for remat in tried:
-        traced, network = _trace(with_settings(config, {"model.remat": remat}), topology, evaluators, architecture)
+        traced, network = _trace(with_settings(config, {"model.remat": remat}), topology, architecture)
         for sizes in _meshes(config, topology, network, fixed):
             mesh = mesh_of(MeshSettings(**sizes), topology.devices)
             for parts in _parts(config, sizes, fixed):
@@ -132,16 +127,14 @@ def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
     return config
 
 
-def _trace(
-    config: Any, topology: Topology, evaluators: Mapping[str, Evaluator], architecture: LlamaConfig | None
-) -> tuple[_Traced, LlamaConfig]:
+def _trace(config: Any, topology: Topology, architecture: LlamaConfig | None) -> tuple[_Traced, LlamaConfig]:
     """The FLOPs and sizes of a step on one device, as one part."""
     config = with_settings(
         config, {"optim.accumulate": 1, **{f"mesh.{axis}": 1 for axis in ("data", "tensor", "context")}}
     )
     config.mesh.fsdp = 1
     one = topology._replace(devices=topology.devices[:1], n_devices=1)
-    found = plan(config, one, evaluators, architecture=architecture, compiles=False)
+    found = plan(config, one, architecture=architecture, compiles=False)
     stays = found.memory.stays
     saved = max(saved_bytes(program.jaxpr) for program in found.programs)
     state = sum(size for kind, size in stays.items() if kind != "batch")
@@ -242,7 +235,6 @@ def _cost(found: Found) -> tuple[float, int]:
 def nearest_that_fits(
     config: Any,
     topology: Topology,
-    evaluators: Mapping[str, Evaluator],
     *,
     architecture: LlamaConfig | None = None,
     most: int = 4,
@@ -253,15 +245,16 @@ def nearest_that_fits(
     The mesh stays. The arguments are those of `search`.
     """
     fixed = tuple(name for name in LEAVES if name.startswith("mesh."))
-    options = dict(topology=topology, evaluators=evaluators, architecture=architecture)
+    options = dict(topology=topology, architecture=architecture)
     own = {"model.remat": config.model.remat, "optim.accumulate": config.optim.accumulate}
     found = candidates(config, fixed=fixed, policies=policies, **options)
     changes = lambda each: sum(each.settings[name] != value for name, value in own.items())  # noqa: E731
     for candidate in sorted(found, key=lambda each: (changes(each), each.seconds))[: most + 1]:
         if changes(candidate):
-            planned = plan(with_settings(config, candidate.settings), **options)
+            settings = {name: candidate.settings[name] for name in own}
+            planned = plan(with_settings(config, settings), **options)
             if planned.fits:
-                return Found(candidate, planned)
+                return Found(dataclasses.replace(candidate, settings=settings), planned)
     return None
 
 

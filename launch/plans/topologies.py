@@ -18,6 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from ...errors import UserError
+from ..libtpu import LIBTPU
 from .chips import CHIPS, Chip
 from .gpu_target import target_text
 
@@ -50,13 +51,6 @@ KINDS = {
     "NVIDIA GeForce RTX 4090": "rtx4090",
 }
 """{how the name of a device's kind begins: its chip}. The longest one that fits counts."""
-LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server, which only TPU hosts have
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may load libtpu at once; one aborts otherwise
-    "TPU_ACCELERATOR_TYPE": "v5p-8",  # with the next one: libtpu warns on stderr where they are not set
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
-"""What libtpu reads from the environment when it is loaded."""
 REINSTALL = f"install the one of JAX {jax.__version__} with pip install 'camelid[plan-gpu]'"
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 """Stops XLA from writing to stderr that a compilation is slow. Errors are still raised."""

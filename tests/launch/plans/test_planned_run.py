@@ -1,0 +1,155 @@
+"""A recipe runs over shapes: what it compiles is the program of training, and nothing is read."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from camelid.errors import UserError
+from camelid.evals.registry import Evaluations
+from camelid.launch import recipes
+from camelid.launch.cli import main
+from camelid.launch.plans import check
+from camelid.launch.plans.chips import CHIPS
+from camelid.launch.plans.plan import plan, plan_phases
+from camelid.launch.plans.planned_run import PlannedRun
+from camelid.launch.plans.report import lines, to_json
+from camelid.launch.plans.search import candidates, with_settings
+from camelid.launch.plans.stand_ins import tokenizer_of
+from camelid.launch.plans.topologies import local, topology
+from camelid.launch.recipes import read_config, recipe_of
+from camelid.model.config import LlamaConfig
+from camelid.settings.config_files import load_phases
+from camelid.train.network import Network
+from camelid.train.run import mesh_of
+
+TINY = LlamaConfig.preset("nano-test", max_len=2048)
+SMALL = ["--config.model.attention=xla", "--config.model.unroll=1"]
+RECIPES = {
+    "pretrain/primer": ["--config.model.preset=nano-test"],
+    "sft/primer": [],
+    "sft/lora:init_from=gone,source=none.json": [],
+    "sft/lora:init_from=gone,source=none.json,quantize=nf4": [],
+    "reward/primer": [],
+    "dpo/primer": [],
+    "dpo/primer kto": ["--config.dpo.kind=kto"],
+    "grpo/primer": [],
+    "raft/primer": [],
+    "ppo/primer": [],
+    "ppo/colossalchat:text=none.jsonl": [],
+}
+
+
+def traced(name: str, overrides=()):
+    """What a step of a shipped config consists of, with checkpoints that are not there."""
+    (config,) = load_phases(name.split()[0], [*SMALL, *overrides]).values()
+    settings = read_config(config)
+    mesh = mesh_of(settings.mesh, jax.devices())
+    run = PlannedRun(settings, mesh, TINY, chain=False)
+    return run, run.plan(recipe_of(config).train)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_planned_without_data_tokenizer_or_weights(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, step = traced(name, RECIPES[name])
+    assert [program.name for program in step.programs][-1] == "step"
+    assert step.flops_per_token > 0 and step.tokens > 0
+    leaves = jax.tree.leaves(step.programs[-1].arguments["state"])
+    assert leaves and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Lowered(Exception):
+    """Ends a run at its first step, with the text of its program."""
+
+
+def test_a_planned_step_is_the_step_of_training(tmp_path, monkeypatch):
+    tokenizer_of(300).save(tmp_path / "tokenizer")
+    overrides = [f"--config.tokenizer={tmp_path}/tokenizer", "--config.model.preset=nano-test", "--config.evals={}"]
+    overrides += ["--config.total_steps=1", "--config.data.heldout=0"]
+
+    def ends(network, update, *frozen):
+        def step(state, batch):
+            raise Lowered(network._jit(update).lower(network.base, frozen, state, batch).as_text())
+
+        return step
+
+    with monkeypatch.context() as patched, pytest.raises(Lowered) as trained:
+        patched.setattr(Network, "compile", ends)
+        (config,) = load_phases("pretrain/primer", [*SMALL, *overrides]).values()
+        recipes.train(config, tmp_path / "run", Evaluations())
+    run, step = traced("pretrain/primer", overrides)
+    with run.on_mesh():
+        assert step.programs[0].traced.lower().as_text() == str(trained.value)
+
+
+def tiny_plan(*overrides, compiles=True, name="pretrain/primer"):
+    (config,) = load_phases(name, ["--config.model.preset=nano-test", *SMALL, *overrides]).values()
+    return plan(config, topology("cpu:8"), compiles=compiles)
+
+
+def test_a_plan_counts_what_a_device_holds_and_every_collective_along_its_axis():
+    found = tiny_plan("--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.data.batch_size=16")
+    n = found.architecture.n_params
+    assert found.mesh == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    norms = 4 * found.architecture.dim * (2 * found.architecture.n_layers + 1)  # whole on every device
+    assert found.memory.stays["parameters"] == pytest.approx((4 * n - norms) / 4 + norms)
+    assert found.memory.stays["optimiser state"] == pytest.approx(2 * found.memory.stays["parameters"], abs=64)
+    assert found.memory.peak > sum(found.memory.stays.values()) and found.fits is None
+    axes = {counted.collective.axes for counted in found.programs[0].collectives}
+    assert ("fsdp",) in axes and axes <= {("data",), ("fsdp",), ("data", "fsdp")}
+    assert found.tokens == 16 * 128 and found.model_flops < found.hardware_flops
+    assert "\n".join(lines(found)) and json.dumps(to_json(found))
+
+
+def test_counting_alone_compiles_nothing_and_gives_the_same_work():
+    counted = tiny_plan(compiles=False)
+    assert counted.memory.programs == () and counted.programs[0].collectives == ()
+    (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
+    remat = plan(with_settings(config, {"model.remat": "full"}), topology("cpu:8"), compiles=False)
+    assert remat.model_flops == counted.model_flops and remat.hardware_flops > 1.2 * counted.hardware_flops
+
+
+def test_a_phase_starts_from_the_network_of_the_phase_before(tmp_path):
+    short, long = (load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]) for _ in range(2))
+    phases = {"first": short[""], "second": long[""]}
+    first, second = plan_phases(phases, topology("cpu:8"), compiles=False)
+    assert (first.phase, second.phase) == ("first", "second") and first.architecture == second.architecture
+
+
+def test_a_search_estimates_less_memory_for_more_parts_and_keeps_what_is_fixed():
+    (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
+    own = dataclasses.replace(CHIPS["h100"], platform="cpu")
+    devices = topology("cpu:8")._replace(chip=own)
+    options = dict(architecture=None, policies=("full",))
+    found = candidates(config, devices, fixed=("mesh.tensor", "mesh.data"), **options)
+    assert found == sorted(found, key=lambda each: each.seconds)
+    assert {each.settings["mesh.tensor"] for each in found} == {1} == {each.settings["mesh.data"] for each in found}
+    assert {each.settings["model.remat"] for each in found} == {config.model.remat, "full"}
+    alike = [each for each in found if each.settings["model.remat"] == "full"]
+    memory = {each.settings["optim.accumulate"]: each.memory for each in alike}
+    assert memory[1] > memory[2]
+    small = dataclasses.replace(own, hbm_bytes=int(memory[2]) + 1, hbm_usable=None)
+    fitting = candidates(config, devices._replace(chip=small), fixed=("mesh.tensor", "mesh.data"), **options)
+    assert fitting and all(each.memory <= memory[2] + 1 for each in fitting)
+
+
+def test_the_command_says_what_to_mend(capsys, tmp_path):
+    assert main(["plan", "--config=sft/alpaca", f"--config.init_from={tmp_path}/gone", "--topology=cpu:8"]) == 2
+    assert "give its architecture, such as --architecture=llama-7b" in capsys.readouterr().err
+    assert main(["plan", "--config=sft/alpaca", "--topology=cpu:8", "--architecture=llama-8b"]) == 2
+    assert "--architecture: " in capsys.readouterr().err
+    assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", "--search"]) == 2
+    assert "--search: the datasheet of" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_nearest_settings_that_do(monkeypatch):
+    (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
+    needed = plan(config.copy_and_resolve_references(), local()).memory.peak
+    there = local()
+    chip = dataclasses.replace(there.chip, hbm_bytes=needed - 1, hbm_usable=needed - 1)
+    monkeypatch.setattr(check, "local", lambda: there._replace(chip=chip))
+    with pytest.raises(UserError, match=r"a step needs .* GiB on a device, which has .*: with --config\.\S+ it needs"):
+        check.check_fits({"": config})
