@@ -81,7 +81,9 @@ def collective_of(module: Module, mesh_shape: Mapping[str, int], site: Site, asy
     gathers = kind == "all-reduce" and _is_placed(module, site.where, instruction.operands[0])
     if kind == "all-reduce" and site.where is not site.outside and site.where.root.opcode == "dynamic-slice":
         kind = "reduce-scatter"  # a TPU's fusion of both reduces only the device's own part
-    named = _named(site.scheduled, site.outside, gathers or kind == "all-gather")
+    named = (
+        instruction if instruction.op_name else _named(site.scheduled, site.outside, gathers or kind == "all-gather")
+    )
     frame = re.search(r"stack_frame_id=(\d+)", named.attributes)
     return Collective(
         kind,

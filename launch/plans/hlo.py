@@ -29,6 +29,9 @@ KINDS = (
 KERNELS = ("tpu_custom_call", "triton", "cudnn", "cublas", "Mosaic", "mosaic")
 """Starts of `custom_call_target` (after underscores) of kernels that compute, of which XLA estimates no cycles."""
 
+FUSED_START, FUSED_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
+"""Targets of custom calls at the root of TPU fusions that start an asynchronous collective, and wait for it."""
+
 CALLERS = 3
 """Number of functions that are named for an instruction: the one that it comes from, and those that call it."""
 
@@ -84,6 +87,12 @@ class Instruction:
         """The target of a custom call."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
+
+    @property
+    def channel(self) -> str | None:
+        """The number that the parts of one collective share; None where there is none."""
+        found = re.search(r"\bchannel_id=(\d+)", self.attributes)
+        return found and found[1]
 
     @property
     def collective(self) -> str | None:
@@ -382,6 +391,7 @@ def schedule(module: Module, name: str | None = None) -> Schedule:
 
 
 def _events(module: Module, computation: Computation) -> Iterator[Compute | Kernel | Transfer | Start | Done | Loop]:
+    begun: dict[str, str] = {}
     for each in computation.instructions:
         if each.opcode == "while":
             n = turns(module, each, computation)
@@ -396,12 +406,33 @@ def _events(module: Module, computation: Computation) -> Iterator[Compute | Kern
             if each.opcode.endswith("-done") and _collective_of(module, start, computation) is not None:
                 yield Done(start.name)
         elif (collective := _collective_of(module, each, computation)) is not None:
-            site = Site(*collective, each, computation)
-            yield Start(site, each.name) if each.opcode.endswith("-start") else Transfer(site, each.cycles or 0)
+            yield from _collective_events(module, Site(*collective, each, computation), begun)
         elif each.opcode == "custom-call" and each.target.strip("_").startswith(KERNELS):
             yield Kernel(each.name)
         elif each.cycles:
             yield Compute(each.cycles)
+
+
+def _collective_events(
+    module: Module, site: Site, begun: dict[str, str]
+) -> Iterator[Compute | Transfer | Start | Done]:
+    """The events of an instruction that is a collective, or holds one.
+
+    A TPU executes an asynchronous collective in fusions, each of which holds the collective: one that starts it, some
+    that compute while it goes on, and one that waits for it. `begun` is {channel: fusion that started it}.
+    """
+    each, channel = site.scheduled, site.collective.channel
+    part = module.computations[each.called].root.target if each.opcode == "fusion" else ""
+    if each.opcode.endswith("-start") or part == FUSED_START:
+        begun[channel] = each.name
+        yield Start(site, each.name)
+    elif part == FUSED_DONE:
+        yield Done(begun.pop(channel, each.name))
+    elif channel is None or channel not in begun:
+        yield Transfer(site, each.cycles or 0)
+        return
+    if each.opcode == "fusion" and each.cycles:
+        yield Compute(each.cycles)
 
 
 def _collective_of(module: Module, each: Instruction, where: Computation) -> tuple[Instruction, Computation] | None:

@@ -184,6 +184,60 @@ def test_a_collective_in_an_asynchronous_computation_is_found():
     assert found.collective.asynchronous and found.collective.bytes == 64 * 4 and found.collective.moved == 56 * 4
 
 
+FUSED = """HloModule m
+
+%begin (x: bf16[8]) -> (bf16[8], bf16[64], u32[]) {
+  %x = bf16[8]{0} parameter(0)
+  %all-gather.1 = bf16[64]{0} all-gather(%x), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}, NAME
+  ROOT %sent = (bf16[8], bf16[64], u32[]) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (x.2: bf16[8], flag.2: u32[], y.2: bf16[4]) -> (bf16[4], bf16[64], u32[]) {
+  %x.2 = bf16[8]{0} parameter(0)
+  %flag.2 = u32[] parameter(1)
+  %y.2 = bf16[4]{0} parameter(2)
+  %all-gather.2 = bf16[64]{0} all-gather(%x.2), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  %product = bf16[4]{0} multiply(%y.2, %y.2)
+  ROOT %both = (bf16[4], bf16[64], u32[]) tuple(%product, %all-gather.2, %flag.2)
+}
+
+%end (x.3: bf16[8], flag.3: u32[]) -> bf16[64] {
+  %x.3 = bf16[8]{0} parameter(0)
+  %flag.3 = u32[] parameter(1)
+  %all-gather.3 = bf16[64]{0} all-gather(%x.3), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %got = bf16[64]{0} custom-call(%x.3, %all-gather.3, %flag.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%alone (x.4: bf16[8]) -> bf16[64] {
+  %x.4 = bf16[8]{0} parameter(0)
+  ROOT %all-gather.4 = bf16[64]{0} all-gather(%x.4), channel_id=8, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (p: bf16[8], y: bf16[4]) -> bf16[64] {
+  %p = bf16[8]{0} parameter(0)
+  %y = bf16[4]{0} parameter(1)
+  %start = (bf16[8], bf16[64], u32[]) fusion(%p), kind=kCustom, calls=%begin
+  %own = bf16[8]{0} get-tuple-element(%start), index=0
+  %flag = u32[] get-tuple-element(%start), index=2
+  %work = (bf16[4], bf16[64], u32[]) fusion(%own, %flag, %y), kind=kOutput, calls=%async_collective_fusion.1, CYCLES
+  %after = u32[] get-tuple-element(%work), index=2
+  %done = bf16[64]{0} fusion(%own, %after), kind=kCustom, calls=%end
+  ROOT %waits = bf16[64]{0} fusion(%p), kind=kCustom, calls=%alone
+}
+"""
+
+
+def test_fusions_that_start_carry_and_end_a_collective_are_one_asynchronous_collective():
+    text = FUSED.replace("CYCLES", 'backend_config={"estimated_cycles":"70"}')
+    module = hlo.parse(text.replace("NAME", 'metadata={op_name="product"}'))
+    events = hlo.schedule(module)
+    assert [type(event).__name__ for event in events] == ["Start", "Compute", "Done", "Transfer"]
+    assert events[0].key == events[2].key == "start" and events[1].cycles == 70
+    hidden, waited = (each.collective for each in collectives_of(module, {"fsdp": 8}, events))
+    assert (hidden.kind, hidden.asynchronous, hidden.bytes, hidden.what) == ("all-gather", True, 128, "product")
+    assert not waited.asynchronous
+
+
 def test_an_all_reduce_of_which_a_fusion_keeps_a_part_is_a_reduce_scatter():
     module = hlo.parse("""HloModule m
 
