@@ -25,8 +25,8 @@ def add_plan(commands) -> None:
         "--topology",
         required=True,
         metavar="NAME",
-        help="devices: a TPU slice such as v5p:8x8x8 or v5p-512, hosts x GPUs such as h100:64x8, or cpu:8 "
-        "(docs/scaling.md)",
+        help="devices: a TPU slice such as v5p:8x8x8 or v5p-512, hosts x GPUs such as h100:64x8, cpu:8, or "
+        "local for this machine (docs/scaling.md)",
     )
     parser.add_argument(
         "--architecture",
@@ -82,7 +82,7 @@ def _search(args: argparse.Namespace, devices: Any, architecture: Any) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read where JAX is imported; XLA warns of slow compiling
-    from ..plans.topologies import environment_for, topology
+    from ..plans.topologies import LOCAL, environment_for, topology
 
     os.environ.update(environment_for(args.topology))  # before JAX starts a backend
     import jax
@@ -93,7 +93,8 @@ def _plan(args: argparse.Namespace) -> int:
     from ..plans.plan import plan_phases
     from ..plans.report import lines, to_json
 
-    jax.config.update("jax_platforms", "cpu")
+    if args.topology != LOCAL:
+        jax.config.update("jax_platforms", "cpu")
     try:
         architecture = args.architecture and LlamaConfig.preset(args.architecture)
     except ValueError as error:

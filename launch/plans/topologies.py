@@ -37,6 +37,8 @@ SHAPES = {
 """{TPU: the slices that Google Cloud offers}, of which libtpu knows others as well."""
 ACCELERATOR_TYPES = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5e": ("v5e", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 """{name before the dash of an accelerator type: (chip, cores of a chip where the type counts cores, else 1)}."""
+LOCAL = "local"
+"""The name of the devices of this machine."""
 KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -90,10 +92,12 @@ def topology(name: str) -> Topology:
     JAX must not have started another backend than the CPU's: see `environment_for`.
 
     Args:
-      name: such as v5p:8x8x8, v5p-512, h100:64x8, rtx4090:1 or cpu:8.
+      name: such as v5p:8x8x8, v5p-512, h100:64x8, rtx4090:1, cpu:8, or local for the devices of this machine.
 
     Raises UserError for an unknown name, a shape that does not exist, and if the compiler for it is not installed.
     """
+    if name == LOCAL:
+        return local()
     read = _read(name)
     devices = {"tpu": _tpus, "gpu": _gpus, "cpu": _cpus}[read.chip.platform](read)
     n_chips = math.prod(read.shape)
@@ -122,6 +126,8 @@ def environment_for(name: str) -> dict[str, str]:
 
     Raises UserError for a name that is unknown or not well formed.
     """
+    if name == LOCAL:
+        return {}
     read = _read(name)
     if read.chip.platform == "tpu":
         return {"JAX_PLATFORMS": "cpu", **LIBTPU, **QUIET}
@@ -139,7 +145,7 @@ def _read(name: str) -> _Name:
     word, colon, text = name.lower().partition(":")
     chip = CHIPS.get(word)
     if chip is None:
-        known = [*CHIPS, *(f"{kind}-N" for kind in ACCELERATOR_TYPES)]
+        known = [LOCAL, *CHIPS, *(f"{kind}-N" for kind in ACCELERATOR_TYPES)]
         near = difflib.get_close_matches(word, CHIPS, n=1)
         hint = f"did you mean {near[0]}{colon}{text}?" if near else f"give one of {', '.join(known)}"
         raise UserError(f"--topology={name}: unknown chip {word!r}: {hint}")
