@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LLAMACPP := 0.3.36
 
-.PHONY: quickstart test test-fast lint format bench bench-ppo bench-growth bench-smollm2 bench-serve clean
+.PHONY: quickstart test test-fast lint format budget bench bench-ppo bench-growth bench-smollm2 bench-serve clean
 
 quickstart: .venv/installed
 	$(BIN)/camelid quickstart
@@ -32,6 +32,11 @@ lint: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What the steps of the shipped configs need on the devices that they are meant for: compiles them anew, writes their
+# budgets (tests/budgets) and the table of docs/scaling.md. It takes minutes a step. `make budget OPTIONS=--check` compares.
+budget: .venv/installed
+	$(BIN)/python -m camelid.tests.make_budgets $(OPTIONS)
 
 # Compares with Hugging Face on PyTorch and with tunix, each of which goes into an environment of its own: the transformers
 # of the first needs a safetensors that the second excludes.

@@ -30,6 +30,12 @@ from .programs import Program, Programs
 from .requests import Answer, Busy, Ended, Request, Scored, State, Token
 
 
+def slots_of(max_len: int, chunk: int) -> int:
+    """Slots of a row for `max_len` tokens that are read in chunks: whole chunks, and whole blocks of attention."""
+    unit = chunk if max_len <= BLOCK else max(chunk, BLOCK)
+    return -(-max_len // unit) * unit
+
+
 class Engine:
     """A model that answers many requests at a time.
 
@@ -82,8 +88,7 @@ class Engine:
         if chunk & (chunk - 1):
             raise UserError(f"chunk {chunk}: give a power of two")
         self._steps_alone = not exact and rows > 1
-        unit = chunk if self.max_len <= BLOCK else max(chunk, BLOCK)
-        length = -(-self.max_len // unit) * unit
+        length = slots_of(self.max_len, chunk)
         blocks = rows * length // chunk if blocks is None else blocks
         trees = [adapters_over(model.params, each.params, name) for name, each in (adapters or {}).items()]
         self._adapters = {None: 0} | {name: number for number, name in enumerate(adapters or {}, 1)}

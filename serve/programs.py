@@ -3,7 +3,7 @@
 import functools
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from ..checkpoints.language_model import LanguageModel
 from ..model import slots, xla_cpu
+from ..model.cache import Cache
+from ..model.decoder import Decoder
 from ..model.llama import Params
 from ..model.rows import Rows, insert, make_decoder
 from ..model.sampling import Sampling, TokenTables, unused_mask
@@ -49,6 +51,57 @@ def compile_program(name: str, function: Callable, *arguments: Any, changes: int
     done = jitted.lower(*arguments).compile()
     memory = done.memory_analysis()
     return Program(name, done, time.perf_counter() - begin, 0 if memory is None else memory.temp_size_in_bytes)
+
+
+class Call(NamedTuple):
+    """A function of the rows with its arguments, to be compiled by `compile_program`."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    changes: int | None = None
+    """Which argument, if any, is changed in place."""
+    options: Sequence[tuple[str, Any]] = ()
+    """Compiler options."""
+
+
+def calls_of(
+    decoder: Decoder,
+    rows: Rows,
+    blocks: list[Cache],
+    tables: TokenTables,
+    offsets_RV: Any,
+    *,
+    chunk: int,
+    most_blocks: int,
+    alone: bool,
+    options: Sequence[tuple[str, Any]],
+) -> Iterator[Call]:
+    """What a server computes with its rows, for arrays or their shapes.
+
+    Args:
+      decoder: the network.
+      rows: the rows.
+      blocks: the blocks of prompts that are kept.
+      tables: the tokens that are never drawn.
+      offsets_RV: numbers that are added to logits.
+      chunk: tokens of a prompt that are read at a time.
+      most_blocks: number of blocks of a row.
+      alone: whether a row that is alone is stepped by a program of its own.
+      options: compiler options of the network.
+    """
+    one, no = np.int32(0), np.bool_(False)
+    tokens_C, chosen_M = np.zeros(chunk, np.int32), np.zeros(most_blocks, np.int32)
+    yield Call("read", slots.read, (decoder, rows, tokens_C, one, one, one), 1, options)
+    yield Call("score", slots.score, (decoder, rows, tokens_C, one, one, one, tokens_C), None, options)
+    yield Call("embed", slots.embed, (decoder, rows, tokens_C, one, one, one, one), 1, options)
+    yield Call("keep", slots.keep_block, (blocks, rows, one, one, one), 0)
+    yield Call("restore", slots.restore, (rows, blocks, chosen_M, one, one), 0)
+    yield Call("copy", functools.partial(slots.copy, size=chunk), (rows, one, one, one), 0)
+    yield Call("forward", slots.forward, (decoder, rows), 1, options)
+    yield Call("draw", slots.draw_next, (tables, rows, offsets_RV, offsets_RV, no, no), 1)
+    if alone:
+        yield Call("forward alone", slots.forward_alone, (decoder, rows, one), 1, options)
 
 
 class Programs:
@@ -98,26 +151,17 @@ class Programs:
         shifts = self._no_offsets = jax.device_put(np.zeros((rows, config.vocab_size), np.float32))
         tables = self._tables = jax.device_put(TokenTables(mask, None))
 
-        one, no, tokens_C, number = np.int32(0), np.bool_(False), np.zeros(chunk, np.int32), np.uint32(0)
+        one, number = np.int32(0), np.uint32(0)
         self.length, self.most_blocks = length, length // chunk
-        chosen_M = np.zeros(self.most_blocks, np.int32)
         key = compiled("key", _key, number, number, number)(number, number, number)
         begun = slots.start_of([0], key, Sampling(), config.vocab_size)
-        network = dict(options=options)
-        compiled("read", slots.read, decoder, state, tokens_C, one, one, one, changes=1, **network)
-        compiled("score", slots.score, decoder, state, tokens_C, one, one, one, tokens_C, **network)
-        compiled("embed", slots.embed, decoder, state, tokens_C, one, one, one, one, changes=1, **network)
-        compiled("keep", slots.keep_block, blocked, state, one, one, one, changes=0)
-        compiled("restore", slots.restore, state, blocked, chosen_M, one, one, changes=0)
-        compiled("copy", functools.partial(slots.copy, size=chunk), state, one, one, one, changes=0)
         compiled("start", slots.start, state, one, begun, changes=0)
         compiled("stop", slots.stop, state, one, changes=0)
         taken = compiled("take out", slots.take_out, state, one)(state, one)
         compiled("put back", insert, state, taken, one, changes=0)
-        compiled("forward", slots.forward, decoder, state, changes=1, **network)
-        compiled("draw", slots.draw_next, tables, state, shifts, shifts, no, no, changes=1)
-        if alone:
-            compiled("forward alone", slots.forward_alone, decoder, state, one, changes=1, **network)
+        how = dict(chunk=chunk, most_blocks=self.most_blocks, alone=alone, options=options)
+        for call in calls_of(decoder, state, blocked, tables, shifts, **how):
+            compiled(call.name, call.function, *call.arguments, changes=call.changes, options=call.options)
 
     def read(self, tokens: Sequence[int], row: int, begin: int, adapter: int = 0) -> None:
         """Reads a chunk of a prompt, or less at its end, into a row."""

@@ -348,13 +348,17 @@ def load_with_draft(args: argparse.Namespace):
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load` that a model and its draft have in common."""
-    rope = None
-    if args.rope is not None:
-        kind, _, tokens = args.rope.partition(":")
-        if not tokens.isdecimal():
-            raise UserError(f"--rope={args.rope}: give a kind and a number of tokens, as in --rope=yarn:8192")
-        rope = kind, int(tokens)
-    return dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope, mesh=_mesh(args))
+    return dict(dtype=args.dtype, quantize=args.quantize, cache=args.cache, rope=rope_of(args), mesh=_mesh(args))
+
+
+def rope_of(args: argparse.Namespace) -> tuple[str, int] | None:
+    """The rotary scaling and the context in tokens that --rope gives. Raises UserError for another form."""
+    if args.rope is None:
+        return None
+    kind, _, tokens = args.rope.partition(":")
+    if not tokens.isdecimal():
+        raise UserError(f"--rope={args.rope}: give a kind and a number of tokens, as in --rope=yarn:8192")
+    return kind, int(tokens)
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:

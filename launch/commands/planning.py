@@ -2,10 +2,11 @@
 
 import argparse
 import json
-import os
 from typing import Any
 
-from .arguments import add_config, check_least, command
+from .arguments import add_config, check_least, command, refuse_unread
+from .plan_devices import devices_of
+from .planning_server import SERVING, add_serving, plan_server
 
 
 def add_plan(commands) -> None:
@@ -15,12 +16,15 @@ def add_plan(commands) -> None:
         "plan",
         _plan,
         "Tell what a step of a run needs on devices that may be absent: memory, FLOPs, collectives, time and price. "
-        "It compiles the step of `camelid train`, and reads no data, tokenizer or weights. The exit code is 1 if the "
-        "step does not fit.",
+        "It compiles the step of `camelid train`, and reads no data, tokenizer or weights. With --serve it compiles "
+        "the programs of `camelid serve`, and tells memory, the largest number of slots and the speed of decoding. "
+        "The exit code is 1 if it does not fit.",
         "camelid plan --config=configs/pretrain/llama.py:size=65b --topology=v5p:8x8x8\n"
-        "camelid plan --config=configs/sft/lora.py --architecture=llama-7b --topology=rtx4090:1",
+        "camelid plan --config=configs/sft/lora.py:init_from=llama-7b,source=mine.json,dtype=bfloat16 \\\n"
+        "    --architecture=llama-7b --topology=rtx4090:1\n"
+        "camelid plan --serve=llama-7b --quantize=int8 --slots=16 --max_len=2048 --topology=rtx4090:1",
     )
-    add_config(parser)
+    add_config(parser, required=False)
     parser.add_argument(
         "--topology",
         required=True,
@@ -48,7 +52,8 @@ def add_plan(commands) -> None:
         help="choose mesh, remat policy and parts of a batch: compile the N most promising settings (default: 4) and "
         "tell which are the best in time or memory; a leaf that is given as a flag keeps its value",
     )
-    parser.add_argument("--json", action="store_true", help="print the plans of all phases as a JSON list")
+    parser.add_argument("--json", action="store_true", help="print the plans of all phases, or of a server, as JSON")
+    add_serving(parser)
 
 
 def _search(args: argparse.Namespace, devices: Any, architecture: Any) -> int:
@@ -81,29 +86,34 @@ def _search(args: argparse.Namespace, devices: Any, architecture: Any) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read where JAX is imported; XLA warns of slow compiling
-    from ..plans.topologies import LOCAL, environment_for, topology
+    from ...errors import UserError
 
-    os.environ.update(environment_for(args.topology))  # before JAX starts a backend
-    import jax
+    if (args.config is None) == (args.serve is None):
+        raise UserError("give --config=NAME to plan a run, or --serve=MODEL to plan a server: one of the two")
+    if args.serve is None:
+        refuse_unread(args, SERVING, "--serve")
+        return _plan_run(args)
+    refuse_unread(args, ("architecture", "count_only", "search"), "--config")
+    return plan_server(args)
 
+
+def _plan_run(args: argparse.Namespace) -> int:
+    devices = devices_of(args.topology)
     from ...errors import UserError
     from ...model.config import LlamaConfig
     from ...settings.config_files import load_phases
     from ..plans.plan import plan_phases
     from ..plans.report import lines, to_json
 
-    if args.topology != LOCAL:
-        jax.config.update("jax_platforms", "cpu")
     try:
         architecture = args.architecture and LlamaConfig.preset(args.architecture)
     except ValueError as error:
         raise UserError(f"--architecture: {error}") from None
     if args.search is not None:
-        return _search(args, topology(args.topology), architecture)
+        return _search(args, devices, architecture)
     phases, plans = load_phases(args.config, args.overrides), []
     options = dict(architecture=architecture, compiles=not args.count_only)
-    for found in plan_phases(phases, topology(args.topology), **options):
+    for found in plan_phases(phases, devices, **options):
         plans.append(found)
         if not args.json:
             print("\n".join(lines(found, args.price)), flush=True)

@@ -33,6 +33,8 @@ class ProgramMemory:
     """Results that are not written in place of arguments."""
     host: int = 0
     """Temporaries in the host's memory."""
+    in_place: int = 0
+    """Arguments in whose place results are written."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def memory_of(step: PlannedStep, compiles: bool = True) -> Memory:
             refusal = str(error)
             break
         results = stats.output_size_in_bytes - stats.alias_size_in_bytes
-        found.append(ProgramMemory(program.name, stats.temp_size_in_bytes, results, stats.host_temp_size_in_bytes))
+        host, in_place = stats.host_temp_size_in_bytes, stats.alias_size_in_bytes
+        found.append(ProgramMemory(program.name, stats.temp_size_in_bytes, results, host, in_place))
     return Memory(
         stays,
         tuple(found),

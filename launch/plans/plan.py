@@ -15,7 +15,7 @@ from .hlo import parse, schedule
 from .links import Links
 from .memory import Memory, memory_of
 from .memory_traffic import memory_bytes
-from .planned_run import PlannedRun, Program
+from .planned_run import PlannedRun, PlannedStep, Program
 from .topologies import Topology
 
 NOT_PLANNED = "evaluations, saving, loading and the host"
@@ -68,6 +68,8 @@ class Plan:
     """The programs of a step."""
     compile_seconds: float
     """Seconds that compiling took here."""
+    step: PlannedStep
+    """What was planned: the programs themselves, with their arguments' shapes."""
 
     @property
     def capacity(self) -> int | None:
@@ -175,6 +177,7 @@ def plan(
         memory=memory,
         programs=programs,
         compile_seconds=time.perf_counter() - began,
+        step=step,
     )
 
 
