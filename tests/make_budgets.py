@@ -22,8 +22,8 @@ from collections.abc import Sequence
 import jax
 
 from camelid.launch.plans.budget import Budget, differences
-from camelid.launch.plans.chips import CHIPS
 from camelid.tests.budget_entries import BUDGETS, ENTRIES, TESTS, Entry
+from camelid.train.chips import CHIPS
 
 PAGE = TESTS.parent / "docs" / "scaling.md"
 BEGIN, END = "<!-- budgets: make budget -->", "<!-- end of budgets -->"

@@ -6,24 +6,13 @@ import time
 
 import jax
 
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-}
-"""Dense bfloat16 FLOP/s of a device by its data sheet. The longest name that a device's kind starts with counts."""
+from .chips import chip_of
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """The peak of a device in FLOP/s; None for devices that PEAK_FLOPS does not list, such as CPUs."""
-    names = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
-    return PEAK_FLOPS[max(names, key=len)] if names else None
+    """The peak of a device in bfloat16 FLOP/s by its data sheet; None for devices without one, such as CPUs."""
+    chip = chip_of(device)
+    return chip and chip.flops_bf16 and chip.flops_bf16 / chip.devices_per_chip
 
 
 class Meter:

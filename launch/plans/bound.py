@@ -15,7 +15,7 @@ Neither knows latencies, stalls of the input pipeline, or slower clocks under lo
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .chips import Chip
+from ...train.chips import Chip
 from .collectives import Collective, Counted, collective_of
 from .hlo import Compute, Done, Kernel, Loop, Module, Schedule, Start, Transfer, total_cycles
 from .links import Links

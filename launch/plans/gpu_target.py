@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .chips import Chip
+from ...train.chips import Chip
 
 
 class _Architecture(NamedTuple):

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 from jax.sharding import Mesh
 
-from .chips import Chip
+from ...train.chips import Chip
 from .collectives import Collective
 
 JOINED_3D, JOINED_2D = 4, 16

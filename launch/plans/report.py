@@ -1,7 +1,7 @@
 """A plan as text for a terminal, and as JSON. Every figure says where it comes from.
 
 compiled: read from the compiled program. counted: in the jaxpr of the program. modelled: computed from the program with
-assumptions (`bound.py`). datasheet: from the vendor's page (`chips.py`).
+assumptions (`bound.py`). datasheet: from the vendor's page (`train/chips.py`).
 """
 
 from collections import defaultdict

@@ -18,8 +18,8 @@ import jax
 from jax.experimental import topologies
 
 from ...errors import UserError
+from ...train.chips import CHIPS, Chip, chip_of
 from ..libtpu import LIBTPU
-from .chips import CHIPS, Chip
 from .gpu_target import target_text
 
 PLANE = ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
@@ -39,20 +39,6 @@ ACCELERATOR_TYPES = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5e": ("v5e", 1)
 """{name before the dash of an accelerator type: (chip, cores of a chip where the type counts cores, else 1)}."""
 LOCAL = "local"
 """The name of the devices of this machine."""
-KINDS = {
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU7x": "tpu7x",
-    "NVIDIA A100": "a100-80gb",
-    "NVIDIA H100": "h100",
-    "NVIDIA H200": "h200",
-    "NVIDIA L4": "l4",
-    "NVIDIA GeForce RTX 3090": "rtx3090",
-    "NVIDIA GeForce RTX 4090": "rtx4090",
-}
-"""{how the name of a device's kind begins: its chip}. The longest one that fits counts."""
 REINSTALL = f"install the one of JAX {jax.__version__} with pip install 'camelid[plan-gpu]'"
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 """Stops XLA from writing to stderr that a compilation is slow. Errors are still raised."""
@@ -110,9 +96,7 @@ def local() -> Topology:
     devices of a CPU share that of the host."""
     devices = jax.devices()
     first, hosts = devices[0], len({device.process_index for device in devices})
-    names = [kind for kind in KINDS if first.device_kind.startswith(kind)]
-    unknown = Chip(first.device_kind, first.device_kind, first.platform, "no datasheet")
-    chip = CHIPS[KINDS[max(names, key=len)]] if names else unknown
+    chip = chip_of(first) or Chip(first.device_kind, first.device_kind, first.platform, "no datasheet")
     if first.platform == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
     else:

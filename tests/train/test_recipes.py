@@ -191,7 +191,7 @@ PRETRAIN_MISTAKES = {
     "an unknown remat": ("--config.model.remat=som", "config.model.remat: 'som' is none of none"),
     "an unknown name to keep": (
         "--config.model.remat=attention,som",
-        "config.model.remat: 'attention,som' is none of none, dots, attention, full, offload, or several of query, "
+        "config.model.remat: 'attention,som' is none of none, dots, attention, full, offload, or several of query, ",
     ),
     "a mesh that does not fit": ("--config.mesh.tensor=3", "does not fit 8 device(s)"),
     "a mesh that does not divide": ("--config.mesh.tensor=8", "layers/attention/k (2, 64, 2, 16): mesh axis 'tensor'"),

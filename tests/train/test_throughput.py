@@ -27,7 +27,13 @@ def test_speed_leaves_out_pauses_and_mfu_is_the_share_of_the_devices_peak(monkey
 
 @pytest.mark.parametrize(
     ("kind", "peak"),
-    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("cpu", None)],
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("NVIDIA H100 80GB HBM3", 989.5e12),
+        ("TPU7x", 1153.5e12),
+        ("cpu", None),
+    ],
 )
 def test_a_devices_peak_is_found_by_the_longest_name(kind, peak):
     assert throughput.peak_flops(types.SimpleNamespace(device_kind=kind)) == peak

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from camelid.launch.plans import bound, hlo
-from camelid.launch.plans.chips import CHIPS
 from camelid.launch.plans.collectives import Collective, Counted
 from camelid.launch.plans.links import Links
+from camelid.train.chips import CHIPS
 
 V5P, H100 = CHIPS["v5p"], CHIPS["h100"]
 LINK = V5P.link_bandwidth

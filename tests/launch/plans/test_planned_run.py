@@ -11,7 +11,6 @@ from camelid.evals.registry import Evaluations
 from camelid.launch import recipes
 from camelid.launch.cli import main
 from camelid.launch.plans import check
-from camelid.launch.plans.chips import CHIPS
 from camelid.launch.plans.plan import plan, plan_phases
 from camelid.launch.plans.planned_run import PlannedRun
 from camelid.launch.plans.report import lines, to_json
@@ -21,6 +20,7 @@ from camelid.launch.plans.topologies import local, topology
 from camelid.launch.recipes import read_config, recipe_of
 from camelid.model.config import LlamaConfig
 from camelid.settings.config_files import load_phases
+from camelid.train.chips import CHIPS
 from camelid.train.network import Network
 from camelid.train.run import mesh_of
 

@@ -8,13 +8,13 @@ import pytest
 from camelid.checkpoints.language_model import LanguageModel
 from camelid.launch.cli import main
 from camelid.launch.plans import serving
-from camelid.launch.plans.chips import CHIPS
 from camelid.launch.plans.serving import Served, ServingPlan, largest, serving_plan
 from camelid.launch.plans.topologies import topology
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import make_mesh, shardings
 from camelid.serve.programs import Programs
+from camelid.train.chips import CHIPS
 
 CONFIG = LlamaConfig.preset("nano-test").replace(n_layers=1, unroll=1)
 GIB = 2**30

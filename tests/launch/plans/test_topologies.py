@@ -10,9 +10,9 @@ import pytest
 
 from camelid.errors import UserError
 from camelid.launch.plans import topologies
-from camelid.launch.plans.chips import CHIPS
 from camelid.launch.plans.gpu_target import target_text
 from camelid.launch.plans.topologies import environment_for, topology
+from camelid.train.chips import CHIPS
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 needs_cuda = pytest.mark.skipif(

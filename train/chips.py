@@ -1,10 +1,12 @@
-"""Accelerators that a plan knows, with the figures of their vendors' pages.
+"""Accelerators with the figures of their vendors' pages.
 
 Figures are for one chip. `GB` and `Gbit` of a vendor are powers of ten, `GiB` is 2**30. A figure that no page of the
 vendor gives is None, unless the source of the chip names where else the figure comes from.
 """
 
 from dataclasses import dataclass
+
+import jax
 
 GIB = 2**30
 TPU_CLOCKS = "clock: peak FLOP/s over the FLOPs of its matrix units in a cycle"
@@ -261,3 +263,23 @@ _CPU = Chip(name="cpu", title="simulated devices of this host's CPU", platform="
 
 CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS, _CPU)}
 """{name before the colon of a topology: the chip}."""
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA A100": "a100-80gb",
+    "NVIDIA H100": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA L4": "l4",
+    "NVIDIA GeForce RTX 3090": "rtx3090",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+}
+"""{how the name of a device's kind begins: its chip}. The longest one that a kind begins with counts."""
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """The chip of a device by its kind; None for devices without a datasheet here, such as CPUs."""
+    names = [name for name in KINDS if device.device_kind.startswith(name)]
+    return CHIPS[KINDS[max(names, key=len)]] if names else None
