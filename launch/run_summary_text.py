@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from ..model.sharding import mesh_words
 from ..train.goodput import BUCKETS
 from ..train.run_record import Attempt
 from .comparison_tables import printable
@@ -115,10 +116,11 @@ def _metrics(summary: Summary) -> list[str]:
 def _devices(attempt: Attempt) -> str:
     found = attempt.devices
     platform, kind = found.get("platform"), found.get("kind")
-    processes = found.get("processes")
+    processes, mesh = found.get("processes"), found.get("mesh")
+    split = f", {mesh_words(mesh)}" if isinstance(mesh, dict) and found.get("count") != 1 else ""
     return (
         f"{found.get('count')} {platform}{f' ({kind})' if kind != platform else ''}"
-        f", {processes} process{'' if processes == 1 else 'es'}"
+        f", {processes} process{'' if processes == 1 else 'es'}{split}"
     )
 
 

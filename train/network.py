@@ -195,6 +195,9 @@ class Network:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further entries of the state: scalars, or trees of scalars."""
 
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of XLA for the programs of a step (`model.compiler_options`)."""
+
     @functools.cached_property
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, without the frozen base."""
@@ -262,14 +265,22 @@ class Network:
         return self._jit(update).lower(self.initial.base_shapes, frozen, self.abstract_state, batch)
 
     def _jit_read(self, read: Callable) -> Callable:
-        return jax.jit(lambda base, frozen, state, batch: read(with_base(state, base), *frozen, batch))
+        return jax.jit(
+            lambda base, frozen, state, batch: read(with_base(state, base), *frozen, batch),
+            compiler_options=dict(self.compiler_options) or None,
+        )
 
     def _jit(self, update: Callable) -> Callable:
         def step(base: Any, frozen: tuple, state: State, batch: Any) -> tuple[State, dict]:
             state, metrics = update(with_base(state, base), *frozen, batch)
             return without_base(state, base), metrics
 
-        return jax.jit(step, donate_argnums=2, out_shardings=(self.shardings, None))
+        return self.jit_step(step, (self.shardings, None))
+
+    def jit_step(self, step: Callable, out_shardings: Any) -> Callable:
+        """Compiles a function whose third argument is the state, or several states, which it donates."""
+        options = dict(self.compiler_options) or None
+        return jax.jit(step, donate_argnums=2, out_shardings=out_shardings, compiler_options=options)
 
 
 def with_base(state: State, base: Mapping[str, Any]) -> State:

@@ -97,11 +97,19 @@ class Recording:
             self._write_record()
             self._write(HEARTBEAT, json.dumps(self._beat_content() | {"doing": ENDED}))
 
-    def begin(self, config: ConfigDict, step: int, saved: Mapping[str, Any] | None, total: int | None = None) -> None:
+    def begin(
+        self,
+        config: ConfigDict,
+        mesh: Mapping[str, int],
+        step: int,
+        saved: Mapping[str, Any] | None,
+        total: int | None = None,
+    ) -> None:
         """Adds the attempt to run.json, and writes config.json.
 
         Args:
           config: the config of the run.
+          mesh: number of devices along each mesh axis.
           step: the step from which it resumes; 0 for a new run.
           saved: the entry "attempt" of the manifest of the checkpoint from which it resumes, if it has one.
           total: number of steps of the whole run, if it is known.
@@ -125,6 +133,7 @@ class Recording:
                 "kind": devices[0].device_kind,
                 "count": len(devices),
                 "processes": jax.process_count(),
+                "mesh": dict(mesh),
             },
             from_step=step,
             to_step=step,

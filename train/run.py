@@ -19,6 +19,7 @@ from ..data.templates import ChatTemplate, load_template
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError, did_you_mean
 from ..model import llama, lora, storage
+from ..model.compiler_options import compiler_options
 from ..model.config import LlamaConfig
 from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
@@ -268,7 +269,13 @@ class Run(Generic[C]):
             config.partition_rules,
             ema=config.ema_decay is not None,
             extra=extra or {},
+            compiler_options=self.compiler_options,
         )
+
+    @functools.cached_property
+    def compiler_options(self) -> dict[str, Any]:
+        """Options of XLA for the programs of a step: those of the platform, changed by `config.compiler_options`."""
+        return compiler_options(self.mesh, self.config.compiler_options or {})
 
     def _optimizer(
         self, lengths: Lengths, updates: int, restarts: bool, params: Any, lr: float | None

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from ..data.templates import load_template
 from ..errors import UserError
+from ..model.compiler_options import Option
 from ..model.sharding import AXES
 from ..settings.leaves import Count, Function, NotNegative, OneOf, Only, Path, Range, Regex, Units, Unset, Whole
 from ..settings.length import Length
@@ -30,9 +31,13 @@ AxisSize = Annotated[int, Range(least=-1, most=2**20)]
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """The section `config.mesh`: devices along each axis. One size may be -1, for all devices that are left."""
+    """The section `config.mesh`: devices along each axis. One size may be -1, for all devices that are left.
 
-    data: AxisSize = 1
+    data and fsdp may both be -1. fsdp then takes all devices, except on large TPU slices, where data takes some
+    (`model.sharding.replicas`). A run tells its mesh when it starts; so do `camelid show` and `camelid plan`.
+    """
+
+    data: AxisSize = -1
     """Devices along which batches are split and parameters are replicated."""
 
     fsdp: AxisSize = -1
@@ -100,6 +105,10 @@ class RunConfig:
 
     partition_rules: list[tuple[Regex, list[Axis | list[Axis] | None]]] | None = None
     """(regex over parameter paths, mesh axes of each array axis). None: `model/sharding.py` PARTITION_RULES."""
+
+    compiler_options: Annotated[dict[str, Option] | None, Unset("those tested for the platform")] = None
+    """Options of XLA's compiler for the programs of a step, such as `xla_tpu_scoped_vmem_limit_kib`. They are added to
+    those that were tested for the platform (`model/compiler_options.py`). The value "default" leaves one to XLA."""
 
     log: Every = Length(20, "steps")
     """Interval between two reports."""

@@ -13,6 +13,7 @@ from ..checkpoints.manifest import describe
 from ..checkpoints.saving import Checkpoints, keep_tokenizer
 from ..data.console import tell
 from ..errors import UserError
+from ..model.sharding import mesh_words
 from ..settings.sections import to_config
 from . import resume
 from .finish import UNFINISHED, Finish
@@ -97,9 +98,11 @@ def run_loop(
             state = network.first_state(config.seed)
         step = int(state["step"])
         keep_tokenizer(run.workdir, run.tokenizer)
-        recording.begin(to_config(config), step, begun and begun.manifest.get("attempt"), total)
+        mesh = dict(run.mesh.shape)
+        recording.begin(to_config(config), mesh, step, begun and begun.manifest.get("attempt"), total)
         passes = ", ".join(f"{name} {times:.3g}" for name, times in batches.epochs(total).items())
-        tell(f"{total - step:,} steps of {batches.batch_size:,} rows; passes over the sources in the run: {passes}")
+        work = f"{total - step:,} steps of {batches.batch_size:,} rows on {mesh_words(mesh)}"
+        tell(f"{work}; passes over the sources in the run: {passes}")
         with Reporter(run.workdir, total, start_step=step, headline=headline, config=config) as reporter:
             for name, rows in (tables or {}).items() if not step else ():
                 reporter.text(0, name, rows)

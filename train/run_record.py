@@ -76,7 +76,7 @@ class Attempt:
     """Versions of Python and packages."""
 
     devices: dict[str, Any] = field(default_factory=dict)
-    """{"platform", "kind", "count", "processes"}: devices over all processes."""
+    """{"platform", "kind", "count", "processes", "mesh"}: devices over all processes, and along each mesh axis."""
 
     start: str = ""
     """When the process was created, ISO 8601 in UTC."""

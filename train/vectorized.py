@@ -162,7 +162,7 @@ def _one_by_one(networks: Sequence[Network], update: Update, scalars: Scalars) -
         state, metrics = update(scalars, with_base(state, base), batch)
         return without_base(state, base), metrics
 
-    compiled = jax.jit(program, donate_argnums=2, out_shardings=(networks[0].shardings, None))
+    compiled = networks[0].jit_step(program, (networks[0].shardings, None))
 
     def step(members: Sequence[Member]) -> None:
         for member in members:
@@ -188,7 +188,7 @@ def _all_at_once(networks: Sequence[Network], update: Update, scalars: Scalars) 
         return [jax.tree.map(lambda x: x[k], found) for k in numbers]  # noqa: B023
 
     places = [(network.shardings, None) for network in networks]
-    compiled = jax.jit(program, donate_argnums=2, out_shardings=places)
+    compiled = networks[0].jit_step(program, places)
     spare: dict[int, State] = {}  # by the numbers of members that have ended
 
     def step(members: Sequence[Member]) -> None:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from ...model.sharding import mesh_words
 from .plan import NOT_PLANNED, Plan
 from .search import Found
 
@@ -32,7 +33,7 @@ def lines(plan: Plan, price: float | None = None) -> Iterator[str]:
 
 def _head(plan: Plan) -> Iterator[str]:
     topology = plan.topology
-    axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
+    axes = mesh_words(plan.mesh)
     phase = f"phase {plan.phase}: " if plan.phase else ""
     network = f"{_count(plan.architecture.n_params)} parameters"
     yield f"{phase}{plan.recipe}, {network}, on {topology.name}: {topology.n_chips:,} x {topology.chip.title}"

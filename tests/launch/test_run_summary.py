@@ -26,7 +26,7 @@ LAST = LOST | {
     "start": "2026-11-29T11:00:00.000+00:00", "stop": "2026-11-29T12:01:00.000+00:00", "dirty": True, "code": CODE,
     "exit": "interrupted", "reason": "SIGTERM ended the run at step 25 of 40", "from_step": 10, "to_step": 25,
     "total_steps": 40, "seconds": {"start": 21.0, "training": 3600.0}, "versions": {"python": "3.11", "jax": "0.10"},
-    "devices": {"platform": "gpu", "kind": "H200", "count": 8, "processes": 2},
+    "devices": {"platform": "gpu", "kind": "H200", "count": 8, "processes": 2, "mesh": {"data": 2, "fsdp": 4}},
     "project": {"folder": "/home/me", "commit": "2" * 40, "dirty": False},
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_a_block_has_what_a_run_is_and_did(run, monkeypatch):
         "camelid": ["1111111 with changed files"],
         "project": ["/home/me at 2222222"],
         "versions": ["python 3.11, jax 0.10"],
-        "devices": ["8 gpu (H200), 2 processes"],
+        "devices": ["8 gpu (H200), 2 processes, data 2 x fsdp 4"],
         "own code": ["mine/loss.py:make (abcdef1)"],
         "attempts": [
             "2: 1 lost, 1 interrupted",

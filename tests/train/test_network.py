@@ -1,5 +1,7 @@
 """A step from shapes alone: neither data nor weights nor a tokenizer is on disk."""
 
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -47,6 +49,18 @@ def test_a_step_is_lowered_from_shapes_alone(case):
     assert {"loss", "grad_norm", "tokens"} <= set(metrics)
     donated = [x.donated for x in jax.tree.leaves(step.args_info[0][2])]
     assert all(donated) and len(donated) == len(jax.tree.leaves(network.abstract_state))
+
+
+def test_the_programs_of_a_step_are_compiled_with_the_runs_options():
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    with jax.set_mesh(mesh):
+        network, _ = lowered({"compiler_options": {"xla_cpu_enable_fast_math": "false"}}, mesh)
+        assert network.compiler_options == {"xla_cpu_enable_fast_math": False}
+        refused = dataclasses.replace(network, compiler_options={"xla_nonsense": True})
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_nonsense"):
+            refused.lower(lambda state, batch: (state, {}), {}).compile()
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_nonsense"):
+            refused.compile_read(lambda state, batch: batch + 1)({}, 1.0)
 
 
 def test_adapters_keep_their_base_out_of_the_state():

@@ -19,6 +19,7 @@ from camelid.train.recording import Recording
 from camelid.train.run_record import Attempt, closed, read_record, resumed
 
 CONFIG = ConfigDict({"seed": 3, "optim": {"lr": 1e-3}})
+MESH = {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
 
 
 def seconds(**given):
@@ -201,7 +202,7 @@ def record(tmp_path, monkeypatch):
         try:
             with Recording(workdir, recording.now()) as r:
                 if begins:
-                    r.begin(CONFIG, step, None, total=40)
+                    r.begin(CONFIG, MESH, step, None, total=40)
                     r.clock.step_done(step + 5)
                 if early:
                     r.stopped_early(early)
@@ -231,7 +232,7 @@ def test_an_attempt_ends_as_its_process_does(record, error, end):
     assert (last.exit, last.reason, last.exit_code) == end
     assert (last.from_step, last.to_step, last.pid) == (0, 5, os.getpid()) and last.start < last.stop
     assert (last.code, last.total_steps) == ({}, 40)
-    assert last.devices == {"platform": "cpu", "kind": "cpu", "count": 8, "processes": 1}
+    assert last.devices == {"platform": "cpu", "kind": "cpu", "count": 8, "processes": 1, "mesh": MESH}
     assert {"python", "camelid", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"} == last.versions.keys()
 
 
