@@ -1,6 +1,6 @@
 """Counts the device memory of a training step, by what is trained and how, without the device.
 
-    pip install libtpu
+    pip install -e '.[plan]'
     TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/memory.py --preset=llama-7b --rows=1 --length=2048
 
 Compiles the update of `camelid train`, with bfloat16 computation and splash attention, for one TPU v5p (95 GiB). Prints
