@@ -118,11 +118,16 @@ def _row(entry: Entry, budget: Budget) -> str:
         f"{budget['compiled_memory']['peak'] / GIB:,.1f}",
         f"{speed['capacity'] / GIB:,.1f}",
         f"{budget['tokens']:,}",
-        f"{speed['model_flops'] / flops:.2f}",
-        f"{speed['seconds']:.3g} s, {speed['bound']}: {speed['limit']}",
-        f"{100 * speed['mfu']:.0f}",
-        f"{speed['tokens_per_second_per_chip']:,.0f}",
     ]
+    if speed["seconds"] is None:  # FLOPs and time of a loop until all answers end are those of one turn
+        cells += ["–"] * 4
+    else:
+        cells += [
+            f"{speed['model_flops'] / flops:.2f}",
+            f"{speed['seconds']:.3g} s, {speed['bound']}: {speed['limit']}",
+            f"{100 * speed['mfu']:.0f}",
+            f"{speed['tokens_per_second_per_chip']:,.0f}",
+        ]
     return f"| {' | '.join(cells)} |"
 
 

@@ -276,10 +276,7 @@ def lines(plan: ServingPlan, most: ServingPlan | None, price: float | None = Non
     served, topology = plan.served, plan.topology
     axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     stored = served.quantize or served.config.param_dtype
-    yield (
-        f"serving {served.config.n_params / 1e9:,.3g} billion parameters in {stored} on {topology.name} "
-        f"({topology.chip.title}), mesh {axes}"
-    )
+    yield f"serving {served.config.n_params:,} parameters in {stored} on {topology.name}: {topology.chip.title}, {axes}"
     yield f"  {served.rows:,} slots of {served.length:,} tokens, {served.blocks:,} kept chunks of {served.chunk}"
     yield "memory of a device, GiB (compiled)"
     yield _row("weights as loaded", _gib(plan.loaded))
