@@ -87,7 +87,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "plan": ["jax[tpu]"],  # libtpu as JAX pins it: a newer one compiles, and cannot print what it compiled
+        "plan": ["jax[tpu]", "libtpu"],  # as JAX pins it: a newer one compiles, and cannot print what it compiled
         "plan-gpu": ["jax[cuda12]"],
         "gcs": ["gcsfs"],
         "wandb": ["wandb"],
