@@ -16,6 +16,7 @@ from .links import Links
 from .memory import Memory, memory_of
 from .memory_traffic import memory_bytes
 from .planned_run import PlannedRun, PlannedStep, Program
+from .saved import saved_bytes
 from .topologies import Topology
 
 NOT_PLANNED = "evaluations, saving, loading and the host"
@@ -89,6 +90,11 @@ class Plan:
     def hardware_flops(self) -> int:
         """FLOPs of a step as the hardware computes them, over all devices."""
         return sum(program.flops.total for program in self.programs)
+
+    @property
+    def saved_activations(self) -> float:
+        """Bytes of a device that the forward pass keeps for the backward pass, if all axes of the mesh split them."""
+        return max(saved_bytes(program.jaxpr) for program in self.programs) / self.topology.n_devices
 
     @property
     def roofline_seconds(self) -> float | None:

@@ -49,6 +49,9 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row(kind, _gib(size))
     for program in memory.programs:
         yield _row(f"{program.name}: activations, gradients, temporaries", _gib(program.temporaries))
+    if memory.programs:
+        yield _row("  kept for the backward pass (modelled)", _gib(plan.saved_activations))
+    for program in memory.programs:
         if program.results:
             yield _row(f"{program.name}: results", _gib(program.results))
     if hosted := memory.on_host + max((program.host for program in memory.programs), default=0):
@@ -206,6 +209,7 @@ def to_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
         "counted": {"hardware_flops": plan.hardware_flops},
         "modelled": {
             "model_flops": plan.model_flops,
+            "saved_activations": plan.saved_activations,
             "seconds": plan.modelled_seconds,
             "mfu": plan.mfu(plan.modelled_seconds),
             "exposed": {

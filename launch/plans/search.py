@@ -16,14 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jax.extend import core
-
 from ...errors import UserError
 from ...model.config import LlamaConfig
 from ...train.run import mesh_of
 from ...train.run_config import MeshSettings
 from .links import Links
 from .plan import Plan, plan
+from .saved import saved_bytes
 from .topologies import Topology
 
 LEAVES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.remat", "optim.accumulate")
@@ -139,27 +138,6 @@ def _trace(config: Any, topology: Topology, architecture: LlamaConfig | None) ->
     saved = max(saved_bytes(program.jaxpr) for program in found.programs)
     state = sum(size for kind, size in stays.items() if kind != "batch")
     return _Traced(found.hardware_flops, saved, state, stays.get("parameters", 0)), found.architecture
-
-
-def saved_bytes(closed: core.ClosedJaxpr) -> int:
-    """The most bytes that one loop of a program keeps for later, over all its turns: with a loop over layers, what the
-    forward pass keeps for the backward pass."""
-    most = 0
-    for eqn in closed.jaxpr.eqns:
-        if eqn.primitive.name == "scan":
-            kept = eqn.outvars[eqn.params["num_carry"] :]
-            most = max(most, sum(x.aval.size * x.aval.dtype.itemsize for x in kept))
-        most = max([most, *(saved_bytes(inner) for inner in _inner(eqn.params))])
-    return most
-
-
-def _inner(params: Mapping[str, Any]) -> Iterator[core.ClosedJaxpr]:
-    for value in params.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, core.ClosedJaxpr):
-                yield each
-            elif isinstance(each, core.Jaxpr):
-                yield core.ClosedJaxpr(each, ())
 
 
 def _meshes(config: Any, topology: Topology, network: LlamaConfig, fixed: Sequence[str]) -> Iterator[dict[str, int]]:
