@@ -15,7 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from . import xla_cpu
+from . import ring_attention, xla_cpu
+from .attention_blocks import splash_block, splash_blocks
 from .sharding import BATCH, axis_size, compile_platform, constrain
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
@@ -31,7 +32,7 @@ def attention(
     q_BTHE: Float[Array, "B T H E"],
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
-    segment_ids_BT: Int[Array, "B T"],
+    segment_ids_BT: Int[Array, "B T"] | ring_attention.Zigzag,
     implementation: str = "auto",
     window: int | None = None,
     scale: float | None = None,
@@ -41,12 +42,16 @@ def attention(
     window: how many positions a position sees, itself among them (None: all). scale: None for 1 / sqrt(E).
     Query head h reads key/value head h // (H / K). `auto` takes splash on a TPU where each device's part of the row is
     a multiple of 128 tokens, cudnn on a GPU in a 16-bit dtype, else xla. A named implementation that cannot run raises.
-    What a backward pass needs of it beside its inputs has the name "attention" (`remat.py`).
+    What a backward pass needs of it beside its inputs has the name "attention" (`remat.py`). Where the mesh splits rows
+    evenly over `context`, xla and splash compute the blocks of ring attention (`ring_attention.py`).
     """
     if implementation == "auto":
         implementation = _choose(q_BTHE)
     if implementation not in (*IMPLEMENTATIONS, BRANCHES):
         raise ValueError(f"attention {implementation!r}: give one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation in ("xla", "splash") and ring_attention.takes(*q_BTHE.shape[:2]):
+        q_BTHE = _scaled(q_BTHE, scale)
+        return ring_attention.attend(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, kernel=implementation, window=window)
     branches = functools.partial(_xla, branches=True)
     function = {"xla": _xla, "splash": splash, "cudnn": _cudnn, BRANCHES: branches}[implementation]
     out_BTHE = function(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, window=window, scale=scale)
@@ -58,7 +63,8 @@ def _choose(q_BTHE: jax.Array) -> str:
     platform = compile_platform()
     if platform == "tpu" and q_BTHE.shape[1] % (128 * axis_size("context")) == 0:
         return "splash"
-    if platform == "gpu" and q_BTHE.dtype in (jnp.bfloat16, jnp.float16):
+    ring = ring_attention.takes(*q_BTHE.shape[:2])  # which has no blocks of cuDNN's
+    if platform == "gpu" and q_BTHE.dtype in (jnp.bfloat16, jnp.float16) and not ring:
         return "cudnn"
     return "xla"
 
@@ -80,8 +86,8 @@ def _xla(
     """Blocks of queries against the keys that one of them sees: scores above the diagonal, and those of earlier blocks
     than a window reaches, are never computed.
 
-    Blocks are static slices, at most 16 of them so that compile time stays flat. Where rows are split over the
-    `context` axis each device holds its own queries and gathers all keys, and one block spans the row.
+    Blocks are static slices, at most 16 of them so that compile time stays flat. Rows that the `context` axis does not
+    divide are one block: each device has a part of the queries and gathers all keys.
     """
     B, T, H, E = q_BTHE.shape
     K = k_BTKE.shape[2]
@@ -249,8 +255,8 @@ def splash(
     scale: float | None = None,
     interpret: bool = False,
 ):
-    """JAX's splash attention (Pallas, TPU), under `shard_map` where a mesh is set: heads over `tensor`, queries over
-    `context` with all keys gathered. `interpret` runs the kernel's own program without a TPU, for tests.
+    """JAX's splash attention (Pallas, TPU), under `shard_map` where a mesh is set, with heads over `tensor`; of rows
+    over `context` it computes the blocks of ring attention. `interpret` runs it without a TPU, for tests.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
@@ -258,15 +264,15 @@ def splash(
     context, tensor = axis_size("context"), axis_size("tensor")
     if T % (128 * context):
         raise ValueError(f"splash attention takes rows of a multiple of {128 * context} tokens, not {T}")
-    block = min(512, T // context)
-    while T // context % block:
-        block -= 128
+    if context > 1:
+        args = _scaled(q_BTHE, scale), k_BTKE, v_BTKE, segment_ids_BT
+        return ring_attention.attend(*args, kernel="splash", window=window, interpret=interpret)
     mask = pallas.CausalMask((T, T)) if window is None else pallas.LocalMask((T, T), (window - 1, 0), 0)
     kernel = pallas.make_splash_mha(
         pallas.MultiHeadMask([mask for _ in range(H)]),
         head_shards=tensor,
-        q_seq_shards=context,
-        block_sizes=_splash_blocks(block),
+        q_seq_shards=1,
+        block_sizes=splash_blocks(splash_block(T)),
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
@@ -290,18 +296,10 @@ def splash(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return run(*args)
-    q_spec, kv_spec = P(BATCH, "context", "tensor", None), P(BATCH, None, "tensor", None)
-    kernel_spec = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, P("tensor", "context")))
-    in_specs = (kernel_spec, q_spec, kv_spec, kv_spec, P(BATCH, "context"), P(BATCH, None))
-    return jax.shard_map(run, in_specs=in_specs, out_specs=q_spec, check_vma=False)(*args)
-
-
-@functools.cache
-def _splash_blocks(block: int):
-    from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
-
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    return BlockSizes(**{f"block_{name}": block for name in names})
+    heads, rows = P(BATCH, None, "tensor", None), P(BATCH, None)
+    kernel_spec = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, P("tensor", None)))
+    in_specs = (kernel_spec, heads, heads, heads, rows, rows)
+    return jax.shard_map(run, in_specs=in_specs, out_specs=heads, check_vma=False)(*args)
 
 
 def _cudnn(q_BTHE, k_BTKE, v_BTKE, segment_ids_BT, *, window: int | None = None, scale: float | None = None):

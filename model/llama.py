@@ -17,7 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from . import layer_subset, quantization
+from . import layer_subset, quantization, ring_attention
 from .attention import attention
 from .config import LlamaConfig
 from .layer_subset import LayerSubset
@@ -221,9 +221,15 @@ class Transformer(nnx.Module):
         Returns:
             The states that the output head reads, and the results of `keep`, stacked by layer.
         """
-        x_BTD = embeddings(self.config, self.embed.embedding.get_value(), tokens_BT)
+        config = self.config
+        zigzag = keep is None and ring_attention.balances(config.attention, config.window, *tokens_BT.shape)
+        if zigzag:  # an even share of attention for each device of `context`
+            rows = tokens_BT, segment_ids_BT, positions_BT
+            tokens_BT, segment_ids_BT, positions_BT = map(ring_attention.to_zigzag, rows)
+            segment_ids_BT = ring_attention.Zigzag(segment_ids_BT)
+        x_BTD = embeddings(config, self.embed.embedding.get_value(), tokens_BT)
         x_BTD = _by_position(x_BTD)
-        rotary = angles(self.config, positions_BT)
+        rotary = angles(config, positions_BT)
         block, layers = nnx.split(self.layers)
 
         def layer(params, x_BTD, rotary, segment_ids_BT):
@@ -231,13 +237,14 @@ class Transformer(nnx.Module):
             x_BTD, kv = nnx.merge(block, params)(x_BTD, rotary, segment_ids_BT)
             return x_BTD, keep and keep(*kv)
 
-        if self.config.remat != "none":
-            layer = jax.checkpoint(layer, policy=policy_of(self.config.remat), prevent_cse=False)
-        unroll, past = min(self.config.unroll, self.config.n_layers), (rotary, segment_ids_BT)
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, policy=policy_of(config.remat), prevent_cse=False)
+        unroll, past, kv_N = min(config.unroll, config.n_layers), (rotary, segment_ids_BT), None
         if subset is not None:
-            return self.norm(layer_subset.scan(layer, x_BTD, nnx.to_pure_dict(layers), past, subset, unroll)), None
-        x_BTD, kv_N = jax.lax.scan(lambda x, params: layer(params, x, *past), x_BTD, layers, unroll=unroll)
-        return self.norm(x_BTD), kv_N
+            x_BTD = layer_subset.scan(layer, x_BTD, nnx.to_pure_dict(layers), past, subset, unroll)
+        else:
+            x_BTD, kv_N = jax.lax.scan(lambda x, params: layer(params, x, *past), x_BTD, layers, unroll=unroll)
+        return self.norm(ring_attention.from_zigzag(x_BTD) if zigzag else x_BTD), kv_N
 
 
 class Model(NamedTuple):

@@ -46,6 +46,45 @@ ENTRIES: dict[str, Entry] = {
     "llama_13b": Entry("pretrain/llama.py:size=13b", "v5p:4x8x8", title="LLaMA 13B, pretraining"),
     "llama_33b": Entry("pretrain/llama.py:size=33b", "v5p:8x8x8", title="LLaMA 33B, pretraining"),
     "llama_65b": Entry("pretrain/llama.py:size=65b", "v5p:8x8x8", title="LLaMA 65B, pretraining"),
+    "alpaca_7b": Entry(
+        _tuned("alpaca", "7b", "seq_len=2048,batch_size=8,dtype=bfloat16"),
+        "a100-80gb:4",
+        "llama-7b",
+        title="Alpaca 7B, 2,048 tokens",
+    ),
+    "alpaca_13b": Entry(
+        _tuned("alpaca", "13b", "seq_len=2048,batch_size=8,lr=1e-5,epochs=5,dtype=bfloat16"),
+        "a100-80gb:8",
+        "llama-13b",
+        title="Alpaca 13B, 2,048 tokens",
+    ),
+    "vicuna_7b": Entry(
+        _tuned("vicuna", "7b", "dtype=bfloat16"), "a100-80gb:8", "llama-7b", title="Vicuna 7B, 2,048 tokens"
+    ),
+    "vicuna_13b": Entry(
+        _tuned("vicuna", "13b", "dtype=bfloat16"), "a100-80gb:8", "llama-13b", title="Vicuna 13B, 2,048 tokens"
+    ),
+    "vicuna_7b_16k": Entry(
+        _tuned("vicuna", "7b", "seq_len=16384,dtype=bfloat16"),
+        "a100-80gb:8",
+        "llama-7b",
+        ("--config.optim.accumulate=4",),
+        "Vicuna 7B, 16,384 tokens",
+    ),
+    "vicuna_13b_16k": Entry(
+        _tuned("vicuna", "13b", "seq_len=16384,dtype=bfloat16"),
+        "a100-80gb:8",
+        "llama-13b",
+        ("--config.optim.accumulate=4",),
+        "Vicuna 13B, 16,384 tokens",
+    ),
+    "colossalchat_7b": Entry(
+        "ppo/colossalchat.py:dtype=bfloat16", "a100-80gb:8", "llama-7b", title="ColossalChat 7B, PPO"
+    ),
+    "lora_7b": Entry(_tuned("lora", "7b", "source=a.json,dtype=bfloat16"), "rtx4090:1", "llama-7b", title="LoRA 7B"),
+    "qlora_7b": Entry(
+        _tuned("lora", "7b", "source=a.json,dtype=bfloat16,quantize=nf4"), "rtx4090:1", "llama-7b", title="QLoRA 7B"
+    ),
     "small_pretrain": Entry(
         "tiny.py:recipe=pretrain", "cpu:8", overrides=("--config.model.n_layers=1", "--config.model.unroll=1")
     ),

@@ -3,7 +3,12 @@
 Two things differ. ColossalChat filters rollouts by top-k and top-p, whose probabilities no update can follow; here
 answers are drawn from the whole distribution. Its loss, (1 - c) policy + c text, is written as policy + coef text.
 
-camelid train --config=configs/ppo/colossalchat.py:init_from=SFT,reward=RM,source='prompts/*.jsonl' --workdir=runs/ppo
+    camelid train --config=configs/ppo/colossalchat.py:init_from=SFT,reward=RM,source='prompts/*.jsonl' \\
+        --workdir=runs/ppo
+
+Policy, critic, reference and reward model of 7B fit on 8 A100 of 80 GB (docs/scaling.md):
+
+    camelid plan --config=configs/ppo/colossalchat.py:dtype=bfloat16 --architecture=llama-7b --topology=a100-80gb:8
 """
 
 from camelid.configs.rl import ppo_base
@@ -11,9 +16,19 @@ from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/sft", reward="runs/reward", source="prompts/*.jsonl", text="", steps=1000)
+    a = parse_arguments(
+        arg,
+        init_from="runs/sft",
+        reward="runs/reward",
+        source="prompts/*.jsonl",
+        text="",
+        steps=1000,
+        dtype="float32",
+    )
     c = ppo_base()
     c.init_from = a.init_from
+    c.model.dtype = a.dtype
+    c.model.remat = "attention"
     c.data.mixture = {"prompts": {"source": a.source, "format": "auto", "weight": 1.0}}
     c.data.batch_size = 64  # 8 devices x experience_batch_size 4 x num_collect_steps 2
     c.data.max_prompt_tokens = 256

@@ -3,7 +3,10 @@
     camelid train --config=configs/pretrain/llama.py:size=7b,root=gs://bucket/llama --workdir=gs://bucket/llama-7b
 
 Sources are globs below `root`, one folder each; camelid does not ship or clean this data. A batch has 4 M tokens. The
-total is 1.0 T tokens for 7b and 13b, 1.4 T for 33b and 65b. It needs a pod, and has not been run to its end.
+total is 1.0 T tokens for 7b and 13b, 1.4 T for 33b and 65b. It needs a pod, and has not been run to its end. Slices of
+TPU v5p for it are 4 x 4 x 8 chips for 7b, 4 x 8 x 8 for 13b, 8 x 8 x 8 for 33b and 65b (docs/scaling.md):
+
+    camelid plan --config=configs/pretrain/llama.py:size=65b --topology=v5p:8x8x8
 """
 
 from camelid.configs.base import base

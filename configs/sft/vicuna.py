@@ -2,8 +2,17 @@
 
     camelid train --config=configs/sft/vicuna.py:init_from=runs/llama-7b,source='sharegpt/*.json' --workdir=runs/vicuna
 
-Learning rate, schedule and epochs are FastChat's for 7B. The backward pass recomputes all of a layer but
-attention's output, which saves memory in long rows.
+Learning rate, schedule and epochs are FastChat's for 7B and 13B. The backward pass recomputes all of a layer but
+attention's output, which saves memory in long rows. Rows longer than LLaMA's context of 2,048 tokens stretch it by
+`rope`, as Vicuna's versions for 16,384 tokens do; `rope=` leaves the context as the checkpoint has it.
+
+7B and 13B fit on 8 A100 of 80 GB. With rows of 16,384 tokens, a batch is computed in parts of one row for each device
+(docs/scaling.md):
+
+    camelid plan --config=configs/sft/vicuna.py:init_from=llama-13b,dtype=bfloat16 \\
+        --architecture=llama-13b --topology=a100-80gb:8
+    camelid plan --config=configs/sft/vicuna.py:init_from=llama-13b,seq_len=16384,dtype=bfloat16 \\
+        --architecture=llama-13b --topology=a100-80gb:8 --config.optim.accumulate=4
 """
 
 from camelid.configs.base import base
@@ -11,12 +20,25 @@ from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/pretrain", source="sharegpt/*.json", seq_len=2048, batch_size=32, lr=2e-5)
+    a = parse_arguments(
+        arg,
+        init_from="runs/pretrain",
+        source="sharegpt/*.json",
+        seq_len=2048,
+        batch_size=32,
+        lr=2e-5,
+        dtype="float32",
+        rope="linear",
+    )
     c = base()
     c.recipe = "sft"
     c.init_from = a.init_from
     c.template = "vicuna"
+    c.model.dtype = a.dtype
     c.model.remat = "attention"
+    if a.rope and a.seq_len > 2048:
+        c.model.max_len = a.seq_len
+        c.model.rope_scaling = {"kind": a.rope}
     c.data.mixture = {"sharegpt": {"source": a.source, "format": "sharegpt", "weight": 1.0}}
     c.data.packing = "best_fit"
     c.data.seq_len = a.seq_len

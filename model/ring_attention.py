@@ -1,0 +1,296 @@
+"""Ring attention: attention of rows that the mesh axis `context` splits (Liu et al., arXiv:2310.01889, section 3).
+
+Each device keeps its queries. Keys and values travel around the ring of devices, a part at a time, and the next part
+travels while the present one is attended to. Parts of a softmax are joined by the logarithms of their denominators. The
+backward pass goes around the same ring, with the gradients of keys and values behind them. A device never holds more
+than its own part of a row and two that travel.
+
+Contiguous parts leave most of the work to the device that holds the end of a row. So rows are dealt in a zigzag (Llama
+3, arXiv:2407.21783, section 3.3.2): of 2 C equal chunks, device d of C holds chunks d and 2 C - 1 - d. In every step
+after the first, each device then attends with two blocks of queries to two chunks of keys, and no block is masked. The
+network reorders its tokens once and its states once (`llama.py`); nothing else sees the order. With a window, a part
+only sees the parts shortly before it: contiguous parts are balanced then, and travel no further than the window.
+
+Names of arrays: B rows, H query heads, K key/value heads, E their width, T queries of a device, S keys of a block.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Shaped
+
+from . import attention_blocks
+from .attention_blocks import Sight
+from .sharding import BATCH, axis_size, compile_platform
+
+AXIS = "context"
+LANES = 128
+"""Tokens of which the chunks of a row are a multiple on TPUs, as splash attention needs."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Zigzag:
+    """Segment ids of rows in the order of `to_zigzag`; this type tells attention that a row is in that order."""
+
+    segment_ids_BT: Int[Array, "B T"]
+
+
+def balances(implementation: str, window: int | None, B: int, T: int) -> bool:
+    """Whether a network orders rows of T tokens in a zigzag: where the mesh splits them and 2 C chunks divide them."""
+    unit = 2 * axis_size(AXIS) * (LANES if implementation == "splash" or compile_platform() == "tpu" else 1)
+    whole = window is None or window >= T
+    return implementation in ("auto", "xla", "splash") and whole and T % unit == 0 and takes(B, T)
+
+
+def takes(B: int, T: int) -> bool:
+    """Whether attention goes around a ring: where the mesh splits rows, and divides them and the batch evenly."""
+    return axis_size(AXIS) > 1 and T % axis_size(AXIS) == 0 and B % math.prod(map(axis_size, BATCH)) == 0
+
+
+def attend(
+    q_BTHE: Float[Array, "B T H E"],
+    k_BTKE: Float[Array, "B T K E"],
+    v_BTKE: Float[Array, "B T K E"],
+    segment_ids_BT: Int[Array, "B T"] | Zigzag,
+    *,
+    kernel: str,
+    window: int | None = None,
+    interpret: bool = False,
+) -> Float[Array, "B T H E"]:
+    """softmax(q k^T) v over earlier positions of the same segment, of rows that the mesh axis `context` splits.
+
+    Args:
+        q_BTHE: queries, scaled. Query head h reads key/value head h // (H / K).
+        k_BTKE: keys.
+        v_BTKE: values.
+        segment_ids_BT: segments; `Zigzag` for rows in that order.
+        kernel: "xla" or "splash", which computes the blocks.
+        window: number of positions that a position sees, itself among them; None for all.
+        interpret: whether splash attention runs without a TPU, for tests.
+
+    Raises ValueError for rows that the devices do not divide.
+    """
+    zigzag = isinstance(segment_ids_BT, Zigzag)
+    segments = segment_ids_BT.segment_ids_BT if zigzag else segment_ids_BT
+    chunks = axis_size(AXIS) * (1 + zigzag)
+    unit = chunks * LANES if kernel == "splash" else chunks
+    T = q_BTHE.shape[1]
+    if T % unit:
+        raise ValueError(f"{kernel} attention takes rows of a multiple of {unit} tokens, not {T}")
+    window = None if window is None or window >= T else window
+    if zigzag and window is not None:
+        raise ValueError("rows in a zigzag have no window shorter than they are")
+    ring = _Ring(axis_size(AXIS), zigzag, T // chunks, window, attention_blocks.kernels(kernel, interpret))
+
+    def part(q_BTHE, k_BTKE, v_BTKE, segments_BT):
+        q_BHTE, k_BKTE, v_BKTE = (jnp.swapaxes(x, 1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
+        return jnp.swapaxes(_around(ring, q_BHTE, k_BKTE, v_BKTE, segments_BT[:, None]), 1, 2)
+
+    heads, rows = P(BATCH, AXIS, "tensor", None), P(BATCH, AXIS)
+    shares = jax.shard_map(part, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return shares(q_BTHE, k_BTKE, v_BTKE, segments)
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """What the devices of a ring know before they begin."""
+
+    size: int
+    """Devices of the ring."""
+
+    zigzag: bool
+    """Whether a device holds two chunks of a row, d and 2 C - 1 - d, or one."""
+
+    chunk: int
+    """Tokens of a chunk."""
+
+    window: int | None
+    """Positions that a position sees; None for all."""
+
+    kernels: attention_blocks.Kernels
+    """Attention of a block, forward and backward."""
+
+    @property
+    def steps(self) -> int:
+        """How often parts travel on: C - 1 times, or as far as a window reaches."""
+        return self.size - 1 if self.window is None else min(self.size - 1, -(-(self.window - 1) // self.chunk))
+
+    @property
+    def alike(self) -> int:
+        """The number of steps, from the first on, in which no block is masked."""
+        return self.steps if self.window is None else min(self.steps, max(0, self.window // self.chunk - 1))
+
+    def sight(self, step: int) -> Sight:
+        """What queries see of the keys that come from `step` devices before."""
+        return Sight(self.chunk, None) if step <= self.alike else Sight(step * self.chunk, self.window)
+
+    def meetings(self, step: Int[Array, ""] | int) -> list[tuple[Any, Any]]:
+        """Pairs of a chunk of queries and a chunk of keys, each the first or second one of its device.
+
+        Chunks come from device e = d - step. Where e >= 0, both chunks of queries see the first chunk of keys, which is
+        earlier, and none sees the second. Else the second chunk of queries sees both chunks of keys.
+        """
+        if not self.zigzag:
+            return [(0, 0)]
+        later = (jax.lax.axis_index(AXIS) < step).astype(jnp.int32)
+        return [(later, later), (1, 0)]
+
+    def of(self, x: Shaped[Array, "B N T ..."], chunk: Any) -> Shaped[Array, "B N S ..."]:
+        """A chunk of a device's part."""
+        return jax.lax.dynamic_slice_in_dim(x, chunk * self.chunk, self.chunk, axis=2)
+
+    def chosen(self, x: Shaped[Array, "B N T ..."], chunks: tuple[Any, ...]) -> Shaped[Array, "nB N S ..."]:
+        """Chunks of a device's part, as further rows."""
+        return jnp.concatenate([self.of(x, chunk) for chunk in chunks])
+
+    def send(self, tree: Any, by: int = 1) -> Any:
+        """What the device `by` places before has, here."""
+        return jax.lax.ppermute(tree, AXIS, [(i, (i + by) % self.size) for i in range(self.size)])
+
+
+def _turns(ring: _Ring, turn: Callable, carry: Any) -> Any:
+    """turn(carry, step, sight) for all steps of a ring. Steps that are alike are a loop, so that XLA cannot send all
+    parts at once, which would fill the memory; the last step stands alone, and its parts travel no further."""
+    looped = min(ring.alike, ring.steps - 1)
+    if looped > 0:
+        full = ring.sight(1)
+        carry, _ = jax.lax.scan(lambda carry, step: (turn(carry, step, full), None), carry, jnp.arange(1, looped + 1))
+    for step in range(max(looped, 0) + 1, ring.steps + 1):
+        carry = turn(carry, step, ring.sight(step))
+    return carry
+
+
+def _where_seen(ring: _Ring, step: Any, add: Callable, carry: Any) -> Any:
+    """add(carry), but carry on devices to which keys came that are all later than their queries."""
+    if ring.zigzag:
+        return add(carry)
+    return jax.lax.cond(jax.lax.axis_index(AXIS) >= step, add, lambda carry: carry, carry)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _around(ring: _Ring, q_BHTE, k_BKTE, v_BKTE, segments_B1T) -> Float[Array, "B H T E"]:
+    return _forward(ring, q_BHTE, k_BKTE, v_BKTE, segments_B1T)[0]
+
+
+def _forward(ring: _Ring, q_BHTE, k_BKTE, v_BKTE, segments_B1T):
+    own = ring.kernels.forward(q_BHTE, k_BKTE, v_BKTE, segments_B1T, segments_B1T, Sight(0, ring.window))
+
+    def turn(carry, step, sight):
+        sums, arrived = carry
+        leaving = ring.send(arrived)
+        q_chunks, k_chunks = zip(*ring.meetings(step), strict=True)
+
+        def add(sums):
+            q, q_segments = (ring.chosen(x, q_chunks) for x in (q_BHTE, segments_B1T))
+            k, v, k_segments = (ring.chosen(x, k_chunks) for x in arrived)
+            outs, lses = ring.kernels.forward(q, k, v, q_segments, k_segments, sight)
+            for chunk, *block in zip(q_chunks, *(jnp.split(x, len(q_chunks)) for x in (outs, lses)), strict=True):
+                joined = _joined([ring.of(x, chunk) for x in sums], block)
+                sums = [_put(ring, x, chunk, part) for x, part in zip(sums, joined, strict=True)]
+            return sums
+
+        return _where_seen(ring, step, add, sums), leaving
+
+    (out_BHTE, lse_BHT), _ = _turns(ring, turn, (list(own), ring.send((k_BKTE, v_BKTE, segments_B1T))))
+    out_BHTE, lse_BHT = (checkpoint_name(x, "attention") for x in (out_BHTE.astype(q_BHTE.dtype), lse_BHT))
+    return out_BHTE, (q_BHTE, k_BKTE, v_BKTE, segments_B1T, out_BHTE, lse_BHT)
+
+
+def _joined(one: list[Array], other: list[Array]) -> tuple[Array, Array]:
+    """Attention over the keys of two blocks, of its outputs and logarithms of denominators for each of them."""
+    lse_BHT = jnp.logaddexp(one[1], other[1])
+    return sum(out * jnp.exp(lse - lse_BHT)[..., None] for out, lse in (one, other)), lse_BHT
+
+
+def _put(ring: _Ring, x: Array, chunk: Any, part: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, part, chunk * ring.chunk, axis=2)
+
+
+def _backward(ring: _Ring, kept, d_out_BHTE):
+    """Gradients of keys and values go around a step behind: a sum that arrives is added to that of the block, which is
+    computed while the sum travels."""
+    q_BHTE, k_BKTE, v_BKTE, segments_B1T, out_BHTE, lse_BHT = kept
+    of_queries = q_BHTE, segments_B1T, out_BHTE, lse_BHT, d_out_BHTE
+    own = Sight(0, ring.window)
+    dq, dk, dv = ring.kernels.backward(
+        q_BHTE, k_BKTE, v_BKTE, segments_B1T, segments_B1T, out_BHTE, lse_BHT, d_out_BHTE, own
+    )
+
+    def turn(carry, step, sight):
+        dq, sums, arrived = carry
+        leaving, sums = ring.send(arrived), ring.send(sums)
+        q_chunks, k_chunks = zip(*ring.meetings(step), strict=True)
+
+        def add(sums):
+            q, q_segments, out, lse, d_out = (ring.chosen(x, q_chunks) for x in of_queries)
+            k, v, k_segments = (ring.chosen(x, k_chunks) for x in arrived)
+            blocks = ring.kernels.backward(q, k, v, q_segments, k_segments, out, lse, d_out, sight)
+            sums = list(sums)
+            for i, chunks in enumerate((q_chunks, k_chunks, k_chunks)):
+                for chunk, block in zip(chunks, jnp.split(blocks[i], len(chunks)), strict=True):
+                    sums[i] = _put(ring, sums[i], chunk, ring.of(sums[i], chunk) + block)
+            return tuple(sums)
+
+        dq, *sums = _where_seen(ring, step, add, (dq, *sums))
+        return dq, sums, leaving
+
+    dq, sums, _ = _turns(ring, turn, (dq, [dk, dv], ring.send((k_BKTE, v_BKTE, segments_B1T))))
+    dk, dv = ring.send(sums, by=-ring.steps) if ring.steps else sums
+    return *(dx.astype(x.dtype) for dx, x in ((dq, q_BHTE), (dk, k_BKTE), (dv, v_BKTE))), None
+
+
+_around.defvjp(_forward, _backward)
+
+
+def to_zigzag(x_BT: Shaped[Array, "B T *rest"]) -> Shaped[Array, "B T *rest"]:
+    """Rows with their 2 C chunks in the order 0, 2 C - 1, 1, 2 C - 2, ..., of which each device holds two."""
+    size = axis_size(AXIS)
+
+    def part(x):
+        first, second = (
+            jax.lax.ppermute(x_, AXIS, list(enumerate(to)))
+            for x_, to in zip(jnp.split(x, 2, axis=1), _homes(size), strict=True)
+        )
+        return _in_order(first, second)
+
+    return _on_parts(part, x_BT)
+
+
+def from_zigzag(x_BT: Shaped[Array, "B T *rest"]) -> Shaped[Array, "B T *rest"]:
+    """Rows in the order of their positions again."""
+    size = axis_size(AXIS)
+
+    def part(x):
+        chunks = jnp.split(_in_order(*jnp.split(x, 2, axis=1)), 2, axis=1)
+        back = ([(home, d) for d, home in enumerate(homes)] for homes in _homes(size))
+        return jnp.concatenate([jax.lax.ppermute(x_, AXIS, to) for x_, to in zip(chunks, back, strict=True)], axis=1)
+
+    return _on_parts(part, x_BT)
+
+
+def _homes(size: int) -> tuple[list[int], list[int]]:
+    """Devices that hold the even and the odd chunks of a zigzag."""
+    homes = [min(chunk, 2 * size - 1 - chunk) for chunk in range(2 * size)]
+    return homes[::2], homes[1::2]
+
+
+def _in_order(even: Array, odd: Array) -> Array:
+    """A device's chunks, earlier one first, from an even and an odd one; or the even one first, from earlier and later.
+
+    Of chunks d and 2 C - 1 - d, the earlier one is even where d is.
+    """
+    is_even = jax.lax.axis_index(AXIS) % 2 == 0
+    return jnp.concatenate([jnp.where(is_even, even, odd), jnp.where(is_even, odd, even)], axis=1)
+
+
+def _on_parts(part: Callable, x_BT: Array) -> Array:
+    spec = P(BATCH, AXIS, *[None] * (x_BT.ndim - 2))
+    return jax.shard_map(part, in_specs=spec, out_specs=spec, check_vma=False)(x_BT)
