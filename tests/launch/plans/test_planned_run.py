@@ -120,7 +120,9 @@ def test_a_phase_starts_from_the_network_of_the_phase_before(tmp_path):
 
 
 def test_a_search_estimates_less_memory_for_more_parts_and_keeps_what_is_fixed():
-    (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
+    (config,) = load_phases(
+        "pretrain/primer", ["--config.model.preset=nano-test", "--config.mesh.data=1", *SMALL]
+    ).values()
     own = dataclasses.replace(CHIPS["h100"], platform="cpu")
     devices = topology("cpu:8")._replace(chip=own)
     options = dict(architecture=None, policies=("full",))
