@@ -28,10 +28,11 @@ def linear(
 
 
 def _product(x: jax.Array, w: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
-    """The product with a dense matrix. Rows and positions are one axis, but two where a mesh splits positions."""
+    """The product with a dense matrix. Rows and positions are one axis, but two where a mesh splits positions, which
+    `tensor` does between products."""
     contracted = x.ndim - 2
     w = w.astype(x.dtype)
-    if axis_size("context") > 1:
+    if axis_size("context") * axis_size("tensor") > 1:
         return jnp.tensordot(x, w, contracted, preferred_element_type=out_dtype)
     width = math.prod(w.shape[:contracted])
     merged = xla_cpu.merged_rows(x, contracted)

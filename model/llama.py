@@ -23,8 +23,9 @@ from .config import LlamaConfig
 from .layer_subset import LayerSubset
 from .linear import linear
 from .remat import policy_of
+from .residual import by_position, gathered, read_apart, scattered
 from .rope import angles, rotate
-from .sharding import BATCH, axis_size, constrain
+from .sharding import BATCH, constrain
 from .weights import Weight, is_weight, wrap
 
 Params = dict[str, Any]
@@ -86,7 +87,7 @@ class Attention(nnx.Module):
     def heads(self, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, H, E], keys and values [B, T, K, E], before their norms and rotation."""
         pairs = (self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias)
-        return tuple(add_bias(linear(x_BTD, matrix.get_value()), bias) for matrix, bias in pairs)
+        return tuple(add_bias(linear(read_apart(x_BTD), matrix.get_value()), bias) for matrix, bias in pairs)
 
     def project(self, x_BTD, rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values; queries and keys turned to their positions."""
@@ -124,12 +125,12 @@ class MLP(nnx.Module):
     def branches(self, x_BTD) -> tuple[jax.Array, jax.Array]:
         """Gate and up, [B, T, F] each."""
         pairs = (self.gate, self.gate_bias), (self.up, self.up_bias)
-        return tuple(add_bias(linear(x_BTD, matrix.get_value()), bias) for matrix, bias in pairs)
+        return tuple(add_bias(linear(read_apart(x_BTD), matrix.get_value()), bias) for matrix, bias in pairs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate_BTF, up_BTF = map(checkpoint_name, self.branches(x_BTD), ("gate", "up"))
         hidden_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, BATCH, "context", "tensor")
-        return add_bias(linear(hidden_BTF, self.down.get_value()), self.down_bias)
+        return add_bias(linear(read_apart(hidden_BTF), self.down.get_value()), self.down_bias)
 
 
 class Block(nnx.Module):
@@ -144,25 +145,11 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, rotary, past):
         """`past` is what attention looks back at: segment ids of the row, or a key/value cache (cache.py)."""
-        mixed_BTD, kv = self.attention(_gathered(self.attention_norm(x_BTD)), rotary, past)
-        x_BTD = checkpoint_name(_by_position(x_BTD + _times(mixed_BTD, self.multiplier)), "residual")
-        x_BTD = x_BTD + _times(self.mlp(_gathered(self.mlp_norm(x_BTD))), self.multiplier)
-        return _by_position(x_BTD), kv
-
-
-def _by_position(x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """The residual stream, whose positions the mesh axis `tensor` splits as well, where it divides them.
-
-    Norms and additions are then split too, and the sum over `tensor` after a product is a reduce-scatter, instead of an
-    all-reduce (sequence parallelism, arXiv:2205.05198, section 4.2.2).
-    """
-    divides = x_BTD.shape[1] % (axis_size("context") * axis_size("tensor")) == 0
-    return constrain(x_BTD, BATCH, ("context", "tensor") if divides else "context", None)
-
-
-def _gathered(x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """A part of the residual stream as products need it: each device of `tensor` has all positions."""
-    return constrain(x_BTD, BATCH, "context", None) if axis_size("tensor") > 1 else x_BTD
+        mixed_BTD, kv = self.attention(gathered(self.attention_norm(x_BTD)), rotary, past)
+        x_BTD = by_position(x_BTD + _times(scattered(mixed_BTD), self.multiplier))
+        x_BTD = checkpoint_name(x_BTD, "residual")
+        mixed_BTD = self.mlp(gathered(self.mlp_norm(x_BTD)))
+        return by_position(x_BTD + _times(scattered(mixed_BTD), self.multiplier)), kv
 
 
 class Embedding(nnx.Module):
@@ -228,7 +215,7 @@ class Transformer(nnx.Module):
             tokens_BT, segment_ids_BT, positions_BT = map(ring_attention.to_zigzag, rows)
             segment_ids_BT = ring_attention.Zigzag(segment_ids_BT)
         x_BTD = embeddings(config, self.embed.embedding.get_value(), tokens_BT)
-        x_BTD = _by_position(x_BTD)
+        x_BTD = by_position(x_BTD)
         rotary = angles(config, positions_BT)
         block, layers = nnx.split(self.layers)
 
@@ -244,7 +231,7 @@ class Transformer(nnx.Module):
             x_BTD = layer_subset.scan(layer, x_BTD, nnx.to_pure_dict(layers), past, subset, unroll)
         else:
             x_BTD, kv_N = jax.lax.scan(lambda x, params: layer(params, x, *past), x_BTD, layers, unroll=unroll)
-        return self.norm(ring_attention.from_zigzag(x_BTD) if zigzag else x_BTD), kv_N
+        return gathered(self.norm(ring_attention.from_zigzag(x_BTD) if zigzag else x_BTD)), kv_N
 
 
 class Model(NamedTuple):

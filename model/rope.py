@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .config import LlamaConfig, RopeScaling
+from .sharding import compile_platform
 
 
 def frequencies(
@@ -111,9 +112,34 @@ def rotate(
     x_BTHE: Float[Array, "B T H E"], cos_BTe: Float[Array, "B T E/2"], sin_BTe: Float[Array, "B T E/2"]
 ) -> Float[Array, "B T H E"]:
     """Turns each pair (i, i + E/2) of every head by its position's angle; float32 inside, x's dtype outside."""
+    if compile_platform() == "tpu" and x_BTHE.dtype in (jnp.bfloat16, jnp.float16):
+        return _rotate_whole(x_BTHE, *(jnp.concatenate([each, each], axis=-1) for each in (cos_BTe, sin_BTe)))
     first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTe[:, :, None, :], sin_BTe[:, :, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHE.dtype)
+
+
+@jax.custom_vjp
+def _rotate_whole(
+    x_BTHE: Float[Array, "B T H E"], cos_BTE: Float[Array, "B T E"], sin_BTE: Float[Array, "B T E"]
+) -> Float[Array, "B T H E"]:
+    """`rotate` without halves of heads, for matrix units: a product with a permutation gives each number its partner.
+
+    Such a product is exact, and the gradient is the opposite rotation. Symptom of halves on a TPU: arrays in float32 of
+    half its vectors' width are written and read again. XLA then estimates 1.4 million cycles instead of 0.7 for the
+    queries of a layer of llama-65b on v5p.
+    """
+    half = x_BTHE.shape[-1] // 2
+    partner_EE = np.roll(np.eye(2 * half), half, axis=1) * np.repeat([1, -1], half)[:, None]
+    partner_BTHE = jnp.matmul(x_BTHE, jnp.asarray(partner_EE, x_BTHE.dtype), preferred_element_type=jnp.float32)
+    cos, sin = cos_BTE[:, :, None, :], sin_BTE[:, :, None, :]
+    return (x_BTHE.astype(jnp.float32) * cos + partner_BTHE * sin).astype(x_BTHE.dtype)
+
+
+_rotate_whole.defvjp(
+    lambda x, cos, sin: (_rotate_whole(x, cos, sin), (cos, sin)),
+    lambda turned, gradient: (_rotate_whole(gradient, turned[0], -turned[1]), None, None),
+)
 
 
 def from_interleaved(w: Float[np.ndarray, "*prefix E"]) -> Float[np.ndarray, "*prefix E"]:

@@ -9,9 +9,9 @@ other layout a copy of it loses its last checkpoint and resumes from step 4 ther
 relative difference of a step's loss, and ‖resumed - straight‖ / ‖straight‖ of the worst leaf of parameters, moving
 averages, optimiser state and other entries; of arrays of codes, the share of codes that differ.
 
-A layout is the number of devices, with "x" and the sizes of the mesh axes data, fsdp, tensor where they are not all
-fsdp ("8:2x2x2"), after "2p" for two processes ("2p4": two processes of two devices). "chain" resumes after every two
-steps on another layout: two processes, one, two.
+A layout is the number of devices, with "x" and the sizes of the mesh axes data, fsdp, tensor and, if it is above 1,
+context, where they are not all fsdp ("8:2x2x2", "8:1x2x1x4"), after "2p" for two processes ("2p4": two processes of two
+devices). "chain" resumes after every two steps on another layout: two processes, one, two.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from camelid.model.sharding import AXES
 from camelid.tests import make_loss_goldens as goldens
 
 HERE = Path(__file__).parent
@@ -42,30 +43,30 @@ CASES: dict[str, tuple[str, Sequence[str]]] = {
     "ppo": ("tiny_rl.py:recipe=ppo", ["--config.optim.lr=1e-4", "--config.critic.lr=1e-4"]),
     "grpo": ("tiny_rl.py:recipe=grpo", ["--config.optim.lr=1e-4"]),
 }
-LAYOUTS = ("1", "8", "8:8x1x1", "8:1x4x2", "8:2x2x2", "2p2", "2p4:2x1x2", "chain")
+LAYOUTS = ("1", "8", "8:8x1x1", "8:1x4x2", "8:2x2x2", "8:1x1x2x4", "2p2", "2p4:2x1x2", "chain")
 COUNTED = ("train/tokens", "objective/scores")
 
 
 class Layout(NamedTuple):
-    """Processes, devices of each, and sizes of the mesh axes data, fsdp and tensor."""
+    """Processes, devices of each, and sizes of the mesh axes data, fsdp, tensor and context."""
 
     processes: int
     devices: int
-    axes: tuple[int, int, int]
+    axes: tuple[int, int, int, int]
 
     @classmethod
     def read(cls, text: str) -> "Layout":
-        found = re.fullmatch(r"(?:(\d+)p)?(\d+)(?::(\d+)x(\d+)x(\d+))?", text)
+        found = re.fullmatch(r"(?:(\d+)p)?(\d+)(?::(\d+)x(\d+)x(\d+)(?:x(\d+))?)?", text)
         if found is None:
             raise argparse.ArgumentTypeError(f"{text!r} is no layout")
         processes, devices = int(found[1] or 1), int(found[2])
-        axes = tuple(map(int, found.groups()[2:])) if found[3] else (1, devices, 1)
+        axes = tuple(int(size or 1) for size in found.groups()[2:]) if found[3] else (1, devices, 1, 1)
         return cls(processes, devices // processes, axes)
 
 
 def command(case: str, root: Path, workdir: Path, layout: Layout, steps: int) -> list[str]:
     config, more = CASES[case]
-    axes = [f"--config.mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), layout.axes, strict=True)]
+    axes = [f"--config.mesh.{name}={size}" for name, size in zip(AXES, layout.axes, strict=True)]
     fixed = [f"--config.total_steps={steps}", "--config.data.heldout=0.0", "--config.schedule.name=constant"]
     saved = ["--config.checkpoint.every_steps=2", "--config.checkpoint.keep_last=9"]
     config = f"--config={HERE / config},root={root},init_from={root / goldens.START}"

@@ -177,9 +177,11 @@ def check_rows(batch_size: int, seq_len: int, accumulate: int, mesh: jax.shardin
             f"config.data.batch_size {batch_size} is not a multiple of data x fsdp = {devices} devices times "
             f"config.optim.accumulate = {accumulate}"
         )
-    if seq_len % mesh.shape["context"]:
+    chunks = 2 * mesh.shape["context"]  # ring attention deals each device two chunks of a row
+    if chunks > 2 and seq_len % chunks:
         raise UserError(
-            f"config.data.seq_len {seq_len} is not a multiple of mesh axis context = {mesh.shape['context']}"
+            f"config.data.seq_len {seq_len} is not a multiple of {chunks}, twice the mesh axis context; give "
+            f"{-(-seq_len // chunks) * chunks}"
         )
 
 

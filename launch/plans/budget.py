@@ -87,7 +87,8 @@ def _groups(collectives: Any) -> list[dict[str, Any]]:
     found: dict[tuple, dict[str, Any]] = {}
     for counted in collectives:
         one = counted.collective
-        key = one.kind, "+".join(one.axes), serves(one)
+        kind = f"{one.kind} that gathers" if one.gathers else one.kind
+        key = kind, "+".join(one.axes), serves(one)
         new = {"kind": key[0], "axes": key[1], "serves": key[2], "times": 0, "asynchronous": 0, "bytes": 0, "from": []}
         group = found.setdefault(key, new)
         group["times"] += counted.times

@@ -112,15 +112,19 @@ class ServingPlan:
         return None if self.capacity is None else self.peak <= self.capacity
 
     def tokens_per_second(self, filled: float) -> float | None:
-        """The most tokens a second that all rows write together, by the bandwidth of memory; None if it is not known.
+        """The most tokens a second that all rows write together; None if the datasheet lacks a figure.
+
+        A step reads the weights and what rows hold, and computes the products of all rows, whichever takes longer.
 
         filled: the share of each row's slots that holds tokens.
         """
-        chip = self.topology.chip
-        if chip.hbm_bandwidth is None:
+        chip, served = self.topology.chip, self.served
+        if chip.hbm_bandwidth is None or chip.flops_bf16 is None:
             return None
-        moved = self.read_by_step + filled * self.rows
-        return self.served.rows * chip.hbm_bandwidth / chip.devices_per_chip / moved
+        moved = (self.read_by_step + filled * self.rows) / chip.hbm_bandwidth
+        forward = served.config.flops_per_token(1) / 3  # a third of a training step's
+        computed = served.rows * forward / math.prod(self.mesh.values()) / chip.flops_bf16
+        return served.rows / (max(moved, computed) * chip.devices_per_chip)
 
 
 def config_of(
@@ -297,16 +301,16 @@ def lines(plan: ServingPlan, most: ServingPlan | None, price: float | None = Non
 def _speed(plan: ServingPlan, most: ServingPlan | None, price: float | None) -> Iterator[str]:
     if plan.tokens_per_second(1.0) is None:
         return
-    yield "tokens a second of all slots together, at most (bandwidth of memory, datasheet)"
+    yield "tokens a second of all slots together, at most (datasheet)"
     chips = max(1, math.prod(plan.mesh.values()) // plan.topology.chip.devices_per_chip)
-    for each in dict.fromkeys((plan, most) if most else (plan,)):
+    for each in [plan] if most is None or most.served == plan.served else [plan, most]:
         for name, filled in (("short answers", 0.0), ("full slots", 1.0)):
             speed = each.tokens_per_second(filled)
             cost = (
                 "" if price is None else f", at {price:g} an hour {price * chips / speed / 3600 * 1e6:,.3g} a million"
             )
             yield _row(f"{each.served.rows:,} slots, {name}", f"{speed:,.0f}{cost}")
-    yield "  without the computation of many slots, prompts, the network and the host"
+    yield "  by the bandwidth of memory and the peak of matrix units; without prompts, links and the host"
 
 
 def _row(name: str, value: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from camelid.errors import UserError
 from camelid.launch.plans.flops import flops_of
 from camelid.model import llama, ring_attention
 from camelid.model.attention import attention
@@ -16,6 +17,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.ring_attention import Zigzag, from_zigzag, to_zigzag
 from camelid.model.sharding import BATCH, make_mesh, shardings
 from camelid.tests.model.test_attention import compare, inputs, packed
+from camelid.train.batches import check_rows
 
 xla = functools.partial(attention, implementation="xla")
 splash = functools.partial(ring_attention.attend, kernel="splash", interpret=True)
@@ -92,6 +94,8 @@ def test_lengths_that_the_devices_do_not_divide_are_refused():
             ring_attention.attend(q, k, v, segments, kernel="xla")
         with pytest.raises(ValueError, match="splash attention takes rows of a multiple of 1024 tokens, not 30"):
             splash(q, k, v, Zigzag(jnp.asarray(segments)))
+    with pytest.raises(UserError, match="seq_len 30 is not a multiple of 8, twice the mesh axis context; give 32"):
+        check_rows(8, 30, 1, mesh(context=4), max_len=64)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -140,6 +141,21 @@ def test_angles_stay_float32_and_tell_neighbours_apart_at_long_positions():
     cos, sin = rope.angles(PLAIN.replace(dtype="bfloat16"), jnp.array([[8190, 8191]]))
     assert cos.dtype == sin.dtype == jnp.float32
     np.testing.assert_allclose(cos[0], np.cos(np.outer([8190, 8191], PLAIN_FREQUENCIES)), atol=2e-3)
+
+
+def test_the_form_for_a_tpu_gives_the_same_bits_and_gradients(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, gradient = (jnp.asarray(rng.normal(size=(2, 5, 3, 8)), jnp.bfloat16) for _ in range(2))
+    angle = rng.normal(size=(2, 5, 4)).astype(np.float32)
+
+    def both():
+        out, pull = jax.vjp(lambda x: rope.rotate(x, np.cos(angle), np.sin(angle)), x)
+        return out, *pull(gradient)
+
+    expected = both()
+    monkeypatch.setattr(rope, "compile_platform", lambda: "tpu")
+    for found, value in zip(both(), expected, strict=True):
+        assert found.dtype == jnp.bfloat16 and np.array_equal(found, value)
 
 
 def test_rotate_keeps_the_dtype_of_its_input():

@@ -1,6 +1,7 @@
 """The plan of a server: its memory against that of a server that is there, and the largest number of slots."""
 
 import dataclasses
+import re
 
 import jax
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from camelid.checkpoints.language_model import LanguageModel
 from camelid.launch.cli import main
 from camelid.launch.plans import serving
-from camelid.launch.plans.serving import Served, ServingPlan, largest, serving_plan
+from camelid.launch.plans.serving import Served, ServingPlan, largest, lines, serving_plan
 from camelid.launch.plans.topologies import topology
 from camelid.model import llama
 from camelid.model.config import LlamaConfig
@@ -85,9 +86,25 @@ def test_a_model_that_leaves_no_memory_has_no_slots(monkeypatch):
 
 
 def test_a_step_reads_all_weights_and_the_filled_part_of_the_rows():
-    plan, bandwidth = planned(8), CHIPS["rtx4090"].hbm_bandwidth
+    plan, chip = planned(8), CHIPS["rtx4090"]
+    bandwidth = chip.hbm_bandwidth
     assert plan.tokens_per_second(0.0) == pytest.approx(8 * bandwidth / (3.5 * GIB))
     assert plan.tokens_per_second(0.5) == pytest.approx(8 * bandwidth / ((3.5 + 2.0) * GIB))
+
+
+def test_many_slots_of_short_answers_are_bound_by_products():
+    chip, weights = CHIPS["rtx4090"], CONFIG.n_params - CONFIG.dim * 3  # without norms; the embedding is the head too
+    many = dataclasses.replace(planned(100_000_000), rows=0)
+    assert many.tokens_per_second(0.0) == pytest.approx(chip.flops_bf16 / (2 * weights), rel=0.01)
+
+
+def test_the_report_tells_the_largest_number_of_slots_its_speed_and_its_price():
+    text = "\n".join(lines(planned(8), planned(14), price=0.4))
+    assert re.search(r"largest number of slots of 256 tokens +14, with a peak of 23\.\d\d$", text, re.MULTILINE)
+    assert "8 slots, short answers" in text and "14 slots, full slots" in text
+    speed = planned(14).tokens_per_second(0.0)
+    assert f"{speed:,.0f}, at 0.4 an hour {0.4 / speed / 3600 * 1e6:,.3g} a million" in text
+    assert "none fits" in "\n".join(lines(planned(8), None))
 
 
 @pytest.mark.parametrize(
