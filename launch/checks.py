@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import ml_collections
 
 from ..errors import UserError
+from ..model.compiler_options import compiler_options
 from ..model.sharding import compile_platform
 from ..train.evaluations import Evaluator, chosen
 from ..train.run import mesh_of
@@ -44,11 +45,12 @@ def check_config(config: ml_collections.ConfigDict, evaluators: Mapping[str, Eva
 def _check_machine(config: RunConfig) -> None:
     """Raises UserError if a config cannot run on this machine.
 
-    Checks that wandb is installed if asked for, that the mesh fits the devices, and that the attention kernel supports
-    the backend, the row length and the dtype.
+    Checks that wandb is installed if asked for, that the mesh fits the devices, that the compiler takes its options,
+    and that the attention kernel supports the backend, the row length and the dtype.
     """
     check_installed(config.wandb)
     mesh, attention, platform = mesh_of(config.mesh), config.model.attention, compile_platform()
+    compiler_options(mesh, config.compiler_options or {})
     if attention in KERNELS and platform != KERNELS[attention]:
         raise UserError(
             f"config.model.attention = {attention!r}: a kernel for {KERNELS[attention].upper()}s, and the devices here "

@@ -32,10 +32,10 @@ class Kernels(NamedTuple):
     """An implementation of the attention of a block."""
 
     forward: Callable[..., tuple[Float[Array, "B H T E"], Float[Array, "B H T"]]]
-    """forward(q, k, v, q_segments, k_segments, sight) gives output and lse, in float32."""
+    """forward(q, k, v, q_segments, k_segments, sight) gives output and lse, the lse in float32."""
 
     backward: Callable[..., tuple[Float[Array, "B H T E"], Float[Array, "B K S E"], Float[Array, "B K S E"]]]
-    """backward(q, k, v, q_segments, k_segments, out, lse, d_out, sight) gives dq, dk and dv, in float32."""
+    """backward(q, k, v, q_segments, k_segments, out, lse, d_out, sight) gives dq, dk and dv."""
 
 
 def kernels(name: str, interpret: bool = False) -> Kernels:
@@ -160,7 +160,7 @@ def _splash_forward(q_BHTE, k_BKSE, v_BKSE, q_segments_B1T, k_segments_B1S, sigh
     def row(q_HTE, k_KSE, v_KSE, q_segments_1T, k_segments_1S):
         segments = SegmentIds(q_segments_1T[0], k_segments_1S[0])
         out_HTE, (lse_HT,) = kernel(q_HTE, k_KSE, v_KSE, segment_ids=segments)
-        return out_HTE.astype(jnp.float32), lse_HT
+        return out_HTE, lse_HT
 
     return jax.vmap(row)(q_BHTE, k_BKSE, v_BKSE, q_segments_B1T, k_segments_B1S)
 
@@ -180,7 +180,7 @@ def _splash_backward(
         _, _, _, *gradients, _, _ = splash_attention_kernel._splash_attention_bwd(
             **kernel.kwargs, res=kept, do=d_out_HTE
         )
-        return tuple(x.astype(jnp.float32) for x in gradients)
+        return tuple(gradients)
 
     args = q_BHTE, k_BKSE, v_BKSE, q_segments_B1T, k_segments_B1S, out_BHTE, lse_BHT, d_out_BHTE
     return jax.vmap(row)(*args)

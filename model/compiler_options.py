@@ -1,4 +1,4 @@
-"""Options of XLA's compiler for the programs of a step: those that were tested here, by platform, and a run's own.
+"""Options of XLA's compiler for the programs of a step: defaults by platform, and a run's own.
 
 `camelid plan` shows what an option changes, also for devices that are not there. On CPUs no option is set.
 """
@@ -16,19 +16,21 @@ Option = bool | int | float | str
 
 DEFAULTS: dict[str, dict[str, Option]] = {
     "cpu": {},
-    "gpu": {},
+    "gpu": {},  # collectives are asynchronous there, and the scheduler hides them, without an option
     "tpu": {
-        # An all-gather over three dimensions of a torus stays one, where XLA makes an all-reduce of twice the bytes.
+        # An all-gather over three dimensions of a torus stays one; XLA alone makes an all-reduce of twice the bytes.
         "xla_tpu_prefer_async_allgather_to_allreduce": True,
         "xla_enable_async_all_gather": True,
-        # All-gathers run beside the matrix products that come before their use.
+        # All-gathers run beside the matrix products that come before their use. Those above do nothing without these.
         "xla_tpu_enable_async_collective_fusion": True,
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
         "xla_tpu_overlap_compute_collective_tc": True,
+        # All-reduces stay synchronous: https://github.com/jax-ml/jax/issues/38741 reports wrong numbers where they run
+        # beside computation too, with sequence parallelism on v6e.
     },
 }
-"""{platform: {option: value}}. Tested with jax 0.10.2 and libtpu 0.0.42; docs/scaling.md has the figures."""
+"""{platform: {option: value}}. Chosen by plans with jax 0.10.2 and libtpu 0.0.42 (docs/scaling.md), not on TPUs."""
 
 
 def compiler_options(mesh: jax.sharding.Mesh, own: Mapping[str, Option]) -> dict[str, Option]:

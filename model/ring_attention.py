@@ -132,24 +132,21 @@ class _Ring:
         """What queries see of the keys that come from `step` devices before."""
         return Sight(self.chunk, None) if step <= self.alike else Sight(step * self.chunk, self.window)
 
-    def meetings(self, step: Int[Array, ""] | int) -> list[tuple[Any, Any]]:
-        """Pairs of a chunk of queries and a chunk of keys, each the first or second one of its device.
+    def chunks(self, x: Shaped[Array, "B N T ..."]) -> list[Shaped[Array, "B N S ..."]]:
+        """The chunks of a device's part."""
+        return jnp.split(x, 1 + self.zigzag, axis=2)
+
+    def meet(self, step: Int[Array, ""] | int, add: Callable, sums: Any) -> Any:
+        """`sums` after add(i, j)(sums) for all chunks i of queries that see something of the chunks j that came.
 
         Chunks come from device e = d - step. Where e >= 0, both chunks of queries see the first chunk of keys, which is
-        earlier, and none sees the second. Else the second chunk of queries sees both chunks of keys.
+        earlier, and none sees the second. Else the second chunk of queries sees both chunks of keys. Contiguous parts
+        see nothing there.
         """
+        from_earlier = jax.lax.axis_index(AXIS) >= step
         if not self.zigzag:
-            return [(0, 0)]
-        later = (jax.lax.axis_index(AXIS) < step).astype(jnp.int32)
-        return [(later, later), (1, 0)]
-
-    def of(self, x: Shaped[Array, "B N T ..."], chunk: Any) -> Shaped[Array, "B N S ..."]:
-        """A chunk of a device's part."""
-        return jax.lax.dynamic_slice_in_dim(x, chunk * self.chunk, self.chunk, axis=2)
-
-    def chosen(self, x: Shaped[Array, "B N T ..."], chunks: tuple[Any, ...]) -> Shaped[Array, "nB N S ..."]:
-        """Chunks of a device's part, as further rows."""
-        return jnp.concatenate([self.of(x, chunk) for chunk in chunks])
+            return jax.lax.cond(from_earlier, add(0, 0), lambda sums: sums, sums)
+        return jax.lax.cond(from_earlier, add(0, 0), add(1, 1), add(1, 0)(sums))
 
     def send(self, tree: Any, by: int = 1) -> Any:
         """What the device `by` places before has, here."""
@@ -168,83 +165,82 @@ def _turns(ring: _Ring, turn: Callable, carry: Any) -> Any:
     return carry
 
 
-def _where_seen(ring: _Ring, step: Any, add: Callable, carry: Any) -> Any:
-    """add(carry), but carry on devices to which keys came that are all later than their queries."""
-    if ring.zigzag:
-        return add(carry)
-    return jax.lax.cond(jax.lax.axis_index(AXIS) >= step, add, lambda carry: carry, carry)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _around(ring: _Ring, q_BHTE, k_BKTE, v_BKTE, segments_B1T) -> Float[Array, "B H T E"]:
     return _forward(ring, q_BHTE, k_BKTE, v_BKTE, segments_B1T)[0]
 
 
-def _forward(ring: _Ring, q_BHTE, k_BKTE, v_BKTE, segments_B1T):
-    own = ring.kernels.forward(q_BHTE, k_BKTE, v_BKTE, segments_B1T, segments_B1T, Sight(0, ring.window))
+def _forward(ring: _Ring, *inputs: Array) -> tuple[Float[Array, "B H T E"], tuple]:
+    q, k, v, segments = map(ring.chunks, inputs)
+
+    def block(i: int, keys: tuple, j: int, sight: Sight) -> tuple[Array, Array]:
+        k, v, k_segments = keys
+        return ring.kernels.forward(q[i], k[j], v[j], segments[i], k_segments[j], sight)
 
     def turn(carry, step, sight):
         sums, arrived = carry
         leaving = ring.send(arrived)
-        q_chunks, k_chunks = zip(*ring.meetings(step), strict=True)
 
-        def add(sums):
-            q, q_segments = (ring.chosen(x, q_chunks) for x in (q_BHTE, segments_B1T))
-            k, v, k_segments = (ring.chosen(x, k_chunks) for x in arrived)
-            outs, lses = ring.kernels.forward(q, k, v, q_segments, k_segments, sight)
-            for chunk, *block in zip(q_chunks, *(jnp.split(x, len(q_chunks)) for x in (outs, lses)), strict=True):
-                joined = _joined([ring.of(x, chunk) for x in sums], block)
-                sums = [_put(ring, x, chunk, part) for x, part in zip(sums, joined, strict=True)]
-            return sums
+        def add(i, j):
+            return lambda sums: _replaced(sums, i, _joined(sums[i], block(i, arrived, j, sight)))
 
-        return _where_seen(ring, step, add, sums), leaving
+        return ring.meet(step, add, sums), leaving
 
-    (out_BHTE, lse_BHT), _ = _turns(ring, turn, (list(own), ring.send((k_BKTE, v_BKTE, segments_B1T))))
-    out_BHTE, lse_BHT = (checkpoint_name(x, "attention") for x in (out_BHTE.astype(q_BHTE.dtype), lse_BHT))
-    return out_BHTE, (q_BHTE, k_BKTE, v_BKTE, segments_B1T, out_BHTE, lse_BHT)
+    own = k, v, segments
+    sums = [block(i, own, i, Sight(0, ring.window)) for i in range(len(q))]
+    sums = [(out.astype(jnp.float32), lse) for out, lse in sums]
+    if ring.zigzag:
+        sums = _replaced(sums, 1, _joined(sums[1], block(1, own, 0, ring.sight(1))))
+    sums, _ = _turns(ring, turn, (sums, ring.send(own)))
+    dtype = q[0].dtype
+    out, lse = zip(*(checkpoint_name((out.astype(dtype), lse), "attention") for out, lse in sums), strict=True)
+    return jnp.concatenate(out, axis=2), (q, k, v, segments, out, lse)
 
 
-def _joined(one: list[Array], other: list[Array]) -> tuple[Array, Array]:
+def _replaced(x: list, i: int, value: Any) -> list:
+    return [*x[:i], value, *x[i + 1 :]]
+
+
+def _joined(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
     """Attention over the keys of two blocks, of its outputs and logarithms of denominators for each of them."""
     lse_BHT = jnp.logaddexp(one[1], other[1])
     return sum(out * jnp.exp(lse - lse_BHT)[..., None] for out, lse in (one, other)), lse_BHT
 
 
-def _put(ring: _Ring, x: Array, chunk: Any, part: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, part, chunk * ring.chunk, axis=2)
-
-
-def _backward(ring: _Ring, kept, d_out_BHTE):
+def _backward(ring: _Ring, kept: tuple, d_out_BHTE: Array) -> tuple:
     """Gradients of keys and values go around a step behind: a sum that arrives is added to that of the block, which is
     computed while the sum travels."""
-    q_BHTE, k_BKTE, v_BKTE, segments_B1T, out_BHTE, lse_BHT = kept
-    of_queries = q_BHTE, segments_B1T, out_BHTE, lse_BHT, d_out_BHTE
-    own = Sight(0, ring.window)
-    dq, dk, dv = ring.kernels.backward(
-        q_BHTE, k_BKTE, v_BKTE, segments_B1T, segments_B1T, out_BHTE, lse_BHT, d_out_BHTE, own
-    )
+    q, k, v, segments, out, lse = kept
+    d_out = ring.chunks(d_out_BHTE)
+
+    def block(i: int, keys: tuple, j: int, sight: Sight) -> tuple[Array, Array, Array]:
+        k, v, k_segments = keys
+        return ring.kernels.backward(q[i], k[j], v[j], segments[i], k_segments[j], out[i], lse[i], d_out[i], sight)
+
+    def adding(keys, sight):
+        def add(i, j):
+            def added(sums):
+                blocks = zip(sums, block(i, keys, j, sight), (i, j, j), strict=True)
+                return tuple(_replaced(dx, n, dx[n] + new) for dx, new, n in blocks)
+
+            return added
+
+        return add
 
     def turn(carry, step, sight):
-        dq, sums, arrived = carry
+        (dq, *sums), arrived = carry
         leaving, sums = ring.send(arrived), ring.send(sums)
-        q_chunks, k_chunks = zip(*ring.meetings(step), strict=True)
+        return ring.meet(step, adding(arrived, sight), (dq, *sums)), leaving
 
-        def add(sums):
-            q, q_segments, out, lse, d_out = (ring.chosen(x, q_chunks) for x in of_queries)
-            k, v, k_segments = (ring.chosen(x, k_chunks) for x in arrived)
-            blocks = ring.kernels.backward(q, k, v, q_segments, k_segments, out, lse, d_out, sight)
-            sums = list(sums)
-            for i, chunks in enumerate((q_chunks, k_chunks, k_chunks)):
-                for chunk, block in zip(chunks, jnp.split(blocks[i], len(chunks)), strict=True):
-                    sums[i] = _put(ring, sums[i], chunk, ring.of(sums[i], chunk) + block)
-            return tuple(sums)
-
-        dq, *sums = _where_seen(ring, step, add, (dq, *sums))
-        return dq, sums, leaving
-
-    dq, sums, _ = _turns(ring, turn, (dq, [dk, dv], ring.send((k_BKTE, v_BKTE, segments_B1T))))
+    own = k, v, segments
+    each = zip(*(block(i, own, i, Sight(0, ring.window)) for i in range(len(q))), strict=True)
+    sums = tuple([dx.astype(jnp.float32) for dx in chunks] for chunks in each)
+    if ring.zigzag:
+        sums = adding(own, ring.sight(1))(1, 0)(sums)
+    (dq, *sums), _ = _turns(ring, turn, (sums, ring.send(own)))
     dk, dv = ring.send(sums, by=-ring.steps) if ring.steps else sums
-    return *(dx.astype(x.dtype) for dx, x in ((dq, q_BHTE), (dk, k_BKTE), (dv, v_BKTE))), None
+    pairs = (dq, q), (dk, k), (dv, v)
+    return *(jnp.concatenate(dx, axis=2).astype(x[0].dtype) for dx, x in pairs), None
 
 
 _around.defvjp(_forward, _backward)

@@ -66,8 +66,8 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     """Makes a device mesh with the axes data, fsdp, tensor and context.
 
     Args:
-      axes: sizes by axis. An axis left out has size 1, and one may be -1, which takes all remaining devices. Where data
-        and fsdp are both -1, `replicas` chooses data, and fsdp takes the rest. None: fsdp takes all devices.
+      axes: sizes by axis. An axis left out has size 1, and one may be -1, which takes all remaining devices. None: fsdp
+        takes all devices.
       devices: the devices. None: all.
 
     Raises ValueError for an unknown axis, and unless the product of all sizes is the number of devices.
@@ -76,8 +76,6 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     sizes = dict.fromkeys(AXES, 1) | dict(axes if axes is not None else {"fsdp": -1})
     if unknown := set(sizes) - set(AXES):
         raise ValueError(f"unknown mesh axis {', '.join(sorted(unknown))}; the axes are {', '.join(AXES)}")
-    if sizes["data"] == sizes["fsdp"] == -1:
-        sizes["data"] = replicas(devices) if sizes["tensor"] == sizes["context"] == 1 else 1
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = [size for size in sizes.values() if size != -1]
     taken = math.prod(fixed)
@@ -99,31 +97,6 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
 def mesh_words(sizes: Mapping[str, int]) -> str:
     """A mesh in words, such as "data 8 x fsdp 64"; axes of size 1 are left out."""
     return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
-
-
-LEAST_FSDP = 64
-"""Devices that `replicas` leaves to fsdp at least."""
-
-
-def replicas(devices: Sequence[jax.Device]) -> int:
-    """The size of the axis data where a config leaves data and fsdp open: how often parameters are in memory.
-
-    It is 1 for most devices. On a TPU slice whose torus has three dimensions, data takes the shortest one if fsdp keeps
-    64 devices or more. Across two dimensions XLA gathers parameters and scatters sums of gradients. Across all three it
-    does most of both by all-reduces, which send twice the bytes (docs/scaling.md, "The mesh").
-    """
-    torus = _torus(devices)
-    if len(torus) < 3 or len(devices) // min(torus) < LEAST_FSDP:
-        return 1
-    return min(torus)
-
-
-def _torus(devices: Sequence[jax.Device]) -> tuple[int, ...]:
-    """Chips along each dimension of the torus of one TPU slice, without dimensions of 1; () for other devices."""
-    if any(getattr(device, "coords", None) is None or getattr(device, "slice_index", 0) for device in devices):
-        return ()
-    sizes = (len(set(places)) for places in zip(*(device.coords for device in devices), strict=True))
-    return tuple(size for size in sizes if size > 1)
 
 
 def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str, tuple]] = PARTITION_RULES) -> Any:

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, Sequence[str]]] = {
     "ppo": ("tiny_rl.py:recipe=ppo", ["--config.optim.lr=1e-4", "--config.critic.lr=1e-4"]),
     "grpo": ("tiny_rl.py:recipe=grpo", ["--config.optim.lr=1e-4"]),
 }
-LAYOUTS = ("1", "8", "8:8x1x1", "8:1x4x2", "8:2x2x2", "8:1x1x2x4", "2p2", "2p4:2x1x2", "chain")
+LAYOUTS = ("1", "8", "8:8x1x1", "8:1x4x2", "8:2x2x2", "2p2", "2p4:2x1x2", "chain")
 COUNTED = ("train/tokens", "objective/scores")
 
 

@@ -33,11 +33,10 @@ AxisSize = Annotated[int, Range(least=-1, most=2**20)]
 class MeshSettings:
     """The section `config.mesh`: devices along each axis. One size may be -1, for all devices that are left.
 
-    data and fsdp may both be -1. fsdp then takes all devices, except on large TPU slices, where data takes some
-    (`model.sharding.replicas`). A run tells its mesh when it starts; so do `camelid show` and `camelid plan`.
+    A run tells its mesh when it starts, and so do `camelid show` and `camelid plan`.
     """
 
-    data: AxisSize = -1
+    data: AxisSize = 1
     """Devices along which batches are split and parameters are replicated."""
 
     fsdp: AxisSize = -1
@@ -106,9 +105,9 @@ class RunConfig:
     partition_rules: list[tuple[Regex, list[Axis | list[Axis] | None]]] | None = None
     """(regex over parameter paths, mesh axes of each array axis). None: `model/sharding.py` PARTITION_RULES."""
 
-    compiler_options: Annotated[dict[str, Option] | None, Unset("those tested for the platform")] = None
+    compiler_options: Annotated[dict[str, Option] | None, Unset("the defaults of the platform")] = None
     """Options of XLA's compiler for the programs of a step, such as `xla_tpu_scoped_vmem_limit_kib`. They are added to
-    those that were tested for the platform (`model/compiler_options.py`). The value "default" leaves one to XLA."""
+    the defaults of the platform (`model/compiler_options.py` DEFAULTS). The value "default" leaves one to XLA."""
 
     log: Every = Length(20, "steps")
     """Interval between two reports."""

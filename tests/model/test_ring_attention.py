@@ -14,6 +14,7 @@ from camelid.launch.plans.flops import flops_of
 from camelid.model import llama, ring_attention
 from camelid.model.attention import attention
 from camelid.model.config import LlamaConfig
+from camelid.model.remat import policy_of
 from camelid.model.ring_attention import Zigzag, from_zigzag, to_zigzag
 from camelid.model.sharding import BATCH, make_mesh, shardings
 from camelid.tests.model.test_attention import compare, inputs, packed
@@ -85,6 +86,18 @@ def test_blocks_that_no_query_sees_are_not_computed():
         computed, near = computed.total, near.total
     assert computed / whole == pytest.approx(0.5, abs=0.01)
     assert near / whole < 0.25
+
+
+def test_a_layer_that_keeps_attention_does_not_go_around_the_ring_again():
+    q, k, v, segments, _ = inputs(1, 64, 1, 1, 8)
+
+    def flops(policy):
+        attend = jax.checkpoint(lambda *qkv: in_zigzag(xla)(*qkv, segments), policy=policy_of(policy))
+        gradient = jax.grad(lambda *qkv: jnp.sum(attend(*qkv) ** 2), (0, 1, 2))
+        return flops_of(jax.jit(gradient).trace(q, k, v).jaxpr).total
+
+    with jax.set_mesh(mesh(context=4)):
+        assert flops("none") == flops("attention") == flops("full") * 7 / 9
 
 
 def test_lengths_that_the_devices_do_not_divide_are_refused():

@@ -90,7 +90,7 @@ def test_a_mesh_has_four_axes_and_fsdp_takes_all_by_default():
     [
         ({"fsdp": 4}, r"'fsdp': 4.* does not fit 8 device"),
         ({"fsdp": 3, "data": -1}, "does not fit 8 device"),
-        ({"fsdp": -1, "tensor": -1}, "or one -1"),
+        ({"fsdp": -1, "data": -1}, "or one -1"),
         ({"fsdp": 16}, "does not fit 8 device"),
         ({"fsdp": -2, "data": -4}, "does not fit 8 device"),
         ({"fsdp": 0}, "does not fit 8 device"),
@@ -102,31 +102,18 @@ def test_a_mesh_that_does_not_fit_is_an_error(axes, words):
         sharding.make_mesh(axes)
 
 
-def torus(*sizes: int) -> list:
-    return [SimpleNamespace(coords=coords) for coords in np.ndindex(*sizes)]
-
-
-@pytest.mark.parametrize(
-    ("devices", "data"),
-    [
-        (torus(8, 8, 8), 8),
-        (torus(8, 8, 16), 8),
-        (torus(4, 8, 8), 4),
-        (torus(4, 4, 8), 1),  # fsdp would have 32 devices
-        (torus(4, 4, 4), 1),
-        (torus(16, 16, 1), 1),
-        (512 * [SimpleNamespace()], 1),  # no torus
-    ],
-)
-def test_on_large_slices_of_three_dimensions_data_takes_the_shortest_where_the_config_leaves_it_open(devices, data):
-    assert sharding.replicas(devices) == data
-
-
-def test_where_data_and_fsdp_are_open_other_devices_go_to_fsdp():
-    open_sizes = {"data": -1, "fsdp": -1}
-    assert dict(sharding.make_mesh(open_sizes).shape) == dict(data=1, fsdp=8, tensor=1, context=1)
-    assert dict(sharding.make_mesh(open_sizes | {"tensor": 2}).shape) == dict(data=1, fsdp=4, tensor=2, context=1)
+def test_a_mesh_in_words_leaves_out_axes_of_one_device():
     assert sharding.mesh_words(sharding.make_mesh({"data": 2, "fsdp": 4}).shape) == "data 2 x fsdp 4"
+    assert sharding.mesh_words(sharding.make_mesh({}, jax.devices()[:1]).shape) == "one device"
+
+
+def test_a_mesh_that_does_not_fit_the_torus_of_a_slice_names_its_dimensions():
+    chips = [
+        SimpleNamespace(coords=at, core_on_chip=0, device_kind="TPU v5p", platform="tpu", process_index=0)
+        for at in np.ndindex(8, 8, 8)
+    ]
+    with pytest.raises(ValueError, match="does not fit a torus of 8 x 8 x 8 chips: each size has to be a product"):
+        sharding.make_mesh({"data": 4, "fsdp": 128}, chips)
 
 
 def test_an_axis_that_does_not_divide_is_an_error_that_names_the_parameter():
