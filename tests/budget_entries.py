@@ -65,14 +65,14 @@ ENTRIES: dict[str, Entry] = {
         _tuned("vicuna", "13b", "dtype=bfloat16"), "a100-80gb:8", "llama-13b", title="Vicuna 13B, 2,048 tokens"
     ),
     "vicuna_7b_16k": Entry(
-        _tuned("vicuna", "7b", "seq_len=16384,dtype=bfloat16"),
+        _tuned("vicuna", "7b", "seq_len=16384,rope=linear,dtype=bfloat16"),
         "a100-80gb:8",
         "llama-7b",
         ("--config.optim.accumulate=4",),
         "Vicuna 7B, 16,384 tokens",
     ),
     "vicuna_13b_16k": Entry(
-        _tuned("vicuna", "13b", "seq_len=16384,dtype=bfloat16"),
+        _tuned("vicuna", "13b", "seq_len=16384,rope=linear,dtype=bfloat16"),
         "a100-80gb:8",
         "llama-13b",
         ("--config.optim.accumulate=4",),

@@ -3,15 +3,15 @@
     camelid train --config=configs/sft/vicuna.py:init_from=runs/llama-7b,source='sharegpt/*.json' --workdir=runs/vicuna
 
 Learning rate, schedule and epochs are FastChat's for 7B and 13B. The backward pass recomputes all of a layer but
-attention's output, which saves memory in long rows. Rows longer than LLaMA's context of 2,048 tokens stretch it by
-`rope`, as Vicuna's versions for 16,384 tokens do; `rope=` leaves the context as the checkpoint has it.
+attention's output, which saves memory in long rows. With rows longer than the checkpoint's context, `rope` stretches
+it to them; `rope=linear` is what Vicuna's versions for 16,384 tokens do.
 
 7B and 13B fit on 8 A100 of 80 GB. With rows of 16,384 tokens, a batch is computed in parts of one row for each device
 (docs/scaling.md):
 
     camelid plan --config=configs/sft/vicuna.py:init_from=llama-13b,dtype=bfloat16 \\
         --architecture=llama-13b --topology=a100-80gb:8
-    camelid plan --config=configs/sft/vicuna.py:init_from=llama-13b,seq_len=16384,dtype=bfloat16 \\
+    camelid plan --config=configs/sft/vicuna.py:init_from=llama-13b,seq_len=16384,rope=linear,dtype=bfloat16 \\
         --architecture=llama-13b --topology=a100-80gb:8 --config.optim.accumulate=4
 """
 
@@ -28,7 +28,7 @@ def get_config(arg=None):
         batch_size=32,
         lr=2e-5,
         dtype="float32",
-        rope="linear",
+        rope="",
     )
     c = base()
     c.recipe = "sft"
@@ -36,7 +36,7 @@ def get_config(arg=None):
     c.template = "vicuna"
     c.model.dtype = a.dtype
     c.model.remat = "attention"
-    if a.rope and a.seq_len > 2048:
+    if a.rope:
         c.model.max_len = a.seq_len
         c.model.rope_scaling = {"kind": a.rope}
     c.data.mixture = {"sharegpt": {"source": a.source, "format": "sharegpt", "weight": 1.0}}
