@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 CUDNN_PRODUCTS = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 5}
 """Matrix products of queries, keys and values in a call of cuDNN's attention, by primitive."""
@@ -86,8 +87,12 @@ class Flops:
 
 
 def flops_of(closed: core.ClosedJaxpr) -> Flops:
-    """The FLOPs of a jaxpr, such as `jitted.trace(*args).jaxpr`, over all devices."""
-    return _of_jaxpr(closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True)))
+    """The FLOPs of a jaxpr, such as `jitted.trace(*args).jaxpr`, over all devices.
+
+    What no result depends on does not count, as XLA removes it: recomputation leaves such equations in the jaxpr.
+    """
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    return _of_jaxpr(jaxpr, dict(zip(jaxpr.constvars, closed.consts, strict=True)))
 
 
 Known = Mapping[core.Var, Any]

@@ -213,6 +213,7 @@ TOGETHER = {
     "too many answers for the controller": ("config.kl", {"coef": 0.1, "estimator": "k1", "controller": "adaptive",
         "target": 6.0, "horizon": 51}, "give more than 51.2"),
     "a mesh for other devices": ("config.mesh.data", 3, "does not fit 8 device(s)"),
+    "an option that XLA does not have": ("config.compiler_options", {"xla_x": 1}, "No such compile option: 'xla_x'"),
     "no Weights & Biases": ("config.wandb.project", "mine",
         "config.wandb.project = 'mine' asks for Weights & Biases"),
     "no such template": ("config.template", "chatlm", "no chat template 'chatlm'"),

@@ -11,6 +11,7 @@ from camelid.model import llama
 from camelid.model.attention import attention, splash
 from camelid.model.config import LlamaConfig
 from camelid.model.logprobs import next_token_loss
+from camelid.model.remat import policy_of
 from camelid.model.sharding import make_mesh
 
 B, T = 2, 64
@@ -51,11 +52,38 @@ def test_a_forward_pass_is_twice_its_weights_for_each_token_and_its_scores():
 def test_a_step_is_three_forward_passes_and_what_is_recomputed(remat, again):
     model = tiny(remat=remat)
     layers, scores, head = forward_flops(model.config)
-    gradient = jax.grad(lambda params, tokens: jnp.sum(model.apply(params, tokens)))
+    gradient = jax.value_and_grad(lambda params, tokens: jnp.sum(model.apply(params, tokens)))
     found = counted(gradient, *arguments(model)).total
     # The last product of a layer, mlp/down, is not needed to differentiate the layer.
     down = 2 * B * T * model.config.n_layers * model.config.dim * model.config.ffn_dim
     assert found == 3 * (layers + scores + head) + again * (layers + scores - down)
+
+
+def test_what_no_result_depends_on_is_not_counted():
+    assert counted(lambda x: (x @ x, x + 1)[1], X).total == 0
+
+
+def test_what_a_layer_keeps_is_not_counted_again():
+    def of(remat: str) -> int:
+        model = tiny(remat=remat)
+        return counted(jax.grad(lambda params, tokens: jnp.sum(model.apply(params, tokens))), *arguments(model)).total
+
+    config = tiny().config
+    product = 2 * B * T * config.n_layers * config.dim
+    assert of("gate") == of("up") == of("full") - product * config.ffn_dim
+    assert of("query") == of("residual") == of("full") - product * config.n_heads * config.head_dim
+
+
+@pytest.mark.parametrize(("remat", "forward"), [("attention", 1), ("full", 2)])
+def test_splash_attention_runs_forward_once_where_a_layer_keeps_its_output(remat, forward):
+    def layer(q):
+        return jnp.sum(splash(q, q, q, jnp.ones((1, 256), jnp.int32), interpret=True) ** 2)
+
+    q = jax.ShapeDtypeStruct((1, 256, 2, 128), jnp.float32)
+    once = counted(layer, q).attention
+    backward = counted(jax.value_and_grad(layer), q).attention - once
+    found = counted(jax.value_and_grad(jax.checkpoint(layer, policy=policy_of(remat))), q).attention
+    assert once and found == backward + forward * once
 
 
 def test_the_training_loss_counts_its_chunks_of_tokens():
