@@ -16,7 +16,7 @@ Names of arrays: B rows, H query heads, K key/value heads, E their width, T quer
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from . import attention_blocks
 from .attention_blocks import Sight
@@ -143,10 +143,13 @@ class _Ring:
         earlier, and none sees the second. Else the second chunk of queries sees both chunks of keys. Contiguous parts
         see nothing there.
         """
-        from_earlier = jax.lax.axis_index(AXIS) >= step
         if not self.zigzag:
-            return jax.lax.cond(from_earlier, add(0, 0), lambda sums: sums, sums)
-        return jax.lax.cond(from_earlier, add(0, 0), add(1, 1), add(1, 0)(sums))
+            return jax.lax.cond(self.from_earlier(step), add(0, 0), lambda sums: sums, sums)
+        return jax.lax.cond(self.from_earlier(step), add(0, 0), add(1, 1), add(1, 0)(sums))
+
+    def from_earlier(self, step: Int[Array, ""] | int) -> Bool[Array, ""]:
+        """Whether the device from which parts came in a step holds earlier positions: first chunks, in a zigzag."""
+        return jax.lax.axis_index(AXIS) >= step
 
     def send(self, tree: Any, by: int = 1) -> Any:
         """What the device `by` places before has, here."""
@@ -217,30 +220,40 @@ def _backward(ring: _Ring, kept: tuple, d_out_BHTE: Array) -> tuple:
         k, v, k_segments = keys
         return ring.kernels.backward(q[i], k[j], v[j], segments[i], k_segments[j], out[i], lse[i], d_out[i], sight)
 
-    def adding(keys, sight):
-        def add(i, j):
-            def added(sums):
-                blocks = zip(sums, block(i, keys, j, sight), (i, j, j), strict=True)
-                return tuple(_replaced(dx, n, dx[n] + new) for dx, new, n in blocks)
-
-            return added
-
-        return add
-
     def turn(carry, step, sight):
         (dq, *sums), arrived = carry
         leaving, sums = ring.send(arrived), ring.send(sums)
-        return ring.meet(step, adding(arrived, sight), (dq, *sums)), leaving
+        return _add_gradients(ring, step, lambda i, j: block(i, arrived, j, sight), (dq, *sums)), leaving
 
     own = k, v, segments
     each = zip(*(block(i, own, i, Sight(0, ring.window)) for i in range(len(q))), strict=True)
     sums = tuple([dx.astype(jnp.float32) for dx in chunks] for chunks in each)
     if ring.zigzag:
-        sums = adding(own, ring.sight(1))(1, 0)(sums)
+        sums = _added(sums, block(1, own, 0, ring.sight(1)), 1, 0)
     (dq, *sums), _ = _turns(ring, turn, (sums, ring.send(own)))
     dk, dv = ring.send(sums, by=-ring.steps) if ring.steps else sums
     pairs = (dq, q), (dk, k), (dv, v)
     return *(jnp.concatenate(dx, axis=2).astype(x[0].dtype) for dx, x in pairs), None
+
+
+def _add_gradients(ring: _Ring, step: Int[Array, ""] | int, block: Callable, sums: tuple) -> tuple:
+    """Gradients of all chunks, with those of the blocks that `_Ring.meet` names.
+
+    In a zigzag no block needs the sums, which may still be on their way while blocks are computed.
+    """
+    if not ring.zigzag:
+        return ring.meet(step, lambda i, j: lambda sums: _added(sums, block(i, j), i, j), sums)
+    always = block(1, 0)
+    from_earlier = ring.from_earlier(step)
+    either = jax.lax.cond(from_earlier, lambda: block(0, 0), lambda: block(1, 1))
+    sums = _added(sums, always, 1, 0)
+    sums = _added(sums, [jnp.where(from_earlier, dx, 0) for dx in either], 0, 0)
+    return _added(sums, [jnp.where(from_earlier, 0, dx) for dx in either], 1, 1)
+
+
+def _added(sums: tuple, block: Sequence[Array], i: int, j: int) -> tuple:
+    """Gradients of chunks, with those of a block of queries i and keys j."""
+    return tuple(_replaced(dx, n, dx[n] + new) for dx, new, n in zip(sums, block, (i, j, j), strict=True))
 
 
 _around.defvjp(_forward, _backward)
