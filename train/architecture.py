@@ -81,11 +81,9 @@ class ModelSettings:
 
     remat: Annotated[str, OneOf(*REMAT, several=KEPT)] = "none"
     """What a layer keeps for its backward pass; the rest is recomputed. none: everything; dots: products with weights;
-    attention: attention's output; full: its input; offload: its input, in the host's memory.
-
-    Or names of what it keeps beside its input, joined by commas: query, key, value, attention, residual (the stream
-    after attention), gate, up. `model/remat.py` has the bytes and FLOPs of each.
-    """
+    attention: attention's output; full: its input; offload: its input, in the host's memory. Or names of what it keeps
+    beside its input, joined by commas: query, key, value, attention, residual (the stream after attention), gate, up;
+    `model/remat.py` has the bytes and FLOPs of each."""
 
     dim: Size | None = None
     """Width of the residual stream."""

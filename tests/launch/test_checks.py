@@ -85,7 +85,8 @@ def test_every_number_has_a_range_and_every_name_its_choices(configs):
     for config in configs.values():
         for leaf, annotation in leaves(config):
             seen.add(leaf)
-            for kind, markers in parts(annotation):
+            # XLA's compiler checks the values of its options itself (model/compiler_options.py).
+            for kind, markers in parts(annotation) if leaf != "config.compiler_options" else ():
                 if kind in (int, float):
                     assert any(isinstance(marker, Range | Integral) for marker in markers), leaf
                 if kind is str and leaf != "config.lora.quantize":  # kinds of a list of rules: model/storage.py

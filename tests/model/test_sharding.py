@@ -3,7 +3,6 @@
 import functools
 import math
 import re
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -105,15 +104,6 @@ def test_a_mesh_that_does_not_fit_is_an_error(axes, words):
 def test_a_mesh_in_words_leaves_out_axes_of_one_device():
     assert sharding.mesh_words(sharding.make_mesh({"data": 2, "fsdp": 4}).shape) == "data 2 x fsdp 4"
     assert sharding.mesh_words(sharding.make_mesh({}, jax.devices()[:1]).shape) == "one device"
-
-
-def test_a_mesh_that_does_not_fit_the_torus_of_a_slice_names_its_dimensions():
-    chips = [
-        SimpleNamespace(coords=at, core_on_chip=0, device_kind="TPU v5p", platform="tpu", process_index=0)
-        for at in np.ndindex(8, 8, 8)
-    ]
-    with pytest.raises(ValueError, match="does not fit a torus of 8 x 8 x 8 chips: each size has to be a product"):
-        sharding.make_mesh({"data": 4, "fsdp": 128}, chips)
 
 
 def test_an_axis_that_does_not_divide_is_an_error_that_names_the_parameter():

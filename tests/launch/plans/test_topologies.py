@@ -12,6 +12,7 @@ from camelid.errors import UserError
 from camelid.launch.plans import topologies
 from camelid.launch.plans.gpu_target import target_text
 from camelid.launch.plans.topologies import environment_for, topology
+from camelid.model.sharding import make_mesh
 from camelid.train.chips import CHIPS
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -159,3 +160,9 @@ def test_a_gpus_description_is_made_of_its_figures():
     text = target_text(CHIPS["rtx4090"])
     for line in ("core_count: 128", "l2_cache_size: 75497472", "clock_rate_ghz: 2.52", "major: 8 minor: 9"):
         assert line in text
+
+
+@needs_libtpu
+def test_a_mesh_axis_may_take_a_part_of_a_dimension_of_a_slice():
+    mesh = make_mesh({"data": 2, "fsdp": 32}, topology("v5p:4x4x4").devices)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 32, "tensor": 1, "context": 1}
