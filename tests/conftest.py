@@ -77,7 +77,8 @@ SLOW_FILES = {
         "launch": "distributed doctor local slurm",
         "launch/plans": "budgets planned_run serving",
         "launch/sweeps": "page start study vectorized workers",
-        "model": "attention cache config decode llama logprobs lora quantization ring_attention sampling sharding speculative",
+        "model": "attention cache config decode llama logprobs lora quantization ring_attention "
+        "sampling sharding speculative",
         "rlhf": "dpo losses ppo rollout",
         "serve": "adapters embeddings engine grammar",
         "tasks": "primer",
