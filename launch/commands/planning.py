@@ -90,6 +90,10 @@ def _plan(args: argparse.Namespace) -> int:
 
     if (args.config is None) == (args.serve is None):
         raise UserError("give --config=NAME to plan a run, or --serve=MODEL to plan a server: one of the two")
+    if args.price is not None and not args.price > 0:
+        raise UserError(f"--price {args.price:g}: give a number above 0")
+    if args.count_only and (args.price is not None or args.search is not None):
+        raise UserError("--count_only tells no time, which --price and --search need: leave one out")
     if args.serve is None:
         refuse_unread(args, SERVING, "--serve")
         return _plan_run(args)

@@ -145,6 +145,10 @@ def test_the_command_says_what_to_mend(capsys, tmp_path):
     assert "--architecture: " in capsys.readouterr().err
     assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", "--search"]) == 2
     assert "--search: the datasheet of" in capsys.readouterr().err
+    assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", "--price=-1"]) == 2
+    assert "--price -1: give a number above 0" in capsys.readouterr().err
+    assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", "--price=1", "--count_only"]) == 2
+    assert "--count_only tells no time" in capsys.readouterr().err
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_nearest_settings_that_do(monkeypatch):
