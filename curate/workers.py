@@ -44,10 +44,11 @@ class Workers:
     def __exit__(self, *_) -> None:
         if self._pool is not None:
             others = {child.pid for child in self._others}
-            self._pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 if child.pid not in others:
                     child.kill()
+            # The pool's thread sees that and ends. Python, which wakes it at exit, would find its pipe half closed.
+            self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
     def map(self, function: Callable[..., T], calls: Iterable[tuple]) -> Iterator[T]:
