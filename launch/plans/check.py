@@ -43,7 +43,10 @@ def _advice(config: Any, devices: Any, found: Plan) -> str:
     """What to change, in words."""
     nearest = nearest_that_fits(config, devices, architecture=found.architecture)
     if nearest is None:
-        return "no remat policy and no config.optim.accumulate helps; give more devices, or a smaller batch or model"
+        return (
+            "none of the remat policies and values of config.optim.accumulate that were tried fits; give more devices, "
+            "or a smaller batch or model"
+        )
     return f"with {flags(nearest, config)} it needs {_size(nearest.plan.memory.peak)}"
 
 

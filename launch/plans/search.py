@@ -9,10 +9,11 @@ at the bandwidth of their links that nothing hides: with `fsdp` a gather of all 
 one reduction of the gradients; with `tensor` four reductions of the residual stream in each layer and pass.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +63,13 @@ class _Traced:
     """What one traced program tells of all candidates with its remat policy."""
 
     flops: float
+    """FLOPs of a step as the hardware computes them, over all devices."""
     saved: float
+    """Bytes that the forward pass keeps for the backward pass, over all devices, for the whole batch."""
     state: float
+    """Bytes that stay between steps, over all devices, each array counted once."""
     parameters: float
+    """Bytes of the parameters in the state, over all devices, each array counted once."""
 
 
 def search(
@@ -76,7 +81,9 @@ def search(
     most: int = 4,
     policies: Sequence[str] = POLICIES,
 ) -> Iterator[Found]:
-    """Compiles the most promising settings, the fastest by estimate first, and yields those that compile.
+    """Compiles the most promising settings, the fastest by estimate first, and yields their plans.
+
+    Settings that the recipe refuses, since a mesh or a number of parts does not divide something, are passed over.
 
     Args:
       config: the config of one run.
@@ -88,8 +95,15 @@ def search(
     """
     check_topology(topology)
     options = dict(topology=topology, architecture=architecture)
-    for candidate in itertools.islice(candidates(config, fixed=fixed, policies=policies, **options), most):
-        yield Found(candidate, plan(with_settings(config, candidate.settings), **options))
+    promising = candidates(config, fixed=fixed, policies=policies, **options)
+    yield from itertools.islice(_planned(config, promising, **options), most)
+
+
+def _planned(config: Any, promising: Iterable[Candidate], **options: Any) -> Iterator[Found]:
+    """The plans of settings, without those that the recipe refuses."""
+    for candidate in promising:
+        with contextlib.suppress(UserError):
+            yield Found(candidate, plan(with_settings(config, candidate.settings), **options))
 
 
 def candidates(
@@ -182,14 +196,16 @@ def _estimate(
     split, rows = sizes["fsdp"] * sizes["tensor"], sizes["data"] * sizes["fsdp"] * sizes["context"]
     chip = links.chip
     memory = (traced.state + traced.parameters) / split + traced.saved / rows / parts
-    seconds = traced.flops * chip.devices_per_chip / links.mesh.size / (chip.flops_bf16 or 1.0)
+    peak = chip.flops_bf16 or 1.0  # without a datasheet, settings are ordered by FLOPs alone
+    seconds = traced.flops * chip.devices_per_chip / links.mesh.size / peak
 
     def ring(size: float, axis: str) -> float:
         n, bandwidth = sizes[axis], links.bandwidth((axis,)) if sizes[axis] > 1 else None
         return size * (n - 1) / n / bandwidth if bandwidth else 0.0
 
     weights = traced.parameters / sizes["tensor"]
-    seconds += ring(weights / 2 * 2 * parts, "fsdp") + ring(weights, "fsdp") + ring(2 * weights / sizes["fsdp"], "data")
+    gathered = 2 * (weights / 2) * parts  # forward and backward, in 16 bits
+    seconds += ring(gathered, "fsdp") + ring(weights, "fsdp") + ring(2 * weights / sizes["fsdp"], "data")
     tokens = config.data.batch_size * config.data.get("seq_len", 1) / rows
     stream = tokens * network.dim * 2
     seconds += ring(2 * stream * network.n_layers * 4, "tensor")
@@ -227,13 +243,10 @@ def nearest_that_fits(
     own = {"model.remat": config.model.remat, "optim.accumulate": config.optim.accumulate}
     found = candidates(config, fixed=fixed, policies=policies, **options)
     changes = lambda each: sum(each.settings[name] != value for name, value in own.items())  # noqa: E731
-    for candidate in sorted(found, key=lambda each: (changes(each), each.seconds))[: most + 1]:
-        if changes(candidate):
-            settings = {name: candidate.settings[name] for name in own}
-            planned = plan(with_settings(config, settings), **options)
-            if planned.fits:
-                return Found(dataclasses.replace(candidate, settings=settings), planned)
-    return None
+    nearest = sorted(filter(changes, found), key=lambda each: (changes(each), each.seconds))
+    changed = (dataclasses.replace(each, settings={name: each.settings[name] for name in own}) for each in nearest)
+    tried = itertools.islice(_planned(config, changed, **options), most)
+    return next((each for each in tried if each.plan.fits), None)
 
 
 def flags(found: Found, config: Any) -> str:

@@ -10,7 +10,7 @@ from camelid.errors import UserError
 from camelid.evals.registry import Evaluations
 from camelid.launch import recipes
 from camelid.launch.cli import main
-from camelid.launch.plans import check
+from camelid.launch.plans import check, search
 from camelid.launch.plans.plan import plan, plan_phases
 from camelid.launch.plans.planned_run import PlannedRun
 from camelid.launch.plans.report import lines, to_json
@@ -136,6 +136,13 @@ def test_a_search_estimates_less_memory_for_more_parts_and_keeps_what_is_fixed()
     small = dataclasses.replace(own, hbm_bytes=int(memory[2]) + 1, hbm_usable=None)
     fitting = candidates(config, devices._replace(chip=small), fixed=("mesh.tensor", "mesh.data"), **options)
     assert fitting and all(each.memory <= memory[2] + 1 for each in fitting)
+
+
+def test_a_search_passes_over_settings_that_the_recipe_refuses():
+    (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
+    tried = [search.Candidate({"optim.accumulate": parts}, 0.0, 0.0) for parts in (3, 2)]  # 32 rows on 8 devices
+    found = list(search._planned(config, tried, topology=topology("cpu:8"), compiles=False))
+    assert [each.candidate for each in found] == tried[1:]
 
 
 def test_the_command_says_what_to_mend(capsys, tmp_path):
