@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 # The suite is bound by compilation: little optimisation halves it, and leaves the programs' meaning alone; so does code
 # that is made in one piece.
@@ -127,9 +128,11 @@ def finished_run(name: str, arguments: Callable[[Path], list[str]]) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def leave_nothing():
     """What a file's tests leave in the process is gone for the next file: folders that they appended to `sys.path`, as
-    reading a config does, and their compiled programs, which would take gigabytes in the end."""
+    reading a config does, environment variables, as `camelid plan` sets them for its topology, and their compiled
+    programs, which would take gigabytes in the end."""
     before = list(sys.path)
-    yield
+    with mock.patch.dict(os.environ):
+        yield
     sys.path[:] = before
     jax.clear_caches()
     gc.collect()
