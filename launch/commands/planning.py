@@ -49,8 +49,9 @@ def add_plan(commands) -> None:
         type=int,
         const=4,
         metavar="N",
-        help="choose mesh, remat policy and parts of a batch: compile the N most promising settings (default: 4) and "
-        "tell which are the best in time or memory; a leaf that is given as a flag keeps its value",
+        help="choose mesh, remat policy and parts of a batch: compile the N most promising settings (default: 4), and "
+        "the best of them with another attention kernel; tell which are the best in time or memory; a leaf that is "
+        "given as a flag keeps its value",
     )
     parser.add_argument("--json", action="store_true", help="print the plans of all phases, or of a server, as JSON")
     add_serving(parser)

@@ -1,4 +1,5 @@
-"""The fastest settings that fit: meshes, remat policies and parts of a batch, by estimates and then by compiling.
+"""The fastest settings that fit: meshes, remat policies, parts of a batch and attention kernels, by estimates and then
+by compiling.
 
 Counting FLOPs takes a second, compiling minutes. Every combination is thus estimated from a few traced programs; those
 that should fit are compiled, the fastest first. What is reported is of compiled programs only.
@@ -26,7 +27,8 @@ from .plan import Plan, plan
 from .saved import saved_bytes
 from .topologies import Topology
 
-LEAVES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.remat", "optim.accumulate")
+KERNEL = "model.attention"
+LEAVES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "model.remat", "optim.accumulate", KERNEL)
 """Leaves that a search sets. One that the caller fixes keeps its value."""
 
 POLICIES = ("full", "attention", "attention,residual", "attention,residual,gate", "attention,residual,gate,up", "dots")
@@ -90,13 +92,23 @@ def search(
       topology: the devices.
       architecture: that of checkpoints which are not on this machine.
       fixed: leaves of `LEAVES` that keep their values.
-      most: the most settings that are compiled.
+      most: the most settings that are compiled; with another attention kernel, one more.
       policies: remat policies to try.
     """
     check_topology(topology)
     options = dict(topology=topology, architecture=architecture)
-    promising = candidates(config, fixed=fixed, policies=policies, **options)
-    yield from itertools.islice(_planned(config, promising, **options), most)
+    promising, found = candidates(config, fixed=fixed, policies=policies, **options), []
+    for each in itertools.islice(_planned(config, promising, **options), most):
+        found.append(each)
+        yield each
+    if KERNEL not in fixed and (front := pareto(found)):
+        yield from _planned(config, [_with_other_kernel(front[0].candidate, config)], **options)
+
+
+def _with_other_kernel(candidate: Candidate, config: Any) -> Candidate:
+    """The settings with XLA's attention in place of the devices' own kernel, or the other way round."""
+    other = "auto" if config.model.attention == "xla" else "xla"
+    return dataclasses.replace(candidate, settings={**candidate.settings, KERNEL: other})
 
 
 def _planned(config: Any, promising: Iterable[Candidate], **options: Any) -> Iterator[Found]:

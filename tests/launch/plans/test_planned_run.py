@@ -138,6 +138,20 @@ def test_a_search_estimates_less_memory_for_more_parts_and_keeps_what_is_fixed()
     assert fitting and all(each.memory <= memory[2] + 1 for each in fitting)
 
 
+@pytest.mark.parametrize(("own", "other"), [("auto", "xla"), ("xla", "auto")])
+def test_a_search_compiles_the_best_settings_with_another_attention_kernel(own, other):
+    words = ["--config.model.preset=nano-test", *SMALL, f"--config.model.attention={own}"]
+    (config,) = load_phases("pretrain/primer", words).values()
+    devices = topology("cpu:8")
+    devices = devices._replace(chip=dataclasses.replace(CHIPS["h100"], platform="cpu"))
+    fixed = [name for name in search.LEAVES if name != search.KERNEL]
+    kernels = [
+        [each.candidate.settings.get(search.KERNEL) for each in search.search(config, devices, fixed=kept, most=1)]
+        for kept in (fixed, search.LEAVES)
+    ]
+    assert kernels == [[None, other], [None]]
+
+
 def test_a_search_passes_over_settings_that_the_recipe_refuses():
     (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
     tried = [search.Candidate({"optim.accumulate": parts}, 0.0, 0.0) for parts in (3, 2)]  # 32 rows on 8 devices
