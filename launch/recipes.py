@@ -15,6 +15,7 @@ from ..settings.functions import FORMS, find_function, first_annotation, is_func
 from ..settings.sections import read
 from ..train import pretrain, sft
 from ..train.evaluations import Evaluator
+from ..train.host_memory import keep_freed_memory
 from ..train.run import Result, Run, mesh_of
 from ..train.run_config import RunConfig, SupervisedConfig
 
@@ -79,6 +80,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, evaluators: Mapping[str, 
     Raises UserError if a recipe of the user's own gives no `Result`.
     """
     run = run_of(config, workdir, evaluators)
+    keep_freed_memory(run.mesh)
     with run.recorded():
         result = recipe_of(config).train(run)
         if not isinstance(result, Result):

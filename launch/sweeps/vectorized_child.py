@@ -20,6 +20,7 @@ from ...errors import UserError
 from ...evals.registry import Evaluations
 from ...settings.config_files import load_phases
 from ...train import vectorized
+from ...train.host_memory import keep_freed_memory
 from ...train.lock import only_process_of
 from ...train.loop import Interrupted, TrainingStopped
 from ..checks import check_phases
@@ -97,6 +98,7 @@ def _train(trials: Sequence[Mapping[str, Any]], around: vectorized.Around) -> di
                 runs = [
                     run_of(config, folder / name, evaluators) for folder, config in zip(folders, configs, strict=True)
                 ]
+                keep_freed_memory(runs[0].mesh)
                 absent = {number for number in range(len(trials)) if number not in trains or number in ended}
                 errors = vectorized.train(runs, around, absent=absent)
                 ended |= {number: error for number, error in enumerate(errors) if error is not None}
