@@ -37,6 +37,9 @@ SHAPES = {
 """{TPU: the slices that Google Cloud offers}, of which libtpu knows others as well."""
 ACCELERATOR_TYPES = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5e": ("v5e", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 """{name before the dash of an accelerator type: (chip, cores of a chip where the type counts cores, else 1)}."""
+MOST_CPUS = 512
+"""The most simulated CPU devices."""
+
 LOCAL = "local"
 """The name of the devices of this machine."""
 REINSTALL = f"install the one of JAX {jax.__version__} with pip install 'camelid[plan-gpu]'"
@@ -141,6 +144,8 @@ def _read(name: str) -> _Name:
         return _hosts(name, chip, shape)
     if chip.platform == "cpu" and len(shape) > 1:
         raise UserError(f"--topology={name}: give the number of simulated devices, as in cpu:{math.prod(shape)}")
+    if chip.platform == "cpu" and shape[0] > MOST_CPUS:
+        raise UserError(f"--topology={name}: each simulated device has threads of its own; give at most {MOST_CPUS}")
     return _Name(chip, shape, "")
 
 

@@ -95,6 +95,7 @@ def test_an_environment_is_told_before_jax_starts(monkeypatch):
         ("v6p-64", "unknown accelerator type 'v6p': did you mean v6e-64?"),
         ("v5p-500", "no such slice; give one of v5p-8, v5p-16, "),
         ("cpu:2x4", "give the number of simulated devices, as in cpu:8"),
+        ("cpu:100000", "each simulated device has threads of its own; give at most 512"),
     ],
 )
 def test_a_name_that_means_nothing_is_one_line_before_jax_starts(name, line):
