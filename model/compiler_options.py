@@ -62,4 +62,4 @@ def _check(mesh: jax.sharding.Mesh, options: Mapping[str, Option]) -> None:
     except jax.errors.JaxRuntimeError as error:
         said = str(error).splitlines()[0].partition(": ")[2] or str(error)
         cure = "; --config.compiler_options.NAME=default leaves an option to XLA"
-        raise UserError(f"config.compiler_options: XLA says: {said.rstrip('.')}{cure}") from None
+        raise UserError(f"config.compiler_options: XLA says: {said.rstrip('.: ')}{cure}") from None

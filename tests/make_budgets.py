@@ -124,7 +124,7 @@ def _row(entry: Entry, budget: Budget) -> str:
     else:
         cells += [
             f"{speed['model_flops'] / flops:.2f}",
-            f"{speed['seconds']:.3g} s, {speed['bound']}: {speed['limit']}",
+            f"{speed['seconds']:#.3g} s, {speed['bound']}: {speed['limit']}",
             f"{100 * speed['mfu']:.0f}",
             f"{speed['tokens_per_second_per_chip']:,.0f}",
         ]

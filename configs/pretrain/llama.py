@@ -10,6 +10,7 @@ TPU v5p for it are 4 x 4 x 8 chips for 7b, 4 x 8 x 8 for 13b, 8 x 8 x 8 for 33b 
 """
 
 from camelid.configs.base import base
+from camelid.errors import UserError
 from camelid.settings.config_files import parse_arguments
 
 # name: (share of the batches in percent, glob below root)
@@ -28,6 +29,8 @@ SIZES = {"7b": (3e-4, 1.0e12), "13b": (3e-4, 1.0e12), "33b": (1.5e-4, 1.4e12), "
 
 def get_config(arg=None):
     a = parse_arguments(arg, size="7b", root="data/llama", tokenizer="data/llama/tokenizer.model")
+    if a.size not in SIZES:
+        raise UserError(f"size={a.size}: give one of {', '.join(SIZES)}")
     lr, tokens = SIZES[a.size]
     c = base()
     c.recipe = "pretrain"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from .arguments import add_config, check_least, command, refuse_unread
@@ -49,9 +50,9 @@ def add_plan(commands) -> None:
         type=int,
         const=4,
         metavar="N",
-        help="choose mesh, remat policy and parts of a batch: compile the N most promising settings (default: 4), and "
-        "the best of them with another attention kernel; tell which are the best in time or memory; a leaf that is "
-        "given as a flag keeps its value",
+        help="choose mesh, remat policy and parts of a batch: compile the config's own settings and the N most "
+        "promising others (default: 4), the best of them with another attention kernel too; tell which are the best in "
+        "time or memory; a leaf that is given as a flag keeps its value",
     )
     parser.add_argument("--json", action="store_true", help="print the plans of all phases, or of a server, as JSON")
     add_serving(parser)
@@ -75,14 +76,17 @@ def _search(args: argparse.Namespace, devices: Any, architecture: Any) -> int:
     for each in search(config, devices, **options):
         found.append(each)
         if not args.json:
-            print("\n".join(search_lines(each, flags(each, config))), flush=True)
+            print("\n".join(search_lines(each, flags(each.candidate, config))), flush=True)
     best = pareto(found)
     if args.json:
-        told = [{"flags": flags(each, config), "best": each in best} | to_json(each.plan, args.price) for each in found]
+        told = [
+            {"flags": flags(each.candidate, config), "best": each in best} | to_json(each.plan, args.price)
+            for each in found
+        ]
         print(json.dumps(told, indent=2))
     else:
         print("the best in time or memory:" if best else "none of these fits")
-        print("\n".join(f"  {flags(each, config)}" for each in best))
+        print("\n".join(f"  {flags(each.candidate, config)}" for each in best))
     return int(not best)
 
 
@@ -91,8 +95,8 @@ def _plan(args: argparse.Namespace) -> int:
 
     if (args.config is None) == (args.serve is None):
         raise UserError("give --config=NAME to plan a run, or --serve=MODEL to plan a server: one of the two")
-    if args.price is not None and not args.price > 0:
-        raise UserError(f"--price {args.price:g}: give a number above 0")
+    if args.price is not None and not 0 < args.price < math.inf:
+        raise UserError(f"--price {args.price:g}: give a finite number above 0")
     if args.count_only and (args.price is not None or args.search is not None):
         raise UserError("--count_only tells no time, which --price and --search need: leave one out")
     if args.serve is None:

@@ -22,7 +22,8 @@ def add_train(commands) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="compile the step first, and refuse to start one that does not fit into the memory of the devices",
+        help="before training, compile the step and refuse one that does not fit into the memory of the devices "
+        "(camelid plan trains nothing)",
     )
     add_distributed(parser, "train")
     add_log_level(parser)

@@ -42,8 +42,8 @@ class Roofline:
 
     @property
     def seconds(self) -> float | None:
-        """The longest of the times."""
-        return max(self.times.values(), default=None)
+        """The longest of the times; None for devices whose peak is not known."""
+        return None if self.compute is None else max(self.times.values())
 
     @property
     def limit(self) -> str | None:

@@ -64,8 +64,7 @@ def _temporaries(plan: Plan) -> dict[str, int]:
 
 def _speed(plan: Plan) -> dict[str, Any]:
     """Figures for tables, which nothing is compared with. A step with loops of unknown length has no time."""
-    whole = not any(program.flops.uncounted for program in plan.programs)
-    seconds, modelled = plan.seconds if whole else None, plan.modelled_seconds is not None
+    seconds, modelled = plan.seconds, plan.modelled_seconds is not None
     bounds = [each.modelled if modelled else each.roofline for each in plan.programs]
     slowest = max((each for each in bounds if each is not None and each.seconds), key=lambda x: x.seconds, default=None)
     return {
@@ -74,7 +73,7 @@ def _speed(plan: Plan) -> dict[str, Any]:
         "bound": "schedule" if modelled else "roofline",
         "seconds": seconds,
         "mfu": plan.mfu(seconds),
-        "limit": slowest.limit if whole and slowest else None,
+        "limit": slowest.limit if seconds and slowest else None,
         "tokens_per_second_per_chip": seconds and plan.tokens / seconds / plan.topology.n_chips,
     }
 

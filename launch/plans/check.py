@@ -47,7 +47,7 @@ def _advice(config: Any, devices: Any, found: Plan) -> str:
             "none of the remat policies and values of config.optim.accumulate that were tried fits; give more devices, "
             "or a smaller batch or model"
         )
-    return f"with {flags(nearest, config)} it needs {_size(nearest.plan.memory.peak)}"
+    return f"with {flags(nearest.candidate, config)} it needs {_size(nearest.plan.memory.peak)}"
 
 
 def _size(size: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...model.config import LlamaConfig
 from ...train.run import mesh_of
+from ...train.run_config import RunConfig
 from ..recipes import read_config, recipe_of
 from .bound import Modelled, Roofline, mfu, modelled, roofline
 from .collectives import Counted, collectives_of
@@ -57,10 +58,12 @@ class Plan:
     """Devices along each axis."""
     architecture: LlamaConfig
     """The network."""
+    settings: RunConfig
+    """The config."""
     tokens: int
     """Tokens of a step: of its rows, of both sides of its pairs, or of its prompts with the longest answers."""
-    model_flops: float
-    """FLOPs that the algorithm needs: tokens times FLOPs of a forward and a backward pass per token."""
+    training_flops: float
+    """Tokens of a step times FLOPs per token of a forward and a backward pass of the network that is trained."""
     steps: int | None
     """Steps of the run; None where they depend on the data."""
     memory: Memory
@@ -81,10 +84,23 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether a step fits into a device's memory; None where the capacity is not known."""
+        """Whether a step fits into a device's memory; None where the capacity is not known, or where nothing is
+        compiled and what stays between steps fits."""
         if self.memory.refused:
             return False
-        return None if self.capacity is None else self.memory.peak <= self.capacity
+        if self.capacity is None or self.memory.peak > self.capacity:
+            return None if self.capacity is None else False
+        return True if self.memory.programs else None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether all work of a step is counted; the answers of a rollout end when they end."""
+        return not any(program.flops.uncounted for program in self.programs)
+
+    @property
+    def model_flops(self) -> float | None:
+        """FLOPs that the algorithm needs; None where a step does more than to train on its tokens."""
+        return self.training_flops if self.is_counted else None
 
     @property
     def hardware_flops(self) -> int:
@@ -98,13 +114,13 @@ class Plan:
 
     @property
     def roofline_seconds(self) -> float | None:
-        """The roofline of a step."""
-        return _sum(program.roofline and program.roofline.seconds for program in self.programs)
+        """The roofline of a step; None where not all of its work is counted."""
+        return _sum(program.roofline and program.roofline.seconds for program in self.programs if self.is_counted)
 
     @property
     def modelled_seconds(self) -> float | None:
-        """The modelled bound of a step."""
-        return _sum(program.modelled and program.modelled.seconds for program in self.programs)
+        """The modelled bound of a step; None where not all of its work is counted."""
+        return _sum(program.modelled and program.modelled.seconds for program in self.programs if self.is_counted)
 
     @property
     def seconds(self) -> float | None:
@@ -113,12 +129,14 @@ class Plan:
 
     def mfu(self, seconds: float | None) -> float | None:
         """The model FLOPs utilisation of a step that takes `seconds`."""
+        if self.model_flops is None:
+            return None
         return mfu(self.topology.chip, self.topology.n_devices, self.model_flops, seconds)
 
 
 def _sum(values: Any) -> float | None:
     values = list(values)
-    return None if any(value is None for value in values) else sum(values)
+    return None if not values or any(value is None for value in values) else sum(values)
 
 
 def plan_phases(
@@ -177,8 +195,9 @@ def plan(
         topology=topology,
         mesh=dict(mesh.shape),
         architecture=run.model.config,
+        settings=settings,
         tokens=step.tokens,
-        model_flops=step.flops_per_token * step.tokens,
+        training_flops=step.flops_per_token * step.tokens,
         steps=step.lengths.total if settings.total.unit in ("steps", "tokens") else None,
         memory=memory,
         programs=programs,

@@ -14,6 +14,8 @@ from .search import Found
 
 GIB = 2**30
 SECONDS_PER_DAY = 86_400
+PREALLOCATED = 0.75
+"""The share of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
 
 
 def lines(plan: Plan, price: float | None = None) -> Iterator[str]:
@@ -40,36 +42,51 @@ def _head(plan: Plan) -> Iterator[str]:
     if topology.note:
         yield f"  {topology.note}"
     yield f"  mesh {axes}; {plan.tokens:,} tokens a step; planned in {plan.compile_seconds:.0f} s"
+    model, optim = plan.settings.model, plan.settings.optim
+    parts = f"{optim.accumulate} parts" if optim.accumulate > 1 else "one part"
+    yield f"  remat {model.remat}; attention {model.attention}; {optim.name}; a batch in {parts}"
 
 
 def _memory(plan: Plan) -> Iterator[str]:
     memory, capacity = plan.memory, plan.capacity
-    yield "memory of a device, GiB (compiled)"
+    yield "memory of a device, GiB (compiled)" if memory.programs else "memory of a device between steps, GiB (counted)"
     for kind, size in memory.stays.items():
         yield _row(kind, _gib(size))
     for program in memory.programs:
         yield _row(f"{program.name}: activations, gradients, temporaries", _gib(program.temporaries))
-    if memory.programs:
-        yield _row("  kept for the backward pass (modelled)", _gib(plan.saved_activations))
+    yield _row("  kept for the backward pass (modelled)", _gib(plan.saved_activations))
     for program in memory.programs:
         if program.results:
             yield _row(f"{program.name}: results", _gib(program.results))
     if hosted := memory.on_host + max((program.host for program in memory.programs), default=0):
         yield _row("in the host's memory", _gib(hosted))
-    if memory.refused:
-        yield f"  does not fit: {memory.refused}"
+    share = "" if capacity is None else f" of {_gib(capacity)} ({source(plan)}), {memory.peak / capacity:.0%}"
     if memory.programs or memory.needed_if_refused:
-        share = "" if capacity is None else f" of {_gib(capacity)} (datasheet), {memory.peak / capacity:.0%}"
         yield _row("peak", f"{_gib(memory.peak)}{share}")
     elif memory.refused:
         yield _row("peak", "not told by the compiler")
+    else:
+        yield _row("in all", f"{_gib(memory.peak)}{share}")
+    if plan.fits is False:
+        yield f"  does not fit{': ' if memory.refused else ''}{memory.refused}"
+    elif plan.topology.chip.platform == "gpu" and capacity and memory.peak > PREALLOCATED * capacity:
+        yield f"  JAX takes {PREALLOCATED:.0%} of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 for more"
+
+
+def source(plan: Plan) -> str:
+    """Where the capacity of a device is from."""
+    return "this machine" if plan.topology.chip.flops_bf16 is None else "datasheet"
 
 
 def _work(plan: Plan) -> Iterator[str]:
     yield "work of a step, all devices"
-    yield _row("model FLOPs (modelled)", f"{plan.model_flops:.3e}")
-    hardware, share = plan.hardware_flops, plan.model_flops / plan.hardware_flops if plan.hardware_flops else 0
-    yield _row("hardware FLOPs (counted)", f"{hardware:.3e}, of which the model's are {share:.1%}")
+    share = ""
+    if plan.model_flops is not None:
+        yield _row("model FLOPs (modelled)", f"{plan.model_flops:.3e}")
+        share = (
+            f", of which the model's are {plan.model_flops / plan.hardware_flops:.1%}" if plan.hardware_flops else ""
+        )
+    yield _row("hardware FLOPs (counted)", f"{plan.hardware_flops:.3e}{share}")
     traffic = sum(program.memory_bytes or 0 for program in plan.programs)
     if traffic:
         yield _row("bytes read and written by a device (compiled)", f"{traffic / GIB:,.0f} GiB")
@@ -112,7 +129,7 @@ def _time(plan: Plan) -> Iterator[str]:
         for axes, seconds in each.exposed.items():
             parts[f"waiting for collectives along {' and '.join(axes)}"] += seconds
     for name, seconds in sorted(parts.items(), key=lambda item: -item[1]):
-        yield _row(f"  {name}", f"{seconds:.3g} s, {seconds / modelled:.1%}")
+        yield _row(f"  {name}", f"{seconds:#.3g} s, {seconds / modelled:.1%}")
     hidden = sum(sum(each.modelled.busy.values()) for each in plan.programs)
     exposed = sum(sum(each.modelled.exposed.values()) for each in plan.programs)
     if hidden:
@@ -122,17 +139,26 @@ def _time(plan: Plan) -> Iterator[str]:
 def _speed(plan: Plan, seconds: float, limit: str) -> str:
     share = plan.mfu(seconds)
     mfu = "" if share is None else f", {share:.1%} of peak"
-    return f"{seconds:.3g} s{mfu}; limited by {limit}"
+    return f"{seconds:#.3g} s{mfu}; limited by {limit}"
 
 
 def _run(plan: Plan, price: float | None) -> Iterator[str]:
+    if not plan.is_counted:
+        yield "time of a step: unknown, since some of its work is not counted"
     if not plan.seconds:
+        if price is not None:
+            yield "price of the run: unknown, as the time of a step is"
         return
     chips = plan.topology.n_chips
     per_second = plan.tokens / plan.seconds
     yield "the run, at that speed (modelled)"
     yield _row("tokens", f"{per_second:,.0f} a second, {per_second / chips:,.1f} for a chip")
     yield _row("tokens a day", _count(per_second * SECONDS_PER_DAY))
+    if price is not None:
+        cost = 1e9 / per_second / 3600 * chips * price
+        yield _row(
+            "a billion tokens", f"{1e9 / per_second / 3600 * chips:,.3g} chip-hours, at {price:g} an hour {cost:,.3g}"
+        )
     if plan.steps is None:
         yield _row("days", "unknown: the run's length depends on the data")
         return
@@ -152,9 +178,12 @@ def search_lines(found: Found, flags: str) -> Iterator[str]:
         yield _row("does not fit", f"{peak} of {_gib(plan.capacity)}")
         return
     yield _row("memory of a device", f"{peak} of {_gib(plan.capacity)}")
+    if plan.seconds is None:
+        yield _row("hardware FLOPs", f"{plan.hardware_flops:.3e}; some of the work is not counted")
+        return
     yield _row("model's share of hardware FLOPs", f"{plan.model_flops / plan.hardware_flops:.1%}")
     kind = "roofline" if plan.modelled_seconds is None else "modelled"
-    yield _row(f"time of a step ({kind})", f"{plan.seconds:.3g} s, {plan.mfu(plan.seconds):.1%} of peak")
+    yield _row(f"time of a step ({kind})", f"{plan.seconds:#.3g} s, {plan.mfu(plan.seconds):.1%} of peak")
 
 
 def _row(name: str, value: str) -> str:
@@ -188,6 +217,10 @@ def to_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
         "parameters": plan.architecture.n_params,
         "tokens_per_step": plan.tokens,
         "steps": plan.steps,
+        "remat": plan.settings.model.remat,
+        "attention": plan.settings.model.attention,
+        "optimizer": plan.settings.optim.name,
+        "accumulate": plan.settings.optim.accumulate,
         "fits": plan.fits,
         "datasheet": {
             "source": chip.source,
@@ -198,7 +231,6 @@ def to_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
             "roofline_mfu": plan.mfu(plan.roofline_seconds),
         },
         "compiled": {
-            "stays": dict(memory.stays),
             "programs": {p.name: {"temporaries": p.temporaries, "results": p.results} for p in memory.programs},
             "on_host": memory.on_host,
             "memory_bytes": {p.name: p.memory_bytes for p in plan.programs},
@@ -206,7 +238,11 @@ def to_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
             "refused": memory.refused or None,
             "collectives": [_collective(p.name, counted) for p in plan.programs for counted in p.collectives],
         },
-        "counted": {"hardware_flops": plan.hardware_flops},
+        "counted": {
+            "hardware_flops": plan.hardware_flops,
+            "stays": dict(memory.stays),
+            "not_counted": sorted({note for program in plan.programs for note in program.flops.uncounted}),
+        },
         "modelled": {
             "model_flops": plan.model_flops,
             "saved_activations": plan.saved_activations,

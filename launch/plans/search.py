@@ -10,7 +10,6 @@ at the bandwidth of their links that nothing hides: with `fsdp` a gather of all 
 one reduction of the gradients; with `tensor` four reductions of the residual stream in each layer and pass.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...data.console import tell
 from ...errors import UserError
 from ...model.config import LlamaConfig
 from ...train.run import mesh_of
@@ -83,26 +83,44 @@ def search(
     most: int = 4,
     policies: Sequence[str] = POLICIES,
 ) -> Iterator[Found]:
-    """Compiles the most promising settings, the fastest by estimate first, and yields their plans.
+    """Compiles the config's own settings, and the most promising others, the fastest by estimate first; yields their
+    plans.
 
     Settings that the recipe refuses, since a mesh or a number of parts does not divide something, are passed over.
+    Settings that do not fit after all do not count, but at most three times `most` settings are compiled.
 
     Args:
       config: the config of one run.
       topology: the devices.
       architecture: that of checkpoints which are not on this machine.
       fixed: leaves of `LEAVES` that keep their values.
-      most: the most settings that are compiled; with another attention kernel, one more.
+      most: the most settings beside the config's own; with another attention kernel, one more.
       policies: remat policies to try.
     """
     check_topology(topology)
     options = dict(topology=topology, architecture=architecture)
-    promising, found = candidates(config, fixed=fixed, policies=policies, **options), []
-    for each in itertools.islice(_planned(config, promising, **options), most):
+    promising = candidates(config, fixed=fixed, policies=policies, **options)
+    own = Candidate({}, 0.0, 0.0)
+    found = list(_planned(config, [own], **options))
+    yield from found
+    others = (each for each in promising if not (found and _same(each, found[0])))
+    left = most
+    for each in itertools.islice(_planned(config, others, **options), 3 * most):
         found.append(each)
         yield each
+        left -= each.plan.fits is not False
+        if not left:
+            break
     if KERNEL not in fixed and (front := pareto(found)):
         yield from _planned(config, [_with_other_kernel(front[0].candidate, config)], **options)
+
+
+def _same(candidate: Candidate, own: Found) -> bool:
+    """Whether settings are those of the config's own plan, whose mesh may be written otherwise."""
+    model, optim = own.plan.settings.model, own.plan.settings.optim
+    known = {f"mesh.{axis}": size for axis, size in own.plan.mesh.items()}
+    known |= {"model.remat": model.remat, "optim.accumulate": optim.accumulate}
+    return all(known[name] == value for name, value in candidate.settings.items())
 
 
 def _with_other_kernel(candidate: Candidate, config: Any) -> Candidate:
@@ -114,8 +132,13 @@ def _with_other_kernel(candidate: Candidate, config: Any) -> Candidate:
 def _planned(config: Any, promising: Iterable[Candidate], **options: Any) -> Iterator[Found]:
     """The plans of settings, without those that the recipe refuses."""
     for candidate in promising:
-        with contextlib.suppress(UserError):
-            yield Found(candidate, plan(with_settings(config, candidate.settings), **options))
+        tell(f"compiling {flags(candidate, config)}")
+        try:
+            found = plan(with_settings(config, candidate.settings), **options)
+        except UserError as error:
+            tell(f"passed over: {error}")
+            continue
+        yield Found(candidate, found)
 
 
 def candidates(
@@ -261,9 +284,9 @@ def nearest_that_fits(
     return next((each for each in tried if each.plan.fits), None)
 
 
-def flags(found: Found, config: Any) -> str:
-    """The flags that change a config to found settings."""
-    changed = {name: value for name, value in found.candidate.settings.items() if _value(config, name) != value}
+def flags(candidate: Candidate, config: Any) -> str:
+    """The flags that change a config to these settings."""
+    changed = {name: value for name, value in candidate.settings.items() if _value(config, name) != value}
     return " ".join(f"--config.{name}={value}" for name, value in changed.items()) or "no change"
 
 

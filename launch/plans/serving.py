@@ -292,6 +292,8 @@ def lines(plan: ServingPlan, most: ServingPlan | None, price: float | None = Non
     share = f" of {_gib(plan.capacity)} (datasheet), {plan.peak / plan.capacity:.0%}" if plan.capacity else ""
     yield _row("peak", _gib(plan.peak) + share)
     yield _row("peak while the server starts", _gib(plan.loaded + plan.decoder + plan.starting))
+    if plan.fits is False:
+        yield "  does not fit: give fewer --slots, --kept_chunks or --max_len, or --quantize"
     if plan.capacity is not None:
         fits = f"{most.served.rows:,}, with a peak of {_gib(most.peak)}" if most else "none fits"
         yield _row(f"largest number of slots of {served.length:,} tokens", fits)

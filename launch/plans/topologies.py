@@ -39,6 +39,8 @@ ACCELERATOR_TYPES = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5e": ("v5e", 1)
 """{name before the dash of an accelerator type: (chip, cores of a chip where the type counts cores, else 1)}."""
 MOST_CPUS = 512
 """The most simulated CPU devices."""
+MOST_HOSTS = 4096
+"""The most hosts with GPUs."""
 
 LOCAL = "local"
 """The name of the devices of this machine."""
@@ -129,13 +131,10 @@ def _read(name: str) -> _Name:
     """The chip and the shape that a name means."""
     if found := re.fullmatch(r"(v\d\w*)-(\d+)", name.lower()):
         return _slice(name, found[1], int(found[2]))
-    word, colon, text = name.lower().partition(":")
+    word, _, text = name.lower().partition(":")
     chip = CHIPS.get(word)
     if chip is None:
-        known = [LOCAL, *CHIPS, *(f"{kind}-N" for kind in ACCELERATOR_TYPES)]
-        near = difflib.get_close_matches(word, CHIPS, n=1)
-        hint = f"did you mean {near[0]}{colon}{text}?" if near else f"give one of {', '.join(known)}"
-        raise UserError(f"--topology={name}: unknown chip {word!r}: {hint}")
+        raise _unknown(name, word, text)
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
         example = {"tpu": _written(SHAPES.get(word, CUBES)[-1]), "gpu": "8", "cpu": "8"}[chip.platform]
         raise UserError(f"--topology={name}: give sizes after the chip, as in {word}:{example}")
@@ -147,6 +146,23 @@ def _read(name: str) -> _Name:
     if chip.platform == "cpu" and shape[0] > MOST_CPUS:
         raise UserError(f"--topology={name}: each simulated device has threads of its own; give at most {MOST_CPUS}")
     return _Name(chip, shape, "")
+
+
+def _unknown(name: str, word: str, sizes: str) -> UserError:
+    """The error for a name whose part before the colon is no chip."""
+    found = re.fullmatch(r"(\w+)-+(\d+)", name.lower())  # h100-8, written like an accelerator type
+    word, sizes = found.groups() if found else (word, sizes)
+    near = [chip for chip in CHIPS if chip.startswith(f"{word}-")] or difflib.get_close_matches(
+        word, CHIPS, n=1, cutoff=0.7
+    )
+    if word in CHIPS:
+        near = [word]
+    if near and sizes:
+        return UserError(f"--topology={name}: did you mean {' or '.join(f'{chip}:{sizes}' for chip in near)}?")
+    known = [*CHIPS, *(f"{kind}-N" for kind in ACCELERATOR_TYPES)]
+    return UserError(
+        f"--topology={name}: give {LOCAL} alone, or a chip and sizes, as in h100:64x8, of {', '.join(known)}"
+    )
 
 
 def _slice(name: str, kind: str, count: int) -> _Name:
@@ -169,11 +185,10 @@ def _hosts(name: str, chip: Chip, shape: tuple[int, ...]) -> _Name:
     """The hosts and GPUs of a host; one size alone is the GPUs of one host."""
     most = chip.devices_per_host
     hosts, gpus = (1, *shape) if len(shape) == 1 else shape[:2]
-    if len(shape) > 2 or gpus > most:
-        whole = f"{-(-math.prod(shape) // most)}x{most}"
+    if len(shape) > 2 or gpus > most or hosts > MOST_HOSTS:
+        whole = f"{min(-(-math.prod(shape) // most), MOST_HOSTS)}x{most}"
         raise UserError(
-            f"--topology={name}: give hosts and GPUs of a host, of which there are at most {most}, as in "
-            f"{chip.name}:{whole}"
+            f"--topology={name}: give at most {MOST_HOSTS:,} hosts and {most} GPUs of a host, as in {chip.name}:{whole}"
         )
     note = f"{name} is one host" if len(shape) == 1 else ""
     return _Name(chip, (hosts, gpus), note)

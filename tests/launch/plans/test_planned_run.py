@@ -85,8 +85,8 @@ def test_a_planned_step_is_the_step_of_training(tmp_path, monkeypatch):
         assert step.programs[0].traced.lower().as_text() == str(trained.value)
 
 
-def tiny_plan(*overrides, compiles=True, name="pretrain/primer"):
-    (config,) = load_phases(name, ["--config.model.preset=nano-test", *SMALL, *overrides]).values()
+def tiny_plan(*overrides, compiles=True):
+    (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL, *overrides]).values()
     return plan(config, topology("cpu:8"), compiles=compiles)
 
 
@@ -110,6 +110,35 @@ def test_counting_alone_compiles_nothing_and_gives_the_same_work():
     (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
     remat = plan(with_settings(config, {"model.remat": "full"}), topology("cpu:8"), compiles=False)
     assert remat.model_flops == counted.model_flops and remat.hardware_flops > 1.2 * counted.hardware_flops
+
+
+def of_capacity(plan, capacity):
+    chip = dataclasses.replace(CHIPS["h100"], hbm_usable=int(capacity))
+    return dataclasses.replace(plan, topology=plan.topology._replace(chip=chip))
+
+
+def test_counting_alone_says_that_a_step_does_not_fit_but_never_that_it_does():
+    counted = tiny_plan(compiles=False)
+    stays = sum(counted.memory.stays.values())
+    assert of_capacity(counted, 2 * stays).fits is None
+    small = of_capacity(counted, stays / 2)
+    assert small.fits is False and "  does not fit" in lines(small)
+    assert "in all" in "\n".join(lines(small)) and "compiled" not in "\n".join(lines(small)).replace("(modelled)", "")
+
+
+def test_a_step_with_a_rollout_has_no_time_and_no_price():
+    (config,) = load_phases("ppo/primer", SMALL).values()
+    found = of_capacity(plan(config, topology("cpu:8"), architecture=TINY, compiles=False), 2**40)
+    assert not found.is_counted and found.hardware_flops > 0
+    assert (found.model_flops, found.seconds, found.mfu(1.0)) == (None, None, None)
+    text = "\n".join(lines(found, price=2.0))
+    assert "time of a step: unknown" in text and "price of the run: unknown" in text and "model FLOPs" not in text
+    assert to_json(found)["counted"]["not_counted"]
+
+
+def test_a_machine_whose_peak_is_not_known_has_no_roofline():
+    found = tiny_plan()
+    assert found.roofline_seconds is None and "time of a step" not in "\n".join(lines(found))
 
 
 def test_a_phase_starts_from_the_network_of_the_phase_before(tmp_path):
@@ -152,6 +181,24 @@ def test_a_search_compiles_the_best_settings_with_another_attention_kernel(own, 
     assert kernels == [[None, other], [None]]
 
 
+def test_settings_that_do_not_fit_after_all_do_not_count(monkeypatch):
+    (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
+    devices = topology("cpu:8")
+    devices = devices._replace(chip=dataclasses.replace(CHIPS["h100"], platform="cpu"))
+    fitting = iter([True, False, False, True, True])  # of the config's own settings first
+    own = tiny_plan(compiles=False)
+
+    def planned(config, candidates, **options):
+        for each in candidates:
+            size = sum(own.memory.stays.values()) * (2 if next(fitting) else 0.5)
+            yield search.Found(each, of_capacity(own, size))
+
+    monkeypatch.setattr(search, "_planned", planned)
+    found = list(search.search(config, devices, fixed=[search.KERNEL], most=2))
+    assert [each.plan.fits for each in found] == [None, False, False, None, None]
+    assert found[0].candidate.settings == {}
+
+
 def test_a_search_passes_over_settings_that_the_recipe_refuses():
     (config,) = load_phases("pretrain/primer", ["--config.model.preset=nano-test", *SMALL]).values()
     tried = [search.Candidate({"optim.accumulate": parts}, 0.0, 0.0) for parts in (3, 2)]  # 32 rows on 8 devices
@@ -166,8 +213,11 @@ def test_the_command_says_what_to_mend(capsys, tmp_path):
     assert "--architecture: " in capsys.readouterr().err
     assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", "--search"]) == 2
     assert "--search: the datasheet of" in capsys.readouterr().err
-    assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", "--price=-1"]) == 2
-    assert "--price -1: give a number above 0" in capsys.readouterr().err
+    for price in ("-1", "nan", "inf"):
+        assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", f"--price={price}"]) == 2
+        assert f"--price {price}: give a finite number above 0" in capsys.readouterr().err
+    assert main(["plan", "--config=pretrain/llama:size=8b", "--topology=cpu:8"]) == 2
+    assert "size=8b: give one of 7b, 13b, 33b, 65b" in capsys.readouterr().err
     assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", "--price=1", "--count_only"]) == 2
     assert "--count_only tells no time" in capsys.readouterr().err
 
