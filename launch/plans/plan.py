@@ -88,8 +88,10 @@ class Plan:
         compiled and what stays between steps fits."""
         if self.memory.refused:
             return False
-        if self.capacity is None or self.memory.peak > self.capacity:
-            return None if self.capacity is None else False
+        if self.capacity is None:
+            return None
+        if self.memory.peak > self.capacity:
+            return False
         return True if self.memory.programs else None
 
     @property

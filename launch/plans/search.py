@@ -1,8 +1,10 @@
 """The fastest settings that fit: meshes, remat policies, parts of a batch and attention kernels, by estimates and then
 by compiling.
 
-Counting FLOPs takes a second, compiling minutes. Every combination is thus estimated from a few traced programs; those
-that should fit are compiled, the fastest first. What is reported is of compiled programs only.
+Counting FLOPs takes a second, compiling minutes. Every combination is thus estimated from a few traced programs. The
+config's own settings are compiled, and those that should fit, the fastest first. Estimates do not tell attention
+kernels apart, so the fastest settings that fit are compiled with another kernel too. What is reported is of compiled
+programs only.
 
 The estimate of a device's memory is the state over the devices that split it, gradients like parameters, and what the
 forward pass of one part of a batch keeps for the backward pass. That of a step's time is FLOPs at peak, and collectives
@@ -100,12 +102,13 @@ def search(
     check_topology(topology)
     options = dict(topology=topology, architecture=architecture)
     promising = candidates(config, fixed=fixed, policies=policies, **options)
-    own = Candidate({}, 0.0, 0.0)
-    found = list(_planned(config, [own], **options))
+    found = list(_planned(config, [Candidate({}, math.inf, math.inf)], **options))
+    if found and (estimate := next((each for each in promising if _same(each, found[0])), None)):
+        promising.remove(estimate)
+        found = [Found(dataclasses.replace(estimate, settings={}), found[0].plan)]
     yield from found
-    others = (each for each in promising if not (found and _same(each, found[0])))
     left = most
-    for each in itertools.islice(_planned(config, others, **options), 3 * most):
+    for each in itertools.islice(_planned(config, promising, **options), 3 * most):
         found.append(each)
         yield each
         left -= each.plan.fits is not False

@@ -291,21 +291,21 @@ def small(monkeypatch, tmp_path):
 
 def test_a_server_that_ends_is_started_again_ever_later_and_says_why_it_cannot(small, tmp_path, capfd):
     made, found, called = small
+    printed = ""
+
+    def said(*words):
+        nonlocal printed
+        printed += capfd.readouterr().err
+        return all(each in printed for each in words)
+
     made.start()
     until(lambda: called == ["ready"])
-    begun = capfd.readouterr().err.splitlines()
-    assert begun.count("[0] loading 0") == 1 and not any("loading 1" in line for line in begun)
-    assert {f"[{i}] said by {i}" for i in range(3)} <= set(begun)
+    until(lambda: said(*(f"[{i}] said by {i}\n" for i in range(3))))  # threads pass on what the processes print
+    assert printed.count("[0] loading 0") == 1 and "loading 1" not in printed
     (tmp_path / "refuses1").touch()
     before, printed = found[1].url, ""
     made.kill(1)
-
-    def said():
-        nonlocal printed
-        printed += capfd.readouterr().err
-        return "in 0.2 s" in printed
-
-    until(said)
+    until(lambda: said("in 0.2 s"))
     lines = printed.splitlines()
     assert "camelid: replica 1 ended by SIGKILL: it is started again in 0.05 s" in lines
     assert "camelid: replica 1 ended by exit code 1: it is started again in 0.1 s" in lines
