@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`. Each target makes .venv if there is none.
 
-# Keep freed memory, in large pages (glibc; other systems ignore it), as train/host_memory.py does without the large pages:
-# here for benchmarks and their peers too.
+# Keep freed memory, as train/host_memory.py does, and in large pages (glibc; other systems ignore it): for benchmarks and
+# their peers too.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 
 # Python keeps what it compiled of a module: each of the many processes of the tests would compile JAX anew, for seconds.

@@ -11,6 +11,7 @@ from typing import Any
 from ...model.sharding import mesh_words
 from .plan import NOT_PLANNED, Plan
 from .search import Found
+from .topologies import HERE
 
 GIB = 2**30
 SECONDS_PER_DAY = 86_400
@@ -49,7 +50,7 @@ def _head(plan: Plan) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Iterator[str]:
     memory, capacity = plan.memory, plan.capacity
-    yield "memory of a device, GiB (compiled)" if memory.programs else "memory of a device between steps, GiB (counted)"
+    yield f"memory of a device, GiB ({'compiled' if memory.programs else 'counted'})"
     for kind, size in memory.stays.items():
         yield _row(kind, _gib(size))
     for program in memory.programs:
@@ -60,22 +61,22 @@ def _memory(plan: Plan) -> Iterator[str]:
             yield _row(f"{program.name}: results", _gib(program.results))
     if hosted := memory.on_host + max((program.host for program in memory.programs), default=0):
         yield _row("in the host's memory", _gib(hosted))
-    share = "" if capacity is None else f" of {_gib(capacity)} ({source(plan)}), {memory.peak / capacity:.0%}"
+    share = "" if capacity is None else f" of {_gib(capacity)} ({_source(plan)}), {memory.peak / capacity:.0%}"
     if memory.programs or memory.needed_if_refused:
         yield _row("peak", f"{_gib(memory.peak)}{share}")
     elif memory.refused:
         yield _row("peak", "not told by the compiler")
     else:
-        yield _row("in all", f"{_gib(memory.peak)}{share}")
+        yield _row("in all, between steps", f"{_gib(memory.peak)}{share}")
     if plan.fits is False:
         yield f"  does not fit{': ' if memory.refused else ''}{memory.refused}"
     elif plan.topology.chip.platform == "gpu" and capacity and memory.peak > PREALLOCATED * capacity:
         yield f"  JAX takes {PREALLOCATED:.0%} of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 for more"
 
 
-def source(plan: Plan) -> str:
+def _source(plan: Plan) -> str:
     """Where the capacity of a device is from."""
-    return "this machine" if plan.topology.chip.flops_bf16 is None else "datasheet"
+    return HERE if plan.topology.name == HERE else "datasheet"
 
 
 def _work(plan: Plan) -> Iterator[str]:
@@ -155,10 +156,8 @@ def _run(plan: Plan, price: float | None) -> Iterator[str]:
     yield _row("tokens", f"{per_second:,.0f} a second, {per_second / chips:,.1f} for a chip")
     yield _row("tokens a day", _count(per_second * SECONDS_PER_DAY))
     if price is not None:
-        cost = 1e9 / per_second / 3600 * chips * price
-        yield _row(
-            "a billion tokens", f"{1e9 / per_second / 3600 * chips:,.3g} chip-hours, at {price:g} an hour {cost:,.3g}"
-        )
+        hours = 1e9 / per_second / 3600 * chips
+        yield _row("a billion tokens", f"{hours:,.3g} chip-hours, at {price:g} an hour {hours * price:,.3g}")
     if plan.steps is None:
         yield _row("days", "unknown: the run's length depends on the data")
         return

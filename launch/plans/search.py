@@ -135,7 +135,7 @@ def _with_other_kernel(candidate: Candidate, config: Any) -> Candidate:
 def _planned(config: Any, promising: Iterable[Candidate], **options: Any) -> Iterator[Found]:
     """The plans of settings, without those that the recipe refuses."""
     for candidate in promising:
-        tell(f"compiling {flags(candidate, config)}")
+        tell(f"compiling with {flags(candidate, config)}")
         try:
             found = plan(with_settings(config, candidate.settings), **options)
         except UserError as error:

@@ -44,6 +44,8 @@ MOST_HOSTS = 4096
 
 LOCAL = "local"
 """The name of the devices of this machine."""
+HERE = "this machine"
+"""What plans call them."""
 REINSTALL = f"install the one of JAX {jax.__version__} with pip install 'camelid[plan-gpu]'"
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 """Stops XLA from writing to stderr that a compilation is slow. Errors are still raised."""
@@ -107,7 +109,7 @@ def local() -> Topology:
     else:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     chip = dataclasses.replace(chip, title=first.device_kind, hbm_bytes=memory, hbm_usable=memory, devices_per_chip=1)
-    return Topology("this machine", chip, (len(devices),), devices, len(devices), len(devices), hosts)
+    return Topology(HERE, chip, (len(devices),), devices, len(devices), len(devices), hosts)
 
 
 def environment_for(name: str) -> dict[str, str]:
@@ -152,11 +154,8 @@ def _unknown(name: str, word: str, sizes: str) -> UserError:
     """The error for a name whose part before the colon is no chip."""
     found = re.fullmatch(r"(\w+)-+(\d+)", name.lower())  # h100-8, written like an accelerator type
     word, sizes = found.groups() if found else (word, sizes)
-    near = [chip for chip in CHIPS if chip.startswith(f"{word}-")] or difflib.get_close_matches(
-        word, CHIPS, n=1, cutoff=0.7
-    )
-    if word in CHIPS:
-        near = [word]
+    kinds = [chip for chip in CHIPS if chip == word or chip.startswith(f"{word}-")]
+    near = kinds or difflib.get_close_matches(word, CHIPS, n=1, cutoff=0.7)
     if near and sizes:
         return UserError(f"--topology={name}: did you mean {' or '.join(f'{chip}:{sizes}' for chip in near)}?")
     known = [*CHIPS, *(f"{kind}-N" for kind in ACCELERATOR_TYPES)]
