@@ -82,8 +82,8 @@ def write(folder, attempts, heartbeat):
 
 OPEN = Attempt(["camelid"], seconds=seconds())
 COLLECTED = time.time()
-GONE = subprocess.Popen([sys.executable, "-c", ""])
-GONE.wait()
+GONE = 2**31 - 1
+"""An id that no system gives: a real one that was freed can be another process's before the test runs."""
 
 
 @pytest.mark.parametrize(
@@ -92,17 +92,17 @@ GONE.wait()
         ([OPEN], beat(0), "running"),
         ([], beat(0, doing="starting"), "running"),
         ([attempt("failed")], beat(1), "running"),
-        ([OPEN], beat(0, pid=GONE.pid), "lost"),
+        ([OPEN], beat(0, pid=GONE), "lost"),
         ([OPEN], beat(0, time=time.time() - 10**6), "lost"),  # another process has the id since
-        ([OPEN], beat(0, host="elsewhere", pid=GONE.pid), "running"),
+        ([OPEN], beat(0, host="elsewhere", pid=GONE), "running"),
         ([OPEN], beat(0, host="elsewhere", time=time.time() - 40), "lost"),
         ([OPEN], beat(0, host="elsewhere", time=time.time() - 40, every=30.0), "running"),
         ([attempt("finished")], beat(0, doing="ended"), "finished"),
         ([attempt("stopped early")], beat(0), "stopped early"),
-        ([attempt("failed"), attempt("interrupted")], beat(2, pid=GONE.pid), "interrupted"),
+        ([attempt("failed"), attempt("interrupted")], beat(2, pid=GONE), "interrupted"),
         ([OPEN], None, "lost"),
         ([], beat(2), "running"),  # run.json is damaged or gone
-        ([], beat(2, pid=GONE.pid), "lost"),
+        ([], beat(2, pid=GONE), "lost"),
         ([], beat(2, doing="ended"), "unknown"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_killed_process_is_lost_also_before_its_parent_has_asked(tmp_path):
 def test_a_run_that_is_killed_again_while_it_starts_keeps_the_time_of_both(tmp_path, monkeypatch):
     """The second process overwrites the heartbeat of the first, which knew more than run.json."""
     monkeypatch.setattr(recording, "checkouts", lambda folder: (None, None))
-    write(tmp_path, [attempt(None, training=2.0)], beat(0, pid=GONE.pid))
+    write(tmp_path, [attempt(None, training=2.0)], beat(0, pid=GONE))
     killed = Recording(tmp_path, recording.now())
     killed._take_up()
     found = write(tmp_path, None, beat(1, doing="starting", seconds=seconds(start=3.0)))
@@ -259,7 +259,7 @@ def test_a_run_that_was_complete_gets_no_attempt_but_is_finished_if_it_was_kille
     with Recording(tmp_path / "run", recording.now()) as r:
         r.discard("finished")
     assert read_record(tmp_path / "run").attempts == before.attempts
-    write(tmp_path / "run", [dataclasses.replace(before.attempts[0], exit=None, stop=None)], beat(0, pid=GONE.pid))
+    write(tmp_path / "run", [dataclasses.replace(before.attempts[0], exit=None, stop=None)], beat(0, pid=GONE))
     assert read_record(tmp_path / "run").status == "lost"
     with Recording(tmp_path / "run", recording.now()) as r:
         r.discard("finished")
