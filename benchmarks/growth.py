@@ -269,7 +269,8 @@ def curves(sweep: Sweep, points: Sequence[Point], sizes: Sequence[int]) -> Itera
 def row(curve: Curve) -> str:
     """The row of a curve in the table."""
     span = f"{curve.sizes[0]:,} to {curve.sizes[-1]:,}"
-    cost = f"{curve.measured[0]:.3g} to {curve.measured[-1]:.3g} {curve.unit}"
+    least, most = (f"{cost:.3g}" if cost < 1000 else f"{cost:,.0f}" for cost in (curve.measured[0], curve.measured[-1]))
+    cost = f"{least} to {most} {curve.unit}"
     measured, expected = curve.slopes
     return f"| {curve.title} | {span} | {cost} | {measured:.2f} | {expected:.2f} |"
 

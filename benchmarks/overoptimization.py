@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from camelid.checkpoints.language_model import load
 from camelid.data.samples import read_samples
 from camelid.data.sources import Source
+from camelid.launch.quickstart import make_pairs
 from camelid.launch.recipes import recipe_of, run_of
 from camelid.rlhf.best_of_n import curve
 from camelid.rlhf.collect import DrawSettings, prompt_encoder, sample_answers, score_again
@@ -27,6 +28,7 @@ from camelid.settings.config_files import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAIRS = (250, 1000, 4000)
+PAIR_PROMPTS = 6000  # prompts whose answers give at least as many pairs
 NS = (1, 2, 4, 8, 16, 32)
 GOLD = "primer"
 
@@ -103,17 +105,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80, help="steps of PPO (default: 80)")
     parser.add_argument("--prompts", type=int, default=256, help="held-out prompts for best-of-n (default: 256)")
     args = parser.parse_args()
-    tuned, models, ppo = args.quickstart / "sft", {}, {}
+    tuned, own_pairs, models, ppo = args.quickstart / "sft", args.workdir / "pairs.jsonl", {}, {}
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    make_pairs(load(tuned), own_pairs, PAIR_PROMPTS)
     for pairs in PAIRS:
         models[pairs] = args.workdir / f"reward-{pairs}"
         updates = max(40, 2 * pairs // 32)
-        own = f"init_from={tuned},pairs={args.quickstart / 'pairs.jsonl'},synthetic=False,max_pairs={pairs}"
+        own = f"init_from={tuned},pairs={own_pairs},synthetic=False,max_pairs={pairs}"
         train("reward", f"{own},steps={updates}", models[pairs])
         train(
             "ppo",
             f"init_from={tuned},reward={models[pairs]},steps={args.steps}",
             args.workdir / f"ppo-{pairs}",
             "--config.kl.coef=0.0",
+            "--config.optim.lr=1e-4",
+            "--config.critic.lr=5e-4",
+            "--config.critic.first_steps=5",
             "--config.eval_percent=10.0",
             "--config.evals={}",
             "--config.watch.proxy=None",

@@ -41,7 +41,7 @@ TOKENIZER_RECORDS = 8000  # of each kind, documents and conversations
 CONTROL = ("<|im_start|>", "<|im_end|>")  # the control tokens of the chat template chatml
 PER_SKILL = 20  # held-out prompts of each skill in each language
 MAX_TOKENS = 24  # largest number of tokens in an answer
-PAIR_PROMPTS = 6000  # prompts that are answered four times for preference pairs
+PAIR_PROMPTS = 3000  # prompts that are answered four times for preference pairs
 
 
 class Steps(NamedTuple):

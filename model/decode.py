@@ -317,9 +317,11 @@ def generate_batch(
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     limits = [sampling.max_tokens] * len(prompts) if limits is None else limits
-    keys = jax.vmap(jax.random.key)(np.array(seed, np.uint32)) if isinstance(seed, Sequence) else jax.random.key(seed)
+    seeds = np.array(seed, np.uint32) if isinstance(seed, Sequence) else seed
     answers: list[list[list[int]]] = [[] for _ in prompts]
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+        # Keys are made on the mesh, as those of a caller on the mesh are: other places would compile another program.
+        keys = jax.vmap(jax.random.key)(seeds) if np.ndim(seeds) else jax.random.key(seeds)
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             filled = chosen + chosen[-1:] * (batch_size - len(chosen))

@@ -11,7 +11,14 @@ from camelid.settings.config_files import parse_arguments
 
 def get_config(arg=None):
     a = parse_arguments(
-        arg, init_from="runs/sft", pairs="runs/pairs.jsonl", steps=240, max_pairs=0, noise=0.1, synthetic=True, rank=0
+        arg,
+        init_from="runs/sft",
+        pairs="runs/pairs.jsonl",
+        steps=160,
+        max_pairs=5000,
+        noise=0.1,
+        synthetic=True,
+        rank=0,
     )
     c = reward_base()
     c.init_from = a.init_from
@@ -32,6 +39,6 @@ def get_config(arg=None):
     c.objective.centering = 0.01
     c.calibrate.prompts = 256
     c.calibrate.max_tokens = 24
-    c.eval_percent = 25.0
+    c.eval_percent = 50.0
     c.eval_batches = 16
     return c

@@ -72,7 +72,7 @@ def add_quickstart(commands) -> None:
         "--pair_prompts",
         type=int,
         metavar="N",
-        help="number of prompts that are answered for preference pairs (default: 6000)",
+        help="number of prompts that are answered for preference pairs (default: 3000)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of PPO (default: 0)")
     add_log_level(parser)

@@ -377,6 +377,17 @@ def test_many_prompts_come_back_in_their_order():
         assert answers[b][i] == out.tokens[b, i, : out.lengths[b, i]].tolist()
 
 
+def test_a_caller_on_the_mesh_and_one_beside_it_share_a_program():
+    model, params = tiny(vocab_size=80)
+    mesh, sampling, prompts = make_mesh({"data": 8}), Sampling(max_tokens=5, temperature=0.0), some_prompts(4, 9)
+    draw = functools.partial(generate_batch, functools.partial(generate, model, params), prompts, sampling, mesh=mesh)
+    with jax.set_mesh(mesh):
+        answers = draw(batch_size=8)
+    before = programs()._cache_size()
+    assert draw(batch_size=8) == answers
+    assert programs()._cache_size() == before
+
+
 def test_generate_runs_inside_another_compiled_function():
     model, params = tiny()
     tokens_BP, lengths_B = pad_prompts(some_prompts(9, 3))
