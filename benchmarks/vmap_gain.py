@@ -93,8 +93,7 @@ def config(args: argparse.Namespace) -> str:
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
-    rows = ["--config.data.batch_size=32", "--config.eval_percent=50.0"]
-    return [f"--config.data.cache_dir={args.workdir / 'tokens'}", *rows]
+    return [f"--config.data.cache_dir={args.workdir / 'tokens'}", "--config.eval_percent=50.0"]
 
 
 def train_at_once(args: argparse.Namespace) -> None:
