@@ -121,6 +121,8 @@ def main() -> None:
             "--config.optim.lr=1e-4",
             "--config.critic.lr=5e-4",
             "--config.critic.first_steps=5",
+            "--config.ppo.epochs=2",
+            "--config.ppo.minibatches=4",
             "--config.eval_percent=10.0",
             "--config.evals={}",
             "--config.watch.proxy=None",

@@ -93,7 +93,8 @@ def config(args: argparse.Namespace) -> str:
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
-    return [f"--config.data.cache_dir={args.workdir / 'tokens'}", "--config.eval_percent=50.0"]
+    rows = ["--config.data.batch_size=32", "--config.eval_percent=50.0"]
+    return [f"--config.data.cache_dir={args.workdir / 'tokens'}", *rows]
 
 
 def train_at_once(args: argparse.Namespace) -> None:

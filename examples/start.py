@@ -11,6 +11,7 @@ def get_config():
     c.init_from = None  # from random parameters
     c.model.preset = "nano-test"
     c.tokenizer = "runs/tokenizer"
+    c.data.batch_size = 32
     c.optim.lr = 6e-3
     c.log_steps = 50
     c.eval_percent = 100.0

@@ -10,14 +10,14 @@ from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, preset="nano-1m", tokenizer="runs/tokenizer", steps=900)
+    a = parse_arguments(arg, preset="nano-1m", tokenizer="runs/tokenizer", steps=1000)
     c = base()
     c.recipe = "pretrain"
     c.model.preset = a.preset
     c.tokenizer = a.tokenizer
     c.data.mixture = {"primer": {"source": "primer:documents", "format": "auto", "weight": 1.0}}
     c.data.seq_len = 128
-    c.data.batch_size = 32
+    c.data.batch_size = 16
     c.data.cache_dir = "runs/cache"
     c.total_steps = a.steps
     c.optim.lr = 3e-3

@@ -8,7 +8,7 @@ from camelid.settings.config_files import parse_arguments
 
 
 def get_config(arg=None):
-    a = parse_arguments(arg, init_from="runs/pretrain", source="primer:chat", steps=600)
+    a = parse_arguments(arg, init_from="runs/pretrain", source="primer:chat", steps=1200)
     c = base()
     c.recipe = "sft"
     c.init_from = a.init_from
@@ -16,7 +16,7 @@ def get_config(arg=None):
     c.data.mixture = {"primer": {"source": a.source, "format": "auto", "weight": 1.0}}
     c.data.packing = "best_fit"
     c.data.seq_len = 128
-    c.data.batch_size = 32
+    c.data.batch_size = 16
     c.data.cache_dir = "runs/cache"
     c.total_steps = a.steps
     c.optim.lr = 2e-3

@@ -18,6 +18,7 @@ def get_config():
     c.model.preset = "nano-test"
     c.model.dim, c.model.ffn_dim = 32, 96
     c.distill.teacher = "../runs/start"
+    c.data.batch_size = 32
     c.optim.lr = 6e-3
     c.data.cache_dir = "../runs/cache"
     c.log_steps = 50
