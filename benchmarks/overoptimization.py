@@ -126,6 +126,7 @@ def main() -> None:
             "--config.eval_percent=10.0",
             "--config.evals={}",
             "--config.watch.proxy=None",
+            "--config.watch.gold=None",
         )
         ppo[pairs] = ppo_curve(args.workdir / f"ppo-{pairs}")
     curves = {"PPO": ppo, "best of n": best_of_n_curves(args.quickstart, models, args.prompts)}
