@@ -201,10 +201,10 @@ def test_at_most_so_many_calls_of_an_async_function_run_at_the_same_time_in_one_
 
 def test_functions_wait_for_each_other_together():
     begin = time.monotonic()
-    both = {name: of_callable(slow, name) for name, slow in {"a": sleeps, "b": sleeps, "c": blocks}.items()}
-    found = score_all(both, [{}] * 4, ["x"] * 4)
+    functions = {str(i): of_callable(slow, str(i)) for i, slow in enumerate([sleeps] * 9 + [blocks])}
+    found = score_all(functions, [{}] * 4, ["x"] * 4)
     assert all(values.tolist() == [1.0] * 4 for values in found.values())
-    assert time.monotonic() - begin < 0.6  # one after the other: 0.3 s x 3
+    assert time.monotonic() - begin < 2  # one after the other: 0.3 s x 10
 
 
 async def sleeps(record, answer):
@@ -342,7 +342,7 @@ async def hangs_for_good(record, answer):
 @pytest.mark.parametrize("function", [hangs_and_catches, hangs_and_catches_all, hangs_for_good])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_wait_for_functions_soon_but_not_at_once(function, number, monkeypatch):
-    monkeypatch.setattr(reward_functions, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(reward_functions, "GRACE_SECONDS", 0.8)
     received = []
     before = signal.signal(number, lambda *_: received.append(number))
     handler = signal.getsignal(number)
@@ -351,11 +351,11 @@ def test_a_signal_ends_the_wait_for_functions_soon_but_not_at_once(function, num
         begin = time.monotonic()
         with pytest.raises(InterruptedError):
             scores(function, ["a", "b"])
-        assert 0.3 < time.monotonic() - begin < 5 and received == [number]
+        assert 0.8 < time.monotonic() - begin < 8 and received == [number]
         assert signal.getsignal(number) is handler
         threading.Timer(0.1, os.kill, [os.getpid(), number]).start()
         assert scores(sleeps, ["a"]) == [1.0] and received == [number] * 2  # it ends in time
-        time.sleep(0.4)  # the timer is off
+        time.sleep(0.9)  # the timer is off
         assert received == [number] * 2
     finally:
         signal.signal(number, before)
