@@ -89,17 +89,16 @@ def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
 
 def iterations(mesh: jax.sharding.Mesh) -> Iterator[dict[str, float]]:
     """Yields the seconds of a whole step, and of its pieces (rollout, scoring, update), each on its own prompts."""
-    act, learn, network = halves(mesh)
+    act, learn_from, network = halves(mesh)
     frozen, state = frozen_networks(), network.first_state(seed=0)
-    step = network.compile(lambda state, frozen, batch: learn(state, act(state, frozen, batch), {}), frozen)
+    act, learn = network.compile_read(act, frozen), network.compile(lambda state, seen: learn_from(state, seen, {}))
     roll = jax.jit(lambda params, batch, key: roll_out(MODEL, params, batch, key, SAMPLING))
-    act, learn = jax.jit(act), jax.jit(learn, donate_argnums=0)
     batches = prompts()
     while True:
-        (state, _), whole = timed(step, state, next(batches))
+        (state, _), whole = timed(lambda state, batch: learn(state, act(state, batch)), state, next(batches))
         _, rollout = timed(roll, state["params"]["policy"], next(batches), jax.random.key(2))
-        seen, acted = timed(act, state, frozen, next(batches))
-        (state, _), update = timed(learn, state, seen, {})
+        seen, acted = timed(act, state, next(batches))
+        (state, _), update = timed(learn, state, seen)
         yield {"seconds": whole, "rollout": rollout, "scoring": acted - rollout, "update": update}
 
 

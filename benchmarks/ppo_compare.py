@@ -4,10 +4,10 @@
 
 An iteration is a rollout, its scoring by policy, reference, reward model and critic, and epochs of minibatches. The
 networks have random weights and the shape `nano-1m` in float32. Both sides are processes that stay warm and take turns
-on the same two cores. camelid's iteration is one program, and its pieces are programs of their own. TRL's pieces are
-the times between calls in its own loop, which scores the policy by the logits that it sampled from. The ratio is TRL's
-seconds divided by camelid's, with its median and range over rounds. Run it on an idle machine: other load slows PyTorch
-far more than XLA, so that the ratio flatters camelid.
+on the same two cores. camelid's scoring is the time of the first program of an iteration less that of a rollout alone.
+TRL's pieces are the times between calls in its own loop, which scores the policy by the logits that it sampled from.
+The ratio is TRL's seconds divided by camelid's, with its median and range over rounds. Run it on an idle machine: other
+load slows PyTorch far more than XLA, so that the ratio flatters camelid.
 """
 
 import argparse

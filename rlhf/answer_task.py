@@ -30,10 +30,11 @@ from ..train.network import Network
 from ..train.optimizer import OptimSettings, ScheduleSettings
 from ..train.run import Run
 from ..train.run_config import RunConfig
+from ..train.state import State
 from ..train.update import Guard
 from . import rollout, watch
 from .costs import Cost
-from .prompt_batches import PromptDataSettings, prompts_of, sampling_of, split_text
+from .prompt_batches import PromptDataSettings, prompts_of, sampling_of, split_text, text_rows
 from .reward_functions import check_functions, score_all
 from .rewards import Rewards, RewardSettings, RewardSource, load_rewards
 from .rollout import Experience, Rollout, RolloutSettings
@@ -41,6 +42,9 @@ from .watch import WatchSettings
 
 Step = Callable[[Any, Mapping[str, Any]], tuple[Any, dict]]
 """step(state, batch) -> (state, metrics)."""
+
+Draw = Callable[[State, Mapping[str, Any]], Experience]
+"""draw(state, prompts) -> the policy's answers to the prompts, scored."""
 
 
 @dataclass(frozen=True)
@@ -164,51 +168,46 @@ class AnswerTask:
         """The sources of scores in the experience of a step: rewards and cost."""
         return [self.rewards, *([self.cost.rewards] if self.cost else [])]
 
-    def frozen_params(self) -> dict[str, Any]:
-        """The frozen parameters that answers are scored with: {"reference", "rewards", "cost"}."""
-        cost = self.cost.rewards.params if self.cost else {}
-        return {"reference": self.run.reference(), "rewards": self.rewards.params, "cost": cost}
-
-    def compile(self, network: Network, rollout: Callable, learn: Callable, frozen: Mapping[str, Any]) -> Step:
-        """Compiles a recipe's step(state, batch of prompts) -> (state, metrics): rollout, then update.
-
-        The step is one program if every reward is a model. Otherwise it is two programs, between which the host scores
-        the answers with the Python functions.
+    def compile_draw(self, network: Network, rollout: Callable) -> Draw:
+        """Compiles draw(state, prompts) -> experience, one program for steps and for evaluations.
 
         Args:
           network: the networks that are trained.
-          rollout: rollout(state, frozen, prompts) -> experience.
+          rollout: rollout(state, frozen, prompts) -> experience, which reads `params` and `step` of the state. `frozen`
+            has the parameters that do not learn, {"reference", "rewards", "cost"}.
+        """
+        cost = self.cost.rewards.params if self.cost else {}
+        frozen = {"reference": self.run.reference(), "rewards": self.rewards.params, "cost": cost}
+        compiled = self._checked(network.compile_read(rollout, frozen))
+        return lambda state, prompts: compiled({name: state[name] for name in ("params", "step")}, prompts)
+
+    def compile(self, network: Network, draw: Draw, learn: Callable) -> Step:
+        """Compiles a recipe's step(state, batch of prompts) -> (state, metrics): a draw, then an update.
+
+        Between their two programs the host scores the answers with the Python functions, if there are any.
+
+        Args:
+          network: the networks that are trained.
+          draw: the function of `compile_draw`.
           learn: learn(state, experience, text) -> (state, metrics). `text` has the pretraining rows of the batch, or
             is {}.
-          frozen: the parameters of `frozen_params`.
         """
         add_function_scores = self._function_scores(self.prompts.records, self._scored)
-        if add_function_scores is None:
+        compiled_learn = network.compile(lambda state, seen: learn(state, seen[0], text_rows(seen[1])))
 
-            def one_program(state, frozen, batch):
-                prompts, text = split_text(batch)
-                return learn(state, rollout(state, frozen, prompts), text)
-
-            return network.compile(one_program, frozen)
-
-        def draw(state, frozen, batch):
+        def step(state, batch):
             prompts, text = split_text(batch)
-            return rollout(state, frozen, prompts), text
+            experience = draw(state, prompts)
+            if add_function_scores is not None:
+                experience = add_function_scores(experience)
+            return compiled_learn(state, (experience, text))
 
-        compiled_draw = self._checked(network.compile_read(draw, frozen))
-        compiled_learn = network.compile(lambda state, batch: learn(state, *batch))
-
-        def two_programs(state, batch):
-            experience, text = compiled_draw(state, batch)
-            return compiled_learn(state, (add_function_scores(experience), text))
-
-        return two_programs
+        return step
 
     def loop(
         self,
         network: Network,
-        rollout: Callable,
-        frozen: Mapping[str, Any],
+        draw: Draw,
         batches: Any,
         lengths: Lengths,
         *,
@@ -218,8 +217,7 @@ class AnswerTask:
 
         Args:
           network: the networks that are trained.
-          rollout: rollout(state, frozen, prompts) -> experience.
-          frozen: the parameters of `frozen_params`.
+          draw: the function of `compile_draw`.
           batches: batches of prompts, with rows of text if the recipe learns from text too.
           lengths: length of the run, and its intervals in steps.
           critic_from: path of the checkpoint that the critic starts from; None for that of the policy.
@@ -239,7 +237,7 @@ class AnswerTask:
             self.rows,
             lengths,
             evaluations=[
-                *self._heldout_evaluation(rollout, frozen, lengths.evaluate),
+                *self._heldout_evaluation(network, draw, lengths.evaluate),
                 *run.further_evaluations(lengths, policy),
             ],
             check=watch.Watch(config.watch, run.model.config.dtype, config.guard.max_streak),
@@ -263,7 +261,7 @@ class AnswerTask:
             "frozen_weights": {name: found.weights for name, found in models.items()},
         }
 
-    def _heldout_evaluation(self, rollout: Callable, frozen: Mapping[str, Any], every: int) -> list[Evaluation]:
+    def _heldout_evaluation(self, network: Network, draw: Draw, every: int) -> list[Evaluation]:
         """The evaluation "heldout" in a list; an empty list if nothing is held out.
 
         It draws answers to held-out prompts as in training, and reports their scores over all prompts and by language.
@@ -272,14 +270,14 @@ class AnswerTask:
         shown, prompts = self.run.config.eval_rows, self.heldout
         if prompts is None:
             return []
-        compiled_rollout, score_further = self._checked(jax.jit(rollout)), jax.jit(self.eval_rewards.of_models)
+        score_further = jax.jit(self.eval_rewards.of_models)
         add_function_scores = self._function_scores(prompts.records, [*self._scored, self.eval_rewards])
 
         def measure(params: Any) -> tuple[dict[str, float], list[dict[str, str]]]:
-            state = {"params": params, "step": jnp.zeros((), jnp.int32)}
+            state = network.stored({"params": params, "step": jnp.zeros((), jnp.int32)})
             parts, languages, rows = [], [], []
             for number in range(len(prompts)):
-                experience = compiled_rollout(state, frozen, device_batch(prompts, number, self.rows))
+                experience = draw(state, device_batch(prompts, number, self.rows))
                 further = score_further(self.eval_rewards.params, experience.rows)
                 experience = experience._replace(scores=experience.scores | further)
                 experience = add_function_scores(experience) if add_function_scores else experience

@@ -251,19 +251,19 @@ def train(run: Run[GRPOConfig]) -> Result:
             updates=settings.epochs * settings.minibatches,
             extra={"score_stats": FIRST_STATS},
         )
-        frozen = task.frozen_params()
 
         # Step: draw answers and score them with models, then with Python functions; learn in minibatches.
         rollout = make_rollout(
             model, {}, task.rewards, None, task.sampling, seed=config.seed, score_parts=task.score_parts
         )
+        draw = task.compile_draw(network, rollout)
         loss_fn = make_loss(model, settings, task.sampling.temperature, task.sampling.unused)
         update = run.update(network, loss_fn)
         learn = make_learn(update, task, settings, seed=config.seed)
-        step = task.compile(network, rollout, learn, frozen)
+        step = task.compile(network, draw, learn)
 
         # Loop.
-        with task.loop(network, rollout, frozen, task.prompts, lengths) as loop:
+        with task.loop(network, draw, task.prompts, lengths) as loop:
             for batch in loop:
                 loop.state, loop.metrics = step(loop.state, batch)
         return run.result(loop.state.get("ema", loop.state["params"])["policy"], loop)

@@ -6,7 +6,7 @@ One step of the run:
             -> Python functions among the rewards score the texts on the host
             -> `make_learn`: rewards with a KL penalty, advantages, epochs of minibatches, the KL controller
 
-The step is one compiled program if every reward is a model. With `config.cost`, a Lagrange multiplier holds the mean
+`make_rollout` and `make_learn` are a compiled program each. With `config.cost`, a Lagrange multiplier holds the mean
 cost of answers under a threshold (Safe RLHF, arXiv:2310.12773).
 """
 
@@ -338,12 +338,12 @@ def train(run: Run[PPOConfig]) -> Result:
             lrs=dict.fromkeys(critics, config.critic.lr),
             extra={"kl_coef": config.kl.coef, "score_stats": FIRST_STATS, "multiplier": multiplier},
         )
-        frozen = task.frozen_params()
 
         # Step: draw answers and score them with models, then with Python functions; learn in minibatches.
         rollout = make_rollout(
             model, critics, task.rewards, task.cost, task.sampling, seed=config.seed, score_parts=task.score_parts
         )
+        draw = task.compile_draw(network, rollout)
         loss_fn = make_loss(model, critics, settings, task.sampling.temperature, config.ptx.coef, task.sampling.unused)
         update = run.update(network, loss_fn)
         learn = make_learn(
@@ -355,10 +355,10 @@ def train(run: Run[PPOConfig]) -> Result:
             seed=config.seed,
             critic_first=config.critic.first_steps,
         )
-        step = task.compile(network, rollout, learn, frozen)
+        step = task.compile(network, draw, learn)
 
         # Loop.
-        with task.loop(network, rollout, frozen, batches, lengths, critic_from=config.critic.init_from) as loop:
+        with task.loop(network, draw, batches, lengths, critic_from=config.critic.init_from) as loop:
             for batch in loop:
                 loop.state, loop.metrics = step(loop.state, batch)
         return run.result(loop.state.get("ema", loop.state["params"])["policy"], loop)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jaxtyping import Array
 
 from ..checkpoints.decoding import sampling_of as drawn_by
 from ..checkpoints.decoding import strings_of
@@ -190,10 +191,14 @@ def add_text(run: Run, settings: PtxSettings, prompts: Mixture) -> Mixture | Mix
 
 
 def split_text(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits a batch into its prompts and its text, whose arrays [B, k, T] become rows [B k, T]; {} without text."""
-    mix = {name.removeprefix("mix/"): x for name, x in batch.items() if name.startswith("mix/")}
-    prompts = {name: x for name, x in batch.items() if not name.startswith("mix/")}
-    return prompts, {name: x.reshape(-1, x.shape[-1]) for name, x in mix.items()}
+    """Splits a batch into its prompts and its text, arrays [B, k, T]; {} without text."""
+    text = {name.removeprefix("mix/"): x for name, x in batch.items() if name.startswith("mix/")}
+    return {name: x for name, x in batch.items() if not name.startswith("mix/")}, text
+
+
+def text_rows(text: Mapping[str, Array]) -> dict[str, Array]:
+    """The text of a batch as rows [B k, T]."""
+    return {name: x.reshape(-1, x.shape[-1]) for name, x in text.items()}
 
 
 def check_rows(config: Any, mesh: jax.sharding.Mesh, minibatches: int, kept: int = 1) -> None:

@@ -136,18 +136,18 @@ def train(run: Run[RAFTConfig]) -> Result:
             updates=settings.epochs * settings.minibatches,
             extra={"score_stats": FIRST_STATS},
         )
-        frozen = task.frozen_params()
 
         # Step: draw answers and score them; keep the best answer to each prompt; tune the policy on the kept answers.
         rollout = make_rollout(
             model, {}, task.rewards, None, task.sampling, seed=config.seed, score_parts=task.score_parts
         )
+        draw = task.compile_draw(network, rollout)
         update = run.update(network, make_loss(model))
         learn = make_learn(update, task, settings, seed=config.seed)
-        step = task.compile(network, rollout, learn, frozen)
+        step = task.compile(network, draw, learn)
 
         # Loop.
-        with task.loop(network, rollout, frozen, task.prompts, lengths) as loop:
+        with task.loop(network, draw, task.prompts, lengths) as loop:
             for batch in loop:
                 loop.state, loop.metrics = step(loop.state, batch)
         return run.result(loop.state.get("ema", loop.state["params"])["policy"], loop)

@@ -241,6 +241,10 @@ class Network:
         """The state with whole networks, frozen base weights included."""
         return with_base(state, self.base)
 
+    def stored(self, state: State) -> State:
+        """The inverse of `whole`: the state as steps carry it, without frozen base weights."""
+        return without_base(state, self.base)
+
     def compile(self, update: Callable, *frozen: Any) -> Callable[[State, Any], tuple[State, dict]]:
         """The compiled function step(state, batch) -> (state, metrics). It donates the state, which changes in place.
 

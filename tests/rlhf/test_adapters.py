@@ -11,7 +11,7 @@ from camelid.launch.cli import main
 from camelid.model.sharding import make_mesh
 from camelid.rlhf import rewards
 from camelid.tests.train.test_resume import state_of
-from camelid.train.network import FrozenWeights
+from camelid.train.network import FrozenWeights, Network
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -77,6 +77,14 @@ def test_other_recipes_take_adapters_too(recipe, lora, devices, rl_arguments, tu
     assert len([m for m in metrics(tmp_path).values() if "train/loss" in m]) == 3
     state = state_of(tmp_path)["params"]
     assert "base" not in state.get("policy", state)["layers"]["mlp"]["up"]
+
+
+def test_evaluations_of_held_out_prompts_run_the_program_of_the_steps(rl_arguments, tuned, tmp_path, monkeypatch):
+    made, jit = [], Network._jit_read
+    monkeypatch.setattr(Network, "_jit_read", lambda network, read: made.append(jit(network, read)) or made[-1])
+    line = rl_arguments("grpo", tmp_path, init_from=tuned, lora="lora")
+    assert main([*line, "--config.total_steps=2", "--config.mesh.fsdp=2", "--config.ema_decay=0.5"]) == 0
+    assert [draw._cache_size() for draw in made] == [1]
 
 
 def test_dropout_is_refused_where_tokens_are_scored_as_they_were_drawn(rl_arguments, tuned, tmp_path, capsys):

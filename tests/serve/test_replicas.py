@@ -43,10 +43,12 @@ class Command:
 
     def __init__(self, process):
         self.process, self.lines = process, []
-        self._reader = threading.Thread(target=lambda: self.lines.extend(iter(process.stdout.readline, "")))
+        self._reader = threading.Thread(
+            target=lambda: self.lines.extend(iter(process.stdout.readline, "")), daemon=True
+        )
         self._reader.start()
 
-    def until(self, word, seconds=90):
+    def until(self, word, seconds=300):
         """The first line with a word."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -62,7 +64,7 @@ class Command:
         tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
         return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
-    def end(self, seconds=60):
+    def end(self, seconds=300):
         """The exit code, once the process and all that write to its output have ended."""
         code = self.process.wait(seconds)
         self._reader.join(10)
@@ -108,7 +110,7 @@ def ask(client, i, tokens, stream, told=None):
         return response.status_code, pieces, error
 
 
-def until(true, seconds=30):
+def until(true, seconds=120):
     end = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < end, "it did not become true"
@@ -194,7 +196,7 @@ def check_a_client_that_leaves(client):
             client.stream("POST", "/v1/completions", json=asked, timeout=0.2) as response,
         ):
             next(response.iter_lines())
-        until(lambda: values(client, "camelid:num_requests_running{") == [0, 0], seconds=2)
+        until(lambda: values(client, "camelid:num_requests_running{") == [0, 0], seconds=10)
         assert 0 < sum(values(client, "camelid:generation_tokens_total{")) - before < 16 * 230
 
 
@@ -216,7 +218,7 @@ def test_a_second_signal_ends_all_at_once(serve):
         command.until("ending after the answers that have begun")
         begin = time.monotonic()
         command.process.send_signal(signal.SIGTERM)
-        assert command.end() == 0 and time.monotonic() - begin < 5
+        assert command.end() == 0 and time.monotonic() - begin < 20
         assert sum(future.result() != (200, 230, None) for future in asked) > 50
     assert not any(map(alive, children))
     assert "Traceback" not in "".join(command.lines), "".join(command.lines)
@@ -226,7 +228,7 @@ def test_servers_end_with_their_parent_even_where_it_is_killed(start, folder):
     command = Command(start(["serve", str(folder), "--port=0", "--replicas=2"], devices=1))
     children = until(lambda: [each for each in command.children() if b"end_with_parent" in cmdline(each)])
     command.process.kill()
-    until(lambda: not any(map(alive, children)), seconds=20)
+    until(lambda: not any(map(alive, children)))
 
 
 def cmdline(process):
