@@ -36,7 +36,8 @@ class CriticSettings:
     """Peak learning rate of the critic."""
 
     first_steps: Whole = 0
-    """Steps at the start of the run in which only the critic learns."""
+    """Steps at the start of the run in which only the critic learns: the policy stays as it is, weight decay
+    included."""
 
     def check(self, where: str) -> None:
         if self.shared and self.init_from is not None:

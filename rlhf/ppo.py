@@ -182,9 +182,11 @@ def make_loss(
         }
         if settings.entropy_coef:
             loss -= settings.entropy_coef * masked_mean(now.entropy, mask_RM)
-        loss *= rows["policy_learns"][0]  # 0 in the steps in which only critics learn
+        learns = rows["policy_learns"][0]  # 0 in the steps in which only critics learn
+        loss *= learns
 
         # Critics: squared errors of the values.
+        states_RMD = jnp.where(learns > 0, states_RMD, jax.lax.stop_gradient(states_RMD))
         for name, c in critics.items():
             values_RM = c.values(params[name], rollout, states_RMD)
             critic_loss, value_stats = value_loss(
@@ -198,7 +200,7 @@ def make_loss(
         loss, stats = loss * tokens, {name: value * tokens for name, value in stats.items()}
         if "mix" in batch:
             nll, _, _ = text_loss(params["policy"], batch["mix"])
-            loss, stats = loss + ptx_coef * nll * rows["policy_learns"][0], stats | {"ptx/loss": nll}
+            loss, stats = loss + ptx_coef * nll * learns, stats | {"ptx/loss": nll}
         return loss, tokens, stats
 
     return loss_fn
@@ -336,6 +338,7 @@ def train(run: Run[PPOConfig]) -> Result:
             lengths,
             updates=settings.epochs * settings.minibatches,
             lrs=dict.fromkeys(critics, config.critic.lr),
+            first_steps={"policy": config.critic.first_steps},
             extra={"kl_coef": config.kl.coef, "score_stats": FIRST_STATS, "multiplier": multiplier},
         )
 

@@ -19,7 +19,7 @@ from ..model.sharding import path_name
 from ..settings.leaves import Count, OneOf, Only, Positive, Range, Regex, Share, Units, Unset
 from ..settings.length import Length
 from .adam_8bit import scale_by_adam_8bit
-from .by_layer import Optimizer, at_once, by_layer, fold_in, largest_of, split_layers
+from .by_layer import Moved, Optimizer, at_once, by_layer, fold_in, largest_of, split_layers
 from .trainable import Rules, by_rules
 
 DEFAULTS: dict[str, dict[str, float]] = {
@@ -347,6 +347,22 @@ def each_part(optimizers: Mapping[str, Optimizer]) -> Optimizer:
         return functools.reduce(jnp.logical_and, parts)
 
     return Optimizer(init, move, finite)
+
+
+def waiting(optimizer: Optimizer, updates: int) -> Optimizer:
+    """`optimizer` for a network that begins to learn after a number of updates, until which its gradient must be 0.
+
+    Where the gradient is 0, weight decay moves nothing, and moments and counts do not change.
+    """
+
+    def move(grads, state, params, key=None, **further) -> Moved:
+        learn = lambda: optimizer.move(grads, state, params, key, **further)  # noqa: E731
+        return jax.lax.cond(optax.tree.norm(grads) > 0, learn, lambda: (params, state, jnp.zeros(())))
+
+    def finite(grads, state, params, count, **further) -> jax.Array:
+        return optimizer.finite(grads, state, params, count - updates, **further)
+
+    return Optimizer(optimizer.init, move, finite)
 
 
 _DIRECTIONS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "lion": _lion, "adafactor": _adafactor, "muon": _muon}

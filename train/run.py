@@ -24,13 +24,14 @@ from ..model.config import LlamaConfig
 from ..model.lora import Lora
 from ..model.sharding import make_mesh, path_name
 from .architecture import model_of
+from .by_layer import Optimizer
 from .evaluations import Evaluator, chosen
 from .goodput import attempt_begin
 from .lengths import Lengths
 from .loop import Evaluation, Finished, Loop
 from .metrics_file import read_metrics
 from .network import FrozenWeights, InitialParams, Load, Network, adapted, base_of
-from .optimizer import each_part, make_optimizer, make_schedule
+from .optimizer import each_part, make_optimizer, make_schedule, waiting
 from .randomness import purpose_key
 from .recording import Recording
 from .run_config import MeshSettings, RunConfig
@@ -239,6 +240,7 @@ class Run(Generic[C]):
         updates: int = 1,
         lisa: LisaSettings = NO_LISA,
         lrs: Mapping[str, float] | None = None,
+        first_steps: Mapping[str, int] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Network:
         """A network that learns as `config.optim`, `schedule` and `lora` say.
@@ -249,6 +251,8 @@ class Run(Generic[C]):
           updates: optimiser steps in one step of the run.
           lisa: which layers learn; default: all.
           lrs: highest learning rates by the names of networks, which replace `config.optim.lr`.
+          first_steps: numbers of steps, by the names of networks, before the first in which a network learns. Until
+            then its gradient must be 0.
           extra: further entries of the state: scalars, or trees of scalars.
         """
         config = self.config
@@ -256,10 +260,11 @@ class Run(Generic[C]):
         own = trainable.may_learn(jax.eval_shape(initial.init, jax.random.key(0)))
         optimizer = functools.partial(self._optimizer, lengths, updates, trainable.period is not None)
         if initial.names:
-            made = {name: optimizer(own[name], (lrs or {}).get(name)) for name in initial.names}
+            lrs, first_steps = lrs or {}, first_steps or {}
+            made = {name: optimizer(own[name], lrs.get(name), first_steps.get(name, 0)) for name in initial.names}
             combined, schedule = each_part({name: one for name, (one, _) in made.items()}), made[initial.names[0]][1]
         else:
-            combined, schedule = optimizer(own, None)
+            combined, schedule = optimizer(own, None, 0)
         return Network(
             initial,
             trainable,
@@ -278,8 +283,18 @@ class Run(Generic[C]):
         return compiler_options(self.mesh, self.config.compiler_options or {})
 
     def _optimizer(
-        self, lengths: Lengths, updates: int, restarts: bool, params: Any, lr: float | None
-    ) -> tuple[Any, optax.Schedule]:
+        self, lengths: Lengths, updates: int, restarts: bool, params: Any, lr: float | None, first_steps: int
+    ) -> tuple[Optimizer, optax.Schedule]:
+        """An optimiser, and the learning rate by updates of the run.
+
+        Args:
+          lengths: the lengths of the run.
+          updates: as in `network`.
+          restarts: as in `make_optimizer`.
+          params: the parameters that learn; shapes suffice.
+          lr: the highest learning rate; None for `config.optim.lr`.
+          first_steps: steps of the run before the first in which the parameters learn.
+        """
         optim, schedule = self.config.optim, self.config.schedule
         rate = make_schedule(
             name=schedule.name,
@@ -289,7 +304,10 @@ class Run(Generic[C]):
             final=schedule.final,
             decay_steps=schedule.decay and lengths.steps(schedule.decay) * updates,
         )
-        return make_optimizer(params, optim, rate, restarts=restarts), rate
+        if not first_steps:
+            return make_optimizer(params, optim, rate, restarts=restarts), rate
+        before = first_steps * updates
+        return waiting(make_optimizer(params, optim, lambda count: rate(count + before)), before), rate
 
     def _trainable(self, initial: InitialParams, lengths: Lengths, lisa: LisaSettings) -> Trainable:
         params = jax.eval_shape(initial.init, jax.random.key(0))

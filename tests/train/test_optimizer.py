@@ -11,7 +11,15 @@ from camelid.model import llama
 from camelid.model.config import LlamaConfig
 from camelid.model.sharding import map_rules, path_name
 from camelid.train import adam_8bit
-from camelid.train.optimizer import DECAY, DEFAULTS, OptimSettings, _matrix_axes, make_optimizer, make_schedule
+from camelid.train.optimizer import (
+    DECAY,
+    DEFAULTS,
+    OptimSettings,
+    _matrix_axes,
+    make_optimizer,
+    make_schedule,
+    waiting,
+)
 from camelid.train.trainable import join_frozen, split_frozen
 
 ALL = ((r".*", False),)
@@ -302,3 +310,20 @@ def test_an_optimisers_state_is_float32_whatever_parameters_are_stored_in(name, 
     for name, x in flat(expected).items():
         assert np.all(np.abs(up[name] - np.asarray(x, np.float64)) <= np.abs(x) * 2.0**-7)
     np.testing.assert_allclose(norm, np.sqrt(sum(np.sum((up[name] - old[name]) ** 2) for name in up)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "muon"])
+def test_a_network_that_waits_is_not_moved_and_begins_as_from_a_new_optimiser(name):
+    settings = OptimSettings(name=name, weight_decay=0.5)
+    rate = make_schedule(name="linear", lr=0.1, total_steps=8, warmup_steps=0, final=0.0)
+    params, later, key = jax.tree.map(jnp.asarray, tree(0)), lambda count: rate(count + 3), jax.random.key(0)
+    fresh = make_optimizer(params, settings, later)
+    optimizer = waiting(fresh, 3)
+    state, move = optimizer.init(params), jax.jit(optimizer.move)
+    for _ in range(3):
+        moved, new, norm = move(jax.tree.map(jnp.zeros_like, params), state, params, key)
+        assert float(norm) == 0
+        jax.tree.map(np.testing.assert_array_equal, (moved, new), (params, state))
+    expected = jax.jit(fresh.move)(tree(1), fresh.init(params), params, key)
+    jax.tree.map(np.testing.assert_array_equal, move(tree(1), state, params, key), expected)
+    assert float(expected[2]) > 0
