@@ -83,19 +83,20 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
     pretrained.template = load_template("chatml")  # not trained on, but so it is asked like the tuned model
     scores = {"pretrained": _score(pretrained)}
 
-    _announce(console, "3/6 instruction tuning", "conversations of a careless teacher, loss on the answers")
+    _announce(console, "3/6 instruction tuning", "conversations of a careless teacher")
     tuned = _run(configs["sft"], workdir / "sft")
     scores["sft"] = _score(tuned)
 
-    _announce(
-        console, "4/6 preferences", "pairs of the tuned model's answers, the better one named; one in ten wrongly"
-    )
-    make_pairs(tuned, workdir / "pairs.jsonl", prompts)
+    _announce(console, "4/6 preferences", "pairs of the tuned model's answers")
+    path = workdir / "pairs.jsonl"
+    make_pairs(tuned, path, prompts)
+    pairs = len(path.read_text().splitlines())
+    console.print(f"{pairs:,} pairs of answers with different scores, to {prompts:,} prompts: {path}", highlight=False)
 
     _announce(console, "5/6 reward model", "which of two answers is better")
     _run(configs["reward"], workdir / "reward")
 
-    _announce(console, "6/6 PPO", "the tuned model against the reward model, at a price for straying")
+    _announce(console, "6/6 PPO", "the tuned model against the reward model")
     policy = _run(configs["ppo"], workdir / "ppo")
     scores["ppo"] = _score(policy)
 

@@ -67,7 +67,8 @@ def _reward_model_curve(records: Sequence[Mapping]) -> str:
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(*_points(records, "step", "train/accuracy"), label="training")
-    axes.plot(*_points(records, "step", "eval/heldout/own/accuracy"), label="held out", marker=".")
+    for source, label in (("own", "held out, own answers"), ("primer", "held out, the primer's pairs")):
+        axes.plot(*_points(records, "step", f"eval/heldout/{source}/accuracy"), label=label, marker=".")
     axes.set(title="reward", xlabel="step", ylabel="pairs ranked as labelled", ylim=(0.4, 1))
     axes.legend(frameon=False)
     return _svg(figure)

@@ -242,7 +242,7 @@ class LlamaConfig:
         layer += (2 * self.ffn_dim + self.dim) * self.mlp_bias
         return self.n_layers * layer + self.dim + self.vocab_size * self.dim * (1 if self.tied else 2)
 
-    def flops_per_token(self, seq_len: int, frozen: bool = False) -> float:
+    def flops_per_token(self, seq_len: int, frozen: bool = False, head: bool = True) -> float:
         """Model FLOPs of one training step per token (PaLM, arXiv:2204.02311, appendix B).
 
         They are 6 for each weight in a matrix product, and 12 N H E for each position that a token attends to: on
@@ -253,9 +253,10 @@ class LlamaConfig:
           seq_len: tokens of a row.
           frozen: whether the weights do not learn, as under adapters. Their own gradient is then not computed, which
             leaves 4 for each weight; products of adapters are not counted.
+          head: whether the network has an output head over the vocabulary, which a scalar model has not.
         """
         attention = self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim) + self.vocab_size * self.dim
+        weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim) + head * self.vocab_size * self.dim
         window = min(self.window or seq_len, seq_len)
         attended = window - window * window / (2 * seq_len)
         return (4.0 if frozen else 6.0) * weights + 12.0 * self.n_layers * attended * self.n_heads * self.head_dim

@@ -326,9 +326,9 @@ def train(run: Run[PPOConfig]) -> Result:
         task = AnswerTask(run, costs.load_cost(run, config.cost))
         batches = add_text(run, config.ptx, task.prompts)
         lengths = lengths_of(config, batches)
-        if config.critic.first_steps >= lengths.total:
-            first = config.critic.first_steps
-            tell(f"config.critic.first_steps = {first}: in all {lengths.total} steps of the run only the critic learns")
+        if first := config.critic.first_steps:
+            until = f"the first {first}" if first < lengths.total else f"all {lengths.total}"
+            tell(f"config.critic.first_steps = {first}: in {until} steps of the run only the critic learns")
 
         # Networks: policy and critics are trained; reference, reward and cost models are frozen.
         critics = critic.critics_of(run, config.critic, with_cost=task.cost is not None)

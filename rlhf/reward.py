@@ -284,7 +284,7 @@ def train(run: Run[RewardConfig]) -> Result:
             lengths,
             evaluations=[Evaluation("heldout", lengths.evaluate, measure)] if heldout else [],
             check=check_streak(config.guard.max_streak),
-            flops_per_token=run.flops_per_token(batches.length, model.config),
+            flops_per_token=run.flops_per_token(batches.length, model.config, head=False),
             manifest={"kind": "scalar", "heads": model.heads, "objective": objective.kind}
             | {"model": dataclasses.asdict(model.config)},
             tables=data_tables(batches, heldout),

@@ -47,7 +47,10 @@ def parse_arguments(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     for item in filter(None, split_escaped(arg or "", ",")):
         key, _, text = item.partition("=")
         if key not in defaults:
-            raise UserError(f"unknown argument {key!r}{did_you_mean(key, defaults)}; there are {', '.join(defaults)}")
+            raise UserError(
+                f"unknown argument {key!r}{did_you_mean(key, defaults)}; there are {', '.join(defaults)}; "
+                "any other leaf is a flag, such as --config.data.batch_size"
+            )
         values[key] = _convert(key, text if "=" in item else "True", defaults[key])
     return types.SimpleNamespace(**values)
 

@@ -198,10 +198,13 @@ COUNTS = {
     "empty": "records without a trained token",
     "truncated": "samples cut",
     "left_out": "samples left out",
+    "too_long": "records that are too long",
+    "same_tokens": "pairs of equal answers",
+    "repeated": "repeated prompts",
 }
 """{count of a source's summary: the head of its column}."""
 
-HELD_OUT = ("records", "tokens", "skipped", "empty", "truncated", "left_out")
+HELD_OUT = ("records", "tokens", "skipped", "empty", "truncated", "left_out", "too_long", "same_tokens", "repeated")
 """Counts of held-out parts that are reported."""
 
 

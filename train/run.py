@@ -187,12 +187,12 @@ class Run(Generic[C]):
 
     # Networks --------------------------------------------------------------------------------------------------------
 
-    def flops_per_token(self, seq_len: int, config: LlamaConfig | None = None) -> float:
+    def flops_per_token(self, seq_len: int, config: LlamaConfig | None = None, *, head: bool = True) -> float:
         """Model FLOPs of a training step per token, in rows of `seq_len` tokens.
 
-        config: that of the network; default: the run's.
+        config: that of the network; default: the run's. head: as in `LlamaConfig.flops_per_token`.
         """
-        return (config or self.model.config).flops_per_token(seq_len, frozen=self.adapters is not None)
+        return (config or self.model.config).flops_per_token(seq_len, frozen=self.adapters is not None, head=head)
 
     @functools.cached_property
     def adapters(self) -> Lora | None:

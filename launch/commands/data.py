@@ -235,7 +235,10 @@ def _collect(args: argparse.Namespace) -> None:
     pairs = pairs_of(answers, seed=args.seed, per_prompt=args.per_prompt, others=args.others)
     records = best_of(answers) if args.keep == "best" else pairs
     hint = "raise --temperature, --n or --prompts"
-    print(f"{write(records, args.output, hint)} records in {args.output}")
+    written = write(records, args.output, hint)
+    even = sum(len(set(found.scores)) == 1 for found in answers) if args.keep == "pairs" else 0
+    told = f"; {even:,} of {len(answers):,} prompts have none, their answers score alike" if even else ""
+    print(f"{written:,} records in {args.output}{told}")
 
 
 def _phases(args: argparse.Namespace) -> dict:

@@ -83,7 +83,7 @@ def memory_of(step: PlannedStep, compiles: bool = True) -> Memory:
         tuple(found),
         on_host,
         refused="" if refusal is None else _told(refusal),
-        needed_if_refused=None if refusal is None else _needed(refusal),
+        needed_if_refused=None if refusal is None else _needed(refusal, sum(stays.values())),
     )
 
 
@@ -120,16 +120,19 @@ def _on_host(leaf: jax.ShapeDtypeStruct) -> bool:
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _needed(message: str) -> int | None:
-    """The memory that a program needs, in bytes, from the compiler's error for one that does not fit."""
+def _needed(message: str, stays: int) -> int | None:
+    """The memory that a program needs, in bytes, from the compiler's error for one that does not fit.
+
+    stays: bytes that stay between steps, which a figure of temporaries leaves out.
+    """
     patterns = (
-        r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
-        r"temporaries \(([\d.]+)([KMGT]?)",
-        r"allocate ([\d.]+)([KMGT]?)i?B",
+        (r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", 0),
+        (r"temporaries \(([\d.]+)([KMGT]?)", stays),
+        (r"allocate ([\d.]+)([KMGT]?)i?B", 0),
     )
-    for pattern in patterns:
+    for pattern, beside in patterns:
         if found := re.search(pattern, message):
-            return int(float(found[1]) * _UNITS[found[2]])
+            return int(float(found[1]) * _UNITS[found[2]]) + beside
     return None
 
 

@@ -68,6 +68,8 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row("peak", "not told by the compiler")
     else:
         yield _row("in all, between steps", f"{_gib(memory.peak)}{share}")
+    if not memory.programs and not memory.refused and capacity and memory.peak + plan.saved_activations > capacity:
+        yield "  what is kept for the backward pass does not fit beside that, as modelled: plan without --count_only"
     if plan.fits is False:
         yield f"  does not fit{': ' if memory.refused else ''}{memory.refused}"
     elif plan.topology.chip.platform == "gpu" and capacity and memory.peak > PREALLOCATED * capacity:
@@ -90,7 +92,7 @@ def _work(plan: Plan) -> Iterator[str]:
     yield _row("hardware FLOPs (counted)", f"{plan.hardware_flops:.3e}{share}")
     traffic = sum(program.memory_bytes or 0 for program in plan.programs)
     if traffic:
-        yield _row("bytes read and written by a device (compiled)", f"{traffic / GIB:,.0f} GiB")
+        yield _row("bytes read and written by a device (compiled)", f"{_gib(traffic)} GiB")
     for note in dict.fromkeys(note for program in plan.programs for note in program.flops.bounds):
         yield f"    an upper bound: {note}"
     for note in dict.fromkeys(note for program in plan.programs for note in program.flops.uncounted):
@@ -111,7 +113,7 @@ def _collectives(plan: Plan) -> Iterator[str]:
     yield "collectives of a device in a step (compiled)"
     for (axes, kind), (times, moved, hidden) in sorted(groups.items(), key=lambda item: -item[1][1]):
         share = f", {hidden / moved:.0%} asynchronous" if moved else ""
-        yield _row(f"{kind} along {axes}", f"{times:,} x, {moved / GIB:.1f} GiB sent{share}")
+        yield _row(f"{kind} along {axes}", f"{times:,} x, {_gib(moved)} GiB sent{share}")
 
 
 def _time(plan: Plan) -> Iterator[str]:
@@ -190,8 +192,10 @@ def _row(name: str, value: str) -> str:
 
 
 def _gib(size: float) -> str:
-    """Bytes in GiB, with two digits at least."""
-    return f"{size / GIB:,.2f}" if size > GIB / 10 else f"{size / GIB:.2g}"
+    """Bytes in GiB, with two digits at least and at most two behind the point."""
+    if size > 100 * GIB:
+        return f"{size / GIB:,.0f}"
+    return f"{size / GIB:.2f}" if size > GIB / 10 else f"{size / GIB:.2g}"
 
 
 def _count(number: float) -> str:

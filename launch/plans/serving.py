@@ -239,19 +239,16 @@ def _bytes(tree: Any) -> int:
 def largest(plan: ServingPlan) -> ServingPlan | None:
     """The plan with the largest number of rows that fits, compiled for that number; None if not one row fits.
 
-    The number follows from what a row needs in `plan`, and is lowered where the programs of more rows need more.
+    The number follows from what a row needs in `plan`, and again from what it needs in each plan that is compiled,
+    until the next number is less than a twentieth larger.
     """
-    rows = _most_rows(plan)
-    while rows:
-        found = (
-            plan
-            if rows == plan.served.rows
-            else serving_plan(replace(plan.served, rows=rows), plan.topology, plan.mesh)
-        )
-        if found.fits:
-            return found
-        rows = min(_most_rows(found), rows - 1)
-    return None
+    best, too_many, rows = None, None, _most_rows(plan)
+    while rows and (best is None or rows > 1.05 * best.served.rows):
+        same = rows == plan.served.rows
+        found = plan if same else serving_plan(replace(plan.served, rows=rows), plan.topology, plan.mesh)
+        best, too_many = (found, too_many) if found.fits else (best, rows)
+        rows = _most_rows(found) if too_many is None else min(_most_rows(found), too_many - 1)
+    return best
 
 
 def _most_rows(plan: ServingPlan) -> int:
@@ -302,6 +299,8 @@ def lines(plan: ServingPlan, most: ServingPlan | None, price: float | None = Non
 
 def _speed(plan: ServingPlan, most: ServingPlan | None, price: float | None) -> Iterator[str]:
     if plan.tokens_per_second(1.0) is None:
+        if price is not None:
+            yield "price of tokens: unknown, as their number a second is"
         return
     yield "tokens a second of all slots together, at most (datasheet)"
     chips = max(1, math.prod(plan.mesh.values()) // plan.topology.chip.devices_per_chip)

@@ -10,7 +10,7 @@ from camelid.errors import UserError
 from camelid.evals.registry import Evaluations
 from camelid.launch import recipes
 from camelid.launch.cli import main
-from camelid.launch.plans import check, search
+from camelid.launch.plans import check, memory, search
 from camelid.launch.plans.plan import plan, plan_phases
 from camelid.launch.plans.planned_run import PlannedRun
 from camelid.launch.plans.report import lines, to_json
@@ -124,6 +124,34 @@ def test_counting_alone_says_that_a_step_does_not_fit_but_never_that_it_does():
     small = of_capacity(counted, stays / 2)
     assert small.fits is False and "  does not fit" in lines(small)
     assert "in all" in "\n".join(lines(small)) and "compiled" not in "\n".join(lines(small)).replace("(modelled)", "")
+
+
+def test_counting_alone_says_that_the_backward_pass_hardly_fits():
+    counted = tiny_plan(compiles=False)
+    beside = "what is kept for the backward pass does not fit beside that, as modelled"
+    room = sum(counted.memory.stays.values()) + counted.saved_activations
+    assert beside in "\n".join(lines(of_capacity(counted, room - 1)))
+    assert beside not in "\n".join(lines(of_capacity(counted, room)))
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.", 20.5),
+        ("Ran out of memory on HBM, the total memory required for HLO temporaries (70.35G) exceeds", 73.35),
+        ("Out of memory while trying to allocate 2.5GiB.", 2.5),
+        ("It does not say", None),
+    ],
+)
+def test_the_peak_of_a_step_that_the_compiler_refuses_is_what_it_names_with_what_stays(message, needed):
+    found = memory._needed(message, 3 * 2**30)
+    assert found == (None if needed is None else pytest.approx(needed * 2**30))
+
+
+def test_a_reward_model_has_no_head_over_the_vocabulary_to_count():
+    (config,) = load_phases("reward/primer", SMALL).values()
+    found = plan(config, topology("cpu:8"), architecture=TINY, compiles=False)
+    assert 0.7 * found.hardware_flops < found.model_flops < found.hardware_flops
 
 
 def test_a_step_with_a_rollout_has_no_time_and_no_price():

@@ -80,6 +80,14 @@ def test_programs_of_more_slots_that_need_more_than_their_share_lower_the_number
     assert found.fits and found.served.rows < 14
 
 
+def test_programs_of_more_slots_that_need_less_than_their_share_raise_the_number(monkeypatch):
+    less = lambda served, *_: planned(served.rows, step=2.0 / served.rows)  # noqa: E731
+    monkeypatch.setattr(serving, "serving_plan", less)
+    found = largest(planned(2, step=1.0))
+    assert found.fits and not planned(int(1.05 * found.served.rows) + 1, step=2.0 / found.served.rows).fits
+    assert found.served.rows == 13 and serving._most_rows(planned(2, step=1.0)) == 7
+
+
 def test_a_model_that_leaves_no_memory_has_no_slots(monkeypatch):
     monkeypatch.setattr(serving, "serving_plan", lambda *_: pytest.fail("nothing is left to compile for"))
     assert largest(dataclasses.replace(planned(8), loaded=30 * GIB)) is None
