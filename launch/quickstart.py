@@ -5,6 +5,7 @@ report at the end. A stage that is complete is not run again.
 """
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,10 +106,12 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
         "seconds": round(time.perf_counter() - begin, 1),
     }
     write_whole(workdir / "results.json", json.dumps(results, indent=2, ensure_ascii=False))
-    write_report(workdir, results, {stage: rows for stage, (_, rows) in scores.items()})
+    write_report(workdir, results, {stage: rows for stage, (_, rows) in scores.items()}, per_skill=PER_SKILL)
     console.print(score_table(results["primer"]))
     console.print(f"{results['seconds']:.0f} seconds. Report: {workdir / 'report.html'}", highlight=False)
-    console.print(f"Talk to it:  .venv/bin/camelid chat {workdir / 'ppo'}", markup=False, highlight=False)
+    typed = Path(sys.argv[0])  # as in .venv/bin/camelid
+    command = typed if typed.name == "camelid" and not typed.is_absolute() else "camelid"
+    console.print(f"Talk to it:  {command} chat {workdir / 'ppo'}", markup=False, highlight=False)
     return results
 
 
@@ -137,7 +140,7 @@ def make_tokenizer(directory: epath.Path) -> Tokenizer:
 
 def score_table(scores: Mapping[str, Mapping]) -> Table:
     """A table of mean scores in the primer, with a row for each group of prompts and a column for each stage."""
-    table = Table("score", *scores, title="held-out prompts of the primer")
+    table = Table("score", *scores, title=f"held-out prompts, {PER_SKILL} of each skill and language")
     first = next(iter(scores.values()))
     for name in GROUPS:
         table.add_row(name, *(f"{stage[name]:.2f}" for stage in scores.values()), end_section=name == GROUPS[-1])

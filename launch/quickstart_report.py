@@ -16,7 +16,7 @@ TEMPLATE = epath.Path(__file__).parent / "report.html.jinja"
 
 
 def write_report(
-    workdir: epath.Path, results: Mapping, samples: Mapping[str, Sequence[Mapping[str, str]]]
+    workdir: epath.Path, results: Mapping, samples: Mapping[str, Sequence[Mapping[str, str]]], *, per_skill: int
 ) -> epath.Path:
     """Writes `workdir/report.html`.
 
@@ -24,6 +24,7 @@ def write_report(
       workdir: the directory of the quickstart, whose stages' metrics.jsonl files are read.
       results: the content of `results.json`.
       samples: {stage: prompts with their answers and scores}.
+      per_skill: number of prompts of each skill in each language.
 
     Returns:
       The path of the report.
@@ -32,6 +33,7 @@ def write_report(
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     html = page.render(
         results=results,
+        per_skill=per_skill,
         groups=["all", *primer.LANGUAGES, "greedy"],
         curves=[_loss_curve(name, stages[name]) for name in ("pretrain", "sft") if name in stages]
         + [_reward_model_curve(stages["reward"]), _rewards_against_kl(stages["ppo"]), _bars(results["primer"])],
