@@ -140,8 +140,9 @@ def make_tokenizer(directory: epath.Path) -> Tokenizer:
 
 def score_table(scores: Mapping[str, Mapping]) -> Table:
     """A table of mean scores in the primer, with a row for each group of prompts and a column for each stage."""
-    table = Table("score", *scores, title=f"held-out prompts, {PER_SKILL} of each skill and language")
     first = next(iter(scores.values()))
+    prompts = PER_SKILL * len(first["skills"]) * len(primer.LANGUAGES)
+    table = Table("score", *scores, title=f"answers at temperature 1 to {prompts} prompts")
     for name in GROUPS:
         table.add_row(name, *(f"{stage[name]:.2f}" for stage in scores.values()), end_section=name == GROUPS[-1])
     for skill in first["skills"]:
