@@ -356,8 +356,9 @@ def waiting(optimizer: Optimizer, updates: int) -> Optimizer:
     """
 
     def move(grads, state, params, key=None, **further) -> Moved:
+        learns = functools.reduce(jnp.logical_or, (jnp.any(g != 0) for g in jax.tree.leaves(grads)))
         learn = lambda: optimizer.move(grads, state, params, key, **further)  # noqa: E731
-        return jax.lax.cond(optax.tree.norm(grads) > 0, learn, lambda: (params, state, jnp.zeros(())))
+        return jax.lax.cond(learns, learn, lambda: (params, state, jnp.zeros(())))
 
     def finite(grads, state, params, count, **further) -> jax.Array:
         return optimizer.finite(grads, state, params, count - updates, **further)
