@@ -1,4 +1,4 @@
-"""camelid's side of `ppo_compare.py`: times an iteration of PPO as one compiled program, and its pieces alone."""
+"""camelid's side of `ppo_compare.py`: times an iteration of PPO, and its pieces alone."""
 
 import json
 import sys

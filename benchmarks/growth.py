@@ -162,16 +162,16 @@ def ppo_step(answer: int, repeats: int) -> Point:
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         sampling = Sampling(max_tokens=answer, temperature=ppo_task.TEMPERATURE)
-        act, learn, network = camelid_ppo.halves(mesh, sampling)
+        act, learn_from, network = camelid_ppo.halves(mesh, sampling)
         frozen, state = camelid_ppo.frozen_networks(), network.first_state(seed=0)
         batch = next(camelid_ppo.prompts())
-        shapes = jax.eval_shape(lambda *trees: trees, batch, frozen)
-        whole = lambda state, frozen, batch: learn(state, act(state, frozen, batch), {})  # noqa: E731
-        compiled = network.lower(whole, *shapes).compile()
+        draw = jax.jit(act).lower(state, frozen, batch).compile()
+        seen = jax.eval_shape(act, state, frozen, batch)
+        learn = network.lower(lambda state, seen: learn_from(state, seen, {}), seen).compile()
 
         def step() -> Any:
             nonlocal state
-            state, metrics = compiled(network.base, (frozen,), state, batch)
+            state, metrics = learn(network.base, (), state, draw(state, frozen, batch))
             return metrics
 
         seconds = repeated(step, repeats)
@@ -179,7 +179,7 @@ def ppo_step(answer: int, repeats: int) -> Point:
     work = ppo_task.PROMPTS * length * config.flops_per_token(length)
     stays = (2 * 16 + 2 * 4) * config.n_params  # policy and critic learn, reference and reward model do not
     kept = stays + 2 * kept_bytes(config, ppo_task.PROMPTS // ppo_task.MINIBATCHES, length)
-    return Point(seconds, work, bytes_of(compiled), kept)
+    return Point(seconds, work, max(map(bytes_of, (draw, learn))), kept)
 
 
 def texts(rows: int) -> Iterator[str]:

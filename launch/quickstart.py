@@ -92,7 +92,7 @@ def _quickstart(workdir: epath.Path, configs: Mapping[str, ml_collections.Config
     path = workdir / "pairs.jsonl"
     make_pairs(tuned, path, prompts)
     pairs = len(path.read_text().splitlines())
-    console.print(f"{pairs:,} pairs of answers with different scores, to {prompts:,} prompts: {path}", highlight=False)
+    console.print(f"{pairs:,} pairs of answers with different scores: {path}", highlight=False)
 
     _announce(console, "5/6 reward model", "which of two answers is better")
     _run(configs["reward"], workdir / "reward")

@@ -194,8 +194,9 @@ def _eval(args: argparse.Namespace) -> None:
         results.write(args.output, content)
     _show(evaluated)
     if earlier or args.report or args.plot:
-        own = args.path if Path(args.path).stem not in {each.name for each in earlier} else "now"
-        show_results([*earlier, results.Result(args.output or own, content)], args, print_table=bool(earlier))
+        own = Path(args.path).name
+        own = "now" if own in {each.name for each in earlier} else own
+        show_results([*earlier, results.Result(args.output or f"{own}.json", content)], args, print_table=bool(earlier))
 
 
 def _tell_progress(status: StatusLine, doing: str, kind: str, done: int, every: int) -> None:

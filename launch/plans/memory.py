@@ -31,6 +31,8 @@ class ProgramMemory:
     """Activations, gradients and everything else that the program computes with."""
     results: int
     """Results that are not written in place of arguments."""
+    inputs: int = 0
+    """What it takes from the program before it, which no other program needs."""
     host: int = 0
     """Temporaries in the host's memory."""
     in_place: int = 0
@@ -53,11 +55,17 @@ class Memory:
     """The peak that the compiler names in its refusal."""
 
     @property
+    def is_told(self) -> bool:
+        """Whether the compiler has told the peak: of a step that it refused, it may not."""
+        return self.needed_if_refused is not None or (bool(self.programs) and not self.refused)
+
+    @property
     def peak(self) -> int:
         """The most memory of a device at a time."""
         if self.needed_if_refused is not None:
             return self.needed_if_refused
-        return sum(self.stays.values()) + max((p.temporaries + p.results for p in self.programs), default=0)
+        beside = (p.temporaries + p.results + p.inputs for p in self.programs)
+        return sum(self.stays.values()) + max(beside, default=0)
 
 
 def memory_of(step: PlannedStep, compiles: bool = True) -> Memory:
@@ -66,25 +74,21 @@ def memory_of(step: PlannedStep, compiles: bool = True) -> Memory:
     compiles: whether programs are compiled; without, only what stays between steps is known.
     """
     stays, on_host = _stays(step.programs)
-    found, refusal = [], None
-    for program in step.programs if compiles else ():
+    found, refused, needed = [], "", None
+    for number, program in enumerate(step.programs if compiles else ()):
         try:
             stats = program.compiled.memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            refusal = str(error)
+            refused = _told(str(error))
+            needed = _needed(str(error), sum(stays.values()), _on_device(program.arguments))
             break
         results = stats.output_size_in_bytes - stats.alias_size_in_bytes
         host, in_place = stats.host_temp_size_in_bytes, stats.alias_size_in_bytes
-        found.append(ProgramMemory(program.name, stats.temp_size_in_bytes, results, host, in_place))
-    return Memory(
-        stays,
-        tuple(found),
-        on_host,
-        refused="" if refusal is None else _told(refusal),
-        needed_if_refused=None if refusal is None else _needed(refusal, sum(stays.values())),
-    )
+        inputs = _on_device(program.arguments["batch"]) if number else 0
+        found.append(ProgramMemory(program.name, stats.temp_size_in_bytes, results, inputs, host, in_place))
+    return Memory(stays, tuple(found), on_host, refused=refused, needed_if_refused=needed)
 
 
 def _stays(programs: Iterable[Program]) -> tuple[dict[str, int], int]:
@@ -100,9 +104,8 @@ def _stays(programs: Iterable[Program]) -> tuple[dict[str, int], int]:
     sizes, on_host = {}, 0
     for name in KINDS:
         leaves = jax.tree.leaves(trees.get(name, {}))
-        hosted = [leaf for leaf in leaves if _on_host(leaf)]
-        on_host += sum(map(bytes_per_device, hosted))
-        if size := sum(bytes_per_device(leaf) for leaf in leaves if not _on_host(leaf)):
+        on_host += sum(bytes_per_device(leaf) for leaf in leaves if _on_host(leaf))
+        if size := _on_device(leaves):
             sizes[KINDS[name]] = size
     return sizes, on_host
 
@@ -113,6 +116,11 @@ def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(shape) * leaf.dtype.itemsize
 
 
+def _on_device(tree: Any) -> int:
+    """Bytes of a tree in the memory of one device."""
+    return sum(bytes_per_device(leaf) for leaf in jax.tree.leaves(tree) if not _on_host(leaf))
+
+
 def _on_host(leaf: jax.ShapeDtypeStruct) -> bool:
     return getattr(leaf.sharding, "memory_kind", None) == "pinned_host"
 
@@ -120,13 +128,16 @@ def _on_host(leaf: jax.ShapeDtypeStruct) -> bool:
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _needed(message: str, stays: int) -> int | None:
-    """The memory that a program needs, in bytes, from the compiler's error for one that does not fit.
+def _needed(message: str, stays: int, own: int) -> int | None:
+    """The memory that a step needs, in bytes, from the compiler's error for a program that does not fit.
 
-    stays: bytes that stay between steps, which a figure of temporaries leaves out.
+    Args:
+      message: the error.
+      stays: bytes that stay between steps, which a figure of temporaries leaves out.
+      own: bytes of the program's own arguments, which a figure of all that it uses has.
     """
     patterns = (
-        (r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", 0),
+        (r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", max(stays - own, 0)),
         (r"temporaries \(([\d.]+)([KMGT]?)", stays),
         (r"allocate ([\d.]+)([KMGT]?)i?B", 0),
     )

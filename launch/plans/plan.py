@@ -29,7 +29,7 @@ class ProgramPlan:
     """What one program of a step costs."""
 
     name: str
-    """step, or in a recipe that scores answers on the host: rollout, and step."""
+    """step, and in a recipe that draws answers: rollout, then step."""
     jaxpr: Any
     """The program before it is lowered, a closed jaxpr."""
     flops: Flops

@@ -38,7 +38,7 @@ class Program:
     """A program that a step of a run executes."""
 
     name: str
-    """step, or in a recipe that scores answers on the host: rollout, and step."""
+    """step, and in a recipe that draws answers: rollout, then step."""
 
     traced: jax.stages.Traced
     """The program before it is lowered."""
@@ -190,7 +190,8 @@ class PlannedRun(Run):
         program = Program(name, traced, arguments, self.mesh)
         self._programs.append(program)
         if name == "rollout" and self._chain:
-            return _with_shardings(traced.out_info, program.compiled.output_shardings)
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # `memory_of` compiles it again, and says why
+                return _with_shardings(traced.out_info, program.compiled.output_shardings)
         return _with_shardings(traced.out_info, None)
 
     @contextlib.contextmanager

@@ -59,10 +59,12 @@ def _memory(plan: Plan) -> Iterator[str]:
     for program in memory.programs:
         if program.results:
             yield _row(f"{program.name}: results", _gib(program.results))
+        if program.inputs:
+            yield _row(f"{program.name}: inputs", _gib(program.inputs))
     if hosted := memory.on_host + max((program.host for program in memory.programs), default=0):
         yield _row("in the host's memory", _gib(hosted))
     share = "" if capacity is None else f" of {_gib(capacity)} ({_source(plan)}), {memory.peak / capacity:.0%}"
-    if memory.programs or memory.needed_if_refused:
+    if memory.is_told:
         yield _row("peak", f"{_gib(memory.peak)}{share}")
     elif memory.refused:
         yield _row("peak", "not told by the compiler")
@@ -234,10 +236,13 @@ def to_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
             "roofline_mfu": plan.mfu(plan.roofline_seconds),
         },
         "compiled": {
-            "programs": {p.name: {"temporaries": p.temporaries, "results": p.results} for p in memory.programs},
+            "programs": {
+                p.name: {"temporaries": p.temporaries, "results": p.results, "inputs": p.inputs}
+                for p in memory.programs
+            },
             "on_host": memory.on_host,
             "memory_bytes": {p.name: p.memory_bytes for p in plan.programs},
-            "peak": memory.peak if memory.programs or memory.needed_if_refused else None,
+            "peak": memory.peak if memory.is_told else None,
             "refused": memory.refused or None,
             "collectives": [_collective(p.name, counted) for p in plan.programs for counted in p.collectives],
         },

@@ -248,7 +248,7 @@ def largest(plan: ServingPlan) -> ServingPlan | None:
         found = plan if same else serving_plan(replace(plan.served, rows=rows), plan.topology, plan.mesh)
         best, too_many = (found, too_many) if found.fits else (best, rows)
         rows = _most_rows(found) if too_many is None else min(_most_rows(found), too_many - 1)
-    return best
+    return plan if plan.fits and (best is None or best.served.rows < plan.served.rows) else best
 
 
 def _most_rows(plan: ServingPlan) -> int:
@@ -256,6 +256,8 @@ def _most_rows(plan: ServingPlan) -> int:
 
     Chunks that are kept grow with the rows unless their number is given, and so do the temporaries of a step.
     """
+    if plan.loaded + plan.decoder + plan.starting > plan.capacity:
+        return 0
     served, given = plan.served, plan.served.kept_chunks is not None
     step = max(plan.programs[name] for name in ("forward", "draw"))
     growing = plan.rows + step + (0 if given else plan.kept)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -12,7 +13,7 @@ from camelid.launch import recipes
 from camelid.launch.cli import main
 from camelid.launch.plans import check, memory, search
 from camelid.launch.plans.plan import plan, plan_phases
-from camelid.launch.plans.planned_run import PlannedRun
+from camelid.launch.plans.planned_run import PlannedRun, Program
 from camelid.launch.plans.report import lines, to_json
 from camelid.launch.plans.search import candidates, with_settings
 from camelid.launch.plans.stand_ins import tokenizer_of
@@ -137,15 +138,51 @@ def test_counting_alone_says_that_the_backward_pass_hardly_fits():
 @pytest.mark.parametrize(
     ("message", "needed"),
     [
-        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.", 20.5),
+        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.", 22.5),
         ("Ran out of memory on HBM, the total memory required for HLO temporaries (70.35G) exceeds", 73.35),
         ("Out of memory while trying to allocate 2.5GiB.", 2.5),
         ("It does not say", None),
     ],
 )
 def test_the_peak_of_a_step_that_the_compiler_refuses_is_what_it_names_with_what_stays(message, needed):
-    found = memory._needed(message, 3 * 2**30)
+    found = memory._needed(message, 3 * 2**30, own=2**30)
     assert found == (None if needed is None else pytest.approx(needed * 2**30))
+
+
+class Compiled:
+    """A compiled program that takes as many bytes as its name has letters."""
+
+    output_shardings = None
+
+    def __init__(self, name):
+        self.name = name
+
+    def memory_analysis(self):
+        size = {f"{each}_size_in_bytes": 0 for each in ("output", "alias", "host_temp")}
+        return SimpleNamespace(**size, temp_size_in_bytes=len(self.name))
+
+    def as_text(self):
+        return "HloModule none\n\nENTRY %main (x: f32[]) -> f32[] {\n  ROOT %x = f32[] parameter(0)\n}\n"
+
+
+@pytest.mark.parametrize("refused", ["rollout", "step", None])
+def test_a_step_of_two_programs_does_not_fit_where_one_of_them_is_refused(refused, monkeypatch):
+    def compiled(program):
+        if program.name == refused:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: it does not say how much")
+        return Compiled(program.name)
+
+    monkeypatch.setattr(Program, "compiled", property(compiled))
+    (config,) = load_phases("ppo/primer", SMALL).values()
+    found = of_capacity(plan(config, topology("cpu:8"), architecture=TINY), 2**40)
+    assert found.fits is (refused is None)
+    text = "\n".join(lines(found))
+    assert ("not told by the compiler" in text) == ("does not fit" in text) == (refused is not None)
+    assert (to_json(found)["compiled"]["peak"] is None) == (refused is not None)
+    if refused is None:
+        rollout, step = found.memory.programs
+        assert rollout.inputs == 0 < step.inputs  # the scored answers
+        assert found.memory.peak == sum(found.memory.stays.values()) + len("step") + step.inputs
 
 
 def test_a_reward_model_has_no_head_over_the_vocabulary_to_count():

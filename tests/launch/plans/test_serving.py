@@ -88,6 +88,18 @@ def test_programs_of_more_slots_that_need_less_than_their_share_raise_the_number
     assert found.served.rows == 13 and serving._most_rows(planned(2, step=1.0)) == 7
 
 
+def test_a_plan_that_fits_has_no_fewer_slots_than_it_says(monkeypatch):
+    jumps = lambda served, *_: planned(served.rows, step=0.01 if served.rows <= 13 else 9.0)  # noqa: E731
+    monkeypatch.setattr(serving, "serving_plan", jumps)
+    for rows in range(8, 14):
+        assert largest(planned(rows)).served.rows == 13
+
+
+def test_a_decoder_that_cannot_be_made_has_no_slots(monkeypatch):
+    monkeypatch.setattr(serving, "serving_plan", lambda *_: pytest.fail("no number of slots helps"))
+    assert largest(dataclasses.replace(planned(8), starting=30 * GIB)) is None
+
+
 def test_a_model_that_leaves_no_memory_has_no_slots(monkeypatch):
     monkeypatch.setattr(serving, "serving_plan", lambda *_: pytest.fail("nothing is left to compile for"))
     assert largest(dataclasses.replace(planned(8), loaded=30 * GIB)) is None
