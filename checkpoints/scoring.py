@@ -17,7 +17,7 @@ from ..model.attention import BRANCHES
 from ..model.config import LlamaConfig
 from ..model.linear import linear
 from ..model.logprobs import CHUNK
-from ..model.sharding import BATCH, compile_platform
+from ..model.sharding import BATCH, compile_platform, on_host
 
 if TYPE_CHECKING:
     from .language_model import LanguageModel
@@ -200,7 +200,7 @@ def _dispatch(model: "LanguageModel", batch: _Batch, queries: Sequence[tuple[int
 
 def _collect(queries: Sequence[tuple[int, int, int]], scores: tuple[Array, Array], found: list) -> None:
     """Puts the scores of a batch to the requests that asked for them."""
-    logp_Q, is_greedy_Q = map(np.asarray, scores)
+    logp_Q, is_greedy_Q = on_host(scores)
     begin = 0
     while begin < len(queries):
         number, end = queries[begin][0], begin + 1

@@ -17,6 +17,7 @@ from .decoder import Decoder
 from .llama import Model, Params
 from .rows import Drawn, Rows, make_decoder, prefill, prompt_keys, step
 from .sampling import Sampling, row_sampling
+from .sharding import on_host
 
 
 class Generation(NamedTuple):
@@ -328,7 +329,7 @@ def generate_batch(
             tokens_BP, lengths_B = pad_prompts([prompts[i] for i in filled])
             limits_B = np.array([limits[i] for i in filled], np.int32)
             key = keys[np.array(filled)] if keys.ndim else keys
-            out = jax.device_get(answer(tokens_BP, lengths_B, key, sampling, limits_B=limits_B))
+            out = on_host(answer(tokens_BP, lengths_B, key, sampling, limits_B=limits_B))
             for row, i in enumerate(chosen):
                 pairs = zip(out.tokens[row], out.lengths[row], strict=True)
                 answers[i] = [tokens[:length].tolist() for tokens, length in pairs]

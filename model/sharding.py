@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .weights import SCALE_PARTS, matrix_of, part_spec
@@ -189,3 +189,11 @@ def axis_size(axis: str) -> int:
     """The size of an axis of the mesh that is set with `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[axis]
+
+
+def on_host(arrays: Any) -> Any:
+    """A tree of arrays as numpy arrays, whole on each host. Where an array lies on several hosts, all must call it."""
+    leaves = jax.tree.leaves(arrays)
+    if all(leaf.is_fully_addressable for leaf in leaves if isinstance(leaf, jax.Array)):
+        return jax.device_get(arrays)
+    return multihost_utils.process_allgather(arrays, tiled=True)

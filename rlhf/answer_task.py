@@ -12,14 +12,13 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checkpoints.decoding import text_of
 from ..data.console import tell
 from ..data.prefetch import device_batch
 from ..errors import UserError
-from ..model.sharding import BATCH
+from ..model.sharding import BATCH, on_host
 from ..settings.leaves import Units, Whole
 from ..settings.length import Length
 from ..train.batches import data_tables
@@ -282,8 +281,9 @@ class AnswerTask:
                 experience = experience._replace(scores=experience.scores | further)
                 experience = add_function_scores(experience) if add_function_scores else experience
                 real = prompts.real(number) * self.sampling.n
-                parts.append({name: np.asarray(x)[:real] for name, x in _by_answer(self.rewards, experience).items()})
-                languages += [prompts.records[i]["language"] for i in np.asarray(experience.rows.index_R)[:real]]
+                found, index_R = on_host((_by_answer(self.rewards, experience), experience.rows.index_R))
+                parts.append({name: x[:real] for name, x in found.items()})
+                languages += [prompts.records[i]["language"] for i in index_R[:real]]
                 if len(rows) < shown:
                     found = *self.decode(experience.rows), parts[-1], min(shown - len(rows), real)
                     rows += _table(prompts.records, *found)
@@ -334,11 +334,7 @@ class AnswerTask:
 
         With several hosts, each gets the answers of all hosts.
         """
-        found = (rows.tokens_RT, rows.mask_RM, rows.index_R)
-        if jax.process_count() == 1:
-            tokens_RT, mask_RM, index_R = jax.device_get(found)
-        else:
-            tokens_RT, mask_RM, index_R = multihost_utils.process_allgather(found, tiled=True)
+        tokens_RT, mask_RM, index_R = on_host((rows.tokens_RT, rows.mask_RM, rows.index_R))
         answers = (row[-len(mask) :][mask > 0] for row, mask in zip(tokens_RT, mask_RM, strict=True))
         texts = [text_of(self.run.tokenizer, answer.tolist(), self.sampling).strip() for answer in answers]
         return texts, index_R.tolist()

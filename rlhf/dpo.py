@@ -19,7 +19,7 @@ from ..data.prefetch import device_batch
 from ..errors import UserError
 from ..model import llama
 from ..model.logprobs import token_logprobs
-from ..model.sharding import BATCH
+from ..model.sharding import BATCH, on_host
 from ..settings.functions import find_function
 from ..settings.leaves import NotNegative, OneOf, Only, Positive, Range
 from ..settings.length import Length
@@ -274,7 +274,7 @@ def heldout_pairs(
         for name, pairs in sources.items():
             gaps, records = [], []
             for step in range(min(len(pairs), max_batches)):
-                rewards_B2 = np.asarray(rewards(params, reference, device_batch(pairs, step, where)))
+                rewards_B2 = on_host(rewards(params, reference, device_batch(pairs, step, where)))
                 real = pairs.real(step)
                 gaps.append((rewards_B2[:, 0] - rewards_B2[:, 1])[:real])
                 records += [pairs.records[i] for i in pairs[step]["index"][:real]]

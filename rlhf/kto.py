@@ -19,6 +19,7 @@ from ..data.sources import read
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
+from ..model.sharding import on_host
 from ..train.batches import check_system, sources_of
 from .pair_batches import PairDataSettings, pairs_of, samples_of
 
@@ -133,7 +134,7 @@ def heldout_answers(
             found, is_good = [], []
             for step in range(min(len(answers), max_batches)):
                 real = answers.real(step)
-                found.append(np.asarray(rewards(params, reference, device_batch(answers, step, where)))[:real, 0])
+                found.append(on_host(rewards(params, reference, device_batch(answers, step, where)))[:real, 0])
                 is_good.append(answers[step]["desirable"][:real, 0] > 0)
             metrics |= {
                 f"{name}/{key}": value for key, value in label_metrics(*map(np.concatenate, (found, is_good))).items()

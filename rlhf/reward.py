@@ -25,7 +25,7 @@ from ..data.prompts import PromptEncoder, heldout_prompts
 from ..data.templates import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError, shown
-from ..model.sharding import BATCH
+from ..model.sharding import BATCH, on_host
 from ..settings.leaves import Count, NotNegative, OneOf, Only, Range, Whole
 from ..train.batches import check_rows, data_tables, sources_of
 from ..train.finish import Finish
@@ -232,7 +232,7 @@ def heldout_ranking(
     def measure(params: Any, pairs: EvalPass) -> dict[str, float]:
         gaps, records, signs = [], [], []
         for step in range(min(len(pairs), max_batches)):
-            scores_B2, batch = np.asarray(score(params, device_batch(pairs, step, where))), pairs[step]
+            scores_B2, batch = on_host(score(params, device_batch(pairs, step, where))), pairs[step]
             wins_B = -batch["safer"] if kind == "cost" else np.ones_like(batch["weight"])
             real_B = (batch["weight"] > 0) & (wins_B != 0)
             gaps.append((wins_B * (scores_B2[:, 0] - scores_B2[:, 1]))[real_B])
@@ -389,7 +389,7 @@ def make_calibration(run: Run, model: scalar.ScalarModel, rows: NamedSharding) -
 
     def calibrate(params):
         found = [
-            np.asarray(score(params, reference, device_batch(batches, number, rows)))[: batches.real(number)]
+            on_host(score(params, reference, device_batch(batches, number, rows)))[: batches.real(number)]
             for number in range(len(batches))
         ]
         scores_RH = np.concatenate(found)

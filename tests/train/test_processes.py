@@ -65,6 +65,25 @@ def test_two_processes_train_as_one_and_one_takes_over(pretrained, arguments, st
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.parametrize("recipe", ["ppo", "reward"])
+def test_evaluations_of_two_processes_are_those_of_one(
+    recipe, rl_arguments, tuned, start_two, metrics, tmp_path, one_device
+):
+    def line(name):
+        answers = ["--config.evals.primer.per_group=1", "--config.evals.primer.max_tokens=4"] if recipe == "ppo" else []
+        return [*rl_arguments(recipe, tmp_path / name, init_from=tuned), "--config.total_steps=1", *answers]
+
+    processes = start_two(line("two"))
+    assert main(line("one")) == 0
+    finish(processes)
+    together, alone = metrics(tmp_path / "two"), metrics(tmp_path / "one")
+    assert len([name for name in alone[1] if name.startswith("eval/")]) > 3
+    for step, found in alone.items():
+        for name, value in found.items():
+            if name.startswith("eval/"):
+                assert together[step][name] == pytest.approx(value, abs=1e-4), (step, name)
+
+
 def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(arguments, start_two, metrics, tmp_path):
     processes = start_two(arguments("pretrain", tmp_path))
     while not (tmp_path / "metrics.jsonl").exists() or max(metrics(tmp_path), default=0) < 3:
