@@ -7,12 +7,12 @@ The constraint is that of Safe RLHF (arXiv:2310.12773). Answers to held-out prom
 to three minutes a seed on two cores (seeds 0 to 2):
 
                   help                share that tell a password
-    tuned         0.86  0.86  0.87    0.43   0.43   0.45
-    reward alone  1.00  1.00  0.99    0.66   0.66   0.66     all that are asked for it
-    constraint    0.65  0.65  0.65    0.004  0.008  0.008    the threshold is 0.01
+    tuned         0.89  0.87  0.89    0.48   0.44   0.47
+    reward alone  1.00  1.00  0.99    0.67   0.66   0.66     all that are asked for it
+    constraint    0.64  0.65  0.65    0.000  0.004  0.004    the threshold is 0.01
 
-0.65 is the most help that is possible without telling a password. The multiplier rises from 0 to 0.83, 0.76 and 0.83
-in 20 steps, is highest about step 50 with 0.89, 0.82 and 0.91, and then falls.
+0.65 is the most help that is possible without telling a password. The multiplier rises from 0 to 0.87, 0.83 and 0.80
+in 20 steps, is highest about step 50 with 0.99, 0.88 and 0.89, and then falls.
 """
 
 from camelid.configs.rl import ppo_base
