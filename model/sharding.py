@@ -127,7 +127,7 @@ def shardings(abstract: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str,
             if size % count:
                 raise ValueError(
                     f"{name} {tuple(leaf.shape)}: mesh axis {axis!r} of size {count} does not divide {size}; "
-                    "choose another mesh, or (in a config) partition_rules with a rule that leaves this axis whole"
+                    "choose another mesh, or, in a config, give partition_rules a rule that leaves this axis whole"
                 )
         return NamedSharding(mesh, PartitionSpec(*spec))
 

@@ -350,7 +350,7 @@ def each_part(optimizers: Mapping[str, Optimizer]) -> Optimizer:
 
 
 def waiting(optimizer: Optimizer, updates: int) -> Optimizer:
-    """`optimizer` for a network that begins to learn after a number of updates, until which its gradient must be 0.
+    """`optimizer` for a network that begins to learn after a number of updates. Until then its gradient must be 0.
 
     Where the gradient is 0, weight decay moves nothing, and moments and counts do not change.
     """

@@ -237,7 +237,7 @@ def _collect(args: argparse.Namespace) -> None:
     hint = "raise --temperature, --n or --prompts"
     written = write(records, args.output, hint)
     even = sum(len(set(found.scores)) == 1 for found in answers) if args.keep == "pairs" else 0
-    told = f"; {even:,} of {len(answers):,} prompts have none, their answers score alike" if even else ""
+    told = f"; {even:,} of {len(answers):,} prompts gave none, because their answers have equal scores" if even else ""
     print(f"{written:,} records in {args.output}{told}")
 
 

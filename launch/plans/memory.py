@@ -133,8 +133,8 @@ def _needed(message: str, stays: int, own: int) -> int | None:
 
     Args:
       message: the error.
-      stays: bytes that stay between steps, which a figure of temporaries leaves out.
-      own: bytes of the program's own arguments, which a figure of all that it uses has.
+      stays: bytes that stay between steps, which a figure of temporaries does not include.
+      own: bytes of the program's own arguments, which a figure of everything it uses includes.
     """
     patterns = (
         (r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", max(stays - own, 0)),
