@@ -108,6 +108,7 @@ setup(
             "openai>=2",
             "playwright>=1.50",
             "pytest>=8",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "jsonschema>=4.23",

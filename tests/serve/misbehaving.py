@@ -163,7 +163,9 @@ def misbehaving(plan: Plan = lambda text, before: "answer", write: Callable[[lis
     with Endpoint(plan, write or (lambda messages: messages[-1]["content"][::-1])) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server
-        server.gate.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.gate.set()
+            server.shutdown()
+            thread.join()
