@@ -51,7 +51,11 @@ def _locked(workdir: epath.PathLike) -> Iterator[None]:
     def refuse(holder: str) -> None:
         raise UserError(f"{workdir} is in use by {holder}; wait for it or end it, or give another --workdir")
 
-    made = not Path(workdir).exists()
+    try:
+        made = not Path(workdir).exists()
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}; give another folder") from None
     try:
         with locked(Path(workdir) / NAME, refuse):
             yield

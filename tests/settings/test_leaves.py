@@ -23,6 +23,7 @@ from camelid.settings.leaves import (
 )
 from camelid.settings.length import Length
 from camelid.settings.sections import leaves_of, read, read_arguments, to_config, with_defaults
+from camelid.train.lora_settings import LoraSettings
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,12 @@ def test_values_within_their_ranges_are_accepted(values):
 def test_another_value_is_one_line_with_leaf_value_and_range(values, message):
     said = problem(**{"lr": 1.0} | values)
     assert message in said and "\n" not in said and len(said) < 400
+
+
+def test_of_two_wrong_values_the_one_that_stands_first_in_the_section_is_told():
+    """A config may have made the second from the first."""
+    with pytest.raises(UserError, match=r"config\.lora\.targets = \[\('x', -4\)\]"):
+        read(ml_collections.ConfigDict({"alpha": -8.0, "targets": [("x", -4)]}), LoraSettings, "config.lora")
 
 
 def test_a_section_is_read_into_its_dataclass_and_written_as_a_config():

@@ -68,3 +68,11 @@ def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys):
     with only_process_of("gs://bucket/run"):
         pass
     assert "gs://bucket/run: object stores have no locks" in capsys.readouterr().err
+
+
+def test_a_work_directory_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        told = pytest.raises(UserError, match=rf"^--workdir={workdir} cannot be made: .+; give another folder$")
+        with told, only_process_of(workdir):
+            pass
