@@ -107,7 +107,7 @@ setup(
             "datasketch>=1.6",
             "openai>=2",
             "playwright>=1.50",
-            "pytest>=8",
+            "pytest>=9",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
