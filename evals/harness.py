@@ -212,7 +212,8 @@ def _load(manager, tasks: Sequence[str], allow_code: bool) -> dict[str, Any]:
     for given in tasks:
         matching = [given] if pathlib.Path(given).suffix == ".yaml" else manager.match_tasks([given])
         if not matching:
-            raise UserError(f"there is no task {given!r}{did_you_mean(given, manager.all_tasks)}")
+            near = did_you_mean(given, manager.all_tasks) or "; `lm-eval ls tasks` lists the names"
+            raise UserError(f"there is no task {given!r}{near}")
         names += matching
     try:
         loaded = manager.load(list(dict.fromkeys(names)))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -68,8 +69,8 @@ def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
       flag: the option that named it, for the message.
 
     Raises:
-      UserError: a file or a broken link stands in its place, or the bytes of its absolute path are not UTF-8, which
-        checkpoints cannot be written to.
+      UserError: a file or a broken link stands in its place, no file can be made there, or the bytes of its absolute
+        path are not UTF-8, which checkpoints cannot be written to.
       PermissionError: the user may not write there.
     """
     try:
@@ -88,6 +89,10 @@ def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
         raise UserError(f"{flag}={folder}: {there} is {what}: give another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"{flag}={folder}: no permission to write in {there}")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # of folders such as those of /proc the permissions do not tell
+    except OSError as error:
+        raise UserError(f"{flag}={folder}: no file can be made in {there}: {error.strerror}; give another") from None
 
 
 def check_new_file(path: str | os.PathLike, flag: str = "--output") -> None:

@@ -1,6 +1,7 @@
 """A lock on the work directory, so that one process at a time trains in it. It ends with the process."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,12 @@ NAME = ".lock"
 def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
     """Holds the lock of a work directory while the context lasts.
 
-    The directory is made if it is missing, and removed again if it stays empty. In a run of several processes, process
-    0 holds the lock for all. Object stores (gs://) have no locks; a line on standard error says so.
+    The directory and its parents are made if they are missing, and removed again if they stay empty. In a run of
+    several processes, process 0 holds the lock for all. Object stores (gs://) have no locks; a line on standard error
+    says so.
 
     Raises:
-      UserError: another process holds the lock; the message names it.
+      UserError: another process holds the lock, and is named; or the directory cannot be made.
     """
     problem = None
     with contextlib.ExitStack() as held:
@@ -35,7 +37,7 @@ def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
             except UserError as error:
                 problem = error
         if jax.process_count() > 1 and not multihost_utils.broadcast_one_to_all(np.int32(problem is None)):
-            problem = problem or UserError(f"{workdir}: another run holds this work directory (see process 0)")
+            problem = problem or UserError(f"{workdir}: process 0 cannot take this work directory, and says why")
         if problem is not None:
             raise problem
         yield
@@ -51,15 +53,16 @@ def _locked(workdir: epath.PathLike) -> Iterator[None]:
     def refuse(holder: str) -> None:
         raise UserError(f"{workdir} is in use by {holder}; wait for it or end it, or give another --workdir")
 
+    path = Path(workdir)
     try:
-        made = not Path(workdir).exists()
-        Path(workdir).mkdir(parents=True, exist_ok=True)
+        made = list(itertools.takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}; give another folder") from None
     try:
-        with locked(Path(workdir) / NAME, refuse):
+        with locked(path / NAME, refuse):
             yield
     finally:
-        if made:
-            with contextlib.suppress(OSError):  # it is not empty
-                Path(workdir).rmdir()
+        with contextlib.suppress(OSError):  # it is not empty
+            for folder in made:
+                folder.rmdir()

@@ -225,7 +225,7 @@ def _stays_finite(
             step = (longest + weight_decay * size) * multiplier * schedule(count)
             return size + step <= largest_of(x.dtype)
 
-        return functools.reduce(jnp.logical_and, map(stays, jax.tree.leaves(params)))
+        return jax.tree.reduce(jnp.logical_and, jax.tree.map(stays, params), jnp.asarray(True))
 
     return finite
 
@@ -356,7 +356,7 @@ def waiting(optimizer: Optimizer, updates: int) -> Optimizer:
     """
 
     def move(grads, state, params, key=None, **further) -> Moved:
-        learns = functools.reduce(jnp.logical_or, (jnp.any(g != 0) for g in jax.tree.leaves(grads)))
+        learns = jax.tree.reduce(jnp.logical_or, jax.tree.map(lambda g: jnp.any(g != 0), grads), jnp.asarray(False))
         learn = lambda: optimizer.move(grads, state, params, key, **further)  # noqa: E731
         return jax.lax.cond(learns, learn, lambda: (params, state, jnp.zeros(())))
 

@@ -119,10 +119,11 @@ def make_update(
 
 
 def _average(ema: Any, params: Any, trainable: Trainable, decay: float) -> Any:
-    """The moving average after a step; frozen parameters stay as they are."""
+    """The moving average after a step; frozen parameters stay as they are, and so does the average of what has not
+    moved, to the bit."""
     moving, still = split_frozen(ema, trainable.frozen)
-    average = optax.incremental_update(in_float32(trainable.may_learn(params)), moving, 1.0 - decay)
-    return join_frozen(average, still)
+    learnt = in_float32(trainable.may_learn(params))
+    return join_frozen(jax.tree.map(lambda mean, p: mean + (1.0 - decay) * (p - mean), moving, learnt), still)
 
 
 def _sum(grad_fn: Callable, trainable: Any, batch: Mapping[str, jax.Array], parts: int) -> Any:

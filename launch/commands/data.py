@@ -219,7 +219,9 @@ def _add_collect(actions) -> None:
 def _collect(args: argparse.Namespace) -> None:
     from ...checkpoints.language_model import load
     from ...data.samples import read_samples
+    from ...data.tally import SKIPPED
     from ...rlhf.collect import DrawSettings, best_of, pairs_of, prompt_encoder, sample_answers, write
+    from ...train.batches import COUNTS
     from ..outputs import check_new_file
 
     check_sampling(args)
@@ -236,9 +238,13 @@ def _collect(args: argparse.Namespace) -> None:
     records = best_of(answers) if args.keep == "best" else pairs
     hint = "raise --temperature, --n or --prompts"
     written = write(records, args.output, hint)
+    print(f"{written:,} {'record' if written == 1 else 'records'} of {len(answers):,} prompts in {args.output}")
+    counts = {COUNTS[why]: count for why, count in prompts.tally.left_out.items() if count and why != SKIPPED}
+    for what, count in counts.items():
+        print(f"{what}, left out: {count:,}")
     even = sum(len(set(found.scores)) == 1 for found in answers) if args.keep == "pairs" else 0
-    told = f"; {even:,} of {len(answers):,} prompts gave none, because their answers have equal scores" if even else ""
-    print(f"{written:,} records in {args.output}{told}")
+    if even:
+        print(f"prompts without a pair, because their answers have equal scores: {even:,}")
 
 
 def _phases(args: argparse.Namespace) -> dict:

@@ -1,10 +1,12 @@
 """What is known of a run before anything is read or built: every leaf of every shipped config, mutated."""
 
+import errno
 import importlib.util
 import itertools
 import math
 import os
 import random
+import tempfile
 import typing
 from pathlib import Path
 
@@ -274,6 +276,11 @@ def test_a_config_file_of_one_s_own_is_checked_alike(tmp_path, capsys):
     assert "config.checkpoint.keep_last = 0: give a whole number from 1 up" in capsys.readouterr().err
 
 
+def no_entry(dir):
+    """What folders of /proc say whose permissions allow to write."""
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_built(tmp_path, monkeypatch):
     check_writable(epath.Path(tmp_path / "a" / "b"))
     assert not (tmp_path / "a").exists()
@@ -287,6 +294,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_built(tmp_pa
         check_writable(tmp_path / "link" / "run")
     with pytest.raises(UserError, match=r"--output=.* is a folder: give the name of a file"):
         check_new_file(tmp_path)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"--workdir=.*/a/b: no file can be made in .*: No"),
+    ):
+        patch.setattr(tempfile, "TemporaryFile", no_entry)
+        check_writable(tmp_path / "a" / "b")
     monkeypatch.setattr(os, "access", lambda path, how: False)
     with pytest.raises(PermissionError, match="no permission to write in"):
         check_writable(epath.Path(tmp_path / "a" / "b"))

@@ -1,6 +1,7 @@
 """Answers of a model, scored, and the pairs and best answers they become."""
 
 import json
+import re
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -87,13 +88,15 @@ def test_the_command_writes_pairs_that_the_reader_reads(tuned, corpus, tmp_path,
     assert main(["data", "collect", *arguments, reward, f"--output={tmp_path / 'none.jsonl'}"]) == 2
     assert "nothing to write" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
     best = tmp_path / "best.jsonl"
-    (tmp_path / "bad.jsonl").write_text("no json\n" + (corpus / "chat.jsonl").read_text("utf-8"), "utf-8")
+    lines = (corpus / "chat.jsonl").read_text("utf-8").splitlines()[:60]
+    (tmp_path / "bad.jsonl").write_text("\n".join(["no json", *lines[:9], *lines]), "utf-8")
     arguments[1:2] = [f"--source={tmp_path}/bad.jsonl", "--on_error=skip"]
     assert main(["data", "collect", *arguments, reward, "--keep=best", f"--output={best}"]) == 0
     records = list(read(Source(str(best))))
     assert records and all(record["kind"] == "chat" for record in records)
     said = capsys.readouterr().out
-    assert f"{len(records)} records in {best}" in said
+    assert re.search(rf"^{len(records)} records of \d+ prompts in {best}$", said, re.MULTILINE)
+    assert re.search(r"^repeated prompts, left out: [1-9]\d*$", said, re.MULTILINE)
     assert f"1 left out:\n  {tmp_path}/bad.jsonl:1: invalid JSON" in said
     assert len(best.read_text().splitlines()) == len([json.loads(line) for line in best.read_text().splitlines()])
 

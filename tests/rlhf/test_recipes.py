@@ -255,12 +255,18 @@ def test_a_leaf_that_is_not_one_of_a_section_stops_the_run_before_its_first_step
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_while_only_the_critic_learns_the_policy_stays_as_it_is(shared, rl_arguments, tuned, tmp_path):
-    """Weight decay included, and the trunk of a critic that is a head on it."""
-    decay = ["--config.optim.weight_decay=1.0", "--config.ppo.epochs=2", "--config.ppo.minibatches=2"]
+    """Weight decay included, and the trunk of a critic that is a head on it; and so does its moving average."""
+    decay = [
+        "--config.optim.weight_decay=1.0",
+        "--config.ema_decay=0.8",
+        "--config.ppo.epochs=2",
+        "--config.ppo.minibatches=2",
+    ]
     first = ["--config.critic.first_steps=2", "--config.total_steps=2", f"--config.critic.shared={shared}"]
     assert main([*rl_arguments("ppo", tmp_path, init_from=tuned, evaluate=False), *decay, *first]) == 0
     state = state_of(tmp_path)
-    assert_same_bits(state["params"]["policy"], camelid.load(tuned).params)
+    for part in ("params", "ema"):
+        assert_same_bits(state[part]["policy"], camelid.load(tuned).params)
     assert any(x.any() for x in jax.tree.leaves(state["opt_state"]["critic"]))
     assert not any(x.any() for x in jax.tree.leaves(state["opt_state"]["policy"]))
 

@@ -35,8 +35,8 @@ def test_a_second_process_is_told_who_holds_the_directory_and_a_lock_dies_with_i
         with only_process_of(workdir):
             pass
     assert os.listdir(workdir) == []
-    with only_process_of(tmp_path / "new"):
-        assert os.listdir(tmp_path / "new") == [".lock"]
+    with only_process_of(tmp_path / "new" / "run"):
+        assert os.listdir(tmp_path / "new" / "run") == [".lock"]
     assert not (tmp_path / "new").exists()
 
 

@@ -327,3 +327,11 @@ def test_a_network_that_waits_is_not_moved_and_begins_as_from_a_new_optimiser(na
     expected = jax.jit(fresh.move)(tree(1), fresh.init(params), params, key)
     jax.tree.map(np.testing.assert_array_equal, move(tree(1), state, params, key), expected)
     assert float(expected[2]) > 0
+
+
+def test_a_network_that_is_frozen_whole_beside_one_that_learns_has_an_optimiser_of_nothing():
+    optimizer = waiting(make_optimizer({}, OptimSettings(), lambda count: 0.1), 3)
+    state = optimizer.init({})
+    assert bool(optimizer.finite({}, state, {}, jnp.int32(0)))
+    moved, _, norm = optimizer.move({}, state, {}, jax.random.key(0))
+    assert moved == {} and float(norm) == 0
