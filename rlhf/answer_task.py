@@ -4,6 +4,7 @@ PPO, GRPO and RAFT differ in how they learn from answers. Here is what they shar
 step around their `learn`, the evaluation of answers to held-out prompts, and the frozen models' part of the manifest.
 """
 
+import collections
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -285,8 +286,8 @@ class AnswerTask:
                 parts.append({name: x[:real] for name, x in found.items()})
                 languages += [prompts.records[i]["language"] for i in index_R[:real]]
                 if len(rows) < shown:
-                    found = *self.decode(experience.rows), parts[-1], min(shown - len(rows), real)
-                    rows += _table(prompts.records, *found)
+                    places = _in_turn(index_R[:real].tolist())[: shown - len(rows)]
+                    rows += _table(prompts.records, *self.decode(experience.rows), parts[-1], places)
             return _means({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, languages), rows
 
         return [Evaluation("heldout", every, measure)]
@@ -367,9 +368,9 @@ def _table(
     texts: Sequence[str],
     index: Sequence[int],
     by_answer: Mapping[str, np.ndarray],
-    count: int,
+    places: Sequence[int],
 ) -> list[dict[str, str]]:
-    """The first `count` answers as rows {"prompt", "answer", "score", "KL"}, all text.
+    """The answers at `places` as rows {"prompt", "answer", "score", "KL"}, all text.
 
     `texts` are the answers, `index` their prompts' places in `records`, `by_answer` the arrays of `_by_answer`.
     """
@@ -380,5 +381,15 @@ def _table(
             "score": f"{by_answer['scores'][row]:.2f}",
             "KL": f"{by_answer['kl'][row]:.2f}",
         }
-        for row in range(count)
+        for row in places
     ]
+
+
+def _in_turn(index: Sequence[int]) -> list[int]:
+    """The places of answers to the prompts `index`: a first answer to each prompt, then a second one to each."""
+    before: collections.Counter[int] = collections.Counter()
+    turns = []
+    for prompt in index:
+        turns.append(before[prompt])
+        before[prompt] += 1
+    return sorted(range(len(index)), key=turns.__getitem__)

@@ -55,7 +55,8 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row(kind, _gib(size))
     for program in memory.programs:
         yield _row(f"{program.name}: activations, gradients, temporaries", _gib(program.temporaries))
-    yield _row("  kept for the backward pass (modelled)", _gib(plan.saved_activations))
+    inner = "  " if memory.programs else ""  # of the temporaries
+    yield _row(f"{inner}kept for the backward pass (modelled)", _gib(plan.saved_activations))
     for program in memory.programs:
         if program.results:
             yield _row(f"{program.name}: results", _gib(program.results))
@@ -70,7 +71,8 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row("peak", "not told by the compiler")
     else:
         yield _row("in all, between steps", f"{_gib(memory.peak)}{share}")
-    if not memory.programs and not memory.refused and capacity and memory.peak + plan.saved_activations > capacity:
+    counted = not memory.programs and not memory.refused and bool(capacity)
+    if counted and memory.peak <= capacity < memory.peak + plan.saved_activations:
         yield "  what is kept for the backward pass does not fit beside that, as modelled: plan without --count_only"
     if plan.fits is False:
         yield f"  does not fit{': ' if memory.refused else ''}{memory.refused}"
@@ -167,8 +169,8 @@ def _run(plan: Plan, price: float | None) -> Iterator[str]:
         return
     days = plan.steps * plan.seconds / SECONDS_PER_DAY
     hours = days * 24 * chips
-    cost = "" if price is None else f", at {price:g} an hour {hours * price:,.0f}"
-    yield _row("days", f"{days:,.3g} for {plan.steps:,} steps; {hours:,.0f} chip-hours{cost}")
+    cost = "" if price is None else f", at {price:g} an hour {_rounded(hours * price)}"
+    yield _row("days", f"{days:,.3g} for {plan.steps:,} steps; {_rounded(hours)} chip-hours{cost}")
     yield f"  without {NOT_PLANNED}"
 
 
@@ -198,6 +200,11 @@ def _gib(size: float) -> str:
     if size > 100 * GIB:
         return f"{size / GIB:,.0f}"
     return f"{size / GIB:.2f}" if size > GIB / 10 else f"{size / GIB:.2g}"
+
+
+def _rounded(number: float) -> str:
+    """A number without digits behind the point, or with three digits where it is below 100."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _count(number: float) -> str:

@@ -139,7 +139,7 @@ def _read(name: str) -> _Name:
         raise _unknown(name, word, text)
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
         example = {"tpu": _written(SHAPES.get(word, CUBES)[-1]), "gpu": "8", "cpu": "8"}[chip.platform]
-        raise UserError(f"--topology={name}: give sizes after the chip, as in {word}:{example}")
+        raise UserError(f"--topology={name}: give sizes of 1 or more after the chip, as in {word}:{example}")
     shape = tuple(map(int, text.split("x")))
     if chip.platform == "gpu":
         return _hosts(name, chip, shape)

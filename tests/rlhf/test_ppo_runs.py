@@ -91,6 +91,10 @@ def test_ppo_learns_what_a_function_and_a_reward_model_reward_and_gives_a_model_
     assert last["eval/heldout/kl"] > 0.01 and last["eval/heldout/scores"] > 1.0
     ends = [last[f"eval/heldout/scores/blue/{language}"] for language in ("en", "zh")]
     assert min(ends) <= last["eval/heldout/scores/blue"] <= max(ends)
+    tables = map(json.loads, (ppo_run / "samples.jsonl").read_text("utf-8").splitlines())
+    for rows in [table["rows"] for table in tables if table["name"] == "heldout"]:
+        prompts = [row["prompt"] for row in rows]
+        assert len(prompts) == len(set(prompts)) == 4  # one of the two answers to each
     model, average = camelid.load(ppo_run, weights="params"), camelid.load(ppo_run)
     assert (model.step, model.template.name) == (9, "chatml")
     questions = [f"Which colour has the {c} {a} number 7?" for c in ("red", "green", "white") for a in ("fox", "鲸鱼")]

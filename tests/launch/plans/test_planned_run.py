@@ -133,6 +133,7 @@ def test_counting_alone_says_that_the_backward_pass_hardly_fits():
     room = sum(counted.memory.stays.values()) + counted.saved_activations
     assert beside in "\n".join(lines(of_capacity(counted, room - 1)))
     assert beside not in "\n".join(lines(of_capacity(counted, room)))
+    assert beside not in "\n".join(lines(of_capacity(counted, sum(counted.memory.stays.values()) / 2)))  # nor the state
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,10 @@ def test_a_search_passes_over_settings_that_the_recipe_refuses():
 
 def test_the_command_says_what_to_mend(capsys, tmp_path):
     assert main(["plan", "--config=sft/alpaca", f"--config.init_from={tmp_path}/gone", "--topology=cpu:8"]) == 2
-    assert "give its architecture, such as --architecture=llama-7b" in capsys.readouterr().err
+    assert (
+        "`camelid plan` plans without it where --architecture names a model, such as llama-7b"
+        in capsys.readouterr().err
+    )
     assert main(["plan", "--config=sft/alpaca", "--topology=cpu:8", "--architecture=llama-8b"]) == 2
     assert "--architecture: " in capsys.readouterr().err
     assert main(["plan", "--config=pretrain/primer", "--topology=cpu:8", "--search"]) == 2
