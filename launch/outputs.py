@@ -90,9 +90,11 @@ def check_writable(folder: str | os.PathLike, flag: str = "--workdir") -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"{flag}={folder}: no permission to write in {there}")
     try:
-        tempfile.TemporaryFile(dir=there).close()  # of folders such as those of /proc the permissions do not tell
+        tempfile.TemporaryFile(dir=there).close()  # folders of /proc refuse what their permissions allow
     except OSError as error:
-        raise UserError(f"{flag}={folder}: no file can be made in {there}: {error.strerror}; give another") from None
+        raise UserError(
+            f"{flag}={folder}: no file can be made in {there}: {error.strerror}; give another folder"
+        ) from None
 
 
 def check_new_file(path: str | os.PathLike, flag: str = "--output") -> None:

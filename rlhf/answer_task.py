@@ -4,7 +4,6 @@ PPO, GRPO and RAFT differ in how they learn from answers. Here is what they shar
 step around their `learn`, the evaluation of answers to held-out prompts, and the frozen models' part of the manifest.
 """
 
-import collections
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -286,8 +285,9 @@ class AnswerTask:
                 parts.append({name: x[:real] for name, x in found.items()})
                 languages += [prompts.records[i]["language"] for i in index_R[:real]]
                 if len(rows) < shown:
-                    places = _in_turn(index_R[:real].tolist())[: shown - len(rows)]
-                    rows += _table(prompts.records, *self.decode(experience.rows), parts[-1], places)
+                    by_turn = np.arange(real).reshape(-1, self.sampling.n).T.ravel()  # one answer of each prompt first
+                    found = *self.decode(experience.rows), parts[-1], by_turn[: shown - len(rows)]
+                    rows += _table(prompts.records, *found)
             return _means({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, languages), rows
 
         return [Evaluation("heldout", every, measure)]
@@ -383,13 +383,3 @@ def _table(
         }
         for row in places
     ]
-
-
-def _in_turn(index: Sequence[int]) -> list[int]:
-    """The places of answers to the prompts `index`: a first answer to each prompt, then a second one to each."""
-    before: collections.Counter[int] = collections.Counter()
-    turns = []
-    for prompt in index:
-        turns.append(before[prompt])
-        before[prompt] += 1
-    return sorted(range(len(index)), key=turns.__getitem__)

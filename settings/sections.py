@@ -144,7 +144,7 @@ def _arguments(values: Mapping[str, Any], kind: type | Callable, where: str, com
     for name, annotation in fields.items():
         if name not in values and name not in optional and not marker_of(annotation, Units):
             raise UserError(f"the config has no {where}.{name}{_default_advice(kind, name, where)}")
-    given = [name for name in leaves if name in values]  # in the order of fields: causes stand before what follows them
+    given = [name for name in leaves if name in values]  # in their order: the first wrong one is told
     read = {name: _read_leaf(f"{where}.{name}", values[name], leaves[name], complete) for name in given}
     found = {}
     for name, annotation in fields.items():

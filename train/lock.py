@@ -27,7 +27,7 @@ def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
     says so.
 
     Raises:
-      UserError: another process holds the lock, and is named; or the directory cannot be made.
+      UserError: the directory cannot be made, or another process, which the message names, holds the lock.
     """
     problem = None
     with contextlib.ExitStack() as held:
@@ -37,7 +37,9 @@ def only_process_of(workdir: epath.PathLike) -> Iterator[None]:
             except UserError as error:
                 problem = error
         if jax.process_count() > 1 and not multihost_utils.broadcast_one_to_all(np.int32(problem is None)):
-            problem = problem or UserError(f"{workdir}: process 0 cannot take this work directory, and says why")
+            problem = problem or UserError(
+                f"{workdir}: process 0 cannot make or lock this work directory; its message says why"
+            )
         if problem is not None:
             raise problem
         yield

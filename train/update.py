@@ -119,8 +119,8 @@ def make_update(
 
 
 def _average(ema: Any, params: Any, trainable: Trainable, decay: float) -> Any:
-    """The moving average after a step; frozen parameters stay as they are, and so does the average of what has not
-    moved, to the bit."""
+    """The moving average after a step. Averages of frozen parameters keep their bits, and so do those that equal their
+    parameters."""
     moving, still = split_frozen(ema, trainable.frozen)
     learnt = in_float32(trainable.may_learn(params))
     return join_frozen(jax.tree.map(lambda mean, p: mean + (1.0 - decay) * (p - mean), moving, learnt), still)

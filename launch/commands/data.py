@@ -239,9 +239,9 @@ def _collect(args: argparse.Namespace) -> None:
     hint = "raise --temperature, --n or --prompts"
     written = write(records, args.output, hint)
     print(f"{written:,} {'record' if written == 1 else 'records'} of {len(answers):,} prompts in {args.output}")
-    counts = {COUNTS[why]: count for why, count in prompts.tally.left_out.items() if count and why != SKIPPED}
-    for what, count in counts.items():
-        print(f"{what}, left out: {count:,}")
+    for why, count in prompts.tally.left_out.items():
+        if count and why != SKIPPED:  # which `print_skipped` has told
+            print(f"{COUNTS[why]}, left out: {count:,}")
     even = sum(len(set(found.scores)) == 1 for found in answers) if args.keep == "pairs" else 0
     if even:
         print(f"prompts without a pair, because their answers have equal scores: {even:,}")

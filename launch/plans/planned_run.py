@@ -140,7 +140,7 @@ class PlannedRun(Run):
             except UserError as error:
                 if epath.Path(path).exists():
                     raise
-                said = f"{error}; `camelid plan` plans without it where --architecture names a model, such as llama-7b"
+                said = f"{error}; to plan without it, give `camelid plan` its --architecture, such as llama-7b"
                 raise UserError(said) from None
         if epath.Path(path).exists():
             return super().open(path, weights)

@@ -163,14 +163,14 @@ def _run(plan: Plan, price: float | None) -> Iterator[str]:
     yield _row("tokens a day", _count(per_second * SECONDS_PER_DAY))
     if price is not None:
         hours = 1e9 / per_second / 3600 * chips
-        yield _row("a billion tokens", f"{hours:,.3g} chip-hours, at {price:g} an hour {hours * price:,.3g}")
+        yield _row("a billion tokens", f"{_rounded(hours)} chip-hours, at {price:g} an hour {_rounded(hours * price)}")
     if plan.steps is None:
         yield _row("days", "unknown: the run's length depends on the data")
         return
     days = plan.steps * plan.seconds / SECONDS_PER_DAY
     hours = days * 24 * chips
     cost = "" if price is None else f", at {price:g} an hour {_rounded(hours * price)}"
-    yield _row("days", f"{days:,.3g} for {plan.steps:,} steps; {_rounded(hours)} chip-hours{cost}")
+    yield _row("days", f"{_rounded(days)} for {plan.steps:,} steps; {_rounded(hours)} chip-hours{cost}")
     yield f"  without {NOT_PLANNED}"
 
 
@@ -203,7 +203,7 @@ def _gib(size: float) -> str:
 
 
 def _rounded(number: float) -> str:
-    """A number without digits behind the point, or with three digits where it is below 100."""
+    """A number of 100 or more as a whole number, a smaller one with three digits."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
